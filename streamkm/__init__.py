@@ -1,0 +1,32 @@
+"""Out-of-core mini-batch k-means: cluster arrays larger than memory, and resume after anything."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamkm.runs.model import Model, load_run
+    from streamkm.sources import open_source
+
+__version__ = "0.1.0"
+
+__all__ = ["Model", "load_run", "open_source"]
+
+#: Where each public name lives. They are imported on first use: importing torch
+#: takes seconds, which ``--help`` and a mistyped path should not.
+_HOMES = {
+    "Model": "streamkm.runs.model",
+    "load_run": "streamkm.runs.model",
+    "open_source": "streamkm.sources",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,91 @@
+"""Every error that streamkm raises on purpose.
+
+::
+
+    StreamkmError                     exit status 1
+    ├── InputError  (ValueError)      exit status 2: wrong arguments or unusable input
+    │   ├── ConfigError               a setting is out of range, or two contradict each other
+    │   ├── SourceError               the location is no array that can be clustered
+    │   │   └── ReadError             rows of it cannot be read: truncated, corrupt, missing
+    │   ├── NonFiniteError            NaN or infinity in the data, and ``nan="error"``
+    │   ├── OutputExistsError         a run folder or an output would be overwritten
+    │   ├── RunError                  a run folder cannot be used: locked, damaged, no run
+    │   │   └── ResumeError           the data or a setting changed since the checkpoint
+    │   ├── MemoryBudgetError         the host budget does not hold one window of rows
+    │   └── DeviceError               the chosen device or kernel is not there
+    └── Interrupted                   exit status 75: stopped by a signal, a checkpoint is saved
+
+A message names the rule, the value received and the remedy, in one line: it is
+all that a user of the command line sees.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "DeviceError",
+    "InputError",
+    "Interrupted",
+    "MemoryBudgetError",
+    "NonFiniteError",
+    "OutputExistsError",
+    "ReadError",
+    "ResumeError",
+    "RunError",
+    "SourceError",
+    "StreamkmError",
+]
+
+
+class StreamkmError(Exception):
+    """Base of all errors of this package; `exit_status` is what the command line returns."""
+
+    exit_status = 1
+
+
+class InputError(StreamkmError, ValueError):
+    """Wrong arguments or unusable input."""
+
+    exit_status = 2
+
+
+class ConfigError(InputError):
+    """A setting is out of range, or two settings contradict each other."""
+
+
+class SourceError(InputError):
+    """A location holds no array that can be clustered."""
+
+
+class ReadError(SourceError):
+    """Rows of a source cannot be read: the file is truncated, corrupt or gone."""
+
+
+class NonFiniteError(InputError):
+    """The data holds NaN or infinity, and the run was not told to drop such rows."""
+
+
+class OutputExistsError(InputError):
+    """A run folder or an output exists and would be overwritten."""
+
+
+class RunError(InputError):
+    """A run folder cannot be used: it is locked, damaged or no run at all."""
+
+
+class ResumeError(RunError):
+    """The data or a setting that alters the result changed since the checkpoint."""
+
+
+class MemoryBudgetError(InputError):
+    """The host memory budget is too small for one window of rows."""
+
+
+class DeviceError(InputError):
+    """The device or the kernel that was asked for is not available."""
+
+
+class Interrupted(StreamkmError):
+    """A signal stopped the run after a checkpoint was saved; resuming goes on from there."""
+
+    exit_status = 75

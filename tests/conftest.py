@@ -1,0 +1,24 @@
+"""What all tests share. No torch here: many tests need none, and importing it takes seconds."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# A deadline fails tests on a busy machine, not slow code. In continuous integration
+# the same examples are tried each time; elsewhere every run looks at new ones.
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# Contracts are asserted in modules that pytest does not collect itself.
+pytest.register_assert_rewrite("tests.sources.contract", "tests.kernels.contract")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same numbers in every run of a test."""
+    return np.random.default_rng(0)
