@@ -1,0 +1,54 @@
+"""bfloat16 where a format has no name for it: the bits are stored as uint16."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from streamkm.sources.base import ArraySpec, RowRange, Source
+
+__all__ = ["Bfloat16Source"]
+
+
+class Bfloat16Source:
+    """A source of uint16 whose elements are the bits of bfloat16.
+
+    Parameters
+    ----------
+    source : Source
+        Rows of uint16; closed with this one.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._spec = replace(source.spec, dtype="bfloat16")
+
+    @property
+    def name(self) -> str:
+        """Where the rows come from."""
+        return self._source.name
+
+    @property
+    def spec(self) -> ArraySpec:
+        """Shape, dtype (bfloat16) and layout."""
+        return self._spec
+
+    def read(self, rows: RowRange, out: np.ndarray) -> None:
+        """Fill `out` with `rows`; see `Source.read`."""
+        self._source.read(rows, out)
+
+    def fingerprint(self) -> str:
+        """Hex digest of the stored array's, and of how it is read."""
+        return hashlib.sha256(f"bfloat16 {self._source.fingerprint()}".encode()).hexdigest()
+
+    def notes(self) -> list[str]:
+        """Notes of the stored array."""
+        return self._source.notes()
+
+    def close(self) -> None:
+        """Close the stored array."""
+        self._source.close()

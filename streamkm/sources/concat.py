@@ -1,0 +1,150 @@
+"""Several sources as one along rows: a folder or a glob of shards."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from streamkm.errors import SourceError
+from streamkm.sources.base import ArraySpec, RowRange
+from streamkm.sources.layout import check_read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from streamkm.sources.base import Source
+
+__all__ = ["ConcatSource"]
+
+#: Shards of equal size up to this are one block each where their own blocks do not line up.
+SHARD_BLOCK_BYTES = 64 << 20
+
+
+class ConcatSource:
+    """Sources of the same features and dtype, one after the other.
+
+    Parameters
+    ----------
+    parts : sequence of Source
+        At least one, in order of rows; closed with this source.
+    name : str
+        How errors call the whole.
+    remarks : tuple of str
+        What `notes` says before the parts' own notes.
+
+    Raises
+    ------
+    SourceError
+        If features or dtype differ; the message names both parts.
+    """
+
+    def __init__(
+        self, parts: Sequence[Source], name: str, *, remarks: tuple[str, ...] = ()
+    ) -> None:
+        if not parts:
+            raise SourceError(f"{name}: there is no part to read")
+        first = parts[0]
+        for part in parts[1:]:
+            _check_alike(first, part)
+        self._parts = tuple(parts)
+        self._name = name
+        self._remarks = remarks
+        self._closed = False
+        #: Row at which each part starts.
+        self._starts = list(accumulate((part.spec.n_rows for part in parts[:-1]), initial=0))
+        specs = [part.spec for part in parts]
+        block_rows = _block_rows(specs)
+        layouts = {spec.layout for spec in specs}
+        self._spec = ArraySpec(
+            n_rows=sum(spec.n_rows for spec in specs),
+            n_features=first.spec.n_features,
+            dtype=first.spec.dtype,
+            block_rows=block_rows,
+            layout=f"{len(specs)} parts, " + (layouts.pop() if len(layouts) == 1 else "mixed"),
+            scratch_bytes=max(_scratch_bytes(spec, block_rows) for spec in specs),
+        )
+
+    @property
+    def name(self) -> str:
+        """The folder or the pattern that gave the parts."""
+        return self._name
+
+    @property
+    def spec(self) -> ArraySpec:
+        """Shape, dtype and layout of the whole."""
+        return self._spec
+
+    def read(self, rows: RowRange, out: np.ndarray) -> None:
+        """Fill `out` with `rows`, across the parts' borders; see `Source.read`."""
+        check_read(self._name, self._spec, rows, out, closed=self._closed)
+        index = bisect_right(self._starts, rows.start) - 1
+        done = rows.start
+        while done < rows.stop:
+            part, first = self._parts[index], self._starts[index]
+            stop = min(rows.stop, first + part.spec.n_rows)
+            part.read(
+                RowRange(done - first, stop - first), out[done - rows.start : stop - rows.start]
+            )
+            done = stop
+            index += 1
+
+    def fingerprint(self) -> str:
+        """Hex digest of the parts' fingerprints in order."""
+        digest = hashlib.sha256()
+        for part in self._parts:
+            digest.update(part.fingerprint().encode())
+        return digest.hexdigest()
+
+    def notes(self) -> list[str]:
+        """Notes of the whole, then of each part."""
+        return [*self._remarks, *(note for part in self._parts for note in part.notes())]
+
+    def close(self) -> None:
+        """Close all parts."""
+        self._closed = True
+        for part in self._parts:
+            part.close()
+
+
+def _check_alike(first: Source, part: Source) -> None:
+    """`SourceError` unless `part` has the features and the dtype of `first`."""
+    for what, expected, found in (
+        ("features", first.spec.n_features, part.spec.n_features),
+        ("dtype", first.spec.dtype, part.spec.dtype),
+    ):
+        if expected != found:
+            raise SourceError(
+                f"shards must agree in {what}: {first.name} has {expected}, "
+                f"{part.name} has {found}; take one of them out, or convert it"
+            )
+
+
+def _block_rows(specs: Sequence[ArraySpec]) -> int:
+    """Block size for the plan, which cuts the whole at multiples of it.
+
+    Best is a block of the parts' own that divides every part but the last, for
+    then no block crosses a border nor reads a chunk that another block reads
+    as well. Next is a whole part, if all are equal and small. Otherwise blocks
+    cross borders anyway, and the largest of the parts' is taken: a smaller one
+    would let a single tiny part cut the whole into crumbs.
+    """
+    block = max(spec.block_rows for spec in specs)
+    inner = specs[:-1]
+    if all(spec.n_rows % block == 0 for spec in inner):
+        return block
+    shard = specs[0].n_rows
+    equal = all(spec.n_rows == shard for spec in inner) and specs[-1].n_rows <= shard
+    if equal and shard * specs[0].row_bytes <= SHARD_BLOCK_BYTES:
+        return shard
+    return block
+
+
+def _scratch_bytes(part: ArraySpec, block_rows: int) -> int:
+    """What `part` allocates for its share of a block, one more where blocks do not line up."""
+    blocks = -(-block_rows // part.block_rows) + bool(block_rows % part.block_rows)
+    whole = -(-part.n_rows // part.block_rows)
+    return part.scratch_bytes * min(blocks, whole)

@@ -1,0 +1,219 @@
+"""Files of rows in C order behind an optional header: raw, fbin, u8bin, i8bin, most npy."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamkm.errors import SourceError
+from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype
+from streamkm.sources.layout import check_read, rows_for_bytes
+from streamkm.sources.rowfile import RowFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["BIN_DTYPES", "BLOCK_BYTES", "FlatSource", "open_bin", "open_raw"]
+
+#: A block of a file without chunks: large enough that a request's latency does
+#: not matter, small enough that a window mixes many of them.
+BLOCK_BYTES = 1 << 20
+
+#: Element type by suffix of the files with a header of two uint32 (rows, features).
+BIN_DTYPES = {".fbin": "float32", ".u8bin": "uint8", ".i8bin": "int8"}
+
+_BIN_HEADER = struct.Struct("<II")
+
+
+class FlatSource:
+    """Rows that lie one after the other in a file; read with no copy beside `out`.
+
+    Parameters
+    ----------
+    file : RowFile
+        The open file; closed with the source.
+    n_rows, n_features : int
+        Extents of the array.
+    dtype : str
+        A key of `DTYPES`.
+    offset : int
+        Bytes before the first row.
+    swapped : bool
+        Whether elements are stored in the other byte order than the machine's.
+    kind : str
+        The format, as `ArraySpec.layout` names it.
+    remarks : tuple of str
+        What `notes` returns.
+    """
+
+    def __init__(
+        self,
+        file: RowFile,
+        *,
+        n_rows: int,
+        n_features: int,
+        dtype: str,
+        offset: int,
+        swapped: bool,
+        kind: str,
+        remarks: tuple[str, ...] = (),
+    ) -> None:
+        row_bytes = n_features * DTYPES[dtype].itemsize
+        self._file = file
+        self._offset = offset
+        self._swapped = swapped
+        self._remarks = remarks
+        self._spec = ArraySpec(
+            n_rows=n_rows,
+            n_features=n_features,
+            dtype=dtype,
+            block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
+            layout=f"{kind}, C order" + (", byte-swapped" if swapped else ""),
+        )
+
+    @property
+    def name(self) -> str:
+        """Path of the file."""
+        return str(self._file.path)
+
+    @property
+    def spec(self) -> ArraySpec:
+        """Shape, dtype and layout."""
+        return self._spec
+
+    def read(self, rows: RowRange, out: np.ndarray) -> None:
+        """Fill `out` with `rows`; see `Source.read`."""
+        check_read(self.name, self._spec, rows, out, closed=self._file.closed)
+        self._file.read_into(out, self._offset + rows.start * self._spec.row_bytes, rows)
+        if self._swapped:
+            out.byteswap(inplace=True)
+
+    def fingerprint(self) -> str:
+        """Hex digest of the layout and the file's size and modification time."""
+        spec = self._spec
+        return self._file.fingerprint(
+            f"{spec.layout} {spec.dtype} {spec.n_rows} {spec.n_features} {self._offset}"
+        )
+
+    def notes(self) -> list[str]:
+        """What is odd about the file."""
+        return list(self._remarks)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+
+def open_raw(
+    path: Path,
+    *,
+    dtype: str | np.dtype[np.generic],
+    n_features: int,
+    offset: int = 0,
+    keep_open: bool = True,
+) -> FlatSource:
+    """Open a file of bare rows.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    dtype : str or dtype
+        A key of `DTYPES` or a NumPy dtype, whose byte order counts.
+    n_features : int
+        Elements of one row.
+    offset : int
+        Bytes to skip before the first row.
+    keep_open : bool
+        See `RowFile`.
+
+    Returns
+    -------
+    FlatSource
+
+    Raises
+    ------
+    SourceError
+        If the size is no multiple of the row's, or the file is empty.
+    """
+    key = check_dtype(dtype, str(path))
+    swapped = not isinstance(dtype, str) and not dtype.isnative
+    row_bytes = n_features * DTYPES[key].itemsize
+    file = RowFile(path, keep_open=keep_open)
+    payload = file.size - offset
+    if payload <= 0 or payload % row_bytes:
+        file.close()
+        skipped = f" after {offset} bytes are skipped" if offset else ""
+        raise SourceError(
+            f"{path}: {max(payload, 0)} bytes{skipped} are no whole number of rows of {row_bytes} "
+            f"bytes ({n_features} features of {key}); check dtype, n_features and offset"
+        )
+    return FlatSource(
+        file,
+        n_rows=payload // row_bytes,
+        n_features=n_features,
+        dtype=key,
+        offset=offset,
+        swapped=swapped,
+        kind="raw",
+    )
+
+
+def open_bin(path: Path, *, keep_open: bool = True) -> FlatSource:
+    """Open an ``.fbin``, ``.u8bin`` or ``.i8bin`` file.
+
+    Parameters
+    ----------
+    path : Path
+        The file: two uint32, little-endian (rows, features), then the rows.
+    keep_open : bool
+        See `RowFile`.
+
+    Returns
+    -------
+    FlatSource
+
+    Raises
+    ------
+    SourceError
+        If the header does not agree with the file's size.
+    """
+    dtype = BIN_DTYPES[path.suffix.lower()]
+    file = RowFile(path, keep_open=keep_open)
+    try:
+        n_rows, n_features = _read_bin_header(file, DTYPES[dtype].itemsize, dtype)
+    except SourceError:
+        file.close()
+        raise
+    return FlatSource(
+        file,
+        n_rows=n_rows,
+        n_features=n_features,
+        dtype=dtype,
+        offset=_BIN_HEADER.size,
+        swapped=not np.dtype("<u4").isnative,
+        kind=path.suffix.lower()[1:],
+    )
+
+
+def _read_bin_header(file: RowFile, itemsize: int, dtype: str) -> tuple[int, int]:
+    """(N, D) as the header gives them, checked against the file's size."""
+    if file.size < _BIN_HEADER.size:
+        raise SourceError(
+            f"{file.path}: {file.size} bytes are too few for the header of {_BIN_HEADER.size} "
+            "(rows and features, two uint32); is the file complete?"
+        )
+    header = np.empty(_BIN_HEADER.size, np.uint8)
+    file.read_into(header, 0, RowRange(0, 0))
+    n_rows, n_features = _BIN_HEADER.unpack(header.tobytes())
+    if n_rows == 0 or n_features == 0:
+        raise SourceError(f"{file.path}: the array is empty, its shape is {(n_rows, n_features)}")
+    expected = _BIN_HEADER.size + n_rows * n_features * itemsize
+    if file.size != expected:
+        raise SourceError(
+            f"{file.path}: the header's {n_rows} rows of {n_features} features of {dtype} take "
+            f"{expected} bytes, the file has {file.size}; is it complete, and the suffix right?"
+        )
+    return n_rows, n_features

@@ -1,0 +1,147 @@
+"""What every source needs to know of rows and memory: ranges checked, boxes, block sizes.
+
+Kept apart from `base` so that the interface stays a page long, and apart from
+the formats so that a range is checked and cut in one way everywhere.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from streamkm.errors import ReadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from streamkm.sources.base import ArraySpec, RowRange
+
+__all__ = ["RowBox", "check_read", "one_line", "row_boxes", "rows_for_bytes"]
+
+
+class RowBox(NamedTuple):
+    """A rectangle of the leading axes that holds consecutive flat rows."""
+
+    selection: tuple[slice, ...]
+    """One slice for each leading axis (all axes but the last)."""
+    shape: tuple[int, ...]
+    """Extents of the rectangle, one for each leading axis."""
+    start: int
+    """First flat row of the rectangle."""
+    stop: int
+    """Flat row after its last one."""
+
+
+def row_boxes(leading: tuple[int, ...], rows: RowRange) -> Iterator[RowBox]:
+    """Cut flat rows of an array into the fewest rectangles of its leading axes.
+
+    Parameters
+    ----------
+    leading : tuple of int
+        Extents of all axes but the last; flat rows count through them in C order.
+    rows : RowRange
+        Flat rows, within ``prod(leading)``.
+
+    Yields
+    ------
+    RowBox
+        In order of rows; together they cover `rows` exactly. At most
+        ``2 * len(leading) - 1`` of them.
+    """
+    yield from _boxes_from(leading, rows.start, rows.stop, prefix=(), offset=0)
+
+
+def _boxes_from(
+    leading: tuple[int, ...], start: int, stop: int, *, prefix: tuple[int, ...], offset: int
+) -> Iterator[RowBox]:
+    """Boxes of rows `start` to `stop` of the sub-array at index `prefix`, flat row `offset`."""
+    if start == stop:
+        return
+    step = prod(leading[1:])
+    first_whole, last_whole = -(-start // step), stop // step
+    if first_whole > last_whole:
+        # Both ends lie inside one step, which no slice of this axis can express.
+        yield from _partial_step(leading, start, stop, prefix=prefix, offset=offset)
+        return
+    if start < first_whole * step:
+        head_stop = first_whole * step
+        yield from _partial_step(leading, start, head_stop, prefix=prefix, offset=offset)
+    if first_whole < last_whole:
+        yield RowBox(
+            selection=(
+                *(slice(index, index + 1) for index in prefix),
+                slice(first_whole, last_whole),
+                *(slice(0, extent) for extent in leading[1:]),
+            ),
+            shape=(*(1 for _ in prefix), last_whole - first_whole, *leading[1:]),
+            start=offset + first_whole * step,
+            stop=offset + last_whole * step,
+        )
+    if last_whole * step < stop:
+        tail_start = last_whole * step
+        yield from _partial_step(leading, tail_start, stop, prefix=prefix, offset=offset)
+
+
+def _partial_step(
+    leading: tuple[int, ...], start: int, stop: int, *, prefix: tuple[int, ...], offset: int
+) -> Iterator[RowBox]:
+    """Boxes of rows that lie within one index of the first of `leading`."""
+    step = prod(leading[1:])
+    index = start // step
+    base = index * step
+    return _boxes_from(
+        leading[1:], start - base, stop - base, prefix=(*prefix, index), offset=offset + base
+    )
+
+
+def check_read(
+    name: str, spec: ArraySpec, rows: RowRange, out: np.ndarray, *, closed: bool
+) -> None:
+    """Refuse a read that would run past the array or fill the wrong memory.
+
+    Parameters
+    ----------
+    name : str
+        The source, for the message.
+    spec : ArraySpec
+        Its shape and dtype.
+    rows : RowRange
+        What is asked for.
+    out : ndarray
+        What is to be filled.
+    closed : bool
+        Whether the source has been closed.
+
+    Raises
+    ------
+    ReadError
+        If the source is closed or `rows` end after the array.
+    ValueError
+        If `out` has another shape or dtype, or is not writable C-contiguous
+        memory in native byte order: a mistake in the calling code.
+    """
+    if closed:
+        raise ReadError(f"{name}: cannot read {rows}, the source is closed; open it again")
+    if rows.stop > spec.n_rows:
+        raise ReadError(f"{name}: cannot read {rows}, the array has {spec.n_rows} rows")
+    shape = (len(rows), spec.n_features)
+    if out.shape != shape or out.dtype != spec.storage:
+        raise ValueError(
+            f"{name}: out must have shape {shape} and dtype {spec.storage}, "
+            f"it has {out.shape} and {out.dtype}"
+        )
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError(f"{name}: out must be writable and C-contiguous")
+
+
+def rows_for_bytes(nbytes: int, row_bytes: int, n_rows: int) -> int:
+    """Rows of `row_bytes` that fit in `nbytes`: at least one, at most `n_rows`."""
+    return max(1, min(nbytes // row_bytes, n_rows))
+
+
+def one_line(error: BaseException) -> str:
+    """What `error` says, in one line, with its type: libraries' messages often span several."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,176 @@
+"""NumPy's own files: C order as flat rows, Fortran order transposed piece by piece."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from streamkm.errors import SourceError
+from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype, check_shape
+from streamkm.sources.flat import FlatSource
+from streamkm.sources.layout import check_read, one_line, rows_for_bytes
+from streamkm.sources.rowfile import RowFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamkm.sources.base import Source
+
+__all__ = ["FortranSource", "open_npy", "read_npy_header"]
+
+#: Every column of a block is one request, so a block is larger than in C order.
+FORTRAN_BLOCK_BYTES = 4 << 20
+
+
+def open_npy(path: Path, *, keep_open: bool = True) -> Source:
+    """Open an ``.npy`` file of two or more dimensions.
+
+    Parameters
+    ----------
+    path : Path
+        The file; format versions 1 to 3, either byte order. In Fortran order
+        two dimensions are read; pickled objects never are.
+    keep_open : bool
+        See `RowFile`.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    SourceError
+        If it is no such file, or is truncated.
+    """
+    with _open_binary(path) as stream:
+        shape, fortran, stored = read_npy_header(stream, path)
+        offset = stream.tell()
+    dtype = check_dtype(stored, str(path))
+    n_rows, n_features = check_shape(shape, str(path))
+    if fortran and len(shape) > 2:
+        raise SourceError(
+            f"{path}: Fortran order is read for two dimensions only, this array has the shape "
+            f"{shape}; save it again with np.save(..., np.ascontiguousarray(array))"
+        )
+    file = RowFile(path, keep_open=keep_open)
+    expected = offset + n_rows * n_features * stored.itemsize
+    if file.size < expected:
+        file.close()
+        raise SourceError(
+            f"{path}: truncated: an array of shape {shape} and dtype {dtype} takes {expected} "
+            f"bytes, the file has {file.size}; copy or write it again"
+        )
+    remarks: tuple[str, ...] = ()
+    if file.size > expected:
+        remarks = (f"{path}: {file.size - expected} bytes after the array are ignored",)
+    kind = FortranSource if fortran else FlatSource
+    return kind(
+        file,
+        n_rows=n_rows,
+        n_features=n_features,
+        dtype=dtype,
+        offset=offset,
+        swapped=not stored.isnative,
+        kind="npy",
+        remarks=remarks,
+    )
+
+
+def _open_binary(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be opened: {error.strerror}") from error
+
+
+def read_npy_header(
+    stream: BinaryIO, path: Path
+) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, whether in Fortran order, and dtype; leaves `stream` at the first element.
+
+    Raises
+    ------
+    SourceError
+        If the header is none of format versions 1 to 3.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Headers written by Python 2 read well; NumPy only says that they are slower to parse.
+            warnings.simplefilter("ignore", UserWarning)
+            version = npy_format.read_magic(stream)
+            if version == (1, 0):
+                shape, fortran, dtype = npy_format.read_array_header_1_0(stream)
+            elif version in ((2, 0), (3, 0)):
+                # Version 3 differs in the encoding of field names only, and NumPy has no
+                # public reader of it; dtypes with fields are refused in any case.
+                shape, fortran, dtype = npy_format.read_array_header_2_0(stream)
+            else:
+                raise ValueError(f"format version {version} is unknown")
+    except (ValueError, OSError) as error:
+        raise SourceError(f"{path}: is no readable .npy file: {one_line(error)}") from error
+    if any(extent < 0 for extent in shape):
+        raise SourceError(f"{path}: is no readable .npy file: its shape is {shape}")
+    return shape, fortran, dtype
+
+
+class FortranSource(FlatSource):
+    """Columns that lie one after the other in a file: each row is gathered from all of them.
+
+    Parameters are those of `FlatSource`.
+    """
+
+    def __init__(
+        self,
+        file: RowFile,
+        *,
+        n_rows: int,
+        n_features: int,
+        dtype: str,
+        offset: int,
+        swapped: bool,
+        kind: str,
+        remarks: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(
+            file,
+            n_rows=n_rows,
+            n_features=n_features,
+            dtype=dtype,
+            offset=offset,
+            swapped=swapped,
+            kind=kind,
+            remarks=remarks,
+        )
+        row_bytes = n_features * DTYPES[dtype].itemsize
+        block_rows = rows_for_bytes(FORTRAN_BLOCK_BYTES, row_bytes, n_rows)
+        self._spec = ArraySpec(
+            n_rows=n_rows,
+            n_features=n_features,
+            dtype=dtype,
+            block_rows=block_rows,
+            layout=f"{kind}, Fortran order" + (", byte-swapped" if swapped else ""),
+            scratch_bytes=block_rows * row_bytes,
+        )
+
+    def read(self, rows: RowRange, out: np.ndarray) -> None:
+        """Fill `out` with `rows`; see `Source.read`."""
+        spec = self._spec
+        check_read(self.name, spec, rows, out, closed=self._file.closed)
+        itemsize = spec.storage.itemsize
+        column_bytes = spec.n_rows * itemsize
+        size = min(spec.block_rows, len(rows))
+        scratch = np.empty(spec.n_features * size, spec.storage)
+        for piece in rows.split(spec.block_rows):
+            columns = scratch[: spec.n_features * len(piece)].reshape(spec.n_features, len(piece))
+            start = self._offset + piece.start * itemsize
+            if len(piece) == spec.n_rows:
+                self._file.read_into(columns, start, piece)
+            else:
+                for index, column in enumerate(columns):
+                    self._file.read_into(column, start + index * column_bytes, piece)
+            out[piece.start - rows.start : piece.stop - rows.start] = columns.T
+        if self._swapped:
+            out.byteswap(inplace=True)

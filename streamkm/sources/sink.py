@@ -1,0 +1,250 @@
+"""What an output is: one value a row, grown under a temporary name, safe against crashes.
+
+A sink grows beside its target and is renamed when it is complete, so a file of
+the target's name is always whole. A cursor beside it says how far a run has
+come; it never claims rows that are not on disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from streamkm.errors import OutputExistsError, ResumeError
+from streamkm.files import fsync_directory, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+__all__ = ["PublishedSink", "Sink", "commit_together", "refuse_existing"]
+
+
+def refuse_existing(target: Path) -> None:
+    """`OutputExistsError` if there is anything at `target`, a dangling link included."""
+    if target.is_symlink() or target.exists():
+        raise OutputExistsError(f"{target}: exists already; remove it or choose another name")
+
+
+class Sink(ABC):
+    """An output of one value a row, written from the first row to the last by one thread.
+
+    Parameters
+    ----------
+    target : Path
+        Where the output appears at `commit`.
+    n_rows : int
+        Its length.
+    dtype : dtype
+        Its type, in native byte order.
+    state : dict or None
+        What `write_cursor` left, if an unfinished output is resumed.
+    """
+
+    def __init__(
+        self, target: Path, *, n_rows: int, dtype: np.dtype[Any], state: dict[str, Any] | None
+    ) -> None:
+        self.path = target
+        self.n_rows = n_rows
+        self.dtype = dtype
+        self._partial = target.with_name(target.name + ".partial")
+        self._cursor_path = self._partial.with_name(self._partial.name + ".json")
+        self._durable_rows = 0 if state is None else int(state["durable_rows"])
+        self._cursor: dict[str, Any] | None = None if state is None else state["cursor"]
+        self._next_row = self._durable_rows
+        self._closed = False
+        self._failed = False
+
+    @property
+    def durable_rows(self) -> int:
+        """Rows from the first on that are on disk for good: what a cursor may claim.
+
+        As of the last `flush`. Of a ``.zarr`` output a multiple of its chunk
+        until the last row is written, for only whole chunks are.
+        """
+        return self._durable_rows
+
+    @property
+    def next_row(self) -> int:
+        """Row that the next `write` may start at, or before."""
+        return self._next_row
+
+    def write(self, start_row: int, values: np.ndarray) -> None:
+        """Write values of consecutive rows.
+
+        Parameters
+        ----------
+        start_row : int
+            Row of the first value; at most `next_row`. Values of rows before
+            `next_row` are left out, they were written before: a resumed run
+            may thus go back to the last place where it can start.
+        values : ndarray of shape (rows,), of the sink's dtype
+            Copied, or written, before the call returns.
+
+        Raises
+        ------
+        ValueError
+            If rows would be left out or pass the end, or the dtype is another.
+        OSError
+            If the disk is full or refuses.
+        """
+        if values.ndim != 1 or values.dtype != self.dtype:
+            raise ValueError(
+                f"{self.path}: values must be one-dimensional {self.dtype}, "
+                f"got {values.ndim} dimensions of {values.dtype}"
+            )
+        stop = start_row + len(values)
+        if not 0 <= start_row <= self._next_row or stop > self.n_rows:
+            raise ValueError(
+                f"{self.path}: rows {start_row}:{stop} cannot be written, "
+                f"the next is {self._next_row} of {self.n_rows}"
+            )
+        fresh = values[self._next_row - start_row :]
+        if fresh.size:
+            with self._once_failed_always_failed():
+                self._put(np.ascontiguousarray(fresh))
+            self._next_row = stop
+
+    def flush(self) -> None:
+        """Wait until what was written is on disk, and move `durable_rows` up to it.
+
+        Raises
+        ------
+        OSError
+            If it cannot be. The sink then refuses everything: a second attempt
+            would succeed without the rows that were lost.
+        """
+        with self._once_failed_always_failed():
+            self._durable_rows = self._sync()
+
+    def write_cursor(self, cursor: dict[str, Any]) -> None:
+        """Flush, then save where to go on.
+
+        Parameters
+        ----------
+        cursor : dict
+            Anything that JSON can hold; it must claim no rows after
+            `durable_rows`, as it stands after a `flush`.
+        """
+        self.flush()
+        with self._once_failed_always_failed():
+            state = {"durable_rows": self._durable_rows, "cursor": cursor}
+            write_atomically(self._cursor_path, json.dumps(state).encode())
+        self._cursor = cursor
+
+    def read_cursor(self) -> dict[str, Any] | None:
+        """What `write_cursor` saved last, here or in the run that is resumed; None if nothing."""
+        return self._cursor
+
+    def commit(self) -> None:
+        """Flush, give the output its name, and close; `commit_together` does it for several.
+
+        Raises
+        ------
+        ValueError
+            If rows are missing.
+        OutputExistsError
+            If something of that name has appeared; the unfinished output stays.
+        """
+        commit_together([self])
+
+    def finish(self) -> None:
+        """Flush, say in the cursor's file that every row is there, and close."""
+        if self._next_row != self.n_rows:
+            raise ValueError(
+                f"{self.path}: cannot be completed, {self._next_row} of {self.n_rows} rows written"
+            )
+        self.write_cursor(self._cursor or {})
+        # Two runs that write the same output can still meet between check and
+        # rename; a hard link would tell, but folders and some file systems have none.
+        refuse_existing(self.path)
+        self.close()
+
+    def publish(self) -> None:
+        """Give the finished output its name."""
+        self._partial.rename(self.path)
+        fsync_directory(self.path.parent)
+
+    def forget(self) -> None:
+        """Remove the cursor's file, after which nothing is left to resume."""
+        self._cursor_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Release files; an output that was not committed stays to be resumed."""
+        if not self._closed:
+            self._closed = True
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _once_failed_always_failed(self) -> Iterator[None]:
+        if self._closed:
+            raise ValueError(f"{self.path}: the output is closed")
+        if self._failed:
+            raise OSError(errno.EIO, "an earlier write failed; start again", str(self._partial))
+        self._failed = True
+        yield
+        self._failed = False
+
+    def _mismatch(self, n_rows: int, dtype: np.dtype[Any]) -> ResumeError:
+        return ResumeError(
+            f"{self._partial}: holds {n_rows} rows of {dtype}, this run writes {self.n_rows} of "
+            f"{self.dtype}; start again without resuming"
+        )
+
+    @abstractmethod
+    def _put(self, values: np.ndarray) -> None:
+        """Take contiguous values of the rows from `next_row` on."""
+
+    @abstractmethod
+    def _sync(self) -> int:
+        """Make what is written durable; the rows that then are."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Release files."""
+
+
+class PublishedSink(Sink):
+    """An output that an interrupted `commit_together` has already given its name."""
+
+    def _put(self, values: np.ndarray) -> None:
+        raise AssertionError(f"{self.path} is complete, yet {len(values)} rows came")
+
+    def _sync(self) -> int:
+        return self.n_rows
+
+    def _release(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        """Do nothing: the rows are there."""
+        self.close()
+
+    def publish(self) -> None:
+        """Do nothing: the output has its name."""
+
+
+def commit_together(sinks: Iterable[Sink]) -> None:
+    """Commit several outputs so that a crash at any moment between them can be resumed.
+
+    The cursors' files go last: as long as one of the outputs may be unnamed, the
+    others can be told from files that were there before.
+    """
+    sinks = list(sinks)
+    for sink in sinks:
+        sink.finish()
+    for sink in sinks:
+        sink.publish()
+    for sink in sinks:
+        sink.forget()

@@ -1,0 +1,93 @@
+"""Arrays in memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from streamkm.errors import SourceError
+from streamkm.sources import DTYPES, open_source
+from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LAYOUTS: dict[str, Callable[[], np.ndarray]] = {
+    "C": lambda: numbers((203, 5)),
+    "F": lambda: np.asfortranarray(numbers((203, 5))),
+    "big-endian": lambda: numbers((203, 5), ">f4"),
+    "every other row and column": lambda: numbers((406, 10))[::2, ::2],
+    "reversed": lambda: numbers((203, 5))[::-1],
+    "3-D": lambda: numbers((7, 29, 5)),
+    "3-D, transposed": lambda: numbers((29, 7, 5)).transpose(1, 0, 2),
+    "4-D, F": lambda: np.asfortranarray(numbers((3, 5, 11, 4))),
+    **{dtype: partial(numbers, (50, 3), dtype) for dtype in DTYPES if dtype != "bfloat16"},
+}
+
+
+class TestMemory(SourceContract):
+    @pytest.fixture(params=LAYOUTS)
+    def case(self, request) -> Case:
+        array = LAYOUTS[request.param]()
+        held = [array]
+        return Case(
+            array=array,
+            dtype=array.dtype.newbyteorder("=").name,
+            store=lambda changed: held.__setitem__(0, changed),
+            open=lambda: open_source(held[0]),
+        )
+
+
+class TestBfloat16Bits(SourceContract):
+    @pytest.fixture
+    def case(self) -> Case:
+        array = numbers((60, 4), "uint16")
+        held = [array]
+        return Case(
+            array=array,
+            dtype="bfloat16",
+            store=lambda changed: held.__setitem__(0, changed),
+            open=lambda: open_source(held[0], dtype="bfloat16"),
+        )
+
+
+# Breaks when strides, not content, decide whether a run may resume.
+def test_fingerprint_ignores_strides() -> None:
+    array = numbers((101, 6))
+    prints = {
+        open_source(view).fingerprint()
+        for view in (array, np.asfortranarray(array), array.astype(">f4"), array[::-1].copy()[::-1])
+    }
+    assert len(prints) == 1
+
+
+# Breaks when an array in memory is copied at opening: it may fill half the memory.
+def test_array_is_not_copied() -> None:
+    array = numbers((10, 3))
+    source = open_source(array)
+    array[4] = 7
+    assert same_bytes(read(source, 4, 5), array[4:5])
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros(5, np.float32), r"two dimensions.*\(5,\)"),
+        (np.zeros((0, 5), np.float32), r"empty.*\(0, 5\)"),
+        (np.zeros((5, 0), np.float32), r"empty.*\(5, 0\)"),
+        (np.zeros((2, 2), bool), "real numbers.*bool"),
+        (np.zeros((2, 2), complex), "real numbers.*complex128"),
+        (np.full((2, 2), None), "real numbers.*object"),
+        (np.full((2, 2), "a"), "real numbers.*U1"),
+        (np.zeros((2, 2), [("a", "f4")]), "real numbers.*'a'"),
+        (np.zeros((2, 2), "M8[s]"), "real numbers.*datetime64"),
+        (np.ma.masked_array(np.zeros((2, 2)), mask=True), "masked.*filled"),
+    ],
+    ids=lambda value: value.dtype.name if isinstance(value, np.ndarray) else "",
+)
+def test_refuses_what_is_no_matrix_of_numbers(array: np.ndarray, says: str) -> None:
+    with pytest.raises(SourceError, match=says):
+        open_source(array)
