@@ -1,0 +1,228 @@
+"""Which rows are read, in which order, and how they are cut into batches.
+
+A plan is pure: the order is a function of the seed, the epoch and the array's
+shape and blocks, never of threads, memory or speed. That is what makes a
+resumed run the same as an uninterrupted one: to resume is to ask for the same
+order from a later batch on.
+
+Rows are read by *block* (what the source reads best at once, such as a chunk),
+each exactly once an epoch. A *window* is a handful of blocks that lie in
+memory together; a *batch* is a slice of a window. In training, the blocks of a
+window are drawn at random from the whole array and its rows are permuted, so
+that a batch mixes rows of many places (the rows of one file are often sorted).
+Mixing whole blocks in a window was chosen over reading random rows, which
+would decode every chunk many times, and over a running shuffle buffer, whose
+content depends on everything read before and so cannot be resumed by seeking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamkm.sources.base import ArraySpec, RowRange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Plan", "Window", "make_plan", "sample_windows"]
+
+#: A window holds about this many bytes of stored rows: many blocks when they
+#: are small, at least one when they are large.
+WINDOW_BYTES = 64 << 20
+
+#: Names the draws that share a seed, so that no two use the same numbers.
+_BLOCK_ORDER, _ROW_ORDER, _SAMPLE_BLOCKS, _SAMPLE_ROWS = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Blocks that are read into one host slot together, and the batches cut from it."""
+
+    epoch: int
+    """Pass over the data, from 0."""
+    reads: tuple[RowRange, ...]
+    """What is read, in the order in which it lies in the slot."""
+    first_batch: int
+    """Number within the epoch of this window's first batch."""
+    batch_edges: tuple[int, ...]
+    """Batch i is ``order[batch_edges[i]:batch_edges[i + 1]]``."""
+    last: bool
+    """Whether the epoch ends with this window."""
+    order_seed: tuple[int, ...] | None = None
+    """Seed of the permutation of the slot's rows; None leaves them as they are read."""
+    picks: tuple[int, ...] | None = None
+    """How many rows of each read are kept, drawn at random; None keeps all."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that are read."""
+        return sum(map(len, self.reads))
+
+    @property
+    def n_batches(self) -> int:
+        """Batches that are cut from the window."""
+        return len(self.batch_edges) - 1
+
+    @property
+    def last_batch(self) -> int | None:
+        """Number of the epoch's last batch, if this window has it."""
+        return self.first_batch + self.n_batches - 1 if self.last else None
+
+    def order(self) -> np.ndarray | None:
+        """Positions in the slot in the order of use, int32; None for the order of reading."""
+        if self.order_seed is None:
+            return None
+        rng = _rng(*self.order_seed)
+        if self.picks is None:
+            return rng.permutation(np.arange(self.n_rows, dtype=np.int32))
+        chosen, offset = [], 0
+        for rows, n_picked in zip(self.reads, self.picks, strict=True):
+            chosen.append(offset + np.sort(rng.choice(len(rows), n_picked, replace=False)))
+            offset += len(rows)
+        return np.concatenate(chosen).astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The order of every epoch over one array."""
+
+    n_rows: int
+    block_rows: int
+    window_blocks: int
+    """Blocks of a window."""
+    batch_rows: int
+    """Rows of a batch at most; the batches of a window are of equal length to within a row."""
+    seed: int | None
+    """Seed of the order; None reads from the first row to the last."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the array, the last of which may be short."""
+        return -(-self.n_rows // self.block_rows)
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of a window at most."""
+        return min(self.window_blocks * self.block_rows, self.n_rows)
+
+    @property
+    def n_windows(self) -> int:
+        """Windows of an epoch."""
+        return -(-self.n_blocks // self.window_blocks)
+
+    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+        """Windows of `epoch` from the one that holds batch number `start` on.
+
+        The first window is whole even if `start` lies within it: the batches
+        before `start` are for the caller to pass over.
+        """
+        blocks, window_rows, first_batches = self._layout(epoch)
+        first = self._window_of(start, first_batches)
+        for index in range(first, self.n_windows):
+            chosen = blocks[index * self.window_blocks : (index + 1) * self.window_blocks]
+            n_batches = int(first_batches[index + 1] - first_batches[index])
+            yield Window(
+                epoch=epoch,
+                reads=tuple(self.block(int(block)) for block in chosen),
+                first_batch=int(first_batches[index]),
+                batch_edges=_edges(int(window_rows[index]), n_batches),
+                last=index == self.n_windows - 1,
+                order_seed=None if self.seed is None else (self.seed, _ROW_ORDER, epoch, index),
+            )
+
+    def n_batches(self, epoch: int) -> int:
+        """Batches of `epoch`: it varies a little with where the short last block falls."""
+        return int(self._layout(epoch)[2][-1])
+
+    def rows_before(self, epoch: int, batch: int) -> int:
+        """Rows of `epoch` in the batches before number `batch`."""
+        _, window_rows, first_batches = self._layout(epoch)
+        index = self._window_of(batch, first_batches)
+        if index == self.n_windows:
+            return self.n_rows
+        n_batches = int(first_batches[index + 1] - first_batches[index])
+        edges = _edges(int(window_rows[index]), n_batches)
+        return int(window_rows[:index].sum()) + edges[batch - int(first_batches[index])]
+
+    def batch_at(self, row: int) -> int:
+        """Number of the batch that holds `row` where rows are read in sequence."""
+        index, within = divmod(row, self.window_blocks * self.block_rows)
+        _, window_rows, first_batches = self._layout(0)
+        n_batches = int(first_batches[index + 1] - first_batches[index])
+        edges = _edges(int(window_rows[index]), n_batches)
+        return int(first_batches[index]) + int(np.searchsorted(edges, within, side="right")) - 1
+
+    def _window_of(self, batch: int, first_batches: np.ndarray) -> int:
+        """Index of the window that holds `batch`; the number of windows for the epoch's end."""
+        if not 0 <= batch <= first_batches[-1]:
+            raise ValueError(f"batch {batch} is not one of the epoch's {first_batches[-1]}")
+        return int(np.searchsorted(first_batches, batch, side="right")) - 1
+
+    def block(self, index: int) -> RowRange:
+        """Rows of block number `index`."""
+        start = index * self.block_rows
+        return RowRange(start, min(start + self.block_rows, self.n_rows))
+
+    def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Blocks in order of use, each window's rows, its first batch with the total at the end."""
+        blocks = np.arange(self.n_blocks)
+        if self.seed is not None:
+            blocks = _rng(self.seed, _BLOCK_ORDER, epoch).permutation(blocks)
+        lengths = np.minimum(self.block_rows, self.n_rows - blocks * self.block_rows)
+        window_starts = np.arange(0, self.n_blocks, self.window_blocks)
+        window_rows = np.add.reduceat(lengths, window_starts)
+        n_batches = -(-window_rows // self.batch_rows)
+        return blocks, window_rows, np.concatenate(([0], np.cumsum(n_batches)))
+
+
+def make_plan(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> Plan:
+    """The plan for an array of `spec`, read in random order by `seed` or in sequence if None."""
+    block_rows = min(spec.block_rows, spec.n_rows)
+    fitting = WINDOW_BYTES // (block_rows * spec.row_bytes)
+    n_blocks = -(-spec.n_rows // block_rows)
+    window_blocks = min(max(fitting, -(-batch_rows // block_rows), 1), n_blocks)
+    return Plan(
+        n_rows=spec.n_rows,
+        block_rows=block_rows,
+        window_blocks=window_blocks,
+        batch_rows=batch_rows,
+        seed=seed,
+    )
+
+
+def sample_windows(plan: Plan, n_rows: int, *, seed: int, n_blocks: int) -> Iterator[Window]:
+    """Windows whose `order` picks at least `n_rows` rows from at least `n_blocks` random blocks.
+
+    (All of them, if the array has no more.) Every row of the array is as likely
+    to be picked as any other, but for rounding. Each window is one batch.
+    """
+    rng = _rng(seed, _SAMPLE_BLOCKS)
+    # One block more than full blocks would need: the array's last may be short.
+    n_chosen = min(plan.n_blocks, max(n_blocks, -(-n_rows // plan.block_rows) + 1))
+    blocks = np.sort(rng.choice(plan.n_blocks, n_chosen, replace=False))
+    ranges = [plan.block(int(block)) for block in blocks]
+    n_read = sum(map(len, ranges))
+    n_rows = min(n_rows, n_read)
+    for index, start in enumerate(range(0, n_chosen, plan.window_blocks)):
+        reads = tuple(ranges[start : start + plan.window_blocks])
+        picks = tuple(-(-len(rows) * n_rows // n_read) for rows in reads)
+        yield Window(
+            epoch=0,
+            reads=reads,
+            first_batch=index,
+            batch_edges=(0, sum(picks)),
+            last=start + plan.window_blocks >= n_chosen,
+            order_seed=(seed, _SAMPLE_ROWS, index),
+            picks=picks,
+        )
+
+
+def _edges(n_rows: int, n_batches: int) -> tuple[int, ...]:
+    return tuple(i * n_rows // n_batches for i in range(n_batches + 1))
+
+
+def _rng(*entropy: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))

@@ -1,0 +1,205 @@
+"""Reader threads fill a fixed set of host slots ahead of the arithmetic.
+
+The threads share one queue of block reads. A window is opened when a slot is
+free, its blocks are read by whichever threads are idle, and it is handed over
+in the plan's order when the last block has arrived. Memory is bounded by the
+number of slots; order never depends on which thread was faster.
+
+Threads were chosen over processes: NumPy, numcodecs and the operating system
+release the interpreter lock while they read and decode, and slots need no
+sharing across address spaces.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from streamkm.errors import ReadError, StreamkmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+    from streamkm.sources.base import RowRange, Source
+    from streamkm.stream.plan import Window
+    from streamkm.stream.slots import HostSlots
+    from streamkm.stream.stages import StageTimes
+
+__all__ = ["HostWindow", "prefetch"]
+
+
+@dataclass
+class HostWindow:
+    """A window whose rows lie in a host slot until `release` is called."""
+
+    window: Window
+    rows_ND: np.ndarray
+    """Rows in the order of reading, in their stored dtype."""
+    order: np.ndarray | None = None
+    """Positions in `rows_ND` in the order of use, int32; None for the order of reading."""
+    release: Callable[[], None] = field(default=lambda: None)
+    """Give the slot back to the readers; `rows_ND` must not be used afterwards."""
+    unfinished: int = 0
+
+
+@contextmanager
+def prefetch(
+    source: Source,
+    windows: Iterator[Window],
+    slots: HostSlots,
+    n_threads: int,
+    times: StageTimes,
+) -> Iterator[Iterator[HostWindow]]:
+    """Read `windows` of `source` in order with `n_threads` threads, as far ahead as slots allow.
+
+    Yields an iterator of `HostWindow`; each must be released before as many
+    more as there are slots can be had. On leaving the ``with`` block, for
+    whatever reason, the threads stop and are joined.
+
+    Raises
+    ------
+    ReadError
+        In the consumer, if a read failed; the message names the file and rows.
+    """
+    readers = _Readers(source, windows, slots, times)
+    threads = [
+        threading.Thread(target=readers.work, name=f"streamkm-reader-{i}", daemon=True)
+        for i in range(n_threads)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        yield readers.results()
+    finally:
+        readers.stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+
+class _Readers:
+    """State that the reader threads and the consumer share, under one lock."""
+
+    def __init__(
+        self, source: Source, windows: Iterator[Window], slots: HostSlots, times: StageTimes
+    ) -> None:
+        self._source = source
+        self._windows = windows
+        self._times = times
+        self._free = deque(slots.buffers)
+        self._tasks: deque[tuple[HostWindow, Callable[[], None]]] = deque()
+        self._opened: deque[HostWindow] = deque()
+        self._exhausted = False
+        self._stopping = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def work(self) -> None:
+        """Body of a reader thread."""
+        try:
+            while (task := self._next_task()) is not None:
+                host_window, run = task
+                run()
+                with self._changed:
+                    host_window.unfinished -= 1
+                    if host_window.unfinished == 0:
+                        self._changed.notify_all()
+        # Whatever went wrong belongs to the consumer: a thread has nobody to tell.
+        except BaseException as error:  # noqa: BLE001
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def results(self) -> Iterator[HostWindow]:
+        """Finished windows in the plan's order."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._is_result_known)
+                if self._error is not None:
+                    raise self._error
+                if not self._opened:
+                    return
+                host_window = self._opened.popleft()
+            yield host_window
+
+    def stop(self) -> None:
+        """Let every thread end after the read it is in."""
+        with self._changed:
+            self._stopping = True
+            self._tasks.clear()
+            self._changed.notify_all()
+
+    def _is_result_known(self) -> bool:
+        if self._error is not None:
+            return True
+        if self._opened:
+            return self._opened[0].unfinished == 0
+        return self._exhausted
+
+    def _next_task(self) -> tuple[HostWindow, Callable[[], None]] | None:
+        with self._times.waiting("reading"), self._changed:
+            while not (self._stopping or self._error):
+                if self._tasks:
+                    return self._tasks.popleft()
+                if self._exhausted:
+                    break
+                if self._free:
+                    self._open_window()
+                else:
+                    self._changed.wait()
+            return None
+
+    def _open_window(self) -> None:
+        window = next(self._windows, None)
+        if window is None:
+            self._exhausted = True
+            self._changed.notify_all()
+            return
+        buffer = self._free.popleft()
+        spec = self._source.spec
+        n_bytes = window.n_rows * spec.row_bytes
+        rows_ND = buffer[:n_bytes].view(spec.storage).reshape(window.n_rows, spec.n_features)
+        host_window = HostWindow(window, rows_ND, release=self._releaser(buffer))
+        self._tasks.append((host_window, self._orderer(host_window)))
+        offset = 0
+        for rows in window.reads:
+            out = rows_ND[offset : offset + len(rows)]
+            self._tasks.append((host_window, self._reader(rows, out)))
+            offset += len(rows)
+        host_window.unfinished = len(window.reads) + 1
+        self._opened.append(host_window)
+        self._changed.notify_all()
+
+    def _orderer(self, host_window: HostWindow) -> Callable[[], None]:
+        def run() -> None:
+            host_window.order = host_window.window.order()
+
+        return run
+
+    def _reader(self, rows: RowRange, out: np.ndarray) -> Callable[[], None]:
+        def run() -> None:
+            with self._times.working("reading", out.nbytes):
+                try:
+                    self._source.read(rows, out)
+                except StreamkmError:
+                    raise
+                except Exception as error:
+                    raise ReadError(
+                        f"{self._source.name}: {rows} cannot be read: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+
+        return run
+
+    def _releaser(self, buffer: np.ndarray) -> Callable[[], None]:
+        def release() -> None:
+            with self._changed:
+                self._free.append(buffer)
+                self._changed.notify_all()
+
+        return release

@@ -1,0 +1,174 @@
+"""From host slots to the device, beside the arithmetic.
+
+On CUDA a copy stream fills two device slots in turn while the compute stream
+works on the other; events order them both ways, and the host only waits for a
+copy when it gives the host slot back to the readers. On the CPU a window is
+used where it lies. Either way the caller sees one iterator of `DeviceWindow`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from streamkm.sources.base import ArraySpec
+    from streamkm.stream.plan import Window
+    from streamkm.stream.prefetch import HostWindow
+    from streamkm.stream.stages import StageTimes
+
+__all__ = ["DeviceWindow", "as_stored_tensor", "to_device"]
+
+N_DEVICE_SLOTS = 2
+
+
+@dataclass
+class DeviceWindow:
+    """A window on the device, valid until the next one is asked for."""
+
+    window: Window
+    x_ND: torch.Tensor
+    """Rows in their stored dtype, in the order of reading."""
+    order_N: torch.Tensor | None
+    """Positions in `x_ND` in the order of use; None for the order of reading."""
+
+    def batches(self, start: int = 0) -> Iterator[tuple[int, torch.Tensor | slice]]:
+        """(number within the epoch, rows of `x_ND`) for the batches from number `start` on."""
+        first = self.window.first_batch
+        edges = self.window.batch_edges
+        for i in range(max(start - first, 0), self.window.n_batches):
+            rows = slice(edges[i], edges[i + 1])
+            yield first + i, rows if self.order_N is None else self.order_N[rows]
+
+
+def as_stored_tensor(rows_ND: np.ndarray, dtype: str) -> torch.Tensor:
+    """`rows_ND` as a tensor on the same memory, bfloat16 if its bits are."""
+    tensor = torch.from_numpy(rows_ND)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+def to_device(
+    host_windows: Iterator[HostWindow],
+    spec: ArraySpec,
+    device: torch.device,
+    *,
+    slot_rows: int,
+    n_host_slots: int,
+    times: StageTimes,
+) -> Generator[DeviceWindow]:
+    """Move each window to `device`; its host slot is released as soon as that is possible."""
+    if device.type == "cuda":
+        return _copy_to_cuda(
+            host_windows, spec, device, slot_rows=slot_rows, n_host_slots=n_host_slots, times=times
+        )
+    return _use_in_place(host_windows, spec, times)
+
+
+def _use_in_place(
+    host_windows: Iterator[HostWindow], spec: ArraySpec, times: StageTimes
+) -> Generator[DeviceWindow]:
+    while True:
+        with times.waiting("arithmetic"):
+            host = next(host_windows, None)
+        if host is None:
+            return
+        order_N = None if host.order is None else torch.from_numpy(host.order)
+        with times.working("arithmetic"):
+            yield DeviceWindow(host.window, as_stored_tensor(host.rows_ND, spec.dtype), order_N)
+        host.release()
+
+
+def _copy_to_cuda(
+    host_windows: Iterator[HostWindow],
+    spec: ArraySpec,
+    device: torch.device,
+    *,
+    slot_rows: int,
+    n_host_slots: int,
+    times: StageTimes,
+) -> Generator[DeviceWindow]:
+    compute, copy = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    example = as_stored_tensor(np.empty((0, spec.n_features), spec.storage), spec.dtype)
+    slots = [
+        (
+            example.new_empty((slot_rows, spec.n_features), device=device),
+            torch.empty(slot_rows, dtype=torch.int32, device=device),
+        )
+        for _ in range(N_DEVICE_SLOTS)
+    ]
+    copied = [torch.cuda.Event() for _ in slots]
+    freed = [torch.cuda.Event() for _ in slots]
+    clock = _EventClock(times)
+    held: deque[tuple[torch.cuda.Event, HostWindow]] = deque()
+    try:
+        for i, host in enumerate(host_windows):
+            x_ND, order_N = slots[i % N_DEVICE_SLOTS]
+            done, free = copied[i % N_DEVICE_SLOTS], freed[i % N_DEVICE_SLOTS]
+            x_ND = x_ND[: len(host.rows_ND)]
+            copy.wait_event(free)
+            with torch.cuda.stream(copy), clock.timing("copying", copy):
+                x_ND.copy_(as_stored_tensor(host.rows_ND, spec.dtype), non_blocking=True)
+                if host.order is not None:
+                    order_N = order_N[: len(host.order)]
+                    order_N.copy_(torch.from_numpy(host.order), non_blocking=True)
+                done.record(copy)
+            held.append((done, host))
+            compute.wait_event(done)
+            with clock.timing("arithmetic", compute):
+                yield DeviceWindow(host.window, x_ND, None if host.order is None else order_N)
+            free.record(compute)
+            # A slot that is held back too long starves the readers; one that is
+            # released before its copy is done would be overwritten under it.
+            while len(held) >= max(n_host_slots - 1, 1):
+                event, oldest = held.popleft()
+                event.synchronize()
+                oldest.release()
+            clock.collect()
+    finally:
+        # Neither host nor device memory may go while a copy is under way.
+        copy.synchronize()
+        clock.collect()
+
+
+class _EventClock:
+    """Stage times on CUDA streams, read from events only after they have passed."""
+
+    def __init__(self, times: StageTimes) -> None:
+        self._times = times
+        self._spans: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
+        self._last: dict[str, torch.cuda.Event] = {}
+
+    def timing(self, stage: str, stream: torch.cuda.Stream) -> Any:
+        """Count what `stream` is given within the ``with`` block as work of `stage`."""
+        return _EventSpan(self, stage, stream)
+
+    def add(self, stage: str, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        self._spans.append((stage, start, end))
+
+    def collect(self) -> None:
+        """Add up the spans that are over."""
+        while self._spans and self._spans[0][2].query():
+            stage, start, end = self._spans.popleft()
+            idle = self._last[stage].elapsed_time(start) if stage in self._last else 0.0
+            self._last[stage] = end
+            self._times.add(stage, busy=start.elapsed_time(end) / 1e3, wait=idle / 1e3)
+
+
+class _EventSpan:
+    def __init__(self, clock: _EventClock, stage: str, stream: torch.cuda.Stream) -> None:
+        self._clock, self._stage, self._stream = clock, stage, stream
+
+    def __enter__(self) -> None:
+        self._start = torch.cuda.Event(enable_timing=True)
+        self._start.record(self._stream)
+
+    def __exit__(self, *_: object) -> None:
+        end = torch.cuda.Event(enable_timing=True)
+        end.record(self._stream)
+        self._clock.add(self._stage, self._start, end)
