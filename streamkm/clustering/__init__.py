@@ -1,0 +1,1 @@
+"""k-means itself: states, updates, seeding, scaling. Knows tensors and no files."""

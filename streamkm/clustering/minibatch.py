@@ -1,0 +1,136 @@
+"""Mini-batch k-means: the centroids move after every batch (Sculley 2010).
+
+A centroid is the mean of all rows that were ever assigned to it, kept as a sum
+in float64 and an integer count. That is scikit-learn's update with per-cluster
+learning rates of 1 / count, without its float counts, which stop growing at
+2^24 in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from streamkm.clustering.reseeding import draw_, reseed_, step_generator
+from streamkm.clustering.scaling import normalized
+from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
+
+if TYPE_CHECKING:
+    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.state import KMeansState
+    from streamkm.kernels import Kernel
+
+__all__ = ["MiniBatch"]
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """Updates after every batch, in place."""
+
+    kernel: Kernel
+    n_rows: int
+    """Rows of the whole array."""
+    seed: int
+    spherical: bool = False
+    max_no_improvement: int | None = None
+
+    def update_(self, state: KMeansState, batch: Batch, *, epoch: int, index: int) -> None:
+        """Assign the rows of `batch`, the `index`-th of `epoch`, and move their centroids.
+
+        A state that has stopped is left as it is, to the bit: the host finds
+        out late that a run is over, and what it has queued by then must not matter.
+        """
+        live = state.stop == RUNNING
+        labels_B, sq_distances_B = self.kernel.assign(
+            batch.x_BD, batch.sq_norms_B, state.centroids_KD
+        )
+        if batch.dropped_B is not None:
+            sq_distances_B.masked_fill_(batch.dropped_B, 0)
+            state.n_dropped += batch.dropped_B.sum() * live
+        sums_KD, counts_K = batch_sums(self.kernel, batch, labels_B, state.k)
+        counts_K *= live
+        generator = step_generator(labels_B.device, self.seed, epoch, index)
+        draw_(state, batch, sq_distances_B * live, generator)
+        before_KD = state.centroids_KD.clone()
+        state.sums_KD.add_(sums_KD * live)
+        state.counts_K += counts_K
+        state.epoch_counts_K += counts_K
+        move_centroids_(state, counts_K > 0, spherical=self.spherical)
+        self._watch(state, sq_distances_B.double().sum(), counts_K.sum(), before_KD, live)
+
+    def finish_epoch_(self, state: KMeansState) -> None:
+        """Reseed the clusters to which the epoch brought no row.
+
+        Few rows are no reason: a small cluster far from the others may save
+        more inertia than all of them together.
+        """
+        live = state.stop == RUNNING
+        reseed_(state, (state.epoch_counts_K == 0) & live)
+
+    def _watch(
+        self,
+        state: KMeansState,
+        inertia: torch.Tensor,
+        n_rows: torch.Tensor,
+        before_KD: torch.Tensor,
+        live: torch.Tensor,
+    ) -> None:
+        """Inertia and shift of a step, and whether they end the run."""
+        state.inertia += inertia * live
+        mean = inertia / n_rows.clamp_min(1)
+        state.batch_inertia.copy_(torch.where(live, mean, state.batch_inertia))
+        shift = (state.centroids_KD - before_KD).double().square_().sum()
+        state.shift.copy_(torch.where(live, shift, state.shift))
+        state.n_steps += live
+        # A batch whose rows were all dropped moves nothing, and says nothing.
+        told = live & (n_rows > 0)
+        stop_at_tol = told & (state.tolerance > 0) & (shift <= state.tolerance)
+        state.stop.masked_fill_(stop_at_tol, BY_TOL)
+        if self.max_no_improvement is None:
+            return
+        # As scikit-learn: the first batch is not counted, its inertia is the seeding's.
+        counted = told & (state.n_steps > 1)
+        alpha = (2.0 * n_rows.double() / (self.n_rows + 1)).clamp_max(1.0)
+        smoothed = torch.where(
+            state.smoothed_inertia.isnan(),
+            mean,
+            state.smoothed_inertia * (1 - alpha) + mean * alpha,
+        )
+        state.smoothed_inertia.copy_(torch.where(counted, smoothed, state.smoothed_inertia))
+        improved = counted & (smoothed < state.best_inertia)
+        state.best_inertia.copy_(torch.where(improved, smoothed, state.best_inertia))
+        waited = torch.where(improved, 0, state.no_improvement + counted.long())
+        state.no_improvement.copy_(waited)
+        too_long = live & (state.no_improvement >= self.max_no_improvement)
+        state.stop.masked_fill_(too_long & (state.stop == RUNNING), BY_NO_IMPROVEMENT)
+
+
+def batch_sums(
+    kernel: Kernel, batch: Batch, labels_B: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the rows (K x D, dtype of the rows) and count (K, int64) of each cluster.
+
+    Rows that were dropped go to one cluster more, which is then left out.
+    """
+    if batch.dropped_B is not None:
+        labels_B = labels_B.masked_fill(batch.dropped_B, k)
+    sums_KD = batch.x_BD.new_zeros((k + 1, batch.x_BD.shape[1]))
+    counts_K = torch.zeros(k + 1, dtype=torch.int64, device=labels_B.device)
+    kernel.accumulate(batch.x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    return sums_KD[:k], counts_K[:k]
+
+
+def move_centroids_(state: KMeansState, touched_K: torch.Tensor, *, spherical: bool) -> None:
+    """Move touched centroids to the means of their clusters, or the directions of their sums.
+
+    Where the sum of a spherical cluster has no direction the centroid stays.
+    """
+    if spherical:
+        centres_KD = normalized(state.sums_KD)
+        touched_K = touched_K & (state.sums_KD != 0).any(dim=1)
+    else:
+        centres_KD = state.sums_KD / state.counts_K.clamp_min(1)[:, None]
+    kept_KD = state.centroids_KD
+    kept_KD.copy_(torch.where(touched_K[:, None], centres_KD, kept_KD))

@@ -1,0 +1,98 @@
+"""Rows that replace empty and starved clusters, drawn from the stream.
+
+During an epoch a small reservoir keeps rows drawn without replacement with
+probability proportional to the squared distance from their centroid, by the
+exponential keys of Efraimidis and Spirakis (2006): the row with the least
+``Exp(1) / weight`` is drawn first. At the epoch's end the rows take the places
+of the clusters that attracted (almost) nothing in it.
+
+Judging at the end of an epoch, when every row has been seen, was chosen over
+judging after some batches: where the rows of a file are sorted, a cluster may
+lie in blocks that simply have not come yet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.state import KMeansState
+
+__all__ = ["draw_", "reseed_", "step_generator"]
+
+#: Rows of one batch that may enter the reservoir, at most: enough for variety,
+#: few enough that choosing them costs nothing beside the assignment.
+DRAWN_PER_BATCH = 32
+
+#: A row lies on its centroid if the squared distance is no more than this times
+#: the dtype's eps times the row's squared length.
+ROUNDING_EPS = 16
+
+
+def step_generator(device: torch.device, *entropy: int) -> torch.Generator:
+    """A generator for the draws of one step, made of its coordinates alone."""
+    # Mixed by hand (splitmix64): Python's and torch's hashes promise nothing
+    # across versions.
+    mixed = 0
+    for number in entropy:
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        mixed ^= mixed >> 31
+    return torch.Generator(device).manual_seed(mixed >> 1)
+
+
+def draw_(
+    state: KMeansState,
+    batch: Batch,
+    sq_distances_B: torch.Tensor,
+    generator: torch.Generator,
+) -> None:
+    """Offer the rows of a batch to the reservoir.
+
+    Rows at distance 0, to rounding, are never taken, nor are rows of zeros with normalised
+    data: they have no direction to put a centroid in.
+    """
+    x_BD = batch.x_BD
+    uniform_B = torch.rand(len(x_BD), dtype=torch.float64, device=x_BD.device, generator=generator)
+    keys_B = -torch.log1p(-uniform_B) / sq_distances_B.double()
+    keys_B.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+    # Of a row on its centroid rounding leaves a distance; placing another there is no gain.
+    rounding_B = ROUNDING_EPS * torch.finfo(x_BD.dtype).eps * batch.sq_norms_B
+    keys_B.masked_fill_(sq_distances_B <= rounding_B, torch.inf)
+    if batch.is_normalized:
+        keys_B.masked_fill_(batch.sq_norms_B == 0, torch.inf)
+    n_reservoir = len(state.reservoir_keys_R)
+    n_drawn = min(DRAWN_PER_BATCH, n_reservoir, len(x_BD))
+    drawn_keys, drawn = torch.topk(keys_B, n_drawn, largest=False)
+    keys = torch.cat((state.reservoir_keys_R, drawn_keys))
+    rows = torch.cat((state.reservoir_RD, x_BD.index_select(0, drawn)))
+    kept_keys, kept = torch.topk(keys, n_reservoir, largest=False)
+    state.reservoir_keys_R.copy_(kept_keys)
+    # Places without a row hold zeros, whichever of the infinite keys is there.
+    kept_rows = rows.index_select(0, kept).masked_fill_(kept_keys.isinf()[:, None], 0)
+    state.reservoir_RD.copy_(kept_rows)
+
+
+def reseed_(state: KMeansState, starved_K: torch.Tensor) -> torch.Tensor:
+    """Put the reservoir's rows in the places of starved clusters; returns which were moved.
+
+    A moved cluster counts one row, the one that it now stands on.
+    """
+    n_reservoir = len(state.reservoir_keys_R)
+    # Starved clusters first, in order of index: a fixed number of places, so
+    # that nothing depends on how many there are and the host need not know.
+    places_R = torch.argsort(starved_K.logical_not(), stable=True)[:n_reservoir]
+    moved_R = starved_K[places_R] & state.reservoir_keys_R.isfinite()
+    moved_R1 = moved_R[:, None]
+    rows_RD = state.reservoir_RD
+    state.centroids_KD[places_R] = torch.where(moved_R1, rows_RD, state.centroids_KD[places_R])
+    state.sums_KD[places_R] = torch.where(moved_R1, rows_RD.double(), state.sums_KD[places_R])
+    state.counts_K[places_R] = torch.where(moved_R, 1, state.counts_K[places_R])
+    state.n_reseeded += moved_R.sum()
+    moved_K = torch.zeros_like(starved_K)
+    moved_K[places_R] = moved_R
+    return moved_K

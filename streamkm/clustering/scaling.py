@@ -1,0 +1,236 @@
+"""From rows as they are stored to rows as distances are taken between them.
+
+Scaling is one affine map per feature, ``(x - shift) * factor``, or the division
+of each row by its length. z-score and min-max take shift and factor from
+`RunningMoments`, one streaming pass. Without scaling the map still centres
+features that lie far from the origin: distances do not change by it, but the
+rounding error of ``|x|^2 - 2 x.c + |c|^2`` grows with the square of the
+distance from the origin, and would decide labels where a feature has a mean of
+10^6 and a standard deviation of 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+
+__all__ = ["Batch", "RunningMoments", "Scaling", "compute_dtype"]
+
+#: A feature is centred if its mean is further from 0 than so many standard deviations.
+FAR_FROM_ORIGIN = 2.0
+
+#: Moments are taken tile by tile, so that float64 copies stay small.
+MOMENTS_TILE_ELEMENTS = 1 << 17
+
+_WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
+
+
+def compute_dtype(stored: torch.dtype) -> torch.dtype:
+    """float64 for what float32 cannot hold exactly (float64, 32- and 64-bit integers)."""
+    return torch.float64 if stored in _WIDE else torch.float32
+
+
+@dataclass
+class Batch:
+    """Rows of one batch, scaled and ready for a kernel."""
+
+    x_BD: torch.Tensor
+    sq_norms_B: torch.Tensor
+    """Squared lengths of the rows of `x_BD`."""
+    dropped_B: torch.Tensor | None
+    """True where a row was not finite and has been replaced by zeros; None if none was."""
+    is_normalized: bool = False
+    """Whether rows have unit length, but for rows of zeros."""
+
+
+@dataclass
+class RunningMoments:
+    """Count, mean, sum of squared deviations, least and greatest value of each feature.
+
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983),
+    in float64. Rows that are not finite are left out.
+    """
+
+    count: torch.Tensor
+    mean_D: torch.Tensor
+    m2_D: torch.Tensor
+    min_D: torch.Tensor
+    max_D: torch.Tensor
+    n_dropped: torch.Tensor
+
+    @classmethod
+    def empty(cls, n_features: int, device: torch.device) -> RunningMoments:
+        """Moments of no rows."""
+        zeros_D = torch.zeros(n_features, dtype=torch.float64, device=device)
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        infinite_D = torch.full_like(zeros_D, torch.inf)
+        return cls(
+            zero, zeros_D.clone(), zeros_D, infinite_D, -infinite_D, torch.zeros_like(zero).long()
+        )
+
+    def update_(self, x_BD: torch.Tensor) -> None:
+        """Merge the rows of a batch, of any dtype."""
+        for tile_TD in x_BD.split(max(MOMENTS_TILE_ELEMENTS // x_BD.shape[1], 1)):
+            self._merge_(tile_TD.double())
+
+    def _merge_(self, x_TD: torch.Tensor) -> None:
+        kept_T1 = x_TD.sum(dim=1, keepdim=True).isfinite()
+        n_kept = kept_T1.sum().double()
+        zeroed_TD = x_TD.masked_fill(~kept_T1, 0)
+        # Division by at least 1: a tile without a single finite row merges as nothing.
+        mean_D = zeroed_TD.sum(dim=0) / n_kept.clamp_min(1)
+        m2_D = zeroed_TD.sub_(mean_D).masked_fill_(~kept_T1, 0).square_().sum(dim=0)
+        delta_D = mean_D - self.mean_D
+        total = (self.count + n_kept).clamp_min(1)
+        self.m2_D += m2_D + delta_D.square() * (self.count * n_kept / total)
+        self.mean_D += delta_D * (n_kept / total)
+        self.min_D = torch.minimum(self.min_D, x_TD.masked_fill(~kept_T1, torch.inf).amin(dim=0))
+        self.max_D = torch.maximum(self.max_D, x_TD.masked_fill(~kept_T1, -torch.inf).amax(dim=0))
+        self.count += n_kept
+        self.n_dropped += len(x_TD) - n_kept.long()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def variance_D(self) -> torch.Tensor:
+        """Population variance of each feature."""
+        return self.m2_D / self.count.clamp_min(1)
+
+    def is_constant_D(self) -> torch.Tensor:
+        """Where the variance is no more than rounding makes of equal values.
+
+        The bound is scikit-learn's: ``n eps var + (n mean eps)^2``.
+        """
+        eps = torch.finfo(torch.float64).eps
+        bound_D = self.count * eps * self.variance_D + (self.count * self.mean_D * eps).square()
+        return self.variance_D <= bound_D
+
+
+@dataclass
+class Scaling:
+    """The map from stored rows to the space in which distances are taken.
+
+    Exactly one of its parts acts: the affine map, or the division by length.
+    """
+
+    shift_D: torch.Tensor
+    factor_D: torch.Tensor
+    normalize: bool
+
+    @classmethod
+    def fit(cls, scale: str, metric: str, moments: RunningMoments) -> Scaling:
+        """The map that ``--scale`` and ``--metric`` ask for, given the data's moments.
+
+        For ``none`` the moments may be those of a sample: they decide only
+        about centring.
+        """
+        one_D = torch.ones_like(moments.mean_D)
+        if scale == "l2" or metric == "cosine":
+            return cls(torch.zeros_like(one_D), one_D, normalize=True)
+        if scale == "zscore":
+            deviation_D = torch.where(moments.is_constant_D(), one_D, moments.variance_D.sqrt())
+            return cls(moments.mean_D.clone(), deviation_D.reciprocal(), normalize=False)
+        if scale == "minmax":
+            extent_D = moments.max_D - moments.min_D
+            extent_D = torch.where(extent_D > 0, extent_D, one_D)
+            return cls(moments.min_D.clone(), extent_D.reciprocal(), normalize=False)
+        return cls(_centre(moments), one_D, normalize=False)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its name."""
+        return {"shift_D": self.shift_D, "factor_D": self.factor_D}
+
+    def transform(self, centroids_KD: torch.Tensor) -> torch.Tensor:
+        """Points of the input's space in the scaled space, float64."""
+        points_KD = centroids_KD.double()
+        if self.normalize:
+            return normalized(points_KD)
+        return (points_KD - self.shift_D) * self.factor_D
+
+    def inverse(self, centroids_KD: torch.Tensor) -> torch.Tensor:
+        """Points of the scaled space in the input's space, float64.
+
+        A row's length cannot be brought back: with L2 scaling and cosine the
+        centroids stay where they are, within the unit ball.
+        """
+        points_KD = centroids_KD.double()
+        return points_KD if self.normalize else points_KD / self.factor_D + self.shift_D
+
+    def prepare(
+        self, x_ND: torch.Tensor, rows: torch.Tensor | slice, workspace_BD: torch.Tensor
+    ) -> Batch:
+        """Gather, widen and scale `rows` of a window, which must not be used for them again.
+
+        The result lies in `workspace_BD`, or in the window itself where its
+        rows can be used as they are.
+        """
+        x_BD = _gather(x_ND, rows, workspace_BD)
+        if self._moves:
+            x_BD.sub_(self.shift_D.to(x_BD.dtype)).mul_(self.factor_D.to(x_BD.dtype))
+        sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
+        dropped_B = ~sq_norms_B.isfinite() if x_ND.is_floating_point() else None
+        # Asking costs nothing on the CPU; on a GPU it would wait for the device.
+        if dropped_B is not None and x_BD.device.type == "cpu" and not dropped_B.any():
+            dropped_B = None
+        if dropped_B is not None:
+            x_BD.masked_fill_(dropped_B[:, None], 0)
+            sq_norms_B.masked_fill_(dropped_B, 0)
+        if self.normalize:
+            _normalize_(x_BD)
+            sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
+        return Batch(x_BD, sq_norms_B, dropped_B, self.normalize)
+
+    @cached_property
+    def _moves(self) -> bool:
+        unmoved = (self.shift_D == 0).all() & (self.factor_D == 1).all()
+        return not self.normalize and not bool(unmoved)
+
+
+def normalized(x_BD: torch.Tensor) -> torch.Tensor:
+    """Rows divided by their lengths; a row of zeros stays one."""
+    unit_BD = x_BD.clone()
+    _normalize_(unit_BD)
+    return unit_BD
+
+
+def _normalize_(x_BD: torch.Tensor) -> None:
+    # By the largest element first: the square of a small one would vanish.
+    for order in (torch.inf, 2):
+        norms_B1 = torch.linalg.vector_norm(x_BD, ord=order, dim=1, keepdim=True)
+        x_BD.div_(norms_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny))
+
+
+def _gather(
+    x_ND: torch.Tensor, rows: torch.Tensor | slice, workspace_BD: torch.Tensor
+) -> torch.Tensor:
+    if isinstance(rows, slice):
+        part_BD = x_ND[rows]
+        if x_ND.dtype == workspace_BD.dtype:
+            return part_BD
+        return workspace_BD[: len(part_BD)].copy_(part_BD)
+    x_BD = workspace_BD[: len(rows)]
+    if x_ND.dtype == x_BD.dtype:
+        return torch.index_select(x_ND, 0, rows, out=x_BD)
+    return x_BD.copy_(x_ND.index_select(0, rows))
+
+
+def _centre(moments: RunningMoments) -> torch.Tensor:
+    """A shift for features far from the origin, 0 for the others.
+
+    The mean is rounded to a multiple of the power of two below the standard
+    deviation. Subtracting that is exact in floating point for every value
+    that it brings closer to 0 (but for outliers by millions of deviations, whose
+    last digits lie above that power), so that centring does not change the data;
+    and sums of integers stay exact.
+    """
+    deviation_D = moments.variance_D.sqrt()
+    far_D = (moments.mean_D.abs() > FAR_FROM_ORIGIN * deviation_D) & moments.mean_D.isfinite()
+    step_D = torch.exp2(torch.floor(torch.log2(deviation_D)))
+    rounded_D = torch.where(
+        step_D > 0, torch.round(moments.mean_D / step_D) * step_D, moments.mean_D
+    )
+    return torch.where(far_D, rounded_D, torch.zeros_like(rounded_D))

@@ -1,0 +1,121 @@
+"""The state of a clustering in progress: a value made of tensors, and nothing else.
+
+Everything that decides what comes next is in here, on the device: the sums and
+counts, the rows that wait to replace empty clusters, the smoothed inertia and
+the verdict that the run is over. No scalar has to come back to the host
+for a step to be taken, and saving the state is saving its tensors. Where the
+run stands in the stream (the cursor) is not part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from streamkm.clustering.sizes import MAX_RESERVOIR_ROWS
+
+__all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state"]
+
+RUNNING, BY_TOL, BY_NO_IMPROVEMENT = range(3)
+#: Why a state is frozen, by its `stop` code.
+STOP_REASONS = {
+    BY_TOL: "the centroid shift fell to --tol",
+    BY_NO_IMPROVEMENT: "the smoothed inertia did not improve for --max-no-improvement steps",
+}
+
+
+@dataclass
+class KMeansState:
+    """K centroids over D features, with all that updating them needs.
+
+    Unless said otherwise, tensors of no dimension are float64.
+    """
+
+    centroids_KD: torch.Tensor
+    """In the scaled space, float32 or float64."""
+    sums_KD: torch.Tensor
+    """Sum of the rows of each cluster, float64: over the run for minibatch, the pass for lloyd."""
+    counts_K: torch.Tensor
+    """Number of those rows, int64."""
+    epoch_counts_K: torch.Tensor
+    """Rows of each cluster since the epoch began, int64."""
+    reservoir_RD: torch.Tensor
+    """Rows drawn with probability by squared distance, to replace empty clusters."""
+    reservoir_keys_R: torch.Tensor
+    """Their keys, least first, infinite where there is no row; float64."""
+    tolerance: torch.Tensor
+    """Squared centroid shift at which the run stops."""
+    inertia: torch.Tensor
+    """Sum of squared distances since the epoch began."""
+    batch_inertia: torch.Tensor
+    """Mean squared distance of the rows of the last batch."""
+    shift: torch.Tensor
+    """Squared centroid shift of the last update."""
+    smoothed_inertia: torch.Tensor
+    """Exponentially weighted average of `batch_inertia`; NaN before the second step."""
+    best_inertia: torch.Tensor
+    """Least value that it had."""
+    no_improvement: torch.Tensor
+    """Steps since then, int64."""
+    n_steps: torch.Tensor
+    """Updates that were applied, int64."""
+    n_dropped: torch.Tensor
+    """Rows left out since the epoch began because they are not finite, int64."""
+    n_reseeded: torch.Tensor
+    """Clusters that were reseeded, int64."""
+    stop: torch.Tensor
+    """`RUNNING`, or why the state is frozen, int64."""
+
+    @property
+    def k(self) -> int:
+        """Number of clusters."""
+        return len(self.centroids_KD)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor by its name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device) -> KMeansState:
+        """The same state on `device`."""
+        return replace(self, **{name: t.to(device) for name, t in self.tensors().items()})
+
+    def begin_epoch_(self) -> None:
+        """Forget what was gathered over the epoch before; a frozen state stays as it is."""
+        live = self.stop == RUNNING
+        for tensor in (self.epoch_counts_K, self.inertia, self.n_dropped):
+            tensor.masked_fill_(live, 0)
+        self.reservoir_keys_R.masked_fill_(live, torch.inf)
+
+
+def initial_state(centroids_KD: torch.Tensor, tolerance: float) -> KMeansState:
+    """The state before the first row: `centroids_KD` seeded, nothing counted."""
+    k, n_features = centroids_KD.shape
+    device = centroids_KD.device
+
+    def scalar(value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=device)
+
+    def integer() -> torch.Tensor:
+        return torch.zeros((), dtype=torch.int64, device=device)
+
+    n_reservoir = min(k, MAX_RESERVOIR_ROWS)
+    return KMeansState(
+        centroids_KD=centroids_KD,
+        sums_KD=torch.zeros((k, n_features), dtype=torch.float64, device=device),
+        counts_K=torch.zeros(k, dtype=torch.int64, device=device),
+        epoch_counts_K=torch.zeros(k, dtype=torch.int64, device=device),
+        reservoir_RD=centroids_KD.new_zeros((n_reservoir, n_features)),
+        reservoir_keys_R=torch.full((n_reservoir,), torch.inf, dtype=torch.float64, device=device),
+        tolerance=scalar(tolerance),
+        inertia=scalar(0),
+        batch_inertia=scalar(torch.nan),
+        shift=scalar(torch.nan),
+        smoothed_inertia=scalar(torch.nan),
+        best_inertia=scalar(torch.inf),
+        no_improvement=integer(),
+        n_steps=integer(),
+        n_dropped=integer(),
+        n_reseeded=integer(),
+        stop=integer(),
+    )
