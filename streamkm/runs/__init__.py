@@ -1,0 +1,1 @@
+"""A run from start to finish: the only place with loops over a stream."""

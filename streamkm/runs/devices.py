@@ -1,0 +1,41 @@
+"""Where the arithmetic happens."""
+
+from __future__ import annotations
+
+import torch
+
+from streamkm.errors import DeviceError
+
+__all__ = ["environment", "resolve_device"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``--device`` asks for; an explicit one exists or raises."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                f"--device {name}: torch {torch.__version__} sees no CUDA GPU; "
+                "use --device cpu, or check the driver (nvidia-smi) and torch's build"
+            )
+        n_gpus = torch.cuda.device_count()
+        index = device.index or 0
+        if index >= n_gpus:
+            raise DeviceError(f"--device {name}: there are {n_gpus} GPUs, counted from 0")
+        device = torch.device("cuda", index)
+    return device
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What may change the last bits of a result without any setting having changed."""
+    import numpy as np
+
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "device": where,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "arithmetic threads": str(torch.get_num_threads()),
+    }

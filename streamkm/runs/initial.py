@@ -1,0 +1,79 @@
+"""What seeding starts from: a sample of the data, or centroids from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from streamkm.errors import ConfigError
+from streamkm.stream.pipeline import stream
+from streamkm.stream.plan import sample_windows
+from streamkm.stream.stages import StageTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamkm.runs.progress import Progress
+    from streamkm.sources.base import Source
+    from streamkm.stream.plan import Plan
+    from streamkm.stream.slots import HostSlots
+
+__all__ = ["draw_sample", "load_centroids"]
+
+#: The sample is drawn from at least so many blocks, wherever they lie.
+SAMPLE_BLOCKS = 32
+
+
+def load_centroids(path: str, k: int, n_features: int) -> np.ndarray:
+    """The k x D array in the .npy file `path`, float64.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file, or it holds anything else.
+    """
+    try:
+        centroids_KD: np.ndarray = np.load(Path(path), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--init {path}: no .npy file that can be read ({error})") from None
+    if centroids_KD.shape != (k, n_features) or centroids_KD.dtype.kind not in "fiu":
+        raise ConfigError(
+            f"--init {path}: {k} centroids of {n_features} features are needed (real numbers), "
+            f"the file holds {centroids_KD.dtype} of shape {centroids_KD.shape}"
+        )
+    if not np.isfinite(centroids_KD).all():
+        raise ConfigError(f"--init {path}: the centroids hold NaN or infinity")
+    given_KD: np.ndarray = centroids_KD.astype(np.float64)
+    return given_KD
+
+
+def draw_sample(
+    source: Source,
+    plan: Plan,
+    n_rows: int,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    slots: HostSlots,
+    progress: Progress,
+    on_window: Callable[[], None],
+) -> torch.Tensor:
+    """At least `n_rows` random rows of `source` (or all), unscaled, as `dtype` on the device."""
+    windows = list(sample_windows(plan, n_rows, seed=seed, n_blocks=SAMPLE_BLOCKS))
+    total = sum(window.batch_edges[-1] for window in windows)
+    sample_SD = torch.empty((total, source.spec.n_features), dtype=dtype, device=slots.device)
+    times = StageTimes()
+    progress.begin("sample", total, times)
+    filled = 0
+    with stream(source, iter(windows), slots, times) as device_windows:
+        for window in device_windows:
+            for _, rows in window.batches():
+                part = window.x_ND[rows]
+                sample_SD[filled : filled + len(part)] = part
+                filled += len(part)
+                progress.advance(len(part))
+            on_window()
+    return sample_SD

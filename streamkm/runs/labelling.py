@@ -1,0 +1,105 @@
+"""Reading an array in order and assigning every row: what predict and evaluate share."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from streamkm.clustering.scaling import compute_dtype
+from streamkm.config import FitConfig
+from streamkm.errors import ConfigError
+from streamkm.kernels import ReferenceKernel, sq_distances_to
+from streamkm.runs.devices import resolve_device
+from streamkm.runs.preflight import plan_memory, predict_bytes
+from streamkm.stream.pipeline import stream
+from streamkm.stream.plan import make_plan
+from streamkm.stream.slots import HostSlots
+from streamkm.stream.stages import StageTimes
+from streamkm.stream.transfer import as_stored_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamkm.config import ExecutionConfig
+    from streamkm.runs.model import Model
+    from streamkm.sources.base import Source
+
+__all__ = ["LabelledBatch", "Labelling"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """Consecutive rows and their nearest centroids, on the device."""
+
+    start_row: int
+    labels_B: torch.Tensor
+    """int64; -1 for rows that are not finite."""
+    sq_distances_B: torch.Tensor
+    """Squared distances in the scaled space, float64; NaN for rows that are not finite."""
+    n_dropped: int
+
+
+class Labelling:
+    """Assigns the rows of one source to the centroids of one model."""
+
+    def __init__(self, model: Model, source: Source, execution: ExecutionConfig) -> None:
+        spec = source.spec
+        if spec.n_features != model.n_features:
+            raise ConfigError(
+                f"{source.name} has {spec.n_features} features, the run's centroids have "
+                f"{model.n_features}: they must agree"
+            )
+        self._source = source
+        self._device = resolve_device(execution.device)
+        batch_rows = FitConfig(k=1).resolved(spec.n_rows, spec.n_features).batch_rows
+        self._plan = make_plan(spec, batch_rows=batch_rows, seed=None)
+        on_host = self._device.type == "cpu"
+        needed = predict_bytes(spec, self._plan, model.k, on_host=on_host)
+        self.memory = plan_memory(spec, self._plan, execution, fixed_bytes=needed)
+        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
+        dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
+        self._centroids_KD = model.centroids_KD.to(self._device, dtype)
+        self._scaling = replace(
+            model.scaling,
+            shift_D=model.scaling.shift_D.to(self._device),
+            factor_D=model.scaling.factor_D.to(self._device),
+        )
+        self._kernel = ReferenceKernel(batch_rows, model.k, dtype, self._device)
+        self._workspace_BD = torch.empty(
+            (batch_rows, spec.n_features), dtype=dtype, device=self._device
+        )
+        self.times = StageTimes()
+
+    @contextmanager
+    def batches(self, start_row: int = 0) -> Iterator[Iterator[LabelledBatch]]:
+        """Every batch from the one that holds `start_row` on, in the order of the rows."""
+        first = self._plan.batch_at(start_row)
+        windows = self._plan.windows(0, first)
+        self.times = StageTimes()
+        with (
+            HostSlots(self.memory.stream, self._device) as slots,
+            stream(self._source, windows, slots, self.times) as on_device,
+        ):
+            yield (
+                self._label(window.x_ND, rows, window.window.reads[0].start)
+                for window in on_device
+                for _, rows in window.batches(first)
+            )
+
+    def _label(
+        self, x_ND: torch.Tensor, rows: slice | torch.Tensor, window_start: int
+    ) -> LabelledBatch:
+        assert isinstance(rows, slice)
+        batch = self._scaling.prepare(x_ND, rows, self._workspace_BD)
+        labels_B, _ = self._kernel.assign(batch.x_BD, batch.sq_norms_B, self._centroids_KD)
+        sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self._centroids_KD)
+        n_dropped = 0
+        if batch.dropped_B is not None:
+            labels_B.masked_fill_(batch.dropped_B, -1)
+            sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
+            n_dropped = int(batch.dropped_B.sum())
+        return LabelledBatch(window_start + rows.start, labels_B, sq_distances_B, n_dropped)

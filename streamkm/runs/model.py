@@ -1,0 +1,123 @@
+"""The result of a run: centroids with all that is needed to label rows by them."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from streamkm.clustering.scaling import Scaling
+from streamkm.errors import RunError
+from streamkm.files import write_atomically
+from streamkm.runs.folder import read_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from streamkm.runs.folder import RunFolder
+
+__all__ = ["Model", "load_run"]
+
+FORMAT, METADATA = "1", "streamkm"
+
+
+@dataclass(frozen=True)
+class Model:
+    """K fitted centroids over D features."""
+
+    centroids_KD: torch.Tensor
+    """In the scaled space, float32 or float64."""
+    counts_K: torch.Tensor
+    """Rows that each centroid is the mean of, int64."""
+    sums_KD: torch.Tensor
+    """Sums of those rows in the scaled space, float64."""
+    scaling: Scaling
+    settings: dict[str, Any]
+    """The settings of the run that made it, as `FitConfig.as_dict` gives them."""
+
+    @property
+    def k(self) -> int:
+        """Number of clusters."""
+        return len(self.centroids_KD)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return self.centroids_KD.shape[1]
+
+    @property
+    def centroids(self) -> np.ndarray:
+        """Centroids in the space of the input, float32, shape (K, D)."""
+        return self.scaling.inverse(self.centroids_KD.cpu()).float().numpy()
+
+    def save(self, folder: RunFolder) -> None:
+        """Write centroids.npy, then model.safetensors, whose presence says that a run is over."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.centroids, allow_pickle=False)
+        write_atomically(folder.centroids, buffer.getvalue())
+        tensors = {
+            "centroids": self.centroids_KD,
+            "counts": self.counts_K,
+            "sums": self.sums_KD,
+            "scaling.shift": self.scaling.shift_D,
+            "scaling.factor": self.scaling.factor_D,
+        }
+        # One entry: safetensors writes several in a random order, and the same
+        # model would be another file each time.
+        about = {
+            "format": FORMAT,
+            "normalize": self.scaling.normalize,
+            "settings": self.settings,
+        }
+        metadata = {METADATA: json.dumps(about)}
+        on_host = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        write_atomically(folder.model, save(on_host, metadata))
+
+
+def load_run(path: Path) -> Model:
+    """The model of the finished run in the folder `path`.
+
+    Raises
+    ------
+    RunError
+        If `path` is no run, is not finished, or its model is damaged.
+    """
+    read_config(path)
+    file = path / "model.safetensors"
+    try:
+        content = file.read_bytes()
+    except OSError:
+        raise RunError(
+            f"{path}: the run is not finished; repeat its fit command with --resume"
+        ) from None
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about = json.loads(header["__metadata__"][METADATA])
+        if about["format"] != FORMAT:
+            raise RunError(f"{file}: its format is {about['format']}, this version reads {FORMAT}")
+        model = Model(
+            centroids_KD=tensors["centroids"],
+            counts_K=tensors["counts"],
+            sums_KD=tensors["sums"],
+            scaling=Scaling(
+                tensors["scaling.shift"],
+                tensors["scaling.factor"],
+                normalize=about["normalize"],
+            ),
+            settings=about["settings"],
+        )
+        if model.sums_KD.shape != model.centroids_KD.shape or model.centroids_KD.ndim != 2:
+            raise KeyError("shapes")
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise RunError(
+            f"{file} is damaged ({error!r}); remove it and repeat the fit command with --resume"
+        ) from error
+    return model

@@ -1,0 +1,180 @@
+"""Labels, and distances, for every row of an array, streamed to disk and resumable."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamkm.errors import ConfigError, Interrupted, ResumeError
+from streamkm.files import file_sha256
+from streamkm.runs.labelling import Labelling
+from streamkm.runs.model import load_run
+from streamkm.runs.progress import Progress
+from streamkm.runs.rows import non_finite_error
+from streamkm.sources import open_sink
+from streamkm.sources.sink import commit_together
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamkm.config import ExecutionConfig
+    from streamkm.runs.interrupts import StopRequest
+    from streamkm.runs.labelling import LabelledBatch
+    from streamkm.sources import Sink, Source
+
+__all__ = ["predict"]
+
+#: From so many clusters on, labels do not fit int32.
+INT64_CLUSTERS = 2**31
+
+
+def predict(
+    run_dir: Path,
+    source: Source,
+    execution: ExecutionConfig,
+    *,
+    labels: Path,
+    distances: Path | None = None,
+    nan: str | None = None,
+    resume: bool,
+    stop_request: StopRequest,
+) -> int:
+    """Write the nearest centroid of every row of `source`; returns how many it dropped.
+
+    Parameters
+    ----------
+    run_dir : Path
+        A finished run.
+    source : Source
+        N rows by as many features as the run's centroids have.
+    execution : ExecutionConfig
+        How to carry it out; `checkpoint_every` says how often what is written
+        is made durable.
+    labels : Path
+        ``.npy`` or ``.zarr`` of N labels, int32 (int64 from 2^31 clusters); -1
+        for rows that were dropped.
+    distances : Path, optional
+        Likewise for the Euclidean distances (not squared) in the scaled space,
+        float32; NaN for rows that were dropped. For cosine they are those of the
+        unit vectors: half the square is the cosine distance.
+    nan : {"error", "drop"}, optional
+        What to do about rows with NaN or infinity; by default as in the run.
+    resume : bool
+        Go on with outputs that an interrupted predict left unfinished.
+    stop_request : StopRequest
+        Is asked after every batch.
+    """
+    model = load_run(run_dir)
+    if distances is not None and distances.resolve() == labels.resolve():
+        raise ConfigError(f"--labels and --distances must differ, both are {labels}")
+    labelling = Labelling(model, source, execution)
+    nan = nan or model.settings["nan"]
+    label_dtype = np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32)
+    job = {
+        "model": file_sha256(run_dir / "model.safetensors"),
+        "data": source.fingerprint(),
+        "nan": nan,
+    }
+    outputs = [(labels, label_dtype)]
+    if distances is not None:
+        outputs.append((distances, np.dtype(np.float32)))
+    with ExitStack() as stack:
+        sinks = [
+            stack.enter_context(
+                open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume)
+            )
+            for path, dtype in outputs
+        ]
+        for sink in sinks:
+            _check_job(sink, job)
+        progress = stack.enter_context(Progress())
+        writer = _Writer(sinks, job, execution, stop_request)
+        if writer.start_row < source.spec.n_rows:
+            _label_all(source, labelling, writer, progress, nan=nan)
+        commit_together(sinks)
+        progress.say("written: " + " and ".join(str(path) for path, _ in outputs))
+    return writer.n_dropped
+
+
+def _label_all(
+    source: Source, labelling: Labelling, writer: _Writer, progress: Progress, *, nan: str
+) -> None:
+    """Stream the rows that are left through the model to the sinks."""
+    progress.introduce(source)
+    if writer.start_row:
+        progress.say(f"resumed: from row {writer.start_row:,}")
+    progress.say(f"plan: {labelling.memory}")
+    with labelling.batches(writer.start_row) as batches:
+        progress.begin("predict", source.spec.n_rows, labelling.times, done=writer.start_row)
+        for batch in batches:
+            if batch.n_dropped and nan == "error":
+                raise non_finite_error(source, batch.n_dropped)
+            writer.write(batch)
+            progress.advance(len(batch.labels_B))
+            if progress.is_due():
+                progress.report({})
+    progress.say(labelling.times.summary())
+    if writer.n_dropped:
+        since = f" from row {writer.start_row:,} on" if writer.start_row else ""
+        progress.say(f"dropped: {writer.n_dropped:,} rows{since} with NaN or infinity, labelled -1")
+
+
+class _Writer:
+    """Writes batches to the sinks and makes them durable as often as asked."""
+
+    def __init__(
+        self,
+        sinks: list[Sink],
+        job: dict[str, str],
+        execution: ExecutionConfig,
+        stop_request: StopRequest,
+    ) -> None:
+        self._sinks, self._job, self._stop_request = sinks, job, stop_request
+        self._cadence = execution.checkpoint_every
+        self._saved_at, self._batches = time.monotonic(), 0
+        self.n_dropped = 0
+        self.start_row = self._counted_to = min(sink.next_row for sink in sinks)
+
+    def write(self, batch: LabelledBatch) -> None:
+        labels_B = batch.labels_B.cpu().numpy()
+        values = (labels_B, batch.sq_distances_B.sqrt().cpu().numpy())
+        # A resumed run begins with the batch that holds the first missing row.
+        fresh = labels_B[max(self._counted_to - batch.start_row, 0) :]
+        self.n_dropped += int((fresh < 0).sum())
+        self._counted_to = batch.start_row + len(labels_B)
+        for sink, value in zip(self._sinks, values, strict=False):
+            sink.write(batch.start_row, value.astype(sink.dtype, copy=False))
+        self._batches += 1
+        asked = self._stop_request.signal_name
+        if asked is not None or self._is_due():
+            self._save()
+        if asked is not None:
+            raise Interrupted(
+                f"stopped by {asked}; rows up to {self._sinks[0].durable_rows:,} are saved: "
+                "add --resume to the command to go on"
+            )
+
+    def _is_due(self) -> bool:
+        if self._cadence.batches is not None:
+            return self._batches % self._cadence.batches == 0
+        assert self._cadence.seconds is not None
+        return time.monotonic() - self._saved_at >= self._cadence.seconds
+
+    def _save(self) -> None:
+        for sink in self._sinks:
+            sink.write_cursor(self._job)
+        self._saved_at = time.monotonic()
+
+
+def _check_job(sink: Sink, job: dict[str, str]) -> None:
+    """Refuse to go on with the output of another model or other data."""
+    before = sink.read_cursor() or job
+    for name, value in job.items():
+        if before.get(name) != value:
+            raise ResumeError(
+                f"{sink.path}: its unfinished output was made with another {name} "
+                f"({before.get(name)}, now {value}); start again without --resume"
+            )

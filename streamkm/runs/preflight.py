@@ -1,0 +1,182 @@
+"""What a run will need, worked out before anything is read or written.
+
+Imports no torch: wrong arguments and unusable input are refused before the
+seconds that importing it takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamkm.clustering.sizes import sample_size
+from streamkm.config import format_bytes
+from streamkm.errors import ConfigError, MemoryBudgetError
+from streamkm.stream.slots import StreamMemory
+
+if TYPE_CHECKING:
+    from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.sources.base import ArraySpec
+    from streamkm.stream.plan import Plan
+
+__all__ = [
+    "MemoryPlan",
+    "check_fit",
+    "fit_bytes",
+    "give_back_large_blocks",
+    "plan_memory",
+    "predict_bytes",
+]
+
+DEFAULT_HOST_MEMORY = 8 << 30
+MAX_READ_THREADS = 16
+#: Slots that make reading and arithmetic overlap: one being worked on, one
+#: being copied or ready, one being read.
+FULL_SLOTS, MAX_SLOTS = 3, 8
+#: What the matrix library and the allocators of some threads take on first use.
+RUNTIME_BYTES = 48 << 20
+#: Scores of a tile and the few rows compared at once, see kernels.reference.
+TILE_BYTES, TILE_ROWS = 4 << 20, 128
+
+
+#: From this size on a block of memory is mapped by itself; the option's number in glibc.
+LARGE_BLOCK_BYTES, M_MMAP_THRESHOLD = 1 << 20, -3
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Host memory of a run beyond what importing the package takes."""
+
+    stream: StreamMemory
+    """What the slots and readers of a stream may take."""
+    reader_bytes: int
+    """What one reader thread allocates beside the slots."""
+    fixed_bytes: int
+    """Everything whose size does not depend on slots and threads."""
+    budget: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Most that the run will take."""
+        slots = self.stream.n_slots * self.stream.slot_bytes
+        return self.fixed_bytes + slots + self.stream.n_readers * self.reader_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{format_bytes(self.total_bytes)} of {format_bytes(self.budget)} host memory: "
+            f"{self.stream.n_slots} slots of {format_bytes(self.stream.slot_bytes)}, "
+            f"{self.stream.n_readers} readers of {format_bytes(self.reader_bytes)}, "
+            f"{format_bytes(self.fixed_bytes)} for the rest"
+        )
+
+
+def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
+    """Refuse what can be refused from the array's shape alone."""
+    if config.k > spec.n_rows:
+        raise ConfigError(
+            f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
+        )
+
+
+def give_back_large_blocks() -> None:
+    """Make the C library return large blocks to the system as soon as they are freed.
+
+    glibc otherwise keeps them, in an arena for every thread that ever freed
+    one: decoding chunks in a pool of threads then takes several times what is
+    in use. Concerns the whole process, so it is for programs to call, not for
+    libraries. Does nothing where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+
+
+def plan_memory(
+    spec: ArraySpec, plan: Plan, execution: ExecutionConfig, *, fixed_bytes: int
+) -> MemoryPlan:
+    """As many slots and readers as the budget holds, up to what is of use.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If one slot and one reader do not fit; the message says what would do.
+    """
+    budget = execution.max_host_memory or _default_budget()
+    wanted = execution.read_threads or min(os.cpu_count() or 1, MAX_READ_THREADS)
+    # Where windows hold few blocks, several must be open for all readers to have work.
+    enough = min(FULL_SLOTS - 1 + -(-wanted // plan.window_blocks), MAX_SLOTS)
+
+    slot_bytes = plan.window_rows * spec.row_bytes
+
+    def sized(n_slots: int, n_readers: int) -> MemoryPlan:
+        return MemoryPlan(
+            StreamMemory(n_slots, plan.window_rows, slot_bytes, n_readers),
+            reader_bytes=spec.scratch_bytes,
+            fixed_bytes=fixed_bytes,
+            budget=budget,
+        )
+
+    # A second slot is worth more than more readers: without it nothing overlaps.
+    for n_slots, n_readers in (
+        *((n, wanted) for n in range(max(enough, FULL_SLOTS), 1, -1)),
+        *((2, n) for n in range(wanted - 1, 0, -1)),
+        (1, 1),
+    ):
+        memory = sized(n_slots, n_readers)
+        if memory.total_bytes <= budget:
+            return memory
+    least = sized(1, 1)
+    raise MemoryBudgetError(
+        f"--max-host-memory {format_bytes(budget)} is too small: this run needs at least "
+        f"{_round_up_mib(least.total_bytes)} ({format_bytes(slot_bytes)} for one window of "
+        f"{plan.window_rows:,} rows, {format_bytes(spec.scratch_bytes)} for one reader, "
+        f"{format_bytes(fixed_bytes)} for the rest)"
+    )
+
+
+def fit_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool) -> int:
+    """Host bytes of a fit beside slots and readers; `on_host` if the device is the CPU."""
+    width = _compute_width(spec)
+    state = config.k * spec.n_features
+    # Saving serialises the centroids and the float64 sums.
+    total = RUNTIME_BYTES + state * (width + 8)
+    if not on_host:
+        return total
+    n_sample = sample_size(spec.n_rows, config.k)
+    n_trials = 2 + config.k.bit_length()
+    seeding = n_sample * (spec.n_features * width + 3 * n_trials * width + 32)
+    # Centroids, sums, and the copies of both that one update makes.
+    training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 24)
+    return total + max(seeding, training) + config.k * 64
+
+
+def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
+    """Host bytes of predict and evaluate beside slots and readers."""
+    state = k * spec.n_features * (_compute_width(spec) + 8)
+    return RUNTIME_BYTES + state + (_batch_bytes(spec, plan, k) if on_host else 0)
+
+
+def _batch_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
+    """What one batch takes on its way through preparation and the kernel."""
+    width = _compute_width(spec)
+    rows = plan.batch_rows * (spec.n_features * (width + spec.storage.itemsize) + 96)
+    scores = max(TILE_BYTES, min(TILE_ROWS, plan.batch_rows) * k * width)
+    return rows + scores + 3 * TILE_BYTES + 4 * plan.window_rows * FULL_SLOTS
+
+
+def _compute_width(spec: ArraySpec) -> int:
+    """Bytes of an element in the dtype that distances are taken in."""
+    return 8 if spec.dtype in ("float64", "int32", "int64", "uint32", "uint64") else 4
+
+
+def _default_budget() -> int:
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(DEFAULT_HOST_MEMORY, physical // 2)
+
+
+def _round_up_mib(n_bytes: int) -> str:
+    return f"{-(-n_bytes // (1 << 20))}MiB"

@@ -1,0 +1,149 @@
+"""What a run says while it works: a bar or lines on stderr, and metrics.jsonl.
+
+On a terminal there is a bar; elsewhere one line every 30 seconds, because a
+bar floods a log file and silence looks like a hang. Numbers that live on the
+device are asked for only when a report is due, so that asking never holds it up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from streamkm.config import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from streamkm.sources import Source
+    from streamkm.stream.stages import StageTimes
+
+__all__ = ["Progress"]
+
+#: Seconds between records in metrics.jsonl, and between updates of the bar's figures.
+REPORT_EVERY_S = 2.0
+#: Seconds between lines where there is no terminal.
+LINE_EVERY_S = 30.0
+
+
+class Progress:
+    """Progress of one command; use as a context manager."""
+
+    def __init__(self, metrics: Path | None = None) -> None:
+        self._metrics = metrics.open("a") if metrics else None
+        self._on_terminal = sys.stderr.isatty()
+        self._bar: tqdm[Any] | None = None
+        self._phase = ""
+        self._last_report = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close_bar()
+        if self._metrics:
+            self._metrics.close()
+            self._metrics = None
+
+    def say(self, message: str) -> None:
+        """One line on stderr, beside the bar if there is one."""
+        if self._bar is not None:
+            self._bar.clear()
+        sys.stderr.write(message + "\n")
+        sys.stderr.flush()
+        if self._bar is not None:
+            self._bar.refresh()
+
+    def introduce(self, source: Source) -> None:
+        """Say what the rows are, and what a user should know of them."""
+        spec = source.spec
+        self.say(
+            f"{source.name}: {spec.n_rows:,} rows x {spec.n_features:,} features, {spec.dtype}, "
+            f"{format_bytes(spec.nbytes)} ({spec.layout})"
+        )
+        for note in source.notes():
+            self.say(f"note: {note}")
+
+    def begin(
+        self, phase: str, total: int, times: StageTimes, *, done: int = 0, unit: str = "row"
+    ) -> None:
+        """Start a phase of `total` rows, of which `done` were done by an earlier attempt."""
+        self._close_bar()
+        self._phase, self._total, self._times = phase, total, times
+        self._done = self._before = done
+        self._began, self._bytes_before = time.monotonic(), times.bytes_read
+        self._unit = unit
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=phase,
+            unit=unit,
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=False,
+            disable=not self._on_terminal,
+        )
+
+    def advance(self, n_rows: int) -> None:
+        """Count rows that were applied."""
+        self._done += n_rows
+        if self._bar is not None:
+            self._bar.update(n_rows)
+
+    def is_due(self) -> bool:
+        """Whether `report` should be called: it is what costs."""
+        return time.monotonic() - self._last_report >= REPORT_EVERY_S
+
+    def report(self, figures: Mapping[str, float | int | str | None]) -> None:
+        """Write a record with `figures` and refresh what is shown."""
+        now = time.monotonic()
+        self._last_report = now
+        elapsed = max(now - self._began, 1e-9)
+        rate = (self._done - self._before) / elapsed
+        bytes_per_s = (self._times.bytes_read - self._bytes_before) / elapsed
+        self.record(
+            {
+                "phase": self._phase,
+                **figures,
+                "rows": self._done,
+                "elapsed_s": round(elapsed, 3),
+                "rows_per_s": round(rate, 1),
+                "bytes_per_s": round(bytes_per_s, 1),
+                "stages": self._times.as_dict(),
+            }
+        )
+        inertia = figures.get("inertia_per_row")
+        text = f"inertia/row {inertia:.6g}" if isinstance(inertia, float) else ""
+        if self._bar is not None and text:
+            self._bar.set_postfix_str(text)
+        if not self._on_terminal and now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            left = (self._total - self._done) / rate if rate else float("inf")
+            self.say(
+                f"{self._phase}: {self._done:,} of {self._total:,} {self._unit}s "
+                f"({self._done / max(self._total, 1):.0%}), {rate:,.0f} {self._unit}s/s, "
+                f"{format_bytes(bytes_per_s)}/s, about {left:,.0f} s left"
+                + (f", {text}" if text else "")
+            )
+
+    def record(self, figures: Mapping[str, object]) -> None:
+        """Append a record to metrics.jsonl."""
+        if self._metrics:
+            self._metrics.write(json.dumps({"time": round(time.time(), 3), **figures}) + "\n")
+            self._metrics.flush()
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,105 @@
+"""What must survive an attempt at a fit: where it stands, and the tensors as they stood there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from streamkm.clustering.scaling import RunningMoments, Scaling
+from streamkm.clustering.state import KMeansState
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from streamkm.runs.checkpoint import Checkpoint
+
+__all__ = ["Cursor", "Snapshot"]
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a run has got: batches of an epoch of a phase that were applied."""
+
+    phase: str
+    """``scale``, ``seed`` or ``train``."""
+    epoch: int = 0
+    batch: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.phase}, epoch {self.epoch}, batch {self.batch}"
+
+
+@dataclass
+class Snapshot:
+    """A fit between two batches."""
+
+    cursor: Cursor
+    moments: RunningMoments
+    step: int = 0
+    """Batches applied since the run began, in all phases; the seeding counts as one."""
+    scaling: Scaling | None = None
+    state: KMeansState | None = None
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Every tensor by group and name, on the host."""
+        groups = {"moments": self.moments.tensors()}
+        if self.scaling is not None:
+            groups["scaling"] = self.scaling.tensors()
+        if self.state is not None:
+            groups["state"] = self.state.tensors()
+        return {
+            f"{group}.{name}": tensor.cpu().contiguous().numpy()
+            for group, members in groups.items()
+            for name, tensor in members.items()
+        }
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, device: torch.device, *, normalize: bool
+    ) -> Snapshot:
+        """What `tensors` and `cursor` were when the checkpoint was saved."""
+        groups: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "scaling": {}, "state": {}}
+        for key, array in checkpoint.tensors.items():
+            group, name = key.split(".")
+            groups[group][name] = torch.from_numpy(array).to(device)
+        return cls(
+            cursor=Cursor(**checkpoint.manifest["cursor"]),
+            moments=RunningMoments(**groups["moments"]),
+            step=checkpoint.step,
+            scaling=Scaling(**groups["scaling"], normalize=normalize)
+            if groups["scaling"]
+            else None,
+            state=KMeansState(**groups["state"]) if groups["state"] else None,
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """Where the run stands, for the checkpoint's manifest."""
+        return {"cursor": asdict(self.cursor)}
+
+    def figures(self) -> dict[str, Any]:
+        """Scalars of the state, for people and metrics.jsonl; waits for the device."""
+        if self.state is None:
+            return {"epoch": self.cursor.epoch}
+        state = self.state
+        named = {
+            "step": state.n_steps,
+            "stop": state.stop,
+            "reseeded": state.n_reseeded,
+            "dropped": state.n_dropped,
+            "inertia": state.inertia,
+            "inertia_per_row": state.batch_inertia,
+            "smoothed_inertia": state.smoothed_inertia,
+            "shift": state.shift,
+        }
+        # One copy for all of them: each would wait for the device by itself.
+        values = torch.stack([tensor.double() for tensor in named.values()]).tolist()
+        figures: dict[str, Any] = {"epoch": self.cursor.epoch}
+        for (name, tensor), value in zip(named.items(), values, strict=True):
+            if not tensor.is_floating_point():
+                figures[name] = int(value)
+            else:  # JSON has no NaN.
+                figures[name] = value if math.isfinite(value) else None
+        return figures
