@@ -119,6 +119,11 @@ class FitConfig:
             }
         )
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether rows are divided by their lengths."""
+        return self.metric == "cosine" or self.scale == "l2"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)

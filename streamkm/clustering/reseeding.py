@@ -1,10 +1,12 @@
-"""Rows that replace empty and starved clusters, drawn from the stream.
+"""Rows that replace empty clusters, and those that starved, drawn from the stream.
 
 During an epoch a small reservoir keeps rows drawn without replacement with
 probability proportional to the squared distance from their centroid, by the
 exponential keys of Efraimidis and Spirakis (2006): the row with the least
 ``Exp(1) / weight`` is drawn first. At the epoch's end the rows take the places
-of the clusters that attracted (almost) nothing in it.
+of the clusters that attracted nothing in it, whatever they had before. (A share
+of the mean count was tried as the limit: it destroyed good clusters that were
+simply small, and with them a hundred times the inertia.)
 
 Judging at the end of an epoch, when every row has been seen, was chosen over
 judging after some batches: where the rows of a file are sorted, a cluster may

@@ -122,23 +122,32 @@ class Scaling:
     normalize: bool
 
     @classmethod
-    def fit(cls, scale: str, metric: str, moments: RunningMoments) -> Scaling:
+    def fit(
+        cls,
+        scale: str,
+        metric: str,
+        moments: RunningMoments,
+        dtype: torch.dtype = torch.float64,
+    ) -> Scaling:
         """The map that ``--scale`` and ``--metric`` ask for, given the data's moments.
 
         For ``none`` the moments may be those of a sample: they decide only
-        about centring.
+        about centring. Shift and factor are rounded to `dtype`, in which rows
+        will be scaled, so that points go back the very way that rows came.
         """
         one_D = torch.ones_like(moments.mean_D)
         if scale == "l2" or metric == "cosine":
             return cls(torch.zeros_like(one_D), one_D, normalize=True)
         if scale == "zscore":
             deviation_D = torch.where(moments.is_constant_D(), one_D, moments.variance_D.sqrt())
-            return cls(moments.mean_D.clone(), deviation_D.reciprocal(), normalize=False)
-        if scale == "minmax":
+            shift_D, factor_D = moments.mean_D, deviation_D.reciprocal()
+        elif scale == "minmax":
             extent_D = moments.max_D - moments.min_D
             extent_D = torch.where(extent_D > 0, extent_D, one_D)
-            return cls(moments.min_D.clone(), extent_D.reciprocal(), normalize=False)
-        return cls(_centre(moments), one_D, normalize=False)
+            shift_D, factor_D = moments.min_D, extent_D.reciprocal()
+        else:
+            shift_D, factor_D = _centre(moments), one_D
+        return cls(shift_D.to(dtype).double(), factor_D.to(dtype).double(), normalize=False)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""

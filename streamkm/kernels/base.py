@@ -29,7 +29,10 @@ class Kernel(Protocol):
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
-        """Nearest centroid of each row; `sq_norms_B` holds the rows' squared lengths."""
+        """The true nearest centroid of each row, in whatever precision rows were screened.
+
+        `sq_norms_B` holds the rows' squared lengths.
+        """
 
     def accumulate(
         self,

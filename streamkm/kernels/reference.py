@@ -1,9 +1,10 @@
 """Assignment and accumulation in plain torch: the oracle, and the kernel of every device.
 
 Squared distances come from ``|x|^2 - 2 x.c + |c|^2``, a matrix product, in
-tiles of rows whose scores stay in cache. Its rounding error grows with the
-distance of the data from the origin, which is why rows and centroids are
-centred before they get here (see ``clustering.scaling``).
+tiles of rows whose scores stay in cache. Rows whose two best scores are within
+rounding of each other are looked at again (see ``kernels.exact``). The rounding
+error grows with the distance of the data from the origin, which is why rows and
+centroids are centred before they get here (see ``clustering.scaling``).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from streamkm.kernels.base import Assignment
+from streamkm.kernels.exact import recheck_, rounding_bound
 
 __all__ = ["ReferenceKernel", "sq_distances_to"]
 
@@ -29,6 +31,7 @@ class ReferenceKernel:
     def __init__(self, batch_rows: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
         tile_rows = self.tile_rows(batch_rows, k, dtype, device)
         self._scores = torch.empty((tile_rows, k), dtype=dtype, device=device)
+        self._starts = torch.arange(0, tile_rows * k, k, device=device)
 
     @staticmethod
     def tile_rows(batch_rows: int, k: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -45,12 +48,20 @@ class ReferenceKernel:
         n_rows, tile_rows = len(x_BD), len(self._scores)
         labels_B = torch.empty(n_rows, dtype=torch.int64, device=x_BD.device)
         best_B = torch.empty(n_rows, dtype=x_BD.dtype, device=x_BD.device)
+        second_B = torch.empty_like(best_B)
         for start in range(0, n_rows, tile_rows):
             tile = slice(start, min(start + tile_rows, n_rows))
             scores_TK = self._scores[: tile.stop - tile.start]
             torch.addmm(c_sq_K, x_BD[tile], c_DK, alpha=-2, out=scores_TK)
             torch.min(scores_TK, dim=1, out=(best_B[tile], labels_B[tile]))
-        labels_B = _first_alike(centroids_KD, c_sq_K).index_select(0, labels_B)
+            # The second best is the best once the best is gone. (scatter_ does the
+            # same a hundred times more slowly.)
+            places_T = self._starts[: len(scores_TK)] + labels_B[tile]
+            scores_TK.view(-1).index_fill_(0, places_T, torch.inf)
+            torch.amin(scores_TK, dim=1, out=second_B[tile])
+        bound_B = rounding_bound(sq_norms_B, c_sq_K.max(), x_BD.shape[1])
+        uncertain_B = second_B - best_B <= 2 * bound_B
+        recheck_(labels_B, best_B, uncertain_B, x_BD, centroids_KD)
         return Assignment(labels_B, best_B.add_(sq_norms_B).clamp_min_(0))
 
     def accumulate(
@@ -73,28 +84,6 @@ class ReferenceKernel:
         sums_KD += torch.segment_reduce(
             x_BD.index_select(0, order_B), "sum", lengths=counts_B, axis=0, unsafe=True
         )
-
-
-def _first_alike(centroids_KD: torch.Tensor, c_sq_K: torch.Tensor) -> torch.Tensor:
-    """Index of the first centroid that is equal to each.
-
-    A matrix product may round its last columns otherwise than the rest, so
-    that equal centroids get scores that are not, and the least decides.
-    """
-    device, (k, n_features) = centroids_KD.device, centroids_KD.shape
-    positions_K = torch.arange(k, device=device)
-    sorted_sq_K = torch.sort(c_sq_K).values
-    # Asking costs nothing on the CPU; on a GPU it would wait for the device.
-    if device.type == "cpu" and not (sorted_sq_K[1:] == sorted_sq_K[:-1]).any():
-        return positions_K
-    # Sorted by a sum that hardly two others share, equal centroids lie side by side.
-    weights_D = torch.arange(1, n_features + 1, dtype=c_sq_K.dtype, device=device).sqrt_()
-    order_K = torch.argsort((centroids_KD * weights_D).sum(dim=1), stable=True)
-    sorted_KD = centroids_KD.index_select(0, order_K)
-    starts_K = positions_K.clone()
-    starts_K[1:].masked_fill_((sorted_KD[1:] == sorted_KD[:-1]).all(dim=1), 0)
-    firsts_K = order_K.index_select(0, starts_K.cummax(dim=0).values)
-    return torch.empty_like(order_K).index_copy_(0, order_K, firsts_K)
 
 
 def sq_distances_to(

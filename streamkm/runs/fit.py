@@ -26,13 +26,13 @@ from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
 from streamkm.clustering.seeding import kmeans_plusplus, random_rows
 from streamkm.clustering.sizes import sample_size
 from streamkm.clustering.state import RUNNING, STOP_REASONS, initial_state
-from streamkm.errors import ConfigError, Interrupted
+from streamkm.errors import Interrupted
 from streamkm.files import file_sha256
 from streamkm.kernels import ReferenceKernel
 from streamkm.runs.checkpoint import Checkpointer
 from streamkm.runs.devices import environment, resolve_device
 from streamkm.runs.folder import RunFolder
-from streamkm.runs.initial import draw_sample, load_centroids
+from streamkm.runs.initial import draw_sample, load_centroids, usable_rows
 from streamkm.runs.model import Model, load_run
 from streamkm.runs.preflight import check_fit, fit_bytes, plan_memory
 from streamkm.runs.progress import Progress
@@ -47,7 +47,6 @@ from streamkm.stream.transfer import as_stored_tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streamkm.clustering.scaling import Batch
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, FitConfig, ResolvedFitConfig
     from streamkm.runs.checkpoint import Checkpoint
@@ -147,7 +146,9 @@ class _Attempt:
         # Before any pass over the data, so that a file of another shape costs nothing.
         self._given_KD: np.ndarray | None = None
         if config.init.endswith(".npy"):
-            self._given_KD = load_centroids(config.init, config.k, spec.n_features)
+            self._given_KD = load_centroids(
+                config.init, config.k, spec.n_features, normalize=config.normalizes
+            )
 
         needs_moments = config.scale in ("zscore", "minmax")
         self._now = Snapshot(
@@ -208,7 +209,7 @@ class _Attempt:
                     now.cursor = Cursor("scale", 0, index + 1)
                     self._after_batch(len(x_BD))
         self._check_dropped(now.moments.n_dropped)
-        now.scaling = Scaling.fit(self._config.scale, self._config.metric, now.moments)
+        now.scaling = self._fit_scaling(now.moments)
         now.cursor = Cursor("seed")
 
     def _seed(self, now: Snapshot) -> None:
@@ -218,8 +219,11 @@ class _Attempt:
         if now.scaling is None:
             moments = RunningMoments.empty(sample_SD.shape[1], self._device)
             moments.update_(sample_SD)
-            now.scaling = Scaling.fit(config.scale, config.metric, moments)
-        sample_SD = self._finite_rows(now.scaling.prepare(sample_SD, slice(None), sample_SD))
+            now.scaling = self._fit_scaling(moments)
+        sample = now.scaling.prepare(sample_SD, slice(None), sample_SD)
+        if sample.dropped_B is not None:
+            self._check_dropped(sample.dropped_B.sum())
+        sample_SD = usable_rows(sample, config.k)
         tolerance = config.tol * float(sample_SD.double().var(dim=0, correction=0).mean())
         if self._given_KD is not None:
             given_KD = torch.from_numpy(self._given_KD).to(self._device)
@@ -268,6 +272,9 @@ class _Attempt:
 
     # ---- parts of them ------------------------------------------------------
 
+    def _fit_scaling(self, moments: RunningMoments) -> Scaling:
+        return Scaling.fit(self._config.scale, self._config.metric, moments, self._dtype)
+
     def _draw_sample(self) -> torch.Tensor:
         """The seeding sample, unscaled, in the compute dtype."""
         return draw_sample(
@@ -280,19 +287,6 @@ class _Attempt:
             progress=self._progress,
             on_window=self._stop_if_asked,
         )
-
-    def _finite_rows(self, sample: Batch) -> torch.Tensor:
-        """The scaled rows of the sample without those that must be left out."""
-        if sample.dropped_B is None:
-            return sample.x_BD
-        self._check_dropped(sample.dropped_B.sum())
-        rows_SD, k = sample.x_BD[~sample.dropped_B], self._config.k
-        if len(rows_SD) < k:
-            raise ConfigError(
-                f"k must be at most the number of finite rows: of {len(sample.x_BD):,} rows "
-                f"sampled {len(rows_SD):,} are finite, k is {k:,}"
-            )
-        return rows_SD
 
     def _algorithm(self) -> MiniBatch | Lloyd:
         config = self._config
@@ -370,8 +364,9 @@ class _Attempt:
         return self._checkpoints.save(now.step, now.tensors(), manifest)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        normalize = self._config.metric == "cosine" or self._config.scale == "l2"
-        self._now = Snapshot.from_checkpoint(checkpoint, self._device, normalize=normalize)
+        self._now = Snapshot.from_checkpoint(
+            checkpoint, self._device, normalize=self._config.normalizes
+        )
         if self._now.state is not None:
             self._is_stopped = int(self._now.state.stop) != RUNNING
         say = self._progress.say

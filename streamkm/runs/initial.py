@@ -16,19 +16,20 @@ from streamkm.stream.stages import StageTimes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamkm.clustering.scaling import Batch
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import Source
     from streamkm.stream.plan import Plan
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["draw_sample", "load_centroids"]
+__all__ = ["draw_sample", "load_centroids", "usable_rows"]
 
 #: The sample is drawn from at least so many blocks, wherever they lie.
 SAMPLE_BLOCKS = 32
 
 
-def load_centroids(path: str, k: int, n_features: int) -> np.ndarray:
-    """The k x D array in the .npy file `path`, float64.
+def load_centroids(path: str, k: int, n_features: int, *, normalize: bool) -> np.ndarray:
+    """The k x D array in the .npy file `path`, float64; to `normalize` no row may be zero.
 
     Raises
     ------
@@ -46,6 +47,8 @@ def load_centroids(path: str, k: int, n_features: int) -> np.ndarray:
         )
     if not np.isfinite(centroids_KD).all():
         raise ConfigError(f"--init {path}: the centroids hold NaN or infinity")
+    if normalize and not centroids_KD.any(axis=1).all():
+        raise ConfigError(f"--init {path}: a centroid of zeros has no direction to normalise")
     given_KD: np.ndarray = centroids_KD.astype(np.float64)
     return given_KD
 
@@ -77,3 +80,26 @@ def draw_sample(
                 progress.advance(len(part))
             on_window()
     return sample_SD
+
+
+def usable_rows(sample: Batch, k: int) -> torch.Tensor:
+    """The rows of a scaled sample that a centroid may stand on: finite, and with a direction.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer than `k`.
+    """
+    usable_S = torch.ones_like(sample.sq_norms_B, dtype=torch.bool)
+    if sample.dropped_B is not None:
+        usable_S &= ~sample.dropped_B
+    if sample.is_normalized:
+        usable_S &= sample.sq_norms_B > 0
+    rows_SD = sample.x_BD[usable_S]
+    if len(rows_SD) < k:
+        raise ConfigError(
+            "k must be at most the number of rows that are finite (and, where rows are "
+            f"normalised, not zero): {len(rows_SD):,} of {len(usable_S):,} rows sampled, "
+            f"k is {k:,}"
+        )
+    return rows_SD

@@ -97,6 +97,10 @@ class Labelling:
         batch = self._scaling.prepare(x_ND, rows, self._workspace_BD)
         labels_B, _ = self._kernel.assign(batch.x_BD, batch.sq_norms_B, self._centroids_KD)
         sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self._centroids_KD)
+        if batch.is_normalized:
+            # A row without a direction is as far from every centroid: the tie
+            # goes to the first, whatever the last bits of their lengths.
+            labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
         n_dropped = 0
         if batch.dropped_B is not None:
             labels_B.masked_fill_(batch.dropped_B, -1)

@@ -1,0 +1,239 @@
+"""Mini-batch k-means, by hand and against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.datasets import load_digits, load_iris
+
+from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
+from tests.clustering.streams import (
+    batch_of,
+    bits,
+    cut,
+    inertia_of,
+    minibatch,
+    run_epoch,
+    state_from,
+)
+
+
+# Breaks when a rate is not 1 / count, the seed is counted as a row, or inertia is
+# taken after the move.
+def test_two_batches_by_hand() -> None:
+    state = state_from([[0.0], [10.0]])
+    algorithm = minibatch(2, 7)
+    state.begin_epoch_()
+    algorithm.update_(state, batch_of([[1.0], [3.0], [9.0]]), epoch=0, index=0)
+    assert state.centroids_KD[:, 0].tolist() == [2.0, 9.0]
+    assert state.counts_K.tolist() == [2, 1]
+    assert state.sums_KD[:, 0].tolist() == [4.0, 9.0]
+    assert float(state.inertia) == 1 + 9 + 1
+    assert float(state.batch_inertia) == pytest.approx(11 / 3)
+    assert float(state.shift) == 4 + 1
+    algorithm.update_(state, batch_of([[5.0], [7.0], [13.0], [5.0]]), epoch=0, index=1)
+    # 5 is nearer to 2 than to 9; 7 is not.
+    assert state.counts_K.tolist() == [4, 3]
+    assert state.centroids_KD[:, 0].tolist() == [14 / 4, 29 / 3]
+    assert float(state.inertia) == 11 + (9 + 4 + 16 + 9)
+    assert float(state.shift) == pytest.approx((3.5 - 2) ** 2 + (29 / 3 - 9) ** 2)
+    assert state.epoch_counts_K.tolist() == [4, 3]
+    assert int(state.n_steps) == 2
+
+
+# Breaks when assignment, rate or order differ from partial_fit's.
+def test_digits_is_scikit_learn_s_partial_fit() -> None:
+    rows = load_digits().data
+    state = state_from(rows[:10])
+    algorithm = minibatch(10, len(rows))
+    inertias = []
+    for epoch in range(3):
+        run_epoch(algorithm, state, cut(rows, 100), epoch)
+        inertias.append(inertia_of(rows, state))
+    assert inertias == pytest.approx([1202321.806222, 1188222.625317, 1181455.439692], abs=1e-5)
+    assert int(state.n_steps) == 54
+    assert int(state.n_reseeded) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_iris_is_scikit_learn_s_partial_fit(rng, dtype) -> None:
+    rows = rng.permutation(load_iris().data)
+    reference = MiniBatchKMeans(3, init=rows[:3], n_init=1, reassignment_ratio=0)
+    state = state_from(rows[:3], dtype=dtype)
+    algorithm = minibatch(3, len(rows), dtype)
+    state.begin_epoch_()
+    for index in range(15):
+        part = rows[10 * index : 10 * index + 10]
+        reference.partial_fit(part)
+        algorithm.update_(state, batch_of(part, dtype), epoch=0, index=index)
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+        np.testing.assert_allclose(state.centroids_KD, reference.cluster_centers_, rtol=tolerance)
+    assert state.counts_K.tolist() == reference._counts.tolist()
+
+
+# Breaks when counts pass through float32, or sums do: one row more would be lost.
+def test_the_row_after_2_to_the_24_still_counts() -> None:
+    n = 2**24
+    state = state_from([[1.0]], dtype=torch.float32)
+    state.counts_K.fill_(n)
+    state.sums_KD.fill_(n)
+    algorithm = minibatch(1, 2 * n, torch.float32)
+    state.begin_epoch_()
+    for index in range(3):
+        algorithm.update_(state, batch_of([[2.0]], torch.float32), epoch=0, index=index)
+    assert state.counts_K.tolist() == [n + 3]
+    assert state.sums_KD.tolist() == [[n + 6.0]]
+
+
+# ---- dropped rows -----------------------------------------------------------
+
+
+# Breaks when zeros that stand for dropped rows are counted, summed or drawn.
+def test_dropped_rows_do_not_count() -> None:
+    rows = [[1.0, 2.0], [4.0, 4.0], [-7.0, 3.0]]
+    with_nan = [[np.nan, 1.0], rows[0], [np.inf, 0.0], *rows[1:]]
+    one, other = (state_from([[0.0, 1.0], [3.0, 3.0]], tolerance=1e-9) for _ in range(2))
+    minibatch(2, 5).update_(one, batch_of(rows), epoch=0, index=0)
+    minibatch(2, 5).update_(other, batch_of(with_nan), epoch=0, index=0)
+    assert int(other.n_dropped) == 2
+    alike = [name for name, value in bits(one).items() if bits(other)[name] == value]
+    # The draws are other numbers, because the rows stand elsewhere.
+    assert {*one.tensors()} - {*alike} <= {"n_dropped", "reservoir_RD", "reservoir_keys_R"}
+
+
+# Breaks when a batch without a row counts as one that moved nothing (tol) or improved
+# nothing, or as an inertia of 0 that no batch will ever beat.
+def test_a_batch_of_dropped_rows_says_nothing() -> None:
+    nothing = batch_of(np.full((4, 1), np.nan))
+    algorithm = minibatch(2, 100, max_no_improvement=2)
+    state = state_from([[0.0], [10.0]], tolerance=1e-3)
+    state.begin_epoch_()
+    for index in range(5):
+        algorithm.update_(state, nothing, epoch=0, index=index)
+    assert int(state.stop) == RUNNING
+    assert state.smoothed_inertia.isnan()
+    assert state.counts_K.tolist() == [0, 0]
+    assert state.centroids_KD[:, 0].tolist() == [0.0, 10.0]
+    assert int(state.n_dropped) == 20
+    algorithm.finish_epoch_(state)
+    assert int(state.n_reseeded) == 0
+
+
+# ---- stopping ---------------------------------------------------------------
+
+
+# Breaks when the shift is not squared, or compared with a strict sign.
+@pytest.mark.parametrize(("tolerance", "stop"), [(1.0, BY_TOL), (0.99, RUNNING), (0.0, RUNNING)])
+def test_stops_when_the_squared_shift_is_at_most_tol(tolerance: float, stop: int) -> None:
+    state = state_from([[0.0], [10.0]], tolerance)
+    minibatch(2, 2).update_(state, batch_of([[1.0], [10.0]]), epoch=0, index=0)
+    assert float(state.shift) == 1.0
+    assert int(state.stop) == stop
+
+
+# Breaks when tol 0, which is off, stops a batch that moves nothing.
+def test_tol_0_never_stops() -> None:
+    state = state_from([[1.0]], 0.0)
+    minibatch(1, 1).update_(state, batch_of([[1.0]]), epoch=0, index=0)
+    assert float(state.shift) == 0
+    assert int(state.stop) == RUNNING
+
+
+# Breaks at the first step whose smoothing, minimum or count differs from
+# scikit-learn's `_mini_batch_convergence`, written out here.
+@pytest.mark.parametrize("n_rows", [40, 400, 10**6])
+def test_no_improvement_is_scikit_learn_s_step_by_step(rng, n_rows: int) -> None:
+    state = state_from([[0.0], [5.0]])
+    algorithm = minibatch(2, n_rows, max_no_improvement=4)
+    average = least = None
+    waited, stopped_at = 0, None
+    for index in range(60):
+        size = int(rng.integers(20, 41))
+        rows = rng.normal(0, 3, (size, 1))
+        before = bits(state)
+        algorithm.update_(state, batch_of(rows), epoch=0, index=index)
+        if stopped_at is not None:
+            assert bits(state) == before
+            continue
+        inertia = float(state.batch_inertia)
+        if index > 0:
+            if average is None:
+                average = inertia
+            else:
+                alpha = min(size * 2.0 / (n_rows + 1), 1.0)
+                average = average * (1 - alpha) + inertia * alpha
+            if least is None or average < least:
+                waited, least = 0, average
+            else:
+                waited += 1
+            assert float(state.smoothed_inertia) == pytest.approx(average, rel=1e-13)
+            assert float(state.best_inertia) == pytest.approx(least, rel=1e-13)
+            assert int(state.no_improvement) == waited
+        else:
+            assert state.smoothed_inertia.isnan()
+        if waited >= 4:
+            stopped_at = index
+        assert int(state.stop) == (BY_NO_IMPROVEMENT if waited >= 4 else RUNNING)
+    assert stopped_at is not None
+
+
+# Breaks when anything at all is written after the verdict: the host learns of it late,
+# at a time that depends on the machine.
+@pytest.mark.parametrize("n_before", [0, 1, 3])
+def test_a_stopped_state_stays_as_it_is_to_the_bit(rng, n_before: int) -> None:
+    state = state_from(rng.normal(size=(40, 3)), tolerance=0.0)
+    algorithm = minibatch(40, 30, max_no_improvement=3)
+    state.begin_epoch_()
+    for index in range(n_before):
+        algorithm.update_(state, batch_of(rng.normal(size=(5, 3))), epoch=0, index=index)
+    state.stop.fill_(BY_TOL)
+    before = bits(state)
+    for index in range(3):
+        rows = rng.normal(size=(30, 3))
+        rows[index] = np.nan
+        algorithm.update_(state, batch_of(rows), epoch=0, index=index)
+    algorithm.finish_epoch_(state)
+    state.begin_epoch_()
+    algorithm.update_(state, batch_of(rng.normal(size=(30, 3))), epoch=1, index=0)
+    assert bits(state) == before
+
+
+# ---- empty clusters ---------------------------------------------------------
+
+
+# Breaks when an epoch ends with a centroid that no row has, though rows lie far away.
+def test_a_cluster_without_a_row_gets_a_far_one(rng) -> None:
+    rows = np.concatenate((rng.normal(0, 0.1, (500, 2)), rng.normal(9, 0.1, (500, 2))))
+    state = state_from([[0.0, 0.0], [500.0, 500.0], [600.0, 0.0]])
+    run_epoch(minibatch(3, 1000), state, cut(rng.permutation(rows), 100), 0)
+    assert int(state.n_reseeded) == 2
+    assert (state.centroids_KD[1:].abs() < 20).all()
+    run_epoch(minibatch(3, 1000), state, cut(rng.permutation(rows), 100), 1)
+    assert inertia_of(rows, state) < 1000
+
+
+# Breaks when few rows are taken for too few: 20 of 10,000 a thousand units away are
+# worth a centroid more than all the rest.
+def test_a_small_far_cluster_keeps_its_centroid(rng) -> None:
+    rows = np.concatenate(
+        [rng.normal(0, 1, (5000, 2)), rng.normal(20, 1, (4980, 2)), rng.normal(1000, 1, (20, 2))]
+    )
+    state = state_from([[0.0, 0.0], [20.0, 20.0], [1000.0, 1000.0]])
+    run_epoch(minibatch(3, 10000), state, cut(rng.permutation(rows), 1000), 0)
+    assert int(state.n_reseeded) == 0
+    assert inertia_of(rows, state) < 25000
+
+
+# Breaks when the draws come from a global generator, or the seed is not used.
+def test_reseeding_depends_on_the_seed_alone(rng) -> None:
+    rows = rng.normal(size=(300, 2))
+
+    def centroids(seed: int) -> bytes:
+        state = state_from([[0.0, 0.0], [500.0, 500.0], [600.0, 0.0]])
+        run_epoch(minibatch(3, 300, seed=seed), state, cut(rows, 100), 0)
+        return bits(state)["centroids_KD"]
+
+    assert centroids(1) == centroids(1)
+    assert len({centroids(seed) for seed in range(5)}) > 1

@@ -1,0 +1,72 @@
+"""The state as a value: named tensors, copied and rebuilt to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from streamkm.clustering.state import BY_TOL, STOP_REASONS, KMeansState, initial_state
+from tests.clustering.streams import CPU, batch_of, bits, minibatch, state_from
+
+
+def used_state(rng: np.random.Generator) -> KMeansState:
+    state = state_from(rng.normal(size=(5, 3)), tolerance=1e-9, dtype=torch.float32)
+    algorithm = minibatch(5, 40, torch.float32, max_no_improvement=9)
+    state.begin_epoch_()
+    for index in range(3):
+        rows = rng.normal(size=(40, 3))
+        rows[0] = np.nan
+        algorithm.update_(state, batch_of(rows, torch.float32), epoch=0, index=index)
+    return state
+
+
+# Breaks when a field is missing from tensors(): a checkpoint would lose it.
+def test_a_state_is_its_tensors(rng) -> None:
+    state = used_state(rng)
+    again = KMeansState(**{name: tensor.clone() for name, tensor in state.tensors().items()})
+    assert bits(again) == bits(state)
+    assert bits(state.to(CPU)) == bits(state)
+    # The same next step follows from it.
+    rows = rng.normal(size=(40, 3))
+    for each in (state, again):
+        minibatch(5, 40, torch.float32, max_no_improvement=9).update_(
+            each, batch_of(rows, torch.float32), epoch=0, index=3
+        )
+    assert bits(again) == bits(state)
+
+
+# Breaks when counts or sums are narrowed.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtypes(dtype: torch.dtype) -> None:
+    state = initial_state(torch.zeros((2, 3), dtype=dtype), 0.5)
+    tensors = state.tensors()
+    integers = {"counts_K", "epoch_counts_K", "no_improvement", "n_steps", "n_dropped"}
+    integers |= {"n_reseeded", "stop"}
+    rows = {"centroids_KD", "reservoir_RD"}
+    for name, tensor in tensors.items():
+        expected = torch.int64 if name in integers else dtype if name in rows else torch.float64
+        assert tensor.dtype == expected, name
+    assert float(state.tolerance) == 0.5
+    assert state.k == 2
+    assert len({tensor.data_ptr() for tensor in tensors.values()}) == len(tensors)
+
+
+# Breaks when an epoch inherits another's inertia, or forgets what belongs to the run.
+def test_begin_epoch_forgets_the_epoch_only(rng) -> None:
+    state = used_state(rng)
+    before = bits(state)
+    state.begin_epoch_()
+    assert int(state.epoch_counts_K.sum()) == int(state.n_dropped) == float(state.inertia) == 0
+    assert state.reservoir_keys_R.isinf().all()
+    changed = {name for name, value in bits(state).items() if value != before[name]}
+    assert changed == {"epoch_counts_K", "n_dropped", "inertia", "reservoir_keys_R"}
+
+
+def test_begin_epoch_leaves_a_stopped_state_alone(rng) -> None:
+    state = used_state(rng)
+    state.stop.fill_(BY_TOL)
+    before = bits(state)
+    state.begin_epoch_()
+    assert bits(state) == before
+    assert BY_TOL in STOP_REASONS

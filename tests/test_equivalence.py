@@ -1,0 +1,213 @@
+"""A whole fit, from an array to centroids, against scikit-learn in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler, normalize
+
+from streamkm.config import ExecutionConfig, FitConfig
+from streamkm.errors import NonFiniteError
+from streamkm.runs.evaluate import evaluate
+from streamkm.runs.fit import fit
+from streamkm.runs.interrupts import StopRequest
+from streamkm.sources import open_source
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamkm.runs.evaluate import Evaluation
+    from streamkm.runs.model import Model
+
+DATA_SETS = {
+    "iris": (load_iris, 3),
+    "wine": (load_wine, 3),
+    "breast_cancer": (load_breast_cancer, 4),
+    "digits": (load_digits, 10),
+}
+DTYPES = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+DTYPES += ["float16", "bfloat16", "float32", "float64"]
+CPU = ExecutionConfig(device="cpu")
+
+
+@dataclass
+class Runs:
+    """Fits into folders of their own."""
+
+    folder: Path
+    n_runs: int = 0
+
+    def fit(self, array: np.ndarray, first: np.ndarray, dtype: str | None = None, **options: Any):
+        self.n_runs += 1
+        init = self.folder / f"first-{self.n_runs}.npy"
+        np.save(init, first)
+        settings = {"algorithm": "lloyd", "tol": 0.0, "init": str(init), **options}
+        return fit(
+            open_source(array, dtype=dtype) if dtype else open_source(array),
+            FitConfig(k=len(first), **settings),
+            CPU,
+            self.last,
+            resume=False,
+            stop_request=StopRequest(),
+        )
+
+    @property
+    def last(self) -> Path:
+        return self.folder / f"run-{self.n_runs}"
+
+    def evaluate(self, array: np.ndarray, **options: Any) -> Evaluation:
+        return evaluate(self.last, open_source(array), CPU, stop_request=StopRequest(), **options)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+def data(name: str) -> tuple[np.ndarray, int]:
+    load, k = DATA_SETS[name]
+    return load().data, k
+
+
+def exact(model: Model) -> np.ndarray:
+    """Centroids in the space of the input, without the rounding of centroids.npy."""
+    centroids: np.ndarray = model.scaling.inverse(model.centroids_KD).numpy()
+    return centroids
+
+
+# Breaks when anything between the array and the centroids alters a value, drops a row,
+# or stops a pass early; and when evaluate's inertia is another than scikit-learn's score.
+@pytest.mark.parametrize("batch_rows", [None, 37])
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_lloyd_is_scikit_learn_s(runs: Runs, name: str, batch_rows: int | None) -> None:
+    rows, k = data(name)
+    reference = KMeans(k, init=rows[:k], n_init=1, algorithm="lloyd", tol=0).fit(rows)
+    model = runs.fit(rows, rows[:k], batch_rows=batch_rows)
+    np.testing.assert_allclose(exact(model), reference.cluster_centers_, rtol=1e-10, atol=1e-10)
+    assert model.counts_K.tolist() == np.bincount(reference.labels_, minlength=k).tolist()
+    evaluation = runs.evaluate(rows)
+    assert evaluation.inertia == pytest.approx(-reference.score(rows), rel=1e-12)
+    assert evaluation.sizes == np.bincount(reference.labels_, minlength=k).tolist()
+    written = np.load(runs.last / "centroids.npy")
+    assert written.dtype == np.float32
+    np.testing.assert_allclose(written, reference.cluster_centers_, rtol=1e-6, atol=1e-6)
+
+
+# Breaks when the first centroids are counted as rows, or a mini-batch moves otherwise.
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_minibatch_over_one_batch_is_one_lloyd_step(runs: Runs, name: str) -> None:
+    rows, k = data(name)
+    minibatch = runs.fit(rows, rows[:k], algorithm="minibatch", batch_rows=len(rows))
+    lloyd = runs.fit(rows, rows[:k], epochs=1)
+    np.testing.assert_allclose(exact(minibatch), exact(lloyd), rtol=1e-12)
+    assert minibatch.counts_K.tolist() == lloyd.counts_K.tolist()
+
+
+def as_stored(rows: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """`rows` as an array of `dtype` (bfloat16 as its bits), and what it holds in float64."""
+    if dtype == "bfloat16":
+        bits = (rows.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return bits, (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    stored = rows.astype(dtype)
+    return stored, stored.astype(np.float64)
+
+
+# Breaks when values are widened wrongly, or a type's range is overrun on the way:
+# digits lie in 0..16, and the large integers need all their bits.
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_stored_dtype_gives_the_centroids_of_its_values(runs: Runs, dtype: str) -> None:
+    rows = load_digits().data[:600]
+    wide = dtype in {"int32", "uint32", "int64", "uint64", "float64"}
+    if wide:
+        rows = rows * 7919.0 + 2.0**30
+    stored, values = as_stored(rows, dtype)
+    reference = runs.fit(values, values[:8], epochs=4)
+    model = runs.fit(stored, values[:8], dtype, epochs=4)
+    assert str(model.centroids_KD.dtype) == ("torch.float64" if wide else "torch.float32")
+    rtol, atol = (1e-13, 0) if wide else (1e-5, 1e-5)
+    np.testing.assert_allclose(exact(model), exact(reference), rtol=rtol, atol=atol)
+    assert model.counts_K.tolist() == reference.counts_K.tolist()
+
+
+# Breaks when features are scaled otherwise than scikit-learn's, or the centroids are
+# not brought back to the space of the input.
+@pytest.mark.parametrize(
+    ("scale", "scaler"), [("zscore", StandardScaler), ("minmax", MinMaxScaler)]
+)
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_scaling_is_scikit_learn_s_pipeline(runs: Runs, name: str, scale: str, scaler) -> None:
+    rows, k = data(name)
+    first = scaler().fit(rows).transform(rows[:k])
+    pipeline = make_pipeline(scaler(), KMeans(k, init=first, n_init=1, tol=0)).fit(rows)
+    expected = pipeline[0].inverse_transform(pipeline[1].cluster_centers_)
+    model = runs.fit(rows, rows[:k], scale=scale)
+    np.testing.assert_allclose(exact(model), expected, rtol=1e-9, atol=1e-9)
+    # In the scaled space, where distances were taken.
+    assert runs.evaluate(rows).inertia == pytest.approx(-pipeline.score(rows), rel=1e-10)
+
+
+# Breaks when rows are normalised but centroids are not, or distances are of the input.
+def test_l2_is_scikit_learn_on_normalised_rows(runs: Runs) -> None:
+    rows = load_digits().data
+    unit = normalize(rows)
+    reference = KMeans(10, init=unit[:10], n_init=1, algorithm="lloyd", tol=0).fit(unit)
+    model = runs.fit(rows, rows[:10], scale="l2")
+    np.testing.assert_allclose(exact(model), reference.cluster_centers_, rtol=1e-9, atol=1e-12)
+    assert runs.evaluate(rows).inertia == pytest.approx(reference.inertia_, rel=1e-10)
+
+
+def test_cosine_centroids_have_unit_length(runs: Runs) -> None:
+    model = runs.fit(load_digits().data, load_digits().data[:10], metric="cosine")
+    np.testing.assert_allclose(np.linalg.norm(exact(model), axis=1), 1, rtol=1e-12)
+
+
+# Breaks when a row without a direction is picked as one: the centroid of zeros then
+# attracts zero rows only, has no sum to move it, and stays.
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rows_of_zeros_never_become_cosine_centroids(runs: Runs, rng, seed: int) -> None:
+    rows = np.concatenate((rng.normal([5, 0, 0], 0.2, (500, 3)), np.zeros((500, 3))))
+    model = runs.fit(rows, rows[:3], metric="cosine", init="k-means++", seed=seed)
+    np.testing.assert_allclose(np.linalg.norm(exact(model), axis=1), 1, rtol=1e-12)
+
+
+# Breaks without centring: float32 holds these values, but not their squares.
+def test_float32_far_from_the_origin(runs: Runs, rng) -> None:
+    centres = 1e6 + 20 * rng.normal(size=(5, 4))
+    labels = np.arange(2000) % 5
+    rows = (centres[labels] + rng.normal(size=(2000, 4))).astype(np.float32)
+    wide = rows.astype(np.float64)
+    reference = KMeans(5, init=wide[:5], n_init=1, algorithm="lloyd", tol=0).fit(wide)
+    model = runs.fit(rows, wide[:5])
+    assert model.counts_K.tolist() == [400] * 5
+    np.testing.assert_allclose(exact(model), reference.cluster_centers_, rtol=0, atol=1e-4)
+    assert runs.evaluate(rows).inertia == pytest.approx(reference.inertia_, rel=1e-5)
+
+
+# Breaks when rows with NaN are counted, or refused with "drop", or passed with "error".
+def test_dropped_rows_are_as_if_they_were_not_there(runs: Runs) -> None:
+    rows = load_iris().data
+    with_nan = np.insert(rows, [5, 50, 150], np.nan, axis=0)
+    clean = runs.fit(rows, rows[:3])
+    dropped = runs.fit(with_nan, rows[:3], nan="drop")
+    np.testing.assert_allclose(exact(dropped), exact(clean), rtol=1e-12)
+    evaluation = runs.evaluate(with_nan)
+    assert (evaluation.n_rows, evaluation.n_dropped) == (150, 3)
+    with pytest.raises(NonFiniteError, match="row 5 "):
+        runs.fit(with_nan, rows[:3])
+
+
+# Breaks when a seed, or the threads that read, leave a trace in the bits.
+def test_the_same_fit_gives_the_same_bits(runs: Runs) -> None:
+    rows = load_digits().data.astype(np.float32)
+    settings: dict[str, Any] = {"algorithm": "minibatch", "epochs": 2, "batch_rows": 100}
+    one, same, other = (
+        runs.fit(rows, rows[:10], seed=seed, **settings).centroids_KD.numpy().tobytes()
+        for seed in (0, 0, 1)
+    )
+    assert one == same != other
