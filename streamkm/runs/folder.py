@@ -78,20 +78,20 @@ class RunFolder:
         self._release_lock()
 
     def _check_record(self, before: dict[str, Any]) -> None:
+        # The data first: settings that were left open follow from its shape.
+        for key, value in self._record["data"].items():
+            if before["data"].get(key) != value:
+                raise ResumeError(
+                    f"{self.path}: the data changed since the run began "
+                    f"({key}: {before['data'].get(key)} -> {value}); restore it (modification "
+                    "times count: copy with cp -p or rsync -t), or start anew with another --out"
+                )
         changed = setting_differences(before["fit"], self._record["fit"])
         if changed:
             raise ResumeError(
                 f"{self.path}: a setting that alters the result changed ({'; '.join(changed)}); "
                 "resume with the original one, or start anew with another --out"
             )
-        for key, value in self._record["data"].items():
-            # The same array may be named by another path, or lie at another place by now.
-            if key != "source" and before["data"].get(key) != value:
-                raise ResumeError(
-                    f"{self.path}: the data changed since the run began "
-                    f"({key}: {before['data'].get(key)} -> {value}); restore it (modification "
-                    "times count: copy with cp -p or rsync -t), or start anew with another --out"
-                )
 
     def _take_lock(self) -> None:
         lock = (self.path / LOCK).open("a+")
@@ -135,7 +135,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json of the run folder `path`."""
     try:
         record = json.loads((path / CONFIG).read_bytes())
-        record["fit"], record["data"]
+        record["source"], record["fit"]["k"], record["data"]["shape"], record["data"]["dtype"]
     except OSError:
         raise RunError(f"{path} is no run: it has no {CONFIG}") from None
     except (ValueError, KeyError, TypeError) as error:

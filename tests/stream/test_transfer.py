@@ -21,12 +21,16 @@ from tests.stream.helpers import FakeSource, batches_of, reader_threads, slots_f
 def streamed(source, plan: Plan, start: int = 0, n_slots: int = 2, n_readers: int = 2):
     """(batch number, its rows as they are stored) of epoch 1 from batch `start` on."""
     slots = slots_for(plan, source, n_slots, n_readers)
-    batches = []
-    with stream(source, plan.windows(1, start), slots, StageTimes()) as windows:
-        for window in windows:
-            for number, rows in window.batches(start):
-                batches.append((number, window.x_ND[rows].clone()))
-    return batches
+
+    def work():
+        with stream(source, plan.windows(1, start), slots, StageTimes()) as windows:
+            return [
+                (number, window.x_ND[rows].clone())
+                for window in windows
+                for number, rows in window.batches(start)
+            ]
+
+    return within(30, work)
 
 
 def as_bits(tensor: torch.Tensor) -> np.ndarray:
@@ -77,7 +81,7 @@ def test_slots_and_readers_do_not_change_what_arrives(n_slots, n_readers):
     rng = np.random.default_rng(0)
     source = FakeSource(211, on_read=lambda rows: time.sleep(rng.uniform(0, 0.001)))
     plan = Plan(n_rows=211, block_rows=10, window_blocks=2, batch_rows=9, seed=None)
-    batches = within(30, lambda: streamed(source, plan, 0, n_slots, n_readers))
+    batches = streamed(source, plan, 0, n_slots, n_readers)
     rows = torch.cat([rows for _, rows in batches])
     assert torch.equal(rows[:, 0], torch.arange(211, dtype=torch.float32))
 

@@ -1,0 +1,35 @@
+"""What the tests of runs share."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from streamkm.stream import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _one_arithmetic_thread() -> Iterator[None]:
+    """Batches of a few rows: threads would spend their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of a few blocks, as large arrays have, for small ones."""
+    monkeypatch.setattr(plan, "WINDOW_BYTES", 1000)
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saves hundreds of checkpoints in no time; no power is cut in these tests."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -1,0 +1,330 @@
+"""Checkpoints: whole or not there, verified before they are believed, never fewer than before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from streamkm.clustering.scaling import RunningMoments, Scaling
+from streamkm.clustering.state import initial_state
+from streamkm.config import Cadence
+from streamkm.errors import RunError
+from streamkm.runs import checkpoint as checkpoint_module
+from streamkm.runs.checkpoint import (
+    Checkpoint,
+    Checkpointer,
+    load_checkpoint,
+    save_checkpoint,
+)
+from streamkm.runs.snapshot import Cursor, Snapshot
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
+TENSORS: dict[str, np.ndarray] = {
+    "a": np.arange(12, dtype=np.float64).reshape(3, 4),
+    "b": np.array(7, dtype=np.int64),
+    "c": np.array([np.nan, np.inf, -0.0], dtype=np.float32),
+    "empty": np.zeros((0, 4), dtype=np.float32),
+}
+
+
+def save(directory: Path, step: int, *, keep: int = 2, tensors=TENSORS) -> Path:
+    return save_checkpoint(directory, step, tensors, {"cursor": {"at": step}}, keep=keep)
+
+
+def newest(directory: Path) -> Checkpoint:
+    loaded = load_checkpoint(directory)
+    assert loaded is not None
+    return loaded
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+# ---- saving and loading -----------------------------------------------------
+
+
+def test_what_is_saved_is_loaded(folder):
+    save(folder, 41)
+    loaded = newest(folder)
+    assert (loaded.step, loaded.manifest["cursor"]) == (41, {"at": 41})
+    assert loaded.tensors.keys() == TENSORS.keys()
+    for name, array in TENSORS.items():
+        assert loaded.tensors[name].dtype == array.dtype
+        assert loaded.tensors[name].shape == array.shape
+        assert loaded.tensors[name].tobytes() == array.tobytes()
+
+
+def test_no_folder_and_an_empty_one_have_no_checkpoint(folder):
+    assert load_checkpoint(folder) is None
+    folder.mkdir()
+    assert load_checkpoint(folder) is None
+
+
+# Sorting names as text would take step 99999999 for newer than 100000000.
+def test_the_newest_is_the_one_of_the_most_steps(folder):
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        save(folder, step, keep=9)
+    assert newest(folder).step == 100_000_000
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_only_the_newest_are_kept(folder, keep):
+    for step in range(6):
+        save(folder, step, keep=keep)
+    assert names(folder) == [f"step-{step:08d}" for step in range(6 - keep, 6)]
+
+
+def test_saving_the_same_step_again_changes_nothing(folder):
+    path = save(folder, 5)
+    before = (path / "state.safetensors").stat().st_mtime_ns
+    assert save(folder, 5) == path
+    assert (path / "state.safetensors").stat().st_mtime_ns == before
+    assert names(folder) == ["step-00000005"]
+
+
+def test_saving_over_a_damaged_checkpoint_replaces_it(folder):
+    path = save(folder, 5)
+    (path / "manifest.json").write_bytes(b"{")
+    save(folder, 5)
+    assert newest(folder).step == 5
+
+
+# ---- damage -----------------------------------------------------------------
+
+
+def flipped(content: bytes, at: float) -> bytes:
+    place = min(int(at * len(content)), len(content) - 1)
+    return content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
+
+
+def truncated(content: bytes, at: float) -> bytes:
+    return content[: int(at * len(content))]
+
+
+# Not verifying either file, or believing an intact manifest beside torn tensors, breaks this.
+@pytest.mark.parametrize("file", ["state.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", [flipped, truncated])
+@pytest.mark.parametrize("at", [0, 0.1, 0.3, 0.5, 0.7, 0.99])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+    folder, file, damage, at, caplog
+):
+    save(folder, 1)
+    path = save(folder, 2)
+    content = (path / file).read_bytes()
+    (path / file).write_bytes(damage(content, at))
+    with caplog.at_level(logging.WARNING, "streamkm"):
+        assert newest(folder).step == 1
+    assert f"{path} is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "manifest.json", None])
+def test_a_checkpoint_that_lacks_a_file_is_passed_over(folder, file):
+    save(folder, 1)
+    path = save(folder, 2)
+    for name in [file] if file else ["state.safetensors", "manifest.json"]:
+        (path / name).unlink()
+    assert newest(folder).step == 1
+
+
+# mosaicml streaming#437: a silent restart from 0.
+def test_if_all_are_damaged_the_run_does_not_begin_anew(folder):
+    for step in (1, 2):
+        (save(folder, step) / "state.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match="none of its 2 checkpoints is intact"):
+        load_checkpoint(folder)
+
+
+def test_a_newer_format_is_no_damage(folder):
+    path = save(folder, 1)
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["format"] = 2
+    del manifest["sha256"]
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
+    with pytest.raises(RunError, match="its format is 2, this version of streamkm reads 1"):
+        load_checkpoint(folder)
+
+
+# ---- crashes ----------------------------------------------------------------
+
+
+def test_what_a_crash_left_unfinished_is_ignored_and_replaced(folder):
+    save(folder, 1)
+    left = folder / ".step-00000002.tmp"
+    left.mkdir()
+    (left / "state.safetensors").write_bytes(b"half")
+    assert newest(folder).step == 1
+    save(folder, 2)
+    assert newest(folder).step == 2
+    assert names(folder) == ["step-00000001", "step-00000002"]
+
+
+class Crash(BaseException):
+    """The process is gone: nothing after it happens."""
+
+
+# A crash at every call that changes the disk: there is always a valid checkpoint, the old or
+# the new. Renaming before writing, or deleting before the new one is there, breaks this.
+@pytest.mark.parametrize("damage_on_failure", [False, True])
+def test_a_crash_at_any_moment_leaves_a_valid_checkpoint(
+    folder, tmp_path, monkeypatch, damage_on_failure
+):
+    template = tmp_path / "template"
+    for step in (1, 2):
+        save(template, step)
+    calls = 0
+
+    def counted(real):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == crash_at:
+                if damage_on_failure and real is save_file:
+                    Path(args[1]).write_bytes(b"half")
+                raise Crash
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", counted(os.fsync))
+        patch.setattr(Path, "rename", counted(Path.rename))
+        patch.setattr(Path, "mkdir", counted(Path.mkdir))
+        patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+        patch.setattr(checkpoint_module, "save_file", counted(save_file))
+        for crash_at in range(1, 100):
+            crash_at_before, crash_at = crash_at, 0
+            shutil.copytree(template, folder)
+            calls, crash_at = 0, crash_at_before
+            try:
+                save(folder, 3)
+            except Crash:
+                crash_at = 0
+                assert newest(folder).step in (2, 3)
+                save(folder, 3)  # The next attempt comes to the same step.
+                assert newest(folder).step == 3
+                crash_at = 0
+                shutil.rmtree(folder)
+            else:
+                break
+        assert calls >= 7  # It did crash at each of them.
+        crash_at = 0
+    assert names(folder) == ["step-00000002", "step-00000003"]
+
+
+# An fsync that failed is a failure: a second one would succeed without the data.
+@pytest.mark.parametrize("failing", range(1, 5))
+def test_a_disk_that_refuses_leaves_the_checkpoints_before(folder, monkeypatch, failing):
+    save(folder, 1)
+    save(folder, 2)
+    calls = 0
+
+    def fsync(descriptor):
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="Input/output"):
+            save(folder, 3)
+    assert calls == failing  # Not tried again.
+    assert {"step-00000001", "step-00000002"} <= set(names(folder))
+
+
+# The old may go only when the new has been read back.
+def test_a_checkpoint_that_reads_back_damaged_does_not_replace_any(folder, monkeypatch):
+    save(folder, 1)
+    save(folder, 2)
+    real = Path.rename
+
+    def rename(self, target):
+        moved = real(self, target)
+        (Path(target) / "state.safetensors").write_bytes(b"lost by the disk")
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(RunError, match="reads back damaged"):
+        save(folder, 3)
+    assert {"step-00000001", "step-00000002"} <= set(names(folder))
+
+
+# ---- cadence ----------------------------------------------------------------
+
+
+def test_a_cadence_of_batches_counts_from_the_last_save(folder):
+    checkpoints = Checkpointer(folder, Cadence(batches=3), 2)
+    assert [step for step in range(1, 8) if checkpoints.is_due(step)] == [3, 4, 5, 6, 7]
+    checkpoints.save(4, TENSORS, {})
+    assert [step for step in range(5, 9) if checkpoints.is_due(step)] == [7, 8]
+    again = Checkpointer(folder, Cadence(batches=3), 2)
+    again.load()
+    assert [step for step in range(5, 9) if again.is_due(step)] == [7, 8]
+
+
+def test_a_cadence_of_time_counts_from_the_last_save(folder, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("streamkm.runs.checkpoint.time.monotonic", lambda: now)
+    checkpoints = Checkpointer(folder, Cadence(seconds=60), 2)
+    now = 1059.0
+    assert not checkpoints.is_due(10**6)
+    now = 1060.0
+    assert checkpoints.is_due(1)
+    checkpoints.save(1, TENSORS, {})
+    assert not checkpoints.is_due(2)
+
+
+# ---- snapshots --------------------------------------------------------------
+
+
+def snapshots() -> dict[str, Snapshot]:
+    rng = np.random.default_rng(0)
+    moments = RunningMoments.empty(3, torch.device("cpu"))
+    moments.update_(torch.from_numpy(rng.normal(size=(50, 3))))
+    scaling = Scaling.fit("zscore", "euclidean", moments)
+    state = initial_state(torch.from_numpy(rng.normal(size=(4, 3)).astype(np.float32)), 0.25)
+    state.counts_K += torch.arange(4) + 2**40
+    return {
+        "scale": Snapshot(Cursor("scale", 0, 7), moments, 7),
+        "seed": Snapshot(Cursor("seed"), moments, 9, scaling),
+        "train": Snapshot(Cursor("train", 3, 2), moments, 31, scaling, state),
+    }
+
+
+@pytest.mark.parametrize("phase", ["scale", "seed", "train"])
+def test_a_snapshot_of_any_phase_survives_a_checkpoint(folder, phase):
+    before = snapshots()[phase]
+    save_checkpoint(folder, before.step, before.tensors(), before.manifest(), keep=2)
+    after = Snapshot.from_checkpoint(newest(folder), torch.device("cpu"), normalize=False)
+    assert (after.cursor, after.step) == (before.cursor, before.step)
+    assert (after.scaling is None, after.state is None) == (phase == "scale", phase != "train")
+    assert after.tensors().keys() == before.tensors().keys()
+    for name, array in before.tensors().items():
+        assert after.tensors()[name].dtype == array.dtype
+        assert after.tensors()[name].tobytes() == array.tobytes(), name
+
+
+def test_a_state_from_a_checkpoint_can_be_updated_in_place(folder):
+    before = snapshots()["train"]
+    save_checkpoint(folder, before.step, before.tensors(), before.manifest(), keep=2)
+    after = Snapshot.from_checkpoint(newest(folder), torch.device("cpu"), normalize=False)
+    assert after.state is not None
+    after.state.counts_K += 1
+    assert after.state.counts_K.tolist() == [2**40 + 1 + i for i in range(4)]

@@ -1,0 +1,248 @@
+"""The command line over the life of a run: settings from files, resuming, and what is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamkm.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def x(tmp_path) -> Path:
+    path: Path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32))
+    return path
+
+
+def cli(*arguments: object) -> int:
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse
+        return int(end.code or 0)
+
+
+def settings_of(run: Path) -> dict[str, object]:
+    record: dict[str, dict[str, object]] = json.loads((run / "config.json").read_text())
+    return record["fit"]
+
+
+# ---- --config ---------------------------------------------------------------
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    return tmp_path / "run.toml"
+
+
+def test_settings_come_from_a_file_and_the_command_line_wins(x, toml, tmp_path):
+    toml.write_text(
+        'k = 3\nbatch-rows = 20\nseed = 7\ntol = 0.5\nscale = "zscore"\nmax-host-memory = "1GiB"\n'
+        'checkpoint-every = "5m"\n'
+    )
+    run = tmp_path / "run"
+    assert cli("fit", x, "--out", run, "--config", toml, "--seed", 9) == 0
+    settings = settings_of(run)
+    wanted = {"k": 3, "batch_rows": 20, "seed": 9, "tol": 0.5, "scale": "zscore"}
+    assert {name: settings[name] for name in wanted} == wanted
+    execution = json.loads((run / "config.json").read_text())["execution"]
+    assert execution["max_host_memory"] == 1 << 30
+    assert execution["checkpoint_every"] == {"seconds": 300.0, "batches": None}
+
+
+def test_a_value_on_the_command_line_wins_though_it_is_the_default(x, toml, tmp_path):
+    toml.write_text('k = 3\nscale = "zscore"\nseed = 7\n')
+    run = tmp_path / "run"
+    assert cli("fit", x, "--out", run, "--config", toml, "--scale", "none", "--seed", 0) == 0
+    assert (settings_of(run)["scale"], settings_of(run)["seed"]) == ("none", 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("k = 3\nclusters = 4", "there is no setting 'clusters'"),
+        ("k = [3, 4]", "k must be one value"),
+        ("[fit]\nk = 3", "there is no setting 'fit'"),
+        ("k = 3.5", "'3.5'"),
+        ("k = true", "'True'"),
+        ('k = 3\nalgorithm = "dbscan"', "dbscan"),
+        ('k = 3\nnan = "keep"', "keep"),
+        ("k = 3\nread-threads = 0", "read-threads"),
+        ('k = 3\nmax-host-memory = "lots"', "lots"),
+        ("k = ", "cannot be read"),
+        ("k = 3\nk = 4", "cannot be read"),
+    ],
+)
+def test_a_file_of_settings_that_is_wrong(content, reason, x, toml, tmp_path, capsys):
+    toml.write_text(content)
+    assert cli("fit", x, "--out", tmp_path / "run", "--config", toml) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert reason in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_file_of_settings_that_cannot_be_read(content, x, toml, tmp_path, capsys):
+    if content is not None:
+        toml.write_bytes(content)
+    assert cli("fit", x, "--out", tmp_path / "run", "--config", toml) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+# ---- resuming ---------------------------------------------------------------
+
+
+def test_resume_starts_what_is_not_there_and_leaves_what_is_done(x, tmp_path, capsys):
+    arguments = ["fit", x, "--k", 2, "--out", tmp_path / "run", "--resume"]
+    assert cli(*arguments) == 0
+    before = (tmp_path / "run/model.safetensors").read_bytes()
+    assert cli(*arguments) == 0
+    assert "this run is finished" in capsys.readouterr().err
+    assert (tmp_path / "run/model.safetensors").read_bytes() == before
+
+
+def test_resume_with_another_k_or_other_data_is_refused(x, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli("fit", x, "--k", 2, "--out", run) == 0
+    before = (run / "model.safetensors").read_bytes()
+    assert cli("fit", x, "--k", 3, "--out", run, "--resume") == 2
+    assert "k: 2 -> 3" in capsys.readouterr().err.splitlines()[-1]
+    np.save(x, np.zeros((201, 3), np.float32))
+    assert cli("fit", x, "--k", 2, "--out", run, "--resume") == 2
+    assert "[200, 3] -> [201, 3]" in capsys.readouterr().err.splitlines()[-1]
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli("fit", x, "--k", 2, "--out", run, "--checkpoint-every", 1, "--batch-rows", 20) == 0
+    assert cli("info", run) == 0
+    assert "finished" in capsys.readouterr().out
+    (run / "model.safetensors").unlink()
+    assert cli("info", run) == 0
+    assert "unfinished   step-00000011: train, epoch 1, batch 0" in capsys.readouterr().out
+
+
+# A crash between two outputs: the first has its name, the second has not.
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_predict_resumes_where_only_one_of_two_outputs_was_published(
+    suffix, x, tmp_path, monkeypatch
+):
+    run, labels = tmp_path / "run", tmp_path / f"l.{suffix}"
+    distances = tmp_path / f"d.{suffix}"
+    assert cli("fit", x, "--k", 2, "--out", run) == 0
+    arguments = ["predict", run, x, "--labels", labels, "--distances", distances]
+    real, calls = Path.rename, 0
+
+    class Crash(BaseException):
+        pass
+
+    def rename(self, target):
+        nonlocal calls
+        if Path(target) in (labels, distances):
+            calls += 1
+            if calls == 2:
+                raise Crash
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(Crash):
+            cli(*arguments)
+    assert labels.exists() != distances.exists()
+    assert cli(*arguments, "--resume") == 0
+    assert labels.exists()
+    assert distances.exists()
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+# ---- what is imported -------------------------------------------------------
+
+EARLY = {
+    "help": ["--help"],
+    **{f"{c} help": [c, "--help"] for c in ("fit", "predict", "evaluate", "info")},
+    "version": ["--version"],
+    "nothing": [],
+    "unknown option": ["fit", "x.npy", "--k", "2", "--out", "run", "--nope"],
+    "bad value": ["fit", "x.npy", "--k", "two", "--out", "run"],
+    "k out of range": ["fit", "x.npy", "--k", "0", "--out", "run"],
+    "contradiction": [
+        "fit", "x.npy", "--k", "2", "--out", "run", "--metric", "cosine", "--scale", "zscore"
+    ],
+    "bad device": ["fit", "x.npy", "--k", "2", "--out", "run", "--device", "tpu"],
+    "no such path": ["fit", "nope.npy", "--k", "2", "--out", "run"],
+    "no array": ["fit", "text.npy", "--k", "2", "--out", "run"],
+    "one dimension": ["fit", "flat.npy", "--k", "2", "--out", "run"],
+    "more clusters than rows": ["fit", "x.npy", "--k", "999", "--out", "run"],
+    "run exists": ["fit", "x.npy", "--k", "2", "--out", "other"],
+    "bad config": ["fit", "x.npy", "--out", "run", "--config", "text.npy"],
+    "predict: no run": ["predict", "nope", "x.npy", "--labels", "l.npy"],
+    "predict: bad output": ["predict", "other", "x.npy", "--labels", "l.txt"],
+    "evaluate: no run": ["evaluate", "nope", "x.npy"],
+    "info": ["info", "x.npy"],
+}  # fmt: skip
+
+PROBE = """
+import contextlib, io, json, sys
+from streamkm.cli import main
+cases, report = json.load(sys.stdin), {}
+for name, argv in cases.items():
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            status = main(argv)
+        except SystemExit as end:
+            status = end.code or 0
+    heavy = sorted({"torch", "zarr", "sklearn", "safetensors"} & set(sys.modules))
+    report[name] = [status, heavy]
+print(json.dumps(report))
+"""
+
+
+# Help, a usage error and a wrong path answer at once, which is promised and measured elsewhere:
+# what takes seconds is importing torch. One process for all cases: whatever one of them
+# imports, the ones after it show too, and the first of them is to blame.
+def test_nothing_that_can_be_refused_early_imports_torch(x, tmp_path):
+    (tmp_path / "text.npy").write_text("no array")
+    np.save(tmp_path / "flat.npy", np.arange(4.0))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("mine")
+    probe = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        input=json.dumps(EARLY), cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""}, timeout=60,
+    )  # fmt: skip
+    report = json.loads(probe.stdout)
+    assert {name: heavy for name, (_, heavy) in report.items() if "torch" in heavy} == {}
+    helps = {name for name in EARLY if "help" in name or name in ("version", "info")}
+    assert {n: status for n, (status, _) in report.items() if status != 0} == dict.fromkeys(
+        EARLY.keys() - helps, 2
+    )
+    # Nor is anything slow needed to print help.
+    assert report["info help"][1] == []
+
+
+def test_a_wrong_path_in_a_real_process_imports_no_torch(tmp_path):
+    arguments = ["fit", str(tmp_path / "nope.npy"), "--k", "2", "--out", str(tmp_path / "run")]
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "streamkm", *arguments],
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    imported = {
+        line.rsplit("|", 1)[-1].strip()
+        for line in ended.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert "streamkm.cli" in imported
+    assert not {"torch", "sklearn", "triton"} & imported
+    said = [line for line in ended.stderr.splitlines() if not line.startswith("import time:")]
+    assert len(said) == 1
+    assert "nope.npy: does not exist" in said[0]

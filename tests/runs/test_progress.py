@@ -1,0 +1,212 @@
+"""What a run says while it works: strict JSON lines, a line now and then, a bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import sys
+import termios
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from streamkm.runs import progress
+from streamkm.runs.progress import Progress
+from streamkm.stream.stages import STAGES, StageTimes
+from tests.runs.helpers import Job, clusters, every, metrics_of
+
+if TYPE_CHECKING:
+    pass
+
+#: What charts and dashboards are made of.
+KEYS = {
+    "time", "phase", "epoch", "step", "rows", "elapsed_s", "rows_per_s", "bytes_per_s",
+    "inertia", "inertia_per_row", "shift", "dropped", "reseeded", "stages",
+}  # fmt: skip
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    np.save(tmp_path / "x.npy", clusters(600, 3))
+    return Job(tmp_path / "x.npy", tmp_path / "run", {"k": 4, "batch_rows": 50})
+
+
+@pytest.fixture
+def report_always(monkeypatch):
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("report_always")
+@pytest.mark.parametrize("settings", [{}, {"scale": "zscore"}, {"algorithm": "lloyd", "epochs": 3}])
+def test_metrics_are_strict_json_with_all_that_charts_need(settings, job):
+    job.settings.update(settings)
+    job.attempt()
+    records = metrics_of(job.run)  # Fails on NaN and Infinity.
+    trained = [record for record in records if record["phase"] == "train"]
+    n_epochs = settings.get("epochs", 1)
+    assert len(trained) >= 12 * n_epochs
+    for record in trained:
+        assert record.keys() >= KEYS
+        assert set(record["stages"]) == set(STAGES)
+        assert set(record["stages"]["reading"]) == {"busy_s", "wait_s"}
+    rows = [record["rows"] for record in trained]
+    assert rows == sorted(rows)
+    assert rows[-1] == 600 * n_epochs
+    assert [r["step"] for r in trained] == sorted(r["step"] for r in trained)
+    assert trained[-1]["rows_per_s"] > 0
+    assert trained[-1]["bytes_per_s"] > 0
+    assert records[-1]["phase"] == "end"
+    assert records[-1]["stopped_by"]
+    assert records[-1]["step"] == 12 * n_epochs
+    assert any(r["phase"] == "scale" for r in records) is ("scale" in settings)
+
+
+# By hand: the epoch's inertia is that of its rows, not of a batch.
+@pytest.mark.usefixtures("report_always")
+def test_inertia_is_the_sum_over_the_epoch_and_falls_from_pass_to_pass(job):
+    job.settings.update(algorithm="lloyd", epochs=3, tol=0.0, init="random")
+    job.attempt()
+    ends = {}
+    for record in metrics_of(job.run):
+        if record["phase"] == "train":
+            ends[record["rows"]] = record["inertia"]
+    assert ends[600] > ends[1200] >= ends[1800] > 0
+    assert ends[300] < ends[600]
+
+
+@pytest.mark.usefixtures("report_always")
+def test_a_resumed_run_appends_and_counts_on(job):
+    assert job.interrupted(12, checkpoint_every=every(1))
+    n_before = len(metrics_of(job.run))
+    job.attempt()
+    records = metrics_of(job.run)
+    assert len(records) > n_before
+    rows = [record["rows"] for record in records if record["phase"] == "train"]
+    assert max(rows) == 600
+    assert rows == sorted(rows)
+
+
+# ---- lines and bars ---------------------------------------------------------
+
+
+class Clock:
+    def __init__(self, monkeypatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("streamkm.runs.progress.time.monotonic", lambda: self.now)
+
+
+# tqdm off a terminal floods logs or prints nothing (tqdm#1319).
+def test_off_a_terminal_there_is_a_line_every_so_often(monkeypatch, tmp_path, capsys):
+    clock = Clock(monkeypatch)
+    with Progress(tmp_path / "metrics.jsonl") as shown:
+        shown.begin("train", 1000, StageTimes())
+        for _ in range(95):
+            clock.now += 1.0
+            shown.advance(10)
+            if shown.is_due():
+                shown.report({"inertia_per_row": 0.5})
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3  # 95 seconds, one in 30.
+    assert lines[0].startswith("train: 300 of 1,000 rows (30%), 10 rows/s")
+    assert "about 70 s left" in lines[0]
+    assert "inertia/row 0.5" in lines[0]
+    assert not any("\r" in line for line in lines)
+    # Records come more often, for whoever wants a chart.
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 47
+
+
+def test_the_time_between_lines_is_one_constant(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 5.0)
+    clock = Clock(monkeypatch)
+    with Progress() as shown:
+        shown.begin("train", 1000, StageTimes())
+        for _ in range(21):
+            clock.now += 1.0
+            shown.advance(1)
+            if shown.is_due():
+                shown.report({})
+    assert len(capsys.readouterr().err.splitlines()) == 3  # At 6, 12 and 18 s.
+
+
+def test_rows_of_an_earlier_attempt_count_as_done_but_not_as_speed(monkeypatch, tmp_path):
+    clock = Clock(monkeypatch)
+    with Progress(tmp_path / "metrics.jsonl") as shown:
+        shown.begin("train", 1000, StageTimes(), done=400)
+        clock.now += 10
+        shown.advance(100)
+        shown.report({})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert (record["rows"], record["rows_per_s"]) == (500, 10.0)
+
+
+class Terminal:
+    """A pseudo-terminal in the place of stderr, and what was written to it."""
+
+    def __init__(self, monkeypatch) -> None:
+        self._leader, follower = pty.openpty()
+        termios.tcsetwinsize(follower, (24, 100))
+        self._file = os.fdopen(follower, "w")
+        self._chunks: list[bytes] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        monkeypatch.setattr(sys, "stderr", self._file)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # What Linux says when the other end is closed.
+            while chunk := os.read(self._leader, 1 << 12):
+                self._chunks.append(chunk)
+
+    def close(self) -> str:
+        self._file.close()
+        self._reader.join(10)
+        os.close(self._leader)
+        return b"".join(self._chunks).decode()
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch):
+    with monkeypatch.context() as patch:
+        terminal = Terminal(patch)
+        with Progress() as shown:
+            shown.begin("train", 1000, StageTimes())
+            shown.advance(500)
+            shown.report({"inertia_per_row": 0.25})
+            shown.say("a note beside the bar")
+    output = terminal.close()
+    assert "train:" in output
+    assert "50%" in output
+    assert "inertia/row 0.25" in output
+    assert "a note beside the bar\r\n" in output
+
+
+def test_a_run_on_a_terminal_ends_with_its_last_words(monkeypatch, job):
+    with monkeypatch.context() as patch:
+        terminal = Terminal(patch)
+        job.attempt()
+    shown = [overwritten(line) for line in terminal.close().split("\n")]
+    assert shown[-2].startswith("written: ")
+    assert shown[-1] == ""  # The bar is gone.
+
+
+def overwritten(line: str) -> str:
+    """What is left of a line on the screen after its carriage returns."""
+    screen = ""
+    for part in line.split("\r"):
+        screen = part + screen[len(part) :]
+    return screen.rstrip()
+
+
+def test_what_a_run_says_names_the_bottleneck_and_the_reason(job, capsys):
+    job.attempt()
+    err = capsys.readouterr().err
+    assert "stopped: --epochs 1 are done, after 12 steps" in err
+    assert "bottleneck: " in err
+    capped = replace(job, run=job.run.with_name("capped"))
+    capped.settings = {**job.settings, "epochs": 50, "tol": 1e6}
+    capped.attempt()
+    assert "the centroid shift fell to --tol" in capsys.readouterr().err

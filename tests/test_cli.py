@@ -1,0 +1,342 @@
+"""The command line: what it refuses, how it says so, and that refusing costs nothing.
+
+Every refusal is one line on stderr, exit status 2, no traceback, and nothing written.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from streamkm.cli import main
+
+
+@pytest.fixture
+def x(tmp_path: Path) -> Path:
+    """200 x 3 float32 in two far clusters."""
+    rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    rows[100:] += 50
+    path = tmp_path / "x.npy"
+    np.save(path, rows)
+    return path
+
+
+@pytest.fixture
+def done(x, tmp_path: Path, capsys) -> Path:
+    """A finished run of k 2."""
+    assert cli("fit", x, "--k", 2, "--out", tmp_path / "done") == 0
+    capsys.readouterr()
+    return tmp_path / "done"
+
+
+def cli(*arguments: object) -> int:
+    """Exit status of the command line in this process."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse
+        return int(end.code or 0)
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Everything below `folder`, but for locks, with the time of its last change."""
+    found = {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")}
+    return {name: time for name, time in found.items() if Path(name).name != "lock"}
+
+
+class Refusal:
+    """Asserts that a command is refused in one line, and that nothing is written."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+
+    def __call__(self, *arguments: object, clean: bool = True) -> str:
+        """The line; with `clean`, not even a run folder or an unfinished output is left."""
+        before = tree(self.folder)
+        assert cli(*arguments) == 2
+        out, err = self._capsys.readouterr()
+        assert out == ""
+        # What is said before (shape, plan) is no part of the refusal.
+        lines = [line for line in err.splitlines() if line.startswith("streamkm: ")]
+        assert len(lines) == 1, err
+        assert err.splitlines()[-1] == lines[0]
+        assert "Traceback" not in err
+        if clean:
+            assert tree(self.folder) == before
+        return lines[0]
+
+
+@pytest.fixture
+def refused(tmp_path, capsys) -> Refusal:
+    return Refusal(tmp_path, capsys)
+
+
+# ---- sources ----------------------------------------------------------------
+
+ARRAYS: dict[str, tuple[np.ndarray, str]] = {
+    "empty": (np.empty((0, 3)), "the array is empty"),
+    "no features": (np.empty((3, 0)), "the array is empty"),
+    "one dimension": (np.arange(5.0), "at least two dimensions"),
+    "no dimension": (np.array(1.0), "at least two dimensions"),
+    "objects": (np.array([[1, "a"]], dtype=object), "object"),
+    "strings": (np.array([["a", "b"]]), "real numbers"),
+    "complex": (np.ones((4, 2), np.complex64), "real numbers"),
+    "structured": (np.zeros((4, 2), [("a", "f4"), ("b", "i2")]), "real numbers"),
+    "bool": (np.ones((4, 2), bool), "real numbers"),
+    "dates": (np.zeros((4, 2), "datetime64[s]"), "real numbers"),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+@pytest.mark.parametrize("command", ["fit", "info"])
+def test_arrays_that_cannot_be_clustered(case, command, tmp_path, refused):
+    array, reason = ARRAYS[case]
+    np.save(tmp_path / "bad.npy", array, allow_pickle=True)
+    options = ["--k", 2, "--out", tmp_path / "run"] if command == "fit" else []
+    message = refused(command, tmp_path / "bad.npy", *options)
+    assert reason in message
+    assert "bad.npy" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_does_not_exist(tmp_path, refused):
+    message = refused("fit", tmp_path / "nope.npy", "--k", 2, "--out", tmp_path / "run")
+    assert "nope.npy: does not exist" in message
+
+
+@pytest.mark.parametrize("name", ["text.npy", "text.txt", "text"])
+def test_a_file_that_is_no_array(name, tmp_path, refused):
+    (tmp_path / name).write_text("not an array\n" * 100)
+    refused("fit", tmp_path / name, "--k", 2, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_arrays(tmp_path, refused):
+    (tmp_path / "folder").mkdir()
+    refused("fit", tmp_path / "folder", "--k", 2, "--out", tmp_path / "run")
+
+
+def test_a_truncated_file(x, tmp_path, refused):
+    x.write_bytes(x.read_bytes()[:-100])
+    message = refused("fit", x, "--k", 2, "--out", tmp_path / "run")
+    assert "truncated" in message
+    assert "2528" in message  # What it should take, and what it has.
+    assert "2428" in message
+
+
+def zarr_of(path: Path, rows: np.ndarray, **options: object) -> None:
+    array = zarr.create_array(path, shape=rows.shape, dtype=rows.dtype, **options)  # type: ignore[arg-type]
+    array[:] = rows
+
+
+def test_a_chunk_that_was_never_written_is_noted(x, tmp_path, capsys):
+    zarr_of(tmp_path / "x.zarr", np.load(x), chunks=(50, 3))
+    (tmp_path / "x.zarr/c/2/0").unlink()
+    assert cli("fit", tmp_path / "x.zarr", "--k", 2, "--out", tmp_path / "run") == 0
+    err = capsys.readouterr().err
+    assert "note: " in err
+    assert "1 of 4 chunks were never written" in err
+    assert cli("info", tmp_path / "x.zarr") == 0
+    assert "1 of 4 chunks were never written" in capsys.readouterr().out
+
+
+def test_a_corrupt_chunk_is_named_with_its_rows(x, tmp_path, refused):
+    zarr_of(tmp_path / "x.zarr", np.load(x), chunks=(50, 3))
+    chunk = tmp_path / "x.zarr/c/2/0"
+    chunk.write_bytes(b"\x07" * 20)
+    run = tmp_path / "run"
+    message = refused("fit", tmp_path / "x.zarr", "--k", 2, "--out", run, clean=False)
+    assert "x.zarr" in message
+    assert "100:150" in message
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+# ---- values -----------------------------------------------------------------
+
+
+# 40 blocks; the stream meets the rows in an order of its own, the first must be named.
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [[], ["--scale", "zscore"], ["--algorithm", "lloyd"]], ids=str)
+def test_the_first_row_that_is_not_finite_is_named(value, options, tmp_path, refused):
+    rows = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
+    rows[[1733, 1234, 1999], [1, 2, 0]] = value
+    zarr_of(tmp_path / "x.zarr", rows, chunks=(50, 3))
+    arguments = ["fit", tmp_path / "x.zarr", "--k", 2, "--out", tmp_path / "run", *options]
+    message = refused(*arguments, clean=False)
+    assert f"row 1234 holds {value}" in message
+    assert "feature 2" in message
+    assert "--nan drop" in message
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+def test_rows_that_are_not_finite_can_be_dropped(x, tmp_path, capsys):
+    rows = np.load(x)
+    rows[[0, 7, 150], [0, 1, 2]] = [np.nan, np.inf, -np.inf]
+    np.save(x, rows)
+    run = tmp_path / "run"
+    assert cli("fit", x, "--k", 2, "--out", run, "--nan", "drop") == 0
+    assert "dropped: 3 rows" in capsys.readouterr().err
+    labels, distances = tmp_path / "l.npy", tmp_path / "d.npy"
+    assert cli("predict", run, x, "--labels", labels, "--distances", distances) == 0
+    assert "dropped: 3 rows" in capsys.readouterr().err
+    assert np.flatnonzero(np.load(labels) == -1).tolist() == [0, 7, 150]
+    assert np.flatnonzero(np.isnan(np.load(distances))).tolist() == [0, 7, 150]
+    assert cli("evaluate", run, x, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["rows"], figures["dropped"], sum(figures["sizes"])) == (197, 3, 197)
+
+
+def test_predict_and_evaluate_refuse_what_fit_would(x, done, tmp_path, refused):
+    rows = np.load(x)
+    rows[123, 1] = np.nan
+    np.save(tmp_path / "bad.npy", rows)
+    for options in (["predict", "--labels", tmp_path / "l.npy"], ["evaluate"]):
+        message = refused(options[0], done, tmp_path / "bad.npy", *options[1:], clean=False)
+        assert "row 123 holds nan" in message
+        assert not (tmp_path / "l.npy").exists()  # Though an unfinished one may be.
+
+
+# ---- numbers that do not fit ------------------------------------------------
+
+
+def test_more_clusters_than_rows(x, tmp_path, refused):
+    message = refused("fit", x, "--k", 201, "--out", tmp_path / "run")
+    assert "200" in message
+    assert "201" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_as_many_clusters_as_rows_is_allowed(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 3)))
+    assert cli("fit", tmp_path / "x.npy", "--k", 20, "--out", tmp_path / "run") == 0
+
+
+def test_centroids_of_another_shape(x, tmp_path, refused):
+    np.save(tmp_path / "init.npy", np.zeros((2, 4)))
+    message = refused(
+        "fit", x, "--k", 2, "--out", tmp_path / "run", "--init", tmp_path / "init.npy"
+    )
+    assert "(2, 4)" in message
+    assert "2 centroids of 3 features" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_init_file_that_does_not_exist(x, tmp_path, refused):
+    message = refused("fit", x, "--k", 2, "--out", tmp_path / "run", "--init", tmp_path / "no.npy")
+    assert "no.npy" in message
+
+
+def test_a_source_of_another_width_than_the_run(done, tmp_path, refused):
+    np.save(tmp_path / "wide.npy", np.zeros((20, 4)))
+    for options in (["predict", "--labels", tmp_path / "l.npy"], ["evaluate"]):
+        message = refused(options[0], done, tmp_path / "wide.npy", *options[1:])
+        assert "has 4 features, the run's centroids have 3" in message
+
+
+def test_a_gpu_that_is_not_there(x, tmp_path, refused):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        message = refused("fit", x, "--k", 2, "--out", tmp_path / "run", "--device", "cuda")
+    assert "sees no CUDA GPU" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_that_is_too_small_names_one_that_is_not(x, tmp_path, refused):
+    arguments = ["fit", x, "--k", 2, "--out", tmp_path / "run", "--device", "cpu"]
+    message = refused(*arguments, "--max-host-memory", "1MiB")
+    assert not (tmp_path / "run").exists()
+    least = message.split("at least ")[1].split()[0]
+    less = f"{int(least.removesuffix('MiB')) - 1}MiB"
+    refused(*arguments, "--max-host-memory", less)
+    assert cli(*arguments, "--max-host-memory", least) == 0
+
+
+# ---- outputs ----------------------------------------------------------------
+
+
+def test_a_run_folder_that_exists(x, done, refused):
+    before = tree(done)
+    message = refused("fit", x, "--k", 2, "--out", done)
+    assert "--resume" in message
+    assert tree(done) == before
+
+
+def test_a_run_folder_that_is_a_file_or_somebody_elses(x, tmp_path, refused):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/thesis.tex").write_text("mine")
+    for name in ("file", "folder"):
+        for resume in ([], ["--resume"]):
+            refused("fit", x, "--k", 2, "--out", tmp_path / name, *resume)
+    assert (tmp_path / "folder/thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_an_output_that_exists(suffix, x, done, tmp_path, refused, capsys):
+    target = tmp_path / f"labels.{suffix}"
+    assert cli("predict", done, x, "--labels", target) == 0
+    capsys.readouterr()
+    for resume in ([], ["--resume"]):
+        message = refused("predict", done, x, "--labels", target, *resume)
+        assert "exists already" in message
+    other = tmp_path / "other.npy"
+    refused("predict", done, x, "--labels", other, "--distances", target)
+    assert not other.exists()
+
+
+@pytest.mark.parametrize("name", ["labels.txt", "labels", "no/folder/labels.npy"])
+def test_an_output_that_cannot_be(name, x, done, tmp_path, refused):
+    refused("predict", done, x, "--labels", tmp_path / name)
+
+
+def test_labels_and_distances_of_one_name(x, done, tmp_path, refused):
+    out = tmp_path / "out.npy"
+    assert "must differ" in refused("predict", done, x, "--labels", out, "--distances", out)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_run_that_is_none_or_unfinished(command, x, done, tmp_path, refused):
+    options = ["--labels", tmp_path / "l.npy"] if command == "predict" else []
+    assert "is no run" in refused(command, tmp_path / "nowhere", x, *options)
+    (done / "model.safetensors").unlink()
+    assert "not finished" in refused(command, done, x, *options)
+
+
+# ---- options ----------------------------------------------------------------
+
+BAD_OPTIONS = [
+    ["--k", 0], ["--k", -3], ["--k", "2.5"], ["--k", "many"],
+    ["--algorithm", "dbscan"], ["--metric", "manhattan"], ["--scale", "log"], ["--nan", "keep"],
+    ["--epochs", 0], ["--batch-rows", 0], ["--seed", -1], ["--tol", -1], ["--tol", "nan"],
+    ["--tol", "inf"], ["--max-no-improvement", 0], ["--init", "kmeans"], ["--device", "tpu"],
+    ["--device", "cuda:x"], ["--checkpoint-every", 0], ["--checkpoint-every", "0s"],
+    ["--checkpoint-every", "soon"], ["--checkpoint-every", "-5"], ["--keep-checkpoints", 1],
+    ["--max-host-memory", "lots"], ["--max-host-memory", 0], ["--max-host-memory", "-1GiB"],
+    ["--read-threads", 0], ["--read-threads", "all"], ["--dtype", "quaternion"],
+    ["--features", 0], ["--offset", -1], ["--no-such-option", 1],
+    ["--metric", "cosine", "--scale", "zscore"],
+    ["--algorithm", "lloyd", "--max-no-improvement", 3],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=lambda o: " ".join(map(str, o)))
+def test_an_option_out_of_range(options, x, tmp_path, refused):
+    message = refused("fit", x, "--k", 2, "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+    name = str(options[-2]).removeprefix("--")
+    assert name in message or name.replace("features", "n_features") in message
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fit"], ["fit", "x.npy"], ["dance"], ["predict", "run"], ["info"]], ids=str
+)
+def test_a_command_that_lacks_something(arguments, refused):
+    assert "--help" in refused(*arguments)
