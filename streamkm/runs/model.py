@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -71,13 +72,14 @@ class Model:
         }
         # One entry: safetensors writes several in a random order, and the same
         # model would be another file each time.
+        on_host = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         about = {
             "format": FORMAT,
             "normalize": self.scaling.normalize,
             "settings": self.settings,
         }
-        metadata = {METADATA: json.dumps(about)}
-        on_host = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        sealed = {**about, "sha256": _digest(about, on_host)}
+        metadata = {METADATA: json.dumps(sealed)}
         write_atomically(folder.model, save(on_host, metadata))
 
 
@@ -103,6 +105,8 @@ def load_run(path: Path) -> Model:
         about = json.loads(header["__metadata__"][METADATA])
         if about["format"] != FORMAT:
             raise RunError(f"{file}: its format is {about['format']}, this version reads {FORMAT}")
+        if about.pop("sha256") != _digest(about, tensors):
+            raise KeyError("its checksum does not match")
         model = Model(
             centroids_KD=tensors["centroids"],
             counts_K=tensors["counts"],
@@ -114,10 +118,23 @@ def load_run(path: Path) -> Model:
             ),
             settings=about["settings"],
         )
-        if model.sums_KD.shape != model.centroids_KD.shape or model.centroids_KD.ndim != 2:
-            raise KeyError("shapes")
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+    ) as error:
         raise RunError(
             f"{file} is damaged ({error!r}); remove it and repeat the fit command with --resume"
         ) from error
     return model
+
+
+def _digest(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """sha256 of all that the file says."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].numpy().data)
+    return digest.hexdigest()

@@ -8,9 +8,10 @@ device are asked for only when a report is due, so that asking never holds it up
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
@@ -32,11 +33,21 @@ REPORT_EVERY_S = 2.0
 LINE_EVERY_S = 30.0
 
 
+def _ends_in_newline(file: TextIO) -> bool:
+    file.seek(0, os.SEEK_END)
+    if file.tell() == 0:
+        return True
+    file.seek(file.tell() - 1)
+    return file.read() == "\n"
+
+
 class Progress:
     """Progress of one command; use as a context manager."""
 
     def __init__(self, metrics: Path | None = None) -> None:
-        self._metrics = metrics.open("a") if metrics else None
+        self._metrics = metrics.open("a+") if metrics else None
+        if self._metrics and not _ends_in_newline(self._metrics):
+            self._metrics.write("\n")  # a power cut tore the last record
         self._on_terminal = sys.stderr.isatty()
         self._bar: tqdm[Any] | None = None
         self._phase = ""

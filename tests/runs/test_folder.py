@@ -201,6 +201,19 @@ def test_a_truncated_model_is_refused(at, job):
         load_run(job.run)
 
 
+# Breaks when a flipped bit of a centroid loads as if nothing had happened.
+def test_a_flipped_byte_anywhere_in_a_model_is_refused(job):
+    file = job.run / "model.safetensors"
+    job.attempt()
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 41):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        with pytest.raises(RunError):
+            load_run(job.run)
+    file.write_bytes(whole)
+    load_run(job.run)
+
+
 def test_a_file_of_other_tensors_is_no_model(job):
     from safetensors.torch import save_file
 

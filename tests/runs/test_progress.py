@@ -94,6 +94,19 @@ def test_a_resumed_run_appends_and_counts_on(job):
 # ---- lines and bars ---------------------------------------------------------
 
 
+# Breaks when a record is appended to one that a power cut tore.
+def test_a_torn_last_record_costs_only_itself(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"whole": 1}\n{"torn": ')
+    with Progress(metrics) as shown:
+        shown.record({"next": 2})
+    with Progress(metrics) as shown:
+        shown.record({"after": 3})
+    lines = metrics.read_text().splitlines()
+    assert lines[:2] == ['{"whole": 1}', '{"torn": ']
+    assert [json.loads(line).get("next") for line in lines[2:]] == [2, None]
+
+
 class Clock:
     def __init__(self, monkeypatch) -> None:
         self.now = 1000.0
