@@ -1,8 +1,8 @@
 """Zarr arrays, v2 and v3, through zarr's public interface.
 
 Imported only when a Zarr array is opened, because importing zarr takes longer
-than all the rest. Every codec and store that zarr reads is read; a faster way
-for the common codecs would sit beside this one, not replace it.
+than all the rest. Every codec and store that zarr reads is read; the common
+ones faster, by `zarr_direct`, which does without zarr's pipeline.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from zarr.storage import LocalStore, MemoryStore
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, one_line, row_boxes
+from streamkm.sources.zarr_direct import direct_reader
 from streamkm.sources.zarr_store import WholeStore, codec_name
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _advice(group: zarr.Group, name: str) -> str:
 
 
 class ZarrSource:
-    """A Zarr array as rows; chunks are copied by zarr from its decoder into `out`.
+    """A Zarr array as rows; chunks are decoded into `out`, or copied there by zarr.
 
     Parameters
     ----------
@@ -149,6 +150,7 @@ class ZarrSource:
         store.learn(self._array)
         self._name = name
         self._closed = False
+        self._direct = direct_reader(array)
         row_bytes = n_features * array.dtype.itemsize
         block_rows = min(_block_rows(array, row_bytes), n_rows)
         self._spec = ArraySpec(
@@ -156,8 +158,10 @@ class ZarrSource:
             n_features=n_features,
             dtype=dtype,
             block_rows=block_rows,
-            layout=_describe(array),
-            scratch_bytes=_scratch_bytes(array, block_rows),
+            layout=f"{_describe(array)}, {'decoded in place' if self._direct else 'through zarr'}",
+            scratch_bytes=(
+                self._direct.scratch_bytes if self._direct else _scratch_bytes(array, block_rows)
+            ),
         )
 
     @property
@@ -175,7 +179,11 @@ class ZarrSource:
         check_read(self._name, self._spec, rows, out, closed=self._closed)
         for box in row_boxes(self._array.shape[:-1], rows):
             target = out[box.start - rows.start : box.stop - rows.start]
-            buffer = NDBuffer.from_numpy_array(target.reshape(*box.shape, self._spec.n_features))
+            target = target.reshape(*box.shape, self._spec.n_features)
+            if self._direct:
+                self._direct.read(self._name, box, target)
+                continue
+            buffer = NDBuffer.from_numpy_array(target)
             try:
                 self._array.get_basic_selection((*box.selection, slice(None)), out=buffer)
             except Exception as error:  # each codec and store raises what it likes
@@ -220,8 +228,10 @@ class ZarrSource:
         return notes
 
     def close(self) -> None:
-        """Refuse further reads; zarr keeps no file open."""
+        """Refuse further reads; no file is kept open."""
         self._closed = True
+        if self._direct:
+            self._direct.close()
 
     def _digest_chunks(self, digest: Any) -> None:
         store = self._store

@@ -94,6 +94,24 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], str, dict[str, Any]]] = {
 }
 
 
+#: Parts of the names of layouts that only zarr reads.
+THROUGH_ZARR = ("sharded", "big-endian", "transposed", "F order")
+DIRECT = [name for name in LAYOUTS if not any(part in name for part in THROUGH_ZARR)]
+
+
+def through_zarr(monkeypatch) -> None:
+    """Have all arrays read by zarr that are opened from now on."""
+    monkeypatch.setattr(zarr_module, "direct_reader", lambda array: None)
+
+
+@pytest.fixture(params=["direct", "general"])
+def way(request, monkeypatch) -> str:
+    """Both ways of reading, where there are both."""
+    if request.param == "general":
+        through_zarr(monkeypatch)
+    return str(request.param)
+
+
 def create(store, name: str, shape: tuple[int, ...], dtype: str, **options) -> zarr.Array[Any]:
     """An array of one of `LAYOUTS`, over what is there."""
     version: Literal[2, 3] = 2 if name.startswith("v2") else 3
@@ -103,16 +121,24 @@ def create(store, name: str, shape: tuple[int, ...], dtype: str, **options) -> z
 
 
 class TestZarr(SourceContract):
-    @pytest.fixture(params=LAYOUTS)
-    def case(self, request, tmp_path: Path) -> Case:
-        shape, dtype, options = LAYOUTS[request.param]
+    @pytest.fixture(
+        params=[*((name, "direct") for name in DIRECT), *((name, "general") for name in LAYOUTS)],
+        ids="-".join,
+    )
+    def case(self, request, tmp_path: Path, monkeypatch) -> Case:
+        layout, way = request.param
+        shape, dtype, options = LAYOUTS[layout]
         path = tmp_path / "x.zarr"
         array = numbers(shape, dtype)
+        if layout in DIRECT and way == "general":
+            through_zarr(monkeypatch)
 
         def store(changed: np.ndarray) -> None:
-            create(path, request.param, shape, dtype, **options)[...] = changed
+            create(path, layout, shape, dtype, **options)[...] = changed
 
         store(array)
+        ending = "decoded in place" if way == "direct" else "through zarr"
+        assert open_source(path).spec.layout.endswith(f", {ending}")
         name = array.dtype.newbyteorder("=").name
         return Case(array, name, store, lambda: open_source(path), tmp_path)
 
@@ -153,7 +179,7 @@ class TestZarrObjectInMemory(SourceContract):
 
 class TestZarrWithChunksNeverWritten(SourceContract):
     @pytest.fixture(params=[False, True], ids=["chunks", "shards"])
-    def case(self, request, tmp_path: Path) -> Case:
+    def case(self, request, tmp_path: Path, way: str) -> Case:
         array = np.full((211, 5), 1.5, np.float32)
         array[60:90] = numbers((30, 5))
         options: dict[str, Any] = {"shards": (50, 5)} if request.param else {}
@@ -226,6 +252,7 @@ def test_large_shards_are_read_by_inner_chunks(tmp_path: Path, monkeypatch) -> N
 
 # Breaks when a range is cut into single rows: each selection costs a coroutine a chunk.
 def test_read_of_a_slab_is_one_selection(tmp_path: Path, monkeypatch) -> None:
+    through_zarr(monkeypatch)
     name = "v3, 3-D"
     shape, dtype, options = LAYOUTS[name]
     create(tmp_path, name, shape, dtype, **options)[...] = numbers(shape)
@@ -244,7 +271,7 @@ def test_read_of_a_slab_is_one_selection(tmp_path: Path, monkeypatch) -> None:
 
 # Breaks when a block is decoded beside `out` as a whole, uncounted.
 @pytest.mark.parametrize("shards", [None, (32_768, 32)])
-def test_scratch_is_what_the_spec_says(tmp_path: Path, shards) -> None:
+def test_scratch_is_what_the_spec_says(tmp_path: Path, way: str, shards) -> None:
     array = numbers((65_536, 32))
     zarr.create_array(tmp_path, data=array, chunks=(8192, 32), shards=shards)
     source = open_source(tmp_path)
@@ -308,7 +335,7 @@ def chunk_file(folder: Path) -> Path:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("left", [0, 0.5])
-def test_truncated_chunk(tmp_path: Path, name: str, left: float) -> None:
+def test_truncated_chunk(tmp_path: Path, way: str, name: str, left: float) -> None:
     shape, dtype, options = LAYOUTS[name]
     create(tmp_path / "x.zarr", name, shape, dtype, **options)[...] = numbers(shape, dtype)
     path = chunk_file(tmp_path / "x.zarr")

@@ -1,0 +1,401 @@
+"""Zarr chunks decoded in place: right where zarr is right, and safe where it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import itertools
+import threading
+import tracemalloc
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numcodecs
+import numcodecs.blosc
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
+
+from streamkm.errors import ReadError
+from streamkm.sources import RowRange, open_source
+from streamkm.sources.zarr_decode import DECODERS
+from tests.sources.contract import numbers, read, same_bytes
+
+V2: dict[str, Any] = {
+    "uncompressed": None,
+    "blosc": numcodecs.Blosc("lz4"),
+    "blosc, bits shuffled": numcodecs.Blosc("zstd", shuffle=numcodecs.Blosc.BITSHUFFLE),
+    "zstd": numcodecs.Zstd(),
+    "zstd with a checksum": numcodecs.Zstd(checksum=True),
+    "lz4": numcodecs.LZ4(),
+    "gzip": numcodecs.GZip(),
+    "zlib": numcodecs.Zlib(),
+}
+V3: dict[str, Any] = {
+    "uncompressed": None,
+    "blosc": BloscCodec(cname="lz4"),
+    "blosc, not compressible": BloscCodec(cname="zstd", shuffle="noshuffle", clevel=0),
+    "zstd": ZstdCodec(),
+    "gzip": GzipCodec(),
+    "numcodecs.lz4": {"name": "numcodecs.lz4", "configuration": {}},
+    "numcodecs.zlib": {"name": "numcodecs.zlib", "configuration": {}},
+}
+CODECS: list[tuple[Literal[2, 3], str]] = [*((2, name) for name in V2), *((3, name) for name in V3)]
+
+
+def store_array(
+    path: Path, version: Literal[2, 3], codec: str, data: np.ndarray, **options: Any
+) -> zarr.Array[Any]:
+    with warnings.catch_warnings():
+        # That numcodecs' codecs are no part of the specification of v3.
+        warnings.simplefilter("ignore")
+        stored = zarr.create_array(
+            path,
+            shape=data.shape,
+            dtype=data.dtype,
+            zarr_format=version,
+            compressors=(V2 if version == 2 else V3)[codec],
+            overwrite=True,
+            **options,
+        )
+        stored[...] = data
+    return stored
+
+
+def opened(path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = open_source(path)
+    assert source.spec.layout.endswith(", decoded in place")
+    return source
+
+
+def chunk_files(path: Path) -> list[Path]:
+    metadata = {"zarr.json", ".zarray", ".zattrs"}
+    return sorted(p for p in path.rglob("*") if p.is_file() and p.name not in metadata)
+
+
+# ---------------------------------------------------------------- equal to zarr
+
+
+@st.composite
+def layouts(draw):
+    ndim = draw(st.integers(2, 4))
+    shape = tuple(draw(st.integers(1, 12 if ndim < 4 else 5)) for _ in range(ndim))
+    chunks = tuple(draw(st.integers(1, extent + 3)) for extent in shape)
+    if draw(st.booleans()):
+        chunks = (*chunks[:-1], shape[-1])
+    version, codec = draw(st.sampled_from(CODECS))
+    options: dict[str, Any] = {"chunks": chunks}
+    dtype = draw(st.sampled_from(["f4", "f8", "f2", "u1", "i2", "i8"]))
+    options["fill_value"] = draw(st.sampled_from([0, 1, 7] + [None] * (version == 2)))
+    if draw(st.booleans()):
+        separator = draw(st.sampled_from([".", "/"]))
+        name = "v2" if version == 2 else draw(st.sampled_from(["v2", "default"]))
+        options["chunk_key_encoding"] = {"name": name, "separator": separator}
+    n = int(np.prod(shape[:-1]))
+    pairs = st.tuples(st.integers(0, n), st.integers(0, n))
+    return version, codec, shape, dtype, options, draw(st.lists(pairs, min_size=1, max_size=6))
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=layouts(), absent=st.sets(st.integers(0, 20)))
+def test_equals_zarr(case, absent) -> None:
+    version, codec, shape, dtype, options, ranges = case
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        stored = store_array(path, version, codec, numbers(shape, dtype), **options)
+        files = chunk_files(path)
+        for index in absent & set(range(len(files))):
+            files[index].unlink()
+        expected = np.asarray(stored[...]).reshape(-1, shape[-1])
+        source = opened(path)
+        for one, other in [*ranges, (0, len(expected))]:
+            start, stop = min(one, other), max(one, other)
+            assert same_bytes(read(source, start, stop), expected[start:stop])
+        source.close()
+
+
+# Breaks when threads share a buffer, or a thread's is kept too short for another array.
+def test_threads_that_read_many_arrays(tmp_path: Path) -> None:
+    arrays, sources = [], []
+    for index, (version, codec) in enumerate(CODECS):
+        data = numbers((997, 3 + index))
+        store_array(tmp_path / str(index), version, codec, data, chunks=(100 + 20 * index, 4))
+        arrays.append(data)
+        sources.append(opened(tmp_path / str(index)))
+
+    def right(seed: int) -> bool:
+        draws = np.random.default_rng(seed)
+        index = int(draws.integers(len(sources)))
+        start, stop = (int(row) for row in np.sort(draws.integers(0, 998, 2)))
+        return same_bytes(read(sources[index], start, stop), arrays[index][start:stop])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(right, range(600)))
+
+
+# Breaks when Blosc's own threads, turned on by somebody, meet several readers.
+@pytest.mark.parametrize("use_threads", [None, True, False])
+def test_main_thread_beside_others(tmp_path: Path, monkeypatch, use_threads) -> None:
+    data = numbers((40_000, 32))
+    store_array(tmp_path, 3, "blosc", data, chunks=(10_000, 32))
+    source = opened(tmp_path)
+    assert numcodecs.blosc.use_threads is False  # as zarr's import leaves it
+    monkeypatch.setattr(numcodecs.blosc, "use_threads", use_threads)
+    done = threading.Event()
+
+    def read_on() -> bool:
+        right = True
+        while not done.is_set():
+            right &= same_bytes(read(source, 5_000, 30_000), data[5_000:30_000])
+        return right
+
+    with ThreadPoolExecutor(3) as pool:
+        others = [pool.submit(read_on) for _ in range(3)]
+        mine = [same_bytes(read(source, 0, 40_000), data) for _ in range(8)]
+        done.set()
+        assert all(mine)
+        assert all(other.result() for other in others)
+
+
+# ---------------------------------------------------------------- which way
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shards": (20, 4)},
+        {"serializer": BytesCodec(endian="big")},
+        {"filters": TransposeCodec(order=(1, 0))},
+        {"compressors": Crc32cCodec()},
+        {"compressors": [ZstdCodec(), Crc32cCodec()]},
+        {"compressors": [ZstdCodec(), GzipCodec()]},
+        {"zarr_format": 2, "order": "F"},
+        {"zarr_format": 2, "dtype": ">f4"},
+        {"zarr_format": 2, "filters": numcodecs.Delta("f4")},
+        {"zarr_format": 2, "compressors": numcodecs.BZ2()},
+    ],
+    ids=str,
+)
+def test_others_are_left_to_zarr(tmp_path: Path, options: dict[str, Any]) -> None:
+    settings = {"dtype": "f4", **options}
+    stored = zarr.create_array(tmp_path, shape=(50, 4), chunks=(10, 4), **settings)
+    stored[...] = numbers((50, 4))
+    source = open_source(tmp_path)
+    assert source.spec.layout.endswith(", through zarr")
+    # As zarr reads it: differences of floats do not add up to the same again.
+    expected = np.asarray(stored[3:47]).astype("f4")
+    assert same_bytes(read(source, 3, 47), expected)
+
+
+# Breaks when files are read around a store that says something else of them.
+def test_other_stores_are_left_to_zarr(tmp_path: Path) -> None:
+    class Other(LocalStore):
+        pass
+
+    for store in (MemoryStore(), WrapperStore(MemoryStore()), Other(tmp_path)):
+        array = zarr.create_array(store, shape=(50, 4), dtype="f4")
+        assert open_source(array).spec.layout.endswith(", through zarr")
+
+
+# Breaks when the order in memory, which v3 does not store, is taken for the stored one.
+def test_order_in_memory_is_of_no_matter(tmp_path: Path) -> None:
+    data = numbers((50, 4))
+    stored = zarr.create_array(
+        tmp_path, data=data, chunks=(20, 4), config={"order": "F", "write_empty_chunks": True}
+    )
+    source = open_source(stored)
+    assert source.spec.layout.endswith(", decoded in place")
+    assert same_bytes(read(source, 0, 50), data)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def damaged(path: Path, codec: str, version: Literal[2, 3], rows: int) -> tuple[Any, Path, bytes]:
+    # Compressible in part, so that every kind of block and sequence is there.
+    data = np.repeat(numbers((rows, 4), "i4"), 2, axis=1)
+    data[rows // 2 :] //= 1 << 24
+    store_array(path, version, codec, data, chunks=(rows, 8))
+    (file,) = chunk_files(path)
+    return data, file, file.read_bytes()
+
+
+@pytest.mark.parametrize(("version", "codec"), CODECS, ids=str)
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "part"])
+def test_every_truncation_is_refused(tmp_path: Path, version, codec: str, cut: bool) -> None:
+    data, file, whole = damaged(tmp_path / "x.zarr", codec, version, 40)
+    source = opened(tmp_path / "x.zarr")
+    stop = 30 if cut else 40
+    sizes = {*range(40), *range(40, len(whole), 29), *range(len(whole) - 24, len(whole))}
+    for size in sorted(sizes & set(range(len(whole)))):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ReadError, match=rf"x\.zarr: rows 0:{stop} cannot .* chunk (c/)?0.0 is"):
+            read(source, 0, stop)
+    file.write_bytes(whole)
+    assert same_bytes(read(source, 0, stop), data[:stop])
+
+
+# Breaks when a size in a header is believed: memory after `out`, or before it, is written.
+@pytest.mark.parametrize(("version", "codec"), CODECS, ids=str)
+def test_flipped_bits_give_an_error_or_data(tmp_path: Path, version, codec: str) -> None:
+    _, file, whole = damaged(tmp_path, codec, version, 300)
+    source = opened(tmp_path)
+    memory = np.full((304, 8), 0x5A5A5A5A, np.int32)
+    draws = np.random.default_rng(1)
+    places = {*range(min(48, len(whole))), *draws.integers(0, len(whole), 60).tolist()}
+    refused = 0
+    for place, bits in itertools.product(sorted(places), (1, 0x80, 0xFF)):
+        changed = bytearray(whole)
+        changed[place] ^= bits
+        file.write_bytes(changed)
+        try:
+            source.read(RowRange(0, 300), memory[2:-2])
+        except ReadError:
+            refused += 1
+        assert (memory[:2] == 0x5A5A5A5A).all()
+        assert (memory[-2:] == 0x5A5A5A5A).all()
+    assert (refused > 0) == (codec != "uncompressed")
+    if codec in {"gzip", "zlib", "numcodecs.zlib", "zstd with a checksum"}:
+        file.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
+        with pytest.raises(ReadError):
+            read(source, 0, 300)
+
+
+# Breaks when what the last chunk left in the thread's buffer passes for this one's end.
+@pytest.mark.parametrize(("version", "codec"), CODECS, ids=str)
+@pytest.mark.parametrize("rows", [90, 110, 200])
+@pytest.mark.parametrize("stop", [100, 60], ids=["whole", "part"])
+def test_chunk_of_another_size_is_refused(
+    tmp_path: Path, version, codec: str, rows: int, stop: int
+) -> None:
+    store_array(tmp_path / "x", version, codec, numbers((100, 5)), chunks=(100, 5))
+    store_array(tmp_path / "y", version, codec, numbers((rows, 5)), chunks=(rows, 5))
+    source = opened(tmp_path / "x")
+    read(source, 0, stop)
+    (file,), (other,) = chunk_files(tmp_path / "x"), chunk_files(tmp_path / "y")
+    file.write_bytes(other.read_bytes())
+    with pytest.raises(ReadError, match="cannot be read"):
+        read(source, 0, stop)
+
+
+def test_chunk_that_is_far_too_long_is_not_read(tmp_path: Path) -> None:
+    store_array(tmp_path, 3, "zstd", numbers((100, 5)), chunks=(100, 5))
+    with chunk_files(tmp_path)[0].open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ReadError, match="1099511627776 bytes are stored"):
+        read(opened(tmp_path), 0, 100)
+
+
+# Breaks when a disk that went away passes for chunks that were never written.
+def test_array_that_is_gone(tmp_path: Path) -> None:
+    store_array(tmp_path / "x", 3, "zstd", numbers((100, 5)), chunks=(50, 5))
+    source = opened(tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / "y")
+    with pytest.raises(ReadError, match=r"No such file.*chunk c/0/0"):
+        read(source, 0, 100)
+
+
+def test_file_that_cannot_be_read(tmp_path: Path) -> None:
+    store_array(tmp_path, 3, "zstd", numbers((100, 5)), chunks=(50, 5))
+    file = chunk_files(tmp_path)[1]
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ReadError, match=r"Is a directory.*chunk c/1/0"):
+        read(opened(tmp_path), 0, 100)
+
+
+# ---------------------------------------------------------------- decoders
+
+
+def decoded(codec: str, stored: bytes, size: int) -> bytes:
+    out = np.full(size, 0xA5, np.uint8)
+    DECODERS[codec](np.frombuffer(stored, np.uint8), out)
+    return out.tobytes()
+
+
+# Breaks when a file of several members or frames, as parallel writers make, is cut short.
+def test_several_members_and_frames() -> None:
+    one, two = bytes(range(256)) * 3000, b"abc" * 100_000
+    whole = one + two
+    members = gzip.compress(one) + bytes(7) + gzip.compress(two) + bytes(5)
+    assert decoded("gzip", members, len(whole)) == whole
+    frames = numcodecs.Zstd().encode(one) + numcodecs.Zstd().encode(two)
+    assert decoded("zstd", frames, len(whole)) == whole
+    for codec, stored in (("gzip", members), ("zstd", frames)):
+        for size in (len(whole) - 1, len(whole) + 1, len(one)):
+            with pytest.raises((ValueError, RuntimeError)):
+                decoded(codec, stored, size)
+    with pytest.raises(zlib.error):
+        decoded("gzip", gzip.compress(one) + b"more", len(one))
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 300, 65_791, 65_792, 1 << 20, 1 << 24])
+@pytest.mark.parametrize("codec", DECODERS)
+def test_sizes_with_every_form_of_header(codec: str, size: int) -> None:
+    data = np.random.default_rng(size).integers(0, 4, size, np.uint8).tobytes()
+    stored = numcodecs.get_codec({"id": codec}).encode(data)
+    assert decoded(codec, stored, size) == data
+    with pytest.raises((ValueError, RuntimeError, EOFError)):
+        decoded(codec, stored, size + 1)
+    if size > 1:
+        with pytest.raises((ValueError, RuntimeError)):
+            decoded(codec, stored, size - 1)
+
+
+# Breaks when a frame as a stream writes it, which does not give its size, is refused.
+def test_frame_without_its_size() -> None:
+    data = bytes(range(200)) * 2
+    # A header with a window and no size; one raw block, the last.
+    frame = b"\x28\xb5\x2f\xfd\x00\x58" + (len(data) << 3 | 1).to_bytes(3, "little") + data
+    assert decoded("zstd", frame, len(data)) == data
+    for size in (len(data) - 1, len(data) + 1):
+        with pytest.raises(RuntimeError):
+            decoded("zstd", frame, size)
+
+
+@pytest.mark.parametrize("codec", DECODERS)
+@given(stored=st.binary(max_size=200), size=st.integers(1, 300))
+def test_any_bytes_are_refused_or_decoded(codec: str, stored: bytes, size: int) -> None:
+    memory = np.zeros(size + 64, np.uint8)
+    with contextlib.suppress(ValueError, RuntimeError, EOFError, MemoryError, zlib.error):
+        DECODERS[codec](np.frombuffer(stored, np.uint8), memory[32:-32])
+    assert not memory[:32].any()
+    assert not memory[-32:].any()
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize(("version", "codec"), CODECS, ids=str)
+@pytest.mark.parametrize("shape", [(65_536, 32), (60_000, 32), (65_536, 30)], ids=str)
+def test_scratch_is_what_the_spec_says(tmp_path: Path, version, codec: str, shape) -> None:
+    data = numbers(shape)
+    store_array(tmp_path, version, codec, data, chunks=(8192, 32))
+    source = opened(tmp_path)
+    size = source.spec.block_rows
+    out = np.empty((size, shape[1]), np.float32)
+
+    def read_all() -> None:
+        for rows in RowRange(0, shape[0]).split(size):
+            source.read(rows, out[: len(rows)])
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(source.read, RowRange(0, 1), out[:1]).result()  # what is made once
+        pool.submit(source.close).result()  # and the thread's scratch released
+        source = opened(tmp_path)
+        tracemalloc.start()
+        pool.submit(read_all).result()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < source.spec.scratch_bytes + 50_000
+    assert same_bytes(read(source, 0, shape[0]), data)
