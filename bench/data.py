@@ -1,0 +1,98 @@
+"""Arrays to measure with: made from a seed once, kept in a folder outside git.
+
+Rows are a mixture of overlapping Gaussians in full float32 precision: clusters
+are there to be found, and the mantissas compress as badly as measured data do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, ZstdCodec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["LAYOUTS", "Shape", "make_array", "rows_of"]
+
+#: Change it when what is generated changes, so that no older file is taken for it.
+VERSION = 1
+CHUNK_ROWS = 16384
+N_BLOBS = 512
+LAYOUTS = ("zarr-lz4", "zarr-zstd", "zarr-raw", "npy")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of an array of float32, in chunks of `chunk_rows` rows."""
+
+    n_rows: int
+    n_features: int
+    chunk_rows: int = CHUNK_ROWS
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.n_rows * self.n_features
+
+    @property
+    def size(self) -> str:
+        """Bytes for people: ``3.1 GB``."""
+        gigabytes = self.nbytes / 1e9
+        return f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{gigabytes * 1e3:.0f} MB"
+
+    def __str__(self) -> str:
+        return f"{self.n_rows:,} x {self.n_features}"
+
+
+def rows_of(shape: Shape, seed: int = 0) -> Iterator[np.ndarray]:
+    """The rows of an array, `chunk_rows` at a time."""
+    rng = np.random.default_rng([VERSION, seed])
+    centres = rng.standard_normal((N_BLOBS, shape.n_features), dtype=np.float32) * 2
+    for start in range(0, shape.n_rows, shape.chunk_rows):
+        n = min(shape.chunk_rows, shape.n_rows - start)
+        rows = rng.standard_normal((n, shape.n_features), dtype=np.float32)
+        rows += centres[rng.integers(N_BLOBS, size=n)]
+        yield rows
+
+
+def make_array(folder: Path, shape: Shape, layout: str) -> Path:
+    """Path of the array in `folder`, written now if it is not there yet."""
+    suffix = ".npy" if layout == "npy" else ".zarr"
+    name = f"v{VERSION}-{shape.n_rows}x{shape.n_features}-{shape.chunk_rows}-{layout}{suffix}"
+    path = folder / name
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    # Under its name only when it is whole: an interrupted run must not leave half an array.
+    partial = folder / f".partial-{name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    target = _create(partial, shape, layout)
+    start = 0
+    for rows in rows_of(shape):
+        target[start : start + len(rows)] = rows
+        start += len(rows)
+    partial.rename(path)
+    return path
+
+
+def _create(path: Path, shape: Shape, layout: str) -> Any:
+    size = (shape.n_rows, shape.n_features)
+    if layout == "npy":
+        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=size)
+    compressors = {
+        "zarr-lz4": BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
+        "zarr-zstd": ZstdCodec(level=3),
+        "zarr-raw": None,
+    }
+    return zarr.create_array(
+        path,
+        shape=size,
+        chunks=(shape.chunk_rows, shape.n_features),
+        dtype="float32",
+        compressors=compressors[layout],
+    )

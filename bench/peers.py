@@ -1,0 +1,88 @@
+"""Who is measured: streamkm's fit in process, and the loop that people write today."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import zarr
+from sklearn.cluster import MiniBatchKMeans
+
+from streamkm.config import Cadence, ExecutionConfig, FitConfig
+from streamkm.runs.fit import fit
+from streamkm.runs.interrupts import StopRequest
+from streamkm.runs.progress import Progress
+from streamkm.sources import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PhaseClock", "sklearn_loop", "streamkm_fit"]
+
+
+@dataclass
+class PhaseClock:
+    """Seconds of the phases of each fit, taken where the run announces them."""
+
+    phases: dict[str, list[float]] = field(default_factory=dict)
+    _marks: list[tuple[str, float]] = field(default_factory=list)
+
+    def mark(self, phase: str) -> None:
+        self._marks.append((phase, time.perf_counter()))
+
+    def finish(self, train_s: float) -> None:
+        """Add one fit; what follows the training's last report is saving."""
+        self.mark("end")
+        for (phase, start), (_, stop) in zip(self._marks, self._marks[1:], strict=False):
+            spent = stop - start
+            if phase == "train":
+                self.phases.setdefault("save", []).append(spent - train_s)
+                spent = train_s
+            self.phases.setdefault(phase, []).append(spent)
+        self._marks.clear()
+
+
+def streamkm_fit(
+    path: Path,
+    config: FitConfig,
+    folder: Path,
+    *,
+    clock: PhaseClock | None = None,
+    checkpoint_every: str = "60s",
+) -> None:
+    """One fit into a fresh run folder, with all that the command line does after importing."""
+    clock = clock or PhaseClock()
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as temporary:
+        run_dir = Path(temporary) / "run"
+        execution = ExecutionConfig(device="cpu", checkpoint_every=Cadence.parse(checkpoint_every))
+        clock.mark("open")
+        source = open_source(str(path))
+        with patch.object(Progress, "begin", _marking(clock, Progress.begin)):
+            fit(source, config, execution, run_dir, resume=False, stop_request=StopRequest())
+        source.close()
+        records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+        clock.finish(max(r["elapsed_s"] for r in records if r["phase"] == "train"))
+        shutil.rmtree(run_dir)
+
+
+def _marking(clock: PhaseClock, begin: Callable[..., None]) -> Callable[..., None]:
+    def marked(progress: Progress, phase: str, *args: object, **kwargs: object) -> None:
+        clock.mark(phase)
+        begin(progress, phase, *args, **kwargs)
+
+    return marked
+
+
+def sklearn_loop(path: Path, k: int, batch_rows: int) -> None:
+    """One pass of scikit-learn's partial_fit over a Zarr array, chunk by chunk."""
+    array = zarr.open_array(path, mode="r")
+    model = MiniBatchKMeans(k, batch_size=batch_rows, random_state=0)
+    for start in range(0, array.shape[0], batch_rows):
+        model.partial_fit(array[start : start + batch_rows])

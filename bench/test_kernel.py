@@ -1,0 +1,108 @@
+"""The arithmetic on one batch alone, by shape, and seeding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.cluster import kmeans_plusplus as sklearn_plusplus
+
+from bench.measure import rate, seconds
+from streamkm.clustering.seeding import kmeans_plusplus
+from streamkm.clustering.sizes import sample_size
+from streamkm.kernels import ReferenceKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.conftest import Measure
+    from bench.measure import Session
+
+#: (features, clusters)
+SHAPES = [(3, 16), (16, 64), (64, 256), (128, 64), (128, 1024), (768, 1024)]
+BATCH_ROWS = 16384
+#: A sample is about so much arithmetic, so that short calls are timed by the dozen.
+FLOP_PER_SAMPLE = 2e9
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("d", "k"), SHAPES)
+def test_assign(d: int, k: int, measure: Measure, session: Session) -> None:
+    n_rows = 1024 if session.quick else BATCH_ROWS
+    x_BD, centroids_KD = _normal(n_rows, d), _normal(k, d, seed=1)
+    sq_norms_B = x_BD.square().sum(dim=1)
+    kernel = ReferenceKernel(n_rows, k, torch.float32, CPU)
+    model = MiniBatchKMeans(k, init=centroids_KD.numpy(), n_init=1)
+    model.partial_fit(x_BD[: max(k, 256)].numpy())
+    x_array, scores_BK = x_BD.numpy(), torch.empty((n_rows, k))
+    flop = 2.0 * d * k
+    repeats = 1 if session.quick else max(1, round(FLOP_PER_SAMPLE / (flop * n_rows)))
+    contenders: dict[str, Callable[[], object]] = {
+        "streamkm": lambda: kernel.assign(x_BD, sq_norms_B, centroids_KD),
+        "sklearn predict": lambda: model.predict(x_array),
+        "torch.mm alone": lambda: torch.mm(x_BD, centroids_KD.T, out=scores_BK),
+    }
+    result = measure(
+        f"assign, d={d}, k={k}",
+        "Mrow/s",
+        {
+            name: rate(repeats * n_rows / 1e6, _repeated(action, repeats))
+            for name, action in contenders.items()
+        },
+    )
+    gflops = {name: result.median(name) * flop / 1e3 for name in contenders}
+    result.extra["gflop_per_s"] = gflops
+    result.remark = "GFLOP/s: " + ", ".join(f"{value:.0f}" for value in gflops.values())
+
+
+@pytest.mark.parametrize(("d", "k"), SHAPES)
+def test_accumulate(d: int, k: int, measure: Measure, session: Session) -> None:
+    n_rows = 1024 if session.quick else BATCH_ROWS
+    x_BD = _normal(n_rows, d)
+    labels_B = torch.randint(k, (n_rows,), generator=torch.Generator().manual_seed(2))
+    kernel = ReferenceKernel(n_rows, k, torch.float32, CPU)
+    sums_KD, counts_K = torch.zeros((k, d)), torch.zeros(k, dtype=torch.int64)
+    onehot_BK = torch.nn.functional.one_hot(labels_B, k).float()
+    contenders: dict[str, Callable[[], object]] = {
+        "streamkm": lambda: kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K),
+        "one-hot product": lambda: torch.mm(onehot_BK.T, x_BD, out=sums_KD),
+        "copy of the rows": lambda: x_BD.clone(),
+    }
+    repeats = 1 if session.quick else 10
+    measure(
+        f"accumulate, d={d}, k={k}",
+        "Mrow/s",
+        {
+            name: rate(repeats * n_rows / 1e6, _repeated(action, repeats))
+            for name, action in contenders.items()
+        },
+    )
+
+
+@pytest.mark.parametrize("k", [64, 1024])
+def test_seeding(k: int, measure: Measure, session: Session) -> None:
+    d, k = (8, k // 16) if session.quick else (128, k)
+    sample_SD = _normal(512 if session.quick else sample_size(1_000_000, k), d)
+    array = sample_SD.numpy()
+    measure(
+        f"k-means++, {len(sample_SD):,} x {d}, k={k}",
+        "s",
+        {
+            "streamkm": seconds(lambda: kmeans_plusplus(sample_SD, k, 0)),
+            "scikit-learn": seconds(lambda: sklearn_plusplus(array, k, random_state=0)),
+        },
+    )
+
+
+def _normal(n: int, d: int, *, seed: int = 0) -> torch.Tensor:
+    return torch.randn((n, d), generator=torch.Generator().manual_seed(seed))
+
+
+def _repeated(action: Callable[[], object], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            action()
+
+    return run

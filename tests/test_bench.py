@@ -1,0 +1,91 @@
+"""The benchmarks run, and their table and file say what was measured.
+
+Would break: an interface of the package that the benchmarks use changes; the
+report rounds, drops or mixes up a figure.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pytest_benchmark")
+
+from bench.measure import Comparison, Session, Target
+from bench.report import table, write_json
+
+ROOT = Path(__file__).parents[1]
+DESCRIBED = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "machine": {"cpu": "a processor", "cores": 2, "memory_gib": 8.0},
+    "versions": {"python": "3.11", "streamkm": "abc"},
+}
+
+
+def make_session() -> Session:
+    speed = Comparison("fit", "a fit", "rows/s", {"ours": [4.0, 8.0, 6.0], "theirs": [3.0, 2.0]})
+    speed.target = Target(">= 2 x", reached=True)
+    memory = Comparison("memory", "a peak", "MiB", {"ours": [1234567.0]})
+    memory.target = Target("<= 1", reached=False)
+    return Session(comparisons=[speed, memory])
+
+
+def test_statistics_by_hand():
+    speed, memory = make_session().comparisons
+    ours = speed.statistics("ours")
+    assert ours == {"median": 6.0, "min": 4.0, "max": 8.0, "iqr": 4.0, "rounds": 3}
+    assert speed.ratio("theirs") == 6.0 / 2.5
+    assert memory.statistics("ours")["iqr"] == 0
+
+
+def test_table_shows_every_figure_within_100_columns():
+    text = table(make_session(), DESCRIBED)
+    assert max(map(len, text.splitlines())) <= 100
+    lines = [line.split() for line in text.splitlines()]
+    assert ["a", "fit", "ours", "6", "4", "..", "8", "rows/s"] in lines
+    assert ["theirs", "2.5", "2", "..", "3", "rows/s", "2.40", "x"] in lines
+    assert ["a", "peak", "ours", "1,234,567", "1,234,567", "..", "1,234,567", "MiB"] in lines
+    assert ["target", ">=", "2", "x:", "reached"] in lines
+    assert ["target", "<=", "1:", "NOT", "reached"] in lines
+
+
+def test_file_keeps_every_sample(tmp_path):
+    write_json(tmp_path / "new" / "r.json", make_session(), DESCRIBED)
+    content = json.loads((tmp_path / "new" / "r.json").read_text())
+    speed = content["comparisons"][0]
+    assert speed["contenders"]["ours"]["samples"] == [4.0, 8.0, 6.0]
+    assert speed["compared"] == {"ours / theirs": 2.4}
+    assert speed["target"] == {"text": ">= 2 x", "reached": True}
+    assert content["machine"]["cores"] == 2
+
+
+@pytest.mark.slow
+def test_toy_run_measures_every_group(tmp_path):
+    out = tmp_path / "toy.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--data", tmp_path / "data",
+         "--out", out],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    comparisons = json.loads(out.read_text())["comparisons"]
+    assert {c["group"] for c in comparisons} == {"fit", "memory", "checkpoint", "read", "kernel"}
+    for comparison in comparisons:
+        assert comparison["name"] in done.stdout
+        for contender, figures in comparison["contenders"].items():
+            assert contender in done.stdout
+            assert figures["rounds"] == 1
+            assert figures["min"] > 0
+
+
+def test_unknown_name_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--only", "nothing"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "fit, memory, checkpoint, read, kernel" in done.stderr.replace("'", "")
