@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import tomllib
 from contextlib import closing
@@ -43,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format="streamkm: %(message)s", level=logging.INFO)
     give_back_large_blocks()
+    # Readers share the cores with OpenMP's threads, which by default spin at every
+    # barrier for one that has no core: a fit beside other work took five times as
+    # long. Read once, when torch is imported; what the user has set stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         arguments.command(arguments)

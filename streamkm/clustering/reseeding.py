@@ -29,6 +29,9 @@ __all__ = ["draw_", "reseed_", "step_generator"]
 #: few enough that choosing them costs nothing beside the assignment.
 DRAWN_PER_BATCH = 32
 
+#: Rows of one batch that are offered to it, at most.
+OFFERED_PER_BATCH = 4096
+
 #: A row lies on its centroid if the squared distance is no more than this times
 #: the dtype's eps times the row's squared length.
 ROUNDING_EPS = 16
@@ -58,15 +61,18 @@ def draw_(
     Rows at distance 0, to rounding, are never taken, nor are rows of zeros with normalised
     data: they have no direction to put a centroid in.
     """
-    x_BD = batch.x_BD
+    # Some of the rows will do, from all over the batch.
+    offered = slice(None, None, -(-len(sq_distances_B) // OFFERED_PER_BATCH))
+    x_BD, sq_norms_B = batch.x_BD[offered], batch.sq_norms_B[offered]
+    sq_distances_B = sq_distances_B[offered]
     uniform_B = torch.rand(len(x_BD), dtype=torch.float64, device=x_BD.device, generator=generator)
     keys_B = -torch.log1p(-uniform_B) / sq_distances_B.double()
     keys_B.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # Of a row on its centroid rounding leaves a distance; placing another there is no gain.
-    rounding_B = ROUNDING_EPS * torch.finfo(x_BD.dtype).eps * batch.sq_norms_B
+    rounding_B = ROUNDING_EPS * torch.finfo(x_BD.dtype).eps * sq_norms_B
     keys_B.masked_fill_(sq_distances_B <= rounding_B, torch.inf)
     if batch.is_normalized:
-        keys_B.masked_fill_(batch.sq_norms_B == 0, torch.inf)
+        keys_B.masked_fill_(sq_norms_B == 0, torch.inf)
     n_reservoir = len(state.reservoir_keys_R)
     n_drawn = min(DRAWN_PER_BATCH, n_reservoir, len(x_BD))
     drawn_keys, drawn = torch.topk(keys_B, n_drawn, largest=False)
