@@ -9,6 +9,7 @@ by the commands that need it, after everything that can be refused without it.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -58,8 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("interrupted; nothing was saved since the last checkpoint")
         return 1
     except OSError as error:
-        _complain(f"{type(error).__name__}: {error}")
-        return 1
+        where = f"{error.filename}: " if error.filename else ""
+        _complain(f"{where}{error.strerror or error}")
+        # An output that may not be written is an argument to change; a full disk is not.
+        return 2 if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1
     return 0
 
 
@@ -170,7 +173,10 @@ _EXECUTION_SETTINGS = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and where help is."""
+    """Says what is wrong in one line, and where help is; options are not abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"streamkm: {message} (see {self.prog} --help)\n")

@@ -166,7 +166,7 @@ def test_the_first_row_that_is_not_finite_is_named(value, options, tmp_path, ref
     rows[[1733, 1234, 1999], [1, 2, 0]] = value
     zarr_of(tmp_path / "x.zarr", rows, chunks=(50, 3))
     arguments = ["fit", tmp_path / "x.zarr", "--k", 2, "--out", tmp_path / "run", *options]
-    message = refused(*arguments, clean=False)
+    message = refused(*arguments)
     assert f"row 1234 holds {value}" in message
     assert "feature 2" in message
     assert "--nan drop" in message
@@ -195,9 +195,9 @@ def test_predict_and_evaluate_refuse_what_fit_would(x, done, tmp_path, refused):
     rows[123, 1] = np.nan
     np.save(tmp_path / "bad.npy", rows)
     for options in (["predict", "--labels", tmp_path / "l.npy"], ["evaluate"]):
-        message = refused(options[0], done, tmp_path / "bad.npy", *options[1:], clean=False)
+        message = refused(options[0], done, tmp_path / "bad.npy", *options[1:])
         assert "row 123 holds nan" in message
-        assert not (tmp_path / "l.npy").exists()  # Though an unfinished one may be.
+        assert not (tmp_path / "l.npy").exists()
 
 
 # ---- numbers that do not fit ------------------------------------------------

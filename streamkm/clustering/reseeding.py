@@ -61,8 +61,10 @@ def draw_(
     Rows at distance 0, to rounding, are never taken, nor are rows of zeros with normalised
     data: they have no direction to put a centroid in.
     """
-    # Some of the rows will do, from all over the batch.
-    offered = slice(None, None, -(-len(sq_distances_B) // OFFERED_PER_BATCH))
+    # From all over the batch, and from another row on in each step: where rows come in
+    # the same order every epoch, the ones between would else never have a chance.
+    stride = -(-len(sq_distances_B) // OFFERED_PER_BATCH)
+    offered = slice(generator.initial_seed() % stride, None, stride)
     x_BD, sq_norms_B = batch.x_BD[offered], batch.sq_norms_B[offered]
     sq_distances_B = sq_distances_B[offered]
     uniform_B = torch.rand(len(x_BD), dtype=torch.float64, device=x_BD.device, generator=generator)

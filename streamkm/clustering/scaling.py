@@ -70,6 +70,13 @@ class RunningMoments:
             zero, zeros_D.clone(), zeros_D, infinite_D, -infinite_D, torch.zeros_like(zero).long()
         )
 
+    @classmethod
+    def of(cls, x_BD: torch.Tensor) -> RunningMoments:
+        """Moments of the rows of one array."""
+        moments = cls.empty(x_BD.shape[1], x_BD.device)
+        moments.update_(x_BD)
+        return moments
+
     def update_(self, x_BD: torch.Tensor) -> None:
         """Merge the rows of a batch, of any dtype."""
         for tile_TD in x_BD.split(max(MOMENTS_TILE_ELEMENTS // x_BD.shape[1], 1)):
@@ -181,7 +188,8 @@ class Scaling:
         if self._moves:
             x_BD.sub_(self.shift_D.to(x_BD.dtype)).mul_(self.factor_D.to(x_BD.dtype))
         sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
-        dropped_B = ~sq_norms_B.isfinite() if x_ND.is_floating_point() else None
+        # Four times: |x|^2 - 2 x.c + |c|^2 must not overflow either.
+        dropped_B = ~(4 * sq_norms_B).isfinite() if x_ND.is_floating_point() else None
         # Asking costs nothing on the CPU; on a GPU it would wait for the device.
         if dropped_B is not None and x_BD.device.type == "cpu" and not dropped_B.any():
             dropped_B = None

@@ -61,7 +61,7 @@ def kmeans_plusplus(
     device, n_rows = sample_SD.device, len(sample_SD)
     generator = step_generator(device, seed, _SEEDING)
     n_trials = 2 + int(math.log(k))
-    sq_norms_S = sample_SD.square().sum(dim=1)
+    sq_norms_S = torch.linalg.vector_norm(sample_SD, dim=1).square_()
     chosen = torch.empty(k, dtype=torch.int64, device=device)
     chosen[0] = torch.randint(n_rows, (), generator=generator, device=device)
     closest_S = _sq_distances(sample_SD, sq_norms_S, chosen[:1])[0]

@@ -21,11 +21,15 @@ TILE_ELEMENTS = 1 << 20
 
 
 def rounding_bound(
-    sq_norms_B: torch.Tensor, largest_sq_norm: torch.Tensor, n_features: int
+    sq_norms_B: torch.Tensor, c_sq_norm: torch.Tensor, n_features: int
 ) -> torch.Tensor:
-    """What rounding may have done to each row's scores ``|c|^2 - 2 x.c``, in their dtype."""
+    """What rounding may have done to each row's scores ``|c|^2 - 2 x.c``, in their dtype.
+
+    `c_sq_norm` is the squared length of the longest centroid that matters, for all
+    rows or for each.
+    """
     unit = torch.finfo(sq_norms_B.dtype).eps / 2
-    extent_B = sq_norms_B.sqrt() + largest_sq_norm.sqrt()
+    extent_B = sq_norms_B.sqrt() + c_sq_norm.sqrt()
     bound_B: torch.Tensor = (SIGMAS * n_features**0.5 + 3) * unit * extent_B.square()
     return bound_B
 

@@ -44,7 +44,7 @@ class ReferenceKernel:
     ) -> Assignment:
         """Nearest centroid of each row; see `Kernel`."""
         c_sq_K = centroids_KD.square().sum(dim=1)
-        slack_B = 2 * rounding_bound(sq_norms_B, c_sq_K.max(), x_BD.shape[1])
+        largest = c_sq_K.max()
         best_B, labels_B = torch.empty_like(sq_norms_B), torch.empty_like(sq_norms_B)
         n_near_B = torch.empty_like(sq_norms_B)
         for start in range(0, len(x_BD), len(self._scores)):
@@ -55,12 +55,28 @@ class ReferenceKernel:
             # 1 where a centroid may be the nearest, 0 elsewhere. Where that is one
             # centroid, a product with the indices gives its own: three times as fast as
             # a minimum with its index, which torch does not vectorise.
-            near_TK = scores_TK.le_((best_B[tile] + slack_B[tile])[:, None])
+            limit_T = best_B[tile] + self._slack(sq_norms_B[tile], best_B[tile], largest, x_BD)
+            near_TK = scores_TK.le_(limit_T[:, None])
             torch.mv(near_TK, self._indices, out=labels_B[tile])
             torch.sum(near_TK, dim=1, out=n_near_B[tile])
         labels_B = labels_B.long()
-        recheck_(labels_B, best_B, n_near_B > 1, x_BD, centroids_KD)
+        # None is near where a score has overflowed.
+        recheck_(labels_B, best_B, n_near_B != 1, x_BD, centroids_KD)
         return Assignment(labels_B, best_B.add_(sq_norms_B).clamp_min_(0))
+
+    @staticmethod
+    def _slack(
+        sq_norms_T: torch.Tensor, best_T: torch.Tensor, largest: torch.Tensor, x_BD: torch.Tensor
+    ) -> torch.Tensor:
+        """By how much a score may lie above the best and yet be the nearest centroid's.
+
+        No centroid longer than the row and its least distance together can be the
+        nearest, so that one far away does not make every row uncertain. (A tenth more:
+        the least score is rounded itself.)
+        """
+        reach_T = sq_norms_T.sqrt() + (best_T + sq_norms_T).clamp_min_(0).sqrt_()
+        longest_T = torch.minimum(reach_T.square_().mul_(1.1), largest)
+        return 2 * rounding_bound(sq_norms_T, longest_T, x_BD.shape[1])
 
     def accumulate(
         self,

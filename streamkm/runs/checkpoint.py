@@ -105,11 +105,18 @@ def save_checkpoint(
         if _load(target) is not None:
             return target  # A resumed run that was stopped before its first batch.
         shutil.rmtree(target)
-    directory.mkdir(exist_ok=True)
+    if not directory.exists():
+        directory.mkdir()
+        fsync_directory(directory.parent)
+    # What a killed attempt, or a full disk, left of other steps would stay for good.
+    for left_over in directory.glob(".step-*.tmp"):
+        shutil.rmtree(left_over, ignore_errors=True)
     temporary = directory / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_file(tensors, temporary / STATE)
+    try:
+        save_file(tensors, temporary / STATE)
+    except SafetensorError as error:
+        raise OSError(f"{temporary}: the checkpoint cannot be written: {error}") from error
     fsync_file(temporary / STATE)
     body = {
         "format": FORMAT,
@@ -126,7 +133,7 @@ def save_checkpoint(
     fsync_directory(directory)
     if _load(target) is None:
         raise RunError(f"{target}: the checkpoint reads back damaged; check the disk")
-    _delete_old(directory, keep)
+    _delete_others(directory, target, keep)
     return target
 
 
@@ -190,6 +197,13 @@ def _newest_first(directory: Path) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
-def _delete_old(directory: Path, keep: int) -> None:
-    for path in _newest_first(directory)[keep:]:
+def _delete_others(directory: Path, newest: Path, keep: int) -> None:
+    """Delete all but `newest` and the ``keep - 1`` before it.
+
+    Later steps go too: the run did not go on from them, so they were damaged,
+    and would else count as the newest while sound ones are deleted.
+    """
+    found = _newest_first(directory)
+    place = found.index(newest)
+    for path in found[:place] + found[place + keep :]:
         shutil.rmtree(path)

@@ -104,6 +104,8 @@ def evaluate(
     sizes_K = torch.zeros(model.k, dtype=torch.int64)
     inertia, n_dropped = 0.0, 0
     with Progress() as progress, labelling.batches() as batches:
+        progress.introduce(source)
+        progress.say(f"on {labelling.device}, {labelling.memory}")
         progress.begin("evaluate", n_rows, labelling.times)
         for batch in batches:
             if batch.n_dropped and nan == "error":
@@ -118,4 +120,5 @@ def evaluate(
                 progress.report({})
             if stop_request.signal_name is not None:
                 raise StreamkmError(f"stopped by {stop_request.signal_name}; nothing was written")
+        progress.say(labelling.times.summary())
     return Evaluation(n_rows - n_dropped, n_dropped, inertia, sizes_K.tolist())

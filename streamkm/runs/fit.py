@@ -99,11 +99,14 @@ def fit(
         "dtype": spec.dtype,
         "block_rows": spec.block_rows,
         "fingerprint": source.fingerprint(),
-        "init": file_sha256(Path(config.init)) if config.init.endswith(".npy") else None,
     }
+    settings = resolved.as_dict()
+    if config.init.endswith(".npy"):
+        # By content: the file may be named by another path, or hold other centroids, by now.
+        settings["init"] = f".npy file of sha256 {file_sha256(Path(config.init))[:12]}"
     record = {
         "source": source.name,
-        "fit": resolved.as_dict(),
+        "fit": settings,
         "data": data,
         "execution": asdict(execution),
     }
@@ -186,7 +189,11 @@ class _Attempt:
         """Say how the run ended and where its results lie."""
         figures, say = self._now.figures(), self._progress.say
         self._progress.record({"phase": "end", "stopped_by": reason, **figures})
-        say(f"stopped: {reason}, after {figures['step']:,} steps")
+        say(f"stopped: {reason}; {figures['step']:,} steps in all")
+        say(
+            f"result: inertia per row {figures['inertia_per_row'] or 0:.6g} over the last epoch, "
+            f"{figures['empty']:,} of {self._config.k:,} clusters without a row in it"
+        )
         if figures["reseeded"]:
             say(f"reseeded: {figures['reseeded']:,} empty or starved clusters")
         if figures["dropped"]:
@@ -217,14 +224,13 @@ class _Attempt:
         config = self._config
         sample_SD = self._draw_sample()
         if now.scaling is None:
-            moments = RunningMoments.empty(sample_SD.shape[1], self._device)
-            moments.update_(sample_SD)
-            now.scaling = self._fit_scaling(moments)
+            now.scaling = self._fit_scaling(RunningMoments.of(sample_SD))
         sample = now.scaling.prepare(sample_SD, slice(None), sample_SD)
         if sample.dropped_B is not None:
             self._check_dropped(sample.dropped_B.sum())
         sample_SD = usable_rows(sample, config.k)
-        tolerance = config.tol * float(sample_SD.double().var(dim=0, correction=0).mean())
+        del sample
+        tolerance = config.tol * float(RunningMoments.of(sample_SD).variance_D.mean())
         if self._given_KD is not None:
             given_KD = torch.from_numpy(self._given_KD).to(self._device)
             centroids_KD = now.scaling.transform(given_KD).to(self._dtype)
@@ -268,7 +274,8 @@ class _Attempt:
                 if self._is_stopped:
                     break
         self._check_dropped(state.n_dropped)
-        return STOP_REASONS.get(int(state.stop), f"--epochs {self._config.epochs} are done")
+        all_done = f"all epochs are done (--epochs {self._config.epochs})"
+        return STOP_REASONS.get(int(state.stop), all_done)
 
     # ---- parts of them ------------------------------------------------------
 
@@ -380,12 +387,11 @@ class _Attempt:
                 )
 
     def _announce(self) -> None:
-        config, n_rows = self._config, self._source.spec.n_rows
+        config = self._config
         self._progress.introduce(self._source)
         self._progress.say(
             f"{config.algorithm}, k {config.k:,}, {config.metric}, scale {config.scale}, "
-            f"init {config.init}, at most {config.epochs} epochs of "
-            f"{-(-n_rows // config.batch_rows):,} batches of {config.batch_rows:,} rows, "
-            f"seed {config.seed}"
+            f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
+            f"about {self._plan.n_batches(0):,} batches of {config.batch_rows:,} rows or less"
         )
         self._progress.say(f"on {environment(self._device)['device']}, {self._memory}")

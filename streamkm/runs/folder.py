@@ -16,10 +16,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from typing import TYPE_CHECKING, Any, TextIO
 
 from streamkm.config import setting_differences
-from streamkm.errors import OutputExistsError, ResumeError, RunError
+from streamkm.errors import InputError, OutputExistsError, ResumeError, RunError
 from streamkm.files import fsync_directory, write_atomically
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class RunFolder:
         self._record = record
         self._resume = resume
         self._lock: TextIO | None = None
+        self._is_new = False
 
     @property
     def is_complete(self) -> bool:
@@ -52,10 +54,13 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         check_run_is_free(self.path, resume=self._resume)
+        self._is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if (self.path / CONFIG).exists():
+                # Again: it may have appeared before the lock was ours.
+                check_run_is_free(self.path, resume=self._resume)
                 self._check_record(read_config(self.path))
             else:
                 content = json.dumps(self._record, indent=2).encode()
@@ -75,6 +80,9 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._is_new and isinstance(error, InputError):
+            # Nothing that could be resumed: the next try may have the same name.
+            shutil.rmtree(self.path, ignore_errors=True)
         self._release_lock()
 
     def _check_record(self, before: dict[str, Any]) -> None:
@@ -122,6 +130,8 @@ def check_run_is_free(path: Path, *, resume: bool) -> None:
         return
     if not path.is_dir():
         raise OutputExistsError(f"{path} exists and is no folder; choose another --out")
+    if not resume and not (path / CONFIG).exists():
+        raise OutputExistsError(f"{path} exists and is no run; choose another --out")
     if not resume:
         raise OutputExistsError(
             f"{path} exists; add --resume to go on with it, or choose another --out"

@@ -95,7 +95,8 @@ def usable_rows(sample: Batch, k: int) -> torch.Tensor:
         usable_S &= ~sample.dropped_B
     if sample.is_normalized:
         usable_S &= sample.sq_norms_B > 0
-    rows_SD = sample.x_BD[usable_S]
+    # A second copy of the sample only where rows have to go.
+    rows_SD = sample.x_BD if bool(usable_S.all()) else sample.x_BD[usable_S]
     if len(rows_SD) < k:
         raise ConfigError(
             "k must be at most the number of rows that are finite (and, where rows are "

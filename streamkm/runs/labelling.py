@@ -54,23 +54,23 @@ class Labelling:
                 f"{model.n_features}: they must agree"
             )
         self._source = source
-        self._device = resolve_device(execution.device)
+        self.device = resolve_device(execution.device)
         batch_rows = FitConfig(k=1).resolved(spec.n_rows, spec.n_features).batch_rows
         self._plan = make_plan(spec, batch_rows=batch_rows, seed=None)
-        on_host = self._device.type == "cpu"
+        on_host = self.device.type == "cpu"
         needed = predict_bytes(spec, self._plan, model.k, on_host=on_host)
         self.memory = plan_memory(spec, self._plan, execution, fixed_bytes=needed)
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
-        self._centroids_KD = model.centroids_KD.to(self._device, dtype)
+        self._centroids_KD = model.centroids_KD.to(self.device, dtype)
         self._scaling = replace(
             model.scaling,
-            shift_D=model.scaling.shift_D.to(self._device),
-            factor_D=model.scaling.factor_D.to(self._device),
+            shift_D=model.scaling.shift_D.to(self.device),
+            factor_D=model.scaling.factor_D.to(self.device),
         )
-        self._kernel = ReferenceKernel(batch_rows, model.k, dtype, self._device)
+        self._kernel = ReferenceKernel(batch_rows, model.k, dtype, self.device)
         self._workspace_BD = torch.empty(
-            (batch_rows, spec.n_features), dtype=dtype, device=self._device
+            (batch_rows, spec.n_features), dtype=dtype, device=self.device
         )
         self.times = StageTimes()
 
@@ -81,7 +81,7 @@ class Labelling:
         windows = self._plan.windows(0, first)
         self.times = StageTimes()
         with (
-            HostSlots(self.memory.stream, self._device) as slots,
+            HostSlots(self.memory.stream, self.device) as slots,
             stream(self._source, windows, slots, self.times) as on_device,
         ):
             yield (

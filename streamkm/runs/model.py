@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from streamkm.files import write_atomically
 from streamkm.runs.folder import read_config
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
 
     import torch
 
@@ -83,7 +84,7 @@ class Model:
         write_atomically(folder.model, save(on_host, metadata))
 
 
-def load_run(path: Path) -> Model:
+def load_run(path: str | os.PathLike[str]) -> Model:
     """The model of the finished run in the folder `path`.
 
     Raises
@@ -91,6 +92,7 @@ def load_run(path: Path) -> Model:
     RunError
         If `path` is no run, is not finished, or its model is damaged.
     """
+    path = Path(path)
     read_config(path)
     file = path / "model.safetensors"
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.errors import ConfigError, Interrupted, ResumeError
+from streamkm.errors import ConfigError, InputError, Interrupted, ResumeError
 from streamkm.files import file_sha256
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
@@ -16,6 +16,7 @@ from streamkm.runs.progress import Progress
 from streamkm.runs.rows import non_finite_error
 from streamkm.sources import open_sink
 from streamkm.sources.sink import commit_together
+from streamkm.sources.sinks import unfinished_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,6 +83,13 @@ def predict(
     if distances is not None:
         outputs.append((distances, np.dtype(np.float32)))
     with ExitStack() as stack:
+        progress = stack.enter_context(Progress())
+        for path, _ in outputs:
+            if not resume and (lost := unfinished_rows(path)):
+                progress.say(
+                    f"note: without --resume {path}.partial starts again; the {lost:,} rows "
+                    "in it are discarded"
+                )
         sinks = [
             stack.enter_context(
                 open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume)
@@ -90,10 +98,15 @@ def predict(
         ]
         for sink in sinks:
             _check_job(sink, job)
-        progress = stack.enter_context(Progress())
         writer = _Writer(sinks, job, execution, stop_request)
         if writer.start_row < source.spec.n_rows:
-            _label_all(source, labelling, writer, progress, nan=nan)
+            try:
+                _label_all(source, labelling, writer, progress, nan=nan)
+            except InputError:
+                # Rows that cannot be used will not be better next time.
+                for sink in sinks:
+                    sink.discard()
+                raise
         commit_together(sinks)
         progress.say("written: " + " and ".join(str(path) for path, _ in outputs))
     return writer.n_dropped
@@ -106,7 +119,7 @@ def _label_all(
     progress.introduce(source)
     if writer.start_row:
         progress.say(f"resumed: from row {writer.start_row:,}")
-    progress.say(f"plan: {labelling.memory}")
+    progress.say(f"on {labelling.device}, {labelling.memory}")
     with labelling.batches(writer.start_row) as batches:
         progress.begin("predict", source.spec.n_rows, labelling.times, done=writer.start_row)
         for batch in batches:

@@ -66,9 +66,9 @@ class MemoryPlan:
     def __str__(self) -> str:
         return (
             f"{format_bytes(self.total_bytes)} of {format_bytes(self.budget)} host memory: "
-            f"{self.stream.n_slots} slots of {format_bytes(self.stream.slot_bytes)}, "
-            f"{self.stream.n_readers} readers of {format_bytes(self.reader_bytes)}, "
-            f"{format_bytes(self.fixed_bytes)} for the rest"
+            f"slots {self.stream.n_slots} x {format_bytes(self.stream.slot_bytes)}, "
+            f"readers {self.stream.n_readers} x {format_bytes(self.reader_bytes)}, "
+            f"arithmetic and libraries {format_bytes(self.fixed_bytes)}"
         )
 
 
@@ -134,7 +134,7 @@ def plan_memory(
         f"--max-host-memory {format_bytes(budget)} is too small: this run needs at least "
         f"{_round_up_mib(least.total_bytes)} ({format_bytes(slot_bytes)} for one window of "
         f"{plan.window_rows:,} rows, {format_bytes(spec.scratch_bytes)} for one reader, "
-        f"{format_bytes(fixed_bytes)} for the rest)"
+        f"{format_bytes(fixed_bytes)} for arithmetic and libraries)"
     )
 
 
@@ -143,12 +143,13 @@ def fit_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool) 
     width = _compute_width(spec)
     state = config.k * spec.n_features
     # Saving serialises the centroids and the float64 sums.
-    total = RUNTIME_BYTES + state * (width + 8)
+    total = RUNTIME_BYTES + 2 * state * (width + 8)
     if not on_host:
         return total
     n_sample = sample_size(spec.n_rows, config.k)
     n_trials = 2 + config.k.bit_length()
-    seeding = n_sample * (spec.n_features * width + 3 * n_trials * width + 32)
+    # Twice the sample: rows that must be left out cost a copy of the others.
+    seeding = n_sample * (2 * spec.n_features * width + 3 * n_trials * width + 32)
     # Centroids, sums, and the copies of both that one update makes.
     training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 24)
     return total + max(seeding, training) + config.k * 64
@@ -156,7 +157,8 @@ def fit_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool) 
 
 def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
     """Host bytes of predict and evaluate beside slots and readers."""
-    state = k * spec.n_features * (_compute_width(spec) + 8)
+    # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck.
+    state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
     return RUNTIME_BYTES + state + (_batch_bytes(spec, plan, k) if on_host else 0)
 
 

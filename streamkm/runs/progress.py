@@ -33,6 +33,11 @@ REPORT_EVERY_S = 2.0
 LINE_EVERY_S = 30.0
 
 
+def _has_width(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal on which a bar can be drawn."""
+    return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+
+
 def _ends_in_newline(file: TextIO) -> bool:
     file.seek(0, os.SEEK_END)
     if file.tell() == 0:
@@ -48,7 +53,7 @@ class Progress:
         self._metrics = metrics.open("a+") if metrics else None
         if self._metrics and not _ends_in_newline(self._metrics):
             self._metrics.write("\n")  # a power cut tore the last record
-        self._on_terminal = sys.stderr.isatty()
+        self._on_terminal = _has_width(sys.stderr)
         self._bar: tqdm[Any] | None = None
         self._phase = ""
         self._last_report = self._last_line = time.monotonic()

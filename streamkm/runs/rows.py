@@ -37,7 +37,7 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
             )
         if too_long is None:
             with np.errstate(over="ignore"):
-                squares = np.square(values).sum(axis=1)
+                squares = 4 * np.square(values).sum(axis=1)
             overflowed = np.flatnonzero(~np.isfinite(squares))
             too_long = rows.start + int(overflowed[0]) if len(overflowed) else None
     row_text = "a row" if too_long is None else f"row {too_long}"

@@ -89,8 +89,10 @@ class Snapshot:
             "stop": state.stop,
             "reseeded": state.n_reseeded,
             "dropped": state.n_dropped,
+            "empty": (state.epoch_counts_K == 0).sum(),
             "inertia": state.inertia,
-            "inertia_per_row": state.batch_inertia,
+            "inertia_per_row": state.inertia / state.epoch_counts_K.sum(),
+            "batch_inertia_per_row": state.batch_inertia,
             "smoothed_inertia": state.smoothed_inertia,
             "shift": state.shift,
         }

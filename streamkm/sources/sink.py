@@ -8,27 +8,64 @@ come; it never claims rows that are not on disk.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
+import shutil
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from streamkm.errors import OutputExistsError, ResumeError
+from streamkm.errors import OutputExistsError, ResumeError, RunError
 from streamkm.files import fsync_directory, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-__all__ = ["PublishedSink", "Sink", "commit_together", "refuse_existing"]
+__all__ = [
+    "PublishedSink",
+    "Sink",
+    "commit_together",
+    "discard_partial",
+    "lock_partial",
+    "refuse_existing",
+]
 
 
 def refuse_existing(target: Path) -> None:
     """`OutputExistsError` if there is anything at `target`, a dangling link included."""
     if target.is_symlink() or target.exists():
         raise OutputExistsError(f"{target}: exists already; remove it or choose another name")
+
+
+def lock_partial(partial: Path) -> int | None:
+    """Descriptor that holds the lock on an unfinished output; None where there is none yet."""
+    try:
+        descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunError(
+            f"{partial}: another process is writing this output; wait for it or choose another name"
+        ) from None
+    return descriptor
+
+
+def discard_partial(partial: Path, cursor: Path) -> None:
+    """Delete an unfinished output: the cursor first, so that it never outlives its rows."""
+    if cursor.exists():
+        cursor.unlink()
+        fsync_directory(cursor.parent)
+    if partial.is_dir() and not partial.is_symlink():
+        shutil.rmtree(partial)
+    else:
+        partial.unlink(missing_ok=True)
 
 
 class Sink(ABC):
@@ -59,6 +96,7 @@ class Sink(ABC):
         self._next_row = self._durable_rows
         self._closed = False
         self._failed = False
+        self._lock_fd: int | None = None
 
     @property
     def durable_rows(self) -> int:
@@ -153,6 +191,21 @@ class Sink(ABC):
         """
         commit_together([self])
 
+    def lock(self) -> None:
+        """Keep every other process from writing the same output, until `close`.
+
+        Raises
+        ------
+        RunError
+            If another process is writing it.
+        """
+        self._lock_fd = lock_partial(self._partial)
+
+    def discard(self) -> None:
+        """Close, and remove what was written: there is nothing to resume."""
+        self.close()
+        discard_partial(self._partial, self._cursor_path)
+
     def finish(self) -> None:
         """Flush, say in the cursor's file that every row is there, and close."""
         if self._next_row != self.n_rows:
@@ -179,6 +232,8 @@ class Sink(ABC):
         if not self._closed:
             self._closed = True
             self._release()
+            if self._lock_fd is not None:
+                os.close(self._lock_fd)
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,18 @@ from streamkm.errors import ConfigError, ResumeError, SourceError
 from streamkm.files import fsync_directory
 from streamkm.sources.layout import one_line
 from streamkm.sources.npy import read_npy_header
-from streamkm.sources.sink import PublishedSink, Sink, refuse_existing
+from streamkm.sources.sink import (
+    PublishedSink,
+    Sink,
+    discard_partial,
+    lock_partial,
+    refuse_existing,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["CHUNK_ROWS", "NpySink", "check_target", "open_sink"]
+__all__ = ["CHUNK_ROWS", "NpySink", "check_target", "open_sink", "unfinished_rows"]
 
 #: Rows of one chunk of a ``.zarr`` output, which is also what a crash costs at most.
 CHUNK_ROWS = 1 << 18
@@ -76,14 +81,40 @@ def open_sink(
     partial, cursor = _beside(target)
     if target.exists():
         return PublishedSink(target, n_rows=n_rows, dtype=stored, state=_state(cursor, n_rows))
-    state = _state(cursor, n_rows) if resume and partial.exists() else None
-    if state is None:
-        _discard(partial, cursor)
+    held = lock_partial(partial)
+    try:
+        state = _state(cursor, n_rows) if resume and partial.exists() else None
+        if state is None:
+            discard_partial(partial, cursor)
+    finally:
+        if held is not None:
+            os.close(held)
+    sink = _make_sink(target, n_rows, stored, state, chunk_rows)
+    sink.lock()
+    return sink
+
+
+def _make_sink(
+    target: Path,
+    n_rows: int,
+    dtype: np.dtype[Any],
+    state: dict[str, Any] | None,
+    chunk_rows: int,
+) -> Sink:
     if target.suffix.lower() == ".npy":
-        return NpySink(target, n_rows=n_rows, dtype=stored, state=state)
+        return NpySink(target, n_rows=n_rows, dtype=dtype, state=state)
     from streamkm.sources.zarr_sink import ZarrSink
 
-    return ZarrSink(target, n_rows=n_rows, dtype=stored, state=state, chunk_rows=chunk_rows)
+    return ZarrSink(target, n_rows=n_rows, dtype=dtype, state=state, chunk_rows=chunk_rows)
+
+
+def unfinished_rows(target: Path) -> int:
+    """Rows that an unfinished output of that name holds for good; 0 if there is none."""
+    partial, cursor = _beside(target)
+    try:
+        return int(json.loads(cursor.read_bytes())["durable_rows"]) if partial.exists() else 0
+    except (OSError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
@@ -134,17 +165,6 @@ def _state(cursor: Path, n_rows: int) -> dict[str, Any]:
         raise ResumeError(
             f"{cursor}: does not fit this output: {one_line(error)}; start again without resuming"
         ) from error
-
-
-def _discard(partial: Path, cursor: Path) -> None:
-    """Delete an unfinished output: the cursor first, so that it never outlives its rows."""
-    if cursor.exists():
-        cursor.unlink()
-        fsync_directory(cursor.parent)
-    if partial.is_dir() and not partial.is_symlink():
-        shutil.rmtree(partial)
-    else:
-        partial.unlink(missing_ok=True)
 
 
 class NpySink(Sink):

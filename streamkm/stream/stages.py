@@ -1,8 +1,7 @@
 """How long reading, copying and arithmetic each worked and waited.
 
-The stage that waits least holds the others up: that is the bottleneck which a
-run names at its end. Waiting is compared, not working, because stages that
-share processor cores make each other's work look longer.
+The stage that worked longest holds the others up: that is the bottleneck which
+a run names at its end.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ class StageTimes:
     busy_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     wait_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     bytes_read: int = 0
+    working_since: dict[str, float] = field(default_factory=dict, repr=False)
+    """When the work that a stage has in hand began, where it has any."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _started: float = field(default_factory=time.perf_counter, repr=False)
 
@@ -52,26 +53,30 @@ class StageTimes:
         """Seconds since the start."""
         return time.perf_counter() - self._started
 
+    def busy(self, stage: str) -> float:
+        """Seconds that `stage` has worked, its work in hand included."""
+        since = self.working_since.get(stage)
+        return self.busy_s[stage] + (time.perf_counter() - since if since is not None else 0.0)
+
     def bottleneck(self) -> str:
-        """The stage that waited least among those that did anything."""
-        active = [stage for stage in STAGES if self.busy_s[stage] > 0]
-        return min(active or ["arithmetic"], key=lambda stage: self.wait_s[stage])
+        """The stage that worked longest; of equals, the one nearest to the result."""
+        return max(reversed(STAGES), key=self.busy)
 
     def summary(self) -> str:
         """One line: which stage held the others up, and how long each worked and waited."""
         parts = ", ".join(
-            f"{stage} worked {self.busy_s[stage]:.1f} s and waited {self.wait_s[stage]:.1f} s"
+            f"{stage} worked {self.busy(stage):.2f} s and waited {self.wait_s[stage]:.2f} s"
             for stage in STAGES
-            if self.busy_s[stage] > 0
+            if self.busy(stage) > 0
         )
-        return f"bottleneck: {self.bottleneck()} ({parts})"
+        return f"bottleneck: {self.bottleneck()} ({self.elapsed_s:.1f} s in all; {parts})"
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Seconds by stage, for JSON."""
         with self._lock:
             return {
                 stage: {
-                    "busy_s": round(self.busy_s[stage], 4),
+                    "busy_s": round(self.busy(stage), 4),
                     "wait_s": round(self.wait_s[stage], 4),
                 }
                 for stage in STAGES
@@ -86,7 +91,11 @@ class _Span:
 
     def __enter__(self) -> None:
         self._from = time.perf_counter()
+        # Readers are several; the other stages work on one thing at a time.
+        if self._kind == "busy" and self._stage != "reading":
+            self._times.working_since[self._stage] = self._from
 
     def __exit__(self, *_: object) -> None:
         spent = time.perf_counter() - self._from
+        self._times.working_since.pop(self._stage, None)
         self._times.add(self._stage, **{self._kind: spent}, n_bytes=self._n_bytes)

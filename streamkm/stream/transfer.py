@@ -102,6 +102,8 @@ def _copy_to_cuda(
         )
         for _ in range(N_DEVICE_SLOTS)
     ]
+    # The slots may be memory that work queued before still uses.
+    copy.wait_stream(compute)
     copied = [torch.cuda.Event() for _ in slots]
     freed = [torch.cuda.Event() for _ in slots]
     clock = _EventClock(times)

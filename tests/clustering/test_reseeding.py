@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from streamkm.clustering.reseeding import DRAWN_PER_BATCH, draw_, reseed_, step_generator
+from streamkm.clustering.reseeding import (
+    DRAWN_PER_BATCH,
+    OFFERED_PER_BATCH,
+    draw_,
+    reseed_,
+    step_generator,
+)
 from streamkm.clustering.sizes import MAX_RESERVOIR_ROWS
 from tests.clustering.streams import CPU, batch_of, bits, state_from
 
@@ -55,6 +61,19 @@ def test_rows_of_no_use_are_never_taken() -> None:
     offer(state, [[0.0], [1.0]], [1.0, 0.5], 2, unit=True)
     assert sorted(state.reservoir_RD[:, 0].tolist()) == [0.0, 1.0, 7.0]
     assert state.reservoir_keys_R.isfinite().tolist() == [True, True, False]
+
+
+# Breaks when some places in a batch are never offered: there a far row would never be found.
+def test_every_place_in_a_long_batch_has_its_chance() -> None:
+    found = set()
+    for step in range(60):
+        distances = [0.0] * (4 * OFFERED_PER_BATCH)
+        for place in range(4):
+            distances[400 + place] = 1.0
+        state = state_from([[0.0]])
+        offer(state, [[float(i)] for i in range(len(distances))], distances, step)
+        found.add(int(state.reservoir_RD[0, 0]))
+    assert found == {400, 401, 402, 403}
 
 
 # Breaks when something beside the coordinates of a step decides.

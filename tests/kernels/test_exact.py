@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkm.kernels import ReferenceKernel
+from streamkm.kernels.exact import recheck_
 
 CPU = torch.device("cpu")
 
@@ -43,11 +44,14 @@ def test_equal_centroids_tie_to_the_lowest_index(rng) -> None:
     st.integers(1, 40),
     st.integers(2, 12),
     st.integers(1, 9),
-    st.sampled_from([1e-3, 1.0, 1e4]),
+    st.sampled_from([0.125, 1.0, 1e4]),
     st.integers(0, 2**32 - 1),
 )
 def test_any_rows_on_a_lattice(n: int, k: int, d: int, offset: float, seed: int) -> None:
-    """Breaks when a tie or a near tie is decided by rounding: a lattice is full of them."""
+    """Breaks when a tie or a near tie is decided by rounding: a lattice is full of them.
+
+    (Offsets are such that the lattice, and so every tie, is exact in float32.)
+    """
     rng = np.random.default_rng(seed)
     x_BD = (rng.integers(0, 3, (n, d)) + offset).astype(np.float32)
     c_KD = (rng.integers(0, 3, (k, d)) + offset).astype(np.float32)
@@ -61,4 +65,30 @@ def test_more_uncertain_rows_than_fit_one_tile(rng, monkeypatch: pytest.MonkeyPa
     c_KD = rng.normal(size=(5, 3)).astype(np.float32)
     x_BD = (c_KD[rng.integers(5, size=100)] + 1e7).astype(np.float32)
     labels, truth = labels_and_truth(x_BD, c_KD + np.float32(1e7))
+    assert labels == truth
+
+
+def test_one_far_centroid_leaves_the_others_rows_certain(
+    rng, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks when the longest centroid sets the bound: every row would be looked at again."""
+    uncertain = []
+
+    def count(labels_B, scores_B, uncertain_B, x_BD, centroids_KD) -> None:
+        uncertain.append(int(uncertain_B.sum()))
+        recheck_(labels_B, scores_B, uncertain_B, x_BD, centroids_KD)
+
+    monkeypatch.setattr("streamkm.kernels.reference.recheck_", count)
+    x_BD = rng.normal(size=(2000, 16)).astype(np.float32)
+    c_KD = rng.normal(size=(50, 16)).astype(np.float32)
+    c_KD[7] *= 1e5
+    labels, truth = labels_and_truth(x_BD, c_KD)
+    assert labels == truth
+    assert sum(uncertain) < 100
+
+
+def test_scores_that_overflow(rng) -> None:
+    """Breaks when a row without a finite score gets the label 0 unseen."""
+    c_KD = np.array([[1.5e19, 0], [-1.5e19, 0], [0, 1e18]], np.float32)
+    labels, truth = labels_and_truth(-c_KD, c_KD)
     assert labels == truth

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from streamkm.clustering.scaling import RunningMoments, Scaling
@@ -103,6 +104,37 @@ def test_saving_over_a_damaged_checkpoint_replaces_it(folder):
     (path / "manifest.json").write_bytes(b"{")
     save(folder, 5)
     assert newest(folder).step == 5
+
+
+# Breaks when the highest numbers are kept whatever their state: the sound ones would go.
+def test_damaged_later_checkpoints_do_not_push_out_sound_ones(folder):
+    for step in (100, 200, 300):
+        save(folder, step, keep=3)
+    for step in (200, 300):
+        (folder / f"step-{step:08d}" / "manifest.json").write_bytes(b"{")
+    for step in (110, 120):
+        save(folder, step, keep=2)
+        assert newest(folder).step == step
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000110", "step-00000120"]
+
+
+# Breaks when what a killed attempt left takes the disk's space for good.
+def test_left_overs_of_other_steps_are_removed(folder):
+    save(folder, 1)
+    (folder / ".step-00000007.tmp").mkdir()
+    (folder / ".step-00000007.tmp" / "state.safetensors").write_bytes(b"half")
+    save(folder, 2)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+# Breaks when safetensors' own error reaches the user as a traceback.
+def test_a_disk_that_is_full_is_an_oserror(folder, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("streamkm.runs.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=r"cannot be written.*No space left"):
+        save(folder, 1)
 
 
 # ---- damage -----------------------------------------------------------------

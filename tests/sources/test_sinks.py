@@ -16,7 +16,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamkm.errors import ConfigError, OutputExistsError, ResumeError
+from streamkm.errors import ConfigError, OutputExistsError, ResumeError, RunError
 from streamkm.sources import open_sink
 from streamkm.sources.sink import commit_together
 
@@ -454,3 +454,27 @@ def test_a_commit_of_two_outputs_that_was_interrupted_is_resumed(
     # Nothing is left that would let a later run take the complete outputs for its own.
     with pytest.raises(OutputExistsError):
         open_sink(paths[0], n_rows=10, dtype=np.int32, resume=True)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+def test_two_writers_of_one_output(tmp_path: Path, suffix: str) -> None:
+    """Breaks without a lock: the first would publish the second's half-written file."""
+    target = tmp_path / f"labels{suffix}"
+    first = open_sink(target, n_rows=10, dtype=np.int32)
+    first.write(0, np.arange(10, dtype=np.int32))
+    for resume in (False, True):
+        with pytest.raises(RunError, match="another process is writing"):
+            open_sink(target, n_rows=10, dtype=np.int32, resume=resume)
+    first.commit()
+    stored = np.load(target) if suffix == ".npy" else np.asarray(zarr.open_array(target)[:])
+    assert stored.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+def test_discarding_leaves_nothing(tmp_path: Path, suffix: str) -> None:
+    """Breaks when an output that is not to be resumed is left behind."""
+    sink = open_sink(tmp_path / f"labels{suffix}", n_rows=10, dtype=np.int32)
+    sink.write_cursor({})
+    assert any(tmp_path.iterdir())
+    sink.discard()
+    assert not any(tmp_path.iterdir())

@@ -194,16 +194,25 @@ def bottleneck_of(source: FakeSource, work_s: float) -> str:
     return times.bottleneck()
 
 
-def test_the_bottleneck_is_the_stage_that_waited_least_of_those_that_worked():
+def test_the_bottleneck_is_the_stage_that_worked_longest():
     times = StageTimes()
     assert times.bottleneck() == "arithmetic"  # nothing has happened yet
-    times.add("reading", busy=1.0, wait=5.0, n_bytes=100)
+    times.add("reading", busy=1.0, wait=0.0, n_bytes=100)
+    assert times.bottleneck() == "reading"
     times.add("arithmetic", busy=6.0, wait=0.5)
-    assert times.bottleneck() == "arithmetic"  # copying waited 0 s, but did nothing
-    times.add("copying", busy=0.1, wait=0.1)
+    assert times.bottleneck() == "arithmetic"  # reading waited less, in a run of one window
+    times.add("copying", busy=7.0, wait=0.1)
     assert times.bottleneck() == "copying"
-    assert times.as_dict()["reading"] == {"busy_s": 1.0, "wait_s": 5.0}
-    assert "copying worked 0.1 s and waited 0.1 s" in times.summary()
+    assert times.as_dict()["reading"] == {"busy_s": 1.0, "wait_s": 0.0}
+    assert "copying worked 7.00 s and waited 0.10 s" in times.summary()
+
+
+def test_work_in_hand_counts():
+    times = StageTimes()
+    with times.working("arithmetic"):
+        time.sleep(0.02)
+        assert times.as_dict()["arithmetic"]["busy_s"] >= 0.02
+    assert times.busy("arithmetic") == times.busy_s["arithmetic"]
 
 
 def test_a_reader_thread_counts_by_its_share():
