@@ -45,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(format="streamkm: %(message)s", level=logging.INFO)
     give_back_large_blocks()
-    # Readers share the cores with OpenMP's threads, which by default spin at every
-    # barrier for one that has no core: a fit beside other work took five times as
-    # long. Read once, when torch is imported; what the user has set stays.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Readers share the cores with OpenMP's threads, which by default spin long at every
+    # barrier for one that has no core: beside other work arithmetic took twice as long.
+    # (Not spinning at all costs half again on a quiet machine.) Read once, when torch is
+    # imported; what the user has set stays.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         arguments.command(arguments)
