@@ -29,7 +29,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "demo-output"
 SIDE = 8
 ROWS_OF_PATCHES_PER_CHUNK = 7  # a photograph has 420 = 60 x 7, so no chunk is written twice
 N_CLUSTERS = 256  # so that a label fits in one byte
-MEMORY = "192MiB"
+MEMORY = "256MiB"
 
 
 def load_photographs() -> list[NDArray[np.uint8]]:
