@@ -20,6 +20,7 @@ __all__ = [
     "ExecutionConfig",
     "FitConfig",
     "ResolvedFitConfig",
+    "default_batch_rows",
     "format_bytes",
     "parse_bytes",
     "setting_differences",
@@ -105,11 +106,7 @@ class FitConfig:
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
         """The same settings with nothing left open, as a function of the array's shape."""
         lloyd = self.algorithm == "lloyd"
-        batch_rows = self.batch_rows
-        if batch_rows is None:
-            fitting = MAX_BATCH_BYTES // (4 * n_features)
-            batch_rows = min(max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS), MAX_BATCH_ROWS)
-            batch_rows = max(min(batch_rows, fitting), 1)
+        batch_rows = self.batch_rows or default_batch_rows(n_rows, n_features)
         return ResolvedFitConfig(
             **asdict(self)
             | {
@@ -144,6 +141,13 @@ class Cadence:
 
     seconds: float | None = None
     batches: int | None = None
+
+    def is_due(self, n_batches: int, elapsed_s: float) -> bool:
+        """Whether to save, so many batches and seconds after the last time."""
+        if self.batches is not None:
+            return n_batches >= self.batches
+        assert self.seconds is not None
+        return elapsed_s >= self.seconds
 
     @classmethod
     def parse(cls, text: str) -> Cadence:
@@ -184,6 +188,13 @@ class ExecutionConfig:
             _check_int("max-host-memory", self.max_host_memory, least=1)
         if self.read_threads is not None:
             _check_int("read-threads", self.read_threads, least=1)
+
+
+def default_batch_rows(n_rows: int, n_features: int) -> int:
+    """Rows of a batch, by the shape of the array."""
+    fitting = MAX_BATCH_BYTES // (4 * n_features)
+    wanted = min(max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS), MAX_BATCH_ROWS)
+    return min(max(min(wanted, fitting), 1), n_rows)
 
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

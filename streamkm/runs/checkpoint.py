@@ -73,10 +73,8 @@ class Checkpointer:
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint should be saved at `step`."""
-        if self._cadence.batches is not None:
-            return step - self._saved_step >= self._cadence.batches
-        assert self._cadence.seconds is not None
-        return time.monotonic() - self._saved_at >= self._cadence.seconds
+        elapsed_s = time.monotonic() - self._saved_at
+        return self._cadence.is_due(step - self._saved_step, elapsed_s)
 
     def save(self, step: int, tensors: dict[str, np.ndarray], manifest: dict[str, Any]) -> Path:
         """See `save_checkpoint`."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from streamkm.clustering.scaling import compute_dtype
-from streamkm.config import FitConfig
+from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
 from streamkm.kernels import ReferenceKernel, sq_distances_to
 from streamkm.runs.devices import resolve_device
@@ -55,7 +55,7 @@ class Labelling:
             )
         self._source = source
         self.device = resolve_device(execution.device)
-        batch_rows = FitConfig(k=1).resolved(spec.n_rows, spec.n_features).batch_rows
+        batch_rows = default_batch_rows(spec.n_rows, spec.n_features)
         self._plan = make_plan(spec, batch_rows=batch_rows, seed=None)
         on_host = self.device.type == "cpu"
         needed = predict_bytes(spec, self._plan, model.k, on_host=on_host)

@@ -162,7 +162,8 @@ class _Writer:
             sink.write(batch.start_row, value.astype(sink.dtype, copy=False))
         self._batches += 1
         asked = self._stop_request.signal_name
-        if asked is not None or self._is_due():
+        elapsed_s = time.monotonic() - self._saved_at
+        if asked is not None or self._cadence.is_due(self._batches, elapsed_s):
             self._save()
         if asked is not None:
             raise Interrupted(
@@ -170,16 +171,10 @@ class _Writer:
                 "add --resume to the command to go on"
             )
 
-    def _is_due(self) -> bool:
-        if self._cadence.batches is not None:
-            return self._batches % self._cadence.batches == 0
-        assert self._cadence.seconds is not None
-        return time.monotonic() - self._saved_at >= self._cadence.seconds
-
     def _save(self) -> None:
         for sink in self._sinks:
             sink.write_cursor(self._job)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._batches = time.monotonic(), 0
 
 
 def _check_job(sink: Sink, job: dict[str, str]) -> None:

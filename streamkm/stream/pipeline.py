@@ -31,15 +31,6 @@ def stream(
     times.n_readers = slots.memory.n_readers
     with (
         prefetch(source, windows, slots, slots.memory.n_readers, times) as host_windows,
-        closing(
-            to_device(
-                host_windows,
-                source.spec,
-                slots.device,
-                slot_rows=slots.memory.slot_rows,
-                n_host_slots=slots.memory.n_slots,
-                times=times,
-            )
-        ) as device_windows,
+        closing(to_device(host_windows, source.spec, slots, times)) as device_windows,
     ):
         yield device_windows

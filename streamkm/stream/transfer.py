@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import ArraySpec
     from streamkm.stream.plan import Window
     from streamkm.stream.prefetch import HostWindow
+    from streamkm.stream.slots import HostSlots
     from streamkm.stream.stages import StageTimes
 
 __all__ = ["DeviceWindow", "as_stored_tensor", "to_device"]
@@ -56,17 +57,12 @@ def as_stored_tensor(rows_ND: np.ndarray, dtype: str) -> torch.Tensor:
 def to_device(
     host_windows: Iterator[HostWindow],
     spec: ArraySpec,
-    device: torch.device,
-    *,
-    slot_rows: int,
-    n_host_slots: int,
+    slots: HostSlots,
     times: StageTimes,
 ) -> Generator[DeviceWindow]:
-    """Move each window to `device`; its host slot is released as soon as that is possible."""
-    if device.type == "cuda":
-        return _copy_to_cuda(
-            host_windows, spec, device, slot_rows=slot_rows, n_host_slots=n_host_slots, times=times
-        )
+    """Move each window to the slots' device; its slot is released as soon as possible."""
+    if slots.device.type == "cuda":
+        return _copy_to_cuda(host_windows, spec, slots, times)
     return _use_in_place(host_windows, spec, times)
 
 
@@ -87,12 +83,10 @@ def _use_in_place(
 def _copy_to_cuda(
     host_windows: Iterator[HostWindow],
     spec: ArraySpec,
-    device: torch.device,
-    *,
-    slot_rows: int,
-    n_host_slots: int,
+    host_slots: HostSlots,
     times: StageTimes,
 ) -> Generator[DeviceWindow]:
+    device, slot_rows = host_slots.device, host_slots.memory.slot_rows
     compute, copy = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     example = as_stored_tensor(np.empty((0, spec.n_features), spec.storage), spec.dtype)
     slots = [
@@ -127,7 +121,7 @@ def _copy_to_cuda(
             free.record(compute)
             # A slot that is held back too long starves the readers; one that is
             # released before its copy is done would be overwritten under it.
-            while len(held) >= max(n_host_slots - 1, 1):
+            while len(held) >= max(len(host_slots) - 1, 1):
                 event, oldest = held.popleft()
                 event.synchronize()
                 oldest.release()
