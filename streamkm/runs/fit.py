@@ -1,59 +1,24 @@
-"""A fit, from the first row to the model: scale, seed, train, each of them resumable.
-
-A run goes through three phases. ``scale`` takes the moments of the features in
-one pass, where z-score or min-max need them. ``seed`` draws a sample and picks
-the first centroids. ``train`` streams the epochs. The cursor says how many
-batches of which epoch of which phase have been *applied*; what was read ahead
-is not counted. Everything that is computed is a function of the cursor and the
-state before it, so that a run that goes on from a checkpoint ends with the
-same bits as one that was never stopped.
-"""
+"""A fit, from the first row to the model, in a run folder that any interruption leaves whole."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import chain
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from streamkm.clustering.lloyd import Lloyd
-from streamkm.clustering.minibatch import MiniBatch
-from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
-from streamkm.clustering.seeding import kmeans_plusplus, random_rows
-from streamkm.clustering.sizes import sample_size
-from streamkm.clustering.state import RUNNING, STOP_REASONS, initial_state
-from streamkm.errors import Interrupted
 from streamkm.files import file_sha256
-from streamkm.kernels import ReferenceKernel
+from streamkm.runs.attempt import Attempt
 from streamkm.runs.checkpoint import Checkpointer
-from streamkm.runs.devices import environment, resolve_device
+from streamkm.runs.devices import resolve_device
 from streamkm.runs.folder import RunFolder
-from streamkm.runs.initial import draw_sample, load_centroids, usable_rows
 from streamkm.runs.model import Model, load_run
-from streamkm.runs.preflight import check_fit, fit_bytes, plan_memory
+from streamkm.runs.preflight import check_fit
 from streamkm.runs.progress import Progress
-from streamkm.runs.rows import non_finite_error
-from streamkm.runs.snapshot import Cursor, Snapshot
-from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import make_plan
-from streamkm.stream.slots import HostSlots
-from streamkm.stream.stages import StageTimes
-from streamkm.stream.transfer import as_stored_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from streamkm.clustering.state import KMeansState
-    from streamkm.config import ExecutionConfig, FitConfig, ResolvedFitConfig
-    from streamkm.runs.checkpoint import Checkpoint
+    from streamkm.config import ExecutionConfig, FitConfig
     from streamkm.runs.interrupts import StopRequest
     from streamkm.sources.base import Source
-    from streamkm.stream.plan import Window
-    from streamkm.stream.transfer import DeviceWindow
 
 __all__ = ["fit"]
 
@@ -93,7 +58,7 @@ def fit(
     check_fit(spec, config, source.name)
     resolved = config.resolved(spec.n_rows, spec.n_features)
     device = resolve_device(execution.device)
-    attempt = _Attempt(source, resolved, execution, device)
+    attempt = Attempt(source, resolved, execution, device)
     data = {
         "shape": [spec.n_rows, spec.n_features],
         "dtype": spec.dtype,
@@ -123,275 +88,3 @@ def fit(
             model.save(folder)
             attempt.conclude(run_dir, reason)
     return model
-
-
-class _Attempt:
-    """One attempt at a fit; what must survive it is the cursor, the step and the tensors."""
-
-    def __init__(
-        self,
-        source: Source,
-        config: ResolvedFitConfig,
-        execution: ExecutionConfig,
-        device: torch.device,
-    ) -> None:
-        spec = source.spec
-        self._source, self._config, self._device = source, config, device
-        minibatch = config.algorithm == "minibatch"
-        self._plan = make_plan(
-            spec, batch_rows=config.batch_rows, seed=config.seed if minibatch else None
-        )
-        on_host = device.type == "cpu"
-        needed = fit_bytes(spec, self._plan, config, on_host=on_host)
-        self._memory = plan_memory(spec, self._plan, execution, fixed_bytes=needed)
-        empty = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype)
-        self._dtype = compute_dtype(empty.dtype)
-        # Before any pass over the data, so that a file of another shape costs nothing.
-        self._given_KD: np.ndarray | None = None
-        if config.init.endswith(".npy"):
-            self._given_KD = load_centroids(
-                config.init, config.k, spec.n_features, normalize=config.normalizes
-            )
-
-        needs_moments = config.scale in ("zscore", "minmax")
-        self._now = Snapshot(
-            Cursor("scale" if needs_moments else "seed"),
-            RunningMoments.empty(spec.n_features, device),
-        )
-        self._times = StageTimes()
-        self._is_stopped = False
-
-    def run(
-        self, checkpoints: Checkpointer, progress: Progress, stop_request: StopRequest
-    ) -> tuple[Model, str]:
-        """Go through the phases that are left; returns the model and why the run ended."""
-        self._checkpoints, self._progress, self._stop_request = checkpoints, progress, stop_request
-        self._announce()
-        checkpoint = checkpoints.load()
-        if checkpoint is not None:
-            self._restore(checkpoint)
-        now = self._now
-        with HostSlots(self._memory.stream, self._device) as self._slots:
-            if now.cursor.phase == "scale":
-                self._scale(now)
-            if now.cursor.phase == "seed":
-                self._seed(now)
-            assert now.state is not None
-            assert now.scaling is not None
-            reason = self._train(now, now.state, now.scaling)
-        state = now.state
-        model = Model(
-            state.centroids_KD, state.counts_K, state.sums_KD, now.scaling, self._config.as_dict()
-        )
-        return model, reason
-
-    def conclude(self, run_dir: Path, reason: str) -> None:
-        """Say how the run ended and where its results lie."""
-        figures, say = self._now.figures(), self._progress.say
-        self._progress.record({"phase": "end", "stopped_by": reason, **figures})
-        say(f"stopped: {reason}; {figures['step']:,} steps in all")
-        say(
-            f"result: inertia per row {figures['inertia_per_row'] or 0:.6g} over the last epoch, "
-            f"{figures['empty']:,} of {self._config.k:,} clusters without a row in it"
-        )
-        if figures["reseeded"]:
-            say(f"reseeded: {figures['reseeded']:,} empty or starved clusters")
-        if figures["dropped"]:
-            say(f"dropped: {figures['dropped']:,} rows with NaN or infinity, in every epoch")
-        if self._times.bytes_read:
-            say(self._times.summary())
-        say(f"written: {run_dir}/centroids.npy and {run_dir}/model.safetensors")
-
-    # ---- the phases ---------------------------------------------------------
-
-    def _scale(self, now: Snapshot) -> None:
-        """Take the moments of every feature, in one pass."""
-        plan, first = replace(self._plan, seed=None), now.cursor
-        done = plan.rows_before(0, first.batch)
-        with self._stream("scale", plan.windows(0, first.batch), done) as windows:
-            for window in windows:
-                for index, rows in window.batches(first.batch):
-                    x_BD = window.x_ND[rows]
-                    now.moments.update_(x_BD)
-                    now.cursor = Cursor("scale", 0, index + 1)
-                    self._after_batch(len(x_BD))
-        self._check_dropped(now.moments.n_dropped)
-        now.scaling = self._fit_scaling(now.moments)
-        now.cursor = Cursor("seed")
-
-    def _seed(self, now: Snapshot) -> None:
-        """Pick the first centroids."""
-        config = self._config
-        sample_SD = self._draw_sample()
-        if now.scaling is None:
-            now.scaling = self._fit_scaling(RunningMoments.of(sample_SD))
-        sample = now.scaling.prepare(sample_SD, slice(None), sample_SD)
-        if sample.dropped_B is not None:
-            self._check_dropped(sample.dropped_B.sum())
-        sample_SD = usable_rows(sample, config.k)
-        del sample
-        tolerance = config.tol * float(RunningMoments.of(sample_SD).variance_D.mean())
-        if self._given_KD is not None:
-            given_KD = torch.from_numpy(self._given_KD).to(self._device)
-            centroids_KD = now.scaling.transform(given_KD).to(self._dtype)
-        elif config.init == "random":
-            centroids_KD = random_rows(sample_SD, config.k, config.seed)
-        else:
-            self._progress.begin("seed", config.k, StageTimes(), unit="centroid")
-            centroids_KD = kmeans_plusplus(
-                sample_SD, config.k, config.seed, on_round=self._after_round
-            )
-        now.state = initial_state(centroids_KD, tolerance)
-        now.cursor = Cursor("train")
-        # A step by itself: a checkpoint of an attempt that was stopped before has the number.
-        now.step += 1
-        self._save()
-
-    def _train(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> str:
-        """Stream the epochs that are left; returns what ended the run."""
-        algorithm, first = self._algorithm(), now.cursor
-        workspace_BD = torch.empty(
-            (self._config.batch_rows, self._source.spec.n_features),
-            dtype=self._dtype,
-            device=self._device,
-        )
-        done = first.epoch * self._plan.n_rows + self._plan.rows_before(first.epoch, first.batch)
-        with self._stream("train", self._epochs(first), done) as windows:
-            for window in windows:
-                epoch = window.window.epoch
-                for index, rows in window.batches(first.batch if epoch == first.epoch else 0):
-                    if index == 0:
-                        state.begin_epoch_()
-                    batch = scaling.prepare(window.x_ND, rows, workspace_BD)
-                    algorithm.update_(state, batch, epoch=epoch, index=index)
-                    now.cursor = Cursor("train", epoch, index + 1)
-                    if index == window.window.last_batch:
-                        algorithm.finish_epoch_(state)
-                        now.cursor = Cursor("train", epoch + 1)
-                    self._after_batch(len(batch.x_BD))
-                    if now.cursor.batch == 0:
-                        self._report()
-                if self._is_stopped:
-                    break
-        self._check_dropped(state.n_dropped)
-        all_done = f"all epochs are done (--epochs {self._config.epochs})"
-        return STOP_REASONS.get(int(state.stop), all_done)
-
-    # ---- parts of them ------------------------------------------------------
-
-    def _fit_scaling(self, moments: RunningMoments) -> Scaling:
-        return Scaling.fit(self._config.scale, self._config.metric, moments, self._dtype)
-
-    def _draw_sample(self) -> torch.Tensor:
-        """The seeding sample, unscaled, in the compute dtype."""
-        return draw_sample(
-            self._source,
-            self._plan,
-            sample_size(self._source.spec.n_rows, self._config.k),
-            seed=self._config.seed,
-            dtype=self._dtype,
-            slots=self._slots,
-            progress=self._progress,
-            on_window=self._stop_if_asked,
-        )
-
-    def _algorithm(self) -> MiniBatch | Lloyd:
-        config = self._config
-        kernel = ReferenceKernel(config.batch_rows, config.k, self._dtype, self._device)
-        spherical = config.metric == "cosine"
-        if config.algorithm == "lloyd":
-            return Lloyd(kernel, config.seed, spherical)
-        return MiniBatch(
-            kernel, self._source.spec.n_rows, config.seed, spherical, config.max_no_improvement
-        )
-
-    def _epochs(self, first: Cursor) -> Iterator[Window]:
-        """Windows of every epoch from the cursor on; the readers go from one to the next."""
-        if self._is_stopped:
-            return iter(())
-        return chain.from_iterable(
-            self._plan.windows(epoch, first.batch if epoch == first.epoch else 0)
-            for epoch in range(first.epoch, self._config.epochs)
-        )
-
-    @contextmanager
-    def _stream(
-        self, phase: str, windows: Iterator[Window], done: int
-    ) -> Iterator[Iterator[DeviceWindow]]:
-        self._times = StageTimes()
-        n_passes = self._config.epochs if phase == "train" else 1
-        self._progress.begin(phase, n_passes * self._plan.n_rows, self._times, done=done)
-        with stream(self._source, windows, self._slots, self._times) as device_windows:
-            yield device_windows
-
-    # ---- after every batch --------------------------------------------------
-
-    def _after_batch(self, n_rows: int) -> None:
-        self._now.step += 1
-        self._progress.advance(n_rows)
-        if self._progress.is_due():
-            self._report()
-        if self._checkpoints.is_due(self._now.step):
-            self._save()
-        self._stop_if_asked()
-
-    def _after_round(self, n_found: int) -> None:
-        self._progress.advance(1)
-        if self._progress.is_due():
-            self._progress.report({"centroids": n_found})
-        self._stop_if_asked()
-
-    def _stop_if_asked(self) -> None:
-        name = self._stop_request.signal_name
-        if name is not None:
-            path = self._save()
-            raise Interrupted(
-                f"stopped by {name}; {path} is saved: add --resume to the command to go on"
-            )
-
-    def _report(self) -> None:
-        """Fetch the scalars, which waits for the device, and show them."""
-        state = self._now.state
-        self._check_dropped((state or self._now.moments).n_dropped)
-        self._progress.report(self._now.figures())
-        self._is_stopped = state is not None and int(state.stop) != RUNNING
-
-    def _check_dropped(self, n_dropped: torch.Tensor) -> None:
-        if self._config.nan == "error" and (n_found := int(n_dropped)):
-            raise non_finite_error(self._source, n_found)
-
-    # ---- checkpoints --------------------------------------------------------
-
-    def _save(self) -> Path:
-        """Save a checkpoint of what has been applied, never of rows that must not be used."""
-        now = self._now
-        if now.state is not None:
-            self._check_dropped(now.state.n_dropped)
-        manifest = {**now.manifest(), "environment": environment(self._device)}
-        return self._checkpoints.save(now.step, now.tensors(), manifest)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self._now = Snapshot.from_checkpoint(
-            checkpoint, self._device, normalize=self._config.normalizes
-        )
-        if self._now.state is not None:
-            self._is_stopped = int(self._now.state.stop) != RUNNING
-        say = self._progress.say
-        say(f"resumed: from {checkpoint.path.name} ({self._now.cursor})")
-        here = environment(self._device)
-        for name, before in checkpoint.manifest["environment"].items():
-            if here[name] != before:
-                say(
-                    f"note: {name} was {before} and is {here[name]}: the result will be as good, "
-                    "but its last bits may differ from an uninterrupted run's"
-                )
-
-    def _announce(self) -> None:
-        config = self._config
-        self._progress.introduce(self._source)
-        self._progress.say(
-            f"{config.algorithm}, k {config.k:,}, {config.metric}, scale {config.scale}, "
-            f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
-            f"about {self._plan.n_batches(0):,} batches of {config.batch_rows:,} rows or less"
-        )
-        self._progress.say(f"on {environment(self._device)['device']}, {self._memory}")
