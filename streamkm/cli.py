@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
-from streamkm.config import Cadence, ExecutionConfig, FitConfig, parse_bytes
+from streamkm.config import KERNELS, Cadence, ExecutionConfig, FitConfig, parse_bytes
 from streamkm.errors import ConfigError, StreamkmError
 from streamkm.runs.preflight import give_back_large_blocks
 
@@ -35,6 +35,7 @@ SOURCE_HELP = (
     "x.npy, x.zarr, store.zarr/group/array, .fbin .u8bin .i8bin .fvecs .bvecs, a raw file with "
     "--dtype and --features, or a folder or glob of shards; the last axis is features"
 )
+PRECISION_HELP = "fast: rows that screening cannot tell apart are not scored again (default: exact)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,10 +167,11 @@ def _execution(arguments: argparse.Namespace) -> ExecutionConfig:
 
 _FIT_SETTINGS = (
     "k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "tol",
-    "max_no_improvement", "seed", "nan",
+    "max_no_improvement", "seed", "nan", "precision",
 )  # fmt: skip
 _EXECUTION_SETTINGS = (
     "device", "checkpoint_every", "keep_checkpoints", "max_host_memory", "read_threads",
+    "kernel",
 )  # fmt: skip
 
 
@@ -333,12 +335,16 @@ def _add_fit_options(parser: _Parser) -> None:
         default="error",
         help="rows with NaN or infinity: stop, or leave them out (default: %(default)s)",
     )
+    add("--precision", choices=("exact", "fast"), default="exact", help=PRECISION_HELP)
 
 
 def _add_execution_options(parser: _Parser) -> None:
     group = parser.add_argument_group("how to compute (does not change the result)")
     group.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:I (default: %(default)s)"
+    )
+    group.add_argument(
+        "--kernel", choices=("auto", *KERNELS), help="who does the arithmetic (default: auto)"
     )
     group.add_argument(
         "--max-host-memory",

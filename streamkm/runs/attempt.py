@@ -26,8 +26,8 @@ from streamkm.clustering.seeding import kmeans_plusplus, random_rows
 from streamkm.clustering.sizes import sample_size
 from streamkm.clustering.state import RUNNING, STOP_REASONS, initial_state
 from streamkm.errors import Interrupted
-from streamkm.kernels import ReferenceKernel
-from streamkm.runs.devices import environment
+from streamkm.kernels import make_kernel, resolve_kernel
+from streamkm.runs.devices import describe_kernel, environment
 from streamkm.runs.initial import draw_sample, load_centroids, usable_rows
 from streamkm.runs.model import Model
 from streamkm.runs.preflight import fit_bytes, plan_memory
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
+    from streamkm.kernels import Kernel
     from streamkm.runs.checkpoint import Checkpoint, Checkpointer
     from streamkm.runs.interrupts import StopRequest
     from streamkm.runs.progress import Progress
@@ -67,6 +68,10 @@ class Attempt:
     ) -> None:
         spec = source.spec
         self._source, self._config, self._device = source, config, device
+        self._asked_kernel = execution.kernel
+        self._kernel_name = resolve_kernel(execution.kernel, device)
+        self._kernel: Kernel | None = None
+        self._n_assigned = 0
         minibatch = config.algorithm == "minibatch"
         self._plan = make_plan(
             spec, batch_rows=config.batch_rows, seed=config.seed if minibatch else None
@@ -194,6 +199,7 @@ class Attempt:
                         state.begin_epoch_()
                     batch = scaling.prepare(window.x_ND, rows, workspace_BD)
                     algorithm.update_(state, batch, epoch=epoch, index=index)
+                    self._n_assigned += len(batch.x_BD)
                     now.cursor = Cursor("train", epoch, index + 1)
                     if index == window.window.last_batch:
                         algorithm.finish_epoch_(state)
@@ -227,7 +233,14 @@ class Attempt:
 
     def _algorithm(self) -> MiniBatch | Lloyd:
         config = self._config
-        kernel = ReferenceKernel(config.batch_rows, config.k, self._dtype, self._device)
+        self._kernel = kernel = make_kernel(
+            self._kernel_name,
+            config.batch_rows,
+            config.k,
+            self._dtype,
+            self._device,
+            precision=config.precision,
+        )
         spherical = config.metric == "cosine"
         if config.algorithm == "lloyd":
             return Lloyd(kernel, config.seed, spherical)
@@ -283,8 +296,14 @@ class Attempt:
         """Fetch the scalars, which waits for the device, and show them."""
         state = self._now.state
         self._check_dropped((state or self._now.moments).n_dropped)
-        self._progress.report(self._now.figures())
+        self._progress.report({**self._now.figures(), **self._rechecked()})
         self._is_stopped = state is not None and int(state.stop) != RUNNING
+
+    def _rechecked(self) -> dict[str, float]:
+        """Share of the rows that this attempt assigned and had to score again."""
+        if self._kernel is None or self._n_assigned == 0:
+            return {}
+        return {"rechecked_share": int(self._kernel.n_rechecked) / self._n_assigned}
 
     def _check_dropped(self, n_dropped: torch.Tensor) -> None:
         if self._config.nan == "error" and (n_found := int(n_dropped)):
@@ -324,4 +343,5 @@ class Attempt:
             f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
             f"about {self._plan.n_batches(0):,} batches of {config.batch_rows:,} rows or less"
         )
-        self._progress.say(f"on {environment(self._device)['device']}, {self._memory}")
+        kernel = describe_kernel(self._asked_kernel, self._kernel_name, config.precision)
+        self._progress.say(f"on {environment(self._device)['device']}, {kernel}, {self._memory}")

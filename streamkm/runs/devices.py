@@ -6,7 +6,7 @@ import torch
 
 from streamkm.errors import DeviceError
 
-__all__ = ["environment", "resolve_device"]
+__all__ = ["describe_kernel", "environment", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -26,6 +26,13 @@ def resolve_device(name: str) -> torch.device:
             raise DeviceError(f"--device {name}: there are {n_gpus} GPUs, counted from 0")
         device = torch.device("cuda", index)
     return device
+
+
+def describe_kernel(asked: str, name: str, precision: str = "exact") -> str:
+    """What the log says of the kernel `name`, for which ``--kernel`` said `asked`."""
+    chosen = " (auto)" if asked == "auto" else ""
+    warning = "" if precision == "exact" else ", labels as screened (--precision fast)"
+    return f"kernel {name}{chosen}{warning}"
 
 
 def environment(device: torch.device) -> dict[str, str]:
