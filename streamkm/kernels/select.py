@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamkm.kernels.cpu import CpuKernel
+from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.reference import ReferenceKernel
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ __all__ = ["make_kernel", "resolve_kernel"]
 
 def resolve_kernel(name: str, device: torch.device) -> str:
     """The kernel that ``--kernel`` asks for: `name`, or for ``auto`` the fastest on `device`."""
-    return _DEFAULTS[device.type] if name == "auto" else name
+    if name != "auto":
+        return name
+    return "cpu" if device.type == "cpu" and instruction_sets() else "reference"
 
 
 def make_kernel(
@@ -51,9 +55,7 @@ def make_kernel(
     return _MAKERS[resolve_kernel(name, device)](batch_rows, k, dtype, device, precision)
 
 
-#: What ``auto`` takes, by the type of the device.
-_DEFAULTS = {"cpu": "reference", "cuda": "reference"}
-
 _MAKERS: dict[str, Callable[[int, int, torch.dtype, torch.device, str], Kernel]] = {
+    "cpu": CpuKernel,
     "reference": ReferenceKernel,
 }

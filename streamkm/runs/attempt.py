@@ -316,7 +316,7 @@ class Attempt:
         now = self._now
         if now.state is not None:
             self._check_dropped(now.state.n_dropped)
-        manifest = {**now.manifest(), "environment": environment(self._device)}
+        manifest = {**now.manifest(), "environment": self._environment()}
         return self._checkpoints.save(now.step, now.tensors(), manifest)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -327,13 +327,16 @@ class Attempt:
             self._is_stopped = int(self._now.state.stop) != RUNNING
         say = self._progress.say
         say(f"resumed: from {checkpoint.path.name} ({self._now.cursor})")
-        here = environment(self._device)
+        here = self._environment()
         for name, before in checkpoint.manifest["environment"].items():
             if here[name] != before:
                 say(
                     f"note: {name} was {before} and is {here[name]}: the result will be as good, "
                     "but its last bits may differ from an uninterrupted run's"
                 )
+
+    def _environment(self) -> dict[str, str]:
+        return environment(self._device, self._kernel_name)
 
     def _announce(self) -> None:
         config = self._config
@@ -344,4 +347,4 @@ class Attempt:
             f"about {self._plan.n_batches(0):,} batches of {config.batch_rows:,} rows or less"
         )
         kernel = describe_kernel(self._asked_kernel, self._kernel_name, config.precision)
-        self._progress.say(f"on {environment(self._device)['device']}, {kernel}, {self._memory}")
+        self._progress.say(f"on {self._environment()['device']}, {kernel}, {self._memory}")
