@@ -1,8 +1,10 @@
-"""One attempt at a fit, from where the last one stopped: scale, seed, train.
+"""One attempt at a fit, from where the last one stopped: scale, seed, train, close.
 
-A run goes through three phases. ``scale`` takes the moments of the features in
+A run goes through four phases. ``scale`` takes the moments of the features in
 one pass, where z-score or min-max need them. ``seed`` draws a sample and picks
-the first centroids. ``train`` streams the epochs. The cursor says how many
+the first centroids. ``train`` streams the epochs. ``close`` is a pass of Lloyd's
+algorithm after those of mini-batches, and after others where clusters are left
+without a row; its epochs are numbered on from --epochs. The cursor says how many
 batches of which epoch of which phase have been *applied*; what was read ahead
 is not counted. Everything that is computed is a function of the cursor and the
 state before it, so that a run that goes on from a checkpoint ends with the
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from streamkm.clustering.lloyd import Lloyd
+from streamkm.clustering.lloyd import Lloyd, is_closed
 from streamkm.clustering.minibatch import MiniBatch
 from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
 from streamkm.clustering.seeding import kmeans_plusplus, random_rows
@@ -30,6 +32,7 @@ from streamkm.kernels import ReferenceKernel
 from streamkm.runs.devices import environment
 from streamkm.runs.initial import draw_sample, load_centroids, usable_rows
 from streamkm.runs.model import Model
+from streamkm.runs.outcome import final_figures, result_lines
 from streamkm.runs.preflight import fit_bytes, plan_memory
 from streamkm.runs.rows import non_finite_error
 from streamkm.runs.snapshot import Cursor, Snapshot
@@ -49,7 +52,7 @@ if TYPE_CHECKING:
     from streamkm.runs.interrupts import StopRequest
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import Source
-    from streamkm.stream.plan import Window
+    from streamkm.stream.plan import Plan, Window
     from streamkm.stream.transfer import DeviceWindow
 
 __all__ = ["Attempt"]
@@ -108,22 +111,29 @@ class Attempt:
                 self._seed(now)
             assert now.state is not None
             assert now.scaling is not None
-            reason = self._train(now, now.state, now.scaling)
+            if now.cursor.phase == "train":
+                self._train(now, now.state, now.scaling)
+            if now.cursor.phase == "close":
+                self._close(now, now.state, now.scaling)
         state = now.state
         model = Model(
-            state.centroids_KD, state.counts_K, state.sums_KD, now.scaling, self._config.as_dict()
+            state.centroids_KD,
+            state.counts_K,
+            state.sums_KD,
+            now.scaling,
+            self._config.as_dict(),
+            now.settled_inertia(),
         )
-        return model, reason
+        all_done = f"all epochs are done (--epochs {self._config.epochs})"
+        return model, STOP_REASONS.get(int(state.stop), all_done)
 
     def conclude(self, run_dir: Path, reason: str) -> None:
         """Say how the run ended and where its results lie."""
-        figures, say = self._now.figures(), self._progress.say
+        figures, say = final_figures(self._now), self._progress.say
         self._progress.record({"phase": "end", "stopped_by": reason, **figures})
         say(f"stopped: {reason}; {figures['step']:,} steps in all")
-        say(
-            f"result: inertia per row {figures['inertia_per_row'] or 0:.6g} over the last epoch, "
-            f"{figures['empty']:,} of {self._config.k:,} clusters without a row in it"
-        )
+        for line in result_lines(figures, self._config.k, self._now.cursor.phase):
+            say(line)
         if figures["reseeded"]:
             say(f"reseeded: {figures['reseeded']:,} empty or starved clusters")
         if figures["dropped"]:
@@ -177,35 +187,66 @@ class Attempt:
         now.step += 1
         self._save()
 
-    def _train(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> str:
-        """Stream the epochs that are left; returns what ended the run."""
-        algorithm, first = self._algorithm(), now.cursor
+    def _train(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> None:
+        """Stream the epochs that are left."""
+        config = self._config
+        left = range(now.cursor.epoch, now.cursor.epoch if self._is_stopped else config.epochs)
+        self._passes(now, state, scaling, self._algorithm(), self._plan, left)
+        must_close = config.algorithm == "minibatch" or bool((state.counts_K == 0).any())
+        if config.closing_pass and must_close:
+            now.cursor = Cursor("close", config.epochs)
+
+    def _close(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> None:
+        """Make the centroids the means of exact clusters, none of them empty if that can be."""
+        plan, algorithm = replace(self._plan, seed=None), self._lloyd(closing=True)
+        first = self._config.epochs
+        while now.cursor.epoch == first or now.cursor.batch or not is_closed(state):
+            if now.cursor.epoch > first and now.cursor.batch == 0:
+                self._progress.say("note: another closing pass, some clusters have no row yet")
+            self._passes(
+                now, state, scaling, algorithm, plan, range(now.cursor.epoch, now.cursor.epoch + 1)
+            )
+
+    def _passes(
+        self,
+        now: Snapshot,
+        state: KMeansState,
+        scaling: Scaling,
+        algorithm: MiniBatch | Lloyd,
+        plan: Plan,
+        epochs: range,
+    ) -> None:
+        """Stream `epochs` through `algorithm`, from the cursor on."""
+        first, closing = now.cursor, now.cursor.phase == "close"
         workspace_BD = torch.empty(
             (self._config.batch_rows, self._source.spec.n_features),
             dtype=self._dtype,
             device=self._device,
         )
-        done = first.epoch * self._plan.n_rows + self._plan.rows_before(first.epoch, first.batch)
-        with self._stream("train", self._epochs(first), done) as windows:
+        # Readers go from one epoch to the next without a pause.
+        upcoming = chain.from_iterable(
+            plan.windows(epoch, first.batch if epoch == first.epoch else 0) for epoch in epochs
+        )
+        done = plan.rows_before(first.epoch, first.batch)
+        done += 0 if closing else first.epoch * plan.n_rows
+        with self._stream(first.phase, upcoming, done) as windows:
             for window in windows:
                 epoch = window.window.epoch
                 for index, rows in window.batches(first.batch if epoch == first.epoch else 0):
                     if index == 0:
-                        state.begin_epoch_()
+                        state.begin_epoch_(closing=closing)
                     batch = scaling.prepare(window.x_ND, rows, workspace_BD)
                     algorithm.update_(state, batch, epoch=epoch, index=index)
-                    now.cursor = Cursor("train", epoch, index + 1)
+                    now.cursor = Cursor(first.phase, epoch, index + 1)
                     if index == window.window.last_batch:
                         algorithm.finish_epoch_(state)
-                        now.cursor = Cursor("train", epoch + 1)
+                        now.cursor = Cursor(first.phase, epoch + 1)
                     self._after_batch(len(batch.x_BD))
                     if now.cursor.batch == 0:
                         self._report()
-                if self._is_stopped:
+                if self._is_stopped and not closing:
                     break
         self._check_dropped(state.n_dropped)
-        all_done = f"all epochs are done (--epochs {self._config.epochs})"
-        return STOP_REASONS.get(int(state.stop), all_done)
 
     # ---- parts of them ------------------------------------------------------
 
@@ -227,28 +268,30 @@ class Attempt:
 
     def _algorithm(self) -> MiniBatch | Lloyd:
         config = self._config
-        kernel = ReferenceKernel(config.batch_rows, config.k, self._dtype, self._device)
-        spherical = config.metric == "cosine"
         if config.algorithm == "lloyd":
-            return Lloyd(kernel, config.seed, spherical)
+            return self._lloyd(closing=False)
         return MiniBatch(
-            kernel, self._source.spec.n_rows, config.seed, spherical, config.max_no_improvement
+            self._kernel(),
+            self._source.spec.n_rows,
+            config.seed,
+            config.metric == "cosine",
+            config.max_no_improvement,
         )
 
-    def _epochs(self, first: Cursor) -> Iterator[Window]:
-        """Windows of every epoch from the cursor on; the readers go from one to the next."""
-        if self._is_stopped:
-            return iter(())
-        return chain.from_iterable(
-            self._plan.windows(epoch, first.batch if epoch == first.epoch else 0)
-            for epoch in range(first.epoch, self._config.epochs)
-        )
+    def _lloyd(self, *, closing: bool) -> Lloyd:
+        config = self._config
+        return Lloyd(self._kernel(), config.seed, config.metric == "cosine", closing)
+
+    def _kernel(self) -> ReferenceKernel:
+        config = self._config
+        return ReferenceKernel(config.batch_rows, config.k, self._dtype, self._device)
 
     @contextmanager
     def _stream(
         self, phase: str, windows: Iterator[Window], done: int
     ) -> Iterator[Iterator[DeviceWindow]]:
-        self._times = StageTimes()
+        if phase != "close":  # Which goes on with the times of training.
+            self._times = StageTimes()
         n_passes = self._config.epochs if phase == "train" else 1
         self._progress.begin(phase, n_passes * self._plan.n_rows, self._times, done=done)
         with stream(self._source, windows, self._slots, self._times) as device_windows:
