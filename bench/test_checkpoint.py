@@ -30,7 +30,7 @@ K, D = 1024, 128
 def test_save(measure: Measure, session: Session) -> None:
     session.data.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=session.data) as folder:
-        snapshot, host = _snapshot(), environment(torch.device("cpu"))
+        snapshot, host = _snapshot(), environment(torch.device("cpu"), "cpu")
 
         def save() -> None:
             # As a fit does it; each save is of a step that is not there yet.

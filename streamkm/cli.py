@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
-from streamkm.config import Cadence, ExecutionConfig, FitConfig, parse_bytes
+from streamkm.config import KERNELS, Cadence, ExecutionConfig, FitConfig, parse_bytes
 from streamkm.errors import ConfigError, StreamkmError
 from streamkm.runs.preflight import give_back_large_blocks
 
@@ -39,6 +39,7 @@ CLOSING_HELP = (
     "minibatch: end with a full pass that makes each centroid the mean of its cluster "
     "(default: yes)"
 )
+PRECISION_HELP = "fast: rows that screening cannot tell apart are not scored again (default: exact)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,11 +171,12 @@ def _execution(arguments: argparse.Namespace) -> ExecutionConfig:
 
 _FIT_SETTINGS = (
     "k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "tol",
-    "max_no_improvement", "seed", "nan", "closing_pass",
+    "max_no_improvement", "seed", "nan", "closing_pass", "precision",
 )  # fmt: skip
 _FLAGS = ("closing_pass",)
 _EXECUTION_SETTINGS = (
     "device", "checkpoint_every", "keep_checkpoints", "max_host_memory", "read_threads",
+    "kernel",
 )  # fmt: skip
 
 
@@ -340,12 +342,16 @@ def _add_fit_options(parser: _Parser) -> None:
     )
     flag = argparse.BooleanOptionalAction
     add("--closing-pass", action=flag, default=True, help=CLOSING_HELP)
+    add("--precision", choices=("exact", "fast"), default="exact", help=PRECISION_HELP)
 
 
 def _add_execution_options(parser: _Parser) -> None:
     group = parser.add_argument_group("how to compute (does not change the result)")
     group.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:I (default: %(default)s)"
+    )
+    group.add_argument(
+        "--kernel", choices=("auto", *KERNELS), help="who does the arithmetic (default: auto)"
     )
     group.add_argument(
         "--max-host-memory",

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from streamkm.clustering.lloyd import Lloyd, is_closed
-from streamkm.clustering.minibatch import MiniBatch
+from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
 from streamkm.clustering.seeding import kmeans_plusplus, random_rows
 from streamkm.clustering.sizes import sample_size
 from streamkm.clustering.state import RUNNING, STOP_REASONS, initial_state
 from streamkm.errors import Interrupted
-from streamkm.kernels import ReferenceKernel
+from streamkm.runs.arithmetic import Arithmetic
 from streamkm.runs.devices import environment
 from streamkm.runs.initial import draw_sample, load_centroids, usable_rows
 from streamkm.runs.model import Model
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from streamkm.clustering.lloyd import Lloyd
+    from streamkm.clustering.minibatch import MiniBatch
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.runs.checkpoint import Checkpoint, Checkpointer
@@ -79,6 +80,7 @@ class Attempt:
         self._memory = plan_memory(spec, self._plan, execution, fixed_bytes=needed)
         empty = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype)
         self._dtype = compute_dtype(empty.dtype)
+        self._arithmetic = Arithmetic(config, execution.kernel, self._dtype, device)
         # Before any pass over the data, so that a file of another shape costs nothing.
         self._given_KD: np.ndarray | None = None
         if config.init.endswith(".npy"):
@@ -191,14 +193,16 @@ class Attempt:
         """Stream the epochs that are left."""
         config = self._config
         left = range(now.cursor.epoch, now.cursor.epoch if self._is_stopped else config.epochs)
-        self._passes(now, state, scaling, self._algorithm(), self._plan, left)
+        self._passes(
+            now, state, scaling, self._arithmetic.algorithm(self._plan.n_rows), self._plan, left
+        )
         must_close = config.algorithm == "minibatch" or bool((state.counts_K == 0).any())
         if config.closing_pass and must_close:
             now.cursor = Cursor("close", config.epochs)
 
     def _close(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> None:
         """Make the centroids the means of exact clusters, none of them empty if that can be."""
-        plan, algorithm = replace(self._plan, seed=None), self._lloyd(closing=True)
+        plan, algorithm = replace(self._plan, seed=None), self._arithmetic.closing()
         first = self._config.epochs
         while now.cursor.epoch == first or now.cursor.batch or not is_closed(state):
             if now.cursor.epoch > first and now.cursor.batch == 0:
@@ -237,6 +241,7 @@ class Attempt:
                         state.begin_epoch_(closing=closing)
                     batch = scaling.prepare(window.x_ND, rows, workspace_BD)
                     algorithm.update_(state, batch, epoch=epoch, index=index)
+                    self._arithmetic.n_assigned += len(batch.x_BD)
                     now.cursor = Cursor(first.phase, epoch, index + 1)
                     if index == window.window.last_batch:
                         algorithm.finish_epoch_(state)
@@ -265,26 +270,6 @@ class Attempt:
             progress=self._progress,
             on_window=self._stop_if_asked,
         )
-
-    def _algorithm(self) -> MiniBatch | Lloyd:
-        config = self._config
-        if config.algorithm == "lloyd":
-            return self._lloyd(closing=False)
-        return MiniBatch(
-            self._kernel(),
-            self._source.spec.n_rows,
-            config.seed,
-            config.metric == "cosine",
-            config.max_no_improvement,
-        )
-
-    def _lloyd(self, *, closing: bool) -> Lloyd:
-        config = self._config
-        return Lloyd(self._kernel(), config.seed, config.metric == "cosine", closing)
-
-    def _kernel(self) -> ReferenceKernel:
-        config = self._config
-        return ReferenceKernel(config.batch_rows, config.k, self._dtype, self._device)
 
     @contextmanager
     def _stream(
@@ -326,7 +311,7 @@ class Attempt:
         """Fetch the scalars, which waits for the device, and show them."""
         state = self._now.state
         self._check_dropped((state or self._now.moments).n_dropped)
-        self._progress.report(self._now.figures())
+        self._progress.report({**self._now.figures(), **self._arithmetic.rechecked()})
         self._is_stopped = state is not None and int(state.stop) != RUNNING
 
     def _check_dropped(self, n_dropped: torch.Tensor) -> None:
@@ -340,7 +325,7 @@ class Attempt:
         now = self._now
         if now.state is not None:
             self._check_dropped(now.state.n_dropped)
-        manifest = {**now.manifest(), "environment": environment(self._device)}
+        manifest = {**now.manifest(), "environment": self._environment()}
         return self._checkpoints.save(now.step, now.tensors(), manifest)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -351,13 +336,16 @@ class Attempt:
             self._is_stopped = int(self._now.state.stop) != RUNNING
         say = self._progress.say
         say(f"resumed: from {checkpoint.path.name} ({self._now.cursor})")
-        here = environment(self._device)
+        here = self._environment()
         for name, before in checkpoint.manifest["environment"].items():
             if here[name] != before:
                 say(
                     f"note: {name} was {before} and is {here[name]}: the result will be as good, "
                     "but its last bits may differ from an uninterrupted run's"
                 )
+
+    def _environment(self) -> dict[str, str]:
+        return environment(self._device, self._arithmetic.kernel_name)
 
     def _announce(self) -> None:
         config = self._config
@@ -367,4 +355,6 @@ class Attempt:
             f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
             f"about {self._plan.n_batches(0):,} batches of {config.batch_rows:,} rows or less"
         )
-        self._progress.say(f"on {environment(self._device)['device']}, {self._memory}")
+        self._progress.say(
+            f"on {self._environment()['device']}, {self._arithmetic}, {self._memory}"
+        )

@@ -12,8 +12,8 @@ import torch
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
-from streamkm.kernels import ReferenceKernel, sq_distances_to
-from streamkm.runs.devices import resolve_device
+from streamkm.kernels import make_kernel, sq_distances_to
+from streamkm.runs.devices import describe_kernel, resolve_device
 from streamkm.runs.preflight import plan_memory, predict_bytes
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import make_plan
@@ -68,7 +68,8 @@ class Labelling:
             shift_D=model.scaling.shift_D.to(self.device),
             factor_D=model.scaling.factor_D.to(self.device),
         )
-        self._kernel = ReferenceKernel(batch_rows, model.k, dtype, self.device)
+        self._kernel = make_kernel(execution.kernel, batch_rows, model.k, dtype, self.device)
+        self.kernel = describe_kernel(execution.kernel, self._kernel.name)
         self._workspace_BD = torch.empty(
             (batch_rows, spec.n_features), dtype=dtype, device=self.device
         )
