@@ -71,7 +71,7 @@ def _gather_compiled(
     shift_D: torch.Tensor | None,
     factor_D: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Fill `x_BD`, unless it is `x_ND` itself; returns the squared lengths."""
+    """Fill `x_BD`, which may be `x_ND` itself; returns the squared lengths."""
     sq_norms_B = x_BD.new_empty(len(x_BD))
     instruction_set.functions.gather(
         instruction_set.number,
@@ -81,7 +81,7 @@ def _gather_compiled(
         _address(positions_B),
         _address(shift_D),
         _address(factor_D),
-        0 if x_BD is x_ND else x_BD.data_ptr(),
+        x_BD.data_ptr(),
         sq_norms_B.data_ptr(),
         len(x_ND),
         *x_BD.shape,

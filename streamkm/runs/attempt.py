@@ -264,6 +264,7 @@ class Attempt:
             self._source,
             self._plan,
             sample_size(self._source.spec.n_rows, self._config.k),
+            k=self._config.k,
             seed=self._config.seed,
             dtype=self._dtype,
             slots=self._slots,

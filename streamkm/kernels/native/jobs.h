@@ -44,7 +44,7 @@ struct GatherJob {
     const int32_t* rows;    // n_rows positions in the window, or null for the first n_rows
     const T* shift;         // n_features, or null: what is subtracted
     const T* factor;        // n_features: what is multiplied with then
-    T* x;                   // n_rows x n_features, to be filled, or null for norms alone
+    T* x;                   // n_rows x n_features, to be filled; may be the window itself
     T* sq_norms;            // n_rows, to be filled
     int64_t n_rows, n_features;
 };

@@ -96,24 +96,24 @@ struct Lanes {
 // Offers the scores |c|^2 - 2 x.c of TILE_ROWS rows against one panel of centroids, whose
 // features lie together: panel[feature][lane]. Each score is summed feature by feature, so
 // that it does not depend on the tile in which it is computed.
-template <class T>
+template <class T, int n_vectors>
 INLINE void score_tile(const T* const (&rows)[TILE_ROWS], int64_t n_features, const T* panel,
                        const T* c_sq, int64_t first_index, Best<T>* best) {
     using S = Simd<T>;
-    typename S::Vector products[TILE_ROWS][PANEL_VECTORS] = {};
+    typename S::Vector products[TILE_ROWS][n_vectors] = {};
     for (int64_t feature = 0; feature < n_features; ++feature, panel += panel_width<T>()) {
-        typename S::Vector centroids[PANEL_VECTORS];
+        typename S::Vector centroids[n_vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < PANEL_VECTORS; ++v) centroids[v] = S::load(panel + v * S::width);
+        for (int v = 0; v < n_vectors; ++v) centroids[v] = S::load(panel + v * S::width);
 #pragma GCC unroll 16
         for (int row = 0; row < TILE_ROWS; ++row) {
             const T x = rows[row][feature];
 #pragma GCC unroll 4
-            for (int v = 0; v < PANEL_VECTORS; ++v) products[row][v] += centroids[v] * x;
+            for (int v = 0; v < n_vectors; ++v) products[row][v] += centroids[v] * x;
         }
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < PANEL_VECTORS; ++v) {
+    for (int v = 0; v < n_vectors; ++v) {
         const auto length = S::load(c_sq + v * S::width);
         typename S::IndexVector where;
         for (int lane = 0; lane < S::width; ++lane) {
@@ -174,18 +174,28 @@ void assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
                 rows[row] = job.x + std::min(tile + row, stop - 1) * job.n_features;
             }
             for (int64_t panel = first; panel < std::min(first + group, end); ++panel) {
-                score_tile<T>(rows, job.n_features, job.packed + panel * panel_elements,
-                              job.c_sq + panel * width, panel * width, best + (tile - start));
+                const T* packed = job.packed + panel * panel_elements;
+                const T* c_sq = job.c_sq + panel * width;
+                Best<T>* of_tile = best + (tile - start);
+                if (job.k - panel * width <= Simd<T>::width) {
+                    // Half of the last panel would be lanes without a centroid.
+                    score_tile<T, 1>(rows, job.n_features, packed, c_sq, panel * width, of_tile);
+                } else {
+                    score_tile<T, PANEL_VECTORS>(rows, job.n_features, packed, c_sq, panel * width,
+                                                 of_tile);
+                }
             }
         }
     }
+    T seconds[BLOCK_ROWS];
     for (int64_t row = start; row < stop; ++row) {
         const Best<T>& one = best[row - start];
-        T second;
         Lanes<T, VECTOR_BYTES / 2>::reduce(&one.first, &one.second, &one.index, &job.scores[row],
-                                           &second, &job.labels[row]);
+                                           &seconds[row - start], &job.labels[row]);
+    }
+    for (int64_t row = start; row < stop; ++row) {
         // Not <=: where a score is NaN or infinite nothing is certain.
-        job.uncertain[row] = !(second > job.scores[row] + slack(job, row));
+        job.uncertain[row] = !(seconds[row - start] > job.scores[row] + slack(job, row));
     }
 }
 
@@ -217,44 +227,64 @@ INLINE void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int
 }
 
 // So far ahead a row is asked for: rows lie anywhere in the window, which no processor guesses.
-constexpr int64_t PREFETCH_BYTES = 4096;
+constexpr int64_t PREFETCH_BYTES = 4096, PREFETCH_ROWS = 32;
 // Squares of a row are added up in so many sums, whatever the instruction set.
 constexpr int NORM_LANES = 16;
 
-// Widens and scales one row; returns its squared length.
+// Three plain loops, each of which compilers turn into vectors, whatever the dtype.
 template <class Stored, class T>
-INLINE double prepare_row(const Stored* from, const GatherJob<T>& job, T* to) {
-    double sums[NORM_LANES] = {};
-    const auto element = [&](int64_t feature, double& sum) {
-        T value = static_cast<T>(from[feature]);
-        if (job.shift != nullptr) value = (value - job.shift[feature]) * job.factor[feature];
-        if (to != nullptr) to[feature] = value;
-        sum += static_cast<double>(value) * static_cast<double>(value);
-    };
+void widen_row(const Stored* __restrict from, T* __restrict to, int64_t n_features) {
+    for (int64_t feature = 0; feature < n_features; ++feature) {
+        to[feature] = static_cast<T>(from[feature]);
+    }
+}
+
+template <class T>
+void scale_row(T* __restrict x, const T* __restrict shift, const T* __restrict factor,
+               int64_t n_features) {
+    for (int64_t feature = 0; feature < n_features; ++feature) {
+        x[feature] = (x[feature] - shift[feature]) * factor[feature];
+    }
+}
+
+template <class T>
+INLINE double sq_norm(const T* x, int64_t n_features) {
+    double sum = 0;
     int64_t feature = 0;
-    for (; feature + NORM_LANES <= job.n_features; feature += NORM_LANES) {
-        for (int lane = 0; lane < NORM_LANES; ++lane) element(feature + lane, sums[lane]);
+    if (n_features >= NORM_LANES) {
+        double sums[NORM_LANES] = {};
+        for (; feature + NORM_LANES <= n_features; feature += NORM_LANES) {
+            for (int lane = 0; lane < NORM_LANES; ++lane) {
+                const double value = x[feature + lane];
+                sums[lane] += value * value;
+            }
+        }
+        for (int lane = 0; lane < NORM_LANES; ++lane) sum += sums[lane];
     }
-    for (int lane = 0; feature < job.n_features; ++feature, ++lane) element(feature, sums[lane]);
-    for (int half = NORM_LANES / 2; half > 0; half /= 2) {
-        for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+    for (; feature < n_features; ++feature) {
+        const double value = x[feature];
+        sum += value * value;
     }
-    return sums[0];
+    return sum;
 }
 
 template <class Stored, class T>
 void gather_rows(const GatherJob<T>& job, int64_t start, int64_t stop) {
     const Stored* const window = static_cast<const Stored*>(job.window);
     const int64_t row_bytes = job.n_features * static_cast<int64_t>(sizeof(Stored));
-    const int64_t ahead = PREFETCH_BYTES / row_bytes + 1;
+    const int64_t ahead = std::clamp<int64_t>(PREFETCH_BYTES / row_bytes, 1, PREFETCH_ROWS);
     for (int64_t row = start; row < stop; ++row) {
-        if (job.rows != nullptr && row + ahead < stop) {
+        if (job.rows != nullptr && row + ahead < job.n_rows) {
             const char* next = reinterpret_cast<const char*>(
-                window + int64_t{job.rows[row + ahead]} * job.n_features);
+                window + job.rows[row + ahead] * job.n_features);
             for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(next + byte);
         }
+        T* const x = job.x + row * job.n_features;
         const int64_t position = job.rows == nullptr ? row : job.rows[row];
-        T* to = job.x == nullptr ? nullptr : job.x + row * job.n_features;
-        job.sq_norms[row] = static_cast<T>(prepare_row(window + position * job.n_features, job, to));
+        const Stored* const from = window + position * job.n_features;
+        // A row that is used where it lies is only measured.
+        if (static_cast<const void*>(from) != x) widen_row(from, x, job.n_features);
+        if (job.shift != nullptr) scale_row(x, job.shift, job.factor, job.n_features);
+        job.sq_norms[row] = static_cast<T>(sq_norm(x, job.n_features));
     }
 }

@@ -32,6 +32,26 @@
 #endif
 #define PRAGMA(text) _Pragma(#text)
 
+// By integer arithmetic, which compilers vectorise: shifted into place, the bits are the value
+// divided by 2^112, for numbers below the normal ones too.
+struct Float16 {
+    uint16_t bits;
+    explicit operator float() const {
+        const uint32_t magnitude = uint32_t{bits} & 0x7FFF;
+        const uint32_t wide = magnitude << 13, sign = (uint32_t{bits} & 0x8000) << 16;
+        float scaled;
+        std::memcpy(&scaled, &wide, sizeof scaled);
+        scaled *= 0x1p112f;
+        uint32_t result;
+        std::memcpy(&result, &scaled, sizeof result);
+        // Infinity and NaN have all bits of the exponent.
+        result |= (magnitude >= 0x7C00 ? 0x7F800000 : 0) | sign;
+        std::memcpy(&scaled, &result, sizeof scaled);
+        return scaled;
+    }
+    explicit operator double() const { return static_cast<float>(*this); }
+};
+
 // bfloat16 is the upper half of a float32.
 struct BFloat16 {
     uint16_t bits;
@@ -78,7 +98,7 @@ namespace {
 
 // Every dtype that rows may be stored in, by torch's name.
 #define FOR_EACH_STORED_TYPE(use)                                                     \
-    use("float16", _Float16) use("bfloat16", BFloat16) use("float32", float)          \
+    use("float16", Float16)  use("bfloat16", BFloat16) use("float32", float)          \
     use("float64", double) use("uint8", uint8_t) use("int8", int8_t)                  \
     use("uint16", uint16_t) use("int16", int16_t) use("uint32", uint32_t)             \
     use("int32", int32_t) use("uint64", uint64_t) use("int64", int64_t)
