@@ -57,7 +57,7 @@ def test_fit_with_checkpoints(measure: Measure, session: Session) -> None:
     if session.quick:
         shape, epochs, k, often = Shape(32_768, 16, chunk_rows=4096), 2, 4, "8"
     path = make_array(session.data, shape, "zarr-lz4")
-    config = FitConfig(k=k, batch_rows=shape.chunk_rows, epochs=epochs)
+    config = FitConfig(k=k, batch_rows=shape.chunk_rows, epochs=epochs, closing_pass=False)
 
     def every(interval: str) -> None:
         streamkm_fit(path, config, session.data / "runs", checkpoint_every=interval)

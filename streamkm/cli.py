@@ -35,6 +35,10 @@ SOURCE_HELP = (
     "x.npy, x.zarr, store.zarr/group/array, .fbin .u8bin .i8bin .fvecs .bvecs, a raw file with "
     "--dtype and --features, or a folder or glob of shards; the last axis is features"
 )
+CLOSING_HELP = (
+    "minibatch: end with a full pass that makes each centroid the mean of its cluster "
+    "(default: yes)"
+)
 PRECISION_HELP = "fast: rows that screening cannot tell apart are not scored again (default: exact)"
 
 
@@ -167,8 +171,9 @@ def _execution(arguments: argparse.Namespace) -> ExecutionConfig:
 
 _FIT_SETTINGS = (
     "k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "tol",
-    "max_no_improvement", "seed", "nan", "precision",
+    "max_no_improvement", "seed", "nan", "closing_pass", "precision",
 )  # fmt: skip
+_FLAGS = ("closing_pass",)
 _EXECUTION_SETTINGS = (
     "device", "checkpoint_every", "keep_checkpoints", "max_host_memory", "read_threads",
     "kernel",
@@ -213,8 +218,8 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
             )
         if isinstance(value, dict | list):
             raise ConfigError(f"--config {path}: {key} must be one value, not {value!r}")
-        # argparse converts defaults that are strings as if they had been typed.
-        defaults[name] = value if isinstance(value, str) else str(value)
+        # argparse converts defaults that are strings as if they had been typed; not a flag's.
+        defaults[name] = value if isinstance(value, str) or name in _FLAGS else str(value)
     parser.set_defaults(**defaults)
 
 
@@ -335,6 +340,8 @@ def _add_fit_options(parser: _Parser) -> None:
         default="error",
         help="rows with NaN or infinity: stop, or leave them out (default: %(default)s)",
     )
+    flag = argparse.BooleanOptionalAction
+    add("--closing-pass", action=flag, default=True, help=CLOSING_HELP)
     add("--precision", choices=("exact", "fast"), default="exact", help=PRECISION_HELP)
 
 

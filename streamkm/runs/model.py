@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "load_run"]
 
-FORMAT, METADATA = "1", "streamkm"
+FORMAT, METADATA = "2", "streamkm"
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,17 @@ class Model:
     centroids_KD: torch.Tensor
     """In the scaled space, float32 or float64."""
     counts_K: torch.Tensor
-    """Rows that each centroid is the mean of, int64."""
+    """Rows that each centroid is the mean of, int64. After a closing pass, or with lloyd, the
+    exact sizes of the clusters of that pass; else the rows of all epochs as they came."""
     sums_KD: torch.Tensor
     """Sums of those rows in the scaled space, float64."""
     scaling: Scaling
     settings: dict[str, Any]
     """The settings of the run that made it, as `FitConfig.as_dict` gives them."""
+    inertia: float | None
+    """Sum of squared distances, in the scaled space, of the rows of those clusters to the
+    centroids: their exact inertia if the last pass moved nothing, else an upper bound of it.
+    None for minibatch without a closing pass."""
 
     @property
     def k(self) -> int:
@@ -78,6 +83,7 @@ class Model:
             "format": FORMAT,
             "normalize": self.scaling.normalize,
             "settings": self.settings,
+            "inertia": self.inertia,
         }
         sealed = {**about, "sha256": _digest(about, on_host)}
         metadata = {METADATA: json.dumps(sealed)}
@@ -119,6 +125,7 @@ def load_run(path: str | os.PathLike[str]) -> Model:
                 normalize=about["normalize"],
             ),
             settings=about["settings"],
+            inertia=about["inertia"],
         )
     except (
         SafetensorError,

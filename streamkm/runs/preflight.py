@@ -150,8 +150,9 @@ def fit_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool) 
     n_trials = 2 + config.k.bit_length()
     # Twice the sample: rows that must be left out cost a copy of the others.
     seeding = n_sample * (2 * spec.n_features * width + 3 * n_trials * width + 32)
-    # Centroids, sums, the copies of both that one update makes, and the kernel's of centroids.
-    training = _batch_bytes(spec, plan, config.k) + state * (6 * width + 24)
+    # Centroids, sums, the copies of both that one update makes (or the end of a pass), and the
+    # kernel's of centroids.
+    training = _batch_bytes(spec, plan, config.k) + state * (6 * width + 48)
     return total + max(seeding, training) + config.k * 64
 
 
