@@ -1,4 +1,4 @@
-"""Other people's ways of reading a whole array into a buffer that is there already."""
+"""Ways of reading a whole array: streamkm's and other people's, into buffers that are there."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import zarr
 from zarr.buffer.cpu import NDBuffer
 
 from streamkm.sources.base import RowRange
+from streamkm.stream.pipeline import stream
+from streamkm.stream.plan import make_plan
+from streamkm.stream.slots import HostSlots, StreamMemory
+from streamkm.stream.stages import StageTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,10 +24,17 @@ if TYPE_CHECKING:
 
     from streamkm.sources import Source
 
-__all__ = ["drop_from_page_cache", "readers_of_npy", "readers_of_zarr", "streamkm_reader"]
+__all__ = [
+    "drop_from_page_cache",
+    "readers_of_npy",
+    "readers_of_zarr",
+    "streamkm_reader",
+    "through_slots",
+]
 
 #: What one call of `readinto` asks for.
 LOOP_BYTES = 8 << 20
+N_SLOTS = 3
 
 
 def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]:
@@ -36,6 +48,21 @@ def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]
     def read() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(lambda r: source.read(r, buffer_ND[r.start : r.stop]), ranges))
+
+    return read
+
+
+def through_slots(source: Source) -> Callable[[], None]:
+    """As a run reads, in random order; a run makes its slots once, so that is not counted."""
+    plan = make_plan(source.spec, batch_rows=source.spec.block_rows, seed=0)
+    slot_bytes = plan.window_rows * source.spec.row_bytes
+    memory = StreamMemory(N_SLOTS, plan.window_rows, slot_bytes, os.cpu_count() or 1)
+    slots = HostSlots(memory, torch.device("cpu"))
+
+    def read() -> None:
+        with stream(source, plan.windows(0), slots, StageTimes()) as windows:
+            for _ in windows:
+                pass
 
     return read
 
