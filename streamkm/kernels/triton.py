@@ -39,6 +39,8 @@ STEP_D = 32
 MAX_BATCH_ROWS = 2**27
 #: Bits of a score that may hold a tile number.
 MAX_INDEX_BITS = 18
+#: Bounds hold with fused multiply-adds and without; without, scores take an instruction more.
+OPTIONS = {"enable_fp_fusion": True}
 #: Sorted rows that one program adds up: part of what decides the sums' last bits.
 CHUNK = 64
 
@@ -162,11 +164,11 @@ class TritonKernel:
         with torch.cuda.device_of(x_BD):
             add_chunks_kernel[grid](
                 x_BD, x_BD.stride(0), order_B, sorted_B, sums_KD, counts_K, pieces,
-                n_rows, n_features, CHUNK=CHUNK, BLOCK_D=block_d, num_warps=1,
+                n_rows, n_features, CHUNK=CHUNK, BLOCK_D=block_d, num_warps=1, **OPTIONS,
             )  # fmt: skip
             join_kernel[grid](
                 sorted_B, sums_KD, pieces, n_rows, n_features,
-                CHUNK=CHUNK, BLOCK_C=16, BLOCK_D=block_d, num_warps=1,
+                CHUNK=CHUNK, BLOCK_C=16, BLOCK_D=block_d, num_warps=1, **OPTIONS,
             )  # fmt: skip
 
     # ---- parts of assign ----------------------------------------------------
@@ -194,7 +196,7 @@ class TritonKernel:
                     x_BD, x_BD.stride(0), centroids_KD, *results, self._queue, self._about[3:],
                     self._k, n_features,
                     KEPT_N=tile.centroids // tile.fold, BLOCK_K=16, STEP_D=STEP_D,
-                    N_LISTED=N_LISTED, SECOND=two, num_warps=2,
+                    N_LISTED=N_LISTED, SECOND=two, num_warps=4, **OPTIONS,
                 )  # fmt: skip
                 self._n_rechecked += self._about[3]
         return results
@@ -230,11 +232,11 @@ class TritonKernel:
         self._about.zero_()
         block_d = min(padded_d, 64)
         measure_kernel[(triton.cdiv(self._k, 16),)](
-            centroids_KD, about, self._k, n_features, BLOCK_K=16, BLOCK_D=block_d
+            centroids_KD, about, self._k, n_features, BLOCK_K=16, BLOCK_D=block_d, **OPTIONS
         )
         round_kernel[(padded_k // 16,)](
             centroids_KD, c16, c_sq, about, self._k, n_features, padded_d,
-            BLOCK_K=16, BLOCK_D=block_d,
+            BLOCK_K=16, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
         return c16, c_sq, about
 
@@ -258,7 +260,7 @@ class TritonKernel:
             x_about = self._buffer("x_about", 3 * self._batch_rows, torch.float32)
             round_rows_kernel[(triton.cdiv(n_rows, 16),)](
                 x_BD, x_BD.stride(0), x16, x_about, n_rows, n_features, padded_d,
-                BLOCK_M=16, BLOCK_D=64, WIDE=wide,
+                BLOCK_M=16, BLOCK_D=64, WIDE=wide, **OPTIONS,
             )  # fmt: skip
         n_tiles = triton.cdiv(self._k, tile.centroids)
         index_bits = (n_tiles * tile.fold - 1).bit_length()
@@ -270,7 +272,7 @@ class TritonKernel:
             BLOCK_M=tile.rows, BLOCK_N=tile.centroids, FOLD=tile.fold,
             BLOCK_D=padded_d if is_resident else 64, STEP_D=STEP_D, N_LISTED=N_LISTED, WIDE=wide,
             RESIDENT=is_resident, EXACT=self._exact, SECOND=two,
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip
 
     def _buffer(self, name: str, n_elements: int, dtype: torch.dtype) -> torch.Tensor:

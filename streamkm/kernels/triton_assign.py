@@ -50,7 +50,7 @@ def _raise_to(ptr, value):
     tl.atomic_max(ptr.to(tl.pointer_type(tl.int32)), value.to(tl.int32, bitcast=True))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "n_features"])
 def measure_kernel(c_ptr, about_ptr, k, n_features, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):
     """Largest element of the centroids."""
     ids = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -64,7 +64,7 @@ def measure_kernel(c_ptr, about_ptr, k, n_features, BLOCK_K: tl.constexpr, BLOCK
     _raise_to(about_ptr + AMAX, tl.max(amax, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["k", "n_features"])
 def round_kernel(
     c_ptr,
     c16_ptr,
