@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 SOURCE_HELP = (
-    "x.npy, x.zarr, store.zarr/group/array, .fbin .u8bin .i8bin .fvecs .bvecs, a raw file with "
+    "x.npy, x.zarr, store.zarr/group/array, .fbin .u8bin .i8bin .fvecs .bvecs, .parquet, .h5 "
+    ".hdf5 .h5ad, a raw file with "
     "--dtype and --features, or a folder or glob of shards; the last axis is features"
 )
 CLOSING_HELP = (
@@ -159,6 +160,8 @@ def _open(arguments: argparse.Namespace) -> Source:
         dtype=arguments.dtype,
         n_features=arguments.features,
         offset=arguments.offset,
+        columns=arguments.column,
+        dataset=arguments.dataset,
     )
 
 
@@ -284,6 +287,17 @@ def _add_source(parser: _Parser, metavar: str = "SOURCE") -> None:
         type=int,
         default=0,
         help="bytes before the first row (default: %(default)s)",
+    )
+    group = parser.add_argument_group("files of several arrays")
+    group.add_argument(
+        "--column",
+        metavar="NAME",
+        action="append",
+        help="of Parquet: a column of lists, or one of numbers; repeat it for each feature "
+        "(default: the only column of lists, or all)",
+    )
+    group.add_argument(
+        "--dataset", metavar="NAME", help="of HDF5, such as obsm/X_pca (default: the only one)"
     )
 
 

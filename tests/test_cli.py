@@ -9,7 +9,10 @@ import json
 import warnings
 from pathlib import Path
 
+import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
@@ -340,3 +343,22 @@ def test_an_option_out_of_range(options, x, tmp_path, refused):
 )
 def test_a_command_that_lacks_something(arguments, refused):
     assert "--help" in refused(*arguments)
+
+
+# Breaks when an option of one format is lost on the way to its file, or ignored by another.
+def test_columns_and_datasets(tmp_path: Path, x: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = np.load(x)
+    pq.write_table(pa.table({"a": rows[:, 0], "b": rows[:, 1], "n": np.arange(200)}), "t.parquet")
+    with h5py.File("s.h5", "w") as file:
+        file["one"], file["two"] = rows, rows[:, :2]
+    assert cli("info", "t.parquet", "--column", "b", "--column", "a") == 0
+    assert "features     2" in capsys.readouterr().out
+    assert cli("info", "s.h5", "--dataset", "two") == 0
+    assert "features     2" in capsys.readouterr().out
+    for arguments in (
+        ["t.parquet"], ["t.parquet", "--column", "c"], ["s.h5"], ["s.h5", "--dataset", "none"],
+        [x, "--column", "a"], [x, "--dataset", "one"],
+    ):  # fmt: skip
+        assert cli("info", *arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1

@@ -160,6 +160,14 @@ class RowFile:
         finally:
             os.close(fd)
 
+    def check_unchanged(self, rows: RowRange) -> None:
+        """`ReadError` if the file was replaced or changed since it was opened, or is gone."""
+        try:
+            with self._descriptor(rows):
+                pass
+        except OSError as error:
+            raise ReadError(f"{self.path}: {rows} cannot be read: {error.strerror}") from error
+
     def fingerprint(self, layout: str) -> str:
         """Hex digest of `layout` and the file's size and modification time."""
         try:
