@@ -18,6 +18,7 @@ from streamkm.runs.evaluate import evaluate
 from streamkm.runs.fit import fit
 from streamkm.runs.interrupts import StopRequest
 from streamkm.sources import open_source
+from streamkm.sources.weights import open_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,14 @@ class Runs:
     folder: Path
     n_runs: int = 0
 
-    def fit(self, array: np.ndarray, first: np.ndarray, dtype: str | None = None, **options: Any):
+    def fit(
+        self,
+        array: np.ndarray,
+        first: np.ndarray,
+        dtype: str | None = None,
+        weights: np.ndarray | None = None,
+        **options: Any,
+    ):
         self.n_runs += 1
         init = self.folder / f"first-{self.n_runs}.npy"
         np.save(init, first)
@@ -55,14 +63,24 @@ class Runs:
             self.last,
             resume=False,
             stop_request=StopRequest(),
+            weights=None if weights is None else open_weights(weights, len(array)),
         )
 
     @property
     def last(self) -> Path:
         return self.folder / f"run-{self.n_runs}"
 
-    def evaluate(self, array: np.ndarray, **options: Any) -> Evaluation:
-        return evaluate(self.last, open_source(array), CPU, stop_request=StopRequest(), **options)
+    def evaluate(
+        self, array: np.ndarray, weights: np.ndarray | None = None, **options: Any
+    ) -> Evaluation:
+        return evaluate(
+            self.last,
+            open_source(array),
+            CPU,
+            stop_request=StopRequest(),
+            weights=None if weights is None else open_weights(weights, len(array)),
+            **options,
+        )
 
 
 @pytest.fixture
@@ -217,3 +235,80 @@ def test_the_same_fit_gives_the_same_bits(runs: Runs) -> None:
         for seed in (0, 0, 1)
     )
     assert one == same != other
+
+
+# ---- weights ----------------------------------------------------------------
+
+
+# Breaks when weights come to other rows than theirs, or not to the inertia.
+@pytest.mark.parametrize("batch_rows", [None, 37])
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_weighted_lloyd_is_scikit_learn_s(runs: Runs, rng, name: str, batch_rows) -> None:
+    rows, k = data(name)
+    weights = rng.exponential(size=len(rows)) * (rng.uniform(size=len(rows)) > 0.1)
+    reference = KMeans(k, init=rows[:k], n_init=1, algorithm="lloyd", tol=0)
+    reference.fit(rows, sample_weight=weights)
+    model = runs.fit(rows, rows[:k], weights=weights, batch_rows=batch_rows)
+    np.testing.assert_allclose(exact(model), reference.cluster_centers_, rtol=1e-9, atol=1e-9)
+    assert model.inertia == pytest.approx(reference.inertia_, rel=1e-9)
+    of_clusters = np.bincount(reference.labels_, weights, minlength=k)
+    np.testing.assert_allclose(model.weights_K, of_clusters, rtol=1e-12)
+    evaluation = runs.evaluate(rows, weights)
+    expected = -reference.score(rows, sample_weight=weights)
+    assert evaluation.inertia == pytest.approx(expected, rel=1e-9)
+    assert evaluation.inertia_per_row == pytest.approx(expected / weights.sum(), rel=1e-9)
+    np.testing.assert_allclose(evaluation.weights or [], of_clusters, rtol=1e-12)
+    assert evaluation.sizes == model.counts_K.tolist()
+    assert sum(evaluation.sizes) == evaluation.n_rows == np.count_nonzero(weights)
+
+
+# Breaks when the statistics that rows are scaled by know nothing of the weights.
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_weighted_z_scores_are_scikit_learn_s(runs: Runs, rng, name: str) -> None:
+    rows, k = data(name)
+    weights = rng.exponential(size=len(rows))
+    scaler = StandardScaler().fit(rows, sample_weight=weights)
+    first = scaler.transform(rows[:k])
+    reference = KMeans(k, init=first, n_init=1, tol=0)
+    reference.fit(scaler.transform(rows), sample_weight=weights)
+    expected = scaler.inverse_transform(reference.cluster_centers_)
+    model = runs.fit(rows, rows[:k], weights=weights, scale="zscore")
+    np.testing.assert_allclose(exact(model), expected, rtol=1e-8, atol=1e-8)
+
+
+# Breaks when a weight of 2 is anything but the row twice, wherever it passes through.
+@pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"scale": "minmax"}], ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+def test_whole_weights_are_repetitions(runs: Runs, rng, options, dtype: str) -> None:
+    rows = load_digits().data.astype(dtype)
+    weights = rng.integers(0, 4, len(rows))
+    repeated = np.repeat(rows, weights, axis=0)
+    one = runs.fit(rows, rows[:10].astype(float), weights=weights, **options)
+    other = runs.fit(repeated, rows[:10].astype(float), **options)
+    np.testing.assert_allclose(exact(one), exact(other), rtol=1e-4, atol=1e-4)
+    assert one.weights_K.tolist() == other.counts_K.tolist()
+    assert one.inertia == pytest.approx(other.inertia, rel=1e-4)
+
+
+# Breaks when rows of weight 0 are picked, or their places drawn for empty clusters.
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
+def test_rows_of_weight_0_never_become_centroids(runs: Runs, rng, init, algorithm) -> None:
+    rows = rng.normal(size=(900, 3))
+    weights = rng.uniform(1, 2, 900)
+    rows[::3], weights[::3] = 1e6, 0
+    for seed in range(3):
+        model = runs.fit(
+            rows, rows[:20], weights=weights, algorithm=algorithm, init=init, seed=seed
+        )
+        assert np.abs(exact(model)).max() < 10
+        assert model.counts_K.sum() == 600
+        assert (model.counts_K > 0).all()
+
+
+def test_one_weight_for_all_is_no_weight(runs: Runs) -> None:
+    rows = load_digits().data
+    one = runs.fit(rows, rows[:10], algorithm="minibatch", weights=np.full(len(rows), 0.25))
+    other = runs.fit(rows, rows[:10], algorithm="minibatch")
+    np.testing.assert_allclose(exact(one), exact(other), rtol=1e-12, atol=1e-12)
+    assert one.inertia == pytest.approx(0.25 * (other.inertia or 0))

@@ -14,7 +14,7 @@ import torch
 from streamkm.kernels.base import Assignment
 from streamkm.kernels.exact import recheck_, rounding_bound
 
-__all__ = ["ReferenceKernel", "sq_distances_to"]
+__all__ = ["ReferenceKernel", "add_by_label", "sq_distances_to"]
 
 #: Scores of one tile of rows, at most: what a core's share of cache holds,
 #: and what keeps a GPU busy.
@@ -104,15 +104,25 @@ class ReferenceKernel:
         """Add rows to their clusters; see `Kernel`."""
         counts_B = torch.zeros_like(counts_K).index_add_(0, labels_B, torch.ones_like(labels_B))
         counts_K += counts_B
-        if x_BD.device.type == "cpu":
-            # Sorts the rows by label and adds each cluster's in order.
-            sums_KD.index_add_(0, labels_B, x_BD)
-            return
-        # On a GPU index_add_ adds with atomics, in whatever order threads run.
-        order_B = torch.argsort(labels_B, stable=True)
-        sums_KD += torch.segment_reduce(
-            x_BD.index_select(0, order_B), "sum", lengths=counts_B, axis=0, unsafe=True
-        )
+        add_by_label(x_BD, labels_B, counts_B, sums_KD)
+
+
+def add_by_label(
+    x_BD: torch.Tensor, labels_B: torch.Tensor, counts_K: torch.Tensor, sums_KD: torch.Tensor
+) -> None:
+    """Add each row to the sum of its label, in the same order on every call.
+
+    `counts_K` says how many rows have each label, `sums_KD` is of the rows' dtype.
+    """
+    if x_BD.device.type == "cpu":
+        # Sorts the rows by label and adds each cluster's in order.
+        sums_KD.index_add_(0, labels_B, x_BD)
+        return
+    # On a GPU index_add_ adds with atomics, in whatever order threads run.
+    order_B = torch.argsort(labels_B, stable=True)
+    sums_KD += torch.segment_reduce(
+        x_BD.index_select(0, order_B), "sum", lengths=counts_K, axis=0, unsafe=True
+    )
 
 
 def sq_distances_to(

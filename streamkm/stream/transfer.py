@@ -38,6 +38,8 @@ class DeviceWindow:
     """Rows in their stored dtype, in the order of reading."""
     order_N: torch.Tensor | None
     """Positions in `x_ND` in the order of use; None for the order of reading."""
+    weights_N: torch.Tensor | None = None
+    """Weights of the rows, float64, in the order of reading; None where they have none."""
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, torch.Tensor | slice]]:
         """(number within the epoch, rows of `x_ND`) for the batches from number `start` on."""
@@ -76,7 +78,9 @@ def _use_in_place(
             return
         order_N = None if host.order is None else torch.from_numpy(host.order)
         with times.working("arithmetic"):
-            yield DeviceWindow(host.window, as_stored_tensor(host.rows_ND, spec.dtype), order_N)
+            x_ND = as_stored_tensor(host.rows_ND, spec.dtype)
+            weights_N = None if host.weights_N is None else torch.from_numpy(host.weights_N)
+            yield DeviceWindow(host.window, x_ND, order_N, weights_N)
         host.release()
 
 
@@ -88,11 +92,13 @@ def _copy_to_cuda(
 ) -> Generator[DeviceWindow]:
     device, slot_rows = host_slots.device, host_slots.memory.slot_rows
     compute, copy = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    n_weights = slot_rows if host_slots.memory.weighted else 0
     example = as_stored_tensor(np.empty((0, spec.n_features), spec.storage), spec.dtype)
     slots = [
         (
             example.new_empty((slot_rows, spec.n_features), device=device),
             torch.empty(slot_rows, dtype=torch.int32, device=device),
+            torch.empty(n_weights, dtype=torch.float64, device=device),
         )
         for _ in range(N_DEVICE_SLOTS)
     ]
@@ -104,20 +110,19 @@ def _copy_to_cuda(
     held: deque[tuple[torch.cuda.Event, HostWindow]] = deque()
     try:
         for i, host in enumerate(host_windows):
-            x_ND, order_N = slots[i % N_DEVICE_SLOTS]
+            x_ND, order_slot, weights_slot = slots[i % N_DEVICE_SLOTS]
             done, free = copied[i % N_DEVICE_SLOTS], freed[i % N_DEVICE_SLOTS]
             x_ND = x_ND[: len(host.rows_ND)]
             copy.wait_event(free)
             with torch.cuda.stream(copy), clock.timing("copying", copy):
                 x_ND.copy_(as_stored_tensor(host.rows_ND, spec.dtype), non_blocking=True)
-                if host.order is not None:
-                    order_N = order_N[: len(host.order)]
-                    order_N.copy_(torch.from_numpy(host.order), non_blocking=True)
+                order_N = _copied(host.order, order_slot)
+                weights_N = _copied(host.weights_N, weights_slot)
                 done.record(copy)
             held.append((done, host))
             compute.wait_event(done)
             with clock.timing("arithmetic", compute):
-                yield DeviceWindow(host.window, x_ND, None if host.order is None else order_N)
+                yield DeviceWindow(host.window, x_ND, order_N, weights_N)
             free.record(compute)
             # A slot that is held back too long starves the readers; one that is
             # released before its copy is done would be overwritten under it.
@@ -130,6 +135,13 @@ def _copy_to_cuda(
         # Neither host nor device memory may go while a copy is under way.
         copy.synchronize()
         clock.collect()
+
+
+def _copied(values: np.ndarray | None, slot: torch.Tensor) -> torch.Tensor | None:
+    """The start of `slot`, where `values` will be when the stream has got there."""
+    if values is None:
+        return None
+    return slot[: len(values)].copy_(torch.from_numpy(values), non_blocking=True)
 
 
 class _EventClock:
