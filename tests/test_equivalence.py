@@ -186,6 +186,27 @@ def test_l2_is_scikit_learn_on_normalised_rows(runs: Runs) -> None:
     assert runs.evaluate(rows).inertia == pytest.approx(reference.inertia_, rel=1e-10)
 
 
+# Breaks when the rule for rows of zeros with cosine (label 0) is taken for that of L2 scaling,
+# where they lie at the origin and the shortest centroid is the nearest.
+def test_rows_of_zeros_are_at_the_origin_with_l2_and_in_cluster_0_with_cosine(runs, rng) -> None:
+    rows = np.concatenate((rng.normal([5, 0, 0], 0.2, (300, 3)), np.zeros((40, 3))))
+    rows[150:300] = rng.normal(0, 1, (150, 3))
+    first = np.array([[1.0, 0, 0], [0, 0.3, 0.3]])
+    model = runs.fit(rows, first, scale="l2", epochs=20)
+    lengths = np.linalg.norm(exact(model), axis=1)
+    assert lengths[1] < lengths[0]
+    sizes = runs.evaluate(rows).sizes
+    assert sizes == model.counts_K.tolist()
+    assert sizes[1] >= 40
+    model = runs.fit(rows, first, metric="cosine", epochs=300)
+    evaluation = runs.evaluate(rows)
+    assert evaluation.sizes == model.counts_K.tolist()
+    assert evaluation.inertia == pytest.approx(model.inertia, rel=1e-9)
+    bare = runs.fit(rows[:300], first, metric="cosine", epochs=300)
+    assert (model.counts_K - bare.counts_K).tolist() == [40, 0]
+    np.testing.assert_allclose(exact(model), exact(bare), rtol=1e-12)
+
+
 def test_cosine_centroids_have_unit_length(runs: Runs) -> None:
     model = runs.fit(load_digits().data, load_digits().data[:10], metric="cosine")
     np.testing.assert_allclose(np.linalg.norm(exact(model), axis=1), 1, rtol=1e-12)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.minibatch import batch_sums, move_centroids_, weighted_sum
+from streamkm.clustering.minibatch import batch_sums, move_centroids_, nearest, weighted_sum
 from streamkm.clustering.reseeding import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.kernels import sq_distances_to
@@ -47,7 +47,7 @@ class Lloyd:
             state.sums_KD.zero_()
             state.counts_K.zero_()
             state.weights_K.zero_()
-        labels_B, _ = self.kernel.assign(batch.x_BD, batch.sq_norms_B, state.centroids_KD)
+        labels_B, _ = nearest(self.kernel, batch, state.centroids_KD, spherical=self.spherical)
         # The kernel's distances are what is left of |x|^2 - 2 x.c + |c|^2 after rounding:
         # enough to choose by, not to be added up and reported.
         sq_distances_B = sq_distances_to(batch.x_BD, labels_B, state.centroids_KD)

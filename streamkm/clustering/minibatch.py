@@ -22,7 +22,7 @@ from streamkm.kernels import add_by_label
 if TYPE_CHECKING:
     from streamkm.clustering.scaling import Batch
     from streamkm.clustering.state import KMeansState
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import Assignment, Kernel
 
 __all__ = ["MiniBatch"]
 
@@ -45,8 +45,8 @@ class MiniBatch:
         out late that a run is over, and what it has queued by then must not matter.
         """
         live = state.stop == RUNNING
-        labels_B, sq_distances_B = self.kernel.assign(
-            batch.x_BD, batch.sq_norms_B, state.centroids_KD
+        labels_B, sq_distances_B = nearest(
+            self.kernel, batch, state.centroids_KD, spherical=self.spherical
         )
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
@@ -116,6 +116,20 @@ class MiniBatch:
         state.no_improvement.copy_(waited)
         too_long = live & (state.no_improvement >= self.max_no_improvement)
         state.stop.masked_fill_(too_long & (state.stop == RUNNING), BY_NO_IMPROVEMENT)
+
+
+def nearest(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+) -> Assignment:
+    """The nearest centroid of each row; the first for rows without a direction, if `spherical`.
+
+    A row of zeros is at distance 1 from every unit vector: the tie goes to the first
+    centroid, whatever the last bits of their lengths.
+    """
+    assignment = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
+    if spherical:
+        assignment.labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    return assignment
 
 
 class BatchSums(NamedTuple):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from streamkm.clustering.minibatch import nearest
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
@@ -64,6 +65,7 @@ class Labelling:
                 f"{model.n_features}: they must agree"
             )
         self._source, self._weights = source, weights
+        self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
         batch_rows = default_batch_rows(spec.n_rows, spec.n_features)
         self._plan = make_plan(spec, batch_rows=batch_rows, seed=None)
@@ -107,12 +109,8 @@ class Labelling:
     def _label(self, window: DeviceWindow, rows: slice | torch.Tensor) -> LabelledBatch:
         assert isinstance(rows, slice)
         batch = self._scaling.prepare(window.x_ND, rows, self._workspace_BD, window.weights_N)
-        labels_B, _ = self._kernel.assign(batch.x_BD, batch.sq_norms_B, self._centroids_KD)
+        labels_B, _ = nearest(self._kernel, batch, self._centroids_KD, spherical=self._is_spherical)
         sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self._centroids_KD)
-        if batch.is_normalized:
-            # A row without a direction is as far from every centroid: the tie
-            # goes to the first, whatever the last bits of their lengths.
-            labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
         n_dropped = 0
         if batch.dropped_B is not None:
             labels_B.masked_fill_(batch.dropped_B, -1)
