@@ -1,7 +1,8 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
 from streamkm.kernels.base import Assignment, Kernel
-from streamkm.kernels.reference import ReferenceKernel, add_by_label, sq_distances_to
+from streamkm.kernels.distances import sq_distances_to
+from streamkm.kernels.reference import ReferenceKernel, add_by_label
 from streamkm.kernels.select import make_kernel, resolve_kernel
 
 __all__ = [

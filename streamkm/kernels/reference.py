@@ -14,7 +14,7 @@ import torch
 from streamkm.kernels.base import Assignment
 from streamkm.kernels.exact import recheck_, rounding_bound
 
-__all__ = ["ReferenceKernel", "add_by_label", "sq_distances_to"]
+__all__ = ["ReferenceKernel", "add_by_label"]
 
 #: Scores of one tile of rows, at most: what a core's share of cache holds,
 #: and what keeps a GPU busy.
@@ -123,20 +123,3 @@ def add_by_label(
     sums_KD += torch.segment_reduce(
         x_BD.index_select(0, order_B), "sum", lengths=counts_K, axis=0, unsafe=True
     )
-
-
-def sq_distances_to(
-    x_BD: torch.Tensor, labels_B: torch.Tensor, centroids_KD: torch.Tensor
-) -> torch.Tensor:
-    """Squared distance of each row to the centroid of its label, as a sum of squares.
-
-    More exact than the expanded form by which the nearest centroid is found:
-    nothing cancels. float64, shape (B,).
-    """
-    result_B = torch.empty(len(x_BD), dtype=torch.float64, device=x_BD.device)
-    tile_rows = max(TILE_BYTES[x_BD.device.type] // (4 * max(x_BD.shape[1], 1)), 1)
-    for start in range(0, len(x_BD), tile_rows):
-        tile = slice(start, start + tile_rows)
-        difference = x_BD[tile] - centroids_KD.index_select(0, labels_B[tile])
-        result_B[tile] = torch.linalg.vector_norm(difference, dim=1).double().square_()
-    return result_B

@@ -41,8 +41,8 @@ RUNTIME_BYTES = 48 << 20
 TILE_BYTES, TILE_ROWS = 4 << 20, 128
 
 
-#: From this size on a block of memory is mapped by itself; the option's number in glibc.
-LARGE_BLOCK_BYTES, M_MMAP_THRESHOLD = 1 << 20, -3
+#: From this size on a block of memory is mapped by itself; the options' numbers in glibc.
+LARGE_BLOCK_BYTES, M_MMAP_THRESHOLD, M_ARENA_MAX = 4 << 20, -3, -8
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,16 @@ def give_back_large_blocks() -> None:
 
     glibc otherwise keeps them, in an arena for every thread that ever freed
     one: decoding chunks in a pool of threads then takes several times what is
-    in use. Concerns the whole process, so it is for programs to call, not for
+    in use. With a single arena, blocks up to a few MiB are used again by whichever thread
+    comes next; to map those afresh each time would cost a tenth of a fit. Concerns the
+    whole process, so it is for programs to call, not for
     libraries. Does nothing where the C library is another.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
+    mallopt(M_ARENA_MAX, 1)
     mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 

@@ -12,6 +12,7 @@ from streamkm.errors import SourceError
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.flat import FlatSource
 from streamkm.sources.layout import check_read, one_line, rows_for_bytes
+from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import RowFile
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class FortranSource(FlatSource):
             dtype=dtype,
             block_rows=block_rows,
             layout=f"{kind}, Fortran order" + (", byte-swapped" if swapped else ""),
-            scratch_bytes=block_rows * row_bytes,
+            scratch_bytes=BUFFER_BYTES + block_rows * row_bytes,
         )
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:
