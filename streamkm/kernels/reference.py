@@ -13,6 +13,7 @@ import torch
 
 from streamkm.kernels.base import Assignment
 from streamkm.kernels.exact import recheck_, rounding_bound
+from streamkm.kernels.precision import full_precision
 
 __all__ = ["ReferenceKernel", "add_by_label"]
 
@@ -48,6 +49,7 @@ class ReferenceKernel:
         fitting = TILE_BYTES[device.type] // (k * dtype.itemsize)
         return min(max(fitting, MIN_TILE_ROWS), batch_rows)
 
+    @full_precision()
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:

@@ -91,8 +91,9 @@ class HostSlots:
         if self._pinned:
             import torch
 
-            for buffer in self._pinned:
-                torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data)
+            with torch.cuda.device(self.device):
+                for buffer in self._pinned:
+                    torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data)
         # The maps themselves go when the last array that looks into them does.
         self._pinned, self.buffers, self._maps = [], [], []
 
@@ -101,11 +102,13 @@ class HostSlots:
 
         runtime = torch.cuda.cudart()
         for buffer in self.buffers:
-            status = runtime.cudaHostRegister(buffer.ctypes.data, buffer.nbytes, 0)
+            with torch.cuda.device(self.device):
+                status = runtime.cudaHostRegister(buffer.ctypes.data, buffer.nbytes, 0)
             if int(status) != 0:
-                # The failure stays behind as CUDA's last error and would be
-                # blamed on the next launch; reading it clears it.
-                runtime.cudaGetLastError()
+                # The failure stays behind as CUDA's last error and would be blamed on the
+                # next launch. torch has no way to read it but a launch, which clears it.
+                with suppress(RuntimeError):
+                    torch.ones(1, device=self.device)
                 logger.warning(
                     "page-locking %d bytes of host memory failed (%s): copies to the GPU "
                     "will be slower; raise the locked-memory limit (ulimit -l)",
