@@ -165,7 +165,7 @@ def _execution(arguments: argparse.Namespace) -> ExecutionConfig:
 # ---- arguments --------------------------------------------------------------
 
 _FIT_SETTINGS = (
-    "k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "tol",
+    "k", "algorithm", "epochs", "batch_rows", "init", "n_init", "metric", "scale", "tol",
     "max_no_improvement", "seed", "nan",
 )  # fmt: skip
 _EXECUTION_SETTINGS = (
@@ -298,9 +298,11 @@ def _add_fit_options(parser: _Parser) -> None:
     add("--batch-rows", type=int, help="rows of a batch at most (default: by the array's shape)")
     add(
         "--init",
-        default="k-means++",
-        help="k-means++, random, or k x D centroids in a .npy file (default: %(default)s)",
+        default="auto",
+        help="auto, random, k-means++, k-means||, or k x D centroids in a .npy file "
+        "(default: %(default)s)",
     )
+    add("--n-init", metavar="N", type=int, default=1, help="best of N seedings (default: 1)")
     add(
         "--metric",
         choices=("euclidean", "cosine"),

@@ -92,13 +92,13 @@ def reseed_(state: KMeansState, starved_K: torch.Tensor) -> torch.Tensor:
 
     A moved cluster counts one row, the one that it now stands on.
     """
-    n_reservoir = len(state.reservoir_keys_R)
+    keys_R, rows_RD = _distinct(state.reservoir_keys_R, state.reservoir_RD)
+    n_reservoir = len(keys_R)
     # Starved clusters first, in order of index: a fixed number of places, so
     # that nothing depends on how many there are and the host need not know.
     places_R = torch.argsort(starved_K.logical_not(), stable=True)[:n_reservoir]
-    moved_R = starved_K[places_R] & state.reservoir_keys_R.isfinite()
+    moved_R = starved_K[places_R] & keys_R.isfinite()
     moved_R1 = moved_R[:, None]
-    rows_RD = state.reservoir_RD
     state.centroids_KD[places_R] = torch.where(moved_R1, rows_RD, state.centroids_KD[places_R])
     state.sums_KD[places_R] = torch.where(moved_R1, rows_RD.double(), state.sums_KD[places_R])
     state.counts_K[places_R] = torch.where(moved_R, 1, state.counts_K[places_R])
@@ -106,3 +106,16 @@ def reseed_(state: KMeansState, starved_K: torch.Tensor) -> torch.Tensor:
     moved_K = torch.zeros_like(starved_K)
     moved_K[places_R] = moved_R
     return moved_K
+
+
+def _distinct(keys_R: torch.Tensor, rows_RD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and rows in order, those of which there is an equal one before them at the end.
+
+    Two centroids on equal rows would leave one of them without any.
+    """
+    _, group_R = torch.unique(rows_RD, dim=0, return_inverse=True)
+    every_R = torch.arange(len(keys_R), device=keys_R.device)
+    first_R = torch.full_like(every_R, len(keys_R)).scatter_reduce_(0, group_R, every_R, "amin")
+    is_first_R = first_R.index_select(0, group_R) == every_R
+    ordered_R, order_R = keys_R.masked_fill(~is_first_R, torch.inf).sort(stable=True)
+    return ordered_R, rows_RD.index_select(0, order_R)

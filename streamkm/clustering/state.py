@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from streamkm.clustering.sizes import MAX_RESERVOIR_ROWS
+from streamkm.clustering.sizes import reservoir_rows
 
 __all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state"]
 
@@ -99,7 +99,7 @@ def initial_state(centroids_KD: torch.Tensor, tolerance: float) -> KMeansState:
     def integer() -> torch.Tensor:
         return torch.zeros((), dtype=torch.int64, device=device)
 
-    n_reservoir = min(k, MAX_RESERVOIR_ROWS)
+    n_reservoir = reservoir_rows(k)
     return KMeansState(
         centroids_KD=centroids_KD,
         sums_KD=torch.zeros((k, n_features), dtype=torch.float64, device=device),

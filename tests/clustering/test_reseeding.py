@@ -13,7 +13,7 @@ from streamkm.clustering.reseeding import (
     reseed_,
     step_generator,
 )
-from streamkm.clustering.sizes import MAX_RESERVOIR_ROWS
+from streamkm.clustering.sizes import reservoir_rows
 from tests.clustering.streams import CPU, batch_of, bits, state_from
 
 ONES = torch.ones(1, dtype=torch.bool)
@@ -122,6 +122,16 @@ def test_starved_clusters_get_the_rows_in_order() -> None:
     assert int(state.n_reseeded) == 2
 
 
+# Breaks when copies of one row get several centroids, of which all but one attract nothing.
+def test_equal_rows_get_one_place() -> None:
+    state = state_from([[5.0], [6.0], [7.0], [8.0]])
+    state.reservoir_RD.copy_(torch.tensor([[2.0], [2.0], [1.0], [2.0]]))
+    state.reservoir_keys_R.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    moved_K = reseed_(state, torch.tensor([True, True, False, True]))
+    assert moved_K.tolist() == [True, True, False, False]
+    assert state.centroids_KD[:, 0].tolist() == [2.0, 1.0, 7.0, 8.0]
+
+
 # Breaks when places without a row (infinite keys) are used as if they had one.
 def test_no_more_clusters_are_moved_than_there_are_rows() -> None:
     state = state_from([[5.0], [6.0], [7.0]])
@@ -135,7 +145,7 @@ def test_no_more_clusters_are_moved_than_there_are_rows() -> None:
 @pytest.mark.parametrize(("k", "n_rows"), [(1, 1), (3, 1000), (1000, 5), (1000, 1000)])
 def test_reservoir_is_bounded(k: int, n_rows: int) -> None:
     state = state_from([[0.0]] * k)
-    assert len(state.reservoir_RD) == min(k, MAX_RESERVOIR_ROWS)
+    assert len(state.reservoir_RD) == min(k, reservoir_rows(k))
     offer(state, [[1.0]] * n_rows, [1.0] * n_rows, 0)
     n_held = int(state.reservoir_keys_R.isfinite().sum())
-    assert n_held == min(k, MAX_RESERVOIR_ROWS, n_rows, DRAWN_PER_BATCH)
+    assert n_held == min(k, reservoir_rows(k), n_rows, DRAWN_PER_BATCH)
