@@ -42,16 +42,18 @@ class PhaseClock:
     _marks: list[tuple[str, float]] = field(default_factory=list)
 
     def mark(self, phase: str) -> None:
-        self._marks.append((phase, time.perf_counter()))
+        # Seeding has a phase for each of its stages.
+        self._marks.append((phase.partition(":")[0], time.perf_counter()))
 
     def finish(self, train_s: float) -> None:
         """Add one fit; what follows the training's last report is saving."""
         self.mark("end")
+        spent_s: dict[str, float] = {}
         for (phase, start), (_, stop) in zip(self._marks, self._marks[1:], strict=False):
-            spent = stop - start
-            if phase == "train":
-                self.phases.setdefault("save", []).append(spent - train_s)
-                spent = train_s
+            spent_s[phase] = spent_s.get(phase, 0.0) + stop - start
+        spent_s["save"] = spent_s["train"] - train_s
+        spent_s["train"] = train_s
+        for phase, spent in spent_s.items():
             self.phases.setdefault(phase, []).append(spent)
         self._marks.clear()
 

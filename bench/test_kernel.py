@@ -11,7 +11,7 @@ from sklearn.cluster import kmeans_plusplus as sklearn_plusplus
 
 from bench.measure import rate, seconds
 from streamkm.clustering.seeding import kmeans_plusplus
-from streamkm.clustering.sizes import sample_size
+from streamkm.clustering.sizes import plan_seeding
 from streamkm.kernels import make_kernel
 from streamkm.kernels.gather import gather
 
@@ -124,7 +124,8 @@ def test_gather(stored: torch.dtype, d: int, measure: Measure, session: Session)
 @pytest.mark.parametrize("k", [64, 1024])
 def test_seeding(k: int, measure: Measure, session: Session) -> None:
     d, k = (8, k // 16) if session.quick else (128, k)
-    sample_SD = _normal(512 if session.quick else sample_size(1_000_000, k), d)
+    n_rows = plan_seeding(1_000_000, d, k, "k-means++", 1).sample_rows
+    sample_SD = _normal(512 if session.quick else n_rows, d)
     array = sample_SD.numpy()
     measure(
         f"k-means++, {len(sample_SD):,} x {d}, k={k}",

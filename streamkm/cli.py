@@ -191,7 +191,7 @@ def _execution(arguments: argparse.Namespace) -> ExecutionConfig:
 # ---- arguments --------------------------------------------------------------
 
 _FIT_SETTINGS = (
-    "k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "tol",
+    "k", "algorithm", "epochs", "batch_rows", "init", "n_init", "metric", "scale", "tol",
     "max_no_improvement", "seed", "nan", "closing_pass", "precision",
 )  # fmt: skip
 _FLAGS = ("closing_pass",)

@@ -38,6 +38,8 @@ MAX_BATCH_BYTES = 64 << 20
 
 #: What ``--kernel`` may name beside ``auto``; `streamkm.kernels.select` makes them.
 KERNELS = ("cpu", "reference", "triton")
+#: Ways of seeding, beside a file.
+INITS = ("auto", "random", "k-means++", "k-means||")
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -61,8 +63,12 @@ class FitConfig:
     """Passes over the data at most; by default 1 for minibatch and 100 for lloyd."""
     batch_rows: int | None = None
     """Rows of one batch at most; by default from 1024 to 16384 by the array's shape."""
-    init: str = "k-means++"
-    """``k-means++`` or ``random`` on a sample of the data, or a .npy file of k x D centroids."""
+    init: str = "auto"
+    """``auto``, ``k-means++`` or ``random`` on a sample of the data, ``k-means||`` on all of it,
+    or a .npy file of k x D centroids."""
+    n_init: int = 1
+    """How many seedings are made; the run goes on from the one that costs least on rows that
+    none of them saw."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance; cosine is spherical k-means: rows and centroids have unit length."""
     scale: Literal["none", "zscore", "minmax", "l2"] = "none"
@@ -107,9 +113,16 @@ class FitConfig:
                 )
         if self.tol is not None and not (math.isfinite(self.tol) and self.tol >= 0):
             raise ConfigError(f"tol must be a finite number of at least 0, not {self.tol}")
-        if self.init not in ("k-means++", "random") and not self.init.endswith(".npy"):
+        _check_int("n-init", self.n_init, least=1)
+        if self.init not in INITS and not self.init.endswith(".npy"):
             raise ConfigError(
-                f"init must be k-means++, random or the path of a .npy file, not {self.init!r}"
+                f"init must be one of {', '.join(INITS)} or the path of a .npy file, "
+                f"not {self.init!r}"
+            )
+        if self.n_init > 1 and self.init.endswith(".npy"):
+            raise ConfigError(
+                f"n-init {self.n_init} asks for several seedings, and --init {self.init} is one; "
+                "leave one of them out"
             )
         if self.metric == "cosine" and self.scale in ("zscore", "minmax"):
             raise ConfigError(

@@ -78,9 +78,11 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-rows", type=int, help="rows of a batch at most (default: by the array's shape)")
     add(
         "--init",
-        default="k-means++",
-        help="k-means++, random, or k x D centroids in a .npy file (default: %(default)s)",
+        default="auto",
+        help="auto, random, k-means++, k-means||, or k x D centroids in a .npy file "
+        "(default: %(default)s)",
     )
+    add("--n-init", metavar="N", type=int, default=1, help="best of N seedings (default: 1)")
     add(
         "--metric",
         choices=("euclidean", "cosine"),

@@ -73,7 +73,8 @@ def test_toy_run_measures_every_group(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     comparisons = json.loads(out.read_text())["comparisons"]
-    assert {c["group"] for c in comparisons} == {"fit", "memory", "checkpoint", "read", "kernel"}
+    groups = {"fit", "memory", "checkpoint", "read", "kernel", "quality"}
+    assert {c["group"] for c in comparisons} == groups
     for comparison in comparisons:
         assert comparison["name"] in done.stdout
         for contender, figures in comparison["contenders"].items():
@@ -88,7 +89,7 @@ def test_unknown_name_is_refused():
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "fit, memory, checkpoint, read, kernel" in done.stderr.replace("'", "")
+    assert "fit, memory, checkpoint, read, kernel, quality" in done.stderr.replace("'", "")
 
 
 # Breaks when scripts/gpu fails for a reason that no GPU is needed to find.

@@ -47,6 +47,8 @@ REFUSED = {
     "tol infinite": ({"tol": float("inf")}, "tol must be"),
     "init": ({"init": "centroids.txt"}, "not 'centroids.txt'"),
     "init ''": ({"init": ""}, "init must be"),
+    "n-init": ({"n_init": 0}, "n-init must be a whole number of at least 1"),
+    "n-init of a file": ({"n_init": 2, "init": "c.npy"}, "several seedings, and --init c.npy is"),
     "cosine zscore": ({"metric": "cosine", "scale": "zscore"}, "use --scale none with"),
     "cosine minmax": ({"metric": "cosine", "scale": "minmax"}, "--scale minmax moves"),
 }

@@ -1,54 +1,211 @@
-"""Where the centroids begin: rows of a sample, or an array from a file."""
+"""Where the centroids begin: rows of a sample, drawn at random or by k-means++."""
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.reseeding import step_generator
+from streamkm.clustering.sample import Draws, Sample, draw_by_weight, draw_distinct
+from streamkm.clustering.sizes import MAX_PROPOSED, greedy_trials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["kmeans_plusplus", "random_rows"]
+__all__ = ["BatchedPlusPlus", "GreedyPlusPlus", "RandomRows", "kmeans_plusplus"]
 
-#: The largest weight of a draw, as an integer: 2^23 rows of it still add up in int64.
-WEIGHT_STEPS = 2.0**40
+#: Tell the draws of the stages apart.
+_RANDOM, _PLUS_PLUS = -1, -2
+#: Rows that one round of `BatchedPlusPlus` proposes, as a share of the centroids that are
+#: there: so few that most are accepted.
+PROPOSED_SHARE = 0.25
+#: Scores that a round makes at once, in elements.
+TILE_ELEMENTS = 1 << 20
 
-#: Tells the draws of seeding apart from those of the steps.
-_SEEDING = -1
+
+class ChosenRows(ABC):
+    """A stage whose centroids are rows of the sample."""
+
+    name, unit = "random rows", "centroid"
+
+    def __init__(self, sample: Sample, k: int, draws: Draws) -> None:
+        self.n_units, self.n_done = k, 0
+        self._sample, self._draws = sample, draws
+        self._chosen_K = torch.full((k,), -1, dtype=torch.int64, device=sample.x_SD.device)
+
+    @property
+    def centroids_KD(self) -> torch.Tensor:
+        """The rows that were chosen."""
+        return self._sample.x_SD.index_select(0, self._chosen_K)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Positions of the rows that were chosen, -1 for those to come."""
+        return {"chosen_K": self._chosen_K}
+
+    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go back to where `tensors` was called."""
+        self._chosen_K = tensors["chosen_K"]
+        self.n_done = int((self._chosen_K >= 0).sum())
+
+    @abstractmethod
+    def step_(self, index: int) -> bool:
+        """Choose one row or more; whether there are more to choose."""
 
 
-def random_rows(
-    sample_SD: torch.Tensor, k: int, seed: int, weights_S: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`k` rows of the sample, drawn by weight without replacement; shape (k, D)."""
-    generator = step_generator(sample_SD.device, seed, _SEEDING)
-    if weights_S is not None:
-        uniform_S = torch.rand(
-            len(weights_S), dtype=torch.float64, device=weights_S.device, generator=generator
+class RandomRows(ChosenRows):
+    """Rows drawn without replacement, with probability by their weights, in one step."""
+
+    def __init__(self, sample: Sample, k: int, seed: int, number: int = 0) -> None:
+        super().__init__(sample, k, Draws(seed, _RANDOM, number))
+
+    def step_(self, index: int) -> bool:
+        """Draw them all."""
+        generator = self._draws.generator(self._sample.x_SD.device, index)
+        ones_S = torch.ones_like(self._sample.sq_norms_S)
+        self._chosen_K = draw_distinct(self._sample.weighted(ones_S), self.n_units, generator)
+        self.n_done = self.n_units
+        return False
+
+
+class _PlusPlus(ChosenRows):
+    """What both ways of k-means++ share: each row's distance to those that were chosen."""
+
+    name = "k-means++"
+
+    def __init__(self, sample: Sample, k: int, seed: int, number: int = 0) -> None:
+        super().__init__(sample, k, Draws(seed, _PLUS_PLUS, number))
+        self._closest_S = torch.full_like(sample.sq_norms_S, torch.inf)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What was chosen, and each row's squared distance to it."""
+        return {**super().tensors(), "closest_S": self._closest_S}
+
+    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go back to where `tensors` was called."""
+        super().restore_(tensors)
+        self._closest_S = tensors["closest_S"]
+
+    def _choose_first_(self, generator: torch.Generator) -> None:
+        sample = self._sample
+        uniform_S = sample.weighted(torch.ones_like(sample.sq_norms_S))
+        first = draw_by_weight(uniform_S, 1, generator)
+        self._chosen_K[:1] = first
+        self._closest_S = sample.sq_distances_from(first)[0]
+        self.n_done = 1
+
+    def _left_S(self) -> torch.Tensor:
+        """Weights of the rows that were not chosen."""
+        sample = self._sample
+        left_S = sample.weighted(torch.ones_like(sample.sq_norms_S))
+        return left_S.index_fill(0, self._chosen_K[: self.n_done], 0)
+
+
+class GreedyPlusPlus(_PlusPlus):
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): a step for every centroid.
+
+    Each is the best of ``2 + log k`` rows drawn with probability proportional to
+    the (weighted) squared distance from the centroids so far, as in the authors'
+    own implementation and scikit-learn's.
+    """
+
+    def step_(self, index: int) -> bool:
+        """Choose centroid number `index`; whether there is another to choose."""
+        sample = self._sample
+        generator = self._draws.generator(sample.x_SD.device, index)
+        if index == 0:
+            self._choose_first_(generator)
+            return self.n_units > 1
+        weights_S = sample.weighted(self._closest_S)
+        # Where no row is at a distance that rounding leaves, any other row will do.
+        weights_S = torch.where(weights_S.max() > 0, weights_S, self._left_S())
+        candidates = draw_by_weight(weights_S, greedy_trials(self.n_units), generator)
+        distances_LS = sample.sq_distances_from(candidates)
+        torch.minimum(distances_LS, self._closest_S, out=distances_LS)
+        best = sample.total(distances_LS).argmin()
+        # index_select, not []: on a GPU an index taken from the device must not
+        # make the host wait k times.
+        self._chosen_K[index : index + 1] = candidates.index_select(0, best[None])
+        self._closest_S = distances_LS.index_select(0, best[None])[0]
+        self.n_done = index + 1
+        return self.n_done < self.n_units
+
+
+class BatchedPlusPlus(_PlusPlus):
+    """k-means++ with one trial a centroid, many centroids a step.
+
+    Rows are proposed by their squared distance from the centroids before the
+    step, and gone through in order: each is accepted with probability ``now /
+    before``, its squared distance from all that are accepted by now over that
+    when it was proposed. Such rejection makes the accepted rows draws by the
+    squared distance at their turn, so this *is* k-means++, not an approximation;
+    but the sample is compared with a batch of new centroids in one matrix
+    product. k-means|| and its candidates were the alternative: ten times the
+    comparisons.
+    """
+
+    def step_(self, index: int) -> bool:
+        """Propose and choose a batch; whether there is another to choose."""
+        sample, found = self._sample, self.n_done
+        generator = self._draws.generator(sample.x_SD.device, index)
+        if index == 0:
+            self._choose_first_(generator)
+            return self.n_units > 1
+        weights_S = sample.weighted(self._closest_S)
+        if not bool(weights_S.max() > 0):
+            # All rows lie on centroids, to rounding: any other rows will do.
+            accepted = draw_distinct(self._left_S(), self.n_units - found, generator)
+        else:
+            wanted = min(max(int(found * PROPOSED_SHARE), 1), MAX_PROPOSED)
+            proposed = draw_by_weight(weights_S, wanted, generator)
+            accepted = self._accept(proposed, generator)[: self.n_units - found]
+        self._chosen_K[found : found + len(accepted)] = accepted
+        self._move_closer_(accepted)
+        self.n_done = found + len(accepted)
+        return self.n_done < self.n_units
+
+    def _accept(self, proposed_M: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The proposals that are accepted; the first of them always is."""
+        sample = self._sample
+        uniform_M = torch.rand(
+            len(proposed_M), dtype=torch.float64, device=proposed_M.device, generator=generator
         )
-        keys_S = -torch.log1p(-uniform_S) / weights_S
-        return sample_SD.index_select(0, torch.topk(keys_S, k, largest=False).indices)
-    order_S = torch.randperm(len(sample_SD), generator=generator, device=sample_SD.device)
-    return sample_SD.index_select(0, order_S[:k])
+        before_M = self._closest_S.index_select(0, proposed_M)
+        proposals = Sample(sample.x_SD.index_select(0, proposed_M))
+        every_M = torch.arange(len(proposed_M), device=proposed_M.device)
+        distances_MM = proposals.sq_distances_from(every_M)
+        # A row may be proposed twice.
+        distances_MM.masked_fill_(proposed_M[:, None] == proposed_M, 0)
+        # One after the other, on the host: a few numbers, and each depends on those before.
+        between_MM, limits_M = distances_MM.cpu().numpy(), (uniform_M * before_M).cpu().numpy()
+        now_M, accepted = before_M.cpu().numpy().copy(), []
+        for i in range(len(now_M)):
+            if limits_M[i] < now_M[i]:
+                accepted.append(i)
+                now_M = now_M.clip(max=between_MM[i])
+        return proposed_M[torch.tensor(accepted, dtype=torch.int64, device=proposed_M.device)]
+
+    def _move_closer_(self, chosen_C: torch.Tensor) -> None:
+        """Take newly chosen rows into account."""
+        sample = self._sample
+        x_CD, c_sq_C = sample.x_SD[chosen_C], sample.sq_norms_S[chosen_C]
+        for rows in sample.batches(max(TILE_ELEMENTS // len(chosen_C), 1)):
+            nearest_T = torch.addmm(c_sq_C, sample.x_SD[rows], x_CD.T, alpha=-2).amin(dim=1)
+            nearest_T.add_(sample.sq_norms_S[rows]).clamp_min_(0)
+            torch.minimum(self._closest_S[rows], nearest_T, out=self._closest_S[rows])
+        self._closest_S.index_fill_(0, chosen_C, 0)
 
 
 def kmeans_plusplus(
     sample_SD: torch.Tensor,
     k: int,
     seed: int,
-    weights_S: torch.Tensor | None = None,
     *,
-    on_round: Callable[[int], None] = lambda _: None,
+    weights_S: torch.Tensor | None = None,
+    batched: bool = False,
+    on_step: Callable[[int], None] = lambda _: None,
 ) -> torch.Tensor:
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007) on a sample.
-
-    Each centroid is the best of ``2 + log k`` rows drawn with probability
-    proportional to the squared distance from the centroids so far, as in the
-    authors' own implementation and scikit-learn's.
+    """k-means++ on a sample, from the first step to the last.
 
     Parameters
     ----------
@@ -59,9 +216,13 @@ def kmeans_plusplus(
     seed : int
         Decides the draws.
     weights_S : Tensor of shape (S,), float64, optional
-        How much each row counts, more than 0.
-    on_round : callable
-        Called with the number of centroids found so far; may raise to stop.
+        How much each row counts; 1 by default.
+    batched : bool
+        Whether to choose many at a time (`BatchedPlusPlus`) or each as the best of
+        several (`GreedyPlusPlus`).
+    on_step : callable
+        Called with the number of centroids found, before every step but the first;
+        may raise to stop.
 
     Returns
     -------
@@ -69,58 +230,9 @@ def kmeans_plusplus(
         Rows of the sample, none of them twice; equal ones only if the sample
         has too few others (to rounding).
     """
-    device, n_rows = sample_SD.device, len(sample_SD)
-    generator = step_generator(device, seed, _SEEDING)
-    n_trials = 2 + int(math.log(k))
-    sq_norms_S = torch.linalg.vector_norm(sample_SD, dim=1).square_()
-    chosen = torch.empty(k, dtype=torch.int64, device=device)
-    if weights_S is None:
-        chosen[0] = torch.randint(n_rows, (), generator=generator, device=device)
-    else:
-        chosen[0] = _draw(weights_S, 1, generator)[0]
-    closest_S = _sq_distances(sample_SD, sq_norms_S, chosen[:1])[0]
-    left_S = torch.ones_like(sq_norms_S).index_fill_(0, chosen[:1], 0)
-    for i in range(1, k):
-        on_round(i)
-        # Where no row is at a distance that rounding leaves, any other row will do.
-        chances_S = torch.where(closest_S.max() > 0, closest_S, left_S)
-        if weights_S is not None:
-            chances_S = chances_S * weights_S
-        candidates = _draw(chances_S, n_trials, generator)
-        distances_LS = _sq_distances(sample_SD, sq_norms_S, candidates)
-        torch.minimum(distances_LS, closest_S, out=distances_LS)
-        weighted_LS = distances_LS if weights_S is None else distances_LS * weights_S
-        best = weighted_LS.sum(dim=1, dtype=torch.float64).argmin()
-        # index_select, not []: on a GPU an index taken from the device must not
-        # make the host wait k times.
-        chosen[i : i + 1] = candidates.index_select(0, best[None])
-        closest_S = distances_LS.index_select(0, best[None])[0]
-        left_S.index_fill_(0, chosen[i : i + 1], 0)
-    return sample_SD.index_select(0, chosen)
-
-
-def _draw(weights_S: torch.Tensor, n_draws: int, generator: torch.Generator) -> torch.Tensor:
-    """Positions drawn with replacement, with probability proportional to the weights.
-
-    Weights are rounded to integers first: a running sum of floats depends on
-    the order in which a GPU adds them up, one of integers does not.
-    """
-    weights_S = weights_S.double()
-    largest = weights_S.max().clamp_min(torch.finfo(torch.float64).tiny)
-    cumulative_S = (weights_S / largest * WEIGHT_STEPS).long().cumsum(dim=0)
-    uniform = torch.rand(n_draws, dtype=torch.float64, device=weights_S.device, generator=generator)
-    drawn = torch.searchsorted(cumulative_S, (uniform * cumulative_S[-1]).long(), right=True)
-    return drawn.clamp_(max=len(weights_S) - 1)
-
-
-def _sq_distances(
-    sample_SD: torch.Tensor, sq_norms_S: torch.Tensor, candidates_L: torch.Tensor
-) -> torch.Tensor:
-    """Squared distances of a few rows of the sample to all of them, (L, S)."""
-    rows_LD = sample_SD.index_select(0, candidates_L)
-    norms_L1 = sq_norms_S.index_select(0, candidates_L)[:, None]
-    distances_LS = torch.addmm(sq_norms_S, rows_LD, sample_SD.T, alpha=-2)
-    distances_LS.add_(norms_L1).clamp_min_(0)
-    # Rounding must not leave a chosen row at a distance from itself: it could
-    # be drawn again.
-    return distances_LS.scatter_(1, candidates_L[:, None], 0)
+    way = BatchedPlusPlus if batched else GreedyPlusPlus
+    stage, index = way(Sample(sample_SD, weights_S), k, seed), 0
+    while stage.step_(index):
+        index += 1
+        on_step(stage.n_done)
+    return stage.centroids_KD

@@ -1,17 +1,150 @@
-"""Sizes that both the memory plan and the arithmetic must agree on; imports nothing."""
+"""Sizes that both the memory plan and the arithmetic must agree on; imports nothing.
+
+All of them are functions of the array's shape and of the settings alone: were the
+sample sized by the memory at hand, so would be the result.
+"""
 
 from __future__ import annotations
 
-__all__ = ["MAX_RESERVOIR_ROWS", "sample_size"]
+import math
+from dataclasses import dataclass
+
+__all__ = ["CANDIDATES", "N_ROUNDS", "Refinement", "SeedingPlan", "plan_seeding", "reservoir_rows"]
 
 #: Rows of the sample that seeding works on: per cluster, and at least.
-SAMPLE_ROWS_PER_CLUSTER = 16
-MIN_SAMPLE_ROWS = 16384
+SAMPLE_ROWS_PER_CLUSTER, MIN_SAMPLE_ROWS = 16, 16384
+#: ``auto`` takes more where that is little, as float32.
+AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES = 32768, 64 << 20
+#: Of several seedings the best is the one that costs least on another sample, smaller by this.
+JUDGED_FRACTION = 2
 
-#: So many rows at most wait to replace empty clusters.
-MAX_RESERVOIR_ROWS = 256
+#: k-means||: passes that draw candidates, and candidates of each per cluster.
+N_ROUNDS, CANDIDATES_PER_CLUSTER = 5, 2
+
+#: Rows that one round of k-means++ in batches proposes, at most.
+MAX_PROPOSED = 1024
+
+#: Work is counted in products of two numbers, about 4e10 a second on a core. Comparing
+#: a row with a centroid costs one for each feature, and so many for the score itself.
+SCORE_PRODUCTS = 64
+#: A few candidates against the sample are bound by memory, not by arithmetic: so many
+#: products for each feature, and for each pair.
+THIN_FACTOR, THIN_PRODUCTS = 3, 200
+#: Candidates of one draw of the local search, and what a draw costs beside its rows.
+CANDIDATES, DRAW_PRODUCTS = 4, 1 << 23
+#: Greedy k-means++ has less to do for each pair. It is chosen if it takes no more than this
+#: share of the budget; else k-means++ in batches, which compares with a quarter more centroids
+#: than it accepts.
+GREEDY_PRODUCTS, GREEDY_SHARE, BATCHED_FACTOR = 40, 1 / 3, 1.25
+
+#: Seeding may cost this share of one epoch's work, and so much in any case: less than
+#: half a second of one core.
+EPOCH_SHARE, FREE_PRODUCTS = 0.85, 1 << 34
+#: The sample is small enough for k-means++ and so many passes of Lloyd's algorithm.
+LEAST_PASSES = 3
+#: Passes that end the refinement, at most, and those after each local search.
+FINAL_PASSES, PASSES_BETWEEN = 30, 2
+#: Local searches, at most, and draws of one of them, at least: so many, and a share of k.
+SEARCHES, MIN_DRAWS, CLUSTERS_PER_DRAW = 4, 8, 16
+#: Draws of all of them, at most: as many as repaired the worst seeds, or some a cluster.
+MAX_DRAWS, MAX_DRAWS_PER_CLUSTER = 288, 2
+
+#: Rows that wait to replace empty clusters: for so many clusters one, and at least.
+CLUSTERS_PER_RESERVOIR_ROW, MIN_RESERVOIR_ROWS = 16, 256
 
 
-def sample_size(n_rows: int, k: int) -> int:
-    """Rows to draw for the seeding of `k` clusters from an array of `n_rows`."""
-    return min(n_rows, max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER * k))
+@dataclass(frozen=True)
+class Refinement:
+    """What follows k-means++ on a sample, and what all of it costs."""
+
+    greedy: bool
+    """Whether k-means++ is greedy, or goes in batches."""
+    searches: int
+    """How often a local search is followed by a few passes of Lloyd's algorithm."""
+    draws: int
+    """Draws of each local search."""
+    final_passes: int
+    """Passes of Lloyd's algorithm at the end, at most."""
+    epochs: float
+    """Work of k-means++ and all this, at most, in epochs of training."""
+
+
+@dataclass(frozen=True)
+class SeedingPlan:
+    """On how many rows a way of seeding works, and what it does there."""
+
+    sample_rows: int
+    """Rows drawn from all over the array."""
+    judged_rows: int
+    """Rows drawn beside them, which several seedings are compared on; 0 to use the sample."""
+    candidate_rows: int = 0
+    """Rows, at most, that the rounds of k-means|| find in the whole array; 0 without them."""
+    refinement: Refinement | None = None
+    """None where it is not asked for, or not affordable: ``auto`` then takes random rows."""
+
+
+def plan_seeding(n_rows: int, n_features: int, k: int, init: str, n_init: int) -> SeedingPlan:
+    """How to seed `k` clusters of an array of the given shape by the method `init`."""
+    sample_rows = min(n_rows, max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER * k))
+    pass_per_row = k * (n_features + SCORE_PRODUCTS)
+    budget = max(int(EPOCH_SHARE * n_rows * pass_per_row), FREE_PRODUCTS)
+    if init == "auto":
+        ample = min(AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES // (4 * n_features))
+        wanted = min(n_rows, max(ample, SAMPLE_ROWS_PER_CLUSTER * k))
+        affordable = int(budget / ((BATCHED_FACTOR + LEAST_PASSES) * pass_per_row))
+        # Less than two rows a cluster are no sample: Lloyd's algorithm leaves them as they are.
+        if affordable >= min(2 * k, n_rows):
+            sample_rows = min(wanted, affordable)
+            refinement = _refinement(sample_rows, n_features, k, n_rows, budget)
+            return SeedingPlan(
+                sample_rows, _judged(n_rows, sample_rows, n_init), refinement=refinement
+            )
+    judged_rows = _judged(n_rows, sample_rows, n_init)
+    if init != "k-means||":
+        return SeedingPlan(sample_rows, judged_rows)
+    candidates = 1 + N_ROUNDS * CANDIDATES_PER_CLUSTER * k
+    refinement = _refinement(candidates, n_features, k, n_rows, budget)
+    return SeedingPlan(sample_rows, judged_rows, candidates, refinement)
+
+
+def _judged(n_rows: int, sample_rows: int, n_init: int) -> int:
+    """Rows beside the sample; none where the sample is the array, on which costs are exact."""
+    return min(n_rows - sample_rows, sample_rows // JUDGED_FRACTION) if n_init > 1 else 0
+
+
+def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) -> Refinement:
+    """Searches, draws and passes on so many rows that cost no more than the budget."""
+    one_pass = rows * k * (n_features + SCORE_PRODUCTS)
+    one_draw = DRAW_PRODUCTS + rows * (CANDIDATES + 1) * (THIN_FACTOR * n_features + THIN_PRODUCTS)
+    pair = THIN_FACTOR * n_features + GREEDY_PRODUCTS
+    plus_plus = rows * k * greedy_trials(k) * pair
+    greedy = plus_plus <= GREEDY_SHARE * budget
+    if not greedy:
+        plus_plus = int(BATCHED_FACTOR * one_pass)
+    # The first few passes do most; of more, a third of what k-means++ leaves, and the rest is
+    # for draws. A search begins by comparing every row with all centroids: a pass by itself.
+    left, between = max(budget - plus_plus, 0), PASSES_BETWEEN + 1
+    passes = max(min(left // one_pass, LEAST_PASSES), left // (3 * one_pass))
+    passes = min(passes, SEARCHES * between + FINAL_PASSES)
+    draws = min((left - passes * one_pass) // one_draw, max(MAX_DRAWS, MAX_DRAWS_PER_CLUSTER * k))
+    # A few draws among many clusters change nothing.
+    searches = (
+        min(draws * CLUSTERS_PER_DRAW // k, draws // MIN_DRAWS, (passes - 1) // between, SEARCHES)
+        if k > 1
+        else 0
+    )
+    draws = draws // searches if searches else 0
+    final_passes = min(max(passes - searches * between, 1), FINAL_PASSES)
+    work = plus_plus + searches * draws * one_draw + (searches * between + final_passes) * one_pass
+    epochs = work / (n_rows * k * (n_features + SCORE_PRODUCTS))
+    return Refinement(greedy, searches, draws, final_passes, epochs)
+
+
+def greedy_trials(k: int) -> int:
+    """Rows that greedy k-means++ draws for each of `k` centroids."""
+    return 2 + int(math.log(k))
+
+
+def reservoir_rows(k: int) -> int:
+    """Rows that may wait to replace empty clusters."""
+    return min(k, max(MIN_RESERVOIR_ROWS, k // CLUSTERS_PER_RESERVOIR_ROW))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from streamkm.clustering.sizes import MAX_RESERVOIR_ROWS
+from streamkm.clustering.sizes import reservoir_rows
 
 __all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state"]
 
@@ -134,7 +134,7 @@ def initial_state(
     def weights(size: int) -> torch.Tensor:
         return torch.zeros(size if weighted else 0, dtype=torch.float64, device=device)
 
-    n_reservoir = min(k, MAX_RESERVOIR_ROWS)
+    n_reservoir = reservoir_rows(k)
     return KMeansState(
         centroids_KD=centroids_KD,
         sums_KD=torch.zeros((k, n_features), dtype=torch.float64, device=device),

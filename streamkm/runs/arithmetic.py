@@ -26,7 +26,7 @@ class Arithmetic:
         self, config: ResolvedFitConfig, asked: str, dtype: torch.dtype, device: torch.device
     ) -> None:
         """`asked` is what ``--kernel`` says."""
-        self._config, self._asked, self._dtype, self._device = config, asked, dtype, device
+        self._config, self._asked, self.dtype, self._device = config, asked, dtype, device
         self.kernel_name = resolve_kernel(asked, device)
         self.n_assigned = 0
         """Rows that were given to the kernel by this attempt."""
@@ -59,12 +59,15 @@ class Arithmetic:
     @cached_property
     def _kernel(self) -> Kernel:
         """Made when it is needed: its buffers are none of the seeding's."""
-        config = self._config
+        return self.kernel_for(self._config.k)
+
+    def kernel_for(self, n_centroids: int) -> Kernel:
+        """Another kernel, for batches of the run and so many centroids."""
         return make_kernel(
             self.kernel_name,
-            config.batch_rows,
-            config.k,
-            self._dtype,
+            self._config.batch_rows,
+            n_centroids,
+            self.dtype,
             self._device,
-            precision=config.precision,
+            precision=self._config.precision,
         )

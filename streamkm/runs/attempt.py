@@ -1,9 +1,9 @@
 """One attempt at a fit, from where the last one stopped: scale, seed, train, close.
 
 A run goes through four phases. ``scale`` takes the moments of the features in
-one pass, where z-score or min-max need them. ``seed`` draws a sample and picks
-the first centroids. ``train`` streams the epochs. ``close`` is a pass of Lloyd's
-algorithm after those of mini-batches, and after others where clusters are left
+one pass, where z-score or min-max need them. ``seed`` draws a sample and finds
+the first centroids (see `runs.seeding`). ``train`` streams the epochs. ``close``
+is a pass of Lloyd's algorithm after those of mini-batches, and after others where clusters are left
 without a row; its epochs are numbered on from --epochs. The cursor says how many
 batches of which epoch of which phase have been *applied*; what was read ahead
 is not counted. Everything that is computed is a function of the cursor and the
@@ -23,17 +23,17 @@ import torch
 
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
-from streamkm.clustering.seeding import kmeans_plusplus, random_rows
-from streamkm.clustering.sizes import sample_size
-from streamkm.clustering.state import RUNNING, STOP_REASONS, initial_state
+from streamkm.clustering.sizes import plan_seeding
+from streamkm.clustering.state import RUNNING, STOP_REASONS
 from streamkm.errors import Interrupted
 from streamkm.runs.arithmetic import Arithmetic
 from streamkm.runs.devices import environment
-from streamkm.runs.initial import draw_sample, load_centroids, usable_rows
+from streamkm.runs.initial import load_centroids
 from streamkm.runs.model import Model
 from streamkm.runs.outcome import final_figures, result_lines
 from streamkm.runs.preflight import fit_bytes, plan_memory
 from streamkm.runs.rows import non_finite_error
+from streamkm.runs.seeding import SeedingPhase
 from streamkm.runs.snapshot import Cursor, Snapshot
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import make_plan
@@ -78,6 +78,9 @@ class Attempt:
         self._plan = make_plan(
             spec, batch_rows=config.batch_rows, seed=config.seed if minibatch else None
         )
+        self._seeding_plan = plan_seeding(
+            spec.n_rows, spec.n_features, config.k, config.init, config.n_init
+        )
         on_host = device.type == "cpu"
         weighted = weights is not None
         needed = fit_bytes(spec, self._plan, config, on_host=on_host, weighted=weighted)
@@ -116,7 +119,7 @@ class Attempt:
         with HostSlots(self._memory.stream, self._device) as self._slots:
             if now.cursor.phase == "scale":
                 self._scale(now)
-            if now.cursor.phase == "seed":
+            if now.cursor.phase in ("rounds", "seed"):
                 self._seed(now)
             assert now.state is not None
             assert now.scaling is not None
@@ -167,35 +170,28 @@ class Attempt:
                     now.cursor = Cursor("scale", 0, index + 1)
                     self._after_batch(len(x_BD))
         self._check_dropped(now.moments.n_dropped)
-        now.scaling = self._fit_scaling(now.moments)
+        now.scaling = Scaling.fit(self._config.scale, self._config.metric, now.moments, self._dtype)
         now.cursor = Cursor("seed")
 
     def _seed(self, now: Snapshot) -> None:
-        """Pick the first centroids."""
-        config = self._config
-        sample_SD, weights_S = self._draw_sample()
-        if now.scaling is None:
-            now.scaling = self._fit_scaling(RunningMoments.of(sample_SD, weights_S))
-        sample = now.scaling.prepare(sample_SD, slice(None), sample_SD, weights_S)
-        if sample.dropped_B is not None:
-            self._check_dropped(sample.dropped_B.sum())
-        sample_SD, weights_S = usable_rows(sample, config.k)
-        del sample
-        moments = RunningMoments.of(sample_SD, weights_S)
-        tolerance = config.tol * float(moments.variance_D.mean())
-        if self._given_KD is not None:
-            given_KD = torch.from_numpy(self._given_KD).to(self._device)
-            centroids_KD = now.scaling.transform(given_KD).to(self._dtype)
-        elif config.init == "random":
-            centroids_KD = random_rows(sample_SD, config.k, config.seed, weights_S)
-        else:
-            self._progress.begin("seed", config.k, StageTimes(), unit="centroid")
-            centroids_KD = kmeans_plusplus(
-                sample_SD, config.k, config.seed, weights_S, on_round=self._after_round
-            )
-        weighted = self._weights is not None
-        now.state = initial_state(centroids_KD, tolerance, weighted=weighted)
-        now.cursor = Cursor("train")
+        """Find the first centroids."""
+        phase = SeedingPhase(
+            self._source,
+            self._plan,
+            self._config,
+            self._seeding_plan,
+            self._given_KD,
+            self._arithmetic,
+            self._slots,
+            self._progress,
+            now,
+            self._weights,
+            after_step=self._after_batch,
+            pause=self._stop_if_asked,
+            check_dropped=self._check_dropped,
+        )
+        now.state = phase.run()
+        now.candidates, now.seeding, now.cursor = None, {}, Cursor("train")
         # A step by itself: a checkpoint of an attempt that was stopped before has the number.
         now.step += 1
         self._save()
@@ -266,24 +262,6 @@ class Attempt:
 
     # ---- parts of them ------------------------------------------------------
 
-    def _fit_scaling(self, moments: RunningMoments) -> Scaling:
-        return Scaling.fit(self._config.scale, self._config.metric, moments, self._dtype)
-
-    def _draw_sample(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The seeding sample, unscaled, in the compute dtype, and its weights."""
-        return draw_sample(
-            self._source,
-            self._plan,
-            sample_size(self._source.spec.n_rows, self._config.k),
-            k=self._config.k,
-            seed=self._config.seed,
-            dtype=self._dtype,
-            slots=self._slots,
-            progress=self._progress,
-            on_window=self._stop_if_asked,
-            weights=self._weights,
-        )
-
     @contextmanager
     def _stream(
         self, phase: str, windows: Iterator[Window], done: int
@@ -306,12 +284,6 @@ class Attempt:
             self._report()
         if self._checkpoints.is_due(self._now.step):
             self._save()
-        self._stop_if_asked()
-
-    def _after_round(self, n_found: int) -> None:
-        self._progress.advance(1)
-        if self._progress.is_due():
-            self._progress.report({"centroids": n_found})
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:

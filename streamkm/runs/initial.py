@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from streamkm.clustering.sizes import SCORE_PRODUCTS
 from streamkm.errors import ConfigError
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import sample_windows
@@ -16,20 +17,34 @@ from streamkm.stream.stages import StageTimes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamkm.clustering.sample import Sample
     from streamkm.clustering.scaling import Batch
     from streamkm.runs.progress import Progress
-    from streamkm.sources.base import Source
+    from streamkm.sources.base import ArraySpec, Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Plan
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["draw_sample", "load_centroids", "usable_rows"]
+__all__ = ["draw_sample", "load_centroids", "split_sample", "usable_rows"]
 
-#: The sample is drawn from so many pieces for each cluster, within bounds: where rows are
-#: sorted by cluster, none of the larger ones is missed.
-SAMPLE_PIECES_PER_CLUSTER, MIN_SAMPLE_PIECES, MAX_SAMPLE_PIECES = 2, 64, 256
-#: But no more is read than so many whole blocks (or what the rows that are wanted take).
-SAMPLE_BLOCKS = 32
+#: The sample is drawn from so many pieces of the array for each cluster, and at least: rows of
+#: one piece are often alike, and a sample of few pieces is then one of few rows.
+PIECES_PER_CLUSTER, MIN_PIECES = 2, 64
+#: But no more is read than so many whole blocks, so many bytes, or so large a share of what
+#: an epoch takes (reading a byte takes about as long as so many products of two numbers).
+SAMPLE_BLOCKS, FREE_BYTES, EPOCH_SHARE, PRODUCTS_PER_BYTE = 32, 64 << 20, 1 / 8, 20
+
+
+def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
+    """From how many pieces the sample for `k` clusters is drawn, at least, and their rows."""
+    piece_rows = min(spec.piece_rows or plan.block_rows, plan.block_rows)
+    products_per_row = k * (spec.n_features + SCORE_PRODUCTS)
+    share = EPOCH_SHARE * max(products_per_row / (PRODUCTS_PER_BYTE * spec.row_bytes), 1)
+    affordable_rows = max(
+        SAMPLE_BLOCKS * plan.block_rows, FREE_BYTES // spec.row_bytes, int(share * plan.n_rows)
+    )
+    n_pieces = min(max(PIECES_PER_CLUSTER * k, MIN_PIECES), affordable_rows // piece_rows)
+    return max(n_pieces, 1), piece_rows
 
 
 def load_centroids(path: str, k: int, n_features: int, *, normalize: bool) -> np.ndarray:
@@ -77,12 +92,7 @@ def draw_sample(
 
     From the more places of the array, the more clusters `k` there are to be found.
     """
-    piece_rows = min(source.spec.piece_rows or plan.block_rows, plan.block_rows)
-    n_pieces = min(
-        max(SAMPLE_PIECES_PER_CLUSTER * k, MIN_SAMPLE_PIECES),
-        MAX_SAMPLE_PIECES,
-        SAMPLE_BLOCKS * plan.block_rows // piece_rows,
-    )
+    n_pieces, piece_rows = sample_pieces(source.spec, plan, k)
     windows = list(
         sample_windows(plan, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
     )
@@ -133,3 +143,21 @@ def usable_rows(sample: Batch, k: int) -> tuple[torch.Tensor, torch.Tensor | Non
             f"k is {k:,}"
         )
     return rows_SD, weights_S
+
+
+def split_sample(sample: Sample, k: int, share: float) -> tuple[Sample, Sample]:
+    """The sample that centroids are sought on, and the `share` of rows they are judged on.
+
+    Without a share (because the sample is the whole array, or there is nothing to
+    judge) both are the same. At least `k` rows stay to be sought on.
+    """
+    rows_SD = sample.x_SD
+    n_judged = min(int(share * len(rows_SD)), len(rows_SD) - k)
+    if n_judged == 0:
+        return sample, sample
+    # Evenly from all over: rows come block by block, in random order within none of them.
+    judged = torch.arange(n_judged, device=rows_SD.device) * len(rows_SD) // n_judged
+    is_judged_S = torch.zeros(len(rows_SD), dtype=torch.bool, device=rows_SD.device)
+    is_judged_S[judged] = True
+    sought, judging = sample.part(~is_judged_S), sample.part(is_judged_S)
+    return sought, judging

@@ -11,7 +11,13 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamkm.clustering.sizes import sample_size
+from streamkm.clustering.sizes import (
+    CANDIDATES,
+    CANDIDATES_PER_CLUSTER,
+    MAX_PROPOSED,
+    greedy_trials,
+    plan_seeding,
+)
 from streamkm.config import format_bytes
 from streamkm.errors import ConfigError, MemoryBudgetError
 from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
@@ -160,16 +166,44 @@ def fit_bytes(
     total = RUNTIME_BYTES + 2 * state * (width + 8)
     if not on_host:
         return total
-    n_sample = sample_size(spec.n_rows, config.k)
-    n_trials = 2 + config.k.bit_length()
-    # Twice the sample: rows that must be left out cost a copy of the others.
-    seeding = n_sample * (2 * spec.n_features * width + 3 * n_trials * width + 32)
+    seeding = _seeding_bytes(spec, plan, config)
     # Centroids, sums, the copies of both that one update makes (or the end of a pass), and the
     # kernel's of centroids.
     training = _batch_bytes(spec, plan, config.k) + state * (6 * width + 48)
     # Rows times their weights, beside the rows.
     weighing = plan.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
     return total + max(seeding, training + weighted * weighing) + config.k * 64
+
+
+def _seeding_bytes(spec: ArraySpec, plan: Plan, config: FitConfig) -> int:
+    """What the sample takes, and the stages on it."""
+    width, k, n_features = _compute_width(spec), config.k, spec.n_features
+    seeding = plan_seeding(spec.n_rows, n_features, k, config.init, config.n_init)
+    n_drawn = seeding.sample_rows + seeding.judged_rows
+    n_trials = max(greedy_trials(k), CANDIDATES)
+    # Twice the sample: rows that must be left out cost a copy of the others.
+    total = n_drawn * 2 * n_features * width
+    n_rows = max(seeding.sample_rows, seeding.candidate_rows)
+    # For each row: the two nearest centroids, what a checkpoint copies, the draws' cumulative
+    # weights; and for each candidate distances and their integers.
+    total += n_rows * (96 + n_trials * (3 * width + 24))
+    # Centroids before and after a pass, their sums, and the best seeding so far.
+    total += k * n_features * (5 * width + 24) + _scores_bytes(plan, k, width)
+    total += min(k, MAX_PROPOSED) ** 2 * 2 * width + plan.batch_rows * (n_features + 8) * (
+        width + 8
+    )
+    if seeding.candidate_rows:
+        # Candidates and those of one round, twice while they are put together; and as many
+        # scores as candidates.
+        n_round = CANDIDATES_PER_CLUSTER * k + plan.batch_rows
+        total += 2 * (seeding.candidate_rows + n_round) * (n_features * width + 16)
+        total += _scores_bytes(plan, seeding.candidate_rows, width)
+    return total
+
+
+def _scores_bytes(plan: Plan, k: int, width: int) -> int:
+    """Scores of one tile of a kernel, and the few copies that choosing among them takes."""
+    return max(TILE_BYTES, min(TILE_ROWS, plan.batch_rows) * k * width) + 3 * TILE_BYTES
 
 
 def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
@@ -184,8 +218,7 @@ def _batch_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
     """What one batch takes on its way through preparation and the kernel."""
     width = _compute_width(spec)
     rows = plan.batch_rows * (spec.n_features * (width + spec.storage.itemsize) + 96)
-    scores = max(TILE_BYTES, min(TILE_ROWS, plan.batch_rows) * k * width)
-    return rows + scores + 3 * TILE_BYTES + 4 * plan.window_rows * FULL_SLOTS
+    return rows + _scores_bytes(plan, k, width) + 4 * plan.window_rows * FULL_SLOTS
 
 
 def _compute_width(spec: ArraySpec) -> int:

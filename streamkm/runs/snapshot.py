@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from streamkm.clustering.scalable import Candidates
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import KMeansState
 
@@ -24,9 +25,11 @@ class Cursor:
     """How far a run has got: batches of an epoch of a phase that were applied."""
 
     phase: str
-    """``scale``, ``seed``, ``train`` or ``close``."""
+    """``scale``, ``rounds`` (of k-means||), ``seed``, ``train`` or ``close``."""
     epoch: int = 0
+    """In the phase ``seed``: stages that are done."""
     batch: int = 0
+    """In the phase ``seed``: steps of the next stage that are done."""
 
     def __str__(self) -> str:
         return f"{self.phase}, epoch {self.epoch}, batch {self.batch}"
@@ -39,15 +42,21 @@ class Snapshot:
     cursor: Cursor
     moments: RunningMoments
     step: int = 0
-    """Batches applied since the run began, in all phases; the seeding counts as one."""
+    """Batches applied since the run began, in all phases; a step of seeding counts as one."""
     scaling: Scaling | None = None
+    candidates: Candidates | None = None
+    """Those that the rounds of k-means|| have found."""
+    seeding: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the stages of seeding have found, and the tensors of the one under way."""
     state: KMeansState | None = None
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Every tensor by group and name, on the host."""
-        groups = {"moments": self.moments.tensors()}
+        groups = {"moments": self.moments.tensors(), "seeding": self.seeding}
         if self.scaling is not None:
             groups["scaling"] = self.scaling.tensors()
+        if self.candidates is not None:
+            groups["candidates"] = self.candidates.tensors()
         if self.state is not None:
             groups["state"] = self.state.tensors()
         return {
@@ -61,7 +70,8 @@ class Snapshot:
         cls, checkpoint: Checkpoint, device: torch.device, *, normalize: bool
     ) -> Snapshot:
         """What `tensors` and `cursor` were when the checkpoint was saved."""
-        groups: dict[str, dict[str, torch.Tensor]] = {"moments": {}, "scaling": {}, "state": {}}
+        names = ("moments", "scaling", "candidates", "seeding", "state")
+        groups: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
         for key, array in checkpoint.tensors.items():
             group, name = key.split(".")
             groups[group][name] = torch.from_numpy(array).to(device)
@@ -72,6 +82,8 @@ class Snapshot:
             scaling=Scaling(**groups["scaling"], normalize=normalize)
             if groups["scaling"]
             else None,
+            candidates=Candidates(**groups["candidates"]) if groups["candidates"] else None,
+            seeding=groups["seeding"],
             state=KMeansState(**groups["state"]) if groups["state"] else None,
         )
 

@@ -13,7 +13,7 @@ from streamkm.clustering.reseeding import (
     reseed_,
     step_generator,
 )
-from streamkm.clustering.sizes import MAX_RESERVOIR_ROWS
+from streamkm.clustering.sizes import reservoir_rows
 from tests.clustering.streams import CPU, batch_of, bits, state_from
 
 ONES = torch.ones(1, dtype=torch.bool)
@@ -160,7 +160,7 @@ def test_equal_rows_are_used_once() -> None:
 @pytest.mark.parametrize(("k", "n_rows"), [(1, 1), (3, 1000), (1000, 5), (1000, 1000)])
 def test_reservoir_is_bounded(k: int, n_rows: int) -> None:
     state = state_from([[0.0]] * k)
-    assert len(state.reservoir_RD) == min(k, MAX_RESERVOIR_ROWS)
+    assert len(state.reservoir_RD) == min(k, reservoir_rows(k))
     offer(state, [[1.0]] * n_rows, [1.0] * n_rows, 0)
     n_held = int(state.reservoir_keys_R.isfinite().sum())
-    assert n_held == min(k, MAX_RESERVOIR_ROWS, n_rows, DRAWN_PER_BATCH)
+    assert n_held == min(k, reservoir_rows(k), n_rows, DRAWN_PER_BATCH)

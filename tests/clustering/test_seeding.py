@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,10 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.cluster import kmeans_plusplus as sklearn_kmeans_plusplus
 
-from streamkm.clustering.seeding import kmeans_plusplus, random_rows
-from streamkm.clustering.sizes import MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER, sample_size
+from streamkm.clustering import seeding
+from streamkm.clustering.sample import Sample
+from streamkm.clustering.seeding import RandomRows, kmeans_plusplus
 
-SEEDERS = [random_rows, kmeans_plusplus]
+
+def random_rows(sample_SD: torch.Tensor, k: int, seed: int) -> torch.Tensor:
+    stage = RandomRows(Sample(sample_SD), k, seed)
+    assert not stage.step_(0)
+    return stage.centroids_KD
+
+
+def batched(sample_SD: torch.Tensor, k: int, seed: int, **options) -> torch.Tensor:
+    return kmeans_plusplus(sample_SD, k, seed, batched=True, **options)
+
+
+SEEDERS = [random_rows, kmeans_plusplus, batched]
+PLUS_PLUS = [kmeans_plusplus, batched]
 
 
 def tensor(rows: np.ndarray | list[list[float]]) -> torch.Tensor:
@@ -61,20 +72,56 @@ def test_random_rows_are_uniform() -> None:
 
 # Breaks when the first centroid is not uniform, or the second not by squared distance
 # (by distance, the chance of row 2 after row 0 would be 0.75, not 0.9).
-def test_second_centroid_is_drawn_by_squared_distance(monkeypatch) -> None:
+@pytest.mark.parametrize("seeder", PLUS_PLUS)
+def test_second_centroid_is_drawn_by_squared_distance(seeder, monkeypatch) -> None:
     # One trial: plain k-means++, whose distribution is known.
-    monkeypatch.setattr(math, "log", lambda _: -1.0)
+    monkeypatch.setattr(seeding, "greedy_trials", lambda _: 1)
     sample_SD = tensor([[0.0], [1.0], [3.0]])
     n_draws = 3000
     counts = np.zeros((3, 3))
     for seed in range(n_draws):
-        one, two = rows_of(sample_SD, kmeans_plusplus(sample_SD, 2, seed))
+        one, two = rows_of(sample_SD, seeder(sample_SD, 2, seed))
         counts[one, two] += 1
     weights = np.square(np.subtract.outer([0, 1, 3], [0, 1, 3]))
     expected = n_draws / 3 * weights / weights.sum(axis=1, keepdims=True)
     assert (np.diag(counts) == 0).all()
     deviation = np.sqrt(expected * (1 - expected / n_draws)) + 1e-9
     assert (np.abs(counts - expected) < 5 * deviation).all()
+
+
+# Breaks when proposals are accepted by anything but the ratio of the squared distances: then
+# the third centroid is not drawn by the distance from the first two. Proposed all at once, so
+# that acceptance decides; what is expected follows from the definition of k-means++.
+def test_batches_have_the_distribution_of_one_after_the_other(monkeypatch) -> None:
+    monkeypatch.setattr(seeding, "PROPOSED_SHARE", 8)
+    points = np.array([0.0, 1.0, 3.0, 7.0])
+    weights = np.array([1.0, 2.0, 1.0, 1.0])
+    sq = np.square(np.subtract.outer(points, points))
+    expected = np.zeros((4, 4, 4))
+    for i, j in np.ndindex(4, 4):
+        second = weights * sq[i]
+        third = weights * np.minimum(sq[i], sq[j])
+        if i != j:
+            chance = weights[i] / weights.sum() * second[j] / second.sum()
+            expected[i, j] = chance * third / third.sum()
+    n_draws, counts = 4000, np.zeros((4, 4, 4))
+    sample_SD = tensor(points[:, None])
+    for seed in range(n_draws):
+        picked = batched(sample_SD, 3, seed, weights_S=torch.as_tensor(weights))
+        counts[tuple(rows_of(sample_SD, picked))] += 1
+    assert counts.sum() == n_draws
+    deviation = np.sqrt(n_draws * expected * (1 - expected)) + 1e-9
+    assert (np.abs(counts - n_draws * expected) < 5 * deviation).all()
+
+
+# Breaks when weights do not act on the draws, or a row of none is chosen before all others are.
+@pytest.mark.parametrize("seeder", PLUS_PLUS)
+def test_rows_without_weight_are_not_chosen(seeder, rng) -> None:
+    sample_SD = tensor(rng.normal(size=(60, 3)))
+    weights_S = torch.as_tensor(np.arange(60) % 3 == 0).double()
+    for seed in range(10):
+        picked = rows_of(sample_SD, seeder(sample_SD, 20, seed, weights_S=weights_S))
+        assert sorted(picked) == list(range(0, 60, 3))
 
 
 # Breaks when trials are made but the best of them is not taken: plain k-means++ with
@@ -107,48 +154,43 @@ def test_no_worse_than_scikit_learn_on_average(rng) -> None:
 
 # Breaks when rounding leaves a chosen row, or its copies, at a distance: it is drawn
 # again while others are left.
-def test_distinct_rows_come_before_duplicates(rng) -> None:
+@pytest.mark.parametrize("seeder", PLUS_PLUS)
+def test_distinct_rows_come_before_duplicates(seeder, rng) -> None:
     distinct = rng.normal(100, 1, (6, 20))
     sample_SD = tensor(distinct[np.arange(600) % 6])
     for seed in range(20):
-        assert sorted(rows_of(sample_SD, kmeans_plusplus(sample_SD, 6, seed))) == list(range(6))
+        assert sorted(rows_of(sample_SD, seeder(sample_SD, 6, seed))) == list(range(6))
 
 
 # Breaks when weights that are all 0 divide by 0, or draw past the end.
 @pytest.mark.parametrize("value", [0.0, 1.0, -1e6])
-def test_fewer_distinct_rows_than_clusters(value: float) -> None:
+@pytest.mark.parametrize("seeder", PLUS_PLUS)
+def test_fewer_distinct_rows_than_clusters(seeder, value: float) -> None:
     sample_SD = torch.full((9, 3), value)
     sample_SD[4] = 5
-    centroids_KD = kmeans_plusplus(sample_SD, 6, 0)
+    centroids_KD = seeder(sample_SD, 6, 0)
     assert {tuple(row) for row in centroids_KD.tolist()} == {(value,) * 3, (5.0,) * 3}
-    assert torch.equal(kmeans_plusplus(torch.zeros(4, 2), 4, 0), torch.zeros(4, 2))
+    assert torch.equal(seeder(torch.zeros(4, 2), 4, 0), torch.zeros(4, 2))
 
 
 # Breaks when rows whose distances all round to 0 are taken for one: the sample has
 # others left, and k may be the number of its rows.
-def test_rows_that_differ_by_less_than_rounding_are_all_found() -> None:
+@pytest.mark.parametrize("seeder", PLUS_PLUS)
+def test_rows_that_differ_by_less_than_rounding_are_all_found(seeder) -> None:
     sample_SD = 4096 + torch.arange(6)[:, None] * 2.0**-11
     assert len(sample_SD.unique()) == 6
     for seed in range(10):
-        assert sorted(rows_of(sample_SD, kmeans_plusplus(sample_SD, 6, seed))) == list(range(6))
-
-
-# Breaks when a sample shrinks with k so that clusters go without a row.
-@given(st.integers(1, 10**10), st.integers(1, 10**6))
-def test_sample_size(n_rows: int, k: int) -> None:
-    size = sample_size(n_rows, k)
-    assert size == n_rows or size >= max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER * k)
-    assert size <= n_rows
+        assert sorted(rows_of(sample_SD, seeder(sample_SD, 6, seed))) == list(range(6))
 
 
 # Breaks when a stop request is not asked for, or comes after the last round only.
 def test_a_round_may_stop_the_seeding() -> None:
     rounds: list[int] = []
-    kmeans_plusplus(torch.arange(10.0)[:, None], 4, 0, on_round=rounds.append)
+    kmeans_plusplus(torch.arange(10.0)[:, None], 4, 0, on_step=rounds.append)
     assert rounds == [1, 2, 3]
 
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kmeans_plusplus(torch.arange(10.0)[:, None], 4, 0, on_round=stop)
+        kmeans_plusplus(torch.arange(10.0)[:, None], 4, 0, on_step=stop)

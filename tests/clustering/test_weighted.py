@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +14,9 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
 
+from streamkm.clustering.sample import Sample
 from streamkm.clustering.scaling import Batch, RunningMoments
-from streamkm.clustering.seeding import kmeans_plusplus, random_rows
+from streamkm.clustering.seeding import RandomRows, kmeans_plusplus
 from streamkm.clustering.state import RUNNING, KMeansState, initial_state
 from tests.clustering.streams import (
     batch_of,
@@ -214,11 +218,19 @@ def test_moments_are_standard_scaler_s(rng, size: int) -> None:
     assert int(moments.n_dropped) == 0
 
 
-@pytest.mark.parametrize("seed_rows", [random_rows, kmeans_plusplus])
+def one_random_row(rows, k, seed, *, weights_S):
+    stage = RandomRows(Sample(rows, weights_S), k, seed)
+    stage.step_(0)
+    return stage.centroids_KD
+
+
+@pytest.mark.parametrize(
+    "seed_rows", [one_random_row, kmeans_plusplus, partial(kmeans_plusplus, batched=True)]
+)
 def test_seeds_are_drawn_by_weight(seed_rows) -> None:
     rows = torch.arange(5, dtype=torch.float64)[:, None]
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0, 1e-12], dtype=torch.float64)
-    first = [int(seed_rows(rows, 1, seed, weights)[0, 0]) for seed in range(2000)]
+    first = [int(seed_rows(rows, 1, seed, weights_S=weights)[0, 0]) for seed in range(2000)]
     counts = np.bincount(first, minlength=5)
     expected = 200 * np.array([1, 2, 3, 4])
     assert counts[4] == 0
@@ -228,5 +240,6 @@ def test_seeds_are_drawn_by_weight(seed_rows) -> None:
 def test_kmeans_plusplus_looks_for_weight_not_only_for_distance() -> None:
     rows = torch.tensor([[0.0], [10.0], [1000.0]], dtype=torch.float64)
     weights = torch.tensor([1e6, 1e6, 1e-9], dtype=torch.float64)
-    for seed in range(20):
-        assert sorted(kmeans_plusplus(rows, 2, seed, weights)[:, 0].tolist()) == [0.0, 10.0]
+    for seed, batched in product(range(20), (False, True)):
+        chosen_KD = kmeans_plusplus(rows, 2, seed, weights_S=weights, batched=batched)
+        assert sorted(chosen_KD[:, 0].tolist()) == [0.0, 10.0]

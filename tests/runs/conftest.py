@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from streamkm.clustering import sizes
 from streamkm.stream import plan
 
 if TYPE_CHECKING:
@@ -33,3 +34,13 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saves hundreds of checkpoints in no time; no power is cut in these tests."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def short_seeding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few steps of every stage, for tests that stop at each of them."""
+    for name, value in (
+        ("SEARCHES", 1), ("MIN_DRAWS", 1), ("MAX_DRAWS", 3), ("MAX_DRAWS_PER_CLUSTER", 0),
+        ("FINAL_PASSES", 2),
+    ):  # fmt: skip
+        monkeypatch.setattr(sizes, name, value)

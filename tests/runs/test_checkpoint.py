@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from streamkm.clustering.scalable import Candidates
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.config import Cadence
@@ -333,14 +334,18 @@ def snapshots() -> dict[str, Snapshot]:
     scaling = Scaling.fit("zscore", "euclidean", moments)
     state = initial_state(torch.from_numpy(rng.normal(size=(4, 3)).astype(np.float32)), 0.25)
     state.counts_K += torch.arange(4) + 2**40
+    rows = torch.from_numpy(rng.normal(size=(9, 3)))
+    candidates = Candidates(rows, rows[:, 0].abs(), rows[:4], rows[:4, 1].abs())
+    seeding = {"centroids_KD": rows[:4], "cost": torch.tensor(2.5, dtype=torch.float64)}
     return {
         "scale": Snapshot(Cursor("scale", 0, 7), moments, 7),
-        "seed": Snapshot(Cursor("seed"), moments, 9, scaling),
-        "train": Snapshot(Cursor("train", 3, 2), moments, 31, scaling, state),
+        "rounds": Snapshot(Cursor("rounds", 2, 1), moments, 8, scaling, candidates),
+        "seed": Snapshot(Cursor("seed", 1, 3), moments, 9, scaling, candidates, seeding),
+        "train": Snapshot(Cursor("train", 3, 2), moments, 31, scaling, state=state),
     }
 
 
-@pytest.mark.parametrize("phase", ["scale", "seed", "train"])
+@pytest.mark.parametrize("phase", ["scale", "rounds", "seed", "train"])
 def test_a_snapshot_of_any_phase_survives_a_checkpoint(folder, phase):
     before = snapshots()[phase]
     save_checkpoint(folder, before.step, before.tensors(), before.manifest(), keep=2)

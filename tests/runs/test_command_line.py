@@ -140,7 +140,8 @@ def test_resume_with_another_k_or_other_data_is_refused(x, tmp_path, capsys):
 
 def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     run = tmp_path / "run"
-    assert cli("fit", x, "--k", 2, "--out", run, "--checkpoint-every", 1, "--batch-rows", 20) == 0
+    settings = ("--batch-rows", 20, "--init", "random", "--checkpoint-every", 1)
+    assert cli("fit", x, "--k", 2, "--out", run, *settings) == 0
     assert cli("info", run) == 0
     assert "finished" in capsys.readouterr().out
     (run / "model.safetensors").unlink()

@@ -43,7 +43,9 @@ def report_always(monkeypatch):
 
 
 @pytest.mark.usefixtures("report_always")
-@pytest.mark.parametrize("settings", [{}, {"scale": "zscore"}, {"algorithm": "lloyd", "epochs": 3}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"scale": "zscore"}, {"algorithm": "lloyd", "epochs": 3, "init": "random"}]
+)
 def test_metrics_are_strict_json_with_all_that_charts_need(settings, job):
     job.settings.update(settings)
     job.attempt()

@@ -24,7 +24,7 @@ from tests.runs.helpers import Job, clusters, every, metrics_of, predicted, step
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("small_windows", "no_fsync")
+pytestmark = pytest.mark.usefixtures("small_windows", "no_fsync", "short_seeding")
 
 N_ROWS, N_FEATURES = 205, 3
 
@@ -32,6 +32,9 @@ N_ROWS, N_FEATURES = 205, 3
 #: are stops within windows, at their edges, and at the edges of epochs.
 CASES: dict[str, dict[str, Any]] = {
     "minibatch": {"epochs": 2},
+    "minibatch, best of two": {"n_init": 2, "k": 3},
+    "minibatch, k-means||, cosine": {"init": "k-means||", "metric": "cosine", "k": 4},
+    "minibatch, k-means++": {"init": "k-means++"},
     "minibatch, random, cosine": {"init": "random", "metric": "cosine"},
     "minibatch, z-score": {"scale": "zscore", "init": "random"},
     "minibatch, min-max, drop": {"scale": "minmax", "nan": "drop"},
@@ -108,7 +111,7 @@ def test_stopped_at_every_batch_of_one_run(job):
     stop_at, before, attempts, steps = 1, -1, 0, set()
     while job.interrupted(stop_at, read_threads=1 + attempts % 2):
         now = max(steps_saved(job.run))
-        # Seeding is one step: an attempt that gets nowhere is let a little further next time.
+        # Drawing the sample is no step: an attempt that gets nowhere is let further next time.
         stop_at = stop_at + 1 if now == before else 1
         before, attempts = now, attempts + 1
         assert attempts < 4 * looks
@@ -162,12 +165,14 @@ def test_killed_while_the_model_was_written(job):
 # Loss: a run that was stopped while it was seeding must save the seeding once it is done.
 @pytest.mark.parametrize("job", ["minibatch", "lloyd, z-score, drop"], indirect=True)
 def test_seeding_is_saved_though_an_attempt_before_was_stopped_in_it(job):
+    job.settings["init"] = "k-means++"
     n_batches_of_scaling = 10 if "scale" in job.settings else 0
     assert job.interrupted(n_batches_of_scaling + 6)
     stopped = load_checkpoint(job.run / "checkpoints")
     assert stopped is not None
     assert stopped.manifest["cursor"]["phase"] == "seed"
-    n_seeding = 3 + 5  # Windows of the sample, rounds of k-means++.
+    assert stopped.manifest["cursor"]["batch"] == 3
+    n_seeding = 3 + 3  # Windows of the sample, steps of k-means++ that are left.
     assert job.interrupted(n_seeding + 3, checkpoint_every=every(10**6), keep_checkpoints=9)
     phases = [manifest["cursor"]["phase"] for manifest in manifests(job.run)]
     assert phases == ["seed", "train", "train"]  # The second right after the seeding.
