@@ -23,7 +23,8 @@ __all__ = [
 SOURCE_HELP = (
     "x.npy, x.zarr, store.zarr/group/array, .fbin .u8bin .i8bin .fvecs .bvecs, .parquet, .h5 "
     ".hdf5 .h5ad, a raw file with "
-    "--dtype and --features, or a folder or glob of shards; the last axis is features"
+    "--dtype and --features, a folder or glob of shards, or the address of a Zarr array "
+    "(s3://, gs://, https://); the last axis is features"
 )
 CLOSING_HELP = (
     "minibatch: end with a full pass that makes each centroid the mean of its cluster "

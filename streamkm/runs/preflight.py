@@ -122,7 +122,8 @@ def plan_memory(
         If one slot and one reader do not fit; the message says what would do.
     """
     budget = execution.max_host_memory or _default_budget()
-    wanted = execution.read_threads or min(os.cpu_count() or 1, MAX_READ_THREADS)
+    useful = MAX_READ_THREADS if spec.is_remote else os.cpu_count() or 1
+    wanted = execution.read_threads or min(useful, MAX_READ_THREADS)
     # Where windows hold few blocks, several must be open for all readers to have work.
     enough = min(FULL_SLOTS - 1 + -(-wanted // plan.window_blocks), MAX_SLOTS)
 

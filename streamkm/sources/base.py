@@ -83,6 +83,8 @@ class ArraySpec:
     piece_rows: int = 0
     """Rows that are read alone at about their share of a block's cost, starting at a multiple
     of it; 0 if a block is read as a whole or not at all."""
+    is_remote: bool = False
+    """Whether reads wait for a network, so that more at once than there are cores are of use."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:

@@ -48,7 +48,7 @@ class _Options:
     columns: tuple[str, ...] | None = None
     dataset: str | None = None
 
-    def refuse_strange(self, path: Path, suffix: str) -> None:
+    def refuse_strange(self, path: object, suffix: str) -> None:
         """`SourceError` if something is said of a file that is of another kind."""
         for name, given, kinds in (
             ("offset", self.offset, tuple(s for s in (suffix,) if s not in SUFFIXES)),
@@ -80,7 +80,8 @@ def open_source(
         ``.fvecs`` ``.bvecs``, ``.parquet``, ``.h5`` ``.hdf5`` ``.h5ad``, any
         other file with `dtype` and `n_features`), a
         glob or a folder of shards, which are taken as one array along rows in
-        natural order of their names (``part-2`` before ``part-10``), or an
+        natural order of their names (``part-2`` before ``part-10``), the
+        address of a Zarr array (``s3://``, ``gs://``, ``https://``), or an
         array in memory. A Source is returned as it is.
     dtype : str or dtype, optional
         Element type of a raw file: a key of `DTYPES` or anything NumPy takes,
@@ -121,7 +122,9 @@ def open_source(
         None if columns is None else tuple(columns),
         dataset,
     )
-    if isinstance(location, str | os.PathLike):
+    if isinstance(location, str) and "://" in location:
+        source = _open_address(location, options)
+    elif isinstance(location, str | os.PathLike):
         source = _open_path(Path(location).expanduser(), options)
     else:
         source = _open_object(location)
@@ -176,6 +179,14 @@ def _open_object(location: Any) -> Source:
         "a source is a path, a NumPy array, a Zarr array or a Source, "
         f"not {type(location).__module__}.{type(location).__qualname__}"
     )
+
+
+def _open_address(url: str, options: _Options) -> Source:
+    """Source of a Zarr array behind an address."""
+    options.refuse_strange(url, ".zarr")
+    with _needing("s3", url):
+        from streamkm.sources.remote import open_remote
+    return open_remote(url)
 
 
 def _open_path(path: Path, options: _Options) -> Source:

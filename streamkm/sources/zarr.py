@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import zarr
 from zarr.buffer.cpu import NDBuffer, buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
@@ -163,6 +163,7 @@ class ZarrSource:
                 self._direct.scratch_bytes if self._direct else _scratch_bytes(array, block_rows)
             ),
             piece_rows=self._direct.piece_rows if self._direct else 0,
+            is_remote=isinstance(array.store, ObjectStore),
         )
 
     @property
@@ -196,9 +197,10 @@ class ZarrSource:
     def fingerprint(self) -> str:
         """Hex digest of the metadata, and of what the store tells of every chunk.
 
-        Of a local store name, size and modification time of every file; of a
-        store in memory every byte; of any other store only the number of bytes
-        in total, which `notes` says.
+        Of a local store name, size and modification time of every file, of a
+        bucket also its entity tag; of a store in memory every byte; of any other
+        store the number of bytes in total, and of a web server nothing, which
+        `notes` says.
         """
         digest = hashlib.sha256()
         metadata = self._array.metadata.to_dict()
@@ -207,7 +209,7 @@ class ZarrSource:
         digest.update(json.dumps(metadata, sort_keys=True, default=str).encode())
         try:
             self._digest_chunks(digest)
-        except OSError as error:
+        except Exception as error:  # each store raises what it likes
             raise ReadError(f"{self._name}: cannot be listed: {one_line(error)}") from error
         return digest.hexdigest()
 
@@ -215,13 +217,18 @@ class ZarrSource:
         """How many chunks were never written, for they read as the fill value."""
         notes = []
         missing, total, what = self._missing()
-        if missing:
+        if missing is None:
+            notes.append(
+                f"{self._name}: of a web server nothing is watched but the metadata: a change of "
+                f"{what} goes unnoticed when a run resumes, as do those that are not there"
+            )
+        elif missing:
             fill = self._array.fill_value
             notes.append(
                 f"{self._name}: {missing} of {total} {what} were never written, "
                 f"their rows read as the fill value {0 if fill is None else fill}"
             )
-        if not isinstance(self._store, (LocalStore, MemoryStore)):
+        if not isinstance(self._store, (LocalStore, MemoryStore, ObjectStore)):
             notes.append(
                 f"{self._name}: of this store only the total size is watched: a change that "
                 "keeps it goes unnoticed when a run resumes"
@@ -236,25 +243,27 @@ class ZarrSource:
 
     def _digest_chunks(self, digest: Any) -> None:
         store = self._store
-        if isinstance(store, LocalStore):
-            for key, stat in sorted(_files(store.root / self._array.path)):
+        if isinstance(store, (LocalStore, ObjectStore)):
+            for key, version in sorted((_objects(store, self._array.path) or {}).items()):
                 if Path(key).name not in _METADATA:
-                    digest.update(f"{key}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
+                    digest.update(f"{key}\n{version}\n".encode())
         elif isinstance(store, MemoryStore):
             _run(_digest_memory(store, self._array.path, digest))
         else:
             digest.update(str(self._array.nbytes_stored()).encode())
 
-    def _missing(self) -> tuple[int, int, str]:
-        """Stored objects that are not there, all that could be, and what they are."""
+    def _missing(self) -> tuple[int | None, int, str]:
+        """Stored objects that are not there (None: unknown), all that could be, what they are."""
         array = self._array
         stored = array.shards or array.chunks
         grid = [ceil(extent / size) for extent, size in zip(array.shape, stored, strict=True)]
         total = prod(grid)
         what = "shards" if array.shards else "chunks"
-        if isinstance(self._store, LocalStore):
+        if isinstance(self._store, (LocalStore, ObjectStore)):
             # array.nchunks_initialized searches a list once a chunk: hours for a million of them.
-            present = {key for key, _ in _files(self._store.root / array.path)}
+            present = _objects(self._store, array.path)
+            if present is None:
+                return None, total, what
             encode = array.metadata.encode_chunk_key
             keys = (encode(index) for index in product(*map(range, grid)))
             return sum(key not in present for key in keys), total, what
@@ -266,13 +275,18 @@ class ZarrSource:
 _METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
 
 
-def _files(root: Path) -> list[tuple[str, os.stat_result]]:
-    """(relative name, status) of all files below `root`."""
-    found = []
+def _objects(store: LocalStore | ObjectStore[Any], path: str) -> dict[str, str] | None:
+    """Version of every object of an array, by relative key; None where none can be listed."""
+    if isinstance(store, ObjectStore):
+        from streamkm.sources.remote import objects_below
+
+        return objects_below(store, path)
+    root, found = store.root / path, {}
     for folder, _, names in os.walk(root):
         for name in names:
-            path = Path(folder, name)
-            found.append((path.relative_to(root).as_posix(), path.stat()))
+            file = Path(folder, name)
+            stat = file.stat()
+            found[file.relative_to(root).as_posix()] = f"{stat.st_size}\n{stat.st_mtime_ns}"
     return found
 
 
