@@ -45,6 +45,7 @@ TILES = (
     Tile(rows=64, centroids=128, fold=4, warps=4),
     Tile(rows=128, centroids=128, fold=4),
     Tile(rows=128, centroids=64, fold=2, stages=3),
+    Tile(registers=128),
     Tile(rows=128, centroids=128, fold=2),
 )
 
