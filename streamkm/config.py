@@ -37,7 +37,7 @@ STEPS_PER_EPOCH = 64
 MAX_BATCH_BYTES = 64 << 20
 
 #: What ``--kernel`` may name beside ``auto``; `streamkm.kernels.select` makes them.
-KERNELS = ("reference", "triton")
+KERNELS = ("cpu", "reference", "triton")
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -76,6 +76,10 @@ class FitConfig:
     """Decides the order of rows, the seeding and every other draw."""
     nan: Literal["error", "drop"] = "error"
     """What to do about rows that hold NaN or infinity: stop, or leave them out and count them."""
+    closing_pass: bool = True
+    """End with a pass of Lloyd's algorithm, so that sizes and inertia belong to the centroids:
+    always after minibatch; after lloyd, whose passes are all such, only if the last one left
+    clusters without a row."""
     precision: Literal["exact", "fast"] = "exact"
     """``exact``: labels are the true nearest centroids; rows that screening cannot tell apart
     are scored again. ``fast`` leaves that out."""
@@ -88,6 +92,8 @@ class FitConfig:
         _check_choice("nan", self.nan, ("error", "drop"))
         _check_choice("precision", self.precision, ("exact", "fast"))
         _check_int("seed", self.seed, least=0)
+        if not isinstance(self.closing_pass, bool):
+            raise ConfigError(f"closing-pass must be true or false, not {self.closing_pass!r}")
         if self.epochs is not None:
             _check_int("epochs", self.epochs, least=1)
         if self.batch_rows is not None:

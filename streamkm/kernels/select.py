@@ -9,6 +9,8 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from streamkm.errors import DeviceError
+from streamkm.kernels.cpu import CpuKernel
+from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.reference import ReferenceKernel
 
 if TYPE_CHECKING:
@@ -31,7 +33,11 @@ def resolve_kernel(name: str, device: torch.device) -> str:
     """
     if name == "auto":
         # torch's builds for CUDA bring Triton along on Linux; elsewhere there may be none.
-        return "triton" if device.type == "cuda" and _has_triton() else "reference"
+        if device.type == "cuda" and _has_triton():
+            return "triton"
+        return "cpu" if device.type == "cpu" and instruction_sets() else "reference"
+    if name == "cpu":
+        CpuKernel.check(device)
     if name == "triton" and device.type != "cuda":
         raise DeviceError(
             f"--kernel triton needs a CUDA GPU, the device is {device.type}; "
@@ -83,6 +89,7 @@ def _make_triton(
 
 
 _MAKERS: dict[str, Callable[[int, int, torch.dtype, torch.device, str], Kernel]] = {
+    "cpu": CpuKernel,
     "reference": ReferenceKernel,
     "triton": _make_triton,
 }

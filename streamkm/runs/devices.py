@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from streamkm.errors import DeviceError
+from streamkm.kernels.extension import instruction_sets
 
 __all__ = ["describe_kernel", "environment", "resolve_device"]
 
@@ -35,13 +36,16 @@ def describe_kernel(asked: str, name: str, precision: str = "exact") -> str:
     return f"kernel {name}{chosen}{warning}"
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def environment(device: torch.device, kernel: str) -> dict[str, str]:
     """What may change the last bits of a result without any setting having changed."""
     import numpy as np
 
+    compiled = instruction_sets()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "device": where,
+        "kernel": kernel,
+        "instruction set": compiled[0].name if compiled else "none, nothing is compiled",
         "torch": torch.__version__,
         "numpy": np.__version__,
         "arithmetic threads": str(torch.get_num_threads()),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamkm.errors import ConfigError
 from streamkm.files import file_sha256
 from streamkm.runs.attempt import Attempt
 from streamkm.runs.checkpoint import Checkpointer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
     from streamkm.runs.interrupts import StopRequest
     from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
 
 __all__ = ["fit"]
 
@@ -31,6 +33,7 @@ def fit(
     *,
     resume: bool,
     stop_request: StopRequest,
+    weights: Weights | None = None,
 ) -> Model:
     """Cluster `source` and write the run folder; returns the model that it wrote.
 
@@ -46,6 +49,9 @@ def fit(
         Go on from the newest valid checkpoint in `run_dir`, or start.
     stop_request : StopRequest
         Is asked after every batch.
+    weights : Weights, optional
+        How much each row counts, as `open_weights` gives it. A row of weight 0 leaves no
+        trace, one of weight 2 the same as two of them.
 
     Raises
     ------
@@ -56,14 +62,20 @@ def fit(
     """
     spec = source.spec
     check_fit(spec, config, source.name)
+    if weights is not None and config.k > weights.n_positive:
+        raise ConfigError(
+            "k must be at most the number of rows of positive weight: "
+            f"{weights.name} has {weights.n_positive:,}, k is {config.k:,}"
+        )
     resolved = config.resolved(spec.n_rows, spec.n_features)
     device = resolve_device(execution.device)
-    attempt = Attempt(source, resolved, execution, device)
+    attempt = Attempt(source, resolved, execution, device, weights)
     data = {
         "shape": [spec.n_rows, spec.n_features],
         "dtype": spec.dtype,
         "block_rows": spec.block_rows,
         "fingerprint": source.fingerprint(),
+        "weights": None if weights is None else weights.fingerprint,
     }
     settings = resolved.as_dict()
     if config.init.endswith(".npy"):

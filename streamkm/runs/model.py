@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "load_run"]
 
-FORMAT, METADATA = "1", "streamkm"
+FORMAT, METADATA = "2", "streamkm"
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,20 @@ class Model:
     centroids_KD: torch.Tensor
     """In the scaled space, float32 or float64."""
     counts_K: torch.Tensor
-    """Rows that each centroid is the mean of, int64."""
+    """Rows that each centroid is the mean of, int64. After a closing pass, or with lloyd, the
+    exact sizes of the clusters of that pass; else the rows of all epochs as they came. Rows of
+    weight 0 are not counted."""
     sums_KD: torch.Tensor
-    """Sums of those rows in the scaled space, float64."""
+    """Sums of those rows in the scaled space, each times its weight, float64."""
+    weights_K: torch.Tensor
+    """Sums of their weights, float64; of shape (0,) for a run without weights."""
     scaling: Scaling
     settings: dict[str, Any]
     """The settings of the run that made it, as `FitConfig.as_dict` gives them."""
+    inertia: float | None
+    """Sum of squared distances (times weights), in the scaled space, of the rows of those
+    clusters to the centroids: their exact inertia if the last pass moved nothing, else an upper
+    bound of it. None for minibatch without a closing pass."""
 
     @property
     def k(self) -> int:
@@ -68,6 +76,7 @@ class Model:
             "centroids": self.centroids_KD,
             "counts": self.counts_K,
             "sums": self.sums_KD,
+            "weights": self.weights_K,
             "scaling.shift": self.scaling.shift_D,
             "scaling.factor": self.scaling.factor_D,
         }
@@ -78,6 +87,7 @@ class Model:
             "format": FORMAT,
             "normalize": self.scaling.normalize,
             "settings": self.settings,
+            "inertia": self.inertia,
         }
         sealed = {**about, "sha256": _digest(about, on_host)}
         metadata = {METADATA: json.dumps(sealed)}
@@ -113,12 +123,14 @@ def load_run(path: str | os.PathLike[str]) -> Model:
             centroids_KD=tensors["centroids"],
             counts_K=tensors["counts"],
             sums_KD=tensors["sums"],
+            weights_K=tensors["weights"],
             scaling=Scaling(
                 tensors["scaling.shift"],
                 tensors["scaling.factor"],
                 normalize=about["normalize"],
             ),
             settings=about["settings"],
+            inertia=about["inertia"],
         )
     except (
         SafetensorError,

@@ -24,7 +24,7 @@ class Cursor:
     """How far a run has got: batches of an epoch of a phase that were applied."""
 
     phase: str
-    """``scale``, ``seed`` or ``train``."""
+    """``scale``, ``seed``, ``train`` or ``close``."""
     epoch: int = 0
     batch: int = 0
 
@@ -79,6 +79,11 @@ class Snapshot:
         """Where the run stands, for the checkpoint's manifest."""
         return {"cursor": asdict(self.cursor)}
 
+    def settled_inertia(self) -> float | None:
+        """`KMeansState.settled_inertia`; None where no full pass has ended with a move."""
+        inertia = float(self.state.settled_inertia) if self.state else math.nan
+        return None if math.isnan(inertia) else inertia
+
     def figures(self) -> dict[str, Any]:
         """Scalars of the state, for people and metrics.jsonl; waits for the device."""
         if self.state is None:
@@ -91,7 +96,7 @@ class Snapshot:
             "dropped": state.n_dropped,
             "empty": (state.epoch_counts_K == 0).sum(),
             "inertia": state.inertia,
-            "inertia_per_row": state.inertia / state.epoch_counts_K.sum(),
+            "inertia_per_row": state.inertia / state.epoch_mass,
             "batch_inertia_per_row": state.batch_inertia,
             "smoothed_inertia": state.smoothed_inertia,
             "shift": state.shift,

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +23,17 @@ from streamkm.sources.npy import open_npy
 from streamkm.sources.vecs import VECS_DTYPES, VecsSource
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["open_source"]
 
 #: Of more shards than this none is held open: the usual limit is 1024 descriptors a process.
 MAX_OPEN_SHARDS = 256
 
+HDF5_SUFFIXES = (".h5", ".hdf5", ".h5ad")
+
 #: Suffixes whose files or folders say themselves what they hold.
-SUFFIXES = (".npy", ".zarr", *BIN_DTYPES, *VECS_DTYPES)
+SUFFIXES = (".npy", ".zarr", ".parquet", *BIN_DTYPES, *VECS_DTYPES, *HDF5_SUFFIXES)
 
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
@@ -42,6 +45,21 @@ class _Options:
     dtype: str | np.dtype[np.generic] | None
     n_features: int | None
     offset: int
+    columns: tuple[str, ...] | None = None
+    dataset: str | None = None
+
+    def refuse_strange(self, path: Path, suffix: str) -> None:
+        """`SourceError` if something is said of a file that is of another kind."""
+        for name, given, kinds in (
+            ("offset", self.offset, tuple(s for s in (suffix,) if s not in SUFFIXES)),
+            ("columns", self.columns, (".parquet",)),
+            ("dataset", self.dataset, HDF5_SUFFIXES),
+        ):
+            if given and suffix not in kinds:
+                of = " ".join(kinds) or "raw files"
+                raise SourceError(
+                    f"{path}: {name} is for {of}, not for {suffix or 'this'}; leave it out"
+                )
 
 
 def open_source(
@@ -50,6 +68,8 @@ def open_source(
     dtype: str | np.dtype[np.generic] | type[np.generic] | None = None,
     n_features: int | None = None,
     offset: int = 0,
+    columns: Sequence[str] | None = None,
+    dataset: str | None = None,
 ) -> Source:
     """Open an array of rows, wherever it lies.
 
@@ -57,7 +77,8 @@ def open_source(
     ----------
     location : str, Path, ndarray, zarr.Array or Source
         A path (``.npy``, a Zarr array's folder, ``.fbin`` ``.u8bin`` ``.i8bin``
-        ``.fvecs`` ``.bvecs``, any other file with `dtype` and `n_features`), a
+        ``.fvecs`` ``.bvecs``, ``.parquet``, ``.h5`` ``.hdf5`` ``.h5ad``, any
+        other file with `dtype` and `n_features`), a
         glob or a folder of shards, which are taken as one array along rows in
         natural order of their names (``part-2`` before ``part-10``), or an
         array in memory. A Source is returned as it is.
@@ -69,6 +90,12 @@ def open_source(
         Features of a raw file; elsewhere it must agree.
     offset : int
         Bytes before the first row of a raw file.
+    columns : sequence of str, optional
+        Of a Parquet file: a column of lists, or columns of numbers in the order
+        of the features. By default the only column of lists, or all.
+    dataset : str, optional
+        Of an HDF5 file: which dataset, such as ``obsm/X_pca``. By default the
+        only one of numbers in two or more dimensions.
 
     Returns
     -------
@@ -85,7 +112,15 @@ def open_source(
         raise SourceError(f"n_features must be at least 1, got {n_features}")
     if offset < 0:
         raise SourceError(f"offset must be at least 0 bytes, got {offset}")
-    options = _Options(_normal_dtype(dtype), n_features, offset)
+    if isinstance(columns, str):
+        columns = (columns,)
+    options = _Options(
+        _normal_dtype(dtype),
+        n_features,
+        offset,
+        None if columns is None else tuple(columns),
+        dataset,
+    )
     if isinstance(location, str | os.PathLike):
         source = _open_path(Path(location).expanduser(), options)
     else:
@@ -184,6 +219,7 @@ def _is_zarr(path: Path) -> bool:
 def _open_one(path: Path, options: _Options, *, keep_open: bool = True) -> Source:
     """Source of one file, or of one Zarr array's folder."""
     suffix = path.suffix.lower()
+    options.refuse_strange(path, ".zarr" if path.is_dir() else suffix)
     if path.is_dir():
         if not _is_zarr(path):
             raise SourceError(
@@ -194,14 +230,20 @@ def _open_one(path: Path, options: _Options, *, keep_open: bool = True) -> Sourc
         return open_zarr(path)
     if not path.is_file():
         raise SourceError(f"{path}: is no regular file, it cannot be read by position")
-    if options.offset and suffix in SUFFIXES:
-        raise SourceError(f"{path}: offset is for raw files, {suffix} has a header of its own")
     if suffix == ".npy":
         return open_npy(path, keep_open=keep_open)
     if suffix in BIN_DTYPES:
         return open_bin(path, keep_open=keep_open)
     if suffix in VECS_DTYPES:
         return VecsSource(path, keep_open=keep_open)
+    if suffix == ".parquet":
+        with _needing("parquet", path):
+            from streamkm.sources.parquet import ParquetSource
+        return ParquetSource(path, columns=options.columns)
+    if suffix in HDF5_SUFFIXES:
+        with _needing("hdf5", path):
+            from streamkm.sources.hdf5 import open_hdf5
+        return open_hdf5(path, dataset=options.dataset, keep_open=keep_open)
     if suffix == ".zarr":
         raise SourceError(f"{path}: is a file, a Zarr array is a folder")
     if options.dtype is None or options.n_features is None:
@@ -216,6 +258,18 @@ def _open_one(path: Path, options: _Options, *, keep_open: bool = True) -> Sourc
         offset=options.offset,
         keep_open=keep_open,
     )
+
+
+@contextmanager
+def _needing(extra: str, what: object) -> Iterator[None]:
+    """Say which of streamkm's extras brings the package that an import did not find."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SourceError(
+            f"{what}: reading it needs {error.name}, which is not installed; "
+            f"install streamkm[{extra}]"
+        ) from error
 
 
 def _open_folder(folder: Path, options: _Options) -> Source:

@@ -40,6 +40,8 @@ class DeviceWindow:
     """Rows in their stored dtype, in the order of reading."""
     order_N: torch.Tensor | None
     """Positions in `x_ND` in the order of use; None for the order of reading."""
+    weights_N: torch.Tensor | None = None
+    """Weights of the rows, float64, in the order of reading; None where they have none."""
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, torch.Tensor | slice]]:
         """(number within the epoch, rows of `x_ND`) for the batches from number `start` on."""
@@ -78,7 +80,9 @@ def _use_in_place(
             return
         order_N = None if host.order is None else torch.from_numpy(host.order)
         with times.working("arithmetic"):
-            yield DeviceWindow(host.window, as_stored_tensor(host.rows_ND, spec.dtype), order_N)
+            x_ND = as_stored_tensor(host.rows_ND, spec.dtype)
+            weights_N = None if host.weights_N is None else torch.from_numpy(host.weights_N)
+            yield DeviceWindow(host.window, x_ND, order_N, weights_N)
         host.release()
 
 
@@ -138,6 +142,8 @@ class _DeviceSlot:
         example = as_stored_tensor(np.empty((0, spec.n_features), spec.storage), spec.dtype)
         self._x_ND = example.new_empty((slot_rows, spec.n_features), device=device)
         self._order_N = torch.empty(slot_rows, dtype=torch.int32, device=device)
+        n_weights = slot_rows if host_slots.memory.weighted else 0
+        self._weights_N = torch.empty(n_weights, dtype=torch.float64, device=device)
         # From memory that is not pinned a copy would wait on the host for the one before it.
         self._host_order_N = _pinned(slot_rows, torch.int32)
         self.copied, self.freed = torch.cuda.Event(), torch.cuda.Event()
@@ -154,8 +160,12 @@ class _DeviceSlot:
             host_order_N.copy_(torch.from_numpy(host.order))
             order_N = self._order_N[: len(host.order)]
             order_N.copy_(host_order_N, non_blocking=True)
+        weights_N = None
+        if host.weights_N is not None:
+            weights_N = self._weights_N[: len(host.weights_N)]
+            weights_N.copy_(torch.from_numpy(host.weights_N), non_blocking=True)
         self.copied.record(copy)
-        return DeviceWindow(host.window, x_ND, order_N)
+        return DeviceWindow(host.window, x_ND, order_N, weights_N)
 
 
 def _pinned(n_elements: int, dtype: torch.dtype) -> torch.Tensor:

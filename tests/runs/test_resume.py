@@ -38,6 +38,13 @@ CASES: dict[str, dict[str, Any]] = {
     "minibatch, starved clusters": {"init": "far.npy", "epochs": 2},
     "minibatch, stopped by tol": {"epochs": 9, "tol": 2e-3, "init": "random"},
     "minibatch, stopped by inertia": {"epochs": 9, "max_no_improvement": 4, "init": "random"},
+    "minibatch, no closing pass": {"epochs": 2, "closing_pass": False},
+    # Closing passes that find ever more rows for clusters, and some that find none.
+    "minibatch, few distinct rows": {"init": "far.npy", "epochs": 1, "k": 6},
+    "lloyd, few distinct rows": {"algorithm": "lloyd", "init": "far.npy", "epochs": 1},
+    "minibatch, weighted, starved clusters": {"init": "far.npy", "epochs": 2},
+    "minibatch, weighted, z-score, drop": {"scale": "zscore", "nan": "drop"},
+    "lloyd, weighted, cosine": {"algorithm": "lloyd", "epochs": 2, "metric": "cosine"},
     "lloyd": {"algorithm": "lloyd", "epochs": 2},
     "lloyd, until it stops": {"algorithm": "lloyd", "init": "random", "k": 2, "tol": 0.5},
     "lloyd, cosine": {"algorithm": "lloyd", "epochs": 2, "metric": "cosine", "init": "random"},
@@ -52,6 +59,8 @@ def job(request, tmp_path) -> Job:
     """The case named by the parameter, on a Zarr array in a folder of its own."""
     rows = clusters(N_ROWS, N_FEATURES)
     settings = {"k": 6, "batch_rows": 25, "seed": 3, **CASES[request.param]}
+    if "few distinct" in request.param:
+        rows = rows[np.minimum(np.arange(N_ROWS), 4)]
     if settings.get("nan") == "drop":
         rows[[0, 77, 78, 204], [0, 1, 2, 0]] = [np.nan, np.inf, -np.inf, np.nan]
     if settings.get("init") == "far.npy":
@@ -63,7 +72,11 @@ def job(request, tmp_path) -> Job:
         tmp_path / "x.zarr", shape=rows.shape, chunks=(20, N_FEATURES), dtype="f4"
     )
     array[:] = rows
-    return Job(tmp_path / "x.zarr", tmp_path / "run", settings)
+    weights = None
+    if "weighted" in request.param:
+        weights = tmp_path / "w.npy"
+        np.save(weights, np.random.default_rng(1).integers(0, 5, N_ROWS) / 3)
+    return Job(tmp_path / "x.zarr", tmp_path / "run", settings, weights)
 
 
 def uninterrupted(job: Job) -> tuple[dict[str, bytes], int]:
@@ -169,7 +182,9 @@ def manifests(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "job", ["minibatch", "minibatch, z-score", "lloyd, until it stops"], indirect=True
+    "job",
+    ["minibatch", "minibatch, z-score", "lloyd, until it stops", "lloyd, weighted, cosine"],
+    indirect=True,
 )
 @pytest.mark.parametrize(
     "execution",

@@ -13,6 +13,7 @@ import torch
 from streamkm.errors import ReadError
 from streamkm.sources.base import DTYPES
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.weights import open_weights
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import Plan, sample_windows
 from streamkm.stream.prefetch import prefetch
@@ -57,6 +58,43 @@ def test_rows_arrive_as_they_are_stored(dtype):
     assert [number for number, _ in batches] == list(range(len(expected)))
     for (_, rows), wanted in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(as_bits(rows), array[wanted].view(np.uint8))
+
+
+# Breaks when weights come to other rows than theirs, or lie where rows of an odd number of
+# bytes end.
+@pytest.mark.parametrize("seed", [None, 4])
+@pytest.mark.parametrize(("dtype", "n_features"), [("uint8", 3), ("float16", 5), ("float64", 2)])
+def test_weights_arrive_with_their_rows(dtype, n_features, seed):
+    rows = np.arange(103 * n_features).reshape(103, n_features).astype(dtype)
+    source, weights = MemorySource(rows), open_weights(np.arange(103) / 7, 103)
+    plan = Plan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=seed)
+    slots = slots_for(plan, source, weighted=True)
+    seen = 0
+    with stream(source, plan.windows(1), slots, StageTimes(), weights) as windows:
+        for window in windows:
+            assert window.weights_N is not None
+            for (_, places), expected in zip(
+                window.batches(), batches_of(window.window), strict=True
+            ):
+                np.testing.assert_array_equal(window.weights_N[places], expected / 7)
+                np.testing.assert_array_equal(window.x_ND[places], rows[expected])
+                seen += len(expected)
+    assert seen == 103
+    with stream(source, plan.windows(1), slots_for(plan, source), StageTimes()) as windows:
+        assert all(window.weights_N is None for window in windows)
+
+
+def test_weights_that_cannot_be_read_any_more_are_named():
+    weights = open_weights(np.ones(60), 60)
+    weights.close()
+    source = FakeSource(60)
+    plan = Plan(n_rows=60, block_rows=10, window_blocks=3, batch_rows=8, seed=None)
+    slots = slots_for(plan, source, weighted=True)
+    with (
+        pytest.raises(ReadError, match="sample weights"),
+        stream(source, plan.windows(0), slots, StageTimes(), weights) as windows,
+    ):
+        list(windows)
 
 
 def test_bfloat16_bits_are_seen_as_bfloat16_on_the_same_memory():
@@ -122,7 +160,7 @@ def test_slots_serve_one_stream_after_the_other():
 def test_samples_pass_through_a_stream():
     source = FakeSource(103)
     plan = Plan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=4)
-    windows = list(sample_windows(plan, 30, seed=1, n_blocks=5))
+    windows = list(sample_windows(plan, 30, seed=1, n_pieces=5, piece_rows=10))
     drawn = []
     slots = slots_for(plan, source)
     with stream(source, iter(windows), slots, StageTimes()) as on_device:

@@ -1,0 +1,200 @@
+"""Parquet files: lists of equal length, and columns of numbers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from streamkm.errors import ReadError, SourceError
+from streamkm.sources import RowRange, open_source
+from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
+
+
+def as_table(array: np.ndarray, kind: str) -> pa.Table:
+    """`array` as one column of lists, or as columns."""
+    if kind == "columns":
+        return pa.table({f"f{i}": array[:, i] for i in range(array.shape[1])})
+    child = pa.array(array.reshape(-1))
+    if kind == "fixed":
+        return pa.table({"x": pa.FixedSizeListArray.from_arrays(child, array.shape[1])})
+    step, offset_type = array.shape[1], pa.int64() if kind == "large" else pa.int32()
+    offsets = pa.array(np.arange(0, array.size + 1, step), offset_type)
+    lists = pa.LargeListArray if kind == "large" else pa.ListArray
+    return pa.table({"x": lists.from_arrays(offsets, child)})
+
+
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "fixed": ("fixed", "f4", {}),
+    "fixed, one group": ("fixed", "f4", {"row_group_size": 1000}),
+    "fixed, float16, no dictionary": ("fixed", "f2", {"use_dictionary": False}),
+    "list": ("list", "f8", {}),
+    "large list, zstd": ("large", "u1", {"compression": "zstd"}),
+    "columns": ("columns", "f4", {}),
+    "columns, int16, uncompressed": ("columns", "i2", {"compression": "none"}),
+}
+
+
+class TestParquet(SourceContract):
+    @pytest.fixture(params=KINDS)
+    def case(self, request, tmp_path: Path) -> Case:
+        kind, dtype, options = KINDS[request.param]
+        path = tmp_path / "x.parquet"
+        array = numbers((203, 5), dtype)
+
+        def store(changed: np.ndarray) -> None:
+            pq.write_table(as_table(changed, kind), path, **{"row_group_size": 50, **options})
+
+        store(array)
+        return Case(array, array.dtype.name, store, lambda: open_source(path), tmp_path)
+
+
+class TestFolderOfParquet(SourceContract):
+    @pytest.fixture
+    def case(self, tmp_path: Path) -> Case:
+        array = numbers((200, 5))
+
+        def store(changed: np.ndarray) -> None:
+            for index, part in enumerate(np.split(changed, 4)):
+                pq.write_table(as_table(part, "fixed"), tmp_path / f"{index}.parquet")
+
+        store(array)
+        return Case(array, "float32", store, lambda: open_source(tmp_path), tmp_path)
+
+
+# Breaks when a whole file, or a second copy of a group, is held beside what the spec says.
+@pytest.mark.parametrize("kind", ["fixed", "list", "columns"])
+def test_scratch_is_what_the_spec_says(tmp_path: Path, kind: str) -> None:
+    array = numbers((200_000, 32))
+    path = tmp_path / "x.parquet"
+    pq.write_table(as_table(array, kind), path, row_group_size=50_000)
+    source = open_source(path)
+    assert source.spec.block_rows == 50_000
+    out = np.empty((50_000, 32), np.float32)
+    before, least = pa.total_allocated_bytes(), pa.default_memory_pool().max_memory()
+    for rows in RowRange(0, 200_000).split(50_000):
+        source.read(rows, out)
+        assert same_bytes(out, array[rows.start : rows.stop])
+    peak = pa.default_memory_pool().max_memory()
+    assert peak <= max(least, before + source.spec.scratch_bytes)
+    assert source.spec.scratch_bytes < 5 * out.nbytes
+    assert pa.total_allocated_bytes() <= before + 1000
+
+
+def refused(path: Path, match: str, **options: Any) -> None:
+    with pytest.raises(SourceError, match=match) as caught:
+        open_source(path, **options)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_chosen_columns(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    x, y = numbers((30, 3)), numbers((30, 2), "i2")
+    pq.write_table(
+        pa.table(
+            {
+                "id": [f"row {i}" for i in range(30)],
+                "key": np.arange(30),
+                "x": as_table(x, "fixed")["x"],
+                "other": as_table(x[:, :2].copy(), "list")["x"],
+                **{f"y{i}": y[:, i] for i in range(2)},
+                "z": x[:, 0].astype("f8"),
+            }
+        ),
+        path,
+    )
+    assert same_bytes(read(open_source(path, columns=["x"]), 0, 30), x)
+    assert same_bytes(read(open_source(path, columns="other"), 3, 9), x[3:9, :2])
+    assert same_bytes(read(open_source(path, columns=["y1", "y0"]), 0, 30), y[:, ::-1].copy())
+    wide = np.stack([x[:, 0].astype("f8"), y[:, 0].astype("f8")], axis=1)
+    assert same_bytes(read(open_source(path, columns=["z", "y0"]), 0, 30), wide)
+    assert open_source(path, columns=["y0"]).fingerprint() != (
+        open_source(path, columns=["y1"]).fingerprint()
+    )
+    refused(path, "not clear, choose by --column; there are id string, key int64, x fixed_size")
+    refused(path, "there is no column 'w'", columns=["w"])
+    refused(path, "column 'id' holds no numbers but string", columns=["id"])
+    refused(path, "'x' holds lists, which are whole rows", columns=["x", "y0"])
+    refused(path, "once each, not y0, y0", columns=["y0", "y0"])
+    refused(path, "once each", columns=[])
+    refused(path, "'key' holds int64, others floats, which would round it", columns=["key", "z"])
+    refused(path, "dataset is for .h5", dataset="x")
+    refused(path, "offset is for raw files", columns=["x"], offset=8)
+
+
+# Breaks when a null passes for 0 or NaN, whatever part of a row it is.
+@pytest.mark.parametrize("where", ["row", "element", "column"])
+def test_nulls(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "x.parquet"
+    rows: list[Any] = [[float(i), 2.0] for i in range(20)]
+    table = {"x": pa.array(rows, pa.list_(pa.float32(), 2))}
+    if where == "row":
+        rows[13] = None
+    elif where == "element":
+        rows[13] = [1.0, None]
+    table = {"x": pa.array(rows, pa.list_(pa.float32(), 2))}
+    if where == "column":
+        table = {"x": pa.array([None if i == 13 else float(i) for i in range(20)])}
+    pq.write_table(pa.table(table), path, row_group_size=10)
+    source = open_source(path)
+    assert read(source, 0, 10)[9, 0] == 9
+    with pytest.raises(
+        ReadError, match=r"^[^:]*x\.parquet: column 'x' holds 1 nulls in row group 1"
+    ):
+        read(source, 0, 20)
+
+
+def test_lists_of_different_lengths(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"x": [[1.0, 2.0], [1.0, 2.0], [1.0]]}), path)
+    with pytest.raises(ReadError, match="a list of 1 elements in row group 0, the first row has 2"):
+        read(open_source(path), 0, 3)
+    pq.write_table(pa.table({"x": pa.array([[], [1.0]])}), path)
+    refused(path, "holds empty lists")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(400) + b"PAR1"])
+def test_files_that_are_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.parquet").write_bytes(content)
+    refused(tmp_path / "x.parquet", "cannot be opened as Parquet")
+    pq.write_table(pa.table({"x": pa.array([], pa.float32())}), tmp_path / "x.parquet")
+    refused(tmp_path / "x.parquet", "has no rows")
+
+
+# Breaks when a file that changes under a run gives rows of both.
+def test_damage_after_opening(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(as_table(numbers((4000, 5)), "fixed"), path, use_dictionary=False)
+    stat = path.stat()
+    source = open_source(path)
+    whole = path.read_bytes()
+
+    def keep_time() -> None:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    broken = bytearray(whole)
+    broken[4:40] = bytes(36)
+    path.write_bytes(broken)
+    keep_time()
+    with pytest.raises(ReadError, match=r"x\.parquet: rows 0:4000 cannot be read"):
+        read(source, 0, 4000)
+    path.write_bytes(whole[:1000])
+    with pytest.raises(ReadError, match=r"x\.parquet: has been replaced or changed"):
+        read(source, 0, 4000)
+    path.unlink()
+    with pytest.raises(ReadError, match=r"x\.parquet: rows 0:1 cannot be read"):
+        read(source, 0, 1)
+
+
+def test_without_pyarrow(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"")
+    monkeypatch.delitem(sys.modules, "streamkm.sources.parquet", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    refused(tmp_path / "x.parquet", r"needs pyarrow.*install streamkm\[parquet\]")
