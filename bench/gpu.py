@@ -45,6 +45,7 @@ TILES = (
     Tile(rows=64, centroids=128, fold=4, warps=4),
     Tile(rows=128, centroids=128, fold=4),
     Tile(rows=128, centroids=64, fold=2, stages=3),
+    Tile(registers=128),
     Tile(rows=128, centroids=128, fold=2),
 )
 
@@ -111,7 +112,8 @@ def check(run: Run) -> dict[str, Any]:
         [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider",
          "-o", "addopts=", "-o", "filterwarnings=default", "--import-mode=importlib", "-rfE",
          "--no-header",
-         "tests/kernels/test_triton.py"],
+         "tests/kernels/test_triton.py",
+         "tests/runs/test_on_gpu.py"],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
     )  # fmt: skip

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -84,7 +85,8 @@ CASES = [
     *(
         Case("screen_kernel", dtype, d)
         for dtype, d in [("bf16", 64), ("bf16", 128), ("bf16", 256), ("bf16", 768), ("fp32", 128),
-                         ("fp32", 768), ("u8", 128), ("fp64", 64)]
+                         ("fp32", 768), ("u8", 128), ("fp64", 64),
+                         ("fp64", 256)]
     ),
     Case("screen_kernel", "bf16", 128, "fast"),
     *(Case(name, "fp32", 128) for name in ("measure_kernel", "round_kernel", "settle_kernel")),
@@ -118,18 +120,21 @@ def compile_case(case: Case, capability: int) -> Resources:
 
 def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
     """What a kernel of this case is launched with; each kernel takes what it knows."""
-    padded_d = padded_features(case.n_features)
-    tile = default_tile(padded_d)
-    is_resident = padded_d <= MAX_RESIDENT_D
+    dtype = torch.float64 if case.dtype == "fp64" else torch.float32
+    padded_d = padded_features(case.n_features, dtype)
+    tile = default_tile(case.n_features, dtype)
+    is_resident = case.n_features <= MAX_RESIDENT_D[dtype]
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
         "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if is_resident else 64,
-        "BLOCK_K": 16, "BLOCK_C": 16, "STEP_D": STEP_D, "N_LISTED": N_LISTED, "CHUNK": CHUNK,
+        "BLOCK_K": 16, "BLOCK_C": 16, "STEP_D": STEP_D[dtype], "N_LISTED": N_LISTED, "CHUNK": CHUNK,
         "WIDE": ROWS[case.dtype], "RESIDENT": is_resident, "EXACT": case.precision == "exact",
         "SECOND": False,
     }  # fmt: skip
     if case.kernel == "screen_kernel":
         return constants, {"num_warps": tile.warps, "num_stages": tile.stages}
+    if case.kernel == "settle_kernel":
+        constants["STEP_D"] = 32
     if case.kernel == "round_rows_kernel":
         constants["BLOCK_M"] = 16
     if case.kernel in ("measure_kernel", "round_kernel"):
@@ -223,16 +228,20 @@ CLOCK_HZ, MEASURED_MATRIX_FLOPS = 1.83e9, 790e12
 
 def predict(n_features: int, alu_per_score: float) -> dict[str, float]:
     """Share of the measured matrix rate if the loop's two parts take turns, or overlap."""
-    padded_d = padded_features(n_features)
+    padded_d = padded_features(n_features, torch.float32)
     matrix = padded_d / MATRIX_RATE
     epilogue = alu_per_score / ALU_RATE
     useful = 2 * n_features * PROCESSORS * CLOCK_HZ / MEASURED_MATRIX_FLOPS
     # The matrix product by itself reaches what cuBLAS reaches, no more.
     ceiling = MEASURED_MATRIX_FLOPS / (2 * MATRIX_RATE * PROCESSORS * CLOCK_HZ)
-    return {
+    shares = {
         "in_turn": round(useful / (matrix / ceiling + epilogue), 2),
         "overlapped": round(useful / max(matrix / ceiling, epilogue), 2),
     }
+    # Of 2^18 rows against 20,000 centroids, as scripts/gpu times them.
+    seconds = 2 * 2**18 * 20_000 * n_features / MEASURED_MATRIX_FLOPS
+    times = {f"{name}_s": round(seconds / share, 5) for name, share in shares.items()}
+    return shares | times
 
 
 def main() -> None:

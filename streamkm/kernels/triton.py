@@ -29,12 +29,12 @@ __all__ = ["Tile", "TritonKernel", "TwoNearest", "default_tile"]
 
 #: Input that is read as it is stored, beside the dtype of the centroids.
 STORED = (torch.float16, torch.bfloat16, torch.uint8, torch.int8)
-#: Rows of more features than this are not kept on the chip.
-MAX_RESIDENT_D = 256
+#: Rows of more features than this are not kept on the chip: registers would not hold them.
+MAX_RESIDENT_D = {torch.float32: 256, torch.float64: 64}
 #: Centroids listed of a row that is compared again; with more, all are looked at.
 N_LISTED = 8
 #: Features taken at a time where distances are summed up.
-STEP_D = 32
+STEP_D = {torch.float32: 32, torch.float64: 16}
 #: The queue of rows is addressed by 32 bits.
 MAX_BATCH_ROWS = 2**27
 #: Bits of a score that may hold a tile number.
@@ -55,6 +55,8 @@ class Tile:
     """How many times wider a tile of scores is than what is kept of it."""
     warps: int = 8
     stages: int = 2
+    registers: int | None = None
+    """Of a thread, at most: fewer let more programs share a multiprocessor, but may spill."""
 
 
 class TwoNearest(NamedTuple):
@@ -66,16 +68,16 @@ class TwoNearest(NamedTuple):
     """Of a row that was certain: to the second best of the screening. Infinite if k is 1."""
 
 
-def default_tile(padded_d: int) -> Tile:
-    """What is taken where nothing has been tuned."""
-    if padded_d <= MAX_RESIDENT_D:
+def default_tile(n_features: int, dtype: torch.dtype) -> Tile:
+    """What is taken where nothing has been tuned, for centroids of `dtype`."""
+    if n_features <= MAX_RESIDENT_D[dtype]:
         return Tile()
     return Tile(centroids=128, fold=4, stages=3)
 
 
-def padded_features(n_features: int) -> int:
+def padded_features(n_features: int, dtype: torch.dtype) -> int:
     """Features that a row is padded to on its way to the tensor cores."""
-    if n_features > MAX_RESIDENT_D:
+    if n_features > MAX_RESIDENT_D[dtype]:
         return -(-n_features // 64) * 64
     return max(1 << (n_features - 1).bit_length(), 16)
 
@@ -106,6 +108,8 @@ class TritonKernel:
             raise InputError(
                 f"kernel triton takes batches of 1 to {MAX_BATCH_ROWS:,} rows, not {batch_rows}"
             )
+        if dtype not in MAX_RESIDENT_D:
+            raise InputError(f"kernel triton takes float32 or float64 centroids, not {dtype}")
         self._k, self._dtype, self._tile = k, dtype, tile
         self._exact = precision == "exact"
         self._batch_rows = batch_rows
@@ -185,8 +189,8 @@ class TritonKernel:
             return labels_B, sq_distances_B, second_B
         x_BD = x_BD if x_BD.stride(1) == 1 else x_BD.contiguous()
         centroids_KD = centroids_KD.contiguous()
-        padded_d = padded_features(n_features)
-        tile = self._tile or default_tile(padded_d)
+        padded_d = padded_features(n_features, self._dtype)
+        tile = self._tile or default_tile(n_features, self._dtype)
         results = (labels_B, sq_distances_B, second_B)
         with torch.cuda.device_of(x_BD):
             rounded = self._round_centroids(centroids_KD, padded_d, tile)
@@ -195,7 +199,7 @@ class TritonKernel:
                 settle_kernel[(self._n_settlers,)](
                     x_BD, x_BD.stride(0), centroids_KD, *results, self._queue, self._about[3:],
                     self._k, n_features,
-                    KEPT_N=tile.centroids // tile.fold, BLOCK_K=16, STEP_D=STEP_D,
+                    KEPT_N=tile.centroids // tile.fold, BLOCK_K=16, STEP_D=32,
                     N_LISTED=N_LISTED, SECOND=two, num_warps=4, **OPTIONS,
                 )  # fmt: skip
                 self._n_rechecked += self._about[3]
@@ -253,7 +257,7 @@ class TritonKernel:
     ) -> None:
         n_rows, n_features = x_BD.shape
         wide = tl.float64 if self._dtype == torch.float64 else tl.float32
-        is_resident = padded_d <= MAX_RESIDENT_D
+        is_resident = n_features <= MAX_RESIDENT_D[self._dtype]
         x16 = x_about = rounded[1]
         if not is_resident:
             x16 = self._buffer("x16", self._batch_rows * padded_d, torch.float16)
@@ -270,9 +274,10 @@ class TritonKernel:
             n_rows, self._k, n_features, padded_d, n_tiles, -1 << index_bits,
             2.0 ** (index_bits - 22),
             BLOCK_M=tile.rows, BLOCK_N=tile.centroids, FOLD=tile.fold,
-            BLOCK_D=padded_d if is_resident else 64, STEP_D=STEP_D, N_LISTED=N_LISTED, WIDE=wide,
+            BLOCK_D=padded_d if is_resident else 64, STEP_D=STEP_D[self._dtype],
+            N_LISTED=N_LISTED, WIDE=wide,
             RESIDENT=is_resident, EXACT=self._exact, SECOND=two,
-            num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
+            num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
         )  # fmt: skip
 
     def _buffer(self, name: str, n_elements: int, dtype: torch.dtype) -> torch.Tensor:

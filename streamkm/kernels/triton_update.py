@@ -45,7 +45,7 @@ def add_chunks_kernel(
     piece_ptrs = pieces_ptr + chunk.to(tl.int64) * 2 * n_features + d
     total = tl.zeros((BLOCK_D,), dtype)
     since = begin
-    for i in range(0, end - begin):
+    for i in tl.range(0, end - begin, num_stages=4):
         position = begin + i
         label = _label_at(labels_ptr, position, n_rows)
         following = _label_at(labels_ptr, position + 1, n_rows)

@@ -34,7 +34,7 @@ def test_interpreted_kernels_keep_the_contract() -> None:
 # Breaks when a change of the device code, or another Triton, costs registers or instructions.
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
-    ("dtype", "d"), [("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp32", 768)]
+    ("dtype", "d"), [("bf16", 64), ("bf16", 128), ("bf16", 256), ("fp64", 256), ("fp32", 768)]
 )
 def test_screening_compiles_without_spills(capability: int, dtype: str, d: int) -> None:
     from bench.triton_aot import Case, compile_case

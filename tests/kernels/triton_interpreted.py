@@ -241,3 +241,8 @@ def test_tensors_that_do_not_fit_together(x_BD, c_KD, message: str) -> None:
 def test_sizes_that_are_out_of_range(b: int, k: int) -> None:
     with pytest.raises(InputError, match="kernel triton takes"):
         TritonKernel(b, k, torch.float32, CPU)
+
+
+def test_centroids_of_another_dtype() -> None:
+    with pytest.raises(InputError, match="takes float32 or float64 centroids"):
+        TritonKernel(8, 3, torch.float16, CPU)
