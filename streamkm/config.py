@@ -58,7 +58,8 @@ class FitConfig:
     batch_rows: int | None = None
     """Rows of one batch at most; by default from 1024 to 16384 by the array's shape."""
     init: str = "k-means++"
-    """``k-means++`` or ``random`` on a sample of the data, or a .npy file of k x D centroids."""
+    """``k-means++`` or ``random`` on a sample of the data, or a .npy file of k x D centroids;
+    ``given`` if they are passed to `streamkm.runs.fit.fit` as an array."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance; cosine is spherical k-means: rows and centroids have unit length."""
     scale: Literal["none", "zscore", "minmax", "l2"] = "none"
@@ -93,7 +94,7 @@ class FitConfig:
                 )
         if self.tol is not None and not (math.isfinite(self.tol) and self.tol >= 0):
             raise ConfigError(f"tol must be a finite number of at least 0, not {self.tol}")
-        if self.init not in ("k-means++", "random") and not self.init.endswith(".npy"):
+        if self.init not in ("k-means++", "random", "given") and not self.init.endswith(".npy"):
             raise ConfigError(
                 f"init must be k-means++, random or the path of a .npy file, not {self.init!r}"
             )
@@ -178,7 +179,8 @@ class ExecutionConfig:
     max_host_memory: int | None = None
     """Bytes of host memory for everything beyond what importing the package takes."""
     read_threads: int | None = None
-    """Threads that read; by default one a core, 16 at most."""
+    """Threads that read; by default one a core, 16 at most. 0 reads between batches, which is
+    quickest where starting a thread takes longer than reading the whole array."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -187,7 +189,7 @@ class ExecutionConfig:
         if self.max_host_memory is not None:
             _check_int("max-host-memory", self.max_host_memory, least=1)
         if self.read_threads is not None:
-            _check_int("read-threads", self.read_threads, least=1)
+            _check_int("read-threads", self.read_threads, least=0)
 
 
 def default_batch_rows(n_rows: int, n_features: int) -> int:

@@ -27,8 +27,10 @@ from streamkm.clustering.sizes import sample_size
 from streamkm.clustering.state import RUNNING, STOP_REASONS, initial_state
 from streamkm.errors import Interrupted
 from streamkm.kernels import ReferenceKernel
+from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.devices import environment
-from streamkm.runs.initial import draw_sample, load_centroids, usable_rows
+from streamkm.runs.initial import draw_sample, first_centroids, usable_rows
+from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.model import Model
 from streamkm.runs.preflight import fit_bytes, plan_memory
 from streamkm.runs.rows import non_finite_error
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.runs.checkpoint import Checkpoint, Checkpointer
-    from streamkm.runs.interrupts import StopRequest
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import Source
     from streamkm.stream.plan import Window
@@ -64,6 +65,7 @@ class Attempt:
         config: ResolvedFitConfig,
         execution: ExecutionConfig,
         device: torch.device,
+        given_KD: np.ndarray | None = None,
     ) -> None:
         spec = source.spec
         self._source, self._config, self._device = source, config, device
@@ -77,11 +79,7 @@ class Attempt:
         empty = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype)
         self._dtype = compute_dtype(empty.dtype)
         # Before any pass over the data, so that a file of another shape costs nothing.
-        self._given_KD: np.ndarray | None = None
-        if config.init.endswith(".npy"):
-            self._given_KD = load_centroids(
-                config.init, config.k, spec.n_features, normalize=config.normalizes
-            )
+        self._given_KD = first_centroids(config, spec.n_features, given_KD)
 
         needs_moments = config.scale in ("zscore", "minmax")
         self._now = Snapshot(
@@ -92,31 +90,68 @@ class Attempt:
         self._is_stopped = False
 
     def run(
-        self, checkpoints: Checkpointer, progress: Progress, stop_request: StopRequest
-    ) -> tuple[Model, str]:
-        """Go through the phases that are left; returns the model and why the run ended."""
-        self._checkpoints, self._progress, self._stop_request = checkpoints, progress, stop_request
-        self._announce()
+        self,
+        checkpoints: Checkpointer | NoCheckpoints,
+        progress: Progress,
+        stop_request: StopRequest,
+    ) -> Model:
+        """Go through the phases that are left."""
+        self._begin(checkpoints, progress, stop_request)
         checkpoint = checkpoints.load()
         if checkpoint is not None:
             self._restore(checkpoint)
         now = self._now
         with HostSlots(self._memory.stream, self._device) as self._slots:
-            if now.cursor.phase == "scale":
-                self._scale(now)
-            if now.cursor.phase == "seed":
-                self._seed(now)
-            assert now.state is not None
-            assert now.scaling is not None
-            reason = self._train(now, now.state, now.scaling)
-        state = now.state
-        model = Model(
-            state.centroids_KD, state.counts_K, state.sums_KD, now.scaling, self._config.as_dict()
-        )
-        return model, reason
+            state, scaling = self._until_seeded(now)
+            reason = self._train(now, state, scaling)
+        self._conclude(reason)
+        return self._model(state, scaling)
 
-    def conclude(self, run_dir: Path, reason: str) -> None:
-        """Say how the run ended and where its results lie."""
+    def seed(self, progress: Progress) -> Model:
+        """Only pick the first centroids; no row is counted in the model."""
+        self._begin(NoCheckpoints(), progress, StopRequest())
+        with HostSlots(self._memory.stream, self._device) as self._slots:
+            return self._model(*self._until_seeded(self._now))
+
+    def _begin(
+        self,
+        checkpoints: Checkpointer | NoCheckpoints,
+        progress: Progress,
+        stop_request: StopRequest,
+    ) -> None:
+        self._checkpoints, self._progress, self._stop_request = checkpoints, progress, stop_request
+        self._announce()
+
+    def _until_seeded(self, now: Snapshot) -> tuple[KMeansState, Scaling]:
+        """Go through what is left before training."""
+        if now.cursor.phase == "scale":
+            self._scale(now)
+        if now.cursor.phase == "seed":
+            self._seed(now)
+        assert now.state is not None
+        assert now.scaling is not None
+        return now.state, now.scaling
+
+    def _model(self, state: KMeansState, scaling: Scaling) -> Model:
+        n_steps = int(state.n_steps)
+        figures = {
+            # What was read after the last update says nothing of it.
+            "n_iter": min(-(-n_steps // self._plan.n_batches(0)), self._config.epochs),
+            "n_steps": n_steps,
+            "inertia": float(state.inertia),
+            "dtype": self._source.spec.dtype,
+        }
+        return Model(
+            state.centroids_KD,
+            state.counts_K,
+            state.sums_KD,
+            scaling,
+            self._config.as_dict(),
+            figures,
+        )
+
+    def _conclude(self, reason: str) -> None:
+        """Say how the run ended."""
         figures, say = self._now.figures(), self._progress.say
         self._progress.record({"phase": "end", "stopped_by": reason, **figures})
         say(f"stopped: {reason}; {figures['step']:,} steps in all")
@@ -130,7 +165,6 @@ class Attempt:
             say(f"dropped: {figures['dropped']:,} rows with NaN or infinity, in every epoch")
         if self._times.bytes_read:
             say(self._times.summary())
-        say(f"written: {run_dir}/centroids.npy and {run_dir}/model.safetensors")
 
     # ---- the phases ---------------------------------------------------------
 
@@ -275,9 +309,8 @@ class Attempt:
         name = self._stop_request.signal_name
         if name is not None:
             path = self._save()
-            raise Interrupted(
-                f"stopped by {name}; {path} is saved: add --resume to the command to go on"
-            )
+            saved = f"{path} is saved: add --resume to the command to go on"
+            raise Interrupted(f"stopped by {name}; {saved if path else 'nothing is saved'}")
 
     def _report(self) -> None:
         """Fetch the scalars, which waits for the device, and show them."""
@@ -292,7 +325,7 @@ class Attempt:
 
     # ---- checkpoints --------------------------------------------------------
 
-    def _save(self) -> Path:
+    def _save(self) -> Path | None:
         """Save a checkpoint of what has been applied, never of rows that must not be used."""
         now = self._now
         if now.state is not None:

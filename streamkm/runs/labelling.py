@@ -1,4 +1,4 @@
-"""Reading an array in order and assigning every row: what predict and evaluate share."""
+"""Reading an array in order and assigning every row: what all that uses a model shares."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from streamkm.stream.transfer import as_stored_tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from streamkm.clustering.scaling import Batch
     from streamkm.config import ExecutionConfig
     from streamkm.runs.model import Model
     from streamkm.sources.base import Source
@@ -46,6 +47,9 @@ class LabelledBatch:
 class Labelling:
     """Assigns the rows of one source to the centroids of one model."""
 
+    centroids_KD: torch.Tensor
+    """In the scaled space, on the device, in the dtype of `prepared` rows."""
+
     def __init__(self, model: Model, source: Source, execution: ExecutionConfig) -> None:
         spec = source.spec
         if spec.n_features != model.n_features:
@@ -62,13 +66,13 @@ class Labelling:
         self.memory = plan_memory(spec, self._plan, execution, fixed_bytes=needed)
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
-        self._centroids_KD = model.centroids_KD.to(self.device, dtype)
+        self.centroids_KD = model.centroids_KD.to(self.device, dtype)
         self._scaling = replace(
             model.scaling,
             shift_D=model.scaling.shift_D.to(self.device),
             factor_D=model.scaling.factor_D.to(self.device),
         )
-        self._kernel = ReferenceKernel(batch_rows, model.k, dtype, self.device)
+        self.kernel = ReferenceKernel(batch_rows, model.k, dtype, self.device)
         self._workspace_BD = torch.empty(
             (batch_rows, spec.n_features), dtype=dtype, device=self.device
         )
@@ -77,6 +81,12 @@ class Labelling:
     @contextmanager
     def batches(self, start_row: int = 0) -> Iterator[Iterator[LabelledBatch]]:
         """Every batch from the one that holds `start_row` on, in the order of the rows."""
+        with self.prepared(start_row) as batches:
+            yield (self._label(start, batch) for start, batch in batches)
+
+    @contextmanager
+    def prepared(self, start_row: int = 0) -> Iterator[Iterator[tuple[int, Batch]]]:
+        """The same without labels: number of the first row, and rows ready for a kernel."""
         first = self._plan.batch_at(start_row)
         windows = self._plan.windows(0, first)
         self.times = StageTimes()
@@ -85,18 +95,18 @@ class Labelling:
             stream(self._source, windows, slots, self.times) as on_device,
         ):
             yield (
-                self._label(window.x_ND, rows, window.window.reads[0].start)
+                (
+                    window.window.reads[0].start + rows.start,
+                    self._scaling.prepare(window.x_ND, rows, self._workspace_BD),
+                )
                 for window in on_device
                 for _, rows in window.batches(first)
+                if isinstance(rows, slice)  # always, where rows are read in sequence
             )
 
-    def _label(
-        self, x_ND: torch.Tensor, rows: slice | torch.Tensor, window_start: int
-    ) -> LabelledBatch:
-        assert isinstance(rows, slice)
-        batch = self._scaling.prepare(x_ND, rows, self._workspace_BD)
-        labels_B, _ = self._kernel.assign(batch.x_BD, batch.sq_norms_B, self._centroids_KD)
-        sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self._centroids_KD)
+    def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
+        labels_B, _ = self.kernel.assign(batch.x_BD, batch.sq_norms_B, self.centroids_KD)
+        sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self.centroids_KD)
         if batch.is_normalized:
             # A row without a direction is as far from every centroid: the tie
             # goes to the first, whatever the last bits of their lengths.
@@ -106,4 +116,4 @@ class Labelling:
             labels_B.masked_fill_(batch.dropped_B, -1)
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
             n_dropped = int(batch.dropped_B.sum())
-        return LabelledBatch(window_start + rows.start, labels_B, sq_distances_B, n_dropped)
+        return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,9 @@ class Model:
     scaling: Scaling
     settings: dict[str, Any]
     """The settings of the run that made it, as `FitConfig.as_dict` gives them."""
+    figures: dict[str, Any]
+    """How it went: ``n_iter`` (passes over the data), ``n_steps`` (updates), ``inertia`` (over
+    the last pass) and ``dtype`` (of the data)."""
 
     @property
     def k(self) -> int:
@@ -58,6 +61,21 @@ class Model:
     def centroids(self) -> np.ndarray:
         """Centroids in the space of the input, float32, shape (K, D)."""
         return self.scaling.inverse(self.centroids_KD.cpu()).float().numpy()
+
+    def on_host(self) -> Model:
+        """The same model with its tensors in host memory."""
+        scaling = replace(
+            self.scaling,
+            shift_D=self.scaling.shift_D.cpu(),
+            factor_D=self.scaling.factor_D.cpu(),
+        )
+        return replace(
+            self,
+            centroids_KD=self.centroids_KD.cpu(),
+            counts_K=self.counts_K.cpu(),
+            sums_KD=self.sums_KD.cpu(),
+            scaling=scaling,
+        )
 
     def save(self, folder: RunFolder) -> None:
         """Write centroids.npy, then model.safetensors, whose presence says that a run is over."""
@@ -78,6 +96,7 @@ class Model:
             "format": FORMAT,
             "normalize": self.scaling.normalize,
             "settings": self.settings,
+            "figures": self.figures,
         }
         sealed = {**about, "sha256": _digest(about, on_host)}
         metadata = {METADATA: json.dumps(sealed)}
@@ -119,6 +138,7 @@ def load_run(path: str | os.PathLike[str]) -> Model:
                 normalize=about["normalize"],
             ),
             settings=about["settings"],
+            figures=about["figures"],
         )
     except (
         SafetensorError,

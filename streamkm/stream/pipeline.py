@@ -28,7 +28,7 @@ def stream(
     times: StageTimes,
 ) -> Iterator[Iterator[DeviceWindow]]:
     """`windows` of `source` on the slots' device, in order, read ahead as far as slots allow."""
-    times.n_readers = slots.memory.n_readers
+    times.n_readers = max(slots.memory.n_readers, 1)
     with (
         prefetch(source, windows, slots, slots.memory.n_readers, times) as host_windows,
         closing(to_device(host_windows, source.spec, slots, times)) as device_windows,

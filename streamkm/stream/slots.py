@@ -34,6 +34,7 @@ class StreamMemory:
     """Rows of the largest window."""
     slot_bytes: int
     n_readers: int
+    """Threads that read; 0 reads in the caller's."""
 
 
 class HostSlots:

@@ -1,0 +1,64 @@
+"""One mini-batch update from rows that the caller brings, as ``partial_fit`` makes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from streamkm.clustering.lloyd import Lloyd
+from streamkm.clustering.minibatch import move_centroids_
+from streamkm.clustering.reseeding import reseed_
+from streamkm.clustering.state import initial_state
+from streamkm.runs.labelling import Labelling
+from streamkm.runs.rows import non_finite_error
+
+if TYPE_CHECKING:
+    from streamkm.config import ExecutionConfig
+    from streamkm.runs.model import Model
+    from streamkm.sources import Source
+
+__all__ = ["update_once"]
+
+#: A cluster without any row is reseeded once so many rows a cluster have been seen: where
+#: rows come in order, those of a centroid that the user chose may still be to come.
+PATIENCE_ROWS = 10
+
+
+def update_once(
+    model: Model, source: Source, execution: ExecutionConfig, *, seed: int, nan: str
+) -> Model:
+    """`model` after one update by all rows of `source`, however many batches they make.
+
+    Every row is assigned to the centroids as they are; then each centroid moves to the mean
+    of all rows that it ever got. Clusters that got none so far are put on rows drawn by
+    their squared distance, once 10 rows a cluster have been seen.
+
+    Raises
+    ------
+    NonFiniteError
+        If a row holds NaN or infinity and `nan` is ``error``.
+    """
+    labelling = Labelling(model, source, execution)
+    spherical = model.settings["metric"] == "cosine"
+    step = model.figures["n_steps"]
+    # A state of these rows alone: sums and counts so far are added when all are assigned.
+    state = initial_state(labelling.centroids_KD.clone(), tolerance=0)
+    gather = Lloyd(labelling.kernel, seed, spherical)
+    with labelling.prepared() as batches:
+        for index, (_, batch) in enumerate(batches):
+            gather.update_(state, batch, epoch=step, index=index)
+    if nan == "error" and int(state.n_dropped):
+        raise non_finite_error(source, int(state.n_dropped))
+    touched_K = state.counts_K > 0
+    state.sums_KD += model.sums_KD.to(labelling.device)
+    state.counts_K += model.counts_K.to(labelling.device)
+    move_centroids_(state, touched_K, spherical=spherical)
+    has_waited = state.counts_K.sum() >= PATIENCE_ROWS * state.k
+    reseed_(state, (state.counts_K == 0) & has_waited)
+    return replace(
+        model,
+        centroids_KD=state.centroids_KD,
+        counts_K=state.counts_K,
+        sums_KD=state.sums_KD,
+        figures={**model.figures, "n_steps": step + 1, "inertia": float(state.inertia)},
+    ).on_host()
