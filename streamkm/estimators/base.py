@@ -96,6 +96,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             self._adopt(model.on_host())
             self._label(rows, execution)
         self.n_iter_ = self._model.figures["n_iter"]
+        self._warn_of_empty_clusters()
         return self
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> np.ndarray:
@@ -284,13 +285,17 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             self.labels_, self.inertia_ = label_rows(
                 self._model, rows.source, execution, nan=self.nan
             )
-            n_found = np.count_nonzero(np.bincount(self.labels_ + 1)[1:])
-        else:
-            n_found = np.count_nonzero(self.counts_)
+
+    def _warn_of_empty_clusters(self) -> None:
+        counts_K = self.counts_
+        if hasattr(self, "labels_"):
+            counts_K = np.bincount(self.labels_ + 1)[1:]  # without those that were dropped
+        n_found = np.count_nonzero(counts_K)
         if n_found < self.n_clusters:
             warnings.warn(
-                f"{n_found} of {self.n_clusters} clusters have rows: X has no more distinct "
-                "ones, or the last update has put a centroid where none is nearest to it",
+                f"Number of distinct clusters ({n_found}) found smaller than n_clusters "
+                f"({self.n_clusters}): X has no more distinct rows, or the last update has left "
+                "a centroid where it is the nearest to none; a smaller n_clusters gives the same",
                 ConvergenceWarning,
                 stacklevel=3,
             )

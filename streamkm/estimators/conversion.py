@@ -46,8 +46,9 @@ def to_sklearn(estimator: BaseKMeans, model: Model) -> Any:
     for name in ("labels_", "inertia_", "n_iter_"):
         if hasattr(estimator, name):
             setattr(theirs, name, getattr(estimator, name))
+    is_named = isinstance(estimator.init, str)
     theirs.set_params(
-        init=estimator.init if estimator.init == "random" else "k-means++",
+        init="k-means++" if is_named and estimator.init != "random" else estimator.init,
         max_iter=estimator.max_iter,
         tol=estimator.tol,
         random_state=estimator.random_state,

@@ -107,7 +107,8 @@ class MiniBatchKMeans(BaseKMeans):
     memory. Sparse input is refused: make it dense.
 
     scikit-learn's ``reassignment_ratio`` is not here: it moves clusters that are small,
-    which may save more inertia than all others together. Only those without a row move.
+    which may save more inertia than all others together. Only those to which a whole pass
+    of `fit` brought no row move.
 
     Examples
     --------
@@ -167,8 +168,8 @@ class MiniBatchKMeans(BaseKMeans):
         """Update the centroids once, by all rows of `X`.
 
         The first call on an estimator that is not fitted picks the first centroids among
-        its rows; after `fit` the counts go on from there. A cluster that never got a row is
-        put on one drawn by squared distance, once 10 rows a cluster have been seen.
+        its rows; after `fit` the counts go on from there. A centroid that gets no row stays
+        where it is: its rows may be still to come.
 
         Parameters
         ----------

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import move_centroids_
-from streamkm.clustering.reseeding import reseed_
 from streamkm.clustering.state import initial_state
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.rows import non_finite_error
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["update_once"]
 
-#: A cluster without any row is reseeded once so many rows a cluster have been seen: where
-#: rows come in order, those of a centroid that the user chose may still be to come.
-PATIENCE_ROWS = 10
-
 
 def update_once(
     model: Model, source: Source, execution: ExecutionConfig, *, seed: int, nan: str
@@ -30,8 +25,8 @@ def update_once(
     """`model` after one update by all rows of `source`, however many batches they make.
 
     Every row is assigned to the centroids as they are; then each centroid moves to the mean
-    of all rows that it ever got. Clusters that got none so far are put on rows drawn by
-    their squared distance, once 10 rows a cluster have been seen.
+    of all rows that it ever got. One that got none stays: its rows may be still to come,
+    and nobody but the caller knows when all have been seen.
 
     Raises
     ------
@@ -53,8 +48,6 @@ def update_once(
     state.sums_KD += model.sums_KD.to(labelling.device)
     state.counts_K += model.counts_K.to(labelling.device)
     move_centroids_(state, touched_K, spherical=spherical)
-    has_waited = state.counts_K.sum() >= PATIENCE_ROWS * state.k
-    reseed_(state, (state.counts_K == 0) & has_waited)
     return replace(
         model,
         centroids_KD=state.centroids_KD,
