@@ -22,6 +22,7 @@ __all__ = [
     "ResolvedFitConfig",
     "default_batch_rows",
     "format_bytes",
+    "largest_batch_rows",
     "parse_bytes",
     "setting_differences",
 ]
@@ -194,9 +195,14 @@ class ExecutionConfig:
 
 def default_batch_rows(n_rows: int, n_features: int) -> int:
     """Rows of a batch, by the shape of the array."""
+    wanted = max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS)
+    return min(wanted, largest_batch_rows(n_rows, n_features))
+
+
+def largest_batch_rows(n_rows: int, n_features: int) -> int:
+    """Rows of a batch where nothing but speed depends on it."""
     fitting = MAX_BATCH_BYTES // (4 * n_features)
-    wanted = min(max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS), MAX_BATCH_ROWS)
-    return min(max(min(wanted, fitting), 1), n_rows)
+    return min(max(min(MAX_BATCH_ROWS, fitting), 1), n_rows)
 
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

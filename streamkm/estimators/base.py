@@ -74,7 +74,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             If there is a `run_dir` and the process is asked to stop (SIGINT, SIGTERM), after
             a checkpoint is saved.
         """
-        check_parameters(self.get_params(deep=False))
+        check_parameters(self)
         with open_rows(self, X, reset=True) as rows:
             execution = self._execution(rows)
             self._check_n_rows(rows)

@@ -189,7 +189,7 @@ class MiniBatchKMeans(BaseKMeans):
         ValueError, TypeError
             As `fit`. An error leaves the estimator as it was.
         """
-        check_parameters(self.get_params(deep=False))
+        check_parameters(self)
         is_first = not hasattr(self, "cluster_centers_")
         with open_rows(self, X, reset=is_first) as rows:
             execution = self._execution(rows)

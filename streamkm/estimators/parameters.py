@@ -14,7 +14,9 @@ from streamkm.config import ExecutionConfig, parse_bytes
 from streamkm.errors import ParameterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+
+    from streamkm.estimators.base import BaseKMeans
 
 __all__ = ["check_parameters", "draw_seed", "execution_config"]
 
@@ -37,6 +39,9 @@ def _is_tol(value: Any) -> bool:
     is_real = isinstance(value, int | float | np.integer | np.floating)
     return is_real and not isinstance(value, bool) and bool(0 <= value < math.inf)
 
+
+#: Stands for a parameter that only the other estimator has.
+_ABSENT = object()
 
 _WHOLE = "a whole number of at least 1"
 
@@ -94,19 +99,19 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_parameters(parameters: Mapping[str, Any]) -> None:
+def check_parameters(estimator: BaseKMeans) -> None:
     """Raise `ParameterError` for the first parameter whose value will not do."""
-    for name, value in parameters.items():
-        if name in _RULES:
-            will_do, what_would = _RULES[name]
-            if not will_do(value):
-                raise ParameterError(f"{name} must be {what_would}; it is {value!r}")
-    if parameters["resume"] and parameters["run_dir"] is None:
+    # (Asking for them with get_params takes as long as a small partial_fit.)
+    for name, (will_do, what_would) in _RULES.items():
+        value = getattr(estimator, name, _ABSENT)
+        if value is not _ABSENT and not will_do(value):
+            raise ParameterError(f"{name} must be {what_would}; it is {value!r}")
+    if estimator.resume and estimator.run_dir is None:
         raise ParameterError("resume=True goes on from a run folder: give its path as run_dir")
-    if parameters["resume"] and not isinstance(parameters["random_state"], Integral):
+    if estimator.resume and not isinstance(estimator.random_state, Integral):
         raise ParameterError(
             "resume=True goes on only with the seed that the run began with: give an integer "
-            f"as random_state; it is {parameters['random_state']!r}"
+            f"as random_state; it is {estimator.random_state!r}"
         )
 
 

@@ -50,7 +50,13 @@ class Labelling:
     centroids_KD: torch.Tensor
     """In the scaled space, on the device, in the dtype of `prepared` rows."""
 
-    def __init__(self, model: Model, source: Source, execution: ExecutionConfig) -> None:
+    def __init__(
+        self,
+        model: Model,
+        source: Source,
+        execution: ExecutionConfig,
+        batch_rows: int | None = None,
+    ) -> None:
         spec = source.spec
         if spec.n_features != model.n_features:
             raise ConfigError(
@@ -59,7 +65,7 @@ class Labelling:
             )
         self._source = source
         self.device = resolve_device(execution.device)
-        batch_rows = default_batch_rows(spec.n_rows, spec.n_features)
+        batch_rows = batch_rows or default_batch_rows(spec.n_rows, spec.n_features)
         self._plan = make_plan(spec, batch_rows=batch_rows, seed=None)
         on_host = self.device.type == "cpu"
         needed = predict_bytes(spec, self._plan, model.k, on_host=on_host)

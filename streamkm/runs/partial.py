@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import move_centroids_
 from streamkm.clustering.state import initial_state
+from streamkm.config import largest_batch_rows
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.rows import non_finite_error
 
@@ -33,7 +34,9 @@ def update_once(
     NonFiniteError
         If a row holds NaN or infinity and `nan` is ``error``.
     """
-    labelling = Labelling(model, source, execution)
+    spec = source.spec
+    batch_rows = largest_batch_rows(spec.n_rows, spec.n_features)
+    labelling = Labelling(model, source, execution, batch_rows)
     spherical = model.settings["metric"] == "cosine"
     step = model.figures["n_steps"]
     # A state of these rows alone: sums and counts so far are added when all are assigned.
