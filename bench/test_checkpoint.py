@@ -30,7 +30,7 @@ K, D = 1024, 128
 def test_save(measure: Measure, session: Session) -> None:
     session.data.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=session.data) as folder:
-        snapshot, host = _snapshot(), environment(torch.device("cpu"))
+        snapshot, host = _snapshot(), environment(torch.device("cpu"), "cpu")
 
         def save() -> None:
             # As a fit does it; each save is of a step that is not there yet.
@@ -57,7 +57,7 @@ def test_fit_with_checkpoints(measure: Measure, session: Session) -> None:
     if session.quick:
         shape, epochs, k, often = Shape(32_768, 16, chunk_rows=4096), 2, 4, "8"
     path = make_array(session.data, shape, "zarr-lz4")
-    config = FitConfig(k=k, batch_rows=shape.chunk_rows, epochs=epochs)
+    config = FitConfig(k=k, batch_rows=shape.chunk_rows, epochs=epochs, closing_pass=False)
 
     def every(interval: str) -> None:
         streamkm_fit(path, config, session.data / "runs", checkpoint_every=interval)

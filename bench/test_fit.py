@@ -27,7 +27,7 @@ def test_fit(k: int, measure: Measure, session: Session) -> None:
         shape, k = Shape(32_768, 16, chunk_rows=4096), k // 16
     batch_rows = shape.chunk_rows
     path = make_array(session.data, shape, "zarr-lz4")
-    config = FitConfig(k=k, batch_rows=batch_rows, epochs=1)
+    config = FitConfig(k=k, batch_rows=batch_rows, epochs=1, closing_pass=False)
     clock = PhaseClock()
     result = measure(
         f"fit, {shape}, k={k}",

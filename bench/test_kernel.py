@@ -12,7 +12,8 @@ from sklearn.cluster import kmeans_plusplus as sklearn_plusplus
 from bench.measure import rate, seconds
 from streamkm.clustering.seeding import kmeans_plusplus
 from streamkm.clustering.sizes import sample_size
-from streamkm.kernels import ReferenceKernel
+from streamkm.kernels import make_kernel
+from streamkm.kernels.gather import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,9 @@ def test_assign(d: int, k: int, measure: Measure, session: Session) -> None:
     n_rows = 1024 if session.quick else BATCH_ROWS
     x_BD, centroids_KD = _normal(n_rows, d), _normal(k, d, seed=1)
     sq_norms_B = x_BD.square().sum(dim=1)
-    kernel = ReferenceKernel(n_rows, k, torch.float32, CPU)
+    kernel, reference = (
+        make_kernel(name, n_rows, k, torch.float32, CPU) for name in ("auto", "reference")
+    )
     model = MiniBatchKMeans(k, init=centroids_KD.numpy(), n_init=1)
     model.partial_fit(x_BD[: max(k, 256)].numpy())
     x_array, scores_BK = x_BD.numpy(), torch.empty((n_rows, k))
@@ -41,6 +44,7 @@ def test_assign(d: int, k: int, measure: Measure, session: Session) -> None:
     repeats = 1 if session.quick else max(1, round(FLOP_PER_SAMPLE / (flop * n_rows)))
     contenders: dict[str, Callable[[], object]] = {
         "streamkm": lambda: kernel.assign(x_BD, sq_norms_B, centroids_KD),
+        "reference kernel": lambda: reference.assign(x_BD, sq_norms_B, centroids_KD),
         "sklearn predict": lambda: model.predict(x_array),
         "torch.mm alone": lambda: torch.mm(x_BD, centroids_KD.T, out=scores_BK),
     }
@@ -62,11 +66,16 @@ def test_accumulate(d: int, k: int, measure: Measure, session: Session) -> None:
     n_rows = 1024 if session.quick else BATCH_ROWS
     x_BD = _normal(n_rows, d)
     labels_B = torch.randint(k, (n_rows,), generator=torch.Generator().manual_seed(2))
-    kernel = ReferenceKernel(n_rows, k, torch.float32, CPU)
+    kernel, reference = (
+        make_kernel(name, n_rows, k, torch.float32, CPU) for name in ("auto", "reference")
+    )
     sums_KD, counts_K = torch.zeros((k, d)), torch.zeros(k, dtype=torch.int64)
     onehot_BK = torch.nn.functional.one_hot(labels_B, k).float()
     contenders: dict[str, Callable[[], object]] = {
         "streamkm": lambda: kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K),
+        "reference kernel": lambda: reference.accumulate(
+            x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K
+        ),
         "one-hot product": lambda: torch.mm(onehot_BK.T, x_BD, out=sums_KD),
         "copy of the rows": lambda: x_BD.clone(),
     }
@@ -77,6 +86,37 @@ def test_accumulate(d: int, k: int, measure: Measure, session: Session) -> None:
         {
             name: rate(repeats * n_rows / 1e6, _repeated(action, repeats))
             for name, action in contenders.items()
+        },
+    )
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.uint8], ids=str)
+@pytest.mark.parametrize("d", [3, 128, 768])
+def test_gather(stored: torch.dtype, d: int, measure: Measure, session: Session) -> None:
+    """Rows in random order out of a window of 64 MiB, as every batch takes them."""
+    n_rows = 1024 if session.quick else BATCH_ROWS
+    x_ND = (_normal((1 << 20 if session.quick else 64 << 20) // (d * stored.itemsize), d) + 5).to(
+        stored
+    )
+    order_N = torch.randperm(len(x_ND), generator=torch.Generator().manual_seed(3)).int()
+    workspace_BD = torch.empty((n_rows, d))
+    batches = order_N.split(n_rows)
+
+    def in_torch() -> None:
+        for rows in batches:
+            x_BD = workspace_BD[: len(rows)].copy_(x_ND.index_select(0, rows))
+            torch.linalg.vector_norm(x_BD, dim=1).square_()
+
+    def ours() -> None:
+        for rows in batches:
+            gather(x_ND, rows, workspace_BD)
+
+    measure(
+        f"gather and measure, {str(stored).removeprefix('torch.')}, d={d}",
+        "Mrow/s",
+        {
+            name: rate(len(x_ND) / 1e6, way)
+            for name, way in (("streamkm", ours), ("torch", in_torch))
         },
     )
 

@@ -22,7 +22,7 @@ find_python() {
 
 # What an installation depends on; when it changes, pip runs again.
 installation_key() {
-    { echo "$PWD"; cat pyproject.toml constraints.txt; } | cksum
+    { echo "$PWD"; cat pyproject.toml constraints.txt streamkm/kernels/native/*; } | cksum
 }
 
 install_extra() {

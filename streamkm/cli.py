@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
-from streamkm.config import Cadence, ExecutionConfig, FitConfig, parse_bytes
+from streamkm.config import KERNELS, Cadence, ExecutionConfig, FitConfig, parse_bytes
 from streamkm.errors import ConfigError, StreamkmError
 from streamkm.runs.preflight import give_back_large_blocks
 
@@ -35,6 +35,11 @@ SOURCE_HELP = (
     "x.npy, x.zarr, store.zarr/group/array, .fbin .u8bin .i8bin .fvecs .bvecs, a raw file with "
     "--dtype and --features, or a folder or glob of shards; the last axis is features"
 )
+CLOSING_HELP = (
+    "minibatch: end with a full pass that makes each centroid the mean of its cluster "
+    "(default: yes)"
+)
+PRECISION_HELP = "fast: rows that screening cannot tell apart are not scored again (default: exact)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,10 +171,12 @@ def _execution(arguments: argparse.Namespace) -> ExecutionConfig:
 
 _FIT_SETTINGS = (
     "k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "tol",
-    "max_no_improvement", "seed", "nan",
+    "max_no_improvement", "seed", "nan", "closing_pass", "precision",
 )  # fmt: skip
+_FLAGS = ("closing_pass",)
 _EXECUTION_SETTINGS = (
     "device", "checkpoint_every", "keep_checkpoints", "max_host_memory", "read_threads",
+    "kernel",
 )  # fmt: skip
 
 
@@ -211,8 +218,8 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
             )
         if isinstance(value, dict | list):
             raise ConfigError(f"--config {path}: {key} must be one value, not {value!r}")
-        # argparse converts defaults that are strings as if they had been typed.
-        defaults[name] = value if isinstance(value, str) else str(value)
+        # argparse converts defaults that are strings as if they had been typed; not a flag's.
+        defaults[name] = value if isinstance(value, str) or name in _FLAGS else str(value)
     parser.set_defaults(**defaults)
 
 
@@ -333,12 +340,18 @@ def _add_fit_options(parser: _Parser) -> None:
         default="error",
         help="rows with NaN or infinity: stop, or leave them out (default: %(default)s)",
     )
+    flag = argparse.BooleanOptionalAction
+    add("--closing-pass", action=flag, default=True, help=CLOSING_HELP)
+    add("--precision", choices=("exact", "fast"), default="exact", help=PRECISION_HELP)
 
 
 def _add_execution_options(parser: _Parser) -> None:
     group = parser.add_argument_group("how to compute (does not change the result)")
     group.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:I (default: %(default)s)"
+    )
+    group.add_argument(
+        "--kernel", choices=("auto", *KERNELS), help="who does the arithmetic (default: auto)"
     )
     group.add_argument(
         "--max-host-memory",

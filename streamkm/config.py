@@ -16,6 +16,7 @@ from typing import Any, Literal
 from streamkm.errors import ConfigError
 
 __all__ = [
+    "KERNELS",
     "Cadence",
     "ExecutionConfig",
     "FitConfig",
@@ -35,6 +36,9 @@ MIN_BATCH_ROWS = 1024
 STEPS_PER_EPOCH = 64
 #: A batch widened to float32 should not pass this, whatever the number of features.
 MAX_BATCH_BYTES = 64 << 20
+
+#: What ``--kernel`` may name beside ``auto``; `streamkm.kernels.select` makes them.
+KERNELS = ("cpu", "reference")
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -74,6 +78,13 @@ class FitConfig:
     """Decides the order of rows, the seeding and every other draw."""
     nan: Literal["error", "drop"] = "error"
     """What to do about rows that hold NaN or infinity: stop, or leave them out and count them."""
+    closing_pass: bool = True
+    """End with a pass of Lloyd's algorithm, so that sizes and inertia belong to the centroids:
+    always after minibatch; after lloyd, whose passes are all such, only if the last one left
+    clusters without a row."""
+    precision: Literal["exact", "fast"] = "exact"
+    """``exact``: labels are the true nearest centroids; rows that screening cannot tell apart
+    are scored again. ``fast`` leaves that out."""
 
     def __post_init__(self) -> None:
         _check_int("k", self.k, least=1)
@@ -81,7 +92,10 @@ class FitConfig:
         _check_choice("metric", self.metric, ("euclidean", "cosine"))
         _check_choice("scale", self.scale, ("none", "zscore", "minmax", "l2"))
         _check_choice("nan", self.nan, ("error", "drop"))
+        _check_choice("precision", self.precision, ("exact", "fast"))
         _check_int("seed", self.seed, least=0)
+        if not isinstance(self.closing_pass, bool):
+            raise ConfigError(f"closing-pass must be true or false, not {self.closing_pass!r}")
         if self.epochs is not None:
             _check_int("epochs", self.epochs, least=1)
         if self.batch_rows is not None:
@@ -182,11 +196,14 @@ class ExecutionConfig:
     read_threads: int | None = None
     """Threads that read; by default one a core, 16 at most. 0 reads between batches, which is
     quickest where starting a thread takes longer than reading the whole array."""
+    kernel: str = "auto"
+    """Who does the arithmetic: ``auto`` (the fastest on the device), or one of `KERNELS`."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:I, not {self.device!r}")
         _check_int("keep-checkpoints", self.keep_checkpoints, least=2)
+        _check_choice("kernel", self.kernel, ("auto", *KERNELS))
         if self.max_host_memory is not None:
             _check_int("max-host-memory", self.max_host_memory, least=1)
         if self.read_threads is not None:

@@ -99,12 +99,18 @@ def test_lloyd_is_scikit_learn_s(runs: Runs, name: str, batch_rows: int | None) 
     np.testing.assert_allclose(written, reference.cluster_centers_, rtol=1e-6, atol=1e-6)
 
 
-# Breaks when the first centroids are counted as rows, or a mini-batch moves otherwise.
+# Breaks when the first centroids are counted as rows, a mini-batch moves otherwise, or the
+# closing pass is no Lloyd step.
+@pytest.mark.parametrize("closing_pass", [False, True])
 @pytest.mark.parametrize("name", DATA_SETS)
-def test_minibatch_over_one_batch_is_one_lloyd_step(runs: Runs, name: str) -> None:
+def test_minibatch_over_one_batch_is_one_lloyd_step(
+    runs: Runs, name: str, closing_pass: bool
+) -> None:
     rows, k = data(name)
-    minibatch = runs.fit(rows, rows[:k], algorithm="minibatch", batch_rows=len(rows))
-    lloyd = runs.fit(rows, rows[:k], epochs=1)
+    minibatch = runs.fit(
+        rows, rows[:k], algorithm="minibatch", batch_rows=len(rows), closing_pass=closing_pass
+    )
+    lloyd = runs.fit(rows, rows[:k], epochs=1 + closing_pass)
     np.testing.assert_allclose(exact(minibatch), exact(lloyd), rtol=1e-12)
     assert minibatch.counts_K.tolist() == lloyd.counts_K.tolist()
 

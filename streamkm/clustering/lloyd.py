@@ -1,20 +1,33 @@
-"""Lloyd's algorithm over a stream: one exact update after each full pass."""
+"""Lloyd's algorithm over a stream: one exact update after each full pass.
+
+A pass assigns every row to the nearest of the centroids as they stand, and then
+moves them to the means of what they got. What can be said of the centroids that
+a run ends with is therefore about a partition: the clusters of the last pass,
+their exact sizes, and the sum of squared distances of their rows to the
+centroids as they were moved (`KMeansState.settled_inertia`). By then another
+centroid may be nearer to some rows, so that the inertia of nearest centroids is
+that or less; it is the same if the last pass moved nothing.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from streamkm.clustering.minibatch import batch_sums, move_centroids_
-from streamkm.clustering.reseeding import draw_, reseed_, step_generator
-from streamkm.clustering.state import BY_TOL
+from streamkm.clustering.reseeding import OFFERED_PER_BATCH, draw_, reseed_, step_generator
+from streamkm.clustering.state import BY_TOL, CONVERGED
+from streamkm.kernels import sq_distances_to
 
 if TYPE_CHECKING:
+    from streamkm.clustering.reseeding import Reseeding
     from streamkm.clustering.scaling import Batch
     from streamkm.clustering.state import KMeansState
     from streamkm.kernels import Kernel
 
-__all__ = ["Lloyd"]
+__all__ = ["Lloyd", "is_closed"]
 
 
 @dataclass(frozen=True)
@@ -24,15 +37,19 @@ class Lloyd:
     kernel: Kernel
     seed: int
     spherical: bool = False
+    closing: bool = False
+    """Whether this is the pass that closes a run: it counts no steps, comes to no verdict, and
+    looks at every row for one that an empty cluster could have."""
 
     def update_(self, state: KMeansState, batch: Batch, *, epoch: int, index: int) -> None:
         """Assign the rows of `batch`, the `index`-th of pass `epoch`, and add them up."""
         if index == 0:
             state.sums_KD.zero_()
             state.counts_K.zero_()
-        labels_B, sq_distances_B = self.kernel.assign(
-            batch.x_BD, batch.sq_norms_B, state.centroids_KD
-        )
+        labels_B, _ = self.kernel.assign(batch.x_BD, batch.sq_norms_B, state.centroids_KD)
+        # The kernel's distances are what is left of |x|^2 - 2 x.c + |c|^2 after rounding:
+        # enough to choose by, not to be added up and reported.
+        sq_distances_B = sq_distances_to(batch.x_BD, labels_B, state.centroids_KD)
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()
@@ -40,19 +57,57 @@ class Lloyd:
         state.sums_KD += sums_KD
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
+        n_offered = len(labels_B) if self.closing else OFFERED_PER_BATCH
         generator = step_generator(labels_B.device, self.seed, epoch, index)
-        draw_(state, batch, sq_distances_B, generator)
-        inertia = sq_distances_B.double().sum()
+        draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
+        inertia = sq_distances_B.sum()
         state.inertia += inertia
         state.batch_inertia.copy_(inertia / counts_K.sum().clamp_min(1))
-        state.n_steps += 1
+        if not self.closing:
+            state.n_steps += 1
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Move the centroids to the means of the pass; reseed those that got no row."""
         before_KD = state.centroids_KD.clone()
-        empty_K = state.counts_K == 0
-        move_centroids_(state, empty_K.logical_not(), spherical=self.spherical)
-        reseed_(state, empty_K)
+        reseeding = reseed_(state, state.counts_K == 0)
+        move_centroids_(state, state.counts_K > 0, spherical=self.spherical)
         state.shift.copy_((state.centroids_KD - before_KD).double().square_().sum())
-        # A tolerance of 0 asks for centroids that no longer move at all.
+        state.settled_inertia.copy_(_settled_inertia(state, before_KD, reseeding))
+        if self.closing:
+            return
+        # A tolerance of 0 asks for centroids that no longer move at all: no row has
+        # changed its cluster since the pass before, and none would in the next.
         state.stop.masked_fill_(state.shift <= state.tolerance, BY_TOL)
+        state.stop.masked_fill_(state.shift == 0, CONVERGED)
+
+
+def is_closed(state: KMeansState) -> bool:
+    """Whether another closing pass after the one that ended has nothing to add.
+
+    It has if clusters are still without a row, or stand where another does, although the
+    pass found rows for some: it will find more. If it found none, every row lies on a
+    centroid, and the data has fewer distinct rows than there are clusters.
+    """
+    n_empty, n_before = int((state.counts_K == 0).sum()), int((state.epoch_counts_K == 0).sum())
+    if n_empty == n_before:
+        return True
+    return n_empty == 0 and len(torch.unique(state.centroids_KD, dim=0)) == state.k
+
+
+def _settled_inertia(
+    state: KMeansState, before_KD: torch.Tensor, reseeding: Reseeding
+) -> torch.Tensor:
+    """Sum of squared distances of the pass's rows to the centroids as they stand now.
+
+    From that to the centroids before, c, without another look at the rows: for the n rows
+    of a cluster, with sum S, moving c by -d adds ``2 d.(S - n c) + n |d|^2``, whether or
+    not the new centroid is their mean. A reseeded cluster is one row, at distance 0.
+    """
+    counts_K = state.counts_K.double()
+    before_KD = before_KD.double()
+    delta_KD = before_KD - state.centroids_KD
+    change_K = counts_K * delta_KD.square().sum(dim=1)
+    residual_KD = before_KD.mul_(-counts_K[:, None]).add_(state.sums_KD)
+    change_K += residual_KD.mul_(delta_KD).sum(dim=1).mul_(2)
+    change_K.masked_fill_(reseeding.filled_K, 0)
+    return (state.inertia - reseeding.sq_distances + change_K.sum()).clamp_min_(0)

@@ -52,7 +52,7 @@ class MiniBatch:
         sums_KD, counts_K = batch_sums(self.kernel, batch, labels_B, state.k)
         counts_K *= live
         generator = step_generator(labels_B.device, self.seed, epoch, index)
-        draw_(state, batch, sq_distances_B * live, generator)
+        draw_(state, batch, labels_B, sq_distances_B * live, generator)
         before_KD = state.centroids_KD.clone()
         state.sums_KD.add_(sums_KD * live)
         state.counts_K += counts_K
@@ -67,7 +67,9 @@ class MiniBatch:
         more inertia than all of them together.
         """
         live = state.stop == RUNNING
-        reseed_(state, (state.epoch_counts_K == 0) & live)
+        reseeding = reseed_(state, (state.epoch_counts_K == 0) & live)
+        changed_K = reseeding.filled_K | reseeding.donors_K
+        move_centroids_(state, changed_K, spherical=self.spherical)
 
     def _watch(
         self,

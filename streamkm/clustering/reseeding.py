@@ -1,10 +1,11 @@
-"""Rows that replace empty clusters, and those that starved, drawn from the stream.
+"""Rows that make clusters of their own where clusters are empty, drawn from the stream.
 
 During an epoch a small reservoir keeps rows drawn without replacement with
 probability proportional to the squared distance from their centroid, by the
 exponential keys of Efraimidis and Spirakis (2006): the row with the least
 ``Exp(1) / weight`` is drawn first. At the epoch's end the rows take the places
-of the clusters that attracted nothing in it, whatever they had before. (A share
+of the clusters that attracted nothing in it, whatever they had before, and leave
+the clusters that they were in: sums and counts stay those of a partition. (A share
 of the mean count was tried as the limit: it destroyed good clusters that were
 simply small, and with them a hundred times the inertia.)
 
@@ -15,6 +16,7 @@ lie in blocks that simply have not come yet.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.scaling import Batch
     from streamkm.clustering.state import KMeansState
 
-__all__ = ["draw_", "reseed_", "step_generator"]
+__all__ = ["Reseeding", "draw_", "reseed_", "step_generator"]
 
 #: Rows of one batch that may enter the reservoir, at most: enough for variety,
 #: few enough that choosing them costs nothing beside the assignment.
@@ -50,20 +52,35 @@ def step_generator(device: torch.device, *entropy: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(mixed >> 1)
 
 
+@dataclass(frozen=True)
+class Reseeding:
+    """Which clusters were reseeded, and from where."""
+
+    filled_K: torch.Tensor
+    """Clusters that now hold one row of the reservoir, bool."""
+    donors_K: torch.Tensor
+    """Clusters that the rows were taken from, bool."""
+    sq_distances: torch.Tensor
+    """Sum of the rows' squared distances to the centroids that they left, float64."""
+
+
 def draw_(
     state: KMeansState,
     batch: Batch,
+    labels_B: torch.Tensor,
     sq_distances_B: torch.Tensor,
     generator: torch.Generator,
+    *,
+    n_offered: int = OFFERED_PER_BATCH,
 ) -> None:
-    """Offer the rows of a batch to the reservoir.
+    """Offer the rows of a batch, about `n_offered` at most, to the reservoir.
 
     Rows at distance 0, to rounding, are never taken, nor are rows of zeros with normalised
     data: they have no direction to put a centroid in.
     """
     # From all over the batch, and from another row on in each step: where rows come in
     # the same order every epoch, the ones between would else never have a chance.
-    stride = -(-len(sq_distances_B) // OFFERED_PER_BATCH)
+    stride = -(-len(sq_distances_B) // n_offered)
     offered = slice(generator.initial_seed() % stride, None, stride)
     x_BD, sq_norms_B = batch.x_BD[offered], batch.sq_norms_B[offered]
     sq_distances_B = sq_distances_B[offered]
@@ -80,29 +97,47 @@ def draw_(
     drawn_keys, drawn = torch.topk(keys_B, n_drawn, largest=False)
     keys = torch.cat((state.reservoir_keys_R, drawn_keys))
     rows = torch.cat((state.reservoir_RD, x_BD.index_select(0, drawn)))
+    labels = torch.cat((state.reservoir_labels_R, labels_B[offered].index_select(0, drawn)))
     kept_keys, kept = torch.topk(keys, n_reservoir, largest=False)
     state.reservoir_keys_R.copy_(kept_keys)
     # Places without a row hold zeros, whichever of the infinite keys is there.
-    kept_rows = rows.index_select(0, kept).masked_fill_(kept_keys.isinf()[:, None], 0)
+    vacant_R = kept_keys.isinf()
+    kept_rows = rows.index_select(0, kept).masked_fill_(vacant_R[:, None], 0)
     state.reservoir_RD.copy_(kept_rows)
+    state.reservoir_labels_R.copy_(labels.index_select(0, kept).masked_fill_(vacant_R, 0))
 
 
-def reseed_(state: KMeansState, starved_K: torch.Tensor) -> torch.Tensor:
-    """Put the reservoir's rows in the places of starved clusters; returns which were moved.
+def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:
+    """Give starved clusters, in order of index, a row of the reservoir each, least key first.
 
-    A moved cluster counts one row, the one that it now stands on.
+    Only sums and counts change: moving the centroids is for the caller. A row that equals
+    one before it is passed over, and so is the last row that its own cluster has.
     """
-    n_reservoir = len(state.reservoir_keys_R)
-    # Starved clusters first, in order of index: a fixed number of places, so
-    # that nothing depends on how many there are and the host need not know.
-    places_R = torch.argsort(starved_K.logical_not(), stable=True)[:n_reservoir]
-    moved_R = starved_K[places_R] & state.reservoir_keys_R.isfinite()
-    moved_R1 = moved_R[:, None]
-    rows_RD = state.reservoir_RD
-    state.centroids_KD[places_R] = torch.where(moved_R1, rows_RD, state.centroids_KD[places_R])
-    state.sums_KD[places_R] = torch.where(moved_R1, rows_RD.double(), state.sums_KD[places_R])
-    state.counts_K[places_R] = torch.where(moved_R, 1, state.counts_K[places_R])
-    state.n_reseeded += moved_R.sum()
-    moved_K = torch.zeros_like(starved_K)
-    moved_K[places_R] = moved_R
-    return moved_K
+    filled_K, donors_K = torch.zeros_like(starved_K), torch.zeros_like(starved_K)
+    sq_distances = torch.zeros_like(state.inertia)
+    # On the host, row by row: it is rare, and a GPU would add up in any order.
+    places = starved_K.nonzero().squeeze(1).tolist()
+    if places:
+        donors, keys = state.reservoir_labels_R.tolist(), state.reservoir_keys_R.tolist()
+        n_left = dict(
+            zip(donors, state.epoch_counts_K[state.reservoir_labels_R].tolist(), strict=True)
+        )
+        seen: set[bytes] = set()
+        contents = [row.tobytes() for row in state.reservoir_RD.cpu().numpy()]
+        for row_D, content, donor, key in zip(
+            state.reservoir_RD.double(), contents, donors, keys, strict=True
+        ):
+            if not places or key == torch.inf:
+                break
+            if content in seen or n_left[donor] < 2:
+                continue
+            seen.add(content)
+            n_left[donor] -= 1
+            place = places.pop(0)
+            sq_distances += (row_D - state.centroids_KD[donor].double()).square().sum()
+            state.sums_KD[donor] -= row_D
+            state.counts_K[donor] -= 1
+            state.sums_KD[place], state.counts_K[place] = row_D, 1
+            donors_K[donor] = filled_K[place] = True
+    state.n_reseeded += filled_K.sum()
+    return Reseeding(filled_K, donors_K, sq_distances)

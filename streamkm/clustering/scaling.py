@@ -16,6 +16,8 @@ from functools import cached_property
 
 import torch
 
+from streamkm.kernels.gather import gather
+
 __all__ = ["Batch", "RunningMoments", "Scaling", "compute_dtype"]
 
 #: A feature is centred if its mean is further from 0 than so many standard deviations.
@@ -184,10 +186,9 @@ class Scaling:
         The result lies in `workspace_BD`, or in the window itself where its
         rows can be used as they are.
         """
-        x_BD = _gather(x_ND, rows, workspace_BD)
-        if self._moves:
-            x_BD.sub_(self.shift_D.to(x_BD.dtype)).mul_(self.factor_D.to(x_BD.dtype))
-        sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
+        dtype = workspace_BD.dtype
+        moved_by = (self.shift_D.to(dtype), self.factor_D.to(dtype)) if self._moves else ()
+        x_BD, sq_norms_B = gather(x_ND, rows, workspace_BD, *moved_by)
         # Four times: |x|^2 - 2 x.c + |c|^2 must not overflow either.
         dropped_B = ~(4 * sq_norms_B).isfinite() if x_ND.is_floating_point() else None
         # Asking costs nothing on the CPU; on a GPU it would wait for the device.
@@ -219,20 +220,6 @@ def _normalize_(x_BD: torch.Tensor) -> None:
     for order in (torch.inf, 2):
         norms_B1 = torch.linalg.vector_norm(x_BD, ord=order, dim=1, keepdim=True)
         x_BD.div_(norms_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny))
-
-
-def _gather(
-    x_ND: torch.Tensor, rows: torch.Tensor | slice, workspace_BD: torch.Tensor
-) -> torch.Tensor:
-    if isinstance(rows, slice):
-        part_BD = x_ND[rows]
-        if x_ND.dtype == workspace_BD.dtype:
-            return part_BD
-        return workspace_BD[: len(part_BD)].copy_(part_BD)
-    x_BD = workspace_BD[: len(rows)]
-    if x_ND.dtype == x_BD.dtype:
-        return torch.index_select(x_ND, 0, rows, out=x_BD)
-    return x_BD.copy_(x_ND.index_select(0, rows))
 
 
 def _centre(moments: RunningMoments) -> torch.Tensor:

@@ -17,11 +17,12 @@ from streamkm.clustering.sizes import MAX_RESERVOIR_ROWS
 
 __all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state"]
 
-RUNNING, BY_TOL, BY_NO_IMPROVEMENT = range(3)
+RUNNING, BY_TOL, BY_NO_IMPROVEMENT, CONVERGED = range(4)
 #: Why a state is frozen, by its `stop` code.
 STOP_REASONS = {
     BY_TOL: "the centroid shift fell to --tol",
     BY_NO_IMPROVEMENT: "the smoothed inertia did not improve for --max-no-improvement steps",
+    CONVERGED: "converged: no centroid moves any more, every row is with its nearest",
 }
 
 
@@ -44,10 +45,15 @@ class KMeansState:
     """Rows drawn with probability by squared distance, to replace empty clusters."""
     reservoir_keys_R: torch.Tensor
     """Their keys, least first, infinite where there is no row; float64."""
+    reservoir_labels_R: torch.Tensor
+    """The clusters that they were assigned to, int64; 0 where there is no row."""
     tolerance: torch.Tensor
     """Squared centroid shift at which the run stops."""
     inertia: torch.Tensor
-    """Sum of squared distances since the epoch began."""
+    """Sum of squared distances since the epoch began, to the centroids as they stood then."""
+    settled_inertia: torch.Tensor
+    """The same for the last pass that ended (lloyd, closing pass), every row to its cluster's
+    centroid as it stands since; NaN before."""
     batch_inertia: torch.Tensor
     """Mean squared distance of the rows of the last batch."""
     shift: torch.Tensor
@@ -80,9 +86,12 @@ class KMeansState:
         """The same state on `device`."""
         return replace(self, **{name: t.to(device) for name, t in self.tensors().items()})
 
-    def begin_epoch_(self) -> None:
-        """Forget what was gathered over the epoch before; a frozen state stays as it is."""
-        live = self.stop == RUNNING
+    def begin_epoch_(self, *, closing: bool = False) -> None:
+        """Forget what was gathered over the epoch before.
+
+        A frozen state stays as it is, unless what begins is the closing pass.
+        """
+        live = (self.stop == RUNNING) | closing
         for tensor in (self.epoch_counts_K, self.inertia, self.n_dropped):
             tensor.masked_fill_(live, 0)
         self.reservoir_keys_R.masked_fill_(live, torch.inf)
@@ -107,8 +116,10 @@ def initial_state(centroids_KD: torch.Tensor, tolerance: float) -> KMeansState:
         epoch_counts_K=torch.zeros(k, dtype=torch.int64, device=device),
         reservoir_RD=centroids_KD.new_zeros((n_reservoir, n_features)),
         reservoir_keys_R=torch.full((n_reservoir,), torch.inf, dtype=torch.float64, device=device),
+        reservoir_labels_R=torch.zeros(n_reservoir, dtype=torch.int64, device=device),
         tolerance=scalar(tolerance),
         inertia=scalar(0),
+        settled_inertia=scalar(torch.nan),
         batch_inertia=scalar(torch.nan),
         shift=scalar(torch.nan),
         smoothed_inertia=scalar(torch.nan),

@@ -269,7 +269,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         centroids_KD = model.scaling.inverse(model.centroids_KD)
         self.cluster_centers_ = centroids_KD.to(model.centroids_KD.dtype).numpy()
         self.counts_ = model.counts_K.numpy()
-        self.inertia_ = model.figures["inertia"]
+        exact = model.inertia
+        self.inertia_ = model.figures["epoch_inertia"] if exact is None else exact
         self.__dict__.pop("labels_", None)
 
     def _restore(self, model: Model) -> None:

@@ -218,6 +218,7 @@ class MiniBatchKMeans(BaseKMeans):
             "algorithm": "minibatch",
             "batch_rows": None if self.batch_size == "auto" else int(self.batch_size),
             "max_no_improvement": self.max_no_improvement,
+            "closing_pass": self.compute_labels is not False,
         }
 
     @classmethod
@@ -225,6 +226,7 @@ class MiniBatchKMeans(BaseKMeans):
         return super()._parameters(settings) | {
             "batch_size": settings["batch_rows"],
             "max_no_improvement": settings["max_no_improvement"],
+            "compute_labels": "auto" if settings["closing_pass"] else False,
         }
 
     def _adopt(self, model: Model) -> None:

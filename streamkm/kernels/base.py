@@ -26,12 +26,17 @@ class Kernel(Protocol):
     def name(self) -> str:
         """As ``--kernel`` and the log name it."""
 
+    @property
+    def n_rechecked(self) -> torch.Tensor:
+        """Rows that were scored again since the kernel was made: int64, on the device."""
+
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
         """The true nearest centroid of each row, in whatever precision rows were screened.
 
-        `sq_norms_B` holds the rows' squared lengths.
+        `sq_norms_B` holds the rows' squared lengths. A kernel made with ``precision="fast"``
+        leaves the labels as they were screened.
         """
 
     def accumulate(

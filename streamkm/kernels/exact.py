@@ -9,9 +9,11 @@ differences, in which nothing cancels, and the lowest index wins a tie.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-__all__ = ["recheck_", "rounding_bound"]
+__all__ = ["recheck_", "rounding_bound", "rounding_share"]
 
 #: Rounding errors of a sum of D products behave as a random walk: so many
 #: standard deviations of it are allowed for, as in the kernels' contract test.
@@ -28,10 +30,14 @@ def rounding_bound(
     `c_sq_norm` is the squared length of the longest centroid that matters, for all
     rows or for each.
     """
-    unit = torch.finfo(sq_norms_B.dtype).eps / 2
     extent_B = sq_norms_B.sqrt() + c_sq_norm.sqrt()
-    bound_B: torch.Tensor = (SIGMAS * n_features**0.5 + 3) * unit * extent_B.square()
+    bound_B: torch.Tensor = rounding_share(sq_norms_B.dtype, n_features) * extent_B.square()
     return bound_B
+
+
+def rounding_share(dtype: torch.dtype, n_features: int) -> float:
+    """The same bound as a share of ``(|x| + |c|)^2``."""
+    return (SIGMAS * math.sqrt(n_features) + 3) * torch.finfo(dtype).eps / 2
 
 
 def recheck_(

@@ -28,10 +28,19 @@ class ReferenceKernel:
 
     name = "reference"
 
-    def __init__(self, batch_rows: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        batch_rows: int,
+        k: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        precision: str = "exact",
+    ) -> None:
+        self._rechecks = precision == "exact"
         tile_rows = self.tile_rows(batch_rows, k, dtype, device)
         self._scores = torch.empty((tile_rows, k), dtype=dtype, device=device)
         self._indices = torch.arange(k, dtype=dtype, device=device)
+        self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
 
     @staticmethod
     def tile_rows(batch_rows: int, k: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -51,6 +60,9 @@ class ReferenceKernel:
             tile = slice(start, min(start + len(self._scores), len(x_BD)))
             scores_TK = self._scores[: tile.stop - tile.start]
             torch.addmm(c_sq_K, x_BD[tile], centroids_KD.T, alpha=-2, out=scores_TK)
+            if not self._rechecks:
+                best_B[tile], labels_B[tile] = torch.min(scores_TK, dim=1)
+                continue
             torch.amin(scores_TK, dim=1, out=best_B[tile])
             # 1 where a centroid may be the nearest, 0 elsewhere. Where that is one
             # centroid, a product with the indices gives its own: three times as fast as
@@ -60,8 +72,11 @@ class ReferenceKernel:
             torch.mv(near_TK, self._indices, out=labels_B[tile])
             torch.sum(near_TK, dim=1, out=n_near_B[tile])
         labels_B = labels_B.long()
-        # None is near where a score has overflowed.
-        recheck_(labels_B, best_B, n_near_B != 1, x_BD, centroids_KD)
+        if self._rechecks:
+            # None is near where a score has overflowed.
+            uncertain_B = n_near_B != 1
+            self.n_rechecked += uncertain_B.sum()
+            recheck_(labels_B, best_B, uncertain_B, x_BD, centroids_KD)
         return Assignment(labels_B, best_B.add_(sq_norms_B).clamp_min_(0))
 
     @staticmethod

@@ -1,8 +1,10 @@
-"""One attempt at a fit, from where the last one stopped: scale, seed, train.
+"""One attempt at a fit, from where the last one stopped: scale, seed, train, close.
 
-A run goes through three phases. ``scale`` takes the moments of the features in
+A run goes through four phases. ``scale`` takes the moments of the features in
 one pass, where z-score or min-max need them. ``seed`` draws a sample and picks
-the first centroids. ``train`` streams the epochs. The cursor says how many
+the first centroids. ``train`` streams the epochs. ``close`` is a pass of Lloyd's
+algorithm after those of mini-batches, and after others where clusters are left
+without a row; its epochs are numbered on from --epochs. The cursor says how many
 batches of which epoch of which phase have been *applied*; what was read ahead
 is not counted. Everything that is computed is a function of the cursor and the
 state before it, so that a run that goes on from a checkpoint ends with the
@@ -19,19 +21,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from streamkm.clustering.lloyd import Lloyd
-from streamkm.clustering.minibatch import MiniBatch
+from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
 from streamkm.clustering.seeding import kmeans_plusplus, random_rows
 from streamkm.clustering.sizes import sample_size
 from streamkm.clustering.state import RUNNING, STOP_REASONS, initial_state
 from streamkm.errors import Interrupted
-from streamkm.kernels import ReferenceKernel
+from streamkm.runs.arithmetic import Arithmetic
 from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.devices import environment
 from streamkm.runs.initial import draw_sample, first_centroids, usable_rows
 from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.model import Model
+from streamkm.runs.outcome import final_figures, model_figures, result_lines
 from streamkm.runs.preflight import fit_bytes, plan_memory
 from streamkm.runs.rows import non_finite_error
 from streamkm.runs.snapshot import Cursor, Snapshot
@@ -45,12 +47,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from streamkm.clustering.lloyd import Lloyd
+    from streamkm.clustering.minibatch import MiniBatch
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.runs.checkpoint import Checkpoint, Checkpointer
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import Source
-    from streamkm.stream.plan import Window
+    from streamkm.stream.plan import Plan, Window
     from streamkm.stream.transfer import DeviceWindow
 
 __all__ = ["Attempt"]
@@ -78,6 +82,7 @@ class Attempt:
         self._memory = plan_memory(spec, self._plan, execution, fixed_bytes=needed)
         empty = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype)
         self._dtype = compute_dtype(empty.dtype)
+        self._arithmetic = Arithmetic(config, execution.kernel, self._dtype, device)
         # Before any pass over the data, so that a file of another shape costs nothing.
         self._given_KD = first_centroids(config, spec.n_features, given_KD)
 
@@ -103,8 +108,12 @@ class Attempt:
         now = self._now
         with HostSlots(self._memory.stream, self._device) as self._slots:
             state, scaling = self._until_seeded(now)
-            reason = self._train(now, state, scaling)
-        self._conclude(reason)
+            if now.cursor.phase == "train":
+                self._train(now, state, scaling)
+            if now.cursor.phase == "close":
+                self._close(now, state, scaling)
+        all_done = f"all epochs are done (--epochs {self._config.epochs})"
+        self._conclude(STOP_REASONS.get(int(state.stop), all_done))
         return self._model(state, scaling)
 
     def seed(self, progress: Progress) -> Model:
@@ -133,32 +142,23 @@ class Attempt:
         return now.state, now.scaling
 
     def _model(self, state: KMeansState, scaling: Scaling) -> Model:
-        n_steps = int(state.n_steps)
-        figures = {
-            # What was read after the last update says nothing of it.
-            "n_iter": min(-(-n_steps // self._plan.n_batches(0)), self._config.epochs),
-            "n_steps": n_steps,
-            "inertia": float(state.inertia),
-            "dtype": self._source.spec.dtype,
-        }
         return Model(
             state.centroids_KD,
             state.counts_K,
             state.sums_KD,
             scaling,
             self._config.as_dict(),
-            figures,
+            self._now.settled_inertia(),
+            model_figures(state, self._plan, self._config, self._source.spec.dtype),
         )
 
     def _conclude(self, reason: str) -> None:
         """Say how the run ended."""
-        figures, say = self._now.figures(), self._progress.say
+        figures, say = final_figures(self._now), self._progress.say
         self._progress.record({"phase": "end", "stopped_by": reason, **figures})
         say(f"stopped: {reason}; {figures['step']:,} steps in all")
-        say(
-            f"result: inertia per row {figures['inertia_per_row'] or 0:.6g} over the last epoch, "
-            f"{figures['empty']:,} of {self._config.k:,} clusters without a row in it"
-        )
+        for line in result_lines(figures, self._config.k, self._now.cursor.phase):
+            say(line)
         if figures["reseeded"]:
             say(f"reseeded: {figures['reseeded']:,} empty or starved clusters")
         if figures["dropped"]:
@@ -211,35 +211,69 @@ class Attempt:
         now.step += 1
         self._save()
 
-    def _train(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> str:
-        """Stream the epochs that are left; returns what ended the run."""
-        algorithm, first = self._algorithm(), now.cursor
+    def _train(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> None:
+        """Stream the epochs that are left."""
+        config = self._config
+        left = range(now.cursor.epoch, now.cursor.epoch if self._is_stopped else config.epochs)
+        self._passes(
+            now, state, scaling, self._arithmetic.algorithm(self._plan.n_rows), self._plan, left
+        )
+        must_close = config.algorithm == "minibatch" or bool((state.counts_K == 0).any())
+        if config.closing_pass and must_close:
+            now.cursor = Cursor("close", config.epochs)
+
+    def _close(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> None:
+        """Make the centroids the means of exact clusters, none of them empty if that can be."""
+        plan, algorithm = replace(self._plan, seed=None), self._arithmetic.closing()
+        first = self._config.epochs
+        while now.cursor.epoch == first or now.cursor.batch or not is_closed(state):
+            if now.cursor.epoch > first and now.cursor.batch == 0:
+                self._progress.say("note: another closing pass, some clusters have no row yet")
+            self._passes(
+                now, state, scaling, algorithm, plan, range(now.cursor.epoch, now.cursor.epoch + 1)
+            )
+
+    def _passes(
+        self,
+        now: Snapshot,
+        state: KMeansState,
+        scaling: Scaling,
+        algorithm: MiniBatch | Lloyd,
+        plan: Plan,
+        epochs: range,
+    ) -> None:
+        """Stream `epochs` through `algorithm`, from the cursor on."""
+        first, closing = now.cursor, now.cursor.phase == "close"
         workspace_BD = torch.empty(
             (self._config.batch_rows, self._source.spec.n_features),
             dtype=self._dtype,
             device=self._device,
         )
-        done = first.epoch * self._plan.n_rows + self._plan.rows_before(first.epoch, first.batch)
-        with self._stream("train", self._epochs(first), done) as windows:
+        # Readers go from one epoch to the next without a pause.
+        upcoming = chain.from_iterable(
+            plan.windows(epoch, first.batch if epoch == first.epoch else 0) for epoch in epochs
+        )
+        done = plan.rows_before(first.epoch, first.batch)
+        done += 0 if closing else first.epoch * plan.n_rows
+        with self._stream(first.phase, upcoming, done) as windows:
             for window in windows:
                 epoch = window.window.epoch
                 for index, rows in window.batches(first.batch if epoch == first.epoch else 0):
                     if index == 0:
-                        state.begin_epoch_()
+                        state.begin_epoch_(closing=closing)
                     batch = scaling.prepare(window.x_ND, rows, workspace_BD)
                     algorithm.update_(state, batch, epoch=epoch, index=index)
-                    now.cursor = Cursor("train", epoch, index + 1)
+                    self._arithmetic.n_assigned += len(batch.x_BD)
+                    now.cursor = Cursor(first.phase, epoch, index + 1)
                     if index == window.window.last_batch:
                         algorithm.finish_epoch_(state)
-                        now.cursor = Cursor("train", epoch + 1)
+                        now.cursor = Cursor(first.phase, epoch + 1)
                     self._after_batch(len(batch.x_BD))
                     if now.cursor.batch == 0:
                         self._report()
-                if self._is_stopped:
+                if self._is_stopped and not closing:
                     break
         self._check_dropped(state.n_dropped)
-        all_done = f"all epochs are done (--epochs {self._config.epochs})"
-        return STOP_REASONS.get(int(state.stop), all_done)
 
     # ---- parts of them ------------------------------------------------------
 
@@ -252,6 +286,7 @@ class Attempt:
             self._source,
             self._plan,
             sample_size(self._source.spec.n_rows, self._config.k),
+            k=self._config.k,
             seed=self._config.seed,
             dtype=self._dtype,
             slots=self._slots,
@@ -259,30 +294,12 @@ class Attempt:
             on_window=self._stop_if_asked,
         )
 
-    def _algorithm(self) -> MiniBatch | Lloyd:
-        config = self._config
-        kernel = ReferenceKernel(config.batch_rows, config.k, self._dtype, self._device)
-        spherical = config.metric == "cosine"
-        if config.algorithm == "lloyd":
-            return Lloyd(kernel, config.seed, spherical)
-        return MiniBatch(
-            kernel, self._source.spec.n_rows, config.seed, spherical, config.max_no_improvement
-        )
-
-    def _epochs(self, first: Cursor) -> Iterator[Window]:
-        """Windows of every epoch from the cursor on; the readers go from one to the next."""
-        if self._is_stopped:
-            return iter(())
-        return chain.from_iterable(
-            self._plan.windows(epoch, first.batch if epoch == first.epoch else 0)
-            for epoch in range(first.epoch, self._config.epochs)
-        )
-
     @contextmanager
     def _stream(
         self, phase: str, windows: Iterator[Window], done: int
     ) -> Iterator[Iterator[DeviceWindow]]:
-        self._times = StageTimes()
+        if phase != "close":  # Which goes on with the times of training.
+            self._times = StageTimes()
         n_passes = self._config.epochs if phase == "train" else 1
         self._progress.begin(phase, n_passes * self._plan.n_rows, self._times, done=done)
         with stream(self._source, windows, self._slots, self._times) as device_windows:
@@ -316,7 +333,7 @@ class Attempt:
         """Fetch the scalars, which waits for the device, and show them."""
         state = self._now.state
         self._check_dropped((state or self._now.moments).n_dropped)
-        self._progress.report(self._now.figures())
+        self._progress.report({**self._now.figures(), **self._arithmetic.rechecked()})
         self._is_stopped = state is not None and int(state.stop) != RUNNING
 
     def _check_dropped(self, n_dropped: torch.Tensor) -> None:
@@ -330,7 +347,7 @@ class Attempt:
         now = self._now
         if now.state is not None:
             self._check_dropped(now.state.n_dropped)
-        manifest = {**now.manifest(), "environment": environment(self._device)}
+        manifest = {**now.manifest(), "environment": self._environment()}
         return self._checkpoints.save(now.step, now.tensors(), manifest)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -341,13 +358,16 @@ class Attempt:
             self._is_stopped = int(self._now.state.stop) != RUNNING
         say = self._progress.say
         say(f"resumed: from {checkpoint.path.name} ({self._now.cursor})")
-        here = environment(self._device)
+        here = self._environment()
         for name, before in checkpoint.manifest["environment"].items():
             if here[name] != before:
                 say(
                     f"note: {name} was {before} and is {here[name]}: the result will be as good, "
                     "but its last bits may differ from an uninterrupted run's"
                 )
+
+    def _environment(self) -> dict[str, str]:
+        return environment(self._device, self._arithmetic.kernel_name)
 
     def _announce(self) -> None:
         config = self._config
@@ -357,4 +377,6 @@ class Attempt:
             f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
             f"about {self._plan.n_batches(0):,} batches of {config.batch_rows:,} rows or less"
         )
-        self._progress.say(f"on {environment(self._device)['device']}, {self._memory}")
+        self._progress.say(
+            f"on {self._environment()['device']}, {self._arithmetic}, {self._memory}"
+        )

@@ -40,7 +40,7 @@ __all__ = ["Checkpoint", "Checkpointer", "NoCheckpoints", "load_checkpoint", "sa
 logger = logging.getLogger("streamkm")
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

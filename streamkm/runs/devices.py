@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from streamkm.errors import DeviceError
+from streamkm.kernels.extension import instruction_sets
 
-__all__ = ["environment", "resolve_device"]
+__all__ = ["describe_kernel", "environment", "resolve_device"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,13 +29,23 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def environment(device: torch.device) -> dict[str, str]:
+def describe_kernel(asked: str, name: str, precision: str = "exact") -> str:
+    """What the log says of the kernel `name`, for which ``--kernel`` said `asked`."""
+    chosen = " (auto)" if asked == "auto" else ""
+    warning = "" if precision == "exact" else ", labels as screened (--precision fast)"
+    return f"kernel {name}{chosen}{warning}"
+
+
+def environment(device: torch.device, kernel: str) -> dict[str, str]:
     """What may change the last bits of a result without any setting having changed."""
     import numpy as np
 
+    compiled = instruction_sets()
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "device": where,
+        "kernel": kernel,
+        "instruction set": compiled[0].name if compiled else "none, nothing is compiled",
         "torch": torch.__version__,
         "numpy": np.__version__,
         "arithmetic threads": str(torch.get_num_threads()),

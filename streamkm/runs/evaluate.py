@@ -105,7 +105,7 @@ def evaluate(
     inertia, n_dropped = 0.0, 0
     with Progress() as progress, labelling.batches() as batches:
         progress.introduce(source)
-        progress.say(f"on {labelling.device}, {labelling.memory}")
+        progress.say(f"on {labelling.device}, {labelling.kernel}, {labelling.memory}")
         progress.begin("evaluate", n_rows, labelling.times)
         for batch in batches:
             if batch.n_dropped and nan == "error":

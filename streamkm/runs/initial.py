@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_sample", "first_centroids", "usable_rows"]
 
-#: The sample is drawn from at least so many blocks, wherever they lie.
+#: The sample is drawn from so many pieces for each cluster, within bounds: where rows are
+#: sorted by cluster, none of the larger ones is missed.
+SAMPLE_PIECES_PER_CLUSTER, MIN_SAMPLE_PIECES, MAX_SAMPLE_PIECES = 2, 64, 256
+#: But no more is read than so many whole blocks (or what the rows that are wanted take).
 SAMPLE_BLOCKS = 32
 
 
@@ -70,14 +73,26 @@ def draw_sample(
     plan: Plan,
     n_rows: int,
     *,
+    k: int,
     seed: int,
     dtype: torch.dtype,
     slots: HostSlots,
     progress: Progress,
     on_window: Callable[[], None],
 ) -> torch.Tensor:
-    """At least `n_rows` random rows of `source` (or all), unscaled, as `dtype` on the device."""
-    windows = list(sample_windows(plan, n_rows, seed=seed, n_blocks=SAMPLE_BLOCKS))
+    """Random rows of `source`, `n_rows` of them (or all), unscaled, as `dtype` on the device.
+
+    From the more places of the array, the more clusters `k` there are to be found.
+    """
+    piece_rows = min(source.spec.piece_rows or plan.block_rows, plan.block_rows)
+    n_pieces = min(
+        max(SAMPLE_PIECES_PER_CLUSTER * k, MIN_SAMPLE_PIECES),
+        MAX_SAMPLE_PIECES,
+        SAMPLE_BLOCKS * plan.block_rows // piece_rows,
+    )
+    windows = list(
+        sample_windows(plan, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
+    )
     total = sum(window.batch_edges[-1] for window in windows)
     sample_SD = torch.empty((total, source.spec.n_features), dtype=dtype, device=slots.device)
     times = StageTimes()

@@ -12,8 +12,8 @@ import torch
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
-from streamkm.kernels import ReferenceKernel, sq_distances_to
-from streamkm.runs.devices import resolve_device
+from streamkm.kernels import make_kernel, sq_distances_to
+from streamkm.runs.devices import describe_kernel, resolve_device
 from streamkm.runs.preflight import plan_memory, predict_bytes
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import make_plan
@@ -78,7 +78,8 @@ class Labelling:
             shift_D=model.scaling.shift_D.to(self.device),
             factor_D=model.scaling.factor_D.to(self.device),
         )
-        self.kernel = ReferenceKernel(batch_rows, model.k, dtype, self.device)
+        self.arithmetic = make_kernel(execution.kernel, batch_rows, model.k, dtype, self.device)
+        self.kernel = describe_kernel(execution.kernel, self.arithmetic.name)
         self._workspace_BD = torch.empty(
             (batch_rows, spec.n_features), dtype=dtype, device=self.device
         )
@@ -111,7 +112,7 @@ class Labelling:
             )
 
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
-        labels_B, _ = self.kernel.assign(batch.x_BD, batch.sq_norms_B, self.centroids_KD)
+        labels_B, _ = self.arithmetic.assign(batch.x_BD, batch.sq_norms_B, self.centroids_KD)
         sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self.centroids_KD)
         if batch.is_normalized:
             # A row without a direction is as far from every centroid: the tie

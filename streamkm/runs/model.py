@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "load_run"]
 
-FORMAT, METADATA = "1", "streamkm"
+FORMAT, METADATA = "2", "streamkm"
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,20 @@ class Model:
     centroids_KD: torch.Tensor
     """In the scaled space, float32 or float64."""
     counts_K: torch.Tensor
-    """Rows that each centroid is the mean of, int64."""
+    """Rows that each centroid is the mean of, int64. After a closing pass, or with lloyd, the
+    exact sizes of the clusters of that pass; else the rows of all epochs as they came."""
     sums_KD: torch.Tensor
     """Sums of those rows in the scaled space, float64."""
     scaling: Scaling
     settings: dict[str, Any]
     """The settings of the run that made it, as `FitConfig.as_dict` gives them."""
+    inertia: float | None
+    """Sum of squared distances, in the scaled space, of the rows of those clusters to the
+    centroids: their exact inertia if the last pass moved nothing, else an upper bound of it.
+    None for minibatch without a closing pass."""
     figures: dict[str, Any]
-    """How it went: ``n_iter`` (passes over the data), ``n_steps`` (updates), ``inertia`` (over
-    the last pass) and ``dtype`` (of the data)."""
+    """How it went: ``n_iter`` (passes over the data), ``n_steps`` (updates), ``epoch_inertia``
+    (over the last of those passes, before each update) and ``dtype`` (of the data)."""
 
     @property
     def k(self) -> int:
@@ -97,6 +102,7 @@ class Model:
             "normalize": self.scaling.normalize,
             "settings": self.settings,
             "figures": self.figures,
+            "inertia": self.inertia,
         }
         sealed = {**about, "sha256": _digest(about, on_host)}
         metadata = {METADATA: json.dumps(sealed)}
@@ -139,6 +145,7 @@ def load_run(path: str | os.PathLike[str]) -> Model:
             ),
             settings=about["settings"],
             figures=about["figures"],
+            inertia=about["inertia"],
         )
     except (
         SafetensorError,

@@ -41,7 +41,7 @@ def update_once(
     step = model.figures["n_steps"]
     # A state of these rows alone: sums and counts so far are added when all are assigned.
     state = initial_state(labelling.centroids_KD.clone(), tolerance=0)
-    gather = Lloyd(labelling.kernel, seed, spherical)
+    gather = Lloyd(labelling.arithmetic, seed, spherical)
     with labelling.prepared() as batches:
         for index, (_, batch) in enumerate(batches):
             gather.update_(state, batch, epoch=step, index=index)
@@ -56,5 +56,6 @@ def update_once(
         centroids_KD=state.centroids_KD,
         counts_K=state.counts_K,
         sums_KD=state.sums_KD,
-        figures={**model.figures, "n_steps": step + 1, "inertia": float(state.inertia)},
+        inertia=None,
+        figures={**model.figures, "n_steps": step + 1, "epoch_inertia": float(state.inertia)},
     ).on_host()

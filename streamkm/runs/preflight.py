@@ -152,15 +152,17 @@ def fit_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool) 
     n_trials = 2 + config.k.bit_length()
     # Twice the sample: rows that must be left out cost a copy of the others.
     seeding = n_sample * (2 * spec.n_features * width + 3 * n_trials * width + 32)
-    # Centroids, sums, and the copies of both that one update makes.
-    training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 24)
+    # Centroids, sums, the copies of both that one update makes (or the end of a pass), and the
+    # kernel's of centroids.
+    training = _batch_bytes(spec, plan, config.k) + state * (6 * width + 48)
     return total + max(seeding, training) + config.k * 64
 
 
 def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
     """Host bytes of predict and evaluate beside slots and readers."""
-    # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck.
-    state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
+    # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck
+    # beside the kernel's own.
+    state = k * spec.n_features * (3 * _compute_width(spec) + 16)
     return RUNTIME_BYTES + state + (_batch_bytes(spec, plan, k) if on_host else 0)
 
 

@@ -24,7 +24,7 @@ class Cursor:
     """How far a run has got: batches of an epoch of a phase that were applied."""
 
     phase: str
-    """``scale``, ``seed`` or ``train``."""
+    """``scale``, ``seed``, ``train`` or ``close``."""
     epoch: int = 0
     batch: int = 0
 
@@ -78,6 +78,11 @@ class Snapshot:
     def manifest(self) -> dict[str, Any]:
         """Where the run stands, for the checkpoint's manifest."""
         return {"cursor": asdict(self.cursor)}
+
+    def settled_inertia(self) -> float | None:
+        """`KMeansState.settled_inertia`; None where no full pass has ended with a move."""
+        inertia = float(self.state.settled_inertia) if self.state else math.nan
+        return None if math.isnan(inertia) else inertia
 
     def figures(self) -> dict[str, Any]:
         """Scalars of the state, for people and metrics.jsonl; waits for the device."""

@@ -80,6 +80,9 @@ class ArraySpec:
     """One phrase for people: ``npy, C order``, ``zarr v3, chunks of 16384 x 128, blosc``."""
     scratch_bytes: int = 0
     """Bytes that one read of one block allocates beside `out`, at most."""
+    piece_rows: int = 0
+    """Rows that are read alone at about their share of a block's cost, starting at a multiple
+    of it; 0 if a block is read as a whole or not at all."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:

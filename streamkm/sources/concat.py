@@ -66,6 +66,8 @@ class ConcatSource:
             block_rows=block_rows,
             layout=f"{len(specs)} parts, " + (layouts.pop() if len(layouts) == 1 else "mixed"),
             scratch_bytes=max(_scratch_bytes(spec, block_rows) for spec in specs),
+            # A piece that is a whole block for one part is read at that cost from every part.
+            piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
         )
 
     @property

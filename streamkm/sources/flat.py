@@ -15,11 +15,14 @@ from streamkm.sources.rowfile import RowFile
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BIN_DTYPES", "BLOCK_BYTES", "FlatSource", "open_bin", "open_raw"]
+__all__ = ["BIN_DTYPES", "BLOCK_BYTES", "PIECE_BYTES", "FlatSource", "open_bin", "open_raw"]
 
 #: A block of a file without chunks: large enough that a request's latency does
 #: not matter, small enough that a window mixes many of them.
 BLOCK_BYTES = 1 << 20
+
+#: A piece that is worth a request of its own, see `ArraySpec.piece_rows`.
+PIECE_BYTES = 64 << 10
 
 #: Element type by suffix of the files with a header of two uint32 (rows, features).
 BIN_DTYPES = {".fbin": "float32", ".u8bin": "uint8", ".i8bin": "int8"}
@@ -71,6 +74,7 @@ class FlatSource:
             dtype=dtype,
             block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
             layout=f"{kind}, C order" + (", byte-swapped" if swapped else ""),
+            piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
         )
 
     @property

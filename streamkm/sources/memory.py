@@ -14,6 +14,8 @@ __all__ = ["MemorySource"]
 
 #: Rows of about this many bytes are copied, or hashed, at a time.
 BLOCK_BYTES = 1 << 20
+#: So many are drawn at a time, see `ArraySpec.piece_rows`.
+PIECE_BYTES = 64 << 10
 
 
 class MemorySource:
@@ -55,6 +57,7 @@ class MemorySource:
             dtype=dtype,
             block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
             layout=f"in memory, {order} order" if order != "strided" else "in memory, strided",
+            piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
         )
 
     @property

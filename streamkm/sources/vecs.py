@@ -8,7 +8,7 @@ import numpy as np
 
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange
-from streamkm.sources.flat import BLOCK_BYTES
+from streamkm.sources.flat import BLOCK_BYTES, PIECE_BYTES
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.rowfile import RowFile
 
@@ -63,6 +63,7 @@ class VecsSource:
             block_rows=block_rows,
             layout=kind[1:],
             scratch_bytes=block_rows * self._record.itemsize,
+            piece_rows=rows_for_bytes(PIECE_BYTES, self._record.itemsize, n_rows),
         )
 
     @property

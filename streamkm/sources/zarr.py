@@ -162,6 +162,7 @@ class ZarrSource:
             scratch_bytes=(
                 self._direct.scratch_bytes if self._direct else _scratch_bytes(array, block_rows)
             ),
+            piece_rows=self._direct.piece_rows if self._direct else 0,
         )
 
     @property

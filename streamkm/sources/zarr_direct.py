@@ -15,6 +15,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -32,6 +33,7 @@ from zarr.storage import LocalStore
 from streamkm.errors import ReadError
 from streamkm.sources.base import DTYPES, RowRange
 from streamkm.sources.layout import one_line
+from streamkm.sources.zarr_blosc import read_blocks, read_table
 from streamkm.sources.zarr_decode import DECODERS
 from streamkm.sources.zarr_store import codec_name
 
@@ -61,6 +63,9 @@ _CODECS = (
 _CODEC_BYTES = 512 << 10
 #: Blocks that Blosc holds beside a chunk, and their size unless the array gives one.
 _BLOSC_BLOCKS, _BLOSC_BLOCK_BYTES = 3, 1 << 20
+#: What is read by itself: of a chunk that is not compressed, in bytes, and of Blosc's, whose
+#: blocks have about so many elements at its middle levels.
+_PIECE_BYTES, _BLOSC_PIECE_ELEMENTS = 64 << 10, 128 << 10
 #: A stored chunk this much longer than decoded, and twice as long, is no chunk of the array.
 _SLACK_BYTES = 64 << 10
 
@@ -127,8 +132,11 @@ class DirectReader:
         self._dtype = array.dtype
         self._chunk_bytes = prod(array.chunks) * array.dtype.itemsize
         self._fill = 0 if array.fill_value is None else array.fill_value
-        self._decode = DECODERS[codec_name(codec)] if codec is not None else None
+        name = None if codec is None else codec_name(codec)
+        self._decode = None if name is None else DECODERS[name]
+        self._is_blosc = name == "blosc"
         self.scratch_bytes = self._scratch_bytes(array, codec)
+        self.piece_rows = self._piece_rows(array, codec)
 
     def read(self, name: str, box: RowBox, out: np.ndarray) -> None:
         """Fill `out` with a box of rows.
@@ -210,16 +218,21 @@ class DirectReader:
                 offset = offset * extent + piece.start
             _read_full(fd, _bytes(part.target), offset * self._dtype.itemsize)
             return
-        chunk = _scratch("chunk", self._chunk_bytes)[: self._chunk_bytes]
-        _read_full(fd, chunk, 0)
-        self._take(chunk, part)
+        # Whole along all axes but the first, which is cut to what is wanted.
+        along, step = part.within[0], self._chunk_bytes // self._chunk[0]
+        rows = _scratch("chunk", self._chunk_bytes)[: (along.stop - along.start) * step]
+        _read_full(fd, rows, along.start * step)
+        self._take_rows(rows, part)
 
     def _decode_stored(self, fd: int, part: _Part) -> None:
         assert self._decode is not None
         size = os.fstat(fd).st_size
         if size > 2 * self._chunk_bytes + _SLACK_BYTES:
             raise ValueError(f"{size} bytes are stored for a chunk of {self._chunk_bytes}")
-        stored = _scratch("stored", max(size, _stored_bytes(self._chunk_bytes)))[:size]
+        scratch = _scratch("stored", max(size, _stored_bytes(self._chunk_bytes)))
+        if self._is_blosc and self._decode_blocks(fd, size, part, scratch):
+            return
+        stored = scratch[:size]
         _read_full(fd, stored, 0)
         if part.target.flags.c_contiguous and part.target.shape == self._chunk:
             self._decode(stored, _bytes(part.target))
@@ -228,8 +241,49 @@ class DirectReader:
         self._decode(stored, chunk)
         self._take(chunk, part)
 
+    def _decode_blocks(self, fd: int, size: int, part: _Part, scratch: np.ndarray) -> bool:
+        """Decode the blocks of Blosc that hold `part`, if `scratch` holds both, else nothing."""
+        along, step = part.within[0], self._chunk_bytes // self._chunk[0]
+        start, stop = along.start * step, along.stop * step
+        if 2 * (stop - start) > self._chunk_bytes:
+            return False
+        read = partial(_read_full, fd)
+        table = read_table(read, size, self._chunk_bytes)
+        if table is None:
+            return False
+        if part.target.flags.c_contiguous and part.target.shape[1:] == self._chunk[1:]:
+            return read_blocks(read, table, start, stop, _bytes(part.target), scratch)
+        rows, rest = scratch[: stop - start], scratch[stop - start :]
+        done = read_blocks(read, table, start, stop, rows, rest)
+        if done:
+            self._take_rows(rows, part)
+        return done
+
     def _take(self, chunk: np.ndarray, part: _Part) -> None:
         part.target[...] = chunk.view(self._dtype).reshape(self._chunk)[part.within]
+
+    def _take_rows(self, rows: np.ndarray, part: _Part) -> None:
+        """As `_take`, of a chunk cut along its first axis to what is wanted."""
+        cut = rows.view(self._dtype).reshape(-1, *self._chunk[1:])
+        part.target[...] = cut[:, *part.within[1:]]
+
+    def _piece_rows(self, array: AnyArray, codec: Any) -> int:
+        """Rows of what can be read of a chunk by itself; 0 if chunks are read whole."""
+        if codec is None:
+            piece_bytes = _PIECE_BYTES
+        elif self._is_blosc:
+            piece_bytes = int(getattr(codec, "blocksize", 0)) or min(
+                _BLOSC_PIECE_ELEMENTS * self._dtype.itemsize, _BLOSC_BLOCK_BYTES
+            )
+            if 4 * piece_bytes > self._chunk_bytes:
+                return 0
+        else:
+            return 0
+        inner = array.shape[1:-1]
+        if any(size < extent for size, extent in zip(self._chunk[1:-1], inner, strict=True)):
+            # Rows that follow each other lie all over a chunk.
+            return 0
+        return max(1, piece_bytes // (self._chunk_bytes // self._chunk[0])) * prod(inner)
 
     def _scratch_bytes(self, array: AnyArray, codec: Any) -> int:
         """What one thread allocates: a stored chunk, a decoded one if any is cut, the codec's."""

@@ -193,28 +193,45 @@ def make_plan(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> Plan:
     )
 
 
-def sample_windows(plan: Plan, n_rows: int, *, seed: int, n_blocks: int) -> Iterator[Window]:
-    """Windows whose `order` picks at least `n_rows` rows from at least `n_blocks` random blocks.
+def sample_windows(
+    plan: Plan, n_rows: int, *, seed: int, n_pieces: int, piece_rows: int
+) -> Iterator[Window]:
+    """Windows whose `order` picks `n_rows` rows from at least `n_pieces` pieces.
 
-    (All of them, if the array has no more.) Every row of the array is as likely
-    to be picked as any other, but for rounding. Each window is one batch.
+    A piece is `piece_rows` rows that start at a multiple of it: a block, or less
+    where the source reads less for less. (The sample is the whole array, if it
+    has no more rows or pieces.) One piece is drawn from each of `n_pieces`
+    equal stretches of the array, so that rows which are sorted are met from
+    everywhere. Every row is as likely to be picked as any other. Each window
+    is one batch, and no longer than those of `plan`.
     """
     rng = _rng(seed, _SAMPLE_BLOCKS)
-    # One block more than full blocks would need: the array's last may be short.
-    n_chosen = min(plan.n_blocks, max(n_blocks, -(-n_rows // plan.block_rows) + 1))
-    blocks = np.sort(rng.choice(plan.n_blocks, n_chosen, replace=False))
-    ranges = [plan.block(int(block)) for block in blocks]
-    n_read = sum(map(len, ranges))
+    n_all = -(-plan.n_rows // piece_rows)
+    # One piece more than full ones would need: the array's last may be short.
+    n_drawn = min(n_all, max(n_pieces, -(-n_rows // piece_rows) + 1))
+    # Stretches differ by one piece in length, and a piece of a short one is more likely to
+    # be drawn; turned by a random number of pieces, they are as likely as each other.
+    edges = np.arange(n_drawn + 1) * n_all // n_drawn
+    drawn = np.sort((rng.integers(edges[:-1], edges[1:]) + rng.integers(n_all)) % n_all)
+    ranges = [
+        RowRange(piece * piece_rows, min((piece + 1) * piece_rows, plan.n_rows))
+        for piece in drawn.tolist()
+    ]
+    read_before = np.cumsum([0, *map(len, ranges)])
+    n_read = int(read_before[-1])
     n_rows = min(n_rows, n_read)
-    for index, start in enumerate(range(0, n_chosen, plan.window_blocks)):
-        reads = tuple(ranges[start : start + plan.window_blocks])
-        picks = tuple(-(-len(rows) * n_rows // n_read) for rows in reads)
+    # Shares are rounded from a random phase on: a short piece is no more likely to be rounded up.
+    picked_before = (read_before * n_rows + rng.integers(n_read)) // n_read
+    of_a_window = plan.window_rows // piece_rows
+    for index, start in enumerate(range(0, n_drawn, of_a_window)):
+        reads = tuple(ranges[start : start + of_a_window])
+        picks = tuple(np.diff(picked_before[start : start + of_a_window + 1]).tolist())
         yield Window(
             epoch=0,
             reads=reads,
             first_batch=index,
             batch_edges=(0, sum(picks)),
-            last=start + plan.window_blocks >= n_chosen,
+            last=start + of_a_window >= n_drawn,
             order_seed=(seed, _SAMPLE_ROWS, index),
             picks=picks,
         )

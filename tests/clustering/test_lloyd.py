@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 
-from streamkm.clustering.state import BY_TOL, RUNNING
+from streamkm.clustering.lloyd import is_closed
+from streamkm.clustering.reseeding import OFFERED_PER_BATCH
+from streamkm.clustering.state import BY_TOL, CONVERGED, RUNNING
 from tests.clustering.streams import (
     batch_of,
     bits,
@@ -23,6 +26,10 @@ from tests.clustering.streams import (
     run_lloyd,
     state_from,
 )
+
+if TYPE_CHECKING:
+    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.state import KMeansState
 
 DATA_SETS = {
     "iris": load_iris,
@@ -47,10 +54,12 @@ def test_two_passes_by_hand() -> None:
     assert float(state.inertia) == 1 + 16 + 16 + 9 + 1
     assert float(state.batch_inertia) == pytest.approx(26 / 3)
     assert float(state.shift) == 2**2 + 0.5**2
+    # The same rows from the centroids as they are now: 1, 4, 1 from 2 and 6, 13 from 9.5.
+    assert float(state.settled_inertia) == 1 + 4 + 1 + 2 * 3.5**2
     run_epoch(algorithm, state, batches, 1)
     assert state.counts_K.tolist() == [3, 2]
     assert float(state.shift) == 0
-    assert int(state.stop) == BY_TOL
+    assert int(state.stop) == CONVERGED
     assert int(state.n_steps) == 4
 
 
@@ -115,7 +124,7 @@ def test_an_empty_cluster_gets_a_far_row(rng) -> None:
     assert (rows == state.centroids_KD[1].numpy()).all(axis=1).any()
     for epoch in range(1, 9):
         run_epoch(algorithm, state, cut(rows, 100), epoch)
-    assert int(state.stop) == BY_TOL
+    assert int(state.stop) == CONVERGED
     assert state.counts_K.tolist() == [300, 300]
     assert int(state.n_reseeded) == 1
 
@@ -164,3 +173,123 @@ def test_the_same_passes_give_the_same_bits(rng) -> None:
         return bits(state)
 
     assert final(0) == final(0)
+
+
+# ---- the closing pass -------------------------------------------------------
+
+
+def close(state: KMeansState, batches: list[Batch], **options) -> int:
+    """Closing passes as a run makes them; returns how many."""
+    algorithm = lloyd(
+        state.k,
+        max(len(batch.x_BD) for batch in batches),
+        state.centroids_KD.dtype,
+        closing=True,
+        **options,
+    )
+    for epoch in range(100):
+        state.begin_epoch_(closing=True)
+        for index, batch in enumerate(batches):
+            algorithm.update_(state, batch, epoch=epoch, index=index)
+        algorithm.finish_epoch_(state)
+        if is_closed(state):
+            return epoch + 1
+    raise AssertionError("no end")
+
+
+# Breaks when the closing pass is no Lloyd step, leaves a trace of what came before, or
+# changes the verdict on the run.
+@pytest.mark.parametrize("verdict", [RUNNING, BY_TOL])
+def test_the_closing_pass_is_one_lloyd_step_after_whatever_was_before(rng, verdict) -> None:
+    rows = rng.normal(size=(200, 3))
+    one, other = state_from(rows[:5]), state_from(rows[:5])
+    run_epoch(lloyd(5, 50), one, cut(rows, 50), 0)
+    for tensor in (other.counts_K, other.sums_KD, other.inertia, other.n_dropped):
+        tensor.fill_(77)
+    other.stop.fill_(verdict)
+    assert close(other, cut(rows, 50)) == 1
+    for name in ("centroids_KD", "counts_K", "sums_KD", "settled_inertia", "n_dropped"):
+        assert bits(one)[name] == bits(other)[name], name
+    assert int(other.stop) == verdict
+    assert int(other.n_steps) == 0
+
+
+# Breaks when the reported inertia is that of the centroids before the move, of a mean that
+# no spherical centroid is, or forgets rows that went to empty clusters.
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n_far", [0, 3])
+def test_settled_inertia_is_that_of_the_partition_about_the_new_centroids(
+    rng, spherical, dtype, n_far
+) -> None:
+    rows = rng.normal(2, 1, (400, 4))
+    if spherical:
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    first = rows[:8].copy()
+    first[:n_far] = -1e3 if not spherical else -first[:n_far]
+    state = state_from(first, dtype=dtype)
+    before = torch.cdist(torch.as_tensor(rows), state.centroids_KD.double()).argmin(dim=1)
+    close(state, cut(rows, 64, dtype, unit=spherical), spherical=spherical)
+    distances = torch.cdist(torch.as_tensor(rows), state.centroids_KD.double()).square()
+    labels = before.clone()
+    for place in (torch.bincount(before, minlength=8) == 0).nonzero().flatten().tolist():
+        labels[distances[:, place].argmin()] = place
+    assert state.counts_K.tolist() == torch.bincount(labels, minlength=8).tolist()
+    assert int(state.n_reseeded) == n_far
+    expected = float(distances.gather(1, labels[:, None]).sum())
+    assert float(state.settled_inertia) == pytest.approx(
+        expected, rel=1e-5 if dtype == torch.float32 else 1e-12
+    )
+    assert float(state.settled_inertia) >= inertia_of(rows, state) * (1 - 1e-6)
+    if not spherical:
+        means = torch.stack([torch.as_tensor(rows)[labels == j].mean(dim=0) for j in range(8)])
+        torch.testing.assert_close(state.centroids_KD.double(), means, rtol=1e-5, atol=1e-6)
+
+
+# Breaks when |x|^2 - 2 x.c + |c|^2 is what is reported: in float32 nothing of it is left here.
+def test_inertia_of_tight_clusters_far_apart_in_float32(rng) -> None:
+    centres = 2.0**14 * np.sign(rng.normal(size=(8, 16)))
+    rows = (np.repeat(centres, 50, axis=0) + rng.normal(0, 0.01, (400, 16))).astype(np.float32)
+    state = state_from(centres.astype(np.float32), dtype=torch.float32)
+    close(state, cut(rows, 100, torch.float32))
+    wide = rows.astype(np.float64).reshape(8, 50, 16)
+    expected = np.square(wide - wide.mean(axis=1, keepdims=True)).sum()
+    assert float(state.settled_inertia) == pytest.approx(expected, rel=0.02)
+    assert float(state.inertia) > 0
+
+
+# Breaks when a run ends with fewer clusters than asked for although there are rows for
+# them: more are empty here than the reservoir holds, and most rows are equal.
+@pytest.mark.parametrize("n_distinct", [400, 500])
+def test_no_cluster_is_left_empty_if_there_are_rows_for_it(rng, n_distinct) -> None:
+    distinct = rng.permutation(n_distinct)[:, None] + 0.5
+    rows = np.concatenate((distinct, distinct[rng.integers(3, size=2000)]))
+    state = state_from(np.full((400, 1), -1.0))
+    assert 2 < close(state, cut(rng.permutation(rows), 300)) < 30
+    assert (state.counts_K > 0).all()
+    assert int(state.counts_K.sum()) == len(rows)
+    assert len(state.centroids_KD.unique(dim=0)) == 400
+    if n_distinct == 400:
+        assert float(state.settled_inertia) == 0
+
+
+# Breaks when the search for rows that are not there goes on for ever, or invents clusters.
+def test_fewer_distinct_rows_than_clusters_is_closed_all_the_same(rng) -> None:
+    distinct = rng.normal(3, 3, (5, 6))
+    rows = distinct[rng.integers(5, size=500)]
+    for dtype in (torch.float32, torch.float64):
+        state = state_from(np.concatenate((distinct[:2], distinct[:2], distinct[:4])), dtype=dtype)
+        assert close(state, cut(rows, 100, dtype)) < 5
+        assert int((state.counts_K > 0).sum()) == 5
+        assert inertia_of(rows, state) < 1e-6
+
+
+# Breaks when only some rows of a long batch are offered: the one that is alone may be missed.
+def test_the_closing_pass_looks_at_every_row() -> None:
+    rows = np.zeros((3 * OFFERED_PER_BATCH, 1))
+    for place in range(100, 107):
+        rows[:] = 0
+        rows[place] = 1
+        state = state_from([[0.0], [50.0]])
+        assert close(state, cut(rows, len(rows)), seed=place) == 1
+        assert state.centroids_KD[:, 0].tolist() == [0.0, 1.0]

@@ -23,6 +23,7 @@ def offer(state, rows: list[list[float]], sq_distances: list[float], *entropy: i
     draw_(
         state,
         batch_of(rows, unit=unit),
+        torch.arange(len(rows)) % state.k,
         torch.tensor(sq_distances, dtype=torch.float64),
         step_generator(CPU, *entropy),
     )
@@ -106,29 +107,53 @@ def test_seeds_of_steps_are_pinned() -> None:
     assert step_generator(CPU, 0).initial_seed() == 0xE220A8397B1DCDAF >> 1
 
 
-# Breaks when places are not those of the starved, or rows are used twice.
-def test_starved_clusters_get_the_rows_in_order() -> None:
-    state = state_from([[0.0], [10.0], [20.0], [30.0]])
+def filled_reservoir(rows: list[float], labels: list[int], counts: list[int]):
+    """A state of one centroid at 10 for each count, with so many rows that add up to 5 each."""
+    state = state_from([[10.0]] * len(counts))
     state.sums_KD += 5
-    state.counts_K += 5
-    state.reservoir_RD.copy_(torch.tensor([[1.0], [2.0], [3.0], [0.0]]))
-    state.reservoir_keys_R.copy_(torch.tensor([0.1, 0.2, 0.3, torch.inf]))
-    moved_K = reseed_(state, torch.tensor([False, True, False, True]))
-    assert moved_K.tolist() == [False, True, False, True]
-    assert state.centroids_KD[:, 0].tolist() == [0.0, 1.0, 20.0, 2.0]
-    # A moved cluster is the mean of its sum and count: else the next update undoes it.
-    assert state.sums_KD[:, 0].tolist() == [5.0, 1.0, 5.0, 2.0]
-    assert state.counts_K.tolist() == [5, 1, 5, 1]
+    state.counts_K += torch.tensor(counts)
+    state.epoch_counts_K += state.counts_K
+    n = len(state.reservoir_keys_R)
+    padding = [0.0] * (n - len(rows))
+    state.reservoir_RD.copy_(torch.tensor([*rows, *padding])[:, None])
+    state.reservoir_labels_R.copy_(torch.tensor([*labels, *padding]))
+    keys = [0.1 * i for i in range(len(rows))] + [torch.inf] * len(padding)
+    state.reservoir_keys_R.copy_(torch.tensor(keys))
+    return state
+
+
+# Breaks when places are not those of the starved, rows are used twice, or a row stays in
+# the sum that it came from: the clusters would be no partition of the rows.
+def test_starved_clusters_get_the_rows_in_order() -> None:
+    state = filled_reservoir([1.0, 2.0, 3.0], [2, 0, 0], [5, 0, 5, 0])
+    reseeding = reseed_(state, state.counts_K == 0)
+    assert reseeding.filled_K.tolist() == [False, True, False, True]
+    assert reseeding.donors_K.tolist() == [True, False, True, False]
+    assert float(reseeding.sq_distances) == 81 + 64
+    assert state.sums_KD[:, 0].tolist() == [3.0, 1.0, 4.0, 2.0]
+    assert state.counts_K.tolist() == [4, 1, 4, 1]
     assert int(state.n_reseeded) == 2
 
 
 # Breaks when places without a row (infinite keys) are used as if they had one.
 def test_no_more_clusters_are_moved_than_there_are_rows() -> None:
-    state = state_from([[5.0], [6.0], [7.0]])
-    offer(state, [[1.0]], [1.0], 0)
-    moved_K = reseed_(state, torch.ones(3, dtype=torch.bool))
-    assert moved_K.tolist() == [True, False, False]
-    assert state.centroids_KD[:, 0].tolist() == [1.0, 6.0, 7.0]
+    state = filled_reservoir([1.0], [2], [0, 0, 7])
+    assert reseed_(state, state.counts_K == 0).filled_K.tolist() == [True, False, False]
+    assert state.counts_K.tolist() == [1, 0, 6]
+
+
+# Breaks when a cluster gives its last row away, which leaves one empty for the one filled.
+def test_a_cluster_keeps_its_last_row() -> None:
+    state = filled_reservoir([1.0, 2.0, 3.0], [1, 1, 2], [0, 2, 1, 0, 0])
+    assert reseed_(state, state.counts_K == 0).filled_K.tolist() == [True, *[False] * 4]
+    assert state.counts_K.tolist() == [1, 1, 1, 0, 0]
+
+
+# Breaks when equal rows become two centroids of one place: one of them stays without a row.
+def test_equal_rows_are_used_once() -> None:
+    state = filled_reservoir([1.0, 1.0, 3.0], [3, 3, 3], [0, 0, 0, 9])
+    assert reseed_(state, state.counts_K == 0).filled_K.tolist() == [True, True, False, False]
+    assert state.sums_KD[:, 0].tolist() == [1.0, 3.0, 5.0, 1.0]
 
 
 # Breaks when many clusters, or few rows, outgrow the reservoir or the batch.

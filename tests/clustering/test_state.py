@@ -42,7 +42,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
     state = initial_state(torch.zeros((2, 3), dtype=dtype), 0.5)
     tensors = state.tensors()
     integers = {"counts_K", "epoch_counts_K", "no_improvement", "n_steps", "n_dropped"}
-    integers |= {"n_reseeded", "stop"}
+    integers |= {"n_reseeded", "stop", "reservoir_labels_R"}
     rows = {"centroids_KD", "reservoir_RD"}
     for name, tensor in tensors.items():
         expected = torch.int64 if name in integers else dtype if name in rows else torch.float64
@@ -50,6 +50,16 @@ def test_dtypes(dtype: torch.dtype) -> None:
     assert float(state.tolerance) == 0.5
     assert state.k == 2
     assert len({tensor.data_ptr() for tensor in tensors.values()}) == len(tensors)
+
+
+# Breaks when the closing pass goes on with the counts of the epoch that stopped the run.
+def test_the_closing_pass_begins_anew_although_the_state_is_stopped(rng) -> None:
+    state = used_state(rng)
+    state.stop.fill_(BY_TOL)
+    state.begin_epoch_(closing=True)
+    assert int(state.epoch_counts_K.sum()) == int(state.n_dropped) == float(state.inertia) == 0
+    assert state.reservoir_keys_R.isinf().all()
+    assert int(state.stop) == BY_TOL
 
 
 # Breaks when an epoch inherits another's inertia, or forgets what belongs to the run.

@@ -185,11 +185,11 @@ def test_if_all_are_damaged_the_run_does_not_begin_anew(folder):
 def test_a_newer_format_is_no_damage(folder):
     path = save(folder, 1)
     manifest = json.loads((path / "manifest.json").read_bytes())
-    manifest["format"] = 2
+    manifest["format"] = 99
     del manifest["sha256"]
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (path / "manifest.json").write_text(json.dumps({**manifest, "sha256": digest}))
-    with pytest.raises(RunError, match="its format is 2, this version of streamkm reads 1"):
+    with pytest.raises(RunError, match=r"its format is 99, this version of streamkm reads \d"):
         load_checkpoint(folder)
 
 

@@ -76,6 +76,7 @@ def test_a_value_on_the_command_line_wins_though_it_is_the_default(x, toml, tmp_
         ('k = 3\nnan = "keep"', "keep"),
         ("k = 3\nread-threads = -1", "read-threads"),
         ('k = 3\nmax-host-memory = "lots"', "lots"),
+        ("k = 3\nclosing-pass = 3", "closing-pass must be true or false, not 3"),
         ("k = ", "cannot be read"),
         ("k = 3\nk = 4", "cannot be read"),
     ],
@@ -87,6 +88,22 @@ def test_a_file_of_settings_that_is_wrong(content, reason, x, toml, tmp_path, ca
     assert len(err.splitlines()) == 1
     assert reason in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "given", "closed"),
+    [
+        ("", [], True),
+        ("", ["--no-closing-pass"], False),
+        ("closing-pass = false", [], False),
+        ("closing-pass = false", ["--closing-pass"], True),
+    ],
+)
+def test_the_closing_pass_can_be_left_out(content, given, closed, x, toml, tmp_path, capsys):
+    toml.write_text(f"k = 2\n{content}")
+    assert cli("fit", x, "--out", tmp_path / "run", "--config", toml, *given) == 0
+    assert settings_of(tmp_path / "run")["closing_pass"] is closed
+    assert ("no closing pass" in capsys.readouterr().err) is not closed
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
@@ -128,7 +145,7 @@ def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     assert "finished" in capsys.readouterr().out
     (run / "model.safetensors").unlink()
     assert cli("info", run) == 0
-    assert "unfinished   step-00000011: train, epoch 1, batch 0" in capsys.readouterr().out
+    assert "unfinished   step-00000021: close, epoch 2, batch 0" in capsys.readouterr().out
 
 
 # A crash between two outputs: the first has its name, the second has not.

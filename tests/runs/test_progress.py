@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from streamkm.runs import progress
+from streamkm.runs.model import load_run
 from streamkm.runs.progress import Progress
 from streamkm.stream.stages import STAGES, StageTimes
 from tests.runs.helpers import Job, clusters, every, metrics_of
@@ -64,6 +65,85 @@ def test_metrics_are_strict_json_with_all_that_charts_need(settings, job):
     assert records[-1]["stopped_by"]
     assert records[-1]["step"] == 12 * n_epochs
     assert any(r["phase"] == "scale" for r in records) is ("scale" in settings)
+
+
+# Breaks when the closing pass is invisible, or the last record has figures of other centroids
+# than those that were saved.
+@pytest.mark.usefixtures("report_always")
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "lloyd", "epochs": 2, "seed": 1}])
+def test_the_last_record_belongs_to_the_saved_centroids(settings, job, capsys):
+    job.settings.update(settings)
+    job.attempt()
+    records = metrics_of(job.run)
+    closing = [record["rows"] for record in records if record["phase"] == "close"]
+    assert closing[-1:] == ([] if settings else [600])
+    model, end = load_run(job.run), records[-1]
+    assert model.inertia is not None
+    sizes = sorted(model.counts_K.tolist())
+    assert sum(sizes) == 600
+    assert (end["least_rows"], end["most_rows"], end["empty"]) == (sizes[0], sizes[-1], 0)
+    assert end["inertia"] == model.inertia
+    assert end["inertia_per_row"] == pytest.approx(model.inertia / 600)
+    # Each centroid is the mean of its rows, so that nothing but their squares is needed.
+    rows, means = np.load(job.source).astype(np.float64), model.centroids.astype(np.float64)
+    sizes_K = model.counts_K.numpy()
+    expected = np.square(rows).sum() - (sizes_K * np.square(means).sum(axis=1)).sum()
+    assert model.inertia == pytest.approx(expected, rel=1e-5)
+    nearest = np.square(rows[:, None] - means).sum(axis=2).min(axis=1).sum()
+    assert nearest <= model.inertia * (1 + 1e-6)
+    said = capsys.readouterr().err
+    assert f"result: inertia per row {end['inertia_per_row']:.6g}" in said
+    assert f"clusters of {sizes[0]:,} to {sizes[-1]:,} rows" in said
+    assert "where another is nearer by now the inertia is lower still" in said
+
+
+@pytest.mark.usefixtures("report_always")
+def test_without_a_closing_pass_the_figures_are_called_what_they_are(job, capsys):
+    job.settings["closing_pass"] = False
+    job.attempt()
+    assert not any(record["phase"] == "close" for record in metrics_of(job.run))
+    assert "least_rows" not in metrics_of(job.run)[-1]
+    assert load_run(job.run).inertia is None
+    assert "over the last epoch as it went" in capsys.readouterr().err
+
+
+def test_converged_means_that_the_figures_are_those_of_the_nearest_centroids(job, capsys):
+    job.settings.update(algorithm="lloyd", tol=0.0, epochs=300)
+    job.attempt()
+    said = capsys.readouterr().err
+    assert "stopped: converged: no centroid moves any more" in said
+    assert "note: the clusters" not in said
+    model = load_run(job.run)
+    rows, centroids = np.load(job.source), model.centroids
+    squares = np.square(rows[:, None].astype(np.float64) - centroids).sum(axis=2)
+    assert model.inertia == pytest.approx(squares.min(axis=1).sum(), rel=1e-6)
+    sizes = np.bincount(squares.argmin(axis=1), minlength=4)
+    assert model.counts_K.tolist() == sizes.tolist()
+
+
+@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
+def test_fewer_distinct_rows_than_clusters_is_said(algorithm, job, capsys):
+    np.save(job.source, np.eye(3)[np.arange(600) % 3])
+    job.settings.update(algorithm=algorithm, epochs=1, init="random", k=5)
+    job.attempt()
+    said = capsys.readouterr().err
+    assert "2 of 5 clusters have no row: the data has fewer than 5 distinct rows" in said
+    assert sorted(load_run(job.run).counts_K.tolist()) == [0, 0, 200, 200, 200]
+
+
+# Breaks when more clusters than the reservoir holds rows for, or lloyd's last pass, are left.
+@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
+def test_no_cluster_is_empty_if_there_are_distinct_rows(algorithm, job, rng, capsys):
+    rows = np.zeros((3000, 2), np.float32)
+    rows[:400] = rng.normal(size=(400, 2))
+    np.save(job.source, rng.permutation(rows))
+    job.settings.update(algorithm=algorithm, epochs=1, init="random", k=390)
+    job.attempt()
+    model = load_run(job.run)
+    assert (model.counts_K > 0).all()
+    assert model.counts_K.sum() == 3000
+    assert len(np.unique(model.centroids, axis=0)) == 390
+    assert "reseeded: " in capsys.readouterr().err
 
 
 # By hand: the epoch's inertia is that of its rows, not of a batch.

@@ -38,6 +38,10 @@ CASES: dict[str, dict[str, Any]] = {
     "minibatch, starved clusters": {"init": "far.npy", "epochs": 2},
     "minibatch, stopped by tol": {"epochs": 9, "tol": 2e-3, "init": "random"},
     "minibatch, stopped by inertia": {"epochs": 9, "max_no_improvement": 4, "init": "random"},
+    "minibatch, no closing pass": {"epochs": 2, "closing_pass": False},
+    # Closing passes that find ever more rows for clusters, and some that find none.
+    "minibatch, few distinct rows": {"init": "far.npy", "epochs": 1, "k": 6},
+    "lloyd, few distinct rows": {"algorithm": "lloyd", "init": "far.npy", "epochs": 1},
     "lloyd": {"algorithm": "lloyd", "epochs": 2},
     "lloyd, until it stops": {"algorithm": "lloyd", "init": "random", "k": 2, "tol": 0.5},
     "lloyd, cosine": {"algorithm": "lloyd", "epochs": 2, "metric": "cosine", "init": "random"},
@@ -52,6 +56,8 @@ def job(request, tmp_path) -> Job:
     """The case named by the parameter, on a Zarr array in a folder of its own."""
     rows = clusters(N_ROWS, N_FEATURES)
     settings = {"k": 6, "batch_rows": 25, "seed": 3, **CASES[request.param]}
+    if "few distinct" in request.param:
+        rows = rows[np.minimum(np.arange(N_ROWS), 4)]
     if settings.get("nan") == "drop":
         rows[[0, 77, 78, 204], [0, 1, 2, 0]] = [np.nan, np.inf, -np.inf, np.nan]
     if settings.get("init") == "far.npy":

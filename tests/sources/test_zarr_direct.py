@@ -167,6 +167,82 @@ def test_main_thread_beside_others(tmp_path: Path, monkeypatch, use_threads) -> 
         assert all(other.result() for other in others)
 
 
+# ---------------------------------------------------------------- parts of a chunk
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("codec", ["blosc", "uncompressed"])
+@pytest.mark.parametrize("features", [32, 48], ids=["whole", "cut along features"])
+def test_a_part_costs_a_part(tmp_path: Path, version, codec: str, features: int) -> None:
+    data = numbers((50_000, features))
+    store_array(tmp_path, version, codec, data, chunks=(40_000, 32))
+    source = opened(tmp_path)
+    piece = source.spec.piece_rows
+    assert 0 < piece <= 4096
+    draws = np.random.default_rng(1)
+    for start in [0, piece, 39_900, 39_999, 49_990, *draws.integers(0, 50_000, 40).tolist()]:
+        for length in (1, piece, int(draws.integers(1, 30_000))):
+            stop = min(start + length, 50_000)
+            assert same_bytes(read(source, start, stop), data[start:stop])
+    # Bytes elsewhere in the chunk are not looked at.
+    if codec == "blosc":
+        file = chunk_files(tmp_path)[0]
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-8] + bytes(8))
+        assert same_bytes(read(source, piece, 2 * piece), data[piece : 2 * piece])
+        table = np.frombuffer(whole, "<i4", 8, 16)
+        file.write_bytes(whole[: table[1]] + bytes(64) + whole[table[1] + 64 :])
+        with pytest.raises(ReadError, match=r"chunk (c/)?0.0 is corrupt"):
+            read(source, 0, 15_000)
+
+
+# Breaks when blocks are taken to lie in their order, as one thread writes them.
+def test_blocks_in_any_order(tmp_path: Path) -> None:
+    data = numbers((60_000, 16))
+    store_array(tmp_path, 2, "blosc", data, chunks=(60_000, 16))
+    (file,) = chunk_files(tmp_path)
+    whole = file.read_bytes()
+    n_blocks = -(-data.nbytes // int.from_bytes(whole[8:12], "little"))
+    starts = np.frombuffer(whole, "<i4", n_blocks, 16)
+    bodies = np.split(np.frombuffer(whole, np.uint8), starts)
+    order = np.random.default_rng(0).permutation(n_blocks)
+    places = np.empty(n_blocks, "<i4")
+    places[order] = starts[0] + np.concatenate(
+        ([0], np.cumsum([len(bodies[i + 1]) for i in order])[:-1])
+    )
+    file.write_bytes(
+        whole[:16] + places.tobytes() + b"".join(bodies[i + 1].tobytes() for i in order)
+    )
+    source = opened(tmp_path)
+    for start in range(0, 60_000, 7_919):
+        assert same_bytes(read(source, start, start + 900), data[start : start + 900])
+
+
+# Breaks when a table that lies makes Blosc read or write elsewhere.
+def test_tables_that_lie(tmp_path: Path) -> None:
+    data = numbers((60_000, 16))
+    store_array(tmp_path, 3, "blosc", data, chunks=(60_000, 16))
+    (file,) = chunk_files(tmp_path)
+    whole = file.read_bytes()
+    source = opened(tmp_path)
+    memory = np.full((1004, 16), 7, np.float32)
+    draws = np.random.default_rng(1)
+    refused = 0
+    for _ in range(200):
+        changed = bytearray(whole)
+        place = int(draws.integers(0, 40))
+        changed[place : place + 4] = draws.integers(0, 256, 4, np.uint8).tobytes()
+        file.write_bytes(changed)
+        start = int(draws.integers(0, 59_000))
+        try:
+            source.read(RowRange(start, start + 1000), memory[2:-2])
+        except ReadError:
+            refused += 1
+        assert (memory[:2] == 7).all()
+        assert (memory[-2:] == 7).all()
+    assert refused > 50
+
+
 # ---------------------------------------------------------------- which way
 
 

@@ -151,7 +151,7 @@ def test_order_of_a_fixed_seed():
 
 def test_sample_of_a_fixed_seed():
     plan = Plan(n_rows=22, block_rows=4, window_blocks=2, batch_rows=3, seed=7)
-    windows = list(sample_windows(plan, 8, seed=7, n_blocks=4))
+    windows = list(sample_windows(plan, 8, seed=7, n_pieces=6, piece_rows=2))
     assert [rows_of(window).tolist() for window in windows] == GOLDEN_SAMPLE
 
 
@@ -190,14 +190,16 @@ def test_the_last_block_may_be_short():
 # ---- samples ----------------------------------------------------------------
 
 
-@given(plans, st.integers(1, 500), st.integers(0, 99), st.integers(1, 40))
-def test_a_sample_has_at_least_the_rows_asked_for_or_all(plan, n_rows, seed, n_blocks):
-    windows = list(sample_windows(plan, n_rows, seed=seed, n_blocks=n_blocks))
+@given(plans, st.data(), st.integers(1, 500), st.integers(0, 99), st.integers(1, 40))
+def test_a_sample_has_the_rows_asked_for_or_all(plan, data, n_rows, seed, n_pieces):
+    size = data.draw(st.integers(1, min(plan.block_rows, plan.n_rows)))
+    windows = list(sample_windows(plan, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=size))
     rows = np.concatenate([rows_of(window) for window in windows])
-    n_read = sum(len(window.reads) for window in windows)
+    reads = [read for window in windows for read in window.reads]
     assert len(rows) == len(np.unique(rows))
-    assert min(n_rows, plan.n_rows) <= len(rows) <= n_rows + n_read
-    assert n_read >= min(n_blocks, plan.n_blocks)
+    assert len(rows) == min(n_rows, plan.n_rows)
+    assert min(n_pieces, -(-plan.n_rows // size)) <= len(set(reads)) == len(reads)
+    assert all(read.start % size == 0 and 1 <= len(read) <= size for read in reads)
     assert [w.batch_edges for w in windows] == [(0, len(rows_of(w))) for w in windows]
     assert [w.last for w in windows] == [False] * (len(windows) - 1) + [True]
     assert all(w.n_rows <= plan.window_rows for w in windows)
@@ -205,28 +207,41 @@ def test_a_sample_has_at_least_the_rows_asked_for_or_all(plan, n_rows, seed, n_b
 
 def test_a_sample_of_all_rows_is_the_array_in_order():
     plan = Plan(n_rows=95, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
-    windows = sample_windows(plan, 95, seed=5, n_blocks=4)
+    windows = sample_windows(plan, 95, seed=5, n_pieces=4, piece_rows=4)
     np.testing.assert_array_equal(np.concatenate([rows_of(w) for w in windows]), np.arange(95))
 
 
-# Sampling the head of a file, or each block alike however short it is, would show here.
-def test_every_row_is_as_likely_to_be_sampled_as_any_other():
-    plan = Plan(n_rows=115, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
-    counts, n_seeds = np.zeros(115), 3000
+# Sampling the head of a file, each piece alike however short it is, or pieces of a short
+# stretch more often, would show here.
+@pytest.mark.parametrize(("size", "n_pieces"), [(10, 6), (10, 9), (4, 8), (4, 20)])
+def test_every_row_is_as_likely_to_be_sampled_as_any_other(size, n_pieces):
+    plan = Plan(n_rows=113, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
+    counts, n_seeds = np.zeros(113), 3000
     for seed in range(n_seeds):
-        for window in sample_windows(plan, 40, seed=seed, n_blocks=6):
+        windows = sample_windows(plan, 20, seed=seed, n_pieces=n_pieces, piece_rows=size)
+        for window in windows:
             counts[rows_of(window)] += 1
     mean = counts.mean()
     sigma = np.sqrt(mean * (1 - mean / n_seeds))
-    assert np.abs(counts[:110] - counts[:110].mean()).max() < 5 * sigma
-    # The five rows of the short block: but for rounding up, and by no more than that.
-    assert 0.9 * mean < counts[110:].mean() < 1.3 * mean
+    assert np.abs(counts - mean).max() < 5 * sigma
+
+
+# Rows sorted by cluster: no cluster as long as two stretches is missed, wherever it lies.
+@given(st.integers(0, 99), st.integers(2, 30), st.integers(1, 9))
+def test_no_place_is_far_from_a_piece(seed, n_pieces, size):
+    plan = Plan(n_rows=900, block_rows=9, window_blocks=100, batch_rows=7, seed=1)
+    (window,) = sample_windows(plan, 1, seed=seed, n_pieces=n_pieces, piece_rows=size)
+    starts = np.array([rows.start for rows in window.reads])
+    gaps = np.diff(np.append(starts, starts[0] + -(-900 // size) * size))
+    assert gaps.max() <= 2 * (900 / n_pieces + 2 * size)
 
 
 def test_samples_of_different_seeds_differ():
     plan = Plan(n_rows=1000, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
     drawn = [
-        np.concatenate([rows_of(w) for w in sample_windows(plan, 50, seed=s, n_blocks=8)])
+        np.concatenate(
+            [rows_of(w) for w in sample_windows(plan, 50, seed=s, n_pieces=8, piece_rows=5)]
+        )
         for s in range(5)
     ]
     assert len({rows.tobytes() for rows in drawn}) == 5
@@ -246,4 +261,4 @@ GOLDEN_ORDER = [
     [[14, 13], [19, 12, 16], [17, 18, 15]],
     [[9, 8], [1, 11, 3], [2, 10, 0]],
 ]
-GOLDEN_SAMPLE = [[0, 1, 3, 5, 6, 7], [8, 10, 11, 20, 21]]
+GOLDEN_SAMPLE = [[2, 4, 5, 8, 13], [16, 17, 21]]

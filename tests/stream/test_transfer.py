@@ -118,7 +118,7 @@ def test_slots_serve_one_stream_after_the_other():
 def test_samples_pass_through_a_stream():
     source = FakeSource(103)
     plan = Plan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=4)
-    windows = list(sample_windows(plan, 30, seed=1, n_blocks=5))
+    windows = list(sample_windows(plan, 30, seed=1, n_pieces=5, piece_rows=10))
     drawn = []
     slots = slots_for(plan, source)
     with stream(source, iter(windows), slots, StageTimes()) as on_device:

@@ -1,0 +1,167 @@
+"""Assignment and accumulation on the CPU in cache-sized tiles, compiled from C++.
+
+A tile of rows is scored against a panel of centroids in registers, and only each
+row's least and second least score leave them: no B x K matrix reaches memory.
+One parallel region does a batch, on the threads of torch, and what a
+thread computes does not depend on how many there are. Rows whose two least scores
+are within rounding of each other are looked at again (see ``kernels.exact``).
+
+torch was measured against it (bench/LOG.md): its product runs at half the speed of
+AVX-512 on processors that MKL does not favour, and the scores make one more round
+through memory. Installing streamkm builds the extension where there is a compiler;
+where there is none, `instruction_sets` is empty and ``--kernel auto`` takes the
+reference.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from streamkm.errors import DeviceError
+from streamkm.kernels.base import Assignment
+from streamkm.kernels.exact import recheck_, rounding_share
+from streamkm.kernels.extension import instruction_sets, n_threads_for
+
+if TYPE_CHECKING:
+    from streamkm.kernels.extension import InstructionSet
+
+__all__ = ["CpuKernel"]
+
+
+class CpuKernel:
+    """Tiles in C++, for batches of up to `batch_rows` rows and `k` centroids.
+
+    Parameters
+    ----------
+    batch_rows, k : int
+        Rows and centroids, at most; fewer than 2^31 each.
+    dtype : torch.dtype
+        Of both, float32 or float64.
+    device : torch.device
+        The CPU.
+    precision : {"exact", "fast"}
+        Whether rows that screening cannot tell apart are scored again.
+    instruction_set : InstructionSet or None
+        By default the best one.
+
+    Raises
+    ------
+    DeviceError
+        On another device, or if the extension was not built.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        batch_rows: int,
+        k: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        precision: str = "exact",
+        *,
+        instruction_set: InstructionSet | None = None,
+    ) -> None:
+        if device.type != "cpu":
+            raise DeviceError(f"--kernel cpu needs --device cpu, not {device}")
+        available = instruction_sets()
+        if not available:
+            raise DeviceError(
+                "--kernel cpu: its extension was not built when streamkm was installed; install "
+                "a C++ compiler and streamkm again, or use --kernel reference"
+            )
+        self._set = instruction_set or available[0]
+        self._is_double = dtype == torch.float64
+        self._rechecks = precision == "exact"
+        panel = self._set.float64_panel if self._is_double else self._set.float32_panel
+        n_lanes = -(-k // panel) * panel
+        self._packed = torch.empty((n_lanes, 0), dtype=dtype)
+        self._c_sq = torch.empty(n_lanes, dtype=dtype)
+        self._order = torch.empty(batch_rows, dtype=torch.int32)
+        self.n_rechecked = torch.zeros((), dtype=torch.int64)
+
+    def assign(
+        self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> Assignment:
+        """Nearest centroid of each row; see `Kernel`."""
+        (n_rows, n_features), k = x_BD.shape, len(centroids_KD)
+        self._check(x_BD, centroids_KD, sq_norms_B)
+        if k > len(self._c_sq):
+            raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
+        x_BD, sq_norms_B = x_BD.contiguous(), sq_norms_B.contiguous()
+        centroids_KD = centroids_KD.contiguous()
+        if self._packed.shape[1] != n_features:
+            self._packed = self._packed.new_empty((len(self._packed), n_features))
+        labels_B = torch.empty(n_rows, dtype=torch.int64)
+        scores_B = torch.empty_like(sq_norms_B)
+        uncertain_B = torch.empty(n_rows, dtype=torch.bool)
+        self._set.functions.assign(
+            self._set.number,
+            self._is_double,
+            x_BD.data_ptr(),
+            sq_norms_B.data_ptr(),
+            centroids_KD.data_ptr(),
+            self._packed.data_ptr(),
+            self._c_sq.data_ptr(),
+            labels_B.data_ptr(),
+            scores_B.data_ptr(),
+            uncertain_B.data_ptr(),
+            n_rows,
+            n_features,
+            k,
+            rounding_share(x_BD.dtype, n_features),
+            n_threads_for(n_rows * n_features * k),
+        )
+        if self._rechecks:
+            self.n_rechecked += uncertain_B.sum()
+            recheck_(labels_B, scores_B, uncertain_B, x_BD, centroids_KD)
+        return Assignment(labels_B, scores_B.add_(sq_norms_B).clamp_min_(0))
+
+    def accumulate(
+        self,
+        x_BD: torch.Tensor,
+        labels_B: torch.Tensor,
+        *,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> None:
+        """Add rows to their clusters, in the order of rows; see `Kernel`."""
+        (n_rows, n_features), k = x_BD.shape, len(sums_KD)
+        self._check(x_BD, sums_KD, labels_B)
+        if labels_B.dtype != torch.int64 or not sums_KD.is_contiguous():
+            raise ValueError(
+                f"labels must be int64 and sums lie without gaps: {labels_B.dtype}, strides "
+                f"{sums_KD.stride()}"
+            )
+        x_BD, labels_B = x_BD.contiguous(), labels_B.contiguous()
+        offsets = torch.empty(k + 1, dtype=torch.int64)
+        self._set.functions.accumulate(
+            self._set.number,
+            self._is_double,
+            x_BD.data_ptr(),
+            labels_B.data_ptr(),
+            self._order.data_ptr(),
+            offsets.data_ptr(),
+            sums_KD.data_ptr(),
+            n_rows,
+            n_features,
+            k,
+            n_threads_for(n_rows * n_features),
+        )
+        counts_K += offsets.diff()
+
+    def _check(self, x_BD: torch.Tensor, points_KD: torch.Tensor, *of_rows: torch.Tensor) -> None:
+        """Refuse what the extension, which sees addresses only, would read or write beyond."""
+        n_rows, n_features = x_BD.shape
+        if n_rows > len(self._order) or any(len(tensor) != n_rows for tensor in of_rows):
+            raise ValueError(
+                f"a batch has at most {len(self._order)} rows here, and as many labels and norms: "
+                f"not {n_rows} rows and {[len(tensor) for tensor in of_rows]}"
+            )
+        if points_KD.shape[1] != n_features:
+            raise ValueError(f"rows have {n_features} features, the others {points_KD.shape[1]}")
+        found = {x_BD.dtype, points_KD.dtype, *(t.dtype for t in of_rows)} - {torch.int64}
+        if found != {self._c_sq.dtype}:
+            raise ValueError(f"this kernel is made for {self._c_sq.dtype}, not {found}")

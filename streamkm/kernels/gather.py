@@ -1,0 +1,94 @@
+"""Rows of a window as a batch: gathered, widened, scaled and measured.
+
+On the CPU the compiled extension does it in one pass over the rows, where it was built;
+elsewhere it is a few operations of torch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from streamkm.kernels.extension import (
+    InstructionSet,
+    instruction_sets,
+    n_threads_for,
+    stored_types,
+)
+
+__all__ = ["gather"]
+
+
+def gather(
+    x_ND: torch.Tensor,
+    rows: torch.Tensor | slice,
+    workspace_BD: torch.Tensor,
+    shift_D: torch.Tensor | None = None,
+    factor_D: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(rows - shift) * factor`` in the dtype of the workspace, and squared lengths.
+
+    Parameters
+    ----------
+    x_ND : Tensor of shape (N, D)
+        Rows in their stored dtype.
+    rows : slice or integer Tensor of shape (B,)
+        Which of them.
+    workspace_BD : Tensor of shape (B or more, D)
+        Where they are put, unless they can be used where they lie.
+    shift_D, factor_D : Tensor of shape (D,) and the dtype of the workspace, or both None
+        How they are scaled.
+
+    Returns
+    -------
+    x_BD, sq_norms_B : Tensor of shapes (B, D) and (B,)
+    """
+    if isinstance(rows, slice):
+        x_ND = x_ND[rows]
+    n_rows = len(x_ND) if isinstance(rows, slice) else len(rows)
+    lies_ready = isinstance(rows, slice) and x_ND.dtype == workspace_BD.dtype and shift_D is None
+    x_BD = x_ND if lies_ready else workspace_BD[:n_rows]
+    positions_B = None if isinstance(rows, slice) else rows.int().contiguous()
+    available = instruction_sets()
+    if x_ND.device.type == "cpu" and available and x_ND.is_contiguous():
+        return x_BD, _gather_compiled(available[0], x_ND, positions_B, x_BD, shift_D, factor_D)
+    if not lies_ready:
+        if positions_B is None:
+            x_BD.copy_(x_ND)
+        elif x_ND.dtype == x_BD.dtype:
+            torch.index_select(x_ND, 0, positions_B, out=x_BD)
+        else:
+            x_BD.copy_(x_ND.index_select(0, positions_B))
+    if shift_D is not None and factor_D is not None:
+        x_BD.sub_(shift_D).mul_(factor_D)
+    return x_BD, torch.linalg.vector_norm(x_BD, dim=1).square_()
+
+
+def _gather_compiled(
+    instruction_set: InstructionSet,
+    x_ND: torch.Tensor,
+    positions_B: torch.Tensor | None,
+    x_BD: torch.Tensor,
+    shift_D: torch.Tensor | None,
+    factor_D: torch.Tensor | None,
+) -> torch.Tensor:
+    """Fill `x_BD`, which may be `x_ND` itself; returns the squared lengths."""
+    sq_norms_B = x_BD.new_empty(len(x_BD))
+    instruction_set.functions.gather(
+        instruction_set.number,
+        x_BD.dtype == torch.float64,
+        stored_types()[x_ND.dtype],
+        x_ND.data_ptr(),
+        _address(positions_B),
+        _address(shift_D),
+        _address(factor_D),
+        x_BD.data_ptr(),
+        sq_norms_B.data_ptr(),
+        len(x_ND),
+        *x_BD.shape,
+        n_threads_for(x_BD.numel()),
+    )
+    return sq_norms_B
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

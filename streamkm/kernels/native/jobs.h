@@ -1,0 +1,50 @@
+// What the module asks of an instruction set, in plain pointers and sizes.
+
+#pragma once
+
+#include <cstdint>
+
+// Rows are scored in blocks, each by one thread: few enough that their running bests stay
+// in the cache of a core, enough that centroids are read from memory seldom.
+constexpr int TILES_PER_BLOCK = 16;
+// So much of the packed centroids is compared with one block before the next is taken up:
+// what the second level of cache of a core holds beside the rows.
+constexpr int64_t GROUP_BYTES = 256 << 10;
+
+// Nearest centroids of rows. All arrays lie row by row without gaps.
+template <class T>
+struct AssignJob {
+    const T* x;          // n_rows x n_features
+    const T* sq_norms;   // n_rows
+    const T* centroids;  // k x n_features
+    T* packed;           // room for the centroids as the instruction set reads them
+    T* c_sq;             // room for their squared lengths
+    int64_t* labels;     // n_rows, to be filled
+    T* scores;           // n_rows, to be filled: least |c|^2 - 2 x.c
+    bool* uncertain;     // n_rows, to be filled: whether rounding may have decided the label
+    int64_t n_rows, n_features, k;
+    T rounding;    // error of a score, as a share of (|x| + |c|)^2
+    T longest_sq;  // squared length of the longest centroid, found on the way
+};
+
+// Sums of rows by their labels.
+template <class T>
+struct AccumulateJob {
+    const T* x;              // n_rows x n_features
+    const int32_t* rows;     // numbers of the rows, cluster after cluster, in order
+    const int64_t* offsets;  // k + 1: where in `rows` each cluster begins
+    T* sums;                 // k x n_features, to be added to
+    int64_t n_features, k;
+};
+
+// Rows on their way from a window, as they are stored, to a batch.
+template <class T>
+struct GatherJob {
+    const void* window;     // rows as they are stored
+    const int32_t* rows;    // n_rows positions in the window, or null for the first n_rows
+    const T* shift;         // n_features, or null: what is subtracted
+    const T* factor;        // n_features: what is multiplied with then
+    T* x;                   // n_rows x n_features, to be filled; may be the window itself
+    T* sq_norms;            // n_rows, to be filled
+    int64_t n_rows, n_features;
+};

@@ -1,0 +1,378 @@
+// The module streamkm.kernels._cpu: assignment and accumulation in cache-sized tiles.
+//
+// It takes addresses of arrays whose dtype, shape and lifetime kernels/cpu.py answers for,
+// lets go of Python's lock, and divides the work among OpenMP's threads. What a thread
+// computes does not depend on how many there are. The same tiles are compiled for several
+// instruction sets, and the best that the processor has is taken when it is known.
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "jobs.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+#if defined(__clang__)
+#define BEGIN_TARGET(features) \
+    PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
+#else
+#define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
+#define END_TARGET PRAGMA(GCC pop_options)
+#endif
+#define PRAGMA(text) _Pragma(#text)
+
+// By integer arithmetic, which compilers vectorise: shifted into place, the bits are the value
+// divided by 2^112, for numbers below the normal ones too.
+struct Float16 {
+    uint16_t bits;
+    explicit operator float() const {
+        const uint32_t magnitude = uint32_t{bits} & 0x7FFF;
+        const uint32_t wide = magnitude << 13, sign = (uint32_t{bits} & 0x8000) << 16;
+        float scaled;
+        std::memcpy(&scaled, &wide, sizeof scaled);
+        scaled *= 0x1p112f;
+        uint32_t result;
+        std::memcpy(&result, &scaled, sizeof result);
+        // Infinity and NaN have all bits of the exponent.
+        result |= (magnitude >= 0x7C00 ? 0x7F800000 : 0) | sign;
+        std::memcpy(&scaled, &result, sizeof scaled);
+        return scaled;
+    }
+    explicit operator double() const { return static_cast<float>(*this); }
+};
+
+// bfloat16 is the upper half of a float32.
+struct BFloat16 {
+    uint16_t bits;
+    explicit operator float() const {
+        const uint32_t wide = uint32_t{bits} << 16;
+        float value;
+        std::memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+    explicit operator double() const { return static_cast<float>(*this); }
+};
+
+#if defined(__x86_64__)
+
+BEGIN_TARGET("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,prefer-vector-width=512")
+namespace avx512 {
+#define VECTOR_BYTES 64
+#define TILE_ROWS 12
+#include "kernels.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+}  // namespace avx512
+END_TARGET
+
+BEGIN_TARGET("avx2,fma,f16c")
+namespace avx2 {
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#include "kernels.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+}  // namespace avx2
+END_TARGET
+
+#endif
+
+namespace baseline {
+#define VECTOR_BYTES 16
+#define TILE_ROWS 6
+#include "kernels.h"
+}  // namespace baseline
+
+namespace {
+
+// Every dtype that rows may be stored in, by torch's name.
+#define FOR_EACH_STORED_TYPE(use)                                                     \
+    use("float16", Float16)  use("bfloat16", BFloat16) use("float32", float)          \
+    use("float64", double) use("uint8", uint8_t) use("int8", int8_t)                  \
+    use("uint16", uint16_t) use("int16", int16_t) use("uint32", uint32_t)             \
+    use("int32", int32_t) use("uint64", uint64_t) use("int64", int64_t)
+constexpr int N_STORED_TYPES = 12;
+
+// The functions of one instruction set, for one dtype.
+template <class T>
+struct Functions {
+    int64_t panel_width, block_rows;
+    void (*pack_panel)(const AssignJob<T>&, int64_t panel);
+    void (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop);
+    void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
+                               int64_t stop);
+    // By the number of the stored dtype.
+    void (*gather_rows[N_STORED_TYPES])(const GatherJob<T>&, int64_t start, int64_t stop);
+};
+
+#define GATHER_ROWS(name, Stored) gather_rows<Stored, Element>,
+#define FUNCTIONS(set, T)                                                             \
+    []() -> Functions<T> {                                                            \
+        using namespace set;                                                          \
+        using Element = T;                                                            \
+        return {panel_width<T>(),      BLOCK_ROWS,         pack_panel<T>,             \
+                assign_block<T>,       accumulate_cluster<T>,                         \
+                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                 \
+    }()
+
+struct InstructionSet {
+    const char* name;
+    bool (*is_supported)();
+    Functions<float> of_float;
+    Functions<double> of_double;
+};
+
+// Best first.
+const InstructionSet instruction_sets[] = {
+#if defined(__x86_64__)
+    {"avx512",
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+     },
+     FUNCTIONS(avx512, float), FUNCTIONS(avx512, double)},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+     FUNCTIONS(avx2, float), FUNCTIONS(avx2, double)},
+#endif
+    {"baseline", [] { return true; }, FUNCTIONS(baseline, float), FUNCTIONS(baseline, double)},
+};
+
+template <class T>
+const Functions<T>& functions_of(const InstructionSet& set) {
+    if constexpr (std::is_same_v<T, float>) {
+        return set.of_float;
+    } else {
+        return set.of_double;
+    }
+}
+
+template <class T>
+void assign(const Functions<T>& functions, AssignJob<T>& job, int n_threads) {
+    const int64_t width = functions.panel_width, n_panels = (job.k + width - 1) / width;
+#pragma omp parallel num_threads(n_threads)
+    {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t panel = 0; panel < n_panels; ++panel) functions.pack_panel(job, panel);
+#pragma omp single
+        job.longest_sq = *std::max_element(job.c_sq, job.c_sq + job.k);
+        // Dynamic: a core that a reader takes for a while must not hold up the others.
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t start = 0; start < job.n_rows; start += functions.block_rows) {
+            functions.assign_block(job, start, std::min(start + functions.block_rows, job.n_rows));
+        }
+    }
+}
+
+// Columns of a sum that one thread takes at a time, so that one large cluster is shared.
+constexpr int64_t SLICE_COLUMNS = 64;
+
+template <class T>
+void accumulate(const Functions<T>& functions, const AccumulateJob<T>& job, int n_threads) {
+    const int64_t n_slices = (job.n_features + SLICE_COLUMNS - 1) / SLICE_COLUMNS;
+    const int64_t chunk = std::max<int64_t>(job.k * n_slices / (int64_t{n_threads} * 16), 1);
+    // By slices first: neighbouring tasks are of other clusters.
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(n_threads)
+    for (int64_t task = 0; task < job.k * n_slices; ++task) {
+        const int64_t cluster = task % job.k, column = task / job.k * SLICE_COLUMNS;
+        if (job.offsets[cluster] == job.offsets[cluster + 1]) continue;
+        functions.accumulate_cluster(job, cluster, column,
+                                     std::min(column + SLICE_COLUMNS, job.n_features));
+    }
+}
+
+// Rows that one thread gathers at a time.
+constexpr int64_t GATHER_ROWS_AT_ONCE = 256;
+
+template <class T>
+void gather(const Functions<T>& functions, int stored, const GatherJob<T>& job, int n_threads) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
+    for (int64_t start = 0; start < job.n_rows; start += GATHER_ROWS_AT_ONCE) {
+        functions.gather_rows[stored](job, start,
+                                      std::min(start + GATHER_ROWS_AT_ONCE, job.n_rows));
+    }
+}
+
+// Sorts row numbers by label, keeping their order; false if a label is not within 0 to k.
+bool sort_by_label(const int64_t* labels, int64_t n_rows, int64_t k, int32_t* rows,
+                   int64_t* offsets) {
+    std::fill_n(offsets, k + 1, 0);
+    for (int64_t row = 0; row < n_rows; ++row) {
+        if (labels[row] < 0 || labels[row] >= k) return false;
+        ++offsets[labels[row] + 1];
+    }
+    for (int64_t cluster = 0; cluster < k; ++cluster) offsets[cluster + 1] += offsets[cluster];
+    // Each offset moves to its cluster's end while the cluster is filled, which is where
+    // the next one began: shifted by one they are right again.
+    for (int64_t row = 0; row < n_rows; ++row) {
+        rows[offsets[labels[row]]++] = static_cast<int32_t>(row);
+    }
+    std::memmove(offsets + 1, offsets, k * sizeof *offsets);
+    offsets[0] = 0;
+    return true;
+}
+
+template <class T>
+T* at(unsigned long long address) {
+    return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+struct AssignArguments {
+    unsigned long long x, sq_norms, centroids, packed, c_sq, labels, scores, uncertain;
+    long long n_rows, n_features, k;
+    double rounding;
+    int n_threads;
+};
+
+template <class T>
+void assign_from(const InstructionSet& set, const AssignArguments& given) {
+    AssignJob<T> job{at<T>(given.x),        at<T>(given.sq_norms), at<T>(given.centroids),
+                     at<T>(given.packed),   at<T>(given.c_sq),     at<int64_t>(given.labels),
+                     at<T>(given.scores),   at<bool>(given.uncertain),
+                     given.n_rows,          given.n_features,      given.k,
+                     static_cast<T>(given.rounding), 0};
+    assign(functions_of<T>(set), job, given.n_threads);
+}
+
+PyObject* py_assign(PyObject*, PyObject* args) {
+    int set, is_double;
+    AssignArguments given;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdi", &set, &is_double, &given.x, &given.sq_norms,
+                          &given.centroids, &given.packed, &given.c_sq, &given.labels,
+                          &given.scores, &given.uncertain, &given.n_rows, &given.n_features,
+                          &given.k, &given.rounding, &given.n_threads)) {
+        return nullptr;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    if (is_double) {
+        assign_from<double>(instruction_sets[set], given);
+    } else {
+        assign_from<float>(instruction_sets[set], given);
+    }
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+PyObject* py_accumulate(PyObject*, PyObject* args) {
+    int set, is_double, n_threads;
+    unsigned long long x, labels, rows, offsets, sums;
+    long long n_rows, n_features, k;
+    if (!PyArg_ParseTuple(args, "iiKKKKKLLLi", &set, &is_double, &x, &labels, &rows, &offsets,
+                          &sums, &n_rows, &n_features, &k, &n_threads)) {
+        return nullptr;
+    }
+    bool is_sorted;
+    Py_BEGIN_ALLOW_THREADS;
+    is_sorted = sort_by_label(at<int64_t>(labels), n_rows, k, at<int32_t>(rows),
+                              at<int64_t>(offsets));
+    if (is_sorted && is_double) {
+        accumulate(instruction_sets[set].of_double,
+                   AccumulateJob<double>{at<double>(x), at<int32_t>(rows), at<int64_t>(offsets),
+                                         at<double>(sums), n_features, k},
+                   n_threads);
+    } else if (is_sorted) {
+        accumulate(instruction_sets[set].of_float,
+                   AccumulateJob<float>{at<float>(x), at<int32_t>(rows), at<int64_t>(offsets),
+                                        at<float>(sums), n_features, k},
+                   n_threads);
+    }
+    Py_END_ALLOW_THREADS;
+    if (!is_sorted) {
+        PyErr_Format(PyExc_ValueError, "labels must lie within 0 and %lld", k - 1);
+        return nullptr;
+    }
+    Py_RETURN_NONE;
+}
+
+PyObject* py_gather(PyObject*, PyObject* args) {
+    int set, is_double, stored, n_threads;
+    unsigned long long window, rows, shift, factor, x, sq_norms;
+    long long n_window, n_rows, n_features;
+    if (!PyArg_ParseTuple(args, "iiiKKKKKKLLLi", &set, &is_double, &stored, &window, &rows, &shift,
+                          &factor, &x, &sq_norms, &n_window, &n_rows, &n_features, &n_threads)) {
+        return nullptr;
+    }
+    const int32_t* positions = at<int32_t>(rows);
+    uint32_t highest = 0;
+    for (int64_t row = 0; rows != 0 && row < n_rows; ++row) {
+        highest = std::max(highest, static_cast<uint32_t>(positions[row]));
+    }
+    if (n_rows > 0 && (rows == 0 ? n_rows > n_window : highest >= n_window)) {
+        PyErr_Format(PyExc_IndexError, "rows must lie within a window of %lld", n_window);
+        return nullptr;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    if (is_double) {
+        gather(instruction_sets[set].of_double, stored,
+               GatherJob<double>{at<void>(window), positions, at<double>(shift),
+                                 at<double>(factor), at<double>(x), at<double>(sq_norms), n_rows,
+                                 n_features},
+               n_threads);
+    } else {
+        gather(instruction_sets[set].of_float, stored,
+               GatherJob<float>{at<void>(window), positions, at<float>(shift),
+                                at<float>(factor), at<float>(x), at<float>(sq_norms), n_rows,
+                                n_features},
+               n_threads);
+    }
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+#define STORED_NAME(name, Stored) name,
+PyObject* py_stored_types(PyObject*, PyObject*) {
+    const char* const names[] = {FOR_EACH_STORED_TYPE(STORED_NAME)};
+    PyObject* list = PyList_New(0);
+    for (const char* name : names) {
+        PyObject* entry = list == nullptr ? nullptr : PyUnicode_FromString(name);
+        if (entry == nullptr || PyList_Append(list, entry) < 0) Py_CLEAR(list);
+        Py_XDECREF(entry);
+    }
+    return list;
+}
+
+PyObject* py_instruction_sets(PyObject*, PyObject*) {
+    PyObject* names = PyList_New(0);
+    if (names == nullptr) return nullptr;
+    for (size_t i = 0; i < std::size(instruction_sets); ++i) {
+        const InstructionSet& set = instruction_sets[i];
+        if (!set.is_supported()) continue;
+        PyObject* entry = Py_BuildValue("(siLL)", set.name, static_cast<int>(i),
+                                        static_cast<long long>(set.of_float.panel_width),
+                                        static_cast<long long>(set.of_double.panel_width));
+        const bool failed = entry == nullptr || PyList_Append(names, entry) < 0;
+        Py_XDECREF(entry);
+        if (failed) {
+            Py_DECREF(names);
+            return nullptr;
+        }
+    }
+    return names;
+}
+
+PyMethodDef methods[] = {
+    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows; see kernels/cpu.py."},
+    {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/cpu.py."},
+    {"gather", py_gather, METH_VARARGS, "Rows of a window as a batch; see kernels/gather.py."},
+    {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
+    {"instruction_sets", py_instruction_sets, METH_NOARGS,
+     "(name, number, panel width for float32, for float64) of each that runs here, best first."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, methods,
+                      nullptr,               nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&module); }

@@ -1,0 +1,61 @@
+"""Which kernel does the arithmetic: the one that is asked for, or what suits the device.
+
+A kernel is added by one line in `_MAKERS`, and by its name in ``config.KERNELS``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamkm.kernels.cpu import CpuKernel
+from streamkm.kernels.extension import instruction_sets
+from streamkm.kernels.reference import ReferenceKernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from streamkm.kernels.base import Kernel
+
+__all__ = ["make_kernel", "resolve_kernel"]
+
+
+def resolve_kernel(name: str, device: torch.device) -> str:
+    """The kernel that ``--kernel`` asks for: `name`, or for ``auto`` the fastest on `device`."""
+    if name != "auto":
+        return name
+    return "cpu" if device.type == "cpu" and instruction_sets() else "reference"
+
+
+def make_kernel(
+    name: str,
+    batch_rows: int,
+    k: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    precision: str = "exact",
+) -> Kernel:
+    """The kernel that ``--kernel`` asks for, with its buffers.
+
+    Parameters
+    ----------
+    name : str
+        As `resolve_kernel` takes it.
+    batch_rows, k : int
+        Rows of a batch and centroids, at most.
+    dtype : torch.dtype
+        Of rows and centroids, float32 or float64.
+    device : torch.device
+        Where they lie.
+    precision : {"exact", "fast"}
+        Whether rows that screening cannot tell apart are scored again.
+    """
+    return _MAKERS[resolve_kernel(name, device)](batch_rows, k, dtype, device, precision)
+
+
+_MAKERS: dict[str, Callable[[int, int, torch.dtype, torch.device, str], Kernel]] = {
+    "cpu": CpuKernel,
+    "reference": ReferenceKernel,
+}

@@ -1,0 +1,70 @@
+"""The kernel of a run, and the algorithms that it works for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from streamkm.clustering.lloyd import Lloyd
+from streamkm.clustering.minibatch import MiniBatch
+from streamkm.kernels import make_kernel, resolve_kernel
+from streamkm.runs.devices import describe_kernel
+
+if TYPE_CHECKING:
+    import torch
+
+    from streamkm.config import ResolvedFitConfig
+    from streamkm.kernels import Kernel
+
+__all__ = ["Arithmetic"]
+
+
+class Arithmetic:
+    """Makes what a run needs of one kernel, and counts the rows that it was given."""
+
+    def __init__(
+        self, config: ResolvedFitConfig, asked: str, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """`asked` is what ``--kernel`` says."""
+        self._config, self._asked, self._dtype, self._device = config, asked, dtype, device
+        self.kernel_name = resolve_kernel(asked, device)
+        self.n_assigned = 0
+        """Rows that were given to the kernel by this attempt."""
+
+    def __str__(self) -> str:
+        return describe_kernel(self._asked, self.kernel_name, self._config.precision)
+
+    def algorithm(self, n_rows: int) -> MiniBatch | Lloyd:
+        """What trains on an array of `n_rows`."""
+        config = self._config
+        if config.algorithm == "lloyd":
+            return self._lloyd(closing=False)
+        spherical = config.metric == "cosine"
+        return MiniBatch(self._kernel, n_rows, config.seed, spherical, config.max_no_improvement)
+
+    def closing(self) -> Lloyd:
+        """What closes a run."""
+        return self._lloyd(closing=True)
+
+    def rechecked(self) -> dict[str, float]:
+        """Share of the rows given to the kernel that it had to score again."""
+        if self.n_assigned == 0:
+            return {}
+        return {"rechecked_share": int(self._kernel.n_rechecked) / self.n_assigned}
+
+    def _lloyd(self, *, closing: bool) -> Lloyd:
+        config = self._config
+        return Lloyd(self._kernel, config.seed, config.metric == "cosine", closing)
+
+    @cached_property
+    def _kernel(self) -> Kernel:
+        """Made when it is needed: its buffers are none of the seeding's."""
+        config = self._config
+        return make_kernel(
+            self.kernel_name,
+            config.batch_rows,
+            config.k,
+            self._dtype,
+            self._device,
+            precision=config.precision,
+        )

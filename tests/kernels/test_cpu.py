@@ -1,0 +1,124 @@
+"""The compiled kernel, on every instruction set that this processor has."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from streamkm.errors import DeviceError
+from streamkm.kernels import cpu
+from streamkm.kernels.cpu import CpuKernel
+from streamkm.kernels.extension import instruction_sets
+from tests.kernels.contract import KernelContract, normal, sq_norms
+
+CPU = torch.device("cpu")
+
+
+# Breaks when the extension silently was not built: everything below would be skipped.
+def test_the_extension_is_built_here() -> None:
+    assert [entry.name for entry in instruction_sets()][-1] == "baseline"
+
+
+@pytest.fixture(params=instruction_sets(), ids=lambda entry: entry.name)
+def make(request):
+    return partial(CpuKernel, instruction_set=request.param)
+
+
+class TestCpuKernel(KernelContract):
+    @pytest.fixture
+    def make(self, make):
+        return make
+
+
+# Breaks when the last tile, panel, block or group of panels is cut off, or read beyond.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("b", [1, 11, 12, 13, 191, 192, 193, 400])
+@pytest.mark.parametrize("k", [1, 31, 32, 33, 64, 200])
+@pytest.mark.parametrize("d", [1, 5, 700])
+def test_agrees_with_distances_at_every_edge(make, b, k, d, dtype) -> None:
+    x_BD, c_KD = normal(b, d, dtype=dtype, device=CPU), normal(k, d, dtype=dtype, device=CPU)
+    labels_B, sq_distances_B = make(b, k, dtype, CPU).assign(x_BD, sq_norms(x_BD), c_KD)
+    expected_BK = torch.cdist(
+        x_BD.double(), c_KD.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    assert torch.equal(labels_B, expected_BK.argmin(dim=1))
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(
+        sq_distances_B.double(), expected_BK.amin(dim=1).square(), rtol=tolerance, atol=tolerance
+    )
+
+
+# Breaks when a slice of columns, or the columns behind the last vector, is left out.
+@pytest.mark.parametrize("d", [1, 3, 63, 64, 65, 130, 700])
+def test_sums_of_every_width(make, d) -> None:
+    x_BD = torch.arange(500 * d, dtype=torch.float32).reshape(500, d) % 251
+    labels_B = torch.arange(500) * 7 % 9
+    labels_B[labels_B == 4] = 0
+    sums_KD, counts_K = torch.zeros((9, d)), torch.zeros(9, dtype=torch.int64)
+    make(500, 9, torch.float32, CPU).accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    expected_KD = torch.zeros((9, d)).index_add_(0, labels_B, x_BD)
+    assert torch.equal(sums_KD, expected_KD)
+    assert torch.equal(counts_K, labels_B.bincount(minlength=9))
+
+
+# Breaks when one bad centroid, or a score that overflows, decides other rows' labels.
+@pytest.mark.parametrize("far", [1e18, 1e25])
+def test_a_centroid_out_of_range_is_nobody_s(make, far) -> None:
+    c_KD = normal(40, 6, dtype=torch.float32, device=CPU)
+    x_BD = normal(100, 6, dtype=torch.float32, device=CPU)
+    expected_B = make(100, 40, torch.float32, CPU).assign(x_BD, sq_norms(x_BD), c_KD).labels_B
+    c_KD = torch.cat((torch.full((1, 6), far), c_KD))
+    labels_B = make(100, 41, torch.float32, CPU).assign(x_BD, sq_norms(x_BD), c_KD).labels_B
+    assert torch.equal(labels_B, expected_B + 1)
+
+
+# Breaks when fast looks again after all, or exact does not say how often it did.
+def test_precision_fast_takes_what_screening_says(make) -> None:
+    x_BD = torch.zeros((5, 3))
+    c_KD = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    exact, fast = (
+        make(5, 2, torch.float32, CPU, precision=precision) for precision in ("exact", "fast")
+    )
+    for kernel in (exact, fast):
+        assert kernel.assign(x_BD, sq_norms(x_BD), c_KD).sq_distances_B.tolist() == [1.0] * 5
+    assert int(exact.n_rechecked) == 5
+    assert int(fast.n_rechecked) == 0
+
+
+# Breaks when addresses are passed on unchecked: the extension would write beyond arrays.
+def test_refuses_what_it_has_no_room_for() -> None:
+    kernel = CpuKernel(10, 4, torch.float32, CPU)
+    x_BD, c_KD = torch.zeros((10, 3)), torch.zeros((4, 3))
+    for rows, norms, centroids in (
+        (torch.zeros((11, 3)), torch.zeros(11), c_KD),
+        (x_BD, torch.zeros(9), c_KD),
+        (x_BD, torch.zeros(10), torch.zeros((4, 2))),
+        (x_BD, torch.zeros(10), torch.zeros((1000, 3))),
+        (x_BD.double(), torch.zeros(10), c_KD),
+        (x_BD, torch.zeros(10), c_KD.double()),
+    ):
+        with pytest.raises(ValueError, match=r"kernel|rows"):
+            kernel.assign(rows, norms, centroids)
+    sums_KD, counts_K = torch.zeros((4, 3)), torch.zeros(4, dtype=torch.int64)
+    for labels, sums in (
+        (torch.full((10,), 4), sums_KD),
+        (torch.full((10,), -1), sums_KD),
+        (torch.zeros(9, dtype=torch.int64), sums_KD),
+        (torch.zeros(10, dtype=torch.int32), sums_KD),
+        (torch.zeros(10, dtype=torch.int64), torch.zeros((3, 4)).T),
+    ):
+        with pytest.raises(ValueError, match=r"labels|kernel"):
+            kernel.accumulate(x_BD, labels, sums_KD=sums, counts_K=counts_K)
+    assert not sums_KD.any()
+    assert not counts_K.any()
+
+
+# Breaks when a kernel that was asked for falls back in silence.
+def test_an_extension_that_is_missing_is_said(monkeypatch) -> None:
+    with pytest.raises(DeviceError, match="--device cpu, not cuda"):
+        CpuKernel(10, 4, torch.float32, torch.device("cuda"))
+    monkeypatch.setattr(cpu, "instruction_sets", tuple)
+    with pytest.raises(DeviceError, match="C\\+\\+ compiler"):
+        CpuKernel(10, 4, torch.float32, CPU)

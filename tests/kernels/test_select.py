@@ -1,0 +1,45 @@
+"""Which kernel runs: an explicit one runs or raises, `auto` takes what suits the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamkm.config import KERNELS
+from streamkm.kernels import ReferenceKernel, make_kernel, resolve_kernel
+from streamkm.kernels.select import _MAKERS
+
+CPU = torch.device("cpu")
+
+
+# Breaks when a kernel can be named on the command line and not be made, or the reverse.
+def test_every_name_has_a_maker() -> None:
+    assert sorted(_MAKERS) == sorted(KERNELS)
+
+
+def test_an_explicit_name_is_taken_as_it_is() -> None:
+    assert isinstance(make_kernel("reference", 4, 2, torch.float32, CPU), ReferenceKernel)
+    assert all(resolve_kernel(name, CPU) == name for name in KERNELS)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_takes_a_kernel_that_there_is(device: str) -> None:
+    assert resolve_kernel("auto", torch.device(device)) in KERNELS
+
+
+# Breaks when `fast` rescores all the same, or leaves labels that no screening gave.
+def test_fast_labels_are_those_of_the_screening(rng) -> None:
+    ends = torch.tensor([[-1e6, 0], [-1e6, 4], [1e6, 0], [1e6, 4]])
+    draws = torch.from_numpy(rng.normal(0, 0.5, (3000, 2))).float()
+    x_BD = ends[torch.from_numpy(rng.integers(4, size=3000))] + draws
+    exact = make_kernel("reference", 3000, 4, torch.float32, CPU)
+    fast = make_kernel("reference", 3000, 4, torch.float32, CPU, precision="fast")
+    norms_B = x_BD.square().sum(dim=1)
+    exact_labels_B = exact.assign(x_BD, norms_B, ends).labels_B
+    fast_labels_B = fast.assign(x_BD, norms_B, ends).labels_B
+    assert (fast_labels_B < 4).all()
+    # Which end a row lies at, float32 can tell; which of the two there, not always.
+    assert torch.equal(fast_labels_B // 2, exact_labels_B // 2)
+    assert not torch.equal(fast_labels_B, exact_labels_B)
+    assert int(exact.n_rechecked) > 1000
+    assert int(fast.n_rechecked) == 0
