@@ -59,7 +59,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench",
         description="Measure streamkm and its peers in turn; prints one table. In full it takes "
-        "about half an hour, and 9 GB of disk for generated arrays.",
+        "about half an hour, and 10 GB of disk for generated arrays.",
     )
     parser.add_argument(
         "--only", metavar="NAME", action="append", choices=NAMES,

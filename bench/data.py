@@ -21,23 +21,27 @@ if TYPE_CHECKING:
 __all__ = ["LAYOUTS", "Shape", "make_array", "rows_of"]
 
 #: Change it when what is generated changes, so that no older file is taken for it.
-VERSION = 1
+VERSION = 2
 CHUNK_ROWS = 16384
 N_BLOBS = 512
-LAYOUTS = ("zarr-lz4", "zarr-zstd", "zarr-raw", "npy")
+LAYOUTS = ("zarr-lz4", "zarr-zstd", "zarr-raw", "zarr-sharded-zstd", "npy")
+DTYPES = ("float32", "float16", "uint8")
+#: Chunks of a shard.
+INNER_CHUNKS = 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of an array of float32, in chunks of `chunk_rows` rows."""
+    """Size and dtype of an array, in chunks (or shards) of `chunk_rows` rows."""
 
     n_rows: int
     n_features: int
     chunk_rows: int = CHUNK_ROWS
+    dtype: str = "float32"
 
     @property
     def nbytes(self) -> int:
-        return 4 * self.n_rows * self.n_features
+        return np.dtype(self.dtype).itemsize * self.n_rows * self.n_features
 
     @property
     def size(self) -> str:
@@ -57,13 +61,16 @@ def rows_of(shape: Shape, seed: int = 0) -> Iterator[np.ndarray]:
         n = min(shape.chunk_rows, shape.n_rows - start)
         rows = rng.standard_normal((n, shape.n_features), dtype=np.float32)
         rows += centres[rng.integers(N_BLOBS, size=n)]
-        yield rows
+        if shape.dtype == "uint8":
+            rows = (rows * 16 + 128).clip(0, 255)
+        yield rows.astype(shape.dtype)
 
 
 def make_array(folder: Path, shape: Shape, layout: str) -> Path:
     """Path of the array in `folder`, written now if it is not there yet."""
     suffix = ".npy" if layout == "npy" else ".zarr"
-    name = f"v{VERSION}-{shape.n_rows}x{shape.n_features}-{shape.chunk_rows}-{layout}{suffix}"
+    size = f"{shape.n_rows}x{shape.n_features}-{shape.chunk_rows}"
+    name = f"v{VERSION}-{size}-{shape.dtype}-{layout}{suffix}"
     path = folder / name
     if path.exists():
         return path
@@ -83,16 +90,20 @@ def make_array(folder: Path, shape: Shape, layout: str) -> Path:
 def _create(path: Path, shape: Shape, layout: str) -> Any:
     size = (shape.n_rows, shape.n_features)
     if layout == "npy":
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=size)
+        return np.lib.format.open_memmap(path, mode="w+", dtype=shape.dtype, shape=size)
     compressors = {
         "zarr-lz4": BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"),
         "zarr-zstd": ZstdCodec(level=3),
+        "zarr-sharded-zstd": ZstdCodec(level=3),
         "zarr-raw": None,
     }
+    inner_rows = max(shape.chunk_rows // INNER_CHUNKS, 1)
+    is_sharded = layout == "zarr-sharded-zstd"
     return zarr.create_array(
         path,
         shape=size,
-        chunks=(shape.chunk_rows, shape.n_features),
-        dtype="float32",
+        chunks=(inner_rows if is_sharded else shape.chunk_rows, shape.n_features),
+        shards=(shape.chunk_rows, shape.n_features) if is_sharded else None,
+        dtype=shape.dtype,
         compressors=compressors[layout],
     )

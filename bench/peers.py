@@ -11,10 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
+import numpy as np
+import torch
 import zarr
 from sklearn.cluster import MiniBatchKMeans
 
+from streamkm.clustering.scaling import RunningMoments, Scaling
+from streamkm.clustering.state import initial_state
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
+from streamkm.runs.arithmetic import Arithmetic
 from streamkm.runs.fit import fit
 from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.progress import Progress
@@ -23,7 +28,10 @@ from streamkm.sources import open_source
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PhaseClock", "sklearn_loop", "streamkm_fit"]
+__all__ = ["PhaseClock", "arithmetic_alone", "sklearn_loop", "streamkm_fit"]
+
+#: Batches that the arithmetic alone takes in turn: more than fit a cache.
+N_BATCHES_HELD = 8
 
 
 @dataclass
@@ -86,3 +94,25 @@ def sklearn_loop(path: Path, k: int, batch_rows: int) -> None:
     model = MiniBatchKMeans(k, batch_size=batch_rows, random_state=0)
     for start in range(0, array.shape[0], batch_rows):
         model.partial_fit(array[start : start + batch_rows])
+
+
+def arithmetic_alone(path: Path, config: FitConfig) -> Callable[[], None]:
+    """The steps of one epoch on rows that are in memory, as a fit takes them from a window."""
+    array = zarr.open_array(path, mode="r")
+    n_rows, n_features = array.shape
+    resolved = config.resolved(n_rows, n_features)
+    batch_rows = resolved.batch_rows
+    x_ND = torch.from_numpy(np.asarray(array[: N_BATCHES_HELD * batch_rows]))
+    batches = torch.randperm(len(x_ND)).int().split(batch_rows)
+    device, dtype = torch.device("cpu"), torch.float32
+    scaling = Scaling.fit("none", "euclidean", RunningMoments.of(x_ND[:batch_rows]), dtype)
+    workspace_BD = torch.empty((batch_rows, n_features))
+    algorithm = Arithmetic(resolved, "auto", dtype, device).algorithm(n_rows)
+
+    def epoch() -> None:
+        state = initial_state(x_ND[: config.k].clone(), 0.0)
+        for index in range(-(-n_rows // batch_rows)):
+            batch = scaling.prepare(x_ND, batches[index % len(batches)], workspace_BD)
+            algorithm.update_(state, batch, epoch=0, index=index)
+
+    return epoch

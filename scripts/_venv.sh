@@ -45,7 +45,9 @@ ensure_venv() (
     # Two scripts started at once must not both install; a system without flock goes unguarded.
     if command -v flock >/dev/null; then flock 9; fi
     key=$(installation_key)
-    for stamp in ".venv/installed-$extra" .venv/installed-dev; do
+    for stamp in ".venv/installed-$extra" .venv/installed-bench .venv/installed-dev; do
+        # dev holds every other extra but the peers.
+        if [[ $extra == bench && $stamp == *-dev ]]; then continue; fi
         if [[ ! -e .venv/installing && -x $venv_python && $(cat "$stamp" 2>/dev/null) == "$key" ]]; then
             return
         fi

@@ -15,31 +15,29 @@ import logging
 import os
 import sys
 import tomllib
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
-from streamkm.config import KERNELS, Cadence, ExecutionConfig, FitConfig, parse_bytes
+from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, StreamkmError
+from streamkm.options import (
+    WEIGHTS_HELP,
+    add_checkpoint_every,
+    add_execution_options,
+    add_fit_options,
+    add_source,
+)
 from streamkm.runs.preflight import give_back_large_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
-    from streamkm.sources import Source
+    from streamkm.sources import Source, Weights
 
 __all__ = ["main"]
-
-SOURCE_HELP = (
-    "x.npy, x.zarr, store.zarr/group/array, .fbin .u8bin .i8bin .fvecs .bvecs, a raw file with "
-    "--dtype and --features, or a folder or glob of shards; the last axis is features"
-)
-CLOSING_HELP = (
-    "minibatch: end with a full pass that makes each centroid the mean of its cluster "
-    "(default: yes)"
-)
-PRECISION_HELP = "fast: rows that screening cannot tell apart are not scored again (default: exact)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,16 +88,18 @@ def _fit(arguments: argparse.Namespace) -> None:
         check_fit(source.spec, config, source.name)
         check_run_is_free(arguments.out, resume=arguments.resume)
 
-        from streamkm.runs.fit import fit
+        with _open_weights(arguments, source) as weights:
+            from streamkm.runs.fit import fit
 
-        fit(
-            source,
-            config,
-            execution,
-            arguments.out,
-            resume=arguments.resume,
-            stop_request=stop_request,
-        )
+            fit(
+                source,
+                config,
+                execution,
+                arguments.out,
+                resume=arguments.resume,
+                stop_request=stop_request,
+                weights=weights,
+            )
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -132,11 +132,20 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     execution = _execution(arguments)
     read_config(arguments.run)
-    with StopRequest() as stop_request, closing(_open(arguments)) as source:
+    with (
+        StopRequest() as stop_request,
+        closing(_open(arguments)) as source,
+        _open_weights(arguments, source) as weights,
+    ):
         from streamkm.runs.evaluate import evaluate
 
         evaluation = evaluate(
-            arguments.run, source, execution, nan=arguments.nan, stop_request=stop_request
+            arguments.run,
+            source,
+            execution,
+            nan=arguments.nan,
+            stop_request=stop_request,
+            weights=weights,
         )
     print(json.dumps(evaluation.as_dict()) if arguments.json else evaluation)
 
@@ -160,6 +169,16 @@ def _open(arguments: argparse.Namespace) -> Source:
         n_features=arguments.features,
         offset=arguments.offset,
     )
+
+
+def _open_weights(
+    arguments: argparse.Namespace, source: Source
+) -> AbstractContextManager[Weights | None]:
+    from streamkm.sources import open_weights
+
+    if arguments.weights is None:
+        return nullcontext()
+    return closing(open_weights(arguments.weights, source.spec.n_rows))
 
 
 def _execution(arguments: argparse.Namespace) -> ExecutionConfig:
@@ -243,13 +262,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         return added
 
     fit = command("fit", _fit, "Cluster an array and write a run folder.")
-    _add_source(fit)
-    _add_fit_options(fit)
+    add_source(fit)
+    add_fit_options(fit)
     predict = command("predict", _predict, "Write the label of every row of an array.")
     evaluate = command("evaluate", _evaluate, "Exact inertia and cluster sizes on an array.")
     for parser_ in (predict, evaluate):
         parser_.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
-        _add_source(parser_)
+        add_source(parser_)
         parser_.add_argument(
             "--nan",
             choices=("error", "drop"),
@@ -264,135 +283,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     predict.add_argument(
         "--resume", action="store_true", help="go on with outputs that were left unfinished"
     )
-    _add_checkpoint_every(predict)
+    add_checkpoint_every(predict)
     evaluate.add_argument("--json", action="store_true", help="print JSON, with every size")
+    for parser_ in (fit, evaluate):
+        parser_.add_argument("--weights", metavar="LOCATION", type=Path, help=WEIGHTS_HELP)
     for parser_ in (fit, predict, evaluate):
-        _add_execution_options(parser_)
+        add_execution_options(parser_)
     info = command("info", _info, "What a path holds: a source, or a run and how far it has come.")
-    _add_source(info, metavar="PATH")
+    add_source(info, metavar="PATH")
     return parser, {"fit": fit}
-
-
-def _add_source(parser: _Parser, metavar: str = "SOURCE") -> None:
-    parser.add_argument("source", metavar=metavar, help=SOURCE_HELP)
-    group = parser.add_argument_group("raw files")
-    group.add_argument("--dtype", help="element type, such as float16, bfloat16 or >f4")
-    group.add_argument("--features", metavar="D", type=int, help="features of a row")
-    group.add_argument(
-        "--offset",
-        metavar="BYTES",
-        type=int,
-        default=0,
-        help="bytes before the first row (default: %(default)s)",
-    )
-
-
-def _add_fit_options(parser: _Parser) -> None:
-    add = parser.add_argument
-    add("--k", type=int, help="number of clusters")
-    add("--out", metavar="RUN", type=Path, required=True, help="run folder to write")
-    add("--resume", action="store_true", help="go on with RUN, or start it")
-    add("--config", metavar="TOML", type=Path, help="file of options; those given here win")
-    group = parser.add_argument_group("what to compute (decides the result)")
-    add = group.add_argument
-    add(
-        "--algorithm",
-        choices=("minibatch", "lloyd"),
-        default="minibatch",
-        help="when to update (default: %(default)s)",
-    )
-    add("--epochs", type=int, help="passes at most (default: 1, for lloyd 100)")
-    add("--batch-rows", type=int, help="rows of a batch at most (default: by the array's shape)")
-    add(
-        "--init",
-        default="k-means++",
-        help="k-means++, random, or k x D centroids in a .npy file (default: %(default)s)",
-    )
-    add(
-        "--metric",
-        choices=("euclidean", "cosine"),
-        default="euclidean",
-        help="distance (default: %(default)s)",
-    )
-    add(
-        "--scale",
-        choices=("none", "zscore", "minmax", "l2"),
-        default="none",
-        help="what to do to the features first (default: %(default)s)",
-    )
-    add(
-        "--tol",
-        type=float,
-        help="stop at this squared centroid shift, in units of the features' mean variance "
-        "(default: 1e-4 for lloyd, off for minibatch)",
-    )
-    add(
-        "--max-no-improvement",
-        metavar="STEPS",
-        type=int,
-        help="minibatch: stop when the smoothed inertia has not improved for so many steps "
-        "(default: never)",
-    )
-    add("--seed", type=int, default=0, help="decides order and every draw (default: %(default)s)")
-    add(
-        "--nan",
-        choices=("error", "drop"),
-        default="error",
-        help="rows with NaN or infinity: stop, or leave them out (default: %(default)s)",
-    )
-    flag = argparse.BooleanOptionalAction
-    add("--closing-pass", action=flag, default=True, help=CLOSING_HELP)
-    add("--precision", choices=("exact", "fast"), default="exact", help=PRECISION_HELP)
-
-
-def _add_execution_options(parser: _Parser) -> None:
-    group = parser.add_argument_group("how to compute (does not change the result)")
-    group.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:I (default: %(default)s)"
-    )
-    group.add_argument(
-        "--kernel", choices=("auto", *KERNELS), help="who does the arithmetic (default: auto)"
-    )
-    group.add_argument(
-        "--max-host-memory",
-        metavar="SIZE",
-        type=_typed(parse_bytes),
-        help="such as 8GiB, beyond what importing takes (default: 8GiB or half the machine's)",
-    )
-    group.add_argument(
-        "--read-threads",
-        metavar="N",
-        type=int,
-        help="reading threads; 0 reads between batches (default: one a core)",
-    )
-    if parser.prog.endswith("fit"):
-        _add_checkpoint_every(group)
-        group.add_argument(
-            "--keep-checkpoints",
-            metavar="N",
-            type=int,
-            default=2,
-            help="newest to keep (default: %(default)s)",
-        )
-
-
-def _add_checkpoint_every(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--checkpoint-every",
-        metavar="60s|N",
-        type=_typed(Cadence.parse),
-        default="60s",
-        help="time or number of batches between saves (default: %(default)s)",
-    )
-
-
-def _typed(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`convert` with its own message where argparse would put one that says less."""
-
-    def converted(text: str) -> Any:
-        try:
-            return convert(text)
-        except ConfigError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return converted

@@ -38,7 +38,7 @@ STEPS_PER_EPOCH = 64
 MAX_BATCH_BYTES = 64 << 20
 
 #: What ``--kernel`` may name beside ``auto``; `streamkm.kernels.select` makes them.
-KERNELS = ("cpu", "reference")
+KERNELS = ("cpu", "reference", "triton")
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power

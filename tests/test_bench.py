@@ -89,3 +89,21 @@ def test_unknown_name_is_refused():
     )  # fmt: skip
     assert done.returncode == 2
     assert "fit, memory, checkpoint, read, kernel" in done.stderr.replace("'", "")
+
+
+# Breaks when scripts/gpu fails for a reason that no GPU is needed to find.
+@pytest.mark.slow
+def test_measuring_on_a_gpu_is_rehearsed(tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
+    out = tmp_path / "rehearsal.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu", "--rehearse", "--data", tmp_path / "data",
+         "--out", out],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    results = json.loads(out.read_text())
+    assert results["measured_on_a_gpu"] is False
+    assert "failed" not in json.dumps({**results, "iteration": None})
+    assert [row["d"] for row in results["assign"]] == [64, 128, 256]
+    assert {"npy", "zarr-raw", "zarr-lz4"} <= set(results["fit"])

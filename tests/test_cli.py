@@ -259,6 +259,61 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(x, tmp_path, refused):
     assert cli(*arguments, "--max-host-memory", least) == 0
 
 
+# ---- weights ----------------------------------------------------------------
+
+WEIGHTS: dict[str, tuple[np.ndarray, str]] = {
+    "negative": (np.r_[np.ones(150), -2.0, np.ones(49)], "that of row 150 is -2.0"),
+    "nan": (np.r_[np.ones(7), np.nan, np.ones(192)], "that of row 7 is nan"),
+    "all zero": (np.zeros(200), "at least one weight must be positive"),
+    "too few": (np.ones(199), "for each of 200 rows, this array has 199 rows"),
+    "too many": (np.ones(201), "this array has 201 rows"),
+    "two columns": (np.ones((200, 2)), "this array has 200 rows of 2"),
+    "strings": (np.array(["1"] * 200), "real numbers"),
+}
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_weights_that_cannot_be(case, command, x, done, tmp_path, refused):
+    weights, reason = WEIGHTS[case]
+    np.save(tmp_path / "w.npy", weights)
+    arguments = [x, "--k", 2, "--out", tmp_path / "run"] if command == "fit" else [done, x]
+    message = refused(command, *arguments, "--weights", tmp_path / "w.npy")
+    assert reason in message
+    assert "w.npy" in message
+
+
+def test_fewer_rows_of_positive_weight_than_clusters(x, tmp_path, refused):
+    np.save(tmp_path / "w.npy", (np.arange(200) < 3).astype("u1"))
+    arguments = [x, "--k", 4, "--out", tmp_path / "run", "--weights", tmp_path / "w.npy"]
+    message = refused("fit", *arguments)
+    assert "w.npy has 3, k is 4" in message
+
+
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_weights_decide_the_clusters_and_the_figures(suffix, x, tmp_path, capsys):
+    weights = np.where(np.arange(200) < 100, 3.0, 0.5)
+    path = tmp_path / f"w.{suffix}"
+    if suffix == "npy":
+        np.save(path, weights)
+    else:
+        zarr.create_array(path, data=weights, chunks=(64,))
+    run = tmp_path / "run"
+    assert cli("fit", x, "--k", 1, "--out", run, "--weights", path) == 0
+    assert f"weights of rows: {path}, 200 of them positive" in capsys.readouterr().err
+    mean = np.average(np.load(x), axis=0, weights=weights)
+    np.testing.assert_allclose(np.load(run / "centroids.npy")[0], mean, rtol=1e-5)
+    assert cli("evaluate", run, x, "--weights", path, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["weights"] == [350.0]
+    assert figures["sizes"] == [200]
+    squares = np.square(np.load(x) - mean).sum(axis=1)
+    assert figures["inertia"] == pytest.approx((weights * squares).sum(), rel=1e-5)
+    assert figures["inertia_per_row"] == pytest.approx(figures["inertia"] / 350)
+    assert cli("evaluate", run, x, "--weights", path) == 0
+    assert "per unit of weight" in capsys.readouterr().out
+
+
 # ---- outputs ----------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from streamkm.runs.evaluate import evaluate
 from streamkm.runs.fit import fit
 from streamkm.runs.interrupts import StopRequest
 from streamkm.sources import open_source
+from streamkm.sources.weights import open_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +44,14 @@ class Runs:
     folder: Path
     n_runs: int = 0
 
-    def fit(self, array: np.ndarray, first: np.ndarray, dtype: str | None = None, **options: Any):
+    def fit(
+        self,
+        array: np.ndarray,
+        first: np.ndarray,
+        dtype: str | None = None,
+        weights: np.ndarray | None = None,
+        **options: Any,
+    ):
         self.n_runs += 1
         init = self.folder / f"first-{self.n_runs}.npy"
         np.save(init, first)
@@ -55,14 +63,24 @@ class Runs:
             self.last,
             resume=False,
             stop_request=StopRequest(),
+            weights=None if weights is None else open_weights(weights, len(array)),
         )
 
     @property
     def last(self) -> Path:
         return self.folder / f"run-{self.n_runs}"
 
-    def evaluate(self, array: np.ndarray, **options: Any) -> Evaluation:
-        return evaluate(self.last, open_source(array), CPU, stop_request=StopRequest(), **options)
+    def evaluate(
+        self, array: np.ndarray, weights: np.ndarray | None = None, **options: Any
+    ) -> Evaluation:
+        return evaluate(
+            self.last,
+            open_source(array),
+            CPU,
+            stop_request=StopRequest(),
+            weights=None if weights is None else open_weights(weights, len(array)),
+            **options,
+        )
 
 
 @pytest.fixture
@@ -168,6 +186,27 @@ def test_l2_is_scikit_learn_on_normalised_rows(runs: Runs) -> None:
     assert runs.evaluate(rows).inertia == pytest.approx(reference.inertia_, rel=1e-10)
 
 
+# Breaks when the rule for rows of zeros with cosine (label 0) is taken for that of L2 scaling,
+# where they lie at the origin and the shortest centroid is the nearest.
+def test_rows_of_zeros_are_at_the_origin_with_l2_and_in_cluster_0_with_cosine(runs, rng) -> None:
+    rows = np.concatenate((rng.normal([5, 0, 0], 0.2, (300, 3)), np.zeros((40, 3))))
+    rows[150:300] = rng.normal(0, 1, (150, 3))
+    first = np.array([[1.0, 0, 0], [0, 0.3, 0.3]])
+    model = runs.fit(rows, first, scale="l2", epochs=20)
+    lengths = np.linalg.norm(exact(model), axis=1)
+    assert lengths[1] < lengths[0]
+    sizes = runs.evaluate(rows).sizes
+    assert sizes == model.counts_K.tolist()
+    assert sizes[1] >= 40
+    model = runs.fit(rows, first, metric="cosine", epochs=300)
+    evaluation = runs.evaluate(rows)
+    assert evaluation.sizes == model.counts_K.tolist()
+    assert evaluation.inertia == pytest.approx(model.inertia, rel=1e-9)
+    bare = runs.fit(rows[:300], first, metric="cosine", epochs=300)
+    assert (model.counts_K - bare.counts_K).tolist() == [40, 0]
+    np.testing.assert_allclose(exact(model), exact(bare), rtol=1e-12)
+
+
 def test_cosine_centroids_have_unit_length(runs: Runs) -> None:
     model = runs.fit(load_digits().data, load_digits().data[:10], metric="cosine")
     np.testing.assert_allclose(np.linalg.norm(exact(model), axis=1), 1, rtol=1e-12)
@@ -217,3 +256,80 @@ def test_the_same_fit_gives_the_same_bits(runs: Runs) -> None:
         for seed in (0, 0, 1)
     )
     assert one == same != other
+
+
+# ---- weights ----------------------------------------------------------------
+
+
+# Breaks when weights come to other rows than theirs, or not to the inertia.
+@pytest.mark.parametrize("batch_rows", [None, 37])
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_weighted_lloyd_is_scikit_learn_s(runs: Runs, rng, name: str, batch_rows) -> None:
+    rows, k = data(name)
+    weights = rng.exponential(size=len(rows)) * (rng.uniform(size=len(rows)) > 0.1)
+    reference = KMeans(k, init=rows[:k], n_init=1, algorithm="lloyd", tol=0)
+    reference.fit(rows, sample_weight=weights)
+    model = runs.fit(rows, rows[:k], weights=weights, batch_rows=batch_rows)
+    np.testing.assert_allclose(exact(model), reference.cluster_centers_, rtol=1e-9, atol=1e-9)
+    assert model.inertia == pytest.approx(reference.inertia_, rel=1e-9)
+    of_clusters = np.bincount(reference.labels_, weights, minlength=k)
+    np.testing.assert_allclose(model.weights_K, of_clusters, rtol=1e-12)
+    evaluation = runs.evaluate(rows, weights)
+    expected = -reference.score(rows, sample_weight=weights)
+    assert evaluation.inertia == pytest.approx(expected, rel=1e-9)
+    assert evaluation.inertia_per_row == pytest.approx(expected / weights.sum(), rel=1e-9)
+    np.testing.assert_allclose(evaluation.weights or [], of_clusters, rtol=1e-12)
+    assert evaluation.sizes == model.counts_K.tolist()
+    assert sum(evaluation.sizes) == evaluation.n_rows == np.count_nonzero(weights)
+
+
+# Breaks when the statistics that rows are scaled by know nothing of the weights.
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_weighted_z_scores_are_scikit_learn_s(runs: Runs, rng, name: str) -> None:
+    rows, k = data(name)
+    weights = rng.exponential(size=len(rows))
+    scaler = StandardScaler().fit(rows, sample_weight=weights)
+    first = scaler.transform(rows[:k])
+    reference = KMeans(k, init=first, n_init=1, tol=0)
+    reference.fit(scaler.transform(rows), sample_weight=weights)
+    expected = scaler.inverse_transform(reference.cluster_centers_)
+    model = runs.fit(rows, rows[:k], weights=weights, scale="zscore")
+    np.testing.assert_allclose(exact(model), expected, rtol=1e-8, atol=1e-8)
+
+
+# Breaks when a weight of 2 is anything but the row twice, wherever it passes through.
+@pytest.mark.parametrize("options", [{}, {"metric": "cosine"}, {"scale": "minmax"}], ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+def test_whole_weights_are_repetitions(runs: Runs, rng, options, dtype: str) -> None:
+    rows = load_digits().data.astype(dtype)
+    weights = rng.integers(0, 4, len(rows))
+    repeated = np.repeat(rows, weights, axis=0)
+    one = runs.fit(rows, rows[:10].astype(float), weights=weights, **options)
+    other = runs.fit(repeated, rows[:10].astype(float), **options)
+    np.testing.assert_allclose(exact(one), exact(other), rtol=1e-4, atol=1e-4)
+    assert one.weights_K.tolist() == other.counts_K.tolist()
+    assert one.inertia == pytest.approx(other.inertia, rel=1e-4)
+
+
+# Breaks when rows of weight 0 are picked, or their places drawn for empty clusters.
+@pytest.mark.parametrize("init", ["random", "k-means++"])
+@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
+def test_rows_of_weight_0_never_become_centroids(runs: Runs, rng, init, algorithm) -> None:
+    rows = rng.normal(size=(900, 3))
+    weights = rng.uniform(1, 2, 900)
+    rows[::3], weights[::3] = 1e6, 0
+    for seed in range(3):
+        model = runs.fit(
+            rows, rows[:20], weights=weights, algorithm=algorithm, init=init, seed=seed
+        )
+        assert np.abs(exact(model)).max() < 10
+        assert model.counts_K.sum() == 600
+        assert (model.counts_K > 0).all()
+
+
+def test_one_weight_for_all_is_no_weight(runs: Runs) -> None:
+    rows = load_digits().data
+    one = runs.fit(rows, rows[:10], algorithm="minibatch", weights=np.full(len(rows), 0.25))
+    other = runs.fit(rows, rows[:10], algorithm="minibatch")
+    np.testing.assert_allclose(exact(one), exact(other), rtol=1e-12, atol=1e-12)
+    assert one.inertia == pytest.approx(0.25 * (other.inertia or 0))

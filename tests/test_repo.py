@@ -19,7 +19,14 @@ import streamkm
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SCRIPTS = ["scripts/bench", "scripts/demo", "scripts/lint", "scripts/test", ".ci/run"]
+SCRIPTS = [
+    "scripts/bench",
+    "scripts/demo",
+    "scripts/gpu",
+    "scripts/lint",
+    "scripts/test",
+    ".ci/run",
+]
 
 
 def source_files(*folders: str) -> list[Path]:

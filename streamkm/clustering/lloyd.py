@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.minibatch import batch_sums, move_centroids_
+from streamkm.clustering.minibatch import batch_sums, move_centroids_, nearest, weighted_sum
 from streamkm.clustering.reseeding import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.kernels import sq_distances_to
@@ -46,23 +46,27 @@ class Lloyd:
         if index == 0:
             state.sums_KD.zero_()
             state.counts_K.zero_()
-        labels_B, _ = self.kernel.assign(batch.x_BD, batch.sq_norms_B, state.centroids_KD)
+            state.weights_K.zero_()
+        labels_B, _ = nearest(self.kernel, batch, state.centroids_KD, spherical=self.spherical)
         # The kernel's distances are what is left of |x|^2 - 2 x.c + |c|^2 after rounding:
         # enough to choose by, not to be added up and reported.
         sq_distances_B = sq_distances_to(batch.x_BD, labels_B, state.centroids_KD)
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()
-        sums_KD, counts_K = batch_sums(self.kernel, batch, labels_B, state.k)
+        sums_KD, counts_K, weights_K = batch_sums(self.kernel, batch, labels_B, state.k)
         state.sums_KD += sums_KD
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
+        state.weights_K += weights_K
+        state.epoch_weights_K += weights_K
         n_offered = len(labels_B) if self.closing else OFFERED_PER_BATCH
         generator = step_generator(labels_B.device, self.seed, epoch, index)
         draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
-        inertia = sq_distances_B.sum()
+        inertia = weighted_sum(batch, sq_distances_B)
         state.inertia += inertia
-        state.batch_inertia.copy_(inertia / counts_K.sum().clamp_min(1))
+        mass = (weights_K if state.is_weighted else counts_K).sum()
+        state.batch_inertia.copy_(inertia / torch.where(mass > 0, mass, 1))
         if not self.closing:
             state.n_steps += 1
 
@@ -100,14 +104,14 @@ def _settled_inertia(
     """Sum of squared distances of the pass's rows to the centroids as they stand now.
 
     From that to the centroids before, c, without another look at the rows: for the n rows
-    of a cluster, with sum S, moving c by -d adds ``2 d.(S - n c) + n |d|^2``, whether or
-    not the new centroid is their mean. A reseeded cluster is one row, at distance 0.
+    of a cluster (or their weight), with sum S, moving c by -d adds ``2 d.(S - n c) + n |d|^2``,
+    whether or not the new centroid is their mean. A reseeded cluster is one row, at distance 0.
     """
-    counts_K = state.counts_K.double()
+    masses_K = state.masses_K.double()
     before_KD = before_KD.double()
     delta_KD = before_KD - state.centroids_KD
-    change_K = counts_K * delta_KD.square().sum(dim=1)
-    residual_KD = before_KD.mul_(-counts_K[:, None]).add_(state.sums_KD)
+    change_K = masses_K * delta_KD.square().sum(dim=1)
+    residual_KD = before_KD.mul_(-masses_K[:, None]).add_(state.sums_KD)
     change_K += residual_KD.mul_(delta_KD).sum(dim=1).mul_(2)
     change_K.masked_fill_(reseeding.filled_K, 0)
     return (state.inertia - reseeding.sq_distances + change_K.sum()).clamp_min_(0)

@@ -3,24 +3,26 @@
 A centroid is the mean of all rows that were ever assigned to it, kept as a sum
 in float64 and an integer count. That is scikit-learn's update with per-cluster
 learning rates of 1 / count, without its float counts, which stop growing at
-2^24 in float32.
+2^24 in float32. Where rows have weights, sums are weighted and divided by the sum
+of the weights, as there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from streamkm.clustering.reseeding import draw_, reseed_, step_generator
 from streamkm.clustering.scaling import normalized
 from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
+from streamkm.kernels import add_by_label
 
 if TYPE_CHECKING:
     from streamkm.clustering.scaling import Batch
     from streamkm.clustering.state import KMeansState
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import Assignment, Kernel
 
 __all__ = ["MiniBatch"]
 
@@ -43,22 +45,27 @@ class MiniBatch:
         out late that a run is over, and what it has queued by then must not matter.
         """
         live = state.stop == RUNNING
-        labels_B, sq_distances_B = self.kernel.assign(
-            batch.x_BD, batch.sq_norms_B, state.centroids_KD
+        labels_B, sq_distances_B = nearest(
+            self.kernel, batch, state.centroids_KD, spherical=self.spherical
         )
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum() * live
-        sums_KD, counts_K = batch_sums(self.kernel, batch, labels_B, state.k)
+        sums_KD, counts_K, weights_K = batch_sums(self.kernel, batch, labels_B, state.k)
         counts_K *= live
+        weights_K *= live
         generator = step_generator(labels_B.device, self.seed, epoch, index)
         draw_(state, batch, labels_B, sq_distances_B * live, generator)
         before_KD = state.centroids_KD.clone()
         state.sums_KD.add_(sums_KD * live)
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
+        state.weights_K += weights_K
+        state.epoch_weights_K += weights_K
         move_centroids_(state, counts_K > 0, spherical=self.spherical)
-        self._watch(state, sq_distances_B.double().sum(), counts_K.sum(), before_KD, live)
+        n_rows = counts_K.sum()
+        mass = weights_K.sum() if state.is_weighted else n_rows
+        self._watch(state, weighted_sum(batch, sq_distances_B), n_rows, mass, before_KD, live)
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Reseed the clusters to which the epoch brought no row.
@@ -76,12 +83,14 @@ class MiniBatch:
         state: KMeansState,
         inertia: torch.Tensor,
         n_rows: torch.Tensor,
+        mass: torch.Tensor,
         before_KD: torch.Tensor,
         live: torch.Tensor,
     ) -> None:
         """Inertia and shift of a step, and whether they end the run."""
         state.inertia += inertia * live
-        mean = inertia / n_rows.clamp_min(1)
+        # Of a mass of 0 the inertia is 0 as well, and nothing is told below.
+        mean = inertia / torch.where(mass > 0, mass, 1)
         state.batch_inertia.copy_(torch.where(live, mean, state.batch_inertia))
         shift = (state.centroids_KD - before_KD).double().square_().sum()
         state.shift.copy_(torch.where(live, shift, state.shift))
@@ -109,19 +118,61 @@ class MiniBatch:
         state.stop.masked_fill_(too_long & (state.stop == RUNNING), BY_NO_IMPROVEMENT)
 
 
-def batch_sums(
-    kernel: Kernel, batch: Batch, labels_B: torch.Tensor, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the rows (K x D, dtype of the rows) and count (K, int64) of each cluster.
+def nearest(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+) -> Assignment:
+    """The nearest centroid of each row; the first for rows without a direction, if `spherical`.
 
-    Rows that were dropped go to one cluster more, which is then left out.
+    A row of zeros is at distance 1 from every unit vector: the tie goes to the first
+    centroid, whatever the last bits of their lengths.
     """
-    if batch.dropped_B is not None:
-        labels_B = labels_B.masked_fill(batch.dropped_B, k)
-    sums_KD = batch.x_BD.new_zeros((k + 1, batch.x_BD.shape[1]))
+    assignment = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
+    if spherical:
+        assignment.labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    return assignment
+
+
+class BatchSums(NamedTuple):
+    """What a batch adds to each cluster."""
+
+    sums_KD: torch.Tensor
+    """Sum of the rows, times their weights, in the dtype of the rows (weighted: float64)."""
+    counts_K: torch.Tensor
+    """Number of the rows (of positive weight), int64."""
+    weights_K: torch.Tensor
+    """Sum of their weights, float64; of shape (0,) where rows have none."""
+
+
+def batch_sums(kernel: Kernel, batch: Batch, labels_B: torch.Tensor, k: int) -> BatchSums:
+    """Sums and counts of each cluster over a batch.
+
+    Rows that count for nothing go to one cluster more, which is then left out.
+    """
+    x_BD, weights_B, left_out_B = batch.x_BD, batch.weights_B, batch.left_out_B
+    if left_out_B is not None:
+        labels_B = labels_B.masked_fill(left_out_B, k)
+    sums_KD = x_BD.new_zeros((k + 1, x_BD.shape[1]))
     counts_K = torch.zeros(k + 1, dtype=torch.int64, device=labels_B.device)
-    kernel.accumulate(batch.x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
-    return sums_KD[:k], counts_K[:k]
+    if weights_B is None:
+        kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+        return BatchSums(sums_KD[:k], counts_K[:k], sums_KD.new_zeros(0, dtype=torch.float64))
+    # Weights of any size in the dtype of the rows: in units of a power of two near the
+    # largest, which rounds nothing.
+    _, exponent = torch.frexp(weights_B.max())
+    unit = torch.exp2(exponent.double())
+    shares_B = (weights_B / unit).to(x_BD.dtype)
+    kernel.accumulate(x_BD * shares_B[:, None], labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    weights_K1 = weights_B.new_zeros((k + 1, 1))
+    add_by_label(weights_B[:, None], labels_B, counts_K, weights_K1)
+    return BatchSums(sums_KD[:k].double() * unit, counts_K[:k], weights_K1[:k, 0])
+
+
+def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
+    """Sum of the squared distances of the rows of a batch, times their weights, float64."""
+    sq_distances_B = sq_distances_B.double()
+    if batch.weights_B is not None:
+        sq_distances_B = sq_distances_B * batch.weights_B
+    return sq_distances_B.sum()
 
 
 def move_centroids_(state: KMeansState, touched_K: torch.Tensor, *, spherical: bool) -> None:
@@ -133,6 +184,7 @@ def move_centroids_(state: KMeansState, touched_K: torch.Tensor, *, spherical: b
         centres_KD = normalized(state.sums_KD)
         touched_K = touched_K & (state.sums_KD != 0).any(dim=1)
     else:
-        centres_KD = state.sums_KD / state.counts_K.clamp_min(1)[:, None]
+        masses_K = state.masses_K
+        centres_KD = state.sums_KD / torch.where(masses_K > 0, masses_K, 1)[:, None]
     kept_KD = state.centroids_KD
     kept_KD.copy_(torch.where(touched_K[:, None], centres_KD, kept_KD))

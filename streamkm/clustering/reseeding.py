@@ -34,6 +34,9 @@ DRAWN_PER_BATCH = 32
 #: Rows of one batch that are offered to it, at most.
 OFFERED_PER_BATCH = 4096
 
+#: A cluster keeps at least this share of its weight: what rounding leaves of less is no mean.
+LEAST_SHARE = 1e-6
+
 #: A row lies on its centroid if the squared distance is no more than this times
 #: the dtype's eps times the row's squared length.
 ROUNDING_EPS = 16
@@ -61,7 +64,7 @@ class Reseeding:
     donors_K: torch.Tensor
     """Clusters that the rows were taken from, bool."""
     sq_distances: torch.Tensor
-    """Sum of the rows' squared distances to the centroids that they left, float64."""
+    """Sum of the rows' squared distances to the centroids that they left, times their weights."""
 
 
 def draw_(
@@ -75,8 +78,9 @@ def draw_(
 ) -> None:
     """Offer the rows of a batch, about `n_offered` at most, to the reservoir.
 
-    Rows at distance 0, to rounding, are never taken, nor are rows of zeros with normalised
-    data: they have no direction to put a centroid in.
+    Squared distances count as often as rows weigh. Rows at distance 0, to rounding, are never
+    taken, nor are those of weight 0, nor rows of zeros with normalised data: they have no
+    direction to put a centroid in.
     """
     # From all over the batch, and from another row on in each step: where rows come in
     # the same order every epoch, the ones between would else never have a chance.
@@ -85,7 +89,10 @@ def draw_(
     x_BD, sq_norms_B = batch.x_BD[offered], batch.sq_norms_B[offered]
     sq_distances_B = sq_distances_B[offered]
     uniform_B = torch.rand(len(x_BD), dtype=torch.float64, device=x_BD.device, generator=generator)
-    keys_B = -torch.log1p(-uniform_B) / sq_distances_B.double()
+    chances_B = sq_distances_B.double()
+    if batch.weights_B is not None:
+        chances_B = chances_B * batch.weights_B[offered]
+    keys_B = -torch.log1p(-uniform_B) / chances_B
     keys_B.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # Of a row on its centroid rounding leaves a distance; placing another there is no gain.
     rounding_B = ROUNDING_EPS * torch.finfo(x_BD.dtype).eps * sq_norms_B
@@ -105,6 +112,10 @@ def draw_(
     kept_rows = rows.index_select(0, kept).masked_fill_(vacant_R[:, None], 0)
     state.reservoir_RD.copy_(kept_rows)
     state.reservoir_labels_R.copy_(labels.index_select(0, kept).masked_fill_(vacant_R, 0))
+    if batch.weights_B is not None:
+        drawn_weights = batch.weights_B[offered].index_select(0, drawn)
+        weights = torch.cat((state.reservoir_weights_R, drawn_weights)).index_select(0, kept)
+        state.reservoir_weights_R.copy_(weights.masked_fill_(vacant_R, 0))
 
 
 def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:
@@ -123,21 +134,27 @@ def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:
             zip(donors, state.epoch_counts_K[state.reservoir_labels_R].tolist(), strict=True)
         )
         seen: set[bytes] = set()
+        weights = state.reservoir_weights_R.tolist() or [1.0] * len(keys)
         contents = [row.tobytes() for row in state.reservoir_RD.cpu().numpy()]
-        for row_D, content, donor, key in zip(
-            state.reservoir_RD.double(), contents, donors, keys, strict=True
+        for row_D, content, donor, key, weight in zip(
+            state.reservoir_RD.double(), contents, donors, keys, weights, strict=True
         ):
             if not places or key == torch.inf:
                 break
             if content in seen or n_left[donor] < 2:
                 continue
+            if weight > (1 - LEAST_SHARE) * float(state.masses_K[donor]):
+                continue
             seen.add(content)
             n_left[donor] -= 1
             place = places.pop(0)
-            sq_distances += (row_D - state.centroids_KD[donor].double()).square().sum()
-            state.sums_KD[donor] -= row_D
+            sq_distances += weight * (row_D - state.centroids_KD[donor].double()).square().sum()
+            state.sums_KD[donor] -= weight * row_D
             state.counts_K[donor] -= 1
-            state.sums_KD[place], state.counts_K[place] = row_D, 1
+            state.sums_KD[place], state.counts_K[place] = weight * row_D, 1
+            if state.is_weighted:
+                state.weights_K[donor] -= weight
+                state.weights_K[place] = weight
             donors_K[donor] = filled_K[place] = True
     state.n_reseeded += filled_K.sum()
     return Reseeding(filled_K, donors_K, sq_distances)

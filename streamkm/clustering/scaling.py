@@ -45,6 +45,13 @@ class Batch:
     """True where a row was not finite and has been replaced by zeros; None if none was."""
     is_normalized: bool = False
     """Whether rows have unit length, but for rows of zeros."""
+    weights_B: torch.Tensor | None = None
+    """Weights of the rows, float64, 0 for those that were dropped; None where all weigh 1."""
+
+    @property
+    def left_out_B(self) -> torch.Tensor | None:
+        """True for rows that no cluster counts: dropped, or of weight 0."""
+        return self.dropped_B if self.weights_B is None else self.weights_B == 0
 
 
 @dataclass
@@ -52,7 +59,8 @@ class RunningMoments:
     """Count, mean, sum of squared deviations, least and greatest value of each feature.
 
     Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983),
-    in float64. Rows that are not finite are left out.
+    in float64. Rows that are not finite are left out. With weights a row counts as
+    many times as its weight says, as in scikit-learn's StandardScaler.
     """
 
     count: torch.Tensor
@@ -73,32 +81,41 @@ class RunningMoments:
         )
 
     @classmethod
-    def of(cls, x_BD: torch.Tensor) -> RunningMoments:
+    def of(cls, x_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> RunningMoments:
         """Moments of the rows of one array."""
         moments = cls.empty(x_BD.shape[1], x_BD.device)
-        moments.update_(x_BD)
+        moments.update_(x_BD, weights_B)
         return moments
 
-    def update_(self, x_BD: torch.Tensor) -> None:
-        """Merge the rows of a batch, of any dtype."""
-        for tile_TD in x_BD.split(max(MOMENTS_TILE_ELEMENTS // x_BD.shape[1], 1)):
-            self._merge_(tile_TD.double())
+    def update_(self, x_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> None:
+        """Merge the rows of a batch, of any dtype, each counted as often as it weighs."""
+        tile_rows = max(MOMENTS_TILE_ELEMENTS // x_BD.shape[1], 1)
+        for start in range(0, len(x_BD), tile_rows):
+            tile = slice(start, start + tile_rows)
+            weights_T1 = None if weights_B is None else weights_B[tile, None]
+            self._merge_(x_BD[tile].double(), weights_T1)
 
-    def _merge_(self, x_TD: torch.Tensor) -> None:
-        kept_T1 = x_TD.sum(dim=1, keepdim=True).isfinite()
-        n_kept = kept_T1.sum().double()
+    def _merge_(self, x_TD: torch.Tensor, weights_T1: torch.Tensor | None) -> None:
+        finite_T1 = x_TD.sum(dim=1, keepdim=True).isfinite()
+        self.n_dropped += (~finite_T1).sum()
+        kept_T1 = finite_T1 if weights_T1 is None else finite_T1 & (weights_T1 > 0)
         zeroed_TD = x_TD.masked_fill(~kept_T1, 0)
-        # Division by at least 1: a tile without a single finite row merges as nothing.
-        mean_D = zeroed_TD.sum(dim=0) / n_kept.clamp_min(1)
-        m2_D = zeroed_TD.sub_(mean_D).masked_fill_(~kept_T1, 0).square_().sum(dim=0)
+        if weights_T1 is None:
+            n_kept = kept_T1.sum().double()
+            # Division by at least 1: a tile without a single finite row merges as nothing.
+            mean_D = zeroed_TD.sum(dim=0) / n_kept.clamp_min(1)
+        else:
+            n_kept = (weights_T1 * kept_T1).sum()
+            mean_D = (zeroed_TD * weights_T1).sum(dim=0) / _positive(n_kept)
+        squares_TD = zeroed_TD.sub_(mean_D).masked_fill_(~kept_T1, 0).square_()
+        m2_D = (squares_TD if weights_T1 is None else squares_TD.mul_(weights_T1)).sum(dim=0)
         delta_D = mean_D - self.mean_D
-        total = (self.count + n_kept).clamp_min(1)
+        total = _positive(self.count + n_kept)
         self.m2_D += m2_D + delta_D.square() * (self.count * n_kept / total)
         self.mean_D += delta_D * (n_kept / total)
         self.min_D = torch.minimum(self.min_D, x_TD.masked_fill(~kept_T1, torch.inf).amin(dim=0))
         self.max_D = torch.maximum(self.max_D, x_TD.masked_fill(~kept_T1, -torch.inf).amax(dim=0))
         self.count += n_kept
-        self.n_dropped += len(x_TD) - n_kept.long()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
@@ -107,7 +124,7 @@ class RunningMoments:
     @property
     def variance_D(self) -> torch.Tensor:
         """Population variance of each feature."""
-        return self.m2_D / self.count.clamp_min(1)
+        return self.m2_D / _positive(self.count)
 
     def is_constant_D(self) -> torch.Tensor:
         """Where the variance is no more than rounding makes of equal values.
@@ -179,7 +196,11 @@ class Scaling:
         return points_KD if self.normalize else points_KD / self.factor_D + self.shift_D
 
     def prepare(
-        self, x_ND: torch.Tensor, rows: torch.Tensor | slice, workspace_BD: torch.Tensor
+        self,
+        x_ND: torch.Tensor,
+        rows: torch.Tensor | slice,
+        workspace_BD: torch.Tensor,
+        weights_N: torch.Tensor | None = None,
     ) -> Batch:
         """Gather, widen and scale `rows` of a window, which must not be used for them again.
 
@@ -194,18 +215,25 @@ class Scaling:
         # Asking costs nothing on the CPU; on a GPU it would wait for the device.
         if dropped_B is not None and x_BD.device.type == "cpu" and not dropped_B.any():
             dropped_B = None
+        weights_B = None if weights_N is None else weights_N[rows]
         if dropped_B is not None:
             x_BD.masked_fill_(dropped_B[:, None], 0)
             sq_norms_B.masked_fill_(dropped_B, 0)
+            weights_B = None if weights_B is None else weights_B.masked_fill(dropped_B, 0)
         if self.normalize:
             _normalize_(x_BD)
             sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
-        return Batch(x_BD, sq_norms_B, dropped_B, self.normalize)
+        return Batch(x_BD, sq_norms_B, dropped_B, self.normalize, weights_B)
 
     @cached_property
     def _moves(self) -> bool:
         unmoved = (self.shift_D == 0).all() & (self.factor_D == 1).all()
         return not self.normalize and not bool(unmoved)
+
+
+def _positive(total: torch.Tensor) -> torch.Tensor:
+    """`total`, or 1 in its place where it is 0: to divide by."""
+    return torch.where(total > 0, total, 1)
 
 
 def normalized(x_BD: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,17 @@ WEIGHT_STEPS = 2.0**40
 _SEEDING = -1
 
 
-def random_rows(sample_SD: torch.Tensor, k: int, seed: int) -> torch.Tensor:
-    """`k` rows of the sample, drawn without replacement; shape (k, D)."""
+def random_rows(
+    sample_SD: torch.Tensor, k: int, seed: int, weights_S: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`k` rows of the sample, drawn by weight without replacement; shape (k, D)."""
     generator = step_generator(sample_SD.device, seed, _SEEDING)
+    if weights_S is not None:
+        uniform_S = torch.rand(
+            len(weights_S), dtype=torch.float64, device=weights_S.device, generator=generator
+        )
+        keys_S = -torch.log1p(-uniform_S) / weights_S
+        return sample_SD.index_select(0, torch.topk(keys_S, k, largest=False).indices)
     order_S = torch.randperm(len(sample_SD), generator=generator, device=sample_SD.device)
     return sample_SD.index_select(0, order_S[:k])
 
@@ -32,6 +40,7 @@ def kmeans_plusplus(
     sample_SD: torch.Tensor,
     k: int,
     seed: int,
+    weights_S: torch.Tensor | None = None,
     *,
     on_round: Callable[[int], None] = lambda _: None,
 ) -> torch.Tensor:
@@ -49,6 +58,8 @@ def kmeans_plusplus(
         Number of centroids.
     seed : int
         Decides the draws.
+    weights_S : Tensor of shape (S,), float64, optional
+        How much each row counts, more than 0.
     on_round : callable
         Called with the number of centroids found so far; may raise to stop.
 
@@ -63,17 +74,23 @@ def kmeans_plusplus(
     n_trials = 2 + int(math.log(k))
     sq_norms_S = torch.linalg.vector_norm(sample_SD, dim=1).square_()
     chosen = torch.empty(k, dtype=torch.int64, device=device)
-    chosen[0] = torch.randint(n_rows, (), generator=generator, device=device)
+    if weights_S is None:
+        chosen[0] = torch.randint(n_rows, (), generator=generator, device=device)
+    else:
+        chosen[0] = _draw(weights_S, 1, generator)[0]
     closest_S = _sq_distances(sample_SD, sq_norms_S, chosen[:1])[0]
     left_S = torch.ones_like(sq_norms_S).index_fill_(0, chosen[:1], 0)
     for i in range(1, k):
         on_round(i)
         # Where no row is at a distance that rounding leaves, any other row will do.
-        weights_S = torch.where(closest_S.max() > 0, closest_S, left_S)
-        candidates = _draw(weights_S, n_trials, generator)
+        chances_S = torch.where(closest_S.max() > 0, closest_S, left_S)
+        if weights_S is not None:
+            chances_S = chances_S * weights_S
+        candidates = _draw(chances_S, n_trials, generator)
         distances_LS = _sq_distances(sample_SD, sq_norms_S, candidates)
         torch.minimum(distances_LS, closest_S, out=distances_LS)
-        best = distances_LS.sum(dim=1, dtype=torch.float64).argmin()
+        weighted_LS = distances_LS if weights_S is None else distances_LS * weights_S
+        best = weighted_LS.sum(dim=1, dtype=torch.float64).argmin()
         # index_select, not []: on a GPU an index taken from the device must not
         # make the host wait k times.
         chosen[i : i + 1] = candidates.index_select(0, best[None])

@@ -38,15 +38,21 @@ class KMeansState:
     sums_KD: torch.Tensor
     """Sum of the rows of each cluster, float64: over the run for minibatch, the pass for lloyd."""
     counts_K: torch.Tensor
-    """Number of those rows, int64."""
+    """Number of those rows, int64; with weights, those of a positive one."""
+    weights_K: torch.Tensor
+    """Sum of their weights, float64; of shape (0,) where rows have none."""
     epoch_counts_K: torch.Tensor
     """Rows of each cluster since the epoch began, int64."""
+    epoch_weights_K: torch.Tensor
+    """Sum of their weights, as `weights_K`."""
     reservoir_RD: torch.Tensor
     """Rows drawn with probability by squared distance, to replace empty clusters."""
     reservoir_keys_R: torch.Tensor
     """Their keys, least first, infinite where there is no row; float64."""
     reservoir_labels_R: torch.Tensor
     """The clusters that they were assigned to, int64; 0 where there is no row."""
+    reservoir_weights_R: torch.Tensor
+    """Their weights, float64; of shape (0,) where rows have none."""
     tolerance: torch.Tensor
     """Squared centroid shift at which the run stops."""
     inertia: torch.Tensor
@@ -78,6 +84,21 @@ class KMeansState:
         """Number of clusters."""
         return len(self.centroids_KD)
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether rows have weights."""
+        return len(self.weights_K) > 0
+
+    @property
+    def masses_K(self) -> torch.Tensor:
+        """What the sums are divided by to give means: the rows' number, or their weight."""
+        return self.weights_K if self.is_weighted else self.counts_K
+
+    @property
+    def epoch_mass(self) -> torch.Tensor:
+        """Number of the epoch's rows, or their weight."""
+        return (self.epoch_weights_K if self.is_weighted else self.epoch_counts_K).sum()
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -92,12 +113,14 @@ class KMeansState:
         A frozen state stays as it is, unless what begins is the closing pass.
         """
         live = (self.stop == RUNNING) | closing
-        for tensor in (self.epoch_counts_K, self.inertia, self.n_dropped):
+        for tensor in (self.epoch_counts_K, self.epoch_weights_K, self.inertia, self.n_dropped):
             tensor.masked_fill_(live, 0)
         self.reservoir_keys_R.masked_fill_(live, torch.inf)
 
 
-def initial_state(centroids_KD: torch.Tensor, tolerance: float) -> KMeansState:
+def initial_state(
+    centroids_KD: torch.Tensor, tolerance: float, *, weighted: bool = False
+) -> KMeansState:
     """The state before the first row: `centroids_KD` seeded, nothing counted."""
     k, n_features = centroids_KD.shape
     device = centroids_KD.device
@@ -108,15 +131,21 @@ def initial_state(centroids_KD: torch.Tensor, tolerance: float) -> KMeansState:
     def integer() -> torch.Tensor:
         return torch.zeros((), dtype=torch.int64, device=device)
 
+    def weights(size: int) -> torch.Tensor:
+        return torch.zeros(size if weighted else 0, dtype=torch.float64, device=device)
+
     n_reservoir = min(k, MAX_RESERVOIR_ROWS)
     return KMeansState(
         centroids_KD=centroids_KD,
         sums_KD=torch.zeros((k, n_features), dtype=torch.float64, device=device),
         counts_K=torch.zeros(k, dtype=torch.int64, device=device),
+        weights_K=weights(k),
         epoch_counts_K=torch.zeros(k, dtype=torch.int64, device=device),
+        epoch_weights_K=weights(k),
         reservoir_RD=centroids_KD.new_zeros((n_reservoir, n_features)),
         reservoir_keys_R=torch.full((n_reservoir,), torch.inf, dtype=torch.float64, device=device),
         reservoir_labels_R=torch.zeros(n_reservoir, dtype=torch.int64, device=device),
+        reservoir_weights_R=weights(n_reservoir),
         tolerance=scalar(tolerance),
         inertia=scalar(0),
         settled_inertia=scalar(torch.nan),

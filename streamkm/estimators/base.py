@@ -30,6 +30,7 @@ from streamkm.runs.interrupts import StopRequest
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.runs.model import Model
+    from streamkm.sources import Weights
 
 __all__ = ["BaseKMeans"]
 
@@ -57,8 +58,10 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             kept (bool and objects become float64); what is on disk is streamed.
         y : Ignored
             Not used, present for scikit-learn's sake.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the rows, finite and not negative; 1 if None.
+        sample_weight : array-like of shape (n_samples,) or path, default=None
+            Weights of the rows, finite and not negative, or the path of a ``.npy`` file or
+            Zarr array of them; 1 if None. A row of weight 2 counts as two of them, one of
+            weight 0 leaves no trace (it still gets its label).
 
         Returns
         -------
@@ -79,7 +82,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             execution = self._execution(rows)
             self._check_n_rows(rows)
             self._seed = draw_seed(self.random_state)
-            given_KD = self._given_centroids(rows, execution)
+            weights = rows.weights(sample_weight)
+            given_KD = self._given_centroids(rows, execution, weights)
             # A run that leaves nothing behind is stopped as any other computation.
             stop_request = StopRequest()
             with stop_request if self.run_dir is not None else nullcontext():
@@ -91,10 +95,11 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                     resume=bool(self.resume),
                     stop_request=stop_request,
                     given_KD=given_KD,
+                    weights=weights,
                     quiet=not self.verbose,
                 )
             self._adopt(model.on_host())
-            self._label(rows, execution)
+            self._label(rows, execution, weights)
         self.n_iter_ = self._model.figures["n_iter"]
         self._warn_of_empty_clusters()
         return self
@@ -156,7 +161,13 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """
         check_is_fitted(self)
         with open_rows(self, X, reset=False) as rows:
-            _, inertia = label_rows(self._model, rows.source, self._execution(rows), nan=self.nan)
+            _, inertia = label_rows(
+                self._model,
+                rows.source,
+                self._execution(rows),
+                nan=self.nan,
+                weights=rows.weights(sample_weight),
+            )
         return -inertia
 
     def to_sklearn(self) -> Any:
@@ -223,7 +234,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         if n_rows < self.n_clusters:
             raise ParameterError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}.")
 
-    def _given_centroids(self, rows: Rows, execution: ExecutionConfig) -> np.ndarray | None:
+    def _given_centroids(
+        self, rows: Rows, execution: ExecutionConfig, weights: Weights | None
+    ) -> np.ndarray | None:
         """The centroids that the user begins from, if `init` says so; the best of `n_init`."""
         if isinstance(self.init, str):
             return None
@@ -253,7 +266,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         inertias = []
         for given_KD in candidates:
             first = seed(rows.source, config, execution, given_KD=given_KD, quiet=True)
-            inertias.append(label_rows(first, rows.source, execution, nan=self.nan)[1])
+            _, inertia = label_rows(first, rows.source, execution, nan=self.nan, weights=weights)
+            inertias.append(inertia)
         return candidates[int(np.argmin(inertias))]
 
     @staticmethod
@@ -280,11 +294,11 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self.n_features_in_ = model.n_features
         self.n_iter_ = model.figures["n_iter"]
 
-    def _label(self, rows: Rows, execution: ExecutionConfig) -> None:
+    def _label(self, rows: Rows, execution: ExecutionConfig, weights: Weights | None) -> None:
         """Set `labels_` and the inertia that goes with them, where they are wanted."""
         if self.compute_labels is True or (self.compute_labels == "auto" and rows.in_memory):
             self.labels_, self.inertia_ = label_rows(
-                self._model, rows.source, execution, nan=self.nan
+                self._model, rows.source, execution, nan=self.nan, weights=weights
             )
 
     def _warn_of_empty_clusters(self) -> None:

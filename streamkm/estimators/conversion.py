@@ -31,12 +31,13 @@ def to_sklearn(estimator: BaseKMeans, model: Model) -> Any:
     centroids_KD = model.centroids_KD.double().numpy() if moved else estimator.cluster_centers_
     centroids_KD = centroids_KD.astype(dtype)
     n_clusters = estimator.n_clusters
+    mass_K = model.weights_K if len(model.weights_K) else model.counts_K
     # Fitted on the centroids themselves, each of which is the mean of its own cluster.
     if hasattr(estimator, "partial_fit"):
         theirs = cluster.MiniBatchKMeans(
             n_clusters, init=centroids_KD, n_init=1, compute_labels=False, reassignment_ratio=0
         )
-        theirs.partial_fit(centroids_KD, sample_weight=model.counts_K.numpy())
+        theirs.partial_fit(centroids_KD, sample_weight=mass_K.numpy())
         theirs.n_steps_ = model.figures["n_steps"]
     else:
         theirs = cluster.KMeans(n_clusters, init=centroids_KD, n_init=1, max_iter=1)

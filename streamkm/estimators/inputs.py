@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import validate_data
 
-from streamkm.sources import DTYPES, Source, open_source
+from streamkm.sources import DTYPES, Source, Weights, open_source, open_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +34,12 @@ class Rows:
     """Whether X was an array, a list, a data frame or a tensor."""
     array: np.ndarray | None
     """The array behind `source`, if X was in memory and NumPy has its type."""
+
+    def weights(self, sample_weight: Any) -> Weights | None:
+        """The weights of the rows, an array or a path; None if there are none."""
+        if sample_weight is None:
+            return None
+        return open_weights(sample_weight, self.source.spec.n_rows)
 
 
 @contextmanager

@@ -193,17 +193,24 @@ class MiniBatchKMeans(BaseKMeans):
         is_first = not hasattr(self, "cluster_centers_")
         with open_rows(self, X, reset=is_first) as rows:
             execution = self._execution(rows)
+            weights = rows.weights(sample_weight)
             if is_first:
                 self._check_can_start()
                 self._check_n_rows(rows)
                 self._seed = draw_seed(self.random_state)
-                given_KD = self._given_centroids(rows, execution)
+                given_KD = self._given_centroids(rows, execution, weights)
                 config = self._config(is_given=given_KD is not None)
-                model = seed(rows.source, config, execution, given_KD=given_KD, quiet=True)
+                model = seed(
+                    rows.source, config, execution, given_KD=given_KD, weights=weights, quiet=True
+                )
             else:
                 model = self._model
-            self._adopt(update_once(model, rows.source, execution, seed=self._seed, nan=self.nan))
-            self._label(rows, execution)
+            self._adopt(
+                update_once(
+                    model, rows.source, execution, seed=self._seed, nan=self.nan, weights=weights
+                )
+            )
+            self._label(rows, execution, weights)
         return self
 
     def _check_can_start(self) -> None:

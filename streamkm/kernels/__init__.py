@@ -1,13 +1,15 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
 from streamkm.kernels.base import Assignment, Kernel
-from streamkm.kernels.reference import ReferenceKernel, sq_distances_to
+from streamkm.kernels.distances import sq_distances_to
+from streamkm.kernels.reference import ReferenceKernel, add_by_label
 from streamkm.kernels.select import make_kernel, resolve_kernel
 
 __all__ = [
     "Assignment",
     "Kernel",
     "ReferenceKernel",
+    "add_by_label",
     "make_kernel",
     "resolve_kernel",
     "sq_distances_to",

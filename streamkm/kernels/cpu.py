@@ -64,15 +64,8 @@ class CpuKernel:
         *,
         instruction_set: InstructionSet | None = None,
     ) -> None:
-        if device.type != "cpu":
-            raise DeviceError(f"--kernel cpu needs --device cpu, not {device}")
-        available = instruction_sets()
-        if not available:
-            raise DeviceError(
-                "--kernel cpu: its extension was not built when streamkm was installed; install "
-                "a C++ compiler and streamkm again, or use --kernel reference"
-            )
-        self._set = instruction_set or available[0]
+        self.check(device)
+        self._set = instruction_set or instruction_sets()[0]
         self._is_double = dtype == torch.float64
         self._rechecks = precision == "exact"
         panel = self._set.float64_panel if self._is_double else self._set.float32_panel
@@ -81,6 +74,17 @@ class CpuKernel:
         self._c_sq = torch.empty(n_lanes, dtype=dtype)
         self._order = torch.empty(batch_rows, dtype=torch.int32)
         self.n_rechecked = torch.zeros((), dtype=torch.int64)
+
+    @staticmethod
+    def check(device: torch.device) -> None:
+        """Raise a DeviceError, which says why, where this kernel cannot run."""
+        if device.type != "cpu":
+            raise DeviceError(f"--kernel cpu needs --device cpu, not {device}")
+        if not instruction_sets():
+            raise DeviceError(
+                "--kernel cpu: its extension was not built when streamkm was installed; install "
+                "a C++ compiler and streamkm again, or use --kernel reference"
+            )
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor

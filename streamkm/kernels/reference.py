@@ -13,8 +13,9 @@ import torch
 
 from streamkm.kernels.base import Assignment
 from streamkm.kernels.exact import recheck_, rounding_bound
+from streamkm.kernels.precision import full_precision
 
-__all__ = ["ReferenceKernel", "sq_distances_to"]
+__all__ = ["ReferenceKernel", "add_by_label"]
 
 #: Scores of one tile of rows, at most: what a core's share of cache holds,
 #: and what keeps a GPU busy.
@@ -48,6 +49,7 @@ class ReferenceKernel:
         fitting = TILE_BYTES[device.type] // (k * dtype.itemsize)
         return min(max(fitting, MIN_TILE_ROWS), batch_rows)
 
+    @full_precision()
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
@@ -104,29 +106,22 @@ class ReferenceKernel:
         """Add rows to their clusters; see `Kernel`."""
         counts_B = torch.zeros_like(counts_K).index_add_(0, labels_B, torch.ones_like(labels_B))
         counts_K += counts_B
-        if x_BD.device.type == "cpu":
-            # Sorts the rows by label and adds each cluster's in order.
-            sums_KD.index_add_(0, labels_B, x_BD)
-            return
-        # On a GPU index_add_ adds with atomics, in whatever order threads run.
-        order_B = torch.argsort(labels_B, stable=True)
-        sums_KD += torch.segment_reduce(
-            x_BD.index_select(0, order_B), "sum", lengths=counts_B, axis=0, unsafe=True
-        )
+        add_by_label(x_BD, labels_B, counts_B, sums_KD)
 
 
-def sq_distances_to(
-    x_BD: torch.Tensor, labels_B: torch.Tensor, centroids_KD: torch.Tensor
-) -> torch.Tensor:
-    """Squared distance of each row to the centroid of its label, as a sum of squares.
+def add_by_label(
+    x_BD: torch.Tensor, labels_B: torch.Tensor, counts_K: torch.Tensor, sums_KD: torch.Tensor
+) -> None:
+    """Add each row to the sum of its label, in the same order on every call.
 
-    More exact than the expanded form by which the nearest centroid is found:
-    nothing cancels. float64, shape (B,).
+    `counts_K` says how many rows have each label, `sums_KD` is of the rows' dtype.
     """
-    result_B = torch.empty(len(x_BD), dtype=torch.float64, device=x_BD.device)
-    tile_rows = max(TILE_BYTES[x_BD.device.type] // (4 * max(x_BD.shape[1], 1)), 1)
-    for start in range(0, len(x_BD), tile_rows):
-        tile = slice(start, start + tile_rows)
-        difference = x_BD[tile] - centroids_KD.index_select(0, labels_B[tile])
-        result_B[tile] = torch.linalg.vector_norm(difference, dim=1).double().square_()
-    return result_B
+    if x_BD.device.type == "cpu":
+        # Sorts the rows by label and adds each cluster's in order.
+        sums_KD.index_add_(0, labels_B, x_BD)
+        return
+    # On a GPU index_add_ adds with atomics, in whatever order threads run.
+    order_B = torch.argsort(labels_B, stable=True)
+    sums_KD += torch.segment_reduce(
+        x_BD.index_select(0, order_B), "sum", lengths=counts_K, axis=0, unsafe=True
+    )

@@ -5,8 +5,10 @@ A kernel is added by one line in `_MAKERS`, and by its name in ``config.KERNELS`
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
+from streamkm.errors import DeviceError
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.reference import ReferenceKernel
@@ -22,10 +24,28 @@ __all__ = ["make_kernel", "resolve_kernel"]
 
 
 def resolve_kernel(name: str, device: torch.device) -> str:
-    """The kernel that ``--kernel`` asks for: `name`, or for ``auto`` the fastest on `device`."""
-    if name != "auto":
-        return name
-    return "cpu" if device.type == "cpu" and instruction_sets() else "reference"
+    """The kernel that ``--kernel`` asks for: `name`, or for ``auto`` the fastest on `device`.
+
+    Raises
+    ------
+    DeviceError
+        If `name` is not ``auto`` and that kernel does not run on `device`.
+    """
+    if name == "auto":
+        # torch's builds for CUDA bring Triton along on Linux; elsewhere there may be none.
+        if device.type == "cuda" and _has_triton():
+            return "triton"
+        return "cpu" if device.type == "cpu" and instruction_sets() else "reference"
+    if name == "cpu":
+        CpuKernel.check(device)
+    if name == "triton" and device.type != "cuda":
+        raise DeviceError(
+            f"--kernel triton needs a CUDA GPU, the device is {device.type}; "
+            "use --kernel auto or --device cuda"
+        )
+    if name == "triton" and not _has_triton():
+        raise DeviceError("--kernel triton: Triton is not installed (pip install triton)")
+    return name
 
 
 def make_kernel(
@@ -55,7 +75,21 @@ def make_kernel(
     return _MAKERS[resolve_kernel(name, device)](batch_rows, k, dtype, device, precision)
 
 
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _make_triton(
+    batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str
+) -> Kernel:
+    # Imported here: most machines without a GPU have no Triton.
+    from streamkm.kernels.triton import TritonKernel
+
+    return TritonKernel(batch_rows, k, dtype, device, precision)
+
+
 _MAKERS: dict[str, Callable[[int, int, torch.dtype, torch.device, str], Kernel]] = {
     "cpu": CpuKernel,
     "reference": ReferenceKernel,
+    "triton": _make_triton,
 }

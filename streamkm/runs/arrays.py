@@ -14,7 +14,7 @@ from streamkm.runs.rows import non_finite_error
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.runs.model import Model
-    from streamkm.sources import Source
+    from streamkm.sources import Source, Weights
 
 __all__ = ["distance_rows", "label_rows"]
 
@@ -28,7 +28,7 @@ def label_rows(
     execution: ExecutionConfig,
     *,
     nan: str,
-    weights_N: np.ndarray | None = None,
+    weights: Weights | None = None,
 ) -> tuple[np.ndarray, float]:
     """The nearest centroid of each of N rows, and their inertia in the scaled space.
 
@@ -37,7 +37,7 @@ def label_rows(
     labels_N : ndarray of shape (N,)
         int32 (int64 from 2^31 clusters); -1 for rows that were dropped.
     inertia : float
-        Sum of the squared distances, each times its weight where there are `weights_N`.
+        Sum of the squared distances, each times its weight where there are `weights`.
 
     Raises
     ------
@@ -48,16 +48,15 @@ def label_rows(
         source.spec.n_rows, dtype=np.int64 if model.k >= INT64_CLUSTERS else np.int32
     )
     inertia = 0.0
-    with Labelling(model, source, execution).batches() as batches:
+    with Labelling(model, source, execution, weights).batches() as batches:
         for batch in batches:
             if batch.n_dropped and nan == "error":
                 raise non_finite_error(source, batch.n_dropped)
             rows = slice(batch.start_row, batch.start_row + len(batch.labels_B))
             labels_N[rows] = batch.labels_B.cpu().numpy()
             sq_distances_B = batch.sq_distances_B
-            if weights_N is not None:
-                weights_B = torch.from_numpy(weights_N[rows]).to(sq_distances_B.device)
-                sq_distances_B = sq_distances_B * weights_B
+            if batch.weights_B is not None:
+                sq_distances_B = sq_distances_B * batch.weights_B
             inertia += float(sq_distances_B.nansum())
     return labels_N, inertia
 

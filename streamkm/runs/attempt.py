@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from streamkm.runs.checkpoint import Checkpoint, Checkpointer
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Plan, Window
     from streamkm.stream.transfer import DeviceWindow
 
@@ -70,16 +71,22 @@ class Attempt:
         execution: ExecutionConfig,
         device: torch.device,
         given_KD: np.ndarray | None = None,
+        weights: Weights | None = None,
     ) -> None:
         spec = source.spec
         self._source, self._config, self._device = source, config, device
+        self._weights = weights
         minibatch = config.algorithm == "minibatch"
         self._plan = make_plan(
             spec, batch_rows=config.batch_rows, seed=config.seed if minibatch else None
         )
         on_host = device.type == "cpu"
-        needed = fit_bytes(spec, self._plan, config, on_host=on_host)
-        self._memory = plan_memory(spec, self._plan, execution, fixed_bytes=needed)
+        weighted = weights is not None
+        needed = fit_bytes(spec, self._plan, config, on_host=on_host, weighted=weighted)
+        needed += weights.resident_bytes if weights is not None else 0
+        self._memory = plan_memory(
+            spec, self._plan, execution, fixed_bytes=needed, weighted=weighted
+        )
         empty = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype)
         self._dtype = compute_dtype(empty.dtype)
         self._arithmetic = Arithmetic(config, execution.kernel, self._dtype, device)
@@ -146,6 +153,7 @@ class Attempt:
             state.centroids_KD,
             state.counts_K,
             state.sums_KD,
+            state.weights_K,
             scaling,
             self._config.as_dict(),
             self._now.settled_inertia(),
@@ -176,7 +184,8 @@ class Attempt:
             for window in windows:
                 for index, rows in window.batches(first.batch):
                     x_BD = window.x_ND[rows]
-                    now.moments.update_(x_BD)
+                    weights_N = window.weights_N
+                    now.moments.update_(x_BD, None if weights_N is None else weights_N[rows])
                     now.cursor = Cursor("scale", 0, index + 1)
                     self._after_batch(len(x_BD))
         self._check_dropped(now.moments.n_dropped)
@@ -186,26 +195,28 @@ class Attempt:
     def _seed(self, now: Snapshot) -> None:
         """Pick the first centroids."""
         config = self._config
-        sample_SD = self._draw_sample()
+        sample_SD, weights_S = self._draw_sample()
         if now.scaling is None:
-            now.scaling = self._fit_scaling(RunningMoments.of(sample_SD))
-        sample = now.scaling.prepare(sample_SD, slice(None), sample_SD)
+            now.scaling = self._fit_scaling(RunningMoments.of(sample_SD, weights_S))
+        sample = now.scaling.prepare(sample_SD, slice(None), sample_SD, weights_S)
         if sample.dropped_B is not None:
             self._check_dropped(sample.dropped_B.sum())
-        sample_SD = usable_rows(sample, config.k)
+        sample_SD, weights_S = usable_rows(sample, config.k)
         del sample
-        tolerance = config.tol * float(RunningMoments.of(sample_SD).variance_D.mean())
+        moments = RunningMoments.of(sample_SD, weights_S)
+        tolerance = config.tol * float(moments.variance_D.mean())
         if self._given_KD is not None:
             given_KD = torch.from_numpy(self._given_KD).to(self._device)
             centroids_KD = now.scaling.transform(given_KD).to(self._dtype)
         elif config.init == "random":
-            centroids_KD = random_rows(sample_SD, config.k, config.seed)
+            centroids_KD = random_rows(sample_SD, config.k, config.seed, weights_S)
         else:
             self._progress.begin("seed", config.k, StageTimes(), unit="centroid")
             centroids_KD = kmeans_plusplus(
-                sample_SD, config.k, config.seed, on_round=self._after_round
+                sample_SD, config.k, config.seed, weights_S, on_round=self._after_round
             )
-        now.state = initial_state(centroids_KD, tolerance)
+        weighted = self._weights is not None
+        now.state = initial_state(centroids_KD, tolerance, weighted=weighted)
         now.cursor = Cursor("train")
         # A step by itself: a checkpoint of an attempt that was stopped before has the number.
         now.step += 1
@@ -261,7 +272,7 @@ class Attempt:
                 for index, rows in window.batches(first.batch if epoch == first.epoch else 0):
                     if index == 0:
                         state.begin_epoch_(closing=closing)
-                    batch = scaling.prepare(window.x_ND, rows, workspace_BD)
+                    batch = scaling.prepare(window.x_ND, rows, workspace_BD, window.weights_N)
                     algorithm.update_(state, batch, epoch=epoch, index=index)
                     self._arithmetic.n_assigned += len(batch.x_BD)
                     now.cursor = Cursor(first.phase, epoch, index + 1)
@@ -280,8 +291,8 @@ class Attempt:
     def _fit_scaling(self, moments: RunningMoments) -> Scaling:
         return Scaling.fit(self._config.scale, self._config.metric, moments, self._dtype)
 
-    def _draw_sample(self) -> torch.Tensor:
-        """The seeding sample, unscaled, in the compute dtype."""
+    def _draw_sample(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The seeding sample, unscaled, in the compute dtype, and its weights."""
         return draw_sample(
             self._source,
             self._plan,
@@ -292,6 +303,7 @@ class Attempt:
             slots=self._slots,
             progress=self._progress,
             on_window=self._stop_if_asked,
+            weights=self._weights,
         )
 
     @contextmanager
@@ -302,7 +314,9 @@ class Attempt:
             self._times = StageTimes()
         n_passes = self._config.epochs if phase == "train" else 1
         self._progress.begin(phase, n_passes * self._plan.n_rows, self._times, done=done)
-        with stream(self._source, windows, self._slots, self._times) as device_windows:
+        with stream(
+            self._source, windows, self._slots, self._times, self._weights
+        ) as device_windows:
             yield device_windows
 
     # ---- after every batch --------------------------------------------------
@@ -372,6 +386,9 @@ class Attempt:
     def _announce(self) -> None:
         config = self._config
         self._progress.introduce(self._source)
+        if self._weights is not None:
+            positive = f"{self._weights.n_positive:,} of them positive"
+            self._progress.say(f"weights of rows: {self._weights.name}, {positive}")
         self._progress.say(
             f"{config.algorithm}, k {config.k:,}, {config.metric}, scale {config.scale}, "
             f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from streamkm.config import ExecutionConfig
     from streamkm.runs.interrupts import StopRequest
-    from streamkm.sources import Source
+    from streamkm.sources import Source, Weights
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -31,24 +31,33 @@ class Evaluation:
     """Figures of one clustering on one array, in the scaled space."""
 
     n_rows: int
-    """Rows that were labelled."""
+    """Rows that were labelled; with weights, those of a positive one."""
     n_dropped: int
     """Rows left out because they are not finite."""
     inertia: float
-    """Sum of the squared distances of rows to their nearest centroids."""
+    """Sum of the squared distances of rows to their nearest centroids, times their weights."""
     sizes: list[int]
-    """Rows of each cluster."""
+    """Rows of each cluster; with weights, those of a positive one."""
+    weights: list[float] | None = None
+    """Sum of the weights of each cluster; None without weights."""
+
+    @property
+    def inertia_per_row(self) -> float:
+        """Inertia by the number of rows, or by their weight."""
+        return self.inertia / ((self.n_rows if self.weights is None else sum(self.weights)) or 1)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+        weights = {} if self.weights is None else {"weights": self.weights}
         return {
             "rows": self.n_rows,
             "dropped": self.n_dropped,
             "inertia": self.inertia,
-            "inertia_per_row": self.inertia / max(self.n_rows, 1),
+            "inertia_per_row": self.inertia_per_row,
             "clusters": len(self.sizes),
             "empty_clusters": self.sizes.count(0),
             "sizes": self.sizes,
+            **weights,
         }
 
     def __str__(self) -> str:
@@ -57,7 +66,8 @@ class Evaluation:
             f"rows             {self.n_rows:,}",
             f"dropped          {self.n_dropped:,}",
             f"inertia          {self.inertia:.9g}",
-            f"inertia per row  {self.inertia / max(self.n_rows, 1):.9g}",
+            f"inertia per row  {self.inertia_per_row:.9g}"
+            + ("" if self.weights is None else " (per unit of weight)"),
             f"clusters         {len(self.sizes):,}",
             f"empty clusters   {self.sizes.count(0):,}",
             (
@@ -79,6 +89,7 @@ def evaluate(
     *,
     nan: str | None = None,
     stop_request: StopRequest,
+    weights: Weights | None = None,
 ) -> Evaluation:
     """Exact inertia and cluster sizes of the run in `run_dir` on `source`.
 
@@ -96,12 +107,15 @@ def evaluate(
         What to do about rows with NaN or infinity; by default as in the run.
     stop_request : StopRequest
         Is asked after every batch.
+    weights : Weights, optional
+        How much each row counts.
     """
     model = load_run(run_dir)
-    labelling = Labelling(model, source, execution)
+    labelling = Labelling(model, source, execution, weights)
     nan = nan or model.settings["nan"]
     n_rows = source.spec.n_rows
     sizes_K = torch.zeros(model.k, dtype=torch.int64)
+    weights_K = torch.zeros(model.k, dtype=torch.float64)
     inertia, n_dropped = 0.0, 0
     with Progress() as progress, labelling.batches() as batches:
         progress.introduce(source)
@@ -111,9 +125,14 @@ def evaluate(
             if batch.n_dropped and nan == "error":
                 raise non_finite_error(source, batch.n_dropped)
             # One cluster more takes the label -1 of rows that were dropped.
-            counts = torch.bincount(batch.labels_B + 1, minlength=model.k + 1).cpu()
-            sizes_K += counts[1:]
-            inertia += float(batch.sq_distances_B.nansum())
+            labels_B, sq_distances_B = batch.labels_B + 1, batch.sq_distances_B
+            if batch.weights_B is not None:
+                labels_B = labels_B.masked_fill(batch.weights_B == 0, 0)
+                sq_distances_B = sq_distances_B * batch.weights_B
+                on_host_B = batch.weights_B.cpu()  # Where sums have an order.
+                weights_K += torch.bincount(labels_B.cpu(), on_host_B, model.k + 1)[1:]
+            sizes_K += torch.bincount(labels_B, minlength=model.k + 1).cpu()[1:]
+            inertia += float(sq_distances_B.nansum())
             n_dropped += batch.n_dropped
             progress.advance(len(batch.labels_B))
             if progress.is_due():
@@ -121,4 +140,5 @@ def evaluate(
             if stop_request.signal_name is not None:
                 raise StreamkmError(f"stopped by {stop_request.signal_name}; nothing was written")
         progress.say(labelling.times.summary())
-    return Evaluation(n_rows - n_dropped, n_dropped, inertia, sizes_K.tolist())
+    of_clusters = None if weights is None else weights_K.tolist()
+    return Evaluation(int(sizes_K.sum()), n_dropped, inertia, sizes_K.tolist(), of_clusters)

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamkm.errors import ConfigError
 from streamkm.files import file_sha256
 from streamkm.runs.attempt import Attempt
 from streamkm.runs.checkpoint import Checkpointer, NoCheckpoints
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
     from streamkm.runs.interrupts import StopRequest
     from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
 
 __all__ = ["fit", "seed"]
 
@@ -36,6 +38,7 @@ def fit(
     stop_request: StopRequest,
     given_KD: np.ndarray | None = None,
     quiet: bool = False,
+    weights: Weights | None = None,
 ) -> Model:
     """Cluster `source` and write the run folder, if there is to be one; returns the model.
 
@@ -56,6 +59,9 @@ def fit(
         The first centroids, in the space of the input, if ``config.init`` is ``given``.
     quiet : bool
         Say nothing on stderr.
+    weights : Weights, optional
+        How much each row counts, as `open_weights` gives it. A row of weight 0 leaves no
+        trace, one of weight 2 the same as two of them.
 
     Raises
     ------
@@ -66,9 +72,14 @@ def fit(
     """
     spec = source.spec
     check_fit(spec, config, source.name)
+    if weights is not None and config.k > weights.n_positive:
+        raise ConfigError(
+            "k must be at most the number of rows of positive weight: "
+            f"{weights.name} has {weights.n_positive:,}, k is {config.k:,}"
+        )
     resolved = config.resolved(spec.n_rows, spec.n_features)
     device = resolve_device(execution.device)
-    attempt = Attempt(source, resolved, execution, device, given_KD)
+    attempt = Attempt(source, resolved, execution, device, given_KD, weights)
     if run_dir is None:
         with Progress(quiet=quiet) as progress:
             return attempt.run(NoCheckpoints(), progress, stop_request)
@@ -77,6 +88,7 @@ def fit(
         "dtype": spec.dtype,
         "block_rows": spec.block_rows,
         "fingerprint": source.fingerprint(),
+        "weights": None if weights is None else weights.fingerprint,
     }
     settings = resolved.as_dict()
     if config.init.endswith(".npy"):
@@ -111,6 +123,7 @@ def seed(
     execution: ExecutionConfig,
     *,
     given_KD: np.ndarray | None = None,
+    weights: Weights | None = None,
     quiet: bool = False,
 ) -> Model:
     """The first centroids that `fit` would begin from, with nothing counted yet.
@@ -121,7 +134,7 @@ def seed(
     check_fit(spec, config, source.name)
     device = resolve_device(execution.device)
     attempt = Attempt(
-        source, config.resolved(spec.n_rows, spec.n_features), execution, device, given_KD
+        source, config.resolved(spec.n_rows, spec.n_features), execution, device, given_KD, weights
     )
     with Progress(quiet=quiet) as progress:
         return attempt.seed(progress)

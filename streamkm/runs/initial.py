@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from streamkm.config import FitConfig
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Plan
     from streamkm.stream.slots import HostSlots
 
@@ -79,8 +80,12 @@ def draw_sample(
     slots: HostSlots,
     progress: Progress,
     on_window: Callable[[], None],
-) -> torch.Tensor:
+    weights: Weights | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Random rows of `source`, `n_rows` of them (or all), unscaled, as `dtype` on the device.
+
+    With them come their weights, float64, if there are any; every row is drawn with the same
+    probability, whatever its weight.
 
     From the more places of the array, the more clusters `k` there are to be found.
     """
@@ -95,22 +100,27 @@ def draw_sample(
     )
     total = sum(window.batch_edges[-1] for window in windows)
     sample_SD = torch.empty((total, source.spec.n_features), dtype=dtype, device=slots.device)
+    weights_S = torch.empty(total, dtype=torch.float64, device=slots.device)
     times = StageTimes()
     progress.begin("sample", total, times)
     filled = 0
-    with stream(source, iter(windows), slots, times) as device_windows:
+    with stream(source, iter(windows), slots, times, weights) as device_windows:
         for window in device_windows:
             for _, rows in window.batches():
                 part = window.x_ND[rows]
                 sample_SD[filled : filled + len(part)] = part
+                if window.weights_N is not None:
+                    weights_S[filled : filled + len(part)] = window.weights_N[rows]
                 filled += len(part)
                 progress.advance(len(part))
             on_window()
-    return sample_SD
+    return sample_SD, weights_S if weights is not None else None
 
 
-def usable_rows(sample: Batch, k: int) -> torch.Tensor:
-    """The rows of a scaled sample that a centroid may stand on: finite, and with a direction.
+def usable_rows(sample: Batch, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The rows of a scaled sample that a centroid may stand on, and their weights.
+
+    They are finite, have a direction where rows are normalised, and a positive weight.
 
     Raises
     ------
@@ -118,16 +128,20 @@ def usable_rows(sample: Batch, k: int) -> torch.Tensor:
         If there are fewer than `k`.
     """
     usable_S = torch.ones_like(sample.sq_norms_B, dtype=torch.bool)
-    if sample.dropped_B is not None:
-        usable_S &= ~sample.dropped_B
+    if sample.left_out_B is not None:
+        usable_S &= ~sample.left_out_B
     if sample.is_normalized:
         usable_S &= sample.sq_norms_B > 0
     # A second copy of the sample only where rows have to go.
-    rows_SD = sample.x_BD if bool(usable_S.all()) else sample.x_BD[usable_S]
+    rows_SD, weights_S = sample.x_BD, sample.weights_B
+    if not bool(usable_S.all()):
+        rows_SD = rows_SD[usable_S]
+        weights_S = None if weights_S is None else weights_S[usable_S]
     if len(rows_SD) < k:
         raise ConfigError(
             "k must be at most the number of rows that are finite (and, where rows are "
-            f"normalised, not zero): {len(rows_SD):,} of {len(usable_S):,} rows sampled, "
+            "normalised, not zero, and where they have weights, of a positive one): "
+            f"{len(rows_SD):,} of {len(usable_S):,} rows sampled, "
             f"k is {k:,}"
         )
-    return rows_SD
+    return rows_SD, weights_S

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from streamkm.clustering.minibatch import nearest
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.runs.model import Model
     from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
 
 __all__ = ["LabelledBatch", "Labelling"]
 
@@ -42,6 +44,8 @@ class LabelledBatch:
     sq_distances_B: torch.Tensor
     """Squared distances in the scaled space, float64; NaN for rows that are not finite."""
     n_dropped: int
+    weights_B: torch.Tensor | None = None
+    """Weights of the rows, float64, 0 for those that are not finite; None without weights."""
 
 
 class Labelling:
@@ -55,6 +59,7 @@ class Labelling:
         model: Model,
         source: Source,
         execution: ExecutionConfig,
+        weights: Weights | None = None,
         batch_rows: int | None = None,
     ) -> None:
         spec = source.spec
@@ -63,13 +68,17 @@ class Labelling:
                 f"{source.name} has {spec.n_features} features, the run's centroids have "
                 f"{model.n_features}: they must agree"
             )
-        self._source = source
+        self._source, self._weights = source, weights
+        self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
         batch_rows = batch_rows or default_batch_rows(spec.n_rows, spec.n_features)
         self._plan = make_plan(spec, batch_rows=batch_rows, seed=None)
         on_host = self.device.type == "cpu"
         needed = predict_bytes(spec, self._plan, model.k, on_host=on_host)
-        self.memory = plan_memory(spec, self._plan, execution, fixed_bytes=needed)
+        needed += weights.resident_bytes if weights is not None else 0
+        self.memory = plan_memory(
+            spec, self._plan, execution, fixed_bytes=needed, weighted=weights is not None
+        )
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)
@@ -99,12 +108,12 @@ class Labelling:
         self.times = StageTimes()
         with (
             HostSlots(self.memory.stream, self.device) as slots,
-            stream(self._source, windows, slots, self.times) as on_device,
+            stream(self._source, windows, slots, self.times, self._weights) as on_device,
         ):
             yield (
                 (
                     window.window.reads[0].start + rows.start,
-                    self._scaling.prepare(window.x_ND, rows, self._workspace_BD),
+                    self._scaling.prepare(window.x_ND, rows, self._workspace_BD, window.weights_N),
                 )
                 for window in on_device
                 for _, rows in window.batches(first)
@@ -112,15 +121,13 @@ class Labelling:
             )
 
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
-        labels_B, _ = self.arithmetic.assign(batch.x_BD, batch.sq_norms_B, self.centroids_KD)
+        labels_B, _ = nearest(
+            self.arithmetic, batch, self.centroids_KD, spherical=self._is_spherical
+        )
         sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self.centroids_KD)
-        if batch.is_normalized:
-            # A row without a direction is as far from every centroid: the tie
-            # goes to the first, whatever the last bits of their lengths.
-            labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
         n_dropped = 0
         if batch.dropped_B is not None:
             labels_B.masked_fill_(batch.dropped_B, -1)
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
             n_dropped = int(batch.dropped_B.sum())
-        return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped)
+        return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)

@@ -38,16 +38,19 @@ class Model:
     """In the scaled space, float32 or float64."""
     counts_K: torch.Tensor
     """Rows that each centroid is the mean of, int64. After a closing pass, or with lloyd, the
-    exact sizes of the clusters of that pass; else the rows of all epochs as they came."""
+    exact sizes of the clusters of that pass; else the rows of all epochs as they came. Rows of
+    weight 0 are not counted."""
     sums_KD: torch.Tensor
-    """Sums of those rows in the scaled space, float64."""
+    """Sums of those rows in the scaled space, each times its weight, float64."""
+    weights_K: torch.Tensor
+    """Sums of their weights, float64; of shape (0,) for a run without weights."""
     scaling: Scaling
     settings: dict[str, Any]
     """The settings of the run that made it, as `FitConfig.as_dict` gives them."""
     inertia: float | None
-    """Sum of squared distances, in the scaled space, of the rows of those clusters to the
-    centroids: their exact inertia if the last pass moved nothing, else an upper bound of it.
-    None for minibatch without a closing pass."""
+    """Sum of squared distances (times weights), in the scaled space, of the rows of those
+    clusters to the centroids: their exact inertia if the last pass moved nothing, else an upper
+    bound of it. None for minibatch without a closing pass."""
     figures: dict[str, Any]
     """How it went: ``n_iter`` (passes over the data), ``n_steps`` (updates), ``epoch_inertia``
     (over the last of those passes, before each update) and ``dtype`` (of the data)."""
@@ -79,6 +82,7 @@ class Model:
             centroids_KD=self.centroids_KD.cpu(),
             counts_K=self.counts_K.cpu(),
             sums_KD=self.sums_KD.cpu(),
+            weights_K=self.weights_K.cpu(),
             scaling=scaling,
         )
 
@@ -91,6 +95,7 @@ class Model:
             "centroids": self.centroids_KD,
             "counts": self.counts_K,
             "sums": self.sums_KD,
+            "weights": self.weights_K,
             "scaling.shift": self.scaling.shift_D,
             "scaling.factor": self.scaling.factor_D,
         }
@@ -138,6 +143,7 @@ def load_run(path: str | os.PathLike[str]) -> Model:
             centroids_KD=tensors["centroids"],
             counts_K=tensors["counts"],
             sums_KD=tensors["sums"],
+            weights_K=tensors["weights"],
             scaling=Scaling(
                 tensors["scaling.shift"],
                 tensors["scaling.factor"],

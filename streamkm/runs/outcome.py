@@ -31,7 +31,8 @@ def final_figures(now: Snapshot) -> dict[str, Any]:
     """`Snapshot.figures`, with those of the saved centroids where the run has them.
 
     After a pass that ended with a move of all centroids (lloyd, or the closing pass) these
-    are the inertia and sizes of its clusters about the centroids as they were moved.
+    are the inertia and sizes of its clusters about the centroids as they were moved. Where
+    rows have weights, "per row" is per unit of weight.
     """
     figures, state = now.figures(), now.state
     inertia = now.settled_inertia()
@@ -41,7 +42,7 @@ def final_figures(now: Snapshot) -> dict[str, Any]:
     return {
         **figures,
         "inertia": inertia,
-        "inertia_per_row": inertia / max(sum(sizes), 1),
+        "inertia_per_row": inertia / (float(state.masses_K.sum()) or 1),
         "empty": sizes.count(0),
         "least_rows": sizes[0],
         "median_rows": sizes[len(sizes) // 2],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from streamkm.clustering.sizes import sample_size
 from streamkm.config import format_bytes
 from streamkm.errors import ConfigError, MemoryBudgetError
-from streamkm.stream.slots import StreamMemory
+from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
@@ -41,8 +41,8 @@ RUNTIME_BYTES = 48 << 20
 TILE_BYTES, TILE_ROWS = 4 << 20, 128
 
 
-#: From this size on a block of memory is mapped by itself; the option's number in glibc.
-LARGE_BLOCK_BYTES, M_MMAP_THRESHOLD = 1 << 20, -3
+#: From this size on a block of memory is mapped by itself; the options' numbers in glibc.
+LARGE_BLOCK_BYTES, M_MMAP_THRESHOLD, M_ARENA_MAX = 4 << 20, -3, -8
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +85,30 @@ def give_back_large_blocks() -> None:
 
     glibc otherwise keeps them, in an arena for every thread that ever freed
     one: decoding chunks in a pool of threads then takes several times what is
-    in use. Concerns the whole process, so it is for programs to call, not for
+    in use. With a single arena, blocks up to a few MiB are used again by whichever thread
+    comes next; to map those afresh each time would cost a tenth of a fit. Concerns the
+    whole process, so it is for programs to call, not for
     libraries. Does nothing where the C library is another.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
+    mallopt(M_ARENA_MAX, 1)
     mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def plan_memory(
-    spec: ArraySpec, plan: Plan, execution: ExecutionConfig, *, fixed_bytes: int
+    spec: ArraySpec,
+    plan: Plan,
+    execution: ExecutionConfig,
+    *,
+    fixed_bytes: int,
+    weighted: bool = False,
 ) -> MemoryPlan:
     """As many slots and readers as the budget holds, up to what is of use.
+
+    `weighted` says that rows have weights.
 
     Raises
     ------
@@ -112,12 +122,14 @@ def plan_memory(
     # Where windows hold few blocks, several must be open for all readers to have work.
     enough = min(FULL_SLOTS - 1 + -(-wanted // plan.window_blocks), MAX_SLOTS)
 
-    slot_bytes = plan.window_rows * spec.row_bytes
+    n_bytes = slot_bytes(plan.window_rows, spec.row_bytes, weighted=weighted)
+    # A reader takes the weights of one block as they are stored.
+    reader_bytes = spec.scratch_bytes + weighted * plan.block_rows * WEIGHT_BYTES
 
     def sized(n_slots: int, n_readers: int) -> MemoryPlan:
         return MemoryPlan(
-            StreamMemory(n_slots, plan.window_rows, slot_bytes, n_readers),
-            reader_bytes=spec.scratch_bytes,
+            StreamMemory(n_slots, plan.window_rows, n_bytes, n_readers, weighted),
+            reader_bytes=reader_bytes,
             fixed_bytes=fixed_bytes,
             budget=budget,
         )
@@ -134,13 +146,15 @@ def plan_memory(
     least = sized(1, 1)
     raise MemoryBudgetError(
         f"--max-host-memory {format_bytes(budget)} is too small: this run needs at least "
-        f"{_round_up_mib(least.total_bytes)} ({format_bytes(slot_bytes)} for one window of "
-        f"{plan.window_rows:,} rows, {format_bytes(spec.scratch_bytes)} for one reader, "
+        f"{_round_up_mib(least.total_bytes)} ({format_bytes(n_bytes)} for one window of "
+        f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} for one reader, "
         f"{format_bytes(fixed_bytes)} for arithmetic and libraries)"
     )
 
 
-def fit_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool) -> int:
+def fit_bytes(
+    spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool, weighted: bool = False
+) -> int:
     """Host bytes of a fit beside slots and readers; `on_host` if the device is the CPU."""
     width = _compute_width(spec)
     state = config.k * spec.n_features
@@ -155,7 +169,9 @@ def fit_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool) 
     # Centroids, sums, the copies of both that one update makes (or the end of a pass), and the
     # kernel's of centroids.
     training = _batch_bytes(spec, plan, config.k) + state * (6 * width + 48)
-    return total + max(seeding, training) + config.k * 64
+    # Rows times their weights, beside the rows.
+    weighing = plan.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
+    return total + max(seeding, training + weighted * weighing) + config.k * 64
 
 
 def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:

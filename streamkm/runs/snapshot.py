@@ -96,7 +96,7 @@ class Snapshot:
             "dropped": state.n_dropped,
             "empty": (state.epoch_counts_K == 0).sum(),
             "inertia": state.inertia,
-            "inertia_per_row": state.inertia / state.epoch_counts_K.sum(),
+            "inertia_per_row": state.inertia / state.epoch_mass,
             "batch_inertia_per_row": state.batch_inertia,
             "smoothed_inertia": state.smoothed_inertia,
             "shift": state.shift,

@@ -10,6 +10,7 @@ import numpy as np
 from streamkm.errors import SourceError
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype
 from streamkm.sources.layout import check_read, rows_for_bytes
+from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import RowFile
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class FlatSource:
             dtype=dtype,
             block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
             layout=f"{kind}, C order" + (", byte-swapped" if swapped else ""),
+            scratch_bytes=BUFFER_BYTES,
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
         )
 

@@ -12,6 +12,7 @@ from streamkm.errors import SourceError
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.flat import FlatSource
 from streamkm.sources.layout import check_read, one_line, rows_for_bytes
+from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import RowFile
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ __all__ = ["FortranSource", "open_npy", "read_npy_header"]
 FORTRAN_BLOCK_BYTES = 4 << 20
 
 
-def open_npy(path: Path, *, keep_open: bool = True) -> Source:
+def open_npy(path: Path, *, keep_open: bool = True, column: bool = False) -> Source:
     """Open an ``.npy`` file of two or more dimensions.
 
     Parameters
@@ -35,6 +36,8 @@ def open_npy(path: Path, *, keep_open: bool = True) -> Source:
         two dimensions are read; pickled objects never are.
     keep_open : bool
         See `RowFile`.
+    column : bool
+        Take an array of one dimension for rows of one feature.
 
     Returns
     -------
@@ -48,6 +51,8 @@ def open_npy(path: Path, *, keep_open: bool = True) -> Source:
     with _open_binary(path) as stream:
         shape, fortran, stored = read_npy_header(stream, path)
         offset = stream.tell()
+    if column and len(shape) == 1:
+        shape = (*shape, 1)
     dtype = check_dtype(stored, str(path))
     n_rows, n_features = check_shape(shape, str(path))
     if fortran and len(shape) > 2:
@@ -152,7 +157,7 @@ class FortranSource(FlatSource):
             dtype=dtype,
             block_rows=block_rows,
             layout=f"{kind}, Fortran order" + (", byte-swapped" if swapped else ""),
-            scratch_bytes=block_rows * row_bytes,
+            scratch_bytes=BUFFER_BYTES + block_rows * row_bytes,
         )
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:

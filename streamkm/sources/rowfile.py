@@ -2,19 +2,29 @@
 
 Reads are `os.preadv` into the caller's memory. A memory map was rejected: its
 page tables and resident size grow with the file, a read error arrives as a
-signal instead of an exception, and a cold copy out of it is slower.
+signal instead of an exception, and a cold copy out of it is slower. Large reads
+go around the page cache where that is better, see `pagecache`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamkm.errors import ReadError, SourceError
+from streamkm.sources.pagecache import (
+    DIRECT_BYTES,
+    DirectFile,
+    forget,
+    has_spare_memory,
+    is_cached,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +58,7 @@ class RowFile:
     def __init__(self, path: Path, *, keep_open: bool = True) -> None:
         self.path = path
         self.closed = False
+        self._lock = threading.Lock()
         self._fd: int | None = None
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -56,8 +67,11 @@ class RowFile:
         try:
             self._identity = _identity(fd)
             self.size = os.fstat(fd).st_size
+            self._fits = has_spare_memory(self.size)
+            self._direct: DirectFile | None = None
         finally:
             if keep_open:
+                self._expect_blocks(fd)
                 self._fd = fd
             else:
                 os.close(fd)
@@ -81,21 +95,50 @@ class RowFile:
         """
         if out.size == 0:
             return
-        view = out.reshape(-1).view(np.uint8).data
+        memory = out.reshape(-1).view(np.uint8)
         try:
             with self._descriptor(rows) as fd:
-                # One call gives at most 2 GiB, and fewer bytes when a signal arrives.
-                while view:
-                    count = os.preadv(fd, [view], offset)
-                    if count == 0:
-                        raise ReadError(
-                            f"{self.path}: ends at byte {offset} in the middle of {rows}; "
-                            f"it had {self.size} bytes when it was opened, has it been truncated?"
-                        )
-                    view = view[count:]
-                    offset += count
+                may_stay = memory.size < DIRECT_BYTES or (self._fits and has_spare_memory())
+                if may_stay or is_cached(fd, offset, memory.size):
+                    done = _read_cached(fd, memory, offset)
+                else:
+                    done = self._read_past_cache(fd, memory, offset)
         except OSError as error:
             raise ReadError(f"{self.path}: {rows} cannot be read: {error.strerror}") from error
+        if done < memory.size:
+            raise ReadError(
+                f"{self.path}: ends at byte {offset + done} in the middle of {rows}; "
+                f"it had {self.size} bytes when it was opened, has it been truncated?"
+            )
+
+    def _read_past_cache(self, fd: int, memory: np.ndarray, offset: int) -> int:
+        """Read what is not in the page cache, and leave it out of there."""
+        direct = self._direct or DirectFile(str(self.path))
+        try:
+            done = direct.read(memory, offset)
+        finally:
+            if self._fd is None:
+                direct.close()
+            else:
+                self._keep(direct)
+        if done is None:
+            done = _read_cached(fd, memory, offset)
+        # Of a direct read, only the page that was looked for.
+        forget(fd, offset, memory.size)
+        return done
+
+    def _expect_blocks(self, fd: int) -> None:
+        """Where little is to stay in the page cache, let the system bring in only what is read."""
+        if sys.platform == "linux" and not self._fits:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def _keep(self, direct: DirectFile) -> None:
+        """Hold `direct` open, unless another thread's came first."""
+        with self._lock:
+            if self._direct is None and not self.closed:
+                self._direct = direct
+        if self._direct is not direct:
+            direct.close()
 
     @contextmanager
     def _descriptor(self, rows: RowRange) -> Iterator[int]:
@@ -107,6 +150,7 @@ class RowFile:
             return
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            self._expect_blocks(fd)
             if _identity(fd) != self._identity:
                 raise ReadError(
                     f"{self.path}: has been replaced or changed since it was opened, "
@@ -126,11 +170,28 @@ class RowFile:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def close(self) -> None:
-        """Release the descriptor; closing twice is no error."""
-        self.closed = True
+        """Release the descriptors; closing twice is no error."""
+        with self._lock:
+            self.closed = True
+            direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.close()
         if self._fd is not None:
             fd, self._fd = self._fd, None
             os.close(fd)
+
+
+def _read_cached(fd: int, memory: np.ndarray, offset: int) -> int:
+    """Fill `memory` with a file's bytes through the page cache; returns how many there were."""
+    view = memory.data
+    # One call gives at most 2 GiB, and fewer bytes when a signal arrives.
+    while view:
+        count = os.preadv(fd, [view], offset)
+        if count == 0:
+            break
+        view = view[count:]
+        offset += count
+    return memory.size - len(view)
 
 
 def _identity(fd: int) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ from streamkm.errors import ReadError, SourceError
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange
 from streamkm.sources.flat import BLOCK_BYTES, PIECE_BYTES
 from streamkm.sources.layout import check_read, rows_for_bytes
+from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import RowFile
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class VecsSource:
             dtype=dtype,
             block_rows=block_rows,
             layout=kind[1:],
-            scratch_bytes=block_rows * self._record.itemsize,
+            scratch_bytes=BUFFER_BYTES + block_rows * self._record.itemsize,
             piece_rows=rows_for_bytes(PIECE_BYTES, self._record.itemsize, n_rows),
         )
 

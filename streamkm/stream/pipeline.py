@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Window
     from streamkm.stream.slots import HostSlots
     from streamkm.stream.stages import StageTimes
@@ -26,11 +27,15 @@ def stream(
     windows: Iterator[Window],
     slots: HostSlots,
     times: StageTimes,
+    weights: Weights | None = None,
 ) -> Iterator[Iterator[DeviceWindow]]:
-    """`windows` of `source` on the slots' device, in order, read ahead as far as slots allow."""
+    """`windows` of `source` on the slots' device, in order, read ahead as far as slots allow.
+
+    With `weights`, those of the rows come along.
+    """
     times.n_readers = max(slots.memory.n_readers, 1)
     with (
-        prefetch(source, windows, slots, slots.memory.n_readers, times) as host_windows,
+        prefetch(source, windows, slots, slots.memory.n_readers, times, weights) as host_windows,
         closing(to_device(host_windows, source.spec, slots, times)) as device_windows,
     ):
         yield device_windows

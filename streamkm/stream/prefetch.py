@@ -18,14 +18,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from streamkm.errors import ReadError, StreamkmError
+from streamkm.stream.slots import WEIGHT_BYTES, weights_offset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
-
     from streamkm.sources.base import RowRange, Source
+    from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Window
     from streamkm.stream.slots import HostSlots
     from streamkm.stream.stages import StageTimes
@@ -40,6 +42,8 @@ class HostWindow:
     window: Window
     rows_ND: np.ndarray
     """Rows in the order of reading, in their stored dtype."""
+    weights_N: np.ndarray | None = None
+    """Their weights, float64; None where they have none."""
     order: np.ndarray | None = None
     """Positions in `rows_ND` in the order of use, int32; None for the order of reading."""
     release: Callable[[], None] = field(default=lambda: None)
@@ -54,8 +58,11 @@ def prefetch(
     slots: HostSlots,
     n_threads: int,
     times: StageTimes,
+    weights: Weights | None = None,
 ) -> Iterator[Iterator[HostWindow]]:
     """Read `windows` of `source` in order with `n_threads` threads, as far ahead as slots allow.
+
+    With `weights`, those of the rows are read along with them.
 
     Yields an iterator of `HostWindow`; each must be released before as many
     more as there are slots can be had. On leaving the ``with`` block, for
@@ -67,7 +74,7 @@ def prefetch(
     ReadError
         In the consumer, if a read failed; the message names the file and rows.
     """
-    readers = _Readers(source, windows, slots, times)
+    readers = _Readers(source, windows, slots, times, weights)
     if n_threads == 0:
         yield readers.one_by_one()
         return
@@ -90,9 +97,15 @@ class _Readers:
     """State that the reader threads and the consumer share, under one lock."""
 
     def __init__(
-        self, source: Source, windows: Iterator[Window], slots: HostSlots, times: StageTimes
+        self,
+        source: Source,
+        windows: Iterator[Window],
+        slots: HostSlots,
+        times: StageTimes,
+        weights: Weights | None,
     ) -> None:
         self._source = source
+        self._weights = weights
         self._windows = windows
         self._times = times
         self._free = deque(slots.buffers)
@@ -179,11 +192,15 @@ class _Readers:
         n_bytes = window.n_rows * spec.row_bytes
         rows_ND = buffer[:n_bytes].view(spec.storage).reshape(window.n_rows, spec.n_features)
         host_window = HostWindow(window, rows_ND, release=self._releaser(buffer))
+        if self._weights is not None:
+            start = weights_offset(n_bytes)
+            weights = buffer[start : start + window.n_rows * WEIGHT_BYTES].view(np.float64)
+            host_window.weights_N = weights
         self._tasks.append((host_window, self._orderer(host_window)))
         offset = 0
         for rows in window.reads:
-            out = rows_ND[offset : offset + len(rows)]
-            self._tasks.append((host_window, self._reader(rows, out)))
+            part = slice(offset, offset + len(rows))
+            self._tasks.append((host_window, self._reader(rows, host_window, part)))
             offset += len(rows)
         host_window.unfinished = len(window.reads) + 1
         self._opened.append(host_window)
@@ -195,11 +212,15 @@ class _Readers:
 
         return run
 
-    def _reader(self, rows: RowRange, out: np.ndarray) -> Callable[[], None]:
+    def _reader(self, rows: RowRange, host_window: HostWindow, part: slice) -> Callable[[], None]:
+        out, weights_N = host_window.rows_ND[part], host_window.weights_N
+
         def run() -> None:
             with self._times.working("reading", out.nbytes):
                 try:
                     self._source.read(rows, out)
+                    if self._weights is not None and weights_N is not None:
+                        self._weights.read(rows, weights_N[part])
                 except StreamkmError:
                     raise
                 except Exception as error:

@@ -1,9 +1,11 @@
 """From host slots to the device, beside the arithmetic.
 
 On CUDA a copy stream fills two device slots in turn while the compute stream
-works on the other; events order them both ways, and the host only waits for a
-copy when it gives the host slot back to the readers. On the CPU a window is
-used where it lies. Either way the caller sees one iterator of `DeviceWindow`.
+works on the other: the copy of a window is queued before the window ahead of it
+is handed over, so that it runs beside whatever the caller queues for that one.
+Events order the streams both ways, and the host only waits for a copy when it
+gives the host slot back to the readers. On the CPU a window is used where it
+lies. Either way the caller sees one iterator of `DeviceWindow`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class DeviceWindow:
     """Rows in their stored dtype, in the order of reading."""
     order_N: torch.Tensor | None
     """Positions in `x_ND` in the order of use; None for the order of reading."""
+    weights_N: torch.Tensor | None = None
+    """Weights of the rows, float64, in the order of reading; None where they have none."""
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, torch.Tensor | slice]]:
         """(number within the epoch, rows of `x_ND`) for the batches from number `start` on."""
@@ -76,7 +80,9 @@ def _use_in_place(
             return
         order_N = None if host.order is None else torch.from_numpy(host.order)
         with times.working("arithmetic"):
-            yield DeviceWindow(host.window, as_stored_tensor(host.rows_ND, spec.dtype), order_N)
+            x_ND = as_stored_tensor(host.rows_ND, spec.dtype)
+            weights_N = None if host.weights_N is None else torch.from_numpy(host.weights_N)
+            yield DeviceWindow(host.window, x_ND, order_N, weights_N)
         host.release()
 
 
@@ -86,50 +92,84 @@ def _copy_to_cuda(
     host_slots: HostSlots,
     times: StageTimes,
 ) -> Generator[DeviceWindow]:
-    device, slot_rows = host_slots.device, host_slots.memory.slot_rows
-    compute, copy = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    example = as_stored_tensor(np.empty((0, spec.n_features), spec.storage), spec.dtype)
-    slots = [
-        (
-            example.new_empty((slot_rows, spec.n_features), device=device),
-            torch.empty(slot_rows, dtype=torch.int32, device=device),
-        )
-        for _ in range(N_DEVICE_SLOTS)
-    ]
+    compute = torch.cuda.current_stream(host_slots.device)
+    copy = torch.cuda.Stream(host_slots.device)
     # The slots may be memory that work queued before still uses.
+    slots = [_DeviceSlot(host_slots, spec) for _ in range(N_DEVICE_SLOTS)]
     copy.wait_stream(compute)
-    copied = [torch.cuda.Event() for _ in slots]
-    freed = [torch.cuda.Event() for _ in slots]
     clock = _EventClock(times)
-    held: deque[tuple[torch.cuda.Event, HostWindow]] = deque()
+    held: deque[tuple[_DeviceSlot, HostWindow]] = deque()
+    ahead: tuple[_DeviceSlot, DeviceWindow] | None = None
     try:
         for i, host in enumerate(host_windows):
-            x_ND, order_N = slots[i % N_DEVICE_SLOTS]
-            done, free = copied[i % N_DEVICE_SLOTS], freed[i % N_DEVICE_SLOTS]
-            x_ND = x_ND[: len(host.rows_ND)]
-            copy.wait_event(free)
+            slot = slots[i % N_DEVICE_SLOTS]
             with torch.cuda.stream(copy), clock.timing("copying", copy):
-                x_ND.copy_(as_stored_tensor(host.rows_ND, spec.dtype), non_blocking=True)
-                if host.order is not None:
-                    order_N = order_N[: len(host.order)]
-                    order_N.copy_(torch.from_numpy(host.order), non_blocking=True)
-                done.record(copy)
-            held.append((done, host))
-            compute.wait_event(done)
-            with clock.timing("arithmetic", compute):
-                yield DeviceWindow(host.window, x_ND, None if host.order is None else order_N)
-            free.record(compute)
+                window = slot.fill(host, spec, copy)
+            held.append((slot, host))
+            if ahead is not None:
+                yield from _hand_over(*ahead, compute, clock)
+            ahead = slot, window
             # A slot that is held back too long starves the readers; one that is
             # released before its copy is done would be overwritten under it.
             while len(held) >= max(len(host_slots) - 1, 1):
-                event, oldest = held.popleft()
-                event.synchronize()
+                filled, oldest = held.popleft()
+                filled.copied.synchronize()
                 oldest.release()
             clock.collect()
+        if ahead is not None:
+            yield from _hand_over(*ahead, compute, clock)
     finally:
         # Neither host nor device memory may go while a copy is under way.
         copy.synchronize()
         clock.collect()
+
+
+def _hand_over(
+    slot: _DeviceSlot, window: DeviceWindow, compute: torch.cuda.Stream, clock: _EventClock
+) -> Generator[DeviceWindow]:
+    """Let the caller queue its work on a window, after the copy and before the next one."""
+    compute.wait_event(slot.copied)
+    with clock.timing("arithmetic", compute):
+        yield window
+    slot.freed.record(compute)
+
+
+class _DeviceSlot:
+    """Memory for one window on the device, and the events that pass it to and fro."""
+
+    def __init__(self, host_slots: HostSlots, spec: ArraySpec) -> None:
+        device, slot_rows = host_slots.device, host_slots.memory.slot_rows
+        example = as_stored_tensor(np.empty((0, spec.n_features), spec.storage), spec.dtype)
+        self._x_ND = example.new_empty((slot_rows, spec.n_features), device=device)
+        self._order_N = torch.empty(slot_rows, dtype=torch.int32, device=device)
+        n_weights = slot_rows if host_slots.memory.weighted else 0
+        self._weights_N = torch.empty(n_weights, dtype=torch.float64, device=device)
+        # From memory that is not pinned a copy would wait on the host for the one before it.
+        self._host_order_N = _pinned(slot_rows, torch.int32)
+        self.copied, self.freed = torch.cuda.Event(), torch.cuda.Event()
+
+    def fill(self, host: HostWindow, spec: ArraySpec, copy: torch.cuda.Stream) -> DeviceWindow:
+        """Queue the copy of `host`, once the window that was here before is done with."""
+        copy.wait_event(self.freed)
+        x_ND, order_N = self._x_ND[: len(host.rows_ND)], None
+        x_ND.copy_(as_stored_tensor(host.rows_ND, spec.dtype), non_blocking=True)
+        if host.order is not None:
+            # The last copy out of it: two windows ago, so over.
+            self.copied.synchronize()
+            host_order_N = self._host_order_N[: len(host.order)]
+            host_order_N.copy_(torch.from_numpy(host.order))
+            order_N = self._order_N[: len(host.order)]
+            order_N.copy_(host_order_N, non_blocking=True)
+        weights_N = None
+        if host.weights_N is not None:
+            weights_N = self._weights_N[: len(host.weights_N)]
+            weights_N.copy_(torch.from_numpy(host.weights_N), non_blocking=True)
+        self.copied.record(copy)
+        return DeviceWindow(host.window, x_ND, order_N, weights_N)
+
+
+def _pinned(n_elements: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(n_elements, dtype=dtype, pin_memory=True)
 
 
 class _EventClock:

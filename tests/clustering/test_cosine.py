@@ -14,6 +14,7 @@ from tests.clustering.streams import (
     CPU,
     batch_of,
     cut,
+    lloyd,
     minibatch,
     run_epoch,
     run_lloyd,
@@ -90,6 +91,30 @@ def test_rows_of_zeros_are_at_distance_1() -> None:
     # All are equally near, exactly so on the axes: the lowest index.
     assert labels_B.tolist() == [0] * 5
     assert sq_distances_B.tolist() == [1.0] * 5
+
+
+# Breaks when rows of zeros are counted where the last bits of a centroid's length put them:
+# sizes would not be those of the labels that predict gives.
+@pytest.mark.parametrize("algorithm", [minibatch, lloyd])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_rows_of_zeros_count_for_the_first_cluster(rng, algorithm, dtype) -> None:
+    rows = np.concatenate((rng.normal(size=(40, 7)), np.zeros((25, 7))))
+    batch = unit_batch(rng.permutation(rows), dtype)
+    centroids = normalize(rng.normal(size=(6, 7)))
+    centroids[3:] *= 1 - 1e-6
+    state = state_from(centroids, dtype=dtype)
+    state.begin_epoch_()
+    algorithm(6, 65, dtype, spherical=True).update_(state, batch, epoch=0, index=0)
+    without = state_from(centroids, dtype=dtype)
+    without.begin_epoch_()
+    alone = unit_batch(rows[:40], dtype)
+    algorithm(6, 65, dtype, spherical=True).update_(without, alone, epoch=0, index=0)
+    added = state.counts_K - without.counts_K
+    assert added.tolist() == [25, 0, 0, 0, 0, 0]
+    torch.testing.assert_close(state.sums_KD, without.sums_KD)
+    # Each at distance 1 from the unit vector.
+    gained = float(state.inertia) - float(without.inertia)
+    assert gained == pytest.approx(25, rel=1e-5)
 
 
 # Breaks when opposite rows, whose sum is zero, make a centroid of zeros or NaN.

@@ -39,7 +39,7 @@ def test_a_state_is_its_tensors(rng) -> None:
 # Breaks when counts or sums are narrowed.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtypes(dtype: torch.dtype) -> None:
-    state = initial_state(torch.zeros((2, 3), dtype=dtype), 0.5)
+    state = initial_state(torch.zeros((2, 3), dtype=dtype), 0.5, weighted=True)
     tensors = state.tensors()
     integers = {"counts_K", "epoch_counts_K", "no_improvement", "n_steps", "n_dropped"}
     integers |= {"n_reseeded", "stop", "reservoir_labels_R"}
@@ -71,6 +71,14 @@ def test_begin_epoch_forgets_the_epoch_only(rng) -> None:
     assert state.reservoir_keys_R.isinf().all()
     changed = {name for name, value in bits(state).items() if value != before[name]}
     assert changed == {"epoch_counts_K", "n_dropped", "inertia", "reservoir_keys_R"}
+
+
+# Breaks when rows without weights carry tensors, and checkpoints, of ones.
+def test_a_state_without_weights_has_none() -> None:
+    state = initial_state(torch.zeros((2, 3)), 0.5)
+    assert not state.is_weighted
+    assert {t.shape for n, t in state.tensors().items() if "weights" in n} == {(0,)}
+    assert state.masses_K is state.counts_K
 
 
 def test_begin_epoch_leaves_a_stopped_state_alone(rng) -> None:

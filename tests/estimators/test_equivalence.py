@@ -160,3 +160,28 @@ def test_to_sklearn_goes_on_with_partial_fit() -> None:
         theirs.partial_fit(x[start : start + 100])
     assert_close(theirs.cluster_centers_, ours.cluster_centers_)
     assert theirs.n_steps_ == ours.n_steps_
+
+
+# Breaks when a weight is left out of a mean, an inertia or a count of what came before.
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_weights_are_scikit_learn_s(name: str) -> None:
+    x, k = data(name)
+    weights = np.random.default_rng(0).exponential(size=len(x))
+    theirs = cluster.KMeans(k, init=x[:k], n_init=1, tol=0).fit(x, sample_weight=weights)
+    ours = KMeans(k, init=x[:k], tol=0).fit(x, sample_weight=weights)
+    assert_close(ours.cluster_centers_, theirs.cluster_centers_)
+    np.testing.assert_array_equal(ours.labels_, theirs.labels_)
+    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-11)
+    expected = theirs.score(x, sample_weight=weights)
+    assert ours.score(x, sample_weight=weights) == pytest.approx(expected, rel=1e-11)
+
+    first = x[:: len(x) // k][:k]
+    online = cluster.MiniBatchKMeans(k, init=first, n_init=1, reassignment_ratio=0)
+    kmeans = MiniBatchKMeans(k, init=first)
+    for i, rows in enumerate(np.array_split(np.arange(len(x)), 6)):
+        # Batches without weights come in between, and count as if every weight were 1.
+        batch_weights = None if i % 3 == 1 else weights[rows]
+        online.partial_fit(x[rows], sample_weight=batch_weights)
+        kmeans.partial_fit(x[rows], sample_weight=batch_weights)
+        assert_close(kmeans.cluster_centers_, online.cluster_centers_)
+        assert kmeans.inertia_ == pytest.approx(online.inertia_, rel=1e-9)

@@ -381,3 +381,34 @@ def test_fit_then_partial_fit_goes_on(metric: str) -> None:
     assert kmeans.counts_.sum() == 1200
     # The same rows again leave their means where they are.
     np.testing.assert_allclose(kmeans.cluster_centers_, before, rtol=1e-12)
+
+
+# ---- weights ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [np.full(600, -1.0), np.full(600, np.nan), np.zeros(600), np.ones(599), np.ones((600, 2))],
+)
+def test_weights_that_cannot_be(estimator: type, bad: np.ndarray) -> None:
+    kmeans = estimator(4, random_state=0).fit(blobs())
+    methods = ["fit", "score"] + ["partial_fit"] * (estimator is MiniBatchKMeans)
+    for method in methods:
+        with pytest.raises(ValueError, match="weight"):
+            getattr(kmeans, method)(blobs(), sample_weight=bad)
+
+
+# Breaks when weights from a file or a list are others, or a row of weight 0 leaves a trace.
+def test_ways_to_give_weights(estimator: type, tmp_path: Path) -> None:
+    x = blobs()
+    weights = np.arange(600) % 3
+    np.save(tmp_path / "w.npy", weights)
+    ways: list[Any] = [weights, weights.tolist(), tmp_path / "w.npy", pd.Series(weights)]
+    found = [
+        estimator(4, init=x[:4], random_state=0).fit(x, sample_weight=way).cluster_centers_
+        for way in ways
+    ]
+    for centroids in found:
+        np.testing.assert_array_equal(centroids, found[0])
+    expected = [np.average(x[i::4], axis=0, weights=weights[i::4]) for i in range(4)]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-12)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from streamkm.config import KERNELS
+from streamkm.errors import DeviceError
 from streamkm.kernels import ReferenceKernel, make_kernel, resolve_kernel
 from streamkm.kernels.select import _MAKERS
 
@@ -19,12 +20,27 @@ def test_every_name_has_a_maker() -> None:
 
 def test_an_explicit_name_is_taken_as_it_is() -> None:
     assert isinstance(make_kernel("reference", 4, 2, torch.float32, CPU), ReferenceKernel)
-    assert all(resolve_kernel(name, CPU) == name for name in KERNELS)
+    assert resolve_kernel("reference", CPU) == "reference"
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_auto_takes_a_kernel_that_there_is(device: str) -> None:
     assert resolve_kernel("auto", torch.device(device)) in KERNELS
+
+
+# Breaks when a kernel falls back in silence, or fails with an error that names no remedy.
+def test_triton_without_a_gpu_is_refused() -> None:
+    with pytest.raises(DeviceError, match="--kernel triton needs a CUDA GPU, the device is cpu"):
+        resolve_kernel("triton", CPU)
+
+
+def test_auto_on_cuda_is_triton_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamkm.kernels.select._has_triton", lambda: True)
+    assert resolve_kernel("auto", torch.device("cuda")) == "triton"
+    monkeypatch.setattr("streamkm.kernels.select._has_triton", lambda: False)
+    assert resolve_kernel("auto", torch.device("cuda")) == "reference"
+    with pytest.raises(DeviceError, match="Triton is not installed"):
+        resolve_kernel("triton", torch.device("cuda"))
 
 
 # Breaks when `fast` rescores all the same, or leaves labels that no screening gave.

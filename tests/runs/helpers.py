@@ -14,6 +14,7 @@ from streamkm.runs.fit import fit
 from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.predict import predict
 from streamkm.sources import open_source
+from streamkm.sources.weights import open_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,11 +48,13 @@ class Job:
     source: Path
     run: Path
     settings: dict[str, Any]
+    weights: Path | None = None
 
     def attempt(self, stop_at: int | None = None, *, resume: bool = True, **execution: Any) -> int:
         """One attempt; how often the stop request was looked at."""
         stop = StopAfter(stop_at)
         source = open_source(self.source)
+        weights = open_weights(self.weights, source.spec.n_rows) if self.weights else None
         try:
             fit(
                 source,
@@ -60,9 +63,12 @@ class Job:
                 self.run,
                 resume=resume,
                 stop_request=stop,
+                weights=weights,
             )
         finally:
             source.close()
+            if weights is not None:
+                weights.close()
         return stop.looks
 
     def interrupted(self, stop_at: int, **execution: Any) -> bool:

@@ -130,6 +130,26 @@ def test_data_that_was_written_again_is_refused(job):
         job.attempt()
 
 
+# Weights are data too, and so is having none.
+def test_other_weights_are_refused_naming_both(job, tmp_path):
+    weighted = replace(job, weights=tmp_path / "w.npy")
+    np.save(weighted.weights, np.ones(300))
+    assert weighted.interrupted(5)
+    before = read_config(job.run)["data"]["weights"]
+    with pytest.raises(ResumeError, match=f"weights: {before} -> None"):
+        job.attempt()
+    np.save(weighted.weights, np.arange(300))
+    with pytest.raises(ResumeError, match=f"weights: {before} -> [0-9a-f]{{64}}"):
+        weighted.attempt()
+    np.save(weighted.weights, np.ones(300, np.int8))  # The same numbers.
+    weighted.attempt()
+    assert load_run(job.run).weights_K.sum() == 300
+    job.run = tmp_path / "unweighted"
+    assert job.interrupted(5)
+    with pytest.raises(ResumeError, match="weights: None -> "):
+        replace(weighted, run=job.run).attempt()
+
+
 # The centroids to begin with are data too: only their path is among the settings.
 def test_another_init_file_of_the_same_name_is_refused(job, tmp_path):
     np.save(tmp_path / "init.npy", np.eye(4, 3))

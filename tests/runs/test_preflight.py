@@ -80,6 +80,26 @@ def test_more_memory_never_gives_fewer_slots_or_readers(spec, beyond, more, thre
     assert large.n_readers >= small.n_readers
 
 
+# Breaks when weights are read into slots that were planned without them.
+@given(specs, st.integers(1, 16))
+def test_weights_are_part_of_the_plan(spec, threads):
+    plan = make_plan(spec, batch_rows=1000, seed=0)
+    execution = ExecutionConfig(max_host_memory=1 << 40, read_threads=threads)
+    bare, weighted = (
+        plan_memory(spec, plan, execution, fixed_bytes=FIXED, weighted=weighted)
+        for weighted in (False, True)
+    )
+    assert weighted.stream.weighted
+    extra = weighted.stream.slot_bytes - bare.stream.slot_bytes
+    assert 8 * plan.window_rows <= extra < 8 * plan.window_rows + 8
+    assert weighted.reader_bytes == bare.reader_bytes + 8 * plan.block_rows
+    needed = {
+        weighted: fit_bytes(spec, plan, FitConfig(k=3), on_host=True, weighted=weighted)
+        for weighted in (False, True)
+    }
+    assert needed[True] >= needed[False]
+
+
 def test_memory_is_used_where_it_helps():
     spec = ArraySpec(10**7, 100, "float32", 20000, "test", scratch_bytes=8 << 20)
     shapes = [planned(spec, m << 20).stream for m in (200, 250, 300, 5000)]

@@ -42,6 +42,9 @@ CASES: dict[str, dict[str, Any]] = {
     # Closing passes that find ever more rows for clusters, and some that find none.
     "minibatch, few distinct rows": {"init": "far.npy", "epochs": 1, "k": 6},
     "lloyd, few distinct rows": {"algorithm": "lloyd", "init": "far.npy", "epochs": 1},
+    "minibatch, weighted, starved clusters": {"init": "far.npy", "epochs": 2},
+    "minibatch, weighted, z-score, drop": {"scale": "zscore", "nan": "drop"},
+    "lloyd, weighted, cosine": {"algorithm": "lloyd", "epochs": 2, "metric": "cosine"},
     "lloyd": {"algorithm": "lloyd", "epochs": 2},
     "lloyd, until it stops": {"algorithm": "lloyd", "init": "random", "k": 2, "tol": 0.5},
     "lloyd, cosine": {"algorithm": "lloyd", "epochs": 2, "metric": "cosine", "init": "random"},
@@ -69,7 +72,11 @@ def job(request, tmp_path) -> Job:
         tmp_path / "x.zarr", shape=rows.shape, chunks=(20, N_FEATURES), dtype="f4"
     )
     array[:] = rows
-    return Job(tmp_path / "x.zarr", tmp_path / "run", settings)
+    weights = None
+    if "weighted" in request.param:
+        weights = tmp_path / "w.npy"
+        np.save(weights, np.random.default_rng(1).integers(0, 5, N_ROWS) / 3)
+    return Job(tmp_path / "x.zarr", tmp_path / "run", settings, weights)
 
 
 def uninterrupted(job: Job) -> tuple[dict[str, bytes], int]:
@@ -175,7 +182,9 @@ def manifests(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "job", ["minibatch", "minibatch, z-score", "lloyd, until it stops"], indirect=True
+    "job",
+    ["minibatch", "minibatch, z-score", "lloyd, until it stops", "lloyd, weighted, cosine"],
+    indirect=True,
 )
 @pytest.mark.parametrize(
     "execution",

@@ -95,7 +95,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], str, dict[str, Any]]] = {
 
 
 #: Parts of the names of layouts that only zarr reads.
-THROUGH_ZARR = ("sharded", "big-endian", "transposed", "F order")
+THROUGH_ZARR = ("checksums", "big-endian", "transposed", "F order")
 DIRECT = [name for name in LAYOUTS if not any(part in name for part in THROUGH_ZARR)]
 
 

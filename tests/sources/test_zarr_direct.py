@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
+import os
 import threading
 import tracemalloc
 import warnings
@@ -14,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import google_crc32c
 import numcodecs
 import numcodecs.blosc
 import numpy as np
@@ -21,11 +23,19 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.codecs import (
+    BloscCodec,
+    BytesCodec,
+    Crc32cCodec,
+    GzipCodec,
+    ShardingCodec,
+    TransposeCodec,
+    ZstdCodec,
+)
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from streamkm.errors import ReadError
-from streamkm.sources import RowRange, open_source
+from streamkm.sources import RowRange, open_source, zarr_shards
 from streamkm.sources.zarr_decode import DECODERS
 from tests.sources.contract import numbers, read, same_bytes
 
@@ -62,12 +72,22 @@ def store_array(
             shape=data.shape,
             dtype=data.dtype,
             zarr_format=version,
-            compressors=(V2 if version == 2 else V3)[codec],
             overwrite=True,
-            **options,
+            **{"compressors": (V2 if version == 2 else V3)[codec], **options},
         )
         stored[...] = data
     return stored
+
+
+def sharding(
+    shard: tuple[int, ...], chunk: tuple[int, ...], codec: str, **options: Any
+) -> dict[str, Any]:
+    """Options of an array with shards, also of kinds that `shards=` cannot express."""
+    codecs = [BytesCodec(), *([V3[codec]] if V3[codec] else [])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        serializer = ShardingCodec(chunk_shape=chunk, **{"codecs": codecs, **options})
+    return {"chunks": shard, "serializer": serializer, "compressors": None}
 
 
 def opened(path: Path):
@@ -95,6 +115,11 @@ def layouts(draw):
         chunks = (*chunks[:-1], shape[-1])
     version, codec = draw(st.sampled_from(CODECS))
     options: dict[str, Any] = {"chunks": chunks}
+    if version == 3 and draw(st.booleans()):
+        shard = tuple(draw(st.integers(1, 4)) * chunk for chunk in chunks)
+        place = draw(st.sampled_from(["start", "end"]))
+        index = [BytesCodec(), *([Crc32cCodec()] if draw(st.booleans()) else [])]
+        options |= sharding(shard, chunks, codec, index_location=place, index_codecs=index)
     dtype = draw(st.sampled_from(["f4", "f8", "f2", "u1", "i2", "i8"]))
     options["fill_value"] = draw(st.sampled_from([0, 1, 7] + [None] * (version == 2)))
     if draw(st.booleans()):
@@ -243,13 +268,143 @@ def test_tables_that_lie(tmp_path: Path) -> None:
     assert refused > 50
 
 
+# ---------------------------------------------------------------- shards
+
+
+def sharded(path: Path, codec: str, data: np.ndarray, **options: Any) -> Path:
+    """Store `data` as one shard with its index at the start, of inner chunks of 10 rows."""
+    layout = {"shape": data.shape, "index_location": "start", **options}
+    store_array(path, 3, codec, data, chunks=(10, *data.shape[1:]), shards=layout)
+    (file,) = chunk_files(path)
+    return file
+
+
+def with_index(stored: bytes, change: Any) -> bytes:
+    """A shard of 10 inner chunks whose index is another one, with its checksum."""
+    index = np.frombuffer(stored, "<u8", 20).reshape(10, 2).copy()
+    change(index)
+    raw: bytes = index.tobytes()
+    checksum = int(google_crc32c.value(raw))
+    return raw + checksum.to_bytes(4, "little") + stored[164:]
+
+
+# Breaks when inner chunks are read one by one, or more than their neighbours with them.
+@pytest.mark.parametrize("codec", ["zstd", "uncompressed"])
+def test_neighbours_are_read_together(tmp_path: Path, monkeypatch, codec: str) -> None:
+    data = numbers((100, 6))
+    file = sharded(tmp_path, codec, data)
+    source = opened(tmp_path)
+    sizes: list[int] = []
+    preadv = os.preadv
+
+    def counted(fd: int, views: Any, offset: int) -> int:
+        sizes.append(sum(map(len, views)))
+        return preadv(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", counted)
+    assert same_bytes(read(source, 20, 60), data[20:60])
+    index = np.frombuffer(file.read_bytes(), "<u8", 20).reshape(10, 2)
+    assert sizes == [164, int(index[2:6, 1].sum())]
+    sizes.clear()
+    assert same_bytes(read(source, 0, 100), data)
+    assert sizes == [int(index[:, 1].sum())]  # the index is known by now
+    sizes.clear()
+    monkeypatch.setattr(zarr_shards, "MERGE_BYTES", int(index[:3, 1].sum()))
+    assert same_bytes(read(source, 0, 100), data)
+    assert len(sizes) >= 4
+
+
+# Breaks when a shard that was written anew is read by the index of the old one.
+def test_index_of_a_shard_that_changes(tmp_path: Path) -> None:
+    data = numbers((100, 6), "i4")
+    file = sharded(tmp_path / "x", "gzip", data)
+    other = sharded(tmp_path / "y", "gzip", data // 1000)
+    source = opened(tmp_path / "x")
+    assert same_bytes(read(source, 0, 100), data)
+    file.write_bytes(other.read_bytes())
+    assert same_bytes(read(source, 0, 100), data // 1000)
+
+
+HOSTILE_INDICES = {
+    "behind the end": (lambda index: index.__setitem__((3, 0), 1 << 40), "puts its chunk number 3"),
+    "too long": (lambda index: index.__setitem__((3, 1), 1 << 40), "puts its chunk number 3"),
+    "sum too large": (lambda i: i.__setitem__(3, (2**64 - 9, 10)), "puts its chunk number 3"),
+    "half absent": (lambda i: i.__setitem__((3, 1), 2**64 - 1), "puts its chunk number 3"),
+    "within the index": (lambda index: index.__setitem__((3, 0), 12), "puts its chunk number 3"),
+    "over another": (lambda i: i.__setitem__((3, 0), i[2, 0] + 1), "number 2 and 3 in one place"),
+    "another's": (lambda i: i.__setitem__(3, i[7]), "number 3 and 7 in one place"),
+    "too short": (lambda i: i.__setitem__((3, 1), i[3, 1] - 9), r"inner chunk \(3, 0\) in shard"),
+    "nothing": (lambda index: index.__setitem__((3, 1), 0), r"inner chunk \(3, 0\) in shard"),
+}
+
+
+# Breaks when an index is believed: rows of elsewhere, or fill values, pass for data.
+@pytest.mark.parametrize(("change", "message"), HOSTILE_INDICES.values(), ids=HOSTILE_INDICES)
+@pytest.mark.parametrize("codec", ["zstd", "uncompressed", "blosc", "gzip"])
+def test_index_that_lies(tmp_path: Path, codec: str, change, message: str) -> None:
+    data = numbers((100, 6))
+    file = sharded(tmp_path / "x.zarr", codec, data)
+    source = opened(tmp_path / "x.zarr")
+    file.write_bytes(with_index(file.read_bytes(), change))
+    with pytest.raises(
+        ReadError, match=rf"x\.zarr: rows 0:100 cannot be read.*{message}"
+    ) as caught:
+        read(source, 0, 100)
+    assert "shard c/0/0" in str(caught.value) or "chunk c/0/0" in str(caught.value)
+
+
+def test_checksum_of_an_index(tmp_path: Path) -> None:
+    file = sharded(tmp_path, "zstd", numbers((100, 6)))
+    stored = bytearray(file.read_bytes())
+    stored[20] ^= 1
+    file.write_bytes(stored)
+    with pytest.raises(ReadError, match="crc32c of the shard's index is wrong"):
+        read(opened(tmp_path), 0, 10)
+
+
+# Breaks when an inner chunk is decoded to wherever its bytes lead: a decompression bomb.
+@pytest.mark.parametrize("codec", ["zstd", "blosc", "gzip", "numcodecs.lz4", "numcodecs.zlib"])
+@pytest.mark.parametrize("rows", [9, 11, 100_000], ids=["short", "long", "bomb"])
+@pytest.mark.parametrize("is_sharded", [False, True], ids=["chunk", "shard"])
+def test_chunk_that_expands_to_another_size(tmp_path: Path, codec, rows, is_sharded) -> None:
+    data = np.zeros((100, 60), np.int32)
+    file = sharded(tmp_path / "x", codec, data + 1)
+    store_array(tmp_path / "y", 3, codec, data[:10] + 1, chunks=(10, 60))
+    store_array(tmp_path / "z", 3, codec, np.ones((rows, 60), np.int32), chunks=(rows, 60))
+    (wrong,) = chunk_files(tmp_path / "z")
+    bad = wrong.read_bytes()
+    if is_sharded:
+        end = file.stat().st_size
+
+        def append(index: np.ndarray) -> None:
+            index[4] = end, len(bad)
+
+        file.write_bytes(with_index(file.read_bytes(), append) + bad)
+        path, match = tmp_path / "x", r"inner chunk \(4, 0\) in shard c/0/0"
+    else:
+        chunk_files(tmp_path / "y")[0].write_bytes(bad)
+        path, match = tmp_path / "y", "chunk c/0/0"
+    source = opened(path)
+    out = np.empty((source.spec.n_rows, 60), np.int32)
+    tracemalloc.start()
+    with pytest.raises(ReadError, match=match):
+        source.read(RowRange(0, len(out)), out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < source.spec.scratch_bytes + 200_000
+
+
 # ---------------------------------------------------------------- which way
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"shards": (20, 4)},
+        {"shards": (20, 4), "compressors": [ZstdCodec(), Crc32cCodec()]},
+        {"shards": (20, 4), "serializer": BytesCodec(endian="big")},
+        {"shards": (20, 4), "filters": TransposeCodec(order=(1, 0))},
+        sharding((20, 4), (10, 4), "zstd", index_codecs=[BytesCodec(endian="big")]),
+        sharding((20, 4), (20, 4), "zstd", codecs=[ShardingCodec(chunk_shape=(10, 4))]),
         {"serializer": BytesCodec(endian="big")},
         {"filters": TransposeCodec(order=(1, 0))},
         {"compressors": Crc32cCodec()},
@@ -264,7 +419,7 @@ def test_tables_that_lie(tmp_path: Path) -> None:
 )
 def test_others_are_left_to_zarr(tmp_path: Path, options: dict[str, Any]) -> None:
     settings = {"dtype": "f4", **options}
-    stored = zarr.create_array(tmp_path, shape=(50, 4), chunks=(10, 4), **settings)
+    stored = zarr.create_array(tmp_path, shape=(50, 4), **{"chunks": (10, 4), **settings})
     stored[...] = numbers((50, 4))
     source = open_source(tmp_path)
     assert source.spec.layout.endswith(", through zarr")

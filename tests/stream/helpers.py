@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from streamkm.sources.base import ArraySpec, RowRange
-from streamkm.stream.slots import HostSlots, StreamMemory
+from streamkm.stream.slots import HostSlots, StreamMemory, slot_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,10 +54,13 @@ class FakeSource:
         pass
 
 
-def slots_for(plan: Plan, source: Any, n_slots: int = 2, n_readers: int = 2) -> HostSlots:
+def slots_for(
+    plan: Plan, source: Any, n_slots: int = 2, n_readers: int = 2, *, weighted: bool = False
+) -> HostSlots:
     """Slots on the CPU that the plan's windows just fit."""
     rows = plan.window_rows
-    memory = StreamMemory(n_slots, rows, rows * source.spec.row_bytes, n_readers)
+    n_bytes = slot_bytes(rows, source.spec.row_bytes, weighted=weighted)
+    memory = StreamMemory(n_slots, rows, n_bytes, n_readers, weighted)
     return HostSlots(memory, torch.device("cpu"))
 
 

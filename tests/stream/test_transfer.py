@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ import torch
 from streamkm.errors import ReadError
 from streamkm.sources.base import DTYPES
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.weights import open_weights
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import Plan, sample_windows
+from streamkm.stream.prefetch import prefetch
+from streamkm.stream.slots import HostSlots, StreamMemory
 from streamkm.stream.stages import StageTimes
-from streamkm.stream.transfer import as_stored_tensor
+from streamkm.stream.transfer import _copy_to_cuda, as_stored_tensor
 from tests.stream.helpers import FakeSource, batches_of, reader_threads, slots_for, within
 
 
@@ -53,6 +58,43 @@ def test_rows_arrive_as_they_are_stored(dtype):
     assert [number for number, _ in batches] == list(range(len(expected)))
     for (_, rows), wanted in zip(batches, expected, strict=True):
         np.testing.assert_array_equal(as_bits(rows), array[wanted].view(np.uint8))
+
+
+# Breaks when weights come to other rows than theirs, or lie where rows of an odd number of
+# bytes end.
+@pytest.mark.parametrize("seed", [None, 4])
+@pytest.mark.parametrize(("dtype", "n_features"), [("uint8", 3), ("float16", 5), ("float64", 2)])
+def test_weights_arrive_with_their_rows(dtype, n_features, seed):
+    rows = np.arange(103 * n_features).reshape(103, n_features).astype(dtype)
+    source, weights = MemorySource(rows), open_weights(np.arange(103) / 7, 103)
+    plan = Plan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=seed)
+    slots = slots_for(plan, source, weighted=True)
+    seen = 0
+    with stream(source, plan.windows(1), slots, StageTimes(), weights) as windows:
+        for window in windows:
+            assert window.weights_N is not None
+            for (_, places), expected in zip(
+                window.batches(), batches_of(window.window), strict=True
+            ):
+                np.testing.assert_array_equal(window.weights_N[places], expected / 7)
+                np.testing.assert_array_equal(window.x_ND[places], rows[expected])
+                seen += len(expected)
+    assert seen == 103
+    with stream(source, plan.windows(1), slots_for(plan, source), StageTimes()) as windows:
+        assert all(window.weights_N is None for window in windows)
+
+
+def test_weights_that_cannot_be_read_any_more_are_named():
+    weights = open_weights(np.ones(60), 60)
+    weights.close()
+    source = FakeSource(60)
+    plan = Plan(n_rows=60, block_rows=10, window_blocks=3, batch_rows=8, seed=None)
+    slots = slots_for(plan, source, weighted=True)
+    with (
+        pytest.raises(ReadError, match="sample weights"),
+        stream(source, plan.windows(0), slots, StageTimes(), weights) as windows,
+    ):
+        list(windows)
 
 
 def test_bfloat16_bits_are_seen_as_bfloat16_on_the_same_memory():
@@ -223,3 +265,181 @@ def test_a_reader_thread_counts_by_its_share():
     assert times.busy_s == {"reading": 2.0, "copying": 0.0, "arithmetic": 2.0}
     assert times.wait_s["reading"] == 1.0
     assert times.bytes_read == 40
+
+
+# ---- CUDA, its streams and events played by fakes ---------------------------
+
+
+class FakeGpu:
+    """What is queued on every stream, in the order in which the host queues it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[tuple[Any, ...]] = []
+        self.copy, self.compute = FakeStream(self, "copy"), FakeStream(self, "compute")
+        fakes = {
+            "current_stream": lambda device: self.compute,
+            "Stream": lambda device: self.copy,
+            "Event": lambda enable_timing=False: FakeEvent(self, is_clock=enable_timing),
+            "stream": lambda stream: nullcontext(),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(
+            "streamkm.stream.transfer._pinned", lambda n, dtype: torch.empty(n, dtype=dtype)
+        )
+
+    def position(self, *entry) -> int:
+        return self.log.index(entry)
+
+
+class FakeStream:
+    def __init__(self, gpu: FakeGpu, name: str) -> None:
+        self.gpu, self.name = gpu, name
+
+    def wait_event(self, event: FakeEvent) -> None:
+        self.gpu.log.append(("wait", self.name, event, event.n_records))
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.gpu.log.append(("wait stream", self.name, other.name))
+
+    def synchronize(self) -> None:
+        self.gpu.log.append(("host waits", self.name))
+
+
+class FakeEvent:
+    def __init__(self, gpu: FakeGpu, *, is_clock: bool) -> None:
+        self.gpu, self.is_clock, self.n_records = gpu, is_clock, 0
+
+    def record(self, stream: FakeStream) -> None:
+        self.n_records += 1
+        if not self.is_clock:
+            self.gpu.log.append(("record", stream.name, self, self.n_records))
+
+    def synchronize(self) -> None:
+        self.gpu.log.append(("host waits", self, self.n_records))
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return 0.0
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return FakeGpu(monkeypatch)
+
+
+def on_fake_gpu(gpu: FakeGpu, n_slots: int, seed: int | None = 4) -> list[list[int]]:
+    """The rows of every batch; the log tells when windows were used and slots released."""
+    source = FakeSource(100)
+    plan = Plan(n_rows=100, block_rows=10, window_blocks=2, batch_rows=7, seed=seed)
+    slots = slots_for(plan, source, n_slots, 2)
+    times = StageTimes()
+
+    def logging_release(host_windows):
+        for i, host in enumerate(host_windows):
+
+            def logged(i=i, release=host.release):
+                gpu.log.append(("release", i))
+                release()
+
+            host.release = logged
+            gpu.log.append(("read", i))
+            yield host
+
+    def work():
+        batches = []
+        windows = plan.windows(0)
+        with prefetch(source, windows, slots, 2, times) as host_windows:
+            on_device = _copy_to_cuda(logging_release(host_windows), source.spec, slots, times)
+            for i, window in enumerate(on_device):
+                gpu.log.append(("use", i))
+                batches += [window.x_ND[rows][:, 0].int().tolist() for _, rows in window.batches()]
+        return batches
+
+    return within(30, work)
+
+
+@pytest.mark.parametrize("seed", [4, None])
+@pytest.mark.parametrize("n_slots", [1, 2, 3, 5])
+def test_cuda_windows_arrive_in_order_whatever_the_slots(gpu, n_slots, seed):
+    """Breaks when a slot is filled again before it was used, or a window is lost at the end."""
+    plan = Plan(n_rows=100, block_rows=10, window_blocks=2, batch_rows=7, seed=seed)
+    expected = [batch.tolist() for window in plan.windows(0) for batch in batches_of(window)]
+    assert on_fake_gpu(gpu, n_slots, seed) == expected
+
+
+@pytest.mark.parametrize("n_slots", [1, 2, 3, 5])
+def test_a_copy_is_queued_before_the_window_ahead_of_it_is_used(gpu, n_slots):
+    """Breaks when copies wait until the host has queued all arithmetic of the window before."""
+    on_fake_gpu(gpu, n_slots)
+    copies = [i for i, entry in enumerate(gpu.log) if entry[:2] == ("record", "copy")]
+    assert len(copies) == 5
+    for i in range(4):
+        assert copies[i + 1] < gpu.position("use", i)
+
+
+@pytest.mark.parametrize("n_slots", [1, 3])
+def test_streams_wait_for_each_other_both_ways(gpu, n_slots):
+    """Breaks when a window is used before its copy, or overwritten while it is used."""
+    on_fake_gpu(gpu, n_slots)
+    log = gpu.log
+    assert log[0] == ("wait stream", "copy", "compute")
+    records = [entry for entry in log if entry[:2] == ("record", "copy")]
+    for i, (_, _, copied, generation) in enumerate(records):
+        waits = gpu.position("wait", "compute", copied, generation)
+        assert gpu.position("record", "copy", copied, generation) < waits
+        assert waits < gpu.position("use", i)
+    freed = [entry for entry in log if entry[:2] == ("record", "compute")]
+    for i, (_, _, event, generation) in enumerate(freed[:-2]):
+        # The slot's next copy, two windows on, waits for this use of it.
+        assert gpu.position("use", i) < gpu.position("record", "compute", event, generation)
+        waits = gpu.position("wait", "copy", event, generation)
+        assert waits < gpu.position(*records[i + 2])
+
+
+@pytest.mark.parametrize("n_slots", [1, 2, 3, 5])
+def test_a_host_slot_is_released_only_after_its_copy(gpu, n_slots):
+    """Breaks when readers overwrite rows that are still being copied."""
+    on_fake_gpu(gpu, n_slots)
+    records = [entry for entry in gpu.log if entry[:2] == ("record", "copy")]
+    released = [entry[1] for entry in gpu.log if entry[0] == "release"]
+    assert released == list(range(len(released)))
+    assert len(released) >= 5 - n_slots
+    for i in released:
+        _, _, copied, generation = records[i]
+        waited = [
+            at
+            for at, entry in enumerate(gpu.log)
+            if entry[0] == "host waits" and entry[1] is copied and entry[2] >= generation
+        ]
+        assert min(waited) < gpu.position("release", i)
+    assert gpu.log[-1] == ("host waits", "copy")
+
+
+def test_a_registration_that_fails_leaves_no_error_behind(monkeypatch, caplog):
+    """Breaks when the failure is blamed on the next launch, or what was pinned stays pinned."""
+    calls = []
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, n_bytes: int, flags: int) -> int:  # noqa: N802
+            calls.append("register")
+            return 0 if calls.count("register") == 1 else 2
+
+        def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+            calls.append("unregister")
+            return 0
+
+    def launch(n: int, *, device: torch.device) -> None:
+        calls.append("launch")
+        raise RuntimeError("CUDA error: out of memory, of the registration")
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch, "ones", launch)
+    slots = HostSlots(StreamMemory(3, 10, 80, 1), torch.device("cuda"))
+    with slots:
+        assert calls == ["register", "register", "launch"]
+    assert calls[3:] == ["unregister"]
+    assert "page-locking 80 bytes of host memory failed" in caplog.text

@@ -48,3 +48,13 @@ struct GatherJob {
     T* sq_norms;            // n_rows, to be filled
     int64_t n_rows, n_features;
 };
+
+// Squared distances of rows to the centroids of their labels, as sums of squared differences.
+template <class T>
+struct DistanceJob {
+    const T* x;             // n_rows x n_features
+    const int64_t* labels;  // n_rows
+    const T* centroids;     // k x n_features
+    double* sq_distances;   // n_rows, to be filled
+    int64_t n_rows, n_features;
+};

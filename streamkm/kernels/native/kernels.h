@@ -247,22 +247,23 @@ void scale_row(T* __restrict x, const T* __restrict shift, const T* __restrict f
     }
 }
 
-template <class T>
-INLINE double sq_norm(const T* x, int64_t n_features) {
+// Sum of the squares of what `element` gives for every feature.
+template <class Element>
+INLINE double sum_of_squares(int64_t n_features, const Element& element) {
     double sum = 0;
     int64_t feature = 0;
     if (n_features >= NORM_LANES) {
         double sums[NORM_LANES] = {};
         for (; feature + NORM_LANES <= n_features; feature += NORM_LANES) {
             for (int lane = 0; lane < NORM_LANES; ++lane) {
-                const double value = x[feature + lane];
+                const double value = element(feature + lane);
                 sums[lane] += value * value;
             }
         }
         for (int lane = 0; lane < NORM_LANES; ++lane) sum += sums[lane];
     }
     for (; feature < n_features; ++feature) {
-        const double value = x[feature];
+        const double value = element(feature);
         sum += value * value;
     }
     return sum;
@@ -285,6 +286,19 @@ void gather_rows(const GatherJob<T>& job, int64_t start, int64_t stop) {
         // A row that is used where it lies is only measured.
         if (static_cast<const void*>(from) != x) widen_row(from, x, job.n_features);
         if (job.shift != nullptr) scale_row(x, job.shift, job.factor, job.n_features);
-        job.sq_norms[row] = static_cast<T>(sq_norm(x, job.n_features));
+        const auto element = [x](int64_t feature) __attribute__((always_inline)) { return static_cast<double>(x[feature]); };
+        job.sq_norms[row] = static_cast<T>(sum_of_squares(job.n_features, element));
+    }
+}
+
+template <class T>
+void measure_rows(const DistanceJob<T>& job, int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row) {
+        const T* const x = job.x + row * job.n_features;
+        const T* const centroid = job.centroids + job.labels[row] * job.n_features;
+        const auto element = [x, centroid](int64_t feature) __attribute__((always_inline)) {
+            return static_cast<double>(x[feature]) - static_cast<double>(centroid[feature]);
+        };
+        job.sq_distances[row] = sum_of_squares(job.n_features, element);
     }
 }

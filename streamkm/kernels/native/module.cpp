@@ -112,6 +112,7 @@ struct Functions {
     void (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
+    void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
     // By the number of the stored dtype.
     void (*gather_rows[N_STORED_TYPES])(const GatherJob<T>&, int64_t start, int64_t stop);
 };
@@ -122,7 +123,7 @@ struct Functions {
         using namespace set;                                                          \
         using Element = T;                                                            \
         return {panel_width<T>(),      BLOCK_ROWS,         pack_panel<T>,             \
-                assign_block<T>,       accumulate_cluster<T>,                         \
+                assign_block<T>,       accumulate_cluster<T>, measure_rows<T>,        \
                 {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                 \
     }()
 
@@ -191,16 +192,28 @@ void accumulate(const Functions<T>& functions, const AccumulateJob<T>& job, int 
     }
 }
 
-// Rows that one thread gathers at a time.
-constexpr int64_t GATHER_ROWS_AT_ONCE = 256;
+// Calls `work(start, stop)` for so many rows at a time.
+template <class Work>
+void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
+    constexpr int64_t ROWS_AT_ONCE = 256;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
+    for (int64_t start = 0; start < n_rows; start += ROWS_AT_ONCE) {
+        work(start, std::min(start + ROWS_AT_ONCE, n_rows));
+    }
+}
 
 template <class T>
 void gather(const Functions<T>& functions, int stored, const GatherJob<T>& job, int n_threads) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
-    for (int64_t start = 0; start < job.n_rows; start += GATHER_ROWS_AT_ONCE) {
-        functions.gather_rows[stored](job, start,
-                                      std::min(start + GATHER_ROWS_AT_ONCE, job.n_rows));
-    }
+    for_each_part(job.n_rows, n_threads, [&](int64_t start, int64_t stop) {
+        functions.gather_rows[stored](job, start, stop);
+    });
+}
+
+template <class T>
+void measure(const Functions<T>& functions, const DistanceJob<T>& job, int n_threads) {
+    for_each_part(job.n_rows, n_threads, [&](int64_t start, int64_t stop) {
+        functions.measure_rows(job, start, stop);
+    });
 }
 
 // Sorts row numbers by label, keeping their order; false if a label is not within 0 to k.
@@ -294,6 +307,35 @@ PyObject* py_accumulate(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+PyObject* py_sq_distances(PyObject*, PyObject* args) {
+    int set, is_double, n_threads;
+    unsigned long long x, labels, centroids, sq_distances;
+    long long n_rows, n_features, k;
+    if (!PyArg_ParseTuple(args, "iiKKKKLLLi", &set, &is_double, &x, &labels, &centroids,
+                          &sq_distances, &n_rows, &n_features, &k, &n_threads)) {
+        return nullptr;
+    }
+    const int64_t* each = at<int64_t>(labels);
+    if (std::any_of(each, each + n_rows, [k](int64_t label) { return label < 0 || label >= k; })) {
+        PyErr_Format(PyExc_IndexError, "labels must lie within 0 and %lld", k - 1);
+        return nullptr;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    if (is_double) {
+        measure(instruction_sets[set].of_double,
+                DistanceJob<double>{at<double>(x), each, at<double>(centroids),
+                                    at<double>(sq_distances), n_rows, n_features},
+                n_threads);
+    } else {
+        measure(instruction_sets[set].of_float,
+                DistanceJob<float>{at<float>(x), each, at<float>(centroids),
+                                   at<double>(sq_distances), n_rows, n_features},
+                n_threads);
+    }
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
 PyObject* py_gather(PyObject*, PyObject* args) {
     int set, is_double, stored, n_threads;
     unsigned long long window, rows, shift, factor, x, sq_norms;
@@ -363,6 +405,8 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 PyMethodDef methods[] = {
     {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows; see kernels/cpu.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/cpu.py."},
+    {"sq_distances", py_sq_distances, METH_VARARGS,
+     "Distances of rows to the centroids of their labels; see kernels/distances.py."},
     {"gather", py_gather, METH_VARARGS, "Rows of a window as a batch; see kernels/gather.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,

@@ -1,0 +1,126 @@
+"""Ways of reading a whole array: streamkm's and other people's, into buffers that are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import zarr
+from zarr.buffer.cpu import NDBuffer
+
+from streamkm.sources.base import RowRange
+from streamkm.stream.pipeline import stream
+from streamkm.stream.plan import make_plan
+from streamkm.stream.slots import HostSlots, StreamMemory
+from streamkm.stream.stages import StageTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from streamkm.sources import Source
+
+__all__ = [
+    "drop_from_page_cache",
+    "readers_of_npy",
+    "readers_of_zarr",
+    "streamkm_reader",
+    "through_slots",
+]
+
+#: What one call of `readinto` asks for.
+LOOP_BYTES = 8 << 20
+N_SLOTS = 3
+
+
+def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]:
+    """Every block of `source` straight into its place, from as many threads as cores."""
+    step = source.spec.block_rows
+    ranges = [
+        RowRange(start, min(start + step, len(buffer_ND)))
+        for start in range(0, len(buffer_ND), step)
+    ]
+
+    def read() -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda r: source.read(r, buffer_ND[r.start : r.stop]), ranges))
+
+    return read
+
+
+def through_slots(source: Source) -> Callable[[], None]:
+    """As a run reads, in random order; a run makes its slots once, so that is not counted."""
+    plan = make_plan(source.spec, batch_rows=source.spec.block_rows, seed=0)
+    slot_bytes = plan.window_rows * source.spec.row_bytes
+    memory = StreamMemory(N_SLOTS, plan.window_rows, slot_bytes, os.cpu_count() or 1)
+    slots = HostSlots(memory, torch.device("cpu"))
+
+    def read() -> None:
+        with stream(source, plan.windows(0), slots, StageTimes()) as windows:
+            for _ in windows:
+                pass
+
+    return read
+
+
+def readers_of_zarr(path: Path, buffer_ND: np.ndarray) -> dict[str, Callable[[], object]]:
+    """zarr-python, and what else is installed of zarrs and tensorstore."""
+    out = NDBuffer.from_numpy_array(buffer_ND)
+
+    def zarr_python() -> None:
+        zarr.open_array(path, mode="r").get_basic_selection(slice(None), out=out)
+
+    readers: dict[str, Callable[[], object]] = {"zarr-python": zarr_python}
+    if importlib.util.find_spec("zarrs"):
+
+        def zarrs() -> None:
+            with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+                zarr_python()
+
+        readers["zarrs"] = zarrs
+    if importlib.util.find_spec("tensorstore"):
+        readers["tensorstore"] = _tensorstore_reader(path, buffer_ND)
+    return readers
+
+
+def _tensorstore_reader(path: Path, buffer_ND: np.ndarray) -> Callable[[], object]:
+    import tensorstore
+
+    # Opened anew each time, as the others are: it would keep chunks in its cache.
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+
+    def read() -> Any:
+        store = tensorstore.open(spec, open=True, read=True).result()
+        return tensorstore.array(buffer_ND, copy=False, write=True).write(store).result()
+
+    return read
+
+
+def readers_of_npy(path: Path, buffer_ND: np.ndarray) -> dict[str, Callable[[], object]]:
+    """A bare loop of `readinto`, one stream."""
+    view = buffer_ND.reshape(-1).view(np.uint8).data
+
+    def readinto() -> None:
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(path.stat().st_size - len(view))
+            at = 0
+            while count := stream.readinto(view[at : at + LOOP_BYTES]):
+                at += count
+
+    return {"readinto": readinto}
+
+
+def drop_from_page_cache(path: Path) -> None:
+    """Make the next reading of `path`, a file or a folder, come from the disk."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)  # What is not written yet cannot be dropped.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,265 @@
+"""What the compiler makes of the Triton kernels, without a GPU: python -m bench.triton_aot OUT.json
+
+Compiles every kernel as it is launched by default, for compute capability 8.0 and
+9.0, and reads registers, spills and the screening loop's instructions from the
+machine code. From the loop follows a time that is predicted, not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from streamkm.kernels import triton_assign, triton_update
+from streamkm.kernels.triton import (
+    CHUNK,
+    MAX_RESIDENT_D,
+    N_LISTED,
+    OPTIONS,
+    STEP_D,
+    default_tile,
+    padded_features,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["CASES", "Case", "Resources", "compile_case"]
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+#: Dtype of a pointer by the argument's name, where it is not that of the rows or centroids.
+POINTERS = {
+    "x16_ptr": "fp16", "c16_ptr": "fp16", "x_about_ptr": "fp32", "about_ptr": "fp32",
+    "c_sq_ptr": "fp32", "labels_ptr": "i64", "queue_ptr": "i32", "count_ptr": "i32",
+    "order_ptr": "i64", "counts_ptr": "i64",
+}  # fmt: skip
+#: The matrix instructions of capability 8 and 9 (wgmma).
+MATRIX = ("HMMA", "HGMMA")
+ROWS = {"fp32": tl.float32, "fp64": tl.float64, "bf16": tl.float32, "u8": tl.float32}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel as it is launched for rows of `dtype` with so many features."""
+
+    kernel: str
+    dtype: str
+    n_features: int
+    precision: str = "exact"
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.dtype} d={self.n_features} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel takes, and what the loop with its matrix instructions holds."""
+
+    registers: int
+    stack_bytes: int
+    spills: int
+    local_bytes: int
+    shared_bytes: int
+    matrix_instruction: str
+    epilogue_per_score: float
+    """Instructions on scores (minimum, maximum, multiply-add, logic) for each score."""
+    epilogue: dict[str, float]
+    loop_instructions_per_score: float
+
+
+CASES = [
+    *(
+        Case("screen_kernel", dtype, d)
+        for dtype, d in [("bf16", 64), ("bf16", 128), ("bf16", 256), ("bf16", 768), ("fp32", 128),
+                         ("fp32", 768), ("u8", 128), ("fp64", 64)]
+    ),
+    Case("screen_kernel", "bf16", 128, "fast"),
+    *(Case(name, "fp32", 128) for name in ("measure_kernel", "round_kernel", "settle_kernel")),
+    Case("round_rows_kernel", "fp32", 768),
+    *(Case(name, "fp32", 128) for name in ("add_chunks_kernel", "join_kernel")),
+]  # fmt: skip
+
+
+def compile_case(case: Case, capability: int) -> Resources:
+    """Compile as `streamkm.kernels.triton` would launch it, and read what came of it."""
+    module = triton_assign if hasattr(triton_assign, case.kernel) else triton_update
+    function = getattr(module, case.kernel)
+    constants, options = launch_constants(case)
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
+    signature = {
+        name: "constexpr" if name in constants else argument_type(name, case)
+        for name in function.arg_names
+    }
+    # As at run time: pointers, and the lengths of padded rows, are multiples of 16.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(function.arg_names)
+        if signature[name].startswith("*") or name in ("stride", "padded_d")
+    }
+    source = ASTSource(function, signature, constants, aligned)
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={**options, **OPTIONS}
+    )
+    return read_resources(compiled.asm["cubin"], compiled.metadata.shared, options, constants)
+
+
+def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a kernel of this case is launched with; each kernel takes what it knows."""
+    padded_d = padded_features(case.n_features)
+    tile = default_tile(padded_d)
+    is_resident = padded_d <= MAX_RESIDENT_D
+    constants = {
+        "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
+        "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if is_resident else 64,
+        "BLOCK_K": 16, "BLOCK_C": 16, "STEP_D": STEP_D, "N_LISTED": N_LISTED, "CHUNK": CHUNK,
+        "WIDE": ROWS[case.dtype], "RESIDENT": is_resident, "EXACT": case.precision == "exact",
+        "SECOND": False,
+    }  # fmt: skip
+    if case.kernel == "screen_kernel":
+        return constants, {"num_warps": tile.warps, "num_stages": tile.stages}
+    if case.kernel == "round_rows_kernel":
+        constants["BLOCK_M"] = 16
+    if case.kernel in ("measure_kernel", "round_kernel"):
+        constants["BLOCK_D"] = min(padded_d, 64)
+    warps = {"add_chunks_kernel": 1, "join_kernel": 1}
+    return constants, {"num_warps": warps.get(case.kernel, 4)}
+
+
+def argument_type(name: str, case: Case) -> str:
+    if name == "labels_ptr" and case.kernel in ("add_chunks_kernel", "join_kernel"):
+        return "*i16"
+    if name == "pack_eps":
+        return "fp32"
+    if not name.endswith("_ptr"):
+        return "i32"
+    wide = "fp64" if case.dtype == "fp64" else "fp32"
+    return "*" + (case.dtype if name == "x_ptr" else POINTERS.get(name, wide))
+
+
+def read_resources(
+    cubin: bytes, shared: int, options: Mapping[str, int], constants: Mapping[str, Any]
+) -> Resources:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = run_tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = run_tool("nvdisasm", "-c", file.name)
+    figures = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
+    instructions, loops = parse(code)
+    spills = sum(name.startswith(("STL", "LDL")) for name in instructions)
+    loop = matrix_loop(instructions, loops)
+    names = Counter(loop)
+    threads = 32 * options.get("num_warps", 4)
+    scores = constants.get("BLOCK_M", 0) * constants.get("BLOCK_N", 0) / threads
+    counted = ("FMNMX", "FFMA", "FADD", "FMUL", "LOP3", "SEL", "FSEL", "FSETP", "MOV")
+    epilogue = {
+        name: sum(n for key, n in names.items() if key.split(".")[0] == name) / scores
+        for name in (counted if loop else ())
+    }
+    kinds = {name.split(".")[0] for name in loop if name.startswith(MATRIX)}
+    return Resources(
+        registers=figures["REG"],
+        stack_bytes=figures["STACK"],
+        spills=spills,
+        local_bytes=figures["LOCAL"],
+        shared_bytes=shared,
+        matrix_instruction="+".join(sorted(kinds)),
+        epilogue_per_score=round(sum(epilogue.values()), 2),
+        epilogue={name: round(n, 3) for name, n in epilogue.items() if n},
+        loop_instructions_per_score=round(len(loop) / scores, 2) if loop else 0.0,
+    )
+
+
+def run_tool(name: str, *arguments: str) -> str:
+    return subprocess.run(
+        [TOOLS / name, *arguments], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def parse(code: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """Names of the instructions, and the first and last of every loop."""
+    names: list[str] = []
+    labels: dict[str, int] = {}
+    jumps: list[tuple[int, str]] = []
+    for line in code.splitlines():
+        if found := re.match(r"^(\.L\w+):", line):
+            labels[found[1]] = len(names)
+        if found := re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)(.*)", line):
+            if target := re.search(r"`\((\.L\w+)\)", found[2]):
+                jumps.append((len(names), target[1]))
+            names.append(found[1].rstrip(";"))
+    loops = [(labels[name], at) for at, name in jumps if labels.get(name, at + 1) <= at]
+    return names, loops
+
+
+def matrix_loop(instructions: list[str], loops: list[tuple[int, int]]) -> list[str]:
+    """The outermost loop that multiplies matrices: all that happens to a tile of scores."""
+    bodies = [instructions[first : last + 1] for first, last in loops]
+    multiplying = [body for body in bodies if any(name.startswith(MATRIX) for name in body)]
+    return max(multiplying, key=len, default=[])
+
+
+# ---- prediction -------------------------------------------------------------
+
+#: Of an H200 SXM, by NVIDIA's documents: multiprocessors; float16 multiply-adds and
+#: lane-operations of the pipe for minima, maxima and logic, a cycle and multiprocessor.
+PROCESSORS, MATRIX_RATE, ALU_RATE = 132, 2048, 64
+#: Cycles a second at which 790 TFLOP/s (measured for bf16, see FACTS) are 0.8 of the peak.
+CLOCK_HZ, MEASURED_MATRIX_FLOPS = 1.83e9, 790e12
+
+
+def predict(n_features: int, alu_per_score: float) -> dict[str, float]:
+    """Share of the measured matrix rate if the loop's two parts take turns, or overlap."""
+    padded_d = padded_features(n_features)
+    matrix = padded_d / MATRIX_RATE
+    epilogue = alu_per_score / ALU_RATE
+    useful = 2 * n_features * PROCESSORS * CLOCK_HZ / MEASURED_MATRIX_FLOPS
+    # The matrix product by itself reaches what cuBLAS reaches, no more.
+    ceiling = MEASURED_MATRIX_FLOPS / (2 * MATRIX_RATE * PROCESSORS * CLOCK_HZ)
+    return {
+        "in_turn": round(useful / (matrix / ceiling + epilogue), 2),
+        "overlapped": round(useful / max(matrix / ceiling, epilogue), 2),
+    }
+
+
+def main() -> None:
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "triton": triton.__version__,
+        "measured_on_a_gpu": False,
+        "note": "No GPU was at hand. Registers, spills and instructions are read from machine "
+        "code; 'predicted' is arithmetic on them and on published rates, not a measurement.",
+        "kernels": {},
+    }
+    for capability in (80, 90):
+        for case in CASES:
+            resources = compile_case(case, capability)
+            print(f"sm_{capability} {case}: {resources}")
+            report["kernels"][f"sm_{capability} {case}"] = asdict(resources)
+    alu = ("FMNMX", "LOP3", "SEL", "FSEL", "FSETP")
+    report["predicted"] = {
+        str(case): predict(
+            case.n_features,
+            sum(report["kernels"][f"sm_90 {case}"]["epilogue"].get(name, 0) for name in alu),
+        )
+        for case in CASES
+        if case.kernel == "screen_kernel" and case.dtype == "bf16"
+    }
+    Path(sys.argv[1]).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Distances to centroids that are known to be the nearest, free of cancellation."""
+
+from __future__ import annotations
+
+import torch
+
+from streamkm.kernels.extension import instruction_sets, n_threads_for
+
+__all__ = ["sq_distances_to"]
+
+#: Elements of the differences that torch makes at once.
+TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 64 << 20}
+
+
+def sq_distances_to(
+    x_BD: torch.Tensor, labels_B: torch.Tensor, centroids_KD: torch.Tensor
+) -> torch.Tensor:
+    """Squared distance of each row to the centroid of its label, as a sum of squares.
+
+    More exact than the expanded form by which the nearest centroid is found:
+    nothing cancels. float64, shape (B,).
+    """
+    result_B = torch.empty(len(x_BD), dtype=torch.float64, device=x_BD.device)
+    available = instruction_sets()
+    if x_BD.device.type == "cpu" and available and x_BD.dtype == centroids_KD.dtype:
+        x_BD, labels_B = x_BD.contiguous(), labels_B.contiguous()
+        centroids_KD = centroids_KD.contiguous()
+        available[0].functions.sq_distances(
+            available[0].number,
+            x_BD.dtype == torch.float64,
+            x_BD.data_ptr(),
+            labels_B.data_ptr(),
+            centroids_KD.data_ptr(),
+            result_B.data_ptr(),
+            *x_BD.shape,
+            len(centroids_KD),
+            n_threads_for(x_BD.numel()),
+        )
+        return result_B
+    tile_rows = max(TILE_ELEMENTS[x_BD.device.type] // max(x_BD.shape[1], 1), 1)
+    for start in range(0, len(x_BD), tile_rows):
+        tile = slice(start, start + tile_rows)
+        difference = x_BD[tile] - centroids_KD.index_select(0, labels_B[tile])
+        result_B[tile] = torch.linalg.vector_norm(difference, dim=1).double().square_()
+    return result_B

@@ -1,0 +1,32 @@
+"""Matrix products in the precision that bounds on rounding are worked out for."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["full_precision"]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 products are float32 ones, whatever ``set_float32_matmul_precision`` allows.
+
+    A program that embeds this package may allow tf32 or bfloat16 for its networks;
+    with those, screening would call rows certain that are not. Its setting is put back.
+    """
+    mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # has no types
+    backends = (torch.backends.cuda.matmul, mkldnn)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -1,0 +1,103 @@
+"""Device code of the update: sums and counts of clusters that have the same bits every time.
+
+Rows are sorted by label, stably, and cut into chunks of a fixed length. A program
+adds up a chunk row by row; a cluster that lies in one chunk is written at once,
+and the pieces of one that goes on into the next chunks are added in their order
+by `join_kernel`. Which program runs when decides nothing, and no chunk waits for
+another, however unequal the clusters. Counts are integers, so atomics will do.
+
+Rejected: atomics on sums (other bits on every run), and one program a cluster
+(a large cluster then takes as long as all others together).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["add_chunks_kernel", "join_kernel"]
+
+
+@triton.jit
+def _label_at(labels_ptr, position, n_rows):
+    """Label at `position` of the sorted rows, -1 beyond both ends."""
+    inside = (position >= 0) & (position < n_rows)
+    return tl.load(labels_ptr + position, mask=inside, other=-1).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_features"])
+def add_chunks_kernel(
+    x_ptr, stride, order_ptr, labels_ptr, sums_ptr, counts_ptr, pieces_ptr, n_rows, n_features,
+    CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Add each cluster's rows within a chunk of the sorted rows.
+
+    A cluster that the chunk holds whole goes to `sums_ptr`; the piece of one that
+    came from the chunk before goes to the first, that of one that goes on to the
+    second half of the chunk's `pieces_ptr`.
+    """
+    chunk = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    begin = chunk * CHUNK
+    end = tl.minimum(begin + CHUNK, n_rows)
+    from_before = _label_at(labels_ptr, begin - 1, n_rows)
+    dtype = sums_ptr.dtype.element_ty
+    piece_ptrs = pieces_ptr + chunk.to(tl.int64) * 2 * n_features + d
+    total = tl.zeros((BLOCK_D,), dtype)
+    since = begin
+    for i in range(0, end - begin):
+        position = begin + i
+        label = _label_at(labels_ptr, position, n_rows)
+        following = _label_at(labels_ptr, position + 1, n_rows)
+        row = tl.load(order_ptr + position).to(tl.int64)
+        x = tl.load(x_ptr + row * stride + d, mask=d < n_features, other=0)
+        total += x.to(dtype)
+        ends = following != label
+        is_last = ends | (position + 1 == end)
+        came = (since == begin) & (label == from_before)
+        began = (since != begin) | (label != from_before)
+        whole = began & ends
+        leaves = is_last & began & (following == label)
+        sum_ptrs = sums_ptr + label.to(tl.int64) * n_features + d
+        mask = d < tl.where(whole, n_features, 0)
+        tl.store(sum_ptrs, tl.load(sum_ptrs, mask=mask, other=0) + total, mask=mask)
+        tl.store(piece_ptrs, total, mask=d < tl.where(is_last & came, n_features, 0))
+        tl.store(piece_ptrs + n_features, total, mask=d < tl.where(leaves, n_features, 0))
+        is_counted = is_last & (tl.program_id(1) == 0)
+        tl.atomic_add(counts_ptr + label, (position + 1 - since).to(tl.int64), mask=is_counted)
+        total = tl.where(is_last, tl.zeros_like(total), total)
+        since = tl.where(is_last, position + 1, since)
+
+
+@triton.jit(do_not_specialize=["n_rows", "n_features"])
+def join_kernel(
+    labels_ptr, sums_ptr, pieces_ptr, n_rows, n_features,
+    CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Add the pieces of a cluster that begins in a chunk and goes on in those after it."""
+    chunk = tl.program_id(0)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    begin = chunk * CHUNK
+    end = begin + CHUNK
+    label = _label_at(labels_ptr, end - 1, n_rows)
+    goes = (label >= 0) & (_label_at(labels_ptr, end, n_rows) == label)
+    begins = _label_at(labels_ptr, begin - 1, n_rows) != label
+    if goes & begins:
+        # The chunk after the last that begins with this label.
+        after = chunk + 1
+        beyond = tl.cdiv(n_rows, CHUNK)
+        while after < beyond:
+            middle = (after + beyond) // 2
+            is_same = _label_at(labels_ptr, middle * CHUNK, n_rows) == label
+            after = tl.where(is_same, middle + 1, after)
+            beyond = tl.where(is_same, beyond, middle)
+        stored = pieces_ptr + d
+        inside_d = d < n_features
+        total = tl.load(stored + (chunk.to(tl.int64) * 2 + 1) * n_features, mask=inside_d)
+        for start in range(chunk + 1, after, BLOCK_C):
+            chunks = start + tl.arange(0, BLOCK_C)
+            offsets = chunks.to(tl.int64)[:, None] * 2 * n_features
+            inside = (chunks < after)[:, None] & inside_d[None, :]
+            total += tl.sum(tl.load(stored[None, :] + offsets, mask=inside, other=0), axis=0)
+        sum_ptrs = sums_ptr + label.to(tl.int64) * n_features + d
+        tl.store(sum_ptrs, tl.load(sum_ptrs, mask=inside_d) + total, mask=inside_d)

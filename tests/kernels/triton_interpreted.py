@@ -1,0 +1,243 @@
+"""The Triton kernels on the CPU, by Triton's interpreter; run by test_triton.py in its own process.
+
+The interpreter is chosen when triton is imported, and is slow: where the contract's
+shapes would take minutes, smaller ones of the same kinds stand in for them. On a
+GPU (``pytest -m gpu``) the whole contract runs.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+
+from streamkm.errors import InputError
+from streamkm.kernels.triton import N_LISTED, Tile, TritonKernel
+from tests.kernels.contract import (
+    DTYPES,
+    KernelContract,
+    MakeKernel,
+    exact_sq_distances,
+    normal,
+    sq_norms,
+)
+
+# NumPy, which the interpreter computes with, warns of overflow and NaN; a GPU does not.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+CPU = torch.device("cpu")
+SMALL_SHAPES = [(1, 1, 1), (2, 3, 1), (7, 1, 3), (130, 5, 17), (140, 33, 257), (3, 5000, 17)]
+
+
+class TestInterpreted(KernelContract):
+    @pytest.fixture
+    def make(self) -> MakeKernel:
+        return TritonKernel
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(("b", "k", "d"), SMALL_SHAPES)
+    def test_labels_and_distances_are_float64_s(self, make, device, b, k, d, dtype) -> None:
+        super().test_labels_and_distances_are_float64_s(make, device, b, k, d, dtype)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_distances_are_never_negative(self, make, device, dtype) -> None:
+        c_KD = normal(40, 31, dtype=dtype, device=device) + 30
+        labels_B, distances_B = self.assign(make, c_KD, c_KD)
+        assert distances_B.tolist() == [0.0] * 40
+        assert torch.equal(labels_B, torch.arange(40))
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(("b", "k", "d"), [(140, 5, 17), (130, 2, 1), (140, 129, 3)])
+    def test_equal_centroids_tie_to_the_lowest_index(self, make, device, b, k, d, dtype) -> None:
+        super().test_equal_centroids_tie_to_the_lowest_index(make, device, b, k, d, dtype)
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(("b", "k", "d"), [(1, 1, 1), (130, 5, 17), (65, 2, 140), (90, 99, 3)])
+    def test_sums_of_integers_are_exact(self, make, device, b, k, d, dtype) -> None:
+        super().test_sums_of_integers_are_exact(make, device, b, k, d, dtype)
+
+    # A cluster of several chunks, one that ends with a chunk, one that begins with one.
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_sums_are_float64_s_to_rounding(self, make, device, dtype) -> None:
+        x_BD = normal(330, 5, dtype=dtype, device=device)
+        labels_B = torch.tensor([4] * 20 + [2] * 150 + [0] * 32 + [1] * 64 + [3] * 64)
+        sums_KD, counts_K = self.sums(make, x_BD, labels_B, 5)
+        exact = torch.zeros((5, 5), dtype=torch.float64).index_add_(0, labels_B, x_BD.double())
+        tolerance = 40 * torch.finfo(dtype).eps
+        torch.testing.assert_close(sums_KD.double(), exact, rtol=tolerance, atol=20 * tolerance)
+        assert counts_K.tolist() == [32, 64, 150, 64, 20]
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(("b", "k", "d"), [(140, 3, 64)])
+    def test_same_bits_again_and_with_other_threads(self, make, device, b, k, d, dtype) -> None:
+        super().test_same_bits_again_and_with_other_threads(make, device, b, k, d, dtype)
+
+
+def labels_and_truth(x_BD, c_KD, **options) -> tuple[list[int], list[int], TritonKernel]:
+    kernel = TritonKernel(len(x_BD), len(c_KD), c_KD.dtype, CPU, **options)
+    labels_B, sq_distances_B = kernel.assign(x_BD, sq_norms(x_BD), c_KD)
+    exact_BK = exact_sq_distances(x_BD, c_KD)
+    truth = exact_BK.argmin(axis=1)
+    least_B = exact_BK[np.arange(len(truth)), truth]
+    found_B = sq_distances_B.double().numpy()
+    if options.get("precision") != "fast":
+        np.testing.assert_allclose(found_B, least_B, rtol=1e-5, atol=1e-37)
+    return labels_B.tolist(), truth.tolist(), kernel
+
+
+# Breaks when a split of the features, or of a tile of scores, mixes up rows or centroids.
+@pytest.mark.parametrize(
+    ("b", "k", "d", "tile"),
+    [
+        (5, 20, 2048, None),
+        (20, 70, 300, Tile(rows=16, centroids=64, fold=1)),
+        (70, 300, 40, Tile(rows=64, centroids=128, fold=4)),
+        (40, 100, 33, Tile(rows=32, centroids=32, fold=2)),
+    ],
+    ids=str,
+)
+def test_other_tiles(b: int, k: int, d: int, tile: Tile | None) -> None:
+    x_BD = normal(b, d, dtype=torch.float32, device=CPU)
+    c_KD = normal(k, d, dtype=torch.float32, device=CPU)
+    labels, truth, _ = labels_and_truth(x_BD, c_KD, tile=tile)
+    assert labels == truth
+
+
+# Breaks when rows are read in another dtype than they are stored in.
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float16, torch.bfloat16], ids=str)
+def test_rows_as_they_are_stored(rng, dtype: torch.dtype) -> None:
+    least = 0 if dtype == torch.uint8 else -100
+    x_BD = torch.from_numpy(rng.integers(least, 100, (60, 12))).to(dtype)
+    c_KD = torch.from_numpy(rng.integers(least, 100, (40, 12)) + rng.normal(size=(40, 12))).float()
+    labels, truth, _ = labels_and_truth(x_BD, c_KD)
+    assert labels == truth
+
+
+# Breaks when float16 overflows or loses what is small: scales differ by row and by centroid.
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e5, 1e15])
+@pytest.mark.parametrize("other", [1.0, 1e-4, 1e3])
+def test_huge_and_tiny_norms(scale: float, other: float) -> None:
+    x_BD = normal(40, 7, dtype=torch.float32, device=CPU) * scale
+    x_BD[::3] *= other
+    c_KD = normal(33, 7, dtype=torch.float32, device=CPU) * scale
+    c_KD[5] *= 1e6
+    labels, truth, _ = labels_and_truth(x_BD.float(), c_KD.float())
+    assert labels == truth
+
+
+# Breaks when the bound is no bound: centroids closer than float16, and than float32's squares.
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4, 1e-6])
+def test_centroids_that_screening_cannot_tell(rng, spread: float) -> None:
+    c_KD = torch.from_numpy(1 + spread * rng.normal(size=(70, 6))).float()
+    x_BD = torch.from_numpy(1 + spread * rng.normal(size=(90, 6))).float()
+    labels, truth, kernel = labels_and_truth(x_BD, c_KD)
+    assert labels == truth
+    assert int(kernel.n_rechecked) > 0
+
+
+# Breaks when a list that overflows loses a centroid, or a position its third one.
+@pytest.mark.parametrize("n_copies", [2, 3, N_LISTED, N_LISTED + 1, 90])
+@pytest.mark.parametrize("apart", [1, 32])
+def test_more_equal_centroids_than_a_list_holds(rng, n_copies: int, apart: int) -> None:
+    c_KD = torch.from_numpy(rng.normal(size=(3 + n_copies * apart, 4))).float()
+    c_KD[3 : 3 + n_copies * apart : apart] = c_KD[3]
+    x_BD = c_KD[3] + 0.01 * torch.from_numpy(rng.normal(size=(20, 4))).float()
+    labels, truth, _ = labels_and_truth(x_BD, c_KD)
+    assert labels == truth
+
+
+# Breaks when one centroid far away makes every row uncertain.
+def test_one_far_centroid_leaves_the_others_rows_certain() -> None:
+    x_BD = normal(300, 16, dtype=torch.float32, device=CPU)
+    c_KD = normal(50, 16, dtype=torch.float32, device=CPU)
+    c_KD[7] *= 1e4
+    labels, truth, kernel = labels_and_truth(x_BD, c_KD)
+    assert labels == truth
+    assert int(kernel.n_rechecked) < 60
+
+
+# Breaks when the screening's own mistakes are hidden by settling every row.
+def test_few_rows_are_settled_and_fast_settles_none() -> None:
+    x_BD = torch.nn.functional.normalize(normal(400, 64, dtype=torch.float32, device=CPU))
+    c_KD = torch.nn.functional.normalize(normal(200, 64, dtype=torch.float32, device=CPU))
+    labels, truth, exact = labels_and_truth(x_BD, c_KD)
+    screened, _, fast = labels_and_truth(x_BD, c_KD, precision="fast")
+    assert labels == truth
+    assert 0 < int(exact.n_rechecked) < 40
+    assert int(fast.n_rechecked) == 0
+    assert np.mean(np.array(screened) == truth) > 0.98
+
+
+# Breaks when the second best of the same position, or of a settled row, is forgotten.
+@pytest.mark.parametrize("k", [1, 2, 40, 200])
+def test_distances_to_the_two_nearest(k: int) -> None:
+    x_BD = normal(60, 5, dtype=torch.float32, device=CPU)
+    c_KD = normal(k, 5, dtype=torch.float32, device=CPU)
+    kernel = TritonKernel(60, k, torch.float32, CPU)
+    labels_B, first_B, second_B = kernel.assign_two(x_BD, c_KD)
+    exact_BK = np.sort(exact_sq_distances(x_BD, c_KD), axis=1)
+    assert labels_B.tolist() == exact_sq_distances(x_BD, c_KD).argmin(axis=1).tolist()
+    np.testing.assert_allclose(first_B.numpy(), exact_BK[:, 0], rtol=1e-5)
+    if k == 1:
+        assert second_B.isinf().all()
+    else:
+        # The runner-up of a certain row is the screening's: within its error.
+        np.testing.assert_allclose(second_B.numpy(), exact_BK[:, 1], rtol=0.02)
+
+
+# Breaks when NaN becomes an index, spreads to other rows, or hides the finite centroids.
+def test_rows_and_centroids_that_are_not_finite() -> None:
+    x_BD = normal(20, 4, dtype=torch.float32, device=CPU)
+    c_KD = normal(9, 4, dtype=torch.float32, device=CPU)
+    truth_B = torch.from_numpy(exact_sq_distances(x_BD, c_KD).argmin(axis=1))
+    x_BD[3, 1], x_BD[5, 0] = torch.nan, torch.inf
+    kernel = TritonKernel(20, 9, torch.float32, CPU)
+    labels_B, sq_distances_B = kernel.assign(x_BD, sq_norms(x_BD), c_KD)
+    kept_B = x_BD.isfinite().all(dim=1)
+    assert torch.equal(labels_B[kept_B], truth_B[kept_B])
+    assert ((labels_B >= 0) & (labels_B < 9)).all()
+    assert not sq_distances_B[~kept_B].isfinite().any()
+    c_KD[4] = torch.nan
+    labels_B, _ = kernel.assign(x_BD, sq_norms(x_BD), c_KD)
+    others_BK = exact_sq_distances(x_BD[kept_B], c_KD)
+    assert labels_B[kept_B].tolist() == np.nanargmin(others_BK, axis=1).tolist()
+
+
+def test_no_rows_and_rows_that_are_not_contiguous() -> None:
+    x_BD = normal(6, 40, dtype=torch.float32, device=CPU).T
+    c_KD = normal(12, 5, dtype=torch.float32, device=CPU).T[:, ::2]
+    kernel = TritonKernel(40, 5, torch.float32, CPU)
+    labels_B, _ = kernel.assign(x_BD, sq_norms(x_BD), c_KD)
+    assert labels_B.tolist() == exact_sq_distances(x_BD, c_KD).argmin(axis=1).tolist()
+    labels_B, sq_distances_B = kernel.assign(x_BD[:0], sq_norms(x_BD[:0]), c_KD)
+    assert labels_B.shape == sq_distances_B.shape == (0,)
+    sums_KD, counts_K = torch.zeros(5, 6), torch.zeros(5, dtype=torch.int64)
+    kernel.accumulate(x_BD[:0], labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    assert not counts_K.any()
+
+
+@pytest.mark.parametrize(
+    ("x_BD", "c_KD", "message"),
+    [
+        (torch.zeros(3, 4), torch.zeros(2, 5), "centroids must be 2 x 4"),
+        (torch.zeros(3, 4), torch.zeros(3, 4), "centroids must be 2 x 4"),
+        (torch.zeros(3, 4), torch.zeros(2, 4).double(), "torch.float32, for these rows"),
+        (torch.zeros(3, 4).double(), torch.zeros(2, 4), "not torch.float64"),
+        (torch.zeros(9, 4), torch.zeros(2, 4), "at most the 8 rows"),
+    ],
+)
+def test_tensors_that_do_not_fit_together(x_BD, c_KD, message: str) -> None:
+    kernel = TritonKernel(8, 2, torch.float32, CPU)
+    with pytest.raises(InputError, match=message):
+        kernel.assign(x_BD, sq_norms(x_BD), c_KD)
+
+
+@pytest.mark.parametrize(("b", "k"), [(8, 0), (8, 2**30), (0, 3), (2**31, 3)])
+def test_sizes_that_are_out_of_range(b: int, k: int) -> None:
+    with pytest.raises(InputError, match="kernel triton takes"):
+        TritonKernel(b, k, torch.float32, CPU)
