@@ -238,9 +238,14 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self, rows: Rows, execution: ExecutionConfig, weights: Weights | None
     ) -> np.ndarray | None:
         """The centroids that the user begins from, if `init` says so; the best of `n_init`."""
-        if isinstance(self.init, str):
-            return None
         n_init = 1 if self.n_init == "auto" else int(self.n_init)
+        if isinstance(self.init, str):
+            if n_init > 1:
+                raise ParameterError(
+                    f"n_init={n_init} is for a callable init: {self.init!r} is made once; leave "
+                    "n_init out, or fit with several random_state and keep the best inertia_"
+                )
+            return None
         if not callable(self.init):
             if n_init > 1:
                 warnings.warn(

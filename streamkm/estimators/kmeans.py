@@ -29,8 +29,8 @@ class KMeans(BaseKMeans):
         one that ends in ``.npy``, or, for arrays in memory, a callable
         ``init(X, n_clusters, random_state)`` that returns one.
     n_init : "auto" or int, default="auto"
-        How many seeds are tried, of which the best is used. (scikit-learn makes as many
-        whole fits, and keeps the best.)
+        How many times a callable `init` is called; the fit goes on from the best of its
+        centroids. (scikit-learn makes as many whole fits, and keeps the best.) 1 for others.
     max_iter : int, default=300
         Passes over the data, at most.
     tol : float, default=1e-4

@@ -54,7 +54,8 @@ class MiniBatchKMeans(BaseKMeans):
     init_size : None
         How many rows seeding looks at follows from the data and `max_host_memory`.
     n_init : "auto" or int, default="auto"
-        How many seeds are tried, of which the best is used.
+        How many times a callable `init` is called; the fit goes on from the best of its
+        centroids. 1 for others.
     metric : {"euclidean", "cosine"}, default="euclidean"
         ``cosine`` is spherical k-means: rows and centroids have unit length. A row of zeros
         has no direction: it gets the label 0, is at distance 1 and moves nothing.

@@ -181,6 +181,7 @@ def test_verbose(estimator: type, capfd: pytest.CaptureFixture[str]) -> None:
         ({"tol": np.nan}, "tol must be"),
         ({"n_init": 0}, "n_init must be"),
         ({"n_init": "best"}, "n_init must be 'auto' or"),
+        ({"n_init": 3}, "n_init=3 is for a callable init"),
         ({"init": "k-means"}, "init must be .*k-means\\+\\+, .*random.*; it is 'k-means'"),
         ({"init": 3}, "init must be"),
         ({"init": "given"}, "init must be"),
