@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,7 +20,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamkm.config import FitConfig
-from streamkm.errors import ParameterError
+from streamkm.errors import Interrupted, ParameterError
 from streamkm.estimators.conversion import to_sklearn
 from streamkm.estimators.inputs import Rows, open_rows
 from streamkm.estimators.parameters import check_parameters, draw_seed, execution_config
@@ -28,6 +29,8 @@ from streamkm.runs.fit import fit, seed
 from streamkm.runs.interrupts import StopRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from streamkm.config import ExecutionConfig
     from streamkm.runs.model import Model
     from streamkm.sources import Weights
@@ -36,6 +39,23 @@ __all__ = ["BaseKMeans"]
 
 #: Up to here an array in memory is copied in less time than a thread is started in.
 SMALL_BYTES = 1 << 20
+
+
+@contextmanager
+def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
+    """Answer a signal between two batches; where nothing was saved, as if it came only then.
+
+    (A KeyboardInterrupt that comes while a lock is taken leaves it locked: reader threads
+    would wait for it for good.)
+    """
+    stop_request = StopRequest()
+    try:
+        with stop_request:
+            yield stop_request
+    except Interrupted:
+        if not is_saved and stop_request.signal_name is not None:
+            signal.raise_signal(signal.Signals[stop_request.signal_name])
+        raise
 
 
 class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -84,9 +104,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             self._seed = draw_seed(self.random_state)
             weights = rows.weights(sample_weight)
             given_KD = self._given_centroids(rows, execution, weights)
-            # A run that leaves nothing behind is stopped as any other computation.
-            stop_request = StopRequest()
-            with stop_request if self.run_dir is not None else nullcontext():
+            with _stoppable(is_saved=self.run_dir is not None) as stop_request:
                 model = fit(
                     rows.source,
                     self._config(is_given=given_KD is not None),
