@@ -6,18 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamkm.runs.model import Model, load_run
+    from streamkm.estimators import KMeans, MiniBatchKMeans, load_run
     from streamkm.sources import open_source
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "load_run", "open_source"]
+__all__ = ["KMeans", "MiniBatchKMeans", "load_run", "open_source"]
 
 #: Where each public name lives. They are imported on first use: importing torch
 #: takes seconds, which ``--help`` and a mistyped path should not.
 _HOMES = {
-    "Model": "streamkm.runs.model",
-    "load_run": "streamkm.runs.model",
+    "KMeans": "streamkm.estimators",
+    "MiniBatchKMeans": "streamkm.estimators",
+    "load_run": "streamkm.estimators",
     "open_source": "streamkm.sources",
 }
 

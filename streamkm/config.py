@@ -23,6 +23,7 @@ __all__ = [
     "ResolvedFitConfig",
     "default_batch_rows",
     "format_bytes",
+    "largest_batch_rows",
     "parse_bytes",
     "setting_differences",
 ]
@@ -65,7 +66,8 @@ class FitConfig:
     """Rows of one batch at most; by default from 1024 to 16384 by the array's shape."""
     init: str = "auto"
     """``auto``, ``k-means++`` or ``random`` on a sample of the data, ``k-means||`` on all of it,
-    or a .npy file of k x D centroids."""
+    or a .npy file of k x D centroids; ``given`` if they are passed to
+    `streamkm.runs.fit.fit` as an array."""
     n_init: int = 1
     """How many seedings are made; the run goes on from the one that costs least on rows that
     none of them saw."""
@@ -114,12 +116,12 @@ class FitConfig:
         if self.tol is not None and not (math.isfinite(self.tol) and self.tol >= 0):
             raise ConfigError(f"tol must be a finite number of at least 0, not {self.tol}")
         _check_int("n-init", self.n_init, least=1)
-        if self.init not in INITS and not self.init.endswith(".npy"):
+        if self.init not in (*INITS, "given") and not self.init.endswith(".npy"):
             raise ConfigError(
                 f"init must be one of {', '.join(INITS)} or the path of a .npy file, "
                 f"not {self.init!r}"
             )
-        if self.n_init > 1 and self.init.endswith(".npy"):
+        if self.n_init > 1 and (self.init == "given" or self.init.endswith(".npy")):
             raise ConfigError(
                 f"n-init {self.n_init} asks for several seedings, and --init {self.init} is one; "
                 "leave one of them out"
@@ -205,7 +207,8 @@ class ExecutionConfig:
     max_host_memory: int | None = None
     """Bytes of host memory for everything beyond what importing the package takes."""
     read_threads: int | None = None
-    """Threads that read; by default one a core, 16 at most."""
+    """Threads that read; by default one a core, 16 at most. 0 reads between batches, which is
+    quickest where starting a thread takes longer than reading the whole array."""
     kernel: str = "auto"
     """Who does the arithmetic: ``auto`` (the fastest on the device), or one of `KERNELS`."""
 
@@ -217,14 +220,19 @@ class ExecutionConfig:
         if self.max_host_memory is not None:
             _check_int("max-host-memory", self.max_host_memory, least=1)
         if self.read_threads is not None:
-            _check_int("read-threads", self.read_threads, least=1)
+            _check_int("read-threads", self.read_threads, least=0)
 
 
 def default_batch_rows(n_rows: int, n_features: int) -> int:
     """Rows of a batch, by the shape of the array."""
+    wanted = max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS)
+    return min(wanted, largest_batch_rows(n_rows, n_features))
+
+
+def largest_batch_rows(n_rows: int, n_features: int) -> int:
+    """Rows of a batch where nothing but speed depends on it."""
     fitting = MAX_BATCH_BYTES // (4 * n_features)
-    wanted = min(max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS), MAX_BATCH_ROWS)
-    return min(max(min(wanted, fitting), 1), n_rows)
+    return min(max(min(MAX_BATCH_ROWS, fitting), 1), n_rows)
 
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

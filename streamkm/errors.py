@@ -5,6 +5,7 @@
     StreamkmError                     exit status 1
     ├── InputError  (ValueError)      exit status 2: wrong arguments or unusable input
     │   ├── ConfigError               a setting is out of range, or two contradict each other
+    │   │   └── ParameterError        an estimator's; a TypeError too  (TypeError)
     │   ├── SourceError               the location is no array that can be clustered
     │   │   └── ReadError             rows of it cannot be read: truncated, corrupt, missing
     │   ├── NonFiniteError            NaN or infinity in the data, and ``nan="error"``
@@ -29,6 +30,7 @@ __all__ = [
     "MemoryBudgetError",
     "NonFiniteError",
     "OutputExistsError",
+    "ParameterError",
     "ReadError",
     "ResumeError",
     "RunError",
@@ -51,6 +53,13 @@ class InputError(StreamkmError, ValueError):
 
 class ConfigError(InputError):
     """A setting is out of range, or two settings contradict each other."""
+
+
+class ParameterError(ConfigError, TypeError):
+    """A parameter of an estimator has a wrong type or value.
+
+    It is a ValueError and a TypeError, as what scikit-learn raises in this case.
+    """
 
 
 class SourceError(InputError):

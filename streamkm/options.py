@@ -137,7 +137,10 @@ def add_execution_options(parser: argparse.ArgumentParser) -> None:
         help="such as 8GiB, beyond what importing takes (default: 8GiB or half the machine's)",
     )
     group.add_argument(
-        "--read-threads", metavar="N", type=int, help="reading threads (default: one a core)"
+        "--read-threads",
+        metavar="N",
+        type=int,
+        help="reading threads; 0 reads between batches (default: one a core)",
     )
     if parser.prog.endswith("fit"):
         add_checkpoint_every(group)

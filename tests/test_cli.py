@@ -378,7 +378,7 @@ BAD_OPTIONS = [
     ["--device", "cuda:x"], ["--checkpoint-every", 0], ["--checkpoint-every", "0s"],
     ["--checkpoint-every", "soon"], ["--checkpoint-every", "-5"], ["--keep-checkpoints", 1],
     ["--max-host-memory", "lots"], ["--max-host-memory", 0], ["--max-host-memory", "-1GiB"],
-    ["--read-threads", 0], ["--read-threads", "all"], ["--dtype", "quaternion"],
+    ["--read-threads", -1], ["--read-threads", "all"], ["--dtype", "quaternion"],
     ["--features", 0], ["--offset", -1], ["--no-such-option", 1],
     ["--metric", "cosine", "--scale", "zscore"],
     ["--algorithm", "lloyd", "--max-no-improvement", 3],

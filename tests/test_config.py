@@ -169,7 +169,7 @@ def test_a_setting_missing_before_is_a_difference() -> None:
         ({"device": "cuda:-1"}, "device must be"),
         ({"keep_checkpoints": 1}, "keep-checkpoints must be a whole number of at least 2"),
         ({"max_host_memory": 0}, "max-host-memory must be"),
-        ({"read_threads": 0}, "read-threads must be"),
+        ({"read_threads": -1}, "read-threads must be"),
     ],
     ids=str,
 )

@@ -146,7 +146,7 @@ def test_command_line_answers_before_torch_is_imported(
 
 # A name that appears or vanishes is a change of the interface: CHANGELOG.md names it.
 def test_public_names_are_those_promised() -> None:
-    assert streamkm.__all__ == ["Model", "load_run", "open_source"]
+    assert streamkm.__all__ == ["KMeans", "MiniBatchKMeans", "load_run", "open_source"]
     assert all(callable(getattr(streamkm, name)) for name in streamkm.__all__)
 
 

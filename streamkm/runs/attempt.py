@@ -27,10 +27,12 @@ from streamkm.clustering.sizes import plan_seeding
 from streamkm.clustering.state import RUNNING, STOP_REASONS
 from streamkm.errors import Interrupted
 from streamkm.runs.arithmetic import Arithmetic
+from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.devices import environment
-from streamkm.runs.initial import load_centroids
+from streamkm.runs.initial import first_centroids
+from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.model import Model
-from streamkm.runs.outcome import final_figures, result_lines
+from streamkm.runs.outcome import final_figures, model_figures, result_lines
 from streamkm.runs.preflight import fit_bytes, plan_memory
 from streamkm.runs.rows import non_finite_error
 from streamkm.runs.seeding import SeedingPhase
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.runs.checkpoint import Checkpoint, Checkpointer
-    from streamkm.runs.interrupts import StopRequest
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -69,6 +70,7 @@ class Attempt:
         config: ResolvedFitConfig,
         execution: ExecutionConfig,
         device: torch.device,
+        given_KD: np.ndarray | None = None,
         weights: Weights | None = None,
     ) -> None:
         spec = source.spec
@@ -92,11 +94,7 @@ class Attempt:
         self._dtype = compute_dtype(empty.dtype)
         self._arithmetic = Arithmetic(config, execution.kernel, self._dtype, device)
         # Before any pass over the data, so that a file of another shape costs nothing.
-        self._given_KD: np.ndarray | None = None
-        if config.init.endswith(".npy"):
-            self._given_KD = load_centroids(
-                config.init, config.k, spec.n_features, normalize=config.normalizes
-            )
+        self._given_KD = first_centroids(config, spec.n_features, given_KD)
 
         needs_moments = config.scale in ("zscore", "minmax")
         self._now = Snapshot(
@@ -107,41 +105,66 @@ class Attempt:
         self._is_stopped = False
 
     def run(
-        self, checkpoints: Checkpointer, progress: Progress, stop_request: StopRequest
-    ) -> tuple[Model, str]:
-        """Go through the phases that are left; returns the model and why the run ended."""
-        self._checkpoints, self._progress, self._stop_request = checkpoints, progress, stop_request
-        self._announce()
+        self,
+        checkpoints: Checkpointer | NoCheckpoints,
+        progress: Progress,
+        stop_request: StopRequest,
+    ) -> Model:
+        """Go through the phases that are left."""
+        self._begin(checkpoints, progress, stop_request)
         checkpoint = checkpoints.load()
         if checkpoint is not None:
             self._restore(checkpoint)
         now = self._now
         with HostSlots(self._memory.stream, self._device) as self._slots:
-            if now.cursor.phase == "scale":
-                self._scale(now)
-            if now.cursor.phase in ("rounds", "seed"):
-                self._seed(now)
-            assert now.state is not None
-            assert now.scaling is not None
+            state, scaling = self._until_seeded(now)
             if now.cursor.phase == "train":
-                self._train(now, now.state, now.scaling)
+                self._train(now, state, scaling)
             if now.cursor.phase == "close":
-                self._close(now, now.state, now.scaling)
-        state = now.state
-        model = Model(
+                self._close(now, state, scaling)
+        all_done = f"all epochs are done (--epochs {self._config.epochs})"
+        self._conclude(STOP_REASONS.get(int(state.stop), all_done))
+        return self._model(state, scaling)
+
+    def seed(self, progress: Progress) -> Model:
+        """Only pick the first centroids; no row is counted in the model."""
+        self._begin(NoCheckpoints(), progress, StopRequest())
+        with HostSlots(self._memory.stream, self._device) as self._slots:
+            return self._model(*self._until_seeded(self._now))
+
+    def _begin(
+        self,
+        checkpoints: Checkpointer | NoCheckpoints,
+        progress: Progress,
+        stop_request: StopRequest,
+    ) -> None:
+        self._checkpoints, self._progress, self._stop_request = checkpoints, progress, stop_request
+        self._announce()
+
+    def _until_seeded(self, now: Snapshot) -> tuple[KMeansState, Scaling]:
+        """Go through what is left before training."""
+        if now.cursor.phase == "scale":
+            self._scale(now)
+        if now.cursor.phase in ("rounds", "seed"):
+            self._seed(now)
+        assert now.state is not None
+        assert now.scaling is not None
+        return now.state, now.scaling
+
+    def _model(self, state: KMeansState, scaling: Scaling) -> Model:
+        return Model(
             state.centroids_KD,
             state.counts_K,
             state.sums_KD,
             state.weights_K,
-            now.scaling,
+            scaling,
             self._config.as_dict(),
-            now.settled_inertia(),
+            self._now.settled_inertia(),
+            model_figures(state, self._plan, self._config, self._source.spec.dtype),
         )
-        all_done = f"all epochs are done (--epochs {self._config.epochs})"
-        return model, STOP_REASONS.get(int(state.stop), all_done)
 
-    def conclude(self, run_dir: Path, reason: str) -> None:
-        """Say how the run ended and where its results lie."""
+    def _conclude(self, reason: str) -> None:
+        """Say how the run ended."""
         figures, say = final_figures(self._now), self._progress.say
         self._progress.record({"phase": "end", "stopped_by": reason, **figures})
         say(f"stopped: {reason}; {figures['step']:,} steps in all")
@@ -153,7 +176,6 @@ class Attempt:
             say(f"dropped: {figures['dropped']:,} rows with NaN or infinity, in every epoch")
         if self._times.bytes_read:
             say(self._times.summary())
-        say(f"written: {run_dir}/centroids.npy and {run_dir}/model.safetensors")
 
     # ---- the phases ---------------------------------------------------------
 
@@ -290,9 +312,8 @@ class Attempt:
         name = self._stop_request.signal_name
         if name is not None:
             path = self._save()
-            raise Interrupted(
-                f"stopped by {name}; {path} is saved: add --resume to the command to go on"
-            )
+            saved = f"{path} is saved: add --resume to the command to go on"
+            raise Interrupted(f"stopped by {name}; {saved if path else 'nothing is saved'}")
 
     def _report(self) -> None:
         """Fetch the scalars, which waits for the device, and show them."""
@@ -307,7 +328,7 @@ class Attempt:
 
     # ---- checkpoints --------------------------------------------------------
 
-    def _save(self) -> Path:
+    def _save(self) -> Path | None:
         """Save a checkpoint of what has been applied, never of rows that must not be used."""
         now = self._now
         if now.state is not None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from streamkm.config import Cadence
 
-__all__ = ["Checkpoint", "Checkpointer", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "Checkpointer", "NoCheckpoints", "load_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger("streamkm")
 
@@ -81,6 +81,20 @@ class Checkpointer:
         path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
         self._saved_at, self._saved_step = time.monotonic(), step
         return path
+
+
+class NoCheckpoints:
+    """Stands for a `Checkpointer` where a fit has no run folder: nothing is saved or loaded."""
+
+    def load(self) -> None:
+        """There is never one to go on from."""
+
+    def is_due(self, _step: int) -> bool:
+        """Never."""
+        return False
+
+    def save(self, _step: int, _tensors: dict[str, np.ndarray], _manifest: dict[str, Any]) -> None:
+        """Save nothing."""
 
 
 def save_checkpoint(

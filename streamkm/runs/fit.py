@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamkm.errors import ConfigError
 from streamkm.files import file_sha256
 from streamkm.runs.attempt import Attempt
-from streamkm.runs.checkpoint import Checkpointer
+from streamkm.runs.checkpoint import Checkpointer, NoCheckpoints
 from streamkm.runs.devices import resolve_device
 from streamkm.runs.folder import RunFolder
 from streamkm.runs.model import Model, load_run
@@ -17,25 +18,29 @@ from streamkm.runs.preflight import check_fit
 from streamkm.runs.progress import Progress
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from streamkm.config import ExecutionConfig, FitConfig
     from streamkm.runs.interrupts import StopRequest
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["fit"]
+__all__ = ["fit", "seed"]
 
 
 def fit(
     source: Source,
     config: FitConfig,
     execution: ExecutionConfig,
-    run_dir: Path,
+    run_dir: Path | None,
     *,
     resume: bool,
     stop_request: StopRequest,
+    given_KD: np.ndarray | None = None,
+    quiet: bool = False,
     weights: Weights | None = None,
 ) -> Model:
-    """Cluster `source` and write the run folder; returns the model that it wrote.
+    """Cluster `source` and write the run folder, if there is to be one; returns the model.
 
     Parameters
     ----------
@@ -43,12 +48,17 @@ def fit(
         N rows by D features.
     config, execution : FitConfig, ExecutionConfig
         What to compute, and how.
-    run_dir : Path
-        Must not exist unless `resume` is true.
+    run_dir : Path or None
+        Must not exist unless `resume` is true. With None nothing is written, so that
+        nothing is left of a fit that is interrupted.
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, or start.
     stop_request : StopRequest
         Is asked after every batch.
+    given_KD : ndarray of shape (k, D), optional
+        The first centroids, in the space of the input, if ``config.init`` is ``given``.
+    quiet : bool
+        Say nothing on stderr.
     weights : Weights, optional
         How much each row counts, as `open_weights` gives it. A row of weight 0 leaves no
         trace, one of weight 2 the same as two of them.
@@ -69,7 +79,10 @@ def fit(
         )
     resolved = config.resolved(spec.n_rows, spec.n_features)
     device = resolve_device(execution.device)
-    attempt = Attempt(source, resolved, execution, device, weights)
+    attempt = Attempt(source, resolved, execution, device, given_KD, weights)
+    if run_dir is None:
+        with Progress(quiet=quiet) as progress:
+            return attempt.run(NoCheckpoints(), progress, stop_request)
     data = {
         "shape": [spec.n_rows, spec.n_features],
         "dtype": spec.dtype,
@@ -81,6 +94,8 @@ def fit(
     if config.init.endswith(".npy"):
         # By content: the file may be named by another path, or hold other centroids, by now.
         settings["init"] = f".npy file of sha256 {file_sha256(Path(config.init))[:12]}"
+    if given_KD is not None:
+        settings["init"] = f"array of sha256 {sha256(given_KD.tobytes()).hexdigest()[:12]}"
     record = {
         "source": source.name,
         "fit": settings,
@@ -89,14 +104,37 @@ def fit(
     }
     with RunFolder(run_dir, record, resume=resume) as folder:
         if folder.is_complete:
-            with Progress() as progress:
+            with Progress(quiet=quiet) as progress:
                 progress.say(f"{run_dir}: this run is finished, nothing is left to do")
             return load_run(run_dir)
         checkpoints = Checkpointer(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
-        with Progress(folder.metrics) as progress:
-            model, reason = attempt.run(checkpoints, progress, stop_request)
+        with Progress(folder.metrics, quiet=quiet) as progress:
+            model = attempt.run(checkpoints, progress, stop_request)
             model.save(folder)
-            attempt.conclude(run_dir, reason)
+            progress.say(f"written: {folder.centroids} and {folder.model}")
     return model
+
+
+def seed(
+    source: Source,
+    config: FitConfig,
+    execution: ExecutionConfig,
+    *,
+    given_KD: np.ndarray | None = None,
+    weights: Weights | None = None,
+    quiet: bool = False,
+) -> Model:
+    """The first centroids that `fit` would begin from, with nothing counted yet.
+
+    Parameters are those of `fit`.
+    """
+    spec = source.spec
+    check_fit(spec, config, source.name)
+    device = resolve_device(execution.device)
+    attempt = Attempt(
+        source, config.resolved(spec.n_rows, spec.n_features), execution, device, given_KD, weights
+    )
+    with Progress(quiet=quiet) as progress:
+        return attempt.seed(progress)

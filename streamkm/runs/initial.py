@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.sample import Sample
     from streamkm.clustering.scaling import Batch
+    from streamkm.config import FitConfig
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import ArraySpec, Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Plan
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["draw_sample", "load_centroids", "split_sample", "usable_rows"]
+__all__ = ["draw_sample", "first_centroids", "split_sample", "usable_rows"]
 
 #: The sample is drawn from so many pieces of the array for each cluster, and at least: rows of
 #: one piece are often alike, and a sample of few pieces is then one of few rows.
@@ -47,29 +48,40 @@ def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
     return max(n_pieces, 1), piece_rows
 
 
-def load_centroids(path: str, k: int, n_features: int, *, normalize: bool) -> np.ndarray:
-    """The k x D array in the .npy file `path`, float64; to `normalize` no row may be zero.
+def first_centroids(
+    config: FitConfig, n_features: int, given_KD: np.ndarray | None
+) -> np.ndarray | None:
+    """The k x D centroids to begin from, float64, where ``config.init`` names a file or `given_KD`.
 
     Raises
     ------
     ConfigError
-        If there is no such file, or it holds anything else.
+        If there is no such file or array, or it holds anything else; if rows are to be
+        normalised and a centroid is zero.
     """
-    try:
-        centroids_KD: np.ndarray = np.load(Path(path), allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--init {path}: no .npy file that can be read ({error})") from None
-    if centroids_KD.shape != (k, n_features) or centroids_KD.dtype.kind not in "fiu":
+    if config.init == "given":
+        name, centroids_KD = "init", given_KD
+        if centroids_KD is None:
+            raise ConfigError("init given: the centroids must be passed along, there are none")
+    elif config.init.endswith(".npy"):
+        name = f"--init {config.init}"
+        try:
+            centroids_KD = np.load(Path(config.init), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{name}: no .npy file that can be read ({error})") from None
+    else:
+        return None
+    if centroids_KD.shape != (config.k, n_features) or centroids_KD.dtype.kind not in "fiu":
         raise ConfigError(
-            f"--init {path}: {k} centroids of {n_features} features are needed (real numbers), "
-            f"the file holds {centroids_KD.dtype} of shape {centroids_KD.shape}"
+            f"{name}: {config.k} centroids of {n_features} features are needed (real numbers), "
+            f"these are {centroids_KD.dtype} of shape {centroids_KD.shape}"
         )
     if not np.isfinite(centroids_KD).all():
-        raise ConfigError(f"--init {path}: the centroids hold NaN or infinity")
-    if normalize and not centroids_KD.any(axis=1).all():
-        raise ConfigError(f"--init {path}: a centroid of zeros has no direction to normalise")
-    given_KD: np.ndarray = centroids_KD.astype(np.float64)
-    return given_KD
+        raise ConfigError(f"{name}: the centroids hold NaN or infinity")
+    if config.normalizes and not centroids_KD.any(axis=1).all():
+        raise ConfigError(f"{name}: a centroid of zeros has no direction to normalise")
+    wide_KD: np.ndarray = centroids_KD.astype(np.float64)
+    return wide_KD
 
 
 def draw_sample(

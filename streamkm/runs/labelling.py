@@ -1,4 +1,4 @@
-"""Reading an array in order and assigning every row: what predict and evaluate share."""
+"""Reading an array in order and assigning every row: what all that uses a model shares."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from streamkm.stream.transfer import as_stored_tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from streamkm.clustering.scaling import Batch
     from streamkm.config import ExecutionConfig
     from streamkm.runs.model import Model
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
-    from streamkm.stream.transfer import DeviceWindow
 
 __all__ = ["LabelledBatch", "Labelling"]
 
@@ -51,12 +51,16 @@ class LabelledBatch:
 class Labelling:
     """Assigns the rows of one source to the centroids of one model."""
 
+    centroids_KD: torch.Tensor
+    """In the scaled space, on the device, in the dtype of `prepared` rows."""
+
     def __init__(
         self,
         model: Model,
         source: Source,
         execution: ExecutionConfig,
         weights: Weights | None = None,
+        batch_rows: int | None = None,
     ) -> None:
         spec = source.spec
         if spec.n_features != model.n_features:
@@ -67,7 +71,7 @@ class Labelling:
         self._source, self._weights = source, weights
         self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
-        batch_rows = default_batch_rows(spec.n_rows, spec.n_features)
+        batch_rows = batch_rows or default_batch_rows(spec.n_rows, spec.n_features)
         self._plan = make_plan(spec, batch_rows=batch_rows, seed=None)
         on_host = self.device.type == "cpu"
         needed = predict_bytes(spec, self._plan, model.k, on_host=on_host)
@@ -77,14 +81,14 @@ class Labelling:
         )
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
-        self._centroids_KD = model.centroids_KD.to(self.device, dtype)
+        self.centroids_KD = model.centroids_KD.to(self.device, dtype)
         self._scaling = replace(
             model.scaling,
             shift_D=model.scaling.shift_D.to(self.device),
             factor_D=model.scaling.factor_D.to(self.device),
         )
-        self._kernel = make_kernel(execution.kernel, batch_rows, model.k, dtype, self.device)
-        self.kernel = describe_kernel(execution.kernel, self._kernel.name)
+        self.arithmetic = make_kernel(execution.kernel, batch_rows, model.k, dtype, self.device)
+        self.kernel = describe_kernel(execution.kernel, self.arithmetic.name)
         self._workspace_BD = torch.empty(
             (batch_rows, spec.n_features), dtype=dtype, device=self.device
         )
@@ -93,6 +97,12 @@ class Labelling:
     @contextmanager
     def batches(self, start_row: int = 0) -> Iterator[Iterator[LabelledBatch]]:
         """Every batch from the one that holds `start_row` on, in the order of the rows."""
+        with self.prepared(start_row) as batches:
+            yield (self._label(start, batch) for start, batch in batches)
+
+    @contextmanager
+    def prepared(self, start_row: int = 0) -> Iterator[Iterator[tuple[int, Batch]]]:
+        """The same without labels: number of the first row, and rows ready for a kernel."""
         first = self._plan.batch_at(start_row)
         windows = self._plan.windows(0, first)
         self.times = StageTimes()
@@ -101,20 +111,23 @@ class Labelling:
             stream(self._source, windows, slots, self.times, self._weights) as on_device,
         ):
             yield (
-                self._label(window, rows)
+                (
+                    window.window.reads[0].start + rows.start,
+                    self._scaling.prepare(window.x_ND, rows, self._workspace_BD, window.weights_N),
+                )
                 for window in on_device
                 for _, rows in window.batches(first)
+                if isinstance(rows, slice)  # always, where rows are read in sequence
             )
 
-    def _label(self, window: DeviceWindow, rows: slice | torch.Tensor) -> LabelledBatch:
-        assert isinstance(rows, slice)
-        batch = self._scaling.prepare(window.x_ND, rows, self._workspace_BD, window.weights_N)
-        labels_B, _ = nearest(self._kernel, batch, self._centroids_KD, spherical=self._is_spherical)
-        sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self._centroids_KD)
+    def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
+        labels_B, _ = nearest(
+            self.arithmetic, batch, self.centroids_KD, spherical=self._is_spherical
+        )
+        sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self.centroids_KD)
         n_dropped = 0
         if batch.dropped_B is not None:
             labels_B.masked_fill_(batch.dropped_B, -1)
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
             n_dropped = int(batch.dropped_B.sum())
-        start_row = window.window.reads[0].start + rows.start
         return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)

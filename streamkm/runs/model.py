@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,9 @@ class Model:
     """Sum of squared distances (times weights), in the scaled space, of the rows of those
     clusters to the centroids: their exact inertia if the last pass moved nothing, else an upper
     bound of it. None for minibatch without a closing pass."""
+    figures: dict[str, Any]
+    """How it went: ``n_iter`` (passes over the data), ``n_steps`` (updates), ``epoch_inertia``
+    (over the last of those passes, before each update) and ``dtype`` (of the data)."""
 
     @property
     def k(self) -> int:
@@ -66,6 +69,22 @@ class Model:
     def centroids(self) -> np.ndarray:
         """Centroids in the space of the input, float32, shape (K, D)."""
         return self.scaling.inverse(self.centroids_KD.cpu()).float().numpy()
+
+    def on_host(self) -> Model:
+        """The same model with its tensors in host memory."""
+        scaling = replace(
+            self.scaling,
+            shift_D=self.scaling.shift_D.cpu(),
+            factor_D=self.scaling.factor_D.cpu(),
+        )
+        return replace(
+            self,
+            centroids_KD=self.centroids_KD.cpu(),
+            counts_K=self.counts_K.cpu(),
+            sums_KD=self.sums_KD.cpu(),
+            weights_K=self.weights_K.cpu(),
+            scaling=scaling,
+        )
 
     def save(self, folder: RunFolder) -> None:
         """Write centroids.npy, then model.safetensors, whose presence says that a run is over."""
@@ -87,6 +106,7 @@ class Model:
             "format": FORMAT,
             "normalize": self.scaling.normalize,
             "settings": self.settings,
+            "figures": self.figures,
             "inertia": self.inertia,
         }
         sealed = {**about, "sha256": _digest(about, on_host)}
@@ -130,6 +150,7 @@ def load_run(path: str | os.PathLike[str]) -> Model:
                 normalize=about["normalize"],
             ),
             settings=about["settings"],
+            figures=about["figures"],
             inertia=about["inertia"],
         )
     except (

@@ -5,9 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamkm.clustering.state import KMeansState
+    from streamkm.config import ResolvedFitConfig
     from streamkm.runs.snapshot import Snapshot
+    from streamkm.stream.plan import Plan
 
-__all__ = ["final_figures", "result_lines"]
+__all__ = ["final_figures", "model_figures", "result_lines"]
+
+
+def model_figures(
+    state: KMeansState, plan: Plan, config: ResolvedFitConfig, dtype: str
+) -> dict[str, Any]:
+    """`Model.figures` of a run on an array of `dtype`."""
+    n_steps = int(state.n_steps)
+    return {
+        # What was read after the last update says nothing of it.
+        "n_iter": min(-(-n_steps // plan.n_batches(0)), config.epochs),
+        "n_steps": n_steps,
+        "epoch_inertia": float(state.inertia),
+        "dtype": dtype,
+    }
 
 
 def final_figures(now: Snapshot) -> dict[str, Any]:

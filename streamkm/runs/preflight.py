@@ -67,7 +67,7 @@ class MemoryPlan:
     def total_bytes(self) -> int:
         """Most that the run will take."""
         slots = self.stream.n_slots * self.stream.slot_bytes
-        return self.fixed_bytes + slots + self.stream.n_readers * self.reader_bytes
+        return self.fixed_bytes + slots + max(self.stream.n_readers, 1) * self.reader_bytes
 
     def __str__(self) -> str:
         return (
@@ -122,8 +122,10 @@ def plan_memory(
         If one slot and one reader do not fit; the message says what would do.
     """
     budget = execution.max_host_memory or _default_budget()
-    useful = MAX_READ_THREADS if spec.is_remote else os.cpu_count() or 1
-    wanted = execution.read_threads or min(useful, MAX_READ_THREADS)
+    wanted = execution.read_threads
+    if wanted is None:
+        useful = MAX_READ_THREADS if spec.is_remote else os.cpu_count() or 1
+        wanted = min(useful, MAX_READ_THREADS)
     # Where windows hold few blocks, several must be open for all readers to have work.
     enough = min(FULL_SLOTS - 1 + -(-wanted // plan.window_blocks), MAX_SLOTS)
 

@@ -49,11 +49,13 @@ def _ends_in_newline(file: TextIO) -> bool:
 class Progress:
     """Progress of one command; use as a context manager."""
 
-    def __init__(self, metrics: Path | None = None) -> None:
+    def __init__(self, metrics: Path | None = None, *, quiet: bool = False) -> None:
+        """`metrics` is the file of records, if one is wanted; `quiet` leaves stderr alone."""
         self._metrics = metrics.open("a+") if metrics else None
         if self._metrics and not _ends_in_newline(self._metrics):
             self._metrics.write("\n")  # a power cut tore the last record
-        self._on_terminal = _has_width(sys.stderr)
+        self._quiet = quiet
+        self._on_terminal = not quiet and _has_width(sys.stderr)
         self._bar: tqdm[Any] | None = None
         self._phase = ""
         self._last_report = self._last_line = time.monotonic()
@@ -74,6 +76,8 @@ class Progress:
 
     def say(self, message: str) -> None:
         """One line on stderr, beside the bar if there is one."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.clear()
         sys.stderr.write(message + "\n")

@@ -33,7 +33,7 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
             column = int(np.flatnonzero(~np.isfinite(values[bad[0]]))[0])
             return NonFiniteError(
                 f"{source.name}: row {row} holds {values[bad[0], column]} (feature {column}; "
-                f"{n_found} such rows so far); --nan drop leaves such rows out"
+                f"{n_found} such rows so far); --nan drop leaves rows with NaN or infinity out"
             )
         if too_long is None:
             with np.errstate(over="ignore"):

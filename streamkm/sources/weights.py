@@ -66,7 +66,7 @@ class Weights:
             digest.update(part.data)
         if not self.n_positive:
             raise SourceError(
-                f"{self.name}: at least one weight must be positive, all {self.n_rows:,} are 0"
+                f"{self.name}: at least one weight must be positive, all {self.n_rows:,} are zero"
             )
         self.fingerprint = digest.hexdigest()
         """Hex digest of the weights as float64."""

@@ -33,7 +33,7 @@ def stream(
 
     With `weights`, those of the rows come along.
     """
-    times.n_readers = slots.memory.n_readers
+    times.n_readers = max(slots.memory.n_readers, 1)
     with (
         prefetch(source, windows, slots, slots.memory.n_readers, times, weights) as host_windows,
         closing(to_device(host_windows, source.spec, slots, times)) as device_windows,

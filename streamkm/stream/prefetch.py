@@ -66,7 +66,8 @@ def prefetch(
 
     Yields an iterator of `HostWindow`; each must be released before as many
     more as there are slots can be had. On leaving the ``with`` block, for
-    whatever reason, the threads stop and are joined.
+    whatever reason, the threads stop and are joined. Without threads the caller's own reads
+    a window when it is asked for.
 
     Raises
     ------
@@ -74,6 +75,9 @@ def prefetch(
         In the consumer, if a read failed; the message names the file and rows.
     """
     readers = _Readers(source, windows, slots, times, weights)
+    if n_threads == 0:
+        yield readers.one_by_one()
+        return
     threads = [
         threading.Thread(target=readers.work, name=f"streamkm-reader-{i}", daemon=True)
         for i in range(n_threads)
@@ -127,6 +131,16 @@ class _Readers:
             with self._changed:
                 self._error = self._error or error
                 self._changed.notify_all()
+
+    def one_by_one(self) -> Iterator[HostWindow]:
+        """Windows in the plan's order, each read here and now."""
+        while not self._exhausted:
+            with self._changed:
+                self._open_window()
+            while self._tasks:
+                self._tasks.popleft()[1]()
+            if self._opened:
+                yield self._opened.popleft()
 
     def results(self) -> Iterator[HostWindow]:
         """Finished windows in the plan's order."""

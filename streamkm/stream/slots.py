@@ -51,6 +51,7 @@ class StreamMemory:
     """Rows of the largest window."""
     slot_bytes: int
     n_readers: int
+    """Threads that read; 0 reads in the caller's."""
     weighted: bool = False
     """Whether the slots have room for weights behind the rows."""
 

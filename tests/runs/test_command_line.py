@@ -74,7 +74,7 @@ def test_a_value_on_the_command_line_wins_though_it_is_the_default(x, toml, tmp_
         ("k = true", "'True'"),
         ('k = 3\nalgorithm = "dbscan"', "dbscan"),
         ('k = 3\nnan = "keep"', "keep"),
-        ("k = 3\nread-threads = 0", "read-threads"),
+        ("k = 3\nread-threads = -1", "read-threads"),
         ('k = 3\nmax-host-memory = "lots"', "lots"),
         ("k = 3\nclosing-pass = 3", "closing-pass must be true or false, not 3"),
         ("k = ", "cannot be read"),

@@ -1,0 +1,339 @@
+"""What `KMeans` and `MiniBatchKMeans` share: everything but when centroids are updated."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from streamkm.config import FitConfig
+from streamkm.errors import Interrupted, ParameterError
+from streamkm.estimators.conversion import to_sklearn
+from streamkm.estimators.inputs import Rows, open_rows
+from streamkm.estimators.parameters import check_parameters, draw_seed, execution_config
+from streamkm.runs.arrays import distance_rows, label_rows
+from streamkm.runs.fit import fit, seed
+from streamkm.runs.interrupts import StopRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamkm.config import ExecutionConfig
+    from streamkm.runs.model import Model
+    from streamkm.sources import Weights
+
+__all__ = ["BaseKMeans"]
+
+#: Up to here an array in memory is copied in less time than a thread is started in.
+SMALL_BYTES = 1 << 20
+
+
+@contextmanager
+def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
+    """Answer a signal between two batches; where nothing was saved, as if it came only then.
+
+    (A KeyboardInterrupt that comes while a lock is taken leaves it locked: reader threads
+    would wait for it for good.)
+    """
+    stop_request = StopRequest()
+    try:
+        with stop_request:
+            yield stop_request
+    except Interrupted:
+        if not is_saved and stop_request.signal_name is not None:
+            signal.raise_signal(signal.Signals[stop_request.signal_name])
+        raise
+
+
+class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Fitting by a run, and labels, distances and scores from its model."""
+
+    _model: Model
+    _seed: int
+
+    # ---- scikit-learn's methods ---------------------------------------------
+
+    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+        """Cluster the rows of `X`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+            Anything that `streamkm.open_source` takes, NumPy arrays and what becomes one,
+            and torch tensors. An array in memory must have two dimensions; of one on disk
+            with more, the last is features and the others are rows. The stored type is
+            kept (bool and objects become float64); what is on disk is streamed.
+        y : Ignored
+            Not used, present for scikit-learn's sake.
+        sample_weight : array-like of shape (n_samples,) or path, default=None
+            Weights of the rows, finite and not negative, or the path of a ``.npy`` file or
+            Zarr array of them; 1 if None. A row of weight 2 counts as two of them, one of
+            weight 0 leaves no trace (it still gets its label).
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data cannot be used; the message says what would do.
+        TypeError
+            If `X` is sparse.
+        streamkm.errors.Interrupted
+            If there is a `run_dir` and the process is asked to stop (SIGINT, SIGTERM), after
+            a checkpoint is saved.
+        """
+        check_parameters(self)
+        with open_rows(self, X, reset=True) as rows:
+            execution = self._execution(rows)
+            self._check_n_rows(rows)
+            self._seed = draw_seed(self.random_state)
+            weights = rows.weights(sample_weight)
+            given_KD = self._given_centroids(rows, execution, weights)
+            with _stoppable(is_saved=self.run_dir is not None) as stop_request:
+                model = fit(
+                    rows.source,
+                    self._config(is_given=given_KD is not None),
+                    execution,
+                    None if self.run_dir is None else Path(self.run_dir),
+                    resume=bool(self.resume),
+                    stop_request=stop_request,
+                    given_KD=given_KD,
+                    weights=weights,
+                    quiet=not self.verbose,
+                )
+            self._adopt(model.on_host())
+            self._label(rows, execution, weights)
+        self.n_iter_ = self._model.figures["n_iter"]
+        self._warn_of_empty_clusters()
+        return self
+
+    def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> np.ndarray:
+        """Cluster the rows of `X`; returns their labels, also where `fit` keeps none.
+
+        Parameters are those of `fit`, the result that of `predict`.
+        """
+        self.fit(X, sample_weight=sample_weight)
+        labels_N: np.ndarray = self.labels_ if hasattr(self, "labels_") else self.predict(X)
+        return labels_N
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The nearest centroid of every row of `X`, exactly.
+
+        Rows that float32 cannot tell apart are scored again in float64; where several
+        centroids are nearest, the lowest index wins.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+            As `fit` takes it. Labels of more rows than fit in memory are written to disk by
+            ``python -m streamkm predict``.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), int32
+            -1 for rows with NaN or infinity, with ``nan="drop"``.
+        """
+        check_is_fitted(self)
+        with open_rows(self, X, reset=False) as rows:
+            return label_rows(self._model, rows.source, self._execution(rows), nan=self.nan)[0]
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The Euclidean distance of every row of `X` to every centroid.
+
+        With `scale` they are distances in the scaled space, with the cosine metric those
+        between unit vectors (half the square is the cosine distance).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+            As `fit` takes it.
+
+        Returns
+        -------
+        distances : ndarray of shape (n_samples, n_clusters)
+            float64 for float64 and wide integers, else float32.
+        """
+        check_is_fitted(self)
+        with open_rows(self, X, reset=False) as rows:
+            return distance_rows(self._model, rows.source, self._execution(rows), nan=self.nan)
+
+    def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
+        """Minus the inertia of the rows of `X`: the greater the better.
+
+        Parameters are those of `fit`.
+        """
+        check_is_fitted(self)
+        with open_rows(self, X, reset=False) as rows:
+            _, inertia = label_rows(
+                self._model,
+                rows.source,
+                self._execution(rows),
+                nan=self.nan,
+                weights=rows.weights(sample_weight),
+            )
+        return -inertia
+
+    def to_sklearn(self) -> Any:
+        """scikit-learn's own estimator of the same name, fitted as this one.
+
+        See `streamkm.estimators.conversion.to_sklearn`.
+        """
+        check_is_fitted(self)
+        return to_sklearn(self, self._model)
+
+    @classmethod
+    def from_model(cls, model: Model) -> Self:
+        """An estimator that is fitted as `model` says; `streamkm.load_run` reads one."""
+        estimator = cls(**cls._parameters(model.settings))
+        estimator._restore(model)
+        return estimator
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    # ---- what the two differ in ---------------------------------------------
+
+    def _settings(self) -> dict[str, Any]:
+        """Settings of the run that only this algorithm has."""
+        raise NotImplementedError
+
+    @classmethod
+    def _parameters(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Parameters of an estimator whose run had these settings."""
+        return {
+            "n_clusters": settings["k"],
+            "init": settings["init"],
+            "n_init": settings["n_init"],
+            "max_iter": settings["epochs"],
+            "tol": settings["tol"],
+            "random_state": settings["seed"],
+            "metric": settings["metric"],
+            "scale": settings["scale"],
+            "nan": settings["nan"],
+        }
+
+    # ---- parts of fitting ---------------------------------------------------
+
+    def _n_init(self) -> int:
+        return 1 if self.n_init == "auto" else int(self.n_init)
+
+    def _config(self, *, is_given: bool) -> FitConfig:
+        return FitConfig(
+            k=int(self.n_clusters),
+            epochs=int(self.max_iter),
+            init="given" if is_given else self.init,
+            n_init=1 if is_given else self._n_init(),
+            metric=self.metric,
+            scale=self.scale,
+            tol=float(self.tol),
+            seed=self._seed,
+            nan=self.nan,
+            **self._settings(),
+        )
+
+    def _execution(self, rows: Rows) -> ExecutionConfig:
+        is_small = rows.in_memory and rows.source.spec.nbytes <= SMALL_BYTES
+        return execution_config(self.device, self.max_host_memory, is_small=is_small)
+
+    def _check_n_rows(self, rows: Rows) -> None:
+        n_rows = rows.source.spec.n_rows
+        if n_rows < self.n_clusters:
+            raise ParameterError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}.")
+
+    def _given_centroids(
+        self, rows: Rows, execution: ExecutionConfig, weights: Weights | None
+    ) -> np.ndarray | None:
+        """The centroids that the user begins from, if `init` says so; the best of `n_init`."""
+        n_init = self._n_init()
+        if isinstance(self.init, str):
+            return None
+        if not callable(self.init):
+            if n_init > 1:
+                warnings.warn(
+                    "init is an array, so that there is one way to begin; "
+                    f"n_init={n_init} makes no difference, leave it out",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            return self._checked(self.init)
+        if rows.array is None:
+            raise ParameterError(
+                "a callable init gets the rows as a NumPy array, which X is not; call it "
+                "yourself on some of them and give its centroids as init"
+            )
+        generator = check_random_state(self._seed)
+        candidates = [
+            self._checked(self.init(rows.array, self.n_clusters, random_state=generator))
+            for _ in range(n_init)
+        ]
+        if n_init == 1:
+            return candidates[0]
+        config = self._config(is_given=True)
+        inertias = []
+        for given_KD in candidates:
+            first = seed(rows.source, config, execution, given_KD=given_KD, quiet=True)
+            _, inertia = label_rows(first, rows.source, execution, nan=self.nan, weights=weights)
+            inertias.append(inertia)
+        return candidates[int(np.argmin(inertias))]
+
+    @staticmethod
+    def _checked(centroids_KD: Any) -> np.ndarray:
+        checked_KD: np.ndarray = check_array(centroids_KD, dtype=np.float64, input_name="init")
+        return checked_KD
+
+    def _adopt(self, model: Model) -> None:
+        """Become fitted as `model` says; what an earlier fit left is gone."""
+        self._model = model
+        # scikit-learn's mixin asks it for the number of names to give.
+        self._n_features_out = model.k
+        centroids_KD = model.scaling.inverse(model.centroids_KD)
+        self.cluster_centers_ = centroids_KD.to(model.centroids_KD.dtype).numpy()
+        self.counts_ = model.counts_K.numpy()
+        exact = model.inertia
+        self.inertia_ = model.figures["epoch_inertia"] if exact is None else exact
+        self.__dict__.pop("labels_", None)
+
+    def _restore(self, model: Model) -> None:
+        """Become fitted as a run of another time."""
+        self._adopt(model)
+        self._seed = model.settings["seed"]
+        self.n_features_in_ = model.n_features
+        self.n_iter_ = model.figures["n_iter"]
+
+    def _label(self, rows: Rows, execution: ExecutionConfig, weights: Weights | None) -> None:
+        """Set `labels_` and the inertia that goes with them, where they are wanted."""
+        if self.compute_labels is True or (self.compute_labels == "auto" and rows.in_memory):
+            self.labels_, self.inertia_ = label_rows(
+                self._model, rows.source, execution, nan=self.nan, weights=weights
+            )
+
+    def _warn_of_empty_clusters(self) -> None:
+        counts_K = self.counts_
+        if hasattr(self, "labels_"):
+            counts_K = np.bincount(self.labels_ + 1)[1:]  # without those that were dropped
+        n_found = np.count_nonzero(counts_K)
+        if n_found < self.n_clusters:
+            warnings.warn(
+                f"Number of distinct clusters ({n_found}) found smaller than n_clusters "
+                f"({self.n_clusters}): X has no more distinct rows, or the last update has left "
+                "a centroid where it is the nearest to none; a smaller n_clusters gives the same",
+                ConvergenceWarning,
+                stacklevel=3,
+            )

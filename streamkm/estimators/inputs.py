@@ -1,0 +1,93 @@
+"""From what users pass as X to a source of rows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from sklearn.utils.validation import validate_data
+
+from streamkm.sources import DTYPES, Source, Weights, open_source, open_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sklearn.base import BaseEstimator
+
+__all__ = ["Rows", "open_rows"]
+
+#: Kept as they are; anything else that can be is made float64, the first of them.
+KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one X."""
+
+    source: Source
+    in_memory: bool
+    """Whether X was an array, a list, a data frame or a tensor."""
+    array: np.ndarray | None
+    """The array behind `source`, if X was in memory and NumPy has its type."""
+
+    def weights(self, sample_weight: Any) -> Weights | None:
+        """The weights of the rows, an array or a path; None if there are none."""
+        if sample_weight is None:
+            return None
+        return open_weights(sample_weight, self.source.spec.n_rows)
+
+
+@contextmanager
+def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Rows]:
+    """The rows of `X`; what was opened here is closed at the end.
+
+    Sets ``n_features_in_`` and ``feature_names_in_`` of `estimator` if `reset`, and compares
+    with them if not.
+
+    Raises
+    ------
+    TypeError
+        If `X` is sparse.
+    ValueError
+        If `X` cannot be clustered, or has other features than the estimator was fitted on.
+    """
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu()
+        if X.dtype != torch.bfloat16:
+            X = X.numpy()
+    if isinstance(X, torch.Tensor):
+        source = open_source(X.view(torch.uint16).numpy(), dtype="bfloat16")
+        _check_features(estimator, source, reset=reset)
+        yield Rows(source, in_memory=True, array=None)
+    elif _is_location(X):
+        source = open_source(X)
+        try:
+            _check_features(estimator, source, reset=reset)
+            yield Rows(source, in_memory=False, array=None)
+        finally:
+            if source is not X:
+                source.close()
+    else:
+        # NaN and infinity are met by the stream, which names their row, at no cost.
+        array = validate_data(estimator, X, reset=reset, dtype=KEPT_DTYPES, ensure_all_finite=False)
+        yield Rows(open_source(array), in_memory=True, array=array)
+
+
+def _is_location(X: Any) -> bool:
+    """Whether `X` names or holds rows that may be more than fit in memory."""
+    if isinstance(X, str | os.PathLike | np.memmap | Source):
+        return True
+    # A Zarr array can only have come from a zarr that is imported already.
+    zarr = sys.modules.get("zarr")
+    return zarr is not None and isinstance(X, zarr.Array | zarr.Group)
+
+
+def _check_features(estimator: BaseEstimator, source: Source, *, reset: bool) -> None:
+    """The same checks that an array gets, without one: only the shape is looked at."""
+    shape = (source.spec.n_rows, source.spec.n_features)
+    validate_data(estimator, np.broadcast_to(0, shape), reset=reset, skip_check_array=True)

@@ -1,0 +1,226 @@
+"""scikit-learn's own checks, and what its users do with estimators."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle  # noqa: TID251  # users pickle estimators; streamkm itself reads no pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import cluster
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from streamkm import KMeans, MiniBatchKMeans
+from streamkm.errors import ParameterError
+
+ROOT = Path(__file__).parents[2]
+BOTH = [KMeans, MiniBatchKMeans]
+
+#: Checks that are expected to fail, each with its reason; scikit-learn's own list has the same.
+EXPECTED_FAILED = {
+    "check_sample_weight_equivalence_on_dense_data": (
+        "rows with weights and repeated rows are other arrays, from which the same seed draws "
+        "other rows: the clusters are as good, but not the same; scikit-learn exempts its own "
+        "KMeans and MiniBatchKMeans for the same reason"
+    ),
+}
+
+CHECK = """
+import json, sys, warnings
+from sklearn.utils.estimator_checks import check_estimator
+import streamkm
+name, expected = sys.argv[1], json.loads(sys.argv[2])
+warnings.simplefilter("ignore")
+results = check_estimator(
+    getattr(streamkm, name)(), expected_failed_checks=expected, on_fail=None, on_skip=None
+)
+print(json.dumps([[r["check_name"], r["status"], repr(r["exception"])] for r in results]))
+"""
+
+
+# Breaks when an estimator is none to scikit-learn. In a process of its own because the
+# checks of array types ask for a variable that SciPy reads when it is imported.
+@pytest.mark.parametrize("estimator", BOTH)
+def test_check_estimator(estimator: type) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, estimator.__name__, json.dumps(EXPECTED_FAILED)],
+        cwd=ROOT,
+        env=os.environ | {"SCIPY_ARRAY_API": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert len(results) > 50
+    assert [r for r in results if r[1] != "passed" and r[0] not in EXPECTED_FAILED] == []
+    # One that passes by now is no longer exempt.
+    assert {r[0] for r in results if r[1] == "xfail"} == set(EXPECTED_FAILED)
+
+
+# Breaks when a parameter of scikit-learn's is renamed, or its default refused.
+@pytest.mark.parametrize("name", ["KMeans", "MiniBatchKMeans"])
+def test_parameters_of_scikit_learn_are_taken(name: str) -> None:
+    # The best of several: one seeding of iris in some ends 80 % higher, theirs as ours.
+    theirs = getattr(cluster, name)(3, random_state=0, n_init=10)
+    parameters = theirs.get_params()
+    parameters.pop("reassignment_ratio", None)  # not here, as the docstring says
+    ours = {"KMeans": KMeans, "MiniBatchKMeans": MiniBatchKMeans}[name](**parameters)
+    x = load_iris().data
+    assert ours.fit(x).inertia_ == pytest.approx(theirs.fit(x).inertia_, rel=0.02)
+    fitted = {key for key in vars(theirs) if key.endswith("_") and not key.startswith("_")}
+    assert fitted <= set(vars(ours))
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_pipeline_and_grid_search(estimator: type) -> None:
+    x = load_iris().data
+    pipeline = make_pipeline(StandardScaler(), estimator(3, random_state=0))
+    assert len(set(pipeline.fit_predict(x))) == 3
+    assert pipeline.fit_transform(x).shape == (150, 3)
+    grid = GridSearchCV(estimator(random_state=0), {"n_clusters": [1, 2, 5]}, cv=3).fit(x)
+    # The score is minus the inertia of rows that were left out: more clusters, less of it.
+    assert grid.best_params_ == {"n_clusters": 5}
+    assert np.all(np.diff(grid.cv_results_["mean_test_score"]) > 0)
+
+
+# Breaks when something of the fit is left out of the pickle, or cannot be put in it.
+@pytest.mark.parametrize("estimator", BOTH)
+@pytest.mark.parametrize("settings", [{}, {"metric": "cosine"}, {"scale": "zscore"}])
+def test_pickle_and_clone(estimator: type, settings: dict[str, Any]) -> None:
+    x = load_iris().data
+    fitted = estimator(3, random_state=0, **settings).fit(x)
+    copied = pickle.loads(pickle.dumps(fitted))  # noqa: S301  # ours, of a moment ago
+    np.testing.assert_array_equal(copied.predict(x), fitted.labels_)
+    np.testing.assert_array_equal(copied.transform(x), fitted.transform(x))
+    fresh = clone(fitted)
+    assert not hasattr(fresh, "labels_")
+    assert fresh.get_params() == fitted.get_params()
+    np.testing.assert_array_equal(fresh.fit(x).cluster_centers_, fitted.cluster_centers_)
+
+
+# Breaks when the counts of partial_fit do not survive a pickle.
+def test_partial_fit_goes_on_after_a_pickle(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(300, 4))
+    whole = MiniBatchKMeans(5, random_state=0)
+    parts = MiniBatchKMeans(5, random_state=0)
+    for batch in np.split(x, 3):
+        whole.partial_fit(batch)
+        parts = pickle.loads(pickle.dumps(parts)).partial_fit(batch)  # noqa: S301
+    np.testing.assert_array_equal(whole.cluster_centers_, parts.cluster_centers_)
+
+
+@pytest.mark.parametrize("estimator", BOTH)
+def test_data_frames_and_names(estimator: type) -> None:
+    frame = load_iris(as_frame=True).data
+    kmeans = estimator(3, random_state=0).set_output(transform="pandas").fit(frame)
+    assert kmeans.n_features_in_ == 4
+    assert kmeans.feature_names_in_.tolist() == list(frame.columns)
+    name = estimator.__name__.lower()
+    assert kmeans.get_feature_names_out().tolist() == [f"{name}{i}" for i in range(3)]
+    moved = frame.set_index(np.arange(150) + 1000)
+    distances = kmeans.transform(moved)
+    assert isinstance(distances, pd.DataFrame)
+    assert distances.index[0] == 1000
+    np.testing.assert_array_equal(distances.to_numpy().argmin(axis=1), kmeans.labels_)
+    with pytest.raises(ValueError, match="feature names"):
+        kmeans.predict(frame[frame.columns[::-1]])
+    # An array without names is another fit, without names.
+    assert not hasattr(kmeans.fit(frame.to_numpy()), "feature_names_in_")
+
+
+# Breaks when an integer is not the seed, or None is one.
+@pytest.mark.parametrize("estimator", BOTH)
+def test_random_state(estimator: type, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(400, 3))
+
+    def centroids(random_state: Any) -> bytes:
+        kmeans = estimator(20, init="random", random_state=random_state).fit(x)
+        return bytes(kmeans.cluster_centers_.tobytes())
+
+    assert centroids(0) == centroids(0) != centroids(1)
+    assert centroids(np.int64(0)) == centroids(0)
+    state = np.random.RandomState(0)
+    first, second = centroids(state), centroids(state)
+    assert first != second
+    assert centroids(np.random.RandomState(0)) == first
+    assert centroids(None) != centroids(None)
+
+
+# Breaks when fit says something on stderr unasked, or nothing when asked.
+@pytest.mark.parametrize("estimator", BOTH)
+def test_verbose(estimator: type, capfd: pytest.CaptureFixture[str]) -> None:
+    x = load_iris().data
+    estimator(3, random_state=0).fit(x).predict(x)
+    assert capfd.readouterr() == ("", "")
+    estimator(3, random_state=0, verbose=1).fit(x)
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "150 rows x 4 features" in shown.err
+    assert "stopped: " in shown.err
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_clusters": 0}, "n_clusters must be a whole number of at least 1; it is 0"),
+        ({"n_clusters": 2.0}, "n_clusters must be"),
+        ({"n_clusters": True}, "n_clusters must be"),
+        ({"n_clusters": "8"}, "n_clusters must be"),
+        ({"max_iter": 0}, "max_iter must be"),
+        ({"tol": -1e-4}, "tol must be a finite number of at least 0; it is -0.0001"),
+        ({"tol": np.nan}, "tol must be"),
+        ({"n_init": 0}, "n_init must be"),
+        ({"n_init": "best"}, "n_init must be 'auto' or"),
+        ({"init": "k-means"}, "init must be .*k-means\\+\\+, .*random.*; it is 'k-means'"),
+        ({"init": 3}, "init must be"),
+        ({"init": "given"}, "init must be"),
+        ({"verbose": -1}, "verbose must be"),
+        ({"compute_labels": "yes"}, "compute_labels must be"),
+        ({"run_dir": 3}, "run_dir must be"),
+        ({"resume": True}, "give its path as run_dir"),
+        ({"resume": True, "run_dir": "run"}, "give an integer as random_state; it is None"),
+        ({"metric": "manhattan"}, "metric must be one of euclidean, cosine"),
+        ({"scale": "robust"}, "scale must be one of"),
+        ({"metric": "cosine", "scale": "zscore"}, "cosine compares directions"),
+        ({"nan": "ignore"}, "nan must be one of"),
+        ({"device": "tpu"}, "device must be"),
+        ({"max_host_memory": "lots"}, "8GiB"),
+        ({"random_state": "seed"}, "cannot be used to seed"),
+        ({"random_state": -1}, "(?i)seed must be"),
+    ],
+)
+@pytest.mark.parametrize("estimator", BOTH)
+def test_wrong_parameters(estimator: type, parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimator(**parameters).fit(load_iris().data)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "parameters", "message"),
+    [
+        (KMeans, {"algorithm": "elkan"}, "algorithm must be 'lloyd'"),
+        (KMeans, {"copy_x": False}, "copy_x must be True"),
+        (MiniBatchKMeans, {"init_size": 100}, "init_size must be None"),
+        (MiniBatchKMeans, {"batch_size": 0}, "batch_size must be 'auto'"),
+        (MiniBatchKMeans, {"batch_size": "large"}, "batch_size must be 'auto'"),
+        (MiniBatchKMeans, {"max_no_improvement": 0}, "max_no_improvement must be None"),
+    ],
+)
+def test_wrong_parameters_of_one(estimator: type, parameters: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message) as caught:
+        estimator(**parameters).fit(load_iris().data)
+    # scikit-learn's error for this is both.
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, TypeError)
+    assert not hasattr(estimator(**parameters), "cluster_centers_")

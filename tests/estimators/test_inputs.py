@@ -1,0 +1,414 @@
+"""What the estimators take as X, and what they refuse."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+import zarr
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+
+from streamkm import KMeans, MiniBatchKMeans, open_source
+from streamkm.errors import NonFiniteError, ParameterError, SourceError
+
+BOTH = [KMeans, MiniBatchKMeans]
+
+
+def blobs(n_rows: int = 600) -> np.ndarray:
+    """Four clusters that nobody can miss, in numbers that every type holds."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[10, 10, 90], [90, 10, 10], [10, 90, 10], [90, 90, 90]])
+    return np.asarray(centres[np.arange(n_rows) % 4] + rng.integers(-4, 5, size=(n_rows, 3)))
+
+
+@pytest.fixture(params=BOTH, ids=lambda estimator: estimator.__name__)
+def estimator(request: pytest.FixtureRequest) -> type:
+    chosen: type = request.param
+    return chosen
+
+
+def is_found(labels: np.ndarray) -> bool:
+    """Whether labels are the clusters of `blobs`, by whatever numbers."""
+    quarters = [set(labels[i::4].tolist()) for i in range(4)]
+    return all(len(quarter) == 1 for quarter in quarters) and len(set.union(*quarters)) == 4
+
+
+IN_MEMORY = {
+    "list": lambda x: x.tolist(),
+    "frame": pd.DataFrame,
+    "fortran": np.asfortranarray,
+    "strided": lambda x: np.repeat(x, 2, axis=1)[::1, ::2],
+    "objects": lambda x: x.astype(object),
+    "tensor": torch.from_numpy,
+    "tensor with gradient": lambda x: torch.from_numpy(x).double().requires_grad_(),
+    "bfloat16": lambda x: torch.from_numpy(x).to(torch.bfloat16),
+}
+
+
+# Breaks when an input is read as other rows than the array that it stands for.
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_what_is_in_memory(estimator: type, kind: str) -> None:
+    x = blobs()
+    if kind == "bfloat16":
+        x = x // 2 * 2 % 256  # even numbers up to 256 have few enough bits
+    given = IN_MEMORY[kind](x)
+    kmeans = estimator(4, random_state=0).fit(given)
+    assert is_found(kmeans.labels_)
+    np.testing.assert_array_equal(kmeans.predict(x), kmeans.labels_)
+    np.testing.assert_array_equal(kmeans.predict(given), kmeans.labels_)
+    assert kmeans.score(given) == pytest.approx(-kmeans.inertia_, rel=1e-6)
+    assert kmeans.counts_.tolist() == np.bincount(kmeans.labels_).tolist()
+
+
+# Breaks when a type is widened in memory or read wrongly: a tenth of it must be enough.
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "int16", "uint16", "float16", "float32", "float64", "int64", "bool"]
+)
+def test_every_dtype(estimator: type, dtype: str) -> None:
+    x = (blobs() // 50 if dtype == "bool" else blobs()).astype(dtype)
+    kmeans = estimator(4, random_state=0).fit(x)
+    assert is_found(kmeans.labels_)
+    narrow = dtype in {"uint8", "int8", "int16", "uint16", "float16", "float32"}
+    assert kmeans.cluster_centers_.dtype == ("float32" if narrow else "float64")
+    assert kmeans.transform(x).dtype == kmeans.cluster_centers_.dtype
+
+
+def saved(folder: Path, x: np.ndarray) -> Path:
+    np.save(folder / "x.npy", x)
+    return folder / "x.npy"
+
+
+ON_DISK = {
+    "npy": saved,
+    "string": lambda folder, x: str(saved(folder, x)),
+    "memmap": lambda folder, x: np.load(saved(folder, x), mmap_mode="r"),
+    "zarr array": lambda folder, x: zarr.create_array(folder / "x.zarr", data=x, chunks=(100, 3)),
+    "zarr cube": lambda folder, x: zarr.create_array(
+        folder / "x.zarr", data=x.reshape(20, 30, 3), chunks=(7, 30, 3)
+    ),
+    "source": lambda folder, x: open_source(x),
+}
+
+
+@pytest.mark.parametrize("kind", ON_DISK)
+def test_what_is_on_disk(estimator: type, kind: str, tmp_path: Path) -> None:
+    x = blobs()
+    given = ON_DISK[kind](tmp_path, x)
+    kmeans = estimator(4, random_state=0).fit(given)
+    assert not hasattr(kmeans, "labels_")  # they may be more than memory holds
+    assert is_found(kmeans.predict(given))
+    assert is_found(estimator(4, random_state=0).fit_predict(given))
+    labelled = estimator(4, random_state=0, compute_labels=True).fit(given)
+    assert is_found(labelled.labels_)
+    assert labelled.inertia_ == pytest.approx(-kmeans.score(x), rel=1e-9)
+    assert kmeans.transform(given).shape == (600, 4)
+    assert kmeans.n_features_in_ == 3
+
+
+# Breaks when a path is read into an array: 64 MB here, of which a fit may hold a window each.
+def test_what_is_on_disk_is_streamed(tmp_path: Path) -> None:
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (1 << 20, 64))
+    x[:] = (np.arange(1 << 20) % 4 * 50).astype(np.uint8)[:, None]
+    x.flush()
+    chunked = zarr.create_array(tmp_path / "x.zarr", data=np.asarray(x), chunks=(1 << 14, 64))
+    tracemalloc.start()
+    try:
+        for given in (tmp_path / "x.npy", chunked, np.load(tmp_path / "x.npy", mmap_mode="r")):
+            kmeans = MiniBatchKMeans(4, max_host_memory="200MiB")
+            kmeans.fit(given)
+            assert np.ptp(kmeans.counts_) == 0
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40e6
+
+
+def test_a_source_stays_open_and_a_path_does_not(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", blobs())
+    source = open_source(tmp_path / "x.npy")
+    kmeans = KMeans(4, random_state=0).fit(source)
+    assert is_found(kmeans.predict(source))
+    source.close()
+    with pytest.raises(ValueError, match="closed"):
+        kmeans.predict(source)
+
+
+# Breaks when compute_labels=False still takes the pass, or leaves the labels of another fit.
+def test_compute_labels(estimator: type) -> None:
+    x = blobs()
+    kmeans = estimator(4, random_state=0).fit(x)
+    assert hasattr(kmeans, "labels_")
+    kmeans.set_params(compute_labels=False).fit(x)
+    assert not hasattr(kmeans, "labels_")
+    assert kmeans.inertia_ > 0
+    assert is_found(kmeans.fit_predict(x))
+
+
+# Breaks when an array that was given is written to: scaling works in place, elsewhere.
+@pytest.mark.parametrize("settings", [{}, {"scale": "zscore"}, {"metric": "cosine"}])
+def test_the_rows_are_not_changed(estimator: type, settings: dict[str, Any]) -> None:
+    x = blobs() + 1e6
+    before = x.copy()
+    x.flags.writeable = False
+    kmeans = estimator(4, random_state=0, **settings).fit(x)
+    kmeans.predict(x)
+    kmeans.transform(x)
+    if estimator is MiniBatchKMeans:
+        kmeans.partial_fit(x)
+    np.testing.assert_array_equal(x, before)
+
+
+@pytest.mark.parametrize("method", ["fit", "predict", "transform", "score", "fit_predict"])
+def test_sparse_input_is_refused_with_the_remedy(estimator: type, method: str) -> None:
+    sparse = scipy.sparse.csr_array(blobs())
+    kmeans = estimator(4, random_state=0).fit(blobs())
+    with pytest.raises(TypeError, match=r"toarray\(\)"):
+        getattr(kmeans, method)(sparse)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.ones(5), ValueError, "Reshape your data"),
+        (np.ones((2, 3, 4)), ValueError, "dim 3"),
+        (np.ones((0, 3)), ValueError, "0 sample"),
+        (np.ones((3, 0)), ValueError, "0 feature"),
+        (np.ones((3, 2)) * 1j, ValueError, "[Cc]omplex"),
+        ([["a", "b"]] * 9, ValueError, "could not convert"),
+        (np.ones((3, 2)), ParameterError, "n_samples=3 should be >= n_clusters=4"),
+        ("no-such-file.npy", SourceError, "does not exist"),
+        (None, ValueError, "Expected 2D array"),
+        (torch.ones(5), ValueError, "Reshape your data"),
+    ],
+)
+def test_what_cannot_be_clustered(estimator: type, x: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        estimator(4).fit(x)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_rows_that_are_not_finite(estimator: type, bad: float, dtype: str) -> None:
+    x = blobs().astype(dtype)
+    clean = estimator(4, random_state=0).fit(x)
+    x[7, 1] = bad
+    with pytest.raises(NonFiniteError, match=r"row 7 .*feature 1.*drop"):
+        estimator(4).fit(x)
+    for method in ("predict", "transform", "score"):
+        with pytest.raises(NonFiniteError, match="row 7 "):
+            getattr(clean, method)(x)
+    dropping = estimator(4, random_state=0, nan="drop").fit(x)
+    assert dropping.labels_[7] == -1
+    assert np.count_nonzero(dropping.labels_ < 0) == 1
+    assert dropping.counts_.sum() == 599
+    assert np.isnan(dropping.transform(x)[7]).all()
+    if estimator is MiniBatchKMeans:
+        before = clean.cluster_centers_.copy()
+        with pytest.raises(NonFiniteError, match="row 7 "):
+            clean.partial_fit(x)
+        np.testing.assert_array_equal(clean.cluster_centers_, before)
+
+
+def test_other_features_than_at_the_fit(estimator: type, tmp_path: Path) -> None:
+    kmeans = estimator(4, random_state=0).fit(blobs())
+    np.save(tmp_path / "x.npy", blobs()[:, :2])
+    methods = ["predict", "transform", "score"]
+    for given in (blobs()[:, :2], tmp_path / "x.npy", torch.ones(9, 2, dtype=torch.bfloat16)):
+        for method in methods + ["partial_fit"] * (estimator is MiniBatchKMeans):
+            with pytest.raises(ValueError, match=r"X has 2 features, but .* is expecting 3"):
+                getattr(kmeans, method)(given)
+
+
+@pytest.mark.parametrize("method", ["predict", "transform", "score", "to_sklearn"])
+def test_before_it_is_fitted(estimator: type, method: str) -> None:
+    with pytest.raises(NotFittedError):
+        getattr(estimator(), method)(*[blobs()] * (method != "to_sklearn"))
+
+
+# ---- the first centroids ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        (np.ones((3, 3)), r"4 centroids of 3 features are needed.*shape \(3, 3\)"),
+        (np.ones((4, 2)), r"4 centroids of 3 features are needed.*shape \(4, 2\)"),
+        (np.full((4, 3), np.nan), "init contains NaN"),
+        (np.full((4, 3), np.inf), "init contains infinity"),
+        ([["a"] * 3] * 4, "could not convert"),
+        ("no-such-file.npy", "no .npy file that can be read"),
+        (lambda x, n_clusters, random_state: x[: n_clusters - 1], r"shape \(3, 3\)"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("estimator", "method"),
+    [(KMeans, "fit"), (MiniBatchKMeans, "fit"), (MiniBatchKMeans, "partial_fit")],
+)
+def test_wrong_centroids(estimator: type, method: str, init: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        getattr(estimator(4, init=init), method)(blobs())
+
+
+def test_zeros_have_no_direction_to_begin_from(estimator: type) -> None:
+    init = np.vstack((np.zeros((1, 3)), blobs()[:3]))
+    with pytest.raises(ValueError, match="a centroid of zeros has no direction"):
+        estimator(4, init=init, metric="cosine").fit(blobs())
+
+
+# Breaks when the same centroids begin another fit because they came another way.
+def test_ways_to_give_centroids(estimator: type, tmp_path: Path) -> None:
+    x = blobs()
+    np.save(tmp_path / "first.npy", x[1:5])
+    ways: list[Any] = [
+        x[1:5],
+        x[1:5].tolist(),
+        pd.DataFrame(x[1:5]),
+        str(tmp_path / "first.npy"),
+        lambda x, n_clusters, random_state: x[1 : n_clusters + 1],
+    ]
+    found = [estimator(4, init=way, random_state=0, max_iter=1).fit(x) for way in ways]
+    for kmeans in found:
+        np.testing.assert_array_equal(kmeans.cluster_centers_, found[0].cluster_centers_)
+
+
+# Breaks when a callable does not get what scikit-learn gives it, or the best is not kept.
+def test_callable(estimator: type) -> None:
+    x = blobs()
+    calls: list[np.ndarray] = []
+
+    def init(x: np.ndarray, n_clusters: int, random_state: np.random.RandomState) -> np.ndarray:
+        # The second of three is far better than the others.
+        chosen = [np.zeros(4, int), np.arange(4), random_state.randint(4) + np.zeros(4, int)]
+        calls.append(x[chosen[len(calls)]] + np.arange(4)[:, None])
+        return calls[-1]
+
+    kmeans = estimator(4, init=init, n_init=3, random_state=0, max_iter=1).fit(x)
+    assert len(calls) == 3
+    expected = estimator(4, init=calls[1], random_state=0, max_iter=1).fit(x)
+    np.testing.assert_array_equal(kmeans.cluster_centers_, expected.cluster_centers_)
+    with pytest.raises(ParameterError, match="NumPy array"):
+        estimator(4, init=init).fit(open_source(x))
+
+
+def test_n_init_with_centroids_warns(estimator: type) -> None:
+    with pytest.warns(RuntimeWarning, match="n_init=3"):
+        estimator(4, init=blobs()[:4], n_init=3).fit(blobs())
+
+
+# ---- data with little in it ------------------------------------------------
+
+
+def test_fewer_distinct_rows_than_clusters(estimator: type) -> None:
+    x = np.repeat([[0.0, 0], [5, 5], [9, 0]], 50, axis=0)
+    with pytest.warns(ConvergenceWarning, match=r"distinct clusters \(3\) found .* \(5\)"):
+        kmeans = estimator(5, random_state=0).fit(x)
+    assert len(set(kmeans.labels_)) == 3
+    assert kmeans.inertia_ == 0
+    assert np.isfinite(kmeans.cluster_centers_).all()
+
+
+def test_one_cluster_and_as_many_as_rows(estimator: type) -> None:
+    x = blobs(40).astype(float)
+    np.testing.assert_allclose(estimator(1).fit(x).cluster_centers_[0], x.mean(axis=0))
+    distinct = np.unique(x, axis=0)
+    kmeans = estimator(len(distinct), random_state=0).fit(distinct)
+    assert sorted(kmeans.labels_) == list(range(len(distinct)))
+
+
+# Breaks when a row without a direction moves a centroid, or is as near to one as to another.
+def test_zero_rows_under_cosine(estimator: type) -> None:
+    x = blobs().astype(float)
+    with_zeros = np.insert(x, [0, 300], 0.0, axis=0)
+    zero = np.flatnonzero(~with_zeros.any(axis=1))
+    kmeans = estimator(4, metric="cosine", random_state=0).fit(with_zeros)
+    assert kmeans.labels_[zero].tolist() == [0, 0]
+    np.testing.assert_allclose(np.linalg.norm(kmeans.cluster_centers_, axis=1), 1)
+    np.testing.assert_allclose(kmeans.transform(with_zeros)[zero], 1)
+    with pytest.raises(ValueError, match="normalised, not zero"):
+        estimator(4, metric="cosine").fit(np.zeros((9, 3)))
+
+
+# ---- partial_fit -----------------------------------------------------------
+
+
+def test_partial_fit_refuses_statistics_it_cannot_have() -> None:
+    with pytest.raises(ParameterError, match="StandardScaler"):
+        MiniBatchKMeans(4, scale="zscore").partial_fit(blobs())
+    # After fit they are known.
+    kmeans = MiniBatchKMeans(4, scale="zscore", random_state=0).fit(blobs())
+    assert kmeans.partial_fit(blobs()).counts_.sum() == 1200
+
+
+def test_partial_fit_begins_with_enough_rows() -> None:
+    with pytest.raises(ParameterError, match="n_samples=3 should be >= n_clusters=4"):
+        MiniBatchKMeans(4).partial_fit(blobs()[:3])
+    kmeans = MiniBatchKMeans(4, random_state=0).partial_fit(blobs()[:10])
+    assert kmeans.partial_fit(blobs()[:3]).counts_.sum() == 13  # later batches may be short
+
+
+# Breaks when wider rows are rounded to the first batch's type.
+def test_partial_fit_of_other_types() -> None:
+    x = blobs()
+    kmeans = MiniBatchKMeans(4, init=x[:4]).partial_fit(x.astype(np.uint8))
+    assert kmeans.cluster_centers_.dtype == "float32"
+    kmeans.partial_fit(x + 1e-9)
+    assert kmeans.cluster_centers_.dtype == "float64"
+    expected = MiniBatchKMeans(4, init=x[:4]).partial_fit(x.astype(float)).partial_fit(x + 1e-9)
+    np.testing.assert_allclose(kmeans.cluster_centers_, expected.cluster_centers_, rtol=1e-15)
+
+
+def test_partial_fit_of_a_path(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", blobs())
+    one = MiniBatchKMeans(4, init=blobs()[:4]).partial_fit(tmp_path / "x.npy")
+    other = MiniBatchKMeans(4, init=blobs()[:4]).partial_fit(blobs())
+    np.testing.assert_array_equal(one.cluster_centers_, other.cluster_centers_)
+    assert not hasattr(one, "labels_")
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_fit_then_partial_fit_goes_on(metric: str) -> None:
+    kmeans = MiniBatchKMeans(4, metric=metric, random_state=0).fit(blobs())
+    steps = kmeans.n_steps_
+    before = kmeans.cluster_centers_.copy()
+    kmeans.partial_fit(blobs())
+    assert kmeans.n_steps_ == steps + 1
+    assert kmeans.counts_.sum() == 1200
+    # The same rows again leave their means where they are.
+    np.testing.assert_allclose(kmeans.cluster_centers_, before, rtol=1e-12)
+
+
+# ---- weights ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [np.full(600, -1.0), np.full(600, np.nan), np.zeros(600), np.ones(599), np.ones((600, 2))],
+)
+def test_weights_that_cannot_be(estimator: type, bad: np.ndarray) -> None:
+    kmeans = estimator(4, random_state=0).fit(blobs())
+    methods = ["fit", "score"] + ["partial_fit"] * (estimator is MiniBatchKMeans)
+    for method in methods:
+        with pytest.raises(ValueError, match="weight"):
+            getattr(kmeans, method)(blobs(), sample_weight=bad)
+
+
+# Breaks when weights from a file or a list are others, or a row of weight 0 leaves a trace.
+def test_ways_to_give_weights(estimator: type, tmp_path: Path) -> None:
+    x = blobs()
+    weights = np.arange(600) % 3
+    np.save(tmp_path / "w.npy", weights)
+    ways: list[Any] = [weights, weights.tolist(), tmp_path / "w.npy", pd.Series(weights)]
+    found = [
+        estimator(4, init=x[:4], random_state=0).fit(x, sample_weight=way).cluster_centers_
+        for way in ways
+    ]
+    for centroids in found:
+        np.testing.assert_array_equal(centroids, found[0])
+    expected = [np.average(x[i::4], axis=0, weights=weights[i::4]) for i in range(4)]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-12)
