@@ -77,7 +77,7 @@ def test_parameters_of_scikit_learn_are_taken(name: str) -> None:
     parameters.pop("reassignment_ratio", None)  # not here, as the docstring says
     ours = {"KMeans": KMeans, "MiniBatchKMeans": MiniBatchKMeans}[name](**parameters)
     x = load_iris().data
-    assert ours.fit(x).inertia_ == pytest.approx(theirs.fit(x).inertia_, rel=0.02)
+    assert ours.fit(x).inertia_ <= 1.02 * theirs.fit(x).inertia_
     fitted = {key for key in vars(theirs) if key.endswith("_") and not key.startswith("_")}
     assert fitted <= set(vars(ours))
 
