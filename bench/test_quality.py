@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import fields
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -150,23 +149,10 @@ def test_many_clusters(measure: Measure, session: Session) -> None:
 def streamkm_centroids(
     location: str, k: int, seed: int, folder: Path, **settings: Any
 ) -> np.ndarray:
-    """Centroids that a run of default settings saves, after a pass with exact means at the end."""
-    config = FitConfig(k=k, seed=seed, **settings)
-    centroids = _fitted(location, config, folder / "run")
-    if config.algorithm == "minibatch" and "closing_pass" not in {
-        f.name for f in fields(FitConfig)
-    }:
-        # Runs have no closing pass of their own yet: this is one.
-        np.save(folder / "open.npy", centroids)
-        init = str(folder / "open.npy")
-        config = FitConfig(k=k, seed=seed, algorithm="lloyd", epochs=1, init=init)
-        centroids = _fitted(location, config, folder / "closed")
-    return centroids
-
-
-def _fitted(location: str, config: FitConfig, run_dir: Path) -> np.ndarray:
+    """Centroids that a run of default settings saves: one epoch and the closing pass."""
     source, execution = open_source(location), ExecutionConfig(device="cpu")
-    model = fit(source, config, execution, run_dir, resume=False, stop_request=StopRequest())
+    config = FitConfig(k=k, seed=seed, **settings)
+    model = fit(source, config, execution, folder / "run", resume=False, stop_request=StopRequest())
     source.close()
     return model.centroids
 

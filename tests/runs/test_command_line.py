@@ -146,7 +146,7 @@ def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     assert "finished" in capsys.readouterr().out
     (run / "model.safetensors").unlink()
     assert cli("info", run) == 0
-    assert "unfinished   step-00000021: close, epoch 2, batch 0" in capsys.readouterr().out
+    assert "unfinished   step-00000022: close, epoch 2, batch 0" in capsys.readouterr().out
 
 
 # A crash between two outputs: the first has its name, the second has not.
