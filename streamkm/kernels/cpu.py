@@ -99,9 +99,9 @@ class CpuKernel:
         if self._packed.shape[1] != n_features:
             self._packed = self._packed.new_empty((len(self._packed), n_features))
         labels_B = torch.empty(n_rows, dtype=torch.int64)
-        scores_B = torch.empty_like(sq_norms_B)
+        sq_distances_B = torch.empty_like(sq_norms_B)
         uncertain_B = torch.empty(n_rows, dtype=torch.bool)
-        self._set.functions.assign(
+        n_uncertain = self._set.functions.assign(
             self._set.number,
             self._is_double,
             x_BD.data_ptr(),
@@ -110,7 +110,7 @@ class CpuKernel:
             self._packed.data_ptr(),
             self._c_sq.data_ptr(),
             labels_B.data_ptr(),
-            scores_B.data_ptr(),
+            sq_distances_B.data_ptr(),
             uncertain_B.data_ptr(),
             n_rows,
             n_features,
@@ -118,10 +118,10 @@ class CpuKernel:
             rounding_share(x_BD.dtype, n_features),
             n_threads_for(n_rows * n_features * k),
         )
-        if self._rechecks:
-            self.n_rechecked += uncertain_B.sum()
-            recheck_(labels_B, scores_B, uncertain_B, x_BD, centroids_KD)
-        return Assignment(labels_B, scores_B.add_(sq_norms_B).clamp_min_(0))
+        if self._rechecks and n_uncertain:
+            self.n_rechecked += n_uncertain
+            recheck_(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD)
+        return Assignment(labels_B, sq_distances_B)
 
     def accumulate(
         self,

@@ -42,17 +42,17 @@ def rounding_share(dtype: torch.dtype, n_features: int) -> float:
 
 def recheck_(
     labels_B: torch.Tensor,
-    scores_B: torch.Tensor,
+    sq_distances_B: torch.Tensor,
     uncertain_B: torch.Tensor,
     x_BD: torch.Tensor,
     centroids_KD: torch.Tensor,
 ) -> None:
-    """Put the true label and score of every uncertain row in place.
+    """Put the true label and squared distance of every uncertain row in place.
 
     Parameters
     ----------
-    labels_B, scores_B : Tensor of shape (B,)
-        Labels (int64) and scores ``|c|^2 - 2 x.c`` of the screening.
+    labels_B, sq_distances_B : Tensor of shape (B,)
+        Labels (int64) and squared distances of the screening.
     uncertain_B : Tensor of shape (B,), bool
         Rows to look at again.
     x_BD, centroids_KD : Tensor of shapes (B, D) and (K, D)
@@ -77,7 +77,7 @@ def recheck_(
         chosen_U = torch.full_like(part, len(centroids_KD))
         chosen_U.scatter_reduce_(0, near[is_least], candidates[is_least], "amin")
         labels_B[part] = chosen_U
-        scores_B[part] = (least_U - sq_norms_U).to(scores_B.dtype)
+        sq_distances_B[part] = least_U.to(sq_distances_B.dtype)
 
 
 def _pair_distances(

@@ -73,13 +73,13 @@ class ReferenceKernel:
             near_TK = scores_TK.le_(limit_T[:, None])
             torch.mv(near_TK, self._indices, out=labels_B[tile])
             torch.sum(near_TK, dim=1, out=n_near_B[tile])
-        labels_B = labels_B.long()
+        labels_B, sq_distances_B = labels_B.long(), best_B.add_(sq_norms_B).clamp_min_(0)
         if self._rechecks:
             # None is near where a score has overflowed.
             uncertain_B = n_near_B != 1
             self.n_rechecked += uncertain_B.sum()
-            recheck_(labels_B, best_B, uncertain_B, x_BD, centroids_KD)
-        return Assignment(labels_B, best_B.add_(sq_norms_B).clamp_min_(0))
+            recheck_(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD)
+        return Assignment(labels_B, sq_distances_B)
 
     @staticmethod
     def _slack(

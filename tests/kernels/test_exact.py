@@ -74,9 +74,9 @@ def test_one_far_centroid_leaves_the_others_rows_certain(
     """Breaks when the longest centroid sets the bound: every row would be looked at again."""
     uncertain = []
 
-    def count(labels_B, scores_B, uncertain_B, x_BD, centroids_KD) -> None:
+    def count(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD) -> None:
         uncertain.append(int(uncertain_B.sum()))
-        recheck_(labels_B, scores_B, uncertain_B, x_BD, centroids_KD)
+        recheck_(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD)
 
     monkeypatch.setattr("streamkm.kernels.reference.recheck_", count)
     x_BD = rng.normal(size=(2000, 16)).astype(np.float32)

@@ -20,7 +20,7 @@ struct AssignJob {
     T* packed;           // room for the centroids as the instruction set reads them
     T* c_sq;             // room for their squared lengths
     int64_t* labels;     // n_rows, to be filled
-    T* scores;           // n_rows, to be filled: least |c|^2 - 2 x.c
+    T* sq_distances;     // n_rows, to be filled: |x|^2 and the least |c|^2 - 2 x.c
     bool* uncertain;     // n_rows, to be filled: whether rounding may have decided the label
     int64_t n_rows, n_features, k;
     T rounding;    // error of a score, as a share of (|x| + |c|)^2

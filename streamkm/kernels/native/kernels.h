@@ -148,18 +148,18 @@ void pack_panel(const AssignJob<T>& job, int64_t panel) {
 // longer than the row and its least distance together can be the nearest, so that one far
 // away does not make every row uncertain. (A tenth more: the least score is rounded itself.)
 template <class T>
-INLINE T slack(const AssignJob<T>& job, int64_t row) {
-    const T norm = std::sqrt(job.sq_norms[row]);
-    const T sq_distance = job.scores[row] + job.sq_norms[row];
-    const T reach = norm + (sq_distance > 0 ? std::sqrt(sq_distance) : T(0));
+INLINE T slack(const AssignJob<T>& job, T sq_norm, T sq_distance) {
+    const T norm = std::sqrt(sq_norm);
+    const T reach = norm + std::sqrt(sq_distance);
     const T longest_sq = std::min(reach * reach * T(1.1), job.longest_sq);
     const T extent = norm + std::sqrt(longest_sq);
     return 2 * job.rounding * extent * extent;
 }
 
-// Labels, scores and doubts of rows `start` to `stop`, BLOCK_ROWS at most.
+// Labels, distances and doubts of rows `start` to `stop`, BLOCK_ROWS at most; returns in how
+// many cases there is doubt.
 template <class T>
-void assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
+int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     constexpr int width = panel_width<T>();
     const int64_t panel_elements = width * job.n_features;
     const int64_t group = std::max<int64_t>(GROUP_BYTES / (panel_elements * sizeof(T)), 1);
@@ -187,16 +187,25 @@ void assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
             }
         }
     }
-    T seconds[BLOCK_ROWS];
+    T firsts[BLOCK_ROWS], seconds[BLOCK_ROWS];
     for (int64_t row = start; row < stop; ++row) {
         const Best<T>& one = best[row - start];
-        Lanes<T, VECTOR_BYTES / 2>::reduce(&one.first, &one.second, &one.index, &job.scores[row],
-                                           &seconds[row - start], &job.labels[row]);
+        Lanes<T, VECTOR_BYTES / 2>::reduce(&one.first, &one.second, &one.index,
+                                           &firsts[row - start], &seconds[row - start],
+                                           &job.labels[row]);
     }
+    int64_t n_uncertain = 0;
     for (int64_t row = start; row < stop; ++row) {
+        const T score = firsts[row - start], sq_norm = job.sq_norms[row];
+        const T sq_distance = score + sq_norm > 0 ? score + sq_norm : T(0);
         // Not <=: where a score is NaN or infinite nothing is certain.
-        job.uncertain[row] = !(seconds[row - start] > job.scores[row] + slack(job, row));
+        const bool is_uncertain =
+            !(seconds[row - start] > score + slack(job, sq_norm, sq_distance));
+        job.sq_distances[row] = sq_distance;
+        job.uncertain[row] = is_uncertain;
+        n_uncertain += is_uncertain;
     }
+    return n_uncertain;
 }
 
 // Adds the rows of one cluster, in their order, to columns `column` to `stop` of its sum.

@@ -109,7 +109,7 @@ template <class T>
 struct Functions {
     int64_t panel_width, block_rows;
     void (*pack_panel)(const AssignJob<T>&, int64_t panel);
-    void (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop);
+    int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
     void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
@@ -159,7 +159,8 @@ const Functions<T>& functions_of(const InstructionSet& set) {
 }
 
 template <class T>
-void assign(const Functions<T>& functions, AssignJob<T>& job, int n_threads) {
+int64_t assign(const Functions<T>& functions, AssignJob<T>& job, int n_threads) {
+    int64_t n_uncertain = 0;
     const int64_t width = functions.panel_width, n_panels = (job.k + width - 1) / width;
 #pragma omp parallel num_threads(n_threads)
     {
@@ -168,11 +169,13 @@ void assign(const Functions<T>& functions, AssignJob<T>& job, int n_threads) {
 #pragma omp single
         job.longest_sq = *std::max_element(job.c_sq, job.c_sq + job.k);
         // Dynamic: a core that a reader takes for a while must not hold up the others.
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) reduction(+ : n_uncertain)
         for (int64_t start = 0; start < job.n_rows; start += functions.block_rows) {
-            functions.assign_block(job, start, std::min(start + functions.block_rows, job.n_rows));
+            n_uncertain += functions.assign_block(
+                job, start, std::min(start + functions.block_rows, job.n_rows));
         }
     }
+    return n_uncertain;
 }
 
 // Columns of a sum that one thread takes at a time, so that one large cluster is shared.
@@ -241,20 +244,20 @@ T* at(unsigned long long address) {
 }
 
 struct AssignArguments {
-    unsigned long long x, sq_norms, centroids, packed, c_sq, labels, scores, uncertain;
+    unsigned long long x, sq_norms, centroids, packed, c_sq, labels, sq_distances, uncertain;
     long long n_rows, n_features, k;
     double rounding;
     int n_threads;
 };
 
 template <class T>
-void assign_from(const InstructionSet& set, const AssignArguments& given) {
+int64_t assign_from(const InstructionSet& set, const AssignArguments& given) {
     AssignJob<T> job{at<T>(given.x),        at<T>(given.sq_norms), at<T>(given.centroids),
                      at<T>(given.packed),   at<T>(given.c_sq),     at<int64_t>(given.labels),
-                     at<T>(given.scores),   at<bool>(given.uncertain),
+                     at<T>(given.sq_distances),   at<bool>(given.uncertain),
                      given.n_rows,          given.n_features,      given.k,
                      static_cast<T>(given.rounding), 0};
-    assign(functions_of<T>(set), job, given.n_threads);
+    return assign(functions_of<T>(set), job, given.n_threads);
 }
 
 PyObject* py_assign(PyObject*, PyObject* args) {
@@ -262,18 +265,16 @@ PyObject* py_assign(PyObject*, PyObject* args) {
     AssignArguments given;
     if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdi", &set, &is_double, &given.x, &given.sq_norms,
                           &given.centroids, &given.packed, &given.c_sq, &given.labels,
-                          &given.scores, &given.uncertain, &given.n_rows, &given.n_features,
+                          &given.sq_distances, &given.uncertain, &given.n_rows, &given.n_features,
                           &given.k, &given.rounding, &given.n_threads)) {
         return nullptr;
     }
+    int64_t n_uncertain;
     Py_BEGIN_ALLOW_THREADS;
-    if (is_double) {
-        assign_from<double>(instruction_sets[set], given);
-    } else {
-        assign_from<float>(instruction_sets[set], given);
-    }
+    n_uncertain = is_double ? assign_from<double>(instruction_sets[set], given)
+                            : assign_from<float>(instruction_sets[set], given);
     Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
+    return PyLong_FromLongLong(n_uncertain);
 }
 
 PyObject* py_accumulate(PyObject*, PyObject* args) {
@@ -403,7 +404,7 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows; see kernels/cpu.py."},
+    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, and how many are in doubt; see kernels/cpu.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/cpu.py."},
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/distances.py."},
