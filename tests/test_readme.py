@@ -70,4 +70,4 @@ def test_every_option_of_fit_is_explained() -> None:
     text = README.read_text()
     explained = set(re.findall(r"--[a-z][a-z-]*", text))
     assert offered - {"--offset"} <= explained
-    assert explained <= offered | {"--labels", "--distances", "--json"}
+    assert explained <= offered | {"--labels", "--distances", "--json", "--only"}
