@@ -9,9 +9,12 @@ import torch
 
 from streamkm.clustering.sample import Draws, Sample, draw_by_weight, draw_distinct
 from streamkm.clustering.sizes import MAX_PROPOSED, greedy_trials
+from streamkm.kernels import make_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from streamkm.kernels import Kernel
 
 __all__ = ["BatchedPlusPlus", "GreedyPlusPlus", "RandomRows", "kmeans_plusplus"]
 
@@ -20,8 +23,8 @@ _RANDOM, _PLUS_PLUS = -1, -2
 #: Rows that one round of `BatchedPlusPlus` proposes, as a share of the centroids that are
 #: there: so few that most are accepted.
 PROPOSED_SHARE = 0.25
-#: Scores that a round makes at once, in elements.
-TILE_ELEMENTS = 1 << 20
+#: Rows that are compared with new centroids at once, where no run decides it.
+BATCH_ROWS = 16384
 
 
 class ChosenRows(ABC):
@@ -144,6 +147,20 @@ class BatchedPlusPlus(_PlusPlus):
     comparisons.
     """
 
+    def __init__(
+        self,
+        sample: Sample,
+        k: int,
+        seed: int,
+        number: int = 0,
+        *,
+        kernel: Kernel,
+        batch_rows: int,
+    ) -> None:
+        """`kernel` takes `batch_rows` rows, and ``min(k, MAX_PROPOSED)`` centroids or more."""
+        super().__init__(sample, k, seed, number)
+        self._kernel, self._batch_rows = kernel, batch_rows
+
     def step_(self, index: int) -> bool:
         """Propose and choose a batch; whether there is another to choose."""
         sample, found = self._sample, self.n_done
@@ -188,11 +205,10 @@ class BatchedPlusPlus(_PlusPlus):
     def _move_closer_(self, chosen_C: torch.Tensor) -> None:
         """Take newly chosen rows into account."""
         sample = self._sample
-        x_CD, c_sq_C = sample.x_SD[chosen_C], sample.sq_norms_S[chosen_C]
-        for rows in sample.batches(max(TILE_ELEMENTS // len(chosen_C), 1)):
-            nearest_T = torch.addmm(c_sq_C, sample.x_SD[rows], x_CD.T, alpha=-2).amin(dim=1)
-            nearest_T.add_(sample.sq_norms_S[rows]).clamp_min_(0)
-            torch.minimum(self._closest_S[rows], nearest_T, out=self._closest_S[rows])
+        x_CD = sample.x_SD[chosen_C]
+        for rows in sample.batches(self._batch_rows):
+            nearest_B = self._kernel.assign(sample.x_SD[rows], sample.sq_norms_S[rows], x_CD)[1]
+            torch.minimum(self._closest_S[rows], nearest_B, out=self._closest_S[rows])
         self._closest_S.index_fill_(0, chosen_C, 0)
 
 
@@ -230,8 +246,12 @@ def kmeans_plusplus(
         Rows of the sample, none of them twice; equal ones only if the sample
         has too few others (to rounding).
     """
-    way = BatchedPlusPlus if batched else GreedyPlusPlus
-    stage, index = way(Sample(sample_SD, weights_S), k, seed), 0
+    sample, index = Sample(sample_SD, weights_S), 0
+    stage: BatchedPlusPlus | GreedyPlusPlus = GreedyPlusPlus(sample, k, seed)
+    if batched:
+        batch_rows = min(len(sample), BATCH_ROWS)
+        kernel = make_kernel("auto", batch_rows, k, sample_SD.dtype, sample_SD.device)
+        stage = BatchedPlusPlus(sample, k, seed, kernel=kernel, batch_rows=batch_rows)
     while stage.step_(index):
         index += 1
         on_step(stage.n_done)

@@ -24,22 +24,22 @@ N_ROUNDS, CANDIDATES_PER_CLUSTER = 5, 2
 #: Rows that one round of k-means++ in batches proposes, at most.
 MAX_PROPOSED = 1024
 
-#: Work is counted in products of two numbers, about 4e10 a second on a core. Comparing
+#: Work is counted in products of two numbers, about 1e11 a second on a core. Comparing
 #: a row with a centroid costs one for each feature, and so many for the score itself.
 SCORE_PRODUCTS = 64
 #: A few candidates against the sample are bound by memory, not by arithmetic: so many
 #: products for each feature, and for each pair.
-THIN_FACTOR, THIN_PRODUCTS = 3, 200
+THIN_FACTOR, THIN_PRODUCTS = 7, 480
 #: Candidates of one draw of the local search, and what a draw costs beside its rows.
-CANDIDATES, DRAW_PRODUCTS = 4, 1 << 23
+CANDIDATES, DRAW_PRODUCTS = 4, 20 << 20
 #: Greedy k-means++ has less to do for each pair. It is chosen if it takes no more than this
 #: share of the budget; else k-means++ in batches, which compares with a quarter more centroids
 #: than it accepts.
-GREEDY_PRODUCTS, GREEDY_SHARE, BATCHED_FACTOR = 40, 1 / 3, 1.25
+GREEDY_PRODUCTS, GREEDY_SHARE, BATCHED_FACTOR = 100, 1 / 3, 1.25
 
 #: Seeding may cost this share of one epoch's work, and so much in any case: less than
 #: half a second of one core.
-EPOCH_SHARE, FREE_PRODUCTS = 0.85, 1 << 34
+EPOCH_SHARE, FREE_PRODUCTS = 0.85, 5 << 33
 #: The sample is small enough for k-means++ and so many passes of Lloyd's algorithm.
 LEAST_PASSES = 3
 #: Passes that end the refinement, at most, and those after each local search.

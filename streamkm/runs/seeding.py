@@ -185,7 +185,12 @@ class SeedingPhase:
         if refinement is not None:
             method = "greedy k-means++, " if refinement.greedy else "k-means++ in batches, "
             if refinement.searches:
-                method += f"{refinement.searches} local searches of {refinement.draws:,} draws, "
+                times = (
+                    "1 local search"
+                    if refinement.searches == 1
+                    else (f"{refinement.searches} local searches")
+                )
+                method += f"{times} of {refinement.draws:,} draws, "
             method += "Lloyd's algorithm"
             share = f": at most the work of {refinement.epochs:.2f} epochs"
             if refinement.epochs > 1:
@@ -270,10 +275,20 @@ class Seeding:
 
     def _stage(self, kind: str, number: int) -> Stage:
         config, plan, sample = self.config, self.plan.refinement, self.sample
-        way: dict[str, type[RandomRows | GreedyPlusPlus | BatchedPlusPlus]]
-        way = {"random": RandomRows, "greedy": GreedyPlusPlus, "batched": BatchedPlusPlus}
-        if plan is None or kind in way:
-            return way[kind](sample, config.k, config.seed, number)
+        if kind == "random":
+            return RandomRows(sample, config.k, config.seed, number)
+        if kind == "greedy":
+            return GreedyPlusPlus(sample, config.k, config.seed, number)
+        assert plan is not None
+        if kind == "batched":
+            return BatchedPlusPlus(
+                sample,
+                config.k,
+                config.seed,
+                number,
+                kernel=self._kernel(),
+                batch_rows=config.batch_rows,
+            )
         centroids_KD = self.now.seeding["centroids_KD"]
         if kind == "search":
             return LocalSearch(
