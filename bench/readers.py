@@ -90,7 +90,7 @@ def readers_of_zarr(path: Path, buffer_ND: np.ndarray) -> dict[str, Callable[[],
 def _tensorstore_reader(path: Path, buffer_ND: np.ndarray) -> Callable[[], object]:
     import tensorstore
 
-    # Opened anew each time, as the others are: it would keep chunks in its cache.
+    # Opened anew each time, or it would keep chunks in its cache; that takes 5 ms.
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
 
     def read() -> Any:

@@ -22,7 +22,8 @@ find_python() {
 
 # What an installation depends on; when it changes, pip runs again.
 installation_key() {
-    { echo "$PWD"; cat pyproject.toml constraints.txt streamkm/kernels/native/*; } | cksum
+    # (Whether there is a compiler: the CPU kernel is built where there is one.)
+    { echo "$PWD"; command -v c++ g++ clang++ || true; cat pyproject.toml constraints.txt streamkm/kernels/native/*; } | cksum
 }
 
 install_extra() {

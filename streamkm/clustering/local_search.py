@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.sample import WEIGHT_STEPS, Draws, Sample, draw_by_weight
+from streamkm.clustering.sample import (
+    MOST_STEPS,
+    WEIGHT_STEPS,
+    Draws,
+    Sample,
+    draw_by_weight,
+)
 from streamkm.clustering.sizes import CANDIDATES
 
 if TYPE_CHECKING:
@@ -106,7 +112,8 @@ class LocalSearch:
         # Rows whose centroid goes turn to the candidate or to their second nearest.
         lost_LS = sample.weighted(torch.minimum(distances_LS, self._second_S) - with_it_LS).double()
         # As integers, which add up to the same in any order: a GPU's choice.
-        unit = lost_LS.max().clamp_min(torch.finfo(torch.float64).tiny) / WEIGHT_STEPS
+        unit = lost_LS.max().clamp_min(torch.finfo(torch.float64).tiny)
+        unit /= min(WEIGHT_STEPS, MOST_STEPS / len(sample))
         first_L1 = k * torch.arange(n_candidates, device=distances_LS.device)[:, None]
         lost_LK = torch.zeros(n_candidates * k, dtype=torch.int64, device=distances_LS.device)
         places = (self._label_S + first_L1).view(-1)

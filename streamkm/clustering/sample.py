@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Draws", "Sample", "Stage", "draw_by_weight", "draw_distinct", "sample_cost"]
 
-#: The largest weight of a draw, as an integer: 2^23 rows of it still add up in int64.
-WEIGHT_STEPS = 2.0**40
+#: The largest weight of a draw, as an integer; less where so many rows of it would not add
+#: up in int64.
+WEIGHT_STEPS, MOST_STEPS = 2.0**40, 2.0**62
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def draw_by_weight(
     """
     weights_S = weights_S.double()
     largest = weights_S.max().clamp_min(torch.finfo(torch.float64).tiny)
-    cumulative_S = (weights_S / largest * WEIGHT_STEPS).long().cumsum(dim=0)
+    steps = min(WEIGHT_STEPS, MOST_STEPS / len(weights_S))
+    cumulative_S = (weights_S / largest * steps).long().cumsum(dim=0)
     uniform = torch.rand(n_draws, dtype=torch.float64, device=weights_S.device, generator=generator)
     drawn = torch.searchsorted(cumulative_S, (uniform * cumulative_S[-1]).long(), right=True)
     return drawn.clamp_(max=len(weights_S) - 1)

@@ -21,6 +21,7 @@ import torch
 from streamkm.clustering.reseeding import ROUNDING_EPS
 from streamkm.clustering.sample import Draws, Sample
 from streamkm.clustering.sizes import CANDIDATES_PER_CLUSTER, N_ROUNDS
+from streamkm.kernels import add_by_label
 
 if TYPE_CHECKING:
     from streamkm.clustering.scaling import Batch
@@ -65,8 +66,8 @@ class Candidates:
             # Rows of zeros have no direction to put a centroid in.
             kept_B.masked_fill_(batch.sq_norms_B == 0, 0)
         if epoch == N_ROUNDS:
-            # Whole numbers: they add up to the same in any order.
-            self.counts_C.index_add_(0, labels_B, kept_B)
+            sizes_C = torch.bincount(labels_B, minlength=len(self.counts_C))
+            add_by_label(kept_B[:, None], labels_B, sizes_C, self.counts_C[:, None])
             return
         draws = Draws(seed, _ROUNDS, epoch)
         generator = draws.generator(labels_B.device, index)

@@ -42,6 +42,8 @@ GREEDY_PRODUCTS, GREEDY_SHARE, BATCHED_FACTOR = 100, 1 / 3, 1.25
 EPOCH_SHARE, FREE_PRODUCTS = 0.85, 5 << 33
 #: The sample is small enough for k-means++ and so many passes of Lloyd's algorithm.
 LEAST_PASSES = 3
+#: So many rows a cluster are worth passes; those of fewer leave the centroids where they are.
+ROWS_WORTH_PASSES = 4
 #: Passes that end the refinement, at most, and those after each local search.
 FINAL_PASSES, PASSES_BETWEEN = 30, 2
 #: Local searches, at most, and draws of one of them, at least: so many, and a share of k.
@@ -82,6 +84,13 @@ class SeedingPlan:
     refinement: Refinement | None = None
     """None where it is not asked for, or not affordable: ``auto`` then takes random rows."""
 
+    def epochs(self, k: int, n_init: int) -> float:
+        """Work of all of it, at most, in epochs of training with `k` centroids."""
+        seedings = n_init * self.refinement.epochs if self.refinement is not None else 0.0
+        # Each pass compares with the candidates of the rounds before.
+        found = [1 + i * CANDIDATES_PER_CLUSTER * k for i in range(N_ROUNDS + 1)]
+        return seedings + (sum(found) / k if self.candidate_rows else 0.0)
+
 
 def plan_seeding(n_rows: int, n_features: int, k: int, init: str, n_init: int) -> SeedingPlan:
     """How to seed `k` clusters of an array of the given shape by the method `init`."""
@@ -91,9 +100,13 @@ def plan_seeding(n_rows: int, n_features: int, k: int, init: str, n_init: int) -
     if init == "auto":
         ample = min(AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES // (4 * n_features))
         wanted = min(n_rows, max(ample, SAMPLE_ROWS_PER_CLUSTER * k))
-        affordable = int(budget / ((BATCHED_FACTOR + LEAST_PASSES) * pass_per_row))
-        # Less than two rows a cluster are no sample: Lloyd's algorithm leaves them as they are.
-        if affordable >= min(2 * k, n_rows):
+        # Where a sample that is worth Lloyd's algorithm (rows for every cluster) takes too long,
+        # one that k-means++ alone can choose from, and at the least random rows.
+        for passes in (LEAST_PASSES, 0):
+            affordable = int(budget / ((BATCHED_FACTOR + passes) * pass_per_row))
+            enough = ROWS_WORTH_PASSES * k if passes else k + 1
+            if affordable < min(enough, n_rows):
+                continue
             sample_rows = min(wanted, affordable)
             refinement = _refinement(sample_rows, n_features, k, n_rows, budget)
             return SeedingPlan(
@@ -128,13 +141,13 @@ def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) ->
     passes = min(passes, SEARCHES * between + FINAL_PASSES)
     draws = min((left - passes * one_pass) // one_draw, max(MAX_DRAWS, MAX_DRAWS_PER_CLUSTER * k))
     # A few draws among many clusters change nothing.
-    searches = (
-        min(draws * CLUSTERS_PER_DRAW // k, draws // MIN_DRAWS, (passes - 1) // between, SEARCHES)
-        if k > 1
-        else 0
-    )
+    searches = 0
+    if k > 1 and passes > 0:
+        searches = min(
+            draws * CLUSTERS_PER_DRAW // k, draws // MIN_DRAWS, (passes - 1) // between, SEARCHES
+        )
     draws = draws // searches if searches else 0
-    final_passes = min(max(passes - searches * between, 1), FINAL_PASSES)
+    final_passes = min(passes - searches * between, FINAL_PASSES)
     work = plus_plus + searches * draws * one_draw + (searches * between + final_passes) * one_pass
     epochs = work / (n_rows * k * (n_features + SCORE_PRODUCTS))
     return Refinement(greedy, searches, draws, final_passes, epochs)

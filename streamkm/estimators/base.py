@@ -148,7 +148,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         labels : ndarray of shape (n_samples,), int32
             -1 for rows with NaN or infinity, with ``nan="drop"``.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "cluster_centers_")
         with open_rows(self, X, reset=False) as rows:
             return label_rows(self._model, rows.source, self._execution(rows), nan=self.nan)[0]
 
@@ -168,7 +168,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         distances : ndarray of shape (n_samples, n_clusters)
             float64 for float64 and wide integers, else float32.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "cluster_centers_")
         with open_rows(self, X, reset=False) as rows:
             return distance_rows(self._model, rows.source, self._execution(rows), nan=self.nan)
 
@@ -177,7 +177,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         Parameters are those of `fit`.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "cluster_centers_")
         with open_rows(self, X, reset=False) as rows:
             _, inertia = label_rows(
                 self._model,
@@ -193,7 +193,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         See `streamkm.estimators.conversion.to_sklearn`.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "cluster_centers_")
         return to_sklearn(self, self._model)
 
     @classmethod
@@ -288,7 +288,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         config = self._config(is_given=True)
         inertias = []
         for given_KD in candidates:
-            first = seed(rows.source, config, execution, given_KD=given_KD, quiet=True)
+            first = seed(
+                rows.source, config, execution, given_KD=given_KD, weights=weights, quiet=True
+            )
             _, inertia = label_rows(first, rows.source, execution, nan=self.nan, weights=weights)
             inertias.append(inertia)
         return candidates[int(np.argmin(inertias))]

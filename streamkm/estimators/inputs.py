@@ -6,12 +6,14 @@ import os
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from sklearn.utils.validation import validate_data
 
+from streamkm.errors import ParameterError
 from streamkm.sources import DTYPES, Source, Weights, open_source, open_weights
 
 if TYPE_CHECKING:
@@ -36,10 +38,22 @@ class Rows:
     """The array behind `source`, if X was in memory and NumPy has its type."""
 
     def weights(self, sample_weight: Any) -> Weights | None:
-        """The weights of the rows, an array or a path; None if there are none."""
+        """The weights of the rows: an array, a number for all of them, or a path; or None."""
+        n_rows = self.source.spec.n_rows
         if sample_weight is None:
             return None
-        return open_weights(sample_weight, self.source.spec.n_rows)
+        if isinstance(sample_weight, Number):
+            sample_weight = np.full(n_rows, sample_weight, np.float64)
+        elif not isinstance(sample_weight, str | os.PathLike):
+            sample_weight = np.asarray(sample_weight)
+            if sample_weight.ndim != 1:
+                raise ParameterError(
+                    f"sample_weight must have one dimension, a number for each row; it has "
+                    f"{sample_weight.ndim}"
+                )
+            if sample_weight.dtype == bool:
+                sample_weight = sample_weight.astype(np.float64)
+        return open_weights(sample_weight, n_rows)
 
 
 @contextmanager

@@ -78,11 +78,11 @@ class KMeans(BaseKMeans):
         The nearest of them for each row; see `compute_labels`.
     inertia_ : float
         Sum of the squared distances of rows to their nearest centroids; without ``labels_``
-        that of the last pass, before its update.
+        that of the last pass's clusters about the centroids as it moved them, which is no less.
     counts_ : ndarray of shape (n_clusters,), int64
         Rows that each centroid is the mean of.
     n_iter_ : int
-        Passes that were made.
+        Passes that were made, a closing one not counted.
     n_features_in_ : int
         Number of features, D.
     feature_names_in_ : ndarray of shape (n_features_in_,)

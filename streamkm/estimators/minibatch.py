@@ -87,11 +87,12 @@ class MiniBatchKMeans(BaseKMeans):
         The nearest of them for each row; see `compute_labels`.
     inertia_ : float
         Sum of the squared distances of rows to their nearest centroids; without ``labels_``
-        that of the last pass (or the rows of `partial_fit`), each before its update.
+        that of the closing pass's clusters about the centroids as it moved them, which is no
+        less, and after `partial_fit`, or without a closing pass, that of rows as they came.
     counts_ : ndarray of shape (n_clusters,), int64
         Rows that each centroid is the mean of.
     n_iter_ : int
-        Passes that `fit` made.
+        Passes that `fit` made, the closing one not counted.
     n_steps_ : int
         Batches that moved the centroids.
     n_features_in_ : int
@@ -191,8 +192,9 @@ class MiniBatchKMeans(BaseKMeans):
         ValueError, TypeError
             As `fit`. An error leaves the estimator as it was.
         """
-        check_parameters(self)
         is_first = not hasattr(self, "cluster_centers_")
+        # One that was loaded from a run may have begun from an array that it does not keep.
+        check_parameters(self, with_init=is_first)
         with open_rows(self, X, reset=is_first) as rows:
             execution = self._execution(rows)
             weights = rows.weights(sample_weight)

@@ -96,11 +96,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_parameters(estimator: BaseKMeans) -> None:
+def check_parameters(estimator: BaseKMeans, *, with_init: bool = True) -> None:
     """Raise `ParameterError` for the first parameter whose value will not do."""
     # (Asking for them with get_params takes as long as a small partial_fit.)
     for name, (will_do, what_would) in _RULES.items():
         value = getattr(estimator, name, _ABSENT)
+        if name == "init" and not with_init:
+            continue
         if value is not _ABSENT and not will_do(value):
             raise ParameterError(f"{name} must be {what_would}; it is {value!r}")
     if estimator.resume and estimator.run_dir is None:

@@ -22,7 +22,7 @@ import torch
 from streamkm.errors import DeviceError
 from streamkm.kernels.base import Assignment
 from streamkm.kernels.exact import recheck_, rounding_share
-from streamkm.kernels.extension import instruction_sets, n_threads_for
+from streamkm.kernels.extension import WHY_MISSING, instruction_sets, n_threads_for
 
 if TYPE_CHECKING:
     from streamkm.kernels.extension import InstructionSet
@@ -70,10 +70,10 @@ class CpuKernel:
         self._rechecks = precision == "exact"
         panel = self._set.float64_panel if self._is_double else self._set.float32_panel
         n_lanes = -(-k // panel) * panel
-        self._packed = torch.empty((n_lanes, 0), dtype=dtype)
-        self._c_sq = torch.empty(n_lanes, dtype=dtype)
-        self._order = torch.empty(batch_rows, dtype=torch.int32)
-        self.n_rechecked = torch.zeros((), dtype=torch.int64)
+        self._packed = torch.empty((n_lanes, 0), dtype=dtype, device=device)
+        self._c_sq = torch.empty(n_lanes, dtype=dtype, device=device)
+        self._order = torch.empty(batch_rows, dtype=torch.int32, device=device)
+        self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
 
     @staticmethod
     def check(device: torch.device) -> None:
@@ -82,8 +82,9 @@ class CpuKernel:
             raise DeviceError(f"--kernel cpu needs --device cpu, not {device}")
         if not instruction_sets():
             raise DeviceError(
-                "--kernel cpu: its extension was not built when streamkm was installed; install "
-                "a C++ compiler and streamkm again, or use --kernel reference"
+                f"--kernel cpu: its extension {WHY_MISSING}; with a compiler, install streamkm "
+                "again (pip install --force-reinstall --no-deps --no-cache-dir), or use "
+                "--kernel reference"
             )
 
     def assign(
@@ -98,9 +99,9 @@ class CpuKernel:
         centroids_KD = centroids_KD.contiguous()
         if self._packed.shape[1] != n_features:
             self._packed = self._packed.new_empty((len(self._packed), n_features))
-        labels_B = torch.empty(n_rows, dtype=torch.int64)
+        labels_B = x_BD.new_empty(n_rows, dtype=torch.int64)
         sq_distances_B = torch.empty_like(sq_norms_B)
-        uncertain_B = torch.empty(n_rows, dtype=torch.bool)
+        uncertain_B = x_BD.new_empty(n_rows, dtype=torch.bool)
         n_uncertain = self._set.functions.assign(
             self._set.number,
             self._is_double,
@@ -140,7 +141,7 @@ class CpuKernel:
                 f"{sums_KD.stride()}"
             )
         x_BD, labels_B = x_BD.contiguous(), labels_B.contiguous()
-        offsets = torch.empty(k + 1, dtype=torch.int64)
+        offsets = x_BD.new_empty(k + 1, dtype=torch.int64)
         self._set.functions.accumulate(
             self._set.number,
             self._is_double,
@@ -166,6 +167,12 @@ class CpuKernel:
             )
         if points_KD.shape[1] != n_features:
             raise ValueError(f"rows have {n_features} features, the others {points_KD.shape[1]}")
+        elsewhere = {str(t.device) for t in (x_BD, points_KD, *of_rows) if t.device.type != "cpu"}
+        if elsewhere or n_features == 0:
+            raise ValueError(
+                f"this kernel takes rows of one feature or more on the CPU, not of {n_features} on "
+                f"{', '.join(elsewhere) or 'cpu'}"
+            )
         found = {x_BD.dtype, points_KD.dtype, *(t.dtype for t in of_rows)} - {torch.int64}
         if found != {self._c_sq.dtype}:
             raise ValueError(f"this kernel is made for {self._c_sq.dtype}, not {found}")

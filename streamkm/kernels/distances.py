@@ -22,7 +22,14 @@ def sq_distances_to(
     """
     result_B = torch.empty(len(x_BD), dtype=torch.float64, device=x_BD.device)
     available = instruction_sets()
-    if x_BD.device.type == "cpu" and available and x_BD.dtype == centroids_KD.dtype:
+    can_compile = (
+        x_BD.device.type == "cpu"
+        and x_BD.dtype == centroids_KD.dtype
+        and x_BD.dtype in (torch.float32, torch.float64)
+        and labels_B.dtype == torch.int64
+        and x_BD.shape == (len(labels_B), centroids_KD.shape[1])
+    )
+    if available and can_compile:
         x_BD, labels_B = x_BD.contiguous(), labels_B.contiguous()
         centroids_KD = centroids_KD.contiguous()
         available[0].functions.sq_distances(

@@ -63,7 +63,7 @@ def recheck_(
         return
     centroids_KD = centroids_KD.double()
     c_sq_K = centroids_KD.square().sum(dim=1)
-    for part in rows.split(max(TILE_ELEMENTS // len(centroids_KD), 1)):
+    for part in rows.split(max(TILE_ELEMENTS // max(centroids_KD.shape), 1)):
         x_UD = x_BD.index_select(0, part).double()
         sq_norms_U = x_UD.square().sum(dim=1)
         scores_UK = torch.addmm(c_sq_K, x_UD, centroids_KD.T, alpha=-2)

@@ -13,13 +13,18 @@ import torch
 
 try:
     _cpu: Any = import_module("streamkm.kernels._cpu")
-except ImportError:  # installed without a compiler
+    WHY_MISSING = ""
+except ModuleNotFoundError:
     _cpu = None
+    WHY_MISSING = "was not built when streamkm was installed, for want of a C++ compiler"
+except ImportError as error:
+    _cpu = None
+    WHY_MISSING = f"cannot be loaded ({error})"
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["InstructionSet", "instruction_sets", "n_threads_for"]
+__all__ = ["WHY_MISSING", "InstructionSet", "instruction_sets", "n_threads_for", "stored_types"]
 
 #: Below this many products a second thread costs more than it brings.
 MIN_PARALLEL_PRODUCTS = 1 << 20

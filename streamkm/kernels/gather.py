@@ -47,6 +47,11 @@ def gather(
     n_rows = len(x_ND) if isinstance(rows, slice) else len(rows)
     lies_ready = isinstance(rows, slice) and x_ND.dtype == workspace_BD.dtype and shift_D is None
     x_BD = x_ND if lies_ready else workspace_BD[:n_rows]
+    if x_BD.shape != (n_rows, x_ND.shape[1]):
+        raise IndexError(
+            f"{n_rows} rows of {x_ND.shape[1]} features do not fit a workspace of "
+            f"{tuple(workspace_BD.shape)}"
+        )
     positions_B = None if isinstance(rows, slice) else rows.int().contiguous()
     available = instruction_sets()
     if x_ND.device.type == "cpu" and available and x_ND.is_contiguous():

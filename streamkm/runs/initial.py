@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from streamkm.stream.plan import Plan
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["draw_sample", "first_centroids", "split_sample", "usable_rows"]
+__all__ = ["check_usable", "draw_sample", "first_centroids", "split_sample", "usable_rows"]
 
 #: The sample is drawn from so many pieces of the array for each cluster, and at least: rows of
 #: one piece are often alike, and a sample of few pieces is then one of few rows.
@@ -127,15 +127,10 @@ def draw_sample(
     return sample_SD, weights_S if weights is not None else None
 
 
-def usable_rows(sample: Batch, k: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+def usable_rows(sample: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The rows of a scaled sample that a centroid may stand on, and their weights.
 
     They are finite, have a direction where rows are normalised, and a positive weight.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer than `k`.
     """
     usable_S = torch.ones_like(sample.sq_norms_B, dtype=torch.bool)
     if sample.left_out_B is not None:
@@ -147,14 +142,17 @@ def usable_rows(sample: Batch, k: int) -> tuple[torch.Tensor, torch.Tensor | Non
     if not bool(usable_S.all()):
         rows_SD = rows_SD[usable_S]
         weights_S = None if weights_S is None else weights_S[usable_S]
-    if len(rows_SD) < k:
+    return rows_SD, weights_S
+
+
+def check_usable(n_usable: int, n_rows: int, k: int) -> None:
+    """Refuse `k` clusters of so many rows of use among all `n_rows`."""
+    if n_usable < k:
         raise ConfigError(
             "k must be at most the number of rows that are finite (and, where rows are "
             "normalised, not zero, and where they have weights, of a positive one): "
-            f"{len(rows_SD):,} of {len(usable_S):,} rows sampled, "
-            f"k is {k:,}"
+            f"{n_usable:,} of {n_rows:,} rows, k is {k:,}"
         )
-    return rows_SD, weights_S
 
 
 def split_sample(sample: Sample, k: int, share: float) -> tuple[Sample, Sample]:

@@ -23,7 +23,7 @@ from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding import BatchedPlusPlus, GreedyPlusPlus, RandomRows
 from streamkm.clustering.sizes import N_ROUNDS, PASSES_BETWEEN
 from streamkm.clustering.state import initial_state
-from streamkm.runs.initial import draw_sample, split_sample, usable_rows
+from streamkm.runs.initial import check_usable, draw_sample, split_sample, usable_rows
 from streamkm.runs.snapshot import Cursor
 from streamkm.stream.pipeline import stream
 from streamkm.stream.stages import StageTimes
@@ -51,6 +51,9 @@ __all__ = ["Seeding", "SeedingPhase"]
 
 #: Names under which the best of several seedings is held.
 BEST = ("best_KD", "best_cost")
+
+#: So many times larger is the sample that is drawn where one has too few rows of use.
+REDRAWN_FACTOR = 4
 
 
 @dataclass(frozen=True)
@@ -108,12 +111,22 @@ class SeedingPhase:
         return initial_state(centroids_KD, tolerance, weighted=weighted)
 
     def _draw_sample(self) -> Sample:
-        """The sample as rows that a centroid may stand on, scaled."""
+        """The sample as rows that a centroid may stand on, scaled; enough for every cluster."""
+        n_rows = self.plan.sample_rows + self.plan.judged_rows
+        sample = self._usable(n_rows)
+        while len(sample) < self.config.k and n_rows < self.order.n_rows:
+            # Most rows that were drawn were of no use; there may be enough others.
+            n_rows = min(REDRAWN_FACTOR * n_rows, self.order.n_rows)
+            sample = self._usable(n_rows)
+        check_usable(len(sample), self.order.n_rows, self.config.k)
+        return sample
+
+    def _usable(self, n_rows: int) -> Sample:
         now, config, dtype = self.now, self.config, self.arithmetic.dtype
         sample_SD, weights_S = draw_sample(
             self.source,
             self.order,
-            self.plan.sample_rows + self.plan.judged_rows,
+            n_rows,
             k=config.k,
             seed=config.seed,
             dtype=dtype,
@@ -128,7 +141,7 @@ class SeedingPhase:
         sample = now.scaling.prepare(sample_SD, slice(None), sample_SD, weights_S)
         if sample.dropped_B is not None:
             self.check_dropped(sample.dropped_B.sum())
-        return Sample(*usable_rows(sample, config.k))
+        return Sample(*usable_rows(sample))
 
     def _candidates(self, sample: Sample) -> Sample:
         """The candidates of k-means||, each weighted by the rows that are nearest to it."""
@@ -185,16 +198,13 @@ class SeedingPhase:
         if refinement is not None:
             method = "greedy k-means++, " if refinement.greedy else "k-means++ in batches, "
             if refinement.searches:
-                times = (
-                    "1 local search"
-                    if refinement.searches == 1
-                    else (f"{refinement.searches} local searches")
-                )
-                method += f"{times} of {refinement.draws:,} draws, "
-            method += "Lloyd's algorithm"
-            share = f": at most the work of {refinement.epochs:.2f} epochs"
+                plural = "es" if refinement.searches > 1 else ""
+                method += f"{refinement.searches} local search{plural} of "
+                method += f"{refinement.draws:,} draws, "
+            method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
+            share = f": at most the work of {plan.epochs(config.k, config.n_init):.2f} epochs"
             if refinement.epochs > 1:
-                share = ": the least that is always spent, though an epoch takes less"
+                share += ", the least that is always spent"
         rows = f"{n_rows:,} of {self.order.n_rows:,} rows"
         if plan.candidate_rows:
             rows = f"{n_rows:,} candidates from {N_ROUNDS} rounds of k-means||"
@@ -271,7 +281,8 @@ class Seeding:
         # Searches first: beside centroids that are means of many rows a single row, which is
         # what a search has to offer, seldom looks better, even where it would lead further.
         chosen = "greedy" if refinement.greedy else "batched"
-        return [chosen, *["search", "passes"] * refinement.searches, "final passes"]
+        final = ["final passes"] if refinement.final_passes else []
+        return [chosen, *["search", "passes"] * refinement.searches, *final]
 
     def _stage(self, kind: str, number: int) -> Stage:
         config, plan, sample = self.config, self.plan.refinement, self.sample

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import kmeans_plusplus as sklearn_kmeans_plusplus
 
 from streamkm.clustering import seeding
-from streamkm.clustering.sample import Sample
+from streamkm.clustering.sample import Sample, draw_by_weight
 from streamkm.clustering.seeding import RandomRows, kmeans_plusplus
 
 
@@ -194,3 +194,10 @@ def test_a_round_may_stop_the_seeding() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         kmeans_plusplus(torch.arange(10.0)[:, None], 4, 0, on_step=stop)
+
+
+# Breaks when the running sum of a large sample's weights overflows: row 0 is all that is drawn.
+def test_draws_from_more_rows_than_fit_whole_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_by_weight(torch.ones(2**23 + 1), 8, generator)
+    assert len(set(drawn.tolist())) == 8

@@ -207,3 +207,12 @@ def test_small_fits_are_quick(estimator: type, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert min(seconds(kmeans.fit) for _ in range(10)) < 0.1
     assert min(seconds(kmeans.predict) for _ in range(10)) < 0.02
+
+
+# Breaks when going on asks again for where the run began, which it does not keep.
+def test_a_run_that_began_from_an_array_goes_on(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    MiniBatchKMeans(4, init=x[:4], random_state=0, run_dir=tmp_path / "run").fit(x)
+    loaded = load_run(tmp_path / "run")
+    before = loaded.counts_.sum()
+    assert loaded.partial_fit(x[:50]).counts_.sum() == before + 50

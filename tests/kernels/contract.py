@@ -105,6 +105,15 @@ class KernelContract:
         assert labels.tolist() == exact_BK.argmin(axis=1).tolist()
         assert (np.abs(distances_B.cpu().double().numpy() - chosen_B) <= bound_B).all()
 
+    # Breaks when sums run in sequence over many features that are alike: all additions round
+    # the same way, by more than a bound for errors of either sign allows.
+    def test_labels_of_flat_rows(self, make, device) -> None:
+        levels = np.random.default_rng(5).uniform(0.5, 1.5, (2, 100)).astype(np.float32)
+        x_BD, c_KD = (torch.from_numpy(level).to(device)[:, None] for level in levels)
+        x_BD, c_KD = x_BD.expand(100, 16384).contiguous(), c_KD[:64].expand(64, 16384).contiguous()
+        expected = np.abs(levels[0][:, None] - levels[1][None, :64]).argmin(axis=1)
+        assert self.assign(make, x_BD, c_KD).labels_B.tolist() == expected.tolist()
+
     # Breaks when clamping is forgotten: rows on a centroid come out at -1e-6.
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_distances_are_never_negative(self, make, device, dtype) -> None:

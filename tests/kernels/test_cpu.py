@@ -63,6 +63,17 @@ def test_sums_of_every_width(make, d) -> None:
     assert torch.equal(counts_K, labels_B.bincount(minlength=9))
 
 
+# Breaks when rows are added one after the other: of equal ones each addition then rounds alike.
+@pytest.mark.parametrize("d", [3, 130])
+def test_sums_of_many_equal_rows(make, d) -> None:
+    row_D = torch.linspace(0.1, 2.3, d)
+    sums_KD, counts_K = torch.zeros((1, d)), torch.zeros(1, dtype=torch.int64)
+    make(16000, 1, torch.float32, CPU).accumulate(
+        row_D.repeat(16000, 1), torch.zeros(16000).long(), sums_KD=sums_KD, counts_K=counts_K
+    )
+    torch.testing.assert_close(sums_KD[0], 16000 * row_D, rtol=1e-5, atol=0)
+
+
 # Breaks when one bad centroid, or a score that overflows, decides other rows' labels.
 @pytest.mark.parametrize("far", [1e18, 1e25])
 def test_a_centroid_out_of_range_is_nobody_s(make, far) -> None:
@@ -115,10 +126,26 @@ def test_refuses_what_it_has_no_room_for() -> None:
     assert not counts_K.any()
 
 
+# Breaks when buffers are made wherever torch makes them by default, and addressed on the CPU.
+def test_default_device_of_torch_does_not_matter(make) -> None:
+    x_BD, c_KD = normal(50, 3, dtype=torch.float32, device=CPU), torch.eye(3)
+    expected = make(50, 3, torch.float32, CPU).assign(x_BD, sq_norms(x_BD), c_KD)
+    sums_KD, counts_K = torch.zeros((3, 3)), torch.zeros(3, dtype=torch.int64)
+    norms_B = sq_norms(x_BD)
+    with torch.device("meta"):
+        kernel = make(50, 3, torch.float32, CPU)
+        labels_B, distances_B = kernel.assign(x_BD, norms_B, c_KD)
+        kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    assert torch.equal(labels_B, expected.labels_B)
+    assert torch.equal(distances_B, expected.sq_distances_B)
+    assert counts_K.sum() == 50
+
+
 # Breaks when a kernel that was asked for falls back in silence.
 def test_an_extension_that_is_missing_is_said(monkeypatch) -> None:
     with pytest.raises(DeviceError, match="--device cpu, not cuda"):
         CpuKernel(10, 4, torch.float32, torch.device("cuda"))
     monkeypatch.setattr(cpu, "instruction_sets", tuple)
+    monkeypatch.setattr(cpu, "WHY_MISSING", "was not built, for want of a C++ compiler")
     with pytest.raises(DeviceError, match="C\\+\\+ compiler"):
         CpuKernel(10, 4, torch.float32, CPU)

@@ -231,3 +231,14 @@ def test_peak_memory_is_within_the_plan(shape, k, init, tmp_path):
         "--max-host-memory", str(budget), "--out", str(tmp_path / "run"),
     )  # fmt: skip
     assert peak <= 1.1 * (import_rss() + budget / MIB)
+
+
+# Breaks when a sample in which most rows are of no use is taken for the whole array.
+@pytest.mark.parametrize("init", ["auto", "k-means||", "random"])
+def test_rows_of_use_are_looked_for_beyond_the_first_sample(init, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = np.full((60_000, 3), np.nan, np.float32)
+    rows[rng.choice(60_000, 150, replace=False)] = rng.normal(size=(150, 3))
+    job = job_on(tmp_path, rows, chunk=5000, k=100, init=init, nan="drop")
+    job.attempt()
+    assert load_run(job.run).counts_K.sum() == 150
