@@ -34,6 +34,8 @@ PIECES_PER_CLUSTER, MIN_PIECES = 2, 64
 #: But no more is read than so many whole blocks, so many bytes, or so large a share of what
 #: an epoch takes (reading a byte takes about as long as so many products of two numbers).
 SAMPLE_BLOCKS, FREE_BYTES, EPOCH_SHARE, PRODUCTS_PER_BYTE = 32, 64 << 20, 1 / 8, 20
+#: A row of a piece that is less than a block costs as much as so many of whole blocks.
+SMALL_PIECE_COST = 4
 
 
 def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
@@ -44,8 +46,10 @@ def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
     affordable_rows = max(
         SAMPLE_BLOCKS * plan.block_rows, FREE_BYTES // spec.row_bytes, int(share * plan.n_rows)
     )
-    n_pieces = min(max(PIECES_PER_CLUSTER * k, MIN_PIECES), affordable_rows // piece_rows)
-    return max(n_pieces, 1), piece_rows
+    wanted = max(PIECES_PER_CLUSTER * k, MIN_PIECES)
+    if SMALL_PIECE_COST * wanted * piece_rows >= plan.n_rows:
+        piece_rows = plan.block_rows
+    return max(min(wanted, affordable_rows // piece_rows), 1), piece_rows
 
 
 def first_centroids(

@@ -126,8 +126,9 @@ def test_pieces_of_the_sample():
     assert pieces(4096 * 200, 128, 20) == (32, 4096)
     # Reading is nothing beside the arithmetic.
     assert pieces(4096 * 1000, 128, 4096) == (8192, 4096)
-    # Smaller pieces cost less.
+    # Smaller pieces cost less, but not so many of them that whole blocks are as quick.
     assert pieces(4096 * 1000, 128, 200, 512) == (400, 512)
+    assert pieces(4096 * 100, 128, 200, 512) == (46, 4096)
 
 
 # ---- what is said -----------------------------------------------------------
