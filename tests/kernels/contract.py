@@ -70,6 +70,9 @@ def normal(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tenso
 class KernelContract:
     """Subclasses give a fixture `make` -> `MakeKernel`, and may override `device`."""
 
+    many_features = 16384
+    """Fewer where a kernel is interpreted."""
+
     @pytest.fixture
     def device(self) -> torch.device:
         return torch.device("cpu")
@@ -110,7 +113,8 @@ class KernelContract:
     def test_labels_of_flat_rows(self, make, device) -> None:
         levels = np.random.default_rng(5).uniform(0.5, 1.5, (2, 100)).astype(np.float32)
         x_BD, c_KD = (torch.from_numpy(level).to(device)[:, None] for level in levels)
-        x_BD, c_KD = x_BD.expand(100, 16384).contiguous(), c_KD[:64].expand(64, 16384).contiguous()
+        d = self.many_features
+        x_BD, c_KD = x_BD.expand(100, d).contiguous(), c_KD[:64].expand(64, d).contiguous()
         expected = np.abs(levels[0][:, None] - levels[1][None, :64]).argmin(axis=1)
         assert self.assign(make, x_BD, c_KD).labels_B.tolist() == expected.tolist()
 

@@ -35,6 +35,8 @@ SMALL_SHAPES = [(1, 1, 1), (2, 3, 1), (7, 1, 3), (130, 5, 17), (140, 33, 257), (
 
 
 class TestInterpreted(KernelContract):
+    many_features = 256  # 16384 take minutes
+
     @pytest.fixture
     def make(self) -> MakeKernel:
         return TritonKernel
