@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,8 @@ from streamkm.kernels.gather import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
     from bench.conftest import Measure
     from bench.measure import Session
@@ -48,6 +51,8 @@ def test_assign(d: int, k: int, measure: Measure, session: Session) -> None:
         "sklearn predict": lambda: model.predict(x_array),
         "torch.mm alone": lambda: torch.mm(x_BD, centroids_KD.T, out=scores_BK),
     }
+    if importlib.util.find_spec("faiss"):
+        contenders["faiss search"] = _faiss_search(x_array, centroids_KD.numpy())
     result = measure(
         f"assign, d={d}, k={k}",
         "Mrow/s",
@@ -139,6 +144,14 @@ def test_seeding(k: int, measure: Measure, session: Session) -> None:
             "scikit-learn": seconds(lambda: sklearn_plusplus(array, k, random_state=0)),
         },
     )
+
+
+def _faiss_search(x_BD: np.ndarray, centroids_KD: np.ndarray) -> Callable[[], object]:
+    import faiss
+
+    index = faiss.IndexFlatL2(centroids_KD.shape[1])
+    index.add(centroids_KD)
+    return lambda: index.search(x_BD, 1)
 
 
 def _normal(n: int, d: int, *, seed: int = 0) -> torch.Tensor:

@@ -53,6 +53,9 @@ def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
         with stop_request:
             yield stop_request
     except Interrupted:
+        if not is_saved and stop_request.signal_name == "SIGINT":
+            # Raised, not signalled: whoever started this in the background may ignore SIGINT.
+            raise KeyboardInterrupt from None
         if not is_saved and stop_request.signal_name is not None:
             signal.raise_signal(signal.Signals[stop_request.signal_name])
         raise
