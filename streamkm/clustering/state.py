@@ -9,7 +9,7 @@ run stands in the stream (the cursor) is not part of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -102,10 +102,6 @@ class KMeansState:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def to(self, device: torch.device) -> KMeansState:
-        """The same state on `device`."""
-        return replace(self, **{name: t.to(device) for name, t in self.tensors().items()})
 
     def begin_epoch_(self, *, closing: bool = False) -> None:
         """Forget what was gathered over the epoch before.

@@ -45,6 +45,8 @@ FULL_SLOTS, MAX_SLOTS = 3, 8
 RUNTIME_BYTES = 48 << 20
 #: Scores of a tile and the few rows compared at once, see kernels.reference.
 TILE_BYTES, TILE_ROWS = 4 << 20, 128
+#: The compiled kernel's copy of the centroids is filled up to a multiple of so many.
+PANEL_LANES = 32
 
 
 #: From this size on a block of memory is mapped by itself; the options' numbers in glibc.
@@ -170,9 +172,8 @@ def fit_bytes(
     if not on_host:
         return total
     seeding = _seeding_bytes(spec, plan, config)
-    # Centroids, sums, the copies of both that one update makes (or the end of a pass), and the
-    # kernel's of centroids.
-    training = _batch_bytes(spec, plan, config.k) + state * (6 * width + 48)
+    # Centroids, sums, and the copies of both that one update makes (or the end of a pass).
+    training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 48)
     # Rows times their weights, beside the rows.
     weighing = plan.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
     return total + max(seeding, training + weighted * weighing) + config.k * 64
@@ -191,7 +192,7 @@ def _seeding_bytes(spec: ArraySpec, plan: Plan, config: FitConfig) -> int:
     # weights; and for each candidate distances and their integers.
     total += n_rows * (96 + n_trials * (3 * width + 24))
     # Centroids before and after a pass, their sums, and the best seeding so far.
-    total += k * n_features * (5 * width + 24) + _scores_bytes(plan, k, width)
+    total += k * n_features * (5 * width + 24) + _kernel_bytes(spec, plan, k)
     total += min(k, MAX_PROPOSED) ** 2 * 2 * width + plan.batch_rows * (n_features + 8) * (
         width + 8
     )
@@ -200,20 +201,22 @@ def _seeding_bytes(spec: ArraySpec, plan: Plan, config: FitConfig) -> int:
         # scores as candidates.
         n_round = CANDIDATES_PER_CLUSTER * k + plan.batch_rows
         total += 2 * (seeding.candidate_rows + n_round) * (n_features * width + 16)
-        total += _scores_bytes(plan, seeding.candidate_rows, width)
+        total += _kernel_bytes(spec, plan, seeding.candidate_rows)
     return total
 
 
-def _scores_bytes(plan: Plan, k: int, width: int) -> int:
-    """Scores of one tile of a kernel, and the few copies that choosing among them takes."""
-    return max(TILE_BYTES, min(TILE_ROWS, plan.batch_rows) * k * width) + 3 * TILE_BYTES
+def _kernel_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
+    """A kernel's copy of `k` centroids, or its scores of one tile and what choosing takes."""
+    width = _compute_width(spec)
+    packed = -(-k // PANEL_LANES) * PANEL_LANES * spec.n_features * width
+    scores = max(TILE_BYTES, min(TILE_ROWS, plan.batch_rows) * k * width)
+    return packed + scores + 3 * TILE_BYTES
 
 
 def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
     """Host bytes of predict and evaluate beside slots and readers."""
-    # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck
-    # beside the kernel's own.
-    state = k * spec.n_features * (3 * _compute_width(spec) + 16)
+    # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck.
+    state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
     return RUNTIME_BYTES + state + (_batch_bytes(spec, plan, k) if on_host else 0)
 
 
@@ -221,7 +224,7 @@ def _batch_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
     """What one batch takes on its way through preparation and the kernel."""
     width = _compute_width(spec)
     rows = plan.batch_rows * (spec.n_features * (width + spec.storage.itemsize) + 96)
-    return rows + _scores_bytes(plan, k, width) + 4 * plan.window_rows * FULL_SLOTS
+    return rows + _kernel_bytes(spec, plan, k) + 4 * plan.window_rows * FULL_SLOTS
 
 
 def _compute_width(spec: ArraySpec) -> int:

@@ -11,6 +11,7 @@ from streamkm.errors import DeviceError
 from streamkm.kernels import cpu
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
+from streamkm.runs.preflight import PANEL_LANES
 from tests.kernels.contract import KernelContract, normal, sq_norms
 
 CPU = torch.device("cpu")
@@ -149,3 +150,9 @@ def test_an_extension_that_is_missing_is_said(monkeypatch) -> None:
     monkeypatch.setattr(cpu, "WHY_MISSING", "was not built, for want of a C++ compiler")
     with pytest.raises(DeviceError, match="C\\+\\+ compiler"):
         CpuKernel(10, 4, torch.float32, CPU)
+
+
+# Breaks when a wider instruction set makes the kernel's copy of the centroids outgrow the plan.
+def test_panels_are_no_wider_than_the_memory_plan_counts() -> None:
+    for entry in instruction_sets():
+        assert max(entry.float32_panel, entry.float64_panel) <= PANEL_LANES
