@@ -13,7 +13,7 @@ from bench.measure import DEFAULT_FOLDER, SESSION_PLUGIN, Session
 from bench.report import environment, table, write_json
 
 FOLDER = Path(__file__).parent
-NAMES = ("fit", "memory", "checkpoint", "read", "kernel", "quality")
+NAMES = ("fit", "growth", "memory", "checkpoint", "read", "kernel", "quality")
 
 
 def main(argv: list[str] | None = None) -> int:

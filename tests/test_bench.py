@@ -73,7 +73,7 @@ def test_toy_run_measures_every_group(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     comparisons = json.loads(out.read_text())["comparisons"]
-    groups = {"fit", "memory", "checkpoint", "read", "kernel", "quality"}
+    groups = {"fit", "growth", "memory", "checkpoint", "read", "kernel", "quality"}
     assert {c["group"] for c in comparisons} == groups
     for comparison in comparisons:
         assert comparison["name"] in done.stdout
@@ -89,7 +89,7 @@ def test_unknown_name_is_refused():
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "fit, memory, checkpoint, read, kernel, quality" in done.stderr.replace("'", "")
+    assert "fit, growth, memory, checkpoint, read, kernel, quality" in done.stderr.replace("'", "")
 
 
 # Breaks when scripts/gpu fails for a reason that no GPU is needed to find.

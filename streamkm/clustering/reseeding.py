@@ -34,6 +34,9 @@ DRAWN_PER_BATCH = 32
 #: Rows of one batch that are offered to it, at most.
 OFFERED_PER_BATCH = 4096
 
+#: So many logarithms torch takes in one thread.
+SERIAL_ELEMENTS = 1024
+
 #: A cluster keeps at least this share of its weight: what rounding leaves of less is no mean.
 LEAST_SHARE = 1e-6
 
@@ -92,7 +95,11 @@ def draw_(
     chances_B = sq_distances_B.double()
     if batch.weights_B is not None:
         chances_B = chances_B * batch.weights_B[offered]
-    keys_B = -torch.log1p(-uniform_B) / chances_B
+    # In parts that torch does not share among its threads: those then wait for more, and hold
+    # the cores that the kernel's next loop could have.
+    for part in uniform_B.neg_().split(SERIAL_ELEMENTS):
+        part.log1p_()
+    keys_B = -uniform_B / chances_B
     keys_B.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # Of a row on its centroid rounding leaves a distance; placing another there is no gain.
     rounding_B = ROUNDING_EPS * torch.finfo(x_BD.dtype).eps * sq_norms_B

@@ -2,9 +2,9 @@
 
 A tile of rows is scored against a panel of centroids in registers, and only each
 row's least and second least score leave them: no B x K matrix reaches memory.
-One parallel region does a batch, on the threads of torch, and what a
+As many threads as torch has share a batch (see ``native/pool.h``), and what a
 thread computes does not depend on how many there are. Rows whose two least scores
-are within rounding of each other are looked at again (see ``kernels.exact``).
+are within rounding of each other are looked at again in float64, as in ``kernels.exact``.
 
 torch was measured against it (bench/LOG.md): its product runs at half the speed of
 AVX-512 on processors that MKL does not favour, and the scores make one more round
@@ -21,7 +21,7 @@ import torch
 
 from streamkm.errors import DeviceError
 from streamkm.kernels.base import Assignment
-from streamkm.kernels.exact import recheck_, rounding_share
+from streamkm.kernels.exact import rounding_share
 from streamkm.kernels.extension import WHY_MISSING, instruction_sets, n_threads_for
 
 if TYPE_CHECKING:
@@ -117,11 +117,11 @@ class CpuKernel:
             n_features,
             k,
             rounding_share(x_BD.dtype, n_features),
+            self._rechecks,
             n_threads_for(n_rows * n_features * k),
         )
         if self._rechecks and n_uncertain:
             self.n_rechecked += n_uncertain
-            recheck_(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD)
         return Assignment(labels_B, sq_distances_B)
 
     def accumulate(

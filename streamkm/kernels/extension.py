@@ -59,5 +59,5 @@ def stored_types() -> dict[torch.dtype, int]:
 
 
 def n_threads_for(n_products: int) -> int:
-    """Threads for so much work: one or all, since OpenMP makes them anew for other numbers."""
+    """Threads for so much work: one, or as many as torch has."""
     return torch.get_num_threads() if n_products >= MIN_PARALLEL_PRODUCTS else 1

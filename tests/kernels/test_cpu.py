@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -156,3 +159,50 @@ def test_an_extension_that_is_missing_is_said(monkeypatch) -> None:
 def test_panels_are_no_wider_than_the_memory_plan_counts() -> None:
     for entry in instruction_sets():
         assert max(entry.float32_panel, entry.float64_panel) <= PANEL_LANES
+
+
+# Breaks when loops of two callers mix: each has rows, labels and a number of tasks of its own.
+def test_many_callers_at_once() -> None:
+    def labels_right(seed: int) -> bool:
+        x_BD = normal(3000 + 97 * seed, 40 + seed, dtype=torch.float32, device=CPU)
+        centroids_KD = x_BD[: 50 + seed].clone()
+        kernel = CpuKernel(len(x_BD), len(centroids_KD), torch.float32, CPU)
+        sums_KD, counts_K = torch.zeros_like(centroids_KD), torch.zeros(50 + seed).long()
+        first = kernel.assign(x_BD, sq_norms(x_BD), centroids_KD).labels_B
+        for _ in range(20):
+            again = kernel.assign(x_BD, sq_norms(x_BD), centroids_KD).labels_B
+            kernel.accumulate(x_BD, again, sums_KD=sums_KD, counts_K=counts_K)
+            if not torch.equal(first, again):
+                return False
+        nearest_B = torch.cdist(x_BD.double(), centroids_KD.double()).argmin(dim=1)
+        expected_K = 20 * torch.bincount(first, minlength=50 + seed)
+        return torch.equal(first, nearest_B) and torch.equal(counts_K, expected_K)
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(labels_right, range(12)))
+
+
+FORKED = """
+import os, sys, torch
+from streamkm.kernels.cpu import CpuKernel
+
+torch.set_num_threads(3)
+x_BD = torch.randn(5000, 64, generator=torch.Generator().manual_seed(0))
+sq_norms_B = x_BD.square().sum(dim=1)  # Here: OpenMP, which has torch's sums, hangs in a child.
+kernel = CpuKernel(5000, 100, torch.float32, torch.device("cpu"))
+
+def labels():
+    return kernel.assign(x_BD, sq_norms_B, x_BD[:100]).labels_B
+
+before = labels()
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(before, labels()) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+# Breaks (hangs) when a child waits for threads that only its parent has.
+def test_a_child_process_has_threads_of_its_own() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0

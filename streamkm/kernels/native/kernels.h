@@ -221,6 +221,84 @@ int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     return n_uncertain;
 }
 
+// Squares of a row are added up in so many sums, whatever the instruction set.
+constexpr int NORM_LANES = 16;
+
+// Sum of the squares of what `element` gives for every feature.
+template <class Element>
+INLINE double sum_of_squares(int64_t n_features, const Element& element) {
+    double sum = 0;
+    int64_t feature = 0;
+    if (n_features >= NORM_LANES) {
+        double sums[NORM_LANES] = {};
+        for (; feature + NORM_LANES <= n_features; feature += NORM_LANES) {
+            for (int lane = 0; lane < NORM_LANES; ++lane) {
+                const double value = element(feature + lane);
+                sums[lane] += value * value;
+            }
+        }
+        for (int lane = 0; lane < NORM_LANES; ++lane) sum += sums[lane];
+    }
+    for (; feature < n_features; ++feature) {
+        const double value = element(feature);
+        sum += value * value;
+    }
+    return sum;
+}
+
+// Squared distance of two points, as the sum of squared differences.
+template <class T>
+INLINE double sq_difference(const T* a, const T* b, int64_t n_features) {
+    return sum_of_squares(n_features, [a, b](int64_t feature) __attribute__((always_inline)) {
+        return static_cast<double>(a[feature]) - static_cast<double>(b[feature]);
+    });
+}
+
+// Sum of the products of two vectors, in parts for the same reason as a tile's.
+template <class T>
+INLINE T dot(const T* a, const T* b, int64_t n_features) {
+    constexpr int LANES = 32;
+    T totals[LANES] = {};
+    int64_t feature = 0;
+    while (n_features - feature >= LANES) {
+        const int64_t end = std::min(feature + LANES * FEATURES_AT_ONCE, n_features);
+        T part[LANES] = {};
+        for (; feature + LANES <= end; feature += LANES) {
+            for (int lane = 0; lane < LANES; ++lane) part[lane] += a[feature + lane] * b[feature + lane];
+        }
+        for (int lane = 0; lane < LANES; ++lane) totals[lane] += part[lane];
+    }
+    for (int lane = 0; feature < n_features; ++feature, ++lane) totals[lane] += a[feature] * b[feature];
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        for (int lane = 0; lane < half; ++lane) totals[lane] += totals[half + lane];
+    }
+    return totals[0];
+}
+
+// The true label and distance of a row that screening left in doubt. Centroids whose score is not
+// certainly above that of its label are compared by sums of squared differences in double
+// precision, in which nothing cancels; the lowest index wins a tie.
+template <class T>
+void recheck_row(const AssignJob<T>& job, int64_t row) {
+    const T* const x = job.x + row * job.n_features;
+    const auto score = [&](int64_t cluster) __attribute__((always_inline)) {
+        return job.c_sq[cluster] -
+               2 * dot(x, job.centroids + cluster * job.n_features, job.n_features);
+    };
+    const T limit = score(job.labels[row]) + slack(job, job.sq_norms[row], job.sq_distances[row]);
+    double least = std::numeric_limits<double>::infinity();
+    for (int64_t cluster = 0; cluster < job.k; ++cluster) {
+        if (score(cluster) > limit) continue;  // A score that is NaN says nothing.
+        const double sq_distance = sq_difference(x, job.centroids + cluster * job.n_features,
+                                                 job.n_features);
+        if (sq_distance < least) {
+            least = sq_distance;
+            job.labels[row] = cluster;
+            job.sq_distances[row] = static_cast<T>(least);
+        }
+    }
+}
+
 // So many rows of a cluster are added up before they are added to its sum: of a thousand equal
 // rows in sequence the last additions would each lose the same digits.
 constexpr int ROWS_AT_ONCE = 32;
@@ -266,9 +344,6 @@ INLINE void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int
 
 // So far ahead a row is asked for: rows lie anywhere in the window, which no processor guesses.
 constexpr int64_t PREFETCH_BYTES = 4096, PREFETCH_ROWS = 32;
-// Squares of a row are added up in so many sums, whatever the instruction set.
-constexpr int NORM_LANES = 16;
-
 // Three plain loops, each of which compilers turn into vectors, whatever the dtype.
 template <class Stored, class T>
 void widen_row(const Stored* __restrict from, T* __restrict to, int64_t n_features) {
@@ -283,28 +358,6 @@ void scale_row(T* __restrict x, const T* __restrict shift, const T* __restrict f
     for (int64_t feature = 0; feature < n_features; ++feature) {
         x[feature] = (x[feature] - shift[feature]) * factor[feature];
     }
-}
-
-// Sum of the squares of what `element` gives for every feature.
-template <class Element>
-INLINE double sum_of_squares(int64_t n_features, const Element& element) {
-    double sum = 0;
-    int64_t feature = 0;
-    if (n_features >= NORM_LANES) {
-        double sums[NORM_LANES] = {};
-        for (; feature + NORM_LANES <= n_features; feature += NORM_LANES) {
-            for (int lane = 0; lane < NORM_LANES; ++lane) {
-                const double value = element(feature + lane);
-                sums[lane] += value * value;
-            }
-        }
-        for (int lane = 0; lane < NORM_LANES; ++lane) sum += sums[lane];
-    }
-    for (; feature < n_features; ++feature) {
-        const double value = element(feature);
-        sum += value * value;
-    }
-    return sum;
 }
 
 template <class Stored, class T>
@@ -334,9 +387,6 @@ void measure_rows(const DistanceJob<T>& job, int64_t start, int64_t stop) {
     for (int64_t row = start; row < stop; ++row) {
         const T* const x = job.x + row * job.n_features;
         const T* const centroid = job.centroids + job.labels[row] * job.n_features;
-        const auto element = [x, centroid](int64_t feature) __attribute__((always_inline)) {
-            return static_cast<double>(x[feature]) - static_cast<double>(centroid[feature]);
-        };
-        job.sq_distances[row] = sum_of_squares(job.n_features, element);
+        job.sq_distances[row] = sq_difference(x, centroid, job.n_features);
     }
 }

@@ -1,7 +1,7 @@
 // The module streamkm.kernels._cpu: assignment and accumulation in cache-sized tiles.
 //
 // It takes addresses of arrays whose dtype, shape and lifetime kernels/cpu.py answers for,
-// lets go of Python's lock, and divides the work among OpenMP's threads. What a thread
+// lets go of Python's lock, and divides the work among a pool of threads. What a thread
 // computes does not depend on how many there are. The same tiles are compiled for several
 // instruction sets, and the best that the processor has is taken when it is known.
 
@@ -10,6 +10,7 @@
 #include <Python.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -19,6 +20,7 @@
 #include <utility>
 
 #include "jobs.h"
+#include "pool.h"
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -110,6 +112,7 @@ struct Functions {
     int64_t panel_width, block_rows;
     void (*pack_panel)(const AssignJob<T>&, int64_t panel);
     int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop);
+    void (*recheck_row)(const AssignJob<T>&, int64_t row);
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
     void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
@@ -122,9 +125,9 @@ struct Functions {
     []() -> Functions<T> {                                                            \
         using namespace set;                                                          \
         using Element = T;                                                            \
-        return {panel_width<T>(),      BLOCK_ROWS,         pack_panel<T>,             \
-                assign_block<T>,       accumulate_cluster<T>, measure_rows<T>,        \
-                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                 \
+        return {panel_width<T>(), BLOCK_ROWS,            pack_panel<T>,               \
+                assign_block<T>,  recheck_row<T>,        accumulate_cluster<T>,       \
+                measure_rows<T>,  {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};               \
     }()
 
 struct InstructionSet {
@@ -158,22 +161,30 @@ const Functions<T>& functions_of(const InstructionSet& set) {
     }
 }
 
+int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
+
+// Labels of all rows, and in how many cases screening left a doubt; if `rechecks`, they are right.
 template <class T>
-int64_t assign(const Functions<T>& functions, AssignJob<T>& job, int n_threads) {
-    int64_t n_uncertain = 0;
-    const int64_t width = functions.panel_width, n_panels = (job.k + width - 1) / width;
-#pragma omp parallel num_threads(n_threads)
-    {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t panel = 0; panel < n_panels; ++panel) functions.pack_panel(job, panel);
-#pragma omp single
-        job.longest_sq = *std::max_element(job.c_sq, job.c_sq + job.k);
-        // Dynamic: a core that a reader takes for a while must not hold up the others.
-#pragma omp for schedule(dynamic, 1) reduction(+ : n_uncertain)
-        for (int64_t start = 0; start < job.n_rows; start += functions.block_rows) {
-            n_uncertain += functions.assign_block(
-                job, start, std::min(start + functions.block_rows, job.n_rows));
-        }
+int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, int n_threads) {
+    Pool& pool = Pool::instance();
+    pool.run(parts_of(job.k, functions.panel_width), n_threads,
+             [&](int64_t panel) { functions.pack_panel(job, panel); });
+    job.longest_sq = *std::max_element(job.c_sq, job.c_sq + job.k);
+    std::atomic<int64_t> n_uncertain{0};
+    pool.run(parts_of(job.n_rows, functions.block_rows), n_threads, [&](int64_t block) {
+        const int64_t start = block * functions.block_rows;
+        n_uncertain += functions.assign_block(
+            job, start, std::min(start + functions.block_rows, job.n_rows));
+    });
+    if (rechecks && n_uncertain > 0) {
+        // In pieces: rows in doubt may lie together.
+        constexpr int64_t ROWS_AT_ONCE = 64;
+        pool.run(parts_of(job.n_rows, ROWS_AT_ONCE), n_threads, [&](int64_t part) {
+            const int64_t stop = std::min((part + 1) * ROWS_AT_ONCE, job.n_rows);
+            for (int64_t row = part * ROWS_AT_ONCE; row < stop; ++row) {
+                if (job.uncertain[row]) functions.recheck_row(job, row);
+            }
+        });
     }
     return n_uncertain;
 }
@@ -183,26 +194,27 @@ constexpr int64_t SLICE_COLUMNS = 64;
 
 template <class T>
 void accumulate(const Functions<T>& functions, const AccumulateJob<T>& job, int n_threads) {
-    const int64_t n_slices = (job.n_features + SLICE_COLUMNS - 1) / SLICE_COLUMNS;
-    const int64_t chunk = std::max<int64_t>(job.k * n_slices / (int64_t{n_threads} * 16), 1);
-    // By slices first: neighbouring tasks are of other clusters.
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(n_threads)
-    for (int64_t task = 0; task < job.k * n_slices; ++task) {
-        const int64_t cluster = task % job.k, column = task / job.k * SLICE_COLUMNS;
-        if (job.offsets[cluster] == job.offsets[cluster + 1]) continue;
-        functions.accumulate_cluster(job, cluster, column,
-                                     std::min(column + SLICE_COLUMNS, job.n_features));
-    }
+    const int64_t n_sums = job.k * parts_of(job.n_features, SLICE_COLUMNS);
+    const int64_t n_together = std::max<int64_t>(n_sums / (int64_t{n_threads} * 16), 1);
+    Pool::instance().run(parts_of(n_sums, n_together), n_threads, [&](int64_t task) {
+        const int64_t stop = std::min((task + 1) * n_together, n_sums);
+        // By slices first: neighbouring sums are of other clusters.
+        for (int64_t sum = task * n_together; sum < stop; ++sum) {
+            const int64_t cluster = sum % job.k, column = sum / job.k * SLICE_COLUMNS;
+            if (job.offsets[cluster] == job.offsets[cluster + 1]) continue;
+            functions.accumulate_cluster(job, cluster, column,
+                                         std::min(column + SLICE_COLUMNS, job.n_features));
+        }
+    });
 }
 
 // Calls `work(start, stop)` for so many rows at a time.
 template <class Work>
 void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
     constexpr int64_t ROWS_AT_ONCE = 256;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
-    for (int64_t start = 0; start < n_rows; start += ROWS_AT_ONCE) {
-        work(start, std::min(start + ROWS_AT_ONCE, n_rows));
-    }
+    Pool::instance().run(parts_of(n_rows, ROWS_AT_ONCE), n_threads, [&](int64_t part) {
+        work(part * ROWS_AT_ONCE, std::min((part + 1) * ROWS_AT_ONCE, n_rows));
+    });
 }
 
 template <class T>
@@ -247,7 +259,7 @@ struct AssignArguments {
     unsigned long long x, sq_norms, centroids, packed, c_sq, labels, sq_distances, uncertain;
     long long n_rows, n_features, k;
     double rounding;
-    int n_threads;
+    int rechecks, n_threads;
 };
 
 template <class T>
@@ -257,16 +269,16 @@ int64_t assign_from(const InstructionSet& set, const AssignArguments& given) {
                      at<T>(given.sq_distances),   at<bool>(given.uncertain),
                      given.n_rows,          given.n_features,      given.k,
                      static_cast<T>(given.rounding), 0};
-    return assign(functions_of<T>(set), job, given.n_threads);
+    return assign(functions_of<T>(set), job, given.rechecks, given.n_threads);
 }
 
 PyObject* py_assign(PyObject*, PyObject* args) {
     int set, is_double;
     AssignArguments given;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdi", &set, &is_double, &given.x, &given.sq_norms,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdpi", &set, &is_double, &given.x, &given.sq_norms,
                           &given.centroids, &given.packed, &given.c_sq, &given.labels,
                           &given.sq_distances, &given.uncertain, &given.n_rows, &given.n_features,
-                          &given.k, &given.rounding, &given.n_threads)) {
+                          &given.k, &given.rounding, &given.rechecks, &given.n_threads)) {
         return nullptr;
     }
     int64_t n_uncertain;
@@ -404,7 +416,7 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, and how many are in doubt; see kernels/cpu.py."},
+    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, and how many were in doubt; see kernels/cpu.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/cpu.py."},
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/distances.py."},

@@ -1,0 +1,152 @@
+// Threads that share the tasks of a loop.
+//
+// OpenMP was measured against it (bench/LOG.md): its loops end when every thread of the team
+// has come by, also one that found nothing left to do. Beside readers, or any other program, a
+// thread waits some milliseconds for a core, and the others then wait for it. Here the caller takes
+// tasks itself from the first moment on, and waits only for those that another thread has begun.
+
+#pragma once
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+// Tells the processor that a thread only waits.
+inline void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+class Pool {
+public:
+    // The process's. Never destroyed, since threads may wait in it when the process ends, and made
+    // anew in a child process, which has none of the threads.
+    static Pool& instance() {
+        static std::once_flag registered;
+        std::call_once(registered, [] {
+            current() = new Pool;
+            pthread_atfork(nullptr, nullptr, [] { current() = new Pool; });
+        });
+        return *current();
+    }
+
+    // Calls `work(task)` for every task from 0 to n_tasks - 1, in any order, on at most
+    // `n_threads` threads, the caller's among them.
+    template <class Work>
+    void run(int64_t n_tasks, int n_threads, const Work& work) {
+        // A second caller at the same time does all its tasks itself.
+        std::unique_lock<std::mutex> mine(callers_, std::try_to_lock);
+        if (n_threads <= 1 || n_tasks <= 1 || !mine.owns_lock()) {
+            for (int64_t task = 0; task < n_tasks; ++task) work(task);
+            return;
+        }
+        start_threads(n_threads - 1);
+        work_ = &work;
+        call_ = [](const void* given, int64_t task) { (*static_cast<const Work*>(given))(task); };
+        n_tasks_ = n_tasks;
+        n_helpers_ = static_cast<int>(n_tasks < n_threads ? n_tasks : n_threads) - 1;
+        next_.store(0);
+        open();
+        take_tasks();
+        close();
+    }
+
+private:
+    // The gate counts the helpers that are inside; above them a bit says whether more may come
+    // in, and above that is the number of the loop, so that none comes twice.
+    static constexpr uint64_t INSIDE = 0xFFFF, OPEN = 0x10000, LOOP = 0x20000;
+    // A helper waits so many times for the next loop before it sleeps, some 20 microseconds:
+    // what lies between the loops of one batch.
+    static constexpr int SPINS = 500;
+
+    static Pool*& current() {
+        static Pool* pool = nullptr;
+        return pool;
+    }
+
+    void start_threads(int n_wanted) {
+        for (; n_threads_ < n_wanted; ++n_threads_) {
+            try {
+                std::thread(&Pool::help, this, n_threads_).detach();
+            } catch (const std::system_error&) {
+                return;  // As many as the system gives: the caller does the rest.
+            }
+        }
+    }
+
+    void open() {
+        gate_.store(gate_.load() + LOOP + OPEN);
+        if (n_asleep_.load() > 0) {
+            { const std::lock_guard<std::mutex> lock(sleepers_); }
+            wake_.notify_all();
+        }
+    }
+
+    void close() {
+        gate_.fetch_and(~OPEN);
+        for (int spin = 0; (gate_.load() & INSIDE) != 0 && spin < SPINS; ++spin) relax();
+        std::unique_lock<std::mutex> lock(sleepers_);
+        left_.wait(lock, [this] { return (gate_.load() & INSIDE) == 0; });
+    }
+
+    void take_tasks() {
+        for (int64_t task; (task = next_.fetch_add(1)) < n_tasks_;) call_(work_, task);
+    }
+
+    // Body of a helper thread.
+    void help(int number) {
+        for (uint64_t seen = 0;;) {
+            uint64_t gate = wait_for_loop(seen);
+            seen = gate & ~(INSIDE | OPEN);
+            while ((gate & OPEN) != 0 && (gate & ~(INSIDE | OPEN)) == seen) {
+                if (!gate_.compare_exchange_weak(gate, gate + 1)) continue;
+                if (number < n_helpers_) take_tasks();
+                if ((gate_.fetch_sub(1) & (INSIDE | OPEN)) == 1) {
+                    { const std::lock_guard<std::mutex> lock(sleepers_); }
+                    left_.notify_one();
+                }
+                break;
+            }
+        }
+    }
+
+    // The gate, once it is open for another loop than the one last `seen`.
+    uint64_t wait_for_loop(uint64_t seen) {
+        const auto is_new = [this, seen] {
+            const uint64_t gate = gate_.load();
+            return (gate & OPEN) != 0 && (gate & ~(INSIDE | OPEN)) != seen;
+        };
+        for (int spin = 0; spin < SPINS; ++spin) {
+            if (is_new()) return gate_.load();
+            relax();
+        }
+        std::unique_lock<std::mutex> lock(sleepers_);
+        n_asleep_.fetch_add(1);
+        wake_.wait(lock, is_new);
+        n_asleep_.fetch_sub(1);
+        return gate_.load();
+    }
+
+    std::mutex callers_;
+    int n_threads_ = 0;
+
+    // The loop in hand; only written while no helper is inside.
+    const void* work_ = nullptr;
+    void (*call_)(const void*, int64_t) = nullptr;
+    int64_t n_tasks_ = 0;
+    int n_helpers_ = 0;
+    std::atomic<int64_t> next_{0};
+
+    std::atomic<uint64_t> gate_{0};
+    std::mutex sleepers_;
+    std::condition_variable wake_, left_;
+    std::atomic<int> n_asleep_{0};
+};
