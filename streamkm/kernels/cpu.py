@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CpuKernel"]
 
+#: What a score takes beside its products, in products: comparing it with the least two so far.
+EPILOGUE_PRODUCTS = 16
+
 
 class CpuKernel:
     """Tiles in C++, for batches of up to `batch_rows` rows and `k` centroids.
@@ -118,7 +121,7 @@ class CpuKernel:
             k,
             rounding_share(x_BD.dtype, n_features),
             self._rechecks,
-            n_threads_for(n_rows * n_features * k),
+            n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
         )
         if self._rechecks and n_uncertain:
             self.n_rechecked += n_uncertain
