@@ -13,15 +13,22 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
-from typing import TYPE_CHECKING, Any, TextIO
+import errno
+from typing import TYPE_CHECKING, Any
 
 from streamkm.config import setting_differences
-from streamkm.errors import InputError, OutputExistsError, ResumeError, RunError
-from streamkm.files import fsync_directory, write_atomically
+from streamkm.errors import InputError, NonFiniteError, OutputExistsError, ResumeError, RunError
+from streamkm.files import (
+    FileLock,
+    discard,
+    make_directory,
+    names_in,
+    read_bytes,
+    remove_empty,
+    seal,
+    unseal,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +37,9 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder", "check_run_is_free", "read_config"]
 
 CONFIG, LOCK = "config.json", "lock"
+
+#: What a place answers that cannot be written at all: the remedy is another one.
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 class RunFolder:
@@ -44,7 +54,7 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self._record = record
         self._resume = resume
-        self._lock: TextIO | None = None
+        self._lock = FileLock(path / LOCK, path, "working on this run")
         self._is_new = False
 
     @property
@@ -56,23 +66,25 @@ class RunFolder:
         check_run_is_free(self.path, resume=self._resume)
         self._is_new = not self.path.exists()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            if (self.path / CONFIG).exists():
-                # Again: it may have appeared before the lock was ours.
-                check_run_is_free(self.path, resume=self._resume)
-                self._check_record(read_config(self.path))
-            else:
-                content = json.dumps(self._record, indent=2).encode()
-                write_atomically(self.path / CONFIG, content)
-                fsync_directory(self.path.parent)
-        except OSError as error:
-            self._release_lock()
-            raise RunError(f"{self.path}: the run folder cannot be written: {error}") from error
-        except BaseException:
-            self._release_lock()
+            make_directory(self.path)
+            self._lock.take()
+            self._begin()
+        except BaseException as error:
+            self._leave(nothing_saved=True)
+            if isinstance(error, OSError) and error.errno in _REFUSALS:
+                raise RunError(f"{self.path}: the run folder cannot be written: {error}") from error
             raise
         return self
+
+    def _begin(self) -> None:
+        """Write config.json, or compare with the one that is there."""
+        if (self.path / CONFIG).exists():
+            # Again: it may have appeared before the lock was ours.
+            check_run_is_free(self.path, resume=self._resume)
+            self._check_record(read_config(self.path))
+        else:
+            write_atomically(self.path / CONFIG, seal(self._record))
+        make_directory(self.checkpoints)
 
     def __exit__(
         self,
@@ -80,10 +92,21 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_new and isinstance(error, InputError):
-            # Nothing that could be resumed: the next try may have the same name.
-            shutil.rmtree(self.path, ignore_errors=True)
-        self._release_lock()
+        # Rows that cannot be used will not be better next time; data that could not be read may.
+        is_useless = isinstance(error, NonFiniteError)
+        is_useless |= isinstance(error, InputError) and not names_in(self.checkpoints)
+        self._leave(nothing_saved=is_useless)
+
+    def _leave(self, *, nothing_saved: bool) -> None:
+        """Let go of the folder; of a new one that holds nothing of use its name is free again."""
+        if not (nothing_saved and self._is_new and self._lock.is_held):
+            # The lock's file stays: it says who was here last.
+            self._lock.release()
+            return
+        # The lock last: with it, another process may begin.
+        discard(*(self.path / name for name in names_in(self.path) if name != LOCK))
+        self._lock.release(remove=True)
+        remove_empty(self.path)
 
     def _check_record(self, before: dict[str, Any]) -> None:
         # The data first: settings that were left open follow from its shape.
@@ -100,28 +123,6 @@ class RunFolder:
                 f"{self.path}: a setting that alters the result changed ({'; '.join(changed)}); "
                 "resume with the original one, or start anew with another --out"
             )
-
-    def _take_lock(self) -> None:
-        lock = (self.path / LOCK).open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            lock.close()
-            raise RunError(
-                f"{self.path}: {owner} is working on this run; wait for it or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-        lock.flush()
-        self._lock = lock
-
-    def _release_lock(self) -> None:
-        # The file stays: removing it would let two processes lock two files of one name.
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
 
 
 def check_run_is_free(path: Path, *, resume: bool) -> None:
@@ -144,10 +145,10 @@ def check_run_is_free(path: Path, *, resume: bool) -> None:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of the run folder `path`."""
     try:
-        record = json.loads((path / CONFIG).read_bytes())
+        record = unseal(read_bytes(path / CONFIG))
         record["source"], record["fit"]["k"], record["data"]["shape"], record["data"]["dtype"]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is no run: it has no {CONFIG}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path / CONFIG} is damaged: {error!r}") from None
-    return record  # type: ignore[no-any-return]  # JSON
+    return record
