@@ -68,9 +68,9 @@ class ZarrSink(Sink):
     def _check(self, chunk_rows: int) -> zarr.Array[Any]:
         """The unfinished array, if it fits, without what no cursor has claimed."""
         try:
-            array = zarr.open_array(
-                LocalStore(self._partial), mode="r+", config={"write_empty_chunks": True}
-            )
+            # `open_array` leaves its own `config` aside, as of zarr 3.1.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                array = zarr.open_array(LocalStore(self._partial), mode="r+")
         except Exception as error:
             if self._durable_rows == 0:
                 # A crash came before the metadata was on disk, so there is nothing to lose.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +30,17 @@ def _one_arithmetic_thread() -> Iterator[None]:
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows of a few blocks, as large arrays have, for small ones."""
     monkeypatch.setattr(plan, "WINDOW_BYTES", 1000)
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: for tests of thousands of small files."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

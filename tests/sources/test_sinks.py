@@ -88,6 +88,18 @@ def test_zeros_are_stored(target: Path) -> None:
     assert not load(target).any()
 
 
+# Breaks when that is forgotten by an output that is resumed.
+def test_zeros_are_stored_by_a_resumed_output_too(target: Path) -> None:
+    with open_sink(target, n_rows=100, dtype="int32", chunk_rows=10) as sink:
+        sink.write(0, labels(20))
+        sink.write_cursor({})
+    with open_sink(target, n_rows=100, dtype="int32", resume=True) as sink:
+        sink.write(20, np.zeros(80, np.int32))
+        sink.commit()
+    assert (load(target)[:20] == labels(20)).all()
+    assert not load(target)[20:].any()
+
+
 def test_strided_values(target: Path) -> None:
     values = labels(200)
     with open_sink(target, n_rows=100, dtype="int32", chunk_rows=7) as sink:
