@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from streamkm.config import setting_differences
@@ -94,19 +95,25 @@ class RunFolder:
     ) -> None:
         # Rows that cannot be used will not be better next time; data that could not be read may.
         is_useless = isinstance(error, NonFiniteError)
-        is_useless |= isinstance(error, InputError) and not names_in(self.checkpoints)
+        is_useless |= isinstance(error, InputError) and self._has_no_checkpoint()
         self._leave(nothing_saved=is_useless)
 
     def _leave(self, *, nothing_saved: bool) -> None:
         """Let go of the folder; of a new one that holds nothing of use its name is free again."""
-        if not (nothing_saved and self._is_new and self._lock.is_held):
-            # The lock's file stays: it says who was here last.
-            self._lock.release()
-            return
-        # The lock last: with it, another process may begin.
-        discard(*(self.path / name for name in names_in(self.path) if name != LOCK))
-        self._lock.release(remove=True)
-        remove_empty(self.path)
+        if nothing_saved and self._is_new and self._lock.is_held:
+            # The lock last: with it, another process may begin.
+            with suppress(OSError):
+                discard(*(self.path / name for name in names_in(self.path) if name != LOCK))
+                self._lock.release(remove=True)
+                remove_empty(self.path)
+        # Else the lock's file stays: it says who was here last.
+        self._lock.release()
+
+    def _has_no_checkpoint(self) -> bool:
+        try:
+            return not names_in(self.checkpoints)
+        except OSError:
+            return False  # Nobody knows, so that nothing is deleted.
 
     def _check_record(self, before: dict[str, Any]) -> None:
         # The data first: settings that were left open follow from its shape.
@@ -127,18 +134,19 @@ class RunFolder:
 
 def check_run_is_free(path: Path, *, resume: bool) -> None:
     """Refuse a run folder that exists, unless it is a run's and is to be resumed."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists():
         return
     if not path.is_dir():
         raise OutputExistsError(f"{path} exists and is no folder; choose another --out")
-    if not resume and not (path / CONFIG).exists():
+    names = names_in(path)
+    if not resume and names:
+        if CONFIG in names:
+            raise OutputExistsError(
+                f"{path} exists; add --resume to go on with it, or choose another --out"
+            )
         raise OutputExistsError(f"{path} exists and is no run; choose another --out")
-    if not resume:
-        raise OutputExistsError(
-            f"{path} exists; add --resume to go on with it, or choose another --out"
-        )
     # A run that was killed in its very first moment has only a lock.
-    if any(entry.name not in (LOCK, f".{CONFIG}.tmp") for entry in path.iterdir()):
+    if set(names) - {LOCK, f".{CONFIG}.tmp"}:
         read_config(path)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from streamkm import files
 
 #: The calls that are recorded, failed and replayed; the rest of `os` is passed on.
 CALLS = {
-    "open", "close", "read", "pread", "write", "pwrite", "fsync", "ftruncate", "posix_fallocate",
+    "open", "close", "read", "pread", "writev", "pwrite", "fsync", "ftruncate", "posix_fallocate",
     "replace", "unlink", "mkdir", "rmdir", "listdir",
 }  # fmt: skip
-WRITES = {"write", "pwrite"}
+WRITES = {"writev", "pwrite"}
 READS = {"read", "pread"}
 #: Calls that a full disk can refuse.
 GROWING = {*WRITES, "open", "fsync", "ftruncate", "posix_fallocate", "replace", "mkdir"}
@@ -72,11 +73,11 @@ class Disk:
     @contextmanager
     def mounted(self) -> Iterator[None]:
         """While entered, this package's own files lie here."""
-        files.os = self  # type: ignore[assignment]
+        vars(files)["os"] = self
         try:
             yield
         finally:
-            files.os = os
+            vars(files)["os"] = os
 
 
 class FaultyDisk(Disk):
@@ -111,7 +112,11 @@ class FaultyDisk(Disk):
 
 def _halved(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     fd, what, *rest = arguments
-    return (fd, what[: (len(what) + 1) // 2] if name in WRITES else (what + 1) // 2, *rest)
+    if name in READS:
+        return (fd, (what + 1) // 2, *rest)
+    whole = b"".join(what) if name == "writev" else bytes(what)
+    half = whole[: (len(whole) + 1) // 2]
+    return (fd, [half] if name == "writev" else half, *rest)
 
 
 # ---- power cuts -------------------------------------------------------------
@@ -245,7 +250,7 @@ def _zeros(states: list[State]) -> State:
 def _reordered(states: list[State], rng: random.Random) -> State:
     """Some of the changes of a folder that were not synced; a renaming is one."""
     entries = dict(states[0])  # type: ignore[arg-type]
-    for before, after in zip(states[:-1], states[1:], strict=True):
+    for before, after in pairwise(states):
         assert isinstance(before, dict)
         assert isinstance(after, dict)
         if rng.random() < 0.5:

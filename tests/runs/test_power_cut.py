@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tests.runs.helpers import Job, clusters, every, label, steps_saved
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "minibatch": {"epochs": 2},
     "lloyd": {"algorithm": "lloyd", "epochs": 2},
 }
@@ -71,7 +72,7 @@ def record(job: Job, disk: RecordingDisk, monkeypatch) -> list[Moment]:
 
     with disk.mounted(), monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_checkpoint", save)
-        job.attempt(checkpoint_every=every(3), keep_checkpoints=2)
+        job.attempt(checkpoint_every=every(3), read_threads=0)
         disk.marks["finished"] = True
         disk.finish()
     return disk.moments
@@ -88,7 +89,7 @@ def check(job: Job, moment: Moment, truth: Truth, what: str) -> None:
         assert state_of(job.run, found.step) == truth.states[found.step], what
     if "finished" in moment.marks:
         assert job.results == truth.results, what
-    job.attempt()
+    job.attempt(read_threads=0)
     assert job.results == truth.results, what
 
 
