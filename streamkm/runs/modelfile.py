@@ -74,6 +74,6 @@ def _digest(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     """sha256 of all that the file says."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].shape}\n".encode())
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
         digest.update(tensors[name].data)
     return digest.hexdigest()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from streamkm.clustering import sizes
+from streamkm.runs import progress
 from streamkm.stream import plan
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saves hundreds of checkpoints in no time; no power is cut in these tests."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No records between those that always are: the calls of a run are the same each time."""
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", 1e9)
 
 
 @pytest.fixture

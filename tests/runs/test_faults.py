@@ -29,7 +29,7 @@ from tests.runs.faults import KINDS, Disk, FaultyDisk, applies
 from tests.runs.helpers import Job, clusters, every, label
 from tests.runs.test_power_cut import content
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
+pytestmark = pytest.mark.usefixtures("no_fsync", "no_reports")
 
 ROOT = Path(files.__file__).parent
 

@@ -25,7 +25,7 @@ from streamkm.sources import open_sink
 from tests.runs.faults import Moment, RecordingDisk, digest, images, restore
 from tests.runs.helpers import Job, clusters, every, label, steps_saved
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
+pytestmark = pytest.mark.usefixtures("no_fsync", "no_reports")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "minibatch": {"epochs": 2},
