@@ -328,6 +328,7 @@ class FileLock:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+            discard(self._path)
             raise RunError(
                 f"{self._subject}: its file system has no locks ({error.strerror}), so that two "
                 "processes could write at once; choose a place on another file system, or mount "

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
@@ -75,8 +76,9 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.clear()
-        sys.stderr.write(message + "\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # A log on a disk that is full is no reason to stop.
+            sys.stderr.write(message + "\n")
+            sys.stderr.flush()
         if self._bar is not None:
             self._bar.refresh()
 

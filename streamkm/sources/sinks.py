@@ -174,6 +174,8 @@ def _state(cursor: Path, n_rows: int) -> dict[str, Any]:
         state = unseal(read_bytes(cursor))
         if type(state["durable_rows"]) is not int or not 0 <= state["durable_rows"] <= n_rows:
             raise ValueError(f"durable_rows is {state['durable_rows']}, the output has {n_rows}")
+        if not isinstance(state["cursor"], dict | None) or type(state["crc32"]) is not int:
+            raise ValueError(f"cursor is {state['cursor']!r}, crc32 {state['crc32']!r}")
         return {name: state[name] for name in ("durable_rows", "crc32", "cursor")}
     except FileNotFoundError:
         # Without a cursor no row was ever claimed, but another output's must not be taken over.

@@ -41,6 +41,7 @@ def applies(kind: str, call: str) -> bool:
         "EMFILE": call in {"open", "listdir"},
         "short": call in WRITES | READS,
         "torn": call in WRITES,
+        "EROFS": call in {*GROWING, "unlink", "rmdir"} - {"open", "fsync"},
     }[kind]
 
 

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture
-def job(quick_path) -> Job:
+def job(quick_path: Path) -> Job:
     np.save(quick_path / "x.npy", clusters(205, 3))
     settings = {"k": 3, "batch_rows": 40, "init": "random"}
     return Job(quick_path / "x.npy", quick_path / "run", settings)
@@ -60,7 +60,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def stopped(job) -> Job:
+def stopped(job: Job) -> Job:
     """A run with two checkpoints."""
     assert job.interrupted(8, checkpoint_every=every(2))
     assert len(list((job.run / "checkpoints").iterdir())) == 2
@@ -132,7 +132,7 @@ def test_a_damaged_config_is_an_error_everywhere(command, stopped, quick_path, c
 
 
 @pytest.fixture
-def finished(job) -> Job:
+def finished(job: Job) -> Job:
     job.attempt()
     return job
 
