@@ -8,6 +8,8 @@ that is, ends with the same bits.
 from __future__ import annotations
 
 import ast
+import errno
+import os
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -17,16 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 from streamkm import files
-from streamkm.errors import StorageError, StreamkmError
+from streamkm.errors import ReadError, StorageError, StreamkmError
 from streamkm.files import LineFile, OutputFile, write_durably
 from streamkm.runs import checkpoint
 from streamkm.runs import predict as predict_module
 from streamkm.runs.checkpoint import load_checkpoint
 from streamkm.sources import open_sink
+from streamkm.sources.sinks import unfinished_rows
 from tests.runs.faults import KINDS, Disk, FaultyDisk, applies
-from tests.runs.helpers import Job, clusters, every, label
+from tests.runs.helpers import Job, clusters, every, label, steps_saved
 from tests.runs.test_power_cut import content
 
 pytestmark = pytest.mark.usefixtures("no_fsync", "no_reports")
@@ -227,3 +231,76 @@ def test_predict_survives_any_fault_of_its_files(suffix, quick_path, monkeypatch
                 assert content(output) == expected, what
                 shutil.rmtree(folder)
     assert next(numbers) > 50
+
+
+# ---- a source that cannot be read for a while -------------------------------
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """From so many reads of a source on every one fails; None: they work again."""
+    real = os.preadv
+    left: list[int | None] = [None]
+
+    def preadv(*arguments):
+        if left[0] is not None:
+            if left[0] == 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            left[0] -= 1
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+
+    def fail_after(n_reads: int | None) -> None:
+        left[0] = n_reads
+
+    return fail_after
+
+
+@pytest.fixture
+def chunked(quick_path) -> Job:
+    """A job on many chunks, each of which is a read."""
+    zarr.create_array(quick_path / "x.zarr", data=clusters(205, 3), chunks=(20, 3))
+    settings = {"k": 3, "batch_rows": 25, "init": "random"}
+    return Job(quick_path / "x.zarr", quick_path / "run", settings)
+
+
+# Breaks where a run, or an output, that could go on is deleted as if its data were unusable.
+@pytest.mark.usefixtures("small_windows")
+def test_a_source_that_cannot_be_read_for_a_while_costs_no_checkpoint(chunked, unreadable):
+    whole = replace(chunked, run=chunked.run.with_name("whole"))
+    whole.attempt()
+    kept = []
+    for n_reads in range(1, 30, 4):
+        unreadable(n_reads)
+        with pytest.raises(ReadError, match="Input/output error"):
+            chunked.attempt(resume=False, checkpoint_every=every(2), read_threads=0)
+        unreadable(None)
+        # A folder without any checkpoint goes: the next try may have the same name.
+        assert chunked.run.exists() == bool(steps_saved(chunked.run)), n_reads
+        kept.append(chunked.run.exists())
+        chunked.attempt()
+        assert chunked.results == whole.results
+        shutil.rmtree(chunked.run)
+    assert set(kept) == {False, True}
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_source_that_cannot_be_read_for_a_while_costs_no_labels(
+    chunked, unreadable, quick_path, monkeypatch
+):
+    chunked.attempt()
+    label(chunked.run, chunked.source, quick_path / "whole.npy")
+    monkeypatch.setattr("streamkm.config.MIN_BATCH_ROWS", 25)
+    out, kept = quick_path / "out.npy", []
+    for n_reads in range(0, 10, 3):
+        unreadable(n_reads)
+        with pytest.raises(ReadError, match="Input/output error"):
+            label(chunked.run, chunked.source, out, checkpoint_every=every(1), read_threads=0)
+        unreadable(None)
+        kept.append(unfinished_rows(out))
+        label(chunked.run, chunked.source, out)
+        assert out.read_bytes() == (quick_path / "whole.npy").read_bytes()
+        out.unlink()
+    assert kept[0] == 0
+    assert kept[-1] > 0

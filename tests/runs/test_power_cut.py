@@ -20,7 +20,7 @@ import pytest
 from streamkm.errors import OutputExistsError
 from streamkm.runs import checkpoint
 from streamkm.runs import predict as predict_module
-from streamkm.runs.checkpoint import load_checkpoint
+from streamkm.runs.checkpoint import load_checkpoint, save_checkpoint
 from streamkm.sources import open_sink
 from tests.runs.faults import Moment, RecordingDisk, digest, images, restore
 from tests.runs.helpers import Job, clusters, every, label, steps_saved
@@ -128,12 +128,7 @@ def test_a_power_cut_after_a_kill(job, quick_path, monkeypatch):
         moment = first[killed_at]
         again = quick_path / f"again{killed_at}"
         _, image = next(images(moment, seed=0, n_random=0))
-        inodes = restore(image, moment.root, again)
-        before = {
-            new: [translated(state, inodes) for state in moment.histories[old]]
-            for old, new in inodes.items()
-        }
-        disk = RecordingDisk(again, before)
+        disk = RecordingDisk(again, relaid(moment, image, again))
         disk.marks |= moment.marks
         second = replace(job, run=again / "deep/run")
         moments = record(second, disk, monkeypatch)
@@ -146,6 +141,38 @@ def test_a_power_cut_after_a_kill(job, quick_path, monkeypatch):
             cut = replace(job, run=after / "deep/run")
             check(cut, late, truth, f"killed at {killed_at}, then without power at {late.call}")
             shutil.rmtree(after)
+
+
+# An attempt that finds the checkpoint which it is to save must not take its name for synced: the
+# one before may have been killed between the renaming and that.
+def test_a_checkpoint_that_is_there_already_is_synced_again(quick_path):
+    def save(disk: RecordingDisk) -> Moment:
+        with disk.mounted():
+            save_checkpoint(disk.root / "checkpoints", 7, {"a": np.arange(3)}, {}, keep=2)
+            disk.finish()
+        return disk.moments[-1]
+
+    (quick_path / "disk").mkdir()
+    first = RecordingDisk(quick_path / "disk")
+    save(first)
+    renamed = [b for a, b in pairwise(first.moments) if a.call == "replace"]
+    assert len(renamed) == 1
+    _, image = next(images(renamed[0], seed=0, n_random=0))
+    again = RecordingDisk(quick_path / "again", relaid(renamed[0], image, quick_path / "again"))
+    _, lost = list(images(save(again), seed=0, n_random=0))[1]
+    restore(lost, again.moments[-1].root, quick_path / "after")
+    found = load_checkpoint(quick_path / "after/checkpoints")
+    assert found is not None
+    assert found.step == 7
+
+
+def relaid(moment: Moment, image, folder: Path):
+    """Lay `image` out in `folder`; what of it was not synced, as the new disk must know it."""
+    inodes = restore(image, moment.root, folder)
+    return {
+        new: [translated(state, inodes) for state in moment.histories[old]]
+        for old, new in inodes.items()
+    }
 
 
 def translated(state, inodes):
