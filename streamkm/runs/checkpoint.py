@@ -167,7 +167,8 @@ def save_checkpoint(
     """
     target = directory / f"step-{step:08d}"
     temporary = directory / f".{target.name}.tmp"
-    make_directory(directory)
+    if not directory.exists():
+        make_directory(directory)
     if target.exists():
         try:
             _verify(target)

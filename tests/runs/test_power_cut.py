@@ -100,9 +100,10 @@ def test_a_fit_survives_a_power_cut_at_any_call(job, quick_path, monkeypatch):
     moments = record(job, disk, monkeypatch)
     assert len(steps_saved(job.run)) == 2
     assert moments[-1].marks["saved"] >= 7
+    n_random = 2 if job.settings.get("algorithm") is None else 0  # The same files again.
     seen: dict[str, int] = {}
     for number, moment in enumerate(moments):
-        for name, image in images(moment, seed=number, n_random=4):
+        for name, image in images(moment, seed=number, n_random=n_random):
             # The same disk again need only be looked at if more was promised of it.
             key, promised = digest(image, moment.root), len(moment.marks)
             promised += moment.marks.get("saved", -1)
