@@ -53,6 +53,8 @@ _PARTS_AT_ONCE = 16
 
 #: What file systems answer that cannot reserve space.
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
+#: Each fails only if the file is removed in that moment, or where inodes have no lasting numbers.
+_LOCK_ATTEMPTS = 100
 #: What file systems answer that keep no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
@@ -294,20 +296,24 @@ class FileLock:
         RunError
             If another process, or another thread, holds it; if the file system has no locks.
         """
-        while self._fd is None:
-            fd = _open(self._path, os.O_RDWR | os.O_CREAT)
-            try:
+        for _ in range(_LOCK_ATTEMPTS):
+            if self._try():
+                return
+        raise RunError(f"{self._path}: is replaced again and again; choose another file system")
+
+    def _try(self) -> bool:
+        fd = _open(self._path, os.O_RDWR | os.O_CREAT)
+        try:
+            with _naming(self._path):
                 self._lock(fd)
                 if self._is_in_place(fd):
                     os.ftruncate(fd, 0)
                     _write_all(fd, f"process {os.getpid()} on {os.uname().nodename}".encode())
                     self._fd = fd
-            except OSError as error:
-                error.filename = error.filename or str(self._path)
-                raise
-            finally:
-                if self._fd is None:
-                    _close(fd)
+        finally:
+            if self._fd is None:
+                _close(fd)
+        return self.is_held
 
     def release(self, *, remove: bool = False) -> None:
         """Let go of it; with `remove` nothing of it is left."""

@@ -65,10 +65,12 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         check_run_is_free(self.path, resume=self._resume)
-        self._is_new = not self.path.exists()
+        was_missing = not self.path.exists()
         try:
             make_directory(self.path)
             self._lock.take()
+            # Not if another process came first, and has left its work in there.
+            self._is_new = was_missing and names_in(self.path) == [LOCK]
             self._begin()
         except BaseException as error:
             self._leave(nothing_saved=True)
@@ -161,6 +163,8 @@ def read_config(path: Path) -> dict[str, Any]:
             raise TypeError("its settings and shape are of other types")
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is no run: it has no {CONFIG}") from None
+    except OSError as error:
+        raise RunError(f"{path / CONFIG} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path / CONFIG} is damaged: {error!r}") from None
     return record

@@ -26,7 +26,8 @@ import zarr
 
 from streamkm.cli import main
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
-from streamkm.errors import ConfigError, RunError, StorageError, StreamkmError
+from streamkm.errors import ConfigError, OutputExistsError, RunError, StorageError, StreamkmError
+from streamkm.files import FileLock
 from streamkm.runs import predict as predict_module
 from streamkm.runs import progress
 from streamkm.runs.checkpoint import load_checkpoint
@@ -411,6 +412,24 @@ def test_a_folder_that_comes_and_goes_has_one_owner_at_a_time(tmp_path):
         thread.join()
     assert not faults
     assert n_entered[0] > 20
+
+
+# Breaks where a folder counts as new that was not there a moment before the lock was taken.
+def test_a_run_that_began_and_ended_in_between_is_left_alone(tmp_path, monkeypatch):
+    record = {"source": "x", "fit": {"k": 3}, "data": {"shape": [9, 2], "dtype": "float32"}}
+    run, real = tmp_path / "run", FileLock.take
+
+    def take(lock: FileLock) -> None:
+        monkeypatch.undo()
+        with RunFolder(run, record, resume=False) as first:
+            (first.checkpoints / "step-00000001").mkdir()
+        real(lock)
+
+    monkeypatch.setattr(FileLock, "take", take)
+    with pytest.raises(OutputExistsError, match="--resume"), RunFolder(run, record, resume=False):
+        pass
+    assert (run / "checkpoints/step-00000001").exists()
+    assert (run / "config.json").exists()
 
 
 KILLED = """
