@@ -14,6 +14,7 @@
     │   │   └── ResumeError           the data or a setting changed since the checkpoint
     │   ├── MemoryBudgetError         the host budget does not hold one window of rows
     │   └── DeviceError               the chosen device or kernel is not there
+    ├── StorageError  (OSError)       exit status 1: the disk refused a write that had to be
     └── Interrupted                   exit status 75: stopped by a signal, a checkpoint is saved
 
 A message names the rule, the value received and the remedy, in one line: it is
@@ -35,6 +36,7 @@ __all__ = [
     "ResumeError",
     "RunError",
     "SourceError",
+    "StorageError",
     "StreamkmError",
 ]
 
@@ -92,6 +94,13 @@ class MemoryBudgetError(InputError):
 
 class DeviceError(InputError):
     """The device or the kernel that was asked for is not available."""
+
+
+class StorageError(StreamkmError, OSError):
+    """The disk refused a write without which a command cannot go on or end.
+
+    What was saved before is intact: once there is space, ``--resume`` goes on from it.
+    """
 
 
 class Interrupted(StreamkmError):

@@ -25,7 +25,7 @@ from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
 from streamkm.clustering.sizes import plan_seeding
 from streamkm.clustering.state import RUNNING, STOP_REASONS
-from streamkm.errors import Interrupted
+from streamkm.errors import Interrupted, StorageError
 from streamkm.runs.arithmetic import Arithmetic
 from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.devices import environment
@@ -311,7 +311,14 @@ class Attempt:
     def _stop_if_asked(self) -> None:
         name = self._stop_request.signal_name
         if name is not None:
-            path = self._save()
+            try:
+                path = self._save(is_last=True)
+            except OSError as error:
+                raise StorageError(
+                    f"stopped by {name}, and the checkpoint cannot be saved ({error}); those "
+                    "before it are intact: free space, or mend what keeps the disk from being "
+                    "written, then add --resume to the command to go on from the newest"
+                ) from error
             saved = f"{path} is saved: add --resume to the command to go on"
             raise Interrupted(f"stopped by {name}; {saved if path else 'nothing is saved'}")
 
@@ -328,13 +335,13 @@ class Attempt:
 
     # ---- checkpoints --------------------------------------------------------
 
-    def _save(self) -> Path | None:
+    def _save(self, *, is_last: bool = False) -> Path | None:
         """Save a checkpoint of what has been applied, never of rows that must not be used."""
         now = self._now
         if now.state is not None:
             self._check_dropped(now.state.n_dropped)
         manifest = {**now.manifest(), "environment": self._environment()}
-        return self._checkpoints.save(now.step, now.tensors(), manifest)
+        return self._checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self._now = Snapshot.from_checkpoint(

@@ -7,6 +7,9 @@ folder is written and synced under a temporary name and then renamed, so that
 whatever has the final name is complete. An older checkpoint is deleted only
 after the new one has been read back.
 
+A disk that refuses costs a run nothing but that checkpoint: it says so, goes on, and
+tries again when the next one is due.
+
 safetensors was chosen over ``torch.save``, whose format is pickle and runs
 code when loaded, and over torch.distributed.checkpoint, which pickles its
 metadata.
@@ -14,21 +17,36 @@ metadata.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import logging
-import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load
 
 from streamkm.errors import RunError
-from streamkm.files import file_sha256, fsync_directory, fsync_file, write_durably
+from streamkm.files import (
+    discard,
+    file_sha256,
+    fsync_directory,
+    make_directory,
+    names_in,
+    new_directory,
+    read_bytes,
+    remove_tree,
+    rename_durably,
+    seal,
+    unseal,
+    write_durably,
+)
+from streamkm.runs.tensorfile import tensor_file
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
@@ -41,6 +59,11 @@ logger = logging.getLogger("streamkm")
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 FORMAT = 2
+
+#: What a disk answers that has lost a file. Of other failures (no descriptor, no memory, no
+#: permission) the file is innocent: to pass it over would throw work away.
+_LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG}
+_LOST.add(getattr(errno, "EUCLEAN", errno.EIO))  # Linux's for a file system that is damaged.
 
 
 @dataclass(frozen=True)
@@ -76,11 +99,33 @@ class Checkpointer:
         elapsed_s = time.monotonic() - self._saved_at
         return self._cadence.is_due(step - self._saved_step, elapsed_s)
 
-    def save(self, step: int, tensors: dict[str, np.ndarray], manifest: dict[str, Any]) -> Path:
-        """See `save_checkpoint`."""
-        path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
-        self._saved_at, self._saved_step = time.monotonic(), step
-        return path
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, np.ndarray],
+        manifest: dict[str, Any],
+        *,
+        is_last: bool = False,
+    ) -> Path | None:
+        """See `save_checkpoint`; None, after a warning, if the disk refuses.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses and it `is_last`, so that there will be no next one.
+        """
+        try:
+            return save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
+        except OSError as error:
+            if is_last:
+                raise
+            logger.warning(
+                "the checkpoint of step %d cannot be saved (%s); the run goes on, and tries "
+                "again when the next one is due", step, error,
+            )  # fmt: skip
+            return None
+        finally:
+            self._saved_at, self._saved_step = time.monotonic(), step
 
 
 class NoCheckpoints:
@@ -93,7 +138,14 @@ class NoCheckpoints:
         """Never."""
         return False
 
-    def save(self, _step: int, _tensors: dict[str, np.ndarray], _manifest: dict[str, Any]) -> None:
+    def save(
+        self,
+        _step: int,
+        _tensors: dict[str, np.ndarray],
+        _manifest: dict[str, Any],
+        *,
+        is_last: bool = False,
+    ) -> None:
         """Save nothing."""
 
 
@@ -110,43 +162,58 @@ def save_checkpoint(
     Raises
     ------
     OSError
-        If anything could not be written; the checkpoints before are untouched.
+        If anything could not be written, or reads back damaged; the checkpoints before are
+        untouched.
     """
     target = directory / f"step-{step:08d}"
-    if target.exists():
-        if _load(target) is not None:
-            return target  # A resumed run that was stopped before its first batch.
-        shutil.rmtree(target)
-    if not directory.exists():
-        directory.mkdir()
-        fsync_directory(directory.parent)
-    # What a killed attempt, or a full disk, left of other steps would stay for good.
-    for left_over in directory.glob(".step-*.tmp"):
-        shutil.rmtree(left_over, ignore_errors=True)
     temporary = directory / f".{target.name}.tmp"
-    temporary.mkdir()
+    if not directory.exists():
+        make_directory(directory)
+    if target.exists():
+        try:
+            _verify(target)
+        except _Damaged:
+            remove_tree(target)
+        else:
+            # A resumed run that was stopped before its first batch. The attempt before it may
+            # have been killed between renaming this one and syncing that.
+            fsync_directory(directory)
+            return target
+    # What a killed attempt, or a full disk, left of other steps would stay for good.
+    discard(*(directory / name for name in names_in(directory) if name.startswith(".step-")))
     try:
-        save_file(tensors, temporary / STATE)
-    except SafetensorError as error:
-        raise OSError(f"{temporary}: the checkpoint cannot be written: {error}") from error
-    fsync_file(temporary / STATE)
+        new_directory(temporary)
+        _write(temporary, step, tensors, manifest)
+        rename_durably(temporary, target)
+        _verify(target)
+    except (OSError, _Damaged) as error:
+        # Not to be taken for the newest later on; and what is left needs the space.
+        discard(temporary, target)
+        if isinstance(error, _Damaged):
+            reason = f"it reads back damaged, {error}; check the disk"
+            raise OSError(errno.EIO, reason, str(target)) from error
+        raise
+    _delete_others(directory, target, keep)
+    return target
+
+
+def _write(
+    folder: Path, step: int, tensors: dict[str, np.ndarray], manifest: dict[str, Any]
+) -> None:
+    """Write both files and sync them."""
+    parts = tensor_file(tensors)
+    digest = hashlib.sha256()  # Of what is in memory, not of what the disk made of it.
+    for part in parts:
+        digest.update(part)
+    write_durably(folder / STATE, *parts)
     body = {
         "format": FORMAT,
         "step": step,
-        "state": {
-            "sha256": file_sha256(temporary / STATE),
-            "bytes": (temporary / STATE).stat().st_size,
-        },
+        "state": {"sha256": digest.hexdigest(), "bytes": sum(map(len, parts))},
         **manifest,
     }
-    write_durably(temporary / MANIFEST, _seal(body))
-    fsync_directory(temporary)
-    temporary.rename(target)
-    fsync_directory(directory)
-    if _load(target) is None:
-        raise RunError(f"{target}: the checkpoint reads back damaged; check the disk")
-    _delete_others(directory, target, keep)
-    return target
+    write_durably(folder / MANIFEST, seal(body))
+    fsync_directory(folder)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint | None:
@@ -161,10 +228,10 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     """
     found = _newest_first(directory)
     for path in found:
-        checkpoint = _load(path)
-        if checkpoint is not None:
-            return checkpoint
-        logger.warning("%s is damaged; trying the checkpoint before it", path)
+        try:
+            return _load(path)
+        except _Damaged as error:
+            logger.warning("%s is damaged (%s); trying the checkpoint before it", path, error)
     if found:
         raise RunError(
             f"{directory}: none of its {len(found)} checkpoints is intact; "
@@ -173,40 +240,49 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     return None
 
 
-def _load(path: Path) -> Checkpoint | None:
-    """The checkpoint at `path`, or None if any part of it is missing or altered."""
+class _Damaged(Exception):  # noqa: N818  # never leaves this module
+    """Any part of a checkpoint is missing or altered."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What goes wrong within is damage, unless the file is innocent of it."""
     try:
-        manifest = _unseal((path / MANIFEST).read_bytes())
-        if file_sha256(path / STATE) != manifest["state"]["sha256"]:
-            raise ValueError("the checksum of the state does not match")
-        tensors = load_file(path / STATE)
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        raise _Damaged(repr(error)) from error
+    except OSError as error:
+        if error.errno not in _LOST:
+            raise
+        raise _Damaged(str(error)) from error
+
+
+def _load(path: Path) -> Checkpoint:
+    with _reading():
+        manifest = unseal(read_bytes(path / MANIFEST))
+        content = read_bytes(path / STATE)
+        _check_state(hashlib.sha256(content).hexdigest(), manifest)
+        tensors = load(content)
         step, version = int(manifest["step"]), manifest["format"]
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        logger.debug("%s: %s", path, error)
-        return None
     if version != FORMAT:
         raise RunError(f"{path}: its format is {version}, this version of streamkm reads {FORMAT}")
     return Checkpoint(path, step, tensors, manifest)
 
 
-def _seal(body: dict[str, Any]) -> bytes:
-    return json.dumps({**body, "sha256": _digest(body)}, indent=2).encode()
+def _verify(path: Path) -> None:
+    """Raise `_Damaged` where `_load` would, without holding the tensors in memory."""
+    with _reading():
+        _check_state(file_sha256(path / STATE), unseal(read_bytes(path / MANIFEST)))
 
 
-def _unseal(content: bytes) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(content)
-    if body.pop("sha256") != _digest(body):
-        raise ValueError("the checksum of the manifest does not match")
-    return body
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _check_state(sha256: str, manifest: dict[str, Any]) -> None:
+    if sha256 != manifest["state"]["sha256"]:
+        raise ValueError("the checksum of its state does not match")
 
 
 def _newest_first(directory: Path) -> list[Path]:
-    found = directory.glob("step-*")
-    return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
+    found = (name for name in names_in(directory) if name.startswith("step-"))
+    return [directory / name for name in sorted(found, key=lambda n: (len(n), n), reverse=True)]
 
 
 def _delete_others(directory: Path, newest: Path, keep: int) -> None:
@@ -215,7 +291,10 @@ def _delete_others(directory: Path, newest: Path, keep: int) -> None:
     Later steps go too: the run did not go on from them, so they were damaged,
     and would else count as the newest while sound ones are deleted.
     """
-    found = _newest_first(directory)
-    place = found.index(newest)
-    for path in found[:place] + found[place + keep :]:
-        shutil.rmtree(path)
+    try:
+        found = _newest_first(directory)
+        place = found.index(newest)
+        for path in found[:place] + found[place + keep :]:
+            remove_tree(path)
+    except OSError as error:
+        logger.warning("an older checkpoint cannot be deleted (%s); delete it yourself", error)

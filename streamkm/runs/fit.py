@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamkm.errors import ConfigError
+from streamkm.errors import ConfigError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.attempt import Attempt
 from streamkm.runs.checkpoint import Checkpointer, NoCheckpoints
@@ -69,6 +69,9 @@ def fit(
         After `stop_request`, with a checkpoint saved.
     InputError
         If the arguments, the data or the run folder cannot be used.
+    StorageError
+        If the disk refuses the result, or the checkpoint that `stop_request` asks for. One
+        that is refused before costs a warning, and is tried again when the next one is due.
     """
     spec = source.spec
     check_fit(spec, config, source.name)
@@ -112,7 +115,14 @@ def fit(
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
             model = attempt.run(checkpoints, progress, stop_request)
-            model.save(folder)
+            try:
+                model.save(folder)
+            except OSError as error:
+                raise StorageError(
+                    f"{run_dir}: the result cannot be written ({error}); every checkpoint that "
+                    "was saved is intact: free space, or mend what keeps the disk from being "
+                    "written, then repeat the command with --resume"
+                ) from error
             progress.say(f"written: {folder.centroids} and {folder.model}")
     return model
 

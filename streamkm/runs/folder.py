@@ -13,15 +13,23 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import shutil
-from typing import TYPE_CHECKING, Any, TextIO
+import errno
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from streamkm.config import setting_differences
-from streamkm.errors import InputError, OutputExistsError, ResumeError, RunError
-from streamkm.files import fsync_directory, write_atomically
+from streamkm.errors import InputError, NonFiniteError, OutputExistsError, ResumeError, RunError
+from streamkm.files import (
+    FileLock,
+    discard,
+    make_directory,
+    names_in,
+    read_bytes,
+    remove_empty,
+    seal,
+    unseal,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["RunFolder", "check_run_is_free", "read_config"]
 
 CONFIG, LOCK = "config.json", "lock"
+
+#: What a place answers that cannot be written at all: the remedy is another one.
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 class RunFolder:
@@ -44,7 +55,7 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self._record = record
         self._resume = resume
-        self._lock: TextIO | None = None
+        self._lock = FileLock(path / LOCK, path, "working on this run")
         self._is_new = False
 
     @property
@@ -54,25 +65,29 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         check_run_is_free(self.path, resume=self._resume)
-        self._is_new = not self.path.exists()
+        was_missing = not self.path.exists()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            if (self.path / CONFIG).exists():
-                # Again: it may have appeared before the lock was ours.
-                check_run_is_free(self.path, resume=self._resume)
-                self._check_record(read_config(self.path))
-            else:
-                content = json.dumps(self._record, indent=2).encode()
-                write_atomically(self.path / CONFIG, content)
-                fsync_directory(self.path.parent)
-        except OSError as error:
-            self._release_lock()
-            raise RunError(f"{self.path}: the run folder cannot be written: {error}") from error
-        except BaseException:
-            self._release_lock()
+            make_directory(self.path)
+            self._lock.take()
+            # Not if another process came first, and has left its work in there.
+            self._is_new = was_missing and names_in(self.path) == [LOCK]
+            self._begin()
+        except BaseException as error:
+            self._leave(nothing_saved=True)
+            if isinstance(error, OSError) and error.errno in _REFUSALS:
+                raise RunError(f"{self.path}: the run folder cannot be written: {error}") from error
             raise
         return self
+
+    def _begin(self) -> None:
+        """Write config.json, or compare with the one that is there."""
+        if (self.path / CONFIG).exists():
+            # Again: it may have appeared before the lock was ours.
+            check_run_is_free(self.path, resume=self._resume)
+            self._check_record(read_config(self.path))
+        else:
+            write_atomically(self.path / CONFIG, seal(self._record))
+        make_directory(self.checkpoints)
 
     def __exit__(
         self,
@@ -80,10 +95,27 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_new and isinstance(error, InputError):
-            # Nothing that could be resumed: the next try may have the same name.
-            shutil.rmtree(self.path, ignore_errors=True)
-        self._release_lock()
+        # Rows that cannot be used will not be better next time; data that could not be read may.
+        is_useless = isinstance(error, NonFiniteError)
+        is_useless |= isinstance(error, InputError) and self._has_no_checkpoint()
+        self._leave(nothing_saved=is_useless)
+
+    def _leave(self, *, nothing_saved: bool) -> None:
+        """Let go of the folder; of a new one that holds nothing of use its name is free again."""
+        if nothing_saved and self._is_new and self._lock.is_held:
+            # The lock last: with it, another process may begin.
+            with suppress(OSError):
+                discard(*(self.path / name for name in names_in(self.path) if name != LOCK))
+                self._lock.release(remove=True)
+                remove_empty(self.path)
+        # Else the lock's file stays: it says who was here last.
+        self._lock.release()
+
+    def _has_no_checkpoint(self) -> bool:
+        try:
+            return not names_in(self.checkpoints)
+        except OSError:
+            return False  # Nobody knows, so that nothing is deleted.
 
     def _check_record(self, before: dict[str, Any]) -> None:
         # The data first: settings that were left open follow from its shape.
@@ -101,53 +133,38 @@ class RunFolder:
                 "resume with the original one, or start anew with another --out"
             )
 
-    def _take_lock(self) -> None:
-        lock = (self.path / LOCK).open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "another process"
-            lock.close()
-            raise RunError(
-                f"{self.path}: {owner} is working on this run; wait for it or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-        lock.flush()
-        self._lock = lock
-
-    def _release_lock(self) -> None:
-        # The file stays: removing it would let two processes lock two files of one name.
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
 
 def check_run_is_free(path: Path, *, resume: bool) -> None:
     """Refuse a run folder that exists, unless it is a run's and is to be resumed."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists():
         return
     if not path.is_dir():
         raise OutputExistsError(f"{path} exists and is no folder; choose another --out")
-    if not resume and not (path / CONFIG).exists():
+    names = names_in(path)
+    if not resume and names:
+        if CONFIG in names:
+            raise OutputExistsError(
+                f"{path} exists; add --resume to go on with it, or choose another --out"
+            )
         raise OutputExistsError(f"{path} exists and is no run; choose another --out")
-    if not resume:
-        raise OutputExistsError(
-            f"{path} exists; add --resume to go on with it, or choose another --out"
-        )
     # A run that was killed in its very first moment has only a lock.
-    if any(entry.name not in (LOCK, f".{CONFIG}.tmp") for entry in path.iterdir()):
+    if set(names) - {LOCK, f".{CONFIG}.tmp"}:
         read_config(path)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of the run folder `path`."""
     try:
-        record = json.loads((path / CONFIG).read_bytes())
-        record["source"], record["fit"]["k"], record["data"]["shape"], record["data"]["dtype"]
-    except OSError:
+        record = unseal(read_bytes(path / CONFIG))
+        record["source"], record["fit"]["k"], record["data"]["dtype"]
+        rows, features = record["data"]["shape"]
+        whole = isinstance(record["fit"], dict) and isinstance(record["data"], dict)
+        if not whole or type(rows) is not int or type(features) is not int:
+            raise TypeError("its settings and shape are of other types")
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} is no run: it has no {CONFIG}") from None
+    except OSError as error:
+        raise RunError(f"{path / CONFIG} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path / CONFIG} is damaged: {error!r}") from None
-    return record  # type: ignore[no-any-return]  # JSON
+    return record

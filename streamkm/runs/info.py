@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamkm.config import format_bytes
+from streamkm.errors import RunError
+from streamkm.files import file_sha256
 from streamkm.runs.checkpoint import load_checkpoint
 from streamkm.runs.folder import read_config
+from streamkm.runs.modelfile import MODEL, read_model_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,8 +42,8 @@ def describe_run(path: Path) -> str:
     lines = [f"run          {path}", f"source       {record['source']}"]
     lines.append(f"shape        {data['shape'][0]:,} x {data['shape'][1]:,} {data['dtype']}")
     lines += [f"{name.replace('_', '-'):<18} {value}" for name, value in settings.items()]
-    if (path / "model.safetensors").exists():
-        lines.append(f"finished     {path / 'centroids.npy'}")
+    if (path / MODEL).exists():
+        lines.append(f"finished     {_checked_centroids(path)}")
     elif checkpoint := load_checkpoint(path / "checkpoints"):
         cursor = checkpoint.manifest["cursor"]
         lines.append(
@@ -50,3 +53,19 @@ def describe_run(path: Path) -> str:
     else:
         lines.append("unfinished   no checkpoint yet")
     return "\n".join(lines)
+
+
+def _checked_centroids(path: Path) -> Path:
+    """centroids.npy of a finished run, if it and the model are what the run wrote."""
+    _, about = read_model_file(path)
+    centroids = path / "centroids.npy"
+    try:
+        is_intact = file_sha256(centroids) == about["centroids_sha256"]
+    except FileNotFoundError:
+        is_intact = False
+    if not is_intact:
+        raise RunError(
+            f"{centroids} is damaged; remove {path / MODEL} and repeat the fit command with "
+            "--resume to have both written again"
+        )
+    return centroids

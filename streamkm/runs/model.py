@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+import torch
 
 from streamkm.clustering.scaling import Scaling
 from streamkm.errors import RunError
 from streamkm.files import write_atomically
 from streamkm.runs.folder import read_config
+from streamkm.runs.modelfile import MODEL, read_model_file, write_model_file
 
 if TYPE_CHECKING:
     import os
 
-    import torch
-
     from streamkm.runs.folder import RunFolder
 
 __all__ = ["Model", "load_run"]
-
-FORMAT, METADATA = "2", "streamkm"
 
 
 @dataclass(frozen=True)
@@ -99,19 +94,15 @@ class Model:
             "scaling.shift": self.scaling.shift_D,
             "scaling.factor": self.scaling.factor_D,
         }
-        # One entry: safetensors writes several in a random order, and the same
-        # model would be another file each time.
-        on_host = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         about = {
-            "format": FORMAT,
             "normalize": self.scaling.normalize,
             "settings": self.settings,
             "figures": self.figures,
             "inertia": self.inertia,
+            "centroids_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
         }
-        sealed = {**about, "sha256": _digest(about, on_host)}
-        metadata = {METADATA: json.dumps(sealed)}
-        write_atomically(folder.model, save(on_host, metadata))
+        arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
+        write_model_file(folder.model, arrays, about)
 
 
 def load_run(path: str | os.PathLike[str]) -> Model:
@@ -124,22 +115,10 @@ def load_run(path: str | os.PathLike[str]) -> Model:
     """
     path = Path(path)
     read_config(path)
-    file = path / "model.safetensors"
+    arrays, about = read_model_file(path)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
-        content = file.read_bytes()
-    except OSError:
-        raise RunError(
-            f"{path}: the run is not finished; repeat its fit command with --resume"
-        ) from None
-    try:
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        about = json.loads(header["__metadata__"][METADATA])
-        if about["format"] != FORMAT:
-            raise RunError(f"{file}: its format is {about['format']}, this version reads {FORMAT}")
-        if about.pop("sha256") != _digest(about, tensors):
-            raise KeyError("its checksum does not match")
-        model = Model(
+        return Model(
             centroids_KD=tensors["centroids"],
             counts_K=tensors["counts"],
             sums_KD=tensors["sums"],
@@ -153,23 +132,5 @@ def load_run(path: str | os.PathLike[str]) -> Model:
             figures=about["figures"],
             inertia=about["inertia"],
         )
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-    ) as error:
-        raise RunError(
-            f"{file} is damaged ({error!r}); remove it and repeat the fit command with --resume"
-        ) from error
-    return model
-
-
-def _digest(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
-    """sha256 of all that the file says."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].numpy().data)
-    return digest.hexdigest()
+    except KeyError as error:
+        raise RunError(f"{path / MODEL} is no model: it lacks {error}") from error

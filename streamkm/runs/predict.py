@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.errors import ConfigError, InputError, Interrupted, ResumeError
+from streamkm.errors import (
+    ConfigError,
+    InputError,
+    Interrupted,
+    NonFiniteError,
+    ResumeError,
+    StorageError,
+)
 from streamkm.files import file_sha256
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
@@ -19,6 +26,7 @@ from streamkm.sources.sink import commit_together
 from streamkm.sources.sinks import unfinished_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig
@@ -67,6 +75,15 @@ def predict(
         Go on with outputs that an interrupted predict left unfinished.
     stop_request : StopRequest
         Is asked after every batch.
+
+    Raises
+    ------
+    Interrupted
+        After `stop_request`, with what is written made durable.
+    InputError
+        If the arguments, the data, the run or an output cannot be used.
+    StorageError
+        If the disk refuses; what was durable before is kept for `resume`.
     """
     model = load_run(run_dir)
     if distances is not None and distances.resolve() == labels.resolve():
@@ -99,17 +116,31 @@ def predict(
         for sink in sinks:
             _check_job(sink, job)
         writer = _Writer(sinks, job, execution, stop_request)
-        if writer.start_row < source.spec.n_rows:
-            try:
+        with _kept_for_resuming(sinks):
+            if writer.start_row < source.spec.n_rows:
                 _label_all(source, labelling, writer, progress, nan=nan)
-            except InputError:
-                # Rows that cannot be used will not be better next time.
-                for sink in sinks:
-                    sink.discard()
-                raise
-        commit_together(sinks)
+            commit_together(sinks)
         progress.say("written: " + " and ".join(str(path) for path, _ in outputs))
     return writer.n_dropped
+
+
+@contextmanager
+def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
+    """What goes wrong within costs no row that a cursor claims."""
+    try:
+        yield
+    except InputError as error:
+        # Rows that cannot be used will not be better next time; what could not be read may.
+        if isinstance(error, NonFiniteError) or not any(sink.durable_rows for sink in sinks):
+            for sink in sinks:
+                sink.discard()
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{sinks[0].path}: cannot be written ({error}); the rows that were saved before are "
+            "intact: free space, or mend what keeps the disk from being written, then add "
+            "--resume to the command to go on"
+        ) from error
 
 
 def _label_all(

@@ -8,14 +8,17 @@ device are asked for only when a report is due, so that asking never holds it up
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
 from streamkm.config import format_bytes
+from streamkm.files import LineFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from streamkm.stream.stages import StageTimes
 
 __all__ = ["Progress"]
+
+logger = logging.getLogger("streamkm")
 
 #: Seconds between records in metrics.jsonl, and between updates of the bar's figures.
 REPORT_EVERY_S = 2.0
@@ -38,22 +43,13 @@ def _has_width(stream: TextIO) -> bool:
     return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
 
 
-def _ends_in_newline(file: TextIO) -> bool:
-    file.seek(0, os.SEEK_END)
-    if file.tell() == 0:
-        return True
-    file.seek(file.tell() - 1)
-    return file.read() == "\n"
-
-
 class Progress:
     """Progress of one command; use as a context manager."""
 
     def __init__(self, metrics: Path | None = None, *, quiet: bool = False) -> None:
         """`metrics` is the file of records, if one is wanted; `quiet` leaves stderr alone."""
-        self._metrics = metrics.open("a+") if metrics else None
-        if self._metrics and not _ends_in_newline(self._metrics):
-            self._metrics.write("\n")  # a power cut tore the last record
+        self._metrics = LineFile(metrics) if metrics else None
+        self._is_refused = False
         self._quiet = quiet
         self._on_terminal = not quiet and _has_width(sys.stderr)
         self._bar: tqdm[Any] | None = None
@@ -80,8 +76,9 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.clear()
-        sys.stderr.write(message + "\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # A log on a disk that is full is no reason to stop.
+            sys.stderr.write(message + "\n")
+            sys.stderr.flush()
         if self._bar is not None:
             self._bar.refresh()
 
@@ -158,10 +155,15 @@ class Progress:
             )
 
     def record(self, figures: Mapping[str, object]) -> None:
-        """Append a record to metrics.jsonl."""
+        """Append a record to metrics.jsonl; a disk that refuses it is no reason to stop."""
         if self._metrics:
-            self._metrics.write(json.dumps({"time": round(time.time(), 3), **figures}) + "\n")
-            self._metrics.flush()
+            try:
+                self._metrics.append(json.dumps({"time": round(time.time(), 3), **figures}))
+                self._is_refused = False
+            except OSError as error:
+                if not self._is_refused:  # Said once, not every two seconds.
+                    logger.warning("records of progress are lost: %s", error)
+                self._is_refused = True
 
     def _close_bar(self) -> None:
         if self._bar is not None:

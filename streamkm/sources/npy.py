@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from tokenize import TokenError
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -114,7 +115,7 @@ def read_npy_header(
                 shape, fortran, dtype = npy_format.read_array_header_2_0(stream)
             else:
                 raise ValueError(f"format version {version} is unknown")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SyntaxError, TokenError) as error:
         raise SourceError(f"{path}: is no readable .npy file: {one_line(error)}") from error
     if any(extent < 0 for extent in shape):
         raise SourceError(f"{path}: is no readable .npy file: its shape is {shape}")

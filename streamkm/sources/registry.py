@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["open_source"]
 
-#: Of more shards than this none is held open: the usual limit is 1024 descriptors a process.
+#: Of more shards than this, or than a quarter of the descriptors that a process may have, none
+#: is held open.
 MAX_OPEN_SHARDS = 256
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".h5ad")
@@ -319,7 +320,8 @@ def _open_shards(
     paths: Sequence[Path], name: str, options: _Options, remarks: tuple[str, ...] = ()
 ) -> Source:
     """One source of several paths, in the order given."""
-    keep_open = len(paths) <= MAX_OPEN_SHARDS
+    limit = os.sysconf("SC_OPEN_MAX")
+    keep_open = len(paths) <= (min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS)
     parts: list[Source] = []
     try:
         parts.extend(_open_one(path, options, keep_open=keep_open) for path in paths)

@@ -2,35 +2,40 @@
 
 A sink grows beside its target and is renamed when it is complete, so a file of
 the target's name is always whole. A cursor beside it says how far a run has
-come; it never claims rows that are not on disk.
+come; it never claims rows that are not on disk, and holds their checksum.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
-import os
-import shutil
+import zlib
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from streamkm.errors import OutputExistsError, ResumeError, RunError
-from streamkm.files import fsync_directory, write_atomically
+from streamkm.errors import OutputExistsError, ResumeError
+from streamkm.files import (
+    fsync_directory,
+    remove_file,
+    remove_tree,
+    rename_durably,
+    seal,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from streamkm.files import FileLock
 
 __all__ = [
     "PublishedSink",
     "Sink",
     "commit_together",
     "discard_partial",
-    "lock_partial",
     "refuse_existing",
 ]
 
@@ -41,31 +46,12 @@ def refuse_existing(target: Path) -> None:
         raise OutputExistsError(f"{target}: exists already; remove it or choose another name")
 
 
-def lock_partial(partial: Path) -> int | None:
-    """Descriptor that holds the lock on an unfinished output; None where there is none yet."""
-    try:
-        descriptor = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunError(
-            f"{partial}: another process is writing this output; wait for it or choose another name"
-        ) from None
-    return descriptor
-
-
 def discard_partial(partial: Path, cursor: Path) -> None:
     """Delete an unfinished output: the cursor first, so that it never outlives its rows."""
     if cursor.exists():
-        cursor.unlink()
+        remove_file(cursor)
         fsync_directory(cursor.parent)
-    if partial.is_dir() and not partial.is_symlink():
-        shutil.rmtree(partial)
-    else:
-        partial.unlink(missing_ok=True)
+    remove_tree(partial)
 
 
 class Sink(ABC):
@@ -94,9 +80,10 @@ class Sink(ABC):
         self._durable_rows = 0 if state is None else int(state["durable_rows"])
         self._cursor: dict[str, Any] | None = None if state is None else state["cursor"]
         self._next_row = self._durable_rows
+        self._crc = 0 if state is None else int(state["crc32"])
         self._closed = False
         self._failed = False
-        self._lock_fd: int | None = None
+        self._lock: FileLock | None = None
 
     @property
     def durable_rows(self) -> int:
@@ -171,8 +158,8 @@ class Sink(ABC):
         """
         self.flush()
         with self._once_failed_always_failed():
-            state = {"durable_rows": self._durable_rows, "cursor": cursor}
-            write_atomically(self._cursor_path, json.dumps(state).encode())
+            state = {"durable_rows": self._durable_rows, "crc32": self._crc, "cursor": cursor}
+            write_atomically(self._cursor_path, seal(state))
         self._cursor = cursor
 
     def read_cursor(self) -> dict[str, Any] | None:
@@ -191,49 +178,48 @@ class Sink(ABC):
         """
         commit_together([self])
 
-    def lock(self) -> None:
-        """Keep every other process from writing the same output, until `close`.
-
-        Raises
-        ------
-        RunError
-            If another process is writing it.
-        """
-        self._lock_fd = lock_partial(self._partial)
+    def hold(self, lock: FileLock) -> None:
+        """Keep `lock`, which keeps every other process from this output, until `close`."""
+        self._lock = lock
 
     def discard(self) -> None:
-        """Close, and remove what was written: there is nothing to resume."""
-        self.close()
+        """Remove what was written, so that there is nothing to resume, and close."""
+        self._shut()
         discard_partial(self._partial, self._cursor_path)
+        self.close()
 
     def finish(self) -> None:
-        """Flush, say in the cursor's file that every row is there, and close."""
+        """Flush, say in the cursor's file that every row is there, and write no more."""
         if self._next_row != self.n_rows:
             raise ValueError(
                 f"{self.path}: cannot be completed, {self._next_row} of {self.n_rows} rows written"
             )
         self.write_cursor(self._cursor or {})
-        # Two runs that write the same output can still meet between check and
-        # rename; a hard link would tell, but folders and some file systems have none.
+        # Nobody else who takes the lock can give something that name from here on.
         refuse_existing(self.path)
-        self.close()
+        self._shut()
 
     def publish(self) -> None:
         """Give the finished output its name."""
-        self._partial.rename(self.path)
-        fsync_directory(self.path.parent)
+        rename_durably(self._partial, self.path)
 
     def forget(self) -> None:
         """Remove the cursor's file, after which nothing is left to resume."""
-        self._cursor_path.unlink(missing_ok=True)
+        remove_file(self._cursor_path)
+        fsync_directory(self._cursor_path.parent)
 
     def close(self) -> None:
-        """Release files; an output that was not committed stays to be resumed."""
+        """Release files and the lock; an output that was not committed stays to be resumed."""
+        try:
+            self._shut()
+        finally:
+            if self._lock is not None:
+                self._lock.release(remove=True)
+
+    def _shut(self) -> None:
         if not self._closed:
             self._closed = True
             self._release()
-            if self._lock_fd is not None:
-                os.close(self._lock_fd)
 
     def __enter__(self) -> Self:
         return self
@@ -250,6 +236,21 @@ class Sink(ABC):
         self._failed = True
         yield
         self._failed = False
+
+    def _count(self, values: np.ndarray) -> None:
+        """Take the next values that are stored into the checksum."""
+        self._crc = zlib.crc32(values.view(np.uint8).data, self._crc)
+
+    def _check_stored(self, pieces: Iterable[np.ndarray]) -> None:
+        """`ResumeError` unless `pieces`, the values of the durable rows, are those written."""
+        crc = 0
+        for values in pieces:
+            crc = zlib.crc32(values.view(np.uint8).data, crc)
+        if crc != self._crc:
+            raise ResumeError(
+                f"{self._partial}: the {self._durable_rows:,} rows in it are not those that were "
+                "written (their checksum differs); check the disk, and start again without resuming"
+            )
 
     def _mismatch(self, n_rows: int, dtype: np.dtype[Any]) -> ResumeError:
         return ResumeError(
@@ -284,7 +285,6 @@ class PublishedSink(Sink):
 
     def finish(self) -> None:
         """Do nothing: the rows are there."""
-        self.close()
 
     def publish(self) -> None:
         """Do nothing: the output has its name."""
@@ -303,3 +303,4 @@ def commit_together(sinks: Iterable[Sink]) -> None:
         sink.publish()
     for sink in sinks:
         sink.forget()
+        sink.close()

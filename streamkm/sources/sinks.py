@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import os
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +10,28 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from streamkm.errors import ConfigError, ResumeError, SourceError
-from streamkm.files import fsync_directory
+from streamkm.files import (
+    FileLock,
+    OutputFile,
+    discard,
+    fsync_directory,
+    read_bytes,
+    remove_file,
+    unseal,
+)
 from streamkm.sources.layout import one_line
 from streamkm.sources.npy import read_npy_header
 from streamkm.sources.sink import (
     PublishedSink,
     Sink,
     discard_partial,
-    lock_partial,
     refuse_existing,
 )
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
 __all__ = ["CHUNK_ROWS", "NpySink", "check_target", "open_sink", "unfinished_rows"]
@@ -31,8 +39,10 @@ __all__ = ["CHUNK_ROWS", "NpySink", "check_target", "open_sink", "unfinished_row
 #: Rows of one chunk of a ``.zarr`` output, which is also what a crash costs at most.
 CHUNK_ROWS = 1 << 18
 
-#: What file systems answer that cannot reserve space.
-_NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
+#: A header of ours is shorter.
+_HEADER_BYTES = 4096
+#: What of an unfinished output is read at once to check it.
+_PIECE_BYTES = 1 << 20
 
 
 def open_sink(
@@ -73,24 +83,31 @@ def open_sink(
         If the target exists.
     ResumeError
         If the unfinished output has another length or dtype, or is damaged.
+    RunError
+        If another process is writing this output.
     OSError
         If the disk is full or refuses.
     """
     target = check_target(path, resume=resume)
     stored = _check_arguments(target, n_rows, dtype, chunk_rows)
     partial, cursor = _beside(target)
-    if target.exists():
-        return PublishedSink(target, n_rows=n_rows, dtype=stored, state=_state(cursor, n_rows))
-    held = lock_partial(partial)
+    lock = FileLock(partial.with_name(partial.name + ".lock"), target, "writing this output")
+    lock.take()
     try:
-        state = _state(cursor, n_rows) if resume and partial.exists() else None
-        if state is None:
-            discard_partial(partial, cursor)
-    finally:
-        if held is not None:
-            os.close(held)
-    sink = _make_sink(target, n_rows, stored, state, chunk_rows)
-    sink.lock()
+        check_target(target, resume=resume)  # Again: it may have appeared before the lock was ours.
+        if target.exists():
+            sink: Sink = PublishedSink(
+                target, n_rows=n_rows, dtype=stored, state=_state(cursor, n_rows)
+            )
+        else:
+            state = _state(cursor, n_rows) if resume and partial.exists() else None
+            if state is None:
+                discard_partial(partial, cursor)
+            sink = _make_sink(target, n_rows, stored, state, chunk_rows)
+    except BaseException:
+        lock.release(remove=True)
+        raise
+    sink.hold(lock)
     return sink
 
 
@@ -112,7 +129,7 @@ def unfinished_rows(target: Path) -> int:
     """Rows that an unfinished output of that name holds for good; 0 if there is none."""
     partial, cursor = _beside(target)
     try:
-        return int(json.loads(cursor.read_bytes())["durable_rows"]) if partial.exists() else 0
+        return int(unseal(read_bytes(cursor))["durable_rows"]) if partial.exists() else 0
     except (OSError, KeyError, TypeError, ValueError):
         return 0
 
@@ -154,13 +171,15 @@ def _check_arguments(
 def _state(cursor: Path, n_rows: int) -> dict[str, Any]:
     """What the cursor's file says of an output of `n_rows`."""
     try:
-        state = json.loads(cursor.read_bytes())
+        state = unseal(read_bytes(cursor))
         if type(state["durable_rows"]) is not int or not 0 <= state["durable_rows"] <= n_rows:
             raise ValueError(f"durable_rows is {state['durable_rows']}, the output has {n_rows}")
-        return {"durable_rows": state["durable_rows"], "cursor": state["cursor"]}
+        if not isinstance(state["cursor"], dict | None) or type(state["crc32"]) is not int:
+            raise ValueError(f"cursor is {state['cursor']!r}, crc32 {state['crc32']!r}")
+        return {name: state[name] for name in ("durable_rows", "crc32", "cursor")}
     except FileNotFoundError:
         # Without a cursor no row was ever claimed, but another output's must not be taken over.
-        return {"durable_rows": 0, "cursor": None}
+        return {"durable_rows": 0, "crc32": 0, "cursor": None}
     except (KeyError, TypeError, ValueError) as error:
         raise ResumeError(
             f"{cursor}: does not fit this output: {one_line(error)}; start again without resuming"
@@ -177,80 +196,86 @@ class NpySink(Sink):
         self, target: Path, *, n_rows: int, dtype: np.dtype[Any], state: dict[str, Any] | None
     ) -> None:
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
-        self._offset = self._create() if state is None else self._check()
-        self._fd = os.open(self._partial, os.O_WRONLY | os.O_CLOEXEC)
+        header = io.BytesIO()
+        npy_format.write_array_header_1_0(
+            header,
+            {
+                "descr": npy_format.dtype_to_descr(dtype),
+                "fortran_order": False,
+                "shape": (n_rows,),
+            },
+        )
+        self._header = header.getvalue()
+        self._size = len(self._header) + n_rows * dtype.itemsize
+        self._file = self._create() if state is None else self._open()
 
-    def _create(self) -> int:
-        """Header and reserved space; the offset of the first value."""
-        header = {
-            "descr": npy_format.dtype_to_descr(self.dtype),
-            "fortran_order": False,
-            "shape": (self.n_rows,),
-        }
-        with self._partial.open("xb") as stream:
-            npy_format.write_array_header_1_0(stream, header)
-            stream.flush()
-            offset = stream.tell()
-            try:
-                _reserve(stream.fileno(), offset + self.n_rows * self.dtype.itemsize, self._partial)
-                os.fsync(stream.fileno())
-            except OSError:
-                self._partial.unlink()
-                raise
-        fsync_directory(self._partial.parent)
-        return offset
-
-    def _check(self) -> int:
-        """Offset of the first value in an unfinished file that fits."""
+    def _create(self) -> OutputFile:
+        """Header and reserved space."""
+        file = OutputFile(self._partial, create=True)
         try:
-            with self._partial.open("rb") as stream:
-                shape, _, dtype = read_npy_header(stream, self._partial)
-                offset = stream.tell()
-        except SourceError as error:
-            if self._durable_rows == 0:
-                # A crash came before the header was on disk, so there is nothing to lose.
-                self._partial.unlink()
-                return self._create()
-            raise ResumeError(f"{error}; start again without resuming") from error
+            file.write(0, self._header)
+            file.reserve(self._size)
+            file.sync()
+            fsync_directory(self._partial.parent)
+        except OSError:
+            file.close()
+            discard(self._partial)
+            raise
+        return file
+
+    def _open(self) -> OutputFile:
+        """The unfinished file, if it fits and holds what it should."""
+        file = OutputFile(self._partial)
+        try:
+            begins_well = file.read(0, len(self._header)) == self._header
+            if begins_well and file.size == self._size:
+                self._check_stored(self._stored_values(file))
+                return file
+            if self._durable_rows:
+                raise self._misfit(file)
+            self._refuse_another(file)
+        except BaseException:
+            file.close()
+            raise
+        # A crash came before the file was whole on disk, so there is nothing to lose.
+        file.close()
+        remove_file(self._partial)
+        return self._create()
+
+    def _stored_values(self, file: OutputFile) -> Iterator[np.ndarray]:
+        position, left = len(self._header), self._durable_rows * self.dtype.itemsize
+        while left:
+            piece = np.frombuffer(file.read(position, min(left, _PIECE_BYTES)), np.uint8)
+            yield piece
+            position, left = position + len(piece), left - len(piece)
+
+    def _refuse_another(self, file: OutputFile) -> None:
+        """`ResumeError` if the file is of another length or dtype than this output."""
+        try:
+            shape, _, dtype = read_npy_header(
+                io.BytesIO(file.read(0, _HEADER_BYTES)), self._partial
+            )
+        except SourceError:
+            return
         if shape != (self.n_rows,) or dtype != self.dtype:
             raise self._mismatch(shape[0] if shape else 0, dtype)
-        size = self._partial.stat().st_size
-        expected = offset + self.n_rows * self.dtype.itemsize
-        if size != expected:
-            if self._durable_rows == 0:
-                self._partial.unlink()
-                return self._create()
-            raise ResumeError(
-                f"{self._partial}: has {size} bytes instead of {expected}; "
-                "start again without resuming"
-            )
-        return offset
+
+    def _misfit(self, file: OutputFile) -> ResumeError:
+        """Why a file of which rows are claimed cannot be taken up."""
+        self._refuse_another(file)
+        return ResumeError(
+            f"{self._partial}: its header is damaged, or it has {file.size} bytes instead of "
+            f"{self._size}; start again without resuming"
+        )
 
     def _put(self, values: np.ndarray) -> None:
-        view = values.view(np.uint8).data
-        position = self._offset + self.next_row * self.dtype.itemsize
-        while view:
-            count = os.pwrite(self._fd, view, position)
-            view = view[count:]
-            position += count
+        position = len(self._header) + self.next_row * self.dtype.itemsize
+        self._file.write(position, values.view(np.uint8).data)
+        self._count(values)
 
     def _sync(self) -> int:
-        os.fsync(self._fd)
+        self._file.sync()
         return self._next_row
 
     def _release(self) -> None:
-        os.close(self._fd)
-
-
-def _reserve(fd: int, size: int, path: Path) -> None:
-    """Give a file its final size, and the disk's space where the file system can."""
-    os.ftruncate(fd, size)
-    if not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno in _NO_FALLOCATE:
-            return
-        reason = f"{error.strerror}: {size} bytes are needed; free space or choose another folder"
-        raise OSError(error.errno, reason, str(path)) from error
+        self._file.close()

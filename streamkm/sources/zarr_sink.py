@@ -9,11 +9,12 @@ import zarr
 from zarr.storage import LocalStore
 
 from streamkm.errors import ResumeError
-from streamkm.files import fsync_directory, fsync_file
+from streamkm.files import fsync_directory, fsync_file, remove_file, remove_tree
 from streamkm.sources.layout import one_line
 from streamkm.sources.sink import Sink
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["ZarrSink"]
@@ -67,12 +68,13 @@ class ZarrSink(Sink):
     def _check(self, chunk_rows: int) -> zarr.Array[Any]:
         """The unfinished array, if it fits, without what no cursor has claimed."""
         try:
-            array = zarr.open_array(
-                LocalStore(self._partial), mode="r+", config={"write_empty_chunks": True}
-            )
+            # `open_array` leaves its own `config` aside, as of zarr 3.1.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                array = zarr.open_array(LocalStore(self._partial), mode="r+")
         except Exception as error:
-            if self._durable_rows == 0 and not (self._partial / "zarr.json").exists():
+            if self._durable_rows == 0:
                 # A crash came before the metadata was on disk, so there is nothing to lose.
+                remove_tree(self._partial)
                 return self._create(chunk_rows)
             raise ResumeError(
                 f"{self._partial}: cannot be opened: {one_line(error)}; "
@@ -87,7 +89,19 @@ class ZarrSink(Sink):
                 f"of chunks of {size}; start again without resuming"
             )
         self._drop_unclaimed(array)
+        self._check_stored(self._stored_values(array))
         return array
+
+    def _stored_values(self, array: zarr.Array[Any]) -> Iterator[np.ndarray]:
+        for row in self._rows_of_chunks(array):
+            try:
+                values = array[row : min(row + array.chunks[0], self._durable_rows)]
+            except Exception as error:
+                raise ResumeError(
+                    f"{self._chunk_path(array, row)}: cannot be read: {one_line(error)}; "
+                    "check the disk, and start again without resuming"
+                ) from error
+            yield np.ascontiguousarray(values)
 
     def _drop_unclaimed(self, array: zarr.Array[Any]) -> None:
         """Delete chunks after the durable rows, and what a killed writer left of a chunk."""
@@ -99,7 +113,7 @@ class ZarrSink(Sink):
             )
         for path in self._partial.rglob("*"):
             if path.is_file() and path not in claimed and path.name != "zarr.json":
-                path.unlink()
+                remove_file(path)
 
     def _rows_of_chunks(self, array: zarr.Array[Any]) -> range:
         """First rows of the chunks that are durable."""
@@ -116,9 +130,9 @@ class ZarrSink(Sink):
             values = values[taken.size :]
             last = self._stored + self._filled == self.n_rows
             if self._filled == self._buffer.size or last:
-                self._array[self._stored : self._stored + self._filled] = self._buffer[
-                    : self._filled
-                ]
+                values_C = self._buffer[: self._filled]
+                self._array[self._stored : self._stored + self._filled] = values_C
+                self._count(values_C)
                 self._unsynced.append(self._chunk_path(self._array, self._stored))
                 self._stored += self._filled
                 self._filled = 0

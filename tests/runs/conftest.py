@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from streamkm.clustering import sizes
+from streamkm.runs import progress
 from streamkm.stream import plan
 
 if TYPE_CHECKING:
@@ -31,9 +34,26 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: for tests of thousands of small files."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
     """Saves hundreds of checkpoints in no time; no power is cut in these tests."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No records between those that always are: the calls of a run are the same each time."""
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", 1e9)
 
 
 @pytest.fixture

@@ -103,7 +103,21 @@ def metrics_of(run: Path) -> list[dict[str, Any]]:
 
 
 def predicted(run: Path, source: Path, out: Path, stops: Iterable[int] = (), **execution: Any):
-    """Labels of `source` by `run`, after being stopped at each of `stops`."""
+    """Labels of `source` by `run`, in an .npy file, after being stopped at each of `stops`."""
+    label(run, source, out, stops, **execution)
+    return np.load(out)
+
+
+def label(
+    run: Path,
+    source: Path,
+    out: Path,
+    stops: Iterable[int] = (),
+    *,
+    distances: Path | None = None,
+    **execution: Any,
+) -> None:
+    """Predict, in as many attempts as there are `stops` and one more."""
     for stop_at in (*stops, None):
         rows = open_source(source)
         try:
@@ -112,6 +126,7 @@ def predicted(run: Path, source: Path, out: Path, stops: Iterable[int] = (), **e
                 rows,
                 ExecutionConfig(**{"device": "cpu", **execution}),
                 labels=out,
+                distances=distances,
                 resume=True,
                 stop_request=StopAfter(stop_at),
             )
@@ -120,7 +135,6 @@ def predicted(run: Path, source: Path, out: Path, stops: Iterable[int] = (), **e
             pass
         finally:
             rows.close()
-    return np.load(out)
 
 
 def clusters(n_rows: int, n_features: int, *, n_clusters: int = 5, seed: int = 0) -> np.ndarray:
