@@ -148,6 +148,7 @@ def load_run(path: str | os.PathLike[str]) -> Model:
                 tensors["scaling.shift"],
                 tensors["scaling.factor"],
                 normalize=about["normalize"],
+                keeps_units=about["settings"]["scale"] == "none",
             ),
             settings=about["settings"],
             figures=about["figures"],

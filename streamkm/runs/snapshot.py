@@ -15,6 +15,7 @@ from streamkm.clustering.state import KMeansState
 if TYPE_CHECKING:
     import numpy as np
 
+    from streamkm.config import FitConfig
     from streamkm.runs.checkpoint import Checkpoint
 
 __all__ = ["Cursor", "Snapshot"]
@@ -67,7 +68,7 @@ class Snapshot:
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, device: torch.device, *, normalize: bool
+        cls, checkpoint: Checkpoint, device: torch.device, config: FitConfig
     ) -> Snapshot:
         """What `tensors` and `cursor` were when the checkpoint was saved."""
         names = ("moments", "scaling", "candidates", "seeding", "state")
@@ -79,7 +80,11 @@ class Snapshot:
             cursor=Cursor(**checkpoint.manifest["cursor"]),
             moments=RunningMoments(**groups["moments"]),
             step=checkpoint.step,
-            scaling=Scaling(**groups["scaling"], normalize=normalize)
+            scaling=Scaling(
+                **groups["scaling"],
+                normalize=config.normalizes,
+                keeps_units=config.scale == "none",
+            )
             if groups["scaling"]
             else None,
             candidates=Candidates(**groups["candidates"]) if groups["candidates"] else None,
@@ -94,24 +99,28 @@ class Snapshot:
     def settled_inertia(self) -> float | None:
         """`KMeansState.settled_inertia`; None where no full pass has ended with a move."""
         inertia = float(self.state.settled_inertia) if self.state else math.nan
-        return None if math.isnan(inertia) else inertia
+        return None if math.isnan(inertia) else inertia / self._sq_unit
+
+    @property
+    def _sq_unit(self) -> float:
+        return 1.0 if self.scaling is None else self.scaling.unit**2
 
     def figures(self) -> dict[str, Any]:
         """Scalars of the state, for people and metrics.jsonl; waits for the device."""
         if self.state is None:
             return {"epoch": self.cursor.epoch}
-        state = self.state
+        state, sq_unit = self.state, self._sq_unit
         named = {
             "step": state.n_steps,
             "stop": state.stop,
             "reseeded": state.n_reseeded,
             "dropped": state.n_dropped,
             "empty": (state.epoch_counts_K == 0).sum(),
-            "inertia": state.inertia,
-            "inertia_per_row": state.inertia / state.epoch_mass,
-            "batch_inertia_per_row": state.batch_inertia,
-            "smoothed_inertia": state.smoothed_inertia,
-            "shift": state.shift,
+            "inertia": state.inertia / sq_unit,
+            "inertia_per_row": state.inertia / sq_unit / state.epoch_mass,
+            "batch_inertia_per_row": state.batch_inertia / sq_unit,
+            "smoothed_inertia": state.smoothed_inertia / sq_unit,
+            "shift": state.shift / sq_unit,
         }
         # One copy for all of them: each would wait for the device by itself.
         values = torch.stack([tensor.double() for tensor in named.values()]).tolist()
