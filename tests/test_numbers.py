@@ -73,9 +73,7 @@ REFUSED = {("float32 of 1e-42", "zscore"), ("float32 of 1e-42", "minmax")}
 
 
 def fitted(rows, *, kernel="auto", algorithm="lloyd", k=K, **settings):
-    config = FitConfig(
-        k=k, algorithm=algorithm, seed=3, **{**ALGORITHMS[algorithm], **settings}
-    )
+    config = FitConfig(k=k, algorithm=algorithm, seed=3, **{**ALGORITHMS[algorithm], **settings})
     return fit(
         open_source(rows), config, execution(kernel), None,
         resume=False, stop_request=StopRequest(), quiet=True,

@@ -181,7 +181,15 @@ def _load(path: Path) -> Checkpoint | None:
             raise ValueError("the checksum of the state does not match")
         tensors = load_file(path / STATE)
         step, version = int(manifest["step"]), manifest["format"]
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         logger.debug("%s: %s", path, error)
         return None
     if version != FORMAT:

@@ -145,9 +145,13 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json of the run folder `path`."""
     try:
         record = json.loads((path / CONFIG).read_bytes())
-        record["source"], record["fit"]["k"], record["data"]["shape"], record["data"]["dtype"]
+        record["source"], record["fit"]["k"], record["data"]["dtype"]
+        rows, features = record["data"]["shape"]
+        whole = isinstance(record["fit"], dict) and isinstance(record["data"], dict)
+        if not whole or type(rows) is not int or type(features) is not int:
+            raise TypeError("its settings and shape are of other types")
     except OSError:
         raise RunError(f"{path} is no run: it has no {CONFIG}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path / CONFIG} is damaged: {error!r}") from None
     return record  # type: ignore[no-any-return]  # JSON

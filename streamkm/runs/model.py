@@ -139,6 +139,9 @@ def load_run(path: str | os.PathLike[str]) -> Model:
             raise RunError(f"{file}: its format is {about['format']}, this version reads {FORMAT}")
         if about.pop("sha256") != _digest(about, tensors):
             raise KeyError("its checksum does not match")
+        _check_shapes(tensors)
+        settings = about["settings"]
+        settings["metric"], settings["nan"]
         model = Model(
             centroids_KD=tensors["centroids"],
             counts_K=tensors["counts"],
@@ -148,9 +151,9 @@ def load_run(path: str | os.PathLike[str]) -> Model:
                 tensors["scaling.shift"],
                 tensors["scaling.factor"],
                 normalize=about["normalize"],
-                keeps_units=about["settings"]["scale"] == "none",
+                keeps_units=settings["scale"] == "none",
             ),
-            settings=about["settings"],
+            settings=settings,
             figures=about["figures"],
             inertia=about["inertia"],
         )
@@ -158,13 +161,35 @@ def load_run(path: str | os.PathLike[str]) -> Model:
         SafetensorError,
         KeyError,
         TypeError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
     ) as error:
+        if isinstance(error, RunError):
+            raise
         raise RunError(
             f"{file} is damaged ({error!r}); remove it and repeat the fit command with --resume"
         ) from error
     return model
+
+
+def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse tensors that no run writes, whoever wrote their checksum."""
+    k, n_features = tensors["centroids"].shape
+    is_weighted = len(tensors["weights"]) > 0
+    for name, shape in (
+        ("centroids", (k, n_features)),
+        ("counts", (k,)),
+        ("sums", (k, n_features)),
+        ("weights", (k,) if is_weighted else (0,)),
+        ("scaling.shift", (n_features,)),
+        ("scaling.factor", (n_features,)),
+    ):
+        found, is_whole = tensors[name], name == "counts"
+        if found.shape != shape or found.is_floating_point() == is_whole:
+            raise ValueError(f"its {name} are {found.dtype} of shape {tuple(found.shape)}")
+    if not k or not n_features or not bool(tensors["centroids"].isfinite().all()):
+        raise ValueError("its centroids are none, or not finite")
 
 
 def _digest(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:

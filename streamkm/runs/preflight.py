@@ -143,6 +143,7 @@ def plan_memory(
             budget=budget,
         )
 
+    fixed_bytes += plan.order_bytes
     # A second slot is worth more than more readers: without it nothing overlaps.
     for n_slots, n_readers in (
         *((n, wanted) for n in range(max(enough, FULL_SLOTS), 1, -1)),

@@ -157,11 +157,13 @@ def _state(cursor: Path, n_rows: int) -> dict[str, Any]:
         state = json.loads(cursor.read_bytes())
         if type(state["durable_rows"]) is not int or not 0 <= state["durable_rows"] <= n_rows:
             raise ValueError(f"durable_rows is {state['durable_rows']}, the output has {n_rows}")
+        if not isinstance(state["cursor"], dict | None):
+            raise ValueError(f"cursor is {state['cursor']!r}")
         return {"durable_rows": state["durable_rows"], "cursor": state["cursor"]}
     except FileNotFoundError:
         # Without a cursor no row was ever claimed, but another output's must not be taken over.
         return {"durable_rows": 0, "cursor": None}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ResumeError(
             f"{cursor}: does not fit this output: {one_line(error)}; start again without resuming"
         ) from error

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SMALL_WINDOW_BYTES, SMALL_CHUNK_ROWS = 1 << 16, 700
 #: A child that takes longer hangs.
 LONGEST_S = 120.0
+#: How often it is looked whether a child has ended.
+STEP_S = 0.0005
 
 _ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 _NOTED = {signal.SIGTERM, signal.SIGINT}
@@ -53,12 +55,12 @@ class Child:
 
     def wait_for(self, condition: Callable[[], bool], step_s: float = 0.0002) -> bool:
         """Wait for `condition`; False if the child ended first."""
-        until = time.monotonic() + LONGEST_S
-        while not condition():
+        # As in `wait`; one look takes longer than its sleep.
+        for _ in range(int(LONGEST_S / max(step_s, STEP_S / 10))):
+            if condition():
+                break
             if self.has_ended():
                 return False
-            if time.monotonic() > until:
-                return True
             time.sleep(step_s)
         return not self.has_ended()
 
@@ -78,13 +80,15 @@ class Child:
 
     def wait(self) -> int | None:
         """Exit status, or minus the signal that it died of; None if it hung and was killed."""
-        until = time.monotonic() + LONGEST_S
-        while not self.has_ended():
-            if time.monotonic() > until:
-                self.send(signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-                return None
-            time.sleep(0.0005)
+        # Counted in sleeps, not by the clock: a campaign may itself be stopped for a while.
+        for _ in range(int(LONGEST_S / STEP_S)):
+            if self.has_ended():
+                break
+            time.sleep(STEP_S)
+        else:
+            self.send(signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            return None
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
