@@ -7,6 +7,7 @@ saved and what is reported each could lose, or make up, digits of their own.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,10 @@ from tests.runs.helpers import Job, every
 K, N, D = 4, 240, 3
 TRUTH = np.arange(N) % K
 KERNELS = ("cpu", "reference")
-ALGORITHMS = {"minibatch": {"epochs": 2}, "lloyd": {"epochs": 30, "tol": 0.0}}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "minibatch": {"epochs": 2},
+    "lloyd": {"epochs": 30, "tol": 0.0},
+}
 SPACES = [("none", "euclidean"), ("zscore", "euclidean"), ("minmax", "euclidean"),
           ("l2", "euclidean"), ("none", "cosine")]  # fmt: skip
 
@@ -72,8 +76,9 @@ ROWS: dict[str, np.ndarray] = {
 REFUSED = {("float32 of 1e-42", "zscore"), ("float32 of 1e-42", "minmax")}
 
 
-def fitted(rows, *, kernel="auto", algorithm="lloyd", k=K, **settings):
-    config = FitConfig(k=k, algorithm=algorithm, seed=3, **{**ALGORITHMS[algorithm], **settings})
+def fitted(rows, *, kernel="auto", algorithm: Any = "lloyd", k=K, **settings: Any):
+    settings = {**ALGORITHMS[algorithm], **settings}
+    config = FitConfig(k=k, algorithm=algorithm, seed=3, **settings)
     return fit(
         open_source(rows), config, execution(kernel), None,
         resume=False, stop_request=StopRequest(), quiet=True,

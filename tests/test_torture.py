@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# KILLED anywhere: scaling, seeding, training, closing, saving, labelling. Whatever an attempt leaves
-# behind must be taken up, or passed over, so that not a byte of any result differs.
+# KILLED anywhere: scaling, seeding, training, closing, saving, labelling. Whatever an attempt
+# leaves behind must be taken up, or passed over, so that not a byte of any result differs.
 @pytest.mark.slow
 def test_200_kills_make_no_difference(tmp_path):
     # In a process of its own: it forks, which one that has threads must not.

@@ -13,7 +13,6 @@ import tempfile
 import warnings
 from pathlib import Path
 
-
 #: An input that takes longer hangs; more memory than this is too much.
 LONGEST_S, MOST_MIB = 20, 4096
 
@@ -55,8 +54,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60, help="for each target (60)")
     parser.add_argument("--target", default="", help="only those with this in their names")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, default=Path("fuzz-output"),
-                        help="where inputs that were found are kept (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        default=Path("fuzz-output"),
+        help="where inputs that were found are kept (default: %(default)s)",
+    )
     parser.add_argument("--only", metavar="NAME", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:

@@ -1,4 +1,4 @@
-"""Changes to valid files that a stranger, or a bad disk, might make; all drawn from one generator."""
+"""Changes to valid files that a stranger, or a bad disk, might make; drawn from one generator."""
 
 from __future__ import annotations
 

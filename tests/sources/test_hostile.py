@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
+import pickle  # noqa: TID251  to plant what must never be loaded
 import random
 import shutil
 import struct
@@ -48,12 +48,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeW
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("hostile")
+    path: Path = tmp_path_factory.mktemp("hostile")
+    return path
 
 
 @pytest.fixture(scope="module")
 def seeds(folder) -> dict[str, list[bytes]]:
-    made = {}
+    made: dict[str, list[bytes]] = {}
     for name, target in TARGETS.items():
         place = folder / "seeds" / str(len(made))
         place.mkdir(parents=True)
@@ -65,7 +66,7 @@ def seeds(folder) -> dict[str, list[bytes]]:
 # exception of somebody else's, memory taken on the file's word, a read past its end.
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_refused_or_read(name, seeds, folder):
-    assert any([parse(name, content, folder / "input") for content in seeds[name]])
+    assert sum(parse(name, content, folder / "input") for content in seeds[name])
 
     @settings(
         max_examples=60, derandomize=True, database=None, deadline=None,
@@ -259,7 +260,7 @@ def test_a_chunk_is_a_regular_file(kind, tmp_path):
         chunk.mkdir()
     else:
         chunk.symlink_to("/dev/zero")
-    with pytest.raises(ReadError, match="no regular file|directory"):
+    with pytest.raises(ReadError, match=r"no regular file|directory"):
         read(path, 2048)
 
 
@@ -327,14 +328,20 @@ def test_nothing_is_unpickled(tmp_path, folder):
         with pytest.raises(ConfigError):
             first_centroids(FitConfig(k=1, init=str(tmp_path / name)), 1, None)
 
-    v2 = {"zarr_format": 2, "shape": [4, 2], "chunks": [4, 2], "dtype": "<f4", "order": "C",
-          "fill_value": 0, "compressor": None, "filters": None}  # fmt: skip
+    v2: dict[str, object] = {
+        "zarr_format": 2, "shape": [4, 2], "chunks": [4, 2], "dtype": "<f4", "order": "C",
+        "fill_value": 0, "compressor": None, "filters": None,
+    }  # fmt: skip
     codec = {"id": "pickle"}
-    for number, changes in enumerate(
-        ({"filters": [codec]}, {"compressor": codec}, {"dtype": "|O", "filters": [codec]},
-         {"filters": [{"id": "delta", "dtype": "<f4"}, codec]},
-         {"filters": [{"id": "zlib", "level": 1}], "compressor": codec}, {"dtype": "|O"})
-    ):  # fmt: skip
+    hidden: tuple[dict[str, object], ...] = (
+        {"filters": [codec]},
+        {"compressor": codec},
+        {"dtype": "|O", "filters": [codec]},
+        {"filters": [{"id": "delta", "dtype": "<f4"}, codec]},
+        {"filters": [{"id": "zlib", "level": 1}], "compressor": codec},
+        {"dtype": "|O"},
+    )
+    for number, changes in enumerate(hidden):
         store = tmp_path / f"{number}.zarr"
         store.mkdir()
         (store / ".zarray").write_text(json.dumps({**v2, **changes}))

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tests.torture.children import Child, in_a_fork
 from tests.torture.jobs import (
     LARGE_SHAPE,
-    SMALL_BATCH,
     SMALL_SHAPE,
     Job,
-    K,
     large_jobs,
     small_jobs,
     write_arrays,
@@ -145,7 +143,7 @@ class Campaign:
         """Kill `job` so often at most, let it end, and compare."""
         out, figures = self._folder / "killed", self.figures
         _make_anew(out)
-        stop_at, status = figures.n_kills + most, -1
+        stop_at, status, ended = figures.n_kills + most, -1, None
         while status != 0:
             may_kill = figures.n_kills < stop_at
             figures.attempts += 1

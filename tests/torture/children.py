@@ -100,7 +100,7 @@ def in_a_fork(work: Callable[[], None]) -> None:
         try:
             work()
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  the fork must not go on as its parent
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(status)
@@ -126,7 +126,7 @@ def _become(arguments: Sequence[str], log: Path, *, executed: bool) -> None:
         pass  # As Python itself ends of it, outside of `main`.
     except SystemExit as error:
         status = int(error.code or 0)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  as above
         sys.excepthook(*sys.exc_info())
         status = 70
     finally:
