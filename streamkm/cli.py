@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         arguments.command(arguments)
+        sys.stdout.flush()
     except StreamkmError as error:
         _complain(str(error))
         return error.exit_status

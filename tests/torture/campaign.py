@@ -165,10 +165,10 @@ class Campaign:
         self, job: Job, out: Path, struck: list[signal.Signals], ended: int | None, how: list[str]
     ) -> int:
         """Count a kill; 0, which ends the round, if the process did not end as it should."""
-        figures, last = self.figures, self._log.read_text().strip().rsplit("\n", 1)[-1]
+        figures, log = self.figures, self._log.read_text()
         deadly = [number for number in struck if number in _MAY_END and ended in _MAY_END[number]]
-        interrupted = ended != 1 or "interrupted" in last
-        if not deadly or not interrupted:
+        if not deadly or "Traceback" in log:
+            last = log.strip().rsplit("\n", 1)[-1]
             names = ", ".join(number.name for number in struck) or "no signal"
             figures.differences.append(
                 f"{job.name}: ended with {ended} after {names} ({' '.join(how)}): {last}"
