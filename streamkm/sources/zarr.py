@@ -152,6 +152,8 @@ class ZarrSource:
     def __init__(self, array: AnyArray, name: str) -> None:
         dtype = check_dtype(array.dtype, name)
         n_rows, n_features = check_shape(array.shape, name)
+        if min(array.chunks) < 1 or min(array.shards or (1,)) < 1:
+            raise SourceError(f"{name}: its chunks are empty, their shape is {array.chunks}")
         self._store = array.store
         # Read-only stores refuse any other mode, and not all others have a read-only twin.
         mode: Literal["r", "r+"] = "r" if array.read_only else "r+"
@@ -266,7 +268,7 @@ class ZarrSource:
         """Stored objects that are not there (None: unknown), all that could be, what they are."""
         array = self._array
         stored = array.shards or array.chunks
-        grid = [ceil(extent / size) for extent, size in zip(array.shape, stored, strict=True)]
+        grid = [-(-extent // size) for extent, size in zip(array.shape, stored, strict=True)]
         total = prod(grid)
         what = "shards" if array.shards else "chunks"
         if isinstance(self._store, (LocalStore, ObjectStore)):

@@ -154,6 +154,17 @@ def test_chunks_and_grids_of_any_size_meet_the_budget(shape, chunk, tmp_path):
             )  # fmt: skip
 
 
+@pytest.mark.parametrize("chunk", [(0, 4), (1024, 0), (-1, 4)])
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_hold_something(version, chunk, tmp_path):
+    zarr.create_array(tmp_path / "x.zarr", data=ROWS, chunks=CHUNK, zarr_format=version)
+    file = tmp_path / "x.zarr" / {2: ".zarray", 3: "zarr.json"}[version]
+    changed = {"chunks": chunk} if version == 2 else {"chunk_grid": grid(*chunk)}
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), **changed}))
+    with pytest.raises(SourceError):
+        open_source(tmp_path / "x.zarr")
+
+
 def test_weights_are_no_longer_than_the_rows(tmp_path):
     path = v3(tmp_path / "w.zarr", shape=[2**40, 1], chunk_grid=grid(1024, 1))
     with limited_memory(), pytest.raises(SourceError, match="one weight is needed for each of 10"):
