@@ -47,8 +47,9 @@ ensure_venv() (
     if command -v flock >/dev/null; then flock 9; fi
     key=$(installation_key)
     for stamp in ".venv/installed-$extra" .venv/installed-bench .venv/installed-dev; do
-        # dev holds every other extra but the peers.
+        # dev holds every other extra but the peers and the fuzzer.
         if [[ $extra == bench && $stamp == *-dev ]]; then continue; fi
+        if [[ $extra == fuzz && $stamp != *-fuzz ]]; then continue; fi
         if [[ ! -e .venv/installing && -x $venv_python && $(cat "$stamp" 2>/dev/null) == "$key" ]]; then
             return
         fi

@@ -227,7 +227,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
     """Make the settings in a TOML file the defaults that options on the command line override."""
     try:
         settings = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     known = set(_FIT_SETTINGS + _EXECUTION_SETTINGS)
     defaults: dict[str, Any] = {}

@@ -6,22 +6,37 @@ of each row by its length. z-score and min-max take shift and factor from
 features that lie far from the origin: distances do not change by it, but the
 rounding error of ``|x|^2 - 2 x.c + |c|^2`` grows with the square of the
 distance from the origin, and would decide labels where a feature has a mean of
-10^6 and a standard deviation of 1.
+10^6 and a standard deviation of 1. And where values are so large, or so small,
+that their squares leave float32, all are multiplied by one power of two, which
+changes no digit; what is reported is brought back.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
 
+from streamkm.errors import SourceError
 from streamkm.kernels.gather import gather
 
 __all__ = ["Batch", "RunningMoments", "Scaling", "compute_dtype"]
 
 #: A feature is centred if its mean is further from 0 than so many standard deviations.
 FAR_FROM_ORIGIN = 2.0
+
+#: Lengths of rows of float32 between these are left as they are: their squares, and those of
+#: differences of which most digits are gone, are far from either end of the range.
+LEAST_REACH, MOST_REACH = 2.0**-30, 2.0**50
+#: A factor of float32 is no larger than this.
+MOST_FACTOR = 2.0**126
+
+#: The longest row whose squared distances fit: in float32 they must not overflow themselves,
+#: and from float64 the centroids must fit into float32, in which they are saved.
+_FLOAT32 = torch.finfo(torch.float32)
+MOST_SQ_NORM = {torch.float32: _FLOAT32.max / 4, torch.float64: _FLOAT32.max**2}
 
 #: Moments are taken tile by tile, so that float64 copies stay small.
 MOMENTS_TILE_ELEMENTS = 1 << 17
@@ -146,6 +161,14 @@ class Scaling:
     shift_D: torch.Tensor
     factor_D: torch.Tensor
     normalize: bool
+    keeps_units: bool = False
+    """Whether the factor, one power of two for all features, is taken back in whatever is
+    reported: nobody asked for it."""
+
+    @property
+    def unit(self) -> float:
+        """What one in the space of reported distances is in the scaled space."""
+        return float(self.factor_D[0]) if self.keeps_units else 1.0
 
     @classmethod
     def fit(
@@ -160,10 +183,16 @@ class Scaling:
         For ``none`` the moments may be those of a sample: they decide only
         about centring. Shift and factor are rounded to `dtype`, in which rows
         will be scaled, so that points go back the very way that rows came.
+
+        Raises
+        ------
+        SourceError
+            If the data leaves the range that `dtype`, or the float32 of the centroids, has.
         """
         one_D = torch.ones_like(moments.mean_D)
         if scale == "l2" or metric == "cosine":
             return cls(torch.zeros_like(one_D), one_D, normalize=True)
+        _check_range(moments, scale, dtype)
         if scale == "zscore":
             deviation_D = torch.where(moments.is_constant_D(), one_D, moments.variance_D.sqrt())
             shift_D, factor_D = moments.mean_D, deviation_D.reciprocal()
@@ -172,8 +201,14 @@ class Scaling:
             extent_D = torch.where(extent_D > 0, extent_D, one_D)
             shift_D, factor_D = moments.min_D, extent_D.reciprocal()
         else:
-            shift_D, factor_D = _centre(moments), one_D
-        return cls(shift_D.to(dtype).double(), factor_D.to(dtype).double(), normalize=False)
+            shift_D = _centre(moments)
+            factor_D = one_D * (_unit(moments, shift_D) if dtype == torch.float32 else 1.0)
+        return cls(
+            shift_D.to(dtype).double(),
+            factor_D.to(dtype).double(),
+            normalize=False,
+            keeps_units=scale == "none",
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
@@ -210,11 +245,16 @@ class Scaling:
         dtype = workspace_BD.dtype
         moved_by = (self.shift_D.to(dtype), self.factor_D.to(dtype)) if self._moves else ()
         x_BD, sq_norms_B = gather(x_ND, rows, workspace_BD, *moved_by)
-        # Four times: |x|^2 - 2 x.c + |c|^2 must not overflow either.
-        dropped_B = ~(4 * sq_norms_B).isfinite() if x_ND.is_floating_point() else None
-        # Asking costs nothing on the CPU; on a GPU it would wait for the device.
-        if dropped_B is not None and x_BD.device.type == "cpu" and not dropped_B.any():
-            dropped_B = None
+        dropped_B = None
+        if x_ND.is_floating_point():
+            # Neither NaN.
+            dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[dtype])
+            # Asking costs nothing on the CPU; on a GPU it would wait for the device.
+            if x_BD.device.type == "cpu" and not dropped_B.any():
+                dropped_B = None
+            elif self.normalize:
+                # However long, it has a direction.
+                dropped_B = ~torch.linalg.vector_norm(x_BD, ord=torch.inf, dim=1).isfinite()
         weights_B = None if weights_N is None else weights_N[rows]
         if dropped_B is not None:
             x_BD.masked_fill_(dropped_B[:, None], 0)
@@ -248,6 +288,37 @@ def _normalize_(x_BD: torch.Tensor) -> None:
     for order in (torch.inf, 2):
         norms_B1 = torch.linalg.vector_norm(x_BD, ord=order, dim=1, keepdim=True)
         x_BD.div_(norms_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny))
+
+
+def _check_range(moments: RunningMoments, scale: str, dtype: torch.dtype) -> None:
+    """Refuse values from which no centroid in float32, or no factor in `dtype`, can be made."""
+    largest_D = torch.maximum(moments.max_D.abs(), moments.min_D.abs())
+    extent_D = moments.max_D - moments.min_D
+    most, least = _FLOAT32.max, _FLOAT32.tiny
+    if not bool(moments.count > 0):
+        return
+    feature = int(largest_D.argmax())
+    largest = float(largest_D[feature])
+    if largest > most or (dtype == torch.float64 and 0 < largest < least):
+        what = f"values reach {largest:.3g} (feature {feature})"
+    elif scale != "none" and bool((too_small_D := (extent_D > 0) & (extent_D < least)).any()):
+        feature = int(too_small_D.long().argmax())
+        what = f"the values of feature {feature} differ by {float(extent_D[feature]):.3g} at most"
+    else:
+        return
+    raise SourceError(
+        f"{what}: centroids are float32, which goes from {least:.2g} to {most:.2g}; "
+        "multiply the data by a power of ten first"
+    )
+
+
+def _unit(moments: RunningMoments, shift_D: torch.Tensor) -> float:
+    """The power of two that brings rows to a length of about 1; 1 where they are near it."""
+    reach_D = torch.maximum(moments.max_D - shift_D, shift_D - moments.min_D)
+    reach = float(torch.linalg.vector_norm(reach_D))
+    if not math.isfinite(reach) or reach == 0 or LEAST_REACH <= reach <= MOST_REACH:
+        return 1.0
+    return min(2.0 ** -math.floor(math.log2(reach)), MOST_FACTOR)
 
 
 def _centre(moments: RunningMoments) -> torch.Tensor:

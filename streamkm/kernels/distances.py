@@ -48,5 +48,7 @@ def sq_distances_to(
     for start in range(0, len(x_BD), tile_rows):
         tile = slice(start, start + tile_rows)
         difference = x_BD[tile] - centroids_KD.index_select(0, labels_B[tile])
-        result_B[tile] = torch.linalg.vector_norm(difference, dim=1).double().square_()
+        # In float64: the square of a small difference would vanish.
+        norms_T = torch.linalg.vector_norm(difference, dim=1, dtype=torch.float64)
+        result_B[tile] = norms_T.square_()
     return result_B

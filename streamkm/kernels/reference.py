@@ -93,7 +93,9 @@ class ReferenceKernel:
         """
         reach_T = sq_norms_T.sqrt() + (best_T + sq_norms_T).clamp_min_(0).sqrt_()
         longest_T = torch.minimum(reach_T.square_().mul_(1.1), largest)
-        return 2 * rounding_bound(sq_norms_T, longest_T, x_BD.shape[1])
+        # Below the normal numbers rounding is no share of anything any more.
+        vanished = 4 * x_BD.shape[1] * torch.finfo(x_BD.dtype).tiny
+        return 2 * rounding_bound(sq_norms_T, longest_T, x_BD.shape[1]) + vanished
 
     def accumulate(
         self,

@@ -57,7 +57,7 @@ def label_rows(
             sq_distances_B = batch.sq_distances_B
             if batch.weights_B is not None:
                 sq_distances_B = sq_distances_B * batch.weights_B
-            inertia += float(sq_distances_B.nansum())
+            inertia += float(sq_distances_B.nansum()) / model.scaling.unit**2
     return labels_N, inertia
 
 
@@ -90,6 +90,7 @@ def distance_rows(
                 distances_TK = torch.cdist(
                     x_TD.double(), centroids_KD, compute_mode="use_mm_for_euclid_dist"
                 )
+                distances_TK /= model.scaling.unit
                 distances_NK[start_row : start_row + len(x_TD)] = distances_TK.cpu().numpy()
                 start_row += len(x_TD)
     return distances_NK

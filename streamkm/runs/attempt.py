@@ -160,7 +160,7 @@ class Attempt:
             scaling,
             self._config.as_dict(),
             self._now.settled_inertia(),
-            model_figures(state, self._plan, self._config, self._source.spec.dtype),
+            model_figures(state, scaling, self._plan, self._config, self._source.spec.dtype),
         )
 
     def _conclude(self, reason: str) -> None:
@@ -344,9 +344,7 @@ class Attempt:
         return self._checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self._now = Snapshot.from_checkpoint(
-            checkpoint, self._device, normalize=self._config.normalizes
-        )
+        self._now = Snapshot.from_checkpoint(checkpoint, self._device, self._config)
         if self._now.state is not None:
             self._is_stopped = int(self._now.state.stop) != RUNNING
         say = self._progress.say

@@ -249,7 +249,14 @@ def _reading() -> Iterator[None]:
     """What goes wrong within is damage, unless the file is innocent of it."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         raise _Damaged(repr(error)) from error
     except OSError as error:
         if error.errno not in _LOST:

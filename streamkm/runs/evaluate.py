@@ -132,7 +132,7 @@ def evaluate(
                 on_host_B = batch.weights_B.cpu()  # Where sums have an order.
                 weights_K += torch.bincount(labels_B.cpu(), on_host_B, model.k + 1)[1:]
             sizes_K += torch.bincount(labels_B, minlength=model.k + 1).cpu()[1:]
-            inertia += float(sq_distances_B.nansum())
+            inertia += float(sq_distances_B.nansum()) / model.scaling.unit**2
             n_dropped += batch.n_dropped
             progress.advance(len(batch.labels_B))
             if progress.is_due():

@@ -165,6 +165,6 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is no run: it has no {CONFIG}") from None
     except OSError as error:
         raise RunError(f"{path / CONFIG} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"{path / CONFIG} is damaged: {error!r}") from None
     return record

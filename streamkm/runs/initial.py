@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,9 @@ import torch
 
 from streamkm.clustering.sample import Sample
 from streamkm.clustering.sizes import SCORE_PRODUCTS
-from streamkm.errors import ConfigError
+from streamkm.errors import ConfigError, SourceError
+from streamkm.sources.base import RowRange
+from streamkm.sources.npy import open_npy
 from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import row_windows, sample_windows
@@ -75,10 +78,7 @@ def first_centroids(
             raise ConfigError("init given: the centroids must be passed along, there are none")
     elif config.init.endswith(".npy"):
         name = f"--init {config.init}"
-        try:
-            centroids_KD = np.load(Path(config.init), allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{name}: no .npy file that can be read ({error})") from None
+        centroids_KD = _read_centroids(Path(config.init), name, (config.k, n_features))
     else:
         return None
     if centroids_KD.shape != (config.k, n_features) or centroids_KD.dtype.kind not in "fiu":
@@ -92,6 +92,23 @@ def first_centroids(
         raise ConfigError(f"{name}: a centroid of zeros has no direction to normalise")
     wide_KD: np.ndarray = centroids_KD.astype(np.float64)
     return wide_KD
+
+
+def _read_centroids(path: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """The array in a file, if it has `shape`: its own word is not enough to take memory for it."""
+    try:
+        with closing(open_npy(path, keep_open=False)) as source:
+            spec = source.spec
+            if (spec.n_rows, spec.n_features) != shape:
+                raise ConfigError(
+                    f"{name}: {shape[0]} centroids of {shape[1]} features are needed, these are "
+                    f"{spec.n_rows} of {spec.n_features}"
+                )
+            centroids_KD = np.empty(shape, spec.storage)
+            source.read(RowRange(0, spec.n_rows), centroids_KD)
+    except SourceError as error:
+        raise ConfigError(f"{name}: no .npy file that can be read ({error})") from None
+    return centroids_KD
 
 
 def draw_sample(

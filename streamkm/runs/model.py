@@ -118,6 +118,9 @@ def load_run(path: str | os.PathLike[str]) -> Model:
     arrays, about = read_model_file(path)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
+        _check_shapes(tensors)
+        settings = about["settings"]
+        settings["metric"], settings["nan"]
         return Model(
             centroids_KD=tensors["centroids"],
             counts_K=tensors["counts"],
@@ -127,10 +130,30 @@ def load_run(path: str | os.PathLike[str]) -> Model:
                 tensors["scaling.shift"],
                 tensors["scaling.factor"],
                 normalize=about["normalize"],
+                keeps_units=settings["scale"] == "none",
             ),
-            settings=about["settings"],
+            settings=settings,
             figures=about["figures"],
             inertia=about["inertia"],
         )
-    except KeyError as error:
-        raise RunError(f"{path / MODEL} is no model: it lacks {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path / MODEL} is no model of a run: {error!r}") from error
+
+
+def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse tensors that no run writes, whoever wrote their checksum."""
+    k, n_features = tensors["centroids"].shape
+    is_weighted = len(tensors["weights"]) > 0
+    for name, shape in (
+        ("centroids", (k, n_features)),
+        ("counts", (k,)),
+        ("sums", (k, n_features)),
+        ("weights", (k,) if is_weighted else (0,)),
+        ("scaling.shift", (n_features,)),
+        ("scaling.factor", (n_features,)),
+    ):
+        found, is_whole = tensors[name], name == "counts"
+        if found.shape != shape or found.is_floating_point() == is_whole:
+            raise ValueError(f"its {name} are {found.dtype} of shape {tuple(found.shape)}")
+    if not k or not n_features or not bool(tensors["centroids"].isfinite().all()):
+        raise ValueError("its centroids are none, or not finite")

@@ -61,8 +61,10 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         SafetensorError,
         KeyError,
         TypeError,
+        AttributeError,
         UnicodeDecodeError,
         json.JSONDecodeError,
+        RecursionError,
     ) as error:
         raise RunError(
             f"{file} is damaged ({error!r}); remove it and repeat the fit command with --resume"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamkm.clustering.scaling import Scaling
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.runs.snapshot import Snapshot
@@ -14,7 +15,7 @@ __all__ = ["final_figures", "model_figures", "result_lines"]
 
 
 def model_figures(
-    state: KMeansState, plan: Plan, config: ResolvedFitConfig, dtype: str
+    state: KMeansState, scaling: Scaling, plan: Plan, config: ResolvedFitConfig, dtype: str
 ) -> dict[str, Any]:
     """`Model.figures` of a run on an array of `dtype`."""
     n_steps = int(state.n_steps)
@@ -22,7 +23,7 @@ def model_figures(
         # What was read after the last update says nothing of it.
         "n_iter": min(-(-n_steps // plan.n_batches(0)), config.epochs),
         "n_steps": n_steps,
-        "epoch_inertia": float(state.inertia),
+        "epoch_inertia": float(state.inertia) / scaling.unit**2,
         "dtype": dtype,
     }
 

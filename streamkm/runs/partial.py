@@ -61,6 +61,7 @@ def update_once(
         state.weights_K = state.masses_K.double() + before_K.to(labelling.device)
     state.counts_K += model.counts_K.to(labelling.device)
     move_centroids_(state, touched_K, spherical=spherical)
+    inertia = float(state.inertia) / model.scaling.unit**2
     return replace(
         model,
         centroids_KD=state.centroids_KD,
@@ -68,5 +69,5 @@ def update_once(
         sums_KD=state.sums_KD,
         weights_K=state.weights_K,
         inertia=None,
-        figures={**model.figures, "n_steps": step + 1, "epoch_inertia": float(state.inertia)},
+        figures={**model.figures, "n_steps": step + 1, "epoch_inertia": inertia},
     ).on_host()

@@ -115,7 +115,7 @@ def predict(
         ]
         for sink in sinks:
             _check_job(sink, job)
-        writer = _Writer(sinks, job, execution, stop_request)
+        writer = _Writer(sinks, job, execution, stop_request, model.scaling.unit)
         with _kept_for_resuming(sinks):
             if writer.start_row < source.spec.n_rows:
                 _label_all(source, labelling, writer, progress, nan=nan)
@@ -175,8 +175,10 @@ class _Writer:
         job: dict[str, str],
         execution: ExecutionConfig,
         stop_request: StopRequest,
+        unit: float,
     ) -> None:
         self._sinks, self._job, self._stop_request = sinks, job, stop_request
+        self._unit = unit
         self._cadence = execution.checkpoint_every
         self._saved_at, self._batches = time.monotonic(), 0
         self.n_dropped = 0
@@ -184,7 +186,7 @@ class _Writer:
 
     def write(self, batch: LabelledBatch) -> None:
         labels_B = batch.labels_B.cpu().numpy()
-        values = (labels_B, batch.sq_distances_B.sqrt().cpu().numpy())
+        values = (labels_B, (batch.sq_distances_B.sqrt() / self._unit).cpu().numpy())
         # A resumed run begins with the batch that holds the first missing row.
         fresh = labels_B[max(self._counted_to - batch.start_row, 0) :]
         self.n_dropped += int((fresh < 0).sum())

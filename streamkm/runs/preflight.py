@@ -169,7 +169,7 @@ def fit_bytes(
     width = _compute_width(spec)
     state = config.k * spec.n_features
     # Saving serialises the centroids and the float64 sums.
-    total = RUNTIME_BYTES + 2 * state * (width + 8)
+    total = RUNTIME_BYTES + plan.order_bytes + 2 * state * (width + 8)
     if not on_host:
         return total
     seeding = _seeding_bytes(spec, plan, config, weighted=weighted)
@@ -219,7 +219,9 @@ def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
     """Host bytes of predict and evaluate beside slots and readers."""
     # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck.
     state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
-    return RUNTIME_BYTES + state + (_batch_bytes(spec, plan, k) if on_host else 0)
+    return (
+        RUNTIME_BYTES + plan.order_bytes + state + (_batch_bytes(spec, plan, k) if on_host else 0)
+    )
 
 
 def _batch_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:

@@ -21,7 +21,7 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
     Reads from the first row on: the stream, in its own order, met some other one first.
     """
     spec = source.spec
-    too_long: int | None = None
+    too_long, largest = 0, -1.0
     dtype = _as_float(np.empty((0, 1), spec.storage), spec.dtype).dtype
     for rows in RowRange(0, spec.n_rows).split(spec.block_rows):
         block = np.empty((len(rows), spec.n_features), spec.storage)
@@ -35,15 +35,13 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
                 f"{source.name}: row {row} holds {values[bad[0], column]} (feature {column}; "
                 f"{n_found} such rows so far); --nan drop leaves rows with NaN or infinity out"
             )
-        if too_long is None:
-            with np.errstate(over="ignore"):
-                squares = 4 * np.square(values).sum(axis=1)
-            overflowed = np.flatnonzero(~np.isfinite(squares))
-            too_long = rows.start + int(overflowed[0]) if len(overflowed) else None
-    row_text = "a row" if too_long is None else f"row {too_long}"
+        largest_B = np.abs(values).max(axis=1)
+        if (found := float(largest_B.max())) > largest:
+            too_long, largest = rows.start + int(largest_B.argmax()), found
     return NonFiniteError(
-        f"{source.name}: the squared length of {row_text} overflows {dtype} "
-        f"({n_found} such rows so far); use --scale zscore, or --nan drop to leave such rows out"
+        f"{source.name}: the squared length of row {too_long} overflows {dtype}, it holds "
+        f"{largest:.3g} ({n_found} such rows so far); use --scale zscore, which looks at every "
+        "row first, or --nan drop to leave such rows out"
     )
 
 

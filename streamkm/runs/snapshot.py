@@ -10,11 +10,13 @@ import torch
 
 from streamkm.clustering.scalable import Candidates
 from streamkm.clustering.scaling import RunningMoments, Scaling
-from streamkm.clustering.state import KMeansState
+from streamkm.clustering.state import KMeansState, initial_state
+from streamkm.errors import RunError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from streamkm.config import FitConfig
     from streamkm.runs.checkpoint import Checkpoint
 
 __all__ = ["Cursor", "Snapshot"]
@@ -67,19 +69,34 @@ class Snapshot:
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Checkpoint, device: torch.device, *, normalize: bool
+        cls, checkpoint: Checkpoint, device: torch.device, config: FitConfig
     ) -> Snapshot:
         """What `tensors` and `cursor` were when the checkpoint was saved."""
+        try:
+            return cls._restored(checkpoint, device, config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{checkpoint.path}: is whole, yet no checkpoint of this run ({error!r}); "
+                "remove it, and what is before it will be taken"
+            ) from error
+
+    @classmethod
+    def _restored(cls, checkpoint: Checkpoint, device: torch.device, config: FitConfig) -> Snapshot:
         names = ("moments", "scaling", "candidates", "seeding", "state")
         groups: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
         for key, array in checkpoint.tensors.items():
             group, name = key.split(".")
             groups[group][name] = torch.from_numpy(array).to(device)
+        _check_shapes(groups, config.k)
         return cls(
             cursor=Cursor(**checkpoint.manifest["cursor"]),
             moments=RunningMoments(**groups["moments"]),
             step=checkpoint.step,
-            scaling=Scaling(**groups["scaling"], normalize=normalize)
+            scaling=Scaling(
+                **groups["scaling"],
+                normalize=config.normalizes,
+                keeps_units=config.scale == "none",
+            )
             if groups["scaling"]
             else None,
             candidates=Candidates(**groups["candidates"]) if groups["candidates"] else None,
@@ -94,24 +111,28 @@ class Snapshot:
     def settled_inertia(self) -> float | None:
         """`KMeansState.settled_inertia`; None where no full pass has ended with a move."""
         inertia = float(self.state.settled_inertia) if self.state else math.nan
-        return None if math.isnan(inertia) else inertia
+        return None if math.isnan(inertia) else inertia / self._sq_unit
+
+    @property
+    def _sq_unit(self) -> float:
+        return 1.0 if self.scaling is None else self.scaling.unit**2
 
     def figures(self) -> dict[str, Any]:
         """Scalars of the state, for people and metrics.jsonl; waits for the device."""
         if self.state is None:
             return {"epoch": self.cursor.epoch}
-        state = self.state
+        state, sq_unit = self.state, self._sq_unit
         named = {
             "step": state.n_steps,
             "stop": state.stop,
             "reseeded": state.n_reseeded,
             "dropped": state.n_dropped,
             "empty": (state.epoch_counts_K == 0).sum(),
-            "inertia": state.inertia,
-            "inertia_per_row": state.inertia / state.epoch_mass,
-            "batch_inertia_per_row": state.batch_inertia,
-            "smoothed_inertia": state.smoothed_inertia,
-            "shift": state.shift,
+            "inertia": state.inertia / sq_unit,
+            "inertia_per_row": state.inertia / sq_unit / state.epoch_mass,
+            "batch_inertia_per_row": state.batch_inertia / sq_unit,
+            "smoothed_inertia": state.smoothed_inertia / sq_unit,
+            "shift": state.shift / sq_unit,
         }
         # One copy for all of them: each would wait for the device by itself.
         values = torch.stack([tensor.double() for tensor in named.values()]).tolist()
@@ -122,3 +143,21 @@ class Snapshot:
             else:  # JSON has no NaN.
                 figures[name] = value if math.isfinite(value) else None
         return figures
+
+
+def _check_shapes(groups: dict[str, dict[str, torch.Tensor]], k: int) -> None:
+    """`ValueError` if tensors are of other shapes than those of a run of `k` clusters."""
+    (n_features,) = groups["moments"]["mean_D"].shape
+    expected = {"moments": RunningMoments.empty(n_features, torch.device("cpu")).tensors()}
+    if state := groups["state"]:
+        centroids_KD = torch.empty((k, n_features), dtype=state["centroids_KD"].dtype)
+        weighted = len(state["weights_K"]) > 0
+        expected["state"] = initial_state(centroids_KD, 0, weighted=weighted).tensors()
+    if groups["scaling"]:
+        expected["scaling"] = {name: torch.empty(n_features) for name in groups["scaling"]}
+    for group, tensors in expected.items():
+        for name, tensor in tensors.items():
+            found = groups[group][name]
+            is_kind = found.is_floating_point() == tensor.is_floating_point()
+            if found.shape != tensor.shape or not is_kind:
+                raise ValueError(f"{group}.{name} is {found.dtype} of shape {tuple(found.shape)}")

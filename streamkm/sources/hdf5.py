@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import h5py
@@ -21,7 +22,6 @@ from streamkm.sources.rowfile import RowFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     import numpy as np
 
@@ -60,6 +60,10 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     try:
         with h5py.File(path, "r") as file:
             found = _dataset(file, dataset, str(path))
+            _check_stays(found, path)
+            home = Path(found.file.filename)
+            if not home.samefile(path):
+                return open_hdf5(home, dataset=found.name, keep_open=keep_open)
             dtype = check_dtype(found.dtype, f"{path}: {found.name}")
             n_rows, n_features = check_shape(found.shape, f"{path}: {found.name}")
             offset = found.id.get_offset()
@@ -201,6 +205,23 @@ def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
         what = "is no dataset" if node is not None else "does not exist"
         raise SourceError(f"{path}: {name!r} {what}; {there_are}")
     return node
+
+
+def _check_stays(dataset: h5py.Dataset, path: Path) -> None:
+    """Refuse a dataset whose numbers lie in files outside of the folder that `path` is in."""
+    others = [dataset.file.filename, *(name for name, _, _ in dataset.external or ())]
+    if dataset.is_virtual:
+        others += [source.file_name for source in dataset.virtual_sources()]
+    folder = path.parent.resolve()
+    for other in others:
+        # (A dot stands for the file itself.)
+        if other != "." and not (folder / other).resolve().is_relative_to(folder):
+            if Path(other).resolve() == path.resolve():
+                continue
+            raise SourceError(
+                f"{path}: {dataset.name} takes its numbers from {other}, outside of its folder; "
+                "move that file beside it, or copy the dataset into one file (h5repack)"
+            )
 
 
 def _block_rows(shape: tuple[int, ...], chunks: tuple[int, ...] | None, row_bytes: int) -> int:

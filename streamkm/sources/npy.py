@@ -25,6 +25,8 @@ __all__ = ["FortranSource", "open_npy", "read_npy_header"]
 
 #: Every column of a block is one request, so a block is larger than in C order.
 FORTRAN_BLOCK_BYTES = 4 << 20
+#: NumPy's own limit; one of an array of numbers takes about a hundred.
+MAX_HEADER_BYTES = 10_000
 
 
 def open_npy(path: Path, *, keep_open: bool = True, column: bool = False) -> Source:
@@ -107,6 +109,7 @@ def read_npy_header(
             # Headers written by Python 2 read well; NumPy only says that they are slower to parse.
             warnings.simplefilter("ignore", UserWarning)
             version = npy_format.read_magic(stream)
+            _check_header_length(stream, version)
             if version == (1, 0):
                 shape, fortran, dtype = npy_format.read_array_header_1_0(stream)
             elif version in ((2, 0), (3, 0)):
@@ -115,11 +118,21 @@ def read_npy_header(
                 shape, fortran, dtype = npy_format.read_array_header_2_0(stream)
             else:
                 raise ValueError(f"format version {version} is unknown")
-    except (ValueError, OSError, SyntaxError, TokenError) as error:
+    except (ValueError, OSError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
+        # (The header is a literal of Python, and its parser gives up in several ways.)
         raise SourceError(f"{path}: is no readable .npy file: {one_line(error)}") from error
     if any(extent < 0 for extent in shape):
         raise SourceError(f"{path}: is no readable .npy file: its shape is {shape}")
     return shape, fortran, dtype
+
+
+def _check_header_length(stream: BinaryIO, version: tuple[int, int]) -> None:
+    """Refuse a header too long for an array of numbers, before memory is taken for it."""
+    start, size = stream.tell(), 2 if version == (1, 0) else 4
+    length = int.from_bytes(stream.read(size), "little")
+    stream.seek(start)
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header takes {length} bytes, {MAX_HEADER_BYTES} at most are read")
 
 
 class FortranSource(FlatSource):

@@ -62,10 +62,12 @@ class ParquetSource:
                 types = [schema.field(name).type for name in self._columns]
                 self._is_list = _is_list(types[0])
                 n_features = _n_features(file, self._columns, types[0], str(path))
+                sizes, stored = self._group_sizes()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise SourceError(f"{path}: cannot be opened as Parquet: {one_line(error)}") from error
         dtype = _common_dtype(types, self._columns, str(path))
-        sizes = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
+        if min(sizes, default=0) < 0 or stored < 0:
+            raise SourceError(f"{path}: its metadata make no sense: {min(sizes)} rows in a group")
         if not sum(sizes):
             raise SourceError(f"{path}: the file has no rows")
         self._starts = list(accumulate(sizes[:-1], initial=0))
@@ -78,7 +80,7 @@ class ParquetSource:
             block_rows=max(sizes),
             layout=f"parquet, {len(sizes)} row groups of up to {max(sizes)}, "
             + (f"column {self._columns[0]}" if self._is_list else f"{n_features} columns"),
-            scratch_bytes=self._scratch_bytes(max(sizes) * row_bytes, n_features),
+            scratch_bytes=self._scratch_bytes(stored, max(sizes), row_bytes, n_features),
         )
 
     @property
@@ -172,19 +174,22 @@ class ParquetSource:
                 f"{group}; fill them, or drop their rows first"
             )
 
-    def _scratch_bytes(self, decoded: int, n_features: int) -> int:
-        """Stored bytes of the columns in the largest group, its decoded ones, their levels."""
-        stored = 0
+    def _group_sizes(self) -> tuple[list[int], int]:
+        """Rows of each group, and stored bytes of the columns in the largest."""
+        sizes, stored = [], 0
         for index in range(self._metadata.num_row_groups):
             group = self._metadata.row_group(index)
+            sizes.append(group.num_rows)
             columns = (group.column(i) for i in range(group.num_columns))
             chosen = (c for c in columns if c.path_in_schema.split(".")[0] in self._columns)
             stored = max(stored, sum(column.total_compressed_size for column in chosen))
+        return sizes, stored
+
+    def _scratch_bytes(self, stored: int, rows: int, row_bytes: int, n_features: int) -> int:
+        """Stored bytes of the columns in the largest group, its decoded ones, their levels."""
+        decoded = rows * row_bytes
         if self._is_list:
-            largest = max(
-                self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)
-            )
-            decoded = 2 * decoded + _LEVEL_BYTES * largest * n_features
+            decoded = 2 * decoded + _LEVEL_BYTES * rows * n_features
         return stored + decoded + _PAGE_BYTES
 
 

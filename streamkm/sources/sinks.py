@@ -180,7 +180,7 @@ def _state(cursor: Path, n_rows: int) -> dict[str, Any]:
     except FileNotFoundError:
         # Without a cursor no row was ever claimed, but another output's must not be taken over.
         return {"durable_rows": 0, "crc32": 0, "cursor": None}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ResumeError(
             f"{cursor}: does not fit this output: {one_line(error)}; start again without resuming"
         ) from error

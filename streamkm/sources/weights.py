@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import RowRange
+from streamkm.sources.base import RowRange, check_dtype
+from streamkm.sources.layout import one_line
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.npy import open_npy
 
@@ -88,7 +90,9 @@ class Weights:
         """Fill `out`, float64 of shape (len(rows),), with the weights of `rows`."""
         stored = np.empty((len(rows), 1), self._source.spec.storage)
         self._source.read(rows, stored)
-        out[:] = stored[:, 0]
+        # (Some NaN is signalling; that it is one is found afterwards.)
+        with np.errstate(invalid="ignore"):
+            out[:] = stored[:, 0]
 
     def heavy(self, share: float, n_most: int) -> tuple[float, np.ndarray]:
         """A weight that at most `n_most` (or `MAX_HEAVY`) rows exceed, and those rows, in order.
@@ -133,7 +137,7 @@ def open_weights(location: Any, n_rows: int) -> Weights:
         if not path.exists():
             raise SourceError(f"{path}: does not exist; weights are a .npy file or a Zarr array")
         if path.is_dir():
-            weights = _read_zarr(path)
+            weights = _read_zarr(path, n_rows)
             source, resident_bytes = _column(weights, str(path)), weights.nbytes
         elif path.suffix.lower() == ".npy":
             source = open_npy(path, column=True)
@@ -154,14 +158,18 @@ def open_weights(location: Any, n_rows: int) -> Weights:
         raise
 
 
+def _spare_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
 def _column(weights: np.ndarray, name: str) -> Source:
     if weights.ndim == 0:
         raise SourceError(f"{name}: one weight is needed for each row, not {weights}")
     return MemorySource(weights[:, None] if weights.ndim == 1 else weights, name)
 
 
-def _read_zarr(path: Path) -> np.ndarray:
-    """A Zarr array of one column, as a whole."""
+def _read_zarr(path: Path, n_rows: int) -> np.ndarray:
+    """A Zarr array of one column of `n_rows` numbers, as a whole."""
     import zarr
 
     try:
@@ -170,8 +178,22 @@ def _read_zarr(path: Path) -> np.ndarray:
             raise SourceError(
                 f"{path}: one weight is needed for each row, this array has the shape {array.shape}"
             )
+        if array.size != n_rows:
+            raise SourceError(
+                f"{path}: one weight is needed for each of {n_rows:,} rows, this array has "
+                f"{array.size:,} rows of 1"
+            )
+        check_dtype(array.dtype, str(path))
+        largest = max(array.nbytes, prod(array.shards or array.chunks) * array.dtype.itemsize)
+        if largest > _spare_bytes():
+            raise SourceError(
+                f"{path}: weights from Zarr are held in memory, and {largest:,} bytes for the "
+                "array, or for one of its chunks, are more than half of it; use a .npy file"
+            )
         return np.asarray(array[...]).reshape(-1)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{path}: is no Zarr array that can be read: {error}") from error
+    except SourceError:
+        raise
+    except Exception as error:  # metadata and chunks may be wrong in any way
+        raise SourceError(
+            f"{path}: is no Zarr array that can be read: {one_line(error)}"
+        ) from error

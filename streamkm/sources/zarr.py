@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import operator
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,8 @@ from streamkm.sources.zarr_direct import direct_reader
 from streamkm.sources.zarr_store import WholeStore, codec_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     AnyArray = zarr.Array[Any]
@@ -87,7 +90,14 @@ def open_zarr_node(node: object, name: str | None = None) -> ZarrSource:
         If it is a group; the message lists arrays that it holds.
     """
     if isinstance(node, zarr.Array):
-        return ZarrSource(node, name or str(node.store_path))
+        name = name or str(node.store_path)
+        try:
+            return ZarrSource(node, name)
+        except SourceError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # zarr does not look at all that metadata say: chunks of 0 rows, settings of codecs.
+            raise SourceError(f"{name}: its metadata make no sense: {one_line(error)}") from error
     if isinstance(node, zarr.Group):
         name = name or str(node.store_path)
         raise SourceError(f"{name}: is a Zarr group, an array is needed; {_advice(node, name)}")
@@ -142,6 +152,8 @@ class ZarrSource:
     def __init__(self, array: AnyArray, name: str) -> None:
         dtype = check_dtype(array.dtype, name)
         n_rows, n_features = check_shape(array.shape, name)
+        if min(array.chunks) < 1 or min(array.shards or (1,)) < 1:
+            raise SourceError(f"{name}: its chunks are empty, their shape is {array.chunks}")
         self._store = array.store
         # Read-only stores refuse any other mode, and not all others have a read-only twin.
         mode: Literal["r", "r+"] = "r" if array.read_only else "r+"
@@ -256,7 +268,7 @@ class ZarrSource:
         """Stored objects that are not there (None: unknown), all that could be, what they are."""
         array = self._array
         stored = array.shards or array.chunks
-        grid = [ceil(extent / size) for extent, size in zip(array.shape, stored, strict=True)]
+        grid = [-(-extent // size) for extent, size in zip(array.shape, stored, strict=True)]
         total = prod(grid)
         what = "shards" if array.shards else "chunks"
         if isinstance(self._store, (LocalStore, ObjectStore)):
@@ -264,9 +276,10 @@ class ZarrSource:
             present = _objects(self._store, array.path)
             if present is None:
                 return None, total, what
+            # By the files that are there: metadata may promise any number of chunks.
             encode = array.metadata.encode_chunk_key
-            keys = (encode(index) for index in product(*map(range, grid)))
-            return sum(key not in present for key in keys), total, what
+            written = sum(_is_chunk(key, grid, encode) for key in present)
+            return total - written, total, what
         per_object = prod(s // c for s, c in zip(stored, array.chunks, strict=True))
         return total - array.nchunks_initialized // per_object, total, what
 
@@ -288,6 +301,13 @@ def _objects(store: LocalStore | ObjectStore[Any], path: str) -> dict[str, str] 
             stat = file.stat()
             found[file.relative_to(root).as_posix()] = f"{stat.st_size}\n{stat.st_mtime_ns}"
     return found
+
+
+def _is_chunk(key: str, grid: list[int], encode: Callable[[tuple[int, ...]], str]) -> bool:
+    """Whether `key` is that of one of a grid of chunks."""
+    index = tuple(int(digits) for digits in re.findall("[0-9]{1,20}", key))[-len(grid) :]
+    inside = len(index) == len(grid) and all(map(operator.lt, index, grid))
+    return inside and encode(index) == key
 
 
 async def _digest_memory(store: MemoryStore, path: str, digest: Any) -> None:

@@ -10,7 +10,9 @@ codec of those in `zarr_decode`. All others go through zarr.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from contextlib import contextmanager
 from itertools import product
@@ -213,13 +215,16 @@ class DirectReader:
     def _opened(self, key: str) -> Iterator[int | None]:
         """Descriptor of the file of a chunk or shard; None if it was never written."""
         try:
-            fd = os.open(f"{self._folder}/{key}", os.O_RDONLY | os.O_CLOEXEC)
+            # Without waiting: what comes from elsewhere may be a pipe that nobody writes to.
+            fd = os.open(f"{self._folder}/{key}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             # Without its folder the array is gone: a disk no longer there is no fill value.
             Path(self._folder).stat()
             yield None
             return
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "is no regular file", f"{self._folder}/{key}")
             yield fd
         finally:
             os.close(fd)

@@ -113,6 +113,11 @@ class Plan:
         """Windows of an epoch."""
         return -(-self.n_blocks // self.window_blocks)
 
+    @property
+    def order_bytes(self) -> int:
+        """What the order of an epoch takes in memory while it is made, at most."""
+        return 40 * self.n_blocks + 40 * self.n_windows
+
     def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
         """Windows of `epoch` from the one that holds batch number `start` on.
 

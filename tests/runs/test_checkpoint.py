@@ -15,7 +15,7 @@ import torch
 from streamkm.clustering.scalable import Candidates
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
-from streamkm.config import Cadence
+from streamkm.config import Cadence, FitConfig
 from streamkm.errors import RunError
 from streamkm.runs.checkpoint import (
     Checkpoint,
@@ -285,7 +285,7 @@ def snapshots() -> dict[str, Snapshot]:
 def test_a_snapshot_of_any_phase_survives_a_checkpoint(folder, phase):
     before = snapshots()[phase]
     save_checkpoint(folder, before.step, before.tensors(), before.manifest(), keep=2)
-    after = Snapshot.from_checkpoint(newest(folder), torch.device("cpu"), normalize=False)
+    after = Snapshot.from_checkpoint(newest(folder), torch.device("cpu"), FitConfig(k=4))
     assert (after.cursor, after.step) == (before.cursor, before.step)
     assert (after.scaling is None, after.state is None) == (phase == "scale", phase != "train")
     assert after.tensors().keys() == before.tensors().keys()
@@ -297,7 +297,7 @@ def test_a_snapshot_of_any_phase_survives_a_checkpoint(folder, phase):
 def test_a_state_from_a_checkpoint_can_be_updated_in_place(folder):
     before = snapshots()["train"]
     save_checkpoint(folder, before.step, before.tensors(), before.manifest(), keep=2)
-    after = Snapshot.from_checkpoint(newest(folder), torch.device("cpu"), normalize=False)
+    after = Snapshot.from_checkpoint(newest(folder), torch.device("cpu"), FitConfig(k=4))
     assert after.state is not None
     after.state.counts_K += 1
     assert after.state.counts_K.tolist() == [2**40 + 1 + i for i in range(4)]

@@ -166,7 +166,9 @@ INLINE T slack(const AssignJob<T>& job, T sq_norm, T sq_distance) {
     const T reach = norm + std::sqrt(sq_distance);
     const T longest_sq = std::min(reach * reach * T(1.1), job.longest_sq);
     const T extent = norm + std::sqrt(longest_sq);
-    return 2 * job.rounding * extent * extent;
+    // Below the normal numbers rounding is no share of anything any more.
+    const T vanished = 4 * static_cast<T>(job.n_features) * std::numeric_limits<T>::min();
+    return 2 * job.rounding * extent * extent + vanished;
 }
 
 // Labels, distances and doubts of rows `start` to `stop`, BLOCK_ROWS at most; returns in how

@@ -1,0 +1,33 @@
+"""CI's share of the kill campaign; ``scripts/torture --kills 2000`` goes on for longer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# KILLED anywhere: scaling, seeding, training, closing, saving, labelling. Whatever an attempt
+# leaves behind must be taken up, or passed over, so that not a byte of any result differs.
+@pytest.mark.slow
+def test_200_kills_make_no_difference(tmp_path):
+    # In a process of its own: it forks, which one that has threads must not.
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.torture", "--kills", "200", "--executed", "0",
+         "--seed", "0", "--folder", tmp_path],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    figures = json.loads(process.stdout)
+    assert figures["differences"] == []
+    assert figures["n_kills"] >= 200
+    assert min(figures["kills"][name] for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP")) > 9
+    assert {"saving", "scale", "seed", "train", "predict"} <= figures["phases"].keys()
+    assert len(figures["runs"]) == 9
