@@ -63,7 +63,7 @@ class ParquetSource:
                 self._is_list = _is_list(types[0])
                 n_features = _n_features(file, self._columns, types[0], str(path))
                 sizes, stored = self._group_sizes()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise SourceError(f"{path}: cannot be opened as Parquet: {one_line(error)}") from error
         dtype = _common_dtype(types, self._columns, str(path))
         if min(sizes, default=0) < 0 or stored < 0:
@@ -100,7 +100,7 @@ class ParquetSource:
         try:
             with pq.ParquetFile(self._file.path, metadata=self._metadata) as file:
                 self._read_groups(file, rows, out)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise ReadError(
                 f"{self.name}: {rows} cannot be read: {one_line(error)}; "
                 "the file is corrupt, truncated or unreadable"
