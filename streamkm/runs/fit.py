@@ -115,16 +115,21 @@ def fit(
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
             model = attempt.run(checkpoints, progress, stop_request)
-            try:
-                model.save(folder)
-            except OSError as error:
-                raise StorageError(
-                    f"{run_dir}: the result cannot be written ({error}); every checkpoint that "
-                    "was saved is intact: free space, or mend what keeps the disk from being "
-                    "written, then repeat the command with --resume"
-                ) from error
+            _write(model, folder)
             progress.say(f"written: {folder.centroids} and {folder.model}")
     return model
+
+
+def _write(model: Model, folder: RunFolder) -> None:
+    """Write the result; the last thing that a run does, and the only one that it cannot put off."""
+    try:
+        model.save(folder)
+    except OSError as error:
+        raise StorageError(
+            f"{folder.path}: the result cannot be written ({error}); every checkpoint that was "
+            "saved is intact: free space, or mend what keeps the disk from being written, then "
+            "repeat the command with --resume"
+        ) from error
 
 
 def seed(
