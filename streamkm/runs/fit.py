@@ -115,12 +115,13 @@ def fit(
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
             model = attempt.run(checkpoints, progress, stop_request)
-            _save(model, folder)
+            _write(model, folder)
             progress.say(f"written: {folder.centroids} and {folder.model}")
     return model
 
 
-def _save(model: Model, folder: RunFolder) -> None:
+def _write(model: Model, folder: RunFolder) -> None:
+    """Write the result; the last thing that a run does, and the only one that it cannot put off."""
     try:
         model.save(folder)
     except OSError as error:

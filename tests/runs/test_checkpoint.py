@@ -24,6 +24,7 @@ from streamkm.runs.checkpoint import (
     save_checkpoint,
 )
 from streamkm.runs.snapshot import Cursor, Snapshot
+from tests.runs.faults import FaultyDisk
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -159,6 +160,16 @@ def test_a_checkpoint_that_lacks_a_file_is_passed_over(folder, file):
     for name in [file] if file else ["state.safetensors", "manifest.json"]:
         (path / name).unlink()
     assert newest(folder).step == 1
+
+
+# Breaks where the newest is passed over, and deleted later, because the process had no descriptor.
+@pytest.mark.parametrize("at", [1, 5])
+def test_what_is_no_fault_of_a_checkpoint_is_no_damage(folder, at):
+    for step in (1, 2):
+        save(folder, step)
+    with FaultyDisk(at, "EMFILE").mounted(), pytest.raises(OSError, match="Too many open files"):
+        load_checkpoint(folder)
+    assert newest(folder).step == 2
 
 
 # mosaicml streaming#437: a silent restart from 0.

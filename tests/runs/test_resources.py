@@ -353,8 +353,7 @@ def test_a_clock_that_jumps_changes_nothing(jump_s, job, monkeypatch):
 # the output has its name: both would write, and one of them would publish the other's half.
 @pytest.mark.parametrize("suffix", [".npy", ".zarr"])
 def test_of_two_that_begin_at_the_same_moment_one_writes(suffix, tmp_path):
-    n_rounds, n_refused = (60, 0) if suffix == ".npy" else (10, 0)
-    for number in range(n_rounds):
+    for number in range(60 if suffix == ".npy" else 10):
         target, barrier = tmp_path / f"out{number}{suffix}", threading.Barrier(2)
         outcomes: list[object] = []
 
@@ -378,11 +377,11 @@ def test_of_two_that_begin_at_the_same_moment_one_writes(suffix, tmp_path):
         done = [outcome for outcome in outcomes if isinstance(outcome, int)]
         assert len(done) == 1, outcomes
         assert len(outcomes) == 2
-        n_refused += isinstance(next(o for o in outcomes if o not in done), RunError)
+        (refused,) = (outcome for outcome in outcomes if outcome not in done)
+        assert isinstance(refused, RunError | OutputExistsError)  # While it wrote, or after.
         stored = np.load(target) if suffix == ".npy" else np.asarray(zarr.open_array(target)[:])
         assert set(stored.tolist()) == set(done)
     assert {path.suffix for path in tmp_path.iterdir()} == {suffix}
-    assert n_refused
 
 
 # A new folder is removed by the run that made it if nothing came of it, while others wait.
@@ -391,7 +390,7 @@ def test_a_folder_that_comes_and_goes_has_one_owner_at_a_time(tmp_path):
     owners, n_entered, faults = set(), [0], []
 
     def run(name: int) -> None:
-        for _ in range(100):
+        while n_entered[0] < 60:
             try:
                 with RunFolder(tmp_path / "run", record, resume=True) as folder:
                     owners.add(name)
@@ -411,7 +410,6 @@ def test_a_folder_that_comes_and_goes_has_one_owner_at_a_time(tmp_path):
     for thread in threads:
         thread.join()
     assert not faults
-    assert n_entered[0] > 20
 
 
 # Breaks where a folder counts as new that was not there a moment before the lock was taken.
