@@ -100,8 +100,7 @@ class FitConfig:
         _check_choice("nan", self.nan, ("error", "drop"))
         _check_choice("precision", self.precision, ("exact", "fast"))
         _check_int("seed", self.seed, least=0)
-        if not isinstance(self.closing_pass, bool):
-            raise ConfigError(f"closing-pass must be true or false, not {self.closing_pass!r}")
+        _check_flag("closing-pass", self.closing_pass)
         if self.epochs is not None:
             _check_int("epochs", self.epochs, least=1)
         if self.batch_rows is not None:
@@ -149,6 +148,11 @@ class FitConfig:
     def normalizes(self) -> bool:
         """Whether rows are divided by their lengths."""
         return self.metric == "cosine" or self.scale == "l2"
+
+    @property
+    def closes(self) -> bool:
+        """Whether a closing pass is certain."""
+        return self.closing_pass and self.algorithm == "minibatch"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -211,12 +215,15 @@ class ExecutionConfig:
     quickest where starting a thread takes longer than reading the whole array."""
     kernel: str = "auto"
     """Who does the arithmetic: ``auto`` (the fastest on the device), or one of `KERNELS`."""
+    probe: bool = False
+    """Measure at the start, for a second or so, what each stage can do alone."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:I, not {self.device!r}")
         _check_int("keep-checkpoints", self.keep_checkpoints, least=2)
         _check_choice("kernel", self.kernel, ("auto", *KERNELS))
+        _check_flag("probe", self.probe)
         if self.max_host_memory is not None:
             _check_int("max-host-memory", self.max_host_memory, least=1)
         if self.read_threads is not None:
@@ -265,6 +272,11 @@ def format_bytes(n_bytes: float) -> str:
 def _check_int(name: str, value: object, *, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

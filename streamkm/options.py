@@ -31,6 +31,10 @@ CLOSING_HELP = (
     "(default: yes)"
 )
 PRECISION_HELP = "fast: rows that screening cannot tell apart are not scored again (default: exact)"
+PROBE_HELP = (
+    "measure for a second at the start what reading, copying and arithmetic can do alone, and "
+    "say at the end what share of that was reached"
+)
 WEIGHTS_HELP = "how much each row counts: N numbers in a .npy file or a Zarr array"
 
 
@@ -150,6 +154,9 @@ def add_execution_options(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=2,
             help="newest to keep (default: %(default)s)",
+        )
+        group.add_argument(
+            "--probe", action=argparse.BooleanOptionalAction, default=False, help=PROBE_HELP
         )
 
 

@@ -162,9 +162,18 @@ def plan_memory(
 
 
 def fit_bytes(
-    spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool, weighted: bool = False
+    spec: ArraySpec,
+    plan: Plan,
+    config: FitConfig,
+    *,
+    on_host: bool,
+    weighted: bool = False,
+    probed: bool = False,
 ) -> int:
-    """Host bytes of a fit beside slots and readers; `on_host` if the device is the CPU."""
+    """Host bytes of a fit beside slots and readers; `on_host` if the device is the CPU.
+
+    `probed` says that a copy of the state is trained first, to be thrown away.
+    """
     width = _compute_width(spec)
     state = config.k * spec.n_features
     # Saving serialises the centroids and the float64 sums.
@@ -174,6 +183,7 @@ def fit_bytes(
     seeding = _seeding_bytes(spec, plan, config)
     # Centroids, sums, and the copies of both that one update makes (or the end of a pass).
     training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 48)
+    training += probed * state * (2 * width + 8)
     # Rows times their weights, beside the rows.
     weighing = plan.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
     return total + max(seeding, training + weighted * weighing) + config.k * 64
