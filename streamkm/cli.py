@@ -86,6 +86,10 @@ def _fit(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
         check_fit(source.spec, config, source.name)
+        if arguments.dry_run:
+            with _open_weights(arguments, source) as weights:
+                _try_out(arguments, source, config, execution, weights)
+            return
         check_run_is_free(arguments.out, resume=arguments.resume)
 
         with _open_weights(arguments, source) as weights:
@@ -100,6 +104,22 @@ def _fit(arguments: argparse.Namespace) -> None:
                 stop_request=stop_request,
                 weights=weights,
             )
+
+
+def _try_out(
+    arguments: argparse.Namespace,
+    source: Source,
+    config: FitConfig,
+    execution: ExecutionConfig,
+    weights: Weights | None,
+) -> None:
+    from streamkm.runs.dry_run import dry_run
+
+    out, resume = arguments.out, arguments.resume
+    report = dry_run(source, config, execution, out, resume=resume, weights=weights)
+    print(report)
+    if report.errors:
+        raise report.errors[0]
 
 
 def _predict(arguments: argparse.Namespace) -> None:

@@ -35,6 +35,10 @@ PROBE_HELP = (
     "measure for a second at the start what reading, copying and arithmetic can do alone, and "
     "say at the end what share of that was reached"
 )
+DRY_RUN_HELP = (
+    "write nothing: print what the run will do and need, how long it will take, and what speaks "
+    "against it"
+)
 WEIGHTS_HELP = "how much each row counts: N numbers in a .npy file or a Zarr array"
 
 
@@ -70,6 +74,7 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     add("--k", type=int, help="number of clusters")
     add("--out", metavar="RUN", type=Path, required=True, help="run folder to write")
     add("--resume", action="store_true", help="go on with RUN, or start it")
+    add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("--config", metavar="TOML", type=Path, help="file of options; those given here win")
     group = parser.add_argument_group("what to compute (decides the result)")
     add = group.add_argument

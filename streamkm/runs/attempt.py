@@ -32,7 +32,6 @@ from streamkm.runs.outcome import final_figures, model_figures, result_lines
 from streamkm.runs.probe import Prober
 from streamkm.runs.rows import non_finite_error
 from streamkm.runs.seeding import SeedingPhase
-from streamkm.runs.setup import FitSetup
 from streamkm.runs.snapshot import Cursor, Snapshot
 from streamkm.runs.timing import PhaseClock, stage_figures, stage_line
 from streamkm.stream.pipeline import stream
@@ -43,17 +42,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
-
     from streamkm.clustering.lloyd import Lloyd
     from streamkm.clustering.minibatch import MiniBatch
     from streamkm.clustering.state import KMeansState
-    from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.runs.checkpoint import Checkpoint, Checkpointer
     from streamkm.runs.probe import Probe
     from streamkm.runs.progress import Progress
-    from streamkm.sources.base import Source
-    from streamkm.sources.weights import Weights
+    from streamkm.runs.setup import FitSetup
     from streamkm.stream.plan import Plan, Window
     from streamkm.stream.transfer import DeviceWindow
 
@@ -63,26 +58,18 @@ __all__ = ["Attempt"]
 class Attempt:
     """One attempt at a fit; what must survive it is the cursor, the step and the tensors."""
 
-    def __init__(
-        self,
-        source: Source,
-        config: ResolvedFitConfig,
-        execution: ExecutionConfig,
-        device: torch.device,
-        given_KD: np.ndarray | None = None,
-        weights: Weights | None = None,
-    ) -> None:
-        self._setup = setup = FitSetup.make(source, config, execution, device, given_KD, weights)
-        self._source, self._config, self._device = source, config, device
-        self._weights, self._plan = weights, setup.plan
+    def __init__(self, setup: FitSetup) -> None:
+        self._setup = setup
+        self._source, self._config, self._device = setup.source, setup.config, setup.device
+        self._weights, self._plan = setup.weights, setup.plan
         self._arithmetic = setup.arithmetic()
         self._probe: Probe | None = None
         self._clock = PhaseClock()
 
-        needs_moments = config.scale in ("zscore", "minmax")
+        needs_moments = self._config.scale in ("zscore", "minmax")
         self._now = Snapshot(
             Cursor("scale" if needs_moments else "seed"),
-            RunningMoments.empty(source.spec.n_features, device),
+            RunningMoments.empty(self._source.spec.n_features, self._device),
         )
         self._times = StageTimes()
         self._is_stopped = False

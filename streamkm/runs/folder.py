@@ -52,6 +52,12 @@ class RunFolder:
         """Whether the run has ended and its model is written."""
         return self.model.exists()
 
+    def check(self) -> None:
+        """Refuse what `__enter__` would refuse, and write nothing."""
+        check_run_is_free(self.path, resume=self._resume)
+        if (self.path / CONFIG).exists():
+            self._check_record(read_config(self.path))
+
     def __enter__(self) -> RunFolder:
         check_run_is_free(self.path, resume=self._resume)
         self._is_new = not self.path.exists()

@@ -191,7 +191,7 @@ class Prober:
             time.perf_counter() - began,
         )
 
-    def moments_rows_per_s(self) -> float:
+    def moments(self) -> Alone:
         """The arithmetic of the pass for the statistics of scaling."""
         moments = RunningMoments.empty(self.setup.source.spec.n_features, self.setup.device)
 
@@ -199,7 +199,7 @@ class Prober:
             weights_N = window.weights_N
             moments.update_(window.x_ND[rows], None if weights_N is None else weights_N[rows])
 
-        return self._arithmetic(update).rows_per_s
+        return self._arithmetic(update)
 
     def _windows(self) -> Iterator[Window]:
         plan = self.setup.plan
