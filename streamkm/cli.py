@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         arguments.command(arguments)
     except StreamkmError as error:
-        _complain(str(error))
+        _complain(error.for_command_line)
         return error.exit_status
     except KeyboardInterrupt:
         _complain("interrupted; nothing was saved since the last checkpoint")

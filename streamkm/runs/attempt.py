@@ -23,7 +23,7 @@ import torch
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import RUNNING, STOP_REASONS
-from streamkm.errors import Interrupted
+from streamkm.errors import Interrupted, Option
 from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.devices import environment
 from streamkm.runs.interrupts import StopRequest
@@ -302,8 +302,10 @@ class Attempt:
         name = self._stop_request.signal_name
         if name is not None:
             path = self._save()
-            saved = f"{path} is saved: add --resume to the command to go on"
-            raise Interrupted(f"stopped by {name}; {saved if path else 'nothing is saved'}")
+            if path is None:
+                raise Interrupted(f"stopped by {name}; nothing is saved")
+            resume = Option("resume", value=True)
+            raise Interrupted(f"stopped by {name}; {path} is saved: repeat with ", resume)
 
     def _report(self) -> None:
         """Fetch the scalars, which waits for the device, and show them."""

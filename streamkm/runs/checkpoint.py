@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from streamkm.errors import RunError
+from streamkm.errors import Option, RunError
 from streamkm.files import file_sha256, fsync_directory, fsync_file, write_durably
 
 if TYPE_CHECKING:
@@ -168,7 +168,8 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     if found:
         raise RunError(
             f"{directory}: none of its {len(found)} checkpoints is intact; "
-            "restore one from a backup, or start anew with another --out"
+            "restore one from a backup, or start anew with another ",
+            Option("run_dir"),
         )
     return None
 

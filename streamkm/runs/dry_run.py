@@ -85,7 +85,7 @@ class DryRun:
     def __str__(self) -> str:
         lines = [f"{name:<12} {value}" for name, value in self.facts]
         lines += [f"note         {note}" for note in self.notes]
-        lines += [f"forbids      {error}" for error in self.errors]
+        lines += [f"forbids      {error.for_command_line}" for error in self.errors]
         if not self.notes and not self.errors:
             lines.append("note         nothing that was looked at speaks against this run")
         return "\n".join(lines)

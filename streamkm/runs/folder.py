@@ -20,7 +20,7 @@ import shutil
 from typing import TYPE_CHECKING, Any, TextIO
 
 from streamkm.config import setting_differences
-from streamkm.errors import InputError, OutputExistsError, ResumeError, RunError
+from streamkm.errors import InputError, Option, OutputExistsError, ResumeError, RunError
 from streamkm.files import fsync_directory, write_atomically
 
 if TYPE_CHECKING:
@@ -98,13 +98,15 @@ class RunFolder:
                 raise ResumeError(
                     f"{self.path}: the data changed since the run began "
                     f"({key}: {before['data'].get(key)} -> {value}); restore it (modification "
-                    "times count: copy with cp -p or rsync -t), or start anew with another --out"
+                    "times count: copy with cp -p or rsync -t), or start anew with another ",
+                    Option("run_dir"),
                 )
         changed = setting_differences(before["fit"], self._record["fit"])
         if changed:
             raise ResumeError(
                 f"{self.path}: a setting that alters the result changed ({'; '.join(changed)}); "
-                "resume with the original one, or start anew with another --out"
+                "resume with the original one, or start anew with another ",
+                Option("run_dir"),
             )
 
     def _take_lock(self) -> None:
@@ -134,13 +136,17 @@ def check_run_is_free(path: Path, *, resume: bool) -> None:
     """Refuse a run folder that exists, unless it is a run's and is to be resumed."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
+    out = Option("run_dir")
     if not path.is_dir():
-        raise OutputExistsError(f"{path} exists and is no folder; choose another --out")
+        raise OutputExistsError(f"{path} exists and is no folder; choose another ", out)
     if not resume and not (path / CONFIG).exists():
-        raise OutputExistsError(f"{path} exists and is no run; choose another --out")
+        raise OutputExistsError(f"{path} exists and is no run; choose another ", out)
     if not resume:
         raise OutputExistsError(
-            f"{path} exists; add --resume to go on with it, or choose another --out"
+            f"{path} exists; add ",
+            Option("resume", value=True),
+            " to go on with it, or choose another ",
+            out,
         )
     # A run that was killed in its very first moment has only a lock.
     if any(entry.name not in (LOCK, f".{CONFIG}.tmp") for entry in path.iterdir()):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from streamkm.clustering.sizes import SCORE_PRODUCTS
-from streamkm.errors import ConfigError
+from streamkm.errors import ConfigError, Option
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import sample_windows
 from streamkm.stream.stages import StageTimes
@@ -64,26 +64,27 @@ def first_centroids(
         normalised and a centroid is zero.
     """
     if config.init == "given":
-        name, centroids_KD = "init", given_KD
+        name, centroids_KD = Option("init"), given_KD
         if centroids_KD is None:
             raise ConfigError("init given: the centroids must be passed along, there are none")
     elif config.init.endswith(".npy"):
-        name = f"--init {config.init}"
+        name = Option("init", config.init)
         try:
             centroids_KD = np.load(Path(config.init), allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{name}: no .npy file that can be read ({error})") from None
+            raise ConfigError(name, f": no .npy file that can be read ({error})") from None
     else:
         return None
     if centroids_KD.shape != (config.k, n_features) or centroids_KD.dtype.kind not in "fiu":
         raise ConfigError(
-            f"{name}: {config.k} centroids of {n_features} features are needed (real numbers), "
-            f"these are {centroids_KD.dtype} of shape {centroids_KD.shape}"
+            name,
+            f": {config.k} centroids of {n_features} features are needed (real numbers), "
+            f"these are {centroids_KD.dtype} of shape {centroids_KD.shape}",
         )
     if not np.isfinite(centroids_KD).all():
-        raise ConfigError(f"{name}: the centroids hold NaN or infinity")
+        raise ConfigError(name, ": the centroids hold NaN or infinity")
     if config.normalizes and not centroids_KD.any(axis=1).all():
-        raise ConfigError(f"{name}: a centroid of zeros has no direction to normalise")
+        raise ConfigError(name, ": a centroid of zeros has no direction to normalise")
     wide_KD: np.ndarray = centroids_KD.astype(np.float64)
     return wide_KD
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from streamkm.clustering.scaling import Scaling
-from streamkm.errors import RunError
+from streamkm.errors import Option, RunError
 from streamkm.files import write_atomically
 from streamkm.runs.folder import read_config
 
@@ -129,7 +129,7 @@ def load_run(path: str | os.PathLike[str]) -> Model:
         content = file.read_bytes()
     except OSError:
         raise RunError(
-            f"{path}: the run is not finished; repeat its fit command with --resume"
+            f"{path}: the run is not finished; repeat its fit with ", Option("resume", value=True)
         ) from None
     try:
         tensors = load(content)
@@ -161,7 +161,8 @@ def load_run(path: str | os.PathLike[str]) -> Model:
         json.JSONDecodeError,
     ) as error:
         raise RunError(
-            f"{file} is damaged ({error!r}); remove it and repeat the fit command with --resume"
+            f"{file} is damaged ({error!r}); remove it and repeat the fit with ",
+            Option("resume", value=True),
         ) from error
     return model
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.errors import ConfigError, InputError, Interrupted, ResumeError
+from streamkm.errors import ConfigError, InputError, Interrupted, Option, ResumeError
 from streamkm.files import file_sha256
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
@@ -70,7 +70,8 @@ def predict(
     """
     model = load_run(run_dir)
     if distances is not None and distances.resolve() == labels.resolve():
-        raise ConfigError(f"--labels and --distances must differ, both are {labels}")
+        both = f" must differ, both are {labels}"
+        raise ConfigError(Option("labels"), " and ", Option("distances"), both)
     labelling = Labelling(model, source, execution)
     nan = nan or model.settings["nan"]
     label_dtype = np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32)
@@ -168,7 +169,9 @@ class _Writer:
         if asked is not None:
             raise Interrupted(
                 f"stopped by {asked}; rows up to {self._sinks[0].durable_rows:,} are saved: "
-                "add --resume to the command to go on"
+                "repeat with ",
+                Option("resume", value=True),
+                " to go on",
             )
 
     def _save(self) -> None:
@@ -184,5 +187,6 @@ def _check_job(sink: Sink, job: dict[str, str]) -> None:
         if before.get(name) != value:
             raise ResumeError(
                 f"{sink.path}: its unfinished output was made with another {name} "
-                f"({before.get(name)}, now {value}); start again without --resume"
+                f"({before.get(name)}, now {value}); start again without ",
+                Option("resume", value=True),
             )

@@ -19,7 +19,7 @@ from streamkm.clustering.sizes import (
     plan_seeding,
 )
 from streamkm.config import format_bytes
-from streamkm.errors import ConfigError, MemoryBudgetError
+from streamkm.errors import ConfigError, MemoryBudgetError, Option
 from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 
 if TYPE_CHECKING:
@@ -154,10 +154,11 @@ def plan_memory(
             return memory
     least = sized(1, 1)
     raise MemoryBudgetError(
-        f"--max-host-memory {format_bytes(budget)} is too small: this run needs at least "
+        Option("max_host_memory", format_bytes(budget)),
+        " is too small: this run needs at least "
         f"{_round_up_mib(least.total_bytes)} ({format_bytes(n_bytes)} for one window of "
         f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} for one reader, "
-        f"{format_bytes(fixed_bytes)} for arithmetic and libraries)"
+        f"{format_bytes(fixed_bytes)} for arithmetic and libraries)",
     )
 
 

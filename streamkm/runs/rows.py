@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.errors import NonFiniteError
+from streamkm.errors import NonFiniteError, Option
 from streamkm.sources.base import RowRange
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def sampled_row_error(name: str, row: int, values_D: np.ndarray, found: str) -> 
     if not len(bad):
         return _too_long(name, row, values_D.dtype, found)
     return NonFiniteError(
-        f"{name}: row {row} holds {values_D[bad[0]]} (feature {bad[0]}; {found}); "
-        "--nan drop leaves rows with NaN or infinity out"
+        f"{name}: row {row} holds {values_D[bad[0]]} (feature {bad[0]}; {found}); ",
+        Option("nan", "drop"),
+        " leaves rows with NaN or infinity out",
     )
 
 
@@ -60,8 +61,11 @@ def _too_long(
 ) -> NonFiniteError:
     row_text = "a row" if row is None else f"row {row}"
     return NonFiniteError(
-        f"{name}: the squared length of {row_text} overflows {dtype} ({found}); "
-        "use --scale zscore, or --nan drop to leave such rows out"
+        f"{name}: the squared length of {row_text} overflows {dtype} ({found}); use ",
+        Option("scale", "zscore"),
+        ", or ",
+        Option("nan", "drop"),
+        " to leave such rows out",
     )
 
 

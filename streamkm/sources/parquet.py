@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkm.errors import ReadError, SourceError
+from streamkm.errors import Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.rowfile import RowFile
@@ -211,7 +211,9 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> list
             return _chosen(schema, lists, name)
         if lists or not fields or len(set(fields.values())) > 1:
             raise SourceError(
-                f"{name}: which columns are meant is not clear, choose by --column; {there_are}"
+                f"{name}: which columns are meant is not clear, choose by ",
+                Option("columns"),
+                f"; {there_are}",
             )
         return _chosen(schema, list(fields), name)
     chosen = list(columns)
@@ -257,6 +259,8 @@ def _common_dtype(types: Sequence[pa.DataType], columns: Sequence[str], name: st
         column = columns[dtypes.index(rounded[0])]
         raise SourceError(
             f"{name}: column {column!r} holds {rounded[0]}, others floats, which would round it; "
-            "choose columns by --column, or convert it"
+            "choose by ",
+            Option("columns"),
+            ", or convert it",
         )
     return check_dtype(common, name)

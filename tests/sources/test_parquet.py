@@ -118,7 +118,7 @@ def test_chosen_columns(tmp_path: Path) -> None:
     assert open_source(path, columns=["y0"]).fingerprint() != (
         open_source(path, columns=["y1"]).fingerprint()
     )
-    refused(path, "not clear, choose by --column; there are id string, key int64, x fixed_size")
+    refused(path, "not clear, choose by columns; there are id string, key int64, x fixed_size")
     refused(path, "there is no column 'w'", columns=["w"])
     refused(path, "column 'id' holds no numbers but string", columns=["id"])
     refused(path, "'x' holds lists, which are whole rows", columns=["x", "y0"])
