@@ -129,8 +129,11 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     execution = _execution(arguments)
     read_config(arguments.run)
-    for target in filter(None, (arguments.labels, arguments.distances)):
-        check_target(target, resume=arguments.resume)
+    targets = [path for path in (arguments.labels, arguments.distances) if path is not None]
+    # What an earlier command has finished is looked at when the number of rows is known.
+    if not (arguments.resume and all(target.exists() for target in targets)):
+        for target in targets:
+            check_target(target, resume=arguments.resume)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
         from streamkm.runs.predict import predict
 
@@ -248,7 +251,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
         settings = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
-    known = set(_FIT_SETTINGS + _EXECUTION_SETTINGS)
+    known = {*_FIT_SETTINGS, *_EXECUTION_SETTINGS, "weights"}
     defaults: dict[str, Any] = {}
     for key, value in settings.items():
         name = key.replace("-", "_")

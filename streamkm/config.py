@@ -21,6 +21,7 @@ __all__ = [
     "ExecutionConfig",
     "FitConfig",
     "ResolvedFitConfig",
+    "counted",
     "default_batch_rows",
     "format_bytes",
     "largest_batch_rows",
@@ -276,6 +277,12 @@ def format_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
     return f"{n_bytes:.1f} TiB"
+
+
+def counted(n: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``, ``3 batches``."""
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{plural}"
 
 
 def _check_int(name: str, value: object, *, least: int) -> None:

@@ -23,6 +23,7 @@ import torch
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import RUNNING, STOP_REASONS
+from streamkm.config import counted
 from streamkm.errors import Interrupted, Option
 from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.devices import environment
@@ -144,13 +145,14 @@ class Attempt:
         figures, say = final_figures(self._now), self._progress.say
         timing = stage_figures(self._times, self._probe, self._clock)
         self._progress.record({"phase": "end", "stopped_by": reason, **figures, **timing})
-        say(f"stopped: {reason}; {figures['step']:,} steps in all")
+        say(f"stopped: {reason}; {counted(figures['step'], 'step')} in all")
         for line in result_lines(figures, self._config.k, self._now.cursor.phase):
             say(line)
         if figures["reseeded"]:
-            say(f"reseeded: {figures['reseeded']:,} empty or starved clusters")
+            say(f"reseeded: {counted(figures['reseeded'], 'cluster')}, empty or starved")
         if figures["dropped"]:
-            say(f"dropped: {figures['dropped']:,} rows with NaN or infinity, in every epoch")
+            rows = counted(figures["dropped"], "row")
+            say(f"dropped: {rows} with NaN or infinity, in every epoch")
         say(str(self._clock))
         if self._clock.rows:
             say(stage_line(self._times, self._probe, self._clock, timing))
@@ -356,8 +358,14 @@ class Attempt:
         self._progress.say(
             f"{config.algorithm}, k {config.k:,}, {config.metric}, scale {config.scale}, "
             f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
-            f"about {self._plan.n_batches(0):,} batches of {config.batch_rows:,} rows or less"
+            f"about {counted(self._plan.n_batches(0), 'batch')} "
+            f"of {config.batch_rows:,} rows or less"
         )
+        if config.algorithm == "lloyd" and not config.closing_pass:
+            self._progress.say(
+                "note: each pass of lloyd is one that could close the run; without closing-pass "
+                "only the one is left out that would fill clusters which end without a row"
+            )
         self._progress.say(
             f"on {self._environment()['device']}, {self._arithmetic}, {self._setup.memory}"
         )

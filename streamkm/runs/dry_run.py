@@ -17,7 +17,7 @@ import torch
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.sizes import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
 from streamkm.clustering.state import initial_state
-from streamkm.config import format_bytes
+from streamkm.config import counted, format_bytes
 from streamkm.errors import InputError, RunError
 from streamkm.runs.fit import plan_fit, run_record
 from streamkm.runs.folder import RunFolder
@@ -136,7 +136,7 @@ def dry_run(
 def _add_plan(report: DryRun, setup: FitSetup) -> None:
     """What follows from shape and settings."""
     spec, plan, config, seeding = setup.source.spec, setup.plan, setup.config, setup.seeding_plan
-    passes = [f"{config.epochs:,} epoch{'s' if config.epochs > 1 else ''}"]
+    passes = [counted(config.epochs, "epoch")]
     passes[0] += " at most" if config.epochs > 1 else ""
     if config.scale in ("zscore", "minmax"):
         passes.insert(0, "1 for scaling")

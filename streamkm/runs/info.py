@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import fcntl
+import json
+import os
+from typing import TYPE_CHECKING, Any
 
-from streamkm.config import format_bytes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from streamkm.config import FitConfig, counted, format_bytes
+from streamkm.errors import RunError
 from streamkm.runs.checkpoint import load_checkpoint
-from streamkm.runs.folder import read_config
+from streamkm.runs.folder import LOCK, read_config
+from streamkm.sources.layout import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +22,9 @@ if TYPE_CHECKING:
     from streamkm.sources import Source
 
 __all__ = ["describe_run", "describe_source"]
+
+#: Settings of a run that are shown whatever they are; of the others those that were chosen.
+ALWAYS_SHOWN = ("k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "seed")
 
 
 def describe_source(source: Source) -> str:
@@ -38,15 +49,69 @@ def describe_run(path: Path) -> str:
     data, settings = record["data"], record["fit"]
     lines = [f"run          {path}", f"source       {record['source']}"]
     lines.append(f"shape        {data['shape'][0]:,} x {data['shape'][1]:,} {data['dtype']}")
-    lines += [f"{name.replace('_', '-'):<18} {value}" for name, value in settings.items()]
+    given = FitConfig(k=settings["k"], algorithm=settings.get("algorithm", "minibatch"))
+    usual = given.resolved(*data["shape"]).as_dict()
+    lines += [
+        f"{name.replace('_', '-'):<12} {value}"
+        for name, value in settings.items()
+        if name in ALWAYS_SHOWN or value != usual.get(name)
+    ]
+    owner = _owner(path / LOCK)
+    if owner is not None:
+        lines.append(f"working      {owner} is working on it")
     if (path / "model.safetensors").exists():
-        lines.append(f"finished     {path / 'centroids.npy'}")
+        lines += [f"finished     {path / 'centroids.npy'}", *_result_lines(path)]
     elif checkpoint := load_checkpoint(path / "checkpoints"):
         cursor = checkpoint.manifest["cursor"]
+        hint = "" if owner is not None else "; add --resume to its fit command to go on"
         lines.append(
             f"unfinished   {checkpoint.path.name}: {cursor['phase']}, epoch {cursor['epoch']}, "
-            f"batch {cursor['batch']}; add --resume to its fit command to go on"
+            f"batch {cursor['batch']}{hint}"
         )
     else:
         lines.append("unfinished   no checkpoint yet")
     return "\n".join(lines)
+
+
+def _owner(lock: Path) -> str | None:
+    """The process that holds the lock of a run, if one does."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _result_lines(path: Path) -> list[str]:
+    """Inertia, sizes and steps of a finished run."""
+    file = path / "model.safetensors"
+    try:
+        with safe_open(file, "numpy") as model:
+            about = json.loads(model.metadata()["streamkm"])
+            counts_K, weights_K = model.get_tensor("counts"), model.get_tensor("weights")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{file} is damaged: {one_line(error)}") from error
+    return result_lines(about, np.sort(counts_K), weights_K)
+
+
+def result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
+    """The same from what the model says of itself, its sizes in order, and its weights."""
+    inertia, figures = about["inertia"], about["figures"]
+    said = "not known without a closing pass; `evaluate` gives it"
+    if inertia is not None:
+        mass = float(weights_K.sum()) if len(weights_K) else int(ordered_K.sum())
+        said = f"{inertia:.9g} ({inertia / (mass or 1):.6g} per row), each row in its cluster"
+    return [
+        f"inertia      {said}",
+        (
+            f"sizes        {ordered_K[0]:,} least, {ordered_K[len(ordered_K) // 2]:,} median, "
+            f"{ordered_K[-1]:,} most, {counted(int((ordered_K == 0).sum()), 'cluster')} empty"
+        ),
+        f"steps        {figures['n_steps']:,} in {counted(figures['n_iter'], 'epoch')}",
+    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamkm.config import counted
 from streamkm.errors import ConfigError, InputError, Interrupted, Option, ResumeError
 from streamkm.files import file_sha256
 from streamkm.runs.labelling import Labelling
@@ -15,6 +16,7 @@ from streamkm.runs.model import load_run
 from streamkm.runs.progress import Progress
 from streamkm.runs.rows import non_finite_error
 from streamkm.sources import open_sink
+from streamkm.sources.finished import is_finished
 from streamkm.sources.sink import commit_together
 from streamkm.sources.sinks import unfinished_rows
 
@@ -64,7 +66,8 @@ def predict(
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
     resume : bool
-        Go on with outputs that an interrupted predict left unfinished.
+        Go on with outputs that an interrupted predict left unfinished; where all are there
+        and of the right shape, nothing is done.
     stop_request : StopRequest
         Is asked after every batch.
     """
@@ -85,6 +88,10 @@ def predict(
         outputs.append((distances, np.dtype(np.float32)))
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
+        if resume and all(is_finished(path, source.spec.n_rows, dtype) for path, dtype in outputs):
+            named = " and ".join(str(path) for path, _ in outputs)
+            progress.say(f"{named}: finished before, nothing is left to do")
+            return 0
         for path, _ in outputs:
             if not resume and (lost := unfinished_rows(path)):
                 progress.say(
@@ -133,7 +140,8 @@ def _label_all(
     progress.say(labelling.times.summary())
     if writer.n_dropped:
         since = f" from row {writer.start_row:,} on" if writer.start_row else ""
-        progress.say(f"dropped: {writer.n_dropped:,} rows{since} with NaN or infinity, labelled -1")
+        rows = counted(writer.n_dropped, "row")
+        progress.say(f"dropped: {rows}{since} with NaN or infinity, labelled -1")
 
 
 class _Writer:

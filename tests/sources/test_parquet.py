@@ -198,3 +198,12 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "streamkm.sources.parquet", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(tmp_path / "x.parquet", r"needs pyarrow.*install streamkm\[parquet\]")
+
+
+# Of many columns the few that are in the way are named, wherever they are.
+def test_columns_that_are_unlike_the_others_are_named(tmp_path):
+    path = tmp_path / "x.parquet"
+    columns = {f"y{i:02}": np.zeros(3) for i in range(20)}
+    table = pa.table({**columns, "id": ["a", "b", "c"], "day": np.arange(3)})
+    pq.write_table(table, path)
+    refused(path, r"not clear \(most are double, but not id string, day int64\), choose by columns")
