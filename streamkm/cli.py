@@ -23,6 +23,7 @@ from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, StreamkmError
 from streamkm.options import (
+    DRY_RUN_HELP,
     WEIGHTS_HELP,
     add_checkpoint_every,
     add_execution_options,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from streamkm.runs.dry_run import DryRun
     from streamkm.sources import Source, Weights
 
 __all__ = ["main"]
@@ -116,7 +118,10 @@ def _try_out(
     from streamkm.runs.dry_run import dry_run
 
     out, resume = arguments.out, arguments.resume
-    report = dry_run(source, config, execution, out, resume=resume, weights=weights)
+    _print_report(dry_run(source, config, execution, out, resume=resume, weights=weights))
+
+
+def _print_report(report: DryRun) -> None:
     print(report)
     if report.errors:
         raise report.errors[0]
@@ -131,10 +136,26 @@ def _predict(arguments: argparse.Namespace) -> None:
     read_config(arguments.run)
     targets = [path for path in (arguments.labels, arguments.distances) if path is not None]
     # What an earlier command has finished is looked at when the number of rows is known.
-    if not (arguments.resume and all(target.exists() for target in targets)):
+    is_there = arguments.resume and all(target.exists() for target in targets)
+    if not is_there and not arguments.dry_run:
         for target in targets:
             check_target(target, resume=arguments.resume)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
+        if arguments.dry_run:
+            from streamkm.runs.dry_predict import dry_predict
+
+            _print_report(
+                dry_predict(
+                    arguments.run,
+                    source,
+                    execution,
+                    labels=arguments.labels,
+                    distances=arguments.distances,
+                    nan=arguments.nan,
+                    resume=arguments.resume,
+                )
+            )
+            return
         from streamkm.runs.predict import predict
 
         predict(
@@ -308,6 +329,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     predict.add_argument(
         "--resume", action="store_true", help="go on with outputs that were left unfinished"
     )
+    predict.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add_checkpoint_every(predict)
     evaluate.add_argument("--json", action="store_true", help="print JSON, with every size")
     for parser_ in (fit, evaluate):

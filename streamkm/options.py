@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "DRY_RUN_HELP",
     "WEIGHTS_HELP",
     "add_checkpoint_every",
     "add_execution_options",

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["DryRun", "dry_run"]
+__all__ = ["DryRun", "dry_run", "format_duration"]
 
 #: Both kinds of positions and squared distances that a checkpoint of seeding holds of each row
 #: of the sample, and the weight of a candidate.
@@ -53,7 +53,7 @@ PROBE_CLUSTERS = 1
 
 @dataclass
 class DryRun:
-    """What a fit would do, for people."""
+    """What a command would do, for people."""
 
     facts: list[tuple[str, str]] = field(default_factory=list)
     """Names and values."""
@@ -64,7 +64,8 @@ class DryRun:
 
     def add_space(self, out: Path, needed: int, what: str) -> None:
         """Compare what will be written with what is free where `out` is to be."""
-        there = next(path for path in (out, *out.absolute().parents) if path.exists())
+        whole = out.absolute()
+        there = next(path for path in (whole, *whole.parents) if path.exists())
         free = shutil.disk_usage(there).free
         self.facts.append(
             (
@@ -200,12 +201,12 @@ def _add_time(report: DryRun, setup: FitSetup, probe: Probe) -> None:
     parts["training"] = passes_s("train", config.epochs)
     if config.closes:
         parts["closing"] = passes_s("close", 1)
-    said = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
+    said = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in parts.items())
     most = "at most about" if config.epochs > 1 else "about"
     rates = (f"{name} {format_rate(alone.rows_per_s)}" for name, alone in probe.stages.items())
     report.facts += [
         ("speed", f"each alone: {', '.join(rates)}; together {format_rate(probe.most_rows_per_s)}"),
-        ("time", f"{most} {_duration(sum(parts.values()))} ({said})"),
+        ("time", f"{most} {format_duration(sum(parts.values()))} ({said})"),
     ]
 
 
@@ -265,7 +266,7 @@ def _memory_notes(setup: FitSetup) -> list[str]:
     return notes
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """``42 s``, ``12 min`` or ``3.5 h``."""
     if seconds < 120:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

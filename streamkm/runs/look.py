@@ -50,8 +50,11 @@ class Look:
     """What forbids the run, as the run would say it."""
 
 
-def look_at(source: Source, plan: Plan, config: FitConfig) -> Look:
-    """Look at the rows of `source`, which are to be clustered as `config` and `plan` say."""
+def look_at(source: Source, plan: Plan | None, config: FitConfig) -> Look:
+    """Look at the rows of `source`, which are to be clustered as `config` and `plan` say.
+
+    Without a plan they are only to be labelled: what matters is whether they can be used.
+    """
     spec = source.spec
     pieces = _read(source)
     rows = np.concatenate([np.arange(piece.start, piece.stop) for piece, _ in pieces])
@@ -65,6 +68,8 @@ def look_at(source: Source, plan: Plan, config: FitConfig) -> Look:
             error = sampled_row_error(source.name, int(rows[first]), x_SD[first], share)
         else:
             notes.append(f"{share} hold NaN or infinity, or overflow: they are left out")
+    if plan is None:
+        return Look(len(rows), notes, error)
     kept_SD = x_SD[~bad_S].astype(np.float64)
     notes += _notes_on_values(kept_SD, spec, config)
     of_piece_S = np.repeat(np.arange(len(pieces)), [len(piece) for piece, _ in pieces])[~bad_S]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.runs.interrupts import StopRequest
     from streamkm.runs.labelling import LabelledBatch
+    from streamkm.runs.model import Model
     from streamkm.sources import Sink, Source
 
-__all__ = ["predict"]
+__all__ = ["output_dtypes", "predict"]
 
 #: From so many clusters on, labels do not fit int32.
 INT64_CLUSTERS = 2**31
@@ -72,20 +73,14 @@ def predict(
         Is asked after every batch.
     """
     model = load_run(run_dir)
-    if distances is not None and distances.resolve() == labels.resolve():
-        both = f" must differ, both are {labels}"
-        raise ConfigError(Option("labels"), " and ", Option("distances"), both)
+    outputs = output_dtypes(model, labels, distances)
     labelling = Labelling(model, source, execution)
     nan = nan or model.settings["nan"]
-    label_dtype = np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32)
     job = {
         "model": file_sha256(run_dir / "model.safetensors"),
         "data": source.fingerprint(),
         "nan": nan,
     }
-    outputs = [(labels, label_dtype)]
-    if distances is not None:
-        outputs.append((distances, np.dtype(np.float32)))
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
         if resume and all(is_finished(path, source.spec.n_rows, dtype) for path, dtype in outputs):
@@ -118,6 +113,19 @@ def predict(
         commit_together(sinks)
         progress.say("written: " + " and ".join(str(path) for path, _ in outputs))
     return writer.n_dropped
+
+
+def output_dtypes(
+    model: Model, labels: Path, distances: Path | None
+) -> list[tuple[Path, np.dtype[Any]]]:
+    """What is written where, labels first."""
+    outputs = [(labels, np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32))]
+    if distances is not None:
+        if distances.resolve() == labels.resolve():
+            both = f" must differ, both are {labels}"
+            raise ConfigError(Option("labels"), " and ", Option("distances"), both)
+        outputs.append((distances, np.dtype(np.float32)))
+    return outputs
 
 
 def _label_all(

@@ -19,7 +19,7 @@ from streamkm.cli import main
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.runs import checkpoint as checkpoints
 from streamkm.runs import probe as probing
-from streamkm.runs.dry_run import DryRun, _add_time, _duration, _prepare, _written_bytes
+from streamkm.runs.dry_run import DryRun, _add_time, _prepare, _written_bytes, format_duration
 from streamkm.runs.fit import plan_fit
 from streamkm.runs.look import look_at
 from streamkm.runs.probe import Alone, Probe
@@ -144,6 +144,42 @@ def test_weights_are_looked_at_too(x, tmp_path, cli):
     assert "of positive weight" in cli(*fit, "--dry-run")[2]
 
 
+def test_predict_can_be_tried_out_too(x, tmp_path, cli):
+    run, labels, distances = tmp_path / "run", tmp_path / "l.npy", tmp_path / "d.npy"
+    assert cli("fit", x, "--k", 4, "--out", run, "--init", "random")[0] == 0
+    predict = ("predict", run, x, "--labels", labels, "--distances", distances)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = cli(*predict, "--dry-run")
+    assert (status, err) == (0, "")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "4 centroids" in out
+    assert "outputs: 4.7 KiB at most" in out  # 600 labels and distances of 4 bytes
+    assert re.search("^time +about .* rows/s$", out, re.MULTILINE)
+    status, _, said = cli(*predict)
+    (memory,) = re.findall(r"^memory +(.*)$", out, re.MULTILINE)
+    assert (status, memory in said) == (0, True)
+    status, out, err = cli(*predict, "--dry-run")
+    assert status == 2
+    assert "forbids      " in out
+    assert err == cli(*predict)[2]
+    status, out, _ = cli(*predict, "--dry-run", "--resume")
+    assert (status, out.count("is finished")) == (0, 2)
+
+
+def test_what_predict_refuses_is_refused(x, tmp_path, cli):
+    run, other = tmp_path / "run", tmp_path / "other.npy"
+    assert cli("fit", x, "--k", 4, "--out", run, "--init", "random")[0] == 0
+    np.save(other, np.zeros((10, 4), np.float32))
+    predict = ("predict", run, other, "--labels", tmp_path / "l.npy")
+    assert cli(*predict, "--dry-run")[2] == cli(*predict)[2]
+    rows = np.load(x)
+    rows[7, 0] = np.inf
+    np.save(other, rows)
+    status, out, err = cli(*predict, "--dry-run")
+    assert (status, "row 7 holds inf" in err, "forbids" in out) == (2, True, True)
+    assert cli(*predict, "--dry-run", "--nan", "drop")[0] == 0
+
+
 # ---- time and space ---------------------------------------------------------
 
 
@@ -198,8 +234,8 @@ def test_no_checkpoint_is_larger_than_was_said(init, x, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(1.25, "1.2 s"), (59.6, "60 s"), (3600.0, "60 min"), (9000.0, "2.5 h")]
 )
-def test_durations_for_people(seconds, text):
-    assert _duration(seconds) == text
+def testformat_durations_for_people(seconds, text):
+    assert format_duration(seconds) == text
 
 
 # ---- a look at the rows -----------------------------------------------------
