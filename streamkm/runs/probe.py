@@ -42,6 +42,8 @@ __all__ = ["Alone", "Probe", "Prober", "format_rate"]
 #: How long a stage is measured, and on how many windows at most (a window is 64 MiB, or one
 #: block where that is more; the one that is in hand is finished).
 PROBE_S, PROBE_WINDOWS = 0.4, 8
+#: The unit, at least, in which the system gives memory.
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,9 @@ class Prober:
         """
         setup, began = self.setup, time.perf_counter()
         on_host = setup.device.type == "cpu"
+        # Memory that is touched for the first time costs more than what is read into it.
+        for buffer in self.slots.buffers:
+            buffer[::PAGE_BYTES] = 0
         moving = {"reading": self._reading()}
         if not on_host:
             moving["copying"] = self._copying()
