@@ -126,8 +126,11 @@ def dry_run(
     labels = format_bytes(4 * source.spec.n_rows)
     report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
     report.notes = [*source.notes(), *_memory_notes(setup), *look.notes]
+    folder = RunFolder(run_dir, run_record(setup), resume=resume)
     try:
-        RunFolder(run_dir, run_record(setup), resume=resume).check()
+        folder.check()
+        if folder.is_complete:
+            report.notes.insert(0, f"{run_dir} is finished: nothing will be done")
     except InputError as error:
         report.errors.insert(0, error)
     report.errors += [look.error] if look.error is not None else []

@@ -109,7 +109,8 @@ def test_what_fit_refuses_is_refused_in_the_same_words(x, tmp_path, cli):
         assert without_times(dry_err) == without_times(err)
         assert ("forbids" in out) is (options in refused[:2])
     # What may go on, may be asked about.
-    assert cli(*fit, "--k", 4, "--init", "random", "--resume", "--dry-run")[0] == 0
+    status, out, _ = cli(*fit, "--k", 4, "--init", "random", "--resume", "--dry-run")
+    assert (status, "is finished: nothing will be done" in out) == (0, True)
 
 
 def test_rows_that_are_not_finite_are_found_in_a_sample(x, tmp_path, cli):
