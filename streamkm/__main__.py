@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
-from streamkm.cli import main
+
+def _run() -> int:
+    try:
+        from streamkm.cli import main
+
+        return main()
+    except KeyboardInterrupt:  # During the imports, or while the last one was being answered.
+        return 1
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = _run()
+    # All is said and saved. Whoever presses Ctrl-C again wants out, not a traceback, and must
+    # not wait for a reader thread that is still waiting for its disk or server.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stderr.flush()
+    os._exit(status)

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         arguments.command(arguments)
+        sys.stdout.flush()
     except StreamkmError as error:
         _complain(error.for_command_line)
         return error.exit_status

@@ -51,6 +51,8 @@ class Sample:
     x_SD: torch.Tensor
     weights_S: torch.Tensor | None = None
     """Float64, at least 0; None where every row counts 1."""
+    n_heavy: int = 0
+    """Rows at the end that weigh so much that every sample has them."""
 
     def __len__(self) -> int:
         return len(self.x_SD)
@@ -61,10 +63,12 @@ class Sample:
         norms_S: torch.Tensor = torch.linalg.vector_norm(self.x_SD, dim=1)
         return norms_S.square_()
 
-    def part(self, chosen_S: torch.Tensor) -> Sample:
-        """The rows where `chosen_S` is true."""
+    def part(self, chosen_S: torch.Tensor, share: float) -> Sample:
+        """The rows where `chosen_S` is true: `share` of the rows, and all heavy ones."""
         weights_S = None if self.weights_S is None else self.weights_S[chosen_S]
-        return Sample(self.x_SD[chosen_S], weights_S)
+        if weights_S is not None and self.n_heavy:
+            weights_S[-self.n_heavy :] *= share
+        return Sample(self.x_SD[chosen_S], weights_S, self.n_heavy)
 
     def weighted(self, values_S: torch.Tensor) -> torch.Tensor:
         """`values_S`, rows last, times the rows' weights."""

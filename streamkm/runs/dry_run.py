@@ -173,7 +173,7 @@ def _prepare(setup: FitSetup, slots: HostSlots) -> tuple[KMeansState, Prober]:
     """A state on rows of the data, as good as any to take the time by."""
     k, config = setup.config.k, setup.config
     with Progress(quiet=True) as progress:
-        x_SD, weights_S = draw_sample(
+        x_SD, weights_S, _ = draw_sample(
             setup.source,
             setup.plan,
             k,
@@ -187,7 +187,7 @@ def _prepare(setup: FitSetup, slots: HostSlots) -> tuple[KMeansState, Prober]:
         )
     moments = RunningMoments.of(x_SD, weights_S)
     scaling = Scaling.fit(config.scale, config.metric, moments, setup.dtype)
-    centroids_KD = scaling.prepare(x_SD, slice(None), x_SD).x_BD
+    centroids_KD = scaling.prepare(x_SD, slice(None), x_SD).x_BD[:k].clone()
     state = initial_state(centroids_KD, 0.0, weighted=setup.weights is not None)
     return state, Prober(setup, slots, scaling)
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from streamkm.clustering.sample import Sample
 from streamkm.clustering.sizes import SCORE_PRODUCTS
 from streamkm.errors import ConfigError, Option
+from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import sample_windows
+from streamkm.stream.plan import row_windows, sample_windows
 from streamkm.stream.stages import StageTimes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamkm.clustering.sample import Sample
     from streamkm.clustering.scaling import Batch
     from streamkm.config import FitConfig
     from streamkm.runs.progress import Progress
@@ -38,14 +39,19 @@ SAMPLE_BLOCKS, FREE_BYTES, EPOCH_SHARE, PRODUCTS_PER_BYTE = 32, 64 << 20, 1 / 8,
 SMALL_PIECE_COST = 4
 
 
-def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
-    """From how many pieces the sample for `k` clusters is drawn, at least, and their rows."""
-    piece_rows = min(spec.piece_rows or plan.block_rows, plan.block_rows)
+def _affordable_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
+    """Rows that may be read for a sample for `k` clusters, and those of the smallest piece."""
     products_per_row = k * (spec.n_features + SCORE_PRODUCTS)
     share = EPOCH_SHARE * max(products_per_row / (PRODUCTS_PER_BYTE * spec.row_bytes), 1)
     affordable_rows = max(
         SAMPLE_BLOCKS * plan.block_rows, FREE_BYTES // spec.row_bytes, int(share * plan.n_rows)
     )
+    return affordable_rows, min(spec.piece_rows or plan.block_rows, plan.block_rows)
+
+
+def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
+    """From how many pieces the sample for `k` clusters is drawn, at least, and their rows."""
+    affordable_rows, piece_rows = _affordable_pieces(spec, plan, k)
     wanted = max(PIECES_PER_CLUSTER * k, MIN_PIECES)
     if SMALL_PIECE_COST * wanted * piece_rows >= plan.n_rows:
         piece_rows = plan.block_rows
@@ -101,19 +107,28 @@ def draw_sample(
     progress: Progress,
     on_window: Callable[[], None],
     weights: Weights | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None, int]:
     """Random rows of `source`, `n_rows` of them (or all), unscaled, as `dtype` on the device.
 
-    With them come their weights, float64, if there are any; every row is drawn with the same
-    probability, whatever its weight.
-
     From the more places of the array, the more clusters `k` there are to be found.
+
+    With them come their weights, float64, if there are any, and the number of heavy rows.
+    Every row is drawn with the same probability, whatever its weight, but for those few that
+    weigh as much as many: a cluster of one such row would be missed by most samples. These
+    are read one by one and stand at the end, with the share of their weight that the others
+    are of all rows; where they were drawn as well, that copy weighs nothing.
     """
     n_pieces, piece_rows = sample_pieces(source.spec, plan, k)
     windows = list(
         sample_windows(plan, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
     )
-    total = sum(window.batch_edges[-1] for window in windows)
+    n_drawn = sum(window.batch_edges[-1] for window in windows)
+    heavy, bound = np.empty(0, np.int64), np.inf
+    if weights is not None and n_drawn < plan.n_rows:
+        affordable_rows, least_rows = _affordable_pieces(source.spec, plan, k)
+        bound, heavy = weights.heavy(1 / MAX_HEAVY, affordable_rows // least_rows)
+        windows.extend(row_windows(plan, heavy.tolist()))
+    total = n_drawn + len(heavy)
     sample_SD = torch.empty((total, source.spec.n_features), dtype=dtype, device=slots.device)
     weights_S = torch.empty(total, dtype=torch.float64, device=slots.device)
     times = StageTimes()
@@ -129,11 +144,15 @@ def draw_sample(
                 filled += len(part)
                 progress.advance(len(part))
             on_window()
-    return sample_SD, weights_S if weights is not None else None
+    if weights is None:
+        return sample_SD, None, 0
+    weights_S[:n_drawn].masked_fill_(weights_S[:n_drawn] > bound, 0)
+    weights_S[n_drawn:] *= n_drawn / plan.n_rows
+    return sample_SD, weights_S, len(heavy)
 
 
-def usable_rows(sample: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The rows of a scaled sample that a centroid may stand on, and their weights.
+def usable_rows(sample: Batch, n_heavy: int) -> Sample:
+    """The rows of a scaled sample that a centroid may stand on, the last `n_heavy` being heavy.
 
     They are finite, have a direction where rows are normalised, and a positive weight.
     """
@@ -147,7 +166,8 @@ def usable_rows(sample: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
     if not bool(usable_S.all()):
         rows_SD = rows_SD[usable_S]
         weights_S = None if weights_S is None else weights_S[usable_S]
-    return rows_SD, weights_S
+        n_heavy = int(usable_S[len(usable_S) - n_heavy :].sum())
+    return Sample(rows_SD, weights_S, n_heavy)
 
 
 def check_usable(n_usable: int, n_rows: int, k: int) -> None:
@@ -164,15 +184,18 @@ def split_sample(sample: Sample, k: int, share: float) -> tuple[Sample, Sample]:
     """The sample that centroids are sought on, and the `share` of rows they are judged on.
 
     Without a share (because the sample is the whole array, or there is nothing to
-    judge) both are the same. At least `k` rows stay to be sought on.
+    judge) both are the same. At least `k` rows stay to be sought on. Heavy rows are in both.
     """
     rows_SD = sample.x_SD
-    n_judged = min(int(share * len(rows_SD)), len(rows_SD) - k)
-    if n_judged == 0:
+    n_split = len(rows_SD) - sample.n_heavy
+    n_judged = min(int(share * n_split), len(rows_SD) - k)
+    if n_judged <= 0:
         return sample, sample
     # Evenly from all over: rows come block by block, in random order within none of them.
-    judged = torch.arange(n_judged, device=rows_SD.device) * len(rows_SD) // n_judged
+    judged = torch.arange(n_judged, device=rows_SD.device) * n_split // n_judged
     is_judged_S = torch.zeros(len(rows_SD), dtype=torch.bool, device=rows_SD.device)
     is_judged_S[judged] = True
-    sought, judging = sample.part(~is_judged_S), sample.part(is_judged_S)
-    return sought, judging
+    sought, judging = ~is_judged_S, is_judged_S
+    sought[n_split:], judging[n_split:] = True, True
+    judged_share = n_judged / n_split
+    return sample.part(sought, 1 - judged_share), sample.part(judging, judged_share)

@@ -20,6 +20,7 @@ from streamkm.clustering.sizes import (
 )
 from streamkm.config import format_bytes
 from streamkm.errors import ConfigError, MemoryBudgetError, Option
+from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def fit_bytes(
     total = RUNTIME_BYTES + 2 * state * (width + 8)
     if not on_host:
         return total
-    seeding = _seeding_bytes(spec, plan, config)
+    seeding = _seeding_bytes(spec, plan, config, weighted=weighted)
     # Centroids, sums, and the copies of both that one update makes (or the end of a pass).
     training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 48)
     training += probed * state * (2 * width + 8)
@@ -190,15 +191,16 @@ def fit_bytes(
     return total + max(seeding, training + weighted * weighing) + config.k * 64
 
 
-def _seeding_bytes(spec: ArraySpec, plan: Plan, config: FitConfig) -> int:
+def _seeding_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, weighted: bool) -> int:
     """What the sample takes, and the stages on it."""
     width, k, n_features = _compute_width(spec), config.k, spec.n_features
     seeding = plan_seeding(spec.n_rows, n_features, k, config.init, config.n_init)
-    n_drawn = seeding.sample_rows + seeding.judged_rows
+    n_heavy = weighted * min(MAX_HEAVY, spec.n_rows)
+    n_drawn = seeding.sample_rows + seeding.judged_rows + n_heavy
     n_trials = max(greedy_trials(k), CANDIDATES)
     # Twice the sample: rows that must be left out cost a copy of the others.
     total = n_drawn * 2 * n_features * width
-    n_rows = max(seeding.sample_rows, seeding.candidate_rows)
+    n_rows = max(seeding.sample_rows + n_heavy, seeding.candidate_rows)
     # For each row: the two nearest centroids, what a checkpoint copies, the draws' cumulative
     # weights; and for each candidate distances and their integers.
     total += n_rows * (96 + n_trials * (3 * width + 24))

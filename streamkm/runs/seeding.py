@@ -124,7 +124,7 @@ class SeedingPhase:
 
     def _usable(self, n_rows: int) -> Sample:
         now, config, dtype = self.now, self.config, self.arithmetic.dtype
-        sample_SD, weights_S = draw_sample(
+        sample_SD, weights_S, n_heavy = draw_sample(
             self.source,
             self.order,
             n_rows,
@@ -142,7 +142,7 @@ class SeedingPhase:
         sample = now.scaling.prepare(sample_SD, slice(None), sample_SD, weights_S)
         if sample.dropped_B is not None:
             self.check_dropped(sample.dropped_B.sum())
-        return Sample(*usable_rows(sample))
+        return usable_rows(sample, n_heavy)
 
     def _candidates(self, sample: Sample) -> Sample:
         """The candidates of k-means||, each weighted by the rows that are nearest to it."""

@@ -26,6 +26,8 @@ __all__ = ["Weights", "open_weights"]
 
 #: Weights that are looked at together.
 SCAN_ROWS = 1 << 17
+#: So many rows are known as the heaviest.
+MAX_HEAVY = 4096
 
 
 class Weights:
@@ -52,6 +54,9 @@ class Weights:
         digest = hashlib.sha256(f"{self.n_rows}".encode())
         self.n_positive = 0
         """Rows of positive weight."""
+        self.total = 0.0
+        """Sum of all weights."""
+        heaviest, rows_of = np.empty(0), np.empty(0, np.int64)
         weights = np.empty(min(SCAN_ROWS, self.n_rows))
         for rows in RowRange(0, self.n_rows).split(SCAN_ROWS):
             part = weights[: len(rows)]
@@ -63,6 +68,13 @@ class Weights:
                     f"{rows.start + int(bad[0])} is {part[bad[0]]}; a weight of 0 leaves a row out"
                 )
             self.n_positive += int(np.count_nonzero(part))
+            self.total += float(part.sum())
+            light = heaviest[-1] if len(heaviest) > MAX_HEAVY else 0.0
+            found = np.flatnonzero(part > light)
+            heaviest = np.concatenate((heaviest, part[found]))
+            rows_of = np.concatenate((rows_of, rows.start + found))
+            kept = np.argsort(-heaviest, kind="stable")[: MAX_HEAVY + 1]
+            heaviest, rows_of = heaviest[kept], rows_of[kept]
             digest.update(part.data)
         if not self.n_positive:
             raise SourceError(
@@ -70,12 +82,24 @@ class Weights:
             )
         self.fingerprint = digest.hexdigest()
         """Hex digest of the weights as float64."""
+        self._heaviest, self._rows_of = heaviest, rows_of
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Fill `out`, float64 of shape (len(rows),), with the weights of `rows`."""
         stored = np.empty((len(rows), 1), self._source.spec.storage)
         self._source.read(rows, stored)
         out[:] = stored[:, 0]
+
+    def heavy(self, share: float, n_most: int) -> tuple[float, np.ndarray]:
+        """A weight that at most `n_most` (or `MAX_HEAVY`) rows exceed, and those rows, in order.
+
+        It is `share` of the sum of all weights, or more where too many rows exceed that.
+        """
+        n_most = min(n_most, MAX_HEAVY)
+        bound = share * self.total
+        if n_most < len(self._heaviest):
+            bound = max(bound, float(self._heaviest[n_most]))
+        return bound, np.sort(self._rows_of[self._heaviest > bound])
 
     def close(self) -> None:
         """Release files."""

@@ -25,9 +25,9 @@ import numpy as np
 from streamkm.sources.base import ArraySpec, RowRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["Plan", "Window", "make_plan", "sample_windows"]
+__all__ = ["Plan", "Window", "make_plan", "row_windows", "sample_windows"]
 
 #: A window holds about this many bytes of stored rows: many blocks when they
 #: are small, at least one when they are large.
@@ -234,6 +234,19 @@ def sample_windows(
             last=start + of_a_window >= n_drawn,
             order_seed=(seed, _SAMPLE_ROWS, index),
             picks=picks,
+        )
+
+
+def row_windows(plan: Plan, rows: Sequence[int]) -> Iterator[Window]:
+    """Windows of single `rows`, in that order; each is one batch no longer than those of `plan`."""
+    for index, start in enumerate(range(0, len(rows), plan.window_rows)):
+        chosen = rows[start : start + plan.window_rows]
+        yield Window(
+            epoch=0,
+            reads=tuple(RowRange(row, row + 1) for row in chosen),
+            first_batch=index,
+            batch_edges=(0, len(chosen)),
+            last=start + len(chosen) == len(rows),
         )
 
 

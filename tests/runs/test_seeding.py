@@ -14,14 +14,17 @@ from sklearn.datasets import load_digits
 
 from bench.process import import_rss, peak_rss
 from streamkm.clustering.sample import Sample
-from streamkm.config import FitConfig
+from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.runs.checkpoint import load_checkpoint
-from streamkm.runs.initial import sample_pieces, split_sample
+from streamkm.runs.initial import draw_sample, sample_pieces, split_sample
 from streamkm.runs.model import load_run
-from streamkm.runs.preflight import fit_bytes
+from streamkm.runs.preflight import fit_bytes, plan_memory
+from streamkm.runs.progress import Progress
 from streamkm.sources import open_source
 from streamkm.sources.base import ArraySpec
+from streamkm.sources.weights import open_weights
 from streamkm.stream.plan import make_plan
+from streamkm.stream.slots import HostSlots
 from tests.runs.helpers import RESULTS, Job, metrics_of, steps_saved
 from tests.runs.processes import finish, run, start, wait_until
 
@@ -113,6 +116,66 @@ def test_a_sample_is_split_in_two():
     for share, k in ((0.0, 5), (1 / 3, 30)):
         sample, judged = split_sample(whole, k, share)
         assert sample is judged is whole
+
+
+# Breaks when a heavy row is lost on the way to either part, or counts for more than its share.
+def test_heavy_rows_are_in_both_parts():
+    weights = torch.tensor([1.0] * 30 + [300, 600], dtype=torch.float64)
+    whole = Sample(torch.arange(32.0)[:, None], weights, n_heavy=2)
+    sample, judged = split_sample(whole, 5, 1 / 3)
+    assert (len(sample), len(judged)) == (22, 12)
+    for part, expected in ((sample, [200.0, 400.0]), (judged, [100.0, 200.0])):
+        assert part.x_SD[-2:, 0].tolist() == [30, 31]
+        assert part.weights_S is not None
+        assert part.weights_S[-2:].tolist() == pytest.approx(expected)
+        assert part.n_heavy == 2
+
+
+# Breaks when the sample is drawn without regard to weights: of 100,000 rows 32,768 are drawn,
+# so that one of four heavy ones is missed by nearly all seeds.
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_a_row_that_weighs_much_gets_its_cluster(n_init, tmp_path):
+    rng = np.random.default_rng(5)
+    rows = rng.normal(size=(100_000, 16)).astype(np.float32)
+    weights = np.full(len(rows), 2.0)
+    heavy = np.array([11_111, 20_000, 20_001, 39_999])
+    rows[heavy] += 100 * rng.normal(size=(4, 16)).astype(np.float32)
+    weights[heavy] = 4000
+    job = job_on(tmp_path, rows, chunk=5000, k=6, n_init=n_init)
+    job.weights = tmp_path / "w.npy"
+    np.save(job.weights, weights)
+    for seed in range(2):
+        job.settings["seed"], job.run = seed, tmp_path / f"{seed}"
+        job.attempt()
+        centroids = torch.as_tensor(load_run(job.run).centroids)
+        distances = torch.cdist(torch.as_tensor(rows[heavy]), centroids)
+        assert float(distances.min(dim=1).values.max()) < 1e-2
+
+
+# Breaks when heavy rows count twice, or at another scale than rows that were drawn.
+def test_heavy_rows_in_a_sample(tmp_path):
+    rng = np.random.default_rng(6)
+    rows = np.arange(50_000, dtype=np.float32)[:, None]
+    weights = rng.uniform(1, 2, size=len(rows))
+    heavy = [0, 7, 25_000, 49_999]
+    weights[heavy] = [1e4, 2e4, 1e3, 1e5]  # The least is more than a 4096th of all.
+    source, w = open_source(rows), open_weights(weights, len(rows))
+    plan = make_plan(source.spec, batch_rows=4096, seed=0)
+    memory = plan_memory(source.spec, plan, ExecutionConfig(), fixed_bytes=0, weighted=True)
+    with HostSlots(memory.stream, torch.device("cpu")) as slots, Progress(quiet=True) as progress:
+        drawn, found, n_heavy = draw_sample(
+            source, plan, 20_000, k=3, seed=1, dtype=torch.float32, slots=slots,
+            progress=progress, on_window=lambda: None, weights=w,
+        )  # fmt: skip
+    assert found is not None
+    assert n_heavy == 4
+    numbers = drawn[:, 0].long().numpy()
+    assert numbers[-4:].tolist() == heavy
+    assert len(set(numbers[:-4].tolist())) == 20_000
+    expected = weights[numbers]
+    expected[-4:] *= 0.4
+    expected[:-4][np.isin(numbers[:-4], heavy)] = 0
+    np.testing.assert_allclose(found.numpy(), expected)
 
 
 # Breaks when sampling costs more than a share of the epoch, or sees few places of a large array.

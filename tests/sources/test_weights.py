@@ -10,7 +10,7 @@ import zarr
 
 from streamkm.errors import SourceError
 from streamkm.sources.base import RowRange
-from streamkm.sources.weights import SCAN_ROWS, open_weights
+from streamkm.sources.weights import MAX_HEAVY, SCAN_ROWS, open_weights
 
 N = 1000
 
@@ -105,3 +105,24 @@ def test_a_location_that_holds_none(tmp_path) -> None:
     for name in ("nope.npy", "w.txt", "folder", "torn.npy"):
         with pytest.raises(SourceError, match=name):
             open_weights(tmp_path / name, 2)
+
+
+# Breaks when the heaviest rows of one part of the scan push out those of another, or when of
+# equal rows some are taken and others not.
+@pytest.mark.parametrize("seed", range(3))
+def test_heavy_rows(seed) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = np.ceil(rng.exponential(10, size=2 * SCAN_ROWS + 77))
+    weights = open_weights(drawn, len(drawn))
+    assert weights.total == drawn.sum()
+    for share, n_most in ((5e-5, 10**6), (1e-5, 50), (1e-9, 10**6), (1e-9, MAX_HEAVY), (0.5, 9)):
+        bound, rows = weights.heavy(share, n_most)
+        assert bound >= share * drawn.sum()
+        assert rows.tolist() == np.flatnonzero(drawn > bound).tolist()
+        assert len(rows) <= min(n_most, MAX_HEAVY)
+        # No lower bound would do, among the weights that there are.
+        lower = drawn[drawn <= bound].max()
+        too_many = np.count_nonzero(drawn >= lower) > min(n_most, MAX_HEAVY)
+        assert too_many or lower <= share * drawn.sum()
+    assert open_weights(np.ones(5), 5).heavy(0.1, 5)[1].tolist() == [0, 1, 2, 3, 4]
+    assert open_weights(np.ones(5), 5).heavy(0.1, 4)[1].tolist() == []
