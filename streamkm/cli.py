@@ -23,6 +23,7 @@ from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, StreamkmError
 from streamkm.options import (
+    DRY_RUN_HELP,
     WEIGHTS_HELP,
     add_checkpoint_every,
     add_execution_options,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from streamkm.runs.dry_run import DryRun
     from streamkm.sources import Source, Weights
 
 __all__ = ["main"]
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.command(arguments)
         sys.stdout.flush()
     except StreamkmError as error:
-        _complain(str(error))
+        _complain(error.for_command_line)
         return error.exit_status
     except KeyboardInterrupt:
         _complain("interrupted; nothing was saved since the last checkpoint")
@@ -87,6 +89,10 @@ def _fit(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
         check_fit(source.spec, config, source.name)
+        if arguments.dry_run:
+            with _open_weights(arguments, source) as weights:
+                _try_out(arguments, source, config, execution, weights)
+            return
         check_run_is_free(arguments.out, resume=arguments.resume)
 
         with _open_weights(arguments, source) as weights:
@@ -103,6 +109,25 @@ def _fit(arguments: argparse.Namespace) -> None:
             )
 
 
+def _try_out(
+    arguments: argparse.Namespace,
+    source: Source,
+    config: FitConfig,
+    execution: ExecutionConfig,
+    weights: Weights | None,
+) -> None:
+    from streamkm.runs.dry_run import dry_run
+
+    out, resume = arguments.out, arguments.resume
+    _print_report(dry_run(source, config, execution, out, resume=resume, weights=weights))
+
+
+def _print_report(report: DryRun) -> None:
+    print(report)
+    if report.errors:
+        raise report.errors[0]
+
+
 def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.folder import read_config
     from streamkm.runs.interrupts import StopRequest
@@ -110,9 +135,28 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     execution = _execution(arguments)
     read_config(arguments.run)
-    for target in filter(None, (arguments.labels, arguments.distances)):
-        check_target(target, resume=arguments.resume)
+    targets = [path for path in (arguments.labels, arguments.distances) if path is not None]
+    # What an earlier command has finished is looked at when the number of rows is known.
+    is_there = arguments.resume and all(target.exists() for target in targets)
+    if not is_there and not arguments.dry_run:
+        for target in targets:
+            check_target(target, resume=arguments.resume)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
+        if arguments.dry_run:
+            from streamkm.runs.dry_predict import dry_predict
+
+            _print_report(
+                dry_predict(
+                    arguments.run,
+                    source,
+                    execution,
+                    labels=arguments.labels,
+                    distances=arguments.distances,
+                    nan=arguments.nan,
+                    resume=arguments.resume,
+                )
+            )
+            return
         from streamkm.runs.predict import predict
 
         predict(
@@ -195,10 +239,10 @@ _FIT_SETTINGS = (
     "k", "algorithm", "epochs", "batch_rows", "init", "n_init", "metric", "scale", "tol",
     "max_no_improvement", "seed", "nan", "closing_pass", "precision",
 )  # fmt: skip
-_FLAGS = ("closing_pass",)
+_FLAGS = ("closing_pass", "probe")
 _EXECUTION_SETTINGS = (
     "device", "checkpoint_every", "keep_checkpoints", "max_host_memory", "read_threads",
-    "kernel",
+    "kernel", "probe",
 )  # fmt: skip
 
 
@@ -229,7 +273,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
         settings = tomllib.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
-    known = set(_FIT_SETTINGS + _EXECUTION_SETTINGS)
+    known = {*_FIT_SETTINGS, *_EXECUTION_SETTINGS, "weights"}
     defaults: dict[str, Any] = {}
     for key, value in settings.items():
         name = key.replace("-", "_")
@@ -286,6 +330,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     predict.add_argument(
         "--resume", action="store_true", help="go on with outputs that were left unfinished"
     )
+    predict.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add_checkpoint_every(predict)
     evaluate.add_argument("--json", action="store_true", help="print JSON, with every size")
     for parser_ in (fit, evaluate):

@@ -13,7 +13,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from streamkm.errors import ConfigError
+from streamkm.errors import ConfigError, Option
 
 __all__ = [
     "KERNELS",
@@ -21,6 +21,7 @@ __all__ = [
     "ExecutionConfig",
     "FitConfig",
     "ResolvedFitConfig",
+    "counted",
     "default_batch_rows",
     "format_bytes",
     "largest_batch_rows",
@@ -100,22 +101,24 @@ class FitConfig:
         _check_choice("nan", self.nan, ("error", "drop"))
         _check_choice("precision", self.precision, ("exact", "fast"))
         _check_int("seed", self.seed, least=0)
-        if not isinstance(self.closing_pass, bool):
-            raise ConfigError(f"closing-pass must be true or false, not {self.closing_pass!r}")
+        _check_flag("closing_pass", self.closing_pass)
         if self.epochs is not None:
             _check_int("epochs", self.epochs, least=1)
         if self.batch_rows is not None:
-            _check_int("batch-rows", self.batch_rows, least=1)
+            _check_int("batch_rows", self.batch_rows, least=1)
         if self.max_no_improvement is not None:
-            _check_int("max-no-improvement", self.max_no_improvement, least=1)
+            _check_int("max_no_improvement", self.max_no_improvement, least=1)
             if self.algorithm != "minibatch":
                 raise ConfigError(
-                    "max-no-improvement watches the inertia of batches and needs "
-                    f"--algorithm minibatch, not {self.algorithm}; use --tol"
+                    Option("max_no_improvement"),
+                    " watches the inertia of batches and needs ",
+                    Option("algorithm", "minibatch"),
+                    f", not {self.algorithm}; use ",
+                    Option("tol"),
                 )
         if self.tol is not None and not (math.isfinite(self.tol) and self.tol >= 0):
             raise ConfigError(f"tol must be a finite number of at least 0, not {self.tol}")
-        _check_int("n-init", self.n_init, least=1)
+        _check_int("n_init", self.n_init, least=1)
         if self.init not in (*INITS, "given") and not self.init.endswith(".npy"):
             raise ConfigError(
                 f"init must be one of {', '.join(INITS)} or the path of a .npy file, "
@@ -123,13 +126,19 @@ class FitConfig:
             )
         if self.n_init > 1 and (self.init == "given" or self.init.endswith(".npy")):
             raise ConfigError(
-                f"n-init {self.n_init} asks for several seedings, and --init {self.init} is one; "
-                "leave one of them out"
+                Option("n_init", self.n_init),
+                " asks for several seedings, and ",
+                Option("init", self.init),
+                " is one; leave one of them out",
             )
         if self.metric == "cosine" and self.scale in ("zscore", "minmax"):
             raise ConfigError(
-                f"cosine compares directions from the origin, which --scale {self.scale} moves; "
-                "use --scale none with --metric cosine"
+                "cosine compares directions from the origin, which ",
+                Option("scale", self.scale),
+                " moves; use ",
+                Option("scale", "none"),
+                " with ",
+                Option("metric", "cosine"),
             )
 
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
@@ -149,6 +158,11 @@ class FitConfig:
     def normalizes(self) -> bool:
         """Whether rows are divided by their lengths."""
         return self.metric == "cosine" or self.scale == "l2"
+
+    @property
+    def closes(self) -> bool:
+        """Whether a closing pass is certain."""
+        return self.closing_pass and self.algorithm == "minibatch"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -211,16 +225,19 @@ class ExecutionConfig:
     quickest where starting a thread takes longer than reading the whole array."""
     kernel: str = "auto"
     """Who does the arithmetic: ``auto`` (the fastest on the device), or one of `KERNELS`."""
+    probe: bool = False
+    """Measure at the start, for a second or so, what each stage can do alone."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:I, not {self.device!r}")
-        _check_int("keep-checkpoints", self.keep_checkpoints, least=2)
+        _check_int("keep_checkpoints", self.keep_checkpoints, least=2)
         _check_choice("kernel", self.kernel, ("auto", *KERNELS))
+        _check_flag("probe", self.probe)
         if self.max_host_memory is not None:
-            _check_int("max-host-memory", self.max_host_memory, least=1)
+            _check_int("max_host_memory", self.max_host_memory, least=1)
         if self.read_threads is not None:
-            _check_int("read-threads", self.read_threads, least=0)
+            _check_int("read_threads", self.read_threads, least=0)
 
 
 def default_batch_rows(n_rows: int, n_features: int) -> int:
@@ -262,11 +279,23 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TiB"
 
 
+def counted(n: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``, ``3 batches``."""
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{plural}"
+
+
 def _check_int(name: str, value: object, *, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        rule = f" must be a whole number of at least {least}, not {value!r}"
+        raise ConfigError(Option(name), rule)
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(Option(name), f" must be true or false, not {value!r}")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        raise ConfigError(Option(name), f" must be one of {', '.join(choices)}, not {value!r}")

@@ -18,10 +18,13 @@
     └── Interrupted                   exit status 75: stopped by a signal, a checkpoint is saved
 
 A message names the rule, the value received and the remedy, in one line: it is
-all that a user of the command line sees.
+all that a user of the command line sees. Where it names a setting, that part of it is
+an `Option`: a parameter to those who wrote Python, a flag to those who typed a command.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 __all__ = [
     "ConfigError",
@@ -30,6 +33,7 @@ __all__ = [
     "Interrupted",
     "MemoryBudgetError",
     "NonFiniteError",
+    "Option",
     "OutputExistsError",
     "ParameterError",
     "ReadError",
@@ -41,10 +45,47 @@ __all__ = [
 ]
 
 
+#: Flags that are called otherwise than the parameter in Python.
+_FLAGS = {"run_dir": "out", "n_features": "features", "columns": "column"}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A setting in a message, with a value or without; as text it is what Python calls it."""
+
+    name: str
+    """Of the parameter in Python."""
+    value: object = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}={self.value!r}"
+
+    @property
+    def flag(self) -> str:
+        """What the command line calls it."""
+        name = _FLAGS.get(self.name, self.name).replace("_", "-")
+        if isinstance(self.value, bool):
+            return f"--{name}" if self.value else f"--no-{name}"
+        return f"--{name}" if self.value is None else f"--{name} {self.value}"
+
+
 class StreamkmError(Exception):
-    """Base of all errors of this package; `exit_status` is what the command line returns."""
+    """Base of all errors of this package; `exit_status` is what the command line returns.
+
+    Its arguments are the parts of the message, in order: texts, and an `Option` wherever
+    a setting is named.
+    """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return "".join(map(str, self.args))
+
+    @property
+    def for_command_line(self) -> str:
+        """The message with flags in the place of parameters."""
+        parts = (part.flag if isinstance(part, Option) else str(part) for part in self.args)
+        return "".join(parts)
 
 
 class InputError(StreamkmError, ValueError):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "DRY_RUN_HELP",
     "WEIGHTS_HELP",
     "add_checkpoint_every",
     "add_execution_options",
@@ -31,6 +32,14 @@ CLOSING_HELP = (
     "(default: yes)"
 )
 PRECISION_HELP = "fast: rows that screening cannot tell apart are not scored again (default: exact)"
+PROBE_HELP = (
+    "measure for a second at the start what reading, copying and arithmetic can do alone, and "
+    "say at the end what share of that was reached"
+)
+DRY_RUN_HELP = (
+    "write nothing: print what the run will do and need, how long it will take, and what speaks "
+    "against it"
+)
 WEIGHTS_HELP = "how much each row counts: N numbers in a .npy file or a Zarr array"
 
 
@@ -66,6 +75,7 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     add("--k", type=int, help="number of clusters")
     add("--out", metavar="RUN", type=Path, required=True, help="run folder to write")
     add("--resume", action="store_true", help="go on with RUN, or start it")
+    add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("--config", metavar="TOML", type=Path, help="file of options; those given here win")
     group = parser.add_argument_group("what to compute (decides the result)")
     add = group.add_argument
@@ -150,6 +160,9 @@ def add_execution_options(parser: argparse.ArgumentParser) -> None:
             type=int,
             default=2,
             help="newest to keep (default: %(default)s)",
+        )
+        group.add_argument(
+            "--probe", action=argparse.BooleanOptionalAction, default=False, help=PROBE_HELP
         )
 
 

@@ -153,6 +153,12 @@ def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) ->
     return Refinement(greedy, searches, draws, final_passes, epochs)
 
 
+def greedy_epochs(sample_rows: int, n_features: int, k: int, n_rows: int) -> float:
+    """Work of greedy k-means++ on a sample, in epochs of training on `n_rows`."""
+    work = sample_rows * greedy_trials(k) * (THIN_FACTOR * n_features + GREEDY_PRODUCTS)
+    return work / (n_rows * (n_features + SCORE_PRODUCTS))
+
+
 def greedy_trials(k: int) -> int:
     """Rows that greedy k-means++ draws for each of `k` centroids."""
     return 2 + int(math.log(k))

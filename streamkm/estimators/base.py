@@ -23,7 +23,12 @@ from streamkm.config import FitConfig
 from streamkm.errors import Interrupted, ParameterError
 from streamkm.estimators.conversion import to_sklearn
 from streamkm.estimators.inputs import Rows, open_rows
-from streamkm.estimators.parameters import check_parameters, draw_seed, execution_config
+from streamkm.estimators.parameters import (
+    check_parameters,
+    check_resumable,
+    draw_seed,
+    execution_config,
+)
 from streamkm.runs.arrays import distance_rows, label_rows
 from streamkm.runs.fit import fit, seed
 from streamkm.runs.interrupts import StopRequest
@@ -101,6 +106,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             a checkpoint is saved.
         """
         check_parameters(self)
+        check_resumable(self)
         with open_rows(self, X, reset=True) as rows:
             execution = self._execution(rows)
             self._check_n_rows(rows)

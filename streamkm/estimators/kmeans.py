@@ -64,10 +64,11 @@ class KMeans(BaseKMeans):
         half the machine's if None.
     run_dir : path, default=None
         Write a run folder there: checkpoints, metrics, the model. It must not exist, unless
-        `resume`. SIGINT and SIGTERM then save a checkpoint before `fit` raises.
+        `resume`, and needs an integer `random_state`. SIGINT and SIGTERM then save a
+        checkpoint before `fit` raises.
     resume : bool, default=False
-        Go on from the newest checkpoint in `run_dir`, or start. Needs an integer
-        `random_state`, and the same data and parameters.
+        Go on from the newest checkpoint in `run_dir`, or start. Needs the same data and
+        parameters.
 
     Attributes
     ----------

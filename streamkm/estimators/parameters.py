@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from streamkm.estimators.base import BaseKMeans
 
-__all__ = ["check_parameters", "draw_seed", "execution_config"]
+__all__ = ["check_parameters", "check_resumable", "draw_seed", "execution_config"]
 
 
 def _is_whole(value: Any, least: int = 1) -> bool:
@@ -107,10 +107,14 @@ def check_parameters(estimator: BaseKMeans, *, with_init: bool = True) -> None:
             raise ParameterError(f"{name} must be {what_would}; it is {value!r}")
     if estimator.resume and estimator.run_dir is None:
         raise ParameterError("resume=True goes on from a run folder: give its path as run_dir")
-    if estimator.resume and not isinstance(estimator.random_state, Integral):
+
+
+def check_resumable(estimator: BaseKMeans) -> None:
+    """Refuse a run folder that nothing could go on from, before hours have gone into it."""
+    if estimator.run_dir is not None and not isinstance(estimator.random_state, Integral):
         raise ParameterError(
-            "resume=True goes on only with the seed that the run began with: give an integer "
-            f"as random_state; it is {estimator.random_state!r}"
+            "run_dir is for runs that can be resumed, which takes the seed that they began with: "
+            f"give an integer as random_state; it is {estimator.random_state!r}"
         )
 
 

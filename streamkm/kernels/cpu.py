@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.errors import DeviceError
+from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import Assignment
 from streamkm.kernels.exact import rounding_share
 from streamkm.kernels.extension import WHY_MISSING, instruction_sets, n_threads_for
@@ -82,12 +82,15 @@ class CpuKernel:
     def check(device: torch.device) -> None:
         """Raise a DeviceError, which says why, where this kernel cannot run."""
         if device.type != "cpu":
-            raise DeviceError(f"--kernel cpu needs --device cpu, not {device}")
+            raise DeviceError(
+                Option("kernel", "cpu"), " needs ", Option("device", "cpu"), f", not {device}"
+            )
         if not instruction_sets():
             raise DeviceError(
-                f"--kernel cpu: its extension {WHY_MISSING}; with a compiler, install streamkm "
-                "again (pip install --force-reinstall --no-deps --no-cache-dir), or use "
-                "--kernel reference"
+                Option("kernel", "cpu"),
+                f": its extension {WHY_MISSING}; with a compiler, install streamkm "
+                "again (pip install --force-reinstall --no-deps --no-cache-dir), or use ",
+                Option("kernel", "reference"),
             )
 
     def assign(

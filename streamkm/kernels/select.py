@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from streamkm.errors import DeviceError
+from streamkm.errors import DeviceError, Option
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.reference import ReferenceKernel
@@ -40,11 +40,15 @@ def resolve_kernel(name: str, device: torch.device) -> str:
         CpuKernel.check(device)
     if name == "triton" and device.type != "cuda":
         raise DeviceError(
-            f"--kernel triton needs a CUDA GPU, the device is {device.type}; "
-            "use --kernel auto or --device cuda"
+            Option("kernel", "triton"),
+            f" needs a CUDA GPU, the device is {device.type}; use ",
+            Option("kernel", "auto"),
+            " or ",
+            Option("device", "cuda"),
         )
     if name == "triton" and not _has_triton():
-        raise DeviceError("--kernel triton: Triton is not installed (pip install triton)")
+        why = ": Triton is not installed (pip install triton)"
+        raise DeviceError(Option("kernel", "triton"), why)
     return name
 
 

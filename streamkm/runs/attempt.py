@@ -18,30 +18,26 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from streamkm.clustering.lloyd import is_closed
-from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
-from streamkm.clustering.sizes import plan_seeding
+from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import RUNNING, STOP_REASONS
-from streamkm.errors import Interrupted, StorageError
-from streamkm.runs.arithmetic import Arithmetic
+from streamkm.config import counted
+from streamkm.errors import Interrupted, Option, StorageError
 from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.devices import environment
-from streamkm.runs.initial import first_centroids
 from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.model import Model
 from streamkm.runs.outcome import final_figures, model_figures, result_lines
-from streamkm.runs.preflight import fit_bytes, plan_memory
+from streamkm.runs.probe import Prober
 from streamkm.runs.rows import non_finite_error
 from streamkm.runs.seeding import SeedingPhase
 from streamkm.runs.snapshot import Cursor, Snapshot
+from streamkm.runs.timing import PhaseClock, stage_figures, stage_line
 from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import make_plan
 from streamkm.stream.slots import HostSlots
 from streamkm.stream.stages import StageTimes
-from streamkm.stream.transfer import as_stored_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,11 +46,10 @@ if TYPE_CHECKING:
     from streamkm.clustering.lloyd import Lloyd
     from streamkm.clustering.minibatch import MiniBatch
     from streamkm.clustering.state import KMeansState
-    from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.runs.checkpoint import Checkpoint, Checkpointer
+    from streamkm.runs.probe import Probe
     from streamkm.runs.progress import Progress
-    from streamkm.sources.base import Source
-    from streamkm.sources.weights import Weights
+    from streamkm.runs.setup import FitSetup
     from streamkm.stream.plan import Plan, Window
     from streamkm.stream.transfer import DeviceWindow
 
@@ -64,42 +59,18 @@ __all__ = ["Attempt"]
 class Attempt:
     """One attempt at a fit; what must survive it is the cursor, the step and the tensors."""
 
-    def __init__(
-        self,
-        source: Source,
-        config: ResolvedFitConfig,
-        execution: ExecutionConfig,
-        device: torch.device,
-        given_KD: np.ndarray | None = None,
-        weights: Weights | None = None,
-    ) -> None:
-        spec = source.spec
-        self._source, self._config, self._device = source, config, device
-        self._weights = weights
-        minibatch = config.algorithm == "minibatch"
-        self._plan = make_plan(
-            spec, batch_rows=config.batch_rows, seed=config.seed if minibatch else None
-        )
-        self._seeding_plan = plan_seeding(
-            spec.n_rows, spec.n_features, config.k, config.init, config.n_init
-        )
-        on_host = device.type == "cpu"
-        weighted = weights is not None
-        needed = fit_bytes(spec, self._plan, config, on_host=on_host, weighted=weighted)
-        needed += weights.resident_bytes if weights is not None else 0
-        self._memory = plan_memory(
-            spec, self._plan, execution, fixed_bytes=needed, weighted=weighted
-        )
-        empty = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype)
-        self._dtype = compute_dtype(empty.dtype)
-        self._arithmetic = Arithmetic(config, execution.kernel, self._dtype, device)
-        # Before any pass over the data, so that a file of another shape costs nothing.
-        self._given_KD = first_centroids(config, spec.n_features, given_KD)
+    def __init__(self, setup: FitSetup) -> None:
+        self._setup = setup
+        self._source, self._config, self._device = setup.source, setup.config, setup.device
+        self._weights, self._plan = setup.weights, setup.plan
+        self._arithmetic = setup.arithmetic()
+        self._probe: Probe | None = None
+        self._clock = PhaseClock()
 
-        needs_moments = config.scale in ("zscore", "minmax")
+        needs_moments = self._config.scale in ("zscore", "minmax")
         self._now = Snapshot(
             Cursor("scale" if needs_moments else "seed"),
-            RunningMoments.empty(spec.n_features, device),
+            RunningMoments.empty(self._source.spec.n_features, self._device),
         )
         self._times = StageTimes()
         self._is_stopped = False
@@ -116,12 +87,16 @@ class Attempt:
         if checkpoint is not None:
             self._restore(checkpoint)
         now = self._now
-        with HostSlots(self._memory.stream, self._device) as self._slots:
+        with HostSlots(self._setup.memory.stream, self._device) as self._slots:
             state, scaling = self._until_seeded(now)
+            if self._setup.execution.probe:
+                self._measure(now, state, scaling)
             if now.cursor.phase == "train":
-                self._train(now, state, scaling)
+                with self._clock.phase("train"):
+                    self._train(now, state, scaling)
             if now.cursor.phase == "close":
-                self._close(now, state, scaling)
+                with self._clock.phase("close"):
+                    self._close(now, state, scaling)
         all_done = f"all epochs are done (--epochs {self._config.epochs})"
         self._conclude(STOP_REASONS.get(int(state.stop), all_done))
         return self._model(state, scaling)
@@ -129,7 +104,7 @@ class Attempt:
     def seed(self, progress: Progress) -> Model:
         """Only pick the first centroids; no row is counted in the model."""
         self._begin(NoCheckpoints(), progress, StopRequest())
-        with HostSlots(self._memory.stream, self._device) as self._slots:
+        with HostSlots(self._setup.memory.stream, self._device) as self._slots:
             return self._model(*self._until_seeded(self._now))
 
     def _begin(
@@ -144,9 +119,11 @@ class Attempt:
     def _until_seeded(self, now: Snapshot) -> tuple[KMeansState, Scaling]:
         """Go through what is left before training."""
         if now.cursor.phase == "scale":
-            self._scale(now)
+            with self._clock.phase("scale"):
+                self._scale(now)
         if now.cursor.phase in ("rounds", "seed"):
-            self._seed(now)
+            with self._clock.phase("seed"):
+                self._seed(now)
         assert now.state is not None
         assert now.scaling is not None
         return now.state, now.scaling
@@ -166,16 +143,19 @@ class Attempt:
     def _conclude(self, reason: str) -> None:
         """Say how the run ended."""
         figures, say = final_figures(self._now), self._progress.say
-        self._progress.record({"phase": "end", "stopped_by": reason, **figures})
-        say(f"stopped: {reason}; {figures['step']:,} steps in all")
+        timing = stage_figures(self._times, self._probe, self._clock)
+        self._progress.record({"phase": "end", "stopped_by": reason, **figures, **timing})
+        say(f"stopped: {reason}; {counted(figures['step'], 'step')} in all")
         for line in result_lines(figures, self._config.k, self._now.cursor.phase):
             say(line)
         if figures["reseeded"]:
-            say(f"reseeded: {figures['reseeded']:,} empty or starved clusters")
+            say(f"reseeded: {counted(figures['reseeded'], 'cluster')}, empty or starved")
         if figures["dropped"]:
-            say(f"dropped: {figures['dropped']:,} rows with NaN or infinity, in every epoch")
-        if self._times.bytes_read:
-            say(self._times.summary())
+            rows = counted(figures["dropped"], "row")
+            say(f"dropped: {rows} with NaN or infinity, in every epoch")
+        say(str(self._clock))
+        if self._clock.rows:
+            say(stage_line(self._times, self._probe, self._clock, timing))
 
     # ---- the phases ---------------------------------------------------------
 
@@ -192,7 +172,9 @@ class Attempt:
                     now.cursor = Cursor("scale", 0, index + 1)
                     self._after_batch(len(x_BD))
         self._check_dropped(now.moments.n_dropped)
-        now.scaling = Scaling.fit(self._config.scale, self._config.metric, now.moments, self._dtype)
+        now.scaling = Scaling.fit(
+            self._config.scale, self._config.metric, now.moments, self._setup.dtype
+        )
         now.cursor = Cursor("seed")
 
     def _seed(self, now: Snapshot) -> None:
@@ -201,8 +183,8 @@ class Attempt:
             self._source,
             self._plan,
             self._config,
-            self._seeding_plan,
-            self._given_KD,
+            self._setup.seeding_plan,
+            self._setup.given_KD,
             self._arithmetic,
             self._slots,
             self._progress,
@@ -217,6 +199,15 @@ class Attempt:
         # A step by itself: a checkpoint of an attempt that was stopped before has the number.
         now.step += 1
         self._save()
+
+    def _measure(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> None:
+        """Find out what each stage could do alone; nothing of the run is touched."""
+        with self._clock.phase("probe"):
+            prober = Prober(self._setup, self._slots, scaling)
+            self._probe = prober.measure(state, closing_only=now.cursor.phase == "close")
+        self._progress.record({"phase": "probe", **self._probe.as_dict()})
+        for line in self._probe.lines():
+            self._progress.say(line)
 
     def _train(self, now: Snapshot, state: KMeansState, scaling: Scaling) -> None:
         """Stream the epochs that are left."""
@@ -253,7 +244,7 @@ class Attempt:
         first, closing = now.cursor, now.cursor.phase == "close"
         workspace_BD = torch.empty(
             (self._config.batch_rows, self._source.spec.n_features),
-            dtype=self._dtype,
+            dtype=self._setup.dtype,
             device=self._device,
         )
         # Readers go from one epoch to the next without a pause.
@@ -271,6 +262,7 @@ class Attempt:
                     batch = scaling.prepare(window.x_ND, rows, workspace_BD, window.weights_N)
                     algorithm.update_(state, batch, epoch=epoch, index=index)
                     self._arithmetic.n_assigned += len(batch.x_BD)
+                    self._clock.rows[first.phase] += len(batch.x_BD)
                     now.cursor = Cursor(first.phase, epoch, index + 1)
                     if index == window.window.last_batch:
                         algorithm.finish_epoch_(state)
@@ -311,16 +303,19 @@ class Attempt:
     def _stop_if_asked(self) -> None:
         name = self._stop_request.signal_name
         if name is not None:
+            resume = Option("resume", value=True)
             try:
                 path = self._save(is_last=True)
             except OSError as error:
                 raise StorageError(
                     f"stopped by {name}, and the checkpoint cannot be saved ({error}); those "
                     "before it are intact: free space, or mend what keeps the disk from being "
-                    "written, then add --resume to the command to go on from the newest"
+                    "written, then go on from the newest with ",
+                    resume,
                 ) from error
-            saved = f"{path} is saved: add --resume to the command to go on"
-            raise Interrupted(f"stopped by {name}; {saved if path else 'nothing is saved'}")
+            if path is None:
+                raise Interrupted(f"stopped by {name}; nothing is saved")
+            raise Interrupted(f"stopped by {name}; {path} is saved: repeat with ", resume)
 
     def _report(self) -> None:
         """Fetch the scalars, which waits for the device, and show them."""
@@ -369,8 +364,14 @@ class Attempt:
         self._progress.say(
             f"{config.algorithm}, k {config.k:,}, {config.metric}, scale {config.scale}, "
             f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
-            f"about {self._plan.n_batches(0):,} batches of {config.batch_rows:,} rows or less"
+            f"about {counted(self._plan.n_batches(0), 'batch')} "
+            f"of {config.batch_rows:,} rows or less"
         )
+        if config.algorithm == "lloyd" and not config.closing_pass:
+            self._progress.say(
+                "note: each pass of lloyd is one that could close the run; without closing-pass "
+                "only the one is left out that would fill clusters which end without a row"
+            )
         self._progress.say(
-            f"on {self._environment()['device']}, {self._arithmetic}, {self._memory}"
+            f"on {self._environment()['device']}, {self._arithmetic}, {self._setup.memory}"
         )

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from streamkm.errors import RunError
+from streamkm.errors import Option, RunError
 from streamkm.files import (
     discard,
     file_sha256,
@@ -235,7 +235,8 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     if found:
         raise RunError(
             f"{directory}: none of its {len(found)} checkpoints is intact; "
-            "restore one from a backup, or start anew with another --out"
+            "restore one from a backup, or start anew with another ",
+            Option("run_dir"),
         )
     return None
 

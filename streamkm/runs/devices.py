@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from streamkm.errors import DeviceError
+from streamkm.errors import DeviceError, Option
 from streamkm.kernels.extension import instruction_sets
 
 __all__ = ["describe_kernel", "environment", "resolve_device"]
@@ -18,13 +18,16 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError(
-                f"--device {name}: torch {torch.__version__} sees no CUDA GPU; "
-                "use --device cpu, or check the driver (nvidia-smi) and torch's build"
+                Option("device", name),
+                f": torch {torch.__version__} sees no CUDA GPU; use ",
+                Option("device", "cpu"),
+                ", or check the driver (nvidia-smi) and torch's build",
             )
         n_gpus = torch.cuda.device_count()
         index = device.index or 0
         if index >= n_gpus:
-            raise DeviceError(f"--device {name}: there are {n_gpus} GPUs, counted from 0")
+            there_are = f": there are {n_gpus} GPUs, counted from 0"
+            raise DeviceError(Option("device", name), there_are)
         device = torch.device("cuda", index)
     return device
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from streamkm.errors import ConfigError, StorageError
+from streamkm.errors import ConfigError, Option, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.attempt import Attempt
 from streamkm.runs.checkpoint import Checkpointer, NoCheckpoints
@@ -16,6 +16,7 @@ from streamkm.runs.folder import RunFolder
 from streamkm.runs.model import Model, load_run
 from streamkm.runs.preflight import check_fit
 from streamkm.runs.progress import Progress
+from streamkm.runs.setup import FitSetup
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["fit", "seed"]
+__all__ = ["fit", "plan_fit", "run_record", "seed"]
 
 
 def fit(
@@ -73,38 +74,12 @@ def fit(
         If the disk refuses the result, or the checkpoint that `stop_request` asks for. One
         that is refused before costs a warning, and is tried again when the next one is due.
     """
-    spec = source.spec
-    check_fit(spec, config, source.name)
-    if weights is not None and config.k > weights.n_positive:
-        raise ConfigError(
-            "k must be at most the number of rows of positive weight: "
-            f"{weights.name} has {weights.n_positive:,}, k is {config.k:,}"
-        )
-    resolved = config.resolved(spec.n_rows, spec.n_features)
-    device = resolve_device(execution.device)
-    attempt = Attempt(source, resolved, execution, device, given_KD, weights)
+    setup = plan_fit(source, config, execution, given_KD, weights)
+    attempt = Attempt(setup)
     if run_dir is None:
         with Progress(quiet=quiet) as progress:
             return attempt.run(NoCheckpoints(), progress, stop_request)
-    data = {
-        "shape": [spec.n_rows, spec.n_features],
-        "dtype": spec.dtype,
-        "block_rows": spec.block_rows,
-        "fingerprint": source.fingerprint(),
-        "weights": None if weights is None else weights.fingerprint,
-    }
-    settings = resolved.as_dict()
-    if config.init.endswith(".npy"):
-        # By content: the file may be named by another path, or hold other centroids, by now.
-        settings["init"] = f".npy file of sha256 {file_sha256(Path(config.init))[:12]}"
-    if given_KD is not None:
-        settings["init"] = f"array of sha256 {sha256(given_KD.tobytes()).hexdigest()[:12]}"
-    record = {
-        "source": source.name,
-        "fit": settings,
-        "data": data,
-        "execution": asdict(execution),
-    }
+    record = run_record(setup, given_KD)
     with RunFolder(run_dir, record, resume=resume) as folder:
         if folder.is_complete:
             with Progress(quiet=quiet) as progress:
@@ -120,6 +95,51 @@ def fit(
     return model
 
 
+def plan_fit(
+    source: Source,
+    config: FitConfig,
+    execution: ExecutionConfig,
+    given_KD: np.ndarray | None = None,
+    weights: Weights | None = None,
+) -> FitSetup:
+    """All that `fit` decides before it reads a row; parameters and errors are its own."""
+    spec = source.spec
+    check_fit(spec, config, source.name)
+    if weights is not None and config.k > weights.n_positive:
+        raise ConfigError(
+            "k must be at most the number of rows of positive weight: "
+            f"{weights.name} has {weights.n_positive:,}, k is {config.k:,}"
+        )
+    resolved = config.resolved(spec.n_rows, spec.n_features)
+    device = resolve_device(execution.device)
+    return FitSetup.make(source, resolved, execution, device, given_KD, weights)
+
+
+def run_record(setup: FitSetup, given_KD: np.ndarray | None = None) -> dict[str, Any]:
+    """What config.json says of a run: on which data, under which settings."""
+    source, weights, spec = setup.source, setup.weights, setup.source.spec
+    settings = setup.config.as_dict()
+    init = setup.config.init
+    if init.endswith(".npy"):
+        # By content: the file may be named by another path, or hold other centroids, by now.
+        settings["init"] = f".npy file of sha256 {file_sha256(Path(init))[:12]}"
+    if given_KD is not None:
+        settings["init"] = f"array of sha256 {sha256(given_KD.tobytes()).hexdigest()[:12]}"
+    data = {
+        "shape": [spec.n_rows, spec.n_features],
+        "dtype": spec.dtype,
+        "block_rows": spec.block_rows,
+        "fingerprint": source.fingerprint(),
+        "weights": None if weights is None else weights.fingerprint,
+    }
+    return {
+        "source": source.name,
+        "fit": settings,
+        "data": data,
+        "execution": asdict(setup.execution),
+    }
+
+
 def _write(model: Model, folder: RunFolder) -> None:
     """Write the result; the last thing that a run does, and the only one that it cannot put off."""
     try:
@@ -128,7 +148,8 @@ def _write(model: Model, folder: RunFolder) -> None:
         raise StorageError(
             f"{folder.path}: the result cannot be written ({error}); every checkpoint that was "
             "saved is intact: free space, or mend what keeps the disk from being written, then "
-            "repeat the command with --resume"
+            "repeat with ",
+            Option("resume", value=True),
         ) from error
 
 
@@ -145,11 +166,6 @@ def seed(
 
     Parameters are those of `fit`.
     """
-    spec = source.spec
-    check_fit(spec, config, source.name)
-    device = resolve_device(execution.device)
-    attempt = Attempt(
-        source, config.resolved(spec.n_rows, spec.n_features), execution, device, given_KD, weights
-    )
+    attempt = Attempt(plan_fit(source, config, execution, given_KD, weights))
     with Progress(quiet=quiet) as progress:
         return attempt.seed(progress)

@@ -18,7 +18,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from streamkm.config import setting_differences
-from streamkm.errors import InputError, NonFiniteError, OutputExistsError, ResumeError, RunError
+from streamkm.errors import (
+    InputError,
+    NonFiniteError,
+    Option,
+    OutputExistsError,
+    ResumeError,
+    RunError,
+)
 from streamkm.files import (
     FileLock,
     discard,
@@ -62,6 +69,12 @@ class RunFolder:
     def is_complete(self) -> bool:
         """Whether the run has ended and its model is written."""
         return self.model.exists()
+
+    def check(self) -> None:
+        """Refuse what `__enter__` would refuse, and write nothing."""
+        check_run_is_free(self.path, resume=self._resume)
+        if (self.path / CONFIG).exists():
+            self._check_record(read_config(self.path))
 
     def __enter__(self) -> RunFolder:
         check_run_is_free(self.path, resume=self._resume)
@@ -124,13 +137,15 @@ class RunFolder:
                 raise ResumeError(
                     f"{self.path}: the data changed since the run began "
                     f"({key}: {before['data'].get(key)} -> {value}); restore it (modification "
-                    "times count: copy with cp -p or rsync -t), or start anew with another --out"
+                    "times count: copy with cp -p or rsync -t), or start anew with another ",
+                    Option("run_dir"),
                 )
         changed = setting_differences(before["fit"], self._record["fit"])
         if changed:
             raise ResumeError(
                 f"{self.path}: a setting that alters the result changed ({'; '.join(changed)}); "
-                "resume with the original one, or start anew with another --out"
+                "resume with the original one, or start anew with another ",
+                Option("run_dir"),
             )
 
 
@@ -138,15 +153,19 @@ def check_run_is_free(path: Path, *, resume: bool) -> None:
     """Refuse a run folder that exists, unless it is a run's and is to be resumed."""
     if not path.exists():
         return
+    out = Option("run_dir")
     if not path.is_dir():
-        raise OutputExistsError(f"{path} exists and is no folder; choose another --out")
+        raise OutputExistsError(f"{path} exists and is no folder; choose another ", out)
     names = names_in(path)
     if not resume and names:
-        if CONFIG in names:
-            raise OutputExistsError(
-                f"{path} exists; add --resume to go on with it, or choose another --out"
-            )
-        raise OutputExistsError(f"{path} exists and is no run; choose another --out")
+        if CONFIG not in names:
+            raise OutputExistsError(f"{path} exists and is no run; choose another ", out)
+        raise OutputExistsError(
+            f"{path} exists; add ",
+            Option("resume", value=True),
+            " to go on with it, or choose another ",
+            out,
+        )
     # A run that was killed in its very first moment has only a lock.
     if set(names) - {LOCK, f".{CONFIG}.tmp"}:
         read_config(path)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import fcntl
+import os
+from typing import TYPE_CHECKING, Any
 
-from streamkm.config import format_bytes
+import numpy as np
+
+from streamkm.config import FitConfig, counted, format_bytes
 from streamkm.errors import RunError
 from streamkm.files import file_sha256
 from streamkm.runs.checkpoint import load_checkpoint
-from streamkm.runs.folder import read_config
+from streamkm.runs.folder import LOCK, read_config
 from streamkm.runs.modelfile import MODEL, read_model_file
 
 if TYPE_CHECKING:
@@ -17,6 +21,9 @@ if TYPE_CHECKING:
     from streamkm.sources import Source
 
 __all__ = ["describe_run", "describe_source"]
+
+#: Settings of a run that are shown whatever they are; of the others those that were chosen.
+ALWAYS_SHOWN = ("k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "seed")
 
 
 def describe_source(source: Source) -> str:
@@ -41,23 +48,48 @@ def describe_run(path: Path) -> str:
     data, settings = record["data"], record["fit"]
     lines = [f"run          {path}", f"source       {record['source']}"]
     lines.append(f"shape        {data['shape'][0]:,} x {data['shape'][1]:,} {data['dtype']}")
-    lines += [f"{name.replace('_', '-'):<18} {value}" for name, value in settings.items()]
+    given = FitConfig(k=settings["k"], algorithm=settings.get("algorithm", "minibatch"))
+    usual = given.resolved(*data["shape"]).as_dict()
+    lines += [
+        f"{name.replace('_', '-'):<12} {value}"
+        for name, value in settings.items()
+        if name in ALWAYS_SHOWN or value != usual.get(name)
+    ]
+    owner = _owner(path / LOCK)
+    if owner is not None:
+        lines.append(f"working      {owner} is working on it")
     if (path / MODEL).exists():
-        lines.append(f"finished     {_checked_centroids(path)}")
+        lines += _finished_lines(path)
     elif checkpoint := load_checkpoint(path / "checkpoints"):
         cursor = checkpoint.manifest["cursor"]
+        hint = "" if owner is not None else "; add --resume to its fit command to go on"
         lines.append(
             f"unfinished   {checkpoint.path.name}: {cursor['phase']}, epoch {cursor['epoch']}, "
-            f"batch {cursor['batch']}; add --resume to its fit command to go on"
+            f"batch {cursor['batch']}{hint}"
         )
     else:
         lines.append("unfinished   no checkpoint yet")
     return "\n".join(lines)
 
 
-def _checked_centroids(path: Path) -> Path:
-    """centroids.npy of a finished run, if it and the model are what the run wrote."""
-    _, about = read_model_file(path)
+def _owner(lock: Path) -> str | None:
+    """The process that holds the lock of a run, if one does."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def _finished_lines(path: Path) -> list[str]:
+    """Where the result lies, if it is what the run wrote, and what it is."""
+    tensors, about = read_model_file(path)
     centroids = path / "centroids.npy"
     try:
         is_intact = file_sha256(centroids) == about["centroids_sha256"]
@@ -68,4 +100,25 @@ def _checked_centroids(path: Path) -> Path:
             f"{centroids} is damaged; remove {path / MODEL} and repeat the fit command with "
             "--resume to have both written again"
         )
-    return centroids
+    try:
+        lines = result_lines(about, np.sort(tensors["counts"]), tensors["weights"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path / MODEL} is no model of a run: {error!r}") from error
+    return [f"finished     {centroids}", *lines]
+
+
+def result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
+    """The same from what the model says of itself, its sizes in order, and its weights."""
+    inertia, figures = about["inertia"], about["figures"]
+    said = "not known without a closing pass; `evaluate` gives it"
+    if inertia is not None:
+        mass = float(weights_K.sum()) if len(weights_K) else int(ordered_K.sum())
+        said = f"{inertia:.9g} ({inertia / (mass or 1):.6g} per row), each row in its cluster"
+    return [
+        f"inertia      {said}",
+        (
+            f"sizes        {ordered_K[0]:,} least, {ordered_K[len(ordered_K) // 2]:,} median, "
+            f"{ordered_K[-1]:,} most, {counted(int((ordered_K == 0).sum()), 'cluster')} empty"
+        ),
+        f"steps        {figures['n_steps']:,} in {counted(figures['n_iter'], 'epoch')}",
+    ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from streamkm.errors import RunError
+from streamkm.errors import Option, RunError
 from streamkm.files import read_bytes, write_atomically
 from streamkm.runs.tensorfile import tensor_file
 
@@ -45,7 +45,7 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         content = read_bytes(file)
     except FileNotFoundError:
         raise RunError(
-            f"{run}: the run is not finished; repeat its fit command with --resume"
+            f"{run}: the run is not finished; repeat its fit with ", Option("resume", value=True)
         ) from None
     except OSError as error:
         raise RunError(f"{file} cannot be read: {error.strerror}") from error
@@ -67,7 +67,8 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         RecursionError,
     ) as error:
         raise RunError(
-            f"{file} is damaged ({error!r}); remove it and repeat the fit command with --resume"
+            f"{file} is damaged ({error!r}); remove it and repeat the fit with ",
+            Option("resume", value=True),
         ) from error
     return tensors, about
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["final_figures", "model_figures", "result_lines"]
 
+#: Share of the inertia by which the last pass lowered it, from which on that is told.
+WORTH_SAYING = 0.001
+
 
 def model_figures(
     state: KMeansState, scaling: Scaling, plan: Plan, config: ResolvedFitConfig, dtype: str
@@ -43,6 +46,8 @@ def final_figures(now: Snapshot) -> dict[str, Any]:
     return {
         **figures,
         "inertia": inertia,
+        # `state.inertia` is about the centroids before the last pass moved them.
+        "last_gain": max(1 - inertia / (float(state.inertia) or 1), 0.0) if inertia else 0.0,
         "inertia_per_row": inertia / (float(state.masses_K.sum()) or 1),
         "empty": sizes.count(0),
         "least_rows": sizes[0],
@@ -63,10 +68,10 @@ def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
         f"{figures['median_rows']:,} in the median"
     )
     lines = [f"{per_row} ({figures['inertia']:.9g} in all), each row in its cluster; {sizes}"]
-    if figures["shift"]:
+    if figures["last_gain"] >= WORTH_SAYING:
         lines.append(
-            "note: the clusters are those of the last pass, about the centroids as it moved them; "
-            "where another is nearer by now the inertia is lower still (`evaluate` says how low)"
+            f"note: the last pass lowered the inertia by {figures['last_gain']:.1%}, more of them "
+            "may lower it further (`evaluate` gives it by nearest centroids)"
         )
     if figures["empty"]:
         # Only a closing pass looks at every row, and is repeated while it finds any.

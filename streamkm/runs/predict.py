@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamkm.config import counted
 from streamkm.errors import (
     ConfigError,
     InputError,
     Interrupted,
     NonFiniteError,
+    Option,
     ResumeError,
     StorageError,
 )
@@ -22,6 +24,7 @@ from streamkm.runs.model import load_run
 from streamkm.runs.progress import Progress
 from streamkm.runs.rows import non_finite_error
 from streamkm.sources import open_sink
+from streamkm.sources.finished import is_finished
 from streamkm.sources.sink import commit_together
 from streamkm.sources.sinks import unfinished_rows
 
@@ -32,9 +35,10 @@ if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.runs.interrupts import StopRequest
     from streamkm.runs.labelling import LabelledBatch
+    from streamkm.runs.model import Model
     from streamkm.sources import Sink, Source
 
-__all__ = ["predict"]
+__all__ = ["output_dtypes", "predict"]
 
 #: From so many clusters on, labels do not fit int32.
 INT64_CLUSTERS = 2**31
@@ -72,7 +76,8 @@ def predict(
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
     resume : bool
-        Go on with outputs that an interrupted predict left unfinished.
+        Go on with outputs that an interrupted predict left unfinished; where all are there
+        and of the right shape, nothing is done.
     stop_request : StopRequest
         Is asked after every batch.
 
@@ -86,21 +91,20 @@ def predict(
         If the disk refuses; what was durable before is kept for `resume`.
     """
     model = load_run(run_dir)
-    if distances is not None and distances.resolve() == labels.resolve():
-        raise ConfigError(f"--labels and --distances must differ, both are {labels}")
+    outputs = output_dtypes(model, labels, distances)
     labelling = Labelling(model, source, execution)
     nan = nan or model.settings["nan"]
-    label_dtype = np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32)
     job = {
         "model": file_sha256(run_dir / "model.safetensors"),
         "data": source.fingerprint(),
         "nan": nan,
     }
-    outputs = [(labels, label_dtype)]
-    if distances is not None:
-        outputs.append((distances, np.dtype(np.float32)))
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
+        if resume and all(is_finished(path, source.spec.n_rows, dtype) for path, dtype in outputs):
+            named = " and ".join(str(path) for path, _ in outputs)
+            progress.say(f"{named}: finished before, nothing is left to do")
+            return 0
         for path, _ in outputs:
             if not resume and (lost := unfinished_rows(path)):
                 progress.say(
@@ -124,6 +128,19 @@ def predict(
     return writer.n_dropped
 
 
+def output_dtypes(
+    model: Model, labels: Path, distances: Path | None
+) -> list[tuple[Path, np.dtype[Any]]]:
+    """What is written where, labels first."""
+    outputs = [(labels, np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32))]
+    if distances is not None:
+        if distances.resolve() == labels.resolve():
+            both = f" must differ, both are {labels}"
+            raise ConfigError(Option("labels"), " and ", Option("distances"), both)
+        outputs.append((distances, np.dtype(np.float32)))
+    return outputs
+
+
 @contextmanager
 def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
     """What goes wrong within costs no row that a cursor claims."""
@@ -138,8 +155,9 @@ def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{sinks[0].path}: cannot be written ({error}); the rows that were saved before are "
-            "intact: free space, or mend what keeps the disk from being written, then add "
-            "--resume to the command to go on"
+            "intact: free space, or mend what keeps the disk from being written, then "
+            "repeat with ",
+            Option("resume", value=True),
         ) from error
 
 
@@ -163,7 +181,8 @@ def _label_all(
     progress.say(labelling.times.summary())
     if writer.n_dropped:
         since = f" from row {writer.start_row:,} on" if writer.start_row else ""
-        progress.say(f"dropped: {writer.n_dropped:,} rows{since} with NaN or infinity, labelled -1")
+        rows = counted(writer.n_dropped, "row")
+        progress.say(f"dropped: {rows}{since} with NaN or infinity, labelled -1")
 
 
 class _Writer:
@@ -201,7 +220,9 @@ class _Writer:
         if asked is not None:
             raise Interrupted(
                 f"stopped by {asked}; rows up to {self._sinks[0].durable_rows:,} are saved: "
-                "add --resume to the command to go on"
+                "repeat with ",
+                Option("resume", value=True),
+                " to go on",
             )
 
     def _save(self) -> None:
@@ -217,5 +238,6 @@ def _check_job(sink: Sink, job: dict[str, str]) -> None:
         if before.get(name) != value:
             raise ResumeError(
                 f"{sink.path}: its unfinished output was made with another {name} "
-                f"({before.get(name)}, now {value}); start again without --resume"
+                f"({before.get(name)}, now {value}); start again without ",
+                Option("resume", value=True),
             )

@@ -19,7 +19,7 @@ from streamkm.clustering.sizes import (
     plan_seeding,
 )
 from streamkm.config import format_bytes
-from streamkm.errors import ConfigError, MemoryBudgetError
+from streamkm.errors import ConfigError, MemoryBudgetError, Option
 from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 
@@ -155,17 +155,27 @@ def plan_memory(
             return memory
     least = sized(1, 1)
     raise MemoryBudgetError(
-        f"--max-host-memory {format_bytes(budget)} is too small: this run needs at least "
+        Option("max_host_memory", format_bytes(budget)),
+        " is too small: this run needs at least "
         f"{_round_up_mib(least.total_bytes)} ({format_bytes(n_bytes)} for one window of "
         f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} for one reader, "
-        f"{format_bytes(fixed_bytes)} for arithmetic and libraries)"
+        f"{format_bytes(fixed_bytes)} for arithmetic and libraries)",
     )
 
 
 def fit_bytes(
-    spec: ArraySpec, plan: Plan, config: FitConfig, *, on_host: bool, weighted: bool = False
+    spec: ArraySpec,
+    plan: Plan,
+    config: FitConfig,
+    *,
+    on_host: bool,
+    weighted: bool = False,
+    probed: bool = False,
 ) -> int:
-    """Host bytes of a fit beside slots and readers; `on_host` if the device is the CPU."""
+    """Host bytes of a fit beside slots and readers; `on_host` if the device is the CPU.
+
+    `probed` says that a copy of the state is trained first, to be thrown away.
+    """
     width = _compute_width(spec)
     state = config.k * spec.n_features
     # Saving serialises the centroids and the float64 sums.
@@ -175,6 +185,7 @@ def fit_bytes(
     seeding = _seeding_bytes(spec, plan, config, weighted=weighted)
     # Centroids, sums, and the copies of both that one update makes (or the end of a pass).
     training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 48)
+    training += probed * state * (2 * width + 8)
     # Rows times their weights, beside the rows.
     weighing = plan.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
     return total + max(seeding, training + weighted * weighing) + config.k * 64

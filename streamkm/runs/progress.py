@@ -1,6 +1,6 @@
 """What a run says while it works: a bar or lines on stderr, and metrics.jsonl.
 
-On a terminal there is a bar; elsewhere one line every 30 seconds, because a
+On a terminal there is a bar; elsewhere a line soon and then one every 30 seconds, because a
 bar floods a log file and silence looks like a hang. Numbers that live on the
 device are asked for only when a report is due, so that asking never holds it up.
 """
@@ -36,6 +36,8 @@ logger = logging.getLogger("streamkm")
 REPORT_EVERY_S = 2.0
 #: Seconds between lines where there is no terminal.
 LINE_EVERY_S = 30.0
+#: Seconds until the first of them, which says that all is well.
+FIRST_LINE_S = 5.0
 
 
 def _has_width(stream: TextIO) -> bool:
@@ -54,7 +56,8 @@ class Progress:
         self._on_terminal = not quiet and _has_width(sys.stderr)
         self._bar: tqdm[Any] | None = None
         self._phase = ""
-        self._last_report = self._last_line = time.monotonic()
+        self._last_report = time.monotonic()
+        self._line_due = self._last_report + FIRST_LINE_S
 
     def __enter__(self) -> Progress:
         return self
@@ -144,8 +147,8 @@ class Progress:
         text = f"inertia/row {inertia:.6g}" if isinstance(inertia, float) else ""
         if self._bar is not None and text:
             self._bar.set_postfix_str(text)
-        if not self._on_terminal and now - self._last_line >= LINE_EVERY_S:
-            self._last_line = now
+        if not self._on_terminal and now >= self._line_due:
+            self._line_due = now + LINE_EVERY_S
             left = (self._total - self._done) / rate if rate else float("inf")
             self.say(
                 f"{self._phase}: {self._done:,} of {self._total:,} {self._unit}s "

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.errors import NonFiniteError
+from streamkm.errors import NonFiniteError, Option
 from streamkm.sources.base import RowRange
 
 if TYPE_CHECKING:
     from streamkm.sources.base import Source
 
-__all__ = ["non_finite_error"]
+__all__ = ["as_float", "non_finite_error", "sampled_row_error"]
 
 
 def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
@@ -22,30 +22,40 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
     """
     spec = source.spec
     too_long, largest = 0, -1.0
-    dtype = _as_float(np.empty((0, 1), spec.storage), spec.dtype).dtype
+    dtype = as_float(np.empty((0, 1), spec.storage), spec.dtype).dtype
     for rows in RowRange(0, spec.n_rows).split(spec.block_rows):
         block = np.empty((len(rows), spec.n_features), spec.storage)
         source.read(rows, block)
-        values = _as_float(block, spec.dtype)
+        values = as_float(block, spec.dtype)
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
-            row = rows.start + int(bad[0])
-            column = int(np.flatnonzero(~np.isfinite(values[bad[0]]))[0])
-            return NonFiniteError(
-                f"{source.name}: row {row} holds {values[bad[0], column]} (feature {column}; "
-                f"{n_found} such rows so far); --nan drop leaves rows with NaN or infinity out"
-            )
+            found = f"{n_found} such rows so far"
+            return sampled_row_error(source.name, rows.start + int(bad[0]), values[bad[0]], found)
         largest_B = np.abs(values).max(axis=1)
-        if (found := float(largest_B.max())) > largest:
-            too_long, largest = rows.start + int(largest_B.argmax()), found
+        if (most := float(largest_B.max())) > largest:
+            too_long, largest = rows.start + int(largest_B.argmax()), most
     return NonFiniteError(
         f"{source.name}: the squared length of row {too_long} overflows {dtype}, it holds "
-        f"{largest:.3g} ({n_found} such rows so far); use --scale zscore, which looks at every "
-        "row first, or --nan drop to leave such rows out"
+        f"{largest:.3g} ({n_found} such rows so far); use ",
+        Option("scale", "zscore"),
+        ", which looks at every row first, or ",
+        Option("nan", "drop"),
+        " to leave such rows out",
     )
 
 
-def _as_float(block: np.ndarray, dtype: str) -> np.ndarray:
+def sampled_row_error(name: str, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:
+    """The error for row number `row`, which is not finite; `found` says how many are."""
+    bad = np.flatnonzero(~np.isfinite(values_D))
+    return NonFiniteError(
+        f"{name}: row {row} holds {values_D[bad[0]]} (feature {bad[0]}; {found}); ",
+        Option("nan", "drop"),
+        " leaves rows with NaN or infinity out",
+    )
+
+
+def as_float(block: np.ndarray, dtype: str) -> np.ndarray:
+    """Stored rows as the dtype in which their lengths are taken, float32 or float64."""
     if dtype == "bfloat16":
         return (block.astype(np.uint32) << 16).view(np.float32)
     return block if block.dtype == np.float64 else block.astype(np.float32)

@@ -89,6 +89,7 @@ class SeedingPhase:
         tolerance = config.tol * float(moments.variance_D.mean())
         assert now.scaling is not None
         if self.given_KD is not None:
+            self.progress.say(f"seeded ({config.init}): the {config.k:,} centroids that were given")
             given_KD = now.scaling.transform(torch.from_numpy(self.given_KD).to(self.slots.device))
             return initial_state(given_KD.to(self.arithmetic.dtype), tolerance, weighted=weighted)
         share = self.plan.judged_rows / (self.plan.judged_rows + self.plan.sample_rows)

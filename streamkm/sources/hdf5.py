@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import h5py
 
-from streamkm.errors import ReadError, SourceError
+from streamkm.errors import Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, Source, check_dtype, check_shape
 from streamkm.sources.flat import BLOCK_BYTES, FlatSource
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
@@ -197,7 +197,9 @@ def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
         if len(found) != 1:
             raise SourceError(
                 f"{path}: one dataset of numbers in two or more dimensions is needed, choose it "
-                f"by --dataset; {there_are}"
+                "by ",
+                Option("dataset"),
+                f"; {there_are}",
             )
         return next(iter(found.values()))
     node = file.get(name)

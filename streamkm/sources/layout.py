@@ -143,5 +143,6 @@ def rows_for_bytes(nbytes: int, row_bytes: int, n_rows: int) -> int:
 
 def one_line(error: BaseException) -> str:
     """What `error` says, in one line, with its type: libraries' messages often span several."""
-    text = " ".join(str(error).split())
+    # obstore appends the insides of the error, a page of them.
+    text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

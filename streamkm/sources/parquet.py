@@ -8,6 +8,7 @@ a list column lie in one buffer, which is copied to the rows as it is.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkm.errors import ReadError, SourceError
+from streamkm.errors import Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.rowfile import RowFile
@@ -216,7 +217,9 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> list
             return _chosen(schema, lists, name)
         if lists or not fields or len(set(fields.values())) > 1:
             raise SourceError(
-                f"{name}: which columns are meant is not clear, choose by --column; {there_are}"
+                f"{name}: which columns are meant is not clear{_odd_ones(fields)}, choose by ",
+                Option("columns"),
+                f"; {there_are}",
             )
         return _chosen(schema, list(fields), name)
     chosen = list(columns)
@@ -233,6 +236,19 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> list
     if len(set(chosen)) < len(chosen) or not chosen:
         raise SourceError(f"{name}: columns must be chosen once each, not {', '.join(chosen)}")
     return chosen
+
+
+def _odd_ones(fields: dict[str, pa.DataType]) -> str:
+    """The columns that stand in the way where most are alike."""
+    counts = Counter(fields.values())
+    if not counts:
+        return ""
+    usual, n_usual = counts.most_common(1)[0]
+    odd = [f"{field} {kind}" for field, kind in fields.items() if kind != usual]
+    if not _is_number(usual) or n_usual <= len(odd):
+        return ""
+    shown = ", ".join(odd[:NAMES_SHOWN]) + (", ..." if len(odd) > NAMES_SHOWN else "")
+    return f" (most are {usual}, but not {shown})"
 
 
 def _n_features(file: pq.ParquetFile, columns: Sequence[str], kind: pa.DataType, name: str) -> int:
@@ -262,6 +278,8 @@ def _common_dtype(types: Sequence[pa.DataType], columns: Sequence[str], name: st
         column = columns[dtypes.index(rounded[0])]
         raise SourceError(
             f"{name}: column {column!r} holds {rounded[0]}, others floats, which would round it; "
-            "choose columns by --column, or convert it"
+            "choose by ",
+            Option("columns"),
+            ", or convert it",
         )
     return check_dtype(common, name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm.errors import SourceError
+from streamkm.errors import Option, SourceError
 from streamkm.sources.base import DTYPES, Source, check_dtype
 from streamkm.sources.bits import Bfloat16Source
 from streamkm.sources.concat import ConcatSource
@@ -35,6 +35,9 @@ HDF5_SUFFIXES = (".h5", ".hdf5", ".h5ad")
 
 #: Suffixes whose files or folders say themselves what they hold.
 SUFFIXES = (".npy", ".zarr", ".parquet", *BIN_DTYPES, *VECS_DTYPES, *HDF5_SUFFIXES)
+
+#: What says how the rows of a raw file lie.
+RAW_OPTIONS = (Option("dtype"), " and ", Option("n_features"))
 
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 
@@ -59,7 +62,9 @@ class _Options:
             if given and suffix not in kinds:
                 of = " ".join(kinds) or "raw files"
                 raise SourceError(
-                    f"{path}: {name} is for {of}, not for {suffix or 'this'}; leave it out"
+                    f"{path}: ",
+                    Option(name),
+                    f" is for {of}, not for {suffix or 'this'}; leave it out",
                 )
 
 
@@ -111,9 +116,9 @@ def open_source(
         more dimensions, or the array contradicts `dtype` or `n_features`.
     """
     if n_features is not None and n_features < 1:
-        raise SourceError(f"n_features must be at least 1, got {n_features}")
+        raise SourceError(Option("n_features"), f" must be at least 1, got {n_features}")
     if offset < 0:
-        raise SourceError(f"offset must be at least 0 bytes, got {offset}")
+        raise SourceError(Option("offset"), f" must be at least 0 bytes, got {offset}")
     if isinstance(columns, str):
         columns = (columns,)
     options = _Options(
@@ -140,7 +145,8 @@ def _normal_dtype(
     try:
         return np.dtype(dtype)
     except TypeError:
-        raise SourceError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}") from None
+        known = ", ".join(DTYPES)
+        raise SourceError(Option("dtype"), f" must be one of {known}, not {dtype!r}") from None
 
 
 def _as_asked(source: Source, options: _Options) -> Source:
@@ -152,14 +158,16 @@ def _as_asked(source: Source, options: _Options) -> Source:
     elif wanted is not None and wanted != spec.dtype:
         source.close()
         raise SourceError(
-            f"{source.name}: dtype {wanted} was given, the array holds {spec.dtype}; "
-            "leave dtype out"
+            f"{source.name}: ",
+            Option("dtype", wanted),
+            f" was given, the array holds {spec.dtype}; leave it out",
         )
     if options.n_features not in (None, spec.n_features):
         source.close()
         raise SourceError(
-            f"{source.name}: n_features {options.n_features} was given, the array has "
-            f"{spec.n_features}; leave n_features out"
+            f"{source.name}: ",
+            Option("n_features", options.n_features),
+            f" was given, the array has {spec.n_features}; leave it out",
         )
     return source
 
@@ -261,7 +269,8 @@ def _open_one(path: Path, options: _Options, *, keep_open: bool = True) -> Sourc
     if options.dtype is None or options.n_features is None:
         raise SourceError(
             f"{path}: unknown kind of file '{suffix}'; known are {' '.join(SUFFIXES)}, "
-            "for raw rows give dtype and n_features"
+            "for raw rows give ",
+            *RAW_OPTIONS,
         )
     return open_raw(
         path,
@@ -294,7 +303,8 @@ def _open_folder(folder: Path, options: _Options) -> Source:
     if not shards:
         raise SourceError(
             f"{folder}: is a folder without an array; shards end in {' '.join(SUFFIXES)}, "
-            "for raw shards give dtype and n_features"
+            "for raw shards give ",
+            *RAW_OPTIONS,
         )
     shards = _natural(shards)
     kinds = {_kind(shard): shard for shard in reversed(shards)}

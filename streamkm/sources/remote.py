@@ -106,5 +106,4 @@ def _advised(error: Exception) -> str:
     advice = ""
     if isinstance(error, BaseError):
         advice = "; check the address, the network, and the credentials in the environment"
-    # What obstore says of an error's insides goes on for a page.
-    return one_line(error)[:400] + advice
+    return one_line(error) + advice

@@ -34,7 +34,14 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["CHUNK_ROWS", "NpySink", "check_target", "open_sink", "unfinished_rows"]
+__all__ = [
+    "CHUNK_ROWS",
+    "NpySink",
+    "check_target",
+    "open_sink",
+    "unfinished_cursor",
+    "unfinished_rows",
+]
 
 #: Rows of one chunk of a ``.zarr`` output, which is also what a crash costs at most.
 CHUNK_ROWS = 1 << 18
@@ -146,6 +153,11 @@ def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
     if not (resume and cursor.exists() and not partial.exists()):
         refuse_existing(target)
     return target
+
+
+def unfinished_cursor(target: Path) -> Path:
+    """Where the cursor of an output lies for as long as there is something left to do."""
+    return _beside(target)[1]
 
 
 def _beside(target: Path) -> tuple[Path, Path]:

@@ -62,14 +62,21 @@ class StageTimes:
         """The stage that worked longest; of equals, the one nearest to the result."""
         return max(reversed(STAGES), key=self.busy)
 
-    def summary(self) -> str:
-        """One line: which stage held the others up, and how long each worked and waited."""
+    def summary(self, reached: str = "") -> str:
+        """One line: which stage held the others up, and how long each worked and waited.
+
+        `reached` says what that stage did of what it could have done.
+        """
         parts = ", ".join(
             f"{stage} worked {self.busy(stage):.2f} s and waited {self.wait_s[stage]:.2f} s"
             for stage in STAGES
             if self.busy(stage) > 0
         )
-        return f"bottleneck: {self.bottleneck()} ({self.elapsed_s:.1f} s in all; {parts})"
+        stage, elapsed_s = self.bottleneck(), self.elapsed_s
+        busy = (
+            f"busy {self.busy(stage) / elapsed_s:.0%} of the {elapsed_s:.1f} s that rows streamed"
+        )
+        return "; ".join(filter(None, (f"bottleneck: {stage}, {busy}", reached, parts)))
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Seconds by stage, for JSON."""

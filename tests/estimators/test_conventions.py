@@ -190,6 +190,8 @@ def test_verbose(estimator: type, capfd: pytest.CaptureFixture[str]) -> None:
         ({"run_dir": 3}, "run_dir must be"),
         ({"resume": True}, "give its path as run_dir"),
         ({"resume": True, "run_dir": "run"}, "give an integer as random_state; it is None"),
+        # Also of the first attempt: without its seed there is no second.
+        ({"run_dir": "run"}, "runs that can be resumed.* give an integer as random_state"),
         ({"metric": "manhattan"}, "metric must be one of euclidean, cosine"),
         ({"scale": "robust"}, "scale must be one of"),
         ({"metric": "cosine", "scale": "zscore"}, "cosine compares directions"),

@@ -147,7 +147,7 @@ def test_default_device_of_torch_does_not_matter(make) -> None:
 
 # Breaks when a kernel that was asked for falls back in silence.
 def test_an_extension_that_is_missing_is_said(monkeypatch) -> None:
-    with pytest.raises(DeviceError, match="--device cpu, not cuda"):
+    with pytest.raises(DeviceError, match="device='cpu', not cuda"):
         CpuKernel(10, 4, torch.float32, torch.device("cuda"))
     monkeypatch.setattr(cpu, "instruction_sets", tuple)
     monkeypatch.setattr(cpu, "WHY_MISSING", "was not built, for want of a C++ compiler")

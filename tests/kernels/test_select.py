@@ -30,7 +30,7 @@ def test_auto_takes_a_kernel_that_there_is(device: str) -> None:
 
 # Breaks when a kernel falls back in silence, or fails with an error that names no remedy.
 def test_triton_without_a_gpu_is_refused() -> None:
-    with pytest.raises(DeviceError, match="--kernel triton needs a CUDA GPU, the device is cpu"):
+    with pytest.raises(DeviceError, match="kernel='triton' needs a CUDA GPU, the device is cpu"):
         resolve_kernel("triton", CPU)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from streamkm.cli import main
+from streamkm.runs.folder import RunFolder
+from streamkm.runs.model import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,6 +110,24 @@ def test_the_closing_pass_can_be_left_out(content, given, closed, x, toml, tmp_p
     assert ("no closing pass" in capsys.readouterr().err) is not closed
 
 
+def test_weights_come_from_a_file_of_settings_too(x, toml, tmp_path, capsys):
+    np.save(tmp_path / "w.npy", np.arange(200.0))
+    toml.write_text(f'k = 3\nweights = "{tmp_path / "w.npy"}"\n')
+    assert cli("fit", x, "--out", tmp_path / "run", "--config", toml) == 0
+    assert "w.npy, 199 of them positive" in capsys.readouterr().err
+
+
+def test_what_was_asked_for_and_makes_no_difference_is_said(x, tmp_path, capsys):
+    arguments = ("fit", x, "--k", 3, "--algorithm", "lloyd")
+    assert cli(*arguments, "--no-closing-pass", "--out", tmp_path / "one") == 0
+    assert "note: each pass of lloyd is one that could close the run" in capsys.readouterr().err
+    np.save(tmp_path / "c.npy", np.load(x)[:3])
+    assert cli(*arguments, "--init", tmp_path / "c.npy", "--out", tmp_path / "two") == 0
+    said = capsys.readouterr().err
+    assert "note: each pass" not in said
+    assert "c.npy): the 3 centroids that were given" in said
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
 def test_a_file_of_settings_that_cannot_be_read(content, x, toml, tmp_path, capsys):
     if content is not None:
@@ -144,10 +165,57 @@ def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     settings = ("--batch-rows", 20, "--init", "random", "--checkpoint-every", 1)
     assert cli("fit", x, "--k", 2, "--out", run, *settings) == 0
     assert cli("info", run) == 0
-    assert "finished" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "finished" in out
+    model = load_run(run)
+    assert model.inertia is not None
+    assert f"inertia      {model.inertia:.9g} ({model.inertia / 200:.6g} per row)" in out
+    sizes = sorted(model.counts_K.tolist())
+    assert f"sizes        {sizes[0]} least, {sizes[1]} median, {sizes[1]} most, 0 clusters" in out
+    assert "steps        10 in 1 epoch" in out
+    assert re.search("^batch-rows +20$", out, re.MULTILINE)
+    assert "n-init" not in out  # as by default
     (run / "model.safetensors").unlink()
     assert cli("info", run) == 0
     assert "unfinished   step-00000022: close, epoch 2, batch 0" in capsys.readouterr().out
+
+
+def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli("fit", x, "--k", 2, "--out", run, "--no-closing-pass", "--n-init", 2) == 0
+    with RunFolder(run, json.loads((run / "config.json").read_text()), resume=True):
+        assert cli("info", run) == 0
+    out = capsys.readouterr().out
+    assert f"working      process {os.getpid()} on {os.uname().nodename} is working on it" in out
+    assert "inertia      not known without a closing pass" in out
+    assert re.search("^n-init +2$", out, re.MULTILINE)
+    assert cli("info", run) == 0
+    assert "working on it" not in capsys.readouterr().out
+    model = run / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-9])
+    assert cli("info", run) == 2
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_predict_resumes_what_is_finished_by_doing_nothing(suffix, x, tmp_path, capsys):
+    run, labels = tmp_path / "run", tmp_path / f"l.{suffix}"
+    distances = tmp_path / f"d.{suffix}"
+    assert cli("fit", x, "--k", 2, "--out", run) == 0
+    predict = ("predict", run, x, "--labels", labels)
+    assert cli(*predict, "--resume") == 0
+    before = [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")]
+    capsys.readouterr()
+    assert cli(*predict, "--resume") == 0
+    assert "finished before, nothing is left to do" in capsys.readouterr().err
+    assert [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")] == before
+    # Without --resume it is somebody's; so is what has another shape or type.
+    assert cli(*predict) == 2
+    assert cli(*predict, "--distances", distances, "--resume") == 2
+    assert cli("predict", run, x, "--labels", distances, "--distances", labels, "--resume") == 2
+    np.save(tmp_path / "more.npy", np.zeros((201, 3), np.float32))
+    assert cli("predict", run, tmp_path / "more.npy", "--labels", labels, "--resume") == 2
+    assert capsys.readouterr().err.count("exists already") == 4
 
 
 # A crash between two outputs: the first has its name, the second has not.

@@ -52,7 +52,7 @@ def test_an_empty_folder_is_free_and_any_other_is_not(tmp_path):
     (tmp_path / "run").mkdir()
     check_run_is_free(tmp_path / "run", resume=False)
     entered(tmp_path / "run", resume=False)
-    with pytest.raises(OutputExistsError, match="--resume"):
+    with pytest.raises(OutputExistsError, match="resume=True"):
         entered(tmp_path / "run", resume=False)
 
 
@@ -217,7 +217,7 @@ def test_a_truncated_model_is_refused(at, job):
     job.attempt()
     content = job.results["model.safetensors"]
     (job.run / "model.safetensors").write_bytes(content[:at])
-    with pytest.raises(RunError, match=r"is damaged.*--resume"):
+    with pytest.raises(RunError, match=r"is damaged.*resume=True"):
         load_run(job.run)
 
 

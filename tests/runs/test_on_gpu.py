@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.runs.helpers import Job, clusters, every, predicted
+from tests.runs.helpers import Job, clusters, every, metrics_of, predicted
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,3 +56,15 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, settings: dict[st
         stopped.interrupted(stop_at, device=DEVICE, checkpoint_every=every(3))
     stopped.attempt(device=DEVICE)
     assert stopped.results == whole.results
+
+
+# Breaks when the probe touches the run, or does not see the copies.
+def test_a_probed_run_is_the_same_run_and_knows_the_link(tmp_path: Path) -> None:
+    job = job_in(tmp_path, "float32")
+    job.attempt(device=DEVICE)
+    probed = replace(job, run=tmp_path / "probed")
+    probed.attempt(device=DEVICE, probe=True)
+    assert probed.results == job.results
+    (found,) = [record for record in metrics_of(probed.run) if record["phase"] == "probe"]
+    assert found["rows_per_s"]["copying"] > 0
+    assert found["together_rows_per_s"] is None

@@ -173,4 +173,4 @@ def test_a_row_whose_squared_length_overflows_is_named_as_such():
     rows[70_000] = 1e20
     error = str(non_finite_error(MemorySource(rows, "x"), 1))
     assert "the squared length of row 70000 overflows float32" in error
-    assert "--scale zscore" in error
+    assert "scale='zscore'" in error

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import sys
 import termios
 import threading
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from streamkm.config import counted
 from streamkm.runs import progress
 from streamkm.runs.model import load_run
 from streamkm.runs.progress import Progress
@@ -97,7 +99,11 @@ def test_the_last_record_belongs_to_the_saved_centroids(settings, job, capsys):
     said = capsys.readouterr().err
     assert f"result: inertia per row {end['inertia_per_row']:.6g}" in said
     assert f"clusters of {sizes[0]:,} to {sizes[-1]:,} rows" in said
-    assert "where another is nearer by now the inertia is lower still" in said
+    share = re.search(r"note: the last pass lowered the inertia by ([0-9.]+)%", said)
+    assert share
+    assert float(share[1]) / 100 == pytest.approx(end["last_gain"], abs=6e-4)
+    passed = [record["inertia"] for record in records if record["phase"] in ("train", "close")]
+    assert end["last_gain"] == pytest.approx(1 - end["inertia"] / passed[-1])
 
 
 @pytest.mark.usefixtures("report_always")
@@ -115,7 +121,7 @@ def test_converged_means_that_the_figures_are_those_of_the_nearest_centroids(job
     job.attempt()
     said = capsys.readouterr().err
     assert "stopped: converged: no centroid moves any more" in said
-    assert "note: the clusters" not in said
+    assert "note: the last pass" not in said
     model = load_run(job.run)
     rows, centroids = np.load(job.source), model.centroids
     squares = np.square(rows[:, None].astype(np.float64) - centroids).sum(axis=2)
@@ -174,6 +180,24 @@ def test_a_resumed_run_appends_and_counts_on(job):
     assert rows == sorted(rows)
 
 
+# A pass that moved next to nothing, or data without any inertia, is nothing to be warned of.
+@pytest.mark.parametrize("settings", [{"init": "auto"}, {"k": 3, "init": "random"}])
+def test_a_last_pass_that_changed_little_is_no_news(settings, job, capsys):
+    if settings["init"] == "random":
+        np.save(job.source, np.eye(3, dtype=np.float32)[np.arange(600) % 3])
+    job.settings.update(settings)
+    job.attempt()
+    assert "note: the last pass" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("n", "noun", "text"),
+    [(1, "row", "1 row"), (0, "row", "0 rows"), (2000, "batch", "2,000 batches")],
+)
+def test_one_thing_or_many(n, noun, text):
+    assert counted(n, noun) == text
+
+
 # ---- lines and bars ---------------------------------------------------------
 
 
@@ -207,9 +231,12 @@ def test_off_a_terminal_there_is_a_line_every_so_often(monkeypatch, tmp_path, ca
             if shown.is_due():
                 shown.report({"inertia_per_row": 0.5})
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3  # 95 seconds, one in 30.
-    assert lines[0].startswith("train: 300 of 1,000 rows (30%), 10 rows/s")
-    assert "about 70 s left" in lines[0]
+    # The first soon, which says that all is well; then one in 30 seconds.
+    assert [line[: line.index(",", 8)] for line in lines] == [
+        "train: 60 of 1", "train: 360 of 1", "train: 660 of 1"
+    ]  # fmt: skip
+    assert lines[1].startswith("train: 360 of 1,000 rows (36%), 10 rows/s")
+    assert "about 64 s left" in lines[1]
     assert "inertia/row 0.5" in lines[0]
     assert not any("\r" in line for line in lines)
     # Records come more often, for whoever wants a chart.

@@ -109,7 +109,7 @@ def test_chosen_dataset(tmp_path: Path) -> None:
     assert same_bytes(read(open_source(path, dataset="/obsm/X_pca"), 3, 9), pca[3:9])
     one, other = (open_source(path, dataset=name) for name in ("X", "obsm/X_pca"))
     assert one.fingerprint() != other.fingerprint()
-    refused(path, r"choose it by --dataset; it holds X \(30, 7\), no rows \(0, 3\), obsm/X_pca")
+    refused(path, r"choose it by dataset; it holds X \(30, 7\), no rows \(0, 3\), obsm/X_pca")
     refused(path, "'Y' does not exist; it holds X", dataset="Y")
     refused(path, "'obsm' is no dataset", dataset="obsm")
     refused(path, "at least two dimensions", dataset="obs/n")

@@ -118,7 +118,7 @@ def test_chosen_columns(tmp_path: Path) -> None:
     assert open_source(path, columns=["y0"]).fingerprint() != (
         open_source(path, columns=["y1"]).fingerprint()
     )
-    refused(path, "not clear, choose by --column; there are id string, key int64, x fixed_size")
+    refused(path, "not clear, choose by columns; there are id string, key int64, x fixed_size")
     refused(path, "there is no column 'w'", columns=["w"])
     refused(path, "column 'id' holds no numbers but string", columns=["id"])
     refused(path, "'x' holds lists, which are whole rows", columns=["x", "y0"])
@@ -198,3 +198,12 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "streamkm.sources.parquet", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(tmp_path / "x.parquet", r"needs pyarrow.*install streamkm\[parquet\]")
+
+
+# Of many columns the few that are in the way are named, wherever they are.
+def test_columns_that_are_unlike_the_others_are_named(tmp_path):
+    path = tmp_path / "x.parquet"
+    columns = {f"y{i:02}": np.zeros(3) for i in range(20)}
+    table = pa.table({**columns, "id": ["a", "b", "c"], "day": np.arange(3)})
+    pq.write_table(table, path)
+    refused(path, r"not clear \(most are double, but not id string, day int64\), choose by columns")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import socket
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -136,6 +137,22 @@ def test_server_that_fails_at_once(proxy, stored, monkeypatch, fault: str) -> No
 
 
 # Breaks when more is asked at once than the readers that the memory plan allows.
+# obstore shows the insides of its errors, a page of them.
+def test_a_server_that_is_not_there_is_told_in_one_short_line(monkeypatch) -> None:
+    monkeypatch.setattr(remote, "MAX_RETRIES", 0)
+    with socket() as held:  # Bound and not listening: nobody else has the port meanwhile.
+        held.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/x.zarr"
+        with pytest.raises(SourceError, match="cannot be opened as Zarr") as caught:
+            open_source(url)
+    text = str(caught.value)
+    assert len(text) < 400
+    assert "\n" not in text
+    assert "Debug" not in text
+    assert "{" not in text
+    assert text.endswith("check the address, the network, and the credentials in the environment")
+
+
 def test_requests_at_once_are_bounded(proxy, stored) -> None:
     url, array = stored
     source = open_source(url)

@@ -1,0 +1,96 @@
+"""What a predict would do and need, and what speaks against it; nothing is written."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from streamkm.config import FitConfig, format_bytes
+from streamkm.errors import InputError
+from streamkm.runs.dry_run import DryRun, format_duration
+from streamkm.runs.labelling import Labelling
+from streamkm.runs.look import look_at
+from streamkm.runs.model import load_run
+from streamkm.runs.predict import output_dtypes
+from streamkm.runs.probe import PROBE_S, format_rate
+from streamkm.sources.finished import is_finished
+from streamkm.sources.sinks import check_target
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamkm.config import ExecutionConfig
+    from streamkm.sources import Source
+
+__all__ = ["dry_predict"]
+
+#: So many batches are labelled at most, after a first one that is not counted.
+PROBE_BATCHES = 64
+
+
+def dry_predict(
+    run_dir: Path,
+    source: Source,
+    execution: ExecutionConfig,
+    *,
+    labels: Path,
+    distances: Path | None = None,
+    nan: str | None = None,
+    resume: bool,
+) -> DryRun:
+    """What `streamkm.runs.predict.predict` would do with the same arguments.
+
+    Raises
+    ------
+    InputError
+        As `predict` does, where there is nothing to be said beside the error. Errors that
+        come with a report are in `DryRun.errors`.
+    """
+    model = load_run(run_dir)
+    outputs = output_dtypes(model, labels, distances)
+    labelling = Labelling(model, source, execution)
+    spec, report = source.spec, DryRun()
+    look = look_at(
+        source, None, FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
+    )
+    rate = _rows_per_s(labelling)
+    report.facts += [
+        ("run", f"{run_dir}: {model.k:,} centroids"),
+        ("source", source.name),
+        ("rows", f"{spec.n_rows:,} x {spec.n_features:,} features, {spec.dtype}"),
+        ("size", f"{format_bytes(spec.nbytes)} ({spec.layout})"),
+        ("memory", str(labelling.memory)),
+        ("device", f"{labelling.device}, {labelling.kernel}"),
+        ("time", f"about {format_duration(spec.n_rows / rate)} at {format_rate(rate)}"),
+    ]
+    report.notes = [*source.notes(), *look.notes]
+    needed: dict[Path, int] = {}
+    for path, dtype in outputs:
+        if resume and is_finished(path, spec.n_rows, dtype):
+            report.notes.append(f"{path} is finished")
+            continue
+        needed[path.parent] = needed.get(path.parent, 0) + spec.n_rows * dtype.itemsize
+        try:
+            check_target(path, resume=resume)
+        except InputError as error:
+            report.errors.append(error)
+    report.errors += [look.error] if look.error is not None else []
+    for folder, n_bytes in needed.items():
+        report.add_space(folder, n_bytes, "outputs")
+    return report
+
+
+def _rows_per_s(labelling: Labelling) -> float:
+    """Reading and labelling together, as a predict does them."""
+    began = time.perf_counter()
+    with labelling.batches() as batches:
+        n_first = len(next(batches).labels_B.cpu())  # Which waits for the device.
+        first_s = time.perf_counter() - began
+        n_rows, began = 0, time.perf_counter()
+        for batch in islice(batches, PROBE_BATCHES):
+            n_rows += len(batch.labels_B.cpu())
+            if time.perf_counter() - began >= PROBE_S:
+                break
+        spent_s = time.perf_counter() - began
+    return n_rows / spent_s if n_rows else n_first / first_s

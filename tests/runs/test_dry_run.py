@@ -1,0 +1,321 @@
+"""``fit --dry-run``: what it says is what the fit would do, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_tensors
+
+from streamkm.cli import main
+from streamkm.config import ExecutionConfig, FitConfig
+from streamkm.runs import checkpoint as checkpoints
+from streamkm.runs import probe as probing
+from streamkm.runs.dry_run import DryRun, _add_time, _prepare, _written_bytes, format_duration
+from streamkm.runs.fit import plan_fit
+from streamkm.runs.look import look_at
+from streamkm.runs.probe import Alone, Probe
+from streamkm.sources import open_source
+from streamkm.sources.memory import MemorySource
+from streamkm.stream.plan import make_plan
+from streamkm.stream.slots import HostSlots
+from tests.runs.helpers import Job, clusters, every
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(probing, "PROBE_S", 0.001)
+
+
+@pytest.fixture
+def x(tmp_path) -> Path:
+    path: Path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).permutation(clusters(600, 3)))
+    return path
+
+
+@pytest.fixture
+def cli(capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        status = main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"[0-9.,]+", "#", text)
+
+
+# ---- the command ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--scale", "zscore", "--init", "k-means||"],
+        ["--algorithm", "lloyd", "--init", "k-means++"],
+    ],
+)
+def test_it_says_what_the_fit_will_say_and_writes_nothing(options, x, tmp_path, cli):
+    run = tmp_path / "run"
+    arguments = ("fit", x, "--k", 4, "--out", run, *options)
+    status, out, err = cli(*arguments, "--dry-run")
+    assert status == 0
+    assert err == ""
+    assert list(tmp_path.iterdir()) == [x]
+    assert "rows         600 x 3 features, float32" in out
+    assert "nothing that was looked at speaks against this run" in out
+    assert ("1 closing pass" in out) is ("lloyd" not in options)
+    assert ("1 for scaling" in out) is ("zscore" in options)
+    assert ("6 passes and a sample" in out) is ("k-means||" in options)
+    assert re.search(r"^time +(at most )?about [0-9.]+ s \(", out, re.MULTILINE)
+    assert re.search(r"^speed .*reading .* rows/s.*; together ", out, re.MULTILINE)
+    # The plans are those of the fit itself, which is as free to run as before.
+    status, _, said = cli(*arguments)
+    assert status == 0
+    (memory,) = re.findall(r"^memory +(.*)$", out, re.MULTILINE)
+    assert memory in said
+    (device,) = re.findall(r"^device +(.*)$", out, re.MULTILINE)
+    assert device in said
+
+
+def test_what_fit_refuses_is_refused_in_the_same_words(x, tmp_path, cli):
+    run, fit = tmp_path / "run", ("fit", x, "--out", tmp_path / "run")
+    assert cli(*fit, "--k", 4, "--init", "random")[0] == 0
+    refused = [
+        ("--k", 4),
+        ("--k", 5, "--resume"),
+        ("--k", 601),
+        ("--k", 4, "--max-host-memory", "1MiB", "--out", tmp_path / "other"),
+        ("--k", 4, "--init", tmp_path / "nope.npy", "--out", tmp_path / "other"),
+    ]
+    for options in refused:
+        status, _, err = cli(*fit, *options)
+        before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+        dry_status, out, dry_err = cli(*fit, *options, "--dry-run")
+        assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+        assert status == dry_status == 2
+        assert without_times(dry_err) == without_times(err)
+        assert ("forbids" in out) is (options in refused[:2])
+    # What may go on, may be asked about.
+    status, out, _ = cli(*fit, "--k", 4, "--init", "random", "--resume", "--dry-run")
+    assert (status, "is finished: nothing will be done" in out) == (0, True)
+
+
+def test_rows_that_are_not_finite_are_found_in_a_sample(x, tmp_path, cli):
+    rows = np.load(x)
+    rows[[40, 77], 1] = np.nan, np.inf
+    np.save(x, rows)
+    fit = ("fit", x, "--k", 4, "--out", tmp_path / "run", "--dry-run")
+    status, out, err = cli(*fit)
+    assert status == 2
+    assert "row 40 holds nan (feature 1; 2 of 600 rows in a sample)" in err
+    assert len(err.splitlines()) == 1
+    assert "forbids " in out
+    status, out, _ = cli(*fit, "--nan", "drop")
+    assert status == 0
+    assert "2 of 600 rows in a sample hold NaN or infinity, or overflow: they are left out" in out
+
+
+def test_a_disk_that_is_too_full_forbids_the_run(x, tmp_path, cli, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000, 0, 1000))
+    status, out, err = cli("fit", x, "--k", 4, "--out", tmp_path / "a" / "run", "--dry-run")
+    assert status == 2
+    assert f"1000 bytes free at {tmp_path}" in out
+    assert "free space, or choose another place" in err
+
+
+def test_weights_are_looked_at_too(x, tmp_path, cli):
+    np.save(tmp_path / "w.npy", np.ones(600))
+    fit = ("fit", x, "--k", 4, "--weights", tmp_path / "w.npy", "--out", tmp_path / "run")
+    assert cli(*fit, "--dry-run")[0] == 0
+    np.save(tmp_path / "w.npy", np.r_[np.ones(3), np.zeros(597)])
+    assert "of positive weight" in cli(*fit, "--dry-run")[2]
+
+
+def test_predict_can_be_tried_out_too(x, tmp_path, cli):
+    run, labels, distances = tmp_path / "run", tmp_path / "l.npy", tmp_path / "d.npy"
+    assert cli("fit", x, "--k", 4, "--out", run, "--init", "random")[0] == 0
+    predict = ("predict", run, x, "--labels", labels, "--distances", distances)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = cli(*predict, "--dry-run")
+    assert (status, err) == (0, "")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "4 centroids" in out
+    assert "outputs: 4.7 KiB at most" in out  # 600 labels and distances of 4 bytes
+    assert re.search("^time +about .* rows/s$", out, re.MULTILINE)
+    status, _, said = cli(*predict)
+    (memory,) = re.findall(r"^memory +(.*)$", out, re.MULTILINE)
+    assert (status, memory in said) == (0, True)
+    status, out, err = cli(*predict, "--dry-run")
+    assert status == 2
+    assert "forbids      " in out
+    assert err == cli(*predict)[2]
+    status, out, _ = cli(*predict, "--dry-run", "--resume")
+    assert (status, out.count("is finished")) == (0, 2)
+
+
+def test_what_predict_refuses_is_refused(x, tmp_path, cli):
+    run, other = tmp_path / "run", tmp_path / "other.npy"
+    assert cli("fit", x, "--k", 4, "--out", run, "--init", "random")[0] == 0
+    np.save(other, np.zeros((10, 4), np.float32))
+    predict = ("predict", run, other, "--labels", tmp_path / "l.npy")
+    assert cli(*predict, "--dry-run")[2] == cli(*predict)[2]
+    rows = np.load(x)
+    rows[7, 0] = np.inf
+    np.save(other, rows)
+    status, out, err = cli(*predict, "--dry-run")
+    assert (status, "row 7 holds inf" in err, "forbids" in out) == (2, True, True)
+    assert cli(*predict, "--dry-run", "--nan", "drop")[0] == 0
+
+
+# ---- time and space ---------------------------------------------------------
+
+
+def setup_of(x: Path, **settings: Any):
+    source = open_source(x)
+    return source, plan_fit(source, FitConfig(k=4, **settings), ExecutionConfig(device="cpu"))
+
+
+def test_time_is_rows_by_the_rates_of_the_probe(x):
+    source, setup = setup_of(x, epochs=3, init="random", scale="zscore")
+    rates = {"train": Alone(300.0, 0.0), "close": Alone(150.0, 0.0), "scale": Alone(1e3, 0.0)}
+    probe = Probe(
+        {"reading": Alone(600.0, 1e-9)}, rates, {"train": 3, "close": 1}, 2,
+        on_host=True, overlaps=True, row_bytes=12, seconds=1.0,
+    )  # fmt: skip
+    report = DryRun()
+    with closing(source):
+        _add_time(report, setup, probe)
+    # Scaling is bound by reading; the sample is read from the whole array; 600 rows in all.
+    said = dict(report.facts)["time"]
+    assert said == (
+        "at most about 12 s (scale 1.0 s, seeding 1.0 s, training 6.0 s, closing 4.0 s)"
+    )
+    both = 1800 / 300 + 600 / 150
+    assert f"arithmetic {2400 / both:.0f} rows/s" in dict(report.facts)["speed"]
+
+
+@pytest.mark.parametrize("init", ["auto", "k-means||", "random"])
+def test_no_checkpoint_is_larger_than_was_said(init, x, tmp_path, monkeypatch):
+    source, setup = setup_of(x, init=init, n_init=2, batch_rows=100)
+    with closing(source), HostSlots(setup.memory.stream, torch.device("cpu")) as slots:
+        state, prober = _prepare(setup, slots)
+        checkpoint, model = _written_bytes(setup, state, prober.scaling)
+    sizes = []
+    real = save_tensors
+
+    def save_file(tensors, path):
+        sizes.append(sum(tensor.nbytes for tensor in tensors.values()))
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    settings = {"k": 4, "init": init, "n_init": 2, "batch_rows": 100}
+    job = Job(x, tmp_path / "run", settings)
+    job.attempt(checkpoint_every=every(19))
+    assert max(sizes) <= checkpoint
+    # Of k-means|| the candidates that may be found are more than were.
+    assert checkpoint <= {"random": 1.0, "auto": 2.0, "k-means||": 20}[init] * max(sizes)
+    tensors = load_file(job.run / "model.safetensors")
+    assert model >= sum(tensor.nbytes for tensor in tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.25, "1.2 s"), (59.6, "60 s"), (3600.0, "60 min"), (9000.0, "2.5 h")]
+)
+def testformat_durations_for_people(seconds, text):
+    assert format_duration(seconds) == text
+
+
+# ---- a look at the rows -----------------------------------------------------
+
+
+def looked(rows: np.ndarray, *, k: int = 4, window_blocks: int = 16, **settings: Any):
+    source = MemorySource(rows)
+    config = FitConfig(k=k, **settings).resolved(*rows.shape)
+    seed = 0 if config.algorithm == "minibatch" else None
+    plan = make_plan(source.spec, batch_rows=64, seed=seed)
+    plan = replace(plan, block_rows=max(len(rows) // 32, 1), window_blocks=window_blocks)
+    return look_at(source, plan, config)
+
+
+def notes(rows: np.ndarray, **options: Any) -> str:
+    look = looked(rows, **options)
+    assert look.error is None
+    return "\n".join(look.notes)
+
+
+SHUFFLED = np.random.default_rng(0).permutation(clusters(4000, 3))
+
+
+def test_nothing_is_said_of_rows_that_are_as_they_should_be():
+    assert notes(SHUFFLED) == ""
+    assert notes(SHUFFLED.astype(np.float16)) == ""
+
+
+def test_rows_that_look_sorted_are_told_with_what_is_done_about_it():
+    ordered = SHUFFLED[np.argsort(SHUFFLED[:, 0])]
+    ordered = ordered * np.array([1, 0.1, 0.1], np.float32)
+    assert "rows look sorted" in notes(ordered)
+    assert "batches mix them: each has rows of 16 of 32 blocks" in notes(ordered)
+    assert "write the array in smaller chunks" in notes(ordered, window_blocks=1)
+    assert "it makes no difference" in notes(ordered, algorithm="lloyd")
+
+
+def test_features_that_are_constant_matter_where_they_are_scaled():
+    rows = SHUFFLED.copy()
+    rows[:, 1] = 7
+    assert notes(rows) == ""
+    assert "1 of 3 features are constant in the sample (the first is 1)" in notes(
+        rows, scale="zscore"
+    )
+
+
+def test_the_end_of_float16_is_told():
+    rows = SHUFFLED.astype(np.float16)
+    rows[5, 0] = 65504
+    assert "values up to 65,504: float16 ends at" in notes(rows)
+
+
+def test_lengths_that_overflow_forbid_the_run_unless_rows_are_scaled():
+    rows = SHUFFLED.copy()
+    rows[12] = 1e30
+    assert "the squared length of row 12 overflows float32" in str(looked(rows).error)
+    assert looked(rows, scale="zscore").error is None
+    # Integers are widened to float64 or are small: theirs never do.
+    ends = np.full((100, 3), np.iinfo(np.uint64).max)
+    assert looked(ends).error is None
+
+
+def test_rows_without_direction_rows_that_are_the_same_and_few_rows():
+    rows = SHUFFLED.copy()
+    rows[::2] = 0
+    assert "2,000 rows of the sample are all zeros" in notes(rows, metric="cosine")
+    assert "only 2 are distinct, k is 4" in notes(np.repeat(np.eye(2), 50, axis=0))
+    assert "k is 1,000: 4.0 rows a cluster in the mean" in notes(SHUFFLED, k=1000)
+
+
+# The row that is named is the array's, not the sample's.
+def test_rows_far_into_the_array_are_named_by_their_number():
+    source = MemorySource(np.zeros((100_000, 2)))
+    unit = source.spec.piece_rows or source.spec.block_rows
+    rows = np.random.default_rng(0).normal(size=(100_000, 2))
+    start = (100_000 // unit - 1) * unit
+    rows[start:, 1] = np.nan
+    error = looked(rows).error
+    assert error is not None
+    found = re.search(r"row (\d+) holds nan \(feature 1", str(error))
+    assert found
+    assert int(found[1]) >= start
