@@ -15,10 +15,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from streamkm.errors import RunError
 
@@ -42,8 +41,6 @@ __all__ = [
     "remove_file",
     "remove_tree",
     "rename_durably",
-    "seal",
-    "unseal",
     "write_atomically",
     "write_durably",
 ]
@@ -94,32 +91,6 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
     with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
         _write_all(fd, *parts)
         os.fsync(fd)
-
-
-def seal(body: dict[str, Any]) -> bytes:
-    """JSON that holds its own sha256 beside `body`."""
-    return json.dumps({**body, "sha256": _digest(body)}, indent=2).encode()
-
-
-def unseal(content: bytes) -> dict[str, Any]:
-    """What `seal` was given.
-
-    Raises
-    ------
-    ValueError
-        If `content` is anything else, or was altered.
-    """
-    try:
-        body = json.loads(content)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
-        raise ValueError("its checksum does not match")
-    return body
-
-
-def _digest(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 # ---- names ------------------------------------------------------------------
@@ -323,13 +294,24 @@ class FileLock:
                 discard(self._path)
             _close(fd)
 
+    def owner(self) -> str | None:
+        """Who holds it, if anybody does; asking takes it, shared, for an instant."""
+        try:
+            with _opened(self._path, os.O_RDONLY) as fd:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return _written_by(fd)
+        except OSError:
+            return None  # There is none, or nobody may look.
+        return None
+
     def _lock(self, fd: int) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.pread(fd, 1000, 0).decode(errors="replace").strip() or "another process"
             raise RunError(
-                f"{self._subject}: {owner} is {self._doing}; wait for it or stop it"
+                f"{self._subject}: {_written_by(fd)} is {self._doing}; wait for it or stop it"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -346,6 +328,10 @@ class FileLock:
             return os.path.samestat(os.fstat(fd), os.stat(self._path))  # noqa: PTH116
         except FileNotFoundError:
             return False
+
+
+def _written_by(fd: int) -> str:
+    return os.pread(fd, 1000, 0).decode(errors="replace").strip() or "another process"
 
 
 # ---- descriptors ------------------------------------------------------------

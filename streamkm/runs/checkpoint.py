@@ -39,11 +39,10 @@ from streamkm.files import (
     read_bytes,
     remove_tree,
     rename_durably,
-    seal,
-    unseal,
     write_durably,
 )
 from streamkm.runs.tensorfile import tensor_file
+from streamkm.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -33,10 +33,9 @@ from streamkm.files import (
     names_in,
     read_bytes,
     remove_empty,
-    seal,
-    unseal,
     write_atomically,
 )
+from streamkm.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamkm.config import FitConfig, counted, format_bytes
 from streamkm.errors import RunError
-from streamkm.files import file_sha256
+from streamkm.files import FileLock, file_sha256
 from streamkm.runs.checkpoint import load_checkpoint
 from streamkm.runs.folder import LOCK, read_config
 from streamkm.runs.modelfile import MODEL, read_model_file
@@ -55,7 +53,7 @@ def describe_run(path: Path) -> str:
         for name, value in settings.items()
         if name in ALWAYS_SHOWN or value != usual.get(name)
     ]
-    owner = _owner(path / LOCK)
+    owner = FileLock(path / LOCK, path, "").owner()
     if owner is not None:
         lines.append(f"working      {owner} is working on it")
     if (path / MODEL).exists():
@@ -70,21 +68,6 @@ def describe_run(path: Path) -> str:
     else:
         lines.append("unfinished   no checkpoint yet")
     return "\n".join(lines)
-
-
-def _owner(lock: Path) -> str | None:
-    """The process that holds the lock of a run, if one does."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
-    finally:
-        os.close(descriptor)
-    return None
 
 
 def _finished_lines(path: Path) -> list[str]:

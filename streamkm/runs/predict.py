@@ -15,6 +15,7 @@ from streamkm.errors import (
     Interrupted,
     NonFiniteError,
     Option,
+    OutputExistsError,
     ResumeError,
     StorageError,
 )
@@ -24,7 +25,7 @@ from streamkm.runs.model import load_run
 from streamkm.runs.progress import Progress
 from streamkm.runs.rows import non_finite_error
 from streamkm.sources import open_sink
-from streamkm.sources.finished import is_finished
+from streamkm.sources.finished import first_values, is_finished, tidy
 from streamkm.sources.sink import commit_together
 from streamkm.sources.sinks import unfinished_rows
 
@@ -102,6 +103,9 @@ def predict(
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
         if resume and all(is_finished(path, source.spec.n_rows, dtype) for path, dtype in outputs):
+            _check_labels(labels, labelling)
+            for path, _ in outputs:
+                tidy(path)
             named = " and ".join(str(path) for path, _ in outputs)
             progress.say(f"{named}: finished before, nothing is left to do")
             return 0
@@ -159,6 +163,17 @@ def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
             "repeat with ",
             Option("resume", value=True),
         ) from error
+
+
+def _check_labels(labels: Path, labelling: Labelling) -> None:
+    """Refuse finished labels that begin otherwise than those of this run and this array."""
+    with labelling.batches() as batches:
+        first_B = next(iter(batches)).labels_B.cpu().numpy()
+    if not np.array_equal(first_values(labels, len(first_B)), first_B):
+        raise OutputExistsError(
+            f"{labels} exists already, and holds other labels than this run gives these rows; "
+            "remove it or choose another name"
+        )
 
 
 def _label_all(

@@ -21,9 +21,9 @@ from streamkm.files import (
     remove_file,
     remove_tree,
     rename_durably,
-    seal,
     write_atomically,
 )
+from streamkm.sealed import seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

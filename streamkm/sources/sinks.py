@@ -17,8 +17,8 @@ from streamkm.files import (
     fsync_directory,
     read_bytes,
     remove_file,
-    unseal,
 )
+from streamkm.sealed import unseal
 from streamkm.sources.layout import one_line
 from streamkm.sources.npy import read_npy_header
 from streamkm.sources.sink import (
@@ -39,6 +39,7 @@ __all__ = [
     "NpySink",
     "check_target",
     "open_sink",
+    "output_lock",
     "unfinished_cursor",
     "unfinished_rows",
 ]
@@ -98,7 +99,7 @@ def open_sink(
     target = check_target(path, resume=resume)
     stored = _check_arguments(target, n_rows, dtype, chunk_rows)
     partial, cursor = _beside(target)
-    lock = FileLock(partial.with_name(partial.name + ".lock"), target, "writing this output")
+    lock = output_lock(target)
     lock.take()
     try:
         check_target(target, resume=resume)  # Again: it may have appeared before the lock was ours.
@@ -153,6 +154,12 @@ def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
     if not (resume and cursor.exists() and not partial.exists()):
         refuse_existing(target)
     return target
+
+
+def output_lock(target: Path) -> FileLock:
+    """What whoever writes an output holds for as long as there is something left to do."""
+    partial, _ = _beside(target)
+    return FileLock(partial.with_name(partial.name + ".lock"), target, "writing this output")
 
 
 def unfinished_cursor(target: Path) -> Path:

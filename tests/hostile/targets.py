@@ -30,7 +30,7 @@ from safetensors.numpy import load
 from streamkm import cli
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import StreamkmError
-from streamkm.files import file_sha256, seal
+from streamkm.files import file_sha256
 from streamkm.runs import checkpoint, modelfile
 from streamkm.runs.fit import fit
 from streamkm.runs.folder import read_config
@@ -40,6 +40,7 @@ from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
 from streamkm.runs.snapshot import Snapshot
+from streamkm.sealed import seal
 from streamkm.sources import Source, open_source, open_weights
 from streamkm.sources.base import RowRange
 from streamkm.sources.sinks import open_sink

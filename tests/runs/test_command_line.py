@@ -215,7 +215,12 @@ def test_predict_resumes_what_is_finished_by_doing_nothing(suffix, x, tmp_path, 
     assert cli("predict", run, x, "--labels", distances, "--distances", labels, "--resume") == 2
     np.save(tmp_path / "more.npy", np.zeros((201, 3), np.float32))
     assert cli("predict", run, tmp_path / "more.npy", "--labels", labels, "--resume") == 2
-    assert capsys.readouterr().err.count("exists already") == 4
+    np.save(tmp_path / "swapped.npy", np.load(run / "centroids.npy")[::-1])
+    init = ("--init", tmp_path / "swapped.npy", "--tol", 0, "--epochs", 1, "--algorithm", "lloyd")
+    assert cli("fit", x, "--k", 2, *init, "--out", tmp_path / "swapped") == 0
+    # Labels of another run.
+    assert cli("predict", tmp_path / "swapped", x, "--labels", labels, "--resume") == 2
+    assert capsys.readouterr().err.count("exists already") == 5
 
 
 # A crash between two outputs: the first has its name, the second has not.

@@ -118,7 +118,7 @@ def test_sizes_are_compared_with_the_files(name, content, message, tmp_path):
 def test_first_centroids_are_read_by_their_shape_alone(tmp_path):
     path = tmp_path / "c.npy"
     path.write_bytes(npy("(1000000000000000, 4)"))
-    with limited_memory(), pytest.raises(ConfigError, match=r"--init .*truncated"):
+    with limited_memory(), pytest.raises(ConfigError, match=r"init=.*truncated"):
         first_centroids(FitConfig(k=3, init=str(path)), 4, None)
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamkm.errors import ConfigError, OutputExistsError, ResumeError, RunError
-from streamkm.files import seal
+from streamkm.sealed import seal
 from streamkm.sources import open_sink
 from streamkm.sources.sink import commit_together
 
