@@ -194,10 +194,10 @@ _FIT_SETTINGS = (
     "k", "algorithm", "epochs", "batch_rows", "init", "n_init", "metric", "scale", "tol",
     "max_no_improvement", "seed", "nan", "closing_pass", "precision",
 )  # fmt: skip
-_FLAGS = ("closing_pass",)
+_FLAGS = ("closing_pass", "tune")
 _EXECUTION_SETTINGS = (
     "device", "checkpoint_every", "keep_checkpoints", "max_host_memory", "read_threads",
-    "kernel",
+    "kernel", "tune",
 )  # fmt: skip
 
 

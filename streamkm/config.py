@@ -211,12 +211,16 @@ class ExecutionConfig:
     quickest where starting a thread takes longer than reading the whole array."""
     kernel: str = "auto"
     """Who does the arithmetic: ``auto`` (the fastest on the device), or one of `KERNELS`."""
+    tune: bool = True
+    """Whether a GPU may time several ways to cut its work once, and remember the fastest."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:I, not {self.device!r}")
         _check_int("keep-checkpoints", self.keep_checkpoints, least=2)
         _check_choice("kernel", self.kernel, ("auto", *KERNELS))
+        if not isinstance(self.tune, bool):
+            raise ConfigError(f"tune must be true or false, not {self.tune!r}")
         if self.max_host_memory is not None:
             _check_int("max-host-memory", self.max_host_memory, least=1)
         if self.read_threads is not None:

@@ -168,6 +168,7 @@ def test_a_setting_missing_before_is_a_difference() -> None:
         ({"device": "cuda:"}, "device must be"),
         ({"device": "cuda:-1"}, "device must be"),
         ({"keep_checkpoints": 1}, "keep-checkpoints must be a whole number of at least 2"),
+        ({"tune": "no"}, "tune must be true or false, not 'no'"),
         ({"max_host_memory": 0}, "max-host-memory must be"),
         ({"read_threads": -1}, "read-threads must be"),
     ],

@@ -90,9 +90,9 @@ class Attempt:
         self._memory = plan_memory(
             spec, self._plan, execution, fixed_bytes=needed, weighted=weighted
         )
-        empty = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype)
-        self._dtype = compute_dtype(empty.dtype)
-        self._arithmetic = Arithmetic(config, execution.kernel, self._dtype, device)
+        self._stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
+        self._dtype = compute_dtype(self._stored)
+        self._arithmetic = Arithmetic(config, execution, self._dtype, device)
         # Before any pass over the data, so that a file of another shape costs nothing.
         self._given_KD = first_centroids(config, spec.n_features, given_KD)
 
@@ -253,7 +253,7 @@ class Attempt:
         first, closing = now.cursor, now.cursor.phase == "close"
         workspace_BD = torch.empty(
             (self._config.batch_rows, self._source.spec.n_features),
-            dtype=self._dtype,
+            dtype=scaling.row_dtype(self._stored, self._dtype, algorithm.kernel.stored_dtypes),
             device=self._device,
         )
         # Readers go from one epoch to the next without a pause.

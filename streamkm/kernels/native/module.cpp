@@ -248,6 +248,7 @@ struct AssignArguments {
     long long n_rows, n_features, k;
     double rounding;
     int n_threads;
+    unsigned long long second_sq_distances = 0;
 };
 
 template <class T>
@@ -256,17 +257,18 @@ int64_t assign_from(const InstructionSet& set, const AssignArguments& given) {
                      at<T>(given.packed),   at<T>(given.c_sq),     at<int64_t>(given.labels),
                      at<T>(given.sq_distances),   at<bool>(given.uncertain),
                      given.n_rows,          given.n_features,      given.k,
-                     static_cast<T>(given.rounding), 0};
+                     static_cast<T>(given.rounding), 0,    at<T>(given.second_sq_distances)};
     return assign(functions_of<T>(set), job, given.n_threads);
 }
 
 PyObject* py_assign(PyObject*, PyObject* args) {
     int set, is_double;
     AssignArguments given;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdi", &set, &is_double, &given.x, &given.sq_norms,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdi|K", &set, &is_double, &given.x, &given.sq_norms,
                           &given.centroids, &given.packed, &given.c_sq, &given.labels,
                           &given.sq_distances, &given.uncertain, &given.n_rows, &given.n_features,
-                          &given.k, &given.rounding, &given.n_threads)) {
+                          &given.k, &given.rounding, &given.n_threads,
+                          &given.second_sq_distances)) {
         return nullptr;
     }
     int64_t n_uncertain;
