@@ -81,7 +81,7 @@ class TestInterpreted(KernelContract):
         assert counts_K.tolist() == [32, 64, 150, 64, 20]
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-    @pytest.mark.parametrize(("b", "k", "d"), [(70, 3, 64)])
+    @pytest.mark.parametrize(("b", "k", "d"), [(40, 3, 64)])
     def test_same_bits_again_and_with_other_threads(self, make, device, b, k, d, dtype) -> None:
         super().test_same_bits_again_and_with_other_threads(make, device, b, k, d, dtype)
 
@@ -185,7 +185,7 @@ def test_few_rows_are_settled_and_fast_settles_none() -> None:
 # goes on where another tile is the fastest ends with the same bits.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_state_is_the_same_whatever_the_tiles(dtype: torch.dtype) -> None:
-    x_BD, c_KD = (normal(n, 70, dtype=dtype, device=CPU) for n in (50, 90))
+    x_BD, c_KD = (normal(n, 70, dtype=dtype, device=CPU) for n in (20, 90))
     c_KD[40] = c_KD[3]
     assert not fits_one_read(90, 70, dtype)
     before, after = Tile(rows=16, centroids=32, fold=1), Tile(rows=64, centroids=64, fold=4)
@@ -193,7 +193,7 @@ def test_a_state_is_the_same_whatever_the_tiles(dtype: torch.dtype) -> None:
     for tiles in ((before, before), (before, after), (after, before), (None, None)):
         state = initial_state(c_KD.clone(), 0.0)
         for index, tile in enumerate(tiles):
-            kernel = TritonKernel(50, 90, dtype, CPU, tile=tile)
+            kernel = TritonKernel(20, 90, dtype, CPU, tile=tile)
             batch = Batch(x_BD, sq_norms(x_BD), None)
             MiniBatch(kernel, 100, seed=1).update_(state, batch, epoch=0, index=index)
         states.append(state.tensors())
