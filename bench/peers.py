@@ -109,7 +109,7 @@ def arithmetic_alone(path: Path, config: FitConfig) -> Callable[[], None]:
     device, dtype = torch.device("cpu"), torch.float32
     scaling = Scaling.fit("none", "euclidean", RunningMoments.of(x_ND[:batch_rows]), dtype)
     workspace_BD = torch.empty((batch_rows, n_features))
-    algorithm = Arithmetic(resolved, "auto", dtype, device).algorithm(n_rows)
+    algorithm = Arithmetic(resolved, ExecutionConfig(), dtype, device).algorithm(n_rows)
 
     def epoch() -> None:
         state = initial_state(x_ND[: config.k].clone(), 0.0)

@@ -24,15 +24,21 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from streamkm.kernels import triton_assign, triton_update
+from streamkm.kernels import triton_assign, triton_one_read, triton_settle, triton_update
 from streamkm.kernels.triton import (
     CHUNK,
-    MAX_RESIDENT_D,
     N_LISTED,
+    ONE_READ_ROWS,
     OPTIONS,
     STEP_D,
+    one_read_warps,
+)
+from streamkm.kernels.triton_tiles import (
+    MAX_RESIDENT_D,
+    Tile,
     default_tile,
     padded_features,
+    tiles,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +51,10 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {
     "x16_ptr": "fp16", "c16_ptr": "fp16", "x_about_ptr": "fp32", "about_ptr": "fp32",
     "c_sq_ptr": "fp32", "labels_ptr": "i64", "queue_ptr": "i32", "count_ptr": "i32",
-    "order_ptr": "i64", "counts_ptr": "i64",
+    "order_ptr": "i64", "counts_ptr": "i64", "left_out_ptr": "u8", "shares_ptr": "fp32",
+    "rechecked_ptr": "i64", "span_sums_ptr": "fp32", "span_counts_ptr": "i32",
 }  # fmt: skip
+MODULES = (triton_assign, triton_one_read, triton_settle, triton_update)
 #: The matrix instructions of capability 8 and 9 (wgmma).
 MATRIX = ("HMMA", "HGMMA")
 ROWS = {"fp32": tl.float32, "fp64": tl.float64, "bf16": tl.float32, "u8": tl.float32}
@@ -60,9 +68,13 @@ class Case:
     dtype: str
     n_features: int
     precision: str = "exact"
+    k: int = 20_000
+    tile: Tile | None = None
+    """Another than the default."""
 
     def __str__(self) -> str:
-        return f"{self.kernel} {self.dtype} d={self.n_features} {self.precision}"
+        tile = f" {self.tile}" if self.tile else ""
+        return f"{self.kernel} {self.dtype} k={self.k} d={self.n_features} {self.precision}{tile}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,12 @@ CASES = [
                          ("fp64", 256)]
     ),
     Case("screen_kernel", "bf16", 128, "fast"),
+    Case("screen_kernel", "bf16", 128, k=1024),
+    *(Case("screen_kernel", "bf16", 128, tile=tile) for tile in tiles(128, torch.float32)[2:]),
+    *(Case("one_read_kernel", "fp32", d, k=k)
+      for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32))),
+    Case("one_read_kernel", "bf16", 64, k=64),
+    Case("add_spans_kernel", "fp32", 64, k=64),
     *(Case(name, "fp32", 128) for name in ("measure_kernel", "round_kernel", "settle_kernel")),
     Case("round_rows_kernel", "fp32", 768),
     *(Case(name, "fp32", 128) for name in ("add_chunks_kernel", "join_kernel")),
@@ -97,19 +115,23 @@ CASES = [
 
 def compile_case(case: Case, capability: int) -> Resources:
     """Compile as `streamkm.kernels.triton` would launch it, and read what came of it."""
-    module = triton_assign if hasattr(triton_assign, case.kernel) else triton_update
-    function = getattr(module, case.kernel)
+    function = next(
+        getattr(module, case.kernel) for module in MODULES if hasattr(module, case.kernel)
+    )
     constants, options = launch_constants(case)
+    if case.n_features == 1:
+        constants |= {"n_features": 1, "stride": 1}  # as Triton takes every 1
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {
         name: "constexpr" if name in constants else argument_type(name, case)
         for name in function.arg_names
     }
     # As at run time: pointers, and the lengths of padded rows, are multiples of 16.
+    lengths = ["padded_d"] + (["stride", "n_features"] if case.n_features % 16 == 0 else [])
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(function.arg_names)
-        if signature[name].startswith("*") or name in ("stride", "padded_d")
+        if signature[name].startswith("*") or name in lengths
     }
     source = ASTSource(function, signature, constants, aligned)
     compiled = triton.compile(
@@ -122,7 +144,7 @@ def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
     """What a kernel of this case is launched with; each kernel takes what it knows."""
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
     padded_d = padded_features(case.n_features, dtype)
-    tile = default_tile(case.n_features, dtype)
+    tile = case.tile or default_tile(case.n_features, case.k, dtype)
     is_resident = case.n_features <= MAX_RESIDENT_D[dtype]
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
@@ -131,10 +153,14 @@ def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
         "WIDE": ROWS[case.dtype], "RESIDENT": is_resident, "EXACT": case.precision == "exact",
         "SECOND": False,
     }  # fmt: skip
+    if case.kernel == "one_read_kernel":
+        return one_read_constants(case, padded_d)
+    if case.kernel == "add_spans_kernel":
+        return {"BLOCK_S": 16, "BLOCK_E": 128}, {"num_warps": 4}
     if case.kernel == "screen_kernel":
         return constants, {"num_warps": tile.warps, "num_stages": tile.stages}
     if case.kernel == "settle_kernel":
-        constants["STEP_D"] = 32
+        constants["BLOCK_D"] = 32
     if case.kernel == "round_rows_kernel":
         constants["BLOCK_M"] = 16
     if case.kernel in ("measure_kernel", "round_kernel"):
@@ -143,9 +169,21 @@ def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
     return constants, {"num_warps": warps.get(case.kernel, 4)}
 
 
+def one_read_constants(case: Case, padded_d: int) -> tuple[dict[str, Any], dict[str, int]]:
+    block_k = padded_features(case.k, torch.float32)
+    constants = {
+        "BLOCK_M": ONE_READ_ROWS, "BLOCK_K": block_k, "BLOCK_C": 16, "BLOCK_D": padded_d,
+        "TERM": tl.bfloat16, "N_TERMS": 3 if case.dtype == "fp32" else 1, "HAS_SHARES": False,
+        "HAS_LEFT_OUT": True, "ZEROS_FIRST": False, "EXACT": case.precision == "exact",
+    }  # fmt: skip
+    return constants, {"num_warps": one_read_warps(block_k * padded_d)}
+
+
 def argument_type(name: str, case: Case) -> str:
     if name == "labels_ptr" and case.kernel in ("add_chunks_kernel", "join_kernel"):
         return "*i16"
+    if name == "counts_ptr" and case.kernel == "one_read_kernel":
+        return "*i32"
     if name == "pack_eps":
         return "fp32"
     if not name.endswith("_ptr"):
@@ -168,7 +206,9 @@ def read_resources(
     loop = matrix_loop(instructions, loops)
     names = Counter(loop)
     threads = 32 * options.get("num_warps", 4)
-    scores = constants.get("BLOCK_M", 0) * constants.get("BLOCK_N", 0) / threads
+    # The kernel of one read scores a tile of rows against all centroids at once.
+    width = constants.get("BLOCK_N", constants.get("BLOCK_K", 0))
+    scores = constants.get("BLOCK_M", 0) * width / threads
     counted = ("FMNMX", "FFMA", "FADD", "FMUL", "LOP3", "SEL", "FSEL", "FSETP", "MOV")
     epilogue = {
         name: sum(n for key, n in names.items() if key.split(".")[0] == name) / scores
@@ -265,7 +305,7 @@ def main() -> None:
             sum(report["kernels"][f"sm_90 {case}"]["epilogue"].get(name, 0) for name in alu),
         )
         for case in CASES
-        if case.kernel == "screen_kernel" and case.dtype == "bf16"
+        if case.kernel == "screen_kernel" and case.dtype == "bf16" and case.k == 20_000
     }
     Path(sys.argv[1]).write_text(json.dumps(report, indent=1) + "\n")
 

@@ -239,10 +239,10 @@ _FIT_SETTINGS = (
     "k", "algorithm", "epochs", "batch_rows", "init", "n_init", "metric", "scale", "tol",
     "max_no_improvement", "seed", "nan", "closing_pass", "precision",
 )  # fmt: skip
-_FLAGS = ("closing_pass", "probe")
+_FLAGS = ("closing_pass", "probe", "tune")
 _EXECUTION_SETTINGS = (
     "device", "checkpoint_every", "keep_checkpoints", "max_host_memory", "read_threads",
-    "kernel", "probe",
+    "kernel", "probe", "tune",
 )  # fmt: skip
 
 

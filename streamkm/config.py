@@ -227,6 +227,8 @@ class ExecutionConfig:
     """Who does the arithmetic: ``auto`` (the fastest on the device), or one of `KERNELS`."""
     probe: bool = False
     """Measure at the start, for a second or so, what each stage can do alone."""
+    tune: bool = True
+    """Whether a GPU may time several ways to cut its work once, and remember the fastest."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -234,6 +236,7 @@ class ExecutionConfig:
         _check_int("keep_checkpoints", self.keep_checkpoints, least=2)
         _check_choice("kernel", self.kernel, ("auto", *KERNELS))
         _check_flag("probe", self.probe)
+        _check_flag("tune", self.tune)
         if self.max_host_memory is not None:
             _check_int("max_host_memory", self.max_host_memory, least=1)
         if self.read_threads is not None:

@@ -141,6 +141,12 @@ def add_execution_options(parser: argparse.ArgumentParser) -> None:
         "--kernel", choices=("auto", *KERNELS), help="who does the arithmetic (default: auto)"
     )
     group.add_argument(
+        "--tune",
+        action=argparse.BooleanOptionalAction,
+        help="on a GPU with 4096 clusters or more, time several ways to cut the work at first "
+        "use; $XDG_CACHE_HOME/streamkm remembers the fastest (default: yes)",
+    )
+    group.add_argument(
         "--max-host-memory",
         metavar="SIZE",
         type=_typed(parse_bytes),

@@ -170,6 +170,7 @@ def test_a_setting_missing_before_is_a_difference() -> None:
         ({"keep_checkpoints": 1}, "keep_checkpoints must be a whole number of at least 2"),
         ({"max_host_memory": 0}, "max_host_memory must be"),
         ({"read_threads": -1}, "read_threads must be"),
+        ({"tune": "no"}, "tune must be true or false, not 'no'"),
     ],
     ids=str,
 )

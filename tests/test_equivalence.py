@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler, normalize
 
@@ -112,9 +113,24 @@ def test_lloyd_is_scikit_learn_s(runs: Runs, name: str, batch_rows: int | None) 
     evaluation = runs.evaluate(rows)
     assert evaluation.inertia == pytest.approx(-reference.score(rows), rel=1e-12)
     assert evaluation.sizes == np.bincount(reference.labels_, minlength=k).tolist()
+    scores = calinski_harabasz_score, davies_bouldin_score
+    expected = [score(rows, reference.labels_) for score in scores]
+    found = [evaluation.calinski_harabasz, evaluation.davies_bouldin]
+    assert found == pytest.approx(expected, rel=1e-9)
     written = np.load(runs.last / "centroids.npy")
     assert written.dtype == np.float32
     np.testing.assert_allclose(written, reference.cluster_centers_, rtol=1e-6, atol=1e-6)
+
+
+# Breaks when a kernel's second nearest is not, or the last batch is another mean.
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+def test_the_silhouette_is_numpy_s(runs: Runs, kernel: str) -> None:
+    rows, k = data("iris")
+    model = runs.fit(rows, rows[:k], epochs=2)
+    execution = ExecutionConfig(device="cpu", kernel=kernel)
+    found = evaluate(runs.last, open_source(rows), execution, stop_request=StopRequest())
+    a, b, _ = np.sort(np.linalg.norm(rows[:, None] - exact(model), axis=2), axis=1).T
+    assert found.silhouette == pytest.approx(float(np.mean((b - a) / b)), rel=1e-9)
 
 
 # Breaks when the first centroids are counted as rows, a mini-batch moves otherwise, or the

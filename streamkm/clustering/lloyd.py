@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.minibatch import batch_sums, move_centroids_, nearest, weighted_sum
+from streamkm.clustering.minibatch import move_centroids_, nearest_and_sums, weighted_sum
 from streamkm.clustering.reseeding import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.kernels import sq_distances_to
@@ -47,14 +47,15 @@ class Lloyd:
             state.sums_KD.zero_()
             state.counts_K.zero_()
             state.weights_K.zero_()
-        labels_B, _ = nearest(self.kernel, batch, state.centroids_KD, spherical=self.spherical)
+        (labels_B, _), (sums_KD, counts_K, weights_K) = nearest_and_sums(
+            self.kernel, batch, state.centroids_KD, spherical=self.spherical
+        )
         # The kernel's distances are what is left of |x|^2 - 2 x.c + |c|^2 after rounding:
         # enough to choose by, not to be added up and reported.
         sq_distances_B = sq_distances_to(batch.x_BD, labels_B, state.centroids_KD)
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()
-        sums_KD, counts_K, weights_K = batch_sums(self.kernel, batch, labels_B, state.k)
         state.sums_KD += sums_KD
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K

@@ -17,12 +17,12 @@ import torch
 from streamkm.clustering.reseeding import draw_, reseed_, step_generator
 from streamkm.clustering.scaling import normalized
 from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
-from streamkm.kernels import add_by_label
+from streamkm.kernels import Rows, add_by_label
 
 if TYPE_CHECKING:
     from streamkm.clustering.scaling import Batch
     from streamkm.clustering.state import KMeansState
-    from streamkm.kernels import Assignment, Kernel
+    from streamkm.kernels import Assignment, Kernel, TwoNearest
 
 __all__ = ["MiniBatch"]
 
@@ -45,13 +45,12 @@ class MiniBatch:
         out late that a run is over, and what it has queued by then must not matter.
         """
         live = state.stop == RUNNING
-        labels_B, sq_distances_B = nearest(
+        (labels_B, sq_distances_B), (sums_KD, counts_K, weights_K) = nearest_and_sums(
             self.kernel, batch, state.centroids_KD, spherical=self.spherical
         )
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum() * live
-        sums_KD, counts_K, weights_K = batch_sums(self.kernel, batch, labels_B, state.k)
         counts_K *= live
         weights_K *= live
         generator = step_generator(labels_B.device, self.seed, epoch, index)
@@ -132,39 +131,76 @@ def nearest(
     return assignment
 
 
+def nearest_two(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+) -> TwoNearest:
+    """`nearest`, with the distance to the second nearest centroid."""
+    two = kernel.assign_two(batch.x_BD, batch.sq_norms_B, centroids_KD)
+    if spherical:
+        two.labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    return two
+
+
 class BatchSums(NamedTuple):
     """What a batch adds to each cluster."""
 
     sums_KD: torch.Tensor
-    """Sum of the rows, times their weights, in the dtype of the rows (weighted: float64)."""
+    """Sum of the rows, times their weights, in the dtype of centroids (weighted: float64)."""
     counts_K: torch.Tensor
     """Number of the rows (of positive weight), int64."""
     weights_K: torch.Tensor
     """Sum of their weights, float64; of shape (0,) where rows have none."""
 
 
-def batch_sums(kernel: Kernel, batch: Batch, labels_B: torch.Tensor, k: int) -> BatchSums:
-    """Sums and counts of each cluster over a batch.
+def nearest_and_sums(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+) -> tuple[Assignment, BatchSums]:
+    """`nearest`, and sums and counts of each cluster over the batch.
 
     Rows that count for nothing go to one cluster more, which is then left out.
     """
-    x_BD, weights_B, left_out_B = batch.x_BD, batch.weights_B, batch.left_out_B
-    if left_out_B is not None:
-        labels_B = labels_B.masked_fill(left_out_B, k)
-    sums_KD = x_BD.new_zeros((k + 1, x_BD.shape[1]))
-    counts_K = torch.zeros(k + 1, dtype=torch.int64, device=labels_B.device)
+    (k, n_features), weights_B = centroids_KD.shape, batch.weights_B
+    sums_KD = centroids_KD.new_zeros((k + 1, n_features))
+    counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
+    shares_B, unit = _shares(batch, sums_KD.dtype)
+    rows = Rows(batch.x_BD, batch.sq_norms_B, shares_B, batch.left_out_B, zeros_first=spherical)
+    assignment = kernel.step(rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
     if weights_B is None:
-        kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
-        return BatchSums(sums_KD[:k], counts_K[:k], sums_KD.new_zeros(0, dtype=torch.float64))
-    # Weights of any size in the dtype of the rows: in units of a power of two near the
-    # largest, which rounds nothing.
-    _, exponent = torch.frexp(weights_B.max())
-    unit = torch.exp2(exponent.double())
-    shares_B = (weights_B / unit).to(x_BD.dtype)
-    kernel.accumulate(x_BD * shares_B[:, None], labels_B, sums_KD=sums_KD, counts_K=counts_K)
+        no_weights = sums_KD.new_zeros(0, dtype=torch.float64)
+        return assignment, BatchSums(sums_KD[:k], counts_K[:k], no_weights)
+    counts_K[k] = len(weights_B) - counts_K[:k].sum()
+    labels_B = assignment.labels_B.masked_fill(weights_B == 0, k)
     weights_K1 = weights_B.new_zeros((k + 1, 1))
     add_by_label(weights_B[:, None], labels_B, counts_K, weights_K1)
-    return BatchSums(sums_KD[:k].double() * unit, counts_K[:k], weights_K1[:k, 0])
+    return assignment, BatchSums(sums_KD[:k].double() * unit, counts_K[:k], weights_K1[:k, 0])
+
+
+def sums_by_label(
+    kernel: Kernel, batch: Batch, labels_B: torch.Tensor, centroids_KD: torch.Tensor
+) -> torch.Tensor:
+    """Sum of the rows of each cluster, times their weights, float64: of labels that are known."""
+    k, n_features = centroids_KD.shape
+    sums_KD = centroids_KD.new_zeros((k + 1, n_features))
+    counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
+    if batch.left_out_B is not None:
+        labels_B = labels_B.masked_fill(batch.left_out_B, k)
+    shares_B, unit = _shares(batch, sums_KD.dtype)
+    x_BD = batch.x_BD if shares_B is None else batch.x_BD * shares_B[:, None]
+    kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    return sums_KD[:k].double() * unit
+
+
+def _shares(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Weights in `dtype`, whatever their size, and their unit, float64.
+
+    The unit is a power of two near the largest, which rounds nothing.
+    """
+    weights_B = batch.weights_B
+    if weights_B is None:
+        return None, torch.ones((), dtype=torch.float64, device=batch.x_BD.device)
+    _, exponent = torch.frexp(weights_B.max())
+    unit = torch.exp2(exponent.double())
+    return (weights_B / unit).to(dtype), unit
 
 
 def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:

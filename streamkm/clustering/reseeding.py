@@ -102,7 +102,7 @@ def draw_(
     keys_B = -uniform_B / chances_B
     keys_B.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # Of a row on its centroid rounding leaves a distance; placing another there is no gain.
-    rounding_B = ROUNDING_EPS * torch.finfo(x_BD.dtype).eps * sq_norms_B
+    rounding_B = ROUNDING_EPS * torch.finfo(sq_norms_B.dtype).eps * sq_norms_B
     keys_B.masked_fill_(sq_distances_B <= rounding_B, torch.inf)
     if batch.is_normalized:
         keys_B.masked_fill_(sq_norms_B == 0, torch.inf)
@@ -110,7 +110,8 @@ def draw_(
     n_drawn = min(DRAWN_PER_BATCH, n_reservoir, len(x_BD))
     drawn_keys, drawn = torch.topk(keys_B, n_drawn, largest=False)
     keys = torch.cat((state.reservoir_keys_R, drawn_keys))
-    rows = torch.cat((state.reservoir_RD, x_BD.index_select(0, drawn)))
+    drawn_rows = x_BD.index_select(0, drawn).to(state.reservoir_RD.dtype)
+    rows = torch.cat((state.reservoir_RD, drawn_rows))
     labels = torch.cat((state.reservoir_labels_R, labels_B[offered].index_select(0, drawn)))
     kept_keys, kept = torch.topk(keys, n_reservoir, largest=False)
     state.reservoir_keys_R.copy_(kept_keys)

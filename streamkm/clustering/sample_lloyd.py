@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.minibatch import batch_sums
+from streamkm.clustering.minibatch import nearest_and_sums
 from streamkm.clustering.sample import Draws, Sample, draw_distinct
 from streamkm.clustering.scaling import Batch, normalized
 
@@ -65,10 +65,12 @@ class SampleLloyd:
         mass_K = sums_KD.new_zeros(len(before_KD))
         sq_distances_S = torch.empty_like(sample.sq_norms_S)
         for rows in sample.batches(self._batch_rows):
-            labels_B, sq_distances_S[rows] = self._kernel.assign(
-                sample.x_SD[rows], sample.sq_norms_S[rows], before_KD
-            )
-            self._add_(rows, labels_B, sums_KD, mass_K)
+            weights_B = None if sample.weights_S is None else sample.weights_S[rows]
+            batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
+            assignment, found = nearest_and_sums(self._kernel, batch, before_KD, spherical=False)
+            sq_distances_S[rows] = assignment.sq_distances_B
+            sums_KD += found.sums_KD
+            mass_K += found.counts_K if weights_B is None else found.weights_K
             self._pause()
         centres_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
         moved_K = (sums_KD != 0).any(dim=1) if self._spherical else mass_K > 0
@@ -78,16 +80,6 @@ class SampleLloyd:
         self.n_done = index + 1
         is_worth_it = bool(cost_before - self.cost > LEAST_GAIN * self.cost)
         return is_worth_it and self.n_done < self.n_units
-
-    def _add_(
-        self, rows: slice, labels_B: torch.Tensor, sums_KD: torch.Tensor, mass_K: torch.Tensor
-    ) -> None:
-        sample = self._sample
-        weights_B = None if sample.weights_S is None else sample.weights_S[rows]
-        batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
-        found = batch_sums(self._kernel, batch, labels_B, len(mass_K))
-        sums_KD += found.sums_KD
-        mass_K += found.counts_K if weights_B is None else found.weights_K
 
     def _fill_(self, empty_K: torch.Tensor, weights_S: torch.Tensor, index: int) -> None:
         """Put empty clusters on rows drawn by their squared distance, while there are any."""

@@ -54,6 +54,7 @@ class Batch:
     """Rows of one batch, scaled and ready for a kernel."""
 
     x_BD: torch.Tensor
+    """In the dtype of the centroids, or as they are stored (see `Scaling.row_dtype`)."""
     sq_norms_B: torch.Tensor
     """Squared lengths of the rows of `x_BD`."""
     dropped_B: torch.Tensor | None
@@ -230,6 +231,15 @@ class Scaling:
         points_KD = centroids_KD.double()
         return points_KD if self.normalize else points_KD / self.factor_D + self.shift_D
 
+    def row_dtype(
+        self, stored: torch.dtype, wide: torch.dtype, taken: tuple[torch.dtype, ...]
+    ) -> torch.dtype:
+        """The dtype of a workspace: `stored` if rows stay as they are and a kernel takes that.
+
+        `taken` are the dtypes that the kernel takes as they are stored.
+        """
+        return wide if self.normalize or self._moves or stored not in taken else stored
+
     def prepare(
         self,
         x_ND: torch.Tensor,
@@ -239,8 +249,8 @@ class Scaling:
     ) -> Batch:
         """Gather, widen and scale `rows` of a window, which must not be used for them again.
 
-        The result lies in `workspace_BD`, or in the window itself where its
-        rows can be used as they are.
+        The result lies in `workspace_BD`, of a dtype that `row_dtype` says, or in the
+        window itself where its rows can be used as they are.
         """
         dtype = workspace_BD.dtype
         moved_by = (self.shift_D.to(dtype), self.factor_D.to(dtype)) if self._moves else ()
@@ -248,7 +258,7 @@ class Scaling:
         dropped_B = None
         if x_ND.is_floating_point():
             # Neither NaN.
-            dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[dtype])
+            dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[sq_norms_B.dtype])
             # Asking costs nothing on the CPU; on a GPU it would wait for the device.
             if x_BD.device.type == "cpu" and not dropped_B.any():
                 dropped_B = None

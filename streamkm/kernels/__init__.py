@@ -1,6 +1,6 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
-from streamkm.kernels.base import Assignment, Kernel
+from streamkm.kernels.base import Assignment, Kernel, Rows, TwoNearest
 from streamkm.kernels.distances import sq_distances_to
 from streamkm.kernels.reference import ReferenceKernel, add_by_label
 from streamkm.kernels.select import make_kernel, resolve_kernel
@@ -9,6 +9,8 @@ __all__ = [
     "Assignment",
     "Kernel",
     "ReferenceKernel",
+    "Rows",
+    "TwoNearest",
     "add_by_label",
     "make_kernel",
     "resolve_kernel",

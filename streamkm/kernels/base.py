@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Assignment", "Kernel"]
+__all__ = ["Assignment", "Kernel", "Rows", "TwoNearest", "assign_then_add"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """B rows that are assigned and added up, and how they count."""
+
+    x_BD: torch.Tensor
+    sq_norms_B: torch.Tensor
+    """Their squared lengths."""
+    shares_B: torch.Tensor | None = None
+    """What each is multiplied by in the sums, in the dtype of centroids; None for 1."""
+    left_out_B: torch.Tensor | None = None
+    """True for rows that no cluster counts; None where all count."""
+    zeros_first: bool = False
+    """Whether rows of zeros have label 0, wherever the centroids are."""
 
 
 class Assignment(NamedTuple):
@@ -17,6 +33,17 @@ class Assignment(NamedTuple):
     """Index of the nearest centroid, int64; the lowest one where several are nearest."""
     sq_distances_B: torch.Tensor
     """Squared Euclidean distance to it, in the dtype of the rows, never negative."""
+
+
+class TwoNearest(NamedTuple):
+    """The nearest centroid of every row of a batch, and how far the second nearest is."""
+
+    labels_B: torch.Tensor
+    """As in `Assignment`."""
+    sq_distances_B: torch.Tensor
+    """As in `Assignment`."""
+    second_sq_distances_B: torch.Tensor
+    """Likewise to the second nearest centroid; infinite if there is one centroid only."""
 
 
 class Kernel(Protocol):
@@ -30,6 +57,10 @@ class Kernel(Protocol):
     def n_rechecked(self) -> torch.Tensor:
         """Rows that were scored again since the kernel was made: int64, on the device."""
 
+    @property
+    def stored_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Dtypes in which it takes rows as they are stored, beside that of the centroids."""
+
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
@@ -38,6 +69,11 @@ class Kernel(Protocol):
         `sq_norms_B` holds the rows' squared lengths. A kernel made with ``precision="fast"``
         leaves the labels as they were screened.
         """
+
+    def assign_two(
+        self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> TwoNearest:
+        """`assign`, and the distance to the second nearest centroid beside it."""
 
     def accumulate(
         self,
@@ -51,3 +87,38 @@ class Kernel(Protocol):
 
         The same input gives the same bits on every call.
         """
+
+    def step(
+        self,
+        rows: Rows,
+        centroids_KD: torch.Tensor,
+        *,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> Assignment:
+        """`assign` and then `accumulate`, in one read of the rows where that is faster.
+
+        `sums_KD` and `counts_K` have one place more than there are centroids: what it holds
+        afterwards means nothing.
+        """
+
+
+def assign_then_add(
+    kernel: Kernel,
+    rows: Rows,
+    centroids_KD: torch.Tensor,
+    *,
+    sums_KD: torch.Tensor,
+    counts_K: torch.Tensor,
+) -> Assignment:
+    """`Kernel.step` by its two parts."""
+    assignment = kernel.assign(rows.x_BD, rows.sq_norms_B, centroids_KD)
+    labels_B, x_BD = assignment.labels_B, rows.x_BD
+    if rows.zeros_first:
+        labels_B.masked_fill_(rows.sq_norms_B == 0, 0)
+    if rows.left_out_B is not None:
+        labels_B = labels_B.masked_fill(rows.left_out_B, len(centroids_KD))
+    if rows.shares_B is not None:
+        x_BD = x_BD * rows.shares_B[:, None]
+    kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    return assignment

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from streamkm.errors import DeviceError, Option
-from streamkm.kernels.base import Assignment
-from streamkm.kernels.exact import rounding_share
+from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
+from streamkm.kernels.exact import recheck_second_, rounding_share
 from streamkm.kernels.extension import WHY_MISSING, instruction_sets, n_threads_for
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class CpuKernel:
     """
 
     name = "cpu"
+    stored_dtypes: tuple[torch.dtype, ...] = ()
 
     def __init__(
         self,
@@ -97,6 +98,23 @@ class CpuKernel:
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
         """Nearest centroid of each row; see `Kernel`."""
+        return self._assign(x_BD, sq_norms_B, centroids_KD, None)
+
+    def assign_two(
+        self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> TwoNearest:
+        """The two nearest centroids of each row; see `Kernel`."""
+        second_B = torch.empty_like(sq_norms_B)
+        labels_B, sq_distances_B = self._assign(x_BD, sq_norms_B, centroids_KD, second_B)
+        return TwoNearest(labels_B, sq_distances_B, second_B)
+
+    def _assign(
+        self,
+        x_BD: torch.Tensor,
+        sq_norms_B: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        second_B: torch.Tensor | None,
+    ) -> Assignment:
         (n_rows, n_features), k = x_BD.shape, len(centroids_KD)
         self._check(x_BD, centroids_KD, sq_norms_B)
         if k > len(self._c_sq):
@@ -125,9 +143,12 @@ class CpuKernel:
             rounding_share(x_BD.dtype, n_features),
             self._rechecks,
             n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
+            0 if second_B is None else second_B.data_ptr(),
         )
         if self._rechecks and n_uncertain:
             self.n_rechecked += n_uncertain
+            if second_B is not None:
+                recheck_second_(second_B, uncertain_B, x_BD, centroids_KD)
         return Assignment(labels_B, sq_distances_B)
 
     def accumulate(
@@ -162,6 +183,17 @@ class CpuKernel:
             n_threads_for(n_rows * n_features),
         )
         counts_K += offsets.diff()
+
+    def step(
+        self,
+        rows: Rows,
+        centroids_KD: torch.Tensor,
+        *,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> Assignment:
+        """Assign rows and add them up; see `Kernel`."""
+        return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
 
     def _check(self, x_BD: torch.Tensor, points_KD: torch.Tensor, *of_rows: torch.Tensor) -> None:
         """Refuse what the extension, which sees addresses only, would read or write beyond."""

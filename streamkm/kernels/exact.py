@@ -13,7 +13,7 @@ import math
 
 import torch
 
-__all__ = ["recheck_", "rounding_bound", "rounding_share"]
+__all__ = ["recheck_", "recheck_second_", "rounding_bound", "rounding_share"]
 
 #: Rounding errors of a sum of D products behave as a random walk: so many
 #: standard deviations of it are allowed for, as in the kernels' contract test.
@@ -78,6 +78,29 @@ def recheck_(
         chosen_U.scatter_reduce_(0, near[is_least], candidates[is_least], "amin")
         labels_B[part] = chosen_U
         sq_distances_B[part] = least_U.to(sq_distances_B.dtype)
+
+
+def recheck_second_(
+    second_sq_distances_B: torch.Tensor,
+    uncertain_B: torch.Tensor,
+    x_BD: torch.Tensor,
+    centroids_KD: torch.Tensor,
+) -> None:
+    """Put the squared distance of the second nearest centroid of every uncertain row in place.
+
+    Where the label was uncertain the screening cannot say which of its two is the second.
+    """
+    rows = uncertain_B.nonzero().squeeze(1)
+    centroids_KD = centroids_KD.double()
+    for part in rows.split(max(TILE_ELEMENTS // max(centroids_KD.shape), 1)):
+        distances_UK = torch.cdist(
+            x_BD.index_select(0, part).double(),
+            centroids_KD,
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        if len(centroids_KD) > 1:
+            nearest_UT = distances_UK.topk(2, dim=1, largest=False).values
+            second_sq_distances_B[part] = nearest_UT[:, 1].square().to(second_sq_distances_B.dtype)
 
 
 def _pair_distances(

@@ -17,6 +17,9 @@ from streamkm.kernels.extension import (
 
 __all__ = ["gather"]
 
+#: Elements that are widened at once where rows stay as they are stored.
+TILE_ELEMENTS = 1 << 20
+
 
 def gather(
     x_ND: torch.Tensor,
@@ -26,6 +29,8 @@ def gather(
     factor_D: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``(rows - shift) * factor`` in the dtype of the workspace, and squared lengths.
+
+    The workspace may be of the stored dtype, where rows are not scaled.
 
     Parameters
     ----------
@@ -54,7 +59,8 @@ def gather(
         )
     positions_B = None if isinstance(rows, slice) else rows.int().contiguous()
     available = instruction_sets()
-    if x_ND.device.type == "cpu" and available and x_ND.is_contiguous():
+    widens = workspace_BD.dtype in (torch.float32, torch.float64)
+    if x_ND.device.type == "cpu" and available and x_ND.is_contiguous() and widens:
         return x_BD, _gather_compiled(available[0], x_ND, positions_B, x_BD, shift_D, factor_D)
     if not lies_ready:
         if positions_B is None:
@@ -65,7 +71,22 @@ def gather(
             x_BD.copy_(x_ND.index_select(0, positions_B))
     if shift_D is not None and factor_D is not None:
         x_BD.sub_(shift_D).mul_(factor_D)
-    return x_BD, torch.linalg.vector_norm(x_BD, dim=1).square_()
+    return x_BD, _sq_norms(x_BD)
+
+
+def _sq_norms(x_BD: torch.Tensor) -> torch.Tensor:
+    """Squared lengths of rows of any dtype, float32 or float64."""
+    if x_BD.is_floating_point():
+        dtype = torch.promote_types(x_BD.dtype, torch.float32)
+        norms_B: torch.Tensor = torch.linalg.vector_norm(x_BD, dim=1, dtype=dtype)
+        return norms_B.square_()
+    # Tile by tile: torch has no sum of squares of integers, and the rows are not to be widened.
+    sq_norms_B = torch.empty(len(x_BD), dtype=torch.float32, device=x_BD.device)
+    tile_rows = max(TILE_ELEMENTS // max(x_BD.shape[1], 1), 1)
+    for start in range(0, len(x_BD), tile_rows):
+        tile = slice(start, start + tile_rows)
+        sq_norms_B[tile] = x_BD[tile].float().square_().sum(dim=1)
+    return sq_norms_B
 
 
 def _gather_compiled(

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
-from streamkm.kernels.base import Assignment
-from streamkm.kernels.exact import recheck_, rounding_bound
+from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
+from streamkm.kernels.exact import recheck_, recheck_second_, rounding_bound
 from streamkm.kernels.precision import full_precision
 
 __all__ = ["ReferenceKernel", "add_by_label"]
@@ -28,6 +28,7 @@ class ReferenceKernel:
     """Plain torch on `device`, for batches of up to `batch_rows` rows and `k` centroids."""
 
     name = "reference"
+    stored_dtypes: tuple[torch.dtype, ...] = ()
 
     def __init__(
         self,
@@ -54,6 +55,24 @@ class ReferenceKernel:
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
         """Nearest centroid of each row; see `Kernel`."""
+        return self._assign(x_BD, sq_norms_B, centroids_KD, None)
+
+    @full_precision()
+    def assign_two(
+        self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> TwoNearest:
+        """The two nearest centroids of each row; see `Kernel`."""
+        second_B = torch.empty_like(sq_norms_B)
+        labels_B, sq_distances_B = self._assign(x_BD, sq_norms_B, centroids_KD, second_B)
+        return TwoNearest(labels_B, sq_distances_B, second_B)
+
+    def _assign(
+        self,
+        x_BD: torch.Tensor,
+        sq_norms_B: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        second_B: torch.Tensor | None,
+    ) -> Assignment:
         c_sq_K = centroids_KD.square().sum(dim=1)
         largest = c_sq_K.max()
         best_B, labels_B = torch.empty_like(sq_norms_B), torch.empty_like(sq_norms_B)
@@ -62,6 +81,8 @@ class ReferenceKernel:
             tile = slice(start, min(start + len(self._scores), len(x_BD)))
             scores_TK = self._scores[: tile.stop - tile.start]
             torch.addmm(c_sq_K, x_BD[tile], centroids_KD.T, alpha=-2, out=scores_TK)
+            if second_B is not None:
+                second_B[tile] = _second_least(scores_TK)
             if not self._rechecks:
                 best_B[tile], labels_B[tile] = torch.min(scores_TK, dim=1)
                 continue
@@ -79,6 +100,10 @@ class ReferenceKernel:
             uncertain_B = n_near_B != 1
             self.n_rechecked += uncertain_B.sum()
             recheck_(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD)
+        if second_B is not None:
+            second_B.add_(sq_norms_B).clamp_min_(0)
+            if self._rechecks:
+                recheck_second_(second_B, n_near_B != 1, x_BD, centroids_KD)
         return Assignment(labels_B, sq_distances_B)
 
     @staticmethod
@@ -109,6 +134,24 @@ class ReferenceKernel:
         counts_B = torch.zeros_like(counts_K).index_add_(0, labels_B, torch.ones_like(labels_B))
         counts_K += counts_B
         add_by_label(x_BD, labels_B, counts_B, sums_KD)
+
+    def step(
+        self,
+        rows: Rows,
+        centroids_KD: torch.Tensor,
+        *,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> Assignment:
+        """Assign rows and add them up; see `Kernel`."""
+        return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
+
+
+def _second_least(scores_TK: torch.Tensor) -> torch.Tensor:
+    """Second least score of each row; infinite where there is one only."""
+    if scores_TK.shape[1] == 1:
+        return torch.full_like(scores_TK[:, 0], torch.inf)
+    return scores_TK.topk(2, dim=1, largest=False).values[:, 1]
 
 
 def add_by_label(

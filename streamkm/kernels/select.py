@@ -60,6 +60,7 @@ def make_kernel(
     device: torch.device,
     *,
     precision: str = "exact",
+    tune: bool = False,
 ) -> Kernel:
     """The kernel that ``--kernel`` asks for, with its buffers.
 
@@ -75,25 +76,39 @@ def make_kernel(
         Where they lie.
     precision : {"exact", "fast"}
         Whether rows that screening cannot tell apart are scored again.
+    tune : bool
+        Whether a kernel that has several ways to cut its work may time them first.
     """
-    return _MAKERS[resolve_kernel(name, device)](batch_rows, k, dtype, device, precision)
+    return _MAKERS[resolve_kernel(name, device)](batch_rows, k, dtype, device, precision, tune)
 
 
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def _make_cpu(
+    batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str, _: bool
+) -> Kernel:
+    return CpuKernel(batch_rows, k, dtype, device, precision)
+
+
+def _make_reference(
+    batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str, _: bool
+) -> Kernel:
+    return ReferenceKernel(batch_rows, k, dtype, device, precision)
+
+
 def _make_triton(
-    batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str
+    batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str, tune: bool
 ) -> Kernel:
     # Imported here: most machines without a GPU have no Triton.
     from streamkm.kernels.triton import TritonKernel
 
-    return TritonKernel(batch_rows, k, dtype, device, precision)
+    return TritonKernel(batch_rows, k, dtype, device, precision, tune=tune)
 
 
-_MAKERS: dict[str, Callable[[int, int, torch.dtype, torch.device, str], Kernel]] = {
-    "cpu": CpuKernel,
-    "reference": ReferenceKernel,
+_MAKERS: dict[str, Callable[[int, int, torch.dtype, torch.device, str, bool], Kernel]] = {
+    "cpu": _make_cpu,
+    "reference": _make_reference,
     "triton": _make_triton,
 }

@@ -7,34 +7,46 @@ centroids are run-time arguments, so that a batch of another length compiles not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
 from streamkm.errors import InputError
-from streamkm.kernels.base import Assignment
+from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
 from streamkm.kernels.triton_assign import (
     measure_kernel,
     round_kernel,
     round_rows_kernel,
     screen_kernel,
-    settle_kernel,
+)
+from streamkm.kernels.triton_one_read import add_spans_kernel, one_read_kernel
+from streamkm.kernels.triton_settle import settle_kernel
+from streamkm.kernels.triton_tiles import (
+    MAX_RESIDENT_D,
+    TWO_TILE,
+    Tile,
+    default_tile,
+    padded_features,
+)
+from streamkm.kernels.triton_tuning import (
+    LEAST_TUNED_K,
+    cache_folder,
+    key_of,
+    seconds_of,
+    tuned_tile,
 )
 from streamkm.kernels.triton_update import add_chunks_kernel, join_kernel
 
-__all__ = ["Tile", "TritonKernel", "TwoNearest", "default_tile"]
+__all__ = ["TritonKernel"]
 
 #: Input that is read as it is stored, beside the dtype of the centroids.
 STORED = (torch.float16, torch.bfloat16, torch.uint8, torch.int8)
-#: Rows of more features than this are not kept on the chip: registers would not hold them.
-MAX_RESIDENT_D = {torch.float32: 256, torch.float64: 64}
 #: Centroids listed of a row that is compared again; with more, all are looked at.
 N_LISTED = 8
 #: Features taken at a time where distances are summed up.
 STEP_D = {torch.float32: 32, torch.float64: 16}
+#: What rows are widened to on the chip, by the dtype of the centroids.
+WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
 #: The queue of rows is addressed by 32 bits.
 MAX_BATCH_ROWS = 2**27
 #: Bits of a score that may hold a tile number.
@@ -43,47 +55,21 @@ MAX_INDEX_BITS = 18
 OPTIONS = {"enable_fp_fusion": True}
 #: Sorted rows that one program adds up: part of what decides the sums' last bits.
 CHUNK = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """How a program of the screening kernel is cut out; decides speed, never labels."""
-
-    rows: int = 128
-    centroids: int = 64
-    fold: int = 2
-    """How many times wider a tile of scores is than what is kept of it."""
-    warps: int = 8
-    stages: int = 2
-    registers: int | None = None
-    """Of a thread, at most: fewer let more programs share a multiprocessor, but may spill."""
-
-
-class TwoNearest(NamedTuple):
-    """The nearest centroid of every row, and how far the second nearest is."""
-
-    labels_B: torch.Tensor
-    sq_distances_B: torch.Tensor
-    second_sq_distances_B: torch.Tensor
-    """Of a row that was certain: to the second best of the screening. Infinite if k is 1."""
-
-
-def default_tile(n_features: int, dtype: torch.dtype) -> Tile:
-    """What is taken where nothing has been tuned, for centroids of `dtype`."""
-    if n_features <= MAX_RESIDENT_D[dtype]:
-        return Tile()
-    return Tile(centroids=128, fold=4, stages=3)
-
-
-def padded_features(n_features: int, dtype: torch.dtype) -> int:
-    """Features that a row is padded to on its way to the tensor cores."""
-    if n_features > MAX_RESIDENT_D[dtype]:
-        return -(-n_features // 64) * 64
-    return max(1 << (n_features - 1).bit_length(), 16)
+#: Where assigning and adding up takes one read: with more, registers would not hold the
+#: scores of a tile and the sums (padded), and adding takes thrice the products of assigning.
+MAX_ONE_READ_K, MAX_ONE_READ_D, MAX_ONE_READ_ELEMENTS = 128, 128, 4096
+#: Programs of that kernel, at most; part of what decides the sums' last bits. Two for every
+#: multiprocessor of an H100.
+MAX_SPANS = 264
+#: Rows of its tiles.
+ONE_READ_ROWS = 64
 
 
 class TritonKernel:
     """Triton on `device`, for batches of up to `batch_rows` rows and `k` centroids.
+
+    With `tune` the first batch of many centroids decides which tile is the fastest, unless
+    that is remembered from before; without, or where a `tile` is given, none is timed.
 
     Raises
     ------
@@ -101,6 +87,8 @@ class TritonKernel:
         device: torch.device,
         precision: str = "exact",
         tile: Tile | None = None,
+        *,
+        tune: bool = False,
     ) -> None:
         if not 1 <= k <= 16 << MAX_INDEX_BITS:
             raise InputError(f"kernel triton takes 1 to {16 << MAX_INDEX_BITS:,} clusters, not {k}")
@@ -111,6 +99,9 @@ class TritonKernel:
         if dtype not in MAX_RESIDENT_D:
             raise InputError(f"kernel triton takes float32 or float64 centroids, not {dtype}")
         self._k, self._dtype, self._tile = k, dtype, tile
+        self.stored_dtypes = STORED if dtype == torch.float32 else ()
+        self._tunes = tune and tile is None and k >= LEAST_TUNED_K and device.type == "cuda"
+        self._precision = precision
         self._exact = precision == "exact"
         self._batch_rows = batch_rows
         # Largest element, length and relative residual of the centroids; length of the queue.
@@ -138,12 +129,15 @@ class TritonKernel:
         labels_B, sq_distances_B, _ = self._assign(x_BD, centroids_KD, two=False)
         return Assignment(labels_B, sq_distances_B)
 
-    def assign_two(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> TwoNearest:
-        """Nearest centroid of each row, and squared distances to it and to the second nearest."""
-        labels_B, sq_distances_B, second_B = self._assign(x_BD, centroids_KD, two=True)
+    def assign_two(
+        self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> TwoNearest:
+        """The two nearest centroids of each row; see `Kernel`."""
+        del sq_norms_B
+        results = self._assign(x_BD, centroids_KD, two=self._k > 1)
         if self._k == 1:
-            second_B.fill_(torch.inf)
-        return TwoNearest(labels_B, sq_distances_B, second_B)
+            return TwoNearest(*results[:2], torch.full_like(results[1], torch.inf))
+        return TwoNearest(*results)
 
     def accumulate(
         self,
@@ -157,7 +151,7 @@ class TritonKernel:
         n_rows, n_features = x_BD.shape
         if n_rows == 0:
             return
-        x_BD = x_BD if x_BD.stride(1) == 1 else x_BD.contiguous()
+        x_BD = _with_dense_rows(x_BD)
         # Radix sorting takes as many passes as a key has bytes.
         key = torch.int16 if len(sums_KD) < 2**15 else torch.int32
         sorted_B, order_B = torch.sort(labels_B.to(key), stable=True)
@@ -175,6 +169,29 @@ class TritonKernel:
                 CHUNK=CHUNK, BLOCK_C=16, BLOCK_D=block_d, num_warps=1, **OPTIONS,
             )  # fmt: skip
 
+    def step(
+        self,
+        rows: Rows,
+        centroids_KD: torch.Tensor,
+        *,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> Assignment:
+        """Assign rows and add them up, in one read if sums fit on the chip; see `Kernel`."""
+        if not fits_one_read(self._k, rows.x_BD.shape[1], self._dtype):
+            return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
+        self._check(rows.x_BD, centroids_KD)
+        x_BD, centroids_KD = _with_dense_rows(rows.x_BD), centroids_KD.contiguous()
+        n_rows = len(x_BD)
+        labels_B = torch.empty(n_rows, dtype=torch.int64, device=x_BD.device)
+        sq_distances_B = torch.empty(n_rows, dtype=self._dtype, device=x_BD.device)
+        if n_rows > 0:
+            with torch.cuda.device_of(x_BD):
+                self._one_read(
+                    x_BD, rows, centroids_KD, labels_B, sq_distances_B, sums_KD, counts_K
+                )
+        return Assignment(labels_B, sq_distances_B)
+
     # ---- parts of assign ----------------------------------------------------
 
     def _assign(
@@ -187,23 +204,42 @@ class TritonKernel:
         second_B = torch.empty_like(sq_distances_B) if two else sq_distances_B
         if n_rows == 0:
             return labels_B, sq_distances_B, second_B
-        x_BD = x_BD if x_BD.stride(1) == 1 else x_BD.contiguous()
+        x_BD = _with_dense_rows(x_BD)
         centroids_KD = centroids_KD.contiguous()
         padded_d = padded_features(n_features, self._dtype)
-        tile = self._tile or default_tile(n_features, self._dtype)
+        tile = TWO_TILE if two else self._tile_for(x_BD, centroids_KD)
         results = (labels_B, sq_distances_B, second_B)
         with torch.cuda.device_of(x_BD):
-            rounded = self._round_centroids(centroids_KD, padded_d, tile)
+            rounded = self._round_centroids(centroids_KD, padded_d, tile.centroids)
             self._screen(x_BD, centroids_KD, rounded, results, padded_d, tile, two=two)
             if self._exact:
                 settle_kernel[(self._n_settlers,)](
                     x_BD, x_BD.stride(0), centroids_KD, *results, self._queue, self._about[3:],
                     self._k, n_features,
-                    KEPT_N=tile.centroids // tile.fold, BLOCK_K=16, STEP_D=32,
-                    N_LISTED=N_LISTED, SECOND=two, num_warps=4, **OPTIONS,
+                    BLOCK_N=tile.centroids, KEPT_N=tile.centroids // tile.fold, BLOCK_K=16,
+                    BLOCK_D=32, STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED,
+                    WIDE=WIDE[self._dtype], SECOND=two, num_warps=4, **OPTIONS,
                 )  # fmt: skip
                 self._n_rechecked += self._about[3]
         return results
+
+    def _tile_for(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> Tile:
+        """The tile that was given, or tuned by the first batch (which waits for the device)."""
+        if self._tunes and self._tile is None:
+            key = key_of(x_BD.device, x_BD.dtype, x_BD.shape[1], self._k, self._dtype)
+
+            def seconds(tile: Tile) -> float | None:
+                trial = TritonKernel(
+                    len(x_BD), self._k, self._dtype, x_BD.device, self._precision, tile
+                )
+                no_norms_B = x_BD.new_empty(0)
+                return seconds_of(lambda: trial.assign(x_BD, no_norms_B, centroids_KD))
+
+            with torch.cuda.device_of(x_BD):
+                self._tile = tuned_tile(
+                    cache_folder(), key, x_BD.shape[1], self._k, self._dtype, seconds
+                )
+        return self._tile or default_tile(x_BD.shape[1], self._k, self._dtype)
 
     def _check(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
         """Refuse what the device code would read out of bounds, or misread."""
@@ -212,11 +248,10 @@ class TritonKernel:
                 f"centroids must be {self._k} x {x_BD.shape[1]}, {self._dtype}, for these rows; "
                 f"they are {tuple(centroids_KD.shape)}, {centroids_KD.dtype}"
             )
-        stored = STORED if self._dtype == torch.float32 else ()
-        if x_BD.dtype not in (self._dtype, *stored):
+        taken = (self._dtype, *self.stored_dtypes)
+        if x_BD.dtype not in taken:
             raise InputError(
-                f"rows must be one of {(self._dtype, *stored)} beside {self._dtype} centroids, "
-                f"not {x_BD.dtype}"
+                f"rows must be one of {taken} beside {self._dtype} centroids, not {x_BD.dtype}"
             )
         if len(x_BD) > self._batch_rows:
             raise InputError(
@@ -225,11 +260,11 @@ class TritonKernel:
             )
 
     def _round_centroids(
-        self, centroids_KD: torch.Tensor, padded_d: int, tile: Tile
+        self, centroids_KD: torch.Tensor, padded_d: int, block_k: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Centroids as scaled float16, their squared lengths, and what that cost."""
         n_features = centroids_KD.shape[1]
-        padded_k = triton.cdiv(self._k, tile.centroids) * tile.centroids
+        padded_k = triton.cdiv(self._k, block_k) * block_k
         c16 = self._buffer("c16", padded_k * padded_d, torch.float16)
         c_sq = self._buffer("c_sq", padded_k, torch.float32)
         about = self._about.view(torch.float32)
@@ -256,7 +291,7 @@ class TritonKernel:
         two: bool,
     ) -> None:
         n_rows, n_features = x_BD.shape
-        wide = tl.float64 if self._dtype == torch.float64 else tl.float32
+        wide = WIDE[self._dtype]
         is_resident = n_features <= MAX_RESIDENT_D[self._dtype]
         x16 = x_about = rounded[1]
         if not is_resident:
@@ -267,7 +302,7 @@ class TritonKernel:
                 BLOCK_M=16, BLOCK_D=64, WIDE=wide, **OPTIONS,
             )  # fmt: skip
         n_tiles = triton.cdiv(self._k, tile.centroids)
-        index_bits = (n_tiles * tile.fold - 1).bit_length()
+        index_bits = (n_tiles - 1).bit_length()
         screen_kernel[(triton.cdiv(n_rows, tile.rows),)](
             x_BD, x_BD.stride(0), x16, x_about, centroids_KD, *rounded, *results,
             self._queue, self._about[3:],
@@ -280,9 +315,71 @@ class TritonKernel:
             num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
         )  # fmt: skip
 
+    def _one_read(
+        self,
+        x_BD: torch.Tensor,
+        rows: Rows,
+        centroids_KD: torch.Tensor,
+        labels_B: torch.Tensor,
+        sq_distances_B: torch.Tensor,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> None:
+        (n_rows, n_features), k = x_BD.shape, self._k
+        block_k, block_d = padded_features(k, self._dtype), padded_features(n_features, self._dtype)
+        c16, c_sq, about = self._round_centroids(centroids_KD, block_d, block_k)
+        n_tiles = triton.cdiv(n_rows, ONE_READ_ROWS)
+        span = triton.cdiv(n_tiles, MAX_SPANS) * ONE_READ_ROWS
+        n_spans = triton.cdiv(n_rows, span)
+        span_sums = self._buffer("span_sums", MAX_SPANS * k * n_features, torch.float32)
+        span_counts = self._buffer("span_counts", MAX_SPANS * k, torch.int32)
+        shares_B, left_out_B = rows.shares_B, rows.left_out_B
+        # As they are stored rows fit one term; times their shares they are float32.
+        n_terms = 1 if shares_B is None and x_BD.dtype in STORED else 3
+        term = tl.float16 if n_terms == 1 and x_BD.dtype == torch.float16 else tl.bfloat16
+        if x_BD.device.type == "cpu":
+            term = tl.float32  # Triton's interpreter multiplies bfloat16 wrongly.
+        one_read_kernel[(n_spans,)](
+            x_BD, x_BD.stride(0), centroids_KD, c16, c_sq, about,
+            c_sq if shares_B is None else shares_B,
+            c_sq if left_out_B is None else left_out_B.view(torch.uint8),
+            labels_B, sq_distances_B, span_sums, span_counts, self._n_rechecked,
+            n_rows, k, n_features, block_d, span,
+            BLOCK_M=ONE_READ_ROWS, BLOCK_K=block_k, BLOCK_C=16, BLOCK_D=block_d,
+            TERM=term, N_TERMS=n_terms,
+            HAS_SHARES=shares_B is not None, HAS_LEFT_OUT=left_out_B is not None,
+            ZEROS_FIRST=rows.zeros_first,
+            EXACT=self._exact, num_warps=one_read_warps(block_k * block_d), **OPTIONS,
+        )  # fmt: skip
+        add_spans_kernel[(triton.cdiv(k * n_features, 128),)](
+            span_sums, span_counts, sums_KD, counts_K, n_spans, k, n_features,
+            BLOCK_S=16, BLOCK_E=128, num_warps=4, **OPTIONS,
+        )  # fmt: skip
+
     def _buffer(self, name: str, n_elements: int, dtype: torch.dtype) -> torch.Tensor:
         """Scratch memory, made on first use and kept."""
         key = (name, n_elements)
         if key not in self._buffers:
             self._buffers[key] = torch.empty(n_elements, dtype=dtype, device=self._about.device)
         return self._buffers[key]
+
+
+def fits_one_read(k: int, n_features: int, dtype: torch.dtype) -> bool:
+    """Whether `TritonKernel.step` reads rows once: from what decides sums, and never tuned."""
+    n_elements = padded_features(k, dtype) * padded_features(n_features, dtype)
+    return (
+        dtype == torch.float32
+        and k <= MAX_ONE_READ_K
+        and n_features <= MAX_ONE_READ_D
+        and n_elements <= MAX_ONE_READ_ELEMENTS
+    )
+
+
+def one_read_warps(n_elements: int) -> int:
+    """Warps that hold so many sums without spilling registers, as compiled for sm_90."""
+    return 4 if n_elements <= 1024 else 8
+
+
+def _with_dense_rows(x_BD: torch.Tensor) -> torch.Tensor:
+    """The same, or a copy in which the features of a row lie side by side."""
+    return x_BD if x_BD.stride(1) == 1 else x_BD.contiguous()

@@ -25,7 +25,7 @@ def _label_at(labels_ptr, position, n_rows):
     return tl.load(labels_ptr + position, mask=inside, other=-1).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_features"])
+@triton.jit(do_not_specialize=["n_rows"])
 def add_chunks_kernel(
     x_ptr, stride, order_ptr, labels_ptr, sums_ptr, counts_ptr, pieces_ptr, n_rows, n_features,
     CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -69,7 +69,7 @@ def add_chunks_kernel(
         since = tl.where(is_last, position + 1, since)
 
 
-@triton.jit(do_not_specialize=["n_rows", "n_features"])
+@triton.jit(do_not_specialize=["n_rows"])
 def join_kernel(
     labels_ptr, sums_ptr, pieces_ptr, n_rows, n_features,
     CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -13,7 +13,7 @@ from streamkm.runs.devices import describe_kernel
 if TYPE_CHECKING:
     import torch
 
-    from streamkm.config import ResolvedFitConfig
+    from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.kernels import Kernel
 
 __all__ = ["Arithmetic"]
@@ -23,16 +23,19 @@ class Arithmetic:
     """Makes what a run needs of one kernel, and counts the rows that it was given."""
 
     def __init__(
-        self, config: ResolvedFitConfig, asked: str, dtype: torch.dtype, device: torch.device
+        self,
+        config: ResolvedFitConfig,
+        execution: ExecutionConfig,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        """`asked` is what ``--kernel`` says."""
-        self._config, self._asked, self.dtype, self._device = config, asked, dtype, device
-        self.kernel_name = resolve_kernel(asked, device)
+        self._config, self._execution, self.dtype, self._device = config, execution, dtype, device
+        self.kernel_name = resolve_kernel(execution.kernel, device)
         self.n_assigned = 0
         """Rows that were given to the kernel by this attempt."""
 
     def __str__(self) -> str:
-        return describe_kernel(self._asked, self.kernel_name, self._config.precision)
+        return describe_kernel(self._execution.kernel, self.kernel_name, self._config.precision)
 
     def algorithm(self, n_rows: int) -> MiniBatch | Lloyd:
         """What trains on an array of `n_rows`."""
@@ -70,4 +73,5 @@ class Arithmetic:
             self.dtype,
             self._device,
             precision=self._config.precision,
+            tune=self._execution.tune,
         )

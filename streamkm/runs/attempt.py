@@ -244,7 +244,9 @@ class Attempt:
         first, closing = now.cursor, now.cursor.phase == "close"
         workspace_BD = torch.empty(
             (self._config.batch_rows, self._source.spec.n_features),
-            dtype=self._setup.dtype,
+            dtype=scaling.row_dtype(
+                self._setup.stored, self._setup.dtype, algorithm.kernel.stored_dtypes
+            ),
             device=self._device,
         )
         # Readers go from one epoch to the next without a pause.

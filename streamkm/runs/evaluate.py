@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from streamkm.clustering.metrics import ClusterSums
 from streamkm.errors import StreamkmError
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
@@ -41,6 +40,13 @@ class Evaluation:
     weights: list[float] | None = None
     """Sum of the weights of each cluster; None without weights."""
 
+    silhouette: float | None = None
+    """Simplified silhouette, in [0, 1]; None if fewer than two clusters have rows."""
+    calinski_harabasz: float | None = None
+    """As scikit-learn's; None likewise, or if there are no more rows than clusters."""
+    davies_bouldin: float | None = None
+    """As scikit-learn's if centroids are means; None if fewer than two clusters have rows."""
+
     @property
     def inertia_per_row(self) -> float:
         """Inertia by the number of rows, or by their weight."""
@@ -54,6 +60,9 @@ class Evaluation:
             "dropped": self.n_dropped,
             "inertia": self.inertia,
             "inertia_per_row": self.inertia_per_row,
+            "silhouette": self.silhouette,
+            "calinski_harabasz": self.calinski_harabasz,
+            "davies_bouldin": self.davies_bouldin,
             "clusters": len(self.sizes),
             "empty_clusters": self.sizes.count(0),
             "sizes": self.sizes,
@@ -68,6 +77,9 @@ class Evaluation:
             f"inertia          {self.inertia:.9g}",
             f"inertia per row  {self.inertia_per_row:.9g}"
             + ("" if self.weights is None else " (per unit of weight)"),
+            f"silhouette       {_shown(self.silhouette)} (simplified, of distances to centroids)",
+            f"Calinski-Harabasz {_shown(self.calinski_harabasz)}",
+            f"Davies-Bouldin   {_shown(self.davies_bouldin)}",
             f"clusters         {len(self.sizes):,}",
             f"empty clusters   {self.sizes.count(0):,}",
             (
@@ -82,6 +94,10 @@ class Evaluation:
         return "\n".join(lines)
 
 
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.6g}"
+
+
 def evaluate(
     run_dir: Path,
     source: Source,
@@ -91,9 +107,10 @@ def evaluate(
     stop_request: StopRequest,
     weights: Weights | None = None,
 ) -> Evaluation:
-    """Exact inertia and cluster sizes of the run in `run_dir` on `source`.
+    """Inertia, cluster sizes and measures of quality of the run in `run_dir` on `source`.
 
-    Distances are taken as sums of squared differences and added up in float64.
+    One pass. Distances to the nearest centroids are taken as sums of squared differences
+    and added up in float64.
 
     Parameters
     ----------
@@ -114,31 +131,41 @@ def evaluate(
     labelling = Labelling(model, source, execution, weights)
     nan = nan or model.settings["nan"]
     n_rows = source.spec.n_rows
-    sizes_K = torch.zeros(model.k, dtype=torch.int64)
-    weights_K = torch.zeros(model.k, dtype=torch.float64)
-    inertia, n_dropped = 0.0, 0
-    with Progress() as progress, labelling.batches() as batches:
+    found, n_dropped = ClusterSums.empty(model.k, model.n_features), 0
+    with Progress() as progress, labelling.measured() as batches:
         progress.introduce(source)
         progress.say(f"on {labelling.device}, {labelling.kernel}, {labelling.memory}")
         progress.begin("evaluate", n_rows, labelling.times)
-        for batch in batches:
+        for measured in batches:
+            batch = measured.labelled
             if batch.n_dropped and nan == "error":
                 raise non_finite_error(source, batch.n_dropped)
-            # One cluster more takes the label -1 of rows that were dropped.
-            labels_B, sq_distances_B = batch.labels_B + 1, batch.sq_distances_B
-            if batch.weights_B is not None:
-                labels_B = labels_B.masked_fill(batch.weights_B == 0, 0)
-                sq_distances_B = sq_distances_B * batch.weights_B
-                on_host_B = batch.weights_B.cpu()  # Where sums have an order.
-                weights_K += torch.bincount(labels_B.cpu(), on_host_B, model.k + 1)[1:]
-            sizes_K += torch.bincount(labels_B, minlength=model.k + 1).cpu()[1:]
-            inertia += float(sq_distances_B.nansum()) / model.scaling.unit**2
+            labels_B, weights_B = batch.labels_B.cpu(), batch.weights_B
+            if weights_B is not None:
+                weights_B = weights_B.cpu()
+                labels_B = labels_B.masked_fill(weights_B == 0, -1)
+            found.update_(
+                labels_B,
+                batch.sq_distances_B.cpu(),
+                measured.second_sq_distances_B.cpu(),
+                measured.sums_KD.cpu(),
+                weights_B,
+            )
             n_dropped += batch.n_dropped
-            progress.advance(len(batch.labels_B))
+            progress.advance(len(labels_B))
             if progress.is_due():
                 progress.report({})
             if stop_request.signal_name is not None:
                 raise StreamkmError(f"stopped by {stop_request.signal_name}; nothing was written")
         progress.say(labelling.times.summary())
-    of_clusters = None if weights is None else weights_K.tolist()
-    return Evaluation(int(sizes_K.sum()), n_dropped, inertia, sizes_K.tolist(), of_clusters)
+    centroids_KD = labelling.centroids_KD.cpu()
+    return Evaluation(
+        int(found.sizes_K.sum()),
+        n_dropped,
+        found.inertia / model.scaling.unit**2,
+        found.sizes_K.tolist(),
+        None if weights is None else found.masses_K.tolist(),
+        found.simplified_silhouette(),
+        found.calinski_harabasz(centroids_KD),
+        found.davies_bouldin(centroids_KD),
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from streamkm.clustering.minibatch import nearest
+from streamkm.clustering.minibatch import nearest, nearest_two, sums_by_label
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["LabelledBatch", "Labelling"]
+__all__ = ["LabelledBatch", "Labelling", "MeasuredBatch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,17 @@ class LabelledBatch:
     n_dropped: int
     weights_B: torch.Tensor | None = None
     """Weights of the rows, float64, 0 for those that are not finite; None without weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredBatch:
+    """What `Labelling.measured` says of consecutive rows."""
+
+    labelled: LabelledBatch
+    second_sq_distances_B: torch.Tensor
+    """Squared distances to the second nearest centroid; infinite if there is one only."""
+    sums_KD: torch.Tensor
+    """Sum of the rows of each cluster, times their weights, float64."""
 
 
 class Labelling:
@@ -87,22 +98,33 @@ class Labelling:
             shift_D=model.scaling.shift_D.to(self.device),
             factor_D=model.scaling.factor_D.to(self.device),
         )
-        self.arithmetic = make_kernel(execution.kernel, batch_rows, model.k, dtype, self.device)
-        self.kernel = describe_kernel(execution.kernel, self.arithmetic.name)
-        self._workspace_BD = torch.empty(
-            (batch_rows, spec.n_features), dtype=dtype, device=self.device
+        self.arithmetic = make_kernel(
+            execution.kernel, batch_rows, model.k, dtype, self.device, tune=execution.tune
         )
+        self.kernel = describe_kernel(execution.kernel, self.arithmetic.name)
+        taken = self.arithmetic.stored_dtypes
+        self._row_dtype = self._scaling.row_dtype(stored, dtype, taken)
         self.times = StageTimes()
 
     @contextmanager
     def batches(self, start_row: int = 0) -> Iterator[Iterator[LabelledBatch]]:
         """Every batch from the one that holds `start_row` on, in the order of the rows."""
-        with self.prepared(start_row) as batches:
+        with self._prepared(start_row, self._row_dtype) as batches:
             yield (self._label(start, batch) for start, batch in batches)
 
     @contextmanager
     def prepared(self, start_row: int = 0) -> Iterator[Iterator[tuple[int, Batch]]]:
-        """The same without labels: number of the first row, and rows ready for a kernel."""
+        """The same without labels: number of the first row, and rows in the scaled space."""
+        with self._prepared(start_row, self.centroids_KD.dtype) as batches:
+            yield batches
+
+    @contextmanager
+    def _prepared(
+        self, start_row: int, dtype: torch.dtype
+    ) -> Iterator[Iterator[tuple[int, Batch]]]:
+        workspace_BD = torch.empty(
+            (self._plan.batch_rows, self._source.spec.n_features), dtype=dtype, device=self.device
+        )
         first = self._plan.batch_at(start_row)
         windows = self._plan.windows(0, first)
         self.times = StageTimes()
@@ -113,17 +135,33 @@ class Labelling:
             yield (
                 (
                     window.window.reads[0].start + rows.start,
-                    self._scaling.prepare(window.x_ND, rows, self._workspace_BD, window.weights_N),
+                    self._scaling.prepare(window.x_ND, rows, workspace_BD, window.weights_N),
                 )
                 for window in on_device
                 for _, rows in window.batches(first)
                 if isinstance(rows, slice)  # always, where rows are read in sequence
             )
 
+    @contextmanager
+    def measured(self) -> Iterator[Iterator[MeasuredBatch]]:
+        """Every batch with the distances to the second nearest centroids, and sums."""
+        with self._prepared(0, self._row_dtype) as batches:
+            yield (self._measure(start, batch) for start, batch in batches)
+
+    def _measure(self, start_row: int, batch: Batch) -> MeasuredBatch:
+        labels_B, _, second_B = nearest_two(
+            self.arithmetic, batch, self.centroids_KD, spherical=self._is_spherical
+        )
+        sums_KD = sums_by_label(self.arithmetic, batch, labels_B, self.centroids_KD)
+        return MeasuredBatch(self._labelled(start_row, batch, labels_B), second_B, sums_KD)
+
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
         labels_B, _ = nearest(
             self.arithmetic, batch, self.centroids_KD, spherical=self._is_spherical
         )
+        return self._labelled(start_row, batch, labels_B)
+
+    def _labelled(self, start_row: int, batch: Batch, labels_B: torch.Tensor) -> LabelledBatch:
         sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self.centroids_KD)
         n_dropped = 0
         if batch.dropped_B is not None:

@@ -256,7 +256,7 @@ class Prober:
         state = KMeansState(**{name: held.clone() for name, held in state.tensors().items()})
         workspace_BD = torch.empty(
             (setup.config.batch_rows, setup.source.spec.n_features),
-            dtype=setup.dtype,
+            dtype=self.scaling.row_dtype(setup.stored, setup.dtype, algorithm.kernel.stored_dtypes),
             device=setup.device,
         )
 

@@ -40,6 +40,8 @@ class FitSetup:
     plan: Plan
     seeding_plan: SeedingPlan
     memory: MemoryPlan
+    stored: torch.dtype
+    """In which rows arrive."""
     dtype: torch.dtype
     """In which distances are taken."""
     given_KD: np.ndarray | None
@@ -74,7 +76,7 @@ class FitSetup:
             spec, plan, config, on_host=on_host, weighted=weighted, probed=execution.probe
         )
         needed += weights.resident_bytes if weights is not None else 0
-        empty = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype)
+        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         return cls(
             source=source,
             weights=weights,
@@ -86,11 +88,12 @@ class FitSetup:
                 spec.n_rows, spec.n_features, config.k, config.init, config.n_init
             ),
             memory=plan_memory(spec, plan, execution, fixed_bytes=needed, weighted=weighted),
-            dtype=compute_dtype(empty.dtype),
+            stored=stored,
+            dtype=compute_dtype(stored),
             # Before any pass over the data, so that a file of another shape costs nothing.
             given_KD=first_centroids(config, spec.n_features, given_KD),
         )
 
     def arithmetic(self) -> Arithmetic:
         """A kernel, and the algorithms that it works for."""
-        return Arithmetic(self.config, self.execution.kernel, self.dtype, self.device)
+        return Arithmetic(self.config, self.execution, self.dtype, self.device)

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from streamkm.kernels import Rows
+
 if TYPE_CHECKING:
     from streamkm.kernels import Assignment, Kernel
 
@@ -70,7 +72,7 @@ def normal(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tenso
 class KernelContract:
     """Subclasses give a fixture `make` -> `MakeKernel`, and may override `device`."""
 
-    many_features = 16384
+    many_features, flat_rows = 16384, 100
     """Fewer where a kernel is interpreted."""
 
     @pytest.fixture
@@ -114,8 +116,11 @@ class KernelContract:
         levels = np.random.default_rng(5).uniform(0.5, 1.5, (2, 100)).astype(np.float32)
         x_BD, c_KD = (torch.from_numpy(level).to(device)[:, None] for level in levels)
         d = self.many_features
-        x_BD, c_KD = x_BD.expand(100, d).contiguous(), c_KD[:64].expand(64, d).contiguous()
-        expected = np.abs(levels[0][:, None] - levels[1][None, :64]).argmin(axis=1)
+        x_BD, c_KD = (
+            x_BD[: self.flat_rows].expand(-1, d).contiguous(),
+            c_KD[:64].expand(64, d).contiguous(),
+        )
+        expected = np.abs(levels[0][: self.flat_rows, None] - levels[1][None, :64]).argmin(axis=1)
         assert self.assign(make, x_BD, c_KD).labels_B.tolist() == expected.tolist()
 
     # Breaks when clamping is forgotten: rows on a centroid come out at -1e-6.
@@ -184,6 +189,84 @@ class KernelContract:
         self.sums(make, x_BD, labels_B, 7)
         for tensor, same in zip((x_BD, norms_B, c_KD), before, strict=True):
             assert torch.equal(tensor, same)
+
+    # ---- two nearest ------------------------------------------------------
+
+    # Breaks when the second is the nearest of another tile, or that of a row in doubt is lost.
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(("b", "k", "d"), [(33, 1, 3), (70, 2, 1), (40, 5, 17), (60, 150, 3)])
+    def test_distances_to_the_two_nearest(self, make, device, b, k, d, dtype) -> None:
+        x_BD = normal(b, d, dtype=dtype, device=device)
+        c_KD = normal(k, d, dtype=dtype, device=device)
+        x_BD[0] = c_KD[-1]
+        c_KD[k // 2] = c_KD[0]
+        kernel = make(b, k, dtype, device)
+        labels_B, first_B, second_B = kernel.assign_two(x_BD, sq_norms(x_BD), c_KD)
+        exact_BK, bound_B = exact_sq_distances(x_BD, c_KD), error_bound(x_BD, c_KD)
+        assert labels_B.tolist() == exact_BK.argmin(axis=1).tolist()
+        assert first_B.dtype == second_B.dtype == dtype
+        exact_BK = np.sort(exact_BK, axis=1)
+        assert (np.abs(first_B.cpu().double().numpy() - exact_BK[:, 0]) <= bound_B).all()
+        if k == 1:
+            assert second_B.isinf().all()
+        else:
+            assert (np.abs(second_B.cpu().double().numpy() - exact_BK[:, 1]) <= bound_B).all()
+
+    # ---- step -------------------------------------------------------------
+
+    # Breaks when a row left out is counted, a share is rounded or forgotten, or a row in
+    # doubt is added to the cluster that it was screened for.
+    @pytest.mark.parametrize("has_shares", [False, True])
+    @pytest.mark.parametrize(("b", "k", "d"), [(1, 1, 1), (150, 5, 3), (70, 33, 17), (5, 300, 2)])
+    def test_a_step_assigns_and_adds(self, make, device, b, k, d, has_shares) -> None:
+        draws = np.random.default_rng((b, k, d))
+        x_BD = torch.from_numpy(draws.integers(-255, 256, (b, d))).to(device).float()
+        # Half a unit between neighbours: many rows are as far from two centroids.
+        c_KD = torch.from_numpy(draws.integers(-60, 60, (k, d)) * 4 + 0.5).to(device).float()
+        shares = 2.0 ** draws.integers(-2, 3, b) if has_shares else np.ones(b)
+        left_out = draws.random(b) < 0.2
+        x_BD[-1], left_out[-1] = 0, False
+        rows = Rows(
+            x_BD,
+            sq_norms(x_BD),
+            torch.from_numpy(shares).to(device).float() if has_shares else None,
+            torch.from_numpy(left_out).to(device),
+            zeros_first=has_shares,
+        )
+        sums_KD = torch.full((k + 1, d), 3.0, device=device)
+        counts_K = torch.full((k + 1,), 7, device=device)
+        kernel = make(b, k, torch.float32, device)
+        labels_B, distances_B = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
+        exact_BK = exact_sq_distances(x_BD, c_KD)
+        labels = exact_BK.argmin(axis=1)
+        labels[(x_BD == 0).all(dim=1).cpu().numpy() & has_shares] = 0
+        assert labels_B.tolist() == labels.tolist()
+        kept = (np.abs(distances_B.cpu().numpy() - exact_BK[np.arange(b), labels])
+                <= error_bound(x_BD, c_KD))  # fmt: skip
+        assert kept[:-1].all()
+        expected = np.full((k, d), 3.0)
+        counted = ~left_out
+        weighted = x_BD.cpu().double().numpy() * shares[:, None]
+        np.add.at(expected, labels[counted], weighted[counted])
+        assert np.array_equal(sums_KD[:k].cpu().double().numpy(), expected)
+        sizes = np.bincount(labels[counted], minlength=k)
+        assert counts_K[:k].tolist() == (7 + sizes).tolist()
+
+    # Breaks when the three terms that rows are split in lose a digit.
+    def test_a_step_adds_up_in_float32_at_least(self, make, device) -> None:
+        x_BD = normal(300, 5, dtype=torch.float32, device=device) * 10.0 ** torch.arange(
+            -12, 13, 6, device=device
+        )
+        c_KD, counts_K = x_BD[:3].clone(), torch.zeros(4, dtype=torch.int64, device=device)
+        sums_KD = torch.zeros((4, 5), device=device)
+        kernel = make(300, 3, torch.float32, device)
+        rows = Rows(x_BD, sq_norms(x_BD))
+        labels_B, _ = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
+        exact, sizes = torch.zeros((3, 5)).double(), torch.zeros((3, 5)).double()
+        exact.index_add_(0, labels_B.cpu(), x_BD.cpu().double())
+        sizes.index_add_(0, labels_B.cpu(), x_BD.cpu().double().abs())
+        error = (sums_KD[:3].cpu().double() - exact).abs()
+        assert (error <= 2 * 300**0.5 * torch.finfo(torch.float32).eps / 2 * sizes).all()
 
     # ---- accumulate ---------------------------------------------------------
 

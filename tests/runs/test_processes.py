@@ -80,7 +80,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
         )  # fmt: skip
         saved = set(steps_saved(killed)) if attempt else set()
         # Before anything is saved, then after so many more checkpoints.
-        wanted = 0 if attempt == 0 else rng.randint(3, 14)
+        wanted = 0 if attempt == 0 else rng.randint(8, 30)
 
         def is_time(saved=saved, wanted=wanted):
             new = [step for step in steps_saved(killed) if step > max(saved, default=-1)]

@@ -541,7 +541,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     file = chunk_files(tmp_path)[1]
     file.unlink()
     file.mkdir()
-    with pytest.raises(ReadError, match=r"Is a directory.*chunk c/1/0"):
+    with pytest.raises(ReadError, match=r"is no regular file.*chunk c/1/0"):
         read(opened(tmp_path), 0, 100)
 
 

@@ -25,6 +25,7 @@ struct AssignJob {
     int64_t n_rows, n_features, k;
     T rounding;    // error of a score, as a share of (|x| + |c|)^2
     T longest_sq;  // squared length of the longest centroid, found on the way
+    T* second_sq_distances;  // n_rows, or null: the same for the second least score
 };
 
 // Sums of rows by their labels.

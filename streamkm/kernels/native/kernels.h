@@ -218,6 +218,10 @@ int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
             !(seconds[row - start] > score + slack(job, sq_norm, sq_distance));
         job.sq_distances[row] = sq_distance;
         job.uncertain[row] = is_uncertain;
+        if (job.second_sq_distances) {
+            const T second = seconds[row - start] + sq_norm;
+            job.second_sq_distances[row] = second > 0 ? second : T(0);
+        }
         n_uncertain += is_uncertain;
     }
     return n_uncertain;

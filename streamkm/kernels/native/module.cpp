@@ -260,6 +260,7 @@ struct AssignArguments {
     long long n_rows, n_features, k;
     double rounding;
     int rechecks, n_threads;
+    unsigned long long second_sq_distances = 0;
 };
 
 template <class T>
@@ -268,17 +269,18 @@ int64_t assign_from(const InstructionSet& set, const AssignArguments& given) {
                      at<T>(given.packed),   at<T>(given.c_sq),     at<int64_t>(given.labels),
                      at<T>(given.sq_distances),   at<bool>(given.uncertain),
                      given.n_rows,          given.n_features,      given.k,
-                     static_cast<T>(given.rounding), 0};
+                     static_cast<T>(given.rounding), 0,    at<T>(given.second_sq_distances)};
     return assign(functions_of<T>(set), job, given.rechecks, given.n_threads);
 }
 
 PyObject* py_assign(PyObject*, PyObject* args) {
     int set, is_double;
     AssignArguments given;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdpi", &set, &is_double, &given.x, &given.sq_norms,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdpi|K", &set, &is_double, &given.x, &given.sq_norms,
                           &given.centroids, &given.packed, &given.c_sq, &given.labels,
                           &given.sq_distances, &given.uncertain, &given.n_rows, &given.n_features,
-                          &given.k, &given.rounding, &given.rechecks, &given.n_threads)) {
+                          &given.k, &given.rounding, &given.rechecks, &given.n_threads,
+                          &given.second_sq_distances)) {
         return nullptr;
     }
     int64_t n_uncertain;

@@ -1,0 +1,134 @@
+"""How good a clustering is, from sums over one pass: no row is looked at twice, or kept.
+
+Everything is in the scaled space, and weighted where rows have weights. What the
+measures need of a cluster is its number of rows, their sum, and sums of what the kernel
+says of them: distances to the nearest and second nearest centroid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["ClusterSums"]
+
+#: Distances between centroids that are made at once.
+TILE_ELEMENTS = 1 << 22
+
+
+@dataclass
+class ClusterSums:
+    """What a pass gathers about each cluster, on the host, float64 but for the sizes."""
+
+    sizes_K: torch.Tensor
+    """Rows; those of weight 0 count for nothing. int64."""
+    masses_K: torch.Tensor
+    """Their weight; their number without weights."""
+    sums_KD: torch.Tensor
+    """Sum of the rows."""
+    sq_distances_K: torch.Tensor
+    """Sum of their squared distances to the centroid."""
+    distances_K: torch.Tensor
+    """Sum of their distances to it."""
+    silhouettes_K: torch.Tensor
+    """Sum of ``(b - a) / b`` with a, b the distances to the nearest and second nearest."""
+
+    @classmethod
+    def empty(cls, k: int, n_features: int) -> ClusterSums:
+        """Sums of no rows."""
+        zeros_FK = torch.zeros((4, k), dtype=torch.float64)
+        sums_KD = torch.zeros((k, n_features), dtype=torch.float64)
+        return cls(torch.zeros(k, dtype=torch.int64), zeros_FK[0], sums_KD, *zeros_FK[1:])
+
+    def update_(
+        self,
+        labels_B: torch.Tensor,
+        sq_distances_B: torch.Tensor,
+        second_sq_distances_B: torch.Tensor,
+        sums_KD: torch.Tensor,
+        weights_B: torch.Tensor | None,
+    ) -> None:
+        """Add the rows of a batch, -1 the label of those that count for nothing.
+
+        All on the host, where sums have an order; `sums_KD` holds the batch's own sums.
+        """
+        counted_B = labels_B >= 0
+        labels_B = labels_B[counted_B]
+        sq_B = sq_distances_B[counted_B].double()
+        distances_B = sq_B.sqrt()
+        # The two come of different sums: rounding may exchange them.
+        second_B = torch.maximum(second_sq_distances_B[counted_B].double().sqrt(), distances_B)
+        silhouettes_B = torch.where(second_B > 0, (second_B - distances_B) / second_B, 0)
+        # One centroid: there is no second.
+        silhouettes_B.masked_fill_(second_B.isinf(), 0)
+        mass_B = torch.ones_like(sq_B) if weights_B is None else weights_B[counted_B]
+        k = len(self.sizes_K)
+        self.sizes_K += torch.bincount(labels_B, minlength=k)
+        for total_K, values_B in (
+            (self.masses_K, torch.ones_like(sq_B)),
+            (self.sq_distances_K, sq_B),
+            (self.distances_K, distances_B),
+            (self.silhouettes_K, silhouettes_B),
+        ):
+            total_K += torch.bincount(labels_B, values_B * mass_B, k)
+        self.sums_KD += sums_KD
+
+    @property
+    def inertia(self) -> float:
+        """Sum of the squared distances of rows to their nearest centroids."""
+        return float(self.sq_distances_K.sum())
+
+    def simplified_silhouette(self) -> float | None:
+        """Mean over rows of ``(b - a) / max(a, b)``; None with fewer than two clusters of rows.
+
+        a and b are the distances to the nearest and the second nearest centroid (Hruschka,
+        de Castro and Campello 2004; Vendramin, Campello and Hruschka 2010). As there, the
+        only row of a cluster counts as 0.
+        """
+        if int((self.sizes_K > 0).sum()) < 2:
+            return None
+        total = self.silhouettes_K[self.sizes_K > 1].sum()
+        return float(total / self.masses_K.sum())
+
+    def calinski_harabasz(self, centroids_KD: torch.Tensor) -> float | None:
+        """Dispersion between clusters by that within them, for their degrees of freedom.
+
+        As scikit-learn's ``calinski_harabasz_score`` (Calinski and Harabasz 1974): about the
+        clusters' means, whether or not the centroids are these. None with fewer than two
+        clusters of rows, or no more rows than clusters.
+        """
+        used_K = self.sizes_K > 0
+        n_clusters, mass = int(used_K.sum()), float(self.masses_K.sum())
+        if n_clusters < 2 or mass <= n_clusters:
+            return None
+        masses_K1 = self.masses_K[used_K, None]
+        means_KD = self.sums_KD[used_K] / masses_K1
+        mean_D = self.sums_KD.sum(dim=0) / mass
+        between = float((masses_K1 * (means_KD - mean_D).square()).sum())
+        moved = means_KD - centroids_KD[used_K].double()
+        within = self.inertia - float((masses_K1 * moved.square()).sum())
+        if within <= 0:
+            return 1.0  # scikit-learn's value for clusters of equal rows.
+        return between * (mass - n_clusters) / (within * (n_clusters - 1))
+
+    def davies_bouldin(self, centroids_KD: torch.Tensor) -> float | None:
+        """Mean over clusters of the worst ``(s_i + s_j) / |c_i - c_j|``; less is better.
+
+        s is the mean distance of a cluster's rows to its centroid (Davies and Bouldin 1979).
+        scikit-learn's ``davies_bouldin_score`` where centroids are the means of their
+        clusters. None with fewer than two clusters of rows.
+        """
+        used_K = self.sizes_K > 0
+        centres_UD = centroids_KD[used_K].double()
+        if len(centres_UD) < 2:
+            return None
+        spreads_U = self.distances_K[used_K] / self.masses_K[used_K]
+        worst_U = torch.empty_like(spreads_U)
+        for rows in torch.arange(len(centres_UD)).split(max(TILE_ELEMENTS // len(centres_UD), 1)):
+            apart_TU = torch.cdist(centres_UD[rows], centres_UD)
+            # A cluster is not compared with itself, nor, as in scikit-learn, with its equals.
+            apart_TU.masked_fill_(apart_TU == 0, torch.inf)
+            apart_TU[torch.arange(len(rows)), rows] = torch.inf
+            worst_U[rows] = ((spreads_U[rows, None] + spreads_U) / apart_TU).amax(dim=1)
+        return float(worst_U.mean())

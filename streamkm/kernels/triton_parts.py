@@ -1,0 +1,136 @@
+"""Device code that several kernels share: scaling, reading rows, distances, bounds on rounding."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "AMAX",
+    "FAR",
+    "NORM",
+    "RESIDUAL",
+    "SUBNORMAL",
+    "is_before",
+    "is_clear",
+    "load_rows",
+    "raise_to",
+    "round_rows",
+    "scale_for",
+    "score_limit",
+    "sq_distances",
+    "sum_features",
+]
+
+#: A score that no centroid has; finite, so that a tile number in it makes no NaN.
+FAR = tl.constexpr(3.0e38)
+#: Scores in units of the scaled centroids that underflow may have cost.
+FLOOR = tl.constexpr(2.0**-80)
+#: Rounding one element that is subnormal in float16.
+SUBNORMAL = tl.constexpr(2.0**-25)
+#: Error of one addition by a tensor core, which cuts off instead of rounding.
+ADD_EPS = tl.constexpr(2.0**-23)
+
+#: Where `measure_kernel` and `round_kernel` leave what screening needs to know.
+AMAX, NORM, RESIDUAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
+@triton.jit
+def scale_for(amax):
+    """The power of two that brings `amax` (float32) to [2^14, 2^15), as far as float32 goes."""
+    exponent = (amax.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    return (tl.minimum(tl.maximum(268 - exponent, 1), 254) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def raise_to(ptr, value):
+    """Maximum of what is at `ptr` and the non-negative float `value`: integers in its order."""
+    tl.atomic_max(ptr.to(tl.pointer_type(tl.int32)), value.to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def load_rows(x_ptr, stride, rows, n_rows, d, n_features, WIDE: tl.constexpr):
+    """Features `d` of some rows, widened; zeros beyond both ends."""
+    inside = (rows < n_rows)[:, None] & (d < n_features)[None, :]
+    x = tl.load(x_ptr + rows.to(tl.int64)[:, None] * stride + d[None, :], mask=inside, other=0)
+    return x.to(WIDE)
+
+
+@triton.jit
+def round_rows(x, scale):
+    """Scaled rows, the same rounded to float16, and what that lost."""
+    scaled = x * scale.to(x.dtype)[:, None]
+    rounded = scaled.to(tl.float16)
+    return scaled.to(tl.float32), rounded, (scaled - rounded.to(x.dtype)).to(tl.float32)
+
+
+@triton.jit
+def score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, pack_eps, padded_d):
+    """The score up to which a centroid may be the nearest, given the least one.
+
+    By Cauchy-Schwarz ``|x.c - x'.c'| <= |x - x'||c| + |x'||c - c'|``. No centroid
+    longer than the row and its distance together can be the nearest, so that one
+    far away does not make every row uncertain. (The factors above 1 are for
+    rounding in here.)
+    """
+    add = ADD_EPS * (padded_d + 16).to(tl.float32)
+    floor = SUBNORMAL * tl.sqrt(padded_d.to(tl.float32))
+    relative = tl.load(about_ptr + RESIDUAL)
+    x_reach = x_norm + x_lost
+    per_length = tl.abs(mult) * (x_lost + x_reach * (relative + add))
+    fixed = tl.abs(mult) * x_reach * floor + pack_eps * tl.abs(least) + FLOOR
+    own = per_length * c_norm + add * c_norm * c_norm + fixed
+    in_units_of_c = 0.5 * tl.abs(mult) * x_norm
+    sq_distance = tl.maximum(least + own + in_units_of_c * in_units_of_c, 0.0)
+    reach = 1.001 * (in_units_of_c + tl.sqrt(sq_distance))
+    longest = tl.minimum(reach, tl.load(about_ptr + NORM))
+    other = per_length * longest + add * longest * longest + fixed
+    return least + 1.02 * (1.0 + 4.0 * pack_eps) * (own + other)
+
+
+@triton.jit
+def sq_distances(
+    x_ptr, stride, c_ptr, rows, ids, n_rows, n_features, WIDE: tl.constexpr, STEP_D: tl.constexpr
+):
+    """Sum of squared differences of each row and one centroid of its own.
+
+    Added up in an order that neither the shape of the tile nor its layout changes, so that
+    the bits of a distance depend on the row and the centroid alone.
+    """
+    total = tl.zeros((ids.shape[0], STEP_D), WIDE)
+    for start in range(0, n_features, STEP_D):
+        d = start + tl.arange(0, STEP_D)
+        x = load_rows(x_ptr, stride, rows, n_rows, d, n_features, WIDE)
+        c = load_rows(c_ptr, n_features, ids, 2147483647, d, n_features, WIDE)
+        difference = x - c
+        total = tl.fma(difference, difference, total)
+    return sum_features(total)
+
+
+@triton.jit
+def sum_features(total):
+    """Sum of each row: of each two neighbours, then each two of those sums, and so on."""
+    for _ in tl.static_range(7):
+        if total.shape[1] > 1:
+            left, right = tl.split(tl.reshape(total, (total.shape[0], total.shape[1] // 2, 2)))
+            total = left + right
+    return tl.reshape(total, (total.shape[0],))
+
+
+@triton.jit
+def is_before(sq, label, other_sq, other):
+    """Whether one centroid is nearer than another, or as near and of a lower index."""
+    return (sq < other_sq) | ((sq == other_sq) & (label < other))
+
+
+@triton.jit
+def is_clear(least, others, n_features, WIDE: tl.constexpr):
+    """Whether rounding cannot have exchanged two results of `sq_distances`.
+
+    All terms of a sum are positive, so its relative error is at most that of so many roundings.
+    """
+    IS_DOUBLE: tl.constexpr = tl.float64 == WIDE
+    EPS: tl.constexpr = 2.0**-52 if IS_DOUBLE else 2.0**-23
+    LOST: tl.constexpr = 2.0**-1021 if IS_DOUBLE else 2.0**-125
+    share = EPS * (n_features // 16 + 16)
+    return others * (1 - share) > least * (1 + share) + LOST * n_features

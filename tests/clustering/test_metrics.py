@@ -1,0 +1,106 @@
+"""Measures of quality from sums, beside scikit-learn's from all rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+
+from streamkm.clustering.metrics import ClusterSums
+
+
+def gathered(x_ND, centroids_KD, weights_N=None, batch_rows=37) -> tuple[ClusterSums, np.ndarray]:
+    """Sums over batches, and the labels."""
+    distances_NK = np.linalg.norm(x_ND[:, None] - centroids_KD[None], axis=2)
+    labels_N, ordered_NK = distances_NK.argmin(axis=1), np.sort(distances_NK, axis=1)
+    k, n_features = centroids_KD.shape
+    found = ClusterSums.empty(k, n_features)
+    for start in range(0, len(x_ND), batch_rows):
+        part = slice(start, start + batch_rows)
+        weights_B = np.ones(len(x_ND))[part] if weights_N is None else weights_N[part]
+        sums_KD = np.zeros((k, n_features))
+        np.add.at(sums_KD, labels_N[part], x_ND[part] * weights_B[:, None])
+        second_B = ordered_NK[part, 1] if k > 1 else np.full(len(weights_B), np.inf)
+        found.update_(
+            torch.from_numpy(np.where(weights_B > 0, labels_N[part], -1)),
+            torch.from_numpy(ordered_NK[part, 0] ** 2),
+            torch.from_numpy(second_B**2),
+            torch.from_numpy(sums_KD),
+            None if weights_N is None else torch.from_numpy(weights_B),
+        )
+    return found, labels_N
+
+
+def blobs(rng) -> np.ndarray:
+    return np.concatenate([rng.normal(at, 1.0, (60, 3)) for at in (-4.0, 0.0, 5.0)])
+
+
+# Breaks when a dispersion is taken about the centroids instead of the means, or the reverse.
+def test_indices_are_scikit_learn_s(rng) -> None:
+    x_ND = blobs(rng)
+    centroids_KD = x_ND[[3, 70, 130, 150]]
+    found, labels_N = gathered(x_ND, centroids_KD)
+    assert found.calinski_harabasz(torch.from_numpy(centroids_KD)) == pytest.approx(
+        metrics.calinski_harabasz_score(x_ND, labels_N), rel=1e-10
+    )
+    # Lloyd's fixed point, where centroids are the means.
+    for _ in range(30):
+        _, labels_N = gathered(x_ND, centroids_KD)
+        centroids_KD = np.stack([x_ND[labels_N == j].mean(axis=0) for j in range(4)])
+    found, labels_N = gathered(x_ND, centroids_KD)
+    assert found.davies_bouldin(torch.from_numpy(centroids_KD)) == pytest.approx(
+        metrics.davies_bouldin_score(x_ND, labels_N), rel=1e-10
+    )
+
+
+def test_silhouettes_by_hand() -> None:
+    # Distances 1 and 3, 0 and 4, 1 and 5; the last row is alone and counts as 0.
+    x_ND = np.array([[1.0], [0.0], [-1.0], [4.0]])
+    found, _ = gathered(x_ND, np.array([[0.0], [4.0]]), batch_rows=3)
+    assert found.simplified_silhouette() == pytest.approx((2 / 3 + 1 + 4 / 5) / 4)
+
+
+# Breaks when weights enter one sum and not another: a row that weighs 3 is three rows.
+def test_weights_are_repetitions(rng) -> None:
+    x_ND, times = blobs(rng), rng.integers(0, 4, 180)
+    centroids_KD = x_ND[[3, 70, 130]]
+    weighted, _ = gathered(x_ND, centroids_KD, times.astype(float))
+    repeated, _ = gathered(x_ND.repeat(times, axis=0), centroids_KD)
+    centres_KD = torch.from_numpy(centroids_KD)
+    assert weighted.simplified_silhouette() == pytest.approx(repeated.simplified_silhouette())
+    for name in ("calinski_harabasz", "davies_bouldin"):
+        expected = getattr(repeated, name)(centres_KD)
+        assert getattr(weighted, name)(centres_KD) == pytest.approx(expected)
+
+
+# Breaks when an empty cluster, or a pair at no distance, is divided by.
+def test_clusters_without_rows_and_equal_centroids(rng) -> None:
+    x_ND = blobs(rng)
+    used_KD = x_ND[[3, 70]]
+    more_KD = np.concatenate((used_KD, used_KD[:1], [[1e6] * 3]))
+    (found, _), (expected, _) = gathered(x_ND, more_KD), gathered(x_ND, used_KD)
+    for name in ("calinski_harabasz", "davies_bouldin"):
+        value = getattr(found, name)(torch.from_numpy(more_KD))
+        assert value == pytest.approx(getattr(expected, name)(torch.from_numpy(used_KD)))
+
+
+@pytest.mark.parametrize("x_ND", [np.zeros((0, 2)), np.ones((5, 2))], ids=["no rows", "one place"])
+def test_fewer_than_two_clusters_have_no_measure(x_ND) -> None:
+    centroids_KD = np.array([[1.0, 1.0]])
+    found, _ = gathered(x_ND, centroids_KD)
+    centres_KD = torch.from_numpy(centroids_KD)
+    assert found.simplified_silhouette() is None
+    assert found.calinski_harabasz(centres_KD) is None
+    assert found.davies_bouldin(centres_KD) is None
+
+
+# Breaks when equal rows give 0 / 0.
+def test_clusters_of_equal_rows() -> None:
+    x_ND = np.array([[0.0], [0.0], [2.0], [2.0]])
+    centroids_KD = np.array([[0.0], [2.0]])
+    found, labels_N = gathered(x_ND, centroids_KD)
+    centres_KD = torch.from_numpy(centroids_KD)
+    assert found.simplified_silhouette() == 1
+    assert found.calinski_harabasz(centres_KD) == metrics.calinski_harabasz_score(x_ND, labels_N)
+    assert found.davies_bouldin(centres_KD) == 0
