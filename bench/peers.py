@@ -109,12 +109,14 @@ def arithmetic_alone(path: Path, config: FitConfig) -> Callable[[], None]:
     device, dtype = torch.device("cpu"), torch.float32
     scaling = Scaling.fit("none", "euclidean", RunningMoments.of(x_ND[:batch_rows]), dtype)
     workspace_BD = torch.empty((batch_rows, n_features))
-    algorithm = Arithmetic(resolved, ExecutionConfig(), dtype, device).algorithm(n_rows)
+    arithmetic = Arithmetic(resolved, ExecutionConfig(), dtype, device)
+    algorithm = arithmetic.algorithm(n_rows)
 
     def epoch() -> None:
         state = initial_state(x_ND[: config.k].clone(), 0.0)
-        for index in range(-(-n_rows // batch_rows)):
-            batch = scaling.prepare(x_ND, batches[index % len(batches)], workspace_BD)
-            algorithm.update_(state, batch, epoch=0, index=index)
+        with arithmetic.cores():
+            for index in range(-(-n_rows // batch_rows)):
+                batch = scaling.prepare(x_ND, batches[index % len(batches)], workspace_BD)
+                algorithm.update_(state, batch, epoch=0, index=index)
 
     return epoch

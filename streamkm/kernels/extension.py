@@ -5,6 +5,8 @@ Its functions take addresses; whoever calls them answers for dtype, shape and li
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,10 +24,19 @@ except ImportError as error:
     WHY_MISSING = f"cannot be loaded ({error})"
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["WHY_MISSING", "InstructionSet", "instruction_sets", "n_threads_for", "stored_types"]
+__all__ = [
+    "WHY_MISSING",
+    "InstructionSet",
+    "cores_for_kernels",
+    "instruction_sets",
+    "n_threads_for",
+    "stored_types",
+]
 
+#: Threads that torch had before `cores_for_kernels`; 0 outside.
+_n_threads: ContextVar[int] = ContextVar("_n_threads", default=0)
 #: Below this many products a second thread costs more than it brings.
 MIN_PARALLEL_PRODUCTS = 1 << 20
 
@@ -59,5 +70,25 @@ def stored_types() -> dict[torch.dtype, int]:
 
 
 def n_threads_for(n_products: int) -> int:
-    """Threads for so much work: one, or as many as torch has."""
-    return torch.get_num_threads() if n_products >= MIN_PARALLEL_PRODUCTS else 1
+    """Threads for so much work: one, or as many as torch has (or had, see `cores_for_kernels`)."""
+    if n_products < MIN_PARALLEL_PRODUCTS:
+        return 1
+    return _n_threads.get() or torch.get_num_threads()
+
+
+@contextmanager
+def cores_for_kernels() -> Iterator[None]:
+    """Within, torch's own operations take one thread, and these kernels as many as it had.
+
+    OpenMP's threads wait for more at full speed after each operation that they shared, for
+    milliseconds, on the cores that the kernels' threads could have: with states of some
+    100,000 numbers a batch took a fifth longer. Torch counts its threads for the whole process.
+    """
+    n_threads = torch.get_num_threads()
+    token = _n_threads.set(n_threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+        _n_threads.reset(token)

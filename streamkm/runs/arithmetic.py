@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
 from streamkm.kernels import make_kernel, resolve_kernel
+from streamkm.kernels.extension import cores_for_kernels
 from streamkm.runs.devices import describe_kernel
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
 
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
@@ -48,6 +52,10 @@ class Arithmetic:
     def closing(self) -> Lloyd:
         """What closes a run."""
         return self._lloyd(closing=True)
+
+    def cores(self) -> AbstractContextManager[None]:
+        """To be held while rows stream through an algorithm."""
+        return cores_for_kernels() if self.kernel_name == "cpu" else nullcontext()
 
     def rechecked(self) -> dict[str, float]:
         """Share of the rows given to the kernel that it had to score again."""

@@ -64,6 +64,7 @@ class Attempt:
         self._source, self._config, self._device = setup.source, setup.config, setup.device
         self._weights, self._plan = setup.weights, setup.plan
         self._arithmetic = setup.arithmetic()
+        self._environment = environment(self._device, self._arithmetic.kernel_name)
         self._probe: Probe | None = None
         self._clock = PhaseClock()
 
@@ -255,7 +256,7 @@ class Attempt:
         )
         done = plan.rows_before(first.epoch, first.batch)
         done += 0 if closing else first.epoch * plan.n_rows
-        with self._stream(first.phase, upcoming, done) as windows:
+        with self._arithmetic.cores(), self._stream(first.phase, upcoming, done) as windows:
             for window in windows:
                 epoch = window.window.epoch
                 for index, rows in window.batches(first.batch if epoch == first.epoch else 0):
@@ -337,7 +338,7 @@ class Attempt:
         now = self._now
         if now.state is not None:
             self._check_dropped(now.state.n_dropped)
-        manifest = {**now.manifest(), "environment": self._environment()}
+        manifest = {**now.manifest(), "environment": self._environment}
         return self._checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -346,16 +347,12 @@ class Attempt:
             self._is_stopped = int(self._now.state.stop) != RUNNING
         say = self._progress.say
         say(f"resumed: from {checkpoint.path.name} ({self._now.cursor})")
-        here = self._environment()
         for name, before in checkpoint.manifest["environment"].items():
-            if here[name] != before:
+            if (here := self._environment[name]) != before:
                 say(
-                    f"note: {name} was {before} and is {here[name]}: the result will be as good, "
+                    f"note: {name} was {before} and is {here}: the result will be as good, "
                     "but its last bits may differ from an uninterrupted run's"
                 )
-
-    def _environment(self) -> dict[str, str]:
-        return environment(self._device, self._arithmetic.kernel_name)
 
     def _announce(self) -> None:
         config = self._config
@@ -375,5 +372,5 @@ class Attempt:
                 "only the one is left out that would fill clusters which end without a row"
             )
         self._progress.say(
-            f"on {self._environment()['device']}, {self._arithmetic}, {self._setup.memory}"
+            f"on {self._environment['device']}, {self._arithmetic}, {self._setup.memory}"
         )

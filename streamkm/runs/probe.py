@@ -181,10 +181,11 @@ class Prober:
             rows["train"] = setup.config.epochs * n_rows
         if closing_only or setup.config.closes:
             algorithms["close"], rows["close"] = kinds.closing(), n_rows
-        arithmetic = {
-            phase: self._arithmetic(self._training(state, algorithm))
-            for phase, algorithm in algorithms.items()
-        }
+        with kinds.cores():
+            arithmetic = {
+                phase: self._arithmetic(self._training(state, algorithm))
+                for phase, algorithm in algorithms.items()
+            }
         return Probe(
             moving,
             arithmetic,

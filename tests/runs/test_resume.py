@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from streamkm.config import Cadence
@@ -261,3 +262,20 @@ def test_labels_are_the_same_wherever_predict_was_stopped(job, tmp_path, monkeyp
     predicted(job.run, job.source, tmp_path / "each.npy", [2] * n_batches)
     assert (tmp_path / "each.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert not list(tmp_path.glob("*.partial*"))
+
+
+# Breaks when torch's sums, which depend on how many threads share them, have a say in a pass; or
+# when the threads that it had are not given back.
+def test_threads_of_torch_do_not_change_the_result(tmp_path):
+    rows = np.random.default_rng(2).normal(size=(1500, 60)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    np.save(tmp_path / "init.npy", rows[:600])
+    settings = {"k": 600, "init": str(tmp_path / "init.npy"), "epochs": 2}
+    found = []
+    for n_threads in (1, 3):
+        torch.set_num_threads(n_threads)
+        job = Job(tmp_path / "x.npy", tmp_path / f"{n_threads}", settings)
+        job.attempt()
+        assert torch.get_num_threads() == n_threads
+        found.append(job.results)
+    assert found[0] == found[1]
