@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 
 
 def _run() -> int:
@@ -21,5 +22,7 @@ if __name__ == "__main__":
     # All is said and saved. Whoever presses Ctrl-C again wants out, not a traceback, and must
     # not wait for a reader thread that is still waiting for its disk or server.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # Said already, if it could be.
+            stream.flush()
     os._exit(status)

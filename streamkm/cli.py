@@ -136,9 +136,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     execution = _execution(arguments)
     read_config(arguments.run)
     targets = [path for path in (arguments.labels, arguments.distances) if path is not None]
-    # What an earlier command has finished is looked at when the number of rows is known.
-    is_there = arguments.resume and all(target.exists() for target in targets)
-    if not is_there and not arguments.dry_run:
+    if not arguments.dry_run:
         for target in targets:
             check_target(target, resume=arguments.resume)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,8 @@ _PARTS_AT_ONCE = 16
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
 #: Each fails only if the file is removed in that moment, or where inodes have no lasting numbers.
 _LOCK_ATTEMPTS = 100
+#: So often is a lock asked for again before it is somebody else's, and so many seconds apart.
+_LOCK_PAUSES, _LOCK_PAUSE_S = 10, 0.01
 #: What file systems answer that keep no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
@@ -308,7 +311,7 @@ class FileLock:
 
     def _lock(self, fd: int) -> None:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(fd)
         except BlockingIOError:
             raise RunError(
                 f"{self._subject}: {_written_by(fd)} is {self._doing}; wait for it or stop it"
@@ -328,6 +331,15 @@ class FileLock:
             return os.path.samestat(os.fstat(fd), os.stat(self._path))  # noqa: PTH116
         except FileNotFoundError:
             return False
+
+
+def _flock(fd: int) -> None:
+    for _ in range(_LOCK_PAUSES):
+        # Who only asks whose it is holds it for an instant.
+        with suppress(BlockingIOError):
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_LOCK_PAUSE_S)
+    return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _written_by(fd: int) -> str:

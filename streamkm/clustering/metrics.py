@@ -82,7 +82,8 @@ class ClusterSums:
     def simplified_silhouette(self) -> float | None:
         """Mean over rows of ``(b - a) / max(a, b)``; None with fewer than two clusters of rows.
 
-        a and b are the distances to the nearest and the second nearest centroid (Hruschka,
+        a and b are the distances to the nearest and, to screening precision, the second nearest
+        centroid (Hruschka,
         de Castro and Campello 2004; Vendramin, Campello and Hruschka 2010). As there, the
         only row of a cluster counts as 0.
         """
@@ -99,8 +100,9 @@ class ClusterSums:
         clusters of rows, or no more rows than clusters.
         """
         used_K = self.sizes_K > 0
-        n_clusters, mass = int(used_K.sum()), float(self.masses_K.sum())
-        if n_clusters < 2 or mass <= n_clusters:
+        n_clusters, n_rows = int(used_K.sum()), int(self.sizes_K.sum())
+        mass = float(self.masses_K.sum())
+        if n_clusters < 2 or n_rows <= n_clusters:
             return None
         masses_K1 = self.masses_K[used_K, None]
         means_KD = self.sums_KD[used_K] / masses_K1
@@ -110,7 +112,8 @@ class ClusterSums:
         within = self.inertia - float((masses_K1 * moved.square()).sum())
         if within <= 0:
             return 1.0  # scikit-learn's value for clusters of equal rows.
-        return between * (mass - n_clusters) / (within * (n_clusters - 1))
+        # Degrees of freedom are of rows: only the ratios of weights matter.
+        return between * (n_rows - n_clusters) / (within * (n_clusters - 1))
 
     def davies_bouldin(self, centroids_KD: torch.Tensor) -> float | None:
         """Mean over clusters of the worst ``(s_i + s_j) / |c_i - c_j|``; less is better.

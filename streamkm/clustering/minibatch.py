@@ -187,7 +187,7 @@ def sums_by_label(
     shares_B, unit = _shares(batch, sums_KD.dtype)
     x_BD = batch.x_BD if shares_B is None else batch.x_BD * shares_B[:, None]
     kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
-    return sums_KD[:k].double() * unit
+    return sums_KD[:k].double().mul_(unit)
 
 
 def _shares(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:

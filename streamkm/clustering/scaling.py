@@ -304,6 +304,7 @@ def _check_range(moments: RunningMoments, scale: str, dtype: torch.dtype) -> Non
     """Refuse values from which no centroid in float32, or no factor in `dtype`, can be made."""
     largest_D = torch.maximum(moments.max_D.abs(), moments.min_D.abs())
     extent_D = moments.max_D - moments.min_D
+    divisor_D = moments.variance_D.sqrt() if scale == "zscore" else extent_D
     most, least = _FLOAT32.max, _FLOAT32.tiny
     if not bool(moments.count > 0):
         return
@@ -311,7 +312,7 @@ def _check_range(moments: RunningMoments, scale: str, dtype: torch.dtype) -> Non
     largest = float(largest_D[feature])
     if largest > most or (dtype == torch.float64 and 0 < largest < least):
         what = f"values reach {largest:.3g} (feature {feature})"
-    elif scale != "none" and bool((too_small_D := (extent_D > 0) & (extent_D < least)).any()):
+    elif scale != "none" and bool((too_small_D := (extent_D > 0) & (divisor_D < least)).any()):
         feature = int(too_small_D.long().argmax())
         what = f"the values of feature {feature} differ by {float(extent_D[feature]):.3g} at most"
     else:

@@ -5,8 +5,8 @@ Its functions take addresses; whoever calls them answers for dtype, shape and li
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,8 +35,6 @@ __all__ = [
     "stored_types",
 ]
 
-#: Threads that torch had before `cores_for_kernels`; 0 outside.
-_n_threads: ContextVar[int] = ContextVar("_n_threads", default=0)
 #: Below this many products a second thread costs more than it brings.
 MIN_PARALLEL_PRODUCTS = 1 << 20
 
@@ -73,22 +71,50 @@ def n_threads_for(n_products: int) -> int:
     """Threads for so much work: one, or as many as torch has (or had, see `cores_for_kernels`)."""
     if n_products < MIN_PARALLEL_PRODUCTS:
         return 1
-    return _n_threads.get() or torch.get_num_threads()
+    return _cores.n_threads or torch.get_num_threads()
+
+
+class _Cores:
+    """Who holds the cores for the kernels, and how many threads torch had before."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_holders = 0
+        self.n_threads = 0
+        """0 while nobody holds them."""
+
+    def take(self) -> None:
+        with self._lock:
+            if self._n_holders == 0:
+                self.n_threads = torch.get_num_threads()
+            self._n_holders += 1
+        torch.set_num_threads(1)
+
+    def give_back(self) -> None:
+        with self._lock:
+            # A thread's own number is not restored by another's call: each sets its own.
+            torch.set_num_threads(self.n_threads)
+            self._n_holders -= 1
+            if self._n_holders == 0:
+                self.n_threads = 0
+
+
+_cores = _Cores()
 
 
 @contextmanager
-def cores_for_kernels() -> Iterator[None]:
-    """Within, torch's own operations take one thread, and these kernels as many as it had.
+def cores_for_kernels(kernel: str) -> Iterator[None]:
+    """Within, if `kernel` is compiled, torch takes one thread and the kernels as many as it had.
 
     OpenMP's threads wait for more at full speed after each operation that they shared, for
     milliseconds, on the cores that the kernels' threads could have: with states of some
-    100,000 numbers a batch took a fifth longer. Torch counts its threads for the whole process.
+    100,000 numbers a batch took a fifth longer. May be held by several threads at once.
     """
-    n_threads = torch.get_num_threads()
-    token = _n_threads.set(n_threads)
-    torch.set_num_threads(1)
+    if kernel != "cpu":
+        yield
+        return
+    _cores.take()
     try:
         yield
     finally:
-        torch.set_num_threads(n_threads)
-        _n_threads.reset(token)
+        _cores.give_back()

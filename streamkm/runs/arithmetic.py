@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -55,7 +54,7 @@ class Arithmetic:
 
     def cores(self) -> AbstractContextManager[None]:
         """To be held while rows stream through an algorithm."""
-        return cores_for_kernels() if self.kernel_name == "cpu" else nullcontext()
+        return cores_for_kernels(self.kernel_name)
 
     def rechecked(self) -> dict[str, float]:
         """Share of the rows given to the kernel that it had to score again."""

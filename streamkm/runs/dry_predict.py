@@ -14,8 +14,7 @@ from streamkm.runs.look import look_at
 from streamkm.runs.model import load_run
 from streamkm.runs.predict import output_dtypes
 from streamkm.runs.probe import PROBE_S, format_rate
-from streamkm.sources.finished import is_finished
-from streamkm.sources.sinks import check_target
+from streamkm.sources.sinks import check_target, unfinished_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,10 +66,10 @@ def dry_predict(
     report.notes = [*source.notes(), *look.notes]
     needed: dict[Path, int] = {}
     for path, dtype in outputs:
-        if resume and is_finished(path, spec.n_rows, dtype):
-            report.notes.append(f"{path} is finished")
-            continue
-        needed[path.parent] = needed.get(path.parent, 0) + spec.n_rows * dtype.itemsize
+        # What is there of an unfinished output has its space already.
+        there = unfinished_bytes(path) if resume else 0
+        missing = max(spec.n_rows * dtype.itemsize - there, 0)
+        needed[path.parent] = needed.get(path.parent, 0) + missing
         try:
             check_target(path, resume=resume)
         except InputError as error:

@@ -122,7 +122,6 @@ def dry_run(
     checkpoints, model = _written_bytes(setup, state, prober.scaling)
     keep = execution.keep_checkpoints
     what = f"{keep + 1} checkpoints of {format_bytes(checkpoints)}, model {format_bytes(model)}"
-    report.add_space(run_dir, (keep + 1) * checkpoints + model, what)
     labels = format_bytes(4 * source.spec.n_rows)
     report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
     report.notes = [*source.notes(), *_memory_notes(setup), *look.notes]
@@ -131,6 +130,8 @@ def dry_run(
         folder.check()
         if folder.is_complete:
             report.notes.insert(0, f"{run_dir} is finished: nothing will be done")
+        else:
+            report.add_space(run_dir, (keep + 1) * checkpoints + model, what)
     except InputError as error:
         report.errors.insert(0, error)
     report.errors += [look.error] if look.error is not None else []

@@ -14,6 +14,7 @@ from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
 from streamkm.kernels import make_kernel, sq_distances_to
+from streamkm.kernels.extension import cores_for_kernels
 from streamkm.runs.devices import describe_kernel, resolve_device
 from streamkm.runs.preflight import plan_memory, predict_bytes
 from streamkm.stream.pipeline import stream
@@ -109,7 +110,10 @@ class Labelling:
     @contextmanager
     def batches(self, start_row: int = 0) -> Iterator[Iterator[LabelledBatch]]:
         """Every batch from the one that holds `start_row` on, in the order of the rows."""
-        with self._prepared(start_row, self._row_dtype) as batches:
+        with (
+            cores_for_kernels(self.arithmetic.name),
+            self._prepared(start_row, self._row_dtype) as batches,
+        ):
             yield (self._label(start, batch) for start, batch in batches)
 
     @contextmanager
@@ -145,7 +149,10 @@ class Labelling:
     @contextmanager
     def measured(self) -> Iterator[Iterator[MeasuredBatch]]:
         """Every batch with the distances to the second nearest centroids, and sums."""
-        with self._prepared(0, self._row_dtype) as batches:
+        with (
+            cores_for_kernels(self.arithmetic.name),
+            self._prepared(0, self._row_dtype) as batches,
+        ):
             yield (self._measure(start, batch) for start, batch in batches)
 
     def _measure(self, start_row: int, batch: Batch) -> MeasuredBatch:

@@ -15,7 +15,6 @@ from streamkm.errors import (
     Interrupted,
     NonFiniteError,
     Option,
-    OutputExistsError,
     ResumeError,
     StorageError,
 )
@@ -25,7 +24,6 @@ from streamkm.runs.model import load_run
 from streamkm.runs.progress import Progress
 from streamkm.runs.rows import non_finite_error
 from streamkm.sources import open_sink
-from streamkm.sources.finished import first_values, is_finished, tidy
 from streamkm.sources.sink import commit_together
 from streamkm.sources.sinks import unfinished_rows
 
@@ -77,8 +75,7 @@ def predict(
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
     resume : bool
-        Go on with outputs that an interrupted predict left unfinished; where all are there
-        and of the right shape, nothing is done.
+        Go on with outputs that an interrupted predict left unfinished.
     stop_request : StopRequest
         Is asked after every batch.
 
@@ -102,13 +99,6 @@ def predict(
     }
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
-        if resume and all(is_finished(path, source.spec.n_rows, dtype) for path, dtype in outputs):
-            _check_labels(labels, labelling)
-            for path, _ in outputs:
-                tidy(path)
-            named = " and ".join(str(path) for path, _ in outputs)
-            progress.say(f"{named}: finished before, nothing is left to do")
-            return 0
         for path, _ in outputs:
             if not resume and (lost := unfinished_rows(path)):
                 progress.say(
@@ -127,6 +117,8 @@ def predict(
         with _kept_for_resuming(sinks):
             if writer.start_row < source.spec.n_rows:
                 _label_all(source, labelling, writer, progress, nan=nan)
+            # Of what job they are must be known of them from here on, too.
+            writer.save()
             commit_together(sinks)
         progress.say("written: " + " and ".join(str(path) for path, _ in outputs))
     return writer.n_dropped
@@ -163,17 +155,6 @@ def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
             "repeat with ",
             Option("resume", value=True),
         ) from error
-
-
-def _check_labels(labels: Path, labelling: Labelling) -> None:
-    """Refuse finished labels that begin otherwise than those of this run and this array."""
-    with labelling.batches() as batches:
-        first_B = next(iter(batches)).labels_B.cpu().numpy()
-    if not np.array_equal(first_values(labels, len(first_B)), first_B):
-        raise OutputExistsError(
-            f"{labels} exists already, and holds other labels than this run gives these rows; "
-            "remove it or choose another name"
-        )
 
 
 def _label_all(
@@ -231,7 +212,7 @@ class _Writer:
         asked = self._stop_request.signal_name
         elapsed_s = time.monotonic() - self._saved_at
         if asked is not None or self._cadence.is_due(self._batches, elapsed_s):
-            self._save()
+            self.save()
         if asked is not None:
             raise Interrupted(
                 f"stopped by {asked}; rows up to {self._sinks[0].durable_rows:,} are saved: "
@@ -240,7 +221,8 @@ class _Writer:
                 " to go on",
             )
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Make the rows so far durable."""
         for sink in self._sinks:
             sink.write_cursor(self._job)
         self._saved_at, self._batches = time.monotonic(), 0
@@ -248,7 +230,7 @@ class _Writer:
 
 def _check_job(sink: Sink, job: dict[str, str]) -> None:
     """Refuse to go on with the output of another model or other data."""
-    before = sink.read_cursor() or job
+    before = sink.read_cursor() or ({} if sink.durable_rows else job)
     for name, value in job.items():
         if before.get(name) != value:
             raise ResumeError(

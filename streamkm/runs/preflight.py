@@ -230,6 +230,8 @@ def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
     """Host bytes of predict and evaluate beside slots and readers."""
     # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck.
     state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
+    # evaluate's sums: of all rows, and of a batch before and after they are widened.
+    state += k * spec.n_features * (_compute_width(spec) + 24)
     return (
         RUNTIME_BYTES + plan.order_bytes + state + (_batch_bytes(spec, plan, k) if on_host else 0)
     )

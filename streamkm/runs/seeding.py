@@ -124,18 +124,19 @@ class SeedingPhase:
 
     def _usable(self, n_rows: int) -> Sample:
         now, config, dtype = self.now, self.config, self.arithmetic.dtype
-        sample_SD, weights_S, n_heavy = draw_sample(
-            self.source,
-            self.order,
-            n_rows,
-            k=config.k,
-            seed=config.seed,
-            dtype=dtype,
-            slots=self.slots,
-            progress=self.progress,
-            on_window=self.pause,
-            weights=self.weights,
-        )
+        with self.arithmetic.cores():
+            sample_SD, weights_S, n_heavy = draw_sample(
+                self.source,
+                self.order,
+                n_rows,
+                k=config.k,
+                seed=config.seed,
+                dtype=dtype,
+                slots=self.slots,
+                progress=self.progress,
+                on_window=self.pause,
+                weights=self.weights,
+            )
         if now.scaling is None:
             moments = RunningMoments.of(sample_SD, weights_S)
             now.scaling = Scaling.fit(config.scale, config.metric, moments, dtype)
@@ -174,9 +175,10 @@ class SeedingPhase:
         times, kernel = StageTimes(), None
         done = first.epoch * order.n_rows + order.rows_before(0, first.batch)
         self.progress.begin("seed: k-means||", (N_ROUNDS + 1) * order.n_rows, times, done=done)
-        with stream(
-            self.source, windows, self.slots, times, weights=self.weights
-        ) as device_windows:
+        with (
+            self.arithmetic.cores(),
+            stream(self.source, windows, self.slots, times, self.weights) as device_windows,
+        ):
             for window in device_windows:
                 epoch = window.window.epoch
                 for index, rows in window.batches(first.batch if epoch == first.epoch else 0):

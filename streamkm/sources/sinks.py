@@ -39,8 +39,7 @@ __all__ = [
     "NpySink",
     "check_target",
     "open_sink",
-    "output_lock",
-    "unfinished_cursor",
+    "unfinished_bytes",
     "unfinished_rows",
 ]
 
@@ -99,7 +98,7 @@ def open_sink(
     target = check_target(path, resume=resume)
     stored = _check_arguments(target, n_rows, dtype, chunk_rows)
     partial, cursor = _beside(target)
-    lock = output_lock(target)
+    lock = FileLock(partial.with_name(partial.name + ".lock"), target, "writing this output")
     lock.take()
     try:
         check_target(target, resume=resume)  # Again: it may have appeared before the lock was ours.
@@ -156,15 +155,12 @@ def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
     return target
 
 
-def output_lock(target: Path) -> FileLock:
-    """What whoever writes an output holds for as long as there is something left to do."""
+def unfinished_bytes(target: Path) -> int:
+    """Space that an unfinished output of that name takes already."""
     partial, _ = _beside(target)
-    return FileLock(partial.with_name(partial.name + ".lock"), target, "writing this output")
-
-
-def unfinished_cursor(target: Path) -> Path:
-    """Where the cursor of an output lies for as long as there is something left to do."""
-    return _beside(target)[1]
+    if partial.is_dir():
+        return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    return partial.stat().st_size if partial.exists() else 0
 
 
 def _beside(target: Path) -> tuple[Path, Path]:

@@ -69,9 +69,15 @@ def test_weights_are_repetitions(rng) -> None:
     repeated, _ = gathered(x_ND.repeat(times, axis=0), centroids_KD)
     centres_KD = torch.from_numpy(centroids_KD)
     assert weighted.simplified_silhouette() == pytest.approx(repeated.simplified_silhouette())
-    for name in ("calinski_harabasz", "davies_bouldin"):
-        expected = getattr(repeated, name)(centres_KD)
-        assert getattr(weighted, name)(centres_KD) == pytest.approx(expected)
+    assert weighted.davies_bouldin(centres_KD) == pytest.approx(repeated.davies_bouldin(centres_KD))
+    # Its degrees of freedom are of rows that are there.
+    expected = repeated.calinski_harabasz(centres_KD)
+    assert expected is not None
+    expected *= (np.count_nonzero(times) - 3) / (times.sum() - 3)
+    assert weighted.calinski_harabasz(centres_KD) == pytest.approx(expected)
+    for scale in (1e-4, 1e4):
+        scaled, _ = gathered(x_ND, centroids_KD, scale * times)
+        assert scaled.calinski_harabasz(centres_KD) == pytest.approx(expected)
 
 
 # Breaks when an empty cluster, or a pair at no distance, is divided by.

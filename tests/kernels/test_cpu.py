@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,7 +14,7 @@ import torch
 from streamkm.errors import DeviceError
 from streamkm.kernels import cpu
 from streamkm.kernels.cpu import CpuKernel
-from streamkm.kernels.extension import instruction_sets
+from streamkm.kernels.extension import cores_for_kernels, instruction_sets, n_threads_for
 from streamkm.runs.preflight import PANEL_LANES
 from tests.kernels.contract import KernelContract, normal, sq_norms
 
@@ -206,3 +207,37 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_child_process_has_threads_of_its_own() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKED]
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
+
+
+# Breaks when one of two that hold the cores gives back what the other found, or neither does.
+def test_cores_are_held_by_several_at_once() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    entered, left = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def other() -> None:
+        with cores_for_kernels("cpu"):
+            seen.append(n_threads_for(1 << 30))
+            entered.set()
+            left.wait(60)
+            seen.append(n_threads_for(1 << 30))
+        seen.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=other)
+    try:
+        with cores_for_kernels("cpu"):
+            assert torch.get_num_threads() == 1
+            thread.start()
+            assert entered.wait(60)
+            assert n_threads_for(1 << 30) == 3
+        assert torch.get_num_threads() == 3
+        left.set()
+        thread.join(60)
+        assert seen == [3, 3, 3]
+        assert n_threads_for(1 << 30) == torch.get_num_threads() == 3
+        with cores_for_kernels("reference"):
+            assert torch.get_num_threads() == 3
+    finally:
+        left.set()
+        torch.set_num_threads(before)

@@ -197,30 +197,19 @@ def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):
     assert "model.safetensors is damaged" in capsys.readouterr().err
 
 
+# Whose labels they are is not written in them.
 @pytest.mark.parametrize("suffix", ["npy", "zarr"])
-def test_predict_resumes_what_is_finished_by_doing_nothing(suffix, x, tmp_path, capsys):
+def test_predict_refuses_what_is_finished_with_resume_too(suffix, x, tmp_path, capsys):
     run, labels = tmp_path / "run", tmp_path / f"l.{suffix}"
-    distances = tmp_path / f"d.{suffix}"
     assert cli("fit", x, "--k", 2, "--out", run) == 0
     predict = ("predict", run, x, "--labels", labels)
     assert cli(*predict, "--resume") == 0
     before = [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")]
-    capsys.readouterr()
-    assert cli(*predict, "--resume") == 0
-    assert "finished before, nothing is left to do" in capsys.readouterr().err
+    for arguments in (predict, (*predict, "--resume"), (*predict, "--resume", "--dry-run")):
+        capsys.readouterr()
+        assert cli(*arguments) == 2
+        assert "exists already" in capsys.readouterr().err
     assert [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")] == before
-    # Without --resume it is somebody's; so is what has another shape or type.
-    assert cli(*predict) == 2
-    assert cli(*predict, "--distances", distances, "--resume") == 2
-    assert cli("predict", run, x, "--labels", distances, "--distances", labels, "--resume") == 2
-    np.save(tmp_path / "more.npy", np.zeros((201, 3), np.float32))
-    assert cli("predict", run, tmp_path / "more.npy", "--labels", labels, "--resume") == 2
-    np.save(tmp_path / "swapped.npy", np.load(run / "centroids.npy")[::-1])
-    init = ("--init", tmp_path / "swapped.npy", "--tol", 0, "--epochs", 1, "--algorithm", "lloyd")
-    assert cli("fit", x, "--k", 2, *init, "--out", tmp_path / "swapped") == 0
-    # Labels of another run.
-    assert cli("predict", tmp_path / "swapped", x, "--labels", labels, "--resume") == 2
-    assert capsys.readouterr().err.count("exists already") == 5
 
 
 # A crash between two outputs: the first has its name, the second has not.
@@ -254,6 +243,47 @@ def test_predict_resumes_where_only_one_of_two_outputs_was_published(
     assert labels.exists()
     assert distances.exists()
     assert not list(tmp_path.glob("*.partial*"))
+
+
+# A prediction that ends before anything was saved must say of which run it is, too: killed as it
+# gets its name, it would be completed under another run's.
+def test_predict_of_another_run_does_not_complete_what_is_there(x, tmp_path, monkeypatch):
+    labels = tmp_path / "l.npy"
+    for seed in (0, 1):
+        fit = ("fit", x, "--k", 3, "--seed", seed, "--init", "random", "--out")
+        assert cli(*fit, tmp_path / f"run{seed}") == 0
+
+    class Crash(BaseException):
+        pass
+
+    def replace(path, target):
+        if Path(target) == labels:
+            raise Crash
+        os.rename(path, target)  # noqa: PTH104
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(Crash):
+            cli("predict", tmp_path / "run0", x, "--labels", labels)
+    assert cli("predict", tmp_path / "run1", x, "--labels", labels, "--resume") == 2
+    assert not labels.exists()
+    assert cli("predict", tmp_path / "run0", x, "--labels", labels, "--resume") == 0
+
+
+# Lost if it were still in a buffer when the process ends; to a file it is not written line by line.
+def test_a_report_is_written_before_an_error_ends_the_process(x, tmp_path):
+    rows = np.load(x)
+    rows[7] = np.nan
+    np.save(x, rows)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    fit = ("fit", str(x), "--k", "2", "--out", str(tmp_path / "run"), "--dry-run")
+    done = subprocess.run(
+        [sys.executable, "-m", "streamkm", *fit], cwd=ROOT, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "row 7 holds nan" in done.stderr
+    assert "forbids" in done.stdout
 
 
 # ---- what is imported -------------------------------------------------------

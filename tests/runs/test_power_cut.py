@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streamkm.errors import OutputExistsError
 from streamkm.runs import checkpoint
 from streamkm.runs import predict as predict_module
 from streamkm.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -216,8 +217,12 @@ def test_predict_survives_a_power_cut_at_any_call(suffix, n_random, quick_path, 
                 if (after / output).exists():
                     # Under its name it is whole.
                     assert content(after / output) == expected[output], what
-            assert predict(after) == expected, what
-            assert sorted(path.name for path in after.iterdir()) == names, what
+            try:
+                assert predict(after) == expected, what
+                assert sorted(path.name for path in after.iterdir()) == names, what
+            except OutputExistsError:
+                # Nothing was left to do but to delete cursors.
+                assert {name: content(after / name) for name in names} == expected, what
             shutil.rmtree(after)
     assert len(seen) > 50
 

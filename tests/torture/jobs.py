@@ -18,6 +18,8 @@ SMALL_SHAPE, SMALL_BATCH = (4800, 8), 200
 LARGE_SHAPE, LARGE_BATCH = (1_080_000, 16), 40_000
 N_SHARDS = 4
 K = 6
+#: Of outputs that have their names the files of a cursor and of a lock may be left.
+LEFT = (".partial.json", ".partial.json.tmp", ".partial.lock")
 
 LLOYD = ("--algorithm", "lloyd", "--epochs", "3", "--tol", "0")
 
@@ -55,10 +57,7 @@ class Job:
         """Every byte that must be the same, by relative path."""
         if self.run is None:
             return {name: (out / "run" / name).read_bytes() for name in RESULTS}
-        # (Of outputs that have their names the file of a cursor may be left.)
-        files = (
-            path for path in out.rglob("*") if path.is_file() and ".partial.json" not in path.name
-        )
+        files = (path for path in out.rglob("*") if path.is_file() and not path.name.endswith(LEFT))
         return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
     def phase(self, out: Path) -> str:
