@@ -26,6 +26,7 @@ __all__ = [
     "format_bytes",
     "largest_batch_rows",
     "parse_bytes",
+    "plural",
     "setting_differences",
 ]
 
@@ -283,9 +284,13 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """``1 row``, ``2,000 rows``, ``3 batches``."""
-    plural = "es" if noun.endswith("ch") else "s"
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{plural}"
+    """``1 row``, ``2,000 rows``, ``3 batches``, ``2 epochs``."""
+    return f"{n:,} {noun if n == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """``rows``, ``batches``, ``passes``."""
+    return noun + ("es" if noun.endswith(("tch", "ss")) else "s")
 
 
 def _check_int(name: str, value: object, *, least: int) -> None:

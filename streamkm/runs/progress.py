@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from streamkm.config import format_bytes
+from streamkm.config import format_bytes, plural
 from streamkm.files import LineFile
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ class Progress:
             self._line_due = now + LINE_EVERY_S
             left = (self._total - self._done) / rate if rate else float("inf")
             self.say(
-                f"{self._phase}: {self._done:,} of {self._total:,} {self._unit}s "
-                f"({self._done / max(self._total, 1):.0%}), {rate:,.0f} {self._unit}s/s, "
+                f"{self._phase}: {self._done:,} of {self._total:,} {plural(self._unit)} "
+                f"({self._done / max(self._total, 1):.0%}), {rate:,.0f} {plural(self._unit)}/s, "
                 f"{format_bytes(bytes_per_s)}/s, about {left:,.0f} s left"
                 + (f", {text}" if text else "")
             )
