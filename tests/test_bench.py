@@ -7,6 +7,7 @@ report rounds, drops or mixes up a figure.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from bench.measure import Comparison, Session, Target
 from bench.report import table, write_json
 
 ROOT = Path(__file__).parents[1]
+#: Without what tells pytest-benchmark that other tests run beside it.
+ALONE = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 DESCRIBED = {
     "date": "2026-01-02T03:04:05+00:00",
     "machine": {"cpu": "a processor", "cores": 2, "memory_gib": 8.0},
@@ -69,7 +72,7 @@ def test_toy_run_measures_every_group(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--data", tmp_path / "data",
          "--out", out],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=ALONE, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     comparisons = json.loads(out.read_text())["comparisons"]
