@@ -139,34 +139,16 @@ def _predict(arguments: argparse.Namespace) -> None:
     if not arguments.dry_run:
         for target in targets:
             check_target(target, resume=arguments.resume)
+    asked = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
         if arguments.dry_run:
             from streamkm.runs.dry_predict import dry_predict
 
-            _print_report(
-                dry_predict(
-                    arguments.run,
-                    source,
-                    execution,
-                    labels=arguments.labels,
-                    distances=arguments.distances,
-                    nan=arguments.nan,
-                    resume=arguments.resume,
-                )
-            )
+            _print_report(dry_predict(arguments.run, source, execution, **asked))
             return
         from streamkm.runs.predict import predict
 
-        predict(
-            arguments.run,
-            source,
-            execution,
-            labels=arguments.labels,
-            distances=arguments.distances,
-            nan=arguments.nan,
-            resume=arguments.resume,
-            stop_request=stop_request,
-        )
+        predict(arguments.run, source, execution, **asked, stop_request=stop_request)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
