@@ -51,8 +51,8 @@ _PARTS_AT_ONCE = 16
 
 #: What file systems answer that cannot reserve space.
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
-#: Each fails only if the file is removed in that moment, or where inodes have no lasting numbers.
-_LOCK_ATTEMPTS = 100
+#: Each fails only if the name is removed in that moment, or where inodes have no lasting numbers.
+_ATTEMPTS = 100
 #: So often is a lock asked for again before it is somebody else's, and so many seconds apart.
 _LOCK_PAUSES, _LOCK_PAUSE_S = 10, 0.01
 #: What file systems answer that keep no locks.
@@ -119,11 +119,15 @@ def make_directory(path: Path) -> None:
     """Make the folder `path`, if it is missing, and those above it; their names are on disk."""
     if not path.parent.exists():
         make_directory(path.parent)
-    try:
-        os.mkdir(path)  # noqa: PTH102
-    except FileExistsError:
-        if not path.is_dir():
-            raise
+    for is_last in [False] * _ATTEMPTS + [True]:
+        try:
+            os.mkdir(path)  # noqa: PTH102
+        except FileExistsError:
+            if not path.is_dir():
+                if is_last:
+                    raise
+                continue  # It may have been one, and another process has just removed it.
+        break
     # Also of one that is there: an attempt that was killed may have made it just before.
     fsync_directory(path.parent)
 
@@ -270,7 +274,7 @@ class FileLock:
         RunError
             If another process, or another thread, holds it; if the file system has no locks.
         """
-        for _ in range(_LOCK_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             if self._try():
                 return
         raise RunError(f"{self._path}: is replaced again and again; choose another file system")

@@ -48,6 +48,9 @@ CONFIG, LOCK = "config.json", "lock"
 #: What a place answers that cannot be written at all: the remedy is another one.
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 
+#: Each fails only if another process removes the folder in that moment.
+_ATTEMPTS = 100
+
 
 class RunFolder:
     """A run folder that this process alone may write to, from `__enter__` to `__exit__`."""
@@ -77,12 +80,8 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         check_run_is_free(self.path, resume=self._resume)
-        was_missing = not self.path.exists()
         try:
-            make_directory(self.path)
-            self._lock.take()
-            # Not if another process came first, and has left its work in there.
-            self._is_new = was_missing and names_in(self.path) == [LOCK]
+            self._claim()
             self._begin()
         except BaseException as error:
             self._leave(nothing_saved=True)
@@ -90,6 +89,21 @@ class RunFolder:
                 raise RunError(f"{self.path}: the run folder cannot be written: {error}") from error
             raise
         return self
+
+    def _claim(self) -> None:
+        """Make the folder and hold its lock."""
+        for is_last in [False] * _ATTEMPTS + [True]:
+            was_missing = not self.path.exists()
+            try:
+                make_directory(self.path)
+                self._lock.take()
+            except FileNotFoundError:
+                if is_last:
+                    raise
+                continue  # A run of which nothing came has just removed the folder that it made.
+            # Not if another process came first, and has left its work in there.
+            self._is_new = was_missing and names_in(self.path) == [LOCK]
+            return
 
     def _begin(self) -> None:
         """Write config.json, or compare with the one that is there."""

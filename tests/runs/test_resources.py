@@ -401,8 +401,9 @@ def test_a_folder_that_comes_and_goes_has_one_owner_at_a_time(tmp_path):
                     raise ConfigError("nothing came of it")
             except (ConfigError, RunError):
                 pass
-            except FileNotFoundError:
-                pass  # It went while it was entered.
+            except BaseException as error:  # noqa: BLE001  # Whatever else it is.
+                faults.append(error)
+                return
 
     threads = [threading.Thread(target=run, args=(name,)) for name in range(3)]
     for thread in threads:
