@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.minibatch import move_centroids_, nearest_and_sums, weighted_sum
+from streamkm.clustering.minibatch import nearest_and_sums, weighted_sum
+from streamkm.clustering.moving import move_centroids_
 from streamkm.clustering.reseeding import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.kernels import sq_distances_to
@@ -47,7 +48,7 @@ class Lloyd:
             state.sums_KD.zero_()
             state.counts_K.zero_()
             state.weights_K.zero_()
-        (labels_B, _), (sums_KD, counts_K, weights_K) = nearest_and_sums(
+        (labels_B, _), (sums, counts_K, weights_K) = nearest_and_sums(
             self.kernel, batch, state.centroids_KD, spherical=self.spherical
         )
         # The kernel's distances are what is left of |x|^2 - 2 x.c + |c|^2 after rounding:
@@ -56,7 +57,7 @@ class Lloyd:
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()
-        state.sums_KD += sums_KD
+        state.sums_KD += sums.wide()
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
@@ -75,8 +76,8 @@ class Lloyd:
         """Move the centroids to the means of the pass; reseed those that got no row."""
         before_KD = state.centroids_KD.clone()
         reseeding = reseed_(state, state.counts_K == 0)
-        move_centroids_(state, state.counts_K > 0, spherical=self.spherical)
-        state.shift.copy_((state.centroids_KD - before_KD).double().square_().sum())
+        touched_K = state.counts_K > 0
+        state.shift.copy_(move_centroids_(state, touched_K, spherical=self.spherical))
         state.settled_inertia.copy_(_settled_inertia(state, before_KD, reseeding))
         if self.closing:
             return

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from streamkm.clustering.moving import Sums, move_centroids_
 from streamkm.clustering.reseeding import draw_, reseed_, step_generator
-from streamkm.clustering.scaling import normalized
 from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
 from streamkm.kernels import Rows, add_by_label
 
@@ -45,7 +45,9 @@ class MiniBatch:
         out late that a run is over, and what it has queued by then must not matter.
         """
         live = state.stop == RUNNING
-        (labels_B, sq_distances_B), (sums_KD, counts_K, weights_K) = nearest_and_sums(
+        if live.device.type == "cpu" and not live:
+            return  # Asking costs nothing here; a GPU would have to be waited for.
+        (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
             self.kernel, batch, state.centroids_KD, spherical=self.spherical
         )
         if batch.dropped_B is not None:
@@ -55,16 +57,14 @@ class MiniBatch:
         weights_K *= live
         generator = step_generator(labels_B.device, self.seed, epoch, index)
         draw_(state, batch, labels_B, sq_distances_B * live, generator)
-        before_KD = state.centroids_KD.clone()
-        state.sums_KD.add_(sums_KD * live)
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
         state.epoch_weights_K += weights_K
-        move_centroids_(state, counts_K > 0, spherical=self.spherical)
+        shift = move_centroids_(state, counts_K > 0, spherical=self.spherical, added=sums)
         n_rows = counts_K.sum()
         mass = weights_K.sum() if state.is_weighted else n_rows
-        self._watch(state, weighted_sum(batch, sq_distances_B), n_rows, mass, before_KD, live)
+        self._watch(state, weighted_sum(batch, sq_distances_B), n_rows, mass, shift, live)
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Reseed the clusters to which the epoch brought no row.
@@ -83,7 +83,7 @@ class MiniBatch:
         inertia: torch.Tensor,
         n_rows: torch.Tensor,
         mass: torch.Tensor,
-        before_KD: torch.Tensor,
+        shift: torch.Tensor,
         live: torch.Tensor,
     ) -> None:
         """Inertia and shift of a step, and whether they end the run."""
@@ -91,7 +91,6 @@ class MiniBatch:
         # Of a mass of 0 the inertia is 0 as well, and nothing is told below.
         mean = inertia / torch.where(mass > 0, mass, 1)
         state.batch_inertia.copy_(torch.where(live, mean, state.batch_inertia))
-        shift = (state.centroids_KD - before_KD).double().square_().sum()
         state.shift.copy_(torch.where(live, shift, state.shift))
         state.n_steps += live
         # A batch whose rows were all dropped moves nothing, and says nothing.
@@ -144,8 +143,8 @@ def nearest_two(
 class BatchSums(NamedTuple):
     """What a batch adds to each cluster."""
 
-    sums_KD: torch.Tensor
-    """Sum of the rows, times their weights, in the dtype of centroids (weighted: float64)."""
+    sums: Sums
+    """Sums of the rows, times their weights."""
     counts_K: torch.Tensor
     """Number of the rows (of positive weight), int64."""
     weights_K: torch.Tensor
@@ -167,12 +166,13 @@ def nearest_and_sums(
     assignment = kernel.step(rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
     if weights_B is None:
         no_weights = sums_KD.new_zeros(0, dtype=torch.float64)
-        return assignment, BatchSums(sums_KD[:k], counts_K[:k], no_weights)
+        return assignment, BatchSums(Sums(sums_KD[:k], unit), counts_K[:k], no_weights)
     counts_K[k] = len(weights_B) - counts_K[:k].sum()
     labels_B = assignment.labels_B.masked_fill(weights_B == 0, k)
     weights_K1 = weights_B.new_zeros((k + 1, 1))
     add_by_label(weights_B[:, None], labels_B, counts_K, weights_K1)
-    return assignment, BatchSums(sums_KD[:k].double() * unit, counts_K[:k], weights_K1[:k, 0])
+    sums = Sums(sums_KD[:k], unit)
+    return assignment, BatchSums(sums, counts_K[:k], weights_K1[:k, 0])
 
 
 def sums_by_label(
@@ -187,7 +187,7 @@ def sums_by_label(
     shares_B, unit = _shares(batch, sums_KD.dtype)
     x_BD = batch.x_BD if shares_B is None else batch.x_BD * shares_B[:, None]
     kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
-    return sums_KD[:k].double().mul_(unit)
+    return Sums(sums_KD[:k], unit).wide()
 
 
 def _shares(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -209,18 +209,3 @@ def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
     if batch.weights_B is not None:
         sq_distances_B = sq_distances_B * batch.weights_B
     return sq_distances_B.sum()
-
-
-def move_centroids_(state: KMeansState, touched_K: torch.Tensor, *, spherical: bool) -> None:
-    """Move touched centroids to the means of their clusters, or the directions of their sums.
-
-    Where the sum of a spherical cluster has no direction the centroid stays.
-    """
-    if spherical:
-        centres_KD = normalized(state.sums_KD)
-        touched_K = touched_K & (state.sums_KD != 0).any(dim=1)
-    else:
-        masses_K = state.masses_K
-        centres_KD = state.sums_KD / torch.where(masses_K > 0, masses_K, 1)[:, None]
-    kept_KD = state.centroids_KD
-    kept_KD.copy_(torch.where(touched_K[:, None], centres_KD, kept_KD))

@@ -69,7 +69,7 @@ class SampleLloyd:
             batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
             assignment, found = nearest_and_sums(self._kernel, batch, before_KD, spherical=False)
             sq_distances_S[rows] = assignment.sq_distances_B
-            sums_KD += found.sums_KD
+            sums_KD += found.sums.wide()
             mass_K += found.counts_K if weights_B is None else found.weights_K
             self._pause()
         centres_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamkm.clustering.lloyd import Lloyd
-from streamkm.clustering.minibatch import move_centroids_
+from streamkm.clustering.moving import move_centroids_
 from streamkm.clustering.state import initial_state
 from streamkm.config import largest_batch_rows
 from streamkm.runs.labelling import Labelling

@@ -387,7 +387,8 @@ def test_of_two_that_begin_at_the_same_moment_one_writes(suffix, tmp_path):
 # A new folder is removed by the run that made it if nothing came of it, while others wait.
 def test_a_folder_that_comes_and_goes_has_one_owner_at_a_time(tmp_path):
     record = {"source": "x", "fit": {"k": 3}, "data": {"shape": [9, 2], "dtype": "float32"}}
-    owners, n_entered, faults = set(), [0], []
+    owners, n_entered = set(), [0]
+    faults: list[object] = []
 
     def run(name: int) -> None:
         while n_entered[0] < 60:

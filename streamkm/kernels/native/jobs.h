@@ -59,3 +59,17 @@ struct DistanceJob {
     double* sq_distances;   // n_rows, to be filled
     int64_t n_rows, n_features;
 };
+
+// Clusters whose sums have grown, and their centroids, which follow.
+template <class T>
+struct MoveJob {
+    double* sums;          // k x n_features: of all rows so far
+    const T* added;        // k x n_features in `unit`, or null: what is added to them first
+    double unit;
+    const double* masses;  // k: what sums are divided by, unless it is 0
+    const bool* touched;   // k: which centroids move
+    T* centroids;          // k x n_features
+    double* sq_steps;      // k, to be filled: how far each went
+    int64_t n_features;
+    bool spherical;        // to the directions of their sums instead
+};

@@ -396,3 +396,43 @@ void measure_rows(const DistanceJob<T>& job, int64_t start, int64_t stop) {
         job.sq_distances[row] = sq_difference(x, centroid, job.n_features);
     }
 }
+
+// What the sum of a cluster is divided by. A direction is taken in two steps, since the square
+// of a small sum would vanish; 0 where there is none.
+template <class T>
+INLINE double divisor_of(const MoveJob<T>& job, int64_t cluster) {
+    if (!job.spherical) return job.masses[cluster] > 0 ? job.masses[cluster] : 1;
+    const double* const sum = job.sums + cluster * job.n_features;
+    double largest = 0;
+    for (int64_t feature = 0; feature < job.n_features; ++feature) {
+        largest = std::max(largest, std::fabs(sum[feature]));
+    }
+    if (largest == 0) return 0;
+    const auto share = [sum, largest](int64_t feature) __attribute__((always_inline)) {
+        return sum[feature] / largest;
+    };
+    return largest * std::sqrt(sum_of_squares(job.n_features, share));
+}
+
+template <class T>
+void move_cluster(const MoveJob<T>& job, int64_t cluster) {
+    job.sq_steps[cluster] = 0;
+    if (!job.touched[cluster]) return;
+    double* __restrict const sum = job.sums + cluster * job.n_features;
+    T* __restrict const centroid = job.centroids + cluster * job.n_features;
+    if (job.added != nullptr) {
+        const T* __restrict const added = job.added + cluster * job.n_features;
+        for (int64_t feature = 0; feature < job.n_features; ++feature) {
+            sum[feature] += static_cast<double>(added[feature]) * job.unit;
+        }
+    }
+    const double divisor = divisor_of(job, cluster);
+    if (divisor == 0) return;
+    const auto step = [=](int64_t feature) __attribute__((always_inline)) {
+        const T moved = static_cast<T>(sum[feature] / divisor);
+        const double difference = moved - centroid[feature];
+        centroid[feature] = moved;
+        return difference;
+    };
+    job.sq_steps[cluster] = sum_of_squares(job.n_features, step);
+}

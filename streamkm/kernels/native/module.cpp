@@ -16,6 +16,7 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <utility>
 
@@ -116,6 +117,7 @@ struct Functions {
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
     void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
+    void (*move_cluster)(const MoveJob<T>&, int64_t cluster);
     // By the number of the stored dtype.
     void (*gather_rows[N_STORED_TYPES])(const GatherJob<T>&, int64_t start, int64_t stop);
 };
@@ -127,7 +129,8 @@ struct Functions {
         using Element = T;                                                            \
         return {panel_width<T>(), BLOCK_ROWS,            pack_panel<T>,               \
                 assign_block<T>,  recheck_row<T>,        accumulate_cluster<T>,       \
-                measure_rows<T>,  {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};               \
+                measure_rows<T>,  move_cluster<T>,                                    \
+                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                 \
     }()
 
 struct InstructionSet {
@@ -229,6 +232,19 @@ void measure(const Functions<T>& functions, const DistanceJob<T>& job, int n_thr
     for_each_part(job.n_rows, n_threads, [&](int64_t start, int64_t stop) {
         functions.measure_rows(job, start, stop);
     });
+}
+
+// Sum of the squared steps, in the order of the clusters.
+template <class T>
+double move(const Functions<T>& functions, const MoveJob<T>& job, int64_t k, int n_threads) {
+    constexpr int64_t CLUSTERS_AT_ONCE = 16;
+    Pool::instance().run(parts_of(k, CLUSTERS_AT_ONCE), n_threads, [&](int64_t part) {
+        const int64_t stop = std::min((part + 1) * CLUSTERS_AT_ONCE, k);
+        for (int64_t cluster = part * CLUSTERS_AT_ONCE; cluster < stop; ++cluster) {
+            functions.move_cluster(job, cluster);
+        }
+    });
+    return std::accumulate(job.sq_steps, job.sq_steps + k, 0.0);
 }
 
 // Sorts row numbers by label, keeping their order; false if a label is not within 0 to k.
@@ -351,6 +367,35 @@ PyObject* py_sq_distances(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+PyObject* py_move(PyObject*, PyObject* args) {
+    int set, is_double, n_threads, spherical;
+    unsigned long long sums, added, masses, touched, centroids, sq_steps;
+    double unit;
+    long long n_features, k;
+    if (!PyArg_ParseTuple(args, "iiKKdKKKKLLpi", &set, &is_double, &sums, &added, &unit, &masses,
+                          &touched, &centroids, &sq_steps, &k, &n_features, &spherical,
+                          &n_threads)) {
+        return nullptr;
+    }
+    double shift;
+    Py_BEGIN_ALLOW_THREADS;
+    if (is_double) {
+        shift = move(instruction_sets[set].of_double,
+                     MoveJob<double>{at<double>(sums), at<double>(added), unit, at<double>(masses),
+                                     at<bool>(touched), at<double>(centroids), at<double>(sq_steps),
+                                     n_features, spherical != 0},
+                     k, n_threads);
+    } else {
+        shift = move(instruction_sets[set].of_float,
+                     MoveJob<float>{at<double>(sums), at<float>(added), unit, at<double>(masses),
+                                    at<bool>(touched), at<float>(centroids), at<double>(sq_steps),
+                                    n_features, spherical != 0},
+                     k, n_threads);
+    }
+    Py_END_ALLOW_THREADS;
+    return PyFloat_FromDouble(shift);
+}
+
 PyObject* py_gather(PyObject*, PyObject* args) {
     int set, is_double, stored, n_threads;
     unsigned long long window, rows, shift, factor, x, sq_norms;
@@ -423,6 +468,7 @@ PyMethodDef methods[] = {
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/distances.py."},
     {"gather", py_gather, METH_VARARGS, "Rows of a window as a batch; see kernels/gather.py."},
+    {"move", py_move, METH_VARARGS, "Centroids follow the sums; see clustering/moving.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
      "(name, number, panel width for float32, for float64) of each that runs here, best first."},
