@@ -28,15 +28,17 @@ from streamkm.kernels import triton_assign, triton_one_read, triton_settle, trit
 from streamkm.kernels.triton import (
     CHUNK,
     N_LISTED,
-    ONE_READ_ROWS,
     OPTIONS,
     STEP_D,
-    one_read_warps,
 )
 from streamkm.kernels.triton_tiles import (
     MAX_RESIDENT_D,
+    ONE_READ_OPTIONS,
+    SETTLE_WARPS,
+    TWO_TILE,
     Tile,
     default_tile,
+    one_read_blocks,
     padded_features,
     tiles,
 )
@@ -71,10 +73,15 @@ class Case:
     k: int = 20_000
     tile: Tile | None = None
     """Another than the default."""
+    second: bool = False
+    """Whether the second nearest is sought too."""
 
     def __str__(self) -> str:
         tile = f" {self.tile}" if self.tile else ""
-        return f"{self.kernel} {self.dtype} k={self.k} d={self.n_features} {self.precision}{tile}"
+        two = " second" if self.second else ""
+        return (
+            f"{self.kernel} {self.dtype} k={self.k} d={self.n_features} {self.precision}{two}{tile}"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,10 @@ CASES = [
     Case("screen_kernel", "bf16", 128, k=1024),
     *(Case("screen_kernel", "bf16", 128, tile=tile) for tile in tiles(128, torch.float32)[2:]),
     *(Case("one_read_kernel", "fp32", d, k=k)
-      for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32))),
-    Case("one_read_kernel", "bf16", 64, k=64),
+      for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 16), (256, 64),
+                   (256, 128))),
+    *(Case("one_read_kernel", dtype, 128, k=256) for dtype in ("bf16", "u8")),
+    Case("one_read_kernel", "fp32", 128, "fast", k=256),
     Case("add_spans_kernel", "fp32", 64, k=64),
     *(Case(name, "fp32", 128) for name in ("measure_kernel", "round_kernel", "settle_kernel")),
     Case("round_rows_kernel", "fp32", 768),
@@ -144,14 +153,14 @@ def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
     """What a kernel of this case is launched with; each kernel takes what it knows."""
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
     padded_d = padded_features(case.n_features, dtype)
-    tile = case.tile or default_tile(case.n_features, case.k, dtype)
+    tile = case.tile or (TWO_TILE if case.second else default_tile(case.n_features, case.k, dtype))
     is_resident = case.n_features <= MAX_RESIDENT_D[dtype]
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
         "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if is_resident else 64,
         "BLOCK_K": 16, "BLOCK_C": 16, "STEP_D": STEP_D[dtype], "N_LISTED": N_LISTED, "CHUNK": CHUNK,
         "WIDE": ROWS[case.dtype], "RESIDENT": is_resident, "EXACT": case.precision == "exact",
-        "SECOND": False,
+        "SECOND": case.second,
     }  # fmt: skip
     if case.kernel == "one_read_kernel":
         return one_read_constants(case, padded_d)
@@ -165,18 +174,18 @@ def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
         constants["BLOCK_M"] = 16
     if case.kernel in ("measure_kernel", "round_kernel"):
         constants["BLOCK_D"] = min(padded_d, 64)
-    warps = {"add_chunks_kernel": 1, "join_kernel": 1}
+    warps = {"add_chunks_kernel": 1, "join_kernel": 1, "settle_kernel": SETTLE_WARPS}
     return constants, {"num_warps": warps.get(case.kernel, 4)}
 
 
 def one_read_constants(case: Case, padded_d: int) -> tuple[dict[str, Any], dict[str, int]]:
     block_k = padded_features(case.k, torch.float32)
-    constants = {
-        "BLOCK_M": ONE_READ_ROWS, "BLOCK_K": block_k, "BLOCK_C": 16, "BLOCK_D": padded_d,
+    blocks: dict[str, Any] = {**one_read_blocks(block_k, padded_d)}
+    constants = blocks | {
         "TERM": tl.bfloat16, "N_TERMS": 3 if case.dtype == "fp32" else 1, "HAS_SHARES": False,
         "HAS_LEFT_OUT": True, "ZEROS_FIRST": False, "EXACT": case.precision == "exact",
     }  # fmt: skip
-    return constants, {"num_warps": one_read_warps(block_k * padded_d)}
+    return constants, ONE_READ_OPTIONS
 
 
 def argument_type(name: str, case: Case) -> str:
@@ -207,7 +216,8 @@ def read_resources(
     names = Counter(loop)
     threads = 32 * options.get("num_warps", 4)
     # The kernel of one read scores a tile of rows against all centroids at once.
-    width = constants.get("BLOCK_N", constants.get("BLOCK_K", 0))
+    is_one_read = "SLAB_D" in constants
+    width = constants.get("BLOCK_K" if is_one_read else "BLOCK_N", 0)
     scores = constants.get("BLOCK_M", 0) * width / threads
     counted = ("FMNMX", "FFMA", "FADD", "FMUL", "LOP3", "SEL", "FSEL", "FSETP", "MOV")
     epilogue = {

@@ -23,9 +23,13 @@ from streamkm.kernels.triton_one_read import add_spans_kernel, one_read_kernel
 from streamkm.kernels.triton_settle import settle_kernel
 from streamkm.kernels.triton_tiles import (
     MAX_RESIDENT_D,
+    ONE_READ_OPTIONS,
+    ONE_READ_ROWS,
+    SETTLE_WARPS,
     TWO_TILE,
     Tile,
     default_tile,
+    one_read_blocks,
     padded_features,
 )
 from streamkm.kernels.triton_tuning import (
@@ -49,20 +53,19 @@ STEP_D = {torch.float32: 32, torch.float64: 16}
 WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
 #: The queue of rows is addressed by 32 bits.
 MAX_BATCH_ROWS = 2**27
+#: Programs that settle rows, a multiprocessor.
+SETTLERS = 16
 #: Bits of a score that may hold a tile number.
 MAX_INDEX_BITS = 18
 #: Bounds hold with fused multiply-adds and without; without, scores take an instruction more.
 OPTIONS = {"enable_fp_fusion": True}
 #: Sorted rows that one program adds up: part of what decides the sums' last bits.
 CHUNK = 64
-#: Where assigning and adding up takes one read: with more, registers would not hold the
-#: scores of a tile and the sums (padded), and adding takes thrice the products of assigning.
-MAX_ONE_READ_K, MAX_ONE_READ_D, MAX_ONE_READ_ELEMENTS = 128, 128, 4096
+#: Where assigning and adding up takes one read: more centroids would not stay on the chip.
+MAX_ONE_READ_K, MAX_ONE_READ_D = 256, 128
 #: Programs of that kernel, at most; part of what decides the sums' last bits. Two for every
-#: multiprocessor of an H100.
+#: multiprocessor of an H100, so that their sums take 33 MiB of memory at most.
 MAX_SPANS = 264
-#: Rows of its tiles.
-ONE_READ_ROWS = 64
 
 
 class TritonKernel:
@@ -114,7 +117,7 @@ class TritonKernel:
         n_processors = (
             torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 1
         )
-        self._n_settlers = 8 * n_processors
+        self._n_settlers = SETTLERS * n_processors
 
     @property
     def n_rechecked(self) -> torch.Tensor:
@@ -218,7 +221,7 @@ class TritonKernel:
                     self._k, n_features,
                     BLOCK_N=tile.centroids, KEPT_N=tile.centroids // tile.fold, BLOCK_K=16,
                     BLOCK_D=32, STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED,
-                    WIDE=WIDE[self._dtype], SECOND=two, num_warps=4, **OPTIONS,
+                    WIDE=WIDE[self._dtype], SECOND=two, num_warps=SETTLE_WARPS, **OPTIONS,
                 )  # fmt: skip
                 self._n_rechecked += self._about[3]
         return results
@@ -345,11 +348,10 @@ class TritonKernel:
             c_sq if left_out_B is None else left_out_B.view(torch.uint8),
             labels_B, sq_distances_B, span_sums, span_counts, self._n_rechecked,
             n_rows, k, n_features, block_d, span,
-            BLOCK_M=ONE_READ_ROWS, BLOCK_K=block_k, BLOCK_C=16, BLOCK_D=block_d,
-            TERM=term, N_TERMS=n_terms,
+            **one_read_blocks(block_k, block_d), TERM=term, N_TERMS=n_terms,
             HAS_SHARES=shares_B is not None, HAS_LEFT_OUT=left_out_B is not None,
             ZEROS_FIRST=rows.zeros_first,
-            EXACT=self._exact, num_warps=one_read_warps(block_k * block_d), **OPTIONS,
+            EXACT=self._exact, **ONE_READ_OPTIONS, **OPTIONS,
         )  # fmt: skip
         add_spans_kernel[(triton.cdiv(k * n_features, 128),)](
             span_sums, span_counts, sums_KD, counts_K, n_spans, k, n_features,
@@ -366,18 +368,7 @@ class TritonKernel:
 
 def fits_one_read(k: int, n_features: int, dtype: torch.dtype) -> bool:
     """Whether `TritonKernel.step` reads rows once: from what decides sums, and never tuned."""
-    n_elements = padded_features(k, dtype) * padded_features(n_features, dtype)
-    return (
-        dtype == torch.float32
-        and k <= MAX_ONE_READ_K
-        and n_features <= MAX_ONE_READ_D
-        and n_elements <= MAX_ONE_READ_ELEMENTS
-    )
-
-
-def one_read_warps(n_elements: int) -> int:
-    """Warps that hold so many sums without spilling registers, as compiled for sm_90."""
-    return 4 if n_elements <= 1024 else 8
+    return dtype == torch.float32 and k <= MAX_ONE_READ_K and n_features <= MAX_ONE_READ_D
 
 
 def _with_dense_rows(x_BD: torch.Tensor) -> torch.Tensor:

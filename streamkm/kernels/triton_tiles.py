@@ -6,10 +6,28 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["MAX_RESIDENT_D", "TWO_TILE", "Tile", "default_tile", "padded_features", "tiles"]
+__all__ = [
+    "MAX_RESIDENT_D",
+    "ONE_READ_OPTIONS",
+    "ONE_READ_ROWS",
+    "SETTLE_WARPS",
+    "TWO_TILE",
+    "Tile",
+    "default_tile",
+    "one_read_blocks",
+    "padded_features",
+    "tiles",
+]
 
 #: Rows of more features than this are not kept on the chip: registers would not hold them.
 MAX_RESIDENT_D = {torch.float32: 256, torch.float64: 64}
+#: Of the programs that settle rows; with more, code for 8.0 spills registers.
+SETTLE_WARPS = 2
+#: Rows of a tile of the kernel that reads once: part of what decides the last bits of sums.
+ONE_READ_ROWS = 64
+#: Of the same kernel. Without a limit the assembler takes fewer registers for the sake of
+#: programs that find no room beside each other anyway, and spills some.
+ONE_READ_OPTIONS = {"num_warps": 4, "maxnreg": 255}
 #: From so many centroids on, comparing the members of a group at the end costs less than
 #: a wider group saves on every score.
 MANY_CENTROIDS = 2048
@@ -30,14 +48,17 @@ class Tile:
 
 
 #: For the two nearest: they may be of one group, so that a group is one centroid.
-TWO_TILE = Tile(fold=1)
+TWO_TILE = Tile(rows=64, fold=1)
 
 
 def default_tile(n_features: int, k: int, dtype: torch.dtype) -> Tile:
     """What is taken where nothing has been tuned, for `k` centroids of `dtype`."""
     if n_features > MAX_RESIDENT_D[dtype]:
         return Tile(centroids=128, fold=4, stages=3)
-    return Tile(centroids=128, fold=4) if k >= MANY_CENTROIDS else Tile()
+    if k < MANY_CENTROIDS:
+        return Tile()
+    # Rows of float64 leave no registers for wide tiles in code for 8.0.
+    return Tile(centroids=128 if dtype == torch.float32 else 64, fold=4)
 
 
 def tiles(n_features: int, dtype: torch.dtype) -> tuple[Tile, ...]:
@@ -49,8 +70,9 @@ def tiles(n_features: int, dtype: torch.dtype) -> tuple[Tile, ...]:
             Tile(centroids=256, fold=4, stages=3),
             Tile(rows=64, centroids=128, fold=4, warps=4, stages=4),
         )
+    wide = (Tile(centroids=128, fold=4),) if dtype == torch.float32 else ()
     return (
-        Tile(centroids=128, fold=4),
+        *wide,
         Tile(),
         Tile(centroids=64, fold=4),
         Tile(centroids=64, fold=4, stages=3),
@@ -64,3 +86,16 @@ def padded_features(n_features: int, dtype: torch.dtype) -> int:
     if n_features > MAX_RESIDENT_D[dtype]:
         return -(-n_features // 64) * 64
     return max(1 << (n_features - 1).bit_length(), 16)
+
+
+def one_read_blocks(block_k: int, block_d: int) -> dict[str, int]:
+    """Of the kernel that reads once, for so many centroids and features (padded)."""
+    return {
+        "BLOCK_M": ONE_READ_ROWS,
+        "BLOCK_K": block_k,
+        "BLOCK_N": min(block_k, 32),
+        "BLOCK_C": 16,
+        "BLOCK_D": block_d,
+        "SLAB_D": 16,
+        "STEP_D": min(32, block_d),
+    }
