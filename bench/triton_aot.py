@@ -32,14 +32,15 @@ from streamkm.kernels.triton import (
     STEP_D,
 )
 from streamkm.kernels.triton_tiles import (
-    MAX_RESIDENT_D,
     ONE_READ_OPTIONS,
-    SETTLE_WARPS,
+    SETTLE_OPTIONS,
     TWO_TILE,
     Tile,
     default_tile,
+    is_resident,
     one_read_blocks,
     padded_features,
+    power_of_two,
     tiles,
 )
 
@@ -109,7 +110,7 @@ CASES = [
     ),
     Case("screen_kernel", "bf16", 128, "fast"),
     Case("screen_kernel", "bf16", 128, k=1024),
-    *(Case("screen_kernel", "bf16", 128, tile=tile) for tile in tiles(128, torch.float32)[2:]),
+    *(Case("screen_kernel", "bf16", 128, tile=tile) for tile in tiles(128, torch.float32, 9)[1:]),
     *(Case("one_read_kernel", "fp32", d, k=k)
       for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 16), (256, 64),
                    (256, 128))),
@@ -127,7 +128,7 @@ def compile_case(case: Case, capability: int) -> Resources:
     function = next(
         getattr(module, case.kernel) for module in MODULES if hasattr(module, case.kernel)
     )
-    constants, options = launch_constants(case)
+    constants, options = launch_constants(case, capability)
     if case.n_features == 1:
         constants |= {"n_features": 1, "stride": 1}  # as Triton takes every 1
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
@@ -149,37 +150,39 @@ def compile_case(case: Case, capability: int) -> Resources:
     return read_resources(compiled.asm["cubin"], compiled.metadata.shared, options, constants)
 
 
-def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
+def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[str, int]]:
     """What a kernel of this case is launched with; each kernel takes what it knows."""
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
     padded_d = padded_features(case.n_features, dtype)
-    tile = case.tile or (TWO_TILE if case.second else default_tile(case.n_features, case.k, dtype))
-    is_resident = case.n_features <= MAX_RESIDENT_D[dtype]
+    tile = case.tile or (
+        TWO_TILE if case.second else default_tile(case.n_features, case.k, dtype, capability // 10)
+    )
+    stays = is_resident(case.n_features, dtype)
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
-        "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if is_resident else 64,
+        "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if stays else 64,
         "BLOCK_K": 16, "BLOCK_C": 16, "STEP_D": STEP_D[dtype], "N_LISTED": N_LISTED, "CHUNK": CHUNK,
-        "WIDE": ROWS[case.dtype], "RESIDENT": is_resident, "EXACT": case.precision == "exact",
+        "WIDE": ROWS[case.dtype], "RESIDENT": stays, "EXACT": case.precision == "exact",
         "SECOND": case.second,
     }  # fmt: skip
     if case.kernel == "one_read_kernel":
-        return one_read_constants(case, padded_d)
+        return one_read_constants(case)
     if case.kernel == "add_spans_kernel":
         return {"BLOCK_S": 16, "BLOCK_E": 128}, {"num_warps": 4}
     if case.kernel == "screen_kernel":
         return constants, {"num_warps": tile.warps, "num_stages": tile.stages}
     if case.kernel == "settle_kernel":
-        constants["BLOCK_D"] = 32
+        return constants | {"BLOCK_D": 32}, SETTLE_OPTIONS
     if case.kernel == "round_rows_kernel":
         constants["BLOCK_M"] = 16
     if case.kernel in ("measure_kernel", "round_kernel"):
         constants["BLOCK_D"] = min(padded_d, 64)
-    warps = {"add_chunks_kernel": 1, "join_kernel": 1, "settle_kernel": SETTLE_WARPS}
+    warps = {"add_chunks_kernel": 1, "join_kernel": 1}
     return constants, {"num_warps": warps.get(case.kernel, 4)}
 
 
-def one_read_constants(case: Case, padded_d: int) -> tuple[dict[str, Any], dict[str, int]]:
-    block_k = padded_features(case.k, torch.float32)
+def one_read_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
+    block_k, padded_d = power_of_two(case.k), power_of_two(case.n_features)
     blocks: dict[str, Any] = {**one_read_blocks(block_k, padded_d)}
     constants = blocks | {
         "TERM": tl.bfloat16, "N_TERMS": 3 if case.dtype == "fp32" else 1, "HAS_SHARES": False,

@@ -25,12 +25,15 @@ from streamkm.kernels.triton_tiles import (
     MAX_RESIDENT_D,
     ONE_READ_OPTIONS,
     ONE_READ_ROWS,
-    SETTLE_WARPS,
+    SETTLE_OPTIONS,
     TWO_TILE,
     Tile,
     default_tile,
+    is_resident,
     one_read_blocks,
     padded_features,
+    power_of_two,
+    tiles,
 )
 from streamkm.kernels.triton_tuning import (
     LEAST_TUNED_K,
@@ -114,10 +117,9 @@ class TritonKernel:
         self._queue = torch.empty((n_queued, 2 + N_LISTED), dtype=torch.int32, device=device)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         on_gpu = device.type == "cuda"
-        n_processors = (
-            torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 1
-        )
-        self._n_settlers = SETTLERS * n_processors
+        card = torch.cuda.get_device_properties(device) if on_gpu else None
+        self._major = card.major if card else 9
+        self._n_settlers = SETTLERS * (card.multi_processor_count if card else 1)
 
     @property
     def n_rechecked(self) -> torch.Tensor:
@@ -221,7 +223,7 @@ class TritonKernel:
                     self._k, n_features,
                     BLOCK_N=tile.centroids, KEPT_N=tile.centroids // tile.fold, BLOCK_K=16,
                     BLOCK_D=32, STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED,
-                    WIDE=WIDE[self._dtype], SECOND=two, num_warps=SETTLE_WARPS, **OPTIONS,
+                    WIDE=WIDE[self._dtype], SECOND=two, **SETTLE_OPTIONS, **OPTIONS,
                 )  # fmt: skip
                 self._n_rechecked += self._about[3]
         return results
@@ -239,10 +241,9 @@ class TritonKernel:
                 return seconds_of(lambda: trial.assign(x_BD, no_norms_B, centroids_KD))
 
             with torch.cuda.device_of(x_BD):
-                self._tile = tuned_tile(
-                    cache_folder(), key, x_BD.shape[1], self._k, self._dtype, seconds
-                )
-        return self._tile or default_tile(x_BD.shape[1], self._k, self._dtype)
+                among = tiles(x_BD.shape[1], self._dtype, self._major)
+                self._tile = tuned_tile(cache_folder(), key, among, seconds)
+        return self._tile or default_tile(x_BD.shape[1], self._k, self._dtype, self._major)
 
     def _check(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
         """Refuse what the device code would read out of bounds, or misread."""
@@ -295,9 +296,9 @@ class TritonKernel:
     ) -> None:
         n_rows, n_features = x_BD.shape
         wide = WIDE[self._dtype]
-        is_resident = n_features <= MAX_RESIDENT_D[self._dtype]
+        stays = is_resident(n_features, self._dtype)
         x16 = x_about = rounded[1]
-        if not is_resident:
+        if not stays:
             x16 = self._buffer("x16", self._batch_rows * padded_d, torch.float16)
             x_about = self._buffer("x_about", 3 * self._batch_rows, torch.float32)
             round_rows_kernel[(triton.cdiv(n_rows, 16),)](
@@ -312,9 +313,9 @@ class TritonKernel:
             n_rows, self._k, n_features, padded_d, n_tiles, -1 << index_bits,
             2.0 ** (index_bits - 22),
             BLOCK_M=tile.rows, BLOCK_N=tile.centroids, FOLD=tile.fold,
-            BLOCK_D=padded_d if is_resident else 64, STEP_D=STEP_D[self._dtype],
+            BLOCK_D=padded_d if stays else 64, STEP_D=STEP_D[self._dtype],
             N_LISTED=N_LISTED, WIDE=wide,
-            RESIDENT=is_resident, EXACT=self._exact, SECOND=two,
+            RESIDENT=stays, EXACT=self._exact, SECOND=two,
             num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
         )  # fmt: skip
 
@@ -329,7 +330,7 @@ class TritonKernel:
         counts_K: torch.Tensor,
     ) -> None:
         (n_rows, n_features), k = x_BD.shape, self._k
-        block_k, block_d = padded_features(k, self._dtype), padded_features(n_features, self._dtype)
+        block_k, block_d = power_of_two(k), power_of_two(n_features)
         c16, c_sq, about = self._round_centroids(centroids_KD, block_d, block_k)
         n_tiles = triton.cdiv(n_rows, ONE_READ_ROWS)
         span = triton.cdiv(n_tiles, MAX_SPANS) * ONE_READ_ROWS

@@ -161,7 +161,7 @@ def test_tiles_decide_no_bits(d: int) -> None:
 
     x_BD, c_KD = cuda(3000, d), cuda(5000, d)
     results = []
-    for tile in tiles(d, torch.float32):
+    for tile in tiles(d, torch.float32, torch.cuda.get_device_capability()[0]):
         kernel = TritonKernel(3000, 5000, torch.float32, x_BD.device, tile=tile)
         results.append(kernel.assign(x_BD, sq_norms(x_BD), c_KD))
     for labels_B, sq_distances_B in results[1:]:
