@@ -84,6 +84,7 @@ class TritonKernel:
     """
 
     name = "triton"
+    distances_cancel = False
 
     def __init__(
         self,

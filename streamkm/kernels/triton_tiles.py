@@ -85,6 +85,7 @@ def tiles(n_features: int, dtype: torch.dtype, major: int) -> tuple[Tile, ...]:
             Tile(rows=64, centroids=128, fold=4, warps=4, stages=4),
         )
     wide, narrow = Tile(centroids=128, fold=4), Tile(centroids=64, fold=4)
+    first: tuple[Tile, ...]
     if n_features < 16 and major < 9:
         first = (Tile(rows=64, centroids=128, fold=4), wide, narrow)
     elif dtype == torch.float32 and n_features <= 128:

@@ -220,7 +220,7 @@ def test_a_step_on_rows_as_they_are_stored(rng, dtype: torch.dtype) -> None:
 
 # Breaks when the rows of a cluster in a tile, or the tiles of a span, are not added up in turn,
 # and when a step's distances are not those of `assign`, to the bit.
-@pytest.mark.parametrize(("b", "k", "d"), [(130, 256, 128), (130, 3, 100)])
+@pytest.mark.parametrize(("b", "k", "d"), [(130, 256, 128), (130, 3, 20)])
 def test_a_step_of_several_tiles_and_spans(monkeypatch, b: int, k: int, d: int) -> None:
     monkeypatch.setattr("streamkm.kernels.triton.MAX_SPANS", 2)
     assert fits_one_read(k, d, torch.float32)
@@ -341,6 +341,20 @@ def test_sizes_that_are_out_of_range(b: int, k: int) -> None:
 def test_centroids_of_another_dtype() -> None:
     with pytest.raises(InputError, match="takes float32 or float64 centroids"):
         TritonKernel(8, 3, torch.float16, CPU)
+
+
+# Breaks when a pass reads the rows again for distances that the kernel gave with the labels.
+@pytest.mark.parametrize("k", [5, 260])
+def test_inertia_without_a_second_read(monkeypatch, k: int) -> None:
+    # So far from the origin that nothing is left of the expanded square.
+    x_BD = normal(80, 3, dtype=torch.float32, device=CPU) + 3000
+    c_KD = (normal(k, 3, dtype=torch.float32, device=CPU) + 3000).contiguous()
+    monkeypatch.delattr("streamkm.kernels.distances.sq_distances_to")
+    kernel = TritonKernel(80, k, torch.float32, CPU)
+    state = initial_state(c_KD.clone(), 0.0)
+    Lloyd(kernel, seed=1).update_(state, Batch(x_BD, sq_norms(x_BD), None), epoch=0, index=0)
+    truth = exact_sq_distances(x_BD, c_KD).min(axis=1).sum()
+    assert float(state.inertia) == pytest.approx(truth, rel=1e-6)
 
 
 # Breaks when a run's rows are widened before the kernel, or what a step takes of them is not.
