@@ -144,7 +144,7 @@ def assign(run: Run) -> None:
         before = int(exact.n_rechecked)
         exact.assign(x_BD, norms_B, c_KD)
         rechecked = (int(exact.n_rechecked) - before) / n_rows
-        for tile in tiles(d, torch.float32, run.major):
+        for tile in tiles(d, torch.float32, x_BD.dtype, run.major):
             times[str(tile)] = tile_seconds(run, tile, x_BD, norms_B, c_KD)
         peers = assign_peers(run.seconds, x_BD, c_KD.bfloat16())
         rate = 2 * n_rows * k * d / limit

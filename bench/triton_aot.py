@@ -60,6 +60,9 @@ POINTERS = {
 MODULES = (triton_assign, triton_one_read, triton_settle, triton_update)
 #: The matrix instructions of capability 8 and 9 (wgmma).
 MATRIX = ("HMMA", "HGMMA")
+STORED = {
+    "fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "u8": torch.uint8,
+}  # fmt: skip
 ROWS = {"fp32": tl.float32, "fp64": tl.float64, "bf16": tl.float32, "u8": tl.float32}
 
 
@@ -104,16 +107,17 @@ class Resources:
 CASES = [
     *(
         Case("screen_kernel", dtype, d)
-        for dtype, d in [("bf16", 64), ("bf16", 128), ("bf16", 256), ("bf16", 768), ("fp32", 128),
-                         ("fp32", 768), ("u8", 128), ("fp64", 64),
+        for dtype, d in [("bf16", 64), ("bf16", 128), ("bf16", 256), ("bf16", 768), ("fp32", 100),
+                         ("fp32", 128), ("fp32", 256), ("fp32", 768), ("u8", 128), ("fp64", 64),
                          ("fp64", 256)]
     ),
     Case("screen_kernel", "bf16", 128, "fast"),
     Case("screen_kernel", "bf16", 128, k=1024),
-    *(Case("screen_kernel", "bf16", 128, tile=tile) for tile in tiles(128, torch.float32, 9)[1:]),
+    *(Case("screen_kernel", "bf16", 128, tile=tile)
+      for tile in tiles(128, torch.float32, torch.bfloat16, 9)[1:]),
     *(Case("one_read_kernel", "fp32", d, k=k)
-      for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 16), (256, 64),
-                   (256, 128))),
+      for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 3), (256, 16),
+                   (256, 64), (256, 100), (256, 128))),
     *(Case("one_read_kernel", dtype, 128, k=256) for dtype in ("bf16", "u8")),
     Case("one_read_kernel", "fp32", 128, "fast", k=256),
     Case("add_spans_kernel", "fp32", 64, k=64),
@@ -155,7 +159,9 @@ def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
     padded_d = padded_features(case.n_features, dtype)
     tile = case.tile or (
-        TWO_TILE if case.second else default_tile(case.n_features, case.k, dtype, capability // 10)
+        TWO_TILE
+        if case.second
+        else default_tile(case.n_features, case.k, dtype, STORED[case.dtype], capability // 10)
     )
     stays = is_resident(case.n_features, dtype)
     constants = {

@@ -242,9 +242,11 @@ class TritonKernel:
                 return seconds_of(lambda: trial.assign(x_BD, no_norms_B, centroids_KD))
 
             with torch.cuda.device_of(x_BD):
-                among = tiles(x_BD.shape[1], self._dtype, self._major)
+                among = tiles(x_BD.shape[1], self._dtype, x_BD.dtype, self._major)
                 self._tile = tuned_tile(cache_folder(), key, among, seconds)
-        return self._tile or default_tile(x_BD.shape[1], self._k, self._dtype, self._major)
+        return self._tile or default_tile(
+            x_BD.shape[1], self._k, self._dtype, x_BD.dtype, self._major
+        )
 
     def _check(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
         """Refuse what the device code would read out of bounds, or misread."""

@@ -62,17 +62,19 @@ def is_resident(n_features: int, dtype: torch.dtype) -> bool:
     return is_aligned and n_features <= MAX_RESIDENT_D[dtype]
 
 
-def default_tile(n_features: int, k: int, dtype: torch.dtype, major: int) -> Tile:
-    """What is taken where nothing has been tuned, for `k` centroids of `dtype`.
+def default_tile(
+    n_features: int, k: int, dtype: torch.dtype, rows: torch.dtype, major: int
+) -> Tile:
+    """What is taken where nothing has been tuned, for rows and `k` centroids of these dtypes.
 
     None of them spills registers on the architecture of compute capability `major`, 8 or 9.
     """
     if k < MANY_CENTROIDS and is_resident(n_features, dtype):
         return Tile(rows=64) if n_features < 16 and major < 9 else Tile()
-    return tiles(n_features, dtype, major)[0]
+    return tiles(n_features, dtype, rows, major)[0]
 
 
-def tiles(n_features: int, dtype: torch.dtype, major: int) -> tuple[Tile, ...]:
+def tiles(n_features: int, dtype: torch.dtype, rows: torch.dtype, major: int) -> tuple[Tile, ...]:
     """What tuning chooses from, for many centroids of `dtype`: the default first."""
     if not is_resident(n_features, dtype):
         # Code for 8 holds both factors of a product in registers, wgmma reads them from elsewhere.
@@ -88,7 +90,7 @@ def tiles(n_features: int, dtype: torch.dtype, major: int) -> tuple[Tile, ...]:
     first: tuple[Tile, ...]
     if n_features < 16 and major < 9:
         first = (Tile(rows=64, centroids=128, fold=4), wide, narrow)
-    elif dtype == torch.float32 and n_features <= 128:
+    elif dtype == torch.float32 and n_features * rows.itemsize <= 512:
         first = (wide, narrow)
     else:
         first = (narrow, wide)
@@ -118,7 +120,8 @@ def one_read_blocks(block_k: int, block_d: int) -> dict[str, int]:
     return {
         "BLOCK_M": ONE_READ_ROWS,
         "BLOCK_K": block_k,
-        "BLOCK_N": min(block_k, 32),
+        # With other widths the assembler runs out of registers.
+        "BLOCK_N": 16 if block_d == 16 else min(block_k, 32),
         "BLOCK_C": 16,
         "BLOCK_D": block_d,
         "SLAB_D": 16,

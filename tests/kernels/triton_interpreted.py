@@ -277,6 +277,11 @@ def test_a_step_on_rows_far_out_or_not_finite() -> None:
     assert not sq_distances_B[left_out_B].isfinite().any()
     assert sums_KD[:9].isfinite().all()
     assert torch.equal(counts_K[:9], sizes_K)
+    # A centroid that is nowhere is nobody's, and hides no other.
+    c_KD[4] = torch.nan
+    labels_B, _ = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
+    others_BK = exact_sq_distances(x_BD[~left_out_B], c_KD)
+    assert labels_B[~left_out_B].tolist() == np.nanargmin(others_BK, axis=1).tolist()
 
 
 # Breaks when NaN becomes an index, spreads to other rows, or hides the finite centroids.
@@ -344,13 +349,13 @@ def test_centroids_of_another_dtype() -> None:
 
 
 # Breaks when a pass reads the rows again for distances that the kernel gave with the labels.
-@pytest.mark.parametrize("k", [5, 260])
+@pytest.mark.parametrize("k", [5, 260], ids=["one read", "two"])
 def test_inertia_without_a_second_read(monkeypatch, k: int) -> None:
     # So far from the origin that nothing is left of the expanded square.
-    x_BD = normal(80, 3, dtype=torch.float32, device=CPU) + 3000
+    x_BD = normal(30, 3, dtype=torch.float32, device=CPU) + 3000
     c_KD = (normal(k, 3, dtype=torch.float32, device=CPU) + 3000).contiguous()
     monkeypatch.delattr("streamkm.kernels.distances.sq_distances_to")
-    kernel = TritonKernel(80, k, torch.float32, CPU)
+    kernel = TritonKernel(30, k, torch.float32, CPU)
     state = initial_state(c_KD.clone(), 0.0)
     Lloyd(kernel, seed=1).update_(state, Batch(x_BD, sq_norms(x_BD), None), epoch=0, index=0)
     truth = exact_sq_distances(x_BD, c_KD).min(axis=1).sum()
