@@ -157,13 +157,13 @@ def compile_case(case: Case, capability: int) -> Resources:
 def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[str, int]]:
     """What a kernel of this case is launched with; each kernel takes what it knows."""
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
-    padded_d = padded_features(case.n_features, dtype)
+    padded_d = padded_features(case.n_features, dtype, STORED[case.dtype])
     tile = case.tile or (
         TWO_TILE
         if case.second
         else default_tile(case.n_features, case.k, dtype, STORED[case.dtype], capability // 10)
     )
-    stays = is_resident(case.n_features, dtype)
+    stays = is_resident(case.n_features, dtype, STORED[case.dtype])
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
         "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if stays else 64,
@@ -287,7 +287,7 @@ CLOCK_HZ, MEASURED_MATRIX_FLOPS = 1.83e9, 790e12
 
 def predict(n_features: int, alu_per_score: float) -> dict[str, float]:
     """Share of the measured matrix rate if the loop's two parts take turns, or overlap."""
-    padded_d = padded_features(n_features, torch.float32)
+    padded_d = padded_features(n_features, torch.float32, torch.bfloat16)
     matrix = padded_d / MATRIX_RATE
     epilogue = alu_per_score / ALU_RATE
     useful = 2 * n_features * PROCESSORS * CLOCK_HZ / MEASURED_MATRIX_FLOPS

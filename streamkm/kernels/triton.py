@@ -212,7 +212,7 @@ class TritonKernel:
             return labels_B, sq_distances_B, second_B
         x_BD = _with_dense_rows(x_BD)
         centroids_KD = centroids_KD.contiguous()
-        padded_d = padded_features(n_features, self._dtype)
+        padded_d = padded_features(n_features, self._dtype, x_BD.dtype)
         tile = TWO_TILE if two else self._tile_for(x_BD, centroids_KD)
         results = (labels_B, sq_distances_B, second_B)
         with torch.cuda.device_of(x_BD):
@@ -299,7 +299,7 @@ class TritonKernel:
     ) -> None:
         n_rows, n_features = x_BD.shape
         wide = WIDE[self._dtype]
-        stays = is_resident(n_features, self._dtype)
+        stays = is_resident(n_features, self._dtype, x_BD.dtype)
         x16 = x_about = rounded[1]
         if not stays:
             x16 = self._buffer("x16", self._batch_rows * padded_d, torch.float16)

@@ -23,6 +23,8 @@ __all__ = [
 
 #: Rows of more features than this are not kept on the chip: registers would not hold them.
 MAX_RESIDENT_D = {torch.float32: 256, torch.float64: 64}
+#: Nor longer ones, which are rounded while all of a tile is in registers.
+MAX_RESIDENT_BYTES = 512
 #: Rows of a tile of the kernel that reads once: part of what decides the last bits of sums.
 ONE_READ_ROWS = 64
 #: Without a limit on registers the assembler takes fewer than it needs, so that another
@@ -52,14 +54,18 @@ class Tile:
 TWO_TILE = Tile(rows=64, fold=1)
 
 
-def is_resident(n_features: int, dtype: torch.dtype) -> bool:
+def is_resident(n_features: int, dtype: torch.dtype, rows: torch.dtype) -> bool:
     """Whether a program keeps its rows on the chip, and rounds them itself.
 
     Where rows begin at any address they are loaded number by number, and many features of
     many rows in that order take more registers than there are.
     """
     is_aligned = n_features % 16 == 0 or n_features < 16
-    return is_aligned and n_features <= MAX_RESIDENT_D[dtype]
+    return (
+        is_aligned
+        and n_features <= MAX_RESIDENT_D[dtype]
+        and n_features * rows.itemsize <= MAX_RESIDENT_BYTES
+    )
 
 
 def default_tile(
@@ -69,14 +75,14 @@ def default_tile(
 
     None of them spills registers on the architecture of compute capability `major`, 8 or 9.
     """
-    if k < MANY_CENTROIDS and is_resident(n_features, dtype):
+    if k < MANY_CENTROIDS and is_resident(n_features, dtype, rows):
         return Tile(rows=64) if n_features < 16 and major < 9 else Tile()
     return tiles(n_features, dtype, rows, major)[0]
 
 
 def tiles(n_features: int, dtype: torch.dtype, rows: torch.dtype, major: int) -> tuple[Tile, ...]:
     """What tuning chooses from, for many centroids of `dtype`: the default first."""
-    if not is_resident(n_features, dtype):
+    if not is_resident(n_features, dtype, rows):
         # Code for 8 holds both factors of a product in registers, wgmma reads them from elsewhere.
         needs_room = major < 9 and n_features % 16 != 0 and dtype == torch.float32
         return (
@@ -90,7 +96,7 @@ def tiles(n_features: int, dtype: torch.dtype, rows: torch.dtype, major: int) ->
     first: tuple[Tile, ...]
     if n_features < 16 and major < 9:
         first = (Tile(rows=64, centroids=128, fold=4), wide, narrow)
-    elif dtype == torch.float32 and n_features * rows.itemsize <= 512:
+    elif dtype == torch.float32:
         first = (wide, narrow)
     else:
         first = (narrow, wide)
@@ -103,9 +109,9 @@ def tiles(n_features: int, dtype: torch.dtype, rows: torch.dtype, major: int) ->
     )
 
 
-def padded_features(n_features: int, dtype: torch.dtype) -> int:
+def padded_features(n_features: int, dtype: torch.dtype, rows: torch.dtype) -> int:
     """Features that a row is padded to on its way to the tensor cores."""
-    if not is_resident(n_features, dtype):
+    if not is_resident(n_features, dtype, rows):
         return -(-n_features // 64) * 64
     return power_of_two(n_features)
 
