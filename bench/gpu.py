@@ -3,8 +3,10 @@
 Correctness comes first. Times are medians by device events; every rate stands
 beside the card's own ceilings, a bfloat16 matrix product and a copy, measured in
 the same run. A peer that is installed is timed beside; one that fails is reported
-with its error. ``--rehearse`` goes through everything at toy sizes on the CPU, with
-interpreted kernels: it shows that the script works and measures nothing.
+with its error. Every part runs in a process of its own and has a time limit: one that
+crashes the driver, hangs or is killed costs its own results only. ``--rehearse`` goes
+through everything at toy sizes on the CPU, with interpreted kernels: it shows that the
+script works and measures nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+import traceback
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,15 +50,26 @@ ASSIGN_TARGETS = {64: 0.45, 128: 0.60, 256: 0.75}
 
 @dataclass
 class Run:
-    """One run of the script: what it measures with, until when, and what it has found."""
+    """What one part measures with, and what has been found before it."""
 
+    part: str
     device: torch.device
-    ends_at: float
-    results: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any]
+    out: Path
 
     @property
     def is_rehearsal(self) -> bool:
         return self.device.type == "cpu"
+
+    @property
+    def major(self) -> int:
+        """Of the compute capability; that of Hopper in a rehearsal."""
+        return 9 if self.is_rehearsal else torch.cuda.get_device_capability()[0]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep one of the part's results at once: it may not live to see its end."""
+        self.results.setdefault(self.part, []).append(row)
+        write_results(self.out, self.results)
 
     def size(self, full: int, toy: int) -> int:
         return toy if self.is_rehearsal else full
@@ -77,40 +93,25 @@ class Run:
     def unit(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.nn.functional.normalize(self.normal(*shape)).to(dtype)
 
-    def section(self, name: str, measure: Callable[[Run], object]) -> None:
-        """Measure, unless the time is up; a failure costs this section only, and is reported."""
-        if time.monotonic() > self.ends_at:
-            self.results[name] = "left out: the time was up"
-        else:
-            started = time.monotonic()
-            try:
-                self.results[name] = measure(self)
-            except (
-                RuntimeError,
-                ValueError,
-                OSError,
-                ImportError,
-                subprocess.SubprocessError,
-            ) as error:
-                self.results[name] = {"failed": f"{type(error).__name__}: {error}"[:2000]}
-            print(f"{name} ({time.monotonic() - started:.0f} s):", flush=True)
-        print(json.dumps(self.results[name], indent=1), flush=True)
-
 
 def check(run: Run) -> dict[str, Any]:
     """The tests that need a GPU."""
     if run.is_rehearsal:
         return {"passed": True, "output": "left out: a rehearsal has no GPU"}
+    # Compiling takes most of the time: as many at once as the processor has cores for.
+    workers = str(min(8, os.cpu_count() or 1))
+    parallel = ["-n", workers] if importlib.util.find_spec("xdist") else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider",
+        [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *parallel,
          "-o", "addopts=", "-o", "filterwarnings=default", "--import-mode=importlib", "-rfE",
-         "--no-header",
+         "--no-header", "--tb=short",
          "tests/kernels/test_triton.py",
          "tests/runs/test_on_gpu.py"],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
     )  # fmt: skip
-    return {"passed": done.returncode == 0, "output": done.stdout[-3000:] + done.stderr[-1000:]}
+    # Status 0, and not 5: that none was skipped away is part of passing.
+    return {"passed": done.returncode == 0, "output": done.stdout[-6000:]}
 
 
 def ceilings(run: Run) -> dict[str, float]:
@@ -126,16 +127,16 @@ def ceilings(run: Run) -> dict[str, float]:
     }
 
 
-def assign(run: Run) -> list[dict[str, Any]]:
+def assign(run: Run) -> None:
     """k = 20,000, bfloat16 rows of unit length: exact, fast, other tiles, peers."""
     n_rows, k = run.size(2**18, 64), run.size(20_000, 100)
     limit = run.results["ceilings"]["bf16_matrix_flops"]
-    rows = []
     for d, target in ASSIGN_TARGETS.items():
         x_BD, c_KD = run.unit(n_rows, d, dtype=torch.bfloat16), run.unit(k, d)
         norms_B = x_BD.float().square().sum(dim=1)
-        exact = TritonKernel(n_rows, k, torch.float32, run.device)
-        fast = TritonKernel(n_rows, k, torch.float32, run.device, "fast")
+        # Tuned, as a run tunes them on its first batch.
+        exact = TritonKernel(n_rows, k, torch.float32, run.device, tune=True)
+        fast = TritonKernel(n_rows, k, torch.float32, run.device, "fast", tune=True)
         times: dict[str, float | str] = {
             "exact": run.seconds(lambda: exact.assign(x_BD, norms_B, c_KD)),  # noqa: B023
             "fast": run.seconds(lambda: fast.assign(x_BD, norms_B, c_KD)),  # noqa: B023
@@ -143,12 +144,12 @@ def assign(run: Run) -> list[dict[str, Any]]:
         before = int(exact.n_rechecked)
         exact.assign(x_BD, norms_B, c_KD)
         rechecked = (int(exact.n_rechecked) - before) / n_rows
-        for tile in tiles(d, torch.float32):
+        for tile in tiles(d, torch.float32, x_BD.dtype, run.major):
             times[str(tile)] = tile_seconds(run, tile, x_BD, norms_B, c_KD)
         peers = assign_peers(run.seconds, x_BD, c_KD.bfloat16())
         rate = 2 * n_rows * k * d / limit
         share, fast_share = (rate / float(times[name]) for name in ("exact", "fast"))
-        rows.append(
+        run.add(
             {
                 "rows": n_rows, "k": k, "d": d, "seconds": times, "peers": peers,
                 "share_of_matrix_rate": {"exact": share, "fast": fast_share},
@@ -156,7 +157,6 @@ def assign(run: Run) -> list[dict[str, Any]]:
                 "exact_costs": fast_share / share - 1, "rechecked_share": rechecked,
             }
         )  # fmt: skip
-    return rows
 
 
 def tile_seconds(
@@ -191,12 +191,11 @@ def assign_float32(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def update(run: Run) -> list[dict[str, Any]]:
+def update(run: Run) -> None:
     """Sums and counts, by the bytes of the rows; a hundred runs are compared by the checks."""
     n_rows, d = run.size(2**21, 70), 128
     x_BD = run.normal(n_rows, d)
     limit = run.results["ceilings"]["copy_bytes_per_s"]
-    rows = []
     for k in (64, 1024, 20_000):
         labels_B = torch.randint(k, (n_rows,), device=run.device)
         sums_KD = torch.zeros((k, d), device=run.device)
@@ -207,20 +206,18 @@ def update(run: Run) -> list[dict[str, Any]]:
         )
         sort_s = run.seconds(lambda: torch.sort(labels_B.short(), stable=True))  # noqa: B023
         share = x_BD.nbytes / whole_s / limit
-        rows.append(
+        run.add(
             {
                 "rows": n_rows, "k": k, "d": d, "seconds": whole_s, "sort_s": sort_s,
                 "share_of_copy_rate": share, "target": {"share": 0.6, "reached": share >= 0.6},
             }
         )  # fmt: skip
-    return rows
 
 
-def small(run: Run) -> list[dict[str, Any]]:
+def small(run: Run) -> None:
     """Assign and update where rows are few features and centroids: in bytes of the rows."""
     n_rows = run.size(2**22, 70)
     limit = run.results["ceilings"]["copy_bytes_per_s"]
-    rows = []
     for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 32), (256, 128)):
         x_BD, c_KD = run.normal(n_rows, d), run.normal(k, d)
         norms_B = x_BD.square().sum(dim=1)
@@ -241,7 +238,7 @@ def small(run: Run) -> list[dict[str, Any]]:
         share = x_BD.nbytes / step_s / limit
         # Labels and distances are written too: 12 bytes of every row.
         moved_share = (x_BD.nbytes + 12 * n_rows) / step_s / limit
-        rows.append(
+        run.add(
             {
                 "rows": n_rows, "k": k, "d": d, "one_read": fits_one_read(k, d, torch.float32),
                 "step_s": step_s, "assign_then_add_s": run.seconds(in_two),
@@ -250,7 +247,6 @@ def small(run: Run) -> list[dict[str, Any]]:
                 "target": {"share": 0.7, "reached": share >= 0.7},
             }
         )  # fmt: skip
-    return rows
 
 
 def iteration(run: Run) -> dict[str, Any]:
@@ -272,43 +268,121 @@ def iteration(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
+PARTS: dict[str, tuple[Callable[[Run, Path], object], float]] = {
+    "checks": (lambda run, _: check(run), 210),
+    "ceilings": (lambda run, _: ceilings(run), 40),
+    "assign": (lambda run, _: assign(run), 100),
+    "assign_float32": (lambda run, _: assign_float32(run), 40),
+    "update": (lambda run, _: update(run), 40),
+    "small": (lambda run, _: small(run), 60),
+    "iteration": (lambda run, _: iteration(run), 60),
+    "fit": (lambda run, data: measure_fits(run.device, data, toy=run.is_rehearsal), 120),
+}
+"""What is measured, in this order, and the seconds that it may take."""
+
+
+def measure_part(name: str, device: torch.device, out: Path, data: Path) -> int:
+    """Add one part to the results in `out`; its failure is a result."""
+    results = json.loads(out.read_text())
+    try:
+        found = PARTS[name][0](Run(name, device, results, out), data)
+        results[name] = results[name] if found is None else found
+    except Exception as error:  # noqa: BLE001  # whatever it is, it goes into the results
+        traceback.print_exc()
+        why = f"{type(error).__name__}: {error}"[:2000]
+        results[name] = {"failed": why, "before": results.get(name)}
+    write_results(out, results)
+    return 1 if has_failed(results[name]) else 0
+
+
+def measure_parts(arguments: argparse.Namespace, out: Path) -> int:
+    """All parts, each in a process of its own, until the time is up."""
+    ends_at = time.monotonic() + 60 * arguments.minutes
+    for name, (_, limit) in PARTS.items():
+        left = min(limit, ends_at - time.monotonic())
+        started = time.monotonic()
+        why: str | None = "left out: the time was up"
+        if left >= 5:
+            options = ["--rehearse"] if arguments.rehearse else []
+            command = [sys.executable, "-u", "-m", "bench.gpu", "--part", name, *options,
+                       "--out", str(out), "--data", str(arguments.data)]  # fmt: skip
+            why = run_limited(command, left)
+        results = json.loads(out.read_text())
+        if why is not None and not has_failed(results.get(name)):
+            results[name] = {"failed": why, "before": results.get(name)}
+            write_results(out, results)
+        print(f"{name} ({time.monotonic() - started:.0f} s):", flush=True)
+        print(json.dumps(results[name], indent=1), flush=True)
+    results = json.loads(out.read_text())
+    print(f"written: {out}")
+    failed = [name for name in PARTS if has_failed(results[name])]
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def run_limited(command: list[str], seconds: float) -> str | None:
+    """Run it with everything that it starts, and end it in time: None, or why it failed."""
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"not done after {seconds:.0f} s"
+    return None if status == 0 else f"ended with status {status}"
+
+
+def has_failed(result: object) -> bool:
+    return isinstance(result, dict) and ("failed" in result or result.get("passed") is False)
+
+
+def write_results(out: Path, results: dict[str, Any]) -> None:
+    """Whole or not at all: a part may be killed while it writes."""
+    temporary = out.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    temporary.replace(out)
+
+
+def about(name: str, *, rehearsal: bool) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"), "gpu": name,
+        "measured_on_a_gpu": not rehearsal, "python": platform.python_version(),
+        "torch": torch.__version__, "triton": triton.__version__,
+        # Without one, Triton cannot build what launches a kernel.
+        "compiler": next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None),
+        "peers_installed": [
+            peer for peer in ("flash_kmeans", "flashlib", "fastkmeans")
+            if importlib.util.find_spec(peer)
+        ],
+    }  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/gpu", description=__doc__)
     parser.add_argument(
         "--out", type=Path, help="results (bench/results/gpu-<name of the GPU>.json)"
     )
     parser.add_argument("--data", type=Path, default=ROOT / "bench" / ".data", help="for arrays")
-    parser.add_argument("--minutes", type=float, default=7, help="begin nothing later (7)")
+    parser.add_argument("--minutes", type=float, default=8.5, help="end after (8.5)")
     parser.add_argument("--rehearse", action="store_true", help="toy sizes on the CPU")
+    parser.add_argument("--part", choices=PARTS, help="only this one, into the results in --out")
     arguments = parser.parse_args()
     if not arguments.rehearse and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} sees no CUDA GPU; --rehearse needs none")
     device = torch.device("cpu" if arguments.rehearse else "cuda")
     name = "rehearsal" if arguments.rehearse else torch.cuda.get_device_name()
-    run = Run(device, time.monotonic() + 60 * arguments.minutes)
-    run.results |= {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "gpu": name,
-        "measured_on_a_gpu": not arguments.rehearse, "python": platform.python_version(),
-        "torch": torch.__version__, "triton": triton.__version__,
-        "peers_installed": [
-            peer for peer in ("flash_kmeans", "flashlib", "fastkmeans")
-            if importlib.util.find_spec(peer)
-        ],
-    }  # fmt: skip
     out = arguments.out or ROOT / "bench" / "results" / f"gpu-{name.replace(' ', '-')}.json"
-    sections: dict[str, Callable[[Run], object]] = {
-        "checks": check, "ceilings": ceilings, "assign": assign, "assign_float32": assign_float32,
-        "update": update, "small": small, "iteration": iteration,
-        "fit": lambda run: measure_fits(run.device, arguments.data, toy=run.is_rehearsal),
-    }  # fmt: skip
-    for title, measure in sections.items():
-        run.section(title, measure)
-        # After every section: what was measured stays, whatever comes next.
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(run.results, indent=1) + "\n")
-    print(f"written: {out}")
-    failed = [title for title in sections if "failed" in json.dumps(run.results[title])[:12]]
-    return 1 if failed or not run.results["checks"].get("passed") else 0
+    out, arguments.data = out.absolute(), arguments.data.absolute()
+    if arguments.part:
+        return measure_part(arguments.part, device, out, arguments.data)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.data.mkdir(parents=True, exist_ok=True)
+    # Not all machines have a home that can be written to; and nothing tuned before counts.
+    os.environ["TRITON_CACHE_DIR"] = str(arguments.data / "triton")
+    os.environ["XDG_CACHE_HOME"] = str(arguments.data / "cache")
+    write_results(out, about(name, rehearsal=arguments.rehearse))
+    return measure_parts(arguments, out)
 
 
 if __name__ == "__main__":

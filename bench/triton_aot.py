@@ -28,16 +28,19 @@ from streamkm.kernels import triton_assign, triton_one_read, triton_settle, trit
 from streamkm.kernels.triton import (
     CHUNK,
     N_LISTED,
-    ONE_READ_ROWS,
     OPTIONS,
     STEP_D,
-    one_read_warps,
 )
 from streamkm.kernels.triton_tiles import (
-    MAX_RESIDENT_D,
+    ONE_READ_OPTIONS,
+    SETTLE_OPTIONS,
+    TWO_TILE,
     Tile,
     default_tile,
+    is_resident,
+    one_read_blocks,
     padded_features,
+    power_of_two,
     tiles,
 )
 
@@ -57,6 +60,9 @@ POINTERS = {
 MODULES = (triton_assign, triton_one_read, triton_settle, triton_update)
 #: The matrix instructions of capability 8 and 9 (wgmma).
 MATRIX = ("HMMA", "HGMMA")
+STORED = {
+    "fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "u8": torch.uint8,
+}  # fmt: skip
 ROWS = {"fp32": tl.float32, "fp64": tl.float64, "bf16": tl.float32, "u8": tl.float32}
 
 
@@ -71,10 +77,15 @@ class Case:
     k: int = 20_000
     tile: Tile | None = None
     """Another than the default."""
+    second: bool = False
+    """Whether the second nearest is sought too."""
 
     def __str__(self) -> str:
         tile = f" {self.tile}" if self.tile else ""
-        return f"{self.kernel} {self.dtype} k={self.k} d={self.n_features} {self.precision}{tile}"
+        two = " second" if self.second else ""
+        return (
+            f"{self.kernel} {self.dtype} k={self.k} d={self.n_features} {self.precision}{two}{tile}"
+        )
 
 
 @dataclass(frozen=True)
@@ -96,16 +107,19 @@ class Resources:
 CASES = [
     *(
         Case("screen_kernel", dtype, d)
-        for dtype, d in [("bf16", 64), ("bf16", 128), ("bf16", 256), ("bf16", 768), ("fp32", 128),
-                         ("fp32", 768), ("u8", 128), ("fp64", 64),
+        for dtype, d in [("bf16", 64), ("bf16", 128), ("bf16", 256), ("bf16", 768), ("fp32", 100),
+                         ("fp32", 128), ("fp32", 256), ("fp32", 768), ("u8", 128), ("fp64", 64),
                          ("fp64", 256)]
     ),
     Case("screen_kernel", "bf16", 128, "fast"),
     Case("screen_kernel", "bf16", 128, k=1024),
-    *(Case("screen_kernel", "bf16", 128, tile=tile) for tile in tiles(128, torch.float32)[2:]),
+    *(Case("screen_kernel", "bf16", 128, tile=tile)
+      for tile in tiles(128, torch.float32, torch.bfloat16, 9)[1:]),
     *(Case("one_read_kernel", "fp32", d, k=k)
-      for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32))),
-    Case("one_read_kernel", "bf16", 64, k=64),
+      for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 3), (256, 16),
+                   (256, 64), (256, 100), (256, 128))),
+    *(Case("one_read_kernel", dtype, 128, k=256) for dtype in ("bf16", "u8")),
+    Case("one_read_kernel", "fp32", 128, "fast", k=256),
     Case("add_spans_kernel", "fp32", 64, k=64),
     *(Case(name, "fp32", 128) for name in ("measure_kernel", "round_kernel", "settle_kernel")),
     Case("round_rows_kernel", "fp32", 768),
@@ -118,7 +132,7 @@ def compile_case(case: Case, capability: int) -> Resources:
     function = next(
         getattr(module, case.kernel) for module in MODULES if hasattr(module, case.kernel)
     )
-    constants, options = launch_constants(case)
+    constants, options = launch_constants(case, capability)
     if case.n_features == 1:
         constants |= {"n_features": 1, "stride": 1}  # as Triton takes every 1
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
@@ -140,27 +154,31 @@ def compile_case(case: Case, capability: int) -> Resources:
     return read_resources(compiled.asm["cubin"], compiled.metadata.shared, options, constants)
 
 
-def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
+def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[str, int]]:
     """What a kernel of this case is launched with; each kernel takes what it knows."""
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
-    padded_d = padded_features(case.n_features, dtype)
-    tile = case.tile or default_tile(case.n_features, case.k, dtype)
-    is_resident = case.n_features <= MAX_RESIDENT_D[dtype]
+    padded_d = padded_features(case.n_features, dtype, STORED[case.dtype])
+    tile = case.tile or (
+        TWO_TILE
+        if case.second
+        else default_tile(case.n_features, case.k, dtype, STORED[case.dtype], capability // 10)
+    )
+    stays = is_resident(case.n_features, dtype, STORED[case.dtype])
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
-        "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if is_resident else 64,
+        "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if stays else 64,
         "BLOCK_K": 16, "BLOCK_C": 16, "STEP_D": STEP_D[dtype], "N_LISTED": N_LISTED, "CHUNK": CHUNK,
-        "WIDE": ROWS[case.dtype], "RESIDENT": is_resident, "EXACT": case.precision == "exact",
-        "SECOND": False,
+        "WIDE": ROWS[case.dtype], "RESIDENT": stays, "EXACT": case.precision == "exact",
+        "SECOND": case.second,
     }  # fmt: skip
     if case.kernel == "one_read_kernel":
-        return one_read_constants(case, padded_d)
+        return one_read_constants(case)
     if case.kernel == "add_spans_kernel":
         return {"BLOCK_S": 16, "BLOCK_E": 128}, {"num_warps": 4}
     if case.kernel == "screen_kernel":
         return constants, {"num_warps": tile.warps, "num_stages": tile.stages}
     if case.kernel == "settle_kernel":
-        constants["BLOCK_D"] = 32
+        return constants | {"BLOCK_D": 32}, SETTLE_OPTIONS
     if case.kernel == "round_rows_kernel":
         constants["BLOCK_M"] = 16
     if case.kernel in ("measure_kernel", "round_kernel"):
@@ -169,14 +187,14 @@ def launch_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
     return constants, {"num_warps": warps.get(case.kernel, 4)}
 
 
-def one_read_constants(case: Case, padded_d: int) -> tuple[dict[str, Any], dict[str, int]]:
-    block_k = padded_features(case.k, torch.float32)
-    constants = {
-        "BLOCK_M": ONE_READ_ROWS, "BLOCK_K": block_k, "BLOCK_C": 16, "BLOCK_D": padded_d,
+def one_read_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
+    block_k, padded_d = power_of_two(case.k), power_of_two(case.n_features)
+    blocks: dict[str, Any] = {**one_read_blocks(block_k, padded_d)}
+    constants = blocks | {
         "TERM": tl.bfloat16, "N_TERMS": 3 if case.dtype == "fp32" else 1, "HAS_SHARES": False,
         "HAS_LEFT_OUT": True, "ZEROS_FIRST": False, "EXACT": case.precision == "exact",
     }  # fmt: skip
-    return constants, {"num_warps": one_read_warps(block_k * padded_d)}
+    return constants, ONE_READ_OPTIONS
 
 
 def argument_type(name: str, case: Case) -> str:
@@ -207,7 +225,8 @@ def read_resources(
     names = Counter(loop)
     threads = 32 * options.get("num_warps", 4)
     # The kernel of one read scores a tile of rows against all centroids at once.
-    width = constants.get("BLOCK_N", constants.get("BLOCK_K", 0))
+    is_one_read = "SLAB_D" in constants
+    width = constants.get("BLOCK_K" if is_one_read else "BLOCK_N", 0)
     scores = constants.get("BLOCK_M", 0) * width / threads
     counted = ("FMNMX", "FFMA", "FADD", "FMUL", "LOP3", "SEL", "FSEL", "FSETP", "MOV")
     epilogue = {
@@ -268,7 +287,7 @@ CLOCK_HZ, MEASURED_MATRIX_FLOPS = 1.83e9, 790e12
 
 def predict(n_features: int, alu_per_score: float) -> dict[str, float]:
     """Share of the measured matrix rate if the loop's two parts take turns, or overlap."""
-    padded_d = padded_features(n_features, torch.float32)
+    padded_d = padded_features(n_features, torch.float32, torch.bfloat16)
     matrix = padded_d / MATRIX_RATE
     epilogue = alu_per_score / ALU_RATE
     useful = 2 * n_features * PROCESSORS * CLOCK_HZ / MEASURED_MATRIX_FLOPS

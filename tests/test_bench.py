@@ -6,6 +6,7 @@ report rounds, drops or mixes up a figure.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("pytest_benchmark")
 
@@ -99,6 +101,10 @@ def test_unknown_name_is_refused():
 @pytest.mark.slow
 def test_measuring_on_a_gpu_is_rehearsed(tmp_path):
     pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
+    from tests.kernels.test_triton import interpreter_runs
+
+    if not interpreter_runs():
+        pytest.skip("this Triton interprets nothing beside this NumPy")
     out = tmp_path / "rehearsal.json"
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu", "--rehearse", "--data", tmp_path / "data",
@@ -111,3 +117,43 @@ def test_measuring_on_a_gpu_is_rehearsed(tmp_path):
     assert "failed" not in json.dumps({**results, "iteration": None})
     assert [row["d"] for row in results["assign"]] == [64, 128, 256]
     assert {"npy", "zarr-raw", "zarr-lz4"} <= set(results["fit"])
+
+
+# Breaks when a part that hangs, crashes or never begins takes the others' results with it.
+def test_a_part_that_dies_leaves_the_results_of_others(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
+    from bench import gpu
+
+    out = tmp_path / "results.json"
+    gpu.write_results(out, {"gpu": "none", "slow": [{"d": 3}]})
+    monkeypatch.setattr(
+        gpu, "PARTS", {"crashes": (None, 60), "slow": (None, 60), "late": (None, 0)}
+    )
+    ends = {"crashes": "raise SystemExit(139)", "slow": "import time; time.sleep(600)"}
+    run_limited = gpu.run_limited
+
+    def run(command, seconds):
+        script = ends[command[command.index("--part") + 1]]
+        return run_limited([sys.executable, "-c", script], 0.5 if "sleep" in script else seconds)
+
+    monkeypatch.setattr(gpu, "run_limited", run)
+    arguments = argparse.Namespace(minutes=5, rehearse=False, data=tmp_path)
+    assert gpu.measure_parts(arguments, out) == 1
+    assert json.loads(out.read_text()) == {
+        "gpu": "none",
+        "crashes": {"failed": "ended with status 139", "before": None},
+        "slow": {"failed": "not done after 0 s", "before": [{"d": 3}]},
+        "late": {"failed": "left out: the time was up", "before": None},
+    }
+    assert "failed: crashes, slow, late" in capfd.readouterr().out
+
+
+def test_without_a_gpu_the_script_says_so_at_once():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = subprocess.run(
+        [ROOT / "scripts" / "gpu"], capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": "/usr/bin:/bin", "PYTHON": "no-such-python"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no CUDA GPU" in done.stderr

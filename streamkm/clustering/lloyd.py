@@ -20,7 +20,7 @@ from streamkm.clustering.minibatch import nearest_and_sums, weighted_sum
 from streamkm.clustering.moving import move_centroids_
 from streamkm.clustering.reseeding import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
-from streamkm.kernels import sq_distances_to
+from streamkm.kernels import exact_sq_distances
 
 if TYPE_CHECKING:
     from streamkm.clustering.reseeding import Reseeding
@@ -48,12 +48,12 @@ class Lloyd:
             state.sums_KD.zero_()
             state.counts_K.zero_()
             state.weights_K.zero_()
-        (labels_B, _), (sums, counts_K, weights_K) = nearest_and_sums(
+        (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
             self.kernel, batch, state.centroids_KD, spherical=self.spherical
         )
-        # The kernel's distances are what is left of |x|^2 - 2 x.c + |c|^2 after rounding:
-        # enough to choose by, not to be added up and reported.
-        sq_distances_B = sq_distances_to(batch.x_BD, labels_B, state.centroids_KD)
+        sq_distances_B = exact_sq_distances(
+            self.kernel, batch.x_BD, labels_B, sq_distances_B, state.centroids_KD
+        )
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()

@@ -1,7 +1,7 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
 from streamkm.kernels.base import Assignment, Kernel, Rows, TwoNearest
-from streamkm.kernels.distances import sq_distances_to
+from streamkm.kernels.distances import exact_sq_distances, sq_distances_to
 from streamkm.kernels.reference import ReferenceKernel, add_by_label
 from streamkm.kernels.select import make_kernel, resolve_kernel
 
@@ -12,6 +12,7 @@ __all__ = [
     "Rows",
     "TwoNearest",
     "add_by_label",
+    "exact_sq_distances",
     "make_kernel",
     "resolve_kernel",
     "sq_distances_to",

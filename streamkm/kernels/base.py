@@ -61,6 +61,13 @@ class Kernel(Protocol):
     def stored_dtypes(self) -> tuple[torch.dtype, ...]:
         """Dtypes in which it takes rows as they are stored, beside that of the centroids."""
 
+    @property
+    def distances_cancel(self) -> bool:
+        """Whether its squared distances are what is left of |x|^2 - 2 x.c + |c|^2 after rounding.
+
+        Such distances are enough to choose by, not to be added up and reported.
+        """
+
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:

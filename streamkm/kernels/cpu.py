@@ -57,6 +57,7 @@ class CpuKernel:
 
     name = "cpu"
     stored_dtypes: tuple[torch.dtype, ...] = ()
+    distances_cancel = True
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class ReferenceKernel:
 
     name = "reference"
     stored_dtypes: tuple[torch.dtype, ...] = ()
+    distances_cancel = True
 
     def __init__(
         self,

@@ -23,10 +23,17 @@ from streamkm.kernels.triton_one_read import add_spans_kernel, one_read_kernel
 from streamkm.kernels.triton_settle import settle_kernel
 from streamkm.kernels.triton_tiles import (
     MAX_RESIDENT_D,
+    ONE_READ_OPTIONS,
+    ONE_READ_ROWS,
+    SETTLE_OPTIONS,
     TWO_TILE,
     Tile,
     default_tile,
+    is_resident,
+    one_read_blocks,
     padded_features,
+    power_of_two,
+    tiles,
 )
 from streamkm.kernels.triton_tuning import (
     LEAST_TUNED_K,
@@ -49,20 +56,19 @@ STEP_D = {torch.float32: 32, torch.float64: 16}
 WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
 #: The queue of rows is addressed by 32 bits.
 MAX_BATCH_ROWS = 2**27
+#: Programs that settle rows, a multiprocessor.
+SETTLERS = 16
 #: Bits of a score that may hold a tile number.
 MAX_INDEX_BITS = 18
 #: Bounds hold with fused multiply-adds and without; without, scores take an instruction more.
 OPTIONS = {"enable_fp_fusion": True}
 #: Sorted rows that one program adds up: part of what decides the sums' last bits.
 CHUNK = 64
-#: Where assigning and adding up takes one read: with more, registers would not hold the
-#: scores of a tile and the sums (padded), and adding takes thrice the products of assigning.
-MAX_ONE_READ_K, MAX_ONE_READ_D, MAX_ONE_READ_ELEMENTS = 128, 128, 4096
+#: Where assigning and adding up takes one read: more centroids would not stay on the chip.
+MAX_ONE_READ_K, MAX_ONE_READ_D = 256, 128
 #: Programs of that kernel, at most; part of what decides the sums' last bits. Two for every
-#: multiprocessor of an H100.
+#: multiprocessor of an H100, so that their sums take 33 MiB of memory at most.
 MAX_SPANS = 264
-#: Rows of its tiles.
-ONE_READ_ROWS = 64
 
 
 class TritonKernel:
@@ -78,6 +84,7 @@ class TritonKernel:
     """
 
     name = "triton"
+    distances_cancel = False
 
     def __init__(
         self,
@@ -111,10 +118,9 @@ class TritonKernel:
         self._queue = torch.empty((n_queued, 2 + N_LISTED), dtype=torch.int32, device=device)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         on_gpu = device.type == "cuda"
-        n_processors = (
-            torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 1
-        )
-        self._n_settlers = 8 * n_processors
+        card = torch.cuda.get_device_properties(device) if on_gpu else None
+        self._major = card.major if card else 9
+        self._n_settlers = SETTLERS * (card.multi_processor_count if card else 1)
 
     @property
     def n_rechecked(self) -> torch.Tensor:
@@ -206,7 +212,7 @@ class TritonKernel:
             return labels_B, sq_distances_B, second_B
         x_BD = _with_dense_rows(x_BD)
         centroids_KD = centroids_KD.contiguous()
-        padded_d = padded_features(n_features, self._dtype)
+        padded_d = padded_features(n_features, self._dtype, x_BD.dtype)
         tile = TWO_TILE if two else self._tile_for(x_BD, centroids_KD)
         results = (labels_B, sq_distances_B, second_B)
         with torch.cuda.device_of(x_BD):
@@ -218,7 +224,7 @@ class TritonKernel:
                     self._k, n_features,
                     BLOCK_N=tile.centroids, KEPT_N=tile.centroids // tile.fold, BLOCK_K=16,
                     BLOCK_D=32, STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED,
-                    WIDE=WIDE[self._dtype], SECOND=two, num_warps=4, **OPTIONS,
+                    WIDE=WIDE[self._dtype], SECOND=two, **SETTLE_OPTIONS, **OPTIONS,
                 )  # fmt: skip
                 self._n_rechecked += self._about[3]
         return results
@@ -236,10 +242,11 @@ class TritonKernel:
                 return seconds_of(lambda: trial.assign(x_BD, no_norms_B, centroids_KD))
 
             with torch.cuda.device_of(x_BD):
-                self._tile = tuned_tile(
-                    cache_folder(), key, x_BD.shape[1], self._k, self._dtype, seconds
-                )
-        return self._tile or default_tile(x_BD.shape[1], self._k, self._dtype)
+                among = tiles(x_BD.shape[1], self._dtype, x_BD.dtype, self._major)
+                self._tile = tuned_tile(cache_folder(), key, among, seconds)
+        return self._tile or default_tile(
+            x_BD.shape[1], self._k, self._dtype, x_BD.dtype, self._major
+        )
 
     def _check(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
         """Refuse what the device code would read out of bounds, or misread."""
@@ -292,9 +299,9 @@ class TritonKernel:
     ) -> None:
         n_rows, n_features = x_BD.shape
         wide = WIDE[self._dtype]
-        is_resident = n_features <= MAX_RESIDENT_D[self._dtype]
+        stays = is_resident(n_features, self._dtype, x_BD.dtype)
         x16 = x_about = rounded[1]
-        if not is_resident:
+        if not stays:
             x16 = self._buffer("x16", self._batch_rows * padded_d, torch.float16)
             x_about = self._buffer("x_about", 3 * self._batch_rows, torch.float32)
             round_rows_kernel[(triton.cdiv(n_rows, 16),)](
@@ -309,9 +316,9 @@ class TritonKernel:
             n_rows, self._k, n_features, padded_d, n_tiles, -1 << index_bits,
             2.0 ** (index_bits - 22),
             BLOCK_M=tile.rows, BLOCK_N=tile.centroids, FOLD=tile.fold,
-            BLOCK_D=padded_d if is_resident else 64, STEP_D=STEP_D[self._dtype],
+            BLOCK_D=padded_d if stays else 64, STEP_D=STEP_D[self._dtype],
             N_LISTED=N_LISTED, WIDE=wide,
-            RESIDENT=is_resident, EXACT=self._exact, SECOND=two,
+            RESIDENT=stays, EXACT=self._exact, SECOND=two,
             num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
         )  # fmt: skip
 
@@ -326,7 +333,7 @@ class TritonKernel:
         counts_K: torch.Tensor,
     ) -> None:
         (n_rows, n_features), k = x_BD.shape, self._k
-        block_k, block_d = padded_features(k, self._dtype), padded_features(n_features, self._dtype)
+        block_k, block_d = power_of_two(k), power_of_two(n_features)
         c16, c_sq, about = self._round_centroids(centroids_KD, block_d, block_k)
         n_tiles = triton.cdiv(n_rows, ONE_READ_ROWS)
         span = triton.cdiv(n_tiles, MAX_SPANS) * ONE_READ_ROWS
@@ -345,11 +352,10 @@ class TritonKernel:
             c_sq if left_out_B is None else left_out_B.view(torch.uint8),
             labels_B, sq_distances_B, span_sums, span_counts, self._n_rechecked,
             n_rows, k, n_features, block_d, span,
-            BLOCK_M=ONE_READ_ROWS, BLOCK_K=block_k, BLOCK_C=16, BLOCK_D=block_d,
-            TERM=term, N_TERMS=n_terms,
+            **one_read_blocks(block_k, block_d), TERM=term, N_TERMS=n_terms,
             HAS_SHARES=shares_B is not None, HAS_LEFT_OUT=left_out_B is not None,
             ZEROS_FIRST=rows.zeros_first,
-            EXACT=self._exact, num_warps=one_read_warps(block_k * block_d), **OPTIONS,
+            EXACT=self._exact, **ONE_READ_OPTIONS, **OPTIONS,
         )  # fmt: skip
         add_spans_kernel[(triton.cdiv(k * n_features, 128),)](
             span_sums, span_counts, sums_KD, counts_K, n_spans, k, n_features,
@@ -366,18 +372,7 @@ class TritonKernel:
 
 def fits_one_read(k: int, n_features: int, dtype: torch.dtype) -> bool:
     """Whether `TritonKernel.step` reads rows once: from what decides sums, and never tuned."""
-    n_elements = padded_features(k, dtype) * padded_features(n_features, dtype)
-    return (
-        dtype == torch.float32
-        and k <= MAX_ONE_READ_K
-        and n_features <= MAX_ONE_READ_D
-        and n_elements <= MAX_ONE_READ_ELEMENTS
-    )
-
-
-def one_read_warps(n_elements: int) -> int:
-    """Warps that hold so many sums without spilling registers, as compiled for sm_90."""
-    return 4 if n_elements <= 1024 else 8
+    return dtype == torch.float32 and k <= MAX_ONE_READ_K and n_features <= MAX_ONE_READ_D
 
 
 def _with_dense_rows(x_BD: torch.Tensor) -> torch.Tensor:

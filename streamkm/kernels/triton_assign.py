@@ -32,6 +32,8 @@ from streamkm.kernels.triton_parts import (
     SUBNORMAL,
     is_before,
     is_clear,
+    keep_two,
+    least_kept,
     load_rows,
     raise_to,
     round_rows,
@@ -114,25 +116,6 @@ def _least_of_group(scores, FOLD: tl.constexpr):
         left, right = _halves(scores)
         scores = tl.minimum(left, right)
     return scores
-
-
-@triton.jit
-def _keep_two(best, second, scores, tile, index_mask):
-    """Least and second least score at each position, `tile` in the bits that the mask frees."""
-    packed = (scores.to(tl.int32, bitcast=True) & index_mask) | tile
-    marked = packed.to(tl.float32, bitcast=True)
-    # The middle one of three, in an order that lets every result overwrite its operand.
-    return tl.minimum(best, marked), tl.maximum(best, tl.minimum(second, marked))
-
-
-@triton.jit
-def _least(scores, index_mask, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr):
-    """Least score of each row, its position, and the first centroid of its group."""
-    n = tl.arange(0, KEPT_N)[None, :]
-    least = tl.min(scores, axis=1)
-    position = tl.min(tl.where(scores == least[:, None], n, KEPT_N - 1), axis=1)
-    tile = least.to(tl.int32, bitcast=True) & ~index_mask
-    return least, position, tile * BLOCK_N + position
 
 
 @triton.jit
@@ -235,13 +218,13 @@ def screen_kernel(
                 x16 = tl.load(x16_ptrs + start, mask=(rows < n_rows)[:, None], other=0.0)
                 products = tl.dot(x16, tl.load(c16_ptrs + start), products)
         scores = products * mult[:, None] + tl.load(c_sq_ptr + tile * BLOCK_N + n)[None, :]
-        best, second = _keep_two(best, second, _least_of_group(scores, FOLD), tile, index_mask)
-    least, position, first = _least(best, index_mask, BLOCK_N, KEPT_N)
+        best, second = keep_two(best, second, _least_of_group(scores, FOLD), tile, index_mask)
+    least, position, first = least_kept(best, index_mask, BLOCK_N, KEPT_N)
     other = first
     if SECOND:
         tl.static_assert(FOLD == 1)
         others = tl.where(tl.arange(0, KEPT_N)[None, :] == position[:, None], second, best)
-        least, _, other = _least(others, index_mask, BLOCK_N, KEPT_N)
+        least, _, other = least_kept(others, index_mask, BLOCK_N, KEPT_N)
     label, least_sq, second_sq, c_norm = _nearest_of(
         x_ptr, stride, c_ptr, c_sq_ptr, rows, first, other, n_rows, k, n_features,
         N_COMPARED, KEPT_N, WIDE, STEP_D, SECOND,

@@ -1,18 +1,23 @@
 """Device code for few centroids of few features: labels, distances and sums in one read of x.
 
-All centroids lie on the chip, so a row is scored against every one of them at once, and
-no running best is kept. A program goes through a span of consecutive rows, tile by tile.
-Rows that screening leaves in doubt are settled at once, by float64 distances to all
-centroids, before their tile is added up.
+A program goes through a span of consecutive rows, tile by tile, and scores each against all
+centroids, which stay on the chip. Rows that screening leaves in doubt are settled at once, by
+float64 distances to all centroids, before their tile is added up. What is needed of a row
+again then is loaded again, a few features at a time, while it lies in the multiprocessor's
+cache: device memory is read once, and registers hold little.
 
-Sums are products of the tensor cores, of a matrix that has a 1 where a row is of a
-cluster. Its other factor must not be rounded: float32 rows go in as three bfloat16 terms
-(3 x 8 bits, the whole mantissa), stored dtypes of 8 or 11 bits as they are. The products
-of one tile start from zero, because tensor cores cut off where they add; tiles are added
-in float32 in their order, spans in float64 in theirs. Where a span ends depends on the
-number of rows alone, and nothing here is tuned: the same rows give the same bits.
+The rows of a tile that are of one cluster are added up first, as a product of the tensor cores
+with a matrix that has a 1 where two rows have the same label. Its other factor must not be
+rounded: float32 rows go in as three bfloat16 terms (3 x 8 bits, the whole mantissa), stored dtypes
+of 8 or 11 bits as they are. The products of one tile start from zero, because tensor cores
+cut off where they add. Then one row of each cluster in the tile adds its product to the
+span's sums in memory, which the program has to itself. So tiles are added in float32 in
+their order, spans in float64 in theirs. Where a span ends depends on the number of rows
+alone, and nothing that is tuned decides a sum: the same rows give the same bits.
 
-Rejected: atomics (another order each time), and sums of rounded rows (tf32).
+Rejected: atomics (another order each time), sums of rounded rows (tf32), and sums of all clusters
+in registers, as products with a matrix of rows by clusters (four times the products with 256
+clusters, and more registers than there are).
 """
 
 from __future__ import annotations
@@ -24,58 +29,77 @@ from streamkm.kernels.triton_parts import (
     AMAX,
     FAR,
     SUBNORMAL,
+    keep_two,
+    least_kept,
     load_rows,
     scale_for,
     score_limit,
+    sq_distances,
 )
 
 __all__ = ["add_spans_kernel", "one_read_kernel"]
 
 
 @triton.jit
-def _settled(x_ptr, c_ptr, d, k, n_features, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
+def _settled(x_ptr, c_ptr, k, n_features, BLOCK_C: tl.constexpr, STEP_D: tl.constexpr):
     """The nearest centroid of one row, the lowest of equals, by float64 distances."""
-    x = tl.load(x_ptr + d, mask=d < n_features, other=0).to(tl.float64)[None, :]
     least = tl.full((), float("inf"), tl.float64)
     label = tl.full((), 0, tl.int32)
-    for first in range(0, BLOCK_K, BLOCK_C):
+    for first in range(0, k, BLOCK_C):
         ids = first + tl.arange(0, BLOCK_C)
-        difference = x - load_rows(c_ptr, n_features, ids, k, d, n_features, tl.float64)
-        sq = tl.sum(difference * difference, axis=1)
+        sq = tl.zeros((BLOCK_C,), tl.float64)
+        for start in range(0, n_features, STEP_D):
+            d = start + tl.arange(0, STEP_D)
+            x = tl.load(x_ptr + d, mask=d < n_features, other=0).to(tl.float64)[None, :]
+            difference = load_rows(c_ptr, n_features, ids, k, d, n_features, tl.float64) - x
+            sq += tl.sum(difference * difference, axis=1)
         # NaN is never the least.
         sq = tl.where((ids < k) & (sq == sq), sq, float("inf"))
         found = tl.min(sq, axis=0)
         label = tl.where(found < least, tl.min(tl.where(sq == found, ids, k), axis=0), label)
         least = tl.minimum(least, found)
-    return label, least
+    return label
 
 
 @triton.jit
-def _sq_distances(x, c_ptr, label, d, k, n_features):
-    difference = x - load_rows(c_ptr, n_features, label, k, d, n_features, tl.float32)
-    return tl.sum(difference * difference, axis=1)
+def _score_tiles(c16_ptr, d, padded_d, FIRST: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """`N` tiles of the rounded centroids, transposed, from tile `FIRST` on: a tuple."""
+    n = FIRST * BLOCK_N + tl.arange(0, BLOCK_N)
+    tiles = (tl.load(c16_ptr + n[None, :] * padded_d + d[:, None]),)
+    if N > 1:
+        tiles = tiles + _score_tiles(c16_ptr, d, padded_d, FIRST + 1, N - 1, BLOCK_N)
+    return tiles
 
 
 @triton.jit
 def _assigned(
-    x, x_ptr, stride, c_ptr, c16, c_sq_ptr, about_ptr, start, d, is_row, k, n_features,
-    padded_d, LOST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr, EXACT: tl.constexpr,
+    x_ptr, stride, c_ptr, c16s, c_sq_ptr, about_ptr, rows, end, k, n_features, padded_d,
+    LOST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, N_TILES: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, STEP_D: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Labels and squared distances of a tile of rows, and how many were settled."""
     m = tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_K)
-    c_sq = tl.load(c_sq_ptr + n)[None, :]
+    d = tl.arange(0, BLOCK_D)
     # Rows on the scale of the centroids: room for those 32 times as far out, whose scores
     # overflow beyond that and are in doubt, and for elements 2^24 times smaller.
     x_scale = scale_for(tl.load(about_ptr + AMAX)) * 0.03125
     mult = tl.full((), -64.0, tl.float32)
     n_settled = tl.full((), 0, tl.int32)
-    scores = tl.dot((x * x_scale).to(tl.float16), c16) * mult + c_sq
-    least = tl.min(scores, axis=1)
-    label = tl.min(tl.where(scores == least[:, None], n[None, :], BLOCK_K), axis=1)
+    x = load_rows(x_ptr, stride, rows, end, d, n_features, tl.float32)
+    x16 = (x * x_scale).to(tl.float16)
+    best = tl.full((BLOCK_M, BLOCK_N), FAR, tl.float32)
+    second = tl.full((BLOCK_M, BLOCK_N), FAR, tl.float32)
+    for tile in tl.static_range(N_TILES):
+        c_sq = tl.load(c_sq_ptr + tile * BLOCK_N + tl.arange(0, BLOCK_N))
+        scores = tl.dot(x16, c16s[tile]) * mult + c_sq[None, :]
+        best, second = keep_two(best, second, scores, tile, -N_TILES)
+    least, position, label = least_kept(best, -N_TILES, BLOCK_N, BLOCK_N)
     label = tl.where(label < k, label, 0)
-    sq_distance = _sq_distances(x, c_ptr, label, d, k, n_features)
+    others = tl.where(tl.arange(0, BLOCK_N)[None, :] == position[:, None], second, best)
+    runner_up = tl.min(others, axis=1)
+    sq_distance = sq_distances(
+        x_ptr, stride, c_ptr, rows, label, end, n_features, tl.float32, STEP_D
+    )
     if EXACT:
         c_norm = tl.sqrt(tl.load(c_sq_ptr + label))
         # A row is no longer than its centroid and its distance (of which squares below
@@ -83,18 +107,24 @@ def _assigned(
         x_norm = x_scale * (tl.sqrt(sq_distance) + 2.0**-59) + 0.03125 * c_norm
         x_norm *= 1.0 + 2.0**-16
         x_lost = LOST * x_norm + SUBNORMAL * tl.sqrt(padded_d.to(tl.float32))
-        limit = score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, 2.0**-22, padded_d)
+        PACK_EPS: tl.constexpr = N_TILES * 2.0**-22
+        limit = score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, PACK_EPS, padded_d)
         # What is no number rules out nothing.
-        near = ~(scores > limit[:, None]) | ~(tl.abs(least) < FAR)[:, None]
-        is_doubtful = (tl.sum(near.to(tl.int32), axis=1) != 1) & is_row
+        is_certain = (runner_up > limit) & (tl.abs(least) < 0.5 * FAR)
+        is_doubtful = ~is_certain & (rows < end)
         n_settled = tl.sum(is_doubtful.to(tl.int32), axis=0)
         for _ in range(0, n_settled):
             place = tl.min(tl.where(is_doubtful, m, BLOCK_M), axis=0)
             is_doubtful = is_doubtful & (m > place)
-            x_row_ptr = x_ptr + (start + place).to(tl.int64) * stride
-            found, found_sq = _settled(x_row_ptr, c_ptr, d, k, n_features, BLOCK_K, BLOCK_C)
+            row = tl.min(rows, axis=0) + place
+            row_ptr = x_ptr + row.to(tl.int64) * stride
+            found = _settled(row_ptr, c_ptr, k, n_features, BLOCK_C, STEP_D)
+            one = tl.arange(0, 1)
+            found_sq = sq_distances(
+                x_ptr, stride, c_ptr, row + one, found + one, end, n_features, tl.float32, STEP_D
+            )
             label = tl.where(m == place, found, label)
-            sq_distance = tl.where(m == place, found_sq.to(tl.float32), sq_distance)
+            sq_distance = tl.where(m == place, tl.sum(found_sq, axis=0), sq_distance)
     return label, sq_distance, n_settled
 
 
@@ -105,9 +135,9 @@ def _leading_bits(x):
 
 
 @triton.jit
-def _tile_sums(hot, x, TERM: tl.constexpr, N_TERMS: tl.constexpr):
-    """Sums of the rows of a tile by their clusters, from zero."""
-    hot = tl.trans(tl.where(hot, 1.0, 0.0).to(TERM))
+def _tile_sums(member, x, TERM: tl.constexpr, N_TERMS: tl.constexpr):
+    """Sums of the rows of a tile by the groups that they are members of, from zero."""
+    hot = tl.where(member, 1.0, 0.0).to(TERM)
     if N_TERMS == 1:
         sums = tl.dot(hot, x.to(TERM))
     else:
@@ -126,48 +156,61 @@ def one_read_kernel(
     x_ptr, stride, c_ptr, c16_ptr, c_sq_ptr, about_ptr, shares_ptr, left_out_ptr,
     labels_ptr, sq_distances_ptr, sums_ptr, counts_ptr, rechecked_ptr,
     n_rows, k, n_features, padded_d, span,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr, SLAB_D: tl.constexpr, STEP_D: tl.constexpr,
     TERM: tl.constexpr, N_TERMS: tl.constexpr, HAS_SHARES: tl.constexpr, HAS_LEFT_OUT: tl.constexpr,
     ZEROS_FIRST: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Labels and squared distances of a span of rows, and what it adds to each cluster."""
     # Of a row's length: rounding to float16, which holds stored dtypes as they are.
     LOST: tl.constexpr = 0.0 if N_TERMS == 1 else 2.0**-11
+    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)
-    n = tl.arange(0, BLOCK_K)
-    c16 = tl.load(c16_ptr + n[None, :] * padded_d + d[:, None])
-    sums = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
+    c16s = _score_tiles(c16_ptr, d, padded_d, 0, BLOCK_K // BLOCK_N, BLOCK_N)
+    span_ptr = sums_ptr + tl.program_id(0).to(tl.int64) * k * n_features
+    for first in range(0, k * n_features, 1024):
+        e = first + tl.arange(0, 1024)
+        tl.store(span_ptr + e, tl.zeros((1024,), tl.float32), mask=e < k * n_features)
     counts = tl.zeros((BLOCK_K,), tl.int32)
     n_doubtful = tl.full((), 0, tl.int32)
     begin = tl.program_id(0) * span
     end = tl.minimum(begin + span, n_rows)
     for start in tl.range(begin, end, BLOCK_M, num_stages=1):
-        rows = start + tl.arange(0, BLOCK_M)
-        is_row = rows < end
-        x = load_rows(x_ptr, stride, rows, end, d, n_features, tl.float32)
+        rows = start + m
         label, sq_distance, n_settled = _assigned(
-            x, x_ptr, stride, c_ptr, c16, c_sq_ptr, about_ptr, start, d, is_row, k, n_features,
-            padded_d, LOST, BLOCK_M, BLOCK_K, BLOCK_C, EXACT,
+            x_ptr, stride, c_ptr, c16s, c_sq_ptr, about_ptr, rows, end, k, n_features, padded_d,
+            LOST, BLOCK_M, BLOCK_N, BLOCK_K // BLOCK_N, BLOCK_C, BLOCK_D, STEP_D, EXACT,
         )  # fmt: skip
         n_doubtful += n_settled
         if ZEROS_FIRST:
+            x = load_rows(x_ptr, stride, rows, end, d, n_features, tl.float32)
             label = tl.where(tl.max(tl.abs(x), axis=1) == 0, 0, label)
-        tl.store(labels_ptr + rows, label.to(tl.int64), mask=is_row)
-        tl.store(sq_distances_ptr + rows, sq_distance, mask=is_row)
-        is_counted = is_row
+        tl.store(labels_ptr + rows, label.to(tl.int64), mask=rows < end)
+        tl.store(sq_distances_ptr + rows, sq_distance, mask=rows < end)
+        is_counted = rows < end
         if HAS_LEFT_OUT:
-            left_out = tl.load(left_out_ptr + rows, mask=is_row, other=1)
-            is_counted = left_out == 0
-            x = tl.where(is_counted[:, None], x, 0.0)
-        if HAS_SHARES:
-            x = x * tl.load(shares_ptr + rows, mask=is_row, other=0.0)[:, None]
-        hot = (label[:, None] == n[None, :]) & is_counted[:, None]
-        sums += _tile_sums(hot, x, TERM, N_TERMS)
+            is_counted = tl.load(left_out_ptr + rows, mask=rows < end, other=1) == 0
         counts += tl.histogram(label, BLOCK_K, mask=is_counted)
-    slab = tl.program_id(0) * k + n
-    inside = (n < k)[:, None] & (d < n_features)[None, :]
-    tl.store(sums_ptr + slab[:, None] * n_features + d[None, :], sums, mask=inside)
-    tl.store(counts_ptr + slab, counts, mask=n < k)
+        label = tl.where(is_counted, label, -1)
+        same = label[:, None] == label[None, :]
+        # One row of each cluster in the tile, the first, brings the sum of all.
+        leader = tl.min(tl.where(same, m[None, :], BLOCK_M), axis=1)
+        brings = ((leader == m) & (label >= 0))[:, None]
+        row_ptrs = span_ptr + label[:, None] * n_features
+        # Which thread adds to a cluster is another in every tile.
+        tl.debug_barrier()
+        for first_d in range(0, BLOCK_D, SLAB_D):
+            at = first_d + tl.arange(0, SLAB_D)
+            part = load_rows(x_ptr, stride, rows, end, at, n_features, tl.float32)
+            if HAS_LEFT_OUT:
+                part = tl.where(is_counted[:, None], part, 0.0)
+            if HAS_SHARES:
+                part *= tl.load(shares_ptr + rows, mask=rows < end, other=0.0)[:, None]
+            part = _tile_sums(same, part, TERM, N_TERMS)
+            ptrs = row_ptrs + at[None, :]
+            mask = brings & (at < n_features)[None, :]
+            tl.store(ptrs, tl.load(ptrs, mask=mask, other=0.0) + part, mask=mask)
+    tl.store(counts_ptr + tl.program_id(0) * k + n, counts, mask=n < k)
     tl.atomic_add(rechecked_ptr, n_doubtful.to(tl.int64))
 
 

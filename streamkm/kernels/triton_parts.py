@@ -13,6 +13,8 @@ __all__ = [
     "SUBNORMAL",
     "is_before",
     "is_clear",
+    "keep_two",
+    "least_kept",
     "load_rows",
     "raise_to",
     "round_rows",
@@ -86,6 +88,25 @@ def score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, pack_eps, padded
     longest = tl.minimum(reach, tl.load(about_ptr + NORM))
     other = per_length * longest + add * longest * longest + fixed
     return least + 1.02 * (1.0 + 4.0 * pack_eps) * (own + other)
+
+
+@triton.jit
+def keep_two(best, second, scores, tile, index_mask):
+    """Least and second least score at each position, `tile` in the bits that the mask frees."""
+    packed = (scores.to(tl.int32, bitcast=True) & index_mask) | tile
+    marked = packed.to(tl.float32, bitcast=True)
+    # The middle one of three, in an order that lets every result overwrite its operand.
+    return tl.minimum(best, marked), tl.maximum(best, tl.minimum(second, marked))
+
+
+@triton.jit
+def least_kept(scores, index_mask, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr):
+    """Least score of each row, its position, and the first centroid of its group."""
+    n = tl.arange(0, KEPT_N)[None, :]
+    least = tl.min(scores, axis=1)
+    position = tl.min(tl.where(scores == least[:, None], n, KEPT_N - 1), axis=1)
+    tile = least.to(tl.int32, bitcast=True) & ~index_mask
+    return least, position, tile * BLOCK_N + position
 
 
 @triton.jit

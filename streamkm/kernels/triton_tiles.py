@@ -6,10 +6,31 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["MAX_RESIDENT_D", "TWO_TILE", "Tile", "default_tile", "padded_features", "tiles"]
+__all__ = [
+    "MAX_RESIDENT_D",
+    "ONE_READ_OPTIONS",
+    "ONE_READ_ROWS",
+    "SETTLE_OPTIONS",
+    "TWO_TILE",
+    "Tile",
+    "default_tile",
+    "is_resident",
+    "one_read_blocks",
+    "padded_features",
+    "power_of_two",
+    "tiles",
+]
 
 #: Rows of more features than this are not kept on the chip: registers would not hold them.
 MAX_RESIDENT_D = {torch.float32: 256, torch.float64: 64}
+#: Nor longer ones, which are rounded while all of a tile is in registers.
+MAX_RESIDENT_BYTES = 512
+#: Rows of a tile of the kernel that reads once: part of what decides the last bits of sums.
+ONE_READ_ROWS = 64
+#: Without a limit on registers the assembler takes fewer than it needs, so that another
+#: program fits beside, and spills some.
+ONE_READ_OPTIONS = {"num_warps": 4, "maxnreg": 255}
+SETTLE_OPTIONS = {"num_warps": 2, "maxnreg": 255}
 #: From so many centroids on, comparing the members of a group at the end costs less than
 #: a wider group saves on every score.
 MANY_CENTROIDS = 2048
@@ -30,37 +51,85 @@ class Tile:
 
 
 #: For the two nearest: they may be of one group, so that a group is one centroid.
-TWO_TILE = Tile(fold=1)
+TWO_TILE = Tile(rows=64, fold=1)
 
 
-def default_tile(n_features: int, k: int, dtype: torch.dtype) -> Tile:
-    """What is taken where nothing has been tuned, for `k` centroids of `dtype`."""
-    if n_features > MAX_RESIDENT_D[dtype]:
-        return Tile(centroids=128, fold=4, stages=3)
-    return Tile(centroids=128, fold=4) if k >= MANY_CENTROIDS else Tile()
+def is_resident(n_features: int, dtype: torch.dtype, rows: torch.dtype) -> bool:
+    """Whether a program keeps its rows on the chip, and rounds them itself.
+
+    Where rows begin at any address they are loaded number by number, and many features of
+    many rows in that order take more registers than there are.
+    """
+    is_aligned = n_features % 16 == 0 or n_features < 16
+    return (
+        is_aligned
+        and n_features <= MAX_RESIDENT_D[dtype]
+        and n_features * rows.itemsize <= MAX_RESIDENT_BYTES
+    )
 
 
-def tiles(n_features: int, dtype: torch.dtype) -> tuple[Tile, ...]:
-    """What tuning chooses from, for many centroids of `dtype`."""
-    if n_features > MAX_RESIDENT_D[dtype]:
+def default_tile(
+    n_features: int, k: int, dtype: torch.dtype, rows: torch.dtype, major: int
+) -> Tile:
+    """What is taken where nothing has been tuned, for rows and `k` centroids of these dtypes.
+
+    None of them spills registers on the architecture of compute capability `major`, 8 or 9.
+    """
+    if k < MANY_CENTROIDS and is_resident(n_features, dtype, rows):
+        return Tile(rows=64) if n_features < 16 and major < 9 else Tile()
+    return tiles(n_features, dtype, rows, major)[0]
+
+
+def tiles(n_features: int, dtype: torch.dtype, rows: torch.dtype, major: int) -> tuple[Tile, ...]:
+    """What tuning chooses from, for many centroids of `dtype`: the default first."""
+    if not is_resident(n_features, dtype, rows):
+        # Code for 8 holds both factors of a product in registers, wgmma reads them from elsewhere.
+        needs_room = major < 9 and n_features % 16 != 0 and dtype == torch.float32
         return (
+            *((Tile(centroids=64, fold=4, stages=3),) if needs_room else ()),
             Tile(centroids=128, fold=4, stages=3),
             Tile(centroids=128, fold=4, stages=4),
             Tile(centroids=256, fold=4, stages=3),
             Tile(rows=64, centroids=128, fold=4, warps=4, stages=4),
         )
+    wide, narrow = Tile(centroids=128, fold=4), Tile(centroids=64, fold=4)
+    first: tuple[Tile, ...]
+    if n_features < 16 and major < 9:
+        first = (Tile(rows=64, centroids=128, fold=4), wide, narrow)
+    elif dtype == torch.float32:
+        first = (wide, narrow)
+    else:
+        first = (narrow, wide)
     return (
-        Tile(centroids=128, fold=4),
+        *first,
         Tile(),
-        Tile(centroids=64, fold=4),
         Tile(centroids=64, fold=4, stages=3),
         Tile(rows=64, centroids=128, fold=4, warps=4),
         Tile(rows=64, centroids=64, fold=2, warps=4),
     )
 
 
-def padded_features(n_features: int, dtype: torch.dtype) -> int:
+def padded_features(n_features: int, dtype: torch.dtype, rows: torch.dtype) -> int:
     """Features that a row is padded to on its way to the tensor cores."""
-    if n_features > MAX_RESIDENT_D[dtype]:
+    if not is_resident(n_features, dtype, rows):
         return -(-n_features // 64) * 64
-    return max(1 << (n_features - 1).bit_length(), 16)
+    return power_of_two(n_features)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two, and multiple of what tensor cores take, that is not below `n`."""
+    return max(1 << (n - 1).bit_length(), 16)
+
+
+def one_read_blocks(block_k: int, block_d: int) -> dict[str, int]:
+    """Of the kernel that reads once, for so many centroids and features (padded)."""
+    return {
+        "BLOCK_M": ONE_READ_ROWS,
+        "BLOCK_K": block_k,
+        # With other widths the assembler runs out of registers.
+        "BLOCK_N": 16 if block_d == 16 else min(block_k, 32),
+        "BLOCK_C": 16,
+        "BLOCK_D": block_d,
+        "SLAB_D": 16,
+        "STEP_D": min(32, block_d),
+    }

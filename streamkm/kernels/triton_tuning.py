@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from streamkm.kernels.triton_tiles import Tile, default_tile, tiles
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from streamkm.kernels.triton_tiles import Tile
 
 __all__ = ["LEAST_TUNED_K", "cache_folder", "fastest", "key_of", "seconds_of", "tuned_tile"]
 
@@ -59,18 +59,18 @@ def key_of(
 def tuned_tile(
     folder: Path | None,
     key: str,
-    n_features: int,
-    k: int,
-    dtype: torch.dtype,
+    among: tuple[Tile, ...],
     seconds: Callable[[Tile], float | None],
 ) -> Tile:
-    """The tile that `folder` remembers for `key`, or else the fastest, remembered from now on."""
-    among = tiles(n_features, dtype)
+    """The tile that `folder` remembers for `key`, or else the fastest, remembered from now on.
+
+    Where none of them runs it is the first.
+    """
     path = None if folder is None else folder / key
     known = None if path is None else _read(path, among)
     if known is not None:
         return known
-    chosen = fastest(among, seconds) or default_tile(n_features, k, dtype)
+    chosen = fastest(among, seconds) or among[0]
     if path is not None:
         _write(path, chosen)
     return chosen

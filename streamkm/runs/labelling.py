@@ -13,7 +13,7 @@ from streamkm.clustering.minibatch import nearest, nearest_two, sums_by_label
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
-from streamkm.kernels import make_kernel, sq_distances_to
+from streamkm.kernels import exact_sq_distances, make_kernel
 from streamkm.kernels.extension import cores_for_kernels
 from streamkm.runs.devices import describe_kernel, resolve_device
 from streamkm.runs.preflight import plan_memory, predict_bytes
@@ -156,20 +156,25 @@ class Labelling:
             yield (self._measure(start, batch) for start, batch in batches)
 
     def _measure(self, start_row: int, batch: Batch) -> MeasuredBatch:
-        labels_B, _, second_B = nearest_two(
+        labels_B, sq_distances_B, second_B = nearest_two(
             self.arithmetic, batch, self.centroids_KD, spherical=self._is_spherical
         )
         sums_KD = sums_by_label(self.arithmetic, batch, labels_B, self.centroids_KD)
-        return MeasuredBatch(self._labelled(start_row, batch, labels_B), second_B, sums_KD)
+        labelled = self._labelled(start_row, batch, labels_B, sq_distances_B)
+        return MeasuredBatch(labelled, second_B, sums_KD)
 
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
-        labels_B, _ = nearest(
+        assignment = nearest(
             self.arithmetic, batch, self.centroids_KD, spherical=self._is_spherical
         )
-        return self._labelled(start_row, batch, labels_B)
+        return self._labelled(start_row, batch, *assignment)
 
-    def _labelled(self, start_row: int, batch: Batch, labels_B: torch.Tensor) -> LabelledBatch:
-        sq_distances_B = sq_distances_to(batch.x_BD, labels_B, self.centroids_KD)
+    def _labelled(
+        self, start_row: int, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor
+    ) -> LabelledBatch:
+        sq_distances_B = exact_sq_distances(
+            self.arithmetic, batch.x_BD, labels_B, sq_distances_B, self.centroids_KD
+        )
         n_dropped = 0
         if batch.dropped_B is not None:
             labels_B.masked_fill_(batch.dropped_B, -1)

@@ -6,12 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
 from streamkm.kernels import Rows
 from tests.kernels.contract import KernelContract, MakeKernel, normal, sq_norms
+
+if TYPE_CHECKING:
+    from bench.triton_aot import Resources
 
 pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
 
@@ -19,7 +24,18 @@ ROOT = Path(__file__).parents[2]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+def interpreter_runs() -> bool:
+    """Triton's interpreter before 3.7 makes numbers of arrays, which NumPy 2.4 refuses."""
+    import triton
+
+    versions = [tuple(map(int, m.__version__.split(".")[:2])) for m in (triton, np)]
+    return versions[0] >= (3, 7) or versions[1] < (2, 4)
+
+
 # In a process of its own: the interpreter is chosen when triton is imported.
+@pytest.mark.skipif(
+    not interpreter_runs(), reason="this Triton interprets nothing beside this NumPy"
+)
 def test_interpreted_kernels_keep_the_contract() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header",
@@ -32,26 +48,33 @@ def test_interpreted_kernels_keep_the_contract() -> None:
     assert "skipped" not in done.stdout
 
 
+def assert_no_spills(resources: Resources) -> None:
+    found = (resources.spills, resources.stack_bytes, resources.local_bytes)
+    assert found == (0, 0, 0), resources
+
+
 # Breaks when a change of the device code, or another Triton, costs registers or instructions.
 @pytest.mark.parametrize(
-    ("capability", "dtype", "d"),
-    [(80, "bf16", 128), (90, "bf16", 128), (90, "u8", 1), (90, "fp64", 256), (90, "fp32", 768)],
-)
-def test_screening_compiles_without_spills(capability: int, dtype: str, d: int) -> None:
+    ("capability", "dtype", "d", "k"),
+    [(80, "bf16", 128, 20_000), (90, "bf16", 128, 20_000), (80, "fp32", 100, 20_000),
+     (90, "fp32", 256, 20_000), (80, "fp64", 64, 20_000), (90, "u8", 1, 300)],
+)  # fmt: skip
+def test_screening_compiles_without_spills(capability: int, dtype: str, d: int, k: int) -> None:
     from bench.triton_aot import Case, compile_case
 
-    resources = compile_case(Case("screen_kernel", dtype, d), capability)
-    assert (resources.spills, resources.stack_bytes, resources.local_bytes) == (0, 0, 0)
+    resources = compile_case(Case("screen_kernel", dtype, d, k=k), capability)
+    assert_no_spills(resources)
     # wgmma on Hopper.
     assert resources.matrix_instruction == {80: "HMMA", 90: "HGMMA"}[capability]
-    assert resources.epilogue_per_score <= 3
+    assert resources.epilogue_per_score <= 4
     # What a multiprocessor of an A100 and of an H100 has for one program.
     assert resources.shared_bytes <= {80: 163, 90: 227}[capability] * 1024
 
 
-def test_fast_screening_takes_three_instructions_a_score() -> None:
+def test_screening_takes_three_instructions_a_score() -> None:
     from bench.triton_aot import Case, compile_case
 
+    assert compile_case(Case("screen_kernel", "bf16", 128), 90).epilogue_per_score <= 3
     epilogue = compile_case(Case("screen_kernel", "bf16", 128, "fast"), 90).epilogue
     assert sum(epilogue.values()) <= 3
     # Of the four scores of a group one minimum each, and one tile number for all.
@@ -60,27 +83,29 @@ def test_fast_screening_takes_three_instructions_a_score() -> None:
 
 # Few features and a row of one compile too: both are constants to the compiler.
 @pytest.mark.parametrize(
-    ("dtype", "k", "d"),
-    [("fp32", 16, 128), ("fp32", 128, 32), ("u8", 1, 1)],
+    ("capability", "dtype", "k", "d"),
+    [(80, "fp32", 64, 64), (80, "fp32", 256, 128), (90, "fp32", 256, 128), (90, "u8", 1, 1)],
 )
-def test_one_read_compiles_without_spills(dtype: str, k: int, d: int) -> None:
+def test_one_read_compiles_without_spills(capability: int, dtype: str, k: int, d: int) -> None:
     from bench.triton_aot import Case, compile_case
 
-    resources = compile_case(Case("one_read_kernel", dtype, d, k=k), 90)
-    assert (resources.spills, resources.stack_bytes, resources.local_bytes) == (0, 0, 0)
-    assert "HGMMA" in resources.matrix_instruction
+    resources = compile_case(Case("one_read_kernel", dtype, d, k=k), capability)
+    assert_no_spills(resources)
+    assert {80: "HMMA", 90: "HGMMA"}[capability] in resources.matrix_instruction
+    # Two programs fit a multiprocessor.
+    assert resources.shared_bytes <= {80: 81, 90: 113}[capability] * 1024
 
 
+@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
     "name",
     ["measure_kernel", "round_kernel", "settle_kernel", "add_chunks_kernel", "join_kernel",
-     "add_spans_kernel"],
+     "add_spans_kernel", "round_rows_kernel"],
 )  # fmt: skip
-def test_other_kernels_compile_without_spills(name: str) -> None:
+def test_other_kernels_compile_without_spills(capability: int, name: str) -> None:
     from bench.triton_aot import Case, compile_case
 
-    resources = compile_case(Case(name, "fp32", 128), 90)
-    assert (resources.spills, resources.stack_bytes, resources.local_bytes) == (0, 0, 0)
+    assert_no_spills(compile_case(Case(name, "fp32", 128), capability))
 
 
 # ---- on a GPU ---------------------------------------------------------------
@@ -130,7 +155,9 @@ def test_labels_are_float64_s_at_full_size(dtype: torch.dtype, k: int, d: int) -
 # Breaks with any order of execution that shows in the bits.
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize(("k", "d"), [(3, 32), (3, 128), (64, 64), (1000, 64), (20_000, 17)])
+@pytest.mark.parametrize(
+    ("k", "d"), [(3, 32), (3, 128), (64, 64), (256, 128), (1000, 64), (20_000, 17)]
+)
 def test_a_hundred_runs_give_the_same_bits(k: int, d: int) -> None:
     from streamkm.kernels.triton import TritonKernel
 
@@ -161,7 +188,8 @@ def test_tiles_decide_no_bits(d: int) -> None:
 
     x_BD, c_KD = cuda(3000, d), cuda(5000, d)
     results = []
-    for tile in tiles(d, torch.float32):
+    major, _ = torch.cuda.get_device_capability()
+    for tile in tiles(d, torch.float32, torch.float32, major):
         kernel = TritonKernel(3000, 5000, torch.float32, x_BD.device, tile=tile)
         results.append(kernel.assign(x_BD, sq_norms(x_BD), c_KD))
     for labels_B, sq_distances_B in results[1:]:

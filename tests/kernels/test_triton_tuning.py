@@ -14,7 +14,7 @@ from streamkm.kernels.triton_tiles import Tile, default_tile, tiles
 from streamkm.kernels.triton_tuning import FOLDER, cache_folder, fastest, tuned_tile
 
 D, K, DTYPE = 128, 20_000, torch.float32
-TILES = tiles(D, DTYPE)
+TILES = tiles(D, DTYPE, DTYPE, 9)
 
 
 class Timer:
@@ -30,7 +30,7 @@ class Timer:
 
 
 def tuned(folder: Path | None, timer: Timer) -> Tile:
-    return tuned_tile(folder, "key.json", D, K, DTYPE, timer)
+    return tuned_tile(folder, "key.json", TILES, timer)
 
 
 def test_the_fastest_is_chosen_once_and_remembered(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_the_fastest_is_chosen_once_and_remembered(tmp_path: Path) -> None:
 
 def test_where_no_tile_runs_the_default_stays() -> None:
     assert fastest(TILES, lambda tile: None) is None
-    assert tuned_tile(None, "", D, K, DTYPE, lambda tile: None) == default_tile(D, K, DTYPE)
+    assert tuned_tile(None, "", TILES, lambda tile: None) == default_tile(D, K, DTYPE, DTYPE, 9)
 
 
 # Breaks when anything in a file is believed, beyond which of the tiles it names.

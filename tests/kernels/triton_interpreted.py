@@ -185,9 +185,9 @@ def test_few_rows_are_settled_and_fast_settles_none() -> None:
 # goes on where another tile is the fastest ends with the same bits.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_state_is_the_same_whatever_the_tiles(dtype: torch.dtype) -> None:
-    x_BD, c_KD = (normal(n, 70, dtype=dtype, device=CPU) for n in (20, 90))
+    x_BD, c_KD = (normal(n, 130, dtype=dtype, device=CPU) for n in (20, 90))
     c_KD[40] = c_KD[3]
-    assert not fits_one_read(90, 70, dtype)
+    assert not fits_one_read(90, 130, dtype)
     before, after = Tile(rows=16, centroids=32, fold=1), Tile(rows=64, centroids=64, fold=4)
     states = []
     for tiles in ((before, before), (before, after), (after, before), (None, None)):
@@ -216,6 +216,35 @@ def test_a_step_on_rows_as_they_are_stored(rng, dtype: torch.dtype) -> None:
     expected_KD = torch.zeros(9, 12).index_add_(0, truth_B, x_BD.float())
     assert torch.equal(sums_KD[:9], expected_KD)
     assert torch.equal(counts_K[:9], truth_B.bincount(minlength=9))
+
+
+# Breaks when the rows of a cluster in a tile, or the tiles of a span, are not added up in turn,
+# and when a step's distances are not those of `assign`, to the bit.
+@pytest.mark.parametrize(("b", "k", "d"), [(130, 256, 128), (130, 3, 20)])
+def test_a_step_of_several_tiles_and_spans(monkeypatch, b: int, k: int, d: int) -> None:
+    monkeypatch.setattr("streamkm.kernels.triton.MAX_SPANS", 2)
+    assert fits_one_read(k, d, torch.float32)
+    x_BD = normal(b, d, dtype=torch.float32, device=CPU)
+    c_KD = normal(k, d, dtype=torch.float32, device=CPU)
+    # Rows in doubt, whose lowest centroid is the one that counts.
+    c_KD[k - 1] = c_KD[0]
+    x_BD[::50] = c_KD[0] + 0.01
+    left_out_B = torch.arange(b) % 5 == 2
+    shares_B = torch.from_numpy(np.random.default_rng(b).uniform(0.5, 2, b)).float()
+    truth_B = torch.from_numpy(exact_sq_distances(x_BD, c_KD).argmin(axis=1))
+    kernel = TritonKernel(b, k, torch.float32, CPU)
+    rows = Rows(x_BD, sq_norms(x_BD), shares_B=shares_B, left_out_B=left_out_B)
+    sums_KD, counts_K = torch.zeros(k + 1, d), torch.zeros(k + 1, dtype=torch.int64)
+    found = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
+    assigned = kernel.assign(x_BD, sq_norms(x_BD), c_KD)
+    assert torch.equal(found.labels_B, truth_B)
+    assert torch.equal(found.sq_distances_B, assigned.sq_distances_B)
+    kept_B = ~left_out_B
+    assert torch.equal(counts_K[:k], truth_B[kept_B].bincount(minlength=k))
+    weighted_BD = x_BD.double() * shares_B.double()[:, None]
+    exact_KD = torch.zeros((k, d), dtype=torch.float64)
+    exact_KD.index_add_(0, truth_B[kept_B], weighted_BD[kept_B])
+    torch.testing.assert_close(sums_KD[:k].double(), exact_KD, rtol=1e-6, atol=1e-5)
 
 
 def test_a_fast_step_settles_no_row() -> None:
@@ -248,6 +277,11 @@ def test_a_step_on_rows_far_out_or_not_finite() -> None:
     assert not sq_distances_B[left_out_B].isfinite().any()
     assert sums_KD[:9].isfinite().all()
     assert torch.equal(counts_K[:9], sizes_K)
+    # A centroid that is nowhere is nobody's, and hides no other.
+    c_KD[4] = torch.nan
+    labels_B, _ = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
+    others_BK = exact_sq_distances(x_BD[~left_out_B], c_KD)
+    assert labels_B[~left_out_B].tolist() == np.nanargmin(others_BK, axis=1).tolist()
 
 
 # Breaks when NaN becomes an index, spreads to other rows, or hides the finite centroids.
@@ -312,6 +346,20 @@ def test_sizes_that_are_out_of_range(b: int, k: int) -> None:
 def test_centroids_of_another_dtype() -> None:
     with pytest.raises(InputError, match="takes float32 or float64 centroids"):
         TritonKernel(8, 3, torch.float16, CPU)
+
+
+# Breaks when a pass reads the rows again for distances that the kernel gave with the labels.
+@pytest.mark.parametrize("k", [5, 260], ids=["one read", "two"])
+def test_inertia_without_a_second_read(monkeypatch, k: int) -> None:
+    # So far from the origin that nothing is left of the expanded square.
+    x_BD = normal(30, 3, dtype=torch.float32, device=CPU) + 3000
+    c_KD = (normal(k, 3, dtype=torch.float32, device=CPU) + 3000).contiguous()
+    monkeypatch.delattr("streamkm.kernels.distances.sq_distances_to")
+    kernel = TritonKernel(30, k, torch.float32, CPU)
+    state = initial_state(c_KD.clone(), 0.0)
+    Lloyd(kernel, seed=1).update_(state, Batch(x_BD, sq_norms(x_BD), None), epoch=0, index=0)
+    truth = exact_sq_distances(x_BD, c_KD).min(axis=1).sum()
+    assert float(state.inertia) == pytest.approx(truth, rel=1e-6)
 
 
 # Breaks when a run's rows are widened before the kernel, or what a step takes of them is not.
