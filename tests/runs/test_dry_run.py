@@ -7,6 +7,7 @@ from collections import namedtuple
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,8 +149,7 @@ def test_a_disk_that_is_too_full_for_the_result_forbids_the_run(x, tmp_path, cli
 def test_outputs_of_zarr_that_may_not_fit_are_a_note(x, tmp_path, cli, monkeypatch):
     run = tmp_path / "run"
     assert cli("fit", x, "--k", 4, "--out", run, "--init", "random")[0] == 0
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000, 0, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     predict = ("predict", run, x, "--dry-run", "--labels")
     status, out, _ = cli(*predict, tmp_path / "l.zarr")
     assert (status, "outputs take up to 2.3 KiB" in out) == (0, True)
@@ -157,8 +157,7 @@ def test_outputs_of_zarr_that_may_not_fit_are_a_note(x, tmp_path, cli, monkeypat
 
 
 def test_a_folder_that_may_not_be_written_is_told_before_its_space(x, tmp_path, cli, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000, 0, 0))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
     monkeypatch.setattr("os.access", lambda path, mode: False)
     status, out, err = cli("fit", x, "--k", 4, "--out", tmp_path / "run", "--dry-run")
     assert (status, "may not be written to" in err, out.count("forbids")) == (2, True, 1)
