@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import namedtuple
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -130,8 +129,8 @@ def test_rows_that_are_not_finite_are_found_in_a_sample(x, tmp_path, cli):
 
 
 def test_a_disk_that_is_too_full_for_the_result_forbids_the_run(x, tmp_path, cli, monkeypatch):
-    usage, free = namedtuple("usage", "total used free"), [10]
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000, 0, free[0]))
+    free = [10]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
     fit = ("fit", x, "--k", 4, "--out", tmp_path / "a" / "run", "--dry-run")
     status, out, err = cli(*fit)
     assert status == 2
