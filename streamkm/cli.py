@@ -176,10 +176,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    from streamkm.runs.folder import CONFIG, looks_like_a_run
     from streamkm.runs.info import describe_run, describe_source
 
-    if (Path(arguments.source) / "config.json").exists():
-        print(describe_run(Path(arguments.source)))
+    path = Path(arguments.source)
+    if (path / CONFIG).exists() or looks_like_a_run(path):
+        print(describe_run(path))
     else:
         with closing(_open(arguments)) as source:
             print(describe_source(source))

@@ -39,6 +39,9 @@ STEPS_PER_EPOCH = 64
 #: A batch widened to float32 should not pass this, whatever the number of features.
 MAX_BATCH_BYTES = 64 << 20
 
+#: More threads only wait for each other.
+MOST_READ_THREADS = 256
+
 #: What ``--kernel`` may name beside ``auto``; `streamkm.kernels.select` makes them.
 KERNELS = ("cpu", "reference", "triton")
 #: Ways of seeding, beside a file.
@@ -242,6 +245,9 @@ class ExecutionConfig:
             _check_int("max_host_memory", self.max_host_memory, least=1)
         if self.read_threads is not None:
             _check_int("read_threads", self.read_threads, least=0)
+            if self.read_threads > MOST_READ_THREADS:
+                rule = f" must be at most {MOST_READ_THREADS}, not {self.read_threads:,}"
+                raise ConfigError(Option("read_threads"), rule)
 
 
 def default_batch_rows(n_rows: int, n_features: int) -> int:

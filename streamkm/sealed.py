@@ -6,7 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-__all__ = ["seal", "unseal"]
+__all__ = ["DAMAGE", "in_words", "seal", "unseal"]
+
+#: What reading a damaged file of JSON, or what is in it, may raise.
+DAMAGE = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 def seal(body: dict[str, Any]) -> bytes:
@@ -26,9 +29,24 @@ def unseal(content: bytes) -> dict[str, Any]:
         body = json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not isinstance(body, dict) or body.pop("sha256", None) != _digest(body):
+    if not isinstance(body, dict):
+        raise ValueError("it is JSON, but no object of it")
+    if body.pop("sha256", None) != _digest(body):
         raise ValueError("its checksum does not match")
     return body
+
+
+def in_words(error: Exception) -> str:
+    """What one of `DAMAGE` says of a file, for people."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON (line {error.lineno} column {error.colno})"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not text (byte {error.start})"
+    if isinstance(error, KeyError):
+        return f"it lacks `{error.args[0]}`"
+    if isinstance(error, TypeError | AttributeError):
+        return "a value in it is of another type than was written"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -260,3 +260,9 @@ def test_what_is_printed_can_be_read(n_bytes: int) -> None:
     read = parse_bytes(format_bytes(n_bytes).removesuffix("ytes"))
     # One decimal: half a tenth of at least one unit.
     assert read == pytest.approx(n_bytes, rel=0.051)
+
+
+def test_more_reading_threads_than_are_of_use_are_refused_with_the_limit():
+    assert ExecutionConfig(read_threads=256).read_threads == 256
+    with pytest.raises(ConfigError, match=r"read_threads must be at most 256, not 100,000"):
+        ExecutionConfig(read_threads=100_000)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from streamkm.config import counted
 from streamkm.errors import Option, RunError
 from streamkm.files import (
     discard,
@@ -42,7 +43,7 @@ from streamkm.files import (
     write_durably,
 )
 from streamkm.runs.tensorfile import tensor_file
-from streamkm.sealed import seal, unseal
+from streamkm.sealed import DAMAGE, in_words, seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,6 +85,7 @@ class Checkpointer:
         self._cadence = cadence
         self._keep = keep
         self._saved_at, self._saved_step = time.monotonic(), 0
+        self._n_failed, self._failure = 0, ""
 
     def load(self) -> Checkpoint | None:
         """See `load_checkpoint`; the cadence counts on from there."""
@@ -106,7 +108,9 @@ class Checkpointer:
         *,
         is_last: bool = False,
     ) -> Path | None:
-        """See `save_checkpoint`; None, after a warning, if the disk refuses.
+        """See `save_checkpoint`; None if the disk refuses.
+
+        A refusal is told when it begins, changes or ends, not at every checkpoint in between.
 
         Raises
         ------
@@ -114,17 +118,38 @@ class Checkpointer:
             If the disk refuses and it `is_last`, so that there will be no next one.
         """
         try:
-            return save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
+            path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
+            self._note_success(step)
+            return path
         except OSError as error:
             if is_last:
                 raise
-            logger.warning(
-                "the checkpoint of step %d cannot be saved (%s); the run goes on, and tries "
-                "again when the next one is due", step, error,
-            )  # fmt: skip
+            self._note_failure(step, error)
             return None
         finally:
             self._saved_at, self._saved_step = time.monotonic(), step
+
+    def _note_failure(self, step: int, error: OSError) -> None:
+        self._n_failed += 1
+        # Not by its text, in which the file's name goes with the step.
+        if error.strerror != self._failure:
+            logger.warning(
+                "the checkpoint of step %d cannot be saved (%s); the run goes on, and tries "
+                "again whenever one is due", step, error,
+            )  # fmt: skip
+        self._failure = error.strerror or ""
+
+    def _note_success(self, step: int) -> None:
+        if self._n_failed:
+            failed = counted(self._n_failed, "checkpoint")
+            logger.warning("checkpoints are saved again, at step %d; %s failed", step, failed)
+        self._n_failed, self._failure = 0, ""
+
+    def conclude(self) -> None:
+        """Say at the end of a run how many checkpoints in a row have failed, if any did."""
+        if self._n_failed:
+            failed = counted(self._n_failed, "checkpoint")
+            logger.warning("the last %s could not be saved (%s)", failed, self._failure)
 
 
 class NoCheckpoints:
@@ -230,7 +255,8 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
         try:
             return _load(path)
         except _Damaged as error:
-            logger.warning("%s is damaged (%s); trying the checkpoint before it", path, error)
+            goes_on = "" if path == found[-1] else "; trying the checkpoint before it"
+            logger.warning("%s is damaged (%s)%s", path, error, goes_on)
     if found:
         raise RunError(
             f"{directory}: none of its {len(found)} checkpoints is intact; "
@@ -249,15 +275,8 @@ def _reading() -> Iterator[None]:
     """What goes wrong within is damage, unless the file is innocent of it."""
     try:
         yield
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
-        raise _Damaged(repr(error)) from error
+    except (SafetensorError, *DAMAGE) as error:
+        raise _Damaged(in_words(error)) from error
     except OSError as error:
         if error.errno not in _LOST:
             raise

@@ -64,19 +64,23 @@ def dry_predict(
         ("time", f"about {format_duration(spec.n_rows / rate)} at {format_rate(rate)}"),
     ]
     report.notes = [*source.notes(), *look.notes]
-    needed: dict[Path, int] = {}
+    most: dict[Path, int] = {}
+    least: dict[Path, int] = {}
     for path, dtype in outputs:
         # What is there of an unfinished output has its space already.
         there = unfinished_bytes(path) if resume else 0
         missing = max(spec.n_rows * dtype.itemsize - there, 0)
-        needed[path.parent] = needed.get(path.parent, 0) + missing
+        most[path.parent] = most.get(path.parent, 0) + missing
+        # Chunks of Zarr are compressed; an .npy file takes its space at the start.
+        is_whole = path.suffix.lower() == ".npy"
+        least[path.parent] = least.get(path.parent, 0) + is_whole * missing
         try:
             check_target(path, resume=resume)
         except InputError as error:
             report.errors.append(error)
     report.errors += [look.error] if look.error is not None else []
-    for folder, n_bytes in needed.items():
-        report.add_space(folder, n_bytes, "outputs")
+    for folder, n_bytes in most.items():
+        report.add_space(folder, n_bytes, "outputs", least=least[folder])
     return report
 
 

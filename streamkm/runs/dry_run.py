@@ -62,26 +62,34 @@ class DryRun:
     errors: list[InputError] = field(default_factory=list)
     """What forbids it."""
 
-    def add_space(self, out: Path, needed: int, what: str) -> None:
-        """Compare what will be written with what is free where `out` is to be."""
+    def add_space(self, out: Path, most: int, what: str, *, least: int) -> None:
+        """Compare what will be written with what is free where `out` is to be.
+
+        Only `least` bytes forbid the run: without the others, up to `most`, it may get through.
+        """
         whole = out.absolute()
         there = next(path for path in (whole, *whole.parents) if path.exists())
         free = shutil.disk_usage(there).free
         self.facts.append(
             (
                 "disk",
-                f"{what}: {format_bytes(needed)} at most, {format_bytes(free)} free at {there}",
+                f"{what}: {format_bytes(most)} at most, {format_bytes(free)} free at {there}",
             )
         )
-        if needed > free:
+        if not os.access(there, os.W_OK):
+            self.errors.append(RunError(f"{out}: {there} may not be written to; choose another"))
+        elif least > free:
             self.errors.append(
                 RunError(
-                    f"{out}: {what} take up to {format_bytes(needed)}, {format_bytes(free)} are "
+                    f"{out}: {what} take at least {format_bytes(least)}, {format_bytes(free)} are "
                     "free there; free space, or choose another place"
                 )
             )
-        if not os.access(there, os.W_OK):
-            self.errors.append(RunError(f"{out}: {there} may not be written to"))
+        elif most > free:
+            self.notes.append(
+                f"{what} take up to {format_bytes(most)} at {out}, {format_bytes(free)} are free "
+                "there: free space, or what does not fit will not be written"
+            )
 
     def __str__(self) -> str:
         lines = [f"{name:<12} {value}" for name, value in self.facts]
@@ -131,7 +139,8 @@ def dry_run(
         if folder.is_complete:
             report.notes.insert(0, f"{run_dir} is finished: nothing will be done")
         else:
-            report.add_space(run_dir, (keep + 1) * checkpoints + model, what)
+            # A checkpoint that the disk refuses does not end a run, a result does.
+            report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)
     except InputError as error:
         report.errors.insert(0, error)
     report.errors += [look.error] if look.error is not None else []

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamkm.errors import ConfigError, Option, StorageError
+from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.attempt import Attempt
 from streamkm.runs.checkpoint import Checkpointer, NoCheckpoints
 from streamkm.runs.devices import resolve_device
 from streamkm.runs.folder import RunFolder
 from streamkm.runs.model import Model, load_run
+from streamkm.runs.modelfile import DamagedModelError
 from streamkm.runs.preflight import check_fit
 from streamkm.runs.progress import Progress
 from streamkm.runs.setup import FitSetup
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from streamkm.sources.weights import Weights
 
 __all__ = ["fit", "plan_fit", "run_record", "seed"]
+
+logger = logging.getLogger("streamkm")
 
 
 def fit(
@@ -81,15 +85,14 @@ def fit(
             return attempt.run(NoCheckpoints(), progress, stop_request)
     record = run_record(setup, given_KD)
     with RunFolder(run_dir, record, resume=resume) as folder:
-        if folder.is_complete:
-            with Progress(quiet=quiet) as progress:
-                progress.say(f"{run_dir}: this run is finished, nothing is left to do")
-            return load_run(run_dir)
+        if folder.is_complete and (finished := _finished(folder, quiet=quiet)) is not None:
+            return finished
         checkpoints = Checkpointer(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
             model = attempt.run(checkpoints, progress, stop_request)
+            checkpoints.conclude()
             _write(model, folder)
             progress.say(f"written: {folder.centroids} and {folder.model}")
     return model
@@ -138,6 +141,29 @@ def run_record(setup: FitSetup, given_KD: np.ndarray | None = None) -> dict[str,
         "data": data,
         "execution": asdict(setup.execution),
     }
+
+
+def _finished(folder: RunFolder, *, quiet: bool) -> Model | None:
+    """The model of a run that has ended; None where it is damaged, but can be made again."""
+    try:
+        model = load_run(folder.path)
+    except DamagedModelError as error:
+        if not folder.has_checkpoints():
+            raise RunError(
+                f"{error.what}, and no checkpoint is there to make it from again; restore it from "
+                "a copy, or start anew with another ",
+                Option("run_dir"),
+            ) from error
+        logger.warning("%s; it is made again from the newest checkpoint", error.what)
+        return None
+    mended = model.mend_centroids(folder)
+    with Progress(quiet=quiet) as progress:
+        if mended:
+            progress.say(
+                f"{folder.centroids} was damaged or missing: written again from {folder.model}"
+            )
+        progress.say(f"{folder.path}: this run is finished, nothing is left to do")
+    return model
 
 
 def _write(model: Model, folder: RunFolder) -> None:

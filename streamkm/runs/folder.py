@@ -35,15 +35,15 @@ from streamkm.files import (
     remove_empty,
     write_atomically,
 )
-from streamkm.sealed import seal, unseal
+from streamkm.sealed import DAMAGE, in_words, seal, unseal
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["RunFolder", "check_run_is_free", "read_config"]
+__all__ = ["RunFolder", "check_run_is_free", "looks_like_a_run", "read_config", "run_owner"]
 
-CONFIG, LOCK = "config.json", "lock"
+CONFIG, LOCK, CHECKPOINTS, MODEL = "config.json", "lock", "checkpoints", "model.safetensors"
 
 #: What a place answers that cannot be written at all: the remedy is another one.
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -58,10 +58,10 @@ class RunFolder:
     def __init__(self, path: Path, record: dict[str, Any], *, resume: bool) -> None:
         """`record` is what config.json holds; an existing one must agree with it."""
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
         self.metrics = path / "metrics.jsonl"
         self.centroids = path / "centroids.npy"
-        self.model = path / "model.safetensors"
+        self.model = path / MODEL
         self._record = record
         self._resume = resume
         self._lock = FileLock(path / LOCK, path, "working on this run")
@@ -123,7 +123,7 @@ class RunFolder:
     ) -> None:
         # Rows that cannot be used will not be better next time; data that could not be read may.
         is_useless = isinstance(error, NonFiniteError)
-        is_useless |= isinstance(error, InputError) and self._has_no_checkpoint()
+        is_useless |= isinstance(error, InputError) and not self.has_checkpoints()
         self._leave(nothing_saved=is_useless)
 
     def _leave(self, *, nothing_saved: bool) -> None:
@@ -137,11 +137,12 @@ class RunFolder:
         # Else the lock's file stays: it says who was here last.
         self._lock.release()
 
-    def _has_no_checkpoint(self) -> bool:
+    def has_checkpoints(self) -> bool:
+        """Whether there is any, whole or not."""
         try:
-            return not names_in(self.checkpoints)
+            return bool(names_in(self.checkpoints))
         except OSError:
-            return False  # Nobody knows, so that nothing is deleted.
+            return True  # Nobody knows, so that nothing is deleted.
 
     def _check_record(self, before: dict[str, Any]) -> None:
         # The data first: settings that were left open follow from its shape.
@@ -194,9 +195,34 @@ def read_config(path: Path) -> dict[str, Any]:
         if not whole or type(rows) is not int or type(features) is not int:
             raise TypeError("its settings and shape are of other types")
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"{path} is no run: it has no {CONFIG}") from None
+        if looks_like_a_run(path):
+            raise RunError(
+                f"{path} looks like a run folder that has lost its {CONFIG}; restore it from a "
+                "copy, or start anew with another ",
+                Option("run_dir"),
+            ) from None
+        raise RunError(
+            f"{path} is no run: it has no {CONFIG}; name a folder that a fit has written"
+        ) from None
     except OSError as error:
-        raise RunError(f"{path / CONFIG} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunError(f"{path / CONFIG} is damaged: {error!r}") from None
+        raise RunError(
+            f"{path / CONFIG} cannot be read ({error.strerror}); see to its permissions and its "
+            "disk, then repeat"
+        ) from error
+    except DAMAGE as error:
+        raise RunError(
+            f"{path / CONFIG} is damaged: {in_words(error)}; restore it from a copy, or start "
+            "anew with another ",
+            Option("run_dir"),
+        ) from None
     return record
+
+
+def looks_like_a_run(path: Path) -> bool:
+    """Whether the folder `path` holds what only a run writes, config.json or not."""
+    return (path / MODEL).is_file() or (path / CHECKPOINTS).is_dir()
+
+
+def run_owner(path: Path) -> str | None:
+    """Which process works on the run in `path`, if any does."""
+    return FileLock(path / LOCK, path, "").owner()

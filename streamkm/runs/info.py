@@ -8,10 +8,10 @@ import numpy as np
 
 from streamkm.config import FitConfig, counted, format_bytes
 from streamkm.errors import RunError
-from streamkm.files import FileLock, file_sha256
 from streamkm.runs.checkpoint import load_checkpoint
-from streamkm.runs.folder import LOCK, read_config
-from streamkm.runs.modelfile import MODEL, read_model_file
+from streamkm.runs.folder import read_config, run_owner
+from streamkm.runs.modelfile import MODEL, centroids_are_whole, read_model_file
+from streamkm.sealed import DAMAGE, in_words
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def describe_run(path: Path) -> str:
         for name, value in settings.items()
         if name in ALWAYS_SHOWN or value != usual.get(name)
     ]
-    owner = FileLock(path / LOCK, path, "").owner()
+    owner = run_owner(path)
     if owner is not None:
         lines.append(f"working      {owner} is working on it")
     if (path / MODEL).exists():
@@ -74,19 +74,17 @@ def _finished_lines(path: Path) -> list[str]:
     """Where the result lies, if it is what the run wrote, and what it is."""
     tensors, about = read_model_file(path)
     centroids = path / "centroids.npy"
-    try:
-        is_intact = file_sha256(centroids) == about["centroids_sha256"]
-    except FileNotFoundError:
-        is_intact = False
-    if not is_intact:
+    if not centroids_are_whole(centroids, about):
         raise RunError(
-            f"{centroids} is damaged; remove {path / MODEL} and repeat the fit command with "
-            "--resume to have both written again"
+            f"{centroids} is damaged or missing, the model is whole; repeat the fit command with "
+            "--resume to have it written again from the model"
         )
     try:
         lines = result_lines(about, np.sort(tensors["counts"]), tensors["weights"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path / MODEL} is no model of a run: {error!r}") from error
+    except DAMAGE as error:
+        raise RunError(
+            f"{path / MODEL} is no model of a run: {in_words(error)}; restore it from a copy"
+        ) from error
     return [f"finished     {centroids}", *lines]
 
 

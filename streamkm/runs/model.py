@@ -15,7 +15,13 @@ from streamkm.clustering.scaling import Scaling
 from streamkm.errors import RunError
 from streamkm.files import write_atomically
 from streamkm.runs.folder import read_config
-from streamkm.runs.modelfile import MODEL, read_model_file, write_model_file
+from streamkm.runs.modelfile import (
+    MODEL,
+    centroids_are_whole,
+    read_model_file,
+    write_model_file,
+)
+from streamkm.sealed import DAMAGE, in_words
 
 if TYPE_CHECKING:
     import os
@@ -83,9 +89,8 @@ class Model:
 
     def save(self, folder: RunFolder) -> None:
         """Write centroids.npy, then model.safetensors, whose presence says that a run is over."""
-        buffer = io.BytesIO()
-        np.save(buffer, self.centroids, allow_pickle=False)
-        write_atomically(folder.centroids, buffer.getvalue())
+        content = self._centroids_file()
+        write_atomically(folder.centroids, content)
         tensors = {
             "centroids": self.centroids_KD,
             "counts": self.counts_K,
@@ -99,10 +104,23 @@ class Model:
             "settings": self.settings,
             "figures": self.figures,
             "inertia": self.inertia,
-            "centroids_sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+            "centroids_sha256": hashlib.sha256(content).hexdigest(),
         }
         arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
         write_model_file(folder.model, arrays, about)
+
+    def mend_centroids(self, folder: RunFolder) -> bool:
+        """Write centroids.npy again unless it is what the run wrote; whether that was needed."""
+        _, about = read_model_file(folder.path)
+        if centroids_are_whole(folder.centroids, about):
+            return False
+        write_atomically(folder.centroids, self._centroids_file())
+        return True
+
+    def _centroids_file(self) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, self.centroids, allow_pickle=False)
+        return buffer.getvalue()
 
 
 def load_run(path: str | os.PathLike[str]) -> Model:
@@ -136,8 +154,10 @@ def load_run(path: str | os.PathLike[str]) -> Model:
             figures=about["figures"],
             inertia=about["inertia"],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path / MODEL} is no model of a run: {error!r}") from error
+    except DAMAGE as error:
+        raise RunError(
+            f"{path / MODEL} is no model of a run: {in_words(error)}; restore it from a copy"
+        ) from error
 
 
 def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:

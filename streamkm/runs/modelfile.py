@@ -10,18 +10,37 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from streamkm.errors import Option, RunError
-from streamkm.files import read_bytes, write_atomically
+from streamkm.files import file_sha256, read_bytes, write_atomically
+from streamkm.runs.folder import MODEL, run_owner
 from streamkm.runs.tensorfile import tensor_file
+from streamkm.sealed import DAMAGE, in_words
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
-__all__ = ["MODEL", "read_model_file", "write_model_file"]
+__all__ = [
+    "MODEL",
+    "DamagedModelError",
+    "centroids_are_whole",
+    "read_model_file",
+    "write_model_file",
+]
 
-MODEL = "model.safetensors"
 FORMAT, METADATA = "2", "streamkm"
+
+
+class DamagedModelError(RunError):
+    """The file is not what a run wrote; with a checkpoint it can be written again."""
+
+    def __init__(self, file: Path, why: str) -> None:
+        self.what = f"{file} is damaged ({why})"
+        super().__init__(
+            f"{self.what}; restore it from a copy, or repeat the fit with ",
+            Option("resume", value=True),
+            " to have it written again from the newest checkpoint",
+        )
 
 
 def write_model_file(path: Path, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> None:
@@ -37,15 +56,23 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
     Raises
     ------
+    DamagedModelError
+        If it was altered.
     RunError
-        If the run is not finished, or its model was altered.
+        If the run is not finished, or another version wrote it.
     """
     file = run / MODEL
     try:
         content = read_bytes(file)
     except FileNotFoundError:
+        owner = run_owner(run)
+        if owner is not None:
+            raise RunError(
+                f"{run}: the run is not finished, {owner} is working on it; wait for it to end"
+            ) from None
         raise RunError(
-            f"{run}: the run is not finished; repeat its fit with ", Option("resume", value=True)
+            f"{run}: the run is not finished, and no process works on it; repeat its fit with ",
+            Option("resume", value=True),
         ) from None
     except OSError as error:
         raise RunError(f"{file} cannot be read: {error.strerror}") from error
@@ -53,24 +80,26 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         about: dict[str, Any] = json.loads(header["__metadata__"][METADATA])
-        if about["format"] != FORMAT:
-            raise RunError(f"{file}: its format is {about['format']}, this version reads {FORMAT}")
-        if about.pop("sha256") != _digest(about, tensors):
-            raise KeyError("its checksum does not match")
-    except (
-        SafetensorError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-        RecursionError,
-    ) as error:
+        version = about["format"]
+        is_whole = about.pop("sha256") == _digest(about, tensors)
+    except (SafetensorError, *DAMAGE) as error:
+        raise DamagedModelError(file, in_words(error)) from error
+    if version != FORMAT:
         raise RunError(
-            f"{file} is damaged ({error!r}); remove it and repeat the fit with ",
-            Option("resume", value=True),
-        ) from error
+            f"{file}: its format is {version}, this version of streamkm reads {FORMAT}; use the "
+            "version that wrote it"
+        )
+    if not is_whole:
+        raise DamagedModelError(file, "its checksum does not match")
     return tensors, about
+
+
+def centroids_are_whole(path: Path, about: dict[str, Any]) -> bool:
+    """Whether centroids.npy at `path` is what the run wrote, of whose model `about` tells."""
+    try:
+        return bool(file_sha256(path) == about["centroids_sha256"])
+    except FileNotFoundError:
+        return False
 
 
 def _digest(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:

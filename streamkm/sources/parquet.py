@@ -176,22 +176,23 @@ class ParquetSource:
             )
 
     def _group_sizes(self) -> tuple[list[int], int]:
-        """Rows of each group, and stored bytes of the columns in the largest."""
-        sizes, stored = [], 0
-        for index in range(self._metadata.num_row_groups):
-            group = self._metadata.row_group(index)
-            sizes.append(group.num_rows)
-            columns = (group.column(i) for i in range(group.num_columns))
-            chosen = (c for c in columns if c.path_in_schema.split(".")[0] in self._columns)
-            stored = max(stored, sum(column.total_compressed_size for column in chosen))
-        return sizes, stored
+        """Rows of each group, and stored bytes of the columns in the largest, at most.
+
+        The metadata of a column are not touched: making an object of them parses its
+        statistics, and damaged ones end the process. Of the whole group there is the size that
+        its pages have without compression, which stored ones pass by little; and what numbers
+        take before they are encoded bounds the share that the chosen columns have in it.
+        """
+        groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
+        stored = max((group.total_byte_size for group in groups), default=0)
+        return [group.num_rows for group in groups], stored
 
     def _scratch_bytes(self, stored: int, rows: int, row_bytes: int, n_features: int) -> int:
         """Stored bytes of the columns in the largest group, its decoded ones, their levels."""
-        decoded = rows * row_bytes
-        if self._is_list:
-            decoded = 2 * decoded + _LEVEL_BYTES * rows * n_features
-        return stored + decoded + _PAGE_BYTES
+        decoded, levels = rows * row_bytes, _LEVEL_BYTES * rows * n_features * self._is_list
+        # (A dictionary holds each number at most once more.)
+        stored = min(stored, 2 * decoded + levels)
+        return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
 
 
 def _is_list(kind: pa.DataType) -> bool:

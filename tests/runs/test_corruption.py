@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,9 +22,12 @@ import zarr
 from streamkm.cli import main
 from streamkm.config import ExecutionConfig
 from streamkm.errors import Interrupted, ResumeError, RunError
+from streamkm.files import FileLock
+from streamkm.runs import modelfile
 from streamkm.runs import predict as predict_module
 from streamkm.runs.checkpoint import load_checkpoint
 from streamkm.runs.predict import predict
+from streamkm.sealed import seal
 from streamkm.sources import open_sink, open_source
 from tests.runs.helpers import Job, StopAfter, clusters, every, label
 
@@ -176,9 +180,104 @@ def test_damaged_centroids_are_told_and_label_nothing(finished, quick_path, caps
     label(finished.run, finished.source, quick_path / "after.npy")
     assert (quick_path / "after.npy").read_bytes() == (quick_path / "before.npy").read_bytes()
     # What the message tells to do.
-    (finished.run / "model.safetensors").unlink()
+    model = (finished.run / "model.safetensors").read_bytes()
     finished.attempt()
+    assert "written again from" in capsys.readouterr().err
     assert centroids.read_bytes() == content
+    assert (finished.run / "model.safetensors").read_bytes() == model
+    finished.attempt()
+    assert "written again" not in capsys.readouterr().err
+
+
+# Breaks where a run whose model no one can load is called finished.
+def test_a_damaged_model_is_made_again_from_the_newest_checkpoint(finished, caplog, capsys):
+    before, model = finished.results, finished.run / "model.safetensors"
+    for what, damaged in damages(before["model.safetensors"], 2, 2):
+        model.write_bytes(damaged)
+        caplog.clear()
+        capsys.readouterr()
+        finished.attempt()
+        assert "model.safetensors is damaged" in caplog.text, what
+        assert "resumed: from step-" in capsys.readouterr().err, what
+        assert finished.results == before, what
+
+
+@pytest.mark.parametrize("left", ["damaged", "none"])
+def test_a_damaged_model_without_a_whole_checkpoint_is_an_error(left, finished):
+    model = finished.run / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    for path in (finished.run / "checkpoints").iterdir():
+        if left == "none":
+            shutil.rmtree(path)
+        else:
+            (path / "state.safetensors").write_bytes(b"")
+    before = everything(finished.run)
+    with pytest.raises(RunError, match=r"no checkpoint is there|checkpoints is intact") as caught:
+        finished.attempt()
+    assert "run_dir" in str(caught.value)
+    after = everything(finished.run)
+    # (That an attempt was made is a line of it.)
+    del before["metrics.jsonl"], after["metrics.jsonl"]
+    assert after == before
+
+
+# What is written by another version is whole: it must not be made again by this one.
+def test_a_model_of_another_format_stays(finished, monkeypatch):
+    monkeypatch.setattr(modelfile, "FORMAT", "3")
+    before = everything(finished.run)
+    with pytest.raises(RunError, match="its format is 2"):
+        finished.attempt()
+    assert everything(finished.run) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{]", "it is not JSON (line 1 column 2)"),
+        (b'{"\xff', "it is not text (byte 2)"),
+        (b"[]", "it is JSON, but no object of it"),
+        (seal({"fit": {}, "data": {}}), "it lacks `source`"),
+    ],
+)
+def test_damage_is_said_in_plain_words_with_a_remedy(content, said, finished, capsys):
+    (finished.run / "config.json").write_bytes(content)
+    assert main(["info", str(finished.run)]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "restore it from a copy, or start anew with another --out" in error
+    assert "Error(" not in error
+
+
+@pytest.mark.parametrize("left", ["model.safetensors", "checkpoints"])
+def test_a_run_that_lost_its_config_is_told_from_a_source(left, finished, capsys):
+    (finished.run / "config.json").unlink()
+    if left == "checkpoints":
+        (finished.run / "model.safetensors").unlink()
+    assert main(["info", str(finished.run)]) == 2
+    assert "looks like a run folder that has lost its config.json" in capsys.readouterr().err
+
+
+# The checkpoint before the only one is no remedy.
+def test_the_checkpoint_before_is_named_only_where_there_is_one(stopped, caplog):
+    for path in (stopped.run / "checkpoints").iterdir():
+        (path / "manifest.json").write_bytes(b"")
+    with pytest.raises(RunError):
+        load_checkpoint(stopped.run / "checkpoints")
+    assert [line.count("before it") for line in caplog.messages] == [1, 0]
+
+
+def test_who_works_on_a_live_run_is_named_and_of_a_dead_one_the_remedy(stopped, capsys):
+    arguments = ["evaluate", str(stopped.run), str(stopped.source)]
+    lock = FileLock(stopped.run / "lock", stopped.run, "working on this run")
+    lock.take()
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"process {os.getpid()} on" in said
+    assert "wait for it" in said
+    assert "--resume" not in said
+    lock.release()
+    assert main(arguments) == 2
+    assert "no process works on it; repeat its fit with --resume" in capsys.readouterr().err
 
 
 # ---- unfinished outputs -----------------------------------------------------

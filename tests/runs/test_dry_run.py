@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import namedtuple
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -128,13 +128,38 @@ def test_rows_that_are_not_finite_are_found_in_a_sample(x, tmp_path, cli):
     assert "2 of 600 rows in a sample hold NaN or infinity: they are left out" in out
 
 
-def test_a_disk_that_is_too_full_forbids_the_run(x, tmp_path, cli, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000, 0, 1000))
-    status, out, err = cli("fit", x, "--k", 4, "--out", tmp_path / "a" / "run", "--dry-run")
+def test_a_disk_that_is_too_full_for_the_result_forbids_the_run(x, tmp_path, cli, monkeypatch):
+    free = [10]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    fit = ("fit", x, "--k", 4, "--out", tmp_path / "a" / "run", "--dry-run")
+    status, out, err = cli(*fit)
     assert status == 2
-    assert f"1000 bytes free at {tmp_path}" in out
+    assert f"10 bytes free at {tmp_path}" in out
     assert "free space, or choose another place" in err
+    # Checkpoints that do not fit are no reason to stop.
+    free[0] = 1000
+    status, out, _ = cli(*fit)
+    assert status == 0
+    assert "note         3 checkpoints" in out
+    assert "1000 bytes are free there" in out
+
+
+# Compressed labels seldom take what they may.
+def test_outputs_of_zarr_that_may_not_fit_are_a_note(x, tmp_path, cli, monkeypatch):
+    run = tmp_path / "run"
+    assert cli("fit", x, "--k", 4, "--out", run, "--init", "random")[0] == 0
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    predict = ("predict", run, x, "--dry-run", "--labels")
+    status, out, _ = cli(*predict, tmp_path / "l.zarr")
+    assert (status, "outputs take up to 2.3 KiB" in out) == (0, True)
+    assert cli(*predict, tmp_path / "l.npy")[0] == 2
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_its_space(x, tmp_path, cli, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    status, out, err = cli("fit", x, "--k", 4, "--out", tmp_path / "run", "--dry-run")
+    assert (status, "may not be written to" in err, out.count("forbids")) == (2, True, 1)
 
 
 def test_weights_are_looked_at_too(x, tmp_path, cli):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources import RowRange, open_source
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def as_table(array: np.ndarray, kind: str) -> pa.Table:
@@ -207,3 +210,34 @@ def test_columns_that_are_unlike_the_others_are_named(tmp_path):
     table = pa.table({**columns, "id": ["a", "b", "c"], "day": np.arange(3)})
     pq.write_table(table, path)
     refused(path, r"not clear \(most are double, but not id string, day int64\), choose by columns")
+
+
+DAMAGED_STATISTICS = """
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from streamkm.errors import SourceError
+from streamkm.sources.parquet import ParquetSource
+path = Path(sys.argv[1])
+whole = path.read_bytes()
+start = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+for at in range(start, start + 64):
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with suppress(SourceError):
+        ParquetSource(path).close()
+"""
+
+
+# Breaks where the metadata of a column are asked for: pyarrow ends the process on a size in its
+# statistics that does not fit, by an exception of C++ that it does not translate.
+def test_damaged_statistics_do_not_end_the_process(tmp_path):
+    values = pa.array(np.arange(60, dtype=np.float32))
+    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(values, 3)})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=10)
+    done = subprocess.run(
+        [sys.executable, "-c", DAMAGED_STATISTICS, str(tmp_path / "x.parquet")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
