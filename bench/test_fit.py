@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from bench.conftest import Measure
     from bench.measure import Session
 
-#: How much faster than scikit-learn's loop a fit has to be.
-LEAST_RATIO = 2.0
+#: How much faster than scikit-learn's loop a fit has to be, by the number of clusters.
+LEAST_RATIO = {64: 3.0, 1024: 4.0}
 
 
-@pytest.mark.parametrize("k", [64, 1024])
-def test_fit(k: int, measure: Measure, session: Session) -> None:
-    shape = Shape(1_000_000, 128)
+# What a fit takes once (seeding, memory that is touched first) weighs less in more rows.
+@pytest.mark.parametrize(("n_rows", "k"), [(1_000_000, 64), (4_000_000, 64), (1_000_000, 1024)])
+def test_fit(n_rows: int, k: int, measure: Measure, session: Session) -> None:
+    shape, least_ratio = Shape(n_rows, 128), LEAST_RATIO[k]
     if session.quick:
         shape, k = Shape(32_768, 16, chunk_rows=4096), k // 16
     batch_rows = shape.chunk_rows
@@ -47,7 +48,7 @@ def test_fit(k: int, measure: Measure, session: Session) -> None:
     )
     source.close()
     reached = result.ratio("scikit-learn")
-    result.target = Target(f">= {LEAST_RATIO:g} x", reached >= LEAST_RATIO)
+    result.target = Target(f">= {least_ratio:g} x", reached >= least_ratio)
     # The first fit was the warm-up.
     spent = {phase: median(values[1:] or values) for phase, values in clock.phases.items()}
     result.extra["phases_s"] = spent

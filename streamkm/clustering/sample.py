@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from streamkm.clustering.reseeding import step_generator
+from streamkm.kernels import sq_distances_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,9 +87,7 @@ class Sample:
     def sq_distances_from(self, rows_L: torch.Tensor) -> torch.Tensor:
         """Squared distances of a few rows of the sample to all of them, (L, S)."""
         x_LD = self.x_SD.index_select(0, rows_L)
-        norms_L1 = self.sq_norms_S.index_select(0, rows_L)[:, None]
-        distances_LS = torch.addmm(self.sq_norms_S, x_LD, self.x_SD.T, alpha=-2)
-        distances_LS.add_(norms_L1).clamp_min_(0)
+        distances_LS = sq_distances_between(x_LD, self.x_SD, self.sq_norms_S)
         # Rounding must not leave a chosen row at a distance from itself: it could
         # be drawn again.
         return distances_LS.scatter_(1, rows_L[:, None], 0)

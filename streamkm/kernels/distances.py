@@ -11,10 +11,52 @@ from streamkm.kernels.extension import instruction_sets, n_threads_for
 if TYPE_CHECKING:
     from streamkm.kernels.base import Kernel
 
-__all__ = ["exact_sq_distances", "sq_distances_to"]
+__all__ = ["exact_sq_distances", "sq_distances_between", "sq_distances_to"]
 
 #: Elements of the differences that torch makes at once.
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 64 << 20}
+
+
+def sq_distances_between(
+    points_LD: torch.Tensor, x_SD: torch.Tensor, sq_norms_S: torch.Tensor
+) -> torch.Tensor:
+    """Squared distances of a few points to all rows, in the expanded form; shape (L, S).
+
+    `sq_norms_S` are the squared lengths of the rows. Never negative. A matrix product with one
+    side of a few is bound by memory, and libraries of matrix products are not made for it.
+    """
+    available, n_points = instruction_sets(), len(points_LD)
+    can_compile = (
+        x_SD.device.type == "cpu"
+        and {points_LD.dtype, x_SD.dtype, sq_norms_S.dtype} in ({torch.float32}, {torch.float64})
+        and x_SD.shape == (len(sq_norms_S), points_LD.shape[1])
+        and min(points_LD.numel(), x_SD.numel()) > 0
+    )
+    if not (available and can_compile):
+        distances_LS = torch.addmm(sq_norms_S, points_LD, x_SD.T, alpha=-2)
+        point_norms_L1 = torch.linalg.vector_norm(points_LD, dim=1, keepdim=True).square_()
+        return distances_LS.add_(point_norms_L1).clamp_min_(0)
+    best, is_double = available[0], x_SD.dtype == torch.float64
+    panel = best.float64_panel if is_double else best.float32_panel
+    n_lanes = -(-n_points // panel) * panel
+    points_LD, x_SD = points_LD.contiguous(), x_SD.contiguous()
+    sq_norms_S = sq_norms_S.contiguous()
+    packed, c_sq = x_SD.new_empty((n_lanes, x_SD.shape[1])), x_SD.new_empty(n_lanes)
+    distances_LS = x_SD.new_empty((n_points, len(x_SD)))
+    best.functions.compare(
+        best.number,
+        is_double,
+        x_SD.data_ptr(),
+        sq_norms_S.data_ptr(),
+        points_LD.data_ptr(),
+        packed.data_ptr(),
+        c_sq.data_ptr(),
+        distances_LS.data_ptr(),
+        *x_SD.shape,
+        n_points,
+        n_threads_for(x_SD.numel() * n_points),
+    )
+    return distances_LS
 
 
 def exact_sq_distances(

@@ -85,8 +85,10 @@ class SeedingPhase:
         now, config, began = self.now, self.config, time.monotonic()
         weighted = self.weights is not None
         sample = self._draw_sample()
-        moments = RunningMoments.of(sample.x_SD, sample.weights_S)
-        tolerance = config.tol * float(moments.variance_D.mean())
+        tolerance = 0.0
+        if config.tol:
+            variance_D = RunningMoments.of(sample.x_SD, sample.weights_S).variance_D
+            tolerance = config.tol * float(variance_D.mean())
         assert now.scaling is not None
         if self.given_KD is not None:
             self.progress.say(f"seeded ({config.init}): the {config.k:,} centroids that were given")
@@ -255,7 +257,8 @@ class Seeding:
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while goes_on:
             before = stage.n_done
-            goes_on = stage.step_(index)
+            with self.arithmetic.cores():
+                goes_on = stage.step_(index)
             index += 1
             if goes_on:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from streamkm.kernels import distances as module
-from streamkm.kernels import sq_distances_to
+from streamkm.kernels import sq_distances_between, sq_distances_to
 from streamkm.kernels.extension import instruction_sets
 from tests.kernels.contract import exact_sq_distances, normal, sq_norms
 
@@ -57,3 +57,45 @@ def test_sq_distances_to_of_a_row_on_its_centroid_is_zero() -> None:
 def test_labels_without_a_centroid_are_refused(label: int) -> None:
     with pytest.raises((IndexError, RuntimeError)):
         sq_distances_to(torch.ones((1, 3)), torch.tensor([label]), torch.ones((4, 3)))
+
+
+# Breaks where a tile, a panel or a block is not filled, or its last rows are those of another.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n_points", "n_rows", "n_features"), [
+    (1, 1, 1), (8, 517, 128), (3, 256, 7), (17, 300, 130), (40, 13, 16), (33, 1025, 3),
+])  # fmt: skip
+def test_distances_between_a_few_points_and_all_rows(n_points, n_rows, n_features, dtype) -> None:
+    x_SD = normal(n_rows, n_features, dtype=dtype, device=CPU)
+    points_LD = normal(n_points, n_features, dtype=dtype, device=CPU).flip(1)
+    points_LD[0] = x_SD[-1]
+    result_LS = sq_distances_between(points_LD, x_SD, sq_norms(x_SD))
+    assert result_LS.shape == (n_points, n_rows)
+    assert result_LS.dtype == dtype
+    assert (result_LS >= 0).all()
+    exact_LS = exact_sq_distances(x_SD, points_LD).T
+    # Cancellation leaves a share of the squared lengths.
+    tolerance = (
+        16 * torch.finfo(dtype).eps * float(sq_norms(x_SD).max() + sq_norms(points_LD).max())
+    )
+    np.testing.assert_allclose(result_LS.numpy(), exact_LS, rtol=0, atol=tolerance)
+
+
+def test_distances_between_do_not_depend_on_threads(monkeypatch) -> None:
+    x_SD, results = normal(3000, 65, dtype=torch.float32, device=CPU), []
+    for n_threads in (1, 3):
+        monkeypatch.setattr(module, "n_threads_for", lambda _, n=n_threads: n)
+        results.append(sq_distances_between(x_SD[:9], x_SD, sq_norms(x_SD)))
+    assert torch.equal(*results)
+
+
+def test_distances_between_no_rows_or_rows_that_lie_apart() -> None:
+    x_SD = normal(50, 12, dtype=torch.float32, device=CPU)
+    assert sq_distances_between(x_SD[:3], x_SD[:0], sq_norms(x_SD[:0])).shape == (3, 0)
+    apart_SD = x_SD[::2, ::2]
+    whole_SD = apart_SD.contiguous()
+    torch.testing.assert_close(
+        sq_distances_between(apart_SD[:3], apart_SD, sq_norms(whole_SD)),
+        sq_distances_between(whole_SD[:3], whole_SD, sq_norms(whole_SD)),
+        rtol=0,
+        atol=1e-4,
+    )

@@ -1,0 +1,277 @@
+// The same arithmetic for several instruction sets, and the work of a call shared among threads.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <limits>
+#include <numeric>
+#include <type_traits>
+#include <utility>
+
+#include "jobs.h"
+#include "pool.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+#if defined(__clang__)
+#define BEGIN_TARGET(features) \
+    PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
+#else
+#define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
+#define END_TARGET PRAGMA(GCC pop_options)
+#endif
+#define PRAGMA(text) _Pragma(#text)
+
+// By integer arithmetic, which compilers vectorise: shifted into place, the bits are the value
+// divided by 2^112, for numbers below the normal ones too.
+struct Float16 {
+    uint16_t bits;
+    explicit operator float() const {
+        const uint32_t magnitude = uint32_t{bits} & 0x7FFF;
+        const uint32_t wide = magnitude << 13, sign = (uint32_t{bits} & 0x8000) << 16;
+        float scaled;
+        std::memcpy(&scaled, &wide, sizeof scaled);
+        scaled *= 0x1p112f;
+        uint32_t result;
+        std::memcpy(&result, &scaled, sizeof result);
+        // Infinity and NaN have all bits of the exponent.
+        result |= (magnitude >= 0x7C00 ? 0x7F800000 : 0) | sign;
+        std::memcpy(&scaled, &result, sizeof scaled);
+        return scaled;
+    }
+    explicit operator double() const { return static_cast<float>(*this); }
+};
+
+// bfloat16 is the upper half of a float32.
+struct BFloat16 {
+    uint16_t bits;
+    explicit operator float() const {
+        const uint32_t wide = uint32_t{bits} << 16;
+        float value;
+        std::memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+    explicit operator double() const { return static_cast<float>(*this); }
+};
+
+#if defined(__x86_64__)
+
+BEGIN_TARGET("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,prefer-vector-width=512")
+namespace avx512 {
+#define VECTOR_BYTES 64
+#define TILE_ROWS 12
+#include "tiles.h"
+#include "rows.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+}  // namespace avx512
+END_TARGET
+
+BEGIN_TARGET("avx2,fma,f16c")
+namespace avx2 {
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#include "tiles.h"
+#include "rows.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+}  // namespace avx2
+END_TARGET
+
+#endif
+
+namespace baseline {
+#define VECTOR_BYTES 16
+#define TILE_ROWS 6
+#include "tiles.h"
+#include "rows.h"
+}  // namespace baseline
+
+namespace {
+
+// Every dtype that rows may be stored in, by torch's name.
+#define FOR_EACH_STORED_TYPE(use)                                                     \
+    use("float16", Float16)  use("bfloat16", BFloat16) use("float32", float)          \
+    use("float64", double) use("uint8", uint8_t) use("int8", int8_t)                  \
+    use("uint16", uint16_t) use("int16", int16_t) use("uint32", uint32_t)             \
+    use("int32", int32_t) use("uint64", uint64_t) use("int64", int64_t)
+constexpr int N_STORED_TYPES = 12;
+
+// The functions of one instruction set, for one dtype.
+template <class T>
+struct Functions {
+    int64_t panel_width, block_rows;
+    void (*pack_panel)(const AssignJob<T>&, int64_t panel);
+    int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop);
+    void (*compare_block)(const AssignJob<T>&, int64_t start, int64_t stop);
+    void (*recheck_row)(const AssignJob<T>&, int64_t row);
+    void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
+                               int64_t stop);
+    void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
+    void (*move_cluster)(const MoveJob<T>&, int64_t cluster);
+    // By the number of the stored dtype.
+    void (*gather_rows[N_STORED_TYPES])(const GatherJob<T>&, int64_t start, int64_t stop);
+};
+
+#define GATHER_ROWS(name, Stored) gather_rows<Stored, Element>,
+#define FUNCTIONS(set, T)                                                             \
+    []() -> Functions<T> {                                                            \
+        using namespace set;                                                          \
+        using Element = T;                                                            \
+        return {panel_width<T>(), BLOCK_ROWS,            pack_panel<T>,               \
+                assign_block<T>,  compare_block<T>,      recheck_row<T>,              \
+                accumulate_cluster<T>, measure_rows<T>,  move_cluster<T>,             \
+                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                 \
+    }()
+
+struct InstructionSet {
+    const char* name;
+    bool (*is_supported)();
+    Functions<float> of_float;
+    Functions<double> of_double;
+};
+
+// Best first.
+const InstructionSet instruction_sets[] = {
+#if defined(__x86_64__)
+    {"avx512",
+     [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+     },
+     FUNCTIONS(avx512, float), FUNCTIONS(avx512, double)},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+     FUNCTIONS(avx2, float), FUNCTIONS(avx2, double)},
+#endif
+    {"baseline", [] { return true; }, FUNCTIONS(baseline, float), FUNCTIONS(baseline, double)},
+};
+
+template <class T>
+const Functions<T>& functions_of(const InstructionSet& set) {
+    if constexpr (std::is_same_v<T, float>) {
+        return set.of_float;
+    } else {
+        return set.of_double;
+    }
+}
+
+int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
+
+// Calls `work(start, stop)` for so many rows at a time.
+template <class Work>
+void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
+    constexpr int64_t ROWS_AT_ONCE = 256;
+    Pool::instance().run(parts_of(n_rows, ROWS_AT_ONCE), n_threads, [&](int64_t part) {
+        work(part * ROWS_AT_ONCE, std::min((part + 1) * ROWS_AT_ONCE, n_rows));
+    });
+}
+
+// Labels of all rows, and in how many cases screening left a doubt; if `rechecks`, they are right.
+template <class T>
+int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, int n_threads) {
+    Pool& pool = Pool::instance();
+    pool.run(parts_of(job.k, functions.panel_width), n_threads,
+             [&](int64_t panel) { functions.pack_panel(job, panel); });
+    job.longest_sq = *std::max_element(job.c_sq, job.c_sq + job.k);
+    std::atomic<int64_t> n_uncertain{0};
+    pool.run(parts_of(job.n_rows, functions.block_rows), n_threads, [&](int64_t block) {
+        const int64_t start = block * functions.block_rows;
+        n_uncertain += functions.assign_block(
+            job, start, std::min(start + functions.block_rows, job.n_rows));
+    });
+    if (rechecks && n_uncertain > 0) {
+        // In pieces: rows in doubt may lie together.
+        constexpr int64_t ROWS_AT_ONCE = 64;
+        pool.run(parts_of(job.n_rows, ROWS_AT_ONCE), n_threads, [&](int64_t part) {
+            const int64_t stop = std::min((part + 1) * ROWS_AT_ONCE, job.n_rows);
+            for (int64_t row = part * ROWS_AT_ONCE; row < stop; ++row) {
+                if (job.uncertain[row]) functions.recheck_row(job, row);
+            }
+        });
+    }
+    return n_uncertain;
+}
+
+// Squared distances of all rows to a few points.
+template <class T>
+void compare(const Functions<T>& functions, const AssignJob<T>& job, int n_threads) {
+    for (int64_t panel = 0; panel < parts_of(job.k, functions.panel_width); ++panel) {
+        functions.pack_panel(job, panel);
+    }
+    for_each_part(job.n_rows, n_threads, [&](int64_t start, int64_t stop) {
+        functions.compare_block(job, start, stop);
+    });
+}
+
+// Columns of a sum that one thread takes at a time, so that one large cluster is shared.
+constexpr int64_t SLICE_COLUMNS = 64;
+
+template <class T>
+void accumulate(const Functions<T>& functions, const AccumulateJob<T>& job, int n_threads) {
+    const int64_t n_sums = job.k * parts_of(job.n_features, SLICE_COLUMNS);
+    const int64_t n_together = std::max<int64_t>(n_sums / (int64_t{n_threads} * 16), 1);
+    Pool::instance().run(parts_of(n_sums, n_together), n_threads, [&](int64_t task) {
+        const int64_t stop = std::min((task + 1) * n_together, n_sums);
+        // By slices first: neighbouring sums are of other clusters.
+        for (int64_t sum = task * n_together; sum < stop; ++sum) {
+            const int64_t cluster = sum % job.k, column = sum / job.k * SLICE_COLUMNS;
+            if (job.offsets[cluster] == job.offsets[cluster + 1]) continue;
+            functions.accumulate_cluster(job, cluster, column,
+                                         std::min(column + SLICE_COLUMNS, job.n_features));
+        }
+    });
+}
+
+template <class T>
+void gather(const Functions<T>& functions, int stored, const GatherJob<T>& job, int n_threads) {
+    for_each_part(job.n_rows, n_threads, [&](int64_t start, int64_t stop) {
+        functions.gather_rows[stored](job, start, stop);
+    });
+}
+
+template <class T>
+void measure(const Functions<T>& functions, const DistanceJob<T>& job, int n_threads) {
+    for_each_part(job.n_rows, n_threads, [&](int64_t start, int64_t stop) {
+        functions.measure_rows(job, start, stop);
+    });
+}
+
+// Sum of the squared steps, in the order of the clusters.
+template <class T>
+double move(const Functions<T>& functions, const MoveJob<T>& job, int64_t k, int n_threads) {
+    constexpr int64_t CLUSTERS_AT_ONCE = 16;
+    Pool::instance().run(parts_of(k, CLUSTERS_AT_ONCE), n_threads, [&](int64_t part) {
+        const int64_t stop = std::min((part + 1) * CLUSTERS_AT_ONCE, k);
+        for (int64_t cluster = part * CLUSTERS_AT_ONCE; cluster < stop; ++cluster) {
+            functions.move_cluster(job, cluster);
+        }
+    });
+    return std::accumulate(job.sq_steps, job.sq_steps + k, 0.0);
+}
+
+// Sorts row numbers by label, keeping their order; false if a label is not within 0 to k.
+bool sort_by_label(const int64_t* labels, int64_t n_rows, int64_t k, int32_t* rows,
+                   int64_t* offsets) {
+    std::fill_n(offsets, k + 1, 0);
+    for (int64_t row = 0; row < n_rows; ++row) {
+        if (labels[row] < 0 || labels[row] >= k) return false;
+        ++offsets[labels[row] + 1];
+    }
+    for (int64_t cluster = 0; cluster < k; ++cluster) offsets[cluster + 1] += offsets[cluster];
+    // Each offset moves to its cluster's end while the cluster is filled, which is where
+    // the next one began: shifted by one they are right again.
+    for (int64_t row = 0; row < n_rows; ++row) {
+        rows[offsets[labels[row]]++] = static_cast<int32_t>(row);
+    }
+    std::memmove(offsets + 1, offsets, k * sizeof *offsets);
+    offsets[0] = 0;
+    return true;
+}
+
+}  // namespace

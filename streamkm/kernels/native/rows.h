@@ -1,0 +1,211 @@
+// Arithmetic on rows one by one, for one instruction set; included as tiles.h is, and after it.
+
+// Squares of a row are added up in so many sums, whatever the instruction set.
+constexpr int NORM_LANES = 16;
+
+// Sum of the squares of what `element` gives for every feature.
+template <class Element>
+INLINE double sum_of_squares(int64_t n_features, const Element& element) {
+    double sum = 0;
+    int64_t feature = 0;
+    if (n_features >= NORM_LANES) {
+        double sums[NORM_LANES] = {};
+        for (; feature + NORM_LANES <= n_features; feature += NORM_LANES) {
+            for (int lane = 0; lane < NORM_LANES; ++lane) {
+                const double value = element(feature + lane);
+                sums[lane] += value * value;
+            }
+        }
+        for (int lane = 0; lane < NORM_LANES; ++lane) sum += sums[lane];
+    }
+    for (; feature < n_features; ++feature) {
+        const double value = element(feature);
+        sum += value * value;
+    }
+    return sum;
+}
+
+// Squared distance of two points, as the sum of squared differences.
+template <class T>
+INLINE double sq_difference(const T* a, const T* b, int64_t n_features) {
+    return sum_of_squares(n_features, [a, b](int64_t feature) __attribute__((always_inline)) {
+        return static_cast<double>(a[feature]) - static_cast<double>(b[feature]);
+    });
+}
+
+// Sum of the products of two vectors, in parts for the same reason as a tile's.
+template <class T>
+INLINE T dot(const T* a, const T* b, int64_t n_features) {
+    constexpr int LANES = 32;
+    T totals[LANES] = {};
+    int64_t feature = 0;
+    while (n_features - feature >= LANES) {
+        const int64_t end = std::min(feature + LANES * FEATURES_AT_ONCE, n_features);
+        T part[LANES] = {};
+        for (; feature + LANES <= end; feature += LANES) {
+            for (int lane = 0; lane < LANES; ++lane) part[lane] += a[feature + lane] * b[feature + lane];
+        }
+        for (int lane = 0; lane < LANES; ++lane) totals[lane] += part[lane];
+    }
+    for (int lane = 0; feature < n_features; ++feature, ++lane) totals[lane] += a[feature] * b[feature];
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        for (int lane = 0; lane < half; ++lane) totals[lane] += totals[half + lane];
+    }
+    return totals[0];
+}
+
+// The true label and distance of a row that screening left in doubt. Centroids whose score is not
+// certainly above that of its label are compared by sums of squared differences in double
+// precision, in which nothing cancels; the lowest index wins a tie.
+template <class T>
+void recheck_row(const AssignJob<T>& job, int64_t row) {
+    const T* const x = job.x + row * job.n_features;
+    const auto score = [&](int64_t cluster) __attribute__((always_inline)) {
+        return job.c_sq[cluster] -
+               2 * dot(x, job.centroids + cluster * job.n_features, job.n_features);
+    };
+    const T limit = score(job.labels[row]) + slack(job, job.sq_norms[row], job.sq_distances[row]);
+    double least = std::numeric_limits<double>::infinity();
+    for (int64_t cluster = 0; cluster < job.k; ++cluster) {
+        if (score(cluster) > limit) continue;  // A score that is NaN says nothing.
+        const double sq_distance = sq_difference(x, job.centroids + cluster * job.n_features,
+                                                 job.n_features);
+        if (sq_distance < least) {
+            least = sq_distance;
+            job.labels[row] = cluster;
+            job.sq_distances[row] = static_cast<T>(least);
+        }
+    }
+}
+
+// So many rows of a cluster are added up before they are added to its sum: of a thousand equal
+// rows in sequence the last additions would each lose the same digits.
+constexpr int ROWS_AT_ONCE = 32;
+
+// Adds the rows of one cluster, in their order, to columns `column` to `stop` of its sum.
+template <class T>
+INLINE void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int64_t column,
+                               int64_t stop) {
+    using S = Simd<T>;
+    constexpr int N_VECTORS = 4;
+    const int32_t* const first = job.rows + job.offsets[cluster];
+    const int32_t* const last = job.rows + job.offsets[cluster + 1];
+    T* const sums = job.sums + cluster * job.n_features;
+    for (; column + N_VECTORS * S::width <= stop; column += N_VECTORS * S::width) {
+        typename S::Vector held[N_VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < N_VECTORS; ++v) held[v] = S::load(sums + column + v * S::width);
+        for (const int32_t* begin = first; begin < last; begin += ROWS_AT_ONCE) {
+            const int32_t* const end = last - begin > ROWS_AT_ONCE ? begin + ROWS_AT_ONCE : last;
+            typename S::Vector part[N_VECTORS] = {};
+            for (const int32_t* row = begin; row < end; ++row) {
+                const T* x = job.x + *row * job.n_features + column;
+#pragma GCC unroll 4
+                for (int v = 0; v < N_VECTORS; ++v) part[v] += S::load(x + v * S::width);
+            }
+#pragma GCC unroll 4
+            for (int v = 0; v < N_VECTORS; ++v) held[v] += part[v];
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < N_VECTORS; ++v) S::store(sums + column + v * S::width, held[v]);
+    }
+    constexpr int64_t REST = N_VECTORS * S::width;
+    for (const int32_t* begin = first; column < stop && begin < last; begin += ROWS_AT_ONCE) {
+        const int32_t* const end = last - begin > ROWS_AT_ONCE ? begin + ROWS_AT_ONCE : last;
+        T part[REST] = {};
+        for (const int32_t* row = begin; row < end; ++row) {
+            const T* x = job.x + *row * job.n_features + column;
+            for (int64_t i = 0; i < stop - column; ++i) part[i] += x[i];
+        }
+        for (int64_t i = 0; i < stop - column; ++i) sums[column + i] += part[i];
+    }
+}
+
+// So far ahead a row is asked for: rows lie anywhere in the window, which no processor guesses.
+constexpr int64_t PREFETCH_BYTES = 4096, PREFETCH_ROWS = 32;
+// Three plain loops, each of which compilers turn into vectors, whatever the dtype.
+template <class Stored, class T>
+void widen_row(const Stored* __restrict from, T* __restrict to, int64_t n_features) {
+    for (int64_t feature = 0; feature < n_features; ++feature) {
+        to[feature] = static_cast<T>(from[feature]);
+    }
+}
+
+template <class T>
+void scale_row(T* __restrict x, const T* __restrict shift, const T* __restrict factor,
+               int64_t n_features) {
+    for (int64_t feature = 0; feature < n_features; ++feature) {
+        x[feature] = (x[feature] - shift[feature]) * factor[feature];
+    }
+}
+
+template <class Stored, class T>
+void gather_rows(const GatherJob<T>& job, int64_t start, int64_t stop) {
+    const Stored* const window = static_cast<const Stored*>(job.window);
+    const int64_t row_bytes = job.n_features * static_cast<int64_t>(sizeof(Stored));
+    const int64_t ahead = std::clamp<int64_t>(PREFETCH_BYTES / row_bytes, 1, PREFETCH_ROWS);
+    for (int64_t row = start; row < stop; ++row) {
+        if (job.rows != nullptr && row + ahead < job.n_rows) {
+            const char* next = reinterpret_cast<const char*>(
+                window + job.rows[row + ahead] * job.n_features);
+            for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(next + byte);
+        }
+        T* const x = job.x + row * job.n_features;
+        const int64_t position = job.rows == nullptr ? row : job.rows[row];
+        const Stored* const from = window + position * job.n_features;
+        // A row that is used where it lies is only measured.
+        if (static_cast<const void*>(from) != x) widen_row(from, x, job.n_features);
+        if (job.shift != nullptr) scale_row(x, job.shift, job.factor, job.n_features);
+        const auto element = [x](int64_t feature) __attribute__((always_inline)) { return static_cast<double>(x[feature]); };
+        job.sq_norms[row] = static_cast<T>(sum_of_squares(job.n_features, element));
+    }
+}
+
+template <class T>
+void measure_rows(const DistanceJob<T>& job, int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row) {
+        const T* const x = job.x + row * job.n_features;
+        const T* const centroid = job.centroids + job.labels[row] * job.n_features;
+        job.sq_distances[row] = sq_difference(x, centroid, job.n_features);
+    }
+}
+
+// What the sum of a cluster is divided by. A direction is taken in two steps, since the square
+// of a small sum would vanish; 0 where there is none.
+template <class T>
+INLINE double divisor_of(const MoveJob<T>& job, int64_t cluster) {
+    if (!job.spherical) return job.masses[cluster] > 0 ? job.masses[cluster] : 1;
+    const double* const sum = job.sums + cluster * job.n_features;
+    double largest = 0;
+    for (int64_t feature = 0; feature < job.n_features; ++feature) {
+        largest = std::max(largest, std::fabs(sum[feature]));
+    }
+    if (largest == 0) return 0;
+    const auto share = [sum, largest](int64_t feature) __attribute__((always_inline)) {
+        return sum[feature] / largest;
+    };
+    return largest * std::sqrt(sum_of_squares(job.n_features, share));
+}
+
+template <class T>
+void move_cluster(const MoveJob<T>& job, int64_t cluster) {
+    job.sq_steps[cluster] = 0;
+    if (!job.touched[cluster]) return;
+    double* __restrict const sum = job.sums + cluster * job.n_features;
+    T* __restrict const centroid = job.centroids + cluster * job.n_features;
+    if (job.added != nullptr) {
+        const T* __restrict const added = job.added + cluster * job.n_features;
+        for (int64_t feature = 0; feature < job.n_features; ++feature) {
+            sum[feature] += static_cast<double>(added[feature]) * job.unit;
+        }
+    }
+    const double divisor = divisor_of(job, cluster);
+    if (divisor == 0) return;
+    const auto step = [=](int64_t feature) __attribute__((always_inline)) {
+        const T moved = static_cast<T>(sum[feature] / divisor);
+        const double difference = moved - centroid[feature];
+        centroid[feature] = moved;
+        return difference;
+    };
+    job.sq_steps[cluster] = sum_of_squares(job.n_features, step);
+}
