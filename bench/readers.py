@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import zarr
+from numcodecs import Zstd
 from zarr.buffer.cpu import NDBuffer
 
 from streamkm.sources.base import RowRange
@@ -30,6 +31,7 @@ __all__ = [
     "readers_of_zarr",
     "streamkm_reader",
     "through_slots",
+    "zstd_alone",
 ]
 
 #: What one call of `readinto` asks for.
@@ -38,8 +40,13 @@ N_SLOTS = 3
 
 
 def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]:
-    """Every block of `source` straight into its place, from as many threads as cores."""
-    step = source.spec.block_rows
+    """Every block of `source` straight into its place, from as many threads as cores.
+
+    Small blocks several at once, up to what the loop asks for: handing 1 MiB to a pool's thread
+    takes a third of the time that reading it does.
+    """
+    block_rows = source.spec.block_rows
+    step = block_rows * max(LOOP_BYTES // (block_rows * source.spec.row_bytes), 1)
     ranges = [
         RowRange(start, min(start + step, len(buffer_ND)))
         for start in range(0, len(buffer_ND), step)
@@ -112,6 +119,33 @@ def readers_of_npy(path: Path, buffer_ND: np.ndarray) -> dict[str, Callable[[], 
                 at += count
 
     return {"readinto": readinto}
+
+
+def zstd_alone(path: Path) -> Callable[[], None]:
+    """Decode every chunk of a Zarr array from memory, in a buffer that stays in the cache.
+
+    As many threads as cores, each with its share of the chunks: what reading can at most reach.
+    """
+    array = zarr.open_array(path, mode="r")
+    rows, n_threads = array.chunks[0], os.cpu_count() or 1
+    codec = Zstd(level=3)
+    held: list[bytes] = []
+    for start in range(0, array.shape[0], rows):
+        chunk = np.zeros(array.chunks, array.dtype)
+        part = np.asarray(array[start : start + rows])
+        chunk[: len(part)] = part
+        held.append(codec.encode(chunk))
+
+    def decode(first: int) -> None:
+        out = np.empty(array.chunks, array.dtype)
+        for stored in held[first::n_threads]:
+            codec.decode(stored, out)
+
+    def read() -> None:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(decode, range(n_threads)))
+
+    return read
 
 
 def drop_from_page_cache(path: Path) -> None:
