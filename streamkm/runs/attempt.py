@@ -104,6 +104,10 @@ class Attempt:
         self._conclude(STOP_REASONS.get(int(state.stop), all_done))
         return self._model(state, scaling)
 
+    def doing(self) -> str:
+        """Where it stands, for an error that does not know."""
+        return f"fitting, after step {self._now.step:,} ({self._now.cursor})"
+
     def seed(self, progress: Progress) -> Model:
         """Only pick the first centroids; no row is counted in the model."""
         self._begin(NoCheckpoints(), progress, StopRequest())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
+from streamkm.runs.allocation import memory_told
 from streamkm.runs.attempt import Attempt
 from streamkm.runs.checkpoint import Checkpointer, NoCheckpoints
 from streamkm.runs.devices import resolve_device
@@ -74,6 +75,8 @@ def fit(
         After `stop_request`, with a checkpoint saved.
     InputError
         If the arguments, the data or the run folder cannot be used.
+    AllocationError
+        If the machine or the GPU refuses memory; the checkpoints are kept.
     StorageError
         If the disk refuses the result, or the checkpoint that `stop_request` asks for. One
         that is refused before costs a warning, and is tried again when the next one is due.
@@ -81,7 +84,7 @@ def fit(
     setup = plan_fit(source, config, execution, given_KD, weights)
     attempt = Attempt(setup)
     if run_dir is None:
-        with Progress(quiet=quiet) as progress:
+        with Progress(quiet=quiet) as progress, memory_told(attempt.doing, resumable=False):
             return attempt.run(NoCheckpoints(), progress, stop_request)
     record = run_record(setup, given_KD)
     with RunFolder(run_dir, record, resume=resume) as folder:
@@ -91,7 +94,8 @@ def fit(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
-            model = attempt.run(checkpoints, progress, stop_request)
+            with memory_told(attempt.doing, resumable=True):
+                model = attempt.run(checkpoints, progress, stop_request)
             checkpoints.conclude()
             _write(model, folder)
             progress.say(f"written: {folder.centroids} and {folder.model}")
