@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from streamkm.errors import RunError
@@ -280,17 +280,16 @@ class FileLock:
         raise RunError(f"{self._path}: is replaced again and again; choose another file system")
 
     def _try(self) -> bool:
-        fd = _open(self._path, os.O_RDWR | os.O_CREAT)
-        try:
-            with _naming(self._path):
-                self._lock(fd)
-                if self._is_in_place(fd):
-                    os.ftruncate(fd, 0)
-                    _write_all(fd, f"process {os.getpid()} on {os.uname().nodename}".encode())
-                    self._fd = fd
-        finally:
-            if self._fd is None:
-                _close(fd)
+        with ExitStack() as undo, _naming(self._path):
+            fd = _open(self._path, os.O_RDWR | os.O_CREAT)
+            undo.callback(_close, fd)
+            self._lock(fd)
+            if self._is_in_place(fd):
+                undo.callback(discard, self._path)  # Before closing: the name may go while held.
+                os.ftruncate(fd, 0)
+                _write_all(fd, f"process {os.getpid()} on {os.uname().nodename}".encode())
+                undo.pop_all()
+                self._fd = fd
         return self.is_held
 
     def release(self, *, remove: bool = False) -> None:

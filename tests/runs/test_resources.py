@@ -142,6 +142,29 @@ def test_a_disk_that_is_full_for_a_while_costs_some_checkpoints(job, disk, caplo
     assert newest.step == saved[-1]
 
 
+# Every call that a run makes before its first row. Breaks where an empty folder, or one with an
+# empty lock, is left, and the next attempt is told that it exists.
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(job, capsys):
+    job.attempt()
+    arguments = ["fit", str(job.source), "--k", "3", "--out", str(job.run.parent / "a/b/run")]
+    at, refused = 0, set[str]()
+    while True:
+        disk = FaultyDisk(at, "ENOSPC", for_good=True)
+        with disk.mounted():
+            status = main([*arguments, "--device", "cpu"])
+        *_, error = capsys.readouterr().err.splitlines()
+        assert status == 1
+        if "the run folder cannot be written" not in error:
+            break
+        assert "No space left on device" in error
+        assert error.endswith("then repeat; or choose another --out")
+        assert not (job.run.parent / "a").exists(), at
+        refused.add(disk.calls[at])
+        at += 1
+    assert {"mkdir", "open", "ftruncate", "writev", "fsync", "replace"} <= refused
+    assert (job.run.parent / "a/b/run/config.json").exists()
+
+
 # Breaks where what was saved goes with what cannot be, or the next attempt starts anew.
 def test_a_disk_that_stays_full_ends_the_run_with_all_that_was_saved(job, disk, capsys):
     job.attempt()
