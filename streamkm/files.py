@@ -302,23 +302,23 @@ class FileLock:
 
     def owner(self) -> str | None:
         """Who holds it, if anybody does; asking takes it, shared, for an instant."""
-        try:
-            with _opened(self._path, os.O_RDONLY) as fd:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return _written_by(fd)
-        except OSError:
-            return None  # There is none, or nobody may look.
+        # (There may be none, or nobody may look.)
+        with suppress(OSError), _opened(self._path, os.O_RDONLY) as fd:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _written_by(fd)
         return None
+
+    def refusal(self, owner: str) -> RunError:
+        """What `take` raises while it is `owner`'s."""
+        return RunError(f"{self._subject}: {owner} is {self._doing}; wait for it or stop it")
 
     def _lock(self, fd: int) -> None:
         try:
             _flock(fd)
         except BlockingIOError:
-            raise RunError(
-                f"{self._subject}: {_written_by(fd)} is {self._doing}; wait for it or stop it"
-            ) from None
+            raise self.refusal(_written_by(fd)) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

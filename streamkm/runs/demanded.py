@@ -94,8 +94,11 @@ def _cursor(checkpoint: Checkpoint, setup: FitSetup) -> Cursor:
     }
     epoch, batch = cursor.epoch, cursor.batch
     is_number = type(epoch) is int and type(batch) is int
-    is_known = cursor.phase in (*_GROUPS, "seed")
-    if not (is_number and is_known and batch >= 0 and 0 <= epoch <= most.get(cursor.phase, epoch)):
+    is_known = is_number and cursor.phase in (*_GROUPS, "seed")
+    in_range = is_known and batch >= 0 and 0 <= epoch <= most.get(cursor.phase, epoch)
+    if in_range and cursor.phase != "seed":
+        in_range = batch <= setup.order_of(cursor.phase).n_batches(epoch)
+    if not in_range:
         raise ValueError(f"it stands at {cursor}, where this run never is")
     return cursor
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["fit", "plan_fit", "run_record", "seed"]
+__all__ = ["finished_model", "fit", "plan_fit", "run_record", "seed"]
 
 logger = logging.getLogger("streamkm")
 
@@ -88,8 +88,8 @@ def fit(
             return attempt.run(NoCheckpoints(), progress, stop_request)
     record = run_record(setup, given_KD)
     with RunFolder(run_dir, record, resume=resume) as folder:
-        if folder.is_complete and (finished := _finished(folder, quiet=quiet)) is not None:
-            return finished
+        if (finished := finished_model(folder)) is not None:
+            return _say_finished(finished, folder, quiet=quiet)
         checkpoints = Checkpointer(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
@@ -147,10 +147,12 @@ def run_record(setup: FitSetup, given_KD: np.ndarray | None = None) -> dict[str,
     }
 
 
-def _finished(folder: RunFolder, *, quiet: bool) -> Model | None:
-    """The model of a run that has ended; None where it is damaged, but can be made again."""
+def finished_model(folder: RunFolder) -> Model | None:
+    """The model of a run that has ended; None where there is none, or it can be made again."""
+    if not folder.is_complete:
+        return None
     try:
-        model = load_run(folder.path)
+        return load_run(folder.path)
     except DamagedModelError as error:
         if not folder.has_checkpoints():
             raise RunError(
@@ -160,6 +162,10 @@ def _finished(folder: RunFolder, *, quiet: bool) -> Model | None:
             ) from error
         logger.warning("%s; it is made again from the newest checkpoint", error.what)
         return None
+
+
+def _say_finished(model: Model, folder: RunFolder, *, quiet: bool) -> Model:
+    """Write again what is missing beside the model, and say that nothing else is to be done."""
     mended = model.mend_centroids(folder)
     with Progress(quiet=quiet) as progress:
         if mended:

@@ -76,6 +76,8 @@ class RunFolder:
     def check(self) -> None:
         """Refuse what `__enter__` would refuse, and write nothing."""
         check_run_is_free(self.path, resume=self._resume)
+        if (owner := self._lock.owner()) is not None:
+            raise self._lock.refusal(owner)
         if (self.path / CONFIG).exists():
             self._check_record(read_config(self.path))
 

@@ -309,14 +309,14 @@ def snapshots() -> dict[str, Snapshot]:
         "runner_up_S": index,
     }  # fmt: skip
     return {
-        "scale": Snapshot(Cursor("scale", 0, 7), moments, 7),
+        "scale": Snapshot(Cursor("scale", 0, 1), moments, 7),
         "sample": Snapshot(Cursor("seed", 0, 0), moments, 7, scaling),
         "rounds": Snapshot(Cursor("rounds", 2, 1), moments, 8, scaling, candidates),
         "first": Snapshot(Cursor("seed", 0, 2), moments, 8, scaling, candidates, chosen),
         "search": Snapshot(Cursor("seed", 1, 1), moments, 9, scaling, candidates, search),
         "between": Snapshot(Cursor("seed", 12), moments, 9, scaling, candidates, between),
         "seed": Snapshot(Cursor("seed", 19, 3), moments, 9, scaling, candidates, best | passes),
-        "train": Snapshot(Cursor("train", 3, 2), moments, 31, scaling, state=state),
+        "train": Snapshot(Cursor("train", 3, 1), moments, 31, scaling, state=state),
     }
 
 
@@ -384,6 +384,7 @@ def test_a_checkpoint_of_other_tensors_is_damaged_and_the_one_before_taken(folde
         (("seed", 10**9, 0), "where this run never is"),
         (("train", 1.5, 0), "where this run never is"),
         (("lunch", 0, 0), "where this run never is"),
+        (("train", 0, 2), "where this run never is"),
         (("scale", 0, 1), "it holds moments, scaling, state in phase scale"),
         (("seed", 1, 0), "it holds moments, scaling, state in phase seed"),
     ],
