@@ -100,7 +100,7 @@ class Attempt:
             if now.cursor.phase == "close":
                 with self._clock.phase("close"):
                     self._close(now, state, scaling)
-        all_done = f"all epochs are done (--epochs {self._config.epochs})"
+        all_done = f"all epochs are done ({self._config.epochs:,})"
         self._conclude(STOP_REASONS.get(int(state.stop), all_done))
         return self._model(state, scaling)
 

@@ -102,18 +102,16 @@ def predict(
     }
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
-        for path, _ in outputs:
-            if not resume and (lost := unfinished_rows(path)):
+        sinks = []
+        for path, dtype in outputs:
+            lost = 0 if resume else unfinished_rows(path)
+            sink = open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume)
+            sinks.append(stack.enter_context(sink))
+            if lost:  # Only now: with another process at work on it, nothing is.
                 progress.say(
                     f"note: without --resume {path}.partial starts again; the {lost:,} rows "
-                    "in it are discarded"
+                    "that were in it are discarded"
                 )
-        sinks = [
-            stack.enter_context(
-                open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume)
-            )
-            for path, dtype in outputs
-        ]
         for sink in sinks:
             _check_job(sink, job)
         writer = _Writer(sinks, job, execution, stop_request, model.scaling.unit)

@@ -208,7 +208,7 @@ class SeedingPhase:
             method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
             share = f": at most the work of {plan.epochs(config.k, config.n_init):.2f} epochs"
             if refinement.epochs > 1:
-                share += ", the least that is always spent"
+                share = ", which may be more than an epoch takes: epochs are short here"
         rows = f"{n_rows:,} of {self.order.n_rows:,} rows"
         if plan.candidate_rows:
             rows = f"{n_rows:,} candidates from {N_ROUNDS} rounds of k-means||"
