@@ -30,6 +30,7 @@ from streamkm.options import (
     add_fit_options,
     add_source,
 )
+from streamkm.runs.allocation import memory_told
 from streamkm.runs.preflight import give_back_large_blocks
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
-        arguments.command(arguments)
+        # What fit and predict do not tell better.
+        with memory_told(lambda: "at work", resumable=False):
+            arguments.command(arguments)
         sys.stdout.flush()
     except StreamkmError as error:
         _complain(error.for_command_line)

@@ -15,6 +15,7 @@
     │   ├── MemoryBudgetError         the host budget does not hold one window of rows
     │   └── DeviceError               the chosen device or kernel is not there
     ├── StorageError  (OSError)       exit status 1: the disk refused a write that had to be
+    ├── AllocationError (MemoryError) exit status 1: the machine or the GPU refused memory
     └── Interrupted                   exit status 75: stopped by a signal, a checkpoint is saved
 
 A message names the rule, the value received and the remedy, in one line: it is
@@ -27,6 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = [
+    "AllocationError",
     "ConfigError",
     "DeviceError",
     "InputError",
@@ -141,6 +143,13 @@ class StorageError(StreamkmError, OSError):
     """The disk refused a write without which a command cannot go on or end.
 
     What was saved before is intact: once there is space, ``--resume`` goes on from it.
+    """
+
+
+class AllocationError(StreamkmError, MemoryError):
+    """The machine, or the GPU, refused memory that a command cannot go on without.
+
+    What was saved before is intact: once there is memory, ``--resume`` goes on from it.
     """
 
 

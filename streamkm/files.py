@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from streamkm.errors import RunError
@@ -280,17 +280,16 @@ class FileLock:
         raise RunError(f"{self._path}: is replaced again and again; choose another file system")
 
     def _try(self) -> bool:
-        fd = _open(self._path, os.O_RDWR | os.O_CREAT)
-        try:
-            with _naming(self._path):
-                self._lock(fd)
-                if self._is_in_place(fd):
-                    os.ftruncate(fd, 0)
-                    _write_all(fd, f"process {os.getpid()} on {os.uname().nodename}".encode())
-                    self._fd = fd
-        finally:
-            if self._fd is None:
-                _close(fd)
+        with ExitStack() as undo, _naming(self._path):
+            fd = _open(self._path, os.O_RDWR | os.O_CREAT)
+            undo.callback(_close, fd)
+            self._lock(fd)
+            if self._is_in_place(fd):
+                undo.callback(discard, self._path)  # Before closing: the name may go while held.
+                os.ftruncate(fd, 0)
+                _write_all(fd, f"process {os.getpid()} on {os.uname().nodename}".encode())
+                undo.pop_all()
+                self._fd = fd
         return self.is_held
 
     def release(self, *, remove: bool = False) -> None:
@@ -303,23 +302,23 @@ class FileLock:
 
     def owner(self) -> str | None:
         """Who holds it, if anybody does; asking takes it, shared, for an instant."""
-        try:
-            with _opened(self._path, os.O_RDONLY) as fd:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return _written_by(fd)
-        except OSError:
-            return None  # There is none, or nobody may look.
+        # (There may be none, or nobody may look.)
+        with suppress(OSError), _opened(self._path, os.O_RDONLY) as fd:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _written_by(fd)
         return None
+
+    def refusal(self, owner: str) -> RunError:
+        """What `take` raises while it is `owner`'s."""
+        return RunError(f"{self._subject}: {owner} is {self._doing}; wait for it or stop it")
 
     def _lock(self, fd: int) -> None:
         try:
             _flock(fd)
         except BlockingIOError:
-            raise RunError(
-                f"{self._subject}: {_written_by(fd)} is {self._doing}; wait for it or stop it"
-            ) from None
+            raise self.refusal(_written_by(fd)) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -84,6 +84,17 @@ class SeedingPlan:
     refinement: Refinement | None = None
     """None where it is not asked for, or not affordable: ``auto`` then takes random rows."""
 
+    def stages(self, init: str) -> list[str]:
+        """The kinds of the stages of one seeding by the method `init`, in order."""
+        refinement = self.refinement
+        if refinement is None:
+            return ["greedy" if init == "k-means++" else "random"]
+        # Searches first: beside centroids that are means of many rows a single row, which is
+        # what a search has to offer, seldom looks better, even where it would lead further.
+        chosen = "greedy" if refinement.greedy else "batched"
+        final = ["final passes"] if refinement.final_passes else []
+        return [chosen, *["search", "passes"] * refinement.searches, *final]
+
     def epochs(self, k: int, n_init: int) -> float:
         """Work of all of it, at most, in epochs of training with `k` centroids."""
         seedings = n_init * self.refinement.epochs if self.refinement is not None else 0.0

@@ -20,8 +20,8 @@ __all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state"]
 RUNNING, BY_TOL, BY_NO_IMPROVEMENT, CONVERGED = range(4)
 #: Why a state is frozen, by its `stop` code.
 STOP_REASONS = {
-    BY_TOL: "the centroid shift fell to --tol",
-    BY_NO_IMPROVEMENT: "the smoothed inertia did not improve for --max-no-improvement steps",
+    BY_TOL: "the centroid shift fell to tol",
+    BY_NO_IMPROVEMENT: "the smoothed inertia did not improve for max-no-improvement steps",
     CONVERGED: "converged: no centroid moves any more, every row is with its nearest",
 }
 

@@ -66,11 +66,24 @@ def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
         raise
 
 
+class _NoLabels:
+    """Stands where a fit has kept no ``labels_``, which an instance that has some hides."""
+
+    def __get__(self, estimator: BaseKMeans | None, owner: type) -> np.ndarray:
+        if estimator is None or not hasattr(estimator, "_model"):
+            raise AttributeError(f"{owner.__name__!r} object has no attribute 'labels_'")
+        raise AttributeError(
+            "there are no labels_: fit keeps them of rows in memory, and of others with "
+            "compute_labels=True; predict(X) gives them"
+        )
+
+
 class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Fitting by a run, and labels, distances and scores from its model."""
 
     _model: Model
     _seed: int
+    labels_ = _NoLabels()
 
     # ---- scikit-learn's methods ---------------------------------------------
 

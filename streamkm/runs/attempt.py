@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from streamkm.clustering.state import RUNNING, STOP_REASONS
 from streamkm.config import counted
 from streamkm.errors import Interrupted, Option, StorageError
 from streamkm.runs.checkpoint import NoCheckpoints
+from streamkm.runs.demanded import check_checkpoint
 from streamkm.runs.devices import environment
 from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.model import Model
@@ -84,7 +86,7 @@ class Attempt:
     ) -> Model:
         """Go through the phases that are left."""
         self._begin(checkpoints, progress, stop_request)
-        checkpoint = checkpoints.load()
+        checkpoint = checkpoints.load(partial(check_checkpoint, setup=self._setup))
         if checkpoint is not None:
             self._restore(checkpoint)
         now = self._now
@@ -98,9 +100,13 @@ class Attempt:
             if now.cursor.phase == "close":
                 with self._clock.phase("close"):
                     self._close(now, state, scaling)
-        all_done = f"all epochs are done (--epochs {self._config.epochs})"
+        all_done = f"all epochs are done ({self._config.epochs:,})"
         self._conclude(STOP_REASONS.get(int(state.stop), all_done))
         return self._model(state, scaling)
+
+    def doing(self) -> str:
+        """Where it stands, for an error that does not know."""
+        return f"fitting, after step {self._now.step:,} ({self._now.cursor})"
 
     def seed(self, progress: Progress) -> Model:
         """Only pick the first centroids; no row is counted in the model."""
@@ -347,8 +353,9 @@ class Attempt:
             self._is_stopped = int(self._now.state.stop) != RUNNING
         say = self._progress.say
         say(f"resumed: from {checkpoint.path.name} ({self._now.cursor})")
-        for name, before in checkpoint.manifest["environment"].items():
-            if (here := self._environment[name]) != before:
+        saved_in = checkpoint.manifest["environment"]
+        for name, here in self._environment.items():
+            if (before := saved_in.get(name, "not told")) != here:
                 say(
                     f"note: {name} was {before} and is {here}: the result will be as good, "
                     "but its last bits may differ from an uninterrupted run's"

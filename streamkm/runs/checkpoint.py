@@ -46,7 +46,7 @@ from streamkm.runs.tensorfile import tensor_file
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -87,9 +87,9 @@ class Checkpointer:
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._n_failed, self._failure = 0, ""
 
-    def load(self) -> Checkpoint | None:
+    def load(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
         """See `load_checkpoint`; the cadence counts on from there."""
-        checkpoint = load_checkpoint(self.directory)
+        checkpoint = load_checkpoint(self.directory, check)
         if checkpoint is not None:
             self._saved_step = checkpoint.step
         self._saved_at = time.monotonic()
@@ -155,7 +155,7 @@ class Checkpointer:
 class NoCheckpoints:
     """Stands for a `Checkpointer` where a fit has no run folder: nothing is saved or loaded."""
 
-    def load(self) -> None:
+    def load(self, _check: Callable[[Checkpoint], None]) -> None:
         """There is never one to go on from."""
 
     def is_due(self, _step: int) -> bool:
@@ -240,10 +240,13 @@ def _write(
     fsync_directory(folder)
 
 
-def load_checkpoint(directory: Path) -> Checkpoint | None:
+def load_checkpoint(
+    directory: Path, check: Callable[[Checkpoint], None] | None = None
+) -> Checkpoint | None:
     """The newest valid checkpoint in `directory`; None if there is none at all.
 
-    Damaged ones are named in the log and passed over.
+    Damaged ones are named in the log and passed over; so are those at which `check` raises one
+    of `DAMAGE`: whole, but of no run under these settings.
 
     Raises
     ------
@@ -253,7 +256,11 @@ def load_checkpoint(directory: Path) -> Checkpoint | None:
     found = _newest_first(directory)
     for path in found:
         try:
-            return _load(path)
+            checkpoint = _load(path)
+            if check is not None:
+                with _reading():
+                    check(checkpoint)
+            return checkpoint
         except _Damaged as error:
             goes_on = "" if path == found[-1] else "; trying the checkpoint before it"
             logger.warning("%s is damaged (%s)%s", path, error, goes_on)

@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
 def describe_kernel(asked: str, name: str, precision: str = "exact") -> str:
     """What the log says of the kernel `name`, for which ``--kernel`` said `asked`."""
     chosen = " (auto)" if asked == "auto" else ""
-    warning = "" if precision == "exact" else ", labels as screened (--precision fast)"
+    warning = "" if precision == "exact" else ", labels as screened (precision fast)"
     return f"kernel {name}{chosen}{warning}"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,9 @@ from streamkm.clustering.sizes import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
 from streamkm.clustering.state import initial_state
 from streamkm.config import counted, format_bytes
 from streamkm.errors import InputError, RunError
-from streamkm.runs.fit import plan_fit, run_record
+from streamkm.runs.checkpoint import load_checkpoint
+from streamkm.runs.demanded import check_checkpoint
+from streamkm.runs.fit import finished_model, plan_fit, run_record
 from streamkm.runs.folder import RunFolder
 from streamkm.runs.initial import draw_sample, sample_pieces
 from streamkm.runs.look import look_at
@@ -47,6 +50,8 @@ __all__ = ["DryRun", "dry_run", "format_duration"]
 SEEDING_ROW_BYTES = 40
 #: Of small batches most is overhead, which seeding has less of: a product takes no longer.
 SLOW_PRODUCT_S = 3e-11
+_PHASES = ("scale", "seed", "train", "close")
+_BEGINNING = Cursor("scale")
 #: Places that the centroids of the probe are drawn from are those of one cluster's sample.
 PROBE_CLUSTERS = 1
 
@@ -118,31 +123,31 @@ def dry_run(
         that come with a report are in `DryRun.errors`.
     """
     setup = plan_fit(source, config, execution, weights=weights)
-    report = DryRun()
+    report, stands = DryRun(), None
     _add_plan(report, setup)
+    folder = RunFolder(run_dir, run_record(setup), resume=resume)
+    try:
+        folder.check()
+        stands = _add_progress(report, folder, setup) if resume else _BEGINNING
+    except InputError as error:
+        report.errors.append(error)
     look = look_at(source, setup.plan, setup.config)
     with HostSlots(setup.memory.stream, setup.device) as slots:
         state, prober = _prepare(setup, slots)
         probe = prober.measure(state)
         if setup.config.scale in ("zscore", "minmax"):
             probe = replace(probe, arithmetic={**probe.arithmetic, "scale": prober.moments()})
-    _add_time(report, setup, probe)
+    if stands is not None or report.errors:
+        _add_time(report, setup, probe, stands or _BEGINNING)
     checkpoints, model = _written_bytes(setup, state, prober.scaling)
     keep = execution.keep_checkpoints
     what = f"{keep + 1} checkpoints of {format_bytes(checkpoints)}, model {format_bytes(model)}"
     labels = format_bytes(4 * source.spec.n_rows)
     report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
     report.notes = [*source.notes(), *_memory_notes(setup), *look.notes]
-    folder = RunFolder(run_dir, run_record(setup), resume=resume)
-    try:
-        folder.check()
-        if folder.is_complete:
-            report.notes.insert(0, f"{run_dir} is finished: nothing will be done")
-        else:
-            # A checkpoint that the disk refuses does not end a run, a result does.
-            report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)
-    except InputError as error:
-        report.errors.insert(0, error)
+    if stands is not None:
+        # A checkpoint that the disk refuses does not end a run, a result does.
+        report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)
     report.errors += [look.error] if look.error is not None else []
     return report
 
@@ -179,6 +184,34 @@ def _add_plan(report: DryRun, setup: FitSetup) -> None:
     ]
 
 
+def _add_progress(report: DryRun, folder: RunFolder, setup: FitSetup) -> Cursor | None:
+    """From where the run would go on; None if there is nothing left to do."""
+    if finished_model(folder) is not None:
+        report.facts.append(("resume", f"{folder.path} is finished: nothing will be done"))
+        return None
+    found = load_checkpoint(folder.checkpoints, partial(check_checkpoint, setup=setup))
+    if found is None:
+        report.facts.append(("resume", f"no checkpoint in {folder.path}: from the beginning"))
+        return _BEGINNING
+    cursor = Cursor(**found.manifest["cursor"])
+    report.facts.append(("resume", f"from {found.path.name} ({cursor})"))
+    return cursor
+
+
+def _left(cursor: Cursor, setup: FitSetup) -> dict[str, float]:
+    """Which share of each phase is still to be done at `cursor`, at most."""
+    phase = "seed" if cursor.phase == "rounds" else cursor.phase
+    at = _PHASES.index(phase)
+    left = {name: float(number >= at) for number, name in enumerate(_PHASES)}
+    if phase != "seed":  # Of which nobody knows how long each stage takes.
+        plan = setup.order_of(phase)
+        passes = cursor.epoch + plan.rows_before(cursor.epoch, cursor.batch) / plan.n_rows
+        passes -= setup.config.epochs if phase == "close" else 0
+        n_passes = setup.config.epochs if phase == "train" else 1
+        left[phase] = max(1 - passes / n_passes, 0.0)
+    return left
+
+
 def _prepare(setup: FitSetup, slots: HostSlots) -> tuple[KMeansState, Prober]:
     """A state on rows of the data, as good as any to take the time by."""
     k, config = setup.config.k, setup.config
@@ -202,15 +235,15 @@ def _prepare(setup: FitSetup, slots: HostSlots) -> tuple[KMeansState, Prober]:
     return state, Prober(setup, slots, scaling)
 
 
-def _add_time(report: DryRun, setup: FitSetup, probe: Probe) -> None:
-    """What the probe predicts for every phase."""
-    config, n_rows = setup.config, setup.source.spec.n_rows
+def _add_time(report: DryRun, setup: FitSetup, probe: Probe, stands: Cursor = _BEGINNING) -> None:
+    """What the probe predicts for what is left of every phase."""
+    config, n_rows, left = setup.config, setup.source.spec.n_rows, _left(stands, setup)
 
     def passes_s(phase: str, n_passes: int) -> float:
-        return n_passes * n_rows / replace(probe, rows={phase: 1}).most_rows_per_s
+        return left[phase] * n_passes * n_rows / replace(probe, rows={phase: 1}).most_rows_per_s
 
     parts = {"scale": passes_s("scale", 1)} if "scale" in probe.arithmetic else {}
-    parts["seeding"] = _seeding_s(setup, probe)
+    parts["seeding"] = left["seed"] * _seeding_s(setup, probe)
     parts["training"] = passes_s("train", config.epochs)
     if config.closes:
         parts["closing"] = passes_s("close", 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
+from streamkm.runs.allocation import memory_told
 from streamkm.runs.attempt import Attempt
 from streamkm.runs.checkpoint import Checkpointer, NoCheckpoints
 from streamkm.runs.devices import resolve_device
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["fit", "plan_fit", "run_record", "seed"]
+__all__ = ["finished_model", "fit", "plan_fit", "run_record", "seed"]
 
 logger = logging.getLogger("streamkm")
 
@@ -74,6 +75,8 @@ def fit(
         After `stop_request`, with a checkpoint saved.
     InputError
         If the arguments, the data or the run folder cannot be used.
+    AllocationError
+        If the machine or the GPU refuses memory; the checkpoints are kept.
     StorageError
         If the disk refuses the result, or the checkpoint that `stop_request` asks for. One
         that is refused before costs a warning, and is tried again when the next one is due.
@@ -81,17 +84,18 @@ def fit(
     setup = plan_fit(source, config, execution, given_KD, weights)
     attempt = Attempt(setup)
     if run_dir is None:
-        with Progress(quiet=quiet) as progress:
+        with Progress(quiet=quiet) as progress, memory_told(attempt.doing, resumable=False):
             return attempt.run(NoCheckpoints(), progress, stop_request)
     record = run_record(setup, given_KD)
     with RunFolder(run_dir, record, resume=resume) as folder:
-        if folder.is_complete and (finished := _finished(folder, quiet=quiet)) is not None:
-            return finished
+        if (finished := finished_model(folder)) is not None:
+            return _say_finished(finished, folder, quiet=quiet)
         checkpoints = Checkpointer(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
-            model = attempt.run(checkpoints, progress, stop_request)
+            with memory_told(attempt.doing, resumable=True):
+                model = attempt.run(checkpoints, progress, stop_request)
             checkpoints.conclude()
             _write(model, folder)
             progress.say(f"written: {folder.centroids} and {folder.model}")
@@ -143,10 +147,12 @@ def run_record(setup: FitSetup, given_KD: np.ndarray | None = None) -> dict[str,
     }
 
 
-def _finished(folder: RunFolder, *, quiet: bool) -> Model | None:
-    """The model of a run that has ended; None where it is damaged, but can be made again."""
+def finished_model(folder: RunFolder) -> Model | None:
+    """The model of a run that has ended; None where there is none, or it can be made again."""
+    if not folder.is_complete:
+        return None
     try:
-        model = load_run(folder.path)
+        return load_run(folder.path)
     except DamagedModelError as error:
         if not folder.has_checkpoints():
             raise RunError(
@@ -156,6 +162,10 @@ def _finished(folder: RunFolder, *, quiet: bool) -> Model | None:
             ) from error
         logger.warning("%s; it is made again from the newest checkpoint", error.what)
         return None
+
+
+def _say_finished(model: Model, folder: RunFolder, *, quiet: bool) -> Model:
+    """Write again what is missing beside the model, and say that nothing else is to be done."""
     mended = model.mend_centroids(folder)
     with Progress(quiet=quiet) as progress:
         if mended:

@@ -25,6 +25,7 @@ from streamkm.errors import (
     OutputExistsError,
     ResumeError,
     RunError,
+    StorageError,
 )
 from streamkm.files import (
     FileLock,
@@ -75,20 +76,32 @@ class RunFolder:
     def check(self) -> None:
         """Refuse what `__enter__` would refuse, and write nothing."""
         check_run_is_free(self.path, resume=self._resume)
+        if (owner := self._lock.owner()) is not None:
+            raise self._lock.refusal(owner)
         if (self.path / CONFIG).exists():
             self._check_record(read_config(self.path))
 
     def __enter__(self) -> RunFolder:
         check_run_is_free(self.path, resume=self._resume)
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self._claim()
             self._begin()
         except BaseException as error:
             self._leave(nothing_saved=True)
-            if isinstance(error, OSError) and error.errno in _REFUSALS:
-                raise RunError(f"{self.path}: the run folder cannot be written: {error}") from error
+            for folder in missing:
+                remove_empty(folder)
+            if isinstance(error, OSError):
+                raise self._cannot_begin(error) from error
             raise
         return self
+
+    def _cannot_begin(self, error: OSError) -> RunError | StorageError:
+        what = f"{self.path}: the run folder cannot be written ({error}); "
+        if error.errno in _REFUSALS:
+            return RunError(what, "choose another ", Option("run_dir"))
+        mend = "free space, or mend what keeps the disk from being written, then repeat"
+        return StorageError(f"{what}{mend}; or choose another ", Option("run_dir"))
 
     def _claim(self) -> None:
         """Make the folder and hold its lock."""

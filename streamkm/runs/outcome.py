@@ -76,6 +76,6 @@ def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
     if figures["empty"]:
         # Only a closing pass looks at every row, and is repeated while it finds any.
         why = f"the data has fewer than {k:,} distinct rows"
-        other = "more --epochs may give them some, and a closing pass would"
+        other = "more epochs may give them some, and a closing pass would"
         lines.append(f"note: {empty} have no row: {why if phase == 'close' else other}")
     return lines

@@ -19,6 +19,7 @@ from streamkm.errors import (
     StorageError,
 )
 from streamkm.files import file_sha256
+from streamkm.runs.allocation import memory_told
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
 from streamkm.runs.progress import Progress
@@ -85,6 +86,8 @@ def predict(
         After `stop_request`, with what is written made durable.
     InputError
         If the arguments, the data, the run or an output cannot be used.
+    AllocationError
+        If the machine or the GPU refuses memory; what was durable before is kept.
     StorageError
         If the disk refuses; what was durable before is kept for `resume`.
     """
@@ -99,22 +102,20 @@ def predict(
     }
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
-        for path, _ in outputs:
-            if not resume and (lost := unfinished_rows(path)):
+        sinks = []
+        for path, dtype in outputs:
+            lost = 0 if resume else unfinished_rows(path)
+            sink = open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume)
+            sinks.append(stack.enter_context(sink))
+            if lost:  # Only now: with another process at work on it, nothing is.
                 progress.say(
                     f"note: without --resume {path}.partial starts again; the {lost:,} rows "
-                    "in it are discarded"
+                    "that were in it are discarded"
                 )
-        sinks = [
-            stack.enter_context(
-                open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume)
-            )
-            for path, dtype in outputs
-        ]
         for sink in sinks:
             _check_job(sink, job)
         writer = _Writer(sinks, job, execution, stop_request, model.scaling.unit)
-        with _kept_for_resuming(sinks):
+        with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
             if writer.start_row < source.spec.n_rows:
                 _label_all(source, labelling, writer, progress, nan=nan)
             # Of what job they are must be known of them from here on, too.
@@ -220,6 +221,10 @@ class _Writer:
                 Option("resume", value=True),
                 " to go on",
             )
+
+    def doing(self) -> str:
+        """How far it is, for an error that does not know."""
+        return f"labelling, after row {self._counted_to:,}"
 
     def save(self) -> None:
         """Make the rows so far durable."""

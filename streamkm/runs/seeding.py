@@ -23,6 +23,7 @@ from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding import BatchedPlusPlus, GreedyPlusPlus, RandomRows
 from streamkm.clustering.sizes import N_ROUNDS, PASSES_BETWEEN
 from streamkm.clustering.state import initial_state
+from streamkm.errors import RunError
 from streamkm.runs.initial import check_usable, draw_sample, split_sample, usable_rows
 from streamkm.runs.snapshot import Cursor
 from streamkm.stream.pipeline import stream
@@ -209,7 +210,7 @@ class SeedingPhase:
             method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
             share = f": at most the work of {plan.epochs(config.k, config.n_init):.2f} epochs"
             if refinement.epochs > 1:
-                share += ", the least that is always spent"
+                share = ", which may be more than an epoch takes: epochs are short here"
         rows = f"{n_rows:,} of {self.order.n_rows:,} rows"
         if plan.candidate_rows:
             rows = f"{n_rows:,} candidates from {N_ROUNDS} rounds of k-means||"
@@ -238,12 +239,13 @@ class Seeding:
 
     def run(self) -> torch.Tensor:
         """The centroids, (K, D); from the cursor on, if it stands within."""
-        now, kinds = self.now, self._kinds()
+        now, kinds = self.now, self.plan.stages(self.config.init)
         first = now.cursor
         for number in range(first.epoch, len(kinds) * self.config.n_init):
             stage = self._stage(kinds[number % len(kinds)], number)
             index = first.batch if number == first.epoch else 0
             if index:
+                self._check_sample(stage)
                 stage.restore_(now.seeding)
             self.progress.begin(
                 f"seed: {stage.name}", stage.n_units, StageTimes(),
@@ -279,16 +281,15 @@ class Seeding:
             return best
         return {"best_KD": centroids_KD, "best_cost": cost}
 
-    def _kinds(self) -> list[str]:
-        """The stages of one seeding, in order."""
-        refinement = self.plan.refinement
-        if refinement is None:
-            return ["greedy" if self.config.init == "k-means++" else "random"]
-        # Searches first: beside centroids that are means of many rows a single row, which is
-        # what a search has to offer, seldom looks better, even where it would lead further.
-        chosen = "greedy" if refinement.greedy else "batched"
-        final = ["final passes"] if refinement.final_passes else []
-        return [chosen, *["search", "passes"] * refinement.searches, *final]
+    def _check_sample(self, stage: Stage) -> None:
+        """Refuse tensors of another sample: how many rows one has shows when it is drawn."""
+        for name, tensor in stage.tensors().items():
+            if (found := self.now.seeding[name]).shape != tensor.shape:
+                raise RunError(
+                    f"the checkpoint of step {self.now.step} is whole, yet of another sample "
+                    f"(seeding.{name} is of shape {tuple(found.shape)}, not "
+                    f"{tuple(tensor.shape)}); remove its folder, and the one before it is taken"
+                )
 
     def _stage(self, kind: str, number: int) -> Stage:
         config, plan, sample = self.config, self.plan.refinement, self.sample

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -93,6 +93,10 @@ class FitSetup:
             # Before any pass over the data, so that a file of another shape costs nothing.
             given_KD=first_centroids(config, spec.n_features, given_KD),
         )
+
+    def order_of(self, phase: str) -> Plan:
+        """In which order a phase reads: all but training in that of the array."""
+        return self.plan if phase == "train" else replace(self.plan, seed=None)
 
     def arithmetic(self) -> Arithmetic:
         """A kernel, and the algorithms that it works for."""

@@ -10,8 +10,7 @@ import torch
 
 from streamkm.clustering.scalable import Candidates
 from streamkm.clustering.scaling import RunningMoments, Scaling
-from streamkm.clustering.state import KMeansState, initial_state
-from streamkm.errors import RunError
+from streamkm.clustering.state import KMeansState
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,23 +70,15 @@ class Snapshot:
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: torch.device, config: FitConfig
     ) -> Snapshot:
-        """What `tensors` and `cursor` were when the checkpoint was saved."""
-        try:
-            return cls._restored(checkpoint, device, config)
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(
-                f"{checkpoint.path}: is whole, yet no checkpoint of this run ({error!r}); "
-                "remove it, and what is before it will be taken"
-            ) from error
+        """What `tensors` and `cursor` were when the checkpoint was saved.
 
-    @classmethod
-    def _restored(cls, checkpoint: Checkpoint, device: torch.device, config: FitConfig) -> Snapshot:
+        It must have passed `runs.demanded.check_checkpoint`.
+        """
         names = ("moments", "scaling", "candidates", "seeding", "state")
         groups: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
         for key, array in checkpoint.tensors.items():
             group, name = key.split(".")
             groups[group][name] = torch.from_numpy(array).to(device)
-        _check_shapes(groups, config.k)
         return cls(
             cursor=Cursor(**checkpoint.manifest["cursor"]),
             moments=RunningMoments(**groups["moments"]),
@@ -143,21 +134,3 @@ class Snapshot:
             else:  # JSON has no NaN.
                 figures[name] = value if math.isfinite(value) else None
         return figures
-
-
-def _check_shapes(groups: dict[str, dict[str, torch.Tensor]], k: int) -> None:
-    """`ValueError` if tensors are of other shapes than those of a run of `k` clusters."""
-    (n_features,) = groups["moments"]["mean_D"].shape
-    expected = {"moments": RunningMoments.empty(n_features, torch.device("cpu")).tensors()}
-    if state := groups["state"]:
-        centroids_KD = torch.empty((k, n_features), dtype=state["centroids_KD"].dtype)
-        weighted = len(state["weights_K"]) > 0
-        expected["state"] = initial_state(centroids_KD, 0, weighted=weighted).tensors()
-    if groups["scaling"]:
-        expected["scaling"] = {name: torch.empty(n_features) for name in groups["scaling"]}
-    for group, tensors in expected.items():
-        for name, tensor in tensors.items():
-            found = groups[group][name]
-            is_kind = found.is_floating_point() == tensor.is_floating_point()
-            if found.shape != tensor.shape or not is_kind:
-                raise ValueError(f"{group}.{name} is {found.dtype} of shape {tuple(found.shape)}")

@@ -60,15 +60,14 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     try:
         with h5py.File(path, "r") as file:
             found = _dataset(file, dataset, str(path))
-            _check_stays(found, path)
+            _check_own_numbers(found, path)
             home = Path(found.file.filename)
             if not home.samefile(path):
                 return open_hdf5(home, dataset=found.name, keep_open=keep_open)
             dtype = check_dtype(found.dtype, f"{path}: {found.name}")
             n_rows, n_features = check_shape(found.shape, f"{path}: {found.name}")
             offset = found.id.get_offset()
-            in_one_piece = offset is not None and not (found.external or found.is_virtual)
-            if not in_one_piece:
+            if offset is None:
                 return Hdf5Source(path, found, keep_open=keep_open)
             swapped, name = not found.dtype.isnative, found.name
     except SourceError:
@@ -209,21 +208,25 @@ def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
     return node
 
 
-def _check_stays(dataset: h5py.Dataset, path: Path) -> None:
-    """Refuse a dataset whose numbers lie in files outside of the folder that `path` is in."""
-    others = [dataset.file.filename, *(name for name, _, _ in dataset.external or ())]
+def _check_own_numbers(dataset: h5py.Dataset, path: Path) -> None:
+    """Refuse a dataset whose numbers may change, or vanish, while its own file does not."""
+    others = [name for name, _, _ in dataset.external or ()]
+    kind = "external"
     if dataset.is_virtual:
-        others += [source.file_name for source in dataset.virtual_sources()]
-    folder = path.parent.resolve()
-    for other in others:
-        # (A dot stands for the file itself.)
-        if other != "." and not (folder / other).resolve().is_relative_to(folder):
-            if Path(other).resolve() == path.resolve():
-                continue
-            raise SourceError(
-                f"{path}: {dataset.name} takes its numbers from {other}, outside of its folder; "
-                "move that file beside it, or copy the dataset into one file (h5repack)"
-            )
+        others, kind = [source.file_name for source in dataset.virtual_sources()], "virtual"
+    if others:
+        raise SourceError(
+            f"{path}: {dataset.name} is {kind}, its numbers lie in {others[0]} "
+            f"({len(others):,} in all), which HDF5 reads as fill values where it is missing; write "
+            "them into one dataset, or name the files themselves (a glob, or their folder)"
+        )
+    # A link leads to another file, which is then the source; it may be no other's.
+    folder, home = path.parent.resolve(), Path(dataset.file.filename)
+    if not home.resolve().is_relative_to(folder) and not home.samefile(path):
+        raise SourceError(
+            f"{path}: {dataset.name} lies in {home}, outside of its folder; move that file beside "
+            "it, or name that file itself"
+        )
 
 
 def _block_rows(shape: tuple[int, ...], chunks: tuple[int, ...] | None, row_bytes: int) -> int:

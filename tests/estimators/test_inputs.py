@@ -102,6 +102,8 @@ def test_what_is_on_disk(estimator: type, kind: str, tmp_path: Path) -> None:
     given = ON_DISK[kind](tmp_path, x)
     kmeans = estimator(4, random_state=0).fit(given)
     assert not hasattr(kmeans, "labels_")  # they may be more than memory holds
+    with pytest.raises(AttributeError, match=r"compute_labels=True; predict\(X\) gives them$"):
+        _ = kmeans.labels_
     assert is_found(kmeans.predict(given))
     assert is_found(estimator(4, random_state=0).fit_predict(given))
     labelled = estimator(4, random_state=0, compute_labels=True).fit(given)
@@ -148,6 +150,38 @@ def test_compute_labels(estimator: type) -> None:
     assert not hasattr(kmeans, "labels_")
     assert kmeans.inertia_ > 0
     assert is_found(kmeans.fit_predict(x))
+
+
+def test_labels_of_what_was_never_fitted(estimator: type) -> None:
+    both: tuple[Any, ...] = (estimator(4), estimator)
+    for unfitted in both:
+        with pytest.raises(AttributeError, match=r"has no attribute 'labels_'$"):
+            _ = unfitted.labels_
+
+
+# scikit-learn makes numbers of bool in memory; of files only what they say is believed.
+def test_bool_in_memory_is_0_and_1_and_on_disk_has_a_remedy(
+    estimator: type, tmp_path: Path
+) -> None:
+    x = blobs() > 50
+    assert is_found(estimator(4, random_state=0).fit(x).labels_)
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(SourceError, match=r"not bool; store 0 and 1 as uint8") as caught:
+        estimator(4).fit(tmp_path / "x.npy")
+    assert "view(numpy.uint8)" in str(caught.value)
+    np.save(tmp_path / "x.npy", x.view(np.uint8))
+    assert is_found(estimator(4, random_state=0).fit(tmp_path / "x.npy").predict(x))
+
+
+# What a run says is read by those who wrote Python too: settings without the dashes of flags.
+@pytest.mark.parametrize("settings", [{}, {"tol": 1e6}, {"max_iter": 3, "scale": "minmax"}])
+def test_what_is_said_names_no_flags(
+    estimator: type, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    estimator(4, random_state=0, verbose=1, **settings).fit(blobs())
+    said = capsys.readouterr().err
+    assert "stopped: " in said
+    assert "--" not in said
 
 
 # Breaks when an array that was given is written to: scaling works in place, elsewhere.

@@ -22,7 +22,6 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import zarr
 from numcodecs import LZ4, Blosc, GZip, Zlib, Zstd
 from safetensors.numpy import load
@@ -32,7 +31,8 @@ from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import StreamkmError
 from streamkm.files import file_sha256
 from streamkm.runs import checkpoint, modelfile
-from streamkm.runs.fit import fit
+from streamkm.runs.demanded import check_checkpoint
+from streamkm.runs.fit import fit, plan_fit
 from streamkm.runs.folder import read_config
 from streamkm.runs.info import describe_run
 from streamkm.runs.initial import first_centroids
@@ -373,10 +373,12 @@ def _about_model(folder: Path) -> list[bytes]:
 
 
 def _restore(folder: Path) -> None:
-    found = checkpoint.load_checkpoint(folder / "run" / "checkpoints")
+    config = FitConfig(k=3, scale="zscore", init="random")
+    setup = plan_fit(open_source(FEW), config, ExecutionConfig(device="cpu"))
+    check = partial(check_checkpoint, setup=setup)
+    found = checkpoint.load_checkpoint(folder / "run" / "checkpoints", check)
     if found is not None:
-        config = FitConfig(k=3, scale="zscore").resolved(*FEW.shape)
-        Snapshot.from_checkpoint(found, torch.device("cpu"), config)
+        Snapshot.from_checkpoint(found, setup.device, setup.config)
 
 
 def _checkpoint(folder: Path) -> Path:

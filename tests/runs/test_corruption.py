@@ -280,6 +280,15 @@ def test_who_works_on_a_live_run_is_named_and_of_a_dead_one_the_remedy(stopped, 
     assert "no process works on it; repeat its fit with --resume" in capsys.readouterr().err
 
 
+def test_a_folder_within_a_file_is_refused_with_a_remedy(job, capsys):
+    arguments = ["fit", str(job.source), "--k", "3", "--out", str(job.source / "r")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "x.npy/r: the run folder cannot be written" in error
+    assert "Not a directory" in error
+    assert error.endswith("choose another --out")
+
+
 # ---- unfinished outputs -----------------------------------------------------
 
 
@@ -358,3 +367,17 @@ def test_a_cursor_that_claims_too_much(output, finished):
     cursor.write_text(json.dumps({**state, "durable_rows": 205}))
     with pytest.raises(ResumeError, match="its checksum does not match"):
         attempt(finished, output)
+
+
+# Breaks where rows are said to be gone that another process is about to complete.
+def test_rows_are_discarded_only_by_who_may_write(output, finished, capsys):
+    arguments = ["predict", str(finished.run), str(finished.source), "--labels", str(output)]
+    lock = FileLock(output.with_name(f"{output.name}.partial.lock"), output, "writing this output")
+    lock.take()
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "is writing this output" in said
+    assert "discarded" not in said
+    lock.release()
+    assert main(arguments) == 0
+    assert "rows that were in it are discarded" in capsys.readouterr().err

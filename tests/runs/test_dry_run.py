@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import closing
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +19,21 @@ from safetensors.numpy import load_file
 
 from streamkm.cli import main
 from streamkm.config import ExecutionConfig, FitConfig
+from streamkm.files import FileLock
 from streamkm.runs import checkpoint as checkpoints
 from streamkm.runs import probe as probing
-from streamkm.runs.dry_run import DryRun, _add_time, _prepare, _written_bytes, format_duration
+from streamkm.runs.dry_run import (
+    DryRun,
+    _add_time,
+    _left,
+    _prepare,
+    _written_bytes,
+    format_duration,
+)
 from streamkm.runs.fit import plan_fit
 from streamkm.runs.look import look_at
 from streamkm.runs.probe import Alone, Probe
+from streamkm.runs.snapshot import Cursor
 from streamkm.runs.tensorfile import tensor_file
 from streamkm.sources import open_source
 from streamkm.sources.memory import MemorySource
@@ -204,6 +216,69 @@ def test_what_predict_refuses_is_refused(x, tmp_path, cli):
     status, out, err = cli(*predict, "--dry-run")
     assert (status, "row 7 holds inf" in err, "forbids" in out) == (2, True, True)
     assert cli(*predict, "--dry-run", "--nan", "drop")[0] == 0
+
+
+def fact(out: str, name: str) -> str:
+    (value,) = re.findall(rf"^{name} +(.*)$", out, re.MULTILINE)
+    return str(value)
+
+
+# Breaks where the whole run is predicted for what is left of one, or a run that somebody works on
+# is said to be free.
+def test_what_a_folder_holds_is_told(x, tmp_path, cli):
+    job = Job(x, tmp_path / "run", {"k": 4, "epochs": 3, "batch_rows": 100, "init": "random"})
+    try_out = ("fit", x, "--k", 4, "--epochs", 3, "--batch-rows", 100, "--init", "random",
+               "--out", job.run, "--dry-run", "--resume", "--device", "cpu")  # fmt: skip
+    status, out, _ = cli(*try_out)
+    assert status == 0
+    assert fact(out, "resume") == f"no checkpoint in {job.run}: from the beginning"
+    assert "seeding" in fact(out, "time")
+    assert job.interrupted(12)
+    seeded, at = sorted((job.run / "checkpoints").iterdir())
+    shutil.rmtree(seeded)
+    status, out, _ = cli(*try_out)
+    assert status == 0
+    assert re.fullmatch(rf"from {at.name} \(train, epoch 1, batch \d\)", fact(out, "resume"))
+    assert "seeding 0.0 s" in fact(out, "time")
+    with lock_of(job.run):
+        status, out, err = cli(*try_out)
+        assert (status, cli(*try_out[:-4], *try_out[-3:])[2]) == (2, err)
+        assert f"process {os.getpid()} on" in err
+        assert "forbids" in out
+    before = {path: path.read_bytes() for path in job.run.rglob("*") if path.is_file()}
+    assert cli(*try_out)[0] == 0
+    assert {path: path.read_bytes() for path in before} == before
+    (at / "state.safetensors").write_bytes(b"")
+    status, _, err = cli(*try_out)
+    assert (status, "none of its 1 checkpoints is intact" in err) == (2, True)
+    (at / "state.safetensors").write_bytes(before[at / "state.safetensors"])
+    job.attempt()
+    status, out, _ = cli(*try_out)
+    assert (status, fact(out, "resume")) == (0, f"{job.run} is finished: nothing will be done")
+    assert "\ntime" not in out
+
+
+@contextmanager
+def lock_of(run: Path) -> Iterator[None]:
+    lock = FileLock(run / "lock", run, "working on this run")
+    lock.take()
+    yield
+    lock.release()
+
+
+def test_time_is_that_of_what_is_left(x):
+    source, setup = setup_of(x, epochs=4, init="random", scale="zscore", batch_rows=100)
+    whole = {"scale": 1.0, "seed": 1.0, "train": 1.0, "close": 1.0}
+    half = {**whole, "scale": 0.5}
+    trained = {"scale": 0.0, "seed": 0.0, "train": 0.625, "close": 1.0}
+    closed = {"scale": 0.0, "seed": 0.0, "train": 0.0, "close": 0.5}
+    with closing(source):
+        for cursor, left in (
+            (Cursor("scale"), whole), (Cursor("scale", 0, 3), half),
+            (Cursor("rounds", 2, 1), {**whole, "scale": 0.0}), (Cursor("train", 1, 3), trained),
+            (Cursor("close", 4, 3), closed), (Cursor("close", 5, 1), {**closed, "close": 0.0}),
+        ):  # fmt: skip
+            assert _left(cursor, setup) == left
 
 
 # ---- time and space ---------------------------------------------------------

@@ -327,9 +327,9 @@ def overwritten(line: str) -> str:
 def test_what_a_run_says_names_the_bottleneck_and_the_reason(job, capsys):
     job.attempt()
     err = capsys.readouterr().err
-    assert "stopped: all epochs are done (--epochs 1); 12 steps in all" in err
+    assert "stopped: all epochs are done (1); 12 steps in all" in err
     assert "bottleneck: " in err
     capped = replace(job, run=job.run.with_name("capped"))
     capped.settings = {**job.settings, "epochs": 50, "tol": 1e6}
     capped.attempt()
-    assert "the centroid shift fell to --tol" in capsys.readouterr().err
+    assert "the centroid shift fell to tol" in capsys.readouterr().err

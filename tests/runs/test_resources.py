@@ -23,11 +23,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
+from streamkm import KMeans
 from streamkm.cli import main
+from streamkm.clustering.lloyd import Lloyd
+from streamkm.clustering.minibatch import MiniBatch
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
-from streamkm.errors import ConfigError, OutputExistsError, RunError, StorageError, StreamkmError
+from streamkm.errors import (
+    AllocationError,
+    ConfigError,
+    OutputExistsError,
+    RunError,
+    StorageError,
+    StreamkmError,
+)
 from streamkm.files import FileLock
 from streamkm.runs import predict as predict_module
 from streamkm.runs import progress
@@ -37,6 +48,7 @@ from streamkm.runs.folder import RunFolder
 from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.predict import predict
 from streamkm.sources import open_sink, open_source
+from streamkm.sources.flat import FlatSource
 from tests.runs.faults import FaultyDisk
 from tests.runs.helpers import Job, clusters, every, label, metrics_of, steps_saved
 from tests.runs.processes import ROOT, finish, start
@@ -128,6 +140,29 @@ def test_a_disk_that_is_full_for_a_while_costs_some_checkpoints(job, disk, caplo
     newest = load_checkpoint(full.run / "checkpoints")
     assert newest is not None
     assert newest.step == saved[-1]
+
+
+# Every call that a run makes before its first row. Breaks where an empty folder, or one with an
+# empty lock, is left, and the next attempt is told that it exists.
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(job, capsys):
+    job.attempt()
+    arguments = ["fit", str(job.source), "--k", "3", "--out", str(job.run.parent / "a/b/run")]
+    at, refused = 0, set[str]()
+    while True:
+        disk = FaultyDisk(at, "ENOSPC", for_good=True)
+        with disk.mounted():
+            status = main([*arguments, "--device", "cpu"])
+        *_, error = capsys.readouterr().err.splitlines()
+        assert status == 1
+        if "the run folder cannot be written" not in error:
+            break
+        assert "No space left on device" in error
+        assert error.endswith("then repeat; or choose another --out")
+        assert not (job.run.parent / "a").exists(), at
+        refused.add(disk.calls[at])
+        at += 1
+    assert {"mkdir", "open", "ftruncate", "writev", "fsync", "replace"} <= refused
+    assert (job.run.parent / "a/b/run/config.json").exists()
 
 
 # Breaks where what was saved goes with what cannot be, or the next attempt starts anew.
@@ -326,6 +361,94 @@ def test_a_budget_that_holds_no_batch_is_told_at_once(job, capsys):
     assert "max-host-memory" in error
     assert error.count("\n") == 1
     assert not job.run.exists()
+
+
+#: Far beyond what any machine can address, so that it fails everywhere.
+MUCH = 1 << 56
+
+
+def too_many_threads():
+    raise RuntimeError("can't start new thread")
+
+
+def no_device_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+
+
+def bad_alloc():
+    raise RuntimeError("std::bad_alloc")
+
+
+def no_mapping():
+    raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+REFUSALS = [
+    (lambda: np.empty(MUCH, np.uint8), "(unable to allocate 64.0 PiB)", "--max-host-memory"),
+    (lambda: torch.empty(MUCH, dtype=torch.uint8), "tried to allocate", "--max-host-memory"),
+    (lambda: bytearray(MUCH), "(an allocation was refused)", "--max-host-memory"),
+    (bad_alloc, "(an allocation was refused)", "--max-host-memory"),
+    (no_mapping, "(an allocation was refused)", "--max-host-memory"),
+    (too_many_threads, "(no thread could be started)", "--max-host-memory"),
+    (no_device_memory, "(tried to allocate 20.00 GiB)", "or use --device cpu"),
+]
+
+
+# Breaks where any of them ends with a traceback, or takes with it what was saved.
+@pytest.mark.parametrize(("refuse", "said", "remedy"), REFUSALS)
+def test_memory_that_is_refused_costs_the_work_since_the_last_checkpoint(
+    refuse, said, remedy, job, monkeypatch, capsys
+):
+    job.attempt()
+    arguments = ["fit", str(job.source), "--k", "3", "--batch-rows", "20", "--init", "random"]
+    again = replace(job, run=job.run.with_name("again"))
+    arguments += ["--out", str(again.run), "--resume", "--checkpoint-every", "1"]
+    update_, left = MiniBatch.update_, iter(range(4))
+
+    def update_while_there_is_memory_(*given, **named):
+        return refuse() if next(left, None) is None else update_(*given, **named)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(MiniBatch, "update_", update_while_there_is_memory_)
+        assert main([*arguments, "--device", "cpu"]) == 1
+    *_, error = capsys.readouterr().err.splitlines()
+    assert "out of memory while fitting, after step 6 (train, epoch 0, batch 4)" in error
+    assert said in error
+    assert remedy in error
+    assert "then repeat with --resume: what was saved is intact" in error
+    assert steps_saved(again.run)
+    again.attempt()
+    assert again.results == job.results
+
+
+# A reader tells what it cannot read; that it was for want of memory is no fault of the file.
+@pytest.mark.parametrize("command", ["fit", "predict", "evaluate"])
+def test_memory_that_is_refused_while_reading_is_told_as_that(command, job, monkeypatch, capsys):
+    job.attempt()
+    run, source, out = str(job.run), str(job.source), job.run.with_name("out")
+    arguments = {
+        "fit": ["fit", source, "--k", "3", "--out", str(out)],
+        "predict": ["predict", run, source, "--labels", f"{out}.npy"],
+        "evaluate": ["evaluate", run, source],
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(FlatSource, "read", lambda *_: np.empty(MUCH, np.uint8))
+        assert main([*arguments[command], "--device", "cpu"]) == 1
+    *_, error = capsys.readouterr().err.splitlines()
+    assert "out of memory while" in error
+    assert "unable to allocate 64.0 PiB" in error
+    assert "set a smaller --max-host-memory, then repeat" in error
+    if command != "evaluate":
+        assert "--resume" in error
+        assert main([*arguments[command], "--resume", "--device", "cpu"]) == 0
+
+
+def test_in_python_it_is_a_memory_error(monkeypatch):
+    monkeypatch.setattr(Lloyd, "update_", lambda *_, **__: np.empty(MUCH, np.uint8))
+    with pytest.raises(MemoryError, match=r"smaller max_host_memory, then repeat$") as caught:
+        KMeans(n_clusters=2).fit(clusters(205, 3))
+    assert isinstance(caught.value, AllocationError)
 
 
 # Breaks where a cadence or a rate goes by the time of day.
