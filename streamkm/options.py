@@ -72,7 +72,7 @@ def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE") -> None
 def add_fit_options(parser: argparse.ArgumentParser) -> None:
     """What a fit is asked to do."""
     add = parser.add_argument
-    add("--k", type=int, help="number of clusters")
+    add("-k", "--k", type=int, help="number of clusters")
     add("--out", metavar="RUN", type=Path, required=True, help="run folder to write")
     add("--resume", action="store_true", help="go on with RUN, or start it")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
