@@ -21,7 +21,8 @@ __all__ = ["memory_told"]
 
 #: What a RuntimeError says, in lower case, that is one of memory.
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-_DEVICE_SIGN = "cuda out of memory"
+#: Of the device's, whoever of torch, CUDA and Triton says it.
+_DEVICE_SIGN = "cuda"
 #: The stack of a thread is memory too.
 _THREAD_SIGN = "can't start new thread"
 

@@ -46,7 +46,7 @@ from streamkm.runs.tensorfile import tensor_file
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -194,15 +194,13 @@ def save_checkpoint(
     if not directory.exists():
         make_directory(directory)
     if target.exists():
-        try:
-            _verify(target)
-        except _Damaged:
-            remove_tree(target)
-        else:
+        if _holds(target, tensors):
             # A resumed run that was stopped before its first batch. The attempt before it may
             # have been killed between renaming this one and syncing that.
             fsync_directory(directory)
             return target
+        # Damaged, or passed over when it was loaded.
+        remove_tree(target)
     # What a killed attempt, or a full disk, left of other steps would stay for good.
     discard(*(directory / name for name in names_in(directory) if name.startswith(".step-")))
     try:
@@ -226,14 +224,11 @@ def _write(
 ) -> None:
     """Write both files and sync them."""
     parts = tensor_file(tensors)
-    digest = hashlib.sha256()  # Of what is in memory, not of what the disk made of it.
-    for part in parts:
-        digest.update(part)
     write_durably(folder / STATE, *parts)
     body = {
         "format": FORMAT,
         "step": step,
-        "state": {"sha256": digest.hexdigest(), "bytes": sum(map(len, parts))},
+        "state": {"sha256": _digest(parts), "bytes": sum(map(len, parts))},
         **manifest,
     }
     write_durably(folder / MANIFEST, seal(body))
@@ -306,6 +301,25 @@ def _verify(path: Path) -> None:
     """Raise `_Damaged` where `_load` would, without holding the tensors in memory."""
     with _reading():
         _check_state(file_sha256(path / STATE), unseal(read_bytes(path / MANIFEST)))
+
+
+def _holds(path: Path, tensors: dict[str, np.ndarray]) -> bool:
+    """Whether the checkpoint in `path` is intact, and of these tensors."""
+    try:
+        with _reading():
+            manifest = unseal(read_bytes(path / MANIFEST))
+            _check_state(file_sha256(path / STATE), manifest)
+    except _Damaged:
+        return False
+    return bool(manifest["state"]["sha256"] == _digest(tensor_file(tensors)))
+
+
+def _digest(parts: Sequence[bytes | memoryview]) -> str:
+    """sha256 of what is in memory, not of what the disk made of it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _check_state(sha256: str, manifest: dict[str, Any]) -> None:

@@ -233,7 +233,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def looks_like_a_run(path: Path) -> bool:
     """Whether the folder `path` holds what only a run writes, config.json or not."""
-    return (path / MODEL).is_file() or (path / CHECKPOINTS).is_dir()
+    has_state = (path / MODEL).is_file() or (path / CHECKPOINTS).is_dir()
+    return has_state and (path / LOCK).is_file()
 
 
 def run_owner(path: Path) -> str | None:

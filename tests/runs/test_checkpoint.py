@@ -111,6 +111,15 @@ def test_saving_over_a_damaged_checkpoint_replaces_it(folder):
     assert newest(folder).step == 5
 
 
+# Breaks where a checkpoint that was passed over, though its checksums hold, counts as this one.
+def test_saving_over_a_checkpoint_of_other_tensors_replaces_it(folder):
+    save(folder, 2, tensors={name: value + 1 for name, value in TENSORS.items()})
+    save(folder, 2)
+    loaded = newest(folder).tensors
+    for name, expected in TENSORS.items():
+        np.testing.assert_array_equal(loaded[name], expected)
+
+
 # Breaks when the highest numbers are kept whatever their state: the sound ones would go.
 def test_damaged_later_checkpoints_do_not_push_out_sound_ones(folder):
     for step in (100, 200, 300):
