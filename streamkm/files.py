@@ -119,15 +119,11 @@ def make_directory(path: Path) -> None:
     """Make the folder `path`, if it is missing, and those above it; their names are on disk."""
     if not path.parent.exists():
         make_directory(path.parent)
-    for is_last in [False] * _ATTEMPTS + [True]:
-        try:
-            os.mkdir(path)  # noqa: PTH102
-        except FileExistsError:
-            if not path.is_dir():
-                if is_last:
-                    raise
-                continue  # It may have been one, and another process has just removed it.
-        break
+    try:
+        os.mkdir(path)  # noqa: PTH102
+    except FileExistsError:
+        if not path.is_dir():
+            raise
     # Also of one that is there: an attempt that was killed may have made it just before.
     fsync_directory(path.parent)
 

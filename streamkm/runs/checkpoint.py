@@ -297,21 +297,20 @@ def _load(path: Path) -> Checkpoint:
     return Checkpoint(path, step, tensors, manifest)
 
 
-def _verify(path: Path) -> None:
-    """Raise `_Damaged` where `_load` would, without holding the tensors in memory."""
+def _verify(path: Path) -> str:
+    """Raise `_Damaged` where `_load` would, without the tensors in memory; else their sha256."""
     with _reading():
-        _check_state(file_sha256(path / STATE), unseal(read_bytes(path / MANIFEST)))
+        sha256 = file_sha256(path / STATE)
+        _check_state(sha256, unseal(read_bytes(path / MANIFEST)))
+    return sha256
 
 
 def _holds(path: Path, tensors: dict[str, np.ndarray]) -> bool:
     """Whether the checkpoint in `path` is intact, and of these tensors."""
     try:
-        with _reading():
-            manifest = unseal(read_bytes(path / MANIFEST))
-            _check_state(file_sha256(path / STATE), manifest)
+        return _verify(path) == _digest(tensor_file(tensors))
     except _Damaged:
         return False
-    return bool(manifest["state"]["sha256"] == _digest(tensor_file(tensors)))
 
 
 def _digest(parts: Sequence[bytes | memoryview]) -> str:

@@ -110,10 +110,11 @@ class RunFolder:
             try:
                 make_directory(self.path)
                 self._lock.take()
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 if is_last:
                     raise
-                continue  # A run of which nothing came has just removed the folder that it made.
+                # It was there, and then not: a run of which nothing came has removed it.
+                continue
             # Not if another process came first, and has left its work in there.
             self._is_new = was_missing and names_in(self.path) == [LOCK]
             return
