@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from streamkm.clustering.batch import Batch
 from streamkm.clustering.minibatch import MiniBatch
-from streamkm.clustering.scaling import Batch
 from streamkm.clustering.state import initial_state
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.kernels.triton import TritonKernel

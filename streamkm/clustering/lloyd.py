@@ -20,11 +20,10 @@ from streamkm.clustering.minibatch import nearest_and_sums, weighted_sum
 from streamkm.clustering.moving import move_centroids_
 from streamkm.clustering.reseeding import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
-from streamkm.kernels import exact_sq_distances
 
 if TYPE_CHECKING:
+    from streamkm.clustering.batch import Batch
     from streamkm.clustering.reseeding import Reseeding
-    from streamkm.clustering.scaling import Batch
     from streamkm.clustering.state import KMeansState
     from streamkm.kernels import Kernel
 
@@ -49,10 +48,7 @@ class Lloyd:
             state.counts_K.zero_()
             state.weights_K.zero_()
         (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
-            self.kernel, batch, state.centroids_KD, spherical=self.spherical
-        )
-        sq_distances_B = exact_sq_distances(
-            self.kernel, batch.x_BD, labels_B, sq_distances_B, state.centroids_KD
+            self.kernel, batch, state.centroids_KD, spherical=self.spherical, exact=True
         )
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)

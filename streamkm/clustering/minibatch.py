@@ -17,12 +17,12 @@ import torch
 from streamkm.clustering.moving import Sums, move_centroids_
 from streamkm.clustering.reseeding import draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
-from streamkm.kernels import Rows, add_by_label
+from streamkm.kernels import Assignment, Rows, TwoNearest, add_by_label, sq_distances_to
 
 if TYPE_CHECKING:
-    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
-    from streamkm.kernels import Assignment, Kernel, TwoNearest
+    from streamkm.kernels import Kernel
 
 __all__ = ["MiniBatch"]
 
@@ -48,7 +48,7 @@ class MiniBatch:
         if live.device.type == "cpu" and not live:
             return  # Asking costs nothing here; a GPU would have to be waited for.
         (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
-            self.kernel, batch, state.centroids_KD, spherical=self.spherical
+            self.kernel, batch, state.centroids_KD, spherical=self.spherical, exact=False
         )
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
@@ -122,22 +122,43 @@ def nearest(
     """The nearest centroid of each row; the first for rows without a direction, if `spherical`.
 
     A row of zeros is at distance 1 from every unit vector: the tie goes to the first
-    centroid, whatever the last bits of their lengths.
+    centroid, whatever the last bits of their lengths. Distances are good enough to be reported.
     """
-    assignment = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
+    if batch.measured_by is not None:
+        return batch.measure_(batch.measured_by, centroids_KD, exact=True)
+    labels_B, sq_distances_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
     if spherical:
-        assignment.labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
-    return assignment
+        labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    return Assignment(labels_B, _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD))
 
 
 def nearest_two(
     kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
 ) -> TwoNearest:
     """`nearest`, with the distance to the second nearest centroid."""
-    two = kernel.assign_two(batch.x_BD, batch.sq_norms_B, centroids_KD)
+    labels_B, sq_distances_B, second_B = kernel.assign_two(
+        batch.x_BD, batch.sq_norms_B, centroids_KD
+    )
     if spherical:
-        two.labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
-    return two
+        labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    sq_distances_B = _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD)
+    return TwoNearest(labels_B, sq_distances_B, second_B)
+
+
+def _exact(
+    kernel: Kernel,
+    batch: Batch,
+    labels_B: torch.Tensor,
+    sq_distances_B: torch.Tensor,
+    centroids_KD: torch.Tensor,
+) -> torch.Tensor:
+    """Distances to add up and report, float64: those that `kernel` gave with the labels, or better.
+
+    Without another read of the rows where the kernel summed up squared differences.
+    """
+    if kernel.distances_cancel:
+        return sq_distances_to(batch.x_BD, labels_B, centroids_KD)
+    return sq_distances_B.double()
 
 
 class BatchSums(NamedTuple):
@@ -152,18 +173,37 @@ class BatchSums(NamedTuple):
 
 
 def nearest_and_sums(
-    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool, exact: bool
 ) -> tuple[Assignment, BatchSums]:
     """`nearest`, and sums and counts of each cluster over the batch.
 
-    Rows that count for nothing go to one cluster more, which is then left out.
+    Distances are good enough to be reported if `exact`. Rows that count for nothing go to one
+    cluster more, which is then left out.
     """
     (k, n_features), weights_B = centroids_KD.shape, batch.weights_B
     sums_KD = centroids_KD.new_zeros((k + 1, n_features))
     counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
     shares_B, unit = _shares(batch, sums_KD.dtype)
-    rows = Rows(batch.x_BD, batch.sq_norms_B, shares_B, batch.left_out_B, zeros_first=spherical)
-    assignment = kernel.step(rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
+    if batch.measured_by is not None:
+        assignment = batch.measure_(batch.measured_by, centroids_KD, exact=exact)
+        labels_B = assignment.labels_B
+        if batch.dropped_B is not None:
+            labels_B = labels_B.masked_fill(batch.dropped_B, k)
+        batch.measured_by.accumulate(
+            batch.x_ND,
+            labels_B,
+            sums_KD=sums_KD,
+            counts_K=counts_K,
+            positions_B=batch.positions_B,
+        )
+    else:
+        rows = Rows(batch.x_BD, batch.sq_norms_B, shares_B, batch.left_out_B, zeros_first=spherical)
+        labels_B, sq_distances_B = kernel.step(
+            rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K
+        )
+        if exact:
+            sq_distances_B = _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD)
+        assignment = Assignment(labels_B, sq_distances_B)
     if weights_B is None:
         no_weights = sums_KD.new_zeros(0, dtype=torch.float64)
         return assignment, BatchSums(Sums(sums_KD[:k], unit), counts_K[:k], no_weights)
@@ -197,7 +237,7 @@ def _shares(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor | None, torc
     """
     weights_B = batch.weights_B
     if weights_B is None:
-        return None, torch.ones((), dtype=torch.float64, device=batch.x_BD.device)
+        return None, torch.ones((), dtype=torch.float64, device=batch.x_ND.device)
     _, exponent = torch.frexp(weights_B.max())
     unit = torch.exp2(exponent.double())
     return (weights_B / unit).to(dtype), unit

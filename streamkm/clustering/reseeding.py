@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
 
 __all__ = ["Reseeding", "draw_", "reseed_", "step_generator"]
@@ -87,32 +87,38 @@ def draw_(
     """
     # From all over the batch, and from another row on in each step: where rows come in
     # the same order every epoch, the ones between would else never have a chance.
-    stride = -(-len(sq_distances_B) // n_offered)
-    offered = slice(generator.initial_seed() % stride, None, stride)
-    x_BD, sq_norms_B = batch.x_BD[offered], batch.sq_norms_B[offered]
-    sq_distances_B = sq_distances_B[offered]
-    uniform_B = torch.rand(len(x_BD), dtype=torch.float64, device=x_BD.device, generator=generator)
-    chances_B = sq_distances_B.double()
+    device, n_rows = sq_distances_B.device, len(sq_distances_B)
+    stride = -(-n_rows // n_offered)
+    first = generator.initial_seed() % stride
+    offered = torch.arange(first, n_rows, stride, device=device)
+    uniform = torch.rand(len(offered), dtype=torch.float64, device=device, generator=generator)
+    chances = sq_distances_B[first::stride].double()
     if batch.weights_B is not None:
-        chances_B = chances_B * batch.weights_B[offered]
+        chances = chances * batch.weights_B[first::stride]
+    if device.type == "cpu":
+        # Of -log(1 - u) >= u: the others cannot come before the last row of the reservoir. To
+        # wait for their number costs nothing here.
+        entering = (uniform < chances * state.reservoir_keys_R.max()).nonzero().squeeze(1)
+        offered, uniform, chances = offered[entering], uniform[entering], chances[entering]
     # In parts that torch does not share among its threads: those then wait for more, and hold
     # the cores that the kernel's next loop could have.
-    for part in uniform_B.neg_().split(SERIAL_ELEMENTS):
+    for part in uniform.neg_().split(SERIAL_ELEMENTS):
         part.log1p_()
-    keys_B = -uniform_B / chances_B
-    keys_B.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+    keys = -uniform / chances
+    keys.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # Of a row on its centroid rounding leaves a distance; placing another there is no gain.
-    rounding_B = ROUNDING_EPS * torch.finfo(sq_norms_B.dtype).eps * sq_norms_B
-    keys_B.masked_fill_(sq_distances_B <= rounding_B, torch.inf)
+    sq_norms = batch.sq_norms_B[offered]
+    rounding = ROUNDING_EPS * torch.finfo(sq_norms.dtype).eps * sq_norms
+    keys.masked_fill_(sq_distances_B[offered] <= rounding, torch.inf)
     if batch.is_normalized:
-        keys_B.masked_fill_(sq_norms_B == 0, torch.inf)
+        keys.masked_fill_(sq_norms == 0, torch.inf)
     n_reservoir = len(state.reservoir_keys_R)
-    n_drawn = min(DRAWN_PER_BATCH, n_reservoir, len(x_BD))
-    drawn_keys, drawn = torch.topk(keys_B, n_drawn, largest=False)
+    n_drawn = min(DRAWN_PER_BATCH, n_reservoir, len(keys))
+    drawn_keys, drawn = torch.topk(keys, n_drawn, largest=False)
+    drawn = offered[drawn]
     keys = torch.cat((state.reservoir_keys_R, drawn_keys))
-    drawn_rows = x_BD.index_select(0, drawn).to(state.reservoir_RD.dtype)
-    rows = torch.cat((state.reservoir_RD, drawn_rows))
-    labels = torch.cat((state.reservoir_labels_R, labels_B[offered].index_select(0, drawn)))
+    rows = torch.cat((state.reservoir_RD, batch.take(drawn).to(state.reservoir_RD.dtype)))
+    labels = torch.cat((state.reservoir_labels_R, labels_B[drawn]))
     kept_keys, kept = torch.topk(keys, n_reservoir, largest=False)
     state.reservoir_keys_R.copy_(kept_keys)
     # Places without a row hold zeros, whichever of the infinite keys is there.
@@ -121,8 +127,7 @@ def draw_(
     state.reservoir_RD.copy_(kept_rows)
     state.reservoir_labels_R.copy_(labels.index_select(0, kept).masked_fill_(vacant_R, 0))
     if batch.weights_B is not None:
-        drawn_weights = batch.weights_B[offered].index_select(0, drawn)
-        weights = torch.cat((state.reservoir_weights_R, drawn_weights)).index_select(0, kept)
+        weights = torch.cat((state.reservoir_weights_R, batch.weights_B[drawn]))[kept]
         state.reservoir_weights_R.copy_(weights.masked_fill_(vacant_R, 0))
 
 

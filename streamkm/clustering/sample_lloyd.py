@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.batch import Batch
 from streamkm.clustering.minibatch import nearest_and_sums
 from streamkm.clustering.sample import Draws, Sample, draw_distinct
-from streamkm.clustering.scaling import Batch, normalized
+from streamkm.clustering.scaling import normalized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,9 @@ class SampleLloyd:
         for rows in sample.batches(self._batch_rows):
             weights_B = None if sample.weights_S is None else sample.weights_S[rows]
             batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
-            assignment, found = nearest_and_sums(self._kernel, batch, before_KD, spherical=False)
+            assignment, found = nearest_and_sums(
+                self._kernel, batch, before_KD, spherical=False, exact=False
+            )
             sq_distances_S[rows] = assignment.sq_distances_B
             sums_KD += found.sums.wide()
             mass_K += found.counts_K if weights_B is None else found.weights_K

@@ -24,7 +24,7 @@ from streamkm.clustering.sizes import CANDIDATES_PER_CLUSTER, N_ROUNDS
 from streamkm.kernels import add_by_label
 
 if TYPE_CHECKING:
-    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.batch import Batch
     from streamkm.kernels import Kernel
 
 __all__ = ["Candidates", "first_candidate"]

@@ -16,13 +16,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.batch import MOST_SQ_NORM, Batch
 from streamkm.errors import SourceError
 from streamkm.kernels.gather import gather
 
-__all__ = ["Batch", "RunningMoments", "Scaling", "compute_dtype"]
+if TYPE_CHECKING:
+    from streamkm.kernels.cpu import CpuKernel
+
+__all__ = ["RunningMoments", "Scaling", "compute_dtype"]
 
 #: A feature is centred if its mean is further from 0 than so many standard deviations.
 FAR_FROM_ORIGIN = 2.0
@@ -33,10 +38,7 @@ LEAST_REACH, MOST_REACH = 2.0**-30, 2.0**50
 #: A factor of float32 is no larger than this.
 MOST_FACTOR = 2.0**126
 
-#: The longest row whose squared distances fit: in float32 they must not overflow themselves,
-#: and from float64 the centroids must fit into float32, in which they are saved.
 _FLOAT32 = torch.finfo(torch.float32)
-MOST_SQ_NORM = {torch.float32: _FLOAT32.max / 4, torch.float64: _FLOAT32.max**2}
 
 #: Moments are taken tile by tile, so that float64 copies stay small.
 MOMENTS_TILE_ELEMENTS = 1 << 17
@@ -47,27 +49,6 @@ _WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
 def compute_dtype(stored: torch.dtype) -> torch.dtype:
     """float64 for what float32 cannot hold exactly (float64, 32- and 64-bit integers)."""
     return torch.float64 if stored in _WIDE else torch.float32
-
-
-@dataclass
-class Batch:
-    """Rows of one batch, scaled and ready for a kernel."""
-
-    x_BD: torch.Tensor
-    """In the dtype of the centroids, or as they are stored (see `Scaling.row_dtype`)."""
-    sq_norms_B: torch.Tensor
-    """Squared lengths of the rows of `x_BD`."""
-    dropped_B: torch.Tensor | None
-    """True where a row was not finite and has been replaced by zeros; None if none was."""
-    is_normalized: bool = False
-    """Whether rows have unit length, but for rows of zeros."""
-    weights_B: torch.Tensor | None = None
-    """Weights of the rows, float64, 0 for those that were dropped; None where all weigh 1."""
-
-    @property
-    def left_out_B(self) -> torch.Tensor | None:
-        """True for rows that no cluster counts: dropped, or of weight 0."""
-        return self.dropped_B if self.weights_B is None else self.weights_B == 0
 
 
 @dataclass
@@ -246,13 +227,24 @@ class Scaling:
         rows: torch.Tensor | slice,
         workspace_BD: torch.Tensor,
         weights_N: torch.Tensor | None = None,
+        *,
+        measured_by: CpuKernel | None = None,
     ) -> Batch:
         """Gather, widen and scale `rows` of a window, which must not be used for them again.
 
         The result lies in `workspace_BD`, of a dtype that `row_dtype` says, or in the
-        window itself where its rows can be used as they are.
+        window itself where its rows can be used as they are. Then they are left to
+        `measured_by`, if it is there: nothing is known of the batch before it has labels.
         """
         dtype = workspace_BD.dtype
+        is_as_stored = x_ND.dtype == dtype and not (self.normalize or self._moves)
+        if measured_by is not None and is_as_stored and weights_N is None:
+            if isinstance(rows, slice):
+                x_ND, positions_B = x_ND[rows], None
+            else:
+                positions_B = rows
+            unknown = x_ND.new_empty(0)
+            return Batch(x_ND, unknown, None, positions_B=positions_B, measured_by=measured_by)
         moved_by = (self.shift_D.to(dtype), self.factor_D.to(dtype)) if self._moves else ()
         x_BD, sq_norms_B = gather(x_ND, rows, workspace_BD, *moved_by)
         dropped_B = None

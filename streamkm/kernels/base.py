@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Assignment", "Kernel", "Rows", "TwoNearest", "assign_then_add"]
+__all__ = ["Assignment", "Kernel", "Measured", "Rows", "TwoNearest", "assign_then_add"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,19 @@ class TwoNearest(NamedTuple):
     """As in `Assignment`."""
     second_sq_distances_B: torch.Tensor
     """Likewise to the second nearest centroid; infinite if there is one centroid only."""
+
+
+class Measured(NamedTuple):
+    """The nearest centroid of every row of a batch, and what was found out about the rows."""
+
+    labels_B: torch.Tensor
+    """As in `Assignment`, of a row of zeros where a row was dropped."""
+    sq_distances_B: torch.Tensor
+    """As in `Assignment`, or float64 and free of cancellation, as was asked for."""
+    sq_norms_B: torch.Tensor
+    """Squared lengths of the rows; 0 where a row was dropped."""
+    dropped_B: torch.Tensor | None
+    """True for rows whose squared length is beyond what was asked for; None if there is none."""
 
 
 class Kernel(Protocol):

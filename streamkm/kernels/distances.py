@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from streamkm.kernels.extension import instruction_sets, n_threads_for
 
-if TYPE_CHECKING:
-    from streamkm.kernels.base import Kernel
-
-__all__ = ["exact_sq_distances", "sq_distances_between", "sq_distances_to"]
+__all__ = ["sq_distances_between", "sq_distances_to"]
 
 #: Elements of the differences that torch makes at once.
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 64 << 20}
@@ -57,23 +52,6 @@ def sq_distances_between(
         n_threads_for(x_SD.numel() * n_points),
     )
     return distances_LS
-
-
-def exact_sq_distances(
-    kernel: Kernel,
-    x_BD: torch.Tensor,
-    labels_B: torch.Tensor,
-    sq_distances_B: torch.Tensor,
-    centroids_KD: torch.Tensor,
-) -> torch.Tensor:
-    """Squared distances to add up and report: those that `kernel` gave with the labels, or better.
-
-    Without another read of the rows where the kernel summed up squared differences. float64,
-    shape (B,).
-    """
-    if kernel.distances_cancel:
-        return sq_distances_to(x_BD, labels_B, centroids_KD)
-    return sq_distances_B.double()
 
 
 def sq_distances_to(

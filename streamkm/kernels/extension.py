@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "WHY_MISSING",
     "InstructionSet",
+    "address",
     "cores_for_kernels",
     "instruction_sets",
     "n_threads_for",
@@ -65,6 +66,11 @@ def stored_types() -> dict[torch.dtype, int]:
     """Number of every dtype that rows may be stored in."""
     assert _cpu is not None
     return {getattr(torch, name): number for number, name in enumerate(_cpu.stored_types())}
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Where the numbers of `tensor` lie, as the extension is told; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def n_threads_for(n_products: int) -> int:

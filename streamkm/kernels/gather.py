@@ -10,6 +10,7 @@ import torch
 
 from streamkm.kernels.extension import (
     InstructionSet,
+    address,
     instruction_sets,
     n_threads_for,
     stored_types,
@@ -104,9 +105,9 @@ def _gather_compiled(
         x_BD.dtype == torch.float64,
         stored_types()[x_ND.dtype],
         x_ND.data_ptr(),
-        _address(positions_B),
-        _address(shift_D),
-        _address(factor_D),
+        address(positions_B),
+        address(shift_D),
+        address(factor_D),
         x_BD.data_ptr(),
         sq_norms_B.data_ptr(),
         len(x_ND),
@@ -114,7 +115,3 @@ def _gather_compiled(
         n_threads_for(x_BD.numel()),
     )
     return sq_norms_B
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()

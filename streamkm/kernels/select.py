@@ -82,6 +82,11 @@ def make_kernel(
     return _MAKERS[resolve_kernel(name, device)](batch_rows, k, dtype, device, precision, tune)
 
 
+def measuring(kernel: Kernel) -> CpuKernel | None:
+    """`kernel` if it takes rows where they lie and finds out about them; None if it does not."""
+    return kernel if isinstance(kernel, CpuKernel) else None
+
+
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 

@@ -26,6 +26,7 @@ from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import RUNNING, STOP_REASONS
 from streamkm.config import counted
 from streamkm.errors import Interrupted, Option, StorageError
+from streamkm.kernels import measuring
 from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.demanded import check_checkpoint
 from streamkm.runs.devices import environment
@@ -256,6 +257,7 @@ class Attempt:
             ),
             device=self._device,
         )
+        kernel = measuring(algorithm.kernel)
         # Readers go from one epoch to the next without a pause.
         upcoming = chain.from_iterable(
             plan.windows(epoch, first.batch if epoch == first.epoch else 0) for epoch in epochs
@@ -268,15 +270,17 @@ class Attempt:
                 for index, rows in window.batches(first.batch if epoch == first.epoch else 0):
                     if index == 0:
                         state.begin_epoch_(closing=closing)
-                    batch = scaling.prepare(window.x_ND, rows, workspace_BD, window.weights_N)
+                    batch = scaling.prepare(
+                        window.x_ND, rows, workspace_BD, window.weights_N, measured_by=kernel
+                    )
                     algorithm.update_(state, batch, epoch=epoch, index=index)
-                    self._arithmetic.n_assigned += len(batch.x_BD)
-                    self._clock.rows[first.phase] += len(batch.x_BD)
+                    self._arithmetic.n_assigned += len(batch)
+                    self._clock.rows[first.phase] += len(batch)
                     now.cursor = Cursor(first.phase, epoch, index + 1)
                     if index == window.window.last_batch:
                         algorithm.finish_epoch_(state)
                         now.cursor = Cursor(first.phase, epoch + 1)
-                    self._after_batch(len(batch.x_BD))
+                    self._after_batch(len(batch))
                     if now.cursor.batch == 0:
                         self._report()
                 if self._is_stopped and not closing:

@@ -22,7 +22,7 @@ from streamkm.stream.stages import StageTimes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.batch import Batch
     from streamkm.config import FitConfig
     from streamkm.runs.progress import Progress
     from streamkm.sources.base import ArraySpec, Source

@@ -13,7 +13,7 @@ from streamkm.clustering.minibatch import nearest, nearest_two, sums_by_label
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
-from streamkm.kernels import exact_sq_distances, make_kernel
+from streamkm.kernels import make_kernel, measuring
 from streamkm.kernels.extension import cores_for_kernels
 from streamkm.runs.devices import describe_kernel, resolve_device
 from streamkm.runs.preflight import plan_memory, predict_bytes
@@ -26,8 +26,9 @@ from streamkm.stream.transfer import as_stored_tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.batch import Batch
     from streamkm.config import ExecutionConfig
+    from streamkm.kernels import CpuKernel
     from streamkm.runs.model import Model
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -112,7 +113,7 @@ class Labelling:
         """Every batch from the one that holds `start_row` on, in the order of the rows."""
         with (
             cores_for_kernels(self.arithmetic.name),
-            self._prepared(start_row, self._row_dtype) as batches,
+            self._prepared(start_row, self._row_dtype, measuring(self.arithmetic)) as batches,
         ):
             yield (self._label(start, batch) for start, batch in batches)
 
@@ -124,8 +125,9 @@ class Labelling:
 
     @contextmanager
     def _prepared(
-        self, start_row: int, dtype: torch.dtype
+        self, start_row: int, dtype: torch.dtype, kernel: CpuKernel | None = None
     ) -> Iterator[Iterator[tuple[int, Batch]]]:
+        """Batches of which nothing is known yet, where `kernel` can measure them."""
         workspace_BD = torch.empty(
             (self._plan.batch_rows, self._source.spec.n_features), dtype=dtype, device=self.device
         )
@@ -139,7 +141,9 @@ class Labelling:
             yield (
                 (
                     window.window.reads[0].start + rows.start,
-                    self._scaling.prepare(window.x_ND, rows, workspace_BD, window.weights_N),
+                    self._scaling.prepare(
+                        window.x_ND, rows, workspace_BD, window.weights_N, measured_by=kernel
+                    ),
                 )
                 for window in on_device
                 for _, rows in window.batches(first)
@@ -172,9 +176,6 @@ class Labelling:
     def _labelled(
         self, start_row: int, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor
     ) -> LabelledBatch:
-        sq_distances_B = exact_sq_distances(
-            self.arithmetic, batch.x_BD, labels_B, sq_distances_B, self.centroids_KD
-        )
         n_dropped = 0
         if batch.dropped_B is not None:
             labels_B.masked_fill_(batch.dropped_B, -1)

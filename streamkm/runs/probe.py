@@ -21,6 +21,7 @@ import torch
 from streamkm.clustering.scaling import RunningMoments
 from streamkm.clustering.state import KMeansState
 from streamkm.config import format_bytes
+from streamkm.kernels import measuring
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import to_device
@@ -261,8 +262,12 @@ class Prober:
             device=setup.device,
         )
 
+        kernel = measuring(algorithm.kernel)
+
         def update(window: DeviceWindow, index: int, rows: torch.Tensor | slice) -> None:
-            batch = self.scaling.prepare(window.x_ND, rows, workspace_BD, window.weights_N)
+            batch = self.scaling.prepare(
+                window.x_ND, rows, workspace_BD, window.weights_N, measured_by=kernel
+            )
             algorithm.update_(state, batch, epoch=window.window.epoch, index=index)
 
         return update

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.batch import Batch
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
-from streamkm.clustering.scaling import Batch
 from streamkm.clustering.state import RUNNING, KMeansState, initial_state
 from streamkm.kernels import ReferenceKernel
 

@@ -8,7 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.preprocessing import normalize
 
-from streamkm.clustering.scaling import Batch, RunningMoments, Scaling
+from streamkm.clustering.batch import Batch
+from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.kernels import ReferenceKernel
 from tests.clustering.streams import (
     CPU,

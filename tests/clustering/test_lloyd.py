@@ -28,7 +28,7 @@ from tests.clustering.streams import (
 )
 
 if TYPE_CHECKING:
-    from streamkm.clustering.scaling import Batch
+    from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
 
 DATA_SETS = {

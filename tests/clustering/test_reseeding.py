@@ -77,6 +77,20 @@ def test_every_place_in_a_long_batch_has_its_chance() -> None:
     assert found == {400, 401, 402, 403}
 
 
+# Breaks when a row that could come before the last of the reservoir is passed over without a look.
+def test_what_is_passed_over_could_not_have_entered() -> None:
+    rows = np.random.default_rng(0).normal(size=(3000, 3))
+    sq_distances = np.random.default_rng(1).exponential(size=3000)
+    state = state_from([[0.0] * 3] * 20)
+    keys: list[float] = []
+    for step, part in enumerate(np.split(np.arange(3000), 10)):
+        offer(state, rows[part].tolist(), sq_distances[part].tolist(), step)
+        drawn = torch.rand(300, dtype=torch.float64, generator=step_generator(CPU, step))
+        least = -np.log1p(-drawn.numpy()) / sq_distances[part]
+        keys = sorted([*keys, *np.sort(least)[:DRAWN_PER_BATCH]])[: len(state.reservoir_keys_R)]
+        np.testing.assert_allclose(state.reservoir_keys_R.numpy(), keys, rtol=1e-12)
+
+
 # Breaks when something beside the coordinates of a step decides.
 def test_the_same_step_draws_the_same() -> None:
     rows = np.random.default_rng(0).normal(size=(500, 3)).tolist()

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.preprocessing import MinMaxScaler, StandardScaler, normalize
 
+from streamkm.clustering.batch import Batch
 from streamkm.clustering.scaling import (
-    Batch,
     RunningMoments,
     Scaling,
     _centre,

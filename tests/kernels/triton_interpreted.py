@@ -16,9 +16,10 @@ import torch
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
+from streamkm.clustering.batch import Batch
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
-from streamkm.clustering.scaling import Batch, Scaling
+from streamkm.clustering.scaling import Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.errors import InputError
 from streamkm.kernels import Rows

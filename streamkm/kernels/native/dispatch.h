@@ -111,6 +111,7 @@ struct Functions {
     int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*compare_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*recheck_row)(const AssignJob<T>&, int64_t row);
+    void (*measure_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
     void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
@@ -126,7 +127,8 @@ struct Functions {
         using Element = T;                                                            \
         return {panel_width<T>(), BLOCK_ROWS,            pack_panel<T>,               \
                 assign_block<T>,  compare_block<T>,      recheck_row<T>,              \
-                accumulate_cluster<T>, measure_rows<T>,  move_cluster<T>,             \
+                measure_block<T>, accumulate_cluster<T>, measure_rows<T>,             \
+                move_cluster<T>,                                                      \
                 {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                 \
     }()
 
@@ -176,25 +178,22 @@ void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
 template <class T>
 int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, int n_threads) {
     Pool& pool = Pool::instance();
-    pool.run(parts_of(job.k, functions.panel_width), n_threads,
+    // Waking a thread for fewer takes longer than packing them.
+    constexpr int64_t FEW = 1 << 15;
+    pool.run(parts_of(job.k, functions.panel_width), job.k * job.n_features < FEW ? 1 : n_threads,
              [&](int64_t panel) { functions.pack_panel(job, panel); });
     job.longest_sq = *std::max_element(job.c_sq, job.c_sq + job.k);
     std::atomic<int64_t> n_uncertain{0};
     pool.run(parts_of(job.n_rows, functions.block_rows), n_threads, [&](int64_t block) {
         const int64_t start = block * functions.block_rows;
-        n_uncertain += functions.assign_block(
-            job, start, std::min(start + functions.block_rows, job.n_rows));
+        const int64_t stop = std::min(start + functions.block_rows, job.n_rows);
+        const int64_t n_found = functions.assign_block(job, start, stop);
+        n_uncertain += n_found;
+        for (int64_t row = start; n_found > 0 && rechecks && row < stop; ++row) {
+            if (job.uncertain[row]) functions.recheck_row(job, row);
+        }
+        if (job.exact) functions.measure_block(job, start, stop);
     });
-    if (rechecks && n_uncertain > 0) {
-        // In pieces: rows in doubt may lie together.
-        constexpr int64_t ROWS_AT_ONCE = 64;
-        pool.run(parts_of(job.n_rows, ROWS_AT_ONCE), n_threads, [&](int64_t part) {
-            const int64_t stop = std::min((part + 1) * ROWS_AT_ONCE, job.n_rows);
-            for (int64_t row = part * ROWS_AT_ONCE; row < stop; ++row) {
-                if (job.uncertain[row]) functions.recheck_row(job, row);
-            }
-        });
-    }
     return n_uncertain;
 }
 
@@ -255,9 +254,10 @@ double move(const Functions<T>& functions, const MoveJob<T>& job, int64_t k, int
     return std::accumulate(job.sq_steps, job.sq_steps + k, 0.0);
 }
 
-// Sorts row numbers by label, keeping their order; false if a label is not within 0 to k.
-bool sort_by_label(const int64_t* labels, int64_t n_rows, int64_t k, int32_t* rows,
-                   int64_t* offsets) {
+// Sorts rows by label, keeping their order: their numbers, or their `positions` where these are
+// given. False if a label is not within 0 to k.
+bool sort_by_label(const int64_t* labels, const int32_t* positions, int64_t n_rows, int64_t k,
+                   int32_t* rows, int64_t* offsets) {
     std::fill_n(offsets, k + 1, 0);
     for (int64_t row = 0; row < n_rows; ++row) {
         if (labels[row] < 0 || labels[row] >= k) return false;
@@ -267,7 +267,7 @@ bool sort_by_label(const int64_t* labels, int64_t n_rows, int64_t k, int32_t* ro
     // Each offset moves to its cluster's end while the cluster is filled, which is where
     // the next one began: shifted by one they are right again.
     for (int64_t row = 0; row < n_rows; ++row) {
-        rows[offsets[labels[row]]++] = static_cast<int32_t>(row);
+        rows[offsets[labels[row]]++] = positions ? positions[row] : static_cast<int32_t>(row);
     }
     std::memmove(offsets + 1, offsets, k * sizeof *offsets);
     offsets[0] = 0;

@@ -14,9 +14,10 @@ constexpr int64_t GROUP_BYTES = 256 << 10;
 // Nearest centroids of rows. All arrays lie row by row without gaps.
 template <class T>
 struct AssignJob {
-    const T* x;          // n_rows x n_features
-    const T* sq_norms;   // n_rows
-    const T* centroids;  // k x n_features
+    const T* x;                // n_rows x n_features, or the window that `positions` point into
+    const int32_t* positions;  // n_rows, or null where row follows row
+    T* sq_norms;               // n_rows; to be filled where `dropped` is there
+    const T* centroids;        // k x n_features
     T* packed;           // room for the centroids as the instruction set reads them
     T* c_sq;             // room for their squared lengths
     int64_t* labels;     // n_rows, to be filled
@@ -26,13 +27,22 @@ struct AssignJob {
     T rounding;    // error of a score, as a share of (|x| + |c|)^2
     T longest_sq;  // squared length of the longest centroid, found on the way
     T* second_sq_distances;  // n_rows, or null: the same for the second least score
+    bool* dropped;           // n_rows, or null: whether the squared length is not within the most
+    const T* zeros;          // n_features: what is taken for such a row
+    double* exact;           // n_rows, or null: squared distances as sums of squared differences
+    T most_sq_norm;
+
+    const T* row(int64_t number) const {
+        if (dropped && dropped[number]) return zeros;
+        return x + (positions ? positions[number] : number) * n_features;
+    }
 };
 
 // Sums of rows by their labels.
 template <class T>
 struct AccumulateJob {
-    const T* x;              // n_rows x n_features
-    const int32_t* rows;     // numbers of the rows, cluster after cluster, in order
+    const T* x;              // rows of n_features
+    const int32_t* rows;     // where they are in x, cluster after cluster, in order
     const int64_t* offsets;  // k + 1: where in `rows` each cluster begins
     T* sums;                 // k x n_features, to be added to
     int64_t n_features, k;

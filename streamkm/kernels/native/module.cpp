@@ -22,21 +22,53 @@ T* at(unsigned long long address) {
     return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
 }
 
+// Whether every position lies within a window; where there are none, whether that many rows do.
+bool lie_within(const int32_t* positions, int64_t n_rows, int64_t n_window) {
+    if (n_rows == 0) return true;
+    if (positions == nullptr) return n_rows <= n_window;
+    uint32_t highest = 0;
+    for (int64_t row = 0; row < n_rows; ++row) {
+        highest = std::max(highest, static_cast<uint32_t>(positions[row]));
+    }
+    return highest < n_window;
+}
+
+PyObject* refuse_window(int64_t n_window) {
+    PyErr_Format(PyExc_IndexError, "rows must lie within a window of %lld",
+                 static_cast<long long>(n_window));
+    return nullptr;
+}
+
 struct AssignArguments {
-    unsigned long long x, sq_norms, centroids, packed, c_sq, labels, sq_distances, uncertain;
-    long long n_rows, n_features, k;
-    double rounding;
+    unsigned long long x, positions, sq_norms, centroids, packed, c_sq, labels, sq_distances,
+        uncertain, second_sq_distances, dropped, zeros, exact;
+    long long n_window, n_rows, n_features, k;
+    double rounding, most_sq_norm;
     int rechecks, n_threads;
-    unsigned long long second_sq_distances = 0;
 };
 
 template <class T>
 AssignJob<T> job_of(const AssignArguments& given) {
-    return {at<T>(given.x),        at<T>(given.sq_norms), at<T>(given.centroids),
-                     at<T>(given.packed),   at<T>(given.c_sq),     at<int64_t>(given.labels),
-                     at<T>(given.sq_distances),   at<bool>(given.uncertain),
-                     given.n_rows,          given.n_features,      given.k,
-                     static_cast<T>(given.rounding), 0,    at<T>(given.second_sq_distances)};
+    AssignJob<T> job{};
+    job.x = at<T>(given.x);
+    job.positions = at<int32_t>(given.positions);
+    job.sq_norms = at<T>(given.sq_norms);
+    job.centroids = at<T>(given.centroids);
+    job.packed = at<T>(given.packed);
+    job.c_sq = at<T>(given.c_sq);
+    job.labels = at<int64_t>(given.labels);
+    job.sq_distances = at<T>(given.sq_distances);
+    job.uncertain = at<bool>(given.uncertain);
+    job.second_sq_distances = at<T>(given.second_sq_distances);
+    job.dropped = at<bool>(given.dropped);
+    job.zeros = at<T>(given.zeros);
+    job.exact = at<double>(given.exact);
+    job.n_rows = given.n_rows;
+    job.n_features = given.n_features;
+    job.k = given.k;
+    job.rounding = static_cast<T>(given.rounding);
+    job.most_sq_norm = static_cast<T>(given.most_sq_norm);
+    return job;
 }
 
 template <class T>
@@ -47,20 +79,28 @@ int64_t assign_from(const InstructionSet& set, const AssignArguments& given) {
 
 PyObject* py_assign(PyObject*, PyObject* args) {
     int set, is_double;
-    AssignArguments given;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLdpi|K", &set, &is_double, &given.x, &given.sq_norms,
-                          &given.centroids, &given.packed, &given.c_sq, &given.labels,
-                          &given.sq_distances, &given.uncertain, &given.n_rows, &given.n_features,
-                          &given.k, &given.rounding, &given.rechecks, &given.n_threads,
-                          &given.second_sq_distances)) {
+    AssignArguments given{};
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKLLLLddpi", &set, &is_double, &given.x,
+                          &given.positions, &given.sq_norms, &given.centroids, &given.packed,
+                          &given.c_sq, &given.labels, &given.sq_distances, &given.uncertain,
+                          &given.second_sq_distances, &given.dropped, &given.zeros,
+                          &given.exact, &given.n_window, &given.n_rows, &given.n_features, &given.k,
+                          &given.rounding, &given.most_sq_norm, &given.rechecks,
+                          &given.n_threads)) {
         return nullptr;
     }
-    int64_t n_uncertain;
+    if (!lie_within(at<int32_t>(given.positions), given.n_rows, given.n_window)) {
+        return refuse_window(given.n_window);
+    }
+    long long n_uncertain, n_dropped = 0;
     Py_BEGIN_ALLOW_THREADS;
     n_uncertain = is_double ? assign_from<double>(instruction_sets[set], given)
                             : assign_from<float>(instruction_sets[set], given);
+    if (const bool* dropped = at<bool>(given.dropped)) {
+        n_dropped = std::count(dropped, dropped + given.n_rows, true);
+    }
     Py_END_ALLOW_THREADS;
-    return PyLong_FromLongLong(n_uncertain);
+    return Py_BuildValue("LL", n_uncertain, n_dropped);
 }
 
 PyObject* py_compare(PyObject*, PyObject* args) {
@@ -83,16 +123,17 @@ PyObject* py_compare(PyObject*, PyObject* args) {
 
 PyObject* py_accumulate(PyObject*, PyObject* args) {
     int set, is_double, n_threads;
-    unsigned long long x, labels, rows, offsets, sums;
-    long long n_rows, n_features, k;
-    if (!PyArg_ParseTuple(args, "iiKKKKKLLLi", &set, &is_double, &x, &labels, &rows, &offsets,
-                          &sums, &n_rows, &n_features, &k, &n_threads)) {
+    unsigned long long x, positions, labels, rows, offsets, sums;
+    long long n_window, n_rows, n_features, k;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKLLLLi", &set, &is_double, &x, &positions, &labels, &rows,
+                          &offsets, &sums, &n_window, &n_rows, &n_features, &k, &n_threads)) {
         return nullptr;
     }
+    if (!lie_within(at<int32_t>(positions), n_rows, n_window)) return refuse_window(n_window);
     bool is_sorted;
     Py_BEGIN_ALLOW_THREADS;
-    is_sorted = sort_by_label(at<int64_t>(labels), n_rows, k, at<int32_t>(rows),
-                              at<int64_t>(offsets));
+    is_sorted = sort_by_label(at<int64_t>(labels), at<int32_t>(positions), n_rows, k,
+                              at<int32_t>(rows), at<int64_t>(offsets));
     if (is_sorted && is_double) {
         accumulate(instruction_sets[set].of_double,
                    AccumulateJob<double>{at<double>(x), at<int32_t>(rows), at<int64_t>(offsets),
@@ -179,14 +220,7 @@ PyObject* py_gather(PyObject*, PyObject* args) {
         return nullptr;
     }
     const int32_t* positions = at<int32_t>(rows);
-    uint32_t highest = 0;
-    for (int64_t row = 0; rows != 0 && row < n_rows; ++row) {
-        highest = std::max(highest, static_cast<uint32_t>(positions[row]));
-    }
-    if (n_rows > 0 && (rows == 0 ? n_rows > n_window : highest >= n_window)) {
-        PyErr_Format(PyExc_IndexError, "rows must lie within a window of %lld", n_window);
-        return nullptr;
-    }
+    if (!lie_within(positions, n_rows, n_window)) return refuse_window(n_window);
     Py_BEGIN_ALLOW_THREADS;
     if (is_double) {
         gather(instruction_sets[set].of_double, stored,
@@ -237,7 +271,7 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, and how many were in doubt; see kernels/cpu.py."},
+    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/cpu.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/distances.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/cpu.py."},
     {"sq_distances", py_sq_distances, METH_VARARGS,

@@ -1,30 +1,5 @@
 // Arithmetic on rows one by one, for one instruction set; included as tiles.h is, and after it.
 
-// Squares of a row are added up in so many sums, whatever the instruction set.
-constexpr int NORM_LANES = 16;
-
-// Sum of the squares of what `element` gives for every feature.
-template <class Element>
-INLINE double sum_of_squares(int64_t n_features, const Element& element) {
-    double sum = 0;
-    int64_t feature = 0;
-    if (n_features >= NORM_LANES) {
-        double sums[NORM_LANES] = {};
-        for (; feature + NORM_LANES <= n_features; feature += NORM_LANES) {
-            for (int lane = 0; lane < NORM_LANES; ++lane) {
-                const double value = element(feature + lane);
-                sums[lane] += value * value;
-            }
-        }
-        for (int lane = 0; lane < NORM_LANES; ++lane) sum += sums[lane];
-    }
-    for (; feature < n_features; ++feature) {
-        const double value = element(feature);
-        sum += value * value;
-    }
-    return sum;
-}
-
 // Squared distance of two points, as the sum of squared differences.
 template <class T>
 INLINE double sq_difference(const T* a, const T* b, int64_t n_features) {
@@ -59,7 +34,7 @@ INLINE T dot(const T* a, const T* b, int64_t n_features) {
 // precision, in which nothing cancels; the lowest index wins a tie.
 template <class T>
 void recheck_row(const AssignJob<T>& job, int64_t row) {
-    const T* const x = job.x + row * job.n_features;
+    const T* const x = job.row(row);
     const auto score = [&](int64_t cluster) __attribute__((always_inline)) {
         return job.c_sq[cluster] -
                2 * dot(x, job.centroids + cluster * job.n_features, job.n_features);
@@ -75,6 +50,15 @@ void recheck_row(const AssignJob<T>& job, int64_t row) {
             job.labels[row] = cluster;
             job.sq_distances[row] = static_cast<T>(least);
         }
+    }
+}
+
+// Exact distances to the centroids of labels that are settled.
+template <class T>
+void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row) {
+        const T* const centroid = job.centroids + job.labels[row] * job.n_features;
+        job.exact[row] = sq_difference(job.row(row), centroid, job.n_features);
     }
 }
 
@@ -156,8 +140,7 @@ void gather_rows(const GatherJob<T>& job, int64_t start, int64_t stop) {
         // A row that is used where it lies is only measured.
         if (static_cast<const void*>(from) != x) widen_row(from, x, job.n_features);
         if (job.shift != nullptr) scale_row(x, job.shift, job.factor, job.n_features);
-        const auto element = [x](int64_t feature) __attribute__((always_inline)) { return static_cast<double>(x[feature]); };
-        job.sq_norms[row] = static_cast<T>(sum_of_squares(job.n_features, element));
+        job.sq_norms[row] = static_cast<T>(sq_length(x, job.n_features));
     }
 }
 

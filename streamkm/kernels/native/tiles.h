@@ -93,6 +93,21 @@ struct Lanes {
     }
 };
 
+// Rows that are needed next and may lie anywhere, which no processor guesses. They are asked for
+// line by line while others are scored: all at once they would fill the places for what is under way
+// from memory, and the scores wait for theirs.
+template <class T>
+struct Upcoming {
+    static constexpr int64_t LINE = 64 / sizeof(T);
+    const T* rows[TILE_ROWS];
+    int n = 0;
+
+    INLINE void ask_for(int64_t feature) const {
+        // (For the nearest cache: asked for in the second level, nothing came on Zen 5.)
+        for (int row = 0; row < n; ++row) __builtin_prefetch(rows[row] + feature);
+    }
+};
+
 // The scores |c|^2 - 2 x.c of TILE_ROWS rows against one panel of centroids, whose
 // features lie together: panel[feature][lane]. Each score is summed feature by feature, so
 // that it does not depend on the tile in which it is computed; and in parts, so that where
@@ -106,20 +121,26 @@ struct Scores {
     typename S::Vector of_rows[TILE_ROWS][n_vectors];
 
     INLINE void compute(const T* const (&rows)[TILE_ROWS], int64_t n_features, const T* panel,
-                        const T* c_sq) {
+                        const T* c_sq, const Upcoming<T>& upcoming) {
         typename S::Vector totals[TILE_ROWS][n_vectors] = {};
         for (int64_t begin = 0; begin < n_features; begin += FEATURES_AT_ONCE) {
             const int64_t end = std::min(begin + FEATURES_AT_ONCE, n_features);
             typename S::Vector products[TILE_ROWS][n_vectors] = {};
-            for (int64_t feature = begin; feature < end; ++feature, panel += panel_width<T>()) {
-                typename S::Vector centroids[n_vectors];
+            for (int64_t feature = begin; feature < end;) {
+                upcoming.ask_for(feature);
+                const int64_t line = std::min(feature + Upcoming<T>::LINE, end);
+                for (; feature < line; ++feature, panel += panel_width<T>()) {
+                    typename S::Vector centroids[n_vectors];
 #pragma GCC unroll 4
-                for (int v = 0; v < n_vectors; ++v) centroids[v] = S::load(panel + v * S::width);
+                    for (int v = 0; v < n_vectors; ++v) {
+                        centroids[v] = S::load(panel + v * S::width);
+                    }
 #pragma GCC unroll 16
-                for (int row = 0; row < TILE_ROWS; ++row) {
-                    const T x = rows[row][feature];
+                    for (int row = 0; row < TILE_ROWS; ++row) {
+                        const T x = rows[row][feature];
 #pragma GCC unroll 4
-                    for (int v = 0; v < n_vectors; ++v) products[row][v] += centroids[v] * x;
+                        for (int v = 0; v < n_vectors; ++v) products[row][v] += centroids[v] * x;
+                    }
                 }
             }
 #pragma GCC unroll 16
@@ -141,10 +162,11 @@ struct Scores {
 
 template <class T, int n_vectors>
 INLINE void score_tile(const T* const (&rows)[TILE_ROWS], int64_t n_features, const T* panel,
-                       const T* c_sq, int64_t first_index, Best<T>* best) {
+                       const T* c_sq, const Upcoming<T>& upcoming, int64_t first_index,
+                       Best<T>* best) {
     using S = Simd<T>;
     Scores<T, n_vectors> scores;
-    scores.compute(rows, n_features, panel, c_sq);
+    scores.compute(rows, n_features, panel, c_sq, upcoming);
 #pragma GCC unroll 4
     for (int v = 0; v < n_vectors; ++v) {
         typename S::IndexVector where;
@@ -188,6 +210,66 @@ INLINE T slack(const AssignJob<T>& job, T sq_norm, T sq_distance) {
     return 2 * job.rounding * extent * extent + vanished;
 }
 
+// Squares of a row are added up in so many sums, whatever the instruction set.
+constexpr int NORM_LANES = 16;
+
+// Sum of the squares of what `element` gives for every feature.
+template <class Element>
+INLINE double sum_of_squares(int64_t n_features, const Element& element) {
+    double sum = 0;
+    int64_t feature = 0;
+    if (n_features >= NORM_LANES) {
+        double sums[NORM_LANES] = {};
+        for (; feature + NORM_LANES <= n_features; feature += NORM_LANES) {
+            for (int lane = 0; lane < NORM_LANES; ++lane) {
+                const double value = element(feature + lane);
+                sums[lane] += value * value;
+            }
+        }
+        for (int lane = 0; lane < NORM_LANES; ++lane) sum += sums[lane];
+    }
+    for (; feature < n_features; ++feature) {
+        const double value = element(feature);
+        sum += value * value;
+    }
+    return sum;
+}
+
+template <class T>
+INLINE double sq_length(const T* x, int64_t n_features) {
+    return sum_of_squares(n_features, [x](int64_t feature) __attribute__((always_inline)) {
+        return static_cast<double>(x[feature]);
+    });
+}
+
+// Where the rows of a tile lie; what is not known of them yet is found out.
+template <class T>
+INLINE void locate_tile(const AssignJob<T>& job, int64_t tile, int64_t stop, const T** located) {
+    const int64_t end = std::min(tile + TILE_ROWS, stop);
+    for (int64_t row = tile; row < end; ++row) {
+        if (job.dropped) {
+            job.dropped[row] = false;
+            const T sq_norm = static_cast<T>(sq_length(job.row(row), job.n_features));
+            job.dropped[row] = !(sq_norm <= job.most_sq_norm);  // Nor NaN.
+            job.sq_norms[row] = job.dropped[row] ? T(0) : sq_norm;
+        }
+        located[row - tile] = job.row(row);
+    }
+}
+
+// Of the tile after one, the rows whose turn it is while panel `number` of `n` is scored.
+template <class T>
+INLINE Upcoming<T> upcoming_rows(const AssignJob<T>& job, int64_t tile, int64_t number, int64_t n) {
+    Upcoming<T> upcoming;
+    if (!job.positions) return upcoming;
+    const int64_t end = (number + 1) * TILE_ROWS / n;
+    for (int64_t row = number * TILE_ROWS / n; row < end; ++row) {
+        const int64_t next = std::min(tile + TILE_ROWS + row, job.n_rows - 1);
+        upcoming.rows[upcoming.n++] = job.x + job.positions[next] * job.n_features;
+    }
+    return upcoming;
+}
+
 // Labels, distances and doubts of rows `start` to `stop`, BLOCK_ROWS at most; returns in how
 // many cases there is doubt.
 template <class T>
@@ -196,25 +278,31 @@ int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     const int64_t panel_elements = width * job.n_features;
     const int64_t group = std::max<int64_t>(GROUP_BYTES / (panel_elements * sizeof(T)), 1);
     const int64_t end = n_panels<T>(job.k);
+    const T* located[BLOCK_ROWS];
     Best<T> best[BLOCK_ROWS];
     for (Best<T>& one : best) one.clear();
     for (int64_t first = 0; first < end; first += group) {
         for (int64_t tile = start; tile < stop; tile += TILE_ROWS) {
+            if (first == 0) locate_tile(job, tile, stop, located + (tile - start));
             const T* rows[TILE_ROWS];
             for (int row = 0; row < TILE_ROWS; ++row) {
                 // The last tile scores the last row again in the places that are left.
-                rows[row] = job.x + std::min(tile + row, stop - 1) * job.n_features;
+                rows[row] = located[std::min(tile + row, stop - 1) - start];
             }
-            for (int64_t panel = first; panel < std::min(first + group, end); ++panel) {
+            const int64_t last = std::min(first + group, end);
+            for (int64_t panel = first; panel < last; ++panel) {
                 const T* packed = job.packed + panel * panel_elements;
                 const T* c_sq = job.c_sq + panel * width;
                 Best<T>* of_tile = best + (tile - start);
+                Upcoming<T> upcoming;
+                if (first == 0) upcoming = upcoming_rows(job, tile, panel, last);
                 if (job.k - panel * width <= Simd<T>::width) {
                     // Half of the last panel would be lanes without a centroid.
-                    score_tile<T, 1>(rows, job.n_features, packed, c_sq, panel * width, of_tile);
+                    score_tile<T, 1>(rows, job.n_features, packed, c_sq, upcoming, panel * width,
+                                     of_tile);
                 } else {
-                    score_tile<T, PANEL_VECTORS>(rows, job.n_features, packed, c_sq, panel * width,
-                                                 of_tile);
+                    score_tile<T, PANEL_VECTORS>(rows, job.n_features, packed, c_sq, upcoming,
+                                                 panel * width, of_tile);
                 }
             }
         }
@@ -261,12 +349,12 @@ void compare_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
             Scores<T, PANEL_VECTORS> scores;
             if (n_points <= Simd<T>::width) {
                 Scores<T, 1> half;
-                half.compute(rows, job.n_features, packed, c_sq);
+                half.compute(rows, job.n_features, packed, c_sq, {});
                 for (int row = 0; row < TILE_ROWS; ++row) {
                     scores.of_rows[row][0] = half.of_rows[row][0];
                 }
             } else {
-                scores.compute(rows, job.n_features, packed, c_sq);
+                scores.compute(rows, job.n_features, packed, c_sq, {});
             }
             const int n_rows = static_cast<int>(std::min<int64_t>(stop - tile, TILE_ROWS));
             for (int64_t point = 0; point < n_points; ++point) {
