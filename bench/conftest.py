@@ -7,6 +7,7 @@ each contender runs once; the contenders' own samples are kept beside it.
 
 from __future__ import annotations
 
+import time
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +42,10 @@ def session(pytestconfig: pytest.Config) -> Session:
     return found if isinstance(found, Session) else Session()
 
 
+#: Before every sample.
+PAUSE_S = 0.02
+
+
 @pytest.fixture
 def measure(
     benchmark: BenchmarkFixture, session: Session, request: pytest.FixtureRequest
@@ -62,6 +67,8 @@ def measure(
             # Forward and backward in turn: none is always first, or always after the same.
             order = list(contenders) if next(numbers) % 2 == 0 else list(reversed(contenders))
             for contender in order:
+                # What the last one left running: threads of OpenMP wait at full speed for more.
+                time.sleep(PAUSE_S)
                 samples[contender].append(contenders[contender]())
 
         if warmup:

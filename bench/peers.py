@@ -25,15 +25,15 @@ from streamkm.runs.fit import fit
 from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.progress import Progress
 from streamkm.sources import open_source
+from streamkm.stream.slots import HostSlots, StreamMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["PhaseClock", "arithmetic_alone", "sklearn_loop", "streamkm_fit"]
+__all__ = ["PhaseClock", "arithmetic_alone", "in_a_slot", "sklearn_loop", "streamkm_fit"]
 
 #: Batches that the arithmetic alone takes in turn: more than fit a cache.
 N_BATCHES_HELD = 8
-CACHE_LINE = 64
 
 
 @dataclass
@@ -100,13 +100,11 @@ def sklearn_loop(path: Path, k: int, batch_rows: int) -> None:
         model.partial_fit(array[start : start + batch_rows])
 
 
-def _aligned(x_ND: np.ndarray) -> np.ndarray:
-    """A copy that begins at a cache line, as a slot does: elsewhere every load touches two."""
-    buffer = np.empty(x_ND.nbytes + CACHE_LINE, np.uint8)
-    start = -buffer.ctypes.data % CACHE_LINE
-    copy = buffer[start : start + x_ND.nbytes].view(x_ND.dtype).reshape(x_ND.shape)
-    copy[:] = x_ND
-    return copy
+def in_a_slot(x_ND: torch.Tensor) -> torch.Tensor:
+    """A copy in memory as a run reads into: in large pages, from the start of a cache line on."""
+    slots = HostSlots(StreamMemory(1, len(x_ND), x_ND.nbytes, 1), torch.device("cpu"))
+    copy = torch.from_numpy(slots.buffers[0]).view(x_ND.dtype).view(x_ND.shape)
+    return copy.copy_(x_ND)
 
 
 def arithmetic_alone(path: Path, config: FitConfig) -> Callable[[], None]:
@@ -115,7 +113,7 @@ def arithmetic_alone(path: Path, config: FitConfig) -> Callable[[], None]:
     n_rows, n_features = array.shape
     resolved = config.resolved(n_rows, n_features)
     batch_rows = resolved.batch_rows
-    x_ND = torch.from_numpy(_aligned(np.asarray(array[: N_BATCHES_HELD * batch_rows])))
+    x_ND = in_a_slot(torch.from_numpy(np.asarray(array[: N_BATCHES_HELD * batch_rows])))
     batches = torch.randperm(len(x_ND)).int().split(batch_rows)
     device, dtype = torch.device("cpu"), torch.float32
     scaling = Scaling.fit("none", "euclidean", RunningMoments.of(x_ND[:batch_rows]), dtype)

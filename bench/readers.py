@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from zarr.buffer.cpu import NDBuffer
 
 from streamkm.sources.base import RowRange
 from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import make_plan
+from streamkm.stream.plan import Plan, make_plan
 from streamkm.stream.slots import HostSlots, StreamMemory
 from streamkm.stream.stages import StageTimes
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "drop_from_page_cache",
+    "first_touch",
     "readers_of_npy",
     "readers_of_zarr",
     "streamkm_reader",
@@ -59,11 +61,28 @@ def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]
     return read
 
 
-def through_slots(source: Source) -> Callable[[], None]:
-    """As a run reads, in random order; a run makes its slots once, so that is not counted."""
+def _memory(source: Source) -> tuple[Plan, StreamMemory]:
     plan = make_plan(source.spec, batch_rows=source.spec.block_rows, seed=0)
     slot_bytes = plan.window_rows * source.spec.row_bytes
-    memory = StreamMemory(N_SLOTS, plan.window_rows, slot_bytes, os.cpu_count() or 1)
+    return plan, StreamMemory(N_SLOTS, plan.window_rows, slot_bytes, os.cpu_count() or 1)
+
+
+def first_touch(source: Source, pause_s: float) -> float:
+    """Core-seconds that it takes to touch the slots of a run first, `pause_s` after the last did.
+
+    A virtual machine may give memory that is free for a while back to its host.
+    """
+    _, memory = _memory(source)
+    time.sleep(pause_s)
+    start = time.process_time()
+    for buffer in HostSlots(memory, torch.device("cpu")).buffers:
+        buffer.fill(0)
+    return time.process_time() - start
+
+
+def through_slots(source: Source) -> Callable[[], None]:
+    """As a run reads, in random order; a run makes its slots once, so that is not counted."""
+    plan, memory = _memory(source)
     slots = HostSlots(memory, torch.device("cpu"))
 
     def read() -> None:

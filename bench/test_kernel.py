@@ -11,6 +11,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.cluster import kmeans_plusplus as sklearn_plusplus
 
 from bench.measure import rate, seconds
+from bench.peers import in_a_slot
 from streamkm.clustering.seeding import kmeans_plusplus
 from streamkm.clustering.sizes import plan_seeding
 from streamkm.kernels import make_kernel
@@ -100,9 +101,8 @@ def test_accumulate(d: int, k: int, measure: Measure, session: Session) -> None:
 def test_gather(stored: torch.dtype, d: int, measure: Measure, session: Session) -> None:
     """Rows in random order out of a window of 64 MiB, as every batch takes them."""
     n_rows = 1024 if session.quick else BATCH_ROWS
-    x_ND = (_normal((1 << 20 if session.quick else 64 << 20) // (d * stored.itemsize), d) + 5).to(
-        stored
-    )
+    n_window = (1 << 20 if session.quick else 64 << 20) // (d * stored.itemsize)
+    x_ND = in_a_slot((_normal(n_window, d) + 5).to(stored))
     order_N = torch.randperm(len(x_ND), generator=torch.Generator().manual_seed(3)).int()
     workspace_BD = torch.empty((n_rows, d))
     batches = order_N.split(n_rows)

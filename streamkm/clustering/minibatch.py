@@ -245,7 +245,6 @@ def _shares(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor | None, torc
 
 def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
     """Sum of the squared distances of the rows of a batch, times their weights, float64."""
-    sq_distances_B = sq_distances_B.double()
     if batch.weights_B is not None:
-        sq_distances_B = sq_distances_B * batch.weights_B
-    return sq_distances_B.sum()
+        sq_distances_B = sq_distances_B.double() * batch.weights_B
+    return sq_distances_B.sum(dtype=torch.float64)

@@ -99,6 +99,8 @@ def draw_(
         # Of -log(1 - u) >= u: the others cannot come before the last row of the reservoir. To
         # wait for their number costs nothing here.
         entering = (uniform < chances * state.reservoir_keys_R.max()).nonzero().squeeze(1)
+        if len(entering) == 0:
+            return
         offered, uniform, chances = offered[entering], uniform[entering], chances[entering]
     # In parts that torch does not share among its threads: those then wait for more, and hold
     # the cores that the kernel's next loop could have.

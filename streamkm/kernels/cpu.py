@@ -235,6 +235,8 @@ class CpuKernel:
                 f"labels must be int64 and sums lie without gaps: {labels_B.dtype}, strides "
                 f"{sums_KD.stride()}"
             )
+        if counts_K.dtype != torch.int64 or counts_K.shape != (k,) or not counts_K.is_contiguous():
+            raise ValueError(f"there must be {k} counts, int64, without gaps, one for each sum")
         x_BD, labels_B = x_BD.contiguous(), labels_B.contiguous()
         offsets = x_BD.new_empty(k + 1, dtype=torch.int64)
         self._set.functions.accumulate(
@@ -245,6 +247,7 @@ class CpuKernel:
             labels_B.data_ptr(),
             self._order.data_ptr(),
             offsets.data_ptr(),
+            counts_K.data_ptr(),
             sums_KD.data_ptr(),
             n_window,
             n_rows,
@@ -252,7 +255,6 @@ class CpuKernel:
             k,
             n_threads_for(n_rows * n_features),
         )
-        counts_K += offsets.diff()
 
     def step(
         self,

@@ -208,21 +208,28 @@ void compare(const Functions<T>& functions, const AssignJob<T>& job, int n_threa
     });
 }
 
-// Columns of a sum that one thread takes at a time, so that one large cluster is shared.
+// Columns of a sum that one thread takes at a time, where one cluster is so large that it has to be
+// shared. Elsewhere all of them: the rows of one cluster stay in a cache from the first on.
 constexpr int64_t SLICE_COLUMNS = 64;
 
 template <class T>
 void accumulate(const Functions<T>& functions, const AccumulateJob<T>& job, int n_threads) {
-    const int64_t n_sums = job.k * parts_of(job.n_features, SLICE_COLUMNS);
+    int64_t largest = 0;
+    for (int64_t cluster = 0; cluster < job.k; ++cluster) {
+        largest = std::max(largest, job.offsets[cluster + 1] - job.offsets[cluster]);
+    }
+    const bool is_shared = 2 * n_threads * largest > job.offsets[job.k];
+    const int64_t slice = is_shared ? SLICE_COLUMNS : job.n_features;
+    const int64_t n_sums = job.k * parts_of(job.n_features, slice);
     const int64_t n_together = std::max<int64_t>(n_sums / (int64_t{n_threads} * 16), 1);
     Pool::instance().run(parts_of(n_sums, n_together), n_threads, [&](int64_t task) {
         const int64_t stop = std::min((task + 1) * n_together, n_sums);
         // By slices first: neighbouring sums are of other clusters.
         for (int64_t sum = task * n_together; sum < stop; ++sum) {
-            const int64_t cluster = sum % job.k, column = sum / job.k * SLICE_COLUMNS;
+            const int64_t cluster = sum % job.k, column = sum / job.k * slice;
             if (job.offsets[cluster] == job.offsets[cluster + 1]) continue;
             functions.accumulate_cluster(job, cluster, column,
-                                         std::min(column + SLICE_COLUMNS, job.n_features));
+                                         std::min(column + slice, job.n_features));
         }
     });
 }

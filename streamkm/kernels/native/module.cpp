@@ -123,10 +123,10 @@ PyObject* py_compare(PyObject*, PyObject* args) {
 
 PyObject* py_accumulate(PyObject*, PyObject* args) {
     int set, is_double, n_threads;
-    unsigned long long x, positions, labels, rows, offsets, sums;
+    unsigned long long x, positions, labels, rows, offsets, counts, sums;
     long long n_window, n_rows, n_features, k;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKLLLLi", &set, &is_double, &x, &positions, &labels, &rows,
-                          &offsets, &sums, &n_window, &n_rows, &n_features, &k, &n_threads)) {
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKLLLLi", &set, &is_double, &x, &positions, &labels, &rows,
+                          &offsets, &counts, &sums, &n_window, &n_rows, &n_features, &k, &n_threads)) {
         return nullptr;
     }
     if (!lie_within(at<int32_t>(positions), n_rows, n_window)) return refuse_window(n_window);
@@ -134,6 +134,9 @@ PyObject* py_accumulate(PyObject*, PyObject* args) {
     Py_BEGIN_ALLOW_THREADS;
     is_sorted = sort_by_label(at<int64_t>(labels), at<int32_t>(positions), n_rows, k,
                               at<int32_t>(rows), at<int64_t>(offsets));
+    for (int64_t cluster = 0; is_sorted && cluster < k; ++cluster) {
+        at<int64_t>(counts)[cluster] += at<int64_t>(offsets)[cluster + 1] - at<int64_t>(offsets)[cluster];
+    }
     if (is_sorted && is_double) {
         accumulate(instruction_sets[set].of_double,
                    AccumulateJob<double>{at<double>(x), at<int32_t>(rows), at<int64_t>(offsets),

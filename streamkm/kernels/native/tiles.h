@@ -261,11 +261,13 @@ INLINE void locate_tile(const AssignJob<T>& job, int64_t tile, int64_t stop, con
 template <class T>
 INLINE Upcoming<T> upcoming_rows(const AssignJob<T>& job, int64_t tile, int64_t number, int64_t n) {
     Upcoming<T> upcoming;
-    if (!job.positions) return upcoming;
+    // Short rows that follow each other are what a processor does guess.
+    if (!job.positions && job.n_features < Upcoming<T>::LINE) return upcoming;
     const int64_t end = (number + 1) * TILE_ROWS / n;
     for (int64_t row = number * TILE_ROWS / n; row < end; ++row) {
         const int64_t next = std::min(tile + TILE_ROWS + row, job.n_rows - 1);
-        upcoming.rows[upcoming.n++] = job.x + job.positions[next] * job.n_features;
+        upcoming.rows[upcoming.n++] =
+            job.x + (job.positions ? job.positions[next] : next) * job.n_features;
     }
     return upcoming;
 }
