@@ -56,7 +56,9 @@ def test_agrees_with_distances_at_every_edge(make, b, k, d, dtype) -> None:
 
 
 # Breaks when a slice of columns, or the columns behind the last vector, is left out.
-@pytest.mark.parametrize("d", [1, 3, 63, 64, 65, 130, 700])
+@pytest.mark.parametrize(
+    "d", [1, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 130, 144, 145, 259, 700]
+)
 def test_sums_of_every_width(make, d) -> None:
     x_BD = torch.arange(500 * d, dtype=torch.float32).reshape(500, d) % 251
     labels_B = torch.arange(500) * 7 % 9

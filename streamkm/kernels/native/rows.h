@@ -66,47 +66,83 @@ void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
 // rows in sequence the last additions would each lose the same digits.
 constexpr int ROWS_AT_ONCE = 32;
 
+// Columns of a row that are added up at once, in vectors: one pass over the rows where it can be.
+constexpr int MOST_VECTORS = 8;
+
+// Adds rows, in their order, to `n_vectors` vectors of columns from `column` on. The last one ends
+// at `stop`: it may share columns with the one before, which then come to the same twice.
+template <class T, int n_vectors>
+INLINE void accumulate_columns(const AccumulateJob<T>& job, const int32_t* first,
+                               const int32_t* last, T* sums, int64_t column, int64_t stop) {
+    using S = Simd<T>;
+    constexpr int n_others = n_vectors - 1;
+    const int64_t tail = stop - S::width - column;
+    const T* const x = job.x + column;
+    sums += column;
+    typename S::Vector held[n_vectors];
+    for (int v = 0; v < n_others; ++v) held[v] = S::load(sums + v * S::width);
+    held[n_others] = S::load(sums + tail);
+    for (const int32_t* begin = first; begin < last; begin += ROWS_AT_ONCE) {
+        const int32_t* const end = last - begin > ROWS_AT_ONCE ? begin + ROWS_AT_ONCE : last;
+        typename S::Vector part[n_vectors] = {};
+        for (const int32_t* row = begin; row < end; ++row) {
+            const T* const from = x + *row * job.n_features;
+#pragma GCC unroll 8
+            for (int v = 0; v < n_others; ++v) part[v] += S::load(from + v * S::width);
+            part[n_others] += S::load(from + tail);
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < n_vectors; ++v) held[v] += part[v];
+    }
+    for (int v = 0; v < n_others; ++v) S::store(sums + v * S::width, held[v]);
+    S::store(sums + tail, held[n_others]);
+}
+
+template <class T, int n_vectors = MOST_VECTORS>
+INLINE void accumulate_vectors(int64_t n, const AccumulateJob<T>& job, const int32_t* first,
+                               const int32_t* last, T* sums, int64_t column, int64_t stop) {
+    if constexpr (n_vectors > 1) {
+        if (n < n_vectors) {
+            accumulate_vectors<T, n_vectors - 1>(n, job, first, last, sums, column, stop);
+            return;
+        }
+    }
+    accumulate_columns<T, n_vectors>(job, first, last, sums, column, stop);
+}
+
 // Adds the rows of one cluster, in their order, to columns `column` to `stop` of its sum.
 template <class T>
 INLINE void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int64_t column,
                                int64_t stop) {
     using S = Simd<T>;
-    constexpr int N_VECTORS = 4;
     const int32_t* const first = job.rows + job.offsets[cluster];
     const int32_t* const last = job.rows + job.offsets[cluster + 1];
     T* const sums = job.sums + cluster * job.n_features;
-    for (; column + N_VECTORS * S::width <= stop; column += N_VECTORS * S::width) {
-        typename S::Vector held[N_VECTORS];
-#pragma GCC unroll 4
-        for (int v = 0; v < N_VECTORS; ++v) held[v] = S::load(sums + column + v * S::width);
-        for (const int32_t* begin = first; begin < last; begin += ROWS_AT_ONCE) {
-            const int32_t* const end = last - begin > ROWS_AT_ONCE ? begin + ROWS_AT_ONCE : last;
-            typename S::Vector part[N_VECTORS] = {};
-            for (const int32_t* row = begin; row < end; ++row) {
-                const T* x = job.x + *row * job.n_features + column;
-#pragma GCC unroll 4
-                for (int v = 0; v < N_VECTORS; ++v) part[v] += S::load(x + v * S::width);
-            }
-#pragma GCC unroll 4
-            for (int v = 0; v < N_VECTORS; ++v) held[v] += part[v];
+    if (stop - column >= S::width) {
+        while (column < stop) {
+            // Never one alone at the end: it has to share columns with another of the same pass.
+            const int64_t n_left = (stop - column + S::width - 1) / S::width;
+            const int64_t n =
+                n_left == MOST_VECTORS + 1 ? n_left - 2 : std::min<int64_t>(n_left, MOST_VECTORS);
+            const int64_t end = std::min<int64_t>(stop, column + n * S::width);
+            accumulate_vectors<T>(n, job, first, last, sums, column, end);
+            column = end;
         }
-#pragma GCC unroll 4
-        for (int v = 0; v < N_VECTORS; ++v) S::store(sums + column + v * S::width, held[v]);
+        return;
     }
-    constexpr int64_t REST = N_VECTORS * S::width;
-    for (const int32_t* begin = first; column < stop && begin < last; begin += ROWS_AT_ONCE) {
+    for (const int32_t* begin = first; begin < last; begin += ROWS_AT_ONCE) {
         const int32_t* const end = last - begin > ROWS_AT_ONCE ? begin + ROWS_AT_ONCE : last;
-        T part[REST] = {};
+        T part[S::width] = {};
         for (const int32_t* row = begin; row < end; ++row) {
-            const T* x = job.x + *row * job.n_features + column;
-            for (int64_t i = 0; i < stop - column; ++i) part[i] += x[i];
+            const T* const x = job.x + *row * job.n_features;
+            for (int64_t i = column; i < stop; ++i) part[i - column] += x[i];
         }
-        for (int64_t i = 0; i < stop - column; ++i) sums[column + i] += part[i];
+        for (int64_t i = column; i < stop; ++i) sums[i] += part[i - column];
     }
 }
 
 // So far ahead a row is asked for: rows lie anywhere in the window, which no processor guesses.
-constexpr int64_t PREFETCH_BYTES = 4096, PREFETCH_ROWS = 32;
+constexpr int64_t PREFETCH_ROWS = 32;
 // Three plain loops, each of which compilers turn into vectors, whatever the dtype.
 template <class Stored, class T>
 void widen_row(const Stored* __restrict from, T* __restrict to, int64_t n_features) {

@@ -257,15 +257,21 @@ INLINE void locate_tile(const AssignJob<T>& job, int64_t tile, int64_t stop, con
     }
 }
 
-// Of the tile after one, the rows whose turn it is while panel `number` of `n` is scored.
+// So far ahead a row is asked for: short ones sooner, they are needed sooner.
+constexpr int64_t PREFETCH_BYTES = 4096, MOST_TILES_AHEAD = 8;
+
+// Of a tile ahead, the rows whose turn it is while panel `number` of `n` is scored.
 template <class T>
 INLINE Upcoming<T> upcoming_rows(const AssignJob<T>& job, int64_t tile, int64_t number, int64_t n) {
     Upcoming<T> upcoming;
     // Short rows that follow each other are what a processor does guess.
     if (!job.positions && job.n_features < Upcoming<T>::LINE) return upcoming;
+    const int64_t tile_bytes = TILE_ROWS * job.n_features * static_cast<int64_t>(sizeof(T));
+    const int64_t ahead =
+        TILE_ROWS * std::clamp<int64_t>(PREFETCH_BYTES / tile_bytes, 1, MOST_TILES_AHEAD);
     const int64_t end = (number + 1) * TILE_ROWS / n;
     for (int64_t row = number * TILE_ROWS / n; row < end; ++row) {
-        const int64_t next = std::min(tile + TILE_ROWS + row, job.n_rows - 1);
+        const int64_t next = std::min(tile + ahead + row, job.n_rows - 1);
         upcoming.rows[upcoming.n++] =
             job.x + (job.positions ? job.positions[next] : next) * job.n_features;
     }
