@@ -347,12 +347,13 @@ class TritonKernel:
         if x_BD.device.type == "cpu":
             term = tl.float32  # Triton's interpreter multiplies bfloat16 wrongly.
         one_read_kernel[(n_spans,)](
-            x_BD, x_BD.stride(0), centroids_KD, c16, c_sq, about,
+            x_BD, x_BD.stride(0), rows.sq_norms_B if rows.zeros_first else c_sq,
+            centroids_KD, c16, c_sq, about,
             c_sq if shares_B is None else shares_B,
             c_sq if left_out_B is None else left_out_B.view(torch.uint8),
             labels_B, sq_distances_B, span_sums, span_counts, self._n_rechecked,
             n_rows, k, n_features, block_d, span,
-            **one_read_blocks(block_k, block_d), TERM=term, N_TERMS=n_terms,
+            **one_read_blocks(block_k, block_d, self._major), TERM=term, N_TERMS=n_terms,
             HAS_SHARES=shares_B is not None, HAS_LEFT_OUT=left_out_B is not None,
             ZEROS_FIRST=rows.zeros_first,
             EXACT=self._exact, **ONE_READ_OPTIONS, **OPTIONS,

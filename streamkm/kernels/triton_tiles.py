@@ -121,13 +121,16 @@ def power_of_two(n: int) -> int:
     return max(1 << (n - 1).bit_length(), 16)
 
 
-def one_read_blocks(block_k: int, block_d: int) -> dict[str, int]:
-    """Of the kernel that reads once, for so many centroids and features (padded)."""
+def one_read_blocks(block_k: int, block_d: int, major: int) -> dict[str, int]:
+    """Of the kernel that reads once, for so many centroids and features (padded).
+
+    On compute capability `major`, 8 or 9.
+    """
     return {
         "BLOCK_M": ONE_READ_ROWS,
         "BLOCK_K": block_k,
         # With other widths the assembler runs out of registers.
-        "BLOCK_N": 16 if block_d == 16 else min(block_k, 32),
+        "BLOCK_N": 16 if block_d == 16 or major < 9 else min(block_k, 32),
         "BLOCK_C": 16,
         "BLOCK_D": block_d,
         "SLAB_D": 16,

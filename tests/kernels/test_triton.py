@@ -49,8 +49,7 @@ def test_interpreted_kernels_keep_the_contract() -> None:
 
 
 def assert_no_spills(resources: Resources) -> None:
-    found = (resources.spills, resources.stack_bytes, resources.local_bytes)
-    assert found == (0, 0, 0), resources
+    assert not resources.leaves_registers, resources
 
 
 # Breaks when a change of the device code, or another Triton, costs registers or instructions.
@@ -81,15 +80,17 @@ def test_screening_takes_three_instructions_a_score() -> None:
     assert (epilogue["FMNMX"], epilogue["LOP3"]) == (1.0, 0.25)
 
 
-# Few features and a row of one compile too: both are constants to the compiler.
+# Few features and a row of one compile too: both are constants to the compiler. Lengths that are
+# no multiple of 16 are loaded number by number, and take the most registers.
 @pytest.mark.parametrize(
     ("capability", "dtype", "k", "d"),
-    [(80, "fp32", 64, 64), (80, "fp32", 256, 128), (90, "fp32", 256, 128), (90, "u8", 1, 1)],
-)
+    [(80, "fp32", 16, 100), (80, "fp32", 256, 40), (80, "fp32", 256, 100), (80, "fp32", 256, 128),
+     (90, "fp32", 256, 100), (90, "fp32", 256, 128), (90, "u8", 1, 1)],
+)  # fmt: skip
 def test_one_read_compiles_without_spills(capability: int, dtype: str, k: int, d: int) -> None:
     from bench.triton_aot import Case, compile_case
 
-    resources = compile_case(Case("one_read_kernel", dtype, d, k=k), capability)
+    resources = compile_case(Case("one_read_kernel", dtype, d, k=k, spherical=d == 100), capability)
     assert_no_spills(resources)
     assert {80: "HMMA", 90: "HGMMA"}[capability] in resources.matrix_instruction
     # Two programs fit a multiprocessor.
