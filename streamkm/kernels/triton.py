@@ -26,7 +26,6 @@ from streamkm.kernels.triton_tiles import (
     ONE_READ_OPTIONS,
     ONE_READ_ROWS,
     SETTLE_OPTIONS,
-    TWO_TILE,
     Tile,
     default_tile,
     is_resident,
@@ -34,6 +33,7 @@ from streamkm.kernels.triton_tiles import (
     padded_features,
     power_of_two,
     tiles,
+    two_tile,
 )
 from streamkm.kernels.triton_tuning import (
     LEAST_TUNED_K,
@@ -213,7 +213,7 @@ class TritonKernel:
         x_BD = _with_dense_rows(x_BD)
         centroids_KD = centroids_KD.contiguous()
         padded_d = padded_features(n_features, self._dtype, x_BD.dtype)
-        tile = TWO_TILE if two else self._tile_for(x_BD, centroids_KD)
+        tile = two_tile(self._major) if two else self._tile_for(x_BD, centroids_KD)
         results = (labels_B, sq_distances_B, second_B)
         with torch.cuda.device_of(x_BD):
             rounded = self._round_centroids(centroids_KD, padded_d, tile.centroids)
@@ -319,7 +319,7 @@ class TritonKernel:
             BLOCK_D=padded_d if stays else 64, STEP_D=STEP_D[self._dtype],
             N_LISTED=N_LISTED, WIDE=wide,
             RESIDENT=stays, EXACT=self._exact, SECOND=two,
-            num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
+            num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip
 
     def _one_read(

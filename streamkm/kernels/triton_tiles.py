@@ -11,7 +11,6 @@ __all__ = [
     "ONE_READ_OPTIONS",
     "ONE_READ_ROWS",
     "SETTLE_OPTIONS",
-    "TWO_TILE",
     "Tile",
     "default_tile",
     "is_resident",
@@ -19,6 +18,7 @@ __all__ = [
     "padded_features",
     "power_of_two",
     "tiles",
+    "two_tile",
 ]
 
 #: Rows of more features than this are not kept on the chip: registers would not hold them.
@@ -46,12 +46,6 @@ class Tile:
     """How many times wider a tile of scores is than what is kept of it."""
     warps: int = 8
     stages: int = 2
-    registers: int | None = None
-    """Of a thread, at most: fewer let more programs share a multiprocessor, but may spill."""
-
-
-#: For the two nearest: they may be of one group, so that a group is one centroid.
-TWO_TILE = Tile(rows=64, fold=1)
 
 
 def is_resident(n_features: int, dtype: torch.dtype, rows: torch.dtype) -> bool:
@@ -78,6 +72,12 @@ def default_tile(
     if k < MANY_CENTROIDS and is_resident(n_features, dtype, rows):
         return Tile(rows=64) if n_features < 16 and major < 9 else Tile()
     return tiles(n_features, dtype, rows, major)[0]
+
+
+def two_tile(major: int) -> Tile:
+    """What finds the two nearest: they may be of one group, so that a group is one centroid."""
+    # Of 8 warps code for 8 would get 128 registers a thread, and spill.
+    return Tile(rows=64, fold=1) if major >= 9 else Tile(rows=32, fold=1, warps=4)
 
 
 def tiles(n_features: int, dtype: torch.dtype, rows: torch.dtype, major: int) -> tuple[Tile, ...]:
