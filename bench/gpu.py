@@ -20,7 +20,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from contextlib import suppress
@@ -39,6 +38,7 @@ if "--rehearse" in sys.argv:
 import torch
 import triton
 
+from bench.gpu_checks import CHECKS_S, run_checks
 from bench.gpu_fit import measure_fits
 from bench.gpu_peers import assign_peers, iteration_peers
 from streamkm.kernels import Rows
@@ -48,6 +48,7 @@ from streamkm.kernels.triton_tiles import Tile, tiles
 ROOT = Path(__file__).parents[1]
 #: Shares of the bfloat16 matrix rate that assign has to reach, by the number of features.
 ASSIGN_TARGETS = {64: 0.45, 128: 0.60, 256: 0.75}
+LEFT_OUT = {"passed": True, "output": "left out: a rehearsal has no GPU"}
 
 
 @dataclass
@@ -94,35 +95,6 @@ class Run:
 
     def unit(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.nn.functional.normalize(self.normal(*shape)).to(dtype)
-
-
-def check(run: Run) -> dict[str, Any]:
-    """The tests that need a GPU."""
-    if run.is_rehearsal:
-        return {"passed": True, "output": "left out: a rehearsal has no GPU"}
-    # Compiling takes most of the time: as many at once as the processor has cores for.
-    workers = str(min(12, os.cpu_count() or 1))
-    parallel = ["-n", workers] if importlib.util.find_spec("xdist") else []
-    command = [
-        sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *parallel,
-        "-o", "addopts=", "-o", "filterwarnings=default", "--import-mode=importlib", "-rfE",
-        "--no-header", "--tb=short", "tests/kernels/test_triton.py", "tests/runs/test_on_gpu.py",
-    ]  # fmt: skip
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    status: int | str
-    with tempfile.TemporaryFile() as output:
-        try:
-            status = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
-                check=False, timeout=CHECKS_S,
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            status = f"not done after {CHECKS_S} s"
-        output.seek(0)
-        # What was found until the time was up is worth having too.
-        said = output.read().decode(errors="replace")[-20_000:]
-    # Status 0, and not 5: that none was skipped away is part of passing.
-    return {"passed": status == 0, "status": status, "output": said}
 
 
 def ceilings(run: Run) -> dict[str, float]:
@@ -281,9 +253,8 @@ def iteration(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-CHECKS_S = 200
 PARTS: dict[str, tuple[Callable[[Run, Path], object], float]] = {
-    "checks": (lambda run, _: check(run), CHECKS_S + 20),
+    "checks": (lambda run, _: LEFT_OUT if run.is_rehearsal else run_checks(), CHECKS_S + 20),
     "ceilings": (lambda run, _: ceilings(run), 40),
     "assign": (lambda run, _: assign(run), 100),
     "assign_float32": (lambda run, _: assign_float32(run), 40),

@@ -184,8 +184,7 @@ def one_read_kernel(
         )  # fmt: skip
         n_doubtful += n_settled
         if ZEROS_FIRST:
-            is_zero = tl.load(sq_norms_ptr + there) == 0
-            label = tl.where(is_zero, 0, label)
+            label = tl.where(tl.load(sq_norms_ptr + there) == 0, 0, label)
         tl.store(labels_ptr + rows, label.to(tl.int64), mask=rows < end)
         tl.store(sq_distances_ptr + rows, sq_distance, mask=rows < end)
         is_counted = rows < end
