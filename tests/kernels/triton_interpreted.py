@@ -156,8 +156,8 @@ def test_huge_and_tiny_norms(scale: float, other: float) -> None:
 # Breaks when the bound is no bound: centroids closer than float16, and than float32's squares.
 @pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4, 1e-6])
 def test_centroids_that_screening_cannot_tell(rng, spread: float) -> None:
-    c_KD = torch.from_numpy(1 + spread * rng.normal(size=(70, 6))).float()
-    x_BD = torch.from_numpy(1 + spread * rng.normal(size=(10, 6))).float()
+    c_KD = torch.from_numpy(1 + spread * rng.normal(size=(40, 6))).float()
+    x_BD = torch.from_numpy(1 + spread * rng.normal(size=(6, 6))).float()
     labels, truth, kernel = labels_and_truth(x_BD, c_KD)
     assert labels == truth
     assert int(kernel.n_rechecked) > 0
