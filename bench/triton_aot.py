@@ -33,12 +33,12 @@ from streamkm.kernels.triton import (
     STEP_D,
 )
 from streamkm.kernels.triton_tiles import (
-    ONE_READ_OPTIONS,
     SETTLE_OPTIONS,
     Tile,
     default_tile,
     is_resident,
     one_read_blocks,
+    one_read_options,
     padded_features,
     power_of_two,
     tiles,
@@ -252,7 +252,7 @@ def one_read_constants(case: Case, major: int) -> tuple[dict[str, Any], dict[str
         "N_TERMS": 1 if is_stored else 3, "HAS_SHARES": case.weighted, "HAS_LEFT_OUT": True,
         "ZEROS_FIRST": case.spherical, "EXACT": case.precision == "exact",
     }  # fmt: skip
-    return constants, ONE_READ_OPTIONS
+    return constants, one_read_options(padded_d)
 
 
 def argument_type(name: str, case: Case) -> str:

@@ -23,13 +23,13 @@ from streamkm.kernels.triton_one_read import add_spans_kernel, one_read_kernel
 from streamkm.kernels.triton_settle import settle_kernel
 from streamkm.kernels.triton_tiles import (
     MAX_RESIDENT_D,
-    ONE_READ_OPTIONS,
     ONE_READ_ROWS,
     SETTLE_OPTIONS,
     Tile,
     default_tile,
     is_resident,
     one_read_blocks,
+    one_read_options,
     padded_features,
     power_of_two,
     tiles,
@@ -356,7 +356,7 @@ class TritonKernel:
             **one_read_blocks(block_k, block_d, self._major), TERM=term, N_TERMS=n_terms,
             HAS_SHARES=shares_B is not None, HAS_LEFT_OUT=left_out_B is not None,
             ZEROS_FIRST=rows.zeros_first,
-            EXACT=self._exact, **ONE_READ_OPTIONS, **OPTIONS,
+            EXACT=self._exact, **one_read_options(block_d), **OPTIONS,
         )  # fmt: skip
         add_spans_kernel[(triton.cdiv(k * n_features, 128),)](
             span_sums, span_counts, sums_KD, counts_K, n_spans, k, n_features,

@@ -8,13 +8,13 @@ import torch
 
 __all__ = [
     "MAX_RESIDENT_D",
-    "ONE_READ_OPTIONS",
     "ONE_READ_ROWS",
     "SETTLE_OPTIONS",
     "Tile",
     "default_tile",
     "is_resident",
     "one_read_blocks",
+    "one_read_options",
     "padded_features",
     "power_of_two",
     "tiles",
@@ -29,7 +29,6 @@ MAX_RESIDENT_BYTES = 512
 ONE_READ_ROWS = 64
 #: Without a limit on registers the assembler takes fewer than it needs, so that another
 #: program fits beside, and spills some.
-ONE_READ_OPTIONS = {"num_warps": 4, "maxnreg": 255}
 SETTLE_OPTIONS = {"num_warps": 2, "maxnreg": 255}
 #: From so many centroids on, comparing the members of a group at the end costs less than
 #: a wider group saves on every score.
@@ -136,3 +135,9 @@ def one_read_blocks(block_k: int, block_d: int, major: int) -> dict[str, int]:
         "SLAB_D": 16,
         "STEP_D": min(32, block_d),
     }
+
+
+def one_read_options(block_d: int) -> dict[str, int]:
+    """How that kernel is compiled, for so many features (padded)."""
+    # Of two slabs of features no third is there to be loaded ahead.
+    return {"num_warps": 4, "maxnreg": 255, "num_stages": 2 if block_d == 32 else 3}
