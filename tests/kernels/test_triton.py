@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -115,6 +116,19 @@ def test_other_kernels_compile_without_spills(capability: int, name: str) -> Non
     from bench.triton_aot import Case, compile_case
 
     assert_no_spills(compile_case(Case(name, "fp32", 128), capability))
+
+
+# Breaks when the published figures are of other code than this, or say that something spills.
+def test_all_defaults_were_compiled_and_none_spills() -> None:
+    from bench.triton_aot import CASES, DEFAULTS
+
+    newest = max((ROOT / "bench" / "results").glob("*-triton-aot.json"))
+    report = json.loads(newest.read_text())
+    assert report["defaults"] == {"compiled": 2 * len(DEFAULTS), "spill_or_use_local_memory": []}
+    assert set(report["kernels"]) == {f"sm_{c} {case}" for c in (80, 90) for case in CASES}
+    for name, figures in report["kernels"].items():
+        found = [figures[what] for what in ("spills", "stack_bytes", "local_bytes")]
+        assert found == [0, 0, 0], name
 
 
 # ---- on a GPU ---------------------------------------------------------------
