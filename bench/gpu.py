@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,7 @@ if "--rehearse" in sys.argv:
 import torch
 import triton
 
+from bench.gpu_checks import CHECKS_S, run_checks
 from bench.gpu_fit import measure_fits
 from bench.gpu_peers import assign_peers, iteration_peers
 from streamkm.kernels import Rows
@@ -46,6 +48,7 @@ from streamkm.kernels.triton_tiles import Tile, tiles
 ROOT = Path(__file__).parents[1]
 #: Shares of the bfloat16 matrix rate that assign has to reach, by the number of features.
 ASSIGN_TARGETS = {64: 0.45, 128: 0.60, 256: 0.75}
+LEFT_OUT = {"passed": True, "output": "left out: a rehearsal has no GPU"}
 
 
 @dataclass
@@ -94,26 +97,6 @@ class Run:
         return torch.nn.functional.normalize(self.normal(*shape)).to(dtype)
 
 
-def check(run: Run) -> dict[str, Any]:
-    """The tests that need a GPU."""
-    if run.is_rehearsal:
-        return {"passed": True, "output": "left out: a rehearsal has no GPU"}
-    # Compiling takes most of the time: as many at once as the processor has cores for.
-    workers = str(min(8, os.cpu_count() or 1))
-    parallel = ["-n", workers] if importlib.util.find_spec("xdist") else []
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *parallel,
-         "-o", "addopts=", "-o", "filterwarnings=default", "--import-mode=importlib", "-rfE",
-         "--no-header", "--tb=short",
-         "tests/kernels/test_triton.py",
-         "tests/runs/test_on_gpu.py"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        env={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
-    )  # fmt: skip
-    # Status 0, and not 5: that none was skipped away is part of passing.
-    return {"passed": done.returncode == 0, "output": done.stdout[-6000:]}
-
-
 def ceilings(run: Run) -> dict[str, float]:
     n = run.size(8192, 128)
     a, b = run.normal(n, n, dtype=torch.bfloat16), run.normal(n, n, dtype=torch.bfloat16)
@@ -144,7 +127,7 @@ def assign(run: Run) -> None:
         before = int(exact.n_rechecked)
         exact.assign(x_BD, norms_B, c_KD)
         rechecked = (int(exact.n_rechecked) - before) / n_rows
-        for tile in tiles(d, torch.float32, x_BD.dtype, run.major):
+        for tile in tiles(d, torch.float32, x_BD.dtype, run.major)[: run.size(16, 2)]:
             times[str(tile)] = tile_seconds(run, tile, x_BD, norms_B, c_KD)
         peers = assign_peers(run.seconds, x_BD, c_KD.bfloat16())
         rate = 2 * n_rows * k * d / limit
@@ -197,7 +180,8 @@ def update(run: Run) -> None:
     x_BD = run.normal(n_rows, d)
     limit = run.results["ceilings"]["copy_bytes_per_s"]
     for k in (64, 1024, 20_000):
-        labels_B = torch.randint(k, (n_rows,), device=run.device)
+        generator = torch.Generator(run.device).manual_seed(k)
+        labels_B = torch.randint(k, (n_rows,), generator=generator, device=run.device)
         sums_KD = torch.zeros((k, d), device=run.device)
         counts_K = torch.zeros(k, dtype=torch.int64, device=run.device)
         kernel = TritonKernel(n_rows, k, torch.float32, run.device)
@@ -218,7 +202,8 @@ def small(run: Run) -> None:
     """Assign and update where rows are few features and centroids: in bytes of the rows."""
     n_rows = run.size(2**22, 70)
     limit = run.results["ceilings"]["copy_bytes_per_s"]
-    for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 32), (256, 128)):
+    shapes = ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 32), (256, 128))
+    for k, d in shapes[:2] if run.is_rehearsal else shapes:
         x_BD, c_KD = run.normal(n_rows, d), run.normal(k, d)
         norms_B = x_BD.square().sum(dim=1)
         sums_KD = x_BD.new_zeros((k + 1, d))
@@ -269,7 +254,7 @@ def iteration(run: Run) -> dict[str, Any]:
 
 
 PARTS: dict[str, tuple[Callable[[Run, Path], object], float]] = {
-    "checks": (lambda run, _: check(run), 210),
+    "checks": (lambda run, _: LEFT_OUT if run.is_rehearsal else run_checks(), CHECKS_S + 20),
     "ceilings": (lambda run, _: ceilings(run), 40),
     "assign": (lambda run, _: assign(run), 100),
     "assign_float32": (lambda run, _: assign_float32(run), 40),
@@ -322,14 +307,17 @@ def measure_parts(arguments: argparse.Namespace, out: Path) -> int:
 
 
 def run_limited(command: list[str], seconds: float) -> str | None:
-    """Run it with everything that it starts, and end it in time: None, or why it failed."""
+    """Run it with everything that it starts, and end all of it in time: None, or why it failed."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         return f"not done after {seconds:.0f} s"
+    finally:
+        # What it has started must not run beside the next that is timed.
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return None if status == 0 else f"ended with status {status}"
 
 
@@ -348,7 +336,7 @@ def about(name: str, *, rehearsal: bool) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "gpu": name,
         "measured_on_a_gpu": not rehearsal, "python": platform.python_version(),
-        "torch": torch.__version__, "triton": triton.__version__,
+        "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__,
         # Without one, Triton cannot build what launches a kernel.
         "compiler": next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None),
         "peers_installed": [

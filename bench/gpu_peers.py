@@ -70,6 +70,7 @@ def per_iteration(run: Callable[[int], object]) -> float:
     run(2)  # compiles
     times = []
     for n in (2, 12):
+        torch.cuda.synchronize()
         start = time.perf_counter()
         run(n)
         torch.cuda.synchronize()

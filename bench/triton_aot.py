@@ -2,7 +2,8 @@
 
 Compiles every kernel as it is launched by default, for compute capability 8.0 and
 9.0, and reads registers, spills and the screening loop's instructions from the
-machine code. From the loop follows a time that is predicted, not measured.
+machine code. From the loop follows a time that is predicted, not measured. For `DEFAULTS`, all
+that runs may be made of, only whether anything spills is kept.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ from streamkm.kernels.triton import (
     STEP_D,
 )
 from streamkm.kernels.triton_tiles import (
-    ONE_READ_OPTIONS,
     SETTLE_OPTIONS,
-    TWO_TILE,
     Tile,
     default_tile,
     is_resident,
     one_read_blocks,
+    one_read_options,
     padded_features,
     power_of_two,
     tiles,
+    two_tile,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["CASES", "Case", "Resources", "compile_case"]
+__all__ = ["CASES", "DEFAULTS", "Case", "Resources", "compile_case"]
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Dtype of a pointer by the argument's name, where it is not that of the rows or centroids.
@@ -61,9 +62,9 @@ MODULES = (triton_assign, triton_one_read, triton_settle, triton_update)
 #: The matrix instructions of capability 8 and 9 (wgmma).
 MATRIX = ("HMMA", "HGMMA")
 STORED = {
-    "fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "u8": torch.uint8,
+    "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16,
+    "u8": torch.uint8, "i8": torch.int8,
 }  # fmt: skip
-ROWS = {"fp32": tl.float32, "fp64": tl.float64, "bf16": tl.float32, "u8": tl.float32}
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ class Case:
     """Another than the default."""
     second: bool = False
     """Whether the second nearest is sought too."""
+    weighted: bool = False
+    spherical: bool = False
 
     def __str__(self) -> str:
         tile = f" {self.tile}" if self.tile else ""
-        two = " second" if self.second else ""
-        return (
-            f"{self.kernel} {self.dtype} k={self.k} d={self.n_features} {self.precision}{two}{tile}"
-        )
+        marks = [name for name in ("second", "weighted", "spherical") if getattr(self, name)]
+        return " ".join(
+            [self.kernel, self.dtype, f"k={self.k}", f"d={self.n_features}", self.precision, *marks]
+        ) + tile  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class Resources:
     """Instructions on scores (minimum, maximum, multiply-add, logic) for each score."""
     epilogue: dict[str, float]
     loop_instructions_per_score: float
+
+    @property
+    def leaves_registers(self) -> bool:
+        """Whether anything spills, or lies in local memory."""
+        return (self.spills, self.stack_bytes, self.local_bytes) != (0, 0, 0)
 
 
 CASES = [
@@ -124,6 +132,52 @@ CASES = [
     *(Case(name, "fp32", 128) for name in ("measure_kernel", "round_kernel", "settle_kernel")),
     Case("round_rows_kernel", "fp32", 768),
     *(Case(name, "fp32", 128) for name in ("add_chunks_kernel", "join_kernel")),
+]  # fmt: skip
+
+
+#: Every kind of length (one, below 16, on and off multiples of 16, more than a tile holds)
+#: of every dtype, of every way to cut the work that nobody has to ask for.
+DEFAULTS = [
+    *(
+        Case("screen_kernel", dtype, d, k=k, second=k == 2)
+        for dtype in STORED
+        for d in (1, 3, 16, 40, 64, 128, 256, 257, 768)
+        for k in (2, 300, 20_000)
+    ),
+    *(
+        Case("one_read_kernel", "fp32", d, k=k)
+        for k in (16, 32, 64, 128, 256)
+        for d in (1, 3, 16, 17, 40, 64, 100, 128)
+    ),
+    *(
+        Case("one_read_kernel", "fp32", d, k=k, weighted=weighted, spherical=True)
+        for k in (16, 256)
+        for d in (40, 100, 128)
+        for weighted in (False, True)
+    ),
+    *(
+        Case("one_read_kernel", dtype, d, k=k)
+        for dtype in ("fp16", "bf16", "u8", "i8")
+        for k in (16, 256)
+        for d in (3, 40, 100, 128)
+    ),
+    *(
+        Case(name, dtype, d, k=k, second=k == 2)
+        for name, ks in (
+            ("settle_kernel", (2, 300, 20_000)), ("round_rows_kernel", (300,)),
+            ("add_chunks_kernel", (300,)), ("join_kernel", (300,)),
+        )
+        for k in ks
+        for dtype in STORED
+        for d in (1, 3, 40, 128, 768)
+    ),
+    *(
+        Case(name, dtype, d)
+        for name in ("measure_kernel", "round_kernel")
+        for dtype in ("fp32", "fp64")
+        for d in (1, 3, 40, 128, 768)
+    ),
+    *(Case("add_spans_kernel", "fp32", d, k=k) for k, d in ((1, 1), (256, 128), (256, 100))),
 ]  # fmt: skip
 
 
@@ -159,7 +213,7 @@ def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
     padded_d = padded_features(case.n_features, dtype, STORED[case.dtype])
     tile = case.tile or (
-        TWO_TILE
+        two_tile(capability // 10)
         if case.second
         else default_tile(case.n_features, case.k, dtype, STORED[case.dtype], capability // 10)
     )
@@ -168,11 +222,11 @@ def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[
         "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
         "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if stays else 64,
         "BLOCK_K": 16, "BLOCK_C": 16, "STEP_D": STEP_D[dtype], "N_LISTED": N_LISTED, "CHUNK": CHUNK,
-        "WIDE": ROWS[case.dtype], "RESIDENT": stays, "EXACT": case.precision == "exact",
-        "SECOND": case.second,
+        "WIDE": tl.float64 if case.dtype == "fp64" else tl.float32, "RESIDENT": stays,
+        "EXACT": case.precision == "exact", "SECOND": case.second,
     }  # fmt: skip
     if case.kernel == "one_read_kernel":
-        return one_read_constants(case)
+        return one_read_constants(case, capability // 10)
     if case.kernel == "add_spans_kernel":
         return {"BLOCK_S": 16, "BLOCK_E": 128}, {"num_warps": 4}
     if case.kernel == "screen_kernel":
@@ -183,18 +237,22 @@ def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[
         constants["BLOCK_M"] = 16
     if case.kernel in ("measure_kernel", "round_kernel"):
         constants["BLOCK_D"] = min(padded_d, 64)
-    warps = {"add_chunks_kernel": 1, "join_kernel": 1}
-    return constants, {"num_warps": warps.get(case.kernel, 4)}
+    if case.kernel in ("add_chunks_kernel", "join_kernel"):
+        constants["BLOCK_D"] = min(triton.next_power_of_2(case.n_features), 128)
+        return constants, {"num_warps": 1}
+    return constants, {"num_warps": 4}
 
 
-def one_read_constants(case: Case) -> tuple[dict[str, Any], dict[str, int]]:
+def one_read_constants(case: Case, major: int) -> tuple[dict[str, Any], dict[str, int]]:
     block_k, padded_d = power_of_two(case.k), power_of_two(case.n_features)
-    blocks: dict[str, Any] = {**one_read_blocks(block_k, padded_d)}
+    blocks: dict[str, Any] = {**one_read_blocks(block_k, padded_d, major)}
+    is_stored = case.dtype != "fp32" and not case.weighted
     constants = blocks | {
-        "TERM": tl.bfloat16, "N_TERMS": 3 if case.dtype == "fp32" else 1, "HAS_SHARES": False,
-        "HAS_LEFT_OUT": True, "ZEROS_FIRST": False, "EXACT": case.precision == "exact",
+        "TERM": tl.float16 if is_stored and case.dtype == "fp16" else tl.bfloat16,
+        "N_TERMS": 1 if is_stored else 3, "HAS_SHARES": case.weighted, "HAS_LEFT_OUT": True,
+        "ZEROS_FIRST": case.spherical, "EXACT": case.precision == "exact",
     }  # fmt: skip
-    return constants, ONE_READ_OPTIONS
+    return constants, one_read_options(padded_d)
 
 
 def argument_type(name: str, case: Case) -> str:
@@ -311,12 +369,19 @@ def main() -> None:
         "note": "No GPU was at hand. Registers, spills and instructions are read from machine "
         "code; 'predicted' is arithmetic on them and on published rates, not a measurement.",
         "kernels": {},
+        "defaults": {"compiled": 0, "spill_or_use_local_memory": []},
     }
     for capability in (80, 90):
         for case in CASES:
             resources = compile_case(case, capability)
             print(f"sm_{capability} {case}: {resources}")
             report["kernels"][f"sm_{capability} {case}"] = asdict(resources)
+        for case in DEFAULTS:
+            resources = compile_case(case, capability)
+            report["defaults"]["compiled"] += 1
+            if resources.leaves_registers:
+                print(f"sm_{capability} {case}: {resources}")
+                report["defaults"]["spill_or_use_local_memory"].append(f"sm_{capability} {case}")
     alu = ("FMNMX", "LOP3", "SEL", "FSEL", "FSETP")
     report["predicted"] = {
         str(case): predict(

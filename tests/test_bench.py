@@ -148,6 +148,22 @@ def test_a_part_that_dies_leaves_the_results_of_others(tmp_path, monkeypatch, ca
     assert "failed: crashes, slow, late" in capfd.readouterr().out
 
 
+# Breaks when tests that are skipped, or not done in time, pass for passed.
+def test_checks_that_do_not_run_have_not_passed(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
+    from bench import gpu_checks
+
+    if torch.cuda.is_available():
+        pytest.skip("they would run")
+    monkeypatch.setattr(gpu_checks, "TESTS", ("tests/runs/test_on_gpu.py",))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    skipped = gpu_checks.run_checks()
+    assert (skipped["passed"], skipped["status"]) == (False, 0)
+    assert "skipped" in skipped["output"]
+    late = gpu_checks.run_checks(0.01)
+    assert (late["passed"], late["status"]) == (False, "not done after 0 s")
+
+
 def test_without_a_gpu_the_script_says_so_at_once():
     if torch.cuda.is_available():
         pytest.skip("there is one")

@@ -23,17 +23,17 @@ from streamkm.kernels.triton_one_read import add_spans_kernel, one_read_kernel
 from streamkm.kernels.triton_settle import settle_kernel
 from streamkm.kernels.triton_tiles import (
     MAX_RESIDENT_D,
-    ONE_READ_OPTIONS,
     ONE_READ_ROWS,
     SETTLE_OPTIONS,
-    TWO_TILE,
     Tile,
     default_tile,
     is_resident,
     one_read_blocks,
+    one_read_options,
     padded_features,
     power_of_two,
     tiles,
+    two_tile,
 )
 from streamkm.kernels.triton_tuning import (
     LEAST_TUNED_K,
@@ -213,7 +213,7 @@ class TritonKernel:
         x_BD = _with_dense_rows(x_BD)
         centroids_KD = centroids_KD.contiguous()
         padded_d = padded_features(n_features, self._dtype, x_BD.dtype)
-        tile = TWO_TILE if two else self._tile_for(x_BD, centroids_KD)
+        tile = two_tile(self._major) if two else self._tile_for(x_BD, centroids_KD)
         results = (labels_B, sq_distances_B, second_B)
         with torch.cuda.device_of(x_BD):
             rounded = self._round_centroids(centroids_KD, padded_d, tile.centroids)
@@ -319,7 +319,7 @@ class TritonKernel:
             BLOCK_D=padded_d if stays else 64, STEP_D=STEP_D[self._dtype],
             N_LISTED=N_LISTED, WIDE=wide,
             RESIDENT=stays, EXACT=self._exact, SECOND=two,
-            num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers, **OPTIONS,
+            num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip
 
     def _one_read(
@@ -347,15 +347,16 @@ class TritonKernel:
         if x_BD.device.type == "cpu":
             term = tl.float32  # Triton's interpreter multiplies bfloat16 wrongly.
         one_read_kernel[(n_spans,)](
-            x_BD, x_BD.stride(0), centroids_KD, c16, c_sq, about,
+            x_BD, x_BD.stride(0), rows.sq_norms_B if rows.zeros_first else c_sq,
+            centroids_KD, c16, c_sq, about,
             c_sq if shares_B is None else shares_B,
             c_sq if left_out_B is None else left_out_B.view(torch.uint8),
             labels_B, sq_distances_B, span_sums, span_counts, self._n_rechecked,
             n_rows, k, n_features, block_d, span,
-            **one_read_blocks(block_k, block_d), TERM=term, N_TERMS=n_terms,
+            **one_read_blocks(block_k, block_d, self._major), TERM=term, N_TERMS=n_terms,
             HAS_SHARES=shares_B is not None, HAS_LEFT_OUT=left_out_B is not None,
             ZEROS_FIRST=rows.zeros_first,
-            EXACT=self._exact, **ONE_READ_OPTIONS, **OPTIONS,
+            EXACT=self._exact, **one_read_options(block_d), **OPTIONS,
         )  # fmt: skip
         add_spans_kernel[(triton.cdiv(k * n_features, 128),)](
             span_sums, span_counts, sums_KD, counts_K, n_spans, k, n_features,

@@ -120,7 +120,7 @@ def _least_of_group(scores, FOLD: tl.constexpr):
 
 @triton.jit
 def _nearest_of(
-    x_ptr, stride, c_ptr, c_sq_ptr, rows, first, other, n_rows, k, n_features,
+    x_ptr, stride, c_ptr, c_sq_ptr, rows, first, other, k, n_features,
     N_COMPARED: tl.constexpr, KEPT_N: tl.constexpr, WIDE: tl.constexpr, STEP_D: tl.constexpr,
     SECOND: tl.constexpr,
 ):  # fmt: skip
@@ -137,7 +137,7 @@ def _nearest_of(
         # Positions may be of no centroid; and a row whose scores are NaN has no least one.
         is_one = ids < k
         ids = tl.where(is_one, ids, 0)
-        sq = sq_distances(x_ptr, stride, c_ptr, rows, ids, n_rows, n_features, WIDE, STEP_D)
+        sq = sq_distances(x_ptr, stride, c_ptr, rows, ids, n_features, WIDE, STEP_D)
         sq = tl.where(is_one & (sq == sq), sq, float("inf"))
         is_nearer = is_before(sq, ids, least_sq, label)
         second_sq = tl.where(is_nearer, least_sq, tl.minimum(second_sq, sq))
@@ -157,17 +157,18 @@ def round_rows_kernel(
     For rows of so many features that a tile of them cannot stay on the chip.
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    there = tl.minimum(rows, n_rows - 1)
     amax = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, n_features, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        x = load_rows(x_ptr, stride, rows, n_rows, d, n_features, WIDE)
+        x = load_rows(x_ptr, stride, there, d, n_features, WIDE)
         amax = tl.maximum(amax, tl.max(tl.abs(x).to(tl.float32), axis=1))
     scale = scale_for(amax)
     sq_norm = tl.zeros((BLOCK_M,), tl.float32)
     sq_lost = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, padded_d, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        x = load_rows(x_ptr, stride, rows, n_rows, d, n_features, WIDE)
+        x = load_rows(x_ptr, stride, there, d, n_features, WIDE)
         scaled, rounded, lost = round_rows(x, scale)
         ptrs = x16_ptr + rows.to(tl.int64)[:, None] * padded_d + d[None, :]
         tl.store(ptrs, rounded, mask=(rows < n_rows)[:, None] & (d < padded_d)[None, :])
@@ -190,17 +191,18 @@ def screen_kernel(
 ):  # fmt: skip
     """Labels and squared distances of a tile of rows; uncertain rows are queued."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    there = tl.minimum(rows, n_rows - 1)
     d, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
     if RESIDENT:
-        x = load_rows(x_ptr, stride, rows, n_rows, d, n_features, WIDE)
+        x = load_rows(x_ptr, stride, there, d, n_features, WIDE)
         x_scale = scale_for(tl.max(tl.abs(x).to(tl.float32), axis=1))
         scaled, x16, lost = round_rows(x, x_scale)
         x_norm = tl.sqrt(tl.sum(scaled * scaled, axis=1))
         x_lost = tl.sqrt(tl.sum(lost * lost, axis=1))
     else:
-        x_scale = tl.load(x_about_ptr + rows, mask=rows < n_rows, other=1.0)
-        x_norm = tl.load(x_about_ptr + n_rows + rows, mask=rows < n_rows, other=0.0)
-        x_lost = tl.load(x_about_ptr + 2 * n_rows + rows, mask=rows < n_rows, other=0.0)
+        x_scale = tl.load(x_about_ptr + there)
+        x_norm = tl.load(x_about_ptr + n_rows + there)
+        x_lost = tl.load(x_about_ptr + 2 * n_rows + there)
     mult = -2.0 * scale_for(tl.load(about_ptr + AMAX)) / x_scale
     KEPT_N: tl.constexpr = BLOCK_N // FOLD
     N_COMPARED: tl.constexpr = 2 if SECOND else FOLD
@@ -213,10 +215,9 @@ def screen_kernel(
             products = tl.dot(x16, tl.load(c16_ptrs))
         else:
             products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            x16_ptrs = x16_ptr + rows.to(tl.int64)[:, None] * padded_d + d[None, :]
+            x16_ptrs = x16_ptr + there.to(tl.int64)[:, None] * padded_d + d[None, :]
             for start in range(0, padded_d, BLOCK_D):
-                x16 = tl.load(x16_ptrs + start, mask=(rows < n_rows)[:, None], other=0.0)
-                products = tl.dot(x16, tl.load(c16_ptrs + start), products)
+                products = tl.dot(tl.load(x16_ptrs + start), tl.load(c16_ptrs + start), products)
         scores = products * mult[:, None] + tl.load(c_sq_ptr + tile * BLOCK_N + n)[None, :]
         best, second = keep_two(best, second, _least_of_group(scores, FOLD), tile, index_mask)
     least, position, first = least_kept(best, index_mask, BLOCK_N, KEPT_N)
@@ -226,7 +227,7 @@ def screen_kernel(
         others = tl.where(tl.arange(0, KEPT_N)[None, :] == position[:, None], second, best)
         least, _, other = least_kept(others, index_mask, BLOCK_N, KEPT_N)
     label, least_sq, second_sq, c_norm = _nearest_of(
-        x_ptr, stride, c_ptr, c_sq_ptr, rows, first, other, n_rows, k, n_features,
+        x_ptr, stride, c_ptr, c_sq_ptr, there, first, other, k, n_features,
         N_COMPARED, KEPT_N, WIDE, STEP_D, SECOND,
     )  # fmt: skip
     tl.store(labels_ptr + rows, label.to(tl.int64), mask=rows < n_rows)

@@ -47,11 +47,12 @@ def _settled(x_ptr, c_ptr, k, n_features, BLOCK_C: tl.constexpr, STEP_D: tl.cons
     label = tl.full((), 0, tl.int32)
     for first in range(0, k, BLOCK_C):
         ids = first + tl.arange(0, BLOCK_C)
+        there = tl.minimum(ids, k - 1)
         sq = tl.zeros((BLOCK_C,), tl.float64)
         for start in range(0, n_features, STEP_D):
             d = start + tl.arange(0, STEP_D)
             x = tl.load(x_ptr + d, mask=d < n_features, other=0).to(tl.float64)[None, :]
-            difference = load_rows(c_ptr, n_features, ids, k, d, n_features, tl.float64) - x
+            difference = load_rows(c_ptr, n_features, there, d, n_features, tl.float64) - x
             sq += tl.sum(difference * difference, axis=1)
         # NaN is never the least.
         sq = tl.where((ids < k) & (sq == sq), sq, float("inf"))
@@ -85,7 +86,8 @@ def _assigned(
     x_scale = scale_for(tl.load(about_ptr + AMAX)) * 0.03125
     mult = tl.full((), -64.0, tl.float32)
     n_settled = tl.full((), 0, tl.int32)
-    x = load_rows(x_ptr, stride, rows, end, d, n_features, tl.float32)
+    there = tl.minimum(rows, end - 1)
+    x = load_rows(x_ptr, stride, there, d, n_features, tl.float32)
     x16 = (x * x_scale).to(tl.float16)
     best = tl.full((BLOCK_M, BLOCK_N), FAR, tl.float32)
     second = tl.full((BLOCK_M, BLOCK_N), FAR, tl.float32)
@@ -97,9 +99,7 @@ def _assigned(
     label = tl.where(label < k, label, 0)
     others = tl.where(tl.arange(0, BLOCK_N)[None, :] == position[:, None], second, best)
     runner_up = tl.min(others, axis=1)
-    sq_distance = sq_distances(
-        x_ptr, stride, c_ptr, rows, label, end, n_features, tl.float32, STEP_D
-    )
+    sq_distance = sq_distances(x_ptr, stride, c_ptr, there, label, n_features, tl.float32, STEP_D)
     if EXACT:
         c_norm = tl.sqrt(tl.load(c_sq_ptr + label))
         # A row is no longer than its centroid and its distance (of which squares below
@@ -121,7 +121,7 @@ def _assigned(
             found = _settled(row_ptr, c_ptr, k, n_features, BLOCK_C, STEP_D)
             one = tl.arange(0, 1)
             found_sq = sq_distances(
-                x_ptr, stride, c_ptr, row + one, found + one, end, n_features, tl.float32, STEP_D
+                x_ptr, stride, c_ptr, row + one, found + one, n_features, tl.float32, STEP_D
             )
             label = tl.where(m == place, found, label)
             sq_distance = tl.where(m == place, tl.sum(found_sq, axis=0), sq_distance)
@@ -153,7 +153,7 @@ def _tile_sums(member, x, TERM: tl.constexpr, N_TERMS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_rows", "k", "span"])
 def one_read_kernel(
-    x_ptr, stride, c_ptr, c16_ptr, c_sq_ptr, about_ptr, shares_ptr, left_out_ptr,
+    x_ptr, stride, sq_norms_ptr, c_ptr, c16_ptr, c_sq_ptr, about_ptr, shares_ptr, left_out_ptr,
     labels_ptr, sq_distances_ptr, sums_ptr, counts_ptr, rechecked_ptr,
     n_rows, k, n_features, padded_d, span,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -177,19 +177,19 @@ def one_read_kernel(
     end = tl.minimum(begin + span, n_rows)
     for start in tl.range(begin, end, BLOCK_M, num_stages=1):
         rows = start + m
+        there = tl.minimum(rows, end - 1)
         label, sq_distance, n_settled = _assigned(
             x_ptr, stride, c_ptr, c16s, c_sq_ptr, about_ptr, rows, end, k, n_features, padded_d,
             LOST, BLOCK_M, BLOCK_N, BLOCK_K // BLOCK_N, BLOCK_C, BLOCK_D, STEP_D, EXACT,
         )  # fmt: skip
         n_doubtful += n_settled
         if ZEROS_FIRST:
-            x = load_rows(x_ptr, stride, rows, end, d, n_features, tl.float32)
-            label = tl.where(tl.max(tl.abs(x), axis=1) == 0, 0, label)
+            label = tl.where(tl.load(sq_norms_ptr + there) == 0, 0, label)
         tl.store(labels_ptr + rows, label.to(tl.int64), mask=rows < end)
         tl.store(sq_distances_ptr + rows, sq_distance, mask=rows < end)
         is_counted = rows < end
         if HAS_LEFT_OUT:
-            is_counted = tl.load(left_out_ptr + rows, mask=rows < end, other=1) == 0
+            is_counted = is_counted & (tl.load(left_out_ptr + there) == 0)
         counts += tl.histogram(label, BLOCK_K, mask=is_counted)
         label = tl.where(is_counted, label, -1)
         same = label[:, None] == label[None, :]
@@ -201,11 +201,11 @@ def one_read_kernel(
         tl.debug_barrier()
         for first_d in range(0, BLOCK_D, SLAB_D):
             at = first_d + tl.arange(0, SLAB_D)
-            part = load_rows(x_ptr, stride, rows, end, at, n_features, tl.float32)
+            part = load_rows(x_ptr, stride, there, at, n_features, tl.float32)
             if HAS_LEFT_OUT:
                 part = tl.where(is_counted[:, None], part, 0.0)
             if HAS_SHARES:
-                part *= tl.load(shares_ptr + rows, mask=rows < end, other=0.0)[:, None]
+                part *= tl.load(shares_ptr + there)[:, None]
             part = _tile_sums(same, part, TERM, N_TERMS)
             ptrs = row_ptrs + at[None, :]
             mask = brings & (at < n_features)[None, :]

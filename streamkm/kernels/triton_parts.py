@@ -51,11 +51,10 @@ def raise_to(ptr, value):
 
 
 @triton.jit
-def load_rows(x_ptr, stride, rows, n_rows, d, n_features, WIDE: tl.constexpr):
-    """Features `d` of some rows, widened; zeros beyond both ends."""
-    inside = (rows < n_rows)[:, None] & (d < n_features)[None, :]
-    x = tl.load(x_ptr + rows.to(tl.int64)[:, None] * stride + d[None, :], mask=inside, other=0)
-    return x.to(WIDE)
+def load_rows(x_ptr, stride, rows, d, n_features, WIDE: tl.constexpr):
+    """Features `d` of rows that there are, widened; zeros beyond the last feature."""
+    ptrs = x_ptr + rows.to(tl.int64)[:, None] * stride + d[None, :]
+    return tl.load(ptrs, mask=(d < n_features)[None, :], other=0).to(WIDE)
 
 
 @triton.jit
@@ -111,7 +110,7 @@ def least_kept(scores, index_mask, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr):
 
 @triton.jit
 def sq_distances(
-    x_ptr, stride, c_ptr, rows, ids, n_rows, n_features, WIDE: tl.constexpr, STEP_D: tl.constexpr
+    x_ptr, stride, c_ptr, rows, ids, n_features, WIDE: tl.constexpr, STEP_D: tl.constexpr
 ):
     """Sum of squared differences of each row and one centroid of its own.
 
@@ -121,8 +120,8 @@ def sq_distances(
     total = tl.zeros((ids.shape[0], STEP_D), WIDE)
     for start in range(0, n_features, STEP_D):
         d = start + tl.arange(0, STEP_D)
-        x = load_rows(x_ptr, stride, rows, n_rows, d, n_features, WIDE)
-        c = load_rows(c_ptr, n_features, ids, 2147483647, d, n_features, WIDE)
+        x = load_rows(x_ptr, stride, rows, d, n_features, WIDE)
+        c = load_rows(c_ptr, n_features, ids, d, n_features, WIDE)
         difference = x - c
         total = tl.fma(difference, difference, total)
     return sum_features(total)

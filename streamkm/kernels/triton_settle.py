@@ -90,12 +90,13 @@ def settle_kernel(
             stride_k = tl.where(n_listed == 0, 1, KEPT_N)
             for start in range(first, end, BLOCK_K * stride_k):
                 ids = start + tl.arange(0, BLOCK_K) * stride_k
+                there = tl.minimum(ids, k - 1)
                 sq = tl.zeros((BLOCK_K,), tl.float64)
                 for from_d in range(0, n_features, BLOCK_D):
                     d = from_d + tl.arange(0, BLOCK_D)
                     offset = row.to(tl.int64) * stride
                     x = tl.load(x_ptr + offset + d, mask=d < n_features, other=0)
-                    c = load_rows(c_ptr, n_features, ids, end, d, n_features, tl.float64)
+                    c = load_rows(c_ptr, n_features, there, d, n_features, tl.float64)
                     difference = c - x.to(tl.float64)[None, :]
                     sq += tl.sum(difference * difference, axis=1)
                 sq = tl.where(ids < end, sq, float("inf"))
@@ -112,15 +113,11 @@ def settle_kernel(
         # A row that is nowhere has no nearest centroid.
         label = tl.where(label < k, label, 0)
         ids = label + one
-        sq = sq_distances(
-            x_ptr, stride, c_ptr, row + one, ids, 2147483647, n_features, WIDE, STEP_D
-        )
+        sq = sq_distances(x_ptr, stride, c_ptr, row + one, ids, n_features, WIDE, STEP_D)
         tl.store(labels_ptr + row, label.to(tl.int64))
         tl.store(sq_distances_ptr + row + one, sq)
         if SECOND:
             runner_up = tl.where(runner_up < k, runner_up, 0)
             ids = runner_up + one
-            sq = sq_distances(
-                x_ptr, stride, c_ptr, row + one, ids, 2147483647, n_features, WIDE, STEP_D
-            )
+            sq = sq_distances(x_ptr, stride, c_ptr, row + one, ids, n_features, WIDE, STEP_D)
             tl.store(second_ptr + row + one, sq)

@@ -8,17 +8,17 @@ import torch
 
 __all__ = [
     "MAX_RESIDENT_D",
-    "ONE_READ_OPTIONS",
     "ONE_READ_ROWS",
     "SETTLE_OPTIONS",
-    "TWO_TILE",
     "Tile",
     "default_tile",
     "is_resident",
     "one_read_blocks",
+    "one_read_options",
     "padded_features",
     "power_of_two",
     "tiles",
+    "two_tile",
 ]
 
 #: Rows of more features than this are not kept on the chip: registers would not hold them.
@@ -29,7 +29,6 @@ MAX_RESIDENT_BYTES = 512
 ONE_READ_ROWS = 64
 #: Without a limit on registers the assembler takes fewer than it needs, so that another
 #: program fits beside, and spills some.
-ONE_READ_OPTIONS = {"num_warps": 4, "maxnreg": 255}
 SETTLE_OPTIONS = {"num_warps": 2, "maxnreg": 255}
 #: From so many centroids on, comparing the members of a group at the end costs less than
 #: a wider group saves on every score.
@@ -46,12 +45,6 @@ class Tile:
     """How many times wider a tile of scores is than what is kept of it."""
     warps: int = 8
     stages: int = 2
-    registers: int | None = None
-    """Of a thread, at most: fewer let more programs share a multiprocessor, but may spill."""
-
-
-#: For the two nearest: they may be of one group, so that a group is one centroid.
-TWO_TILE = Tile(rows=64, fold=1)
 
 
 def is_resident(n_features: int, dtype: torch.dtype, rows: torch.dtype) -> bool:
@@ -78,6 +71,12 @@ def default_tile(
     if k < MANY_CENTROIDS and is_resident(n_features, dtype, rows):
         return Tile(rows=64) if n_features < 16 and major < 9 else Tile()
     return tiles(n_features, dtype, rows, major)[0]
+
+
+def two_tile(major: int) -> Tile:
+    """What finds the two nearest: they may be of one group, so that a group is one centroid."""
+    # Of 8 warps code for 8 would get 128 registers a thread, and spill.
+    return Tile(rows=64, fold=1) if major >= 9 else Tile(rows=32, fold=1, warps=4)
 
 
 def tiles(n_features: int, dtype: torch.dtype, rows: torch.dtype, major: int) -> tuple[Tile, ...]:
@@ -121,15 +120,24 @@ def power_of_two(n: int) -> int:
     return max(1 << (n - 1).bit_length(), 16)
 
 
-def one_read_blocks(block_k: int, block_d: int) -> dict[str, int]:
-    """Of the kernel that reads once, for so many centroids and features (padded)."""
+def one_read_blocks(block_k: int, block_d: int, major: int) -> dict[str, int]:
+    """Of the kernel that reads once, for so many centroids and features (padded).
+
+    On compute capability `major`, 8 or 9.
+    """
     return {
         "BLOCK_M": ONE_READ_ROWS,
         "BLOCK_K": block_k,
         # With other widths the assembler runs out of registers.
-        "BLOCK_N": 16 if block_d == 16 else min(block_k, 32),
+        "BLOCK_N": 16 if block_d == 16 or major < 9 else min(block_k, 32),
         "BLOCK_C": 16,
         "BLOCK_D": block_d,
         "SLAB_D": 16,
         "STEP_D": min(32, block_d),
     }
+
+
+def one_read_options(block_d: int) -> dict[str, int]:
+    """How that kernel is compiled, for so many features (padded)."""
+    # Of two slabs of features no third is there to be loaded ahead.
+    return {"num_warps": 4, "maxnreg": 255, "num_stages": 2 if block_d == 32 else 3}

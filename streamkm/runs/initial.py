@@ -155,7 +155,7 @@ def draw_sample(
     with stream(source, iter(windows), slots, times, weights) as device_windows:
         for window in device_windows:
             for _, rows in window.batches():
-                part = window.x_ND[rows]
+                part = window.taken(rows)
                 sample_SD[filled : filled + len(part)] = part
                 if window.weights_N is not None:
                     weights_S[filled : filled + len(part)] = window.weights_N[rows]

@@ -204,7 +204,7 @@ class Prober:
 
         def update(window: DeviceWindow, _: int, rows: torch.Tensor | slice) -> None:
             weights_N = window.weights_N
-            moments.update_(window.x_ND[rows], None if weights_N is None else weights_N[rows])
+            moments.update_(window.taken(rows), None if weights_N is None else weights_N[rows])
 
         return self._arithmetic(update)
 

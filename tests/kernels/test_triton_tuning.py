@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
 
 from streamkm.kernels.triton_tiles import Tile, default_tile, tiles
-from streamkm.kernels.triton_tuning import FOLDER, cache_folder, fastest, tuned_tile
+from streamkm.kernels.triton_tuning import FOLDER, cache_folder, fastest, key_of, tuned_tile
 
 D, K, DTYPE = 128, 20_000, torch.float32
 TILES = tiles(D, DTYPE, DTYPE, 9)
@@ -53,12 +53,10 @@ def test_where_no_tile_runs_the_default_stays() -> None:
     [
         b"", b"{", b"null", b"[]", b"3", b'"Tile()"', b"\xff\xfe\x00", b"[" * 4000, b"{}" * 9000,
         b'{"rows": 128}', b'{"__class__": "os.system", "args": ["true"]}',
-        json.dumps({"rows": 3, "centroids": -1, "fold": 0, "warps": 1 << 40, "stages": 2,
-                    "registers": None}).encode(),
+        json.dumps({"rows": 3, "centroids": -1, "fold": 0, "warps": 1 << 40, "stages": 2}).encode(),
         json.dumps({"rows": 128, "centroids": 64, "fold": 2, "warps": 8, "stages": 2,
-                    "registers": None, "more": 1}).encode(),
-        json.dumps({"rows": 128.0, "centroids": 64, "fold": 2, "warps": 8, "stages": 2,
-                    "registers": None}).encode(),
+                    "more": 1}).encode(),
+        json.dumps({"rows": 128.0, "centroids": 64, "fold": 2, "warps": 8, "stages": 2}).encode(),
     ],
     ids=range(14),
 )  # fmt: skip
@@ -83,3 +81,24 @@ def test_the_folder_is_xdg_s() -> None:
     for base in ({}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "relative"}):
         assert cache_folder({**base, "HOME": "/h"}) == Path("/h/.cache") / FOLDER
     assert cache_folder({}) is None
+
+
+# Breaks when what one GPU, dtype or size of problem found fastest is taken for another.
+def test_another_gpu_or_problem_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = {"name": "A GPU 80GB/x", "capability": (8, 0)}
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: card["name"])
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: card["capability"])
+    device = torch.device("cuda", 0)
+
+    def key(rows: torch.dtype = DTYPE, d: int = D, k: int = K, wide: torch.dtype = DTYPE) -> str:
+        return key_of(device, rows, d, k, wide)
+
+    keys = [key(), key(torch.bfloat16), key(d=D + 1), key(k=2 * K), key(wide=torch.float64)]
+    card["capability"] = (9, 0)
+    keys.append(key())
+    card["name"] = "another"
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    # Sizes in buckets: for a few rows or centroids more nothing is timed again.
+    assert key(d=D - 1, k=K + 1) == key()
+    assert all(Path(name).name == name for name in keys)
