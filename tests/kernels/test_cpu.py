@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -209,6 +210,34 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_child_process_has_threads_of_its_own() -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKED]
     assert subprocess.run(command, check=False, timeout=60).returncode == 0
+
+
+# Breaks when a thread of the pool may be woken where its caller runs: it waits there
+# until all is done, although another is idle.
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="one processor, or no way to ask for those of a thread",
+)
+def test_threads_keep_off_the_processor_of_their_caller() -> None:
+    code = """
+import os, time, torch
+from streamkm.kernels.cpu import CpuKernel
+
+torch.set_num_threads(2)
+allowed, x_BD = os.sched_getaffinity(0), torch.randn(4000, 64)
+before = set(os.listdir("/proc/self/task"))
+kernel = CpuKernel(4000, 64, torch.float32, torch.device("cpu"))
+for _ in range(100):
+    kernel.assign(x_BD, x_BD.square().sum(dim=1), x_BD[:64].clone())
+    time.sleep(0.01)
+    started = set(os.listdir("/proc/self/task")) - before
+    if any(len(os.sched_getaffinity(int(task))) == len(allowed) - 1 for task in started):
+        break
+else:
+    raise SystemExit("every thread may run anywhere")
+assert os.sched_getaffinity(0) == allowed
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 # Breaks when one of two that hold the cores gives back what the other found, or neither does.

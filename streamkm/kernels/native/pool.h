@@ -8,6 +8,9 @@
 #pragma once
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <condition_variable>
@@ -15,6 +18,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <vector>
 
 // Tells the processor that a thread only waits.
 inline void relax() {
@@ -75,7 +79,10 @@ private:
     void start_threads(int n_wanted) {
         for (; n_threads_ < n_wanted; ++n_threads_) {
             try {
-                std::thread(&Pool::help, this, n_threads_).detach();
+                std::thread helper(&Pool::help, this, n_threads_);
+                handles_.push_back(helper.native_handle());
+                helper.detach();
+                avoided_ = NONE;
             } catch (const std::system_error&) {
                 return;  // As many as the system gives: the caller does the rest.
             }
@@ -85,9 +92,30 @@ private:
     void open() {
         gate_.store(gate_.load() + LOOP + OPEN);
         if (n_asleep_.load() > 0) {
+            keep_off();
             { const std::lock_guard<std::mutex> lock(sleepers_); }
             wake_.notify_all();
         }
+    }
+
+    // Keeps helpers off the processor that the caller is on. Linux may wake a thread there although
+    // another is idle (of few processors that are half busy it looks at none), and it then waits
+    // until the caller has done all the tasks.
+    void keep_off() {
+#if defined(__linux__)
+        const int here = sched_getcpu();
+        cpu_set_t others;
+        if (here == avoided_ || here < 0 ||
+            pthread_getaffinity_np(pthread_self(), sizeof others, &others) != 0) {
+            return;
+        }
+        CPU_CLR(here, &others);
+        if (CPU_COUNT(&others) == 0) return;
+        for (const pthread_t helper : handles_) {
+            pthread_setaffinity_np(helper, sizeof others, &others);
+        }
+        avoided_ = here;
+#endif
     }
 
     void close() {
@@ -135,8 +163,12 @@ private:
         return gate_.load();
     }
 
+    static constexpr int NONE = -1;
+
     std::mutex callers_;
     int n_threads_ = 0;
+    std::vector<pthread_t> handles_;
+    int avoided_ = NONE;
 
     // The loop in hand; only written while no helper is inside.
     const void* work_ = nullptr;
