@@ -58,7 +58,7 @@ __all__ = ["Checkpoint", "Checkpointer", "NoCheckpoints", "load_checkpoint", "sa
 logger = logging.getLogger("streamkm")
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 #: What a disk answers that has lost a file. Of other failures (no descriptor, no memory, no
 #: permission) the file is innocent: to pass it over would throw work away.

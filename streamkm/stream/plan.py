@@ -8,8 +8,12 @@ order from a later batch on.
 Rows are read by *block* (what the source reads best at once, such as a chunk),
 each exactly once an epoch. A *window* is a handful of blocks that lie in
 memory together; a *batch* is a slice of a window. In training, the blocks of a
-window are drawn at random from the whole array and its rows are permuted, so
-that a batch mixes rows of many places (the rows of one file are often sorted).
+window are drawn at random from the whole array and its rows are dealt to its
+batches, so that a batch mixes rows of many places (the rows of one file are
+often sorted): of every handful of neighbours, as many as there are batches, each
+batch gets one, drawn at random. That is a batch as varied as the window, more so
+than one of rows drawn without regard to where they lie, and its rows come in the
+order in which they lie in memory.
 Mixing whole blocks in a window was chosen over reading random rows, which
 would decode every chunk many times, and over a running shuffle buffer, whose
 content depends on everything read before and so cannot be resumed by seeking.
@@ -52,7 +56,7 @@ class Window:
     last: bool
     """Whether the epoch ends with this window."""
     order_seed: tuple[int, ...] | None = None
-    """Seed of the permutation of the slot's rows; None leaves them as they are read."""
+    """Seed of how the slot's rows are dealt or picked; None leaves them as they are read."""
     picks: tuple[int, ...] | None = None
     """How many rows of each read are kept, drawn at random; None keeps all."""
 
@@ -73,11 +77,11 @@ class Window:
 
     def order(self) -> np.ndarray | None:
         """Positions in the slot in the order of use, int32; None for the order of reading."""
-        if self.order_seed is None:
+        if self.order_seed is None or (self.picks is None and self.n_batches == 1):
             return None
         rng = _rng(*self.order_seed)
         if self.picks is None:
-            return rng.permutation(np.arange(self.n_rows, dtype=np.int32))
+            return _dealt(self.n_rows, self.n_batches, rng)
         chosen, offset = [], 0
         for rows, n_picked in zip(self.reads, self.picks, strict=True):
             chosen.append(offset + np.sort(rng.choice(len(rows), n_picked, replace=False)))
@@ -256,7 +260,24 @@ def row_windows(plan: Plan, rows: Sequence[int]) -> Iterator[Window]:
 
 
 def _edges(n_rows: int, n_batches: int) -> tuple[int, ...]:
-    return tuple(i * n_rows // n_batches for i in range(n_batches + 1))
+    """Ends of batches of equal length, but that the first ones have a row more."""
+    length, n_longer = divmod(n_rows, n_batches)
+    return tuple(i * length + min(i, n_longer) for i in range(n_batches + 1))
+
+
+def _dealt(n_rows: int, n_batches: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of the first batch, then of the next one: one of every `n_batches` neighbours each.
+
+    Who is dealt the first of them is drawn, and the others follow in turn.
+    """
+    starts_H = np.arange(0, n_rows, n_batches, dtype=np.int32)
+    turn_H = rng.integers(n_batches, size=len(starts_H), dtype=np.int32)
+    if n_rows % n_batches:
+        turn_H[-1] = 0  # The last rows are fewer than the batches, of which the first are longer.
+    place_BH = np.add.outer(np.arange(n_batches, dtype=np.int32), turn_H)
+    place_BH -= np.int32(n_batches) * (place_BH >= n_batches)
+    place_BH += starts_H
+    return place_BH[place_BH < n_rows]
 
 
 def _rng(*entropy: int) -> np.random.Generator:
