@@ -6,7 +6,9 @@ import importlib.util
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ import zarr
 from numcodecs import Zstd
 from zarr.buffer.cpu import NDBuffer
 
+from streamkm.sources import pagecache, rowfile, zarr_direct
 from streamkm.sources.base import RowRange
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import Plan, make_plan
@@ -21,7 +24,7 @@ from streamkm.stream.slots import HostSlots, StreamMemory
 from streamkm.stream.stages import StageTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from streamkm.sources import Source
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "drop_from_page_cache",
     "first_touch",
+    "no_spare_memory",
     "readers_of_npy",
     "readers_of_zarr",
     "streamkm_reader",
@@ -59,6 +63,15 @@ def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]
             list(pool.map(lambda r: source.read(r, buffer_ND[r.start : r.stop]), ranges))
 
     return read
+
+
+@contextmanager
+def no_spare_memory() -> Iterator[None]:
+    """Let what is opened and read here be as large as if it did not fit into memory."""
+    with ExitStack() as stack:
+        for module in (pagecache, rowfile, zarr_direct):
+            stack.enter_context(mock.patch.object(module, "has_spare_memory", return_value=False))
+        yield
 
 
 def _memory(source: Source) -> tuple[Plan, StreamMemory]:

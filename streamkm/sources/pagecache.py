@@ -1,9 +1,9 @@
 """Reading a file's bytes beside the page cache, or through it without displacing others.
 
 What is in the page cache is copied from there. What is not is read with
-O_DIRECT, unless the machine has memory to spare that the file fits into: then
+O_DIRECT, unless the machine has memory to spare that the array fits into: then
 the next pass finds it there. So a run neither evicts what other programs keep
-in the cache, nor reads a small file from the disk in every epoch. Nothing of
+in the cache, nor reads a small array from the disk in every epoch. Nothing of
 this decides what is read, only how fast.
 
 The disk writes straight into memory that is aligned as it wants, which rows
@@ -19,15 +19,20 @@ import mmap
 import os
 import sys
 import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-__all__ = ["BUFFER_BYTES", "DIRECT_BYTES", "DirectFile", "forget", "has_spare_memory", "is_cached"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["BUFFER_BYTES", "OpenFile", "forget", "has_spare_memory", "is_cached"]
 
 logger = logging.getLogger("streamkm")
 
 #: A read of less is left to the page cache.
-DIRECT_BYTES = 256 << 10
+DIRECT_BYTES = 64 << 10
 #: A thread's buffer, and the most that is asked for at a time.
 BUFFER_BYTES = 4 << 20
 #: What offsets, lengths and addresses are multiples of, for any disk.
@@ -41,12 +46,19 @@ _refused: set[int] = set()
 
 
 def is_cached(fd: int, offset: int, size: int) -> bool:
-    """Whether the middle of a piece of a file is in the page cache (where that can be known)."""
+    """Whether a piece of a file is in the page cache, by three of its pages.
+
+    One would not do: asking for a page that is not there brings it in, and a quick disk may
+    do so in time for the answer. (Where nothing can be known, it is.)
+    """
     if sys.platform != "linux":
         return True
-    middle = offset + size // 2
+    return all(_has_page(fd, offset + size * part // 4) for part in (2, 1, 3))
+
+
+def _has_page(fd: int, offset: int) -> bool:
     try:
-        os.preadv(fd, [bytearray(1)], middle, os.RWF_NOWAIT)
+        os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -70,77 +82,120 @@ def has_spare_memory(size: int = 0) -> bool:
     return free * _SPARE_PART > all_ and free * mmap.PAGESIZE > 2 * size
 
 
-class DirectFile:
-    """A file opened with O_DIRECT, if its filesystem takes it.
+class OpenFile:
+    """An open file, read from any place by any number of threads.
 
     Parameters
     ----------
+    fd : int
+        Its descriptor, closed with it.
     path : str
-        An existing file.
+        Where it lies.
+    fits : bool
+        Whether there was memory to spare for all that is going to be read, by `has_spare_memory`.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd: int | None = None
-        flag = getattr(os, "O_DIRECT", 0)
-        if not flag:
-            return
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flag)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            self._refuse(os.stat(path).st_dev)  # noqa: PTH116  the error's file, whatever it is
+    def __init__(self, fd: int, path: str, *, fits: bool) -> None:
+        self.fd, self._path, self._fits = fd, path, fits
+        self._lock = threading.Lock()
+        self._direct_fd: int | None = None
+        if sys.platform == "linux" and not fits:
+            # The system is to bring in only what is asked for.
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
-    def read(self, out: np.ndarray, offset: int) -> int | None:
-        """Fill `out` with the file's bytes from `offset` on.
-
-        Parameters
-        ----------
-        out : ndarray of uint8
-            Any address.
-        offset : int
-            Any.
+    def read(self, memories: Sequence[np.ndarray], offset: int) -> int:
+        """Fill arrays of bytes, one after the other, with the file's from `offset` on.
 
         Returns
         -------
-        int or None
-            Bytes filled: all, or less where the file ends; None if the filesystem refuses.
+        int
+            Bytes filled: all, or less where the file ends.
+
+        Raises
+        ------
+        OSError
+            If they cannot be read.
         """
-        if self._fd is None:
-            return None
-        buffer = _buffer()
-        done = 0
-        while done < out.size:
-            begin = (offset + done) // _ALIGNMENT * _ALIGNMENT
-            skip = offset + done - begin
-            wanted = min(skip + out.size - done, BUFFER_BYTES)
-            try:
-                count = os.preadv(self._fd, [buffer[: _aligned(wanted)].data], begin)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self._refuse(os.fstat(self._fd).st_dev)
-                return None
-            usable = min(count, wanted) - skip
-            if usable <= 0:
-                break
-            out[done : done + usable] = buffer[skip : skip + usable]
-            done += usable
+        size = sum(memory.size for memory in memories)
+        if (self._fits and has_spare_memory()) or is_cached(self.fd, offset, size):
+            return _read_cached(self.fd, memories, offset)
+        done = self._read_direct(memories, size, offset) if size >= DIRECT_BYTES else None
+        if done is None:
+            done = _read_cached(self.fd, memories, offset)
+        # Of a direct read, only the page that was looked for.
+        forget(self.fd, offset, size)
         return done
 
     def close(self) -> None:
-        """Release the descriptor; closing twice is no error."""
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.close(fd)
+        """Release the descriptors."""
+        if self._direct_fd is not None:
+            os.close(self._direct_fd)
+        os.close(self.fd)
 
-    def _refuse(self, device: int) -> None:
-        if device not in _refused:
-            _refused.add(device)
-            logger.info(
-                "%s: its filesystem takes no O_DIRECT: read through the page cache", self.path
-            )
+    def _read_direct(self, memories: Sequence[np.ndarray], size: int, offset: int) -> int | None:
+        """As `read`, with O_DIRECT; None if the filesystem takes none."""
+        device = os.fstat(self.fd).st_dev
+        if device in _refused:
+            return None
+        fd = self._opened_direct()
+        try:
+            if fd is not None:
+                return _read_aligned(fd, memories, size, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        _refused.add(device)
+        logger.info("%s: its filesystem takes no O_DIRECT: read through the page cache", self._path)
+        return None
+
+    def _opened_direct(self) -> int | None:
+        """A descriptor with O_DIRECT of the same file, wherever its path leads by now."""
+        with self._lock:
+            if self._direct_fd is None:
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT
+                with suppress(OSError):
+                    self._direct_fd = os.open(f"/proc/self/fd/{self.fd}", flags)
+            return self._direct_fd
+
+
+def _read_cached(fd: int, memories: Sequence[np.ndarray], offset: int) -> int:
+    """Fill `memories` through the page cache; returns how many bytes there were."""
+    views = [memory.data for memory in memories if memory.size]
+    done = 0
+    # One call gives at most 2 GiB, and fewer bytes when a signal arrives.
+    while views:
+        count = os.preadv(fd, views, offset + done)
+        if count == 0:
+            break
+        done += count
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if count:
+            views[0] = views[0][count:]
+    return done
+
+
+def _read_aligned(fd: int, memories: Sequence[np.ndarray], size: int, offset: int) -> int:
+    """As `_read_cached`, from where the disk's blocks begin to the thread's buffer and on."""
+    buffer = _buffer()
+    rest = [memory for memory in memories if memory.size]
+    done = 0
+    while done < size:
+        begin = (offset + done) // _ALIGNMENT * _ALIGNMENT
+        skip = offset + done - begin
+        wanted = min(skip + size - done, BUFFER_BYTES)
+        count = os.preadv(fd, [buffer[: _aligned(wanted)].data], begin)
+        piece = buffer[skip : min(count, wanted)]
+        if not piece.size:
+            break
+        done += piece.size
+        while piece.size:
+            n = min(piece.size, rest[0].size)
+            rest[0][:n] = piece[:n]
+            rest[0], piece = rest[0][n:], piece[n:]
+            if not rest[0].size:
+                del rest[0]
+    return done
 
 
 def _aligned(size: int) -> int:

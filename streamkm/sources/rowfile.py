@@ -10,21 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamkm.errors import ReadError, SourceError
-from streamkm.sources.pagecache import (
-    DIRECT_BYTES,
-    DirectFile,
-    forget,
-    has_spare_memory,
-    is_cached,
-)
+from streamkm.sources.pagecache import OpenFile, has_spare_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,23 +50,19 @@ class RowFile:
     def __init__(self, path: Path, *, keep_open: bool = True) -> None:
         self.path = path
         self.closed = False
-        self._lock = threading.Lock()
-        self._fd: int | None = None
+        self._kept: OpenFile | None = None
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise SourceError(f"{path}: cannot be opened: {error.strerror}") from error
-        try:
-            self._identity = _identity(fd)
-            self.size = os.fstat(fd).st_size
-            self._fits = has_spare_memory(self.size)
-            self._direct: DirectFile | None = None
-        finally:
-            if keep_open:
-                self._expect_blocks(fd)
-                self._fd = fd
-            else:
-                os.close(fd)
+        self._identity = _identity(fd)
+        self.size = os.fstat(fd).st_size
+        self._fits = has_spare_memory(self.size)
+        file = OpenFile(fd, str(path), fits=self._fits)
+        if keep_open:
+            self._kept = file
+        else:
+            file.close()
 
     def read_into(self, out: np.ndarray, offset: int, rows: RowRange) -> None:
         """Fill `out` with the file's bytes from `offset` on.
@@ -97,12 +85,8 @@ class RowFile:
             return
         memory = out.reshape(-1).view(np.uint8)
         try:
-            with self._descriptor(rows) as fd:
-                may_stay = memory.size < DIRECT_BYTES or (self._fits and has_spare_memory())
-                if may_stay or is_cached(fd, offset, memory.size):
-                    done = _read_cached(fd, memory, offset)
-                else:
-                    done = self._read_past_cache(fd, memory, offset)
+            with self._opened(rows) as file:
+                done = file.read([memory], offset)
         except OSError as error:
             raise ReadError(f"{self.path}: {rows} cannot be read: {error.strerror}") from error
         if done < memory.size:
@@ -111,59 +95,30 @@ class RowFile:
                 f"it had {self.size} bytes when it was opened, has it been truncated?"
             )
 
-    def _read_past_cache(self, fd: int, memory: np.ndarray, offset: int) -> int:
-        """Read what is not in the page cache, and leave it out of there."""
-        direct = self._direct or DirectFile(str(self.path))
-        try:
-            done = direct.read(memory, offset)
-        finally:
-            if self._fd is None:
-                direct.close()
-            else:
-                self._keep(direct)
-        if done is None:
-            done = _read_cached(fd, memory, offset)
-        # Of a direct read, only the page that was looked for.
-        forget(fd, offset, memory.size)
-        return done
-
-    def _expect_blocks(self, fd: int) -> None:
-        """Where little is to stay in the page cache, let the system bring in only what is read."""
-        if sys.platform == "linux" and not self._fits:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-
-    def _keep(self, direct: DirectFile) -> None:
-        """Hold `direct` open, unless another thread's came first."""
-        with self._lock:
-            if self._direct is None and not self.closed:
-                self._direct = direct
-        if self._direct is not direct:
-            direct.close()
-
     @contextmanager
-    def _descriptor(self, rows: RowRange) -> Iterator[int]:
-        """A descriptor of the same file that was opened at first."""
+    def _opened(self, rows: RowRange) -> Iterator[OpenFile]:
+        """The same file that was opened at first."""
         if self.closed:
             raise ReadError(f"{self.path}: cannot read {rows}, the source is closed; open it again")
-        if self._fd is not None:
-            yield self._fd
+        if (kept := self._kept) is not None:
+            yield kept
             return
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        file = OpenFile(fd, str(self.path), fits=self._fits)
         try:
-            self._expect_blocks(fd)
             if _identity(fd) != self._identity:
                 raise ReadError(
                     f"{self.path}: has been replaced or changed since it was opened, "
                     f"{rows} may be others by now; start again"
                 )
-            yield fd
+            yield file
         finally:
-            os.close(fd)
+            file.close()
 
     def check_unchanged(self, rows: RowRange) -> None:
         """`ReadError` if the file was replaced or changed since it was opened, or is gone."""
         try:
-            with self._descriptor(rows):
+            with self._opened(rows):
                 pass
         except OSError as error:
             raise ReadError(f"{self.path}: {rows} cannot be read: {error.strerror}") from error
@@ -171,7 +126,7 @@ class RowFile:
     def fingerprint(self, layout: str) -> str:
         """Hex digest of `layout` and the file's size and modification time."""
         try:
-            stat = self.path.stat() if self._fd is None else os.fstat(self._fd)
+            stat = self.path.stat() if self._kept is None else os.fstat(self._kept.fd)
         except OSError as error:
             raise ReadError(f"{self.path}: is gone: {error.strerror}") from error
         text = f"{layout}\n{stat.st_size}\n{stat.st_mtime_ns}"
@@ -179,27 +134,10 @@ class RowFile:
 
     def close(self) -> None:
         """Release the descriptors; closing twice is no error."""
-        with self._lock:
-            self.closed = True
-            direct, self._direct = self._direct, None
-        if direct is not None:
-            direct.close()
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.close(fd)
-
-
-def _read_cached(fd: int, memory: np.ndarray, offset: int) -> int:
-    """Fill `memory` with a file's bytes through the page cache; returns how many there were."""
-    view = memory.data
-    # One call gives at most 2 GiB, and fewer bytes when a signal arrives.
-    while view:
-        count = os.preadv(fd, [view], offset)
-        if count == 0:
-            break
-        view = view[count:]
-        offset += count
-    return memory.size - len(view)
+        self.closed = True
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.close()
 
 
 def _identity(fd: int) -> tuple[int, int, int, int]:

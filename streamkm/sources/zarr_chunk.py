@@ -6,7 +6,6 @@ open file. Memory beside the target is the reading thread's own, made once.
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import zarr
+
+    from streamkm.sources.pagecache import OpenFile
 
     AnyArray = zarr.Array[Any]
 
@@ -93,17 +94,17 @@ class ChunkReader:
         if size > 2 * self.nbytes + _SLACK_BYTES:
             raise ValueError(f"{size} bytes are stored for a chunk of {self.nbytes}")
 
-    def read(self, fd: int, offset: int, size: int, part: Part) -> None:
+    def read(self, file: OpenFile, offset: int, size: int, part: Part) -> None:
         """Fill a part from the chunk of `size` stored bytes at `offset` of a file."""
         self.check_size(size)
         if self.decode is None:
-            self._copy(fd, offset, part)
+            self._copy(file, offset, part)
             return
         memory = scratch("stored", max(size, stored_bytes(self.nbytes)))
-        if self.is_narrow(part) and self._decode_blocks(fd, offset, size, part, memory):
+        if self.is_narrow(part) and self._decode_blocks(file, offset, size, part, memory):
             return
         stored = memory[:size]
-        read_full(fd, [stored], offset)
+        read_full(file, [stored], offset)
         self.decode_into(stored, part)
 
     def decode_into(self, stored: np.ndarray, part: Part) -> None:
@@ -117,25 +118,25 @@ class ChunkReader:
             self.decode(stored, chunk)
             self._take(chunk, part)
 
-    def _copy(self, fd: int, offset: int, part: Part) -> None:
+    def _copy(self, file: OpenFile, offset: int, part: Part) -> None:
         """Read what is wanted of a chunk that is not compressed."""
         shape = part.target.shape
         if part.target.flags.c_contiguous and _contiguous(shape, self.shape):
             first = 0
             for piece, extent in zip(part.within, self.shape, strict=True):
                 first = first * extent + piece.start
-            read_full(fd, [_bytes(part.target)], offset + first * self._dtype.itemsize)
+            read_full(file, [_bytes(part.target)], offset + first * self._dtype.itemsize)
             return
         start, stop = self._along(part)
         rows = scratch("chunk", self.nbytes)[: stop - start]
-        read_full(fd, [rows], offset + start)
+        read_full(file, [rows], offset + start)
         self._take_rows(rows, part)
 
     def _decode_blocks(
-        self, fd: int, offset: int, size: int, part: Part, memory: np.ndarray
+        self, file: OpenFile, offset: int, size: int, part: Part, memory: np.ndarray
     ) -> bool:
         """Decode the blocks of Blosc that hold `part`, if `memory` holds both, else nothing."""
-        read = partial(_read_from, fd, offset)
+        read = partial(_read_from, file, offset)
         table = read_table(read, size, self.nbytes)
         if table is None:
             return False
@@ -211,24 +212,16 @@ def release_scratch() -> None:
     vars(_thread).clear()
 
 
-def read_full(fd: int, memories: Sequence[np.ndarray], offset: int) -> None:
+def read_full(file: OpenFile, memories: Sequence[np.ndarray], offset: int) -> None:
     """Fill arrays of bytes, one after the other, with a file's bytes from `offset` on."""
-    views = [memory.data for memory in memories]
-    # One call gives at most 2 GiB, and fewer bytes when a signal arrives.
-    while views:
-        count = os.preadv(fd, views, offset)
-        if count == 0:
-            missing = sum(map(len, views))
-            raise EOFError(f"the file ends at byte {offset}, {missing} bytes before its end")
-        offset += count
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if count:
-            views[0] = views[0][count:]
+    size = sum(memory.size for memory in memories)
+    done = file.read(memories, offset)
+    if done < size:
+        raise EOFError(f"the file ends at byte {offset + done}, {size - done} bytes before its end")
 
 
-def _read_from(fd: int, base: int, memory: np.ndarray, offset: int) -> None:
-    read_full(fd, [memory], base + offset)
+def _read_from(file: OpenFile, base: int, memory: np.ndarray, offset: int) -> None:
+    read_full(file, [memory], base + offset)
 
 
 def _contiguous(shape: tuple[int, ...], chunk: tuple[int, ...]) -> bool:

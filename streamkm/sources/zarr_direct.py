@@ -31,6 +31,7 @@ from zarr.storage import LocalStore
 from streamkm.errors import ReadError
 from streamkm.sources.base import DTYPES, RowRange
 from streamkm.sources.layout import one_line
+from streamkm.sources.pagecache import BUFFER_BYTES, OpenFile, has_spare_memory
 from streamkm.sources.zarr_chunk import ChunkReader, Part, release_scratch
 from streamkm.sources.zarr_decode import DECODERS
 from streamkm.sources.zarr_shards import Sharding, plain_index
@@ -113,10 +114,13 @@ class DirectReader:
         self._fill = 0 if array.fill_value is None else array.fill_value
         self._chunks = ChunkReader(array, codec)
         self._shards = None if index is None else Sharding(array, index, self._chunks)
+        # Stored it may take less, which only a look at every chunk would tell.
+        self._fits = has_spare_memory(array.nbytes)
         tail_is_whole = array.chunks[1:] == array.shape[1:]
         # Reads of what is not compressed go to any row; only features may be cut.
         rows_are_whole = codec is None or array.shape[0] % array.chunks[0] == 0
-        self.scratch_bytes = self._chunks.scratch_bytes(are_whole=tail_is_whole and rows_are_whole)
+        are_whole = tail_is_whole and rows_are_whole
+        self.scratch_bytes = BUFFER_BYTES + self._chunks.scratch_bytes(are_whole=are_whole)
         self.piece_rows = self._chunks.piece_rows()
         if self._shards is not None:
             self.scratch_bytes += self._shards.scratch_bytes()
@@ -143,34 +147,34 @@ class DirectReader:
         """
         where = f"{name}: {RowRange(box.start, box.stop)}"
         for key, parts in self._by_file(box, out).items():
-            with _blaming(where, f"chunk {key}"), self._opened(key) as fd:
-                if fd is None:
+            with _blaming(where, f"chunk {key}"), self._opened(key) as file:
+                if file is None:
                     self._fill_in(parts)
                 elif self._shards is None:
                     (part,) = parts
-                    self._chunks.read(fd, 0, os.fstat(fd).st_size, part)
+                    self._chunks.read(file, 0, os.fstat(file.fd).st_size, part)
                 else:
-                    self._read_shard(self._shards, fd, key, parts, where)
+                    self._read_shard(self._shards, file, key, parts, where)
 
     def close(self) -> None:
         """Release the scratch of this thread; that of others goes when they end."""
         release_scratch()
 
     def _read_shard(
-        self, shards: Sharding, fd: int, key: str, parts: list[Part], where: str
+        self, shards: Sharding, file: OpenFile, key: str, parts: list[Part], where: str
     ) -> None:
-        absent, present = shards.locate(fd, f"{self._folder}/{key}", parts)
+        absent, present = shards.locate(file, f"{self._folder}/{key}", parts)
         self._fill_in(absent)
         together = []
         for offset, size, part in present:
             with self._blaming_inner(where, key, part):
                 self._chunks.check_size(size)
                 if self._chunks.is_narrow(part) and not self._chunks.is_whole(part):
-                    self._chunks.read(fd, offset, size, part)
+                    self._chunks.read(file, offset, size, part)
                 else:
                     together.append((offset, size, part))
         for run in shards.runs(together):
-            stored = shards.read_together(fd, run)
+            stored = shards.read_together(file, run)
             for chunk, (_, _, part) in zip(stored, run, strict=False):
                 with self._blaming_inner(where, key, part):
                     self._chunks.decode_into(chunk, part)
@@ -212,8 +216,8 @@ class DirectReader:
             yield Part(index, within, out[target])
 
     @contextmanager
-    def _opened(self, key: str) -> Iterator[int | None]:
-        """Descriptor of the file of a chunk or shard; None if it was never written."""
+    def _opened(self, key: str) -> Iterator[OpenFile | None]:
+        """The file of a chunk or shard; None if it was never written."""
         try:
             # Without waiting: what comes from elsewhere may be a pipe that nobody writes to.
             fd = os.open(f"{self._folder}/{key}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -222,12 +226,14 @@ class DirectReader:
             Path(self._folder).stat()
             yield None
             return
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(errno.EINVAL, "is no regular file", f"{self._folder}/{key}")
-            yield fd
-        finally:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
+            raise OSError(errno.EINVAL, "is no regular file", f"{self._folder}/{key}")
+        file = OpenFile(fd, f"{self._folder}/{key}", fits=self._fits)
+        try:
+            yield file
+        finally:
+            file.close()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import zarr
 
+    from streamkm.sources.pagecache import OpenFile
     from streamkm.sources.zarr_chunk import ChunkReader, Part
 
     AnyArray = zarr.Array[Any]
@@ -94,10 +95,10 @@ class Sharding:
         return together + 6 * self._index_bytes
 
     def locate(
-        self, fd: int, path: str, parts: Sequence[Part]
+        self, file: OpenFile, path: str, parts: Sequence[Part]
     ) -> tuple[list[Part], list[tuple[int, int, Part]]]:
         """Parts whose chunk was never written, and (offset, size, part) of the others by offset."""
-        index = self._index(fd, path)
+        index = self._index(file, path)
         absent, present = [], []
         for part in parts:
             place = 0
@@ -127,7 +128,7 @@ class Sharding:
         if run:
             yield run
 
-    def read_together(self, fd: int, run: list[tuple[int, int, Part]]) -> list[np.ndarray]:
+    def read_together(self, file: OpenFile, run: list[tuple[int, int, Part]]) -> list[np.ndarray]:
         """Stored bytes of each chunk of a run; none if they are not compressed.
 
         Those are whole, and are read into place.
@@ -135,35 +136,35 @@ class Sharding:
         first, stop = run[0][0], run[-1][0] + run[-1][1]
         if self._chunks.decode is None:
             targets = [part.target.reshape(-1).view(np.uint8) for _, _, part in run]
-            read_full(fd, targets, first)
+            read_full(file, targets, first)
             return []
         needed = max(stop - first, stored_bytes(self._chunks.nbytes))
         memory = scratch("stored", needed)[: stop - first]
-        read_full(fd, [memory], first)
+        read_full(file, [memory], first)
         return [memory[offset - first : offset - first + size] for offset, size, _ in run]
 
-    def _index(self, fd: int, path: str) -> np.ndarray:
+    def _index(self, file: OpenFile, path: str) -> np.ndarray:
         """(offset, size) of every inner chunk in C order, uint64, checked."""
-        stat = os.fstat(fd)
+        stat = os.fstat(file.fd)
         key = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         with _lock:
             if key in _indices:
                 _indices.move_to_end(key)
                 return _indices[key]
-        index = self._read_index(fd, stat.st_size)
+        index = self._read_index(file, stat.st_size)
         with _lock:
             _indices[key] = index
             while sum(kept.nbytes for kept in _indices.values()) > INDEX_CACHE_BYTES:
                 _indices.popitem(last=False)
         return index
 
-    def _read_index(self, fd: int, size: int) -> np.ndarray:
+    def _read_index(self, file: OpenFile, size: int) -> np.ndarray:
         length = self._index_bytes
         if size < length:
             raise EOFError(f"the shard has {size} bytes, its index alone takes {length}")
         start = 0 if self._at_start else size - length
         raw = np.empty(length, np.uint8)
-        read_full(fd, [raw], start)
+        read_full(file, [raw], start)
         if self._has_crc:
             raw, stored = raw[:-_CRC_BYTES], raw[-_CRC_BYTES:].tobytes()
             found = google_crc32c.value(raw.tobytes())

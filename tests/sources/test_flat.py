@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
-import sys
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,9 @@ import numpy as np
 import pytest
 
 from streamkm.errors import ReadError, SourceError
-from streamkm.sources import DTYPES, RowRange, open_source, pagecache, rowfile
+from streamkm.sources import DTYPES, RowRange, open_source
 from streamkm.sources import npy as npy_module
 from streamkm.sources import vecs as vecs_module
-from streamkm.sources.npy import open_npy
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
 
 NPY: dict[str, tuple[tuple[int, ...], str, Any, tuple[int, int] | None]] = {
@@ -373,123 +369,3 @@ def test_file_without_permission(tmp_path: Path, monkeypatch) -> None:
     # The tests may run as root, to whom every file is open.
     monkeypatch.setattr(os, "open", denied)
     refused(path, "Permission denied")
-
-
-# ---------------------------------------------------------------- the page cache
-
-
-def dropped(path: Path) -> None:
-    """Take a file out of the page cache; skip where the filesystem has no other place for it."""
-    fd = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    os.fsync(fd)
-    pagecache.forget(fd, 0, 0)
-    if pagecache.is_cached(fd, 0, 0):
-        pytest.skip("the filesystem keeps its files in memory")
-    pagecache.forget(fd, 0, 0)
-    os.close(fd)
-
-
-def cached_pages(path: Path) -> int:
-    with path.open("rb") as file:
-        # Or looking for a page would bring in others.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-        size = path.stat().st_size
-        return sum(pagecache.is_cached(file.fileno(), at, 0) for at in range(0, size, 4096))
-
-
-@pytest.fixture
-def no_spare_memory(monkeypatch) -> None:
-    monkeypatch.setattr(rowfile, "has_spare_memory", lambda size=0: False)
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is cached")
-
-
-# Breaks when a run fills the page cache with what it reads once, or when what was there goes.
-@linux
-@pytest.mark.parametrize("refused", [False, True], ids=["direct", "O_DIRECT refused"])
-@pytest.mark.parametrize("keep_open", [True, False])
-def test_what_is_read_does_not_stay(
-    tmp_path: Path, monkeypatch, caplog, no_spare_memory, refused: bool, keep_open: bool
-) -> None:
-    caplog.set_level("INFO", logger="streamkm")
-    array = numbers((70_001, 33))
-    np.save(tmp_path / "x.npy", array)
-    dropped(tmp_path / "x.npy")
-    opened = os.open
-
-    def without_direct(path: Any, flags: int, *more: Any) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return opened(path, flags, *more)
-
-    if refused:
-        monkeypatch.setattr(os, "open", without_direct)
-        monkeypatch.setattr(pagecache, "_refused", set())
-    source = open_npy(tmp_path / "x.npy", keep_open=keep_open)
-    for start, stop in ((0, 70_001), (5, 9_999), (31_007, 70_001), (69_000, 70_001)):
-        assert same_bytes(read(source, start, stop), array[start:stop])
-    source.close()
-    # All but pages at borders of reads, and those of short ones.
-    assert cached_pages(tmp_path / "x.npy") < 0.1 * array.nbytes / 4096
-    said = [record.message for record in caplog.records]
-    assert len(said) == int(refused)
-    if refused:
-        assert "x.npy: its filesystem takes no O_DIRECT" in said[0]
-
-
-@linux
-def test_what_was_cached_stays(tmp_path: Path, no_spare_memory) -> None:
-    array = numbers((70_001, 33))
-    np.save(tmp_path / "x.npy", array)
-    dropped(tmp_path / "x.npy")
-    (tmp_path / "x.npy").read_bytes()
-    before = cached_pages(tmp_path / "x.npy")
-    source = open_source(tmp_path / "x.npy")
-    assert same_bytes(read(source, 0, 70_001), array)
-    assert cached_pages(tmp_path / "x.npy") == before > 2000
-
-
-@linux
-def test_a_file_that_fits_stays(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(rowfile, "has_spare_memory", lambda size=0: size < 20 << 20)
-    array = numbers((70_001, 33))
-    np.save(tmp_path / "x.npy", array)
-    dropped(tmp_path / "x.npy")
-    assert same_bytes(read(open_source(tmp_path / "x.npy"), 0, 70_001), array)
-    assert cached_pages(tmp_path / "x.npy") > 2000
-
-
-# Breaks when the end of a file that was cut passes for data, or for no error at all.
-@linux
-@pytest.mark.parametrize("left", [128, 4096, 5_000_000, 5_000_192])
-def test_file_that_shrinks_while_it_is_read(tmp_path: Path, no_spare_memory, left: int) -> None:
-    array = numbers((70_001, 33))
-    np.save(tmp_path / "x.npy", array)
-    source = open_source(tmp_path / "x.npy")
-    assert same_bytes(read(source, 60_000, 70_001), array[60_000:])
-    os.truncate(tmp_path / "x.npy", left)
-    dropped(tmp_path / "x.npy")
-    with pytest.raises(
-        ReadError, match=rf"x\.npy: ends at byte {left} in the middle of rows 0:70001"
-    ):
-        read(source, 0, 70_001)
-
-
-# Breaks when threads share a buffer, or a read begins or ends between the disk's blocks.
-@linux
-def test_reads_past_the_cache_from_threads(tmp_path: Path, monkeypatch, no_spare_memory) -> None:
-    monkeypatch.setattr(rowfile, "DIRECT_BYTES", 1)
-    monkeypatch.setattr(rowfile, "is_cached", lambda *_: False)
-    array = numbers((70_001, 33))
-    np.save(tmp_path / "x.npy", array)
-    source = open_source(tmp_path / "x.npy")
-    bounds = np.sort(np.random.default_rng(1).integers(0, 70_002, size=(60, 2)), axis=1)
-
-    def right(bound: np.ndarray) -> bool:
-        start, stop = (int(row) for row in bound)
-        return same_bytes(read(source, start, stop), array[start:stop])
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(right, bounds))
