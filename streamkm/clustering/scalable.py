@@ -66,7 +66,9 @@ class Candidates:
             # Rows of zeros have no direction to put a centroid in.
             kept_B.masked_fill_(batch.sq_norms_B == 0, 0)
         if epoch == N_ROUNDS:
-            sizes_C = torch.bincount(labels_B, minlength=len(self.counts_C))
+            # Not bincount, which looks at the labels first.
+            sizes_C = labels_B.new_zeros(len(self.counts_C))
+            sizes_C.index_add_(0, labels_B, torch.ones_like(labels_B))
             add_by_label(kept_B[:, None], labels_B, sizes_C, self.counts_C[:, None])
             return
         draws = Draws(seed, _ROUNDS, epoch)

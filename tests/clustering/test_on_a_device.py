@@ -11,7 +11,9 @@ import torch
 
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
+from streamkm.clustering.scalable import Candidates
 from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
+from streamkm.clustering.sizes import N_ROUNDS
 from streamkm.clustering.state import initial_state
 from streamkm.kernels import Assignment
 from streamkm.kernels.base import Rows, assign_then_add
@@ -46,10 +48,8 @@ class MetaKernel:
 @pytest.fixture(autouse=True)
 def generators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the CPU: a device without memory has none."""
-    for module in ("minibatch", "lloyd"):
-        monkeypatch.setattr(
-            f"streamkm.clustering.{module}.step_generator", lambda *_: torch.Generator()
-        )
+    for draws in ("minibatch.step_generator", "lloyd.step_generator", "scalable.Draws.generator"):
+        monkeypatch.setattr(f"streamkm.clustering.{draws}", lambda *_: torch.Generator())
 
 
 @pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
@@ -93,3 +93,25 @@ def test_moments_ask_for_no_value(dtype: torch.dtype) -> None:
     moments = RunningMoments.empty(N_FEATURES, META)
     moments.update_(torch.empty((N_ROWS, N_FEATURES), dtype=dtype, device=META))
     assert all(tensor.device == META for tensor in moments.tensors().values())
+
+
+@pytest.mark.parametrize("epoch", [0, N_ROUNDS], ids=["draws", "counts"])
+@pytest.mark.parametrize("spherical", [False, True], ids=["", "spherical"])
+def test_a_round_of_seeding_asks_for_no_value(
+    monkeypatch: pytest.MonkeyPatch, epoch: int, spherical: bool
+) -> None:
+    monkeypatch.setattr(Scaling, "_moves", False)
+    candidates = Candidates(
+        rows_CD=torch.empty((K, N_FEATURES), device=META),
+        counts_C=torch.zeros(K, dtype=torch.float64, device=META),
+        drawn_RD=torch.empty((9, N_FEATURES), device=META),
+        keys_R=torch.empty(9, dtype=torch.float64, device=META),
+    )
+    zeros_D = torch.zeros(N_FEATURES, dtype=torch.float64, device=META)
+    scaling = Scaling(zeros_D, zeros_D + 1, normalize=spherical)
+    window_ND = torch.empty((2 * N_ROWS, N_FEATURES), device=META)
+    batch = scaling.prepare(
+        window_ND, slice(0, N_ROWS), window_ND.new_empty((N_ROWS, N_FEATURES)), None
+    )
+    candidates.update_(batch, MetaKernel(), 0, epoch=epoch, index=0)
+    assert all(tensor.device == META for tensor in candidates.tensors().values())
