@@ -155,8 +155,8 @@ def draw_sample(
     with stream(source, iter(windows), slots, times, weights) as device_windows:
         for window in device_windows:
             for _, rows in window.batches():
-                part = window.taken(rows)
-                sample_SD[filled : filled + len(part)] = part
+                part = sample_SD[filled : filled + window.window.batch_edges[-1]]
+                window.take_into(part, rows)
                 if window.weights_N is not None:
                     weights_S[filled : filled + len(part)] = window.weights_N[rows]
                 filled += len(part)

@@ -56,6 +56,13 @@ class DeviceWindow:
         # Not [] for all: it is slower, and on a GPU knows no uint16, uint32 and uint64.
         return self.x_ND[rows] if isinstance(rows, slice) else self.x_ND.index_select(0, rows)
 
+    def take_into(self, out_BD: torch.Tensor, rows: torch.Tensor | slice) -> None:
+        """Copy `rows` of `x_ND` to `out_BD`, which may be of another dtype."""
+        if isinstance(rows, slice) or out_BD.dtype != self.x_ND.dtype:
+            out_BD.copy_(self.taken(rows))
+        else:
+            torch.index_select(self.x_ND, 0, rows, out=out_BD)
+
 
 def as_stored_tensor(rows_ND: np.ndarray, dtype: str) -> torch.Tensor:
     """`rows_ND` as a tensor on the same memory, bfloat16 if its bits are."""
