@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections import Counter
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +22,7 @@ from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.gather import gather
 from tests.clustering.streams import bits
 from tests.kernels.contract import normal
+from tests.runs.helpers import Job, predicted
 
 CPU = torch.device("cpu")
 MOST = 1e30
@@ -182,6 +186,26 @@ def test_only_rows_that_are_ready_are_left_where_they_lie() -> None:
     assert torch.equal(labels_B, torch.cdist(x_ND[rows.long()], x_ND[:3]).argmin(dim=1))
 
 
+# Breaks when a run copies rows out of its windows all the same: what it finds does not tell.
+def test_runs_leave_rows_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", normal(400, 6, dtype=torch.float32, device=CPU).numpy())
+    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 3, "epochs": 2})
+    n_rows: Counter[str] = Counter()
+    take = CpuKernel.assign_where_they_lie
+
+    def counting(kernel, x_ND, positions_B, *args, **options):
+        found = take(kernel, x_ND, positions_B, *args, **options)
+        n_rows["in order" if positions_B is None else "by position"] += len(found.labels_B)
+        return found
+
+    monkeypatch.setattr(CpuKernel, "assign_where_they_lie", counting)
+    job.attempt(kernel="cpu")
+    assert n_rows == {"by position": 2 * 400, "in order": 400}  # The pass that closes a run.
+    n_rows.clear()
+    predicted(job.run, job.source, tmp_path / "labels.npy", kernel="cpu")
+    assert n_rows == {"in order": 400}
+
+
 def test_only_the_compiled_kernel_measures() -> None:
     assert measuring(ReferenceKernel(5, 2, torch.float32, CPU)) is None
     kernel = CpuKernel(5, 2, torch.float32, CPU)
@@ -211,4 +235,8 @@ def test_refuses_positions_outside_the_window(make) -> None:
             )
     with pytest.raises(ValueError, match="at most 10 rows"):
         kernel.assign_where_they_lie(window_ND, None, centroids_KD, most_sq_norm=MOST, exact=False)
+    with pytest.raises(ValueError, match="not 0"):
+        kernel.assign_where_they_lie(
+            window_ND[:2], None, centroids_KD[:0], most_sq_norm=MOST, exact=True
+        )
     assert not sums_KD.any()
