@@ -174,7 +174,7 @@ class CpuKernel:
         """
         (n_window, n_features), (n_rows, k) = x_ND.shape, (len(sq_norms_B), len(centroids_KD))
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
-        if k > len(self._c_sq):
+        if not 0 < k <= len(self._c_sq):
             raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
         x_ND, sq_norms_B = x_ND.contiguous(), sq_norms_B.contiguous()
         centroids_KD = centroids_KD.contiguous()

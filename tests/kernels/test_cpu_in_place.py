@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+from collections import Counter
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +22,7 @@ from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.gather import gather
 from tests.clustering.streams import bits
 from tests.kernels.contract import normal
+from tests.runs.helpers import Job, predicted
 
 CPU = torch.device("cpu")
 MOST = 1e30
@@ -31,8 +37,8 @@ def permuted(n_window: int, n_rows: int) -> torch.Tensor:
     return torch.randperm(n_window, generator=torch.Generator().manual_seed(1)).int()[:n_rows]
 
 
-# Breaks when a position is taken for a number of the batch, when a tile ahead is read beyond the
-# last, when lengths of another tile are taken, or when features behind the last line are left out.
+# Breaks when a position is taken for a number of the batch, when lengths of another tile are taken,
+# or when features behind the last line are left out.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("b", [1, 12, 13, 192, 193, 500])
 @pytest.mark.parametrize("k", [1, 70, 3000])
@@ -68,6 +74,37 @@ def test_is_what_gathering_first_gives(make, b, k, d, dtype, in_order) -> None:
     kernel.accumulate(x_BD, labels_B, sums_KD=expected_KD, counts_K=expected_K)
     assert torch.equal(sums_KD, expected_KD)
     assert torch.equal(counts_K, expected_K)
+
+
+def before_a_wall(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that ends where memory does: to read one byte more ends the process."""
+    n_bytes = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, n_bytes + mmap.PAGESIZE)
+    wall = ctypes.addressof(ctypes.c_char.from_buffer(pages, n_bytes))
+    no_access = 0
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(wall), mmap.PAGESIZE, no_access) == 0
+    flat = torch.frombuffer(pages, dtype=tensor.dtype, offset=n_bytes - tensor.nbytes)
+    return flat[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+# Breaks (crashes) when the rows ahead, or the last vector of a row, are taken from beyond the end.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("d", [1, 3, 7, 9, 15, 17, 31, 33, 130, 145])
+def test_nothing_is_read_beyond_the_end(make, d, dtype) -> None:
+    window_ND, positions_B = normal(60, d, dtype=dtype, device=CPU), permuted(60, 50)
+    centroids_KD, sums_KD = normal(5, d, dtype=dtype, device=CPU), torch.zeros(5, d, dtype=dtype)
+    kernel, found = make(50, 5, dtype, CPU), []
+    for at_the_end in (torch.Tensor.clone, before_a_wall):
+        window, positions, centroids, sums = map(
+            at_the_end, (window_ND, positions_B, centroids_KD, sums_KD)
+        )
+        measured = kernel.assign_where_they_lie(
+            window, positions, centroids, most_sq_norm=MOST, exact=True
+        )
+        labels, counts = at_the_end(measured.labels_B), at_the_end(torch.zeros(5).long())
+        kernel.accumulate(window, labels, sums_KD=sums, counts_K=counts, positions_B=positions)
+        found.append((*measured[:3], sums, counts))
+    assert all(map(torch.equal, *found))
 
 
 # Breaks when a row that is dropped keeps its length or its numbers: what it leaves is NaN.
@@ -149,6 +186,26 @@ def test_only_rows_that_are_ready_are_left_where_they_lie() -> None:
     assert torch.equal(labels_B, torch.cdist(x_ND[rows.long()], x_ND[:3]).argmin(dim=1))
 
 
+# Breaks when a run copies rows out of its windows all the same: what it finds does not tell.
+def test_runs_leave_rows_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", normal(400, 6, dtype=torch.float32, device=CPU).numpy())
+    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 3, "epochs": 2})
+    n_rows: Counter[str] = Counter()
+    take = CpuKernel.assign_where_they_lie
+
+    def counting(kernel, x_ND, positions_B, *args, **options):
+        found = take(kernel, x_ND, positions_B, *args, **options)
+        n_rows["in order" if positions_B is None else "by position"] += len(found.labels_B)
+        return found
+
+    monkeypatch.setattr(CpuKernel, "assign_where_they_lie", counting)
+    job.attempt(kernel="cpu")
+    assert n_rows == {"by position": 2 * 400, "in order": 400}  # The pass that closes a run.
+    n_rows.clear()
+    predicted(job.run, job.source, tmp_path / "labels.npy", kernel="cpu")
+    assert n_rows == {"in order": 400}
+
+
 def test_only_the_compiled_kernel_measures() -> None:
     assert measuring(ReferenceKernel(5, 2, torch.float32, CPU)) is None
     kernel = CpuKernel(5, 2, torch.float32, CPU)
@@ -178,4 +235,8 @@ def test_refuses_positions_outside_the_window(make) -> None:
             )
     with pytest.raises(ValueError, match="at most 10 rows"):
         kernel.assign_where_they_lie(window_ND, None, centroids_KD, most_sq_norm=MOST, exact=False)
+    with pytest.raises(ValueError, match="not 0"):
+        kernel.assign_where_they_lie(
+            window_ND[:2], None, centroids_KD[:0], most_sq_norm=MOST, exact=True
+        )
     assert not sums_KD.any()

@@ -92,3 +92,19 @@ def test_what_is_not_finite_shows_in_the_norm(value) -> None:
 def test_positions_outside_the_window_are_refused(positions) -> None:
     with pytest.raises((IndexError, RuntimeError)):
         gather(torch.ones((3, 4)), torch.tensor(positions).int(), torch.empty((2, 4)))
+
+
+# Breaks (crashes) when a negative position, read without its sign, lies within a long window.
+@pytest.mark.usefixtures("way")
+def test_no_window_is_so_long_that_it_has_negative_positions() -> None:
+    window_ND = torch.empty((2**31 + 1, 1), dtype=torch.uint8)  # Untouched it takes no memory.
+    with pytest.raises((IndexError, RuntimeError)):
+        gather(window_ND, torch.tensor([-(2**31)]).int(), torch.empty((1, 1)))
+
+
+# Breaks (crashes) when something is divided by the length of a row.
+@pytest.mark.usefixtures("way")
+def test_rows_without_features_have_no_length() -> None:
+    for rows in (slice(1, 4), torch.tensor([4, 0, 2]).int()):
+        _, sq_norms_B = gather(torch.empty((5, 0)), rows, torch.empty((5, 0)))
+        assert sq_norms_B.tolist() == [0.0] * 3

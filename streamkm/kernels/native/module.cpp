@@ -30,7 +30,8 @@ bool lie_within(const int32_t* positions, int64_t n_rows, int64_t n_window) {
     for (int64_t row = 0; row < n_rows; ++row) {
         highest = std::max(highest, static_cast<uint32_t>(positions[row]));
     }
-    return highest < n_window;
+    // A negative one is 2^31 at least, which a longer window would have.
+    return highest < std::min(n_window, int64_t{1} << 31);
 }
 
 PyObject* refuse_window(int64_t n_window) {

@@ -163,7 +163,8 @@ template <class Stored, class T>
 void gather_rows(const GatherJob<T>& job, int64_t start, int64_t stop) {
     const Stored* const window = static_cast<const Stored*>(job.window);
     const int64_t row_bytes = job.n_features * static_cast<int64_t>(sizeof(Stored));
-    const int64_t ahead = std::clamp<int64_t>(PREFETCH_BYTES / row_bytes, 1, PREFETCH_ROWS);
+    const int64_t ahead =
+        std::clamp<int64_t>(PREFETCH_BYTES / std::max<int64_t>(row_bytes, 1), 1, PREFETCH_ROWS);
     for (int64_t row = start; row < stop; ++row) {
         if (job.rows != nullptr && row + ahead < job.n_rows) {
             const char* next = reinterpret_cast<const char*>(
