@@ -189,7 +189,7 @@ def test_only_rows_that_are_ready_are_left_where_they_lie() -> None:
 # Breaks when a run copies rows out of its windows all the same: what it finds does not tell.
 def test_runs_leave_rows_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "x.npy", normal(400, 6, dtype=torch.float32, device=CPU).numpy())
-    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 3, "epochs": 2})
+    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 3, "epochs": 2, "batch_rows": 90})
     n_rows: Counter[str] = Counter()
     take = CpuKernel.assign_where_they_lie
 
