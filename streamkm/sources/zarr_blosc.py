@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     Read = Callable[[np.ndarray, int], None]
 
-__all__ = ["BlockTable", "read_blocks", "read_table"]
+__all__ = ["HEADER_BYTES", "BlockTable", "is_stored_as_it_is", "read_blocks", "read_table"]
 
 #: Version of the format, version of the codec, flags, bytes of an element; then decoded bytes
 #: of the chunk, of a block, and stored bytes of the chunk with this header.
 _HEADER = struct.Struct("<4B3I")
+HEADER_BYTES = _HEADER.size
 _VERSION = 2
 _STORED_AS_IT_IS = 0x2
 #: A table longer than this belongs to no chunk worth reading in parts.
@@ -43,6 +44,13 @@ class BlockTable(NamedTuple):
     """Where no byte of the block follows any more."""
 
 
+def is_stored_as_it_is(header: np.ndarray, decoded: int) -> bool:
+    """Whether the first `HEADER_BYTES` of a chunk say that its `decoded` bytes follow as they are."""
+    version, _, flags, _, nbytes, _, length = _HEADER.unpack(header.tobytes())
+    sizes = (decoded, HEADER_BYTES + decoded)
+    return version == _VERSION and bool(flags & _STORED_AS_IT_IS) and (nbytes, length) == sizes
+
+
 def read_table(read: Read, stored: int, decoded: int) -> BlockTable | None:
     """Header and table of a chunk; None if it can only be decoded, or refused, as a whole.
 
@@ -53,9 +61,9 @@ def read_table(read: Read, stored: int, decoded: int) -> BlockTable | None:
     stored, decoded : int
         Bytes of the chunk.
     """
-    if stored < _HEADER.size:
+    if stored < HEADER_BYTES:
         return None
-    raw = np.empty(_HEADER.size, np.uint8)
+    raw = np.empty(HEADER_BYTES, np.uint8)
     read(raw, 0)
     header = _HEADER.unpack(raw.tobytes())
     version, flags, (nbytes, block, length) = header[0], header[2], header[4:]
@@ -64,13 +72,13 @@ def read_table(read: Read, stored: int, decoded: int) -> BlockTable | None:
     n_blocks = -(-decoded // block)
     if flags & _STORED_AS_IT_IS:
         empty = np.empty(0, np.int64)
-        whole = length == _HEADER.size + decoded
+        whole = length == HEADER_BYTES + decoded
         return BlockTable(header, decoded, block, empty, empty) if whole else None
-    first = _HEADER.size + 4 * n_blocks
+    first = HEADER_BYTES + 4 * n_blocks
     if n_blocks > _MAX_BLOCKS or first > length:
         return None
     table = np.empty(4 * n_blocks, np.uint8)
-    read(table, _HEADER.size)
+    read(table, HEADER_BYTES)
     starts = table.view("<i4").astype(np.int64)
     if starts.min() < first or starts.max() >= length:
         return None
@@ -103,7 +111,7 @@ def read_blocks(
         Whether it was done; if not, the chunk is to be decoded as a whole.
     """
     if not table.starts.size:
-        read(out, _HEADER.size + start)
+        read(out, HEADER_BYTES + start)
         return True
     first, last = start // table.block, -(-stop // table.block)
     if first and last - first == 1 and last * table.block > table.decoded:
@@ -112,15 +120,15 @@ def read_blocks(
     begin, end = first * table.block, min(last * table.block, table.decoded)
     chosen = slice(first, last)
     lengths = table.stops[chosen] - table.starts[chosen]
-    places = _HEADER.size + 4 * len(lengths) + np.concatenate(([0], np.cumsum(lengths)))
+    places = HEADER_BYTES + 4 * len(lengths) + np.concatenate(([0], np.cumsum(lengths)))
     total = int(places[-1])
     is_exact = (begin, end) == (start, stop)
     if total + (0 if is_exact else end - begin) > scratch.size:
         return False
     chunk, rest = scratch[:total], scratch[total:]
     header = _HEADER.pack(*table.header[:4], end - begin, table.block, total)
-    chunk[: _HEADER.size] = np.frombuffer(header, np.uint8)
-    chunk[_HEADER.size : places[0]] = places[:-1].astype("<i4").view(np.uint8)
+    chunk[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
+    chunk[HEADER_BYTES : places[0]] = places[:-1].astype("<i4").view(np.uint8)
     if (table.stops[chosen][:-1] == table.starts[chosen][1:]).all():
         read(chunk[places[0] :], int(table.starts[first]))
     else:

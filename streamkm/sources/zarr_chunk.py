@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm.sources.zarr_blosc import read_blocks, read_table
+from streamkm.sources.zarr_blosc import (
+    HEADER_BYTES,
+    is_stored_as_it_is,
+    read_blocks,
+    read_table,
+)
 from streamkm.sources.zarr_decode import DECODERS
 from streamkm.sources.zarr_store import codec_name
 
@@ -100,6 +105,12 @@ class ChunkReader:
         if self.decode is None:
             self._copy(file, offset, part)
             return
+        if self._is_blosc and size == HEADER_BYTES + self.nbytes and self.is_whole(part):
+            # What does not compress, Blosc stores as it is.
+            header = np.empty(HEADER_BYTES, np.uint8)
+            read_full(file, [header, _bytes(part.target)], offset)
+            if is_stored_as_it_is(header, self.nbytes):
+                return
         memory = scratch("stored", max(size, stored_bytes(self.nbytes)))
         if self.is_narrow(part) and self._decode_blocks(file, offset, size, part, memory):
             return

@@ -36,7 +36,7 @@ from streamkm.errors import ReadError
 from streamkm.sources import RowRange, open_source, zarr_shards
 from streamkm.sources.zarr_decode import DECODERS
 from tests.sources.contract import numbers, read, same_bytes
-from tests.sources.zarr_arrays import CODECS, chunk_files, opened, sharding, store_array
+from tests.sources.zarr_arrays import CODECS, V3, chunk_files, opened, sharding, store_array
 
 # ---------------------------------------------------------------- equal to zarr
 
@@ -176,6 +176,31 @@ def test_blocks_in_any_order(tmp_path: Path) -> None:
     source = opened(tmp_path)
     for start in range(0, 60_000, 7_919):
         assert same_bytes(read(source, start, start + 900), data[start : start + 900])
+
+
+# Breaks when what Blosc did not compress goes through memory twice.
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_does_not_compress_is_read_into_place(tmp_path: Path, monkeypatch, version) -> None:
+    codec = numcodecs.Blosc("lz4", clevel=0) if version == 2 else V3["blosc, not compressible"]
+    data = numbers((4_100, 16))
+    store_array(tmp_path, version, "uncompressed", data, chunks=(1_000, 16), compressors=codec)
+    source = opened(tmp_path)
+    monkeypatch.delattr(numcodecs.blosc, "decompress")
+    assert same_bytes(read(source, 0, 4_000), data[:4_000])
+
+
+# Breaks when a chunk of just that length is taken for one that is stored as it is.
+@pytest.mark.parametrize("place", [0, 2, 4, 12], ids=["version", "flag", "decoded", "stored"])
+def test_headers_of_what_does_not_compress(tmp_path: Path, place: int) -> None:
+    data = numbers((1_000, 16))
+    store_array(tmp_path, 3, "blosc, not compressible", data, chunks=(1_000, 16))
+    (file,) = chunk_files(tmp_path)
+    changed = bytearray(file.read_bytes())
+    assert len(changed) == 16 + data.nbytes
+    changed[place] ^= 2
+    file.write_bytes(changed)
+    with pytest.raises(ReadError, match=r"chunk c/0/0 is corrupt"):
+        read(opened(tmp_path), 0, 1_000)
 
 
 # Breaks when a table that lies makes Blosc read or write elsewhere.
