@@ -45,7 +45,7 @@ class BlockTable(NamedTuple):
 
 
 def is_stored_as_it_is(header: np.ndarray, decoded: int) -> bool:
-    """Whether the first `HEADER_BYTES` of a chunk say that its `decoded` bytes follow as they are."""
+    """Whether a chunk's first `HEADER_BYTES` say that its `decoded` bytes follow as they are."""
     version, _, flags, _, nbytes, _, length = _HEADER.unpack(header.tobytes())
     sizes = (decoded, HEADER_BYTES + decoded)
     return version == _VERSION and bool(flags & _STORED_AS_IT_IS) and (nbytes, length) == sizes
