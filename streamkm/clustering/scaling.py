@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,11 +70,16 @@ class RunningMoments:
     @classmethod
     def empty(cls, n_features: int, device: torch.device) -> RunningMoments:
         """Moments of no rows."""
-        zeros_D = torch.zeros(n_features, dtype=torch.float64, device=device)
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        infinite_D = torch.full_like(zeros_D, torch.inf)
+        # (By size, not like another tensor: torch imports a second's worth of Python for those
+        # on its device without memory, where a checkpoint's tensors are compared with these.)
+        of_features = partial(torch.full, (n_features,), dtype=torch.float64, device=device)
         return cls(
-            zero, zeros_D.clone(), zeros_D, infinite_D, -infinite_D, torch.zeros_like(zero).long()
+            count=torch.zeros((), dtype=torch.float64, device=device),
+            mean_D=of_features(0),
+            m2_D=of_features(0),
+            min_D=of_features(torch.inf),
+            max_D=of_features(-torch.inf),
+            n_dropped=torch.zeros((), dtype=torch.int64, device=device),
         )
 
     @classmethod

@@ -6,6 +6,9 @@ torch's device ``meta`` have shapes and dtypes and no values to ask for.
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -115,3 +118,18 @@ def test_a_round_of_seeding_asks_for_no_value(
     )
     candidates.update_(batch, MetaKernel(), 0, epoch=epoch, index=0)
     assert all(tensor.device == META for tensor in candidates.tensors().values())
+
+
+# A checkpoint that is resumed is compared with tensors of that device. Breaks where they are made
+# like other tensors, which torch does in Python there: imports of a second.
+def test_what_a_checkpoint_is_compared_with_takes_no_imports() -> None:
+    script = (
+        "import sys, torch\n"
+        "from streamkm.clustering.scaling import RunningMoments\n"
+        "from streamkm.clustering.state import initial_state\n"
+        "meta = torch.device('meta')\n"
+        "RunningMoments.empty(3, meta)\n"
+        "initial_state(torch.empty((2, 3), device=meta), 0.0, weighted=True)\n"
+        "assert 'sympy' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
