@@ -16,14 +16,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.sample import (
-    MOST_STEPS,
-    WEIGHT_STEPS,
-    Draws,
-    Sample,
-    draw_by_weight,
-)
+from streamkm.clustering.sample import Draws, Sample, draw_by_weight
 from streamkm.clustering.sizes import CANDIDATES
+from streamkm.kernels import swap_gains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,20 +100,10 @@ class LocalSearch:
 
         `distances_LS` are the squared distances of the candidates to all rows.
         """
-        sample, (n_candidates, _) = self._sample, distances_LS.shape
-        k = len(self.centroids_KD)
-        with_it_LS = torch.minimum(distances_LS, self._first_S)
-        gained_L = sample.total(self._first_S - with_it_LS)
-        # Rows whose centroid goes turn to the candidate or to their second nearest.
-        lost_LS = sample.weighted(torch.minimum(distances_LS, self._second_S) - with_it_LS).double()
-        # As integers, which add up to the same in any order: a GPU's choice.
-        unit = lost_LS.max().clamp_min(torch.finfo(torch.float64).tiny)
-        unit /= min(WEIGHT_STEPS, MOST_STEPS / len(sample))
-        first_L1 = k * torch.arange(n_candidates, device=distances_LS.device)[:, None]
-        lost_LK = torch.zeros(n_candidates * k, dtype=torch.int64, device=distances_LS.device)
-        places = (self._label_S + first_L1).view(-1)
-        lost_LK.scatter_add_(0, places, (lost_LS / unit).long().view(-1))
-        return gained_L[:, None] - lost_LK.view(n_candidates, k) * unit
+        return swap_gains(
+            distances_LS, self._first_S, self._second_S, self._label_S, self._sample.weights_S,
+            len(self.centroids_KD),
+        )  # fmt: skip
 
     def _replace_(self, place: int, distances_S: torch.Tensor) -> None:
         """Rows turn to the new centroid in `place`, or to others if they had the old one."""

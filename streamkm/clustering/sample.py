@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from streamkm.clustering.reseeding import step_generator
-from streamkm.kernels import sq_distances_between
+from streamkm.kernels import MOST_STEPS, WEIGHT_STEPS, sq_distances_between, sq_distances_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from streamkm.kernels import Kernel
 
 __all__ = ["Draws", "Sample", "Stage", "draw_by_weight", "draw_distinct", "sample_cost"]
-
-#: The largest weight of a draw, as an integer; less where so many rows of it would not add
-#: up in int64.
-WEIGHT_STEPS, MOST_STEPS = 2.0**40, 2.0**62
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,12 @@ class Sample:
         # be drawn again.
         return distances_LS.scatter_(1, rows_L[:, None], 0)
 
+    def sq_distances_with(
+        self, rows_L: torch.Tensor, closest_S: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `closest_S` would be with each of a few rows chosen too, (L, S), and its `total`."""
+        return sq_distances_with(rows_L, closest_S, self.x_SD, self.sq_norms_S, self.weights_S)
+
 
 class Stage(Protocol):
     """A part of seeding, in steps between any two of which it can be saved."""
@@ -130,7 +132,7 @@ def draw_by_weight(
     weights_S = weights_S.double()
     largest = weights_S.max().clamp_min(torch.finfo(torch.float64).tiny)
     steps = min(WEIGHT_STEPS, MOST_STEPS / len(weights_S))
-    cumulative_S = (weights_S / largest * steps).long().cumsum(dim=0)
+    cumulative_S = (weights_S / largest).mul_(steps).long().cumsum_(dim=0)
     uniform = torch.rand(n_draws, dtype=torch.float64, device=weights_S.device, generator=generator)
     drawn = torch.searchsorted(cumulative_S, (uniform * cumulative_S[-1]).long(), right=True)
     return drawn.clamp_(max=len(weights_S) - 1)

@@ -79,6 +79,7 @@ class _PlusPlus(ChosenRows):
     def __init__(self, sample: Sample, k: int, seed: int, number: int = 0) -> None:
         super().__init__(sample, k, Draws(seed, _PLUS_PLUS, number))
         self._closest_S = torch.full_like(sample.sq_norms_S, torch.inf)
+        self._left_S = self._weights_left()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What was chosen, and each row's squared distance to it."""
@@ -88,20 +89,19 @@ class _PlusPlus(ChosenRows):
         """Go back to where `tensors` was called."""
         super().restore_(tensors)
         self._closest_S = tensors["closest_S"]
+        self._left_S = self._weights_left()
+
+    def _weights_left(self) -> torch.Tensor:
+        """Weights of the rows that were not chosen."""
+        left_S = self._sample.weighted(torch.ones_like(self._sample.sq_norms_S))
+        return left_S.index_fill(0, self._chosen_K[: self.n_done], 0)
 
     def _choose_first_(self, generator: torch.Generator) -> None:
-        sample = self._sample
-        uniform_S = sample.weighted(torch.ones_like(sample.sq_norms_S))
-        first = draw_by_weight(uniform_S, 1, generator)
+        first = draw_by_weight(self._left_S, 1, generator)
         self._chosen_K[:1] = first
-        self._closest_S = sample.sq_distances_from(first)[0]
+        self._closest_S = self._sample.sq_distances_from(first)[0]
+        self._left_S.index_fill_(0, first, 0)
         self.n_done = 1
-
-    def _left_S(self) -> torch.Tensor:
-        """Weights of the rows that were not chosen."""
-        sample = self._sample
-        left_S = sample.weighted(torch.ones_like(sample.sq_norms_S))
-        return left_S.index_fill(0, self._chosen_K[: self.n_done], 0)
 
 
 class GreedyPlusPlus(_PlusPlus):
@@ -121,14 +121,15 @@ class GreedyPlusPlus(_PlusPlus):
             return self.n_units > 1
         weights_S = sample.weighted(self._closest_S)
         # Where no row is at a distance that rounding leaves, any other row will do.
-        weights_S = torch.where(weights_S.max() > 0, weights_S, self._left_S())
+        weights_S = torch.where(weights_S.max() > 0, weights_S, self._left_S)
         candidates = draw_by_weight(weights_S, greedy_trials(self.n_units), generator)
-        distances_LS = sample.sq_distances_from(candidates)
-        torch.minimum(distances_LS, self._closest_S, out=distances_LS)
-        best = sample.total(distances_LS).argmin()
+        distances_LS, cost_L = sample.sq_distances_with(candidates, self._closest_S)
+        best = cost_L.argmin()
         # index_select, not []: on a GPU an index taken from the device must not
         # make the host wait k times.
-        self._chosen_K[index : index + 1] = candidates.index_select(0, best[None])
+        chosen = candidates.index_select(0, best[None])
+        self._chosen_K[index : index + 1] = chosen
+        self._left_S.index_fill_(0, chosen, 0)
         self._closest_S = distances_LS.index_select(0, best[None])[0]
         self.n_done = index + 1
         return self.n_done < self.n_units
@@ -171,12 +172,13 @@ class BatchedPlusPlus(_PlusPlus):
         weights_S = sample.weighted(self._closest_S)
         if not bool(weights_S.max() > 0):
             # All rows lie on centroids, to rounding: any other rows will do.
-            accepted = draw_distinct(self._left_S(), self.n_units - found, generator)
+            accepted = draw_distinct(self._left_S, self.n_units - found, generator)
         else:
             wanted = min(max(int(found * PROPOSED_SHARE), 1), MAX_PROPOSED)
             proposed = draw_by_weight(weights_S, wanted, generator)
             accepted = self._accept(proposed, generator)[: self.n_units - found]
         self._chosen_K[found : found + len(accepted)] = accepted
+        self._left_S.index_fill_(0, accepted, 0)
         self._move_closer_(accepted)
         self.n_done = found + len(accepted)
         return self.n_done < self.n_units

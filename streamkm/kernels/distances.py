@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from streamkm.kernels.extension import instruction_sets, n_threads_for
+from streamkm.kernels.extension import address, instruction_sets, n_threads_for
 
-__all__ = ["sq_distances_between", "sq_distances_to"]
+__all__ = ["sq_distances_between", "sq_distances_to", "sq_distances_with"]
 
 #: Elements of the differences that torch makes at once.
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 64 << 20}
@@ -20,23 +20,82 @@ def sq_distances_between(
     `sq_norms_S` are the squared lengths of the rows. Never negative. A matrix product with one
     side of a few is bound by memory, and libraries of matrix products are not made for it.
     """
-    available, n_points = instruction_sets(), len(points_LD)
-    can_compile = (
-        x_SD.device.type == "cpu"
+    if _can_compare(points_LD, x_SD, sq_norms_S):
+        return _compare(points_LD, x_SD, sq_norms_S)
+    distances_LS = torch.addmm(sq_norms_S, points_LD, x_SD.T, alpha=-2)
+    point_norms_L1 = torch.linalg.vector_norm(points_LD, dim=1, keepdim=True).square_()
+    return distances_LS.add_(point_norms_L1).clamp_min_(0)
+
+
+def sq_distances_with(
+    rows_L: torch.Tensor,
+    closest_S: torch.Tensor,
+    x_SD: torch.Tensor,
+    sq_norms_S: torch.Tensor,
+    weights_S: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What squared distances to the chosen rows would be with one more of them, and their sums.
+
+    Parameters
+    ----------
+    rows_L : int64 Tensor of shape (L,)
+        Rows of which each, by itself, may be chosen next; at distance 0 from themselves.
+    closest_S : Tensor of shape (S,)
+        Squared distances to the nearest of those that were chosen before.
+    x_SD, sq_norms_S : Tensor of shape (S, D) and (S,)
+        The rows, and their squared lengths.
+    weights_S : float64 Tensor of shape (S,), or None
+        How much each row counts in a sum.
+
+    Returns
+    -------
+    (Tensor of shape (L, S), float64 Tensor of shape (L,))
+    """
+    points_LD = x_SD.index_select(0, rows_L)
+    can_compile = closest_S.dtype == x_SD.dtype and closest_S.shape == sq_norms_S.shape
+    if can_compile and _can_compare(points_LD, x_SD, sq_norms_S):
+        parts = -(-len(x_SD) // instruction_sets()[0].functions.PART_ROWS)
+        costs_PL = x_SD.new_empty((parts, len(rows_L)), dtype=torch.float64)
+        distances_LS = _compare(
+            points_LD, x_SD, sq_norms_S, rows_L.contiguous(), closest_S.contiguous(),
+            None if weights_S is None else weights_S.contiguous(), costs_PL,
+        )  # fmt: skip
+        return distances_LS, costs_PL.sum(dim=0)
+    distances_LS = sq_distances_between(points_LD, x_SD, sq_norms_S)
+    distances_LS.scatter_(1, rows_L[:, None], 0)
+    torch.minimum(distances_LS, closest_S, out=distances_LS)
+    weighted_LS = distances_LS if weights_S is None else distances_LS * weights_S
+    return distances_LS, weighted_LS.sum(dim=1, dtype=torch.float64)
+
+
+def _can_compare(points_LD: torch.Tensor, x_SD: torch.Tensor, sq_norms_S: torch.Tensor) -> bool:
+    """Whether there is compiled code for these."""
+    return (
+        bool(instruction_sets())
+        and x_SD.device.type == "cpu"
         and {points_LD.dtype, x_SD.dtype, sq_norms_S.dtype} in ({torch.float32}, {torch.float64})
         and x_SD.shape == (len(sq_norms_S), points_LD.shape[1])
         and min(points_LD.numel(), x_SD.numel()) > 0
     )
-    if not (available and can_compile):
-        distances_LS = torch.addmm(sq_norms_S, points_LD, x_SD.T, alpha=-2)
-        point_norms_L1 = torch.linalg.vector_norm(points_LD, dim=1, keepdim=True).square_()
-        return distances_LS.add_(point_norms_L1).clamp_min_(0)
-    best, is_double = available[0], x_SD.dtype == torch.float64
+
+
+def _compare(
+    points_LD: torch.Tensor,
+    x_SD: torch.Tensor,
+    sq_norms_S: torch.Tensor,
+    own_L: torch.Tensor | None = None,
+    closest_S: torch.Tensor | None = None,
+    weights_S: torch.Tensor | None = None,
+    costs_PL: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compiled: distances, as `sq_distances_with` has them where the last four are given."""
+    best, n_points = instruction_sets()[0], len(points_LD)
+    is_double = x_SD.dtype == torch.float64
     panel = best.float64_panel if is_double else best.float32_panel
-    n_lanes = -(-n_points // panel) * panel
+    n_lanes, n_padded = (-(-n // panel) * panel for n in points_LD.shape)
     points_LD, x_SD = points_LD.contiguous(), x_SD.contiguous()
     sq_norms_S = sq_norms_S.contiguous()
-    packed, c_sq = x_SD.new_empty((n_lanes, x_SD.shape[1])), x_SD.new_empty(n_lanes)
+    packed, c_sq = x_SD.new_empty((n_lanes, n_padded)), x_SD.new_empty(n_lanes)
     distances_LS = x_SD.new_empty((n_points, len(x_SD)))
     best.functions.compare(
         best.number,
@@ -47,6 +106,10 @@ def sq_distances_between(
         packed.data_ptr(),
         c_sq.data_ptr(),
         distances_LS.data_ptr(),
+        address(own_L),
+        address(closest_S),
+        address(weights_S),
+        address(costs_PL),
         *x_SD.shape,
         n_points,
         n_threads_for(x_SD.numel() * n_points),

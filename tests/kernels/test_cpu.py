@@ -42,7 +42,7 @@ class TestCpuKernel(KernelContract):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("b", [1, 11, 12, 13, 191, 192, 193, 400])
 @pytest.mark.parametrize("k", [1, 31, 32, 33, 64, 200])
-@pytest.mark.parametrize("d", [1, 5, 700])
+@pytest.mark.parametrize("d", [1, 5, 16, 17, 700])
 def test_agrees_with_distances_at_every_edge(make, b, k, d, dtype) -> None:
     x_BD, c_KD = normal(b, d, dtype=dtype, device=CPU), normal(k, d, dtype=dtype, device=CPU)
     labels_B, sq_distances_B = make(b, k, dtype, CPU).assign(x_BD, sq_norms(x_BD), c_KD)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from streamkm.kernels import distances as module
-from streamkm.kernels import sq_distances_between, sq_distances_to
+from streamkm.kernels import sq_distances_between, sq_distances_to, sq_distances_with
 from streamkm.kernels.extension import instruction_sets
 from tests.kernels.contract import exact_sq_distances, normal, sq_norms
 
@@ -82,10 +82,34 @@ def test_distances_between_a_few_points_and_all_rows(n_points, n_rows, n_feature
 
 def test_distances_between_do_not_depend_on_threads(monkeypatch) -> None:
     x_SD, results = normal(3000, 65, dtype=torch.float32, device=CPU), []
+    rows_L, closest_S = torch.arange(9), torch.full((3000,), 130.0)
     for n_threads in (1, 3):
         monkeypatch.setattr(module, "n_threads_for", lambda _, n=n_threads: n)
-        results.append(sq_distances_between(x_SD[:9], x_SD, sq_norms(x_SD)))
-    assert torch.equal(*results)
+        found = sq_distances_with(rows_L, closest_S, x_SD, sq_norms(x_SD), None)
+        results.append((sq_distances_between(x_SD[:9], x_SD, sq_norms(x_SD)), *found))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+# Breaks where a candidate keeps a distance from itself, where a row is added up that is not
+# there, and where weights or the distances before are those of another row.
+@pytest.mark.parametrize("weighted", [False, True], ids=["alike", "weighted"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n_candidates", "n_rows", "n_features"), [
+    (1, 1, 1), (8, 517, 128), (3, 256, 7), (17, 300, 130), (5, 1025, 3),
+])  # fmt: skip
+def test_distances_with_one_more_chosen(n_candidates, n_rows, n_features, dtype, weighted) -> None:
+    x_SD = normal(n_rows, n_features, dtype=dtype, device=CPU)
+    generator = torch.Generator().manual_seed(n_rows)
+    rows_L = torch.randint(n_rows, (n_candidates,), generator=generator)
+    closest_S = torch.rand(n_rows, dtype=dtype, generator=generator) * 2 * n_features
+    weights_S = torch.rand(n_rows, dtype=torch.float64, generator=generator) if weighted else None
+    distances_LS, cost_L = sq_distances_with(rows_L, closest_S, x_SD, sq_norms(x_SD), weights_S)
+    exact_LS = np.minimum(exact_sq_distances(x_SD, x_SD[rows_L]).T, closest_S.double().numpy())
+    tolerance = 32 * torch.finfo(dtype).eps * float(sq_norms(x_SD).max())
+    np.testing.assert_allclose(distances_LS.numpy(), exact_LS, rtol=0, atol=tolerance)
+    assert (distances_LS[torch.arange(n_candidates), rows_L] == 0).all()
+    of_rows = np.ones(n_rows) if weights_S is None else weights_S.numpy()
+    np.testing.assert_allclose(cost_L, distances_LS.double().numpy() @ of_rows, rtol=1e-12)
 
 
 def test_distances_between_no_rows_or_rows_that_lie_apart() -> None:

@@ -67,6 +67,9 @@ namespace avx512 {
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
 #include "tiles.h"
+#include "columns.h"
+#include "assign.h"
+#include "compare.h"
 #include "rows.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
@@ -78,6 +81,9 @@ namespace avx2 {
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
 #include "tiles.h"
+#include "columns.h"
+#include "assign.h"
+#include "compare.h"
 #include "rows.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
@@ -90,6 +96,9 @@ namespace baseline {
 #define VECTOR_BYTES 16
 #define TILE_ROWS 6
 #include "tiles.h"
+#include "columns.h"
+#include "assign.h"
+#include "compare.h"
 #include "rows.h"
 }  // namespace baseline
 
@@ -109,7 +118,8 @@ struct Functions {
     int64_t panel_width, block_rows;
     void (*pack_panel)(const AssignJob<T>&, int64_t panel);
     int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop);
-    void (*compare_block)(const AssignJob<T>&, int64_t start, int64_t stop);
+    void (*pack_points)(const CompareJob<T>&);
+    void (*compare_block)(const CompareJob<T>&, int64_t start, int64_t stop, double* costs);
     void (*recheck_row)(const AssignJob<T>&, int64_t row);
     void (*measure_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
@@ -125,11 +135,10 @@ struct Functions {
     []() -> Functions<T> {                                                            \
         using namespace set;                                                          \
         using Element = T;                                                            \
-        return {panel_width<T>(), BLOCK_ROWS,            pack_panel<T>,               \
-                assign_block<T>,  compare_block<T>,      recheck_row<T>,              \
-                measure_block<T>, accumulate_cluster<T>, measure_rows<T>,             \
-                move_cluster<T>,                                                      \
-                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                 \
+        return {panel_width<T>(),     BLOCK_ROWS,       pack_panel<T>,    assign_block<T>,     \
+                pack_points<T>,       compare_block<T>, recheck_row<T>,   measure_block<T>,    \
+                accumulate_cluster<T>, measure_rows<T>, move_cluster<T>,                       \
+                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                          \
     }()
 
 struct InstructionSet {
@@ -165,12 +174,11 @@ const Functions<T>& functions_of(const InstructionSet& set) {
 
 int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
 
-// Calls `work(start, stop)` for so many rows at a time.
+// Calls `work(start, stop)` for one part of the rows after the other.
 template <class Work>
 void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
-    constexpr int64_t ROWS_AT_ONCE = 256;
-    Pool::instance().run(parts_of(n_rows, ROWS_AT_ONCE), n_threads, [&](int64_t part) {
-        work(part * ROWS_AT_ONCE, std::min((part + 1) * ROWS_AT_ONCE, n_rows));
+    Pool::instance().run(parts_of(n_rows, PART_ROWS), n_threads, [&](int64_t part) {
+        work(part * PART_ROWS, std::min((part + 1) * PART_ROWS, n_rows));
     });
 }
 
@@ -197,14 +205,13 @@ int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, 
     return n_uncertain;
 }
 
-// Squared distances of all rows to a few points.
+// Squared distances of all rows to a few points, and the sums of each part where they are asked for.
 template <class T>
-void compare(const Functions<T>& functions, const AssignJob<T>& job, int n_threads) {
-    for (int64_t panel = 0; panel < parts_of(job.k, functions.panel_width); ++panel) {
-        functions.pack_panel(job, panel);
-    }
+void compare(const Functions<T>& functions, const CompareJob<T>& job, int n_threads) {
+    functions.pack_points(job);
     for_each_part(job.n_rows, n_threads, [&](int64_t start, int64_t stop) {
-        functions.compare_block(job, start, stop);
+        double* const costs = job.costs ? job.costs + start / PART_ROWS * job.k : nullptr;
+        functions.compare_block(job, start, stop, costs);
     });
 }
 

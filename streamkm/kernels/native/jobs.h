@@ -10,6 +10,8 @@ constexpr int TILES_PER_BLOCK = 16;
 // So much of the packed centroids is compared with one block before the next is taken up:
 // what the second level of cache of a core holds beside the rows.
 constexpr int64_t GROUP_BYTES = 256 << 10;
+// Other work is divided into parts of so many rows, whatever the instruction set.
+constexpr int64_t PART_ROWS = 256;
 
 // Nearest centroids of rows. All arrays lie row by row without gaps.
 template <class T>
@@ -32,10 +34,22 @@ struct AssignJob {
     double* exact;           // n_rows, or null: squared distances as sums of squared differences
     T most_sq_norm;
 
-    const T* row(int64_t number) const {
-        if (dropped && dropped[number]) return zeros;
+    const T* given(int64_t number) const {
         return x + (positions ? positions[number] : number) * n_features;
     }
+    // The same, once it is known whether it is dropped.
+    const T* row(int64_t number) const {
+        return dropped && dropped[number] ? zeros : given(number);
+    }
+};
+
+// Squared distances of rows to a few points, which stand in the place of centroids.
+template <class T>
+struct CompareJob : AssignJob<T> {
+    const int64_t* own;     // k, or null: which row a point is, at distance 0 from itself
+    const T* closest;       // n_rows, or null: no distance is more than this
+    const double* weights;  // n_rows, or null: how much each row counts in a cost
+    double* costs;          // k for each part of the rows, to be filled: sums of distances; or null
 };
 
 // Sums of rows by their labels.
@@ -68,6 +82,18 @@ struct DistanceJob {
     const T* centroids;     // k x n_features
     double* sq_distances;   // n_rows, to be filled
     int64_t n_rows, n_features;
+};
+
+// Candidates for the places of centroids.
+template <class T>
+struct SwapJob {
+    const T* sq_distances;   // of each candidate n_rows, to every row
+    const T* first;          // n_rows: to the nearest centroid
+    const T* second;         // n_rows: to the next
+    const int64_t* labels;   // n_rows: which the nearest is
+    const double* weights;   // n_rows, or null
+    double* gains;           // of each candidate k, to be filled: by how much the cost falls
+    int64_t n_rows, k;
 };
 
 // Clusters whose sums have grown, and their centroids, which follow.

@@ -14,6 +14,7 @@
 #include <iterator>
 
 #include "dispatch.h"
+#include "swaps.h"
 
 namespace {
 
@@ -40,12 +41,27 @@ PyObject* refuse_window(int64_t n_window) {
     return nullptr;
 }
 
+bool are_labels(const int64_t* labels, int64_t n_rows, int64_t k) {
+    return std::all_of(labels, labels + n_rows, [k](int64_t label) { return label >= 0 && label < k; });
+}
+
+PyObject* refuse_labels(int64_t k) {
+    PyErr_Format(PyExc_IndexError, "labels must lie within 0 and %lld",
+                 static_cast<long long>(k - 1));
+    return nullptr;
+}
+
 struct AssignArguments {
     unsigned long long x, positions, sq_norms, centroids, packed, c_sq, labels, sq_distances,
         uncertain, second_sq_distances, dropped, zeros, exact;
     long long n_window, n_rows, n_features, k;
     double rounding, most_sq_norm;
     int rechecks, n_threads;
+};
+
+struct CompareArguments {
+    AssignArguments rows;
+    unsigned long long own, closest, weights, costs;
 };
 
 template <class T>
@@ -104,19 +120,58 @@ PyObject* py_assign(PyObject*, PyObject* args) {
     return Py_BuildValue("LL", n_uncertain, n_dropped);
 }
 
+template <class T>
+void compare_from(const InstructionSet& set, const CompareArguments& given) {
+    CompareJob<T> job{job_of<T>(given.rows), at<int64_t>(given.own), at<T>(given.closest),
+                      at<double>(given.weights), at<double>(given.costs)};
+    compare(functions_of<T>(set), job, given.rows.n_threads);
+}
+
 PyObject* py_compare(PyObject*, PyObject* args) {
     int set, is_double;
-    AssignArguments given{};
-    if (!PyArg_ParseTuple(args, "iiKKKKKKLLLi", &set, &is_double, &given.x, &given.sq_norms,
-                          &given.centroids, &given.packed, &given.c_sq, &given.sq_distances,
-                          &given.n_rows, &given.n_features, &given.k, &given.n_threads)) {
+    CompareArguments given{};
+    AssignArguments& rows = given.rows;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKLLLi", &set, &is_double, &rows.x, &rows.sq_norms,
+                          &rows.centroids, &rows.packed, &rows.c_sq, &rows.sq_distances,
+                          &given.own, &given.closest, &given.weights, &given.costs, &rows.n_rows,
+                          &rows.n_features, &rows.k, &rows.n_threads)) {
         return nullptr;
     }
     Py_BEGIN_ALLOW_THREADS;
     if (is_double) {
-        compare(instruction_sets[set].of_double, job_of<double>(given), given.n_threads);
+        compare_from<double>(instruction_sets[set], given);
     } else {
-        compare(instruction_sets[set].of_float, job_of<float>(given), given.n_threads);
+        compare_from<float>(instruction_sets[set], given);
+    }
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+template <class T>
+SwapJob<T> swap_job(unsigned long long sq_distances, unsigned long long first,
+                    unsigned long long second, unsigned long long labels,
+                    unsigned long long weights, unsigned long long gains, int64_t n_rows,
+                    int64_t k) {
+    return {at<T>(sq_distances), at<T>(first),      at<T>(second), at<int64_t>(labels),
+            at<double>(weights), at<double>(gains), n_rows,        k};
+}
+
+PyObject* py_swap_gains(PyObject*, PyObject* args) {
+    int is_double, n_threads;
+    unsigned long long sq_distances, first, second, labels, weights, gains;
+    long long n_candidates, n_rows, k;
+    if (!PyArg_ParseTuple(args, "iKKKKKKLLLi", &is_double, &sq_distances, &first, &second, &labels,
+                          &weights, &gains, &n_candidates, &n_rows, &k, &n_threads)) {
+        return nullptr;
+    }
+    if (!are_labels(at<int64_t>(labels), n_rows, k)) return refuse_labels(k);
+    Py_BEGIN_ALLOW_THREADS;
+    if (is_double) {
+        swap_gains(swap_job<double>(sq_distances, first, second, labels, weights, gains, n_rows, k),
+                   n_candidates, n_threads);
+    } else {
+        swap_gains(swap_job<float>(sq_distances, first, second, labels, weights, gains, n_rows, k),
+                   n_candidates, n_threads);
     }
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
@@ -166,10 +221,7 @@ PyObject* py_sq_distances(PyObject*, PyObject* args) {
         return nullptr;
     }
     const int64_t* each = at<int64_t>(labels);
-    if (std::any_of(each, each + n_rows, [k](int64_t label) { return label < 0 || label >= k; })) {
-        PyErr_Format(PyExc_IndexError, "labels must lie within 0 and %lld", k - 1);
-        return nullptr;
-    }
+    if (!are_labels(each, n_rows, k)) return refuse_labels(k);
     Py_BEGIN_ALLOW_THREADS;
     if (is_double) {
         measure(instruction_sets[set].of_double,
@@ -277,6 +329,7 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 PyMethodDef methods[] = {
     {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/cpu.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/distances.py."},
+    {"swap_gains", py_swap_gains, METH_VARARGS, "What candidates gain in the places of centroids; see kernels/swaps.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/cpu.py."},
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/distances.py."},
@@ -293,4 +346,11 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, methods,
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__cpu() {
+    PyObject* const made = PyModule_Create(&module);
+    if (made != nullptr && PyModule_AddIntConstant(made, "PART_ROWS", PART_ROWS) < 0) {
+        Py_DECREF(made);
+        return nullptr;
+    }
+    return made;
+}

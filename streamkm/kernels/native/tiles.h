@@ -17,6 +17,12 @@ struct Simd {
         std::memcpy(&value, from, sizeof value);
         return value;
     }
+    // `n` elements, and zeros.
+    static INLINE Vector load_some(const T* from, int64_t n) {
+        Vector value{};
+        std::memcpy(&value, from, n * sizeof(T));
+        return value;
+    }
     static INLINE void store(T* to, const Vector& value) { std::memcpy(to, &value, sizeof value); }
 };
 
@@ -57,41 +63,47 @@ struct Best {
     }
 };
 
-// Halves of a vector of 2 * bytes are offered to each other, down to one lane.
-template <class T, int bytes>
-struct Lanes {
+// Of groups of `half` lanes every second one, from number `which` on: of `a` and of `b` in turn.
+template <class T, int half, int which, class V, size_t... lane>
+INLINE V groups(const V& a, const V& b, std::index_sequence<lane...>) {
     using Index = typename Simd<T>::Index;
-    typedef T Vector __attribute__((vector_size(bytes)));
-    typedef Index IndexVector __attribute__((vector_size(bytes)));
+#define SOURCE                                                              \
+    static_cast<Index>(lane / (2 * half) * (2 * half) + which * half + lane % half + \
+                       (lane / half % 2 ? Simd<T>::width : 0))
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, (SOURCE)...);
+#else
+    return __builtin_shuffle(a, b, typename Simd<T>::IndexVector{(SOURCE)...});
+#endif
+#undef SOURCE
+}
 
-    static INLINE void reduce(const void* firsts, const void* seconds, const void* indices,
-                              T* first, T* second, int64_t* index) {
-        const auto [mine, other] = halves<Vector>(firsts);
-        const auto [my_second, others_second] = halves<Vector>(seconds);
-        const auto [my_index, others_index] = halves<IndexVector>(indices);
-        const auto better = other < mine;
-        const Vector loser = better ? mine : other;
-        const Vector winner = better ? other : mine;
-        const IndexVector where = better ? others_index : my_index;
-        Vector runner_up = others_second < my_second ? others_second : my_second;
-        runner_up = loser < runner_up ? loser : runner_up;
-        if constexpr (bytes > static_cast<int>(sizeof(T))) {
-            Lanes<T, bytes / 2>::reduce(&winner, &runner_up, &where, first, second, index);
-        } else {
-            *first = winner[0];
-            *second = runner_up[0];
-            *index = where[0];
-        }
-    }
+// What is left of two rows, in half as many lanes each.
+template <class T, int half>
+INLINE Best<T> merged(const Best<T>& a, const Best<T>& b) {
+    constexpr auto lanes = std::make_index_sequence<Simd<T>::width>{};
+    Best<T> best{groups<T, half, 0>(a.first, b.first, lanes),
+                 groups<T, half, 0>(a.second, b.second, lanes),
+                 groups<T, half, 0>(a.index, b.index, lanes)};
+    best.offer(groups<T, half, 1>(a.first, b.first, lanes),
+               groups<T, half, 1>(a.index, b.index, lanes));
+    const auto second = groups<T, half, 1>(a.second, b.second, lanes);
+    best.second = second < best.second ? second : best.second;
+    return best;
+}
 
-    template <class V>
-    static INLINE std::pair<V, V> halves(const void* whole) {
-        V low, high;
-        std::memcpy(&low, whole, bytes);
-        std::memcpy(&high, static_cast<const char*>(whole) + bytes, bytes);
-        return {low, high};
+// What is left of `n` rows, one after the other in the lanes: with as many as there are lanes, of
+// each row one lane. All lanes work in every step, which they would not row by row.
+template <class T, int n = Simd<T>::width>
+INLINE Best<T> reduced(const Best<T>* rows, int stride = 1) {
+    if constexpr (n == 1) {
+        return *rows;
+    } else {
+        const Best<T> even = reduced<T, n / 2>(rows, 2 * stride);
+        const Best<T> odd = reduced<T, n / 2>(rows + stride, 2 * stride);
+        return merged<T, Simd<T>::width / n>(even, odd);
     }
-};
+}
 
 // Rows that are needed next and may lie anywhere, which no processor guesses. They are asked for
 // line by line while others are scored: all at once they would fill the places for what is under way
@@ -196,43 +208,31 @@ void pack_panel(const AssignJob<T>& job, int64_t panel) {
     }
 }
 
-// By how much a score may lie above the best and yet be the nearest centroid's. No centroid
-// longer than the row and its least distance together can be the nearest, so that one far
-// away does not make every row uncertain. (A tenth more: the least score is rounded itself.)
-template <class T>
-INLINE T slack(const AssignJob<T>& job, T sq_norm, T sq_distance) {
-    const T norm = std::sqrt(sq_norm);
-    const T reach = norm + std::sqrt(sq_distance);
-    const T longest_sq = std::min(reach * reach * T(1.1), job.longest_sq);
-    const T extent = norm + std::sqrt(longest_sq);
-    // Below the normal numbers rounding is no share of anything any more.
-    const T vanished = 4 * static_cast<T>(job.n_features) * std::numeric_limits<T>::min();
-    return 2 * job.rounding * extent * extent + vanished;
+// What is added up is so in so many sums, whatever the instruction set.
+constexpr int SUM_LANES = 16;
+
+// Sum of what `element` gives for 0 to n - 1.
+template <class Element>
+INLINE double sum_of(int64_t n, const Element& element) {
+    double sum = 0;
+    int64_t i = 0;
+    if (n >= SUM_LANES) {
+        double sums[SUM_LANES] = {};
+        for (; i + SUM_LANES <= n; i += SUM_LANES) {
+            for (int lane = 0; lane < SUM_LANES; ++lane) sums[lane] += element(i + lane);
+        }
+        for (int lane = 0; lane < SUM_LANES; ++lane) sum += sums[lane];
+    }
+    for (; i < n; ++i) sum += element(i);
+    return sum;
 }
 
-// Squares of a row are added up in so many sums, whatever the instruction set.
-constexpr int NORM_LANES = 16;
-
-// Sum of the squares of what `element` gives for every feature.
 template <class Element>
 INLINE double sum_of_squares(int64_t n_features, const Element& element) {
-    double sum = 0;
-    int64_t feature = 0;
-    if (n_features >= NORM_LANES) {
-        double sums[NORM_LANES] = {};
-        for (; feature + NORM_LANES <= n_features; feature += NORM_LANES) {
-            for (int lane = 0; lane < NORM_LANES; ++lane) {
-                const double value = element(feature + lane);
-                sums[lane] += value * value;
-            }
-        }
-        for (int lane = 0; lane < NORM_LANES; ++lane) sum += sums[lane];
-    }
-    for (; feature < n_features; ++feature) {
+    return sum_of(n_features, [element](int64_t feature) __attribute__((always_inline)) {
         const double value = element(feature);
-        sum += value * value;
-    }
-    return sum;
+        return value * value;
+    });
 }
 
 template <class T>
@@ -248,8 +248,7 @@ INLINE void locate_tile(const AssignJob<T>& job, int64_t tile, int64_t stop, con
     const int64_t end = std::min(tile + TILE_ROWS, stop);
     for (int64_t row = tile; row < end; ++row) {
         if (job.dropped) {
-            job.dropped[row] = false;
-            const T sq_norm = static_cast<T>(sq_length(job.row(row), job.n_features));
+            const T sq_norm = static_cast<T>(sq_length(job.given(row), job.n_features));
             job.dropped[row] = !(sq_norm <= job.most_sq_norm);  // Nor NaN.
             job.sq_norms[row] = job.dropped[row] ? T(0) : sq_norm;
         }
@@ -272,16 +271,28 @@ INLINE Upcoming<T> upcoming_rows(const AssignJob<T>& job, int64_t tile, int64_t 
     const int64_t end = (number + 1) * TILE_ROWS / n;
     for (int64_t row = number * TILE_ROWS / n; row < end; ++row) {
         const int64_t next = std::min(tile + ahead + row, job.n_rows - 1);
-        upcoming.rows[upcoming.n++] =
-            job.x + (job.positions ? job.positions[next] : next) * job.n_features;
+        upcoming.rows[upcoming.n++] = job.given(next);
     }
     return upcoming;
 }
 
-// Labels, distances and doubts of rows `start` to `stop`, BLOCK_ROWS at most; returns in how
-// many cases there is doubt.
+// The least two scores of each row of a block, and whose the least one is.
 template <class T>
-int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
+struct Screened {
+    T firsts[BLOCK_ROWS], seconds[BLOCK_ROWS];
+    int64_t labels[BLOCK_ROWS];
+
+    // Keeps those of as many rows as there are lanes.
+    INLINE void keep(int64_t row, const Best<T>& of_rows) {
+        Simd<T>::store(firsts + row, of_rows.first);
+        Simd<T>::store(seconds + row, of_rows.second);
+        for (int lane = 0; lane < Simd<T>::width; ++lane) labels[row + lane] = of_rows.index[lane];
+    }
+};
+
+template <class T>
+INLINE void screen_block(const AssignJob<T>& job, int64_t start, int64_t stop,
+                         Screened<T>& screened) {
     constexpr int width = panel_width<T>();
     const int64_t panel_elements = width * job.n_features;
     const int64_t group = std::max<int64_t>(GROUP_BYTES / (panel_elements * sizeof(T)), 1);
@@ -315,63 +326,8 @@ int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
             }
         }
     }
-    T firsts[BLOCK_ROWS], seconds[BLOCK_ROWS];
-    for (int64_t row = start; row < stop; ++row) {
-        const Best<T>& one = best[row - start];
-        Lanes<T, VECTOR_BYTES / 2>::reduce(&one.first, &one.second, &one.index,
-                                           &firsts[row - start], &seconds[row - start],
-                                           &job.labels[row]);
-    }
-    int64_t n_uncertain = 0;
-    for (int64_t row = start; row < stop; ++row) {
-        const T score = firsts[row - start], sq_norm = job.sq_norms[row];
-        const T sq_distance = score + sq_norm > 0 ? score + sq_norm : T(0);
-        // Not <=: where a score is NaN or infinite nothing is certain.
-        const bool is_uncertain =
-            !(seconds[row - start] > score + slack(job, sq_norm, sq_distance));
-        job.sq_distances[row] = sq_distance;
-        job.uncertain[row] = is_uncertain;
-        if (job.second_sq_distances) {
-            const T second = seconds[row - start] + sq_norm;
-            job.second_sq_distances[row] = second > 0 ? second : T(0);
-        }
-        n_uncertain += is_uncertain;
-    }
-    return n_uncertain;
-}
-
-// Squared distances of rows `start` to `stop` to a few points, all of them, point by point.
-template <class T>
-void compare_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
-    constexpr int width = panel_width<T>();
-    for (int64_t panel = 0; panel < n_panels<T>(job.k); ++panel) {
-        const T* const packed = job.packed + panel * width * job.n_features;
-        const T* const c_sq = job.c_sq + panel * width;
-        const int64_t n_points = std::min<int64_t>(job.k - panel * width, width);
-        T* const out = job.sq_distances + panel * width * job.n_rows;
-        for (int64_t tile = start; tile < stop; tile += TILE_ROWS) {
-            const T* rows[TILE_ROWS];
-            for (int row = 0; row < TILE_ROWS; ++row) {
-                rows[row] = job.x + std::min(tile + row, stop - 1) * job.n_features;
-            }
-            Scores<T, PANEL_VECTORS> scores;
-            if (n_points <= Simd<T>::width) {
-                Scores<T, 1> half;
-                half.compute(rows, job.n_features, packed, c_sq, {});
-                for (int row = 0; row < TILE_ROWS; ++row) {
-                    scores.of_rows[row][0] = half.of_rows[row][0];
-                }
-            } else {
-                scores.compute(rows, job.n_features, packed, c_sq, {});
-            }
-            const int n_rows = static_cast<int>(std::min<int64_t>(stop - tile, TILE_ROWS));
-            for (int64_t point = 0; point < n_points; ++point) {
-                for (int row = 0; row < n_rows; ++row) {
-                    const T score = scores.of_rows[row][point / Simd<T>::width][point % Simd<T>::width];
-                    const T sq_distance = score + job.sq_norms[tile + row];
-                    out[point * job.n_rows + tile + row] = sq_distance > 0 ? sq_distance : T(0);
-                }
-            }
-        }
+    static_assert(BLOCK_ROWS % Simd<T>::width == 0, "a block is a whole number of vectors");
+    for (int64_t row = 0; row < stop - start; row += Simd<T>::width) {
+        screened.keep(row, reduced<T>(best + row));
     }
 }
