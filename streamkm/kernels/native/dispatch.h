@@ -22,9 +22,12 @@
 #define BEGIN_TARGET(features) \
     PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define END_TARGET PRAGMA(clang attribute pop)
+// Clang keeps whole vectors of its own accord, and ignores all of a target of which it knows a part.
+#define WHOLE_VECTORS ""
 #else
 #define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
 #define END_TARGET PRAGMA(GCC pop_options)
+#define WHOLE_VECTORS ",prefer-vector-width=512"
 #endif
 #define PRAGMA(text) _Pragma(#text)
 
@@ -62,7 +65,7 @@ struct BFloat16 {
 
 #if defined(__x86_64__)
 
-BEGIN_TARGET("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c,prefer-vector-width=512")
+BEGIN_TARGET("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c" WHOLE_VECTORS)
 namespace avx512 {
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
