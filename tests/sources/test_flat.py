@@ -158,7 +158,7 @@ def test_short_reads_go_on(tmp_path: Path, monkeypatch) -> None:
     np.save(tmp_path / "x.npy", array)
     source = open_source(tmp_path / "x.npy")
     whole = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda fd, views, at: whole(fd, [views[0][:7]], at))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, *at: whole(fd, [views[0][:7]], *at))
     assert same_bytes(read(source, 3, 90), array[3:90])
     source.close()
 
