@@ -9,19 +9,22 @@ from contextlib import suppress
 
 
 def _run() -> int:
-    try:
-        from streamkm.cli import main
+    status = 1
+    # An interrupt may come during the imports, or when the last one has just been answered.
+    with suppress(KeyboardInterrupt):
+        try:
+            from streamkm.cli import main
 
-        return main()
-    except KeyboardInterrupt:  # During the imports, or while the last one was being answered.
-        return 1
+            status = main()
+        finally:
+            # All is said and saved. Whoever presses Ctrl-C again wants out, not a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return status
 
 
 if __name__ == "__main__":
     status = _run()
-    # All is said and saved. Whoever presses Ctrl-C again wants out, not a traceback, and must
-    # not wait for a reader thread that is still waiting for its disk or server.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not by way of Python's end, which waits for a reader thread that waits for its disk or server.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # Said already, if it could be.
             stream.flush()

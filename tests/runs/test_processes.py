@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -169,6 +171,26 @@ def test_a_second_interrupt_ends_the_process(tmp_path):
     status, stderr = finish(process)
     assert "Traceback" not in stderr
     assert status in (1, 75)  # 75 if it had saved by then.
+
+
+# Breaks when it comes just as the first has been answered, and meets nobody who catches it.
+def test_an_interrupt_at_the_very_end_is_no_traceback():
+    code = (
+        "import runpy, signal, sys\n"
+        "set_handler = signal.signal\n"
+        "def late(number, handler):\n"
+        "    if handler == signal.SIG_IGN:\n"
+        "        signal.signal = set_handler\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return set_handler(number, handler)\n"
+        "signal.signal = late\n"
+        "sys.argv = ['streamkm', 'info', 'none.npy']\n"
+        "runpy.run_module('streamkm', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "none.npy" in done.stderr
+    assert done.returncode in (1, 2)
 
 
 def test_a_run_folder_belongs_to_one_process_until_it_dies(npy, tmp_path):
