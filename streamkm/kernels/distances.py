@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from streamkm.kernels.extension import address, instruction_sets, n_threads_for
+from streamkm.kernels.extension import address, can_weigh, instruction_sets, n_threads_for
 
 __all__ = ["sq_distances_between", "sq_distances_to", "sq_distances_with"]
 
@@ -52,8 +52,13 @@ def sq_distances_with(
     (Tensor of shape (L, S), float64 Tensor of shape (L,))
     """
     points_LD = x_SD.index_select(0, rows_L)
-    can_compile = closest_S.dtype == x_SD.dtype and closest_S.shape == sq_norms_S.shape
-    if can_compile and _can_compare(points_LD, x_SD, sq_norms_S):
+    fits = (
+        closest_S.dtype == x_SD.dtype
+        and closest_S.shape == sq_norms_S.shape
+        and rows_L.dtype == torch.int64
+        and can_weigh(weights_S, len(x_SD))
+    )
+    if fits and _can_compare(points_LD, x_SD, sq_norms_S):
         parts = -(-len(x_SD) // instruction_sets()[0].functions.PART_ROWS)
         costs_PL = x_SD.new_empty((parts, len(rows_L)), dtype=torch.float64)
         distances_LS = _compare(

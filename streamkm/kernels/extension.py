@@ -30,6 +30,7 @@ __all__ = [
     "WHY_MISSING",
     "InstructionSet",
     "address",
+    "can_weigh",
     "cores_for_kernels",
     "instruction_sets",
     "n_threads_for",
@@ -71,6 +72,11 @@ def stored_types() -> dict[torch.dtype, int]:
 def address(tensor: torch.Tensor | None) -> int:
     """Where the numbers of `tensor` lie, as the extension is told; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def can_weigh(weights_S: torch.Tensor | None, n_rows: int) -> bool:
+    """Whether the extension takes these as the weights of so many rows: it reads them unchecked."""
+    return weights_S is None or (weights_S.dtype == torch.float64 and weights_S.shape == (n_rows,))
 
 
 def n_threads_for(n_products: int) -> int:

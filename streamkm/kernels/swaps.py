@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from streamkm.kernels.extension import address, instruction_sets, n_threads_for
+from streamkm.kernels.extension import address, can_weigh, instruction_sets, n_threads_for
 
 __all__ = ["MOST_STEPS", "WEIGHT_STEPS", "swap_gains"]
 
@@ -49,6 +49,9 @@ def swap_gains(
         instruction_sets()
         and distances_LS.device.type == "cpu"
         and dtypes in ({torch.float32}, {torch.float64})
+        and label_S.dtype == torch.int64
+        and {tensor.shape for tensor in (first_S, second_S, label_S)} == {distances_LS.shape[1:]}
+        and can_weigh(weights_S, len(label_S))
     ):
         return _compiled(distances_LS, first_S, second_S, label_S, weights_S, k)
 

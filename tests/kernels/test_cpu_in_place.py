@@ -42,7 +42,7 @@ def permuted(n_window: int, n_rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("b", [1, 12, 13, 192, 193, 500])
 @pytest.mark.parametrize("k", [1, 70, 3000])
-@pytest.mark.parametrize("d", [1, 17, 130])
+@pytest.mark.parametrize("d", [1, 9, 16, 17, 130])
 @pytest.mark.parametrize("in_order", [False, True])
 def test_is_what_gathering_first_gives(make, b, k, d, dtype, in_order) -> None:
     window_ND = normal(b if in_order else b + 300, d, dtype=dtype, device=CPU)
@@ -109,9 +109,10 @@ def test_nothing_is_read_beyond_the_end(make, d, dtype) -> None:
 
 # Breaks when a row that is dropped keeps its length or its numbers: what it leaves is NaN.
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e16])
-def test_rows_without_a_length_count_as_zeros(make, bad: float) -> None:
-    window_ND = normal(400, 20, dtype=torch.float32, device=CPU)
-    centroids_KD = normal(40, 20, dtype=torch.float32, device=CPU)
+@pytest.mark.parametrize("d", [8, 20])
+def test_rows_without_a_length_count_as_zeros(make, d: int, bad: float) -> None:
+    window_ND = normal(400, d, dtype=torch.float32, device=CPU)
+    centroids_KD = normal(40, d, dtype=torch.float32, device=CPU)
     positions_B = permuted(400, 300)
     places = [0, 11, 12, 191, 192, 299]
     window_ND[positions_B[places].long(), 7] = bad
@@ -132,14 +133,18 @@ def test_rows_without_a_length_count_as_zeros(make, bad: float) -> None:
 # Breaks when what lies in a window is clustered by other numbers than what was copied out of it.
 @pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
 @pytest.mark.parametrize("n_bad", [0, 3])
-def test_states_are_the_same_to_the_bit(algorithm: str, n_bad: int) -> None:
-    x_ND = normal(3000, 9, dtype=torch.float32, device=CPU)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("d", [9, 20])
+def test_states_are_the_same_to_the_bit(
+    algorithm: str, n_bad: int, dtype: torch.dtype, d: int
+) -> None:
+    x_ND = normal(3000, d, dtype=dtype, device=CPU)
     start_KD = x_ND[:12].clone()
     x_ND[20 : 20 + n_bad, 4] = torch.nan
-    scaling = Scaling.fit("none", "euclidean", RunningMoments.of(x_ND[:20]), torch.float32)
+    scaling = Scaling.fit("none", "euclidean", RunningMoments.of(x_ND[:20]), dtype)
 
     def state_after(kernel: CpuKernel | None) -> dict[str, bytes]:
-        arithmetic = CpuKernel(700, 12, torch.float32, CPU)
+        arithmetic = CpuKernel(700, 12, dtype, CPU)
         works = (
             Lloyd(arithmetic, seed=0)
             if algorithm == "lloyd"
@@ -147,14 +152,16 @@ def test_states_are_the_same_to_the_bit(algorithm: str, n_bad: int) -> None:
         )
         state = initial_state(start_KD.clone(), 0.0)
         for index, rows in enumerate(permuted(3000, 3000).split(700)):
-            batch = scaling.prepare(x_ND.clone(), rows, torch.empty((700, 9)), measured_by=kernel)
+            batch = scaling.prepare(
+                x_ND.clone(), rows, torch.empty((700, d), dtype=dtype), measured_by=kernel
+            )
             assert len(batch) == len(rows)
             works.update_(state, batch, epoch=0, index=index)
         works.finish_epoch_(state)
         assert int(state.n_dropped) == n_bad
         return bits(state)
 
-    assert state_after(CpuKernel(700, 12, torch.float32, CPU)) == state_after(None)
+    assert state_after(CpuKernel(700, 12, dtype, CPU)) == state_after(None)
 
 
 # Breaks when rows that have to be widened, scaled or weighted are taken as they lie.

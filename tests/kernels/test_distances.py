@@ -16,9 +16,10 @@ WAYS = [*instruction_sets(), None]
 
 
 @pytest.fixture(params=WAYS, ids=lambda entry: entry.name if entry else "torch", autouse=True)
-def way(request, monkeypatch) -> None:
+def way(request, monkeypatch):
     available = [] if request.param is None else [request.param]
     monkeypatch.setattr(module, "instruction_sets", lambda: available)
+    return request.param
 
 
 # Breaks when the distance is expanded: 1e4 from the origin that leaves no digit of 1e-3.
@@ -80,6 +81,19 @@ def test_distances_between_a_few_points_and_all_rows(n_points, n_rows, n_feature
     np.testing.assert_allclose(result_LS.numpy(), exact_LS, rtol=0, atol=tolerance)
 
 
+# Breaks when many features are added up in one sequence: where all are alike, all additions round
+# the same way.
+def test_distances_between_rows_of_many_features_that_are_alike(way) -> None:
+    levels_S1 = 0.1 + 1e-3 * torch.arange(64.0)[:, None]
+    x_SD = levels_S1.expand(64, 16384).contiguous()
+    found_LS = sq_distances_between(x_SD[:8], x_SD, sq_norms(x_SD)).numpy()
+    error_LS = np.abs(found_LS - exact_sq_distances(x_SD[:8], x_SD))
+    # How torch's product adds up is not ours to say.
+    n_roundings = 64 if way else 1024
+    unit = torch.finfo(torch.float32).eps
+    assert (error_LS <= n_roundings * unit * sq_norms(x_SD).numpy()).all()
+
+
 def test_distances_between_do_not_depend_on_threads(monkeypatch) -> None:
     x_SD, results = normal(3000, 65, dtype=torch.float32, device=CPU), []
     rows_L, closest_S = torch.arange(9), torch.full((3000,), 130.0)
@@ -123,3 +137,15 @@ def test_distances_between_no_rows_or_rows_that_lie_apart() -> None:
         rtol=0,
         atol=1e-4,
     )
+
+
+# Breaks when tensors are passed on unchecked: the extension reads them as what it expects.
+@pytest.mark.parametrize(("rows", "weights"), [
+    (torch.int32, None), (torch.int64, torch.ones(300)), (torch.int64, torch.ones(1).double()),
+])  # fmt: skip
+def test_tensors_that_are_not_compiled_code_s(rows: torch.dtype, weights) -> None:
+    x_SD = normal(300, 5, dtype=torch.float32, device=CPU)
+    rows_L, closest_S = torch.tensor([3, 299]), torch.full((300,), torch.inf)
+    result = sq_distances_with(rows_L, closest_S, x_SD, sq_norms(x_SD), None)
+    other = sq_distances_with(rows_L.to(rows), closest_S, x_SD, sq_norms(x_SD), weights)
+    torch.testing.assert_close(other, result, rtol=1e-5, atol=1e-5)

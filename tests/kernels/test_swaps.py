@@ -71,3 +71,16 @@ def test_labels_without_a_place_are_refused(label: int) -> None:
     one_S = torch.ones(1)
     with pytest.raises((IndexError, RuntimeError)):
         swap_gains(torch.ones((1, 1)), one_S, one_S, torch.tensor([label]), None, 4)
+
+
+# Breaks when tensors are passed on unchecked: the extension reads them as what it expects.
+def test_tensors_that_are_not_compiled_code_s() -> None:
+    distances_LS, first_S, second_S, label_S, weights_S = drawn(3, 500, 7, torch.float64)
+    result = swap_gains(distances_LS, first_S, second_S, label_S, weights_S.float().double(), 7)
+    other = swap_gains(distances_LS, first_S, second_S, label_S, weights_S.float(), 7)
+    torch.testing.assert_close(other, result, rtol=1e-9, atol=1e-9)
+    for short in ((first_S[:9], second_S, label_S), (first_S, second_S[:9], label_S)):
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            swap_gains(distances_LS, *short, weights_S, 7)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        swap_gains(distances_LS, first_S, second_S, label_S, weights_S[:9], 7)

@@ -52,12 +52,19 @@ INLINE void offer_centroids(const AssignJob<T>& job, const T* columns, int64_t f
 // Squared lengths of rows `begin` to `end` in `columns`; rows that are dropped become zeros there.
 template <class T>
 INLINE void measure_columns(const AssignJob<T>& job, int64_t begin, int64_t end, T* columns) {
-    // In the order in which `sq_length` adds up so few.
     double sums[column_rows<T>()] = {};
-    for (int64_t feature = 0; feature < job.n_features; ++feature) {
-        for (int lane = 0; lane < column_rows<T>(); ++lane) {
-            const double value = columns[feature * column_rows<T>() + lane];
-            sums[lane] += value * value;
+    if constexpr (std::is_same_v<T, float>) {
+        // In the order in which `sq_length` adds up so few. Squares are exact in a double.
+        for (int64_t feature = 0; feature < job.n_features; ++feature) {
+            for (int lane = 0; lane < column_rows<T>(); ++lane) {
+                const double value = columns[feature * column_rows<T>() + lane];
+                sums[lane] += value * value;
+            }
+        }
+    } else {
+        // Whether squares are rounded before they are added is the compiler's choice: its bits are its own.
+        for (int64_t row = begin; row < end; ++row) {
+            sums[row - begin] = sq_length(job.given(row), job.n_features);
         }
     }
     for (int64_t row = begin; row < end; ++row) {

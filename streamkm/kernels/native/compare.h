@@ -38,8 +38,9 @@ INLINE V added_across(const V* vectors, int stride = 1) {
     }
 }
 
-// Products of rows `start` to `stop` with `n_points` points from number `first` on, row by row.
-template <class T, int n_points>
+// Products of rows `start` to `stop` with `n_points` points from number `first` on, row by row. Many
+// features are added up `in_parts`, for the same reason as a tile's.
+template <class T, int n_points, bool in_parts>
 INLINE void multiply_rows(const CompareJob<T>& job, int64_t start, int64_t stop, int64_t first,
                           T* __restrict out) {
     using S = Simd<T>;
@@ -54,7 +55,9 @@ INLINE void multiply_rows(const CompareJob<T>& job, int64_t start, int64_t stop,
             // In the places that are left the last row again.
             rows[row] = job.x + std::min(begin + row, stop - 1) * n_features;
         }
-        Vector products[S::width] = {};
+        Vector products[S::width] = {}, totals[S::width];
+        if constexpr (in_parts) std::fill_n(totals, S::width, Vector{});
+        int64_t part_end = FEATURES_AT_ONCE * S::width;
         const auto multiply = [&](int64_t feature, const Vector(&x)[n_rows])
                                   __attribute__((always_inline)) {
 #pragma GCC unroll 16
@@ -72,6 +75,11 @@ INLINE void multiply_rows(const CompareJob<T>& job, int64_t start, int64_t stop,
                 __builtin_prefetch(rows[row] + feature + PREFETCH_BYTES / sizeof(T));
             }
             multiply(feature, x);
+            if (in_parts && feature + S::width == part_end) {
+                for (int i = 0; i < S::width; ++i) totals[i] += products[i];
+                std::fill_n(products, S::width, Vector{});
+                part_end += FEATURES_AT_ONCE * S::width;
+            }
         }
         if (n_whole < n_features) {
             for (int row = 0; row < n_rows; ++row) {
@@ -79,8 +87,16 @@ INLINE void multiply_rows(const CompareJob<T>& job, int64_t start, int64_t stop,
             }
             multiply(n_whole, x);
         }
+        for (int i = 0; in_parts && i < S::width; ++i) products[i] += totals[i];
         S::store(out, added_across<T>(products));
     }
+}
+
+// (By itself: beside it compilers make less of the other.)
+template <class T, int n_points>
+__attribute__((noinline)) void multiply_in_parts(const CompareJob<T>& job, int64_t start,
+                                                 int64_t stop, int64_t first, T* __restrict out) {
+    multiply_rows<T, n_points, true>(job, start, stop, first, out);
 }
 
 // Squared distances of rows `start` to `stop`, a part, to `n_points` points from number `first`
@@ -89,7 +105,11 @@ template <class T, int n_points>
 INLINE void compare_points(const CompareJob<T>& job, int64_t start, int64_t stop, int64_t first,
                            double* costs) {
     T products[PART_ROWS * n_points];
-    multiply_rows<T, n_points>(job, start, stop, first, products);
+    if (job.n_features > FEATURES_AT_ONCE * Simd<T>::width) {
+        multiply_in_parts<T, n_points>(job, start, stop, first, products);
+    } else {
+        multiply_rows<T, n_points, false>(job, start, stop, first, products);
+    }
     for (int64_t point = first; point < std::min<int64_t>(first + n_points, job.k); ++point) {
         const T* const of_point = products + point - first;
         const T* __restrict const sq_norms = job.sq_norms + start;
@@ -104,7 +124,7 @@ INLINE void compare_points(const CompareJob<T>& job, int64_t start, int64_t stop
         }
         if (costs == nullptr) continue;
         const T* __restrict const closest = job.closest + start;
-        const double* const weights = job.weights + start;
+        const double* const weights = job.weights ? job.weights + start : nullptr;
         const auto nearer = [=](int64_t row) __attribute__((always_inline)) {
             return static_cast<double>(out[row] = std::min(out[row], closest[row]));
         };
