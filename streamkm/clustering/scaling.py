@@ -23,9 +23,11 @@ import torch
 from streamkm.clustering.batch import MOST_SQ_NORM, Batch
 from streamkm.errors import SourceError
 from streamkm.kernels.gather import gather
+from streamkm.kernels.moments import moments_in_parts
 
 if TYPE_CHECKING:
     from streamkm.kernels.cpu import CpuKernel
+    from streamkm.kernels.moments import Moments
 
 __all__ = ["RunningMoments", "Scaling", "compute_dtype"]
 
@@ -39,9 +41,6 @@ LEAST_REACH, MOST_REACH = 2.0**-30, 2.0**50
 MOST_FACTOR = 2.0**126
 
 _FLOAT32 = torch.finfo(torch.float32)
-
-#: Moments are taken tile by tile, so that float64 copies stay small.
-MOMENTS_TILE_ELEMENTS = 1 << 17
 
 _WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
 
@@ -91,33 +90,18 @@ class RunningMoments:
 
     def update_(self, x_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> None:
         """Merge the rows of a batch, of any dtype, each counted as often as it weighs."""
-        tile_rows = max(MOMENTS_TILE_ELEMENTS // x_BD.shape[1], 1)
-        for start in range(0, len(x_BD), tile_rows):
-            tile = slice(start, start + tile_rows)
-            weights_T1 = None if weights_B is None else weights_B[tile, None]
-            self._merge_(x_BD[tile].double(), weights_T1)
+        for part in moments_in_parts(x_BD, weights_B):
+            self._join_(part)
 
-    def _merge_(self, x_TD: torch.Tensor, weights_T1: torch.Tensor | None) -> None:
-        finite_T1 = x_TD.sum(dim=1, keepdim=True).isfinite()
-        self.n_dropped += (~finite_T1).sum()
-        kept_T1 = finite_T1 if weights_T1 is None else finite_T1 & (weights_T1 > 0)
-        zeroed_TD = x_TD.masked_fill(~kept_T1, 0)
-        if weights_T1 is None:
-            n_kept = kept_T1.sum().double()
-            # Division by at least 1: a tile without a single finite row merges as nothing.
-            mean_D = zeroed_TD.sum(dim=0) / n_kept.clamp_min(1)
-        else:
-            n_kept = (weights_T1 * kept_T1).sum()
-            mean_D = (zeroed_TD * weights_T1).sum(dim=0) / _positive(n_kept)
-        squares_TD = zeroed_TD.sub_(mean_D).masked_fill_(~kept_T1, 0).square_()
-        m2_D = (squares_TD if weights_T1 is None else squares_TD.mul_(weights_T1)).sum(dim=0)
-        delta_D = mean_D - self.mean_D
-        total = _positive(self.count + n_kept)
-        self.m2_D += m2_D + delta_D.square() * (self.count * n_kept / total)
-        self.mean_D += delta_D * (n_kept / total)
-        self.min_D = torch.minimum(self.min_D, x_TD.masked_fill(~kept_T1, torch.inf).amin(dim=0))
-        self.max_D = torch.maximum(self.max_D, x_TD.masked_fill(~kept_T1, -torch.inf).amax(dim=0))
-        self.count += n_kept
+    def _join_(self, part: Moments) -> None:
+        delta_D = part.mean_D - self.mean_D
+        total = _positive(self.count + part.count)
+        self.m2_D += part.m2_D + delta_D.square() * (self.count * part.count / total)
+        self.mean_D += delta_D * (part.count / total)
+        self.min_D = torch.minimum(self.min_D, part.min_D)
+        self.max_D = torch.maximum(self.max_D, part.max_D)
+        self.count += part.count
+        self.n_dropped += part.n_dropped
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""

@@ -5,13 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamkm.clustering import scaling
 from streamkm.clustering.scaling import RunningMoments
+from streamkm.kernels import moments as module
+from streamkm.kernels.extension import instruction_sets, stored_types
 
 CPU = torch.device("cpu")
+WAYS = [*instruction_sets(), None]
+
+
+@pytest.fixture(params=WAYS, ids=lambda entry: entry.name if entry else "torch", autouse=True)
+def way(request, monkeypatch: pytest.MonkeyPatch):
+    available = [] if request.param is None else [request.param]
+    monkeypatch.setattr(module, "instruction_sets", lambda: available)
+    return request.param
 
 
 def moments_of(x_ND: np.ndarray, cuts: list[int] | None = None) -> RunningMoments:
@@ -36,6 +45,7 @@ def assert_like_numpy(moments: RunningMoments, x_ND: np.ndarray, rtol: float = 1
 
 # Breaks when E[x^2] - E[x]^2 is taken, which leaves no digit here in float32 and 4 in
 # float64, or when a merge weighs the means wrongly.
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(0, 700), max_size=8),
     st.sampled_from([np.float32, np.float64]),
@@ -49,9 +59,47 @@ def test_moments_are_numpy_s_whatever_the_batches(cuts, dtype, mean, seed) -> No
 
 # Breaks when tiles of one batch are merged otherwise than batches, or the last is lost.
 def test_moments_of_many_tiles(monkeypatch: pytest.MonkeyPatch, rng) -> None:
-    monkeypatch.setattr(scaling, "MOMENTS_TILE_ELEMENTS", 7 * 4)
+    monkeypatch.setattr(module, "TILE_ELEMENTS", 7 * 4)
     x_ND = rng.normal(1e6, [1, 10, 0.1, 1e3], (500, 4))
     assert_like_numpy(moments_of(x_ND), x_ND)
+
+
+# Breaks when a strip of several short rows, the last of a part, or one of many parts is
+# taken for something else.
+@pytest.mark.parametrize("n_features", [1, 2, 3, 31, 64, 65, 130, 5000])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_of_any_shape(rng, n_features: int, weighted: bool) -> None:
+    n_rows = 200_000 // n_features + 1
+    x_ND = rng.normal(rng.normal(0, 100, n_features), 1, (n_rows, n_features))
+    if n_features != 2:
+        x_ND[rng.integers(n_rows, size=5), rng.integers(n_features)] = np.nan
+    weights_N = rng.integers(0, 3, n_rows).astype(float)
+    moments = RunningMoments.of(
+        torch.from_numpy(x_ND), torch.from_numpy(weights_N) if weighted else None
+    )
+    repeated = np.repeat(x_ND, weights_N.astype(int), axis=0) if weighted else x_ND
+    n_dropped = int(np.isnan(x_ND).any(axis=1).sum())
+    assert int(moments.n_dropped) == n_dropped
+    moments.n_dropped.fill_(int(np.isnan(repeated).any(axis=1).sum()))
+    assert_like_numpy(moments, repeated)
+
+
+# Breaks when a dtype is read as another.
+def test_every_dtype_that_is_stored(rng) -> None:
+    for dtype in stored_types() if instruction_sets() else (torch.float32, torch.uint8):
+        x_ND = torch.from_numpy(rng.integers(0, 100, (3000, 5))).to(dtype)
+        assert_like_numpy(RunningMoments.of(x_ND), x_ND.double().numpy())
+
+
+# Breaks when parts are joined as threads come by.
+def test_threads_decide_no_bits(monkeypatch: pytest.MonkeyPatch, rng) -> None:
+    x_ND = torch.from_numpy(rng.normal(3, 1, (40_000, 7))).float()
+    results = []
+    for n_threads in (1, 2, 3):
+        monkeypatch.setattr(module, "n_threads_for", lambda _, n=n_threads: n)
+        results.append(RunningMoments.of(x_ND).tensors())
+    for other in results[1:]:
+        assert all(torch.equal(other[name], results[0][name]) for name in other)
 
 
 # Breaks when the result leans on which part comes first (beyond rounding).

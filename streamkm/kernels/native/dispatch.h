@@ -12,6 +12,7 @@
 #include <numeric>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "jobs.h"
 #include "pool.h"
@@ -74,6 +75,7 @@ namespace avx512 {
 #include "assign.h"
 #include "compare.h"
 #include "rows.h"
+#include "moments.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
 }  // namespace avx512
@@ -88,6 +90,7 @@ namespace avx2 {
 #include "assign.h"
 #include "compare.h"
 #include "rows.h"
+#include "moments.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
 }  // namespace avx2
@@ -103,6 +106,7 @@ namespace baseline {
 #include "assign.h"
 #include "compare.h"
 #include "rows.h"
+#include "moments.h"
 }  // namespace baseline
 
 namespace {
@@ -144,11 +148,26 @@ struct Functions {
                 {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                          \
     }()
 
+// The functions of one instruction set that go from any stored dtype to float64.
+struct MomentFunctions {
+    int64_t (*strip_width)(int64_t n_features);
+    // By the number of the stored dtype.
+    void (*measure_part[N_STORED_TYPES])(const MomentsJob&, int64_t start, int64_t stop, const Moments&);
+};
+
+#define MEASURE_PART(name, Stored) measure_part<Stored>,
+#define MOMENT_FUNCTIONS(set)                                                         \
+    []() -> MomentFunctions {                                                         \
+        using namespace set;                                                          \
+        return {strip_width, {FOR_EACH_STORED_TYPE(MEASURE_PART)}};                   \
+    }()
+
 struct InstructionSet {
     const char* name;
     bool (*is_supported)();
     Functions<float> of_float;
     Functions<double> of_double;
+    MomentFunctions of_any;
 };
 
 // Best first.
@@ -159,11 +178,12 @@ const InstructionSet instruction_sets[] = {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
      },
-     FUNCTIONS(avx512, float), FUNCTIONS(avx512, double)},
+     FUNCTIONS(avx512, float), FUNCTIONS(avx512, double), MOMENT_FUNCTIONS(avx512)},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     FUNCTIONS(avx2, float), FUNCTIONS(avx2, double)},
+     FUNCTIONS(avx2, float), FUNCTIONS(avx2, double), MOMENT_FUNCTIONS(avx2)},
 #endif
-    {"baseline", [] { return true; }, FUNCTIONS(baseline, float), FUNCTIONS(baseline, double)},
+    {"baseline", [] { return true; }, FUNCTIONS(baseline, float), FUNCTIONS(baseline, double),
+     MOMENT_FUNCTIONS(baseline)},
 };
 
 template <class T>
@@ -256,6 +276,43 @@ void measure(const Functions<T>& functions, const DistanceJob<T>& job, int n_thr
     for_each_part(job.n_rows, n_threads, [&](int64_t start, int64_t stop) {
         functions.measure_rows(job, start, stop);
     });
+}
+
+// Adds what was found of other rows (Chan, Golub and LeVeque 1983).
+inline void join(const Moments& total, const Moments& other, int64_t n_features) {
+    *total.n_dropped += *other.n_dropped;
+    if (!(*other.count > 0)) return;
+    const double share = *other.count / (*total.count + *other.count);
+    for (int64_t feature = 0; feature < n_features; ++feature) {
+        const double delta = other.mean[feature] - total.mean[feature];
+        total.m2[feature] += other.m2[feature] + delta * delta * (*total.count * share);
+        total.mean[feature] += delta * share;
+        total.least[feature] = std::min(total.least[feature], other.least[feature]);
+        total.greatest[feature] = std::max(total.greatest[feature], other.greatest[feature]);
+    }
+    *total.count += *other.count;
+}
+
+// Moments of rows in parts that stay in a cache, and do not depend on the number of threads.
+inline void take_moments(const MomentFunctions& functions, int stored, const MomentsJob& job,
+                         const Moments& total, int n_threads) {
+    constexpr int64_t PART_NUMBERS = 1 << 14, PARTS_AT_ONCE = 16;
+    const int64_t n_features = job.n_features;
+    const int64_t part_rows = std::clamp<int64_t>(PART_NUMBERS / n_features, 16, 4096);
+    const int64_t room = 2 + 4 * n_features + 4 * functions.strip_width(n_features);
+    std::vector<double> found(room * PARTS_AT_ONCE);
+    for (int64_t first = 0; first < job.n_rows; first += part_rows * PARTS_AT_ONCE) {
+        const int64_t n_parts =
+            std::min(parts_of(job.n_rows - first, part_rows), PARTS_AT_ONCE);
+        Pool::instance().run(n_parts, n_threads, [&](int64_t part) {
+            const int64_t start = first + part * part_rows;
+            functions.measure_part[stored](job, start, std::min(start + part_rows, job.n_rows),
+                                           Moments(found.data() + part * room, n_features));
+        });
+        for (int64_t part = 0; part < n_parts; ++part) {
+            join(total, Moments(found.data() + part * room, n_features), n_features);
+        }
+    }
 }
 
 // Sum of the squared steps, in the order of the clusters.

@@ -109,3 +109,23 @@ struct MoveJob {
     int64_t n_features;
     bool spherical;        // to the directions of their sums instead
 };
+
+// Moments of features, by rows as they are stored.
+struct MomentsJob {
+    const void* x;          // n_rows x n_features
+    const double* weights;  // n_rows, or null
+    double* counted;        // room for n_rows: what each row counts, 0 where it is left out
+    int64_t n_rows, n_features;
+};
+
+// Where the moments of some rows are put, and room for finding them.
+struct Moments {
+    double* count;                            // of rows, or of their weights
+    double* n_dropped;                        // rows that are not finite
+    double *mean, *m2, *least, *greatest;     // n_features each; m2: squared deviations
+    double* strips;                           // room for four strips
+
+    Moments(double* numbers, int64_t n_features)
+        : count(numbers), n_dropped(numbers + 1), mean(numbers + 2), m2(mean + n_features),
+          least(m2 + n_features), greatest(least + n_features), strips(greatest + n_features) {}
+};

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
+#include <new>
 
 #include "dispatch.h"
 #include "swaps.h"
@@ -295,6 +296,28 @@ PyObject* py_gather(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+PyObject* py_moments(PyObject*, PyObject* args) {
+    int set, stored, n_threads;
+    unsigned long long x, weights, counted, moments;
+    long long n_rows, n_features;
+    if (!PyArg_ParseTuple(args, "iiKKKKLLi", &set, &stored, &x, &weights, &counted, &moments,
+                          &n_rows, &n_features, &n_threads)) {
+        return nullptr;
+    }
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        take_moments(instruction_sets[set].of_any, stored,
+                     MomentsJob{at<void>(x), at<double>(weights), at<double>(counted), n_rows, n_features},
+                     Moments(at<double>(moments), n_features), n_threads);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 #define STORED_NAME(name, Stored) name,
 PyObject* py_stored_types(PyObject*, PyObject*) {
     const char* const names[] = {FOR_EACH_STORED_TYPE(STORED_NAME)};
@@ -334,6 +357,7 @@ PyMethodDef methods[] = {
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/distances.py."},
     {"gather", py_gather, METH_VARARGS, "Rows of a window as a batch; see kernels/gather.py."},
+    {"moments", py_moments, METH_VARARGS, "Moments of features; see kernels/moments.py."},
     {"move", py_move, METH_VARARGS, "Centroids follow the sums; see clustering/moving.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
