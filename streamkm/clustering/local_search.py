@@ -1,13 +1,19 @@
-"""Local search: centroids of a sample are swapped for rows of it that serve better.
+"""Local search: centroids of a sample are swapped for points that serve better.
 
 Full passes never repair a bad seed: two centroids in one cluster stay there, and
 the cluster without one stays split among its neighbours. LS++ (Lattanzi & Sohler
-2019) does repair it. It draws a candidate with probability proportional to the
+2019) does repair it. It draws a row with probability proportional to the
 squared distance, as k-means++ does, and swaps it for the centroid whose loss
-lowers the cost most, if it does. With the squared distances of each row to its
-first and second nearest centroid at hand, the costs of all k swaps are one
-weighted histogram over the rows' labels, and only rows that lose one of their
-two centroids have to be compared with all of them again.
+lowers the cost most, if it does. Here what takes the centroid's place is the mean of
+the row that is drawn and those around it, half as many as a cluster has on average, or
+some of them: of many features a row is a poor centroid, by all its noise, beside means,
+even where it would lead to a better one, and a row that happens to lie in the middle of
+all (one of zeros) would keep every other from its place.
+
+With the squared distances of each row to its first and second nearest centroid at
+hand, the costs of all k swaps are one weighted histogram over the rows' labels, and
+only rows that lose one of their two centroids have to be compared with all of them
+again.
 """
 
 from __future__ import annotations
@@ -17,8 +23,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from streamkm.clustering.sample import Draws, Sample, draw_by_weight
-from streamkm.clustering.sizes import CANDIDATES
-from streamkm.kernels import swap_gains
+from streamkm.clustering.scaling import normalized
+from streamkm.clustering.sizes import CANDIDATES, around_step, rows_around
+from streamkm.kernels import sq_distances_between, swap_gains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +39,10 @@ TILE_ELEMENTS, TILE_ROWS = 1 << 20, 4096
 
 
 class LocalSearch:
-    """Up to `n_steps` swaps of a centroid for a row, each of which lowers the cost.
+    """Up to `n_steps` swaps of a centroid for another point, each of which lowers the cost.
 
-    A step waits for the device twice: which rows must be looked at again is
-    nothing that a fixed number of operations could do without.
+    A step waits for the device a few times: which rows lie around another, and which must be
+    looked at again, is nothing that a fixed number of operations could do without.
     """
 
     name, unit = "local search", "draw"
@@ -48,12 +55,16 @@ class LocalSearch:
         seed: int,
         number: int = 0,
         *,
+        spherical: bool = False,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.n_units, self.n_done = n_steps, 0
         self._sample, self._draws = sample, Draws(seed, _SEARCH, number)
-        self._pause = pause
+        self._spherical, self._pause = spherical, pause
         self.centroids_KD = centroids_KD.clone()
+        every = slice(None, None, around_step(len(sample), len(centroids_KD)))
+        weights_A = None if sample.weights_S is None else sample.weights_S[every]
+        self._around = Sample(sample.x_SD[every].contiguous(), weights_A)
         empty_S = torch.empty_like(sample.sq_norms_S)
         self._first_S, self._second_S = empty_S, empty_S.clone()
         self._label_S = torch.empty(len(sample), dtype=torch.int64, device=empty_S.device)
@@ -85,13 +96,14 @@ class LocalSearch:
                 self._look_at_(rows_T)
         self.n_done = index + 1
         generator = self._draws.generator(sample.x_SD.device, index)
-        candidates_L = draw_by_weight(sample.weighted(self._first_S), CANDIDATES, generator)
-        distances_LS = sample.sq_distances_from(candidates_L)
+        drawn_L = draw_by_weight(sample.weighted(self._first_S), CANDIDATES, generator)
+        candidates_LD = self._means_around(drawn_L)
+        distances_LS = sq_distances_between(candidates_LD, sample.x_SD, sample.sq_norms_S)
         gains_LK = self.swap_gains(distances_LS)
         best = int(gains_LK.argmax())
         candidate, place = divmod(best, gains_LK.shape[1])
         if float(gains_LK[candidate, place]) > 0:
-            self.centroids_KD[place] = sample.x_SD[candidates_L[candidate]]
+            self.centroids_KD[place] = candidates_LD[candidate]
             self._replace_(place, distances_LS[candidate])
         return self.n_done < self.n_units
 
@@ -104,6 +116,25 @@ class LocalSearch:
             distances_LS, self._first_S, self._second_S, self._label_S, self._sample.weights_S,
             len(self.centroids_KD),
         )  # fmt: skip
+
+    def _means_around(self, rows_L: torch.Tensor) -> torch.Tensor:
+        """Means of a few rows, each with those nearest to it and all that are as near; (L, D)."""
+        sample, around = self._sample, self._around
+        own_LD = sample.x_SD.index_select(0, rows_L)
+        distances_LA = sq_distances_between(own_LD, around.x_SD, around.sq_norms_S)
+        n_rows = rows_around(len(sample), len(self.centroids_KD))
+        nearest_LN = distances_LA.topk(n_rows, dim=1, largest=False, sorted=False).values
+        near_LA = distances_LA <= nearest_LN.amax(dim=1, keepdim=True)
+        rows_of_each = near_LA.nonzero()[:, 1].split(near_LA.sum(dim=1).tolist())
+        means = []
+        for row, own_D, rows_N in zip(rows_L, own_LD, rows_of_each, strict=True):
+            x_ND = torch.cat((own_D[None], around.x_SD[rows_N]))
+            if sample.weights_S is None or around.weights_S is None:
+                means.append(x_ND.mean(dim=0))
+            else:
+                weights_N = torch.cat((sample.weights_S[row, None], around.weights_S[rows_N]))
+                means.append((weights_N @ x_ND.double() / weights_N.sum()).to(x_ND.dtype))
+        return normalized(torch.stack(means)) if self._spherical else torch.stack(means)
 
     def _replace_(self, place: int, distances_S: torch.Tensor) -> None:
         """Rows turn to the new centroid in `place`, or to others if they had the old one."""
@@ -145,7 +176,7 @@ def local_search(
     weights_S: torch.Tensor | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """LS++ from the first step to the last.
+    """The search from the first step to the last.
 
     Parameters
     ----------

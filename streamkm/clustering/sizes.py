@@ -32,6 +32,9 @@ SCORE_PRODUCTS = 64
 THIN_FACTOR, THIN_PRODUCTS = 7, 480
 #: Candidates of one draw of the local search, and what a draw costs beside its rows.
 CANDIDATES, DRAW_PRODUCTS = 4, 20 << 20
+#: What a draw offers is the mean of a row and those around it: one in so many of what a cluster
+#: has on average, of which so many tell the mean well enough.
+CLUSTERS_AROUND, MOST_ROWS_AROUND = 2, 64
 #: Greedy k-means++ has less to do for each pair. It is chosen if it takes no more than this
 #: share of the budget; else k-means++ in batches, which compares with a quarter more centroids
 #: than it accepts.
@@ -139,7 +142,8 @@ def _judged(n_rows: int, sample_rows: int, n_init: int) -> int:
 def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) -> Refinement:
     """Searches, draws and passes on so many rows that cost no more than the budget."""
     one_pass = rows * k * (n_features + SCORE_PRODUCTS)
-    one_draw = DRAW_PRODUCTS + rows * (CANDIDATES + 1) * (THIN_FACTOR * n_features + THIN_PRODUCTS)
+    pairs = rows * (CANDIDATES + 1) + rows // around_step(rows, k) * CANDIDATES
+    one_draw = DRAW_PRODUCTS + pairs * (THIN_FACTOR * n_features + THIN_PRODUCTS)
     pair = THIN_FACTOR * n_features + GREEDY_PRODUCTS
     plus_plus = rows * k * greedy_trials(k) * pair
     greedy = plus_plus <= GREEDY_SHARE * budget
@@ -162,6 +166,16 @@ def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) ->
     work = plus_plus + searches * draws * one_draw + (searches * between + final_passes) * one_pass
     epochs = work / (n_rows * k * (n_features + SCORE_PRODUCTS))
     return Refinement(greedy, searches, draws, final_passes, epochs)
+
+
+def rows_around(rows: int, k: int) -> int:
+    """How many of the rows around another its mean is taken with."""
+    return min(max(rows // (CLUSTERS_AROUND * k), 1), MOST_ROWS_AROUND)
+
+
+def around_step(rows: int, k: int) -> int:
+    """Every how many-th row is looked at, to find as many."""
+    return max(rows // (CLUSTERS_AROUND * k * MOST_ROWS_AROUND), 1)
 
 
 def greedy_epochs(sample_rows: int, n_features: int, k: int, n_rows: int) -> float:

@@ -310,7 +310,13 @@ class Seeding:
         centroids_KD = self.now.seeding["centroids_KD"]
         if kind == "search":
             return LocalSearch(
-                sample, centroids_KD, plan.draws, config.seed, number, pause=self.pause
+                sample,
+                centroids_KD,
+                plan.draws,
+                config.seed,
+                number,
+                spherical=config.metric == "cosine",
+                pause=self.pause,
             )
         return SampleLloyd(
             sample,

@@ -90,6 +90,31 @@ def test_a_bad_seed_is_repaired(seed, rng) -> None:
     assert len(set(owners.tolist())) == 8
 
 
+# Breaks when single rows are all that is offered: of many features each is a worse centroid than a
+# row in the middle of all, which keeps nearly everything for itself.
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_row_in_the_middle_of_all_does_not_stay(rng, weighted) -> None:
+    centres = 0.7 * rng.normal(size=(100, 64))
+    rows = torch.as_tensor(centres[np.arange(4000) % 100] + rng.normal(size=(4000, 64))).float()
+    rows[::100] = 0
+    weights = torch.ones(4000, dtype=torch.float64) if weighted else None
+    centroids = local_search(rows, rows[:10], 60, 0, weights_S=weights)
+    for _ in range(5):
+        labels = torch.cdist(rows, centroids).argmin(dim=1)
+        centroids = torch.stack([rows[labels == cluster].mean(dim=0) for cluster in range(10)])
+    assert torch.cdist(rows, centroids).argmin(dim=1).bincount().max() < 1000
+
+
+# Breaks when directions are offered by what is no direction.
+def test_candidates_of_directions_have_length_1(rng) -> None:
+    rows = torch.nn.functional.normalize(torch.as_tensor(rng.normal(size=(400, 5))))
+    stage = LocalSearch(Sample(rows), rows[:6], 20, 0, spherical=True)
+    for index in range(20):
+        stage.step_(index)
+    assert not torch.equal(stage.centroids_KD, rows[:6])
+    torch.testing.assert_close(stage.centroids_KD.norm(dim=1), torch.ones(6).double())
+
+
 def test_hand_value() -> None:
     rows = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
     sample, centroids = Sample(rows), torch.tensor([[0.0], [1.0]])
