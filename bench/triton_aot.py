@@ -25,7 +25,13 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from streamkm.kernels import triton_assign, triton_one_read, triton_settle, triton_update
+from streamkm.kernels import (
+    triton_assign,
+    triton_lanes,
+    triton_one_read,
+    triton_settle,
+    triton_update,
+)
 from streamkm.kernels.triton import (
     CHUNK,
     N_LISTED,
@@ -33,10 +39,13 @@ from streamkm.kernels.triton import (
     STEP_D,
 )
 from streamkm.kernels.triton_tiles import (
+    LANES_OPTIONS,
     SETTLE_OPTIONS,
     Tile,
     default_tile,
+    fits_lanes,
     is_resident,
+    lanes_blocks,
     one_read_blocks,
     one_read_options,
     padded_features,
@@ -58,7 +67,7 @@ POINTERS = {
     "order_ptr": "i64", "counts_ptr": "i64", "left_out_ptr": "u8", "shares_ptr": "fp32",
     "rechecked_ptr": "i64", "span_sums_ptr": "fp32", "span_counts_ptr": "i32",
 }  # fmt: skip
-MODULES = (triton_assign, triton_one_read, triton_settle, triton_update)
+MODULES = (triton_assign, triton_lanes, triton_one_read, triton_settle, triton_update)
 #: The matrix instructions of capability 8 and 9 (wgmma).
 MATRIX = ("HMMA", "HGMMA")
 STORED = {
@@ -124,8 +133,10 @@ CASES = [
     *(Case("screen_kernel", "bf16", 128, tile=tile)
       for tile in tiles(128, torch.float32, torch.bfloat16, 9)[1:]),
     *(Case("one_read_kernel", "fp32", d, k=k)
-      for k, d in ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 3), (256, 16),
+      for k, d in ((16, 128), (64, 16), (64, 64), (128, 32), (256, 3), (256, 16),
                    (256, 64), (256, 100), (256, 128))),
+    *(Case("lanes_kernel", "fp32", d, k=k) for k, d in ((16, 3), (4, 16), (8, 8), (41, 1))),
+    Case("lanes_kernel", "u8", 3, k=16),
     *(Case("one_read_kernel", dtype, 128, k=256) for dtype in ("bf16", "u8")),
     Case("one_read_kernel", "fp32", 128, "fast", k=256),
     Case("add_spans_kernel", "fp32", 64, k=64),
@@ -148,6 +159,15 @@ DEFAULTS = [
         Case("one_read_kernel", "fp32", d, k=k)
         for k in (16, 32, 64, 128, 256)
         for d in (1, 3, 16, 17, 40, 64, 100, 128)
+        if not fits_lanes(k, d)
+    ),
+    *(
+        # With the most centroids that fit.
+        Case("lanes_kernel", dtype, d, k=max(k for k in range(1, 61) if fits_lanes(k, d)),
+             weighted=weighted, spherical=weighted)
+        for dtype in ("fp32", "fp16", "bf16", "u8", "i8")
+        for d in range(1, 17)
+        for weighted in (False, True)
     ),
     *(
         Case("one_read_kernel", "fp32", d, k=k, weighted=weighted, spherical=True)
@@ -160,6 +180,7 @@ DEFAULTS = [
         for dtype in ("fp16", "bf16", "u8", "i8")
         for k in (16, 256)
         for d in (3, 40, 100, 128)
+        if not fits_lanes(k, d)
     ),
     *(
         Case(name, dtype, d, k=k, second=k == 2)
@@ -227,6 +248,8 @@ def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[
     }  # fmt: skip
     if case.kernel == "one_read_kernel":
         return one_read_constants(case, capability // 10)
+    if case.kernel == "lanes_kernel":
+        return {**lanes_blocks(case.k, case.n_features), **step_flags(case)}, LANES_OPTIONS
     if case.kernel == "add_spans_kernel":
         return {"BLOCK_S": 16, "BLOCK_E": 128}, {"num_warps": 4}
     if case.kernel == "screen_kernel":
@@ -249,16 +272,22 @@ def one_read_constants(case: Case, major: int) -> tuple[dict[str, Any], dict[str
     is_stored = case.dtype != "fp32" and not case.weighted
     constants = blocks | {
         "TERM": tl.float16 if is_stored and case.dtype == "fp16" else tl.bfloat16,
-        "N_TERMS": 1 if is_stored else 3, "HAS_SHARES": case.weighted, "HAS_LEFT_OUT": True,
-        "ZEROS_FIRST": case.spherical, "EXACT": case.precision == "exact",
+        "N_TERMS": 1 if is_stored else 3, **step_flags(case),
     }  # fmt: skip
     return constants, one_read_options(padded_d)
+
+
+def step_flags(case: Case) -> dict[str, bool]:
+    return {
+        "HAS_SHARES": case.weighted, "HAS_LEFT_OUT": True, "ZEROS_FIRST": case.spherical,
+        "EXACT": case.precision == "exact",
+    }  # fmt: skip
 
 
 def argument_type(name: str, case: Case) -> str:
     if name == "labels_ptr" and case.kernel in ("add_chunks_kernel", "join_kernel"):
         return "*i16"
-    if name == "counts_ptr" and case.kernel == "one_read_kernel":
+    if name == "counts_ptr" and case.kernel in ("one_read_kernel", "lanes_kernel"):
         return "*i32"
     if name == "pack_eps":
         return "fp32"
@@ -279,11 +308,13 @@ def read_resources(
     figures = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
     instructions, loops = parse(code)
     spills = sum(name.startswith(("STL", "LDL")) for name in instructions)
-    loop = matrix_loop(instructions, loops)
+    # Where a row is in a lane there is no product.
+    in_lanes = "WIDTH" in constants
+    loop = longest_loop(instructions, loops, "FFMA" if in_lanes else MATRIX)
     names = Counter(loop)
     threads = 32 * options.get("num_warps", 4)
-    # The kernel of one read scores a tile of rows against all centroids at once.
-    is_one_read = "SLAB_D" in constants
+    # The kernels of one read score a tile of rows against all centroids at once.
+    is_one_read = in_lanes or "SLAB_D" in constants
     width = constants.get("BLOCK_K" if is_one_read else "BLOCK_N", 0)
     scores = constants.get("BLOCK_M", 0) * width / threads
     counted = ("FMNMX", "FFMA", "FADD", "FMUL", "LOP3", "SEL", "FSEL", "FSETP", "MOV")
@@ -327,10 +358,12 @@ def parse(code: str) -> tuple[list[str], list[tuple[int, int]]]:
     return names, loops
 
 
-def matrix_loop(instructions: list[str], loops: list[tuple[int, int]]) -> list[str]:
-    """The outermost loop that multiplies matrices: all that happens to a tile of scores."""
+def longest_loop(
+    instructions: list[str], loops: list[tuple[int, int]], sought: str | tuple[str, ...]
+) -> list[str]:
+    """The outermost loop that multiplies, by `sought`: all that happens to a tile of scores."""
     bodies = [instructions[first : last + 1] for first, last in loops]
-    multiplying = [body for body in bodies if any(name.startswith(MATRIX) for name in body)]
+    multiplying = [body for body in bodies if any(name.startswith(sought) for name in body)]
     return max(multiplying, key=len, default=[])
 
 

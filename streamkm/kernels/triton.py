@@ -19,15 +19,20 @@ from streamkm.kernels.triton_assign import (
     round_rows_kernel,
     screen_kernel,
 )
+from streamkm.kernels.triton_lanes import lanes_kernel
 from streamkm.kernels.triton_one_read import add_spans_kernel, one_read_kernel
 from streamkm.kernels.triton_settle import settle_kernel
 from streamkm.kernels.triton_tiles import (
+    LANES_OPTIONS,
+    LANES_ROWS,
     MAX_RESIDENT_D,
     ONE_READ_ROWS,
     SETTLE_OPTIONS,
     Tile,
     default_tile,
+    fits_lanes,
     is_resident,
+    lanes_blocks,
     one_read_blocks,
     one_read_options,
     padded_features,
@@ -333,31 +338,43 @@ class TritonKernel:
         counts_K: torch.Tensor,
     ) -> None:
         (n_rows, n_features), k = x_BD.shape, self._k
-        block_k, block_d = power_of_two(k), power_of_two(n_features)
-        c16, c_sq, about = self._round_centroids(centroids_KD, block_d, block_k)
-        n_tiles = triton.cdiv(n_rows, ONE_READ_ROWS)
-        span = triton.cdiv(n_tiles, MAX_SPANS) * ONE_READ_ROWS
+        in_lanes = fits_lanes(k, n_features)
+        tile_rows = LANES_ROWS if in_lanes else ONE_READ_ROWS
+        span = triton.cdiv(triton.cdiv(n_rows, tile_rows), MAX_SPANS) * tile_rows
         n_spans = triton.cdiv(n_rows, span)
         span_sums = self._buffer("span_sums", MAX_SPANS * k * n_features, torch.float32)
         span_counts = self._buffer("span_counts", MAX_SPANS * k, torch.int32)
         shares_B, left_out_B = rows.shares_B, rows.left_out_B
-        # As they are stored rows fit one term; times their shares they are float32.
-        n_terms = 1 if shares_B is None and x_BD.dtype in STORED else 3
-        term = tl.float16 if n_terms == 1 and x_BD.dtype == torch.float16 else tl.bfloat16
-        if x_BD.device.type == "cpu":
-            term = tl.float32  # Triton's interpreter multiplies bfloat16 wrongly.
-        one_read_kernel[(n_spans,)](
-            x_BD, x_BD.stride(0), rows.sq_norms_B if rows.zeros_first else c_sq,
-            centroids_KD, c16, c_sq, about,
-            c_sq if shares_B is None else shares_B,
-            c_sq if left_out_B is None else left_out_B.view(torch.uint8),
-            labels_B, sq_distances_B, span_sums, span_counts, self._n_rechecked,
-            n_rows, k, n_features, block_d, span,
-            **one_read_blocks(block_k, block_d, self._major), TERM=term, N_TERMS=n_terms,
-            HAS_SHARES=shares_B is not None, HAS_LEFT_OUT=left_out_B is not None,
-            ZEROS_FIRST=rows.zeros_first,
-            EXACT=self._exact, **one_read_options(block_d), **OPTIONS,
-        )  # fmt: skip
+        # A pointer that is not used must be one all the same.
+        given = (
+            rows.sq_norms_B if rows.zeros_first else centroids_KD,
+            centroids_KD if shares_B is None else shares_B,
+            centroids_KD if left_out_B is None else left_out_B.view(torch.uint8),
+        )
+        results = (labels_B, sq_distances_B, span_sums, span_counts, self._n_rechecked)
+        flags = {
+            "HAS_SHARES": shares_B is not None, "HAS_LEFT_OUT": left_out_B is not None,
+            "ZEROS_FIRST": rows.zeros_first, "EXACT": self._exact,
+        }  # fmt: skip
+        if in_lanes:
+            lanes_kernel[(n_spans,)](
+                x_BD, x_BD.stride(0), centroids_KD, *given, *results, n_rows, k, span,
+                **lanes_blocks(k, n_features), **flags, **LANES_OPTIONS, **OPTIONS,
+            )  # fmt: skip
+        else:
+            block_k, block_d = power_of_two(k), power_of_two(n_features)
+            rounded = self._round_centroids(centroids_KD, block_d, block_k)
+            # As they are stored rows fit one term; times their shares they are float32.
+            n_terms = 1 if shares_B is None and x_BD.dtype in STORED else 3
+            term = tl.float16 if n_terms == 1 and x_BD.dtype == torch.float16 else tl.bfloat16
+            if x_BD.device.type == "cpu":
+                term = tl.float32  # Triton's interpreter multiplies bfloat16 wrongly.
+            one_read_kernel[(n_spans,)](
+                x_BD, x_BD.stride(0), centroids_KD, *rounded, *given, *results,
+                n_rows, k, n_features, block_d, span,
+                **one_read_blocks(block_k, block_d, self._major), TERM=term, N_TERMS=n_terms,
+                **flags, **one_read_options(block_d), **OPTIONS,
+            )  # fmt: skip
         add_spans_kernel[(triton.cdiv(k * n_features, 128),)](
             span_sums, span_counts, sums_KD, counts_K, n_spans, k, n_features,
             BLOCK_S=16, BLOCK_E=128, num_warps=4, **OPTIONS,

@@ -153,7 +153,7 @@ def _tile_sums(member, x, TERM: tl.constexpr, N_TERMS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_rows", "k", "span"])
 def one_read_kernel(
-    x_ptr, stride, sq_norms_ptr, c_ptr, c16_ptr, c_sq_ptr, about_ptr, shares_ptr, left_out_ptr,
+    x_ptr, stride, c_ptr, c16_ptr, c_sq_ptr, about_ptr, sq_norms_ptr, shares_ptr, left_out_ptr,
     labels_ptr, sq_distances_ptr, sums_ptr, counts_ptr, rechecked_ptr,
     n_rows, k, n_features, padded_d, span,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import torch
 
 __all__ = [
+    "LANES_OPTIONS",
+    "LANES_ROWS",
     "MAX_RESIDENT_D",
     "ONE_READ_ROWS",
     "SETTLE_OPTIONS",
     "Tile",
     "default_tile",
+    "fits_lanes",
     "is_resident",
+    "lanes_blocks",
     "one_read_blocks",
     "one_read_options",
     "padded_features",
@@ -27,6 +31,11 @@ MAX_RESIDENT_D = {torch.float32: 256, torch.float64: 64}
 MAX_RESIDENT_BYTES = 512
 #: Rows of a tile of the kernel that reads once: part of what decides the last bits of sums.
 ONE_READ_ROWS = 64
+#: Rows of a tile of the kernel that has a row in a lane, and how that is compiled: a row
+#: to each thread. Part of what decides the last bits of sums.
+LANES_ROWS, LANES_OPTIONS = 256, {"num_warps": 8, "maxnreg": 255}
+#: Where it is used: numbers that a thread holds of centroids, sums and counts; features.
+MAX_LANES, MAX_LANES_D = 176, 16
 #: Without a limit on registers the assembler takes fewer than it needs, so that another
 #: program fits beside, and spills some.
 SETTLE_OPTIONS = {"num_warps": 2, "maxnreg": 255}
@@ -141,3 +150,23 @@ def one_read_options(block_d: int) -> dict[str, int]:
     """How that kernel is compiled, for so many features (padded)."""
     # Of two slabs of features no third is there to be loaded ahead.
     return {"num_warps": 4, "maxnreg": 255, "num_stages": 2 if block_d == 32 else 3}
+
+
+def fits_lanes(k: int, n_features: int) -> bool:
+    """Whether a thread has the registers for all of `k` centroids and their sums."""
+    return n_features <= MAX_LANES_D and _lanes_k(k) * (2 * n_features + 1) <= MAX_LANES
+
+
+def lanes_blocks(k: int, n_features: int) -> dict[str, int]:
+    """Of the kernel that has a row in a lane, for so many centroids and features."""
+    return {
+        "BLOCK_M": LANES_ROWS,
+        "BLOCK_K": _lanes_k(k),
+        "D": n_features,
+        "WIDTH": 1 << (n_features - 1).bit_length(),
+    }
+
+
+def _lanes_k(k: int) -> int:
+    """A few numbers of centroids, so that not every one is compiled anew."""
+    return -(-k // 4) * 4

@@ -106,6 +106,24 @@ def test_one_read_compiles_without_spills(capability: int, dtype: str, k: int, d
     assert resources.shared_bytes <= {80: 81, 90: 113}[capability] * 1024
 
 
+# Breaks when a thread is given more centroids and sums than it has registers for.
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("dtype", "k", "d"), [("fp32", 16, 5), ("u8", 4, 16), ("fp32", 2, 1)])
+def test_rows_in_lanes_compile_without_spills(capability: int, dtype: str, k: int, d: int) -> None:
+    from bench.triton_aot import Case, compile_case
+
+    case = Case("lanes_kernel", dtype, d, k=k, weighted=True, spherical=True)
+    assert_no_spills(compile_case(case, capability))
+
+
+# A tenth of what tiles for tensor cores take, which have 16 features at least.
+def test_rows_in_lanes_take_few_instructions() -> None:
+    from bench.triton_aot import Case, compile_case
+
+    per_score = compile_case(Case("lanes_kernel", "fp32", 3, k=16), 90).loop_instructions_per_score
+    assert per_score <= 45
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
     "name",
@@ -179,7 +197,7 @@ def test_labels_are_float64_s_at_full_size(dtype: torch.dtype, k: int, d: int) -
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize(
-    ("k", "d"), [(3, 32), (3, 128), (64, 64), (256, 128), (1000, 64), (20_000, 17)]
+    ("k", "d"), [(16, 3), (3, 32), (3, 128), (64, 64), (256, 128), (1000, 64), (20_000, 17)]
 )
 def test_a_hundred_runs_give_the_same_bits(k: int, d: int) -> None:
     from streamkm.kernels.triton import TritonKernel

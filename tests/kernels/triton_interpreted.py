@@ -24,7 +24,7 @@ from streamkm.clustering.state import initial_state
 from streamkm.errors import InputError
 from streamkm.kernels import Rows
 from streamkm.kernels.triton import N_LISTED, TritonKernel, fits_one_read
-from streamkm.kernels.triton_tiles import Tile
+from streamkm.kernels.triton_tiles import Tile, fits_lanes
 from tests.kernels.contract import (
     DTYPES,
     KernelContract,
@@ -249,23 +249,28 @@ def test_the_first_batch_decides_about_the_tile(monkeypatch, tmp_path) -> None:
 
 # Breaks when stored rows are split in terms that they do not fit, or read in another dtype.
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float16, torch.bfloat16], ids=str)
-def test_a_step_on_rows_as_they_are_stored(rng, dtype: torch.dtype) -> None:
-    x_BD = torch.from_numpy(rng.integers(0, 120, (70, 12))).to(dtype)
+@pytest.mark.parametrize("d", [3, 12], ids=["in lanes", "in tiles"])
+def test_a_step_on_rows_as_they_are_stored(rng, dtype: torch.dtype, d: int) -> None:
+    assert fits_lanes(9, d) == (d == 3)
+    x_BD = torch.from_numpy(rng.integers(0, 120, (70, d))).to(dtype)
     c_KD = x_BD[:9].float() + 0.25
-    sums_KD, counts_K = torch.zeros(10, 12), torch.zeros(10, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros(10, d), torch.zeros(10, dtype=torch.int64)
     kernel = TritonKernel(70, 9, torch.float32, CPU)
     rows = Rows(x_BD, sq_norms(x_BD.float()))
     labels_B, _ = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
     truth_B = torch.from_numpy(exact_sq_distances(x_BD, c_KD).argmin(axis=1))
     assert torch.equal(labels_B, truth_B)
-    expected_KD = torch.zeros(9, 12).index_add_(0, truth_B, x_BD.float())
+    expected_KD = torch.zeros(9, d).index_add_(0, truth_B, x_BD.float())
     assert torch.equal(sums_KD[:9], expected_KD)
     assert torch.equal(counts_K[:9], truth_B.bincount(minlength=9))
 
 
 # Breaks when the rows of a cluster in a tile, or the tiles of a span, are not added up in turn,
 # and when a step's distances are not those of `assign`, to the bit.
-@pytest.mark.parametrize(("b", "k", "d"), [(130, 33, 70), (130, 3, 20)])
+@pytest.mark.parametrize(
+    ("b", "k", "d"),
+    [(130, 33, 70), (130, 3, 20), (530, 16, 3), (600, 3, 16), (300, 5, 7), (270, 41, 1)],
+)
 def test_a_step_of_several_tiles_and_spans(monkeypatch, b: int, k: int, d: int) -> None:
     monkeypatch.setattr("streamkm.kernels.triton.MAX_SPANS", 2)
     assert fits_one_read(k, d, torch.float32)
@@ -282,10 +287,11 @@ def test_a_step_of_several_tiles_and_spans(monkeypatch, b: int, k: int, d: int) 
     rows = Rows(x_BD, sq_norms(x_BD), shares_B=shares_B, left_out_B=left_out_B)
     sums_KD, counts_K = torch.zeros(k + 1, d), torch.zeros(k + 1, dtype=torch.int64)
     found = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
+    # Not all of their tile.
+    assert len(x_BD[::50]) <= int(kernel.n_rechecked) <= b // 4
     assigned = kernel.assign(x_BD, sq_norms(x_BD), c_KD)
     assert torch.equal(found.labels_B, truth_B)
     assert torch.equal(found.sq_distances_B, assigned.sq_distances_B)
-    assert int(kernel.n_rechecked) >= 2 * len(x_BD[::50])
     kept_B = ~left_out_B
     assert torch.equal(counts_K[:k], truth_B[kept_B].bincount(minlength=k))
     weighted_BD = x_BD.double() * shares_B.double()[:, None]
@@ -294,10 +300,11 @@ def test_a_step_of_several_tiles_and_spans(monkeypatch, b: int, k: int, d: int) 
     torch.testing.assert_close(sums_KD[:k].double(), exact_KD, rtol=1e-6, atol=1e-5)
 
 
-def test_a_fast_step_settles_no_row() -> None:
-    x_BD = normal(60, 5, dtype=torch.float32, device=CPU)
+@pytest.mark.parametrize("d", [5, 20], ids=["in lanes", "in tiles"])
+def test_a_fast_step_settles_no_row(d: int) -> None:
+    x_BD = normal(60, d, dtype=torch.float32, device=CPU)
     kernel = TritonKernel(60, 4, torch.float32, CPU, "fast")
-    sums_KD, counts_K = torch.zeros(5, 5), torch.zeros(5, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros(5, d), torch.zeros(5, dtype=torch.int64)
     rows = Rows(x_BD, sq_norms(x_BD))
     labels_B, _ = kernel.step(rows, x_BD[:4].clone(), sums_KD=sums_KD, counts_K=counts_K)
     assert int(kernel.n_rechecked) == 0
@@ -305,9 +312,11 @@ def test_a_fast_step_settles_no_row() -> None:
 
 
 # Breaks when a row out of float16's reach is certain, or one that was left out is added.
-def test_a_step_on_rows_far_out_or_not_finite() -> None:
-    x_BD = normal(70, 4, dtype=torch.float32, device=CPU)
-    c_KD = normal(9, 4, dtype=torch.float32, device=CPU)
+@pytest.mark.parametrize("d", [4, 20], ids=["in lanes", "in tiles"])
+def test_a_step_on_rows_far_out_or_not_finite(d: int) -> None:
+    assert fits_lanes(9, d) == (d == 4)
+    x_BD = normal(70, d, dtype=torch.float32, device=CPU)
+    c_KD = normal(9, d, dtype=torch.float32, device=CPU)
     x_BD[5] *= 1e6
     x_BD[6] *= 1e-12
     truth_B = torch.from_numpy(exact_sq_distances(x_BD, c_KD).argmin(axis=1))
@@ -315,7 +324,7 @@ def test_a_step_on_rows_far_out_or_not_finite() -> None:
     sizes_K[truth_B[[3, 4]]] -= 1 + (truth_B[3] == truth_B[4]).long()
     x_BD[3, 1], x_BD[4, 0] = torch.nan, torch.inf
     left_out_B = ~x_BD.isfinite().all(dim=1)
-    sums_KD, counts_K = torch.zeros(10, 4), torch.zeros(10, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros(10, d), torch.zeros(10, dtype=torch.int64)
     kernel = TritonKernel(70, 9, torch.float32, CPU)
     rows = Rows(x_BD, sq_norms(x_BD), left_out_B=left_out_B)
     labels_B, sq_distances_B = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
@@ -350,7 +359,9 @@ def test_rows_and_centroids_that_are_not_finite() -> None:
 
 
 # Breaks when an address is worked out in 32 bits. (Of this memory no more is touched than is used.)
-@pytest.mark.parametrize(("k", "d"), [(3, 16), (300, 17)], ids=["one read", "two"])
+@pytest.mark.parametrize(
+    ("k", "d"), [(3, 16), (3, 17), (300, 17)], ids=["in lanes", "one read", "two"]
+)
 def test_more_than_two_to_the_31_elements(k: int, d: int) -> None:
     stride = 2**30 + 16
     x_BD = torch.empty(2 * stride + d, dtype=torch.uint8).as_strided((3, d), (stride, 1))
@@ -417,7 +428,7 @@ def test_centroids_of_another_dtype() -> None:
 
 
 # Breaks when a pass reads the rows again for distances that the kernel gave with the labels.
-@pytest.mark.parametrize("k", [5, 260], ids=["one read", "two"])
+@pytest.mark.parametrize("k", [5, 50, 260], ids=["in lanes", "one read", "two"])
 def test_inertia_without_a_second_read(monkeypatch, k: int) -> None:
     # So far from the origin that nothing is left of the expanded square.
     x_BD = normal(8, 3, dtype=torch.float32, device=CPU) + 3000
@@ -431,19 +442,20 @@ def test_inertia_without_a_second_read(monkeypatch, k: int) -> None:
 
 
 # Breaks when a run's rows are widened before the kernel, or what a step takes of them is not.
+@pytest.mark.parametrize("d", [5, 20], ids=["in lanes", "in tiles"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", [slice(3, 60), torch.arange(60).flip(0)], ids=["slice", "index"])
-def test_a_run_takes_rows_as_they_are_stored(rng, dtype: torch.dtype, rows) -> None:
-    stored_ND = torch.from_numpy(rng.integers(0, 200, (64, 5))).to(dtype)
+def test_a_run_takes_rows_as_they_are_stored(rng, dtype: torch.dtype, rows, d: int) -> None:
+    stored_ND = torch.from_numpy(rng.integers(0, 200, (64, d))).to(dtype)
     if dtype == torch.float16:
         stored_ND[20, 2] = torch.nan
         stored_ND[21] = 60_000  # whose square is no float16
-    scaling = Scaling(torch.zeros(5).double(), torch.ones(5).double(), normalize=False)
+    scaling = Scaling(torch.zeros(d).double(), torch.ones(d).double(), normalize=False)
     c_KD = stored_ND[4:10].float()
     kernel = TritonKernel(64, 6, torch.float32, CPU)
     states = []
     for taken in ((), kernel.stored_dtypes):
-        workspace_BD = torch.empty((64, 5), dtype=scaling.row_dtype(dtype, torch.float32, taken))
+        workspace_BD = torch.empty((64, d), dtype=scaling.row_dtype(dtype, torch.float32, taken))
         batch = scaling.prepare(stored_ND.clone(), rows, workspace_BD)
         assert batch.x_BD.dtype == (dtype if taken else torch.float32)
         state = initial_state(c_KD.clone(), 0.0)
