@@ -9,15 +9,11 @@ that runs may be made of, only whether anything spills is kept.
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -25,6 +21,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.machine_code import Resources, read_resources
 from streamkm.kernels import (
     triton_assign,
     triton_lanes,
@@ -54,12 +51,8 @@ from streamkm.kernels.triton_tiles import (
     two_tile,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 __all__ = ["CASES", "DEFAULTS", "Case", "Resources", "compile_case"]
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: Dtype of a pointer by the argument's name, where it is not that of the rows or centroids.
 POINTERS = {
     "x16_ptr": "fp16", "c16_ptr": "fp16", "x_about_ptr": "fp32", "about_ptr": "fp32",
@@ -68,8 +61,6 @@ POINTERS = {
     "rechecked_ptr": "i64", "span_sums_ptr": "fp32", "span_counts_ptr": "i32",
 }  # fmt: skip
 MODULES = (triton_assign, triton_lanes, triton_one_read, triton_settle, triton_update)
-#: The matrix instructions of capability 8 and 9 (wgmma).
-MATRIX = ("HMMA", "HGMMA")
 STORED = {
     "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16,
     "u8": torch.uint8, "i8": torch.int8,
@@ -98,27 +89,6 @@ class Case:
         return " ".join(
             [self.kernel, self.dtype, f"k={self.k}", f"d={self.n_features}", self.precision, *marks]
         ) + tile  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a compiled kernel takes, and what the loop with its matrix instructions holds."""
-
-    registers: int
-    stack_bytes: int
-    spills: int
-    local_bytes: int
-    shared_bytes: int
-    matrix_instruction: str
-    epilogue_per_score: float
-    """Instructions on scores (minimum, maximum, multiply-add, logic) for each score."""
-    epilogue: dict[str, float]
-    loop_instructions_per_score: float
-
-    @property
-    def leaves_registers(self) -> bool:
-        """Whether anything spills, or lies in local memory."""
-        return (self.spills, self.stack_bytes, self.local_bytes) != (0, 0, 0)
 
 
 CASES = [
@@ -295,76 +265,6 @@ def argument_type(name: str, case: Case) -> str:
         return "i32"
     wide = "fp64" if case.dtype == "fp64" else "fp32"
     return "*" + (case.dtype if name == "x_ptr" else POINTERS.get(name, wide))
-
-
-def read_resources(
-    cubin: bytes, shared: int, options: Mapping[str, int], constants: Mapping[str, Any]
-) -> Resources:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = run_tool("cuobjdump", "--dump-resource-usage", file.name)
-        code = run_tool("nvdisasm", "-c", file.name)
-    figures = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
-    instructions, loops = parse(code)
-    spills = sum(name.startswith(("STL", "LDL")) for name in instructions)
-    # Where a row is in a lane there is no product.
-    in_lanes = "WIDTH" in constants
-    loop = longest_loop(instructions, loops, "FFMA" if in_lanes else MATRIX)
-    names = Counter(loop)
-    threads = 32 * options.get("num_warps", 4)
-    # The kernels of one read score a tile of rows against all centroids at once.
-    is_one_read = in_lanes or "SLAB_D" in constants
-    width = constants.get("BLOCK_K" if is_one_read else "BLOCK_N", 0)
-    scores = constants.get("BLOCK_M", 0) * width / threads
-    counted = ("FMNMX", "FFMA", "FADD", "FMUL", "LOP3", "SEL", "FSEL", "FSETP", "MOV")
-    epilogue = {
-        name: sum(n for key, n in names.items() if key.split(".")[0] == name) / scores
-        for name in (counted if loop else ())
-    }
-    kinds = {name.split(".")[0] for name in loop if name.startswith(MATRIX)}
-    return Resources(
-        registers=figures["REG"],
-        stack_bytes=figures["STACK"],
-        spills=spills,
-        local_bytes=figures["LOCAL"],
-        shared_bytes=shared,
-        matrix_instruction="+".join(sorted(kinds)),
-        epilogue_per_score=round(sum(epilogue.values()), 2),
-        epilogue={name: round(n, 3) for name, n in epilogue.items() if n},
-        loop_instructions_per_score=round(len(loop) / scores, 2) if loop else 0.0,
-    )
-
-
-def run_tool(name: str, *arguments: str) -> str:
-    return subprocess.run(
-        [TOOLS / name, *arguments], check=True, capture_output=True, text=True
-    ).stdout
-
-
-def parse(code: str) -> tuple[list[str], list[tuple[int, int]]]:
-    """Names of the instructions, and the first and last of every loop."""
-    names: list[str] = []
-    labels: dict[str, int] = {}
-    jumps: list[tuple[int, str]] = []
-    for line in code.splitlines():
-        if found := re.match(r"^(\.L\w+):", line):
-            labels[found[1]] = len(names)
-        if found := re.match(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\S*)(.*)", line):
-            if target := re.search(r"`\((\.L\w+)\)", found[2]):
-                jumps.append((len(names), target[1]))
-            names.append(found[1].rstrip(";"))
-    loops = [(labels[name], at) for at, name in jumps if labels.get(name, at + 1) <= at]
-    return names, loops
-
-
-def longest_loop(
-    instructions: list[str], loops: list[tuple[int, int]], sought: str | tuple[str, ...]
-) -> list[str]:
-    """The outermost loop that multiplies, by `sought`: all that happens to a tile of scores."""
-    bodies = [instructions[first : last + 1] for first, last in loops]
-    multiplying = [body for body in bodies if any(name.startswith(sought) for name in body)]
-    return max(multiplying, key=len, default=[])
 
 
 # ---- prediction -------------------------------------------------------------
