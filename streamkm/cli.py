@@ -86,12 +86,13 @@ def _complain(message: str) -> None:
 def _fit(arguments: argparse.Namespace) -> None:
     from streamkm.runs.folder import check_run_is_free
     from streamkm.runs.interrupts import StopRequest
-    from streamkm.runs.preflight import check_fit
+    from streamkm.runs.preflight import check_fit, check_outside
 
     config = FitConfig(**{name: getattr(arguments, name) for name in _FIT_SETTINGS})
     execution = _execution(arguments)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
         check_fit(source.spec, config, source.name)
+        check_outside(source, run_dir=arguments.out)
         if arguments.dry_run:
             with _open_weights(arguments, source) as weights:
                 _try_out(arguments, source, config, execution, weights)
@@ -134,6 +135,7 @@ def _print_report(report: DryRun) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.folder import read_config
     from streamkm.runs.interrupts import StopRequest
+    from streamkm.runs.preflight import check_outside
     from streamkm.sources.sinks import check_target
 
     execution = _execution(arguments)
@@ -144,6 +146,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             check_target(target, resume=arguments.resume)
     asked = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
+        check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
             from streamkm.runs.dry_predict import dry_predict
 

@@ -17,7 +17,7 @@ from streamkm.runs.devices import resolve_device
 from streamkm.runs.folder import RunFolder
 from streamkm.runs.model import Model, load_run
 from streamkm.runs.modelfile import DamagedModelError
-from streamkm.runs.preflight import check_fit
+from streamkm.runs.preflight import check_fit, check_outside
 from streamkm.runs.progress import Progress
 from streamkm.runs.setup import FitSetup
 
@@ -81,6 +81,7 @@ def fit(
         If the disk refuses the result, or the checkpoint that `stop_request` asks for. One
         that is refused before costs a warning, and is tried again when the next one is due.
     """
+    check_outside(source, run_dir=run_dir)
     setup = plan_fit(source, config, execution, given_KD, weights)
     attempt = Attempt(setup)
     if run_dir is None:
