@@ -91,39 +91,22 @@ def _fit(arguments: argparse.Namespace) -> None:
     config = FitConfig(**{name: getattr(arguments, name) for name in _FIT_SETTINGS})
     execution = _execution(arguments)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
+        asked: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         check_fit(source.spec, config, source.name)
         check_outside(source, run_dir=arguments.out)
         if arguments.dry_run:
             with _open_weights(arguments, source) as weights:
-                _try_out(arguments, source, config, execution, weights)
+                from streamkm.runs.dry_run import dry_run
+
+                job = (source, config, execution, arguments.out)
+                _print_report(dry_run(*job, **asked, weights=weights))
             return
         check_run_is_free(arguments.out, resume=arguments.resume)
 
         with _open_weights(arguments, source) as weights:
             from streamkm.runs.fit import fit
 
-            fit(
-                source,
-                config,
-                execution,
-                arguments.out,
-                resume=arguments.resume,
-                stop_request=stop_request,
-                weights=weights,
-            )
-
-
-def _try_out(
-    arguments: argparse.Namespace,
-    source: Source,
-    config: FitConfig,
-    execution: ExecutionConfig,
-    weights: Weights | None,
-) -> None:
-    from streamkm.runs.dry_run import dry_run
-
-    out, resume = arguments.out, arguments.resume
-    _print_report(dry_run(source, config, execution, out, resume=resume, weights=weights))
+            fit(source, config, execution, arguments.out, **asked, weights=weights)
 
 
 def _print_report(report: DryRun) -> None:
@@ -146,6 +129,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             check_target(target, resume=arguments.resume)
     asked = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
+        asked["stop_request"] = stop_request
         check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
             from streamkm.runs.dry_predict import dry_predict
@@ -154,7 +138,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             return
         from streamkm.runs.predict import predict
 
-        predict(arguments.run, source, execution, **asked, stop_request=stop_request)
+        predict(arguments.run, source, execution, **asked)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

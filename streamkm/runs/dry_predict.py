@@ -17,9 +17,11 @@ from streamkm.runs.probe import PROBE_S, format_rate
 from streamkm.sources.sinks import check_target, unfinished_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig
+    from streamkm.runs.interrupts import StopRequest
     from streamkm.sources import Source
 
 __all__ = ["dry_predict"]
@@ -37,11 +39,14 @@ def dry_predict(
     distances: Path | None = None,
     nan: str | None = None,
     resume: bool,
+    stop_request: StopRequest,
 ) -> DryRun:
     """What `streamkm.runs.predict.predict` would do with the same arguments.
 
     Raises
     ------
+    StreamkmError
+        After `stop_request`, which is asked after every batch.
     InputError
         As `predict` does, where there is nothing to be said beside the error. Errors that
         come with a report are in `DryRun.errors`.
@@ -49,11 +54,10 @@ def dry_predict(
     model = load_run(run_dir)
     outputs = output_dtypes(model, labels, distances)
     labelling = Labelling(model, source, execution)
-    spec, report = source.spec, DryRun()
-    look = look_at(
-        source, None, FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
-    )
-    rate = _rows_per_s(labelling)
+    spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
+    config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
+    look = look_at(source, None, config, pause)
+    rate = _rows_per_s(labelling, pause)
     report.facts += [
         ("run", f"{run_dir}: {model.k:,} centroids"),
         ("source", source.name),
@@ -81,10 +85,11 @@ def dry_predict(
     report.errors += [look.error] if look.error is not None else []
     for folder, n_bytes in most.items():
         report.add_space(folder, n_bytes, "outputs", least=least[folder])
+    pause()
     return report
 
 
-def _rows_per_s(labelling: Labelling) -> float:
+def _rows_per_s(labelling: Labelling, pause: Callable[[], None]) -> float:
     """Reading and labelling together, as a predict does them."""
     began = time.perf_counter()
     with labelling.batches() as batches:
@@ -93,6 +98,7 @@ def _rows_per_s(labelling: Labelling) -> float:
         n_rows, began = 0, time.perf_counter()
         for batch in islice(batches, PROBE_BATCHES):
             n_rows += len(batch.labels_B.cpu())
+            pause()
             if time.perf_counter() - began >= PROBE_S:
                 break
         spent_s = time.perf_counter() - began

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamkm.clustering.metrics import ClusterSums
-from streamkm.errors import StreamkmError
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
 from streamkm.runs.progress import Progress
@@ -155,8 +154,7 @@ def evaluate(
             progress.advance(len(labels_B))
             if progress.is_due():
                 progress.report({})
-            if stop_request.signal_name is not None:
-                raise StreamkmError(f"stopped by {stop_request.signal_name}; nothing was written")
+            stop_request.end_if_asked()
         progress.say(labelling.times.summary())
     centroids_KD = labelling.centroids_KD.cpu()
     return Evaluation(

@@ -158,6 +158,8 @@ class Prober:
     setup: FitSetup
     slots: HostSlots
     scaling: Scaling
+    pause: Callable[[], None] = lambda: None
+    """Is called between windows and batches, and may raise."""
 
     def measure(self, state: KMeansState, *, closing_only: bool = False) -> Probe:
         """All stages, the arithmetic on copies of `state`; `closing_only` where training is over.
@@ -225,6 +227,7 @@ class Prober:
         with watch, self._host_windows(n_readers, times) as host_windows:
             for host in host_windows:
                 host.release()
+                self.pause()
                 if times.elapsed_s >= PROBE_S:
                     break
         # Blocks of windows that were not awaited count: the threads have finished them.
@@ -294,6 +297,7 @@ class Prober:
                     if is_first and watch.wall_s < PROBE_S:
                         watch, n_rows = _Stopwatch(), 0
                     is_first = False
+                    self.pause()
                     if watch.wall_s >= PROBE_S:
                         break
                 with watch:
