@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from streamkm.clustering.metrics import ClusterSums
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
+from streamkm.runs.outcome import median_size
 from streamkm.runs.progress import Progress
 from streamkm.runs.rows import non_finite_error
 
@@ -82,7 +83,7 @@ class Evaluation:
             f"clusters         {len(self.sizes):,}",
             f"empty clusters   {self.sizes.count(0):,}",
             (
-                f"cluster sizes    {ordered[0]:,} least, {ordered[len(ordered) // 2]:,} median, "
+                f"cluster sizes    {ordered[0]:,} least, {median_size(ordered):,} median, "
                 f"{ordered[-1]:,} most"
             ),
         ]
