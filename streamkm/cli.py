@@ -118,15 +118,16 @@ def _print_report(report: DryRun) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.folder import read_config
     from streamkm.runs.interrupts import StopRequest
+    from streamkm.runs.outputs import check_free, may_be_finished
     from streamkm.runs.preflight import check_outside
-    from streamkm.sources.sinks import check_target
 
     execution = _execution(arguments)
     read_config(arguments.run)
-    targets = [path for path in (arguments.labels, arguments.distances) if path is not None]
-    if not arguments.dry_run:
-        for target in targets:
-            check_target(target, resume=arguments.resume)
+    asked_for = (arguments.labels, arguments.distances)
+    targets = [path.expanduser() for path in asked_for if path is not None]
+    is_left_to_see = arguments.resume and may_be_finished(arguments.run, targets)
+    if not (arguments.dry_run or is_left_to_see):
+        check_free(arguments.run, targets, resume=arguments.resume)
     asked = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
         asked["stop_request"] = stop_request
@@ -300,7 +301,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--distances", metavar="OUT", type=Path, help="Euclidean distances, .npy or .zarr"
     )
     predict.add_argument(
-        "--resume", action="store_true", help="go on with outputs that were left unfinished"
+        "--resume",
+        action="store_true",
+        help="go on with outputs that were left unfinished, or start them",
     )
     predict.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add_checkpoint_every(predict)

@@ -12,9 +12,10 @@ from streamkm.runs.dry_run import DryRun, format_duration
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.look import look_at
 from streamkm.runs.model import load_run
-from streamkm.runs.predict import output_dtypes
+from streamkm.runs.outputs import are_finished, check_free
+from streamkm.runs.predict import finished_line, job_of, output_dtypes
 from streamkm.runs.probe import PROBE_S, format_rate
-from streamkm.sources.sinks import check_target, unfinished_bytes
+from streamkm.sources.sinks import unfinished_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,10 @@ def dry_predict(
     """
     model = load_run(run_dir)
     outputs = output_dtypes(model, labels, distances)
+    paths = [path for path, _ in outputs]
+    job = job_of(run_dir, source, nan or model.settings["nan"])
+    if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
+        return DryRun([("source", source.name), ("resume", finished_line(paths))])
     labelling = Labelling(model, source, execution)
     spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
     config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
@@ -79,7 +84,7 @@ def dry_predict(
         is_whole = path.suffix.lower() == ".npy"
         least[path.parent] = least.get(path.parent, 0) + is_whole * missing
         try:
-            check_target(path, resume=resume)
+            check_free(run_dir, [path], resume=resume)
         except InputError as error:
             report.errors.append(error)
     report.errors += [look.error] if look.error is not None else []

@@ -8,6 +8,7 @@
       metrics.jsonl          one record per report
       centroids.npy          at the end: K x D float32, in the space of the input
       model.safetensors      at the very end, so that a run that has it is complete
+      outputs/               see runs.outputs
       lock                   held by the process that writes
 """
 

@@ -198,21 +198,6 @@ def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):
     assert "model.safetensors is damaged" in capsys.readouterr().err
 
 
-# Whose labels they are is not written in them.
-@pytest.mark.parametrize("suffix", ["npy", "zarr"])
-def test_predict_refuses_what_is_finished_with_resume_too(suffix, x, tmp_path, capsys):
-    run, labels = tmp_path / "run", tmp_path / f"l.{suffix}"
-    assert cli("fit", x, "--k", 2, "--out", run) == 0
-    predict = ("predict", run, x, "--labels", labels)
-    assert cli(*predict, "--resume") == 0
-    before = [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")]
-    for arguments in (predict, (*predict, "--resume"), (*predict, "--resume", "--dry-run")):
-        capsys.readouterr()
-        assert cli(*arguments) == 2
-        assert "exists already" in capsys.readouterr().err
-    assert [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")] == before
-
-
 # A crash between two outputs: the first has its name, the second has not.
 @pytest.mark.parametrize("suffix", ["npy", "zarr"])
 def test_predict_resumes_where_only_one_of_two_outputs_was_published(

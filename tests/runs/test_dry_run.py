@@ -205,8 +205,12 @@ def test_predict_can_be_tried_out_too(x, tmp_path, cli):
     assert status == 2
     assert "forbids      " in out
     assert err == cli(*predict)[2]
-    # With --resume too: whose labels they are is not written in them.
-    assert cli(*predict, "--dry-run", "--resume")[0] == 2
+    # With --resume there is nothing to be done, and nothing is.
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.rglob("*"))]
+    status, out, err = cli(*predict, "--dry-run", "--resume")
+    assert (status, err) == (0, "")
+    assert f"resume       {labels} and {distances} are finished" in out
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.rglob("*"))] == before
 
 
 def test_what_predict_refuses_is_refused(x, tmp_path, cli):

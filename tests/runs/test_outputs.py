@@ -1,7 +1,8 @@
-"""Where outputs may lie: a run or a label that is written into its own source is lost data."""
+"""Where outputs may lie, and which of them are known to be finished."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import zarr
 from streamkm import KMeans
 from streamkm.cli import main
 from streamkm.errors import ConfigError
-from streamkm.sources import open_source
+from streamkm.runs import outputs
+from streamkm.sources import Sink, open_source
 from streamkm.sources.within import pattern_takes, would_take
 from tests.runs.helpers import clusters
 
@@ -164,3 +166,155 @@ def test_bits_in_a_store_take_what_it_takes(tmp_path):
     source = open_source(tmp_path / "b.zarr", dtype="bfloat16")
     assert would_take(source, tmp_path / "b.zarr" / "run")
     assert not would_take(source, tmp_path / "run")
+
+
+# ---- outputs that are finished ----------------------------------------------
+
+
+@pytest.fixture
+def run(x: Path, tmp_path: Path, cli) -> Path:
+    folder = tmp_path / "run"
+    assert cli("fit", x, "--k", 3, "--out", folder, "--init", "random")[0] == 0
+    return folder
+
+
+def times(folder: Path) -> list[tuple[Path, int]]:
+    return [(path, path.stat().st_mtime_ns) for path in tree(folder)]
+
+
+# A script can always pass --resume, as to a fit.
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_resume_leaves_what_is_finished(suffix, run, x, tmp_path, cli):
+    labels, distances = tmp_path / f"l.{suffix}", tmp_path / f"d.{suffix}"
+    predict = ("predict", run, x, "--labels", labels, "--distances", distances)
+    assert cli(*predict, "--resume")[0] == 0
+    before = times(tmp_path)
+    for again in (predict, ("predict", run, x, "--labels", labels)):
+        status, err = cli(*again, "--resume")
+        assert status == 0
+        assert "finished, by this model from this source: nothing is left to do" in err
+        # Without it nothing is assumed of a file that is there.
+        assert cli(*again)[0] == cli(*again, "--dry-run")[0] == 2
+    assert times(tmp_path) == before
+
+
+def change_model(run: Path, x: Path, labels: Path) -> None:
+    shutil.rmtree(run)
+    fit = ["fit", str(x), "--k", "3", "--seed", "5", "--out", str(run), "--init", "random"]
+    assert main(fit) == 0
+
+
+def change_data(run: Path, x: Path, labels: Path) -> None:
+    zarr.open_array(x, mode="r+")[7] = 50.0
+
+
+def change_values(run: Path, x: Path, labels: Path) -> None:
+    if labels.suffix == ".npy":
+        content = bytearray(labels.read_bytes())
+        content[-1] ^= 1
+        labels.write_bytes(content)
+    else:
+        zarr.open_array(labels, mode="r+")[7] = 50
+
+
+def replace_by_another(run: Path, x: Path, labels: Path) -> None:
+    if labels.suffix == ".npy":
+        np.save(labels, np.load(labels)[:-1])
+    else:
+        shutil.rmtree(labels)
+        zarr.create_array(labels, data=np.zeros(300, np.int64))
+
+
+def cut(run: Path, x: Path, labels: Path) -> None:
+    if labels.suffix == ".npy":
+        labels.write_bytes(labels.read_bytes()[:-4])
+    else:
+        (labels / "c" / "0").write_bytes(b"")
+
+
+def damage_record(run: Path, x: Path, labels: Path) -> None:
+    for path in (run / "outputs").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"300", b"301"))
+
+
+def lose_record(run: Path, x: Path, labels: Path) -> None:
+    shutil.rmtree(run / "outputs")
+
+
+# Breaks when labels are said to be this model's, of these rows, that are not, or may not be.
+@pytest.mark.parametrize(
+    "change",
+    [change_model, change_data, change_values, replace_by_another, cut, damage_record, lose_record],
+)
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+def test_what_is_not_known_to_be_finished_is_refused(suffix, change, run, x, tmp_path, cli):
+    labels = tmp_path / f"l.{suffix}"
+    predict = ("predict", run, x, "--labels", labels, "--resume")
+    assert cli(*predict)[0] == 0
+    change(run, x, labels)
+    before = times(tmp_path)
+    for options in ([], ["--dry-run"]):
+        status, err = cli(*predict, *options)
+        assert status == 2
+        assert f"{labels}: exists already, and is nothing that --resume can go on with" in err
+        assert "remove it or choose another name" in err
+    assert times(tmp_path) == before
+
+
+def test_other_labels_of_the_same_run_are_not_taken_for_these(run, x, tmp_path, cli):
+    predict = ("predict", run, x, "--resume", "--labels")
+    assert cli(*predict, tmp_path / "l.npy")[0] == 0
+    (tmp_path / "l.npy").rename(tmp_path / "moved.npy")
+    assert cli(*predict, tmp_path / "moved.npy")[0] == 2
+    assert cli(*predict, tmp_path / "l.npy")[0] == 0
+    # With distances that are still to be made there is something left to do.
+    both = (*predict, tmp_path / "l.npy", "--distances", tmp_path / "d.npy")
+    assert cli(*both)[0] == 2
+    assert cli(*predict, tmp_path / "l.npy", "--nan", "drop")[0] == 2
+
+
+# Killed when both have their names and only cursors are left, it has finished.
+@pytest.mark.parametrize("suffix", ["npy", "zarr"])
+@pytest.mark.parametrize("n_forgotten", [0, 1, 2])
+def test_what_was_killed_at_its_very_end_is_finished(
+    n_forgotten, suffix, run, x, tmp_path, cli, monkeypatch
+):
+    labels, distances = tmp_path / f"l.{suffix}", tmp_path / f"d.{suffix}"
+    predict = ("predict", run, x, "--labels", labels, "--distances", distances, "--resume")
+    forget, left = Sink.forget, [n_forgotten]
+
+    class Killed(BaseException):
+        pass
+
+    def forget_some(sink: Sink) -> None:
+        if not left[0]:
+            raise Killed
+        forget(sink)
+        left[0] -= 1
+        if n_forgotten == 2 and not left[0]:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sink, "forget", forget_some)
+        with pytest.raises(Killed):
+            cli(*predict)
+    assert labels.exists()
+    assert distances.exists()
+    status, err = cli(*predict)
+    assert (status, "are finished" in err) == (0, True)
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+# A model is often shared, and read-only; its labels are as good.
+def test_a_run_that_cannot_be_written_labels_all_the_same(run, x, tmp_path, cli, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(outputs, "make_directory", refuse)
+    predict = ("predict", run, x, "--labels", tmp_path / "l.npy")
+    status, err = cli(*predict)
+    assert status == 0
+    assert "note: a later --resume will not know that this is finished" in err
+    assert "Permission denied" in err
+    status, err = cli(*predict, "--resume")
+    assert (status, "has no record" in err) == (2, True)
