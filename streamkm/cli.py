@@ -29,6 +29,7 @@ from streamkm.options import (
     add_execution_options,
     add_fit_options,
     add_source,
+    check_options,
 )
 from streamkm.runs.allocation import memory_told
 from streamkm.runs.preflight import give_back_large_blocks
@@ -231,7 +232,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
-    arguments = parser.parse_args(argv)
+    check_options(argv, parser, commands)
+    arguments, left = parser.parse_known_args(argv)
+    if left:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(left)}")
     if getattr(arguments, "config", None) is not None:
         _apply_config(arguments.config, commands["fit"])
         arguments = parser.parse_args(argv)
@@ -271,6 +275,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     parser.add_argument("--version", action="version", version=f"streamkm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    by_name: dict[str, _Parser] = {}
 
     def command(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> _Parser:
         added: _Parser = commands.add_parser(
@@ -278,7 +283,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
             help=summary,
             description=summary,
         )
-        added.set_defaults(command=run)
+        added.set_defaults(command=run, parser=added)
+        by_name[name] = added
         return added
 
     fit = command("fit", _fit, "Cluster an array and write a run folder.")
@@ -314,4 +320,4 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         add_execution_options(parser_)
     info = command("info", _info, "What a path holds: a source, or a run and how far it has come.")
     add_source(info, metavar="PATH")
-    return parser, {"fit": fit}
+    return parser, by_name
