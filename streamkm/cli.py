@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error.for_command_line)
         return error.exit_status
     except KeyboardInterrupt:
-        _complain("interrupted; nothing was saved since the last checkpoint")
+        _complain("interrupted; what was not saved before is lost")
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -474,3 +474,21 @@ def test_what_only_looks_like_an_option_is_left_to_the_parser(x, tmp_path, capsy
     assert "--x.npy: does not exist" in capsys.readouterr().err
     assert cli("info", "--of two words.npy") == 2
     assert "--of two words.npy: does not exist" in capsys.readouterr().err
+
+
+# ---- Ctrl-C -----------------------------------------------------------------
+
+
+# Breaks where checkpoints are spoken of that the command never makes, or not yet.
+@pytest.mark.parametrize("command", ["info", "fit"])
+def test_an_interrupt_before_there_is_anything_speaks_of_no_checkpoint(
+    command, x, tmp_path, capsys, monkeypatch
+):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streamkm.sources.open_source", interrupted)
+    options = ["--k", 2, "--out", tmp_path / "run"] if command == "fit" else []
+    assert cli(command, x, *options) == 1
+    said = "streamkm: interrupted; what was not saved before is lost\n"
+    assert capsys.readouterr().err == said
