@@ -253,11 +253,21 @@ def test_a_gpu_that_is_not_there(x, tmp_path, refused):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_budget_that_is_too_small_names_one_that_is_not(x, tmp_path, refused):
-    arguments = ["fit", x, "--k", 2, "--out", tmp_path / "run", "--device", "cpu"]
+@pytest.mark.parametrize("command", ["fit", "weighted fit", "dry run", "predict", "evaluate"])
+def test_a_budget_that_is_too_small_names_one_that_is_not(command, x, done, tmp_path, refused):
+    fit = ["fit", x, "--k", 2, "--out", tmp_path / "run"]
+    np.save(tmp_path / "w.npy", np.ones(200))
+    arguments = {
+        "fit": fit,
+        "weighted fit": [*fit, "--weights", tmp_path / "w.npy"],
+        "dry run": [*fit, "--dry-run"],
+        "predict": ["predict", done, x, "--labels", tmp_path / "l.npy"],
+        "evaluate": ["evaluate", done, x],
+    }[command]
+    arguments += ["--device", "cpu"]
     message = refused(*arguments, "--max-host-memory", "1MiB")
-    assert not (tmp_path / "run").exists()
-    least = message.split("at least ")[1].split()[0]
+    assert message.startswith("streamkm: --max-host-memory 1.0 MiB is too small")
+    least = message.split("; give at least --max-host-memory ")[1]
     less = f"{int(least.removesuffix('MiB')) - 1}MiB"
     refused(*arguments, "--max-host-memory", less)
     assert cli(*arguments, "--max-host-memory", least) == 0

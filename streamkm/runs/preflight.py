@@ -171,10 +171,10 @@ def plan_memory(
     least = sized(1, 1)
     raise MemoryBudgetError(
         Option("max_host_memory", format_bytes(budget)),
-        " is too small: this run needs at least "
-        f"{_round_up_mib(least.total_bytes)} ({format_bytes(n_bytes)} for one window of "
-        f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} for one reader, "
-        f"{format_bytes(fixed_bytes)} for arithmetic and libraries)",
+        f" is too small: there must be room for {format_bytes(n_bytes)} of one window of "
+        f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} of one reader and "
+        f"{format_bytes(fixed_bytes)} of arithmetic and libraries; give at least ",
+        Option("max_host_memory", _round_up_mib(least.total_bytes)),
     )
 
 
