@@ -113,7 +113,7 @@ class Probe:
         ceiling = self.ceiling(stage)
         alone = ceiling == self.stages[stage].rows_per_s
         of = "what the probe measured for it alone" if alone else self._shared_by()
-        rates = f"{rows_per_s / 1e6:.3g} of {ceiling / 1e6:.3g} million rows/s"
+        rates = f"{_millions(rows_per_s)} of {_millions(ceiling)} million rows/s"
         return f"{rows_per_s / ceiling:.2f} of {of} ({rates})"
 
     def as_dict(self) -> dict[str, Any]:
@@ -345,5 +345,10 @@ def _n_cores() -> int:
 def format_rate(rows_per_s: float) -> str:
     """``2.8 million rows/s``."""
     if rows_per_s >= 1e6:
-        return f"{rows_per_s / 1e6:.3g} million rows/s"
+        return f"{_millions(rows_per_s)} million rows/s"
     return f"{rows_per_s:,.0f} rows/s"
+
+
+def _millions(rows_per_s: float) -> str:
+    """To three digits, and never as a power of ten."""
+    return f"{float(f'{rows_per_s / 1e6:.3g}'):,.15g}"
