@@ -8,6 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.allocation import memory_told
@@ -22,8 +24,6 @@ from streamkm.runs.progress import Progress
 from streamkm.runs.setup import FitSetup
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from streamkm.config import ExecutionConfig, FitConfig
     from streamkm.runs.interrupts import StopRequest
     from streamkm.sources.base import Source
@@ -132,7 +132,9 @@ def run_record(setup: FitSetup, given_KD: np.ndarray | None = None) -> dict[str,
         # By content: the file may be named by another path, or hold other centroids, by now.
         settings["init"] = f".npy file of sha256 {file_sha256(Path(init))[:12]}"
     if given_KD is not None:
-        settings["init"] = f"array of sha256 {sha256(given_KD.tobytes()).hexdigest()[:12]}"
+        # In float64, whatever they were given in.
+        wide_KD = given_KD.astype(np.float64)
+        settings["init"] = f"array of sha256 {sha256(wide_KD.tobytes()).hexdigest()[:12]}"
     data = {
         "shape": [spec.n_rows, spec.n_features],
         "dtype": spec.dtype,
