@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamkm.config import FitConfig, format_bytes
 from streamkm.errors import InputError
@@ -20,6 +20,8 @@ from streamkm.sources.sinks import unfinished_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import numpy as np
 
     from streamkm.config import ExecutionConfig
     from streamkm.runs.interrupts import StopRequest
@@ -73,25 +75,37 @@ def dry_predict(
         ("time", f"about {format_duration(spec.n_rows / rate)} at {format_rate(rate)}"),
     ]
     report.notes = [*source.notes(), *look.notes]
-    most: dict[Path, int] = {}
-    least: dict[Path, int] = {}
+    space = _space(report, outputs, spec.n_rows, run_dir, resume=resume)
+    report.errors += [look.error] if look.error is not None else []
+    for folder, (most, least) in space.items():
+        report.add_space(folder, most, "outputs", least=least)
+    pause()
+    return report
+
+
+def _space(
+    report: DryRun,
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    n_rows: int,
+    run_dir: Path,
+    *,
+    resume: bool,
+) -> dict[Path, tuple[int, int]]:
+    """What the outputs take in each folder, at most and least; notes what is refused."""
+    space: dict[Path, tuple[int, int]] = {}
     for path, dtype in outputs:
         # What is there of an unfinished output has its space already.
         there = unfinished_bytes(path) if resume else 0
-        missing = max(spec.n_rows * dtype.itemsize - there, 0)
-        most[path.parent] = most.get(path.parent, 0) + missing
+        missing = max(n_rows * dtype.itemsize - there, 0)
         # Chunks of Zarr are compressed; an .npy file takes its space at the start.
         is_whole = path.suffix.lower() == ".npy"
-        least[path.parent] = least.get(path.parent, 0) + is_whole * missing
+        most, least = space.get(path.parent, (0, 0))
+        space[path.parent] = most + missing, least + is_whole * missing
         try:
             check_free(run_dir, [path], resume=resume)
         except InputError as error:
             report.errors.append(error)
-    report.errors += [look.error] if look.error is not None else []
-    for folder, n_bytes in most.items():
-        report.add_space(folder, n_bytes, "outputs", least=least[folder])
-    pause()
-    return report
+    return space
 
 
 def _rows_per_s(labelling: Labelling, pause: Callable[[], None]) -> float:
