@@ -29,6 +29,7 @@ from streamkm.options import (
     add_execution_options,
     add_fit_options,
     add_source,
+    check_options,
 )
 from streamkm.runs.allocation import memory_told
 from streamkm.runs.preflight import give_back_large_blocks
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error.for_command_line)
         return error.exit_status
     except KeyboardInterrupt:
-        _complain("interrupted; nothing was saved since the last checkpoint")
+        _complain("interrupted; what was not saved before is lost")
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -86,43 +87,27 @@ def _complain(message: str) -> None:
 def _fit(arguments: argparse.Namespace) -> None:
     from streamkm.runs.folder import check_run_is_free
     from streamkm.runs.interrupts import StopRequest
-    from streamkm.runs.preflight import check_fit
+    from streamkm.runs.preflight import check_fit, check_outside
 
     config = FitConfig(**{name: getattr(arguments, name) for name in _FIT_SETTINGS})
     execution = _execution(arguments)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
+        asked: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         check_fit(source.spec, config, source.name)
+        check_outside(source, run_dir=arguments.out)
         if arguments.dry_run:
             with _open_weights(arguments, source) as weights:
-                _try_out(arguments, source, config, execution, weights)
+                from streamkm.runs.dry_run import dry_run
+
+                job = (source, config, execution, arguments.out)
+                _print_report(dry_run(*job, **asked, weights=weights))
             return
         check_run_is_free(arguments.out, resume=arguments.resume)
 
         with _open_weights(arguments, source) as weights:
             from streamkm.runs.fit import fit
 
-            fit(
-                source,
-                config,
-                execution,
-                arguments.out,
-                resume=arguments.resume,
-                stop_request=stop_request,
-                weights=weights,
-            )
-
-
-def _try_out(
-    arguments: argparse.Namespace,
-    source: Source,
-    config: FitConfig,
-    execution: ExecutionConfig,
-    weights: Weights | None,
-) -> None:
-    from streamkm.runs.dry_run import dry_run
-
-    out, resume = arguments.out, arguments.resume
-    _print_report(dry_run(source, config, execution, out, resume=resume, weights=weights))
+            fit(source, config, execution, arguments.out, **asked, weights=weights)
 
 
 def _print_report(report: DryRun) -> None:
@@ -134,16 +119,20 @@ def _print_report(report: DryRun) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.folder import read_config
     from streamkm.runs.interrupts import StopRequest
-    from streamkm.sources.sinks import check_target
+    from streamkm.runs.outputs import check_free, may_be_finished
+    from streamkm.runs.preflight import check_outside
 
     execution = _execution(arguments)
     read_config(arguments.run)
-    targets = [path for path in (arguments.labels, arguments.distances) if path is not None]
-    if not arguments.dry_run:
-        for target in targets:
-            check_target(target, resume=arguments.resume)
+    asked_for = (arguments.labels, arguments.distances)
+    targets = [path.expanduser() for path in asked_for if path is not None]
+    is_left_to_see = arguments.resume and may_be_finished(arguments.run, targets)
+    if not (arguments.dry_run or is_left_to_see):
+        check_free(arguments.run, targets, resume=arguments.resume)
     asked = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
+        asked["stop_request"] = stop_request
+        check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
             from streamkm.runs.dry_predict import dry_predict
 
@@ -151,7 +140,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             return
         from streamkm.runs.predict import predict
 
-        predict(arguments.run, source, execution, **asked, stop_request=stop_request)
+        predict(arguments.run, source, execution, **asked)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -243,7 +232,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
-    arguments = parser.parse_args(argv)
+    check_options(argv, parser, commands)
+    arguments, left = parser.parse_known_args(argv)
+    if left:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(left)}")
     if getattr(arguments, "config", None) is not None:
         _apply_config(arguments.config, commands["fit"])
         arguments = parser.parse_args(argv)
@@ -283,6 +275,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     parser.add_argument("--version", action="version", version=f"streamkm {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    by_name: dict[str, _Parser] = {}
 
     def command(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> _Parser:
         added: _Parser = commands.add_parser(
@@ -290,7 +283,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
             help=summary,
             description=summary,
         )
-        added.set_defaults(command=run)
+        added.set_defaults(command=run, parser=added)
+        by_name[name] = added
         return added
 
     fit = command("fit", _fit, "Cluster an array and write a run folder.")
@@ -313,7 +307,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--distances", metavar="OUT", type=Path, help="Euclidean distances, .npy or .zarr"
     )
     predict.add_argument(
-        "--resume", action="store_true", help="go on with outputs that were left unfinished"
+        "--resume",
+        action="store_true",
+        help="go on with outputs that were left unfinished, or start them",
     )
     predict.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add_checkpoint_every(predict)
@@ -324,4 +320,4 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         add_execution_options(parser_)
     info = command("info", _info, "What a path holds: a source, or a run and how far it has come.")
     add_source(info, metavar="PATH")
-    return parser, {"fit": fit}
+    return parser, by_name

@@ -37,6 +37,7 @@ __all__ = [
     "make_directory",
     "names_in",
     "new_directory",
+    "pieces_of",
     "read_bytes",
     "remove_empty",
     "remove_file",
@@ -46,8 +47,7 @@ __all__ = [
     "write_durably",
 ]
 
-PIECE_BYTES = 1 << 20
-_PARTS_AT_ONCE = 16
+PIECE_BYTES, _PARTS_AT_ONCE = 1 << 20, 16
 
 #: What file systems answer that cannot reserve space.
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
@@ -69,12 +69,17 @@ def read_bytes(path: Path) -> bytes:
         return b"".join(_pieces(fd, os.fstat(fd).st_size + 1))
 
 
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """The content of `path`, however large."""
+    with _opened(path, os.O_RDONLY) as fd:
+        yield from _pieces(fd, PIECE_BYTES)
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of the content of `path`."""
     digest = hashlib.sha256()
-    with _opened(path, os.O_RDONLY) as fd:
-        for piece in _pieces(fd, PIECE_BYTES):
-            digest.update(piece)
+    for piece in pieces_of(path):
+        digest.update(piece)
     return digest.hexdigest()
 
 

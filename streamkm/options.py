@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from streamkm.config import KERNELS, Cadence, parse_bytes
 from streamkm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = [
     "DRY_RUN_HELP",
@@ -19,6 +21,7 @@ __all__ = [
     "add_execution_options",
     "add_fit_options",
     "add_source",
+    "check_options",
 ]
 
 SOURCE_HELP = (
@@ -193,3 +196,50 @@ def _typed(convert: Callable[[str], Any]) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return converted
+
+
+# ---- options that there are not ---------------------------------------------
+
+
+def check_options(
+    argv: Sequence[str],
+    parser: argparse.ArgumentParser,
+    commands: Mapping[str, argparse.ArgumentParser],
+) -> None:
+    """Refuse an option that the command does not have, and name the one that was meant.
+
+    argparse would name none, and complain first of what it misses for want of that option.
+    """
+    command = ""
+    for word in argv:
+        name = word.partition("=")[0]
+        if word in ("--", "-h", "--help"):
+            return
+        # (argparse takes what has a space in it for no option, and what begins with one dash
+        # for the value of one, perhaps.)
+        if command and name.startswith("--") and " " not in word:
+            if name not in _options_of(commands[command]):
+                meant = _meant(name, commands, command)
+                commands[command].error(f"{command} has no option {name}{meant}")
+        elif not command and word in commands:
+            command = word
+        elif not command and word.startswith("-") and name not in _options_of(parser):
+            parser.error(f"{name} before the command: options follow it, as in fit x.npy --k 8")
+
+
+def _meant(name: str, commands: Mapping[str, argparse.ArgumentParser], command: str) -> str:
+    """What may have been meant by `name`, if anything is like it."""
+    having = [other for other in commands if name in _options_of(commands[other])]
+    if having:
+        return f", {' and '.join(having)} {'have' if len(having) > 1 else 'has'}"
+    known = sorted(_options_of(commands[command]))
+    near = [option for option in known if option.startswith(name)]
+    near = near or difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Every option of `parser`, from its help: argparse tells them nowhere else."""
+    text = re.sub("\x1b\\[[0-9;]*m", "", parser.format_help())  # Python 3.14 has colours in it.
+    heads = re.findall("^  (-.*?)(?:  |$)", text, re.MULTILINE)
+    return {option for head in heads for option in re.findall("(?<![\\w-])--?[a-z][a-z-]*", head)}

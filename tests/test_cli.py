@@ -5,7 +5,9 @@ Every refusal is one line on stderr, exit status 2, no traceback, and nothing wr
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -251,11 +253,21 @@ def test_a_gpu_that_is_not_there(x, tmp_path, refused):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_budget_that_is_too_small_names_one_that_is_not(x, tmp_path, refused):
-    arguments = ["fit", x, "--k", 2, "--out", tmp_path / "run", "--device", "cpu"]
+@pytest.mark.parametrize("command", ["fit", "weighted fit", "dry run", "predict", "evaluate"])
+def test_a_budget_that_is_too_small_names_one_that_is_not(command, x, done, tmp_path, refused):
+    fit = ["fit", x, "--k", 2, "--out", tmp_path / "run"]
+    np.save(tmp_path / "w.npy", np.ones(200))
+    arguments = {
+        "fit": fit,
+        "weighted fit": [*fit, "--weights", tmp_path / "w.npy"],
+        "dry run": [*fit, "--dry-run"],
+        "predict": ["predict", done, x, "--labels", tmp_path / "l.npy"],
+        "evaluate": ["evaluate", done, x],
+    }[command]
+    arguments += ["--device", "cpu"]
     message = refused(*arguments, "--max-host-memory", "1MiB")
-    assert not (tmp_path / "run").exists()
-    least = message.split("at least ")[1].split()[0]
+    assert message.startswith("streamkm: --max-host-memory 1.0 MiB is too small")
+    least = message.split("; give at least --max-host-memory ")[1]
     less = f"{int(least.removesuffix('MiB')) - 1}MiB"
     refused(*arguments, "--max-host-memory", less)
     assert cli(*arguments, "--max-host-memory", least) == 0
@@ -414,3 +426,79 @@ def test_columns_and_datasets(tmp_path: Path, x: Path, capsys, monkeypatch) -> N
     ):  # fmt: skip
         assert cli("info", *arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+# ---- options that there are not ---------------------------------------------
+
+
+# Breaks when help is named that does not list the option, or what is missed because of it is
+# complained of first.
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "fit x.npy --k 5 --out o --algoritm lloyd",
+            "fit has no option --algoritm; did you mean --algorithm? (see python -m streamkm fit",
+        ),
+        ("fit x.npy --k 5 --ot o", "fit has no option --ot; did you mean --out?"),
+        ("fit x.npy --k 5 --out o --max-host=1GiB", "did you mean --max-host-memory?"),
+        ("fit x.npy --k 5 --out o --max", "mean --max-host-memory or --max-no-improvement?"),
+        ("predict r x.npy --labels l.npy --k 5", "predict has no option --k, fit has (see"),
+        ("predict r x.npy --labels l.npy --weights w", "--weights, fit and evaluate have (see"),
+        ("evaluate r x.npy --lables l", "see python -m streamkm evaluate --help"),
+        ("info x.npy --zzz", "info has no option --zzz (see python -m streamkm info --help)"),
+        ("fit x.npy extra --k 5 --out o", "arguments: extra (see python -m streamkm fit --help)"),
+        ("fit x.npy -q --k 5 --out o", "arguments: -q (see python -m streamkm fit --help)"),
+        ("--k 5 fit x.npy --out o", "--k before the command: options follow it, as in fit"),
+        ("--dry-run", "--dry-run before the command"),
+    ],
+)
+def test_an_option_that_there_is_not_points_to_the_one_that_was_meant(arguments, said, refused):
+    message = refused(*arguments.split())
+    assert said in message
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "evaluate", "info"])
+def test_every_option_that_help_lists_is_known(command, capsys, monkeypatch):
+    # As Python 3.14 prints it on a terminal.
+    real = argparse.ArgumentParser.format_help
+
+    def coloured(parser):
+        return re.sub("(--[a-z-]+)", "\x1b[1;36m\\1\x1b[0m", real(parser))
+
+    assert cli(command, "--help") == 0
+    listed = set(re.findall("^  .*?(--[a-z][a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert {"--help", "--dtype"} <= listed
+    monkeypatch.setattr(argparse.ArgumentParser, "format_help", coloured)
+    for option in sorted(listed):
+        assert cli(command, "--zzz", option) == 2
+        assert "has no option --zzz" in capsys.readouterr().err
+        cli(command, option, "0", "--help")
+        assert "has no option" not in capsys.readouterr().err
+
+
+def test_what_only_looks_like_an_option_is_left_to_the_parser(x, tmp_path, capsys):
+    assert cli("fit", x, "--k", 2, "--out", tmp_path / "run", "--tol", "-1") == 2
+    assert "tol must be" in capsys.readouterr().err
+    assert cli("info", "--", "--x.npy") == 2
+    assert "--x.npy: does not exist" in capsys.readouterr().err
+    assert cli("info", "--of two words.npy") == 2
+    assert "--of two words.npy: does not exist" in capsys.readouterr().err
+
+
+# ---- Ctrl-C -----------------------------------------------------------------
+
+
+# Breaks where checkpoints are spoken of that the command never makes, or not yet.
+@pytest.mark.parametrize("command", ["info", "fit"])
+def test_an_interrupt_before_there_is_anything_speaks_of_no_checkpoint(
+    command, x, tmp_path, capsys, monkeypatch
+):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streamkm.sources.open_source", interrupted)
+    options = ["--k", 2, "--out", tmp_path / "run"] if command == "fit" else []
+    assert cli(command, x, *options) == 1
+    said = "streamkm: interrupted; what was not saved before is lost\n"
+    assert capsys.readouterr().err == said

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from streamkm.config import FitConfig
 from streamkm.errors import Interrupted, ParameterError
 from streamkm.estimators.conversion import to_sklearn
-from streamkm.estimators.inputs import Rows, open_rows
+from streamkm.estimators.inputs import KEPT_DTYPES, Rows, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
     check_resumable,
@@ -319,7 +319,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     @staticmethod
     def _checked(centroids_KD: Any) -> np.ndarray:
-        checked_KD: np.ndarray = check_array(centroids_KD, dtype=np.float64, input_name="init")
+        # Their type is kept, for an error to tell.
+        checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
         return checked_KD
 
     def _adopt(self, model: Model) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sklearn.base import BaseEstimator
 
-__all__ = ["Rows", "open_rows"]
+__all__ = ["KEPT_DTYPES", "Rows", "open_rows"]
 
 #: Kept as they are; anything else that can be is made float64, the first of them.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]

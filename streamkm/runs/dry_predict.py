@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamkm.config import FitConfig, format_bytes
 from streamkm.errors import InputError
@@ -12,14 +12,19 @@ from streamkm.runs.dry_run import DryRun, format_duration
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.look import look_at
 from streamkm.runs.model import load_run
-from streamkm.runs.predict import output_dtypes
+from streamkm.runs.outputs import are_finished, check_free
+from streamkm.runs.predict import finished_line, job_of, output_dtypes
 from streamkm.runs.probe import PROBE_S, format_rate
-from streamkm.sources.sinks import check_target, unfinished_bytes
+from streamkm.sources.sinks import unfinished_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    import numpy as np
+
     from streamkm.config import ExecutionConfig
+    from streamkm.runs.interrupts import StopRequest
     from streamkm.sources import Source
 
 __all__ = ["dry_predict"]
@@ -37,23 +42,29 @@ def dry_predict(
     distances: Path | None = None,
     nan: str | None = None,
     resume: bool,
+    stop_request: StopRequest,
 ) -> DryRun:
     """What `streamkm.runs.predict.predict` would do with the same arguments.
 
     Raises
     ------
+    StreamkmError
+        After `stop_request`, which is asked after every batch.
     InputError
         As `predict` does, where there is nothing to be said beside the error. Errors that
         come with a report are in `DryRun.errors`.
     """
     model = load_run(run_dir)
     outputs = output_dtypes(model, labels, distances)
+    paths = [path for path, _ in outputs]
+    job = job_of(run_dir, source, nan or model.settings["nan"])
+    if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
+        return DryRun([("source", source.name), ("resume", finished_line(paths))])
     labelling = Labelling(model, source, execution)
-    spec, report = source.spec, DryRun()
-    look = look_at(
-        source, None, FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
-    )
-    rate = _rows_per_s(labelling)
+    spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
+    config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
+    look = look_at(source, None, config, pause)
+    rate = _rows_per_s(labelling, pause)
     report.facts += [
         ("run", f"{run_dir}: {model.k:,} centroids"),
         ("source", source.name),
@@ -64,27 +75,40 @@ def dry_predict(
         ("time", f"about {format_duration(spec.n_rows / rate)} at {format_rate(rate)}"),
     ]
     report.notes = [*source.notes(), *look.notes]
-    most: dict[Path, int] = {}
-    least: dict[Path, int] = {}
-    for path, dtype in outputs:
-        # What is there of an unfinished output has its space already.
-        there = unfinished_bytes(path) if resume else 0
-        missing = max(spec.n_rows * dtype.itemsize - there, 0)
-        most[path.parent] = most.get(path.parent, 0) + missing
-        # Chunks of Zarr are compressed; an .npy file takes its space at the start.
-        is_whole = path.suffix.lower() == ".npy"
-        least[path.parent] = least.get(path.parent, 0) + is_whole * missing
-        try:
-            check_target(path, resume=resume)
-        except InputError as error:
-            report.errors.append(error)
+    space = _space(report, outputs, spec.n_rows, run_dir, resume=resume)
     report.errors += [look.error] if look.error is not None else []
-    for folder, n_bytes in most.items():
-        report.add_space(folder, n_bytes, "outputs", least=least[folder])
+    for folder, (most, least) in space.items():
+        report.add_space(folder, most, "outputs", least=least)
+    pause()
     return report
 
 
-def _rows_per_s(labelling: Labelling) -> float:
+def _space(
+    report: DryRun,
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    n_rows: int,
+    run_dir: Path,
+    *,
+    resume: bool,
+) -> dict[Path, tuple[int, int]]:
+    """What the outputs take in each folder, at most and least; notes what is refused."""
+    space: dict[Path, tuple[int, int]] = {}
+    for path, dtype in outputs:
+        # What is there of an unfinished output has its space already.
+        there = unfinished_bytes(path) if resume else 0
+        missing = max(n_rows * dtype.itemsize - there, 0)
+        # Chunks of Zarr are compressed; an .npy file takes its space at the start.
+        is_whole = path.suffix.lower() == ".npy"
+        most, least = space.get(path.parent, (0, 0))
+        space[path.parent] = most + missing, least + is_whole * missing
+        try:
+            check_free(run_dir, [path], resume=resume)
+        except InputError as error:
+            report.errors.append(error)
+    return space
+
+
+def _rows_per_s(labelling: Labelling, pause: Callable[[], None]) -> float:
     """Reading and labelling together, as a predict does them."""
     began = time.perf_counter()
     with labelling.batches() as batches:
@@ -93,6 +117,7 @@ def _rows_per_s(labelling: Labelling) -> float:
         n_rows, began = 0, time.perf_counter()
         for batch in islice(batches, PROBE_BATCHES):
             n_rows += len(batch.labels_B.cpu())
+            pause()
             if time.perf_counter() - began >= PROBE_S:
                 break
         spent_s = time.perf_counter() - began

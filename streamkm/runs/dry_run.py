@@ -34,10 +34,12 @@ from streamkm.stream.plan import WINDOW_BYTES
 from streamkm.stream.slots import HostSlots
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.runs.interrupts import StopRequest
     from streamkm.runs.probe import Probe
     from streamkm.runs.setup import FitSetup
     from streamkm.sources.base import Source
@@ -112,17 +114,20 @@ def dry_run(
     run_dir: Path,
     *,
     resume: bool,
+    stop_request: StopRequest,
     weights: Weights | None = None,
 ) -> DryRun:
     """What `streamkm.runs.fit.fit` would do with the same arguments.
 
     Raises
     ------
+    StreamkmError
+        After `stop_request`, which is asked after every window and batch.
     InputError
         As `fit` does, where there is nothing to be said of the run beside the error. Errors
         that come with a report are in `DryRun.errors`.
     """
-    setup = plan_fit(source, config, execution, weights=weights)
+    setup, pause = plan_fit(source, config, execution, weights=weights), stop_request.end_if_asked
     report, stands = DryRun(), None
     _add_plan(report, setup)
     folder = RunFolder(run_dir, run_record(setup), resume=resume)
@@ -131,9 +136,9 @@ def dry_run(
         stands = _add_progress(report, folder, setup) if resume else _BEGINNING
     except InputError as error:
         report.errors.append(error)
-    look = look_at(source, setup.plan, setup.config)
+    look = look_at(source, setup.plan, setup.config, pause)
     with HostSlots(setup.memory.stream, setup.device) as slots:
-        state, prober = _prepare(setup, slots)
+        state, prober = _prepare(setup, slots, pause)
         probe = prober.measure(state)
         if setup.config.scale in ("zscore", "minmax"):
             probe = replace(probe, arithmetic={**probe.arithmetic, "scale": prober.moments()})
@@ -149,6 +154,7 @@ def dry_run(
         # A checkpoint that the disk refuses does not end a run, a result does.
         report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)
     report.errors += [look.error] if look.error is not None else []
+    pause()
     return report
 
 
@@ -212,7 +218,9 @@ def _left(cursor: Cursor, setup: FitSetup) -> dict[str, float]:
     return left
 
 
-def _prepare(setup: FitSetup, slots: HostSlots) -> tuple[KMeansState, Prober]:
+def _prepare(
+    setup: FitSetup, slots: HostSlots, pause: Callable[[], None]
+) -> tuple[KMeansState, Prober]:
     """A state on rows of the data, as good as any to take the time by."""
     k, config = setup.config.k, setup.config
     with Progress(quiet=True) as progress:
@@ -225,14 +233,14 @@ def _prepare(setup: FitSetup, slots: HostSlots) -> tuple[KMeansState, Prober]:
             dtype=setup.dtype,
             slots=slots,
             progress=progress,
-            on_window=lambda: None,
+            on_window=pause,
             weights=setup.weights,
         )
     moments = RunningMoments.of(x_SD, weights_S)
     scaling = Scaling.fit(config.scale, config.metric, moments, setup.dtype)
     centroids_KD = scaling.prepare(x_SD, slice(None), x_SD).x_BD[:k].clone()
     state = initial_state(centroids_KD, 0.0, weighted=setup.weights is not None)
-    return state, Prober(setup, slots, scaling)
+    return state, Prober(setup, slots, scaling, pause)
 
 
 def _add_time(report: DryRun, setup: FitSetup, probe: Probe, stands: Cursor = _BEGINNING) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamkm.clustering.metrics import ClusterSums
-from streamkm.errors import StreamkmError
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
+from streamkm.runs.outcome import median_size
 from streamkm.runs.progress import Progress
 from streamkm.runs.rows import non_finite_error
 
@@ -83,7 +83,7 @@ class Evaluation:
             f"clusters         {len(self.sizes):,}",
             f"empty clusters   {self.sizes.count(0):,}",
             (
-                f"cluster sizes    {ordered[0]:,} least, {ordered[len(ordered) // 2]:,} median, "
+                f"cluster sizes    {ordered[0]:,} least, {median_size(ordered):,} median, "
                 f"{ordered[-1]:,} most"
             ),
         ]
@@ -155,8 +155,7 @@ def evaluate(
             progress.advance(len(labels_B))
             if progress.is_due():
                 progress.report({})
-            if stop_request.signal_name is not None:
-                raise StreamkmError(f"stopped by {stop_request.signal_name}; nothing was written")
+            stop_request.end_if_asked()
         progress.say(labelling.times.summary())
     centroids_KD = labelling.centroids_KD.cpu()
     return Evaluation(

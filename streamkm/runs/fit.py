@@ -8,6 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.allocation import memory_told
@@ -17,13 +19,11 @@ from streamkm.runs.devices import resolve_device
 from streamkm.runs.folder import RunFolder
 from streamkm.runs.model import Model, load_run
 from streamkm.runs.modelfile import DamagedModelError
-from streamkm.runs.preflight import check_fit
+from streamkm.runs.preflight import check_fit, check_outside
 from streamkm.runs.progress import Progress
 from streamkm.runs.setup import FitSetup
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from streamkm.config import ExecutionConfig, FitConfig
     from streamkm.runs.interrupts import StopRequest
     from streamkm.sources.base import Source
@@ -81,6 +81,7 @@ def fit(
         If the disk refuses the result, or the checkpoint that `stop_request` asks for. One
         that is refused before costs a warning, and is tried again when the next one is due.
     """
+    check_outside(source, run_dir=run_dir)
     setup = plan_fit(source, config, execution, given_KD, weights)
     attempt = Attempt(setup)
     if run_dir is None:
@@ -131,7 +132,9 @@ def run_record(setup: FitSetup, given_KD: np.ndarray | None = None) -> dict[str,
         # By content: the file may be named by another path, or hold other centroids, by now.
         settings["init"] = f".npy file of sha256 {file_sha256(Path(init))[:12]}"
     if given_KD is not None:
-        settings["init"] = f"array of sha256 {sha256(given_KD.tobytes()).hexdigest()[:12]}"
+        # In float64, whatever they were given in.
+        wide_KD = given_KD.astype(np.float64)
+        settings["init"] = f"array of sha256 {sha256(wide_KD.tobytes()).hexdigest()[:12]}"
     data = {
         "shape": [spec.n_rows, spec.n_features],
         "dtype": spec.dtype,

@@ -8,6 +8,7 @@
       metrics.jsonl          one record per report
       centroids.npy          at the end: K x D float32, in the space of the input
       model.safetensors      at the very end, so that a run that has it is complete
+      outputs/               see runs.outputs
       lock                   held by the process that writes
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamkm.config import setting_differences
@@ -39,7 +41,6 @@ from streamkm.files import (
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
 __all__ = ["RunFolder", "check_run_is_free", "looks_like_a_run", "read_config", "run_owner"]
@@ -162,12 +163,7 @@ class RunFolder:
         # The data first: settings that were left open follow from its shape.
         for key, value in self._record["data"].items():
             if before["data"].get(key) != value:
-                raise ResumeError(
-                    f"{self.path}: the data changed since the run began "
-                    f"({key}: {before['data'].get(key)} -> {value}); restore it (modification "
-                    "times count: copy with cp -p or rsync -t), or start anew with another ",
-                    Option("run_dir"),
-                )
+                raise self._other_data(before, key)
         changed = setting_differences(before["fit"], self._record["fit"])
         if changed:
             raise ResumeError(
@@ -175,6 +171,31 @@ class RunFolder:
                 "resume with the original one, or start anew with another ",
                 Option("run_dir"),
             )
+
+    def _other_data(self, before: dict[str, Any], key: str) -> ResumeError:
+        """What is said of data that is not what the run began with, by its first difference."""
+        now = self._record
+        again = " (modification times count: copy with cp -p or rsync -t), or start anew with "
+        again += "another "
+        places = {Path(str(record["source"])).absolute() for record in (before, now)}
+        if len(places) > 1 and key != "weights":
+            return ResumeError(
+                f"{self.path}: another source was given: the run began with {_described(before)}, "
+                f"this is {_described(now)}; give the former or an exact copy of it{again}",
+                Option("run_dir"),
+            )
+        what = "rows of a chunk or block" if key == "block_rows" else key
+        return ResumeError(
+            f"{self.path}: the data changed since the run began "
+            f"({what}: {before['data'].get(key)} -> {now['data'][key]}); restore it{again}",
+            Option("run_dir"),
+        )
+
+
+def _described(record: dict[str, Any]) -> str:
+    """The source of a run: its name, shape and type."""
+    rows, features = record["data"]["shape"]
+    return f"{record['source']} ({rows:,} x {features:,}, {record['data']['dtype']})"
 
 
 def check_run_is_free(path: Path, *, resume: bool) -> None:

@@ -11,6 +11,7 @@ from streamkm.errors import RunError
 from streamkm.runs.checkpoint import load_checkpoint
 from streamkm.runs.folder import read_config, run_owner
 from streamkm.runs.modelfile import MODEL, centroids_are_whole, read_model_file
+from streamkm.runs.outcome import median_size
 from streamkm.sealed import DAMAGE, in_words
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.nda
     return [
         f"inertia      {said}",
         (
-            f"sizes        {ordered_K[0]:,} least, {ordered_K[len(ordered_K) // 2]:,} median, "
+            f"sizes        {ordered_K[0]:,} least, {median_size(ordered_K.tolist()):,} median, "
             f"{ordered_K[-1]:,} most, {counted(int((ordered_K == 0).sum()), 'cluster')} empty"
         ),
         f"steps        {figures['n_steps']:,} in {counted(figures['n_iter'], 'epoch')}",

@@ -6,6 +6,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
+from streamkm.errors import StreamkmError
+
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
@@ -37,6 +39,11 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         self._restore()
+
+    def end_if_asked(self) -> None:
+        """Raise if a signal came: the answer of commands that have nothing to save."""
+        if (name := self.signal_name) is not None:
+            raise StreamkmError(f"stopped by {name}; nothing was written")
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name

@@ -15,6 +15,8 @@ from streamkm.runs.rows import as_float, sampled_row_error
 from streamkm.sources.base import RowRange
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamkm.config import FitConfig
     from streamkm.errors import InputError
     from streamkm.sources.base import ArraySpec, Source
@@ -50,13 +52,19 @@ class Look:
     """What forbids the run, as the run would say it."""
 
 
-def look_at(source: Source, plan: Plan | None, config: FitConfig) -> Look:
+def look_at(
+    source: Source,
+    plan: Plan | None,
+    config: FitConfig,
+    pause: Callable[[], None] = lambda: None,
+) -> Look:
     """Look at the rows of `source`, which are to be clustered as `config` and `plan` say.
 
     Without a plan they are only to be labelled: what matters is whether they can be used.
+    Between reads `pause` is called, which may raise.
     """
     spec = source.spec
-    pieces = _read(source)
+    pieces = _read(source, pause)
     rows = np.concatenate([np.arange(piece.start, piece.stop) for piece, _ in pieces])
     stored_SD = np.concatenate([values for _, values in pieces])
     x_SD, bad_S = _usable(stored_SD, spec)
@@ -79,7 +87,7 @@ def look_at(source: Source, plan: Plan | None, config: FitConfig) -> Look:
     return Look(len(rows), notes, error)
 
 
-def _read(source: Source) -> list[tuple[RowRange, np.ndarray]]:
+def _read(source: Source, pause: Callable[[], None]) -> list[tuple[RowRange, np.ndarray]]:
     """Pieces of consecutive rows, from places spread evenly over the array."""
     spec = source.spec
     unit = min(spec.piece_rows or spec.block_rows, spec.n_rows)
@@ -93,6 +101,7 @@ def _read(source: Source) -> list[tuple[RowRange, np.ndarray]]:
         values = np.empty((stop - start, spec.n_features), spec.storage)
         source.read(RowRange(start, stop), values)
         pieces.append((RowRange(start, stop), values))
+        pause()
     return pieces
 
 

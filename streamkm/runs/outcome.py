@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamkm.clustering.scaling import Scaling
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.runs.snapshot import Snapshot
     from streamkm.stream.plan import Plan
 
-__all__ = ["final_figures", "model_figures", "result_lines"]
+__all__ = ["final_figures", "median_size", "model_figures", "result_lines"]
 
 #: Share of the inertia by which the last pass lowered it, from which on that is told.
 WORTH_SAYING = 0.001
@@ -51,9 +53,15 @@ def final_figures(now: Snapshot) -> dict[str, Any]:
         "inertia_per_row": inertia / (float(state.masses_K.sum()) or 1),
         "empty": sizes.count(0),
         "least_rows": sizes[0],
-        "median_rows": sizes[len(sizes) // 2],
+        "median_rows": median_size(sizes),
         "most_rows": sizes[-1],
     }
+
+
+def median_size(ordered_K: Sequence[int]) -> int | float:
+    """Median of sizes in order: whole where it can be, for between two there is a half at most."""
+    twice = int(ordered_K[(len(ordered_K) - 1) // 2]) + int(ordered_K[len(ordered_K) // 2])
+    return twice / 2 if twice % 2 else twice // 2
 
 
 def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:

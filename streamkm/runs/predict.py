@@ -22,11 +22,12 @@ from streamkm.files import file_sha256
 from streamkm.runs.allocation import memory_told
 from streamkm.runs.labelling import Labelling
 from streamkm.runs.model import load_run
+from streamkm.runs.outputs import are_finished, check_free, record_outputs
 from streamkm.runs.progress import Progress
 from streamkm.runs.rows import non_finite_error
 from streamkm.sources import open_sink
 from streamkm.sources.sink import commit_together
-from streamkm.sources.sinks import unfinished_rows
+from streamkm.sources.sinks import tidy, unfinished_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from streamkm.runs.model import Model
     from streamkm.sources import Sink, Source
 
-__all__ = ["output_dtypes", "predict"]
+__all__ = ["finished_line", "job_of", "output_dtypes", "predict"]
 
 #: From so many clusters on, labels do not fit int32.
 INT64_CLUSTERS = 2**31
@@ -76,7 +77,8 @@ def predict(
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
     resume : bool
-        Go on with outputs that an interrupted predict left unfinished.
+        Go on with outputs that an interrupted predict left unfinished. If all are finished, by
+        this model from these rows, nothing is done.
     stop_request : StopRequest
         Is asked after every batch.
 
@@ -93,15 +95,18 @@ def predict(
     """
     model = load_run(run_dir)
     outputs = output_dtypes(model, labels, distances)
-    labelling = Labelling(model, source, execution)
+    paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
-    job = {
-        "model": file_sha256(run_dir / "model.safetensors"),
-        "data": source.fingerprint(),
-        "nan": nan,
-    }
+    job = job_of(run_dir, source, nan)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
+        if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
+            for path in paths:
+                tidy(path)
+            progress.say(finished_line(paths))
+            return 0
+        check_free(run_dir, paths, resume=resume)
+        labelling = Labelling(model, source, execution)
         sinks = []
         for path, dtype in outputs:
             lost = 0 if resume else unfinished_rows(path)
@@ -120,21 +125,37 @@ def predict(
                 _label_all(source, labelling, writer, progress, nan=nan)
             # Of what job they are must be known of them from here on, too.
             writer.save()
+            refused = record_outputs(run_dir, job, sinks)
             commit_together(sinks)
-        progress.say("written: " + " and ".join(str(path) for path, _ in outputs))
+        progress.say("written: " + " and ".join(map(str, paths)))
+        if refused is not None:
+            progress.say(f"note: a later --resume will not know that this is finished ({refused})")
     return writer.n_dropped
+
+
+def job_of(run_dir: Path, source: Source, nan: str) -> dict[str, str]:
+    """What decides the values of an output."""
+    model = file_sha256(run_dir / "model.safetensors")
+    return {"model": model, "data": source.fingerprint(), "nan": nan}
+
+
+def finished_line(paths: list[Path]) -> str:
+    """What is said of outputs that `are_finished`."""
+    are = "are" if len(paths) > 1 else "is"
+    names = " and ".join(map(str, paths))
+    return f"{names} {are} finished, by this model from this source: nothing is left to do"
 
 
 def output_dtypes(
     model: Model, labels: Path, distances: Path | None
 ) -> list[tuple[Path, np.dtype[Any]]]:
     """What is written where, labels first."""
-    outputs = [(labels, np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32))]
+    outputs = [(labels.expanduser(), np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32))]
     if distances is not None:
         if distances.resolve() == labels.resolve():
             both = f" must differ, both are {labels}"
             raise ConfigError(Option("labels"), " and ", Option("distances"), both)
-        outputs.append((distances, np.dtype(np.float32)))
+        outputs.append((distances.expanduser(), np.dtype(np.float32)))
     return outputs
 
 

@@ -21,16 +21,20 @@ from streamkm.clustering.sizes import (
 from streamkm.config import format_bytes
 from streamkm.errors import ConfigError, MemoryBudgetError, Option
 from streamkm.sources.weights import MAX_HEAVY
+from streamkm.sources.within import would_take
 from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from streamkm.config import ExecutionConfig, FitConfig
-    from streamkm.sources.base import ArraySpec
+    from streamkm.sources.base import ArraySpec, Source
     from streamkm.stream.plan import Plan
 
 __all__ = [
     "MemoryPlan",
     "check_fit",
+    "check_outside",
     "fit_bytes",
     "give_back_large_blocks",
     "plan_memory",
@@ -87,6 +91,17 @@ def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
         raise ConfigError(
             f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
         )
+
+
+def check_outside(source: Source, **outputs: Path | None) -> None:
+    """Refuse an output, by the name of its setting, that would become part of what is read."""
+    for name, path in outputs.items():
+        if path is not None and would_take(source, path):
+            raise ConfigError(
+                Option(name, str(path)),
+                f" would become part of the source {source.name}, whose data would then count as "
+                "changed; choose a place outside of it",
+            )
 
 
 def give_back_large_blocks() -> None:
@@ -156,10 +171,10 @@ def plan_memory(
     least = sized(1, 1)
     raise MemoryBudgetError(
         Option("max_host_memory", format_bytes(budget)),
-        " is too small: this run needs at least "
-        f"{_round_up_mib(least.total_bytes)} ({format_bytes(n_bytes)} for one window of "
-        f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} for one reader, "
-        f"{format_bytes(fixed_bytes)} for arithmetic and libraries)",
+        f" is too small: there must be room for {format_bytes(n_bytes)} of one window of "
+        f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} of one reader and "
+        f"{format_bytes(fixed_bytes)} of arithmetic and libraries; give at least ",
+        Option("max_host_memory", _round_up_mib(least.total_bytes)),
     )
 
 

@@ -113,7 +113,7 @@ class Probe:
         ceiling = self.ceiling(stage)
         alone = ceiling == self.stages[stage].rows_per_s
         of = "what the probe measured for it alone" if alone else self._shared_by()
-        rates = f"{rows_per_s / 1e6:.3g} of {ceiling / 1e6:.3g} million rows/s"
+        rates = f"{_millions(rows_per_s)} of {_millions(ceiling)} million rows/s"
         return f"{rows_per_s / ceiling:.2f} of {of} ({rates})"
 
     def as_dict(self) -> dict[str, Any]:
@@ -158,6 +158,8 @@ class Prober:
     setup: FitSetup
     slots: HostSlots
     scaling: Scaling
+    pause: Callable[[], None] = lambda: None
+    """Is called between windows and batches, and may raise."""
 
     def measure(self, state: KMeansState, *, closing_only: bool = False) -> Probe:
         """All stages, the arithmetic on copies of `state`; `closing_only` where training is over.
@@ -225,6 +227,7 @@ class Prober:
         with watch, self._host_windows(n_readers, times) as host_windows:
             for host in host_windows:
                 host.release()
+                self.pause()
                 if times.elapsed_s >= PROBE_S:
                     break
         # Blocks of windows that were not awaited count: the threads have finished them.
@@ -294,6 +297,7 @@ class Prober:
                     if is_first and watch.wall_s < PROBE_S:
                         watch, n_rows = _Stopwatch(), 0
                     is_first = False
+                    self.pause()
                     if watch.wall_s >= PROBE_S:
                         break
                 with watch:
@@ -341,5 +345,10 @@ def _n_cores() -> int:
 def format_rate(rows_per_s: float) -> str:
     """``2.8 million rows/s``."""
     if rows_per_s >= 1e6:
-        return f"{rows_per_s / 1e6:.3g} million rows/s"
+        return f"{_millions(rows_per_s)} million rows/s"
     return f"{rows_per_s:,.0f} rows/s"
+
+
+def _millions(rows_per_s: float) -> str:
+    """To three digits, and never as a power of ten."""
+    return f"{float(f'{rows_per_s / 1e6:.3g}'):,.15g}"

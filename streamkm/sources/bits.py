@@ -6,7 +6,11 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from streamkm.sources.within import would_take
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
@@ -44,6 +48,10 @@ class Bfloat16Source:
     def fingerprint(self) -> str:
         """Hex digest of the stored array's, and of how it is read."""
         return hashlib.sha256(f"bfloat16 {self._source.fingerprint()}".encode()).hexdigest()
+
+    def would_take(self, path: Path) -> bool:
+        """Whether what is written at `path` would become part of the stored array."""
+        return would_take(self._source, path)
 
     def notes(self) -> list[str]:
         """Notes of the stored array."""

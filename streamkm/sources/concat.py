@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 from streamkm.errors import SourceError
 from streamkm.sources.base import ArraySpec, RowRange
 from streamkm.sources.layout import check_read
+from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import numpy as np
 
@@ -35,6 +37,8 @@ class ConcatSource:
         How errors call the whole.
     remarks : tuple of str
         What `notes` says before the parts' own notes.
+    takes : callable, optional
+        Says of a path whether what is written there would be one more part.
 
     Raises
     ------
@@ -43,7 +47,12 @@ class ConcatSource:
     """
 
     def __init__(
-        self, parts: Sequence[Source], name: str, *, remarks: tuple[str, ...] = ()
+        self,
+        parts: Sequence[Source],
+        name: str,
+        *,
+        remarks: tuple[str, ...] = (),
+        takes: Callable[[Path], bool] | None = None,
     ) -> None:
         if not parts:
             raise SourceError(f"{name}: there is no part to read")
@@ -53,6 +62,7 @@ class ConcatSource:
         self._parts = tuple(parts)
         self._name = name
         self._remarks = remarks
+        self._takes = takes
         self._closed = False
         #: Row at which each part starts.
         self._starts = list(accumulate((part.spec.n_rows for part in parts[:-1]), initial=0))
@@ -100,6 +110,11 @@ class ConcatSource:
         for part in self._parts:
             digest.update(part.fingerprint().encode())
         return digest.hexdigest()
+
+    def would_take(self, path: Path) -> bool:
+        """Whether what is written at `path` would become one more part, or part of one."""
+        is_part = self._takes is not None and self._takes(path)
+        return is_part or any(would_take(part, path) for part in self._parts)
 
     def notes(self) -> list[str]:
         """Notes of the whole, then of each part."""

@@ -8,6 +8,7 @@ import re
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ from streamkm.sources.flat import BIN_DTYPES, open_bin, open_raw
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.npy import open_npy
 from streamkm.sources.vecs import VECS_DTYPES, VecsSource
+from streamkm.sources.within import folder_takes, pattern_takes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["open_source"]
 
@@ -210,7 +212,7 @@ def _open_path(path: Path, options: _Options) -> Source:
         found = _matches(path)
         if not found:
             raise SourceError(f"{path}: no file matches this pattern")
-        return _open_shards(_natural(found), str(path), options)
+        return _open_shards(_natural(found), str(path), options, partial(pattern_takes, path))
     raise SourceError(_absent(path))
 
 
@@ -319,7 +321,8 @@ def _open_folder(folder: Path, options: _Options) -> Source:
     if left:
         shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         remarks = (f"{folder}: {len(left)} other entries are not read: {shown}",)
-    return _open_shards(shards, str(folder), options, remarks)
+    takes = partial(folder_takes, folder, SUFFIXES)
+    return _open_shards(shards, str(folder), options, takes, remarks)
 
 
 def _kind(shard: Path) -> str:
@@ -327,15 +330,19 @@ def _kind(shard: Path) -> str:
 
 
 def _open_shards(
-    paths: Sequence[Path], name: str, options: _Options, remarks: tuple[str, ...] = ()
+    paths: Sequence[Path],
+    name: str,
+    options: _Options,
+    takes: Callable[[Path], bool],
+    remarks: tuple[str, ...] = (),
 ) -> Source:
-    """One source of several paths, in the order given."""
+    """One source of several paths, in the order given; `takes` says what would be one more."""
     limit = os.sysconf("SC_OPEN_MAX")
     keep_open = len(paths) <= (min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS)
     parts: list[Source] = []
     try:
         parts.extend(_open_one(path, options, keep_open=keep_open) for path in paths)
-        return ConcatSource(parts, name, remarks=remarks)
+        return ConcatSource(parts, name, remarks=remarks, takes=takes)
     except SourceError:
         for part in parts:
             part.close()

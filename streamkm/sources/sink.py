@@ -99,6 +99,11 @@ class Sink(ABC):
         """Row that the next `write` may start at, or before."""
         return self._next_row
 
+    @property
+    def crc32(self) -> int:
+        """Checksum of the values that are stored."""
+        return self._crc
+
     def write(self, start_row: int, values: np.ndarray) -> None:
         """Write values of consecutive rows.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import zlib
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ from streamkm.files import (
     OutputFile,
     discard,
     fsync_directory,
+    pieces_of,
     read_bytes,
     remove_file,
 )
@@ -39,6 +43,8 @@ __all__ = [
     "NpySink",
     "check_target",
     "open_sink",
+    "stored_crc32",
+    "tidy",
     "unfinished_bytes",
     "unfinished_rows",
 ]
@@ -98,8 +104,7 @@ def open_sink(
     target = check_target(path, resume=resume)
     stored = _check_arguments(target, n_rows, dtype, chunk_rows)
     partial, cursor = _beside(target)
-    lock = FileLock(partial.with_name(partial.name + ".lock"), target, "writing this output")
-    lock.take()
+    lock = _take_lock(target)
     try:
         check_target(target, resume=resume)  # Again: it may have appeared before the lock was ours.
         if target.exists():
@@ -163,6 +168,52 @@ def unfinished_bytes(target: Path) -> int:
     return partial.stat().st_size if partial.exists() else 0
 
 
+def tidy(target: Path) -> None:
+    """Remove what a crash left beside an output that is finished: its cursor and its lock."""
+    cursor = _beside(target)[1]
+    if cursor.exists() or _lock_path(target).exists():
+        with suppress(OSError):  # They do no harm where they cannot be removed.
+            lock = _take_lock(target)
+            try:
+                remove_file(cursor)
+            finally:
+                lock.release(remove=True)
+
+
+def _lock_path(target: Path) -> Path:
+    return target.with_name(target.name + ".partial.lock")
+
+
+def _take_lock(target: Path) -> FileLock:
+    lock = FileLock(_lock_path(target), target, "writing this output")
+    lock.take()
+    return lock
+
+
+def stored_crc32(target: Path, *, n_rows: int, dtype: np.dtype[Any]) -> int | None:
+    """Checksum of the values of an output under its name; None if it is no such array."""
+    if target.suffix.lower() == ".zarr":
+        from streamkm.sources.zarr_sink import zarr_crc32
+
+        return zarr_crc32(target, n_rows, dtype)
+    header = _npy_header(n_rows, dtype)
+    pieces = pieces_of(target)
+    first = next(pieces, b"")
+    crc, n_bytes = 0, 0
+    for piece in chain((first[len(header) :],), pieces):
+        crc, n_bytes = zlib.crc32(piece, crc), n_bytes + len(piece)
+    is_whole = first.startswith(header) and n_bytes == n_rows * dtype.itemsize
+    return crc if is_whole else None
+
+
+def _npy_header(n_rows: int, dtype: np.dtype[Any]) -> bytes:
+    header = io.BytesIO()
+    descr = npy_format.dtype_to_descr(dtype)
+    about = {"descr": descr, "fortran_order": False, "shape": (n_rows,)}
+    npy_format.write_array_header_1_0(header, about)
+    return header.getvalue()
+
+
 def _beside(target: Path) -> tuple[Path, Path]:
     """Where an output grows, and where its cursor lies."""
     partial = target.with_name(target.name + ".partial")
@@ -211,16 +262,7 @@ class NpySink(Sink):
         self, target: Path, *, n_rows: int, dtype: np.dtype[Any], state: dict[str, Any] | None
     ) -> None:
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
-        header = io.BytesIO()
-        npy_format.write_array_header_1_0(
-            header,
-            {
-                "descr": npy_format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": (n_rows,),
-            },
-        )
-        self._header = header.getvalue()
+        self._header = _npy_header(n_rows, dtype)
         self._size = len(self._header) + n_rows * dtype.itemsize
         self._file = self._create() if state is None else self._open()
 

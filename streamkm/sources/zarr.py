@@ -25,6 +25,7 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, one_line, row_boxes
+from streamkm.sources.within import is_inside
 from streamkm.sources.zarr_direct import direct_reader
 from streamkm.sources.zarr_store import WholeStore, codec_name
 
@@ -224,6 +225,11 @@ class ZarrSource:
         except Exception as error:  # each store raises what it likes
             raise ReadError(f"{self._name}: cannot be listed: {one_line(error)}") from error
         return digest.hexdigest()
+
+    def would_take(self, path: Path) -> bool:
+        """Whether `path` lies in the folder of which `fingerprint` lists every file."""
+        store = self._store
+        return isinstance(store, LocalStore) and is_inside(path, store.root / self._array.path)
 
     def notes(self) -> list[str]:
         """How many chunks were never written, for they read as the fill value."""

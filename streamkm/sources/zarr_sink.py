@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["ZarrSink"]
+__all__ = ["ZarrSink", "zarr_crc32"]
+
+
+def zarr_crc32(path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
+    """Checksum of the values of the array at `path`; None if it is no such array."""
+    try:
+        array = zarr.open_array(LocalStore(path, read_only=True), mode="r")
+        if array.shape != (n_rows,) or array.dtype != dtype:
+            return None
+        crc = 0
+        for row in range(0, n_rows, array.chunks[0]):
+            values = np.ascontiguousarray(array[row : row + array.chunks[0]])
+            crc = zlib.crc32(values.view(np.uint8).data, crc)
+    except Exception:  # noqa: BLE001  whatever zarr finds wrong with it, it is not as it was
+        return None
+    return crc
 
 
 class ZarrSink(Sink):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,25 @@ def test_before_it_is_fitted(estimator: type, method: str) -> None:
 def test_wrong_centroids(estimator: type, method: str, init: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(estimator(4, init=init), method)(blobs())
+
+
+# Breaks when the user is told of an array that was made of the one that was given.
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32", "uint8"])
+def test_wrong_centroids_are_told_in_their_own_type(estimator: type, dtype: str) -> None:
+    init = np.ones((3, 3), dtype)
+    with pytest.raises(ValueError, match=rf"these are {dtype} of shape \(3, 3\)"):
+        estimator(4, init=init).fit(blobs())
+
+
+# Breaks when a run forgets its centroids because they come in another type, or were saved before.
+def test_a_run_knows_its_centroids_by_their_values(estimator: type, tmp_path: Path) -> None:
+    x = blobs().astype(np.float32)
+    settings: dict[str, Any] = {"run_dir": tmp_path / "run", "random_state": 0}
+    first = estimator(4, init=x[:4], **settings).fit(x)
+    known = sha256(x[:4].astype(np.float64).tobytes()).hexdigest()[:12]
+    assert known in (tmp_path / "run" / "config.json").read_text()
+    again = estimator(4, init=x[:4].astype(np.float64), resume=True, **settings).fit(x)
+    np.testing.assert_array_equal(again.cluster_centers_, first.cluster_centers_)
 
 
 def test_zeros_have_no_direction_to_begin_from(estimator: type) -> None:

@@ -171,7 +171,8 @@ def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     assert model.inertia is not None
     assert f"inertia      {model.inertia:.9g} ({model.inertia / 200:.6g} per row)" in out
     sizes = sorted(model.counts_K.tolist())
-    assert f"sizes        {sizes[0]} least, {sizes[1]} median, {sizes[1]} most, 0 clusters" in out
+    # Of the 200 rows of two clusters one has 100 in the median, whatever their sizes.
+    assert f"sizes        {sizes[0]} least, 100 median, {sizes[1]} most, 0 clusters" in out
     assert "steps        10 in 1 epoch" in out
     assert re.search("^batch-rows +20$", out, re.MULTILINE)
     assert "n-init" not in out  # as by default
@@ -195,21 +196,6 @@ def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):
     model.write_bytes(model.read_bytes()[:-9])
     assert cli("info", run) == 2
     assert "model.safetensors is damaged" in capsys.readouterr().err
-
-
-# Whose labels they are is not written in them.
-@pytest.mark.parametrize("suffix", ["npy", "zarr"])
-def test_predict_refuses_what_is_finished_with_resume_too(suffix, x, tmp_path, capsys):
-    run, labels = tmp_path / "run", tmp_path / f"l.{suffix}"
-    assert cli("fit", x, "--k", 2, "--out", run) == 0
-    predict = ("predict", run, x, "--labels", labels)
-    assert cli(*predict, "--resume") == 0
-    before = [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")]
-    for arguments in (predict, (*predict, "--resume"), (*predict, "--resume", "--dry-run")):
-        capsys.readouterr()
-        assert cli(*arguments) == 2
-        assert "exists already" in capsys.readouterr().err
-    assert [(path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")] == before
 
 
 # A crash between two outputs: the first has its name, the second has not.

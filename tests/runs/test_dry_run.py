@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -19,15 +20,19 @@ from safetensors.numpy import load_file
 
 from streamkm.cli import main
 from streamkm.config import ExecutionConfig, FitConfig
+from streamkm.errors import StreamkmError
 from streamkm.files import FileLock
 from streamkm.runs import checkpoint as checkpoints
+from streamkm.runs import look as looking
 from streamkm.runs import probe as probing
+from streamkm.runs.dry_predict import dry_predict
 from streamkm.runs.dry_run import (
     DryRun,
     _add_time,
     _left,
     _prepare,
     _written_bytes,
+    dry_run,
     format_duration,
 )
 from streamkm.runs.fit import plan_fit
@@ -39,7 +44,7 @@ from streamkm.sources import open_source
 from streamkm.sources.memory import MemorySource
 from streamkm.stream.plan import make_plan
 from streamkm.stream.slots import HostSlots
-from tests.runs.helpers import Job, clusters, every
+from tests.runs.helpers import Job, StopAfter, clusters, every
 
 
 @pytest.fixture(autouse=True)
@@ -200,8 +205,12 @@ def test_predict_can_be_tried_out_too(x, tmp_path, cli):
     assert status == 2
     assert "forbids      " in out
     assert err == cli(*predict)[2]
-    # With --resume too: whose labels they are is not written in them.
-    assert cli(*predict, "--dry-run", "--resume")[0] == 2
+    # With --resume there is nothing to be done, and nothing is.
+    before = [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.rglob("*"))]
+    status, out, err = cli(*predict, "--dry-run", "--resume")
+    assert (status, err) == (0, "")
+    assert f"resume       {labels} and {distances} are finished" in out
+    assert [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.rglob("*"))] == before
 
 
 def test_what_predict_refuses_is_refused(x, tmp_path, cli):
@@ -216,6 +225,52 @@ def test_what_predict_refuses_is_refused(x, tmp_path, cli):
     status, out, err = cli(*predict, "--dry-run")
     assert (status, "row 7 holds inf" in err, "forbids" in out) == (2, True, True)
     assert cli(*predict, "--dry-run", "--nan", "drop")[0] == 0
+
+
+# Breaks when a signal is noted and nobody asks for it: the report is then printed to its end.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_the_first_signal_ends_it(number, command, x, tmp_path, cli, monkeypatch):
+    run = tmp_path / "run"
+    arguments: tuple[object, ...] = ("fit", x, "--k", 4, "--out", run, "--dry-run")
+    if command == "predict":
+        assert cli(*arguments[:-1], "--init", "random")[0] == 0
+        arguments = ("predict", run, x, "--labels", tmp_path / "l.npy", "--dry-run")
+    before = sorted(tmp_path.rglob("*"))
+    real = looking._read
+
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(number)
+        return real(*given)
+
+    monkeypatch.setattr(looking, "_read", interrupted)
+    status, out, err = cli(*arguments)
+    assert (status, out) == (1, "")
+    assert err == f"streamkm: stopped by {number.name}; nothing was written\n"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# Every place that takes long asks, wherever the signal comes.
+def test_every_part_of_it_asks_whether_to_stop(x, tmp_path):
+    Job(x, tmp_path / "run", {"k": 4, "init": "random"}).attempt()
+    config, execution = FitConfig(k=4, scale="zscore"), ExecutionConfig(device="cpu")
+
+    def fit(stop: StopAfter) -> None:
+        dry_run(source, config, execution, tmp_path / "new", resume=False, stop_request=stop)
+
+    def predict(stop: StopAfter) -> None:
+        labels = tmp_path / "l.npy"
+        job = (tmp_path / "run", source, execution)
+        dry_predict(*job, labels=labels, resume=False, stop_request=stop)
+
+    with closing(open_source(x)) as source:
+        for command, least in ((fit, 6), (predict, 2)):
+            never = StopAfter()
+            command(never)
+            assert never.looks >= least
+            for n in range(1, least + 1):
+                with pytest.raises(StreamkmError, match="stopped by SIGTERM; nothing was written"):
+                    command(StopAfter(n))
 
 
 def fact(out: str, name: str) -> str:
@@ -312,7 +367,7 @@ def test_time_is_rows_by_the_rates_of_the_probe(x):
 def test_no_checkpoint_is_larger_than_was_said(init, x, tmp_path, monkeypatch):
     source, setup = setup_of(x, init=init, n_init=2, batch_rows=100)
     with closing(source), HostSlots(setup.memory.stream, torch.device("cpu")) as slots:
-        state, prober = _prepare(setup, slots)
+        state, prober = _prepare(setup, slots, lambda: None)
         checkpoint, model = _written_bytes(setup, state, prober.scaling)
     sizes = []
     real = tensor_file

@@ -53,7 +53,8 @@ def job(request, quick_path) -> Job:
     "name",
     [
         "runs/checkpoint.py", "runs/folder.py", "runs/model.py", "runs/modelfile.py",
-        "runs/progress.py", "runs/info.py", "runs/predict.py", "runs/fit.py", "sources/sink.py",
+        "runs/progress.py", "runs/info.py", "runs/predict.py", "runs/outputs.py", "runs/fit.py",
+        "sources/sink.py",
         "sources/sinks.py", "sources/zarr_sink.py",
     ],
 )  # fmt: skip

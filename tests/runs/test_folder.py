@@ -93,6 +93,37 @@ def test_changed_data_is_refused_naming_both_values(change, tmp_path):
     assert f"{key}: {RECORD['data'][key]} -> {value}" in str(caught.value)
 
 
+# Breaks when a user who mistyped the source is told of blocks and fingerprints.
+@pytest.mark.parametrize("change", [{"fingerprint": "cd"}, {"shape": [1100, 2]}, {"block_rows": 9}])
+def test_another_source_is_told_as_one(change, tmp_path):
+    entered(tmp_path / "run")
+    other = {**changed("data", **change), "source": "/elsewhere/y.npy"}
+    with pytest.raises(ResumeError, match="another source was given") as caught:
+        entered(tmp_path / "run", other)
+    said, rows = str(caught.value), "1,100" if "shape" in change else "10"
+    assert "began with x.npy (10 x 2, float32)" in said
+    assert f"this is /elsewhere/y.npy ({rows} x 2, float32); give the former" in said
+    assert "cp -p" in said
+    assert not any(word in said for word in ("block", "fingerprint", "->"))
+
+
+def test_the_same_source_by_another_path_has_changed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entered(tmp_path / "run")
+    by_path = {**changed("data", block_rows=9), "source": str(tmp_path / "x.npy")}
+    with pytest.raises(
+        ResumeError, match=r"data changed .*\(rows of a chunk or block: None -> 9\)"
+    ):
+        entered(tmp_path / "run", by_path)
+
+
+def test_other_weights_are_no_other_source(tmp_path):
+    entered(tmp_path / "run")
+    weighted = {**changed("data", weights="ab"), "source": "/elsewhere/x.npy"}
+    with pytest.raises(ResumeError, match=r"data changed .*\(weights: None -> ab\)"):
+        entered(tmp_path / "run", weighted)
+
+
 # The remedy that the error names is cp -p: the copy has another path.
 def test_the_same_data_may_be_named_otherwise(tmp_path):
     entered(tmp_path / "run")

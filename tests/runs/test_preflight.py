@@ -37,8 +37,9 @@ def planned(spec: ArraySpec, budget: int, threads: int = 4, fixed: int = FIXED):
 
 
 def least_of(error: MemoryBudgetError) -> int:
-    found = re.search(r"at least (\d+MiB)", str(error))
+    found = re.search(r"at least max_host_memory='(\d+MiB)'$", str(error))
     assert found
+    assert error.for_command_line.endswith(f"; give at least --max-host-memory {found[1]}")
     return parse_bytes(found[1])
 
 

@@ -87,10 +87,22 @@ def test_arithmetic_is_averaged_by_the_rows_of_its_phases():
 
 
 @pytest.mark.parametrize(
-    ("rate", "text"), [(2.84e6, "2.84 million rows/s"), (31234.5, "31,234 rows/s")]
+    ("rate", "text"),
+    [
+        (31234.5, "31,234 rows/s"),
+        (1e6, "1 million rows/s"),
+        (2.84e6, "2.84 million rows/s"),
+        (123.456e6, "123 million rows/s"),
+        (999.7e6, "1,000 million rows/s"),
+        (2.9367e9, "2,940 million rows/s"),
+        (1.2345e12, "1,230,000 million rows/s"),
+    ],
 )
 def test_rates_for_people(rate, text):
     assert format_rate(rate) == text
+    fast = replace(MEASURED, arithmetic={"train": Alone(2.5e9, 1e-12)}, rows={"train": 1})
+    fast = replace(fast, moving={"reading": Alone(2.5e9, 1e-12)})
+    assert fast.reached("reading", 1.5e9).endswith("(1,500 of 2,500 million rows/s)")
 
 
 def test_phases_are_given_as_shares_of_the_whole(monkeypatch):

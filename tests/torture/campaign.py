@@ -151,9 +151,6 @@ class Campaign:
             child = Child([*job.command(out), *how], self._log, executed=executed)
             struck = self._strike(child, out, seconds) if may_kill else []
             ended = child.wait()
-            if ended == 2 and job.is_committed(out):
-                # It was killed after it had written all; now nothing is there to be resumed.
-                ended = 0
             status = 0 if ended == 0 else self._judge(job, out, struck, ended, how)
         figures.runs[job.name] += 1
         results = job.results(out) if ended == 0 else whole

@@ -45,14 +45,6 @@ class Job:
                 "--labels", str(out / f"labels{suffix}"),
                 "--distances", str(out / f"distances{suffix}")]  # fmt: skip
 
-    def is_committed(self, out: Path) -> bool:
-        """Whether a prediction has given all outputs their names: it then refuses to go on."""
-        names = {path.name for path in out.iterdir()}
-        return (
-            self.run is not None
-            and {f"{name}{self.settings[0]}" for name in ("labels", "distances")} <= names
-        )
-
     def results(self, out: Path) -> dict[str, bytes]:
         """Every byte that must be the same, by relative path."""
         if self.run is None:

@@ -1,0 +1,61 @@
+"""Which paths lie within a source: what is written there becomes part of the array.
+
+A Zarr array is every file in its folder, a folder or pattern of shards every name that fits.
+An output there would be read as data the next time, or be a change of the data meanwhile.
+"""
+
+from __future__ import annotations
+
+import glob
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from streamkm.sources.base import Source
+
+__all__ = ["folder_takes", "is_inside", "pattern_takes", "would_take"]
+
+
+@runtime_checkable
+class _Extensible(Protocol):
+    """A source to which files can be added, which not every source is."""
+
+    def would_take(self, path: Path) -> bool:
+        """Whether a file or folder at `path` would be part of it."""
+
+
+def would_take(source: Source, path: Path) -> bool:
+    """Whether what is written at `path` would become part of `source`."""
+    return isinstance(source, _Extensible) and source.would_take(path)
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether `path` is `folder`, or lies in it, by whatever links either is named."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def folder_takes(folder: Path, suffixes: tuple[str, ...], path: Path) -> bool:
+    """Whether `path` is, or lies in, what a folder of shards takes for one by its suffix."""
+    if not is_inside(path, folder):
+        return False
+    entry = Path(*path.resolve().relative_to(folder.resolve()).parts[:1])
+    return entry.name[:1] not in {"", ".", "_"} and entry.suffix.lower() in suffixes
+
+
+def pattern_takes(pattern: Path, path: Path) -> bool:
+    """Whether `pattern` names `path`, a folder that it lies in, or possibly something in it."""
+    parts = pattern.parts
+    n_fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    fixed = Path(*parts[:n_fixed])
+    if not is_inside(path, fixed):
+        return False
+    return _meets(parts[n_fixed:], path.resolve().relative_to(fixed.resolve()).parts)
+
+
+def _meets(pattern: tuple[str, ...], path: tuple[str, ...]) -> bool:
+    if not pattern or not path:
+        return True
+    if pattern[0] == "**":
+        return any(_meets(pattern[1:], path[i:]) for i in range(len(path) + 1))
+    return fnmatchcase(path[0], pattern[0]) and _meets(pattern[1:], path[1:])
