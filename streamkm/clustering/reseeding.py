@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.kernels.extension import address, can_weigh, instruction_sets
+
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
@@ -90,9 +92,12 @@ def draw_(
     device, n_rows = sq_distances_B.device, len(sq_distances_B)
     stride = -(-n_rows // n_offered)
     first = generator.initial_seed() % stride
+    chances = sq_distances_B[first::stride].contiguous().double()
+    uniform = torch.rand(len(chances), dtype=torch.float64, device=device, generator=generator)
+    if _can_compile(state, batch, labels_B):
+        _draw_compiled_(state, batch, labels_B, chances, uniform, first, stride)
+        return
     offered = torch.arange(first, n_rows, stride, device=device)
-    uniform = torch.rand(len(offered), dtype=torch.float64, device=device, generator=generator)
-    chances = sq_distances_B[first::stride].double()
     if batch.weights_B is not None:
         chances = chances * batch.weights_B[first::stride]
     if device.type == "cpu":
@@ -131,6 +136,58 @@ def draw_(
     if batch.weights_B is not None:
         weights = torch.cat((state.reservoir_weights_R, batch.weights_B[drawn]))[kept]
         state.reservoir_weights_R.copy_(weights.masked_fill_(vacant_R, 0))
+
+
+def _can_compile(state: KMeansState, batch: Batch, labels_B: torch.Tensor) -> bool:
+    """Whether the extension, which sees addresses only, takes these."""
+    x_ND, rows_RD = batch.x_ND, state.reservoir_RD
+    tensors = (x_ND, rows_RD, batch.sq_norms_B, labels_B, state.reservoir_keys_R)
+    return (
+        bool(instruction_sets())
+        and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+        and {x_ND.dtype, rows_RD.dtype, batch.sq_norms_B.dtype}
+        in ({torch.float32}, {torch.float64})
+        and labels_B.dtype == torch.int64
+        and len(labels_B) == len(batch.sq_norms_B) == len(batch)
+        and can_weigh(batch.weights_B, len(labels_B))
+        and (batch.weights_B is None) == (len(state.reservoir_weights_R) == 0)
+    )
+
+
+def _draw_compiled_(
+    state: KMeansState,
+    batch: Batch,
+    labels_B: torch.Tensor,
+    sq_distances: torch.Tensor,
+    uniform: torch.Tensor,
+    first: int,
+    stride: int,
+) -> None:
+    """The rest of `draw_`, of rows `first`, `first + stride` and so on."""
+    x_ND, rows_RD = batch.x_ND, state.reservoir_RD
+    weights_B = None if batch.weights_B is None else batch.weights_B.contiguous()
+    instruction_sets()[0].functions.offer(
+        x_ND.dtype == torch.float64,
+        uniform.data_ptr(),
+        sq_distances.data_ptr(),
+        labels_B.data_ptr(),
+        batch.sq_norms_B.data_ptr(),
+        address(weights_B),
+        address(batch.positions_B),
+        x_ND.data_ptr(),
+        rows_RD.data_ptr(),
+        state.reservoir_keys_R.data_ptr(),
+        state.reservoir_labels_R.data_ptr(),
+        address(None if weights_B is None else state.reservoir_weights_R),
+        ROUNDING_EPS * torch.finfo(x_ND.dtype).eps,
+        first,
+        stride,
+        len(uniform),
+        *x_ND.shape,
+        len(rows_RD),
+        DRAWN_PER_BATCH,
+        batch.is_normalized,
+    )
 
 
 def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:

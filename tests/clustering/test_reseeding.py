@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from streamkm.clustering import reseeding as module
+from streamkm.clustering.batch import Batch
 from streamkm.clustering.reseeding import (
     DRAWN_PER_BATCH,
     OFFERED_PER_BATCH,
@@ -14,7 +16,16 @@ from streamkm.clustering.reseeding import (
     step_generator,
 )
 from streamkm.clustering.sizes import reservoir_rows
+from streamkm.clustering.state import initial_state
+from streamkm.kernels.extension import instruction_sets
 from tests.clustering.streams import CPU, batch_of, bits, state_from
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def way(request, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr(module, "instruction_sets", lambda: ())
+
 
 ONES = torch.ones(1, dtype=torch.bool)
 
@@ -178,3 +189,42 @@ def test_reservoir_is_bounded(k: int, n_rows: int) -> None:
     offer(state, [[1.0]] * n_rows, [1.0] * n_rows, 0)
     n_held = int(state.reservoir_keys_R.isfinite().sum())
     assert n_held == min(k, reservoir_rows(k), n_rows, DRAWN_PER_BATCH)
+
+
+# Breaks when the two ways draw other rows, or take them from elsewhere in the window.
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_both_ways_draw_the_same(monkeypatch: pytest.MonkeyPatch, rng, dtype, weighted) -> None:
+    window_ND = torch.as_tensor(rng.normal(size=(900, 3))).to(dtype)
+    window_ND[::7] = 0
+    states = []
+    for available in (instruction_sets(), ()):
+        monkeypatch.setattr(module, "instruction_sets", lambda available=available: available)
+        draws = np.random.default_rng(0)
+        state = initial_state(window_ND[:40].clone(), 0.0, weighted=weighted)
+        for step in range(6):
+            positions_B = torch.from_numpy(draws.permutation(900)[:700]).int()
+            norms_B = window_ND[positions_B.long()].square().sum(dim=1)
+            weights_B = torch.from_numpy(draws.integers(0, 3, 700)).double() if weighted else None
+            batch = Batch(
+                window_ND, norms_B, None, weights_B=weights_B, positions_B=positions_B,
+                is_normalized=True,
+            )  # fmt: skip
+            sq_distances_B = torch.from_numpy(draws.exponential(size=700)).to(dtype)
+            sq_distances_B[::5] = 0
+            labels_B = torch.from_numpy(draws.integers(0, 40, 700))
+            generator = step_generator(CPU, step)
+            draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=100 * (1 + step))
+        states.append(state.tensors())
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], rtol=1e-12, atol=0, equal_nan=True)
+    assert states[0]["reservoir_keys_R"].isfinite().all()
+
+
+def test_rows_that_are_not_within_the_window_are_refused() -> None:
+    state = state_from([[0.0]])
+    rows = torch.ones((4, 1)).double()
+    batch = Batch(rows, torch.ones(2).double(), None, positions_B=torch.tensor([0, 4]).int())
+    with pytest.raises((IndexError, RuntimeError)):
+        draw_(state, batch, torch.zeros(2).long(), torch.tensor([0.0, 1.0]).double(),
+              step_generator(CPU, 0))  # fmt: skip

@@ -96,6 +96,25 @@ struct SwapJob {
     int64_t n_rows, k;
 };
 
+// Every so many-th row of a batch, offered to the reservoir.
+template <class T>
+struct OfferJob {
+    const double* uniform;       // n_offered: between 0 and 1
+    const double* sq_distances;  // n_offered: from their centroids
+    const int64_t* labels;       // of all rows of the batch, as are the next three
+    const T* sq_norms;
+    const double* weights;       // or null
+    const int32_t* positions;    // in x, or null where row follows row
+    const T* x;                  // n_window x n_features
+    T* rows;                     // n_reservoir x n_features, with their keys, labels and weights
+    double* keys;
+    int64_t* row_labels;
+    double* row_weights;         // null where `weights` is
+    double rounding;             // share of a squared length that a row may be from its centroid
+    int64_t first, stride, n_offered, n_window, n_features, n_reservoir, most_drawn;
+    bool is_normalized;
+};
+
 // Clusters whose sums have grown, and their centroids, which follow.
 template <class T>
 struct MoveJob {

@@ -15,6 +15,7 @@
 #include <new>
 
 #include "dispatch.h"
+#include "reservoir.h"
 #include "swaps.h"
 
 namespace {
@@ -296,6 +297,49 @@ PyObject* py_gather(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+struct OfferArguments {
+    unsigned long long uniform, sq_distances, labels, sq_norms, weights, positions, x, rows, keys,
+        row_labels, row_weights;
+    double rounding;
+    long long first, stride, n_offered, n_window, n_features, n_reservoir, most_drawn;
+    int is_normalized;
+};
+
+template <class T>
+bool offer_from(const OfferArguments& given) {
+    return offer(OfferJob<T>{
+        at<double>(given.uniform), at<double>(given.sq_distances), at<int64_t>(given.labels),
+        at<T>(given.sq_norms), at<double>(given.weights), at<int32_t>(given.positions),
+        at<T>(given.x), at<T>(given.rows), at<double>(given.keys), at<int64_t>(given.row_labels),
+        at<double>(given.row_weights), given.rounding, given.first, given.stride, given.n_offered,
+        given.n_window, given.n_features, given.n_reservoir, given.most_drawn,
+        given.is_normalized != 0});
+}
+
+PyObject* py_offer(PyObject*, PyObject* args) {
+    int is_double;
+    OfferArguments given{};
+    if (!PyArg_ParseTuple(args, "iKKKKKKKKKKKdLLLLLLLp", &is_double, &given.uniform,
+                          &given.sq_distances, &given.labels, &given.sq_norms, &given.weights,
+                          &given.positions, &given.x, &given.rows, &given.keys, &given.row_labels,
+                          &given.row_weights, &given.rounding, &given.first, &given.stride,
+                          &given.n_offered, &given.n_window, &given.n_features,
+                          &given.n_reservoir, &given.most_drawn, &given.is_normalized)) {
+        return nullptr;
+    }
+    bool lies_within = true, had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        lies_within = is_double ? offer_from<double>(given) : offer_from<float>(given);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    if (!lies_within) return refuse_window(given.n_window);
+    Py_RETURN_NONE;
+}
+
 PyObject* py_moments(PyObject*, PyObject* args) {
     int set, stored, n_threads;
     unsigned long long x, weights, counted, moments;
@@ -357,6 +401,7 @@ PyMethodDef methods[] = {
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/distances.py."},
     {"gather", py_gather, METH_VARARGS, "Rows of a window as a batch; see kernels/gather.py."},
+    {"offer", py_offer, METH_VARARGS, "Rows that may fill empty clusters; see clustering/reseeding.py."},
     {"moments", py_moments, METH_VARARGS, "Moments of features; see kernels/moments.py."},
     {"move", py_move, METH_VARARGS, "Centroids follow the sums; see clustering/moving.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},

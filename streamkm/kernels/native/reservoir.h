@@ -1,0 +1,82 @@
+// Rows of a batch that may enter the reservoir from which empty clusters are filled.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "jobs.h"
+
+namespace {
+
+struct Drawn {
+    double key;
+    int64_t row;  // of the batch; -1 - r for row r of the reservoir
+    bool operator<(const Drawn& other) const { return key < other.key; }
+};
+
+// The least keys of the rows that are offered, by the exponential law; see `draw_`.
+template <class T>
+std::vector<Drawn> draw(const OfferJob<T>& job) {
+    const double last = *std::max_element(job.keys, job.keys + job.n_reservoir);
+    std::vector<Drawn> drawn;
+    for (int64_t i = 0; i < job.n_offered; ++i) {
+        const int64_t row = job.first + i * job.stride;
+        const double chance = job.sq_distances[i] * (job.weights ? job.weights[row] : 1);
+        // Of -log(1 - u) >= u: the others cannot come before the last row of the reservoir.
+        if (!(job.uniform[i] < chance * last)) continue;
+        // On its centroid, to rounding, or without a direction.
+        const T sq_norm = job.sq_norms[row];
+        if (job.sq_distances[i] <= static_cast<T>(job.rounding) * sq_norm) continue;
+        if (job.is_normalized && sq_norm == 0) continue;
+        const double key = -std::log1p(-job.uniform[i]) / chance;
+        if (key < last) drawn.push_back({key, row});
+    }
+    const size_t most = std::min(job.most_drawn, job.n_reservoir);
+    if (drawn.size() > most) {
+        std::nth_element(drawn.begin(), drawn.begin() + most, drawn.end());
+        drawn.resize(most);
+    }
+    return drawn;
+}
+
+// False if a row is not within the window.
+template <class T>
+bool offer(const OfferJob<T>& job) {
+    std::vector<Drawn> entries = draw(job);
+    if (entries.empty()) return true;
+    for (Drawn& entry : entries) {
+        const int64_t position = job.positions ? job.positions[entry.row] : entry.row;
+        if (position < 0 || position >= job.n_window) return false;
+    }
+    const int64_t n_features = job.n_features;
+    for (int64_t r = 0; r < job.n_reservoir; ++r) entries.push_back({job.keys[r], -1 - r});
+    std::stable_sort(entries.begin(), entries.end());
+    const std::vector<T> rows(job.rows, job.rows + job.n_reservoir * n_features);
+    const std::vector<int64_t> labels(job.row_labels, job.row_labels + job.n_reservoir);
+    std::vector<double> weights;
+    if (job.weights) weights.assign(job.row_weights, job.row_weights + job.n_reservoir);
+    for (int64_t r = 0; r < job.n_reservoir; ++r) {
+        const auto [key, row] = entries[r];
+        const int64_t old = -1 - row;
+        // Places without a row hold zeros.
+        if (std::isinf(key)) {
+            std::fill_n(job.rows + r * n_features, n_features, T(0));
+        } else {
+            const int64_t position = row < 0 ? 0 : job.positions ? job.positions[row] : row;
+            const T* const from = row < 0 ? rows.data() + old * n_features : job.x + position * n_features;
+            std::copy_n(from, n_features, job.rows + r * n_features);
+        }
+        job.keys[r] = key;
+        job.row_labels[r] = std::isinf(key) ? 0 : row < 0 ? labels[old] : job.labels[row];
+        if (job.weights) {
+            job.row_weights[r] = std::isinf(key) ? 0 : row < 0 ? weights[old] : job.weights[row];
+        }
+    }
+    return true;
+}
+
+}  // namespace
