@@ -47,7 +47,7 @@ EPOCH_SHARE, FREE_PRODUCTS = 0.85, 5 << 33
 LEAST_PASSES = 3
 #: So many rows a cluster are worth passes; those of fewer leave the centroids where they are.
 ROWS_WORTH_PASSES = 4
-#: Passes that end the refinement, at most, and those after each local search.
+#: Passes that end the refinement, at most, and those before each local search.
 FINAL_PASSES, PASSES_BETWEEN = 30, 2
 #: Local searches, at most, and draws of one of them, at least: so many, and a share of k.
 SEARCHES, MIN_DRAWS, CLUSTERS_PER_DRAW = 4, 8, 16
@@ -65,7 +65,7 @@ class Refinement:
     greedy: bool
     """Whether k-means++ is greedy, or goes in batches."""
     searches: int
-    """How often a local search is followed by a few passes of Lloyd's algorithm."""
+    """How often a few passes of Lloyd's algorithm are followed by a local search."""
     draws: int
     """Draws of each local search."""
     final_passes: int
@@ -92,11 +92,11 @@ class SeedingPlan:
         refinement = self.refinement
         if refinement is None:
             return ["greedy" if init == "k-means++" else "random"]
-        # Searches first: beside centroids that are means of many rows a single row, which is
-        # what a search has to offer, seldom looks better, even where it would lead further.
+        # Passes first: beside centroids that are single rows the means that a search offers would
+        # look better by the noise alone that a pass takes away.
         chosen = "greedy" if refinement.greedy else "batched"
         final = ["final passes"] if refinement.final_passes else []
-        return [chosen, *["search", "passes"] * refinement.searches, *final]
+        return [chosen, *["passes", "search"] * refinement.searches, *final]
 
     def epochs(self, k: int, n_init: int) -> float:
         """Work of all of it, at most, in epochs of training with `k` centroids."""
