@@ -322,7 +322,7 @@ def snapshots() -> dict[str, Snapshot]:
         "sample": Snapshot(Cursor("seed", 0, 0), moments, 7, scaling),
         "rounds": Snapshot(Cursor("rounds", 2, 1), moments, 8, scaling, candidates),
         "first": Snapshot(Cursor("seed", 0, 2), moments, 8, scaling, candidates, chosen),
-        "search": Snapshot(Cursor("seed", 1, 1), moments, 9, scaling, candidates, search),
+        "search": Snapshot(Cursor("seed", 2, 1), moments, 9, scaling, candidates, search),
         "between": Snapshot(Cursor("seed", 12), moments, 9, scaling, candidates, between),
         "seed": Snapshot(Cursor("seed", 19, 3), moments, 9, scaling, candidates, best | passes),
         "train": Snapshot(Cursor("train", 3, 1), moments, 31, scaling, state=state),
