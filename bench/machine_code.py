@@ -24,7 +24,7 @@ MATRIX = ("HMMA", "HGMMA")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes, and what the loop with its matrix instructions holds."""
+    """What a compiled kernel takes, and what its loop over tiles of scores holds."""
 
     registers: int
     stack_bytes: int

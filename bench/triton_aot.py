@@ -37,6 +37,7 @@ from streamkm.kernels.triton import (
 )
 from streamkm.kernels.triton_tiles import (
     LANES_OPTIONS,
+    MAX_LANE_NUMBERS,
     SETTLE_OPTIONS,
     Tile,
     default_tile,
@@ -133,8 +134,8 @@ DEFAULTS = [
     ),
     *(
         # With the most centroids that fit.
-        Case("lanes_kernel", dtype, d, k=max(k for k in range(1, 61) if fits_lanes(k, d)),
-             weighted=weighted, spherical=weighted)
+        Case("lanes_kernel", dtype, d, weighted=weighted, spherical=weighted,
+             k=max(k for k in range(1, MAX_LANE_NUMBERS) if fits_lanes(k, d)))
         for dtype in ("fp32", "fp16", "bf16", "u8", "i8")
         for d in range(1, 17)
         for weighted in (False, True)

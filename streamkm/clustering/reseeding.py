@@ -96,11 +96,24 @@ def draw_(
     uniform = torch.rand(len(chances), dtype=torch.float64, device=device, generator=generator)
     if _can_compile(state, batch, labels_B):
         _draw_compiled_(state, batch, labels_B, chances, uniform, first, stride)
-        return
-    offered = torch.arange(first, n_rows, stride, device=device)
+    else:
+        offered = torch.arange(first, n_rows, stride, device=device)
+        _draw_in_torch_(state, batch, labels_B, sq_distances_B, chances, uniform, offered)
+
+
+def _draw_in_torch_(
+    state: KMeansState,
+    batch: Batch,
+    labels_B: torch.Tensor,
+    sq_distances_B: torch.Tensor,
+    chances: torch.Tensor,
+    uniform: torch.Tensor,
+    offered: torch.Tensor,
+) -> None:
+    """The rest of `draw_`, of the rows `offered`, of which `chances` are the squared distances."""
     if batch.weights_B is not None:
-        chances = chances * batch.weights_B[first::stride]
-    if device.type == "cpu":
+        chances = chances * batch.weights_B[offered]
+    if chances.device.type == "cpu":
         # Of -log(1 - u) >= u: the others cannot come before the last row of the reservoir. To
         # wait for their number costs nothing here.
         entering = (uniform < chances * state.reservoir_keys_R.max()).nonzero().squeeze(1)

@@ -23,11 +23,10 @@ import torch
 from streamkm.clustering.batch import MOST_SQ_NORM, Batch
 from streamkm.errors import SourceError
 from streamkm.kernels.gather import gather
-from streamkm.kernels.moments import moments_in_parts
+from streamkm.kernels.moments import Moments, moments_in_parts
 
 if TYPE_CHECKING:
     from streamkm.kernels.cpu import CpuKernel
-    from streamkm.kernels.moments import Moments
 
 __all__ = ["RunningMoments", "Scaling", "compute_dtype"]
 
@@ -51,20 +50,13 @@ def compute_dtype(stored: torch.dtype) -> torch.dtype:
 
 
 @dataclass
-class RunningMoments:
+class RunningMoments(Moments):
     """Count, mean, sum of squared deviations, least and greatest value of each feature.
 
     Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983),
     in float64. Rows that are not finite are left out. With weights a row counts as
     many times as its weight says, as in scikit-learn's StandardScaler.
     """
-
-    count: torch.Tensor
-    mean_D: torch.Tensor
-    m2_D: torch.Tensor
-    min_D: torch.Tensor
-    max_D: torch.Tensor
-    n_dropped: torch.Tensor
 
     @classmethod
     def empty(cls, n_features: int, device: torch.device) -> RunningMoments:

@@ -170,12 +170,16 @@ def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) ->
 
 def rows_around(rows: int, k: int) -> int:
     """How many of the rows around another its mean is taken with."""
-    return min(max(rows // (CLUSTERS_AROUND * k), 1), MOST_ROWS_AROUND)
+    return min(max(_all_around(rows, k), 1), MOST_ROWS_AROUND)
 
 
 def around_step(rows: int, k: int) -> int:
     """Every how many-th row is looked at, to find as many."""
-    return max(rows // (CLUSTERS_AROUND * k * MOST_ROWS_AROUND), 1)
+    return max(_all_around(rows, k) // MOST_ROWS_AROUND, 1)
+
+
+def _all_around(rows: int, k: int) -> int:
+    return rows // (CLUSTERS_AROUND * k)
 
 
 def greedy_epochs(sample_rows: int, n_features: int, k: int, n_rows: int) -> float:

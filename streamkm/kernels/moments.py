@@ -30,7 +30,7 @@ TILE_ELEMENTS = 1 << 17
 MOMENT_PRODUCTS = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Moments:
     """Of some rows; the rows that are not finite are left out, and count in `n_dropped` alone."""
 

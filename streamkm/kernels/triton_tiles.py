@@ -9,6 +9,7 @@ import torch
 __all__ = [
     "LANES_OPTIONS",
     "LANES_ROWS",
+    "MAX_LANE_NUMBERS",
     "MAX_RESIDENT_D",
     "ONE_READ_ROWS",
     "SETTLE_OPTIONS",
@@ -34,8 +35,8 @@ ONE_READ_ROWS = 64
 #: Rows of a tile of the kernel that has a row in a lane, and how that is compiled: a row
 #: to each thread. Part of what decides the last bits of sums.
 LANES_ROWS, LANES_OPTIONS = 256, {"num_warps": 8, "maxnreg": 255}
-#: Where it is used: numbers that a thread holds of centroids, sums and counts; features.
-MAX_LANES, MAX_LANES_D = 176, 16
+#: Where it is used: numbers of centroids, sums and counts that a thread holds, and features.
+MAX_LANE_NUMBERS, MAX_LANE_FEATURES = 176, 16
 #: Without a limit on registers the assembler takes fewer than it needs, so that another
 #: program fits beside, and spills some.
 SETTLE_OPTIONS = {"num_warps": 2, "maxnreg": 255}
@@ -154,7 +155,9 @@ def one_read_options(block_d: int) -> dict[str, int]:
 
 def fits_lanes(k: int, n_features: int) -> bool:
     """Whether a thread has the registers for all of `k` centroids and their sums."""
-    return n_features <= MAX_LANES_D and _lanes_k(k) * (2 * n_features + 1) <= MAX_LANES
+    return (
+        n_features <= MAX_LANE_FEATURES and _lanes_k(k) * (2 * n_features + 1) <= MAX_LANE_NUMBERS
+    )
 
 
 def lanes_blocks(k: int, n_features: int) -> dict[str, int]:
