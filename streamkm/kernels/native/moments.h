@@ -28,22 +28,33 @@ INLINE int64_t strip_width(int64_t n_features) {
     return (LEAST + n_features - 1) / n_features * n_features;
 }
 
+// What each row of a part counts; whether that is 1 for all of them.
+template <class Stored>
+INLINE bool count_rows(const MomentsJob& job, int64_t start, int64_t stop, const Moments& found) {
+    const Stored* const x = static_cast<const Stored*>(job.x);
+    *found.n_dropped = 0;
+    if (!job.weights && are_finite(x + start * job.n_features, (stop - start) * job.n_features)) {
+        *found.count = stop - start;
+        return true;
+    }
+    *found.count = 0;
+    for (int64_t row = start; row < stop; ++row) {
+        const bool is_finite = are_finite(x + row * job.n_features, job.n_features);
+        const double weight = job.weights ? std::max(job.weights[row], 0.0) : 1;
+        *found.n_dropped += !is_finite;
+        job.counted[row] = is_finite ? weight : 0;
+        *found.count += job.counted[row];
+    }
+    return false;
+}
+
 // Moments of the rows of one part, in order, into `found`.
 template <class Stored>
 void measure_part(const MomentsJob& job, int64_t start, int64_t stop, const Moments& found) {
     const int64_t n_features = job.n_features, width = strip_width(n_features);
     const Stored* const x = static_cast<const Stored*>(job.x) + start * n_features;
     const int64_t n_numbers = (stop - start) * n_features;
-    const bool all_count = !job.weights && are_finite(x, n_numbers);
-    *found.count = all_count ? stop - start : 0;
-    *found.n_dropped = 0;
-    for (int64_t row = start; !all_count && row < stop; ++row) {
-        const bool is_finite = are_finite(x + (row - start) * n_features, n_features);
-        const double weight = job.weights ? std::max(job.weights[row], 0.0) : 1;
-        *found.n_dropped += !is_finite;
-        job.counted[row] = is_finite ? weight : 0;
-        *found.count += job.counted[row];
-    }
+    const bool all_count = count_rows<Stored>(job, start, stop, found);
     // Calls `use(numbers, n, weight)` for one strip after the other.
     const auto for_each_strip = [&](const auto& use) __attribute__((always_inline)) {
         for (int64_t first = 0; all_count && first < n_numbers; first += width) {

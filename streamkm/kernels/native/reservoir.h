@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "jobs.h"
@@ -48,7 +47,7 @@ template <class T>
 bool offer(const OfferJob<T>& job) {
     std::vector<Drawn> entries = draw(job);
     if (entries.empty()) return true;
-    for (Drawn& entry : entries) {
+    for (const Drawn& entry : entries) {
         const int64_t position = job.positions ? job.positions[entry.row] : entry.row;
         if (position < 0 || position >= job.n_window) return false;
     }
@@ -61,19 +60,23 @@ bool offer(const OfferJob<T>& job) {
     if (job.weights) weights.assign(job.row_weights, job.row_weights + job.n_reservoir);
     for (int64_t r = 0; r < job.n_reservoir; ++r) {
         const auto [key, row] = entries[r];
-        const int64_t old = -1 - row;
-        // Places without a row hold zeros.
-        if (std::isinf(key)) {
-            std::fill_n(job.rows + r * n_features, n_features, T(0));
-        } else {
-            const int64_t position = row < 0 ? 0 : job.positions ? job.positions[row] : row;
-            const T* const from = row < 0 ? rows.data() + old * n_features : job.x + position * n_features;
-            std::copy_n(from, n_features, job.rows + r * n_features);
-        }
+        T* const to = job.rows + r * n_features;
         job.keys[r] = key;
-        job.row_labels[r] = std::isinf(key) ? 0 : row < 0 ? labels[old] : job.labels[row];
-        if (job.weights) {
-            job.row_weights[r] = std::isinf(key) ? 0 : row < 0 ? weights[old] : job.weights[row];
+        if (std::isinf(key)) {
+            // Places without a row hold zeros.
+            std::fill_n(to, n_features, T(0));
+            job.row_labels[r] = 0;
+            if (job.weights) job.row_weights[r] = 0;
+        } else if (row < 0) {
+            const int64_t old = -1 - row;
+            std::copy_n(rows.data() + old * n_features, n_features, to);
+            job.row_labels[r] = labels[old];
+            if (job.weights) job.row_weights[r] = weights[old];
+        } else {
+            const int64_t position = job.positions ? job.positions[row] : row;
+            std::copy_n(job.x + position * n_features, n_features, to);
+            job.row_labels[r] = job.labels[row];
+            if (job.weights) job.row_weights[r] = job.weights[row];
         }
     }
     return true;
