@@ -42,8 +42,8 @@ from bench.gpu_checks import CHECKS_S, run_checks
 from bench.gpu_fit import measure_fits
 from bench.gpu_peers import assign_peers, iteration_peers
 from streamkm.kernels import Rows
-from streamkm.kernels.triton import TritonKernel, fits_one_read
-from streamkm.kernels.triton_tiles import Tile, tiles
+from streamkm.kernels.triton.kernel import TritonKernel, fits_one_read
+from streamkm.kernels.triton.tiles import Tile, tiles
 
 ROOT = Path(__file__).parents[1]
 #: Shares of the bfloat16 matrix rate that assign has to reach, by the number of features.

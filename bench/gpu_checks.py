@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 CHECKS_S = 200
 #: What is kept of what they print: its end, where the failures are.
 MOST_OUTPUT = 20_000
-TESTS = ("tests/kernels/test_triton.py", "tests/runs/test_on_gpu.py")
+TESTS = ("tests/kernels/triton/test_kernel.py", "tests/runs/test_on_gpu.py")
 
 
 def run_checks(seconds: float = CHECKS_S) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from streamkm.clustering.batch import Batch
 from streamkm.clustering.minibatch import MiniBatch
 from streamkm.clustering.state import initial_state
 from streamkm.config import ExecutionConfig, FitConfig
-from streamkm.kernels.triton import TritonKernel
+from streamkm.kernels.triton.kernel import TritonKernel
 from streamkm.runs.fit import fit
-from streamkm.runs.interrupts import StopRequest
-from streamkm.runs.preflight import plan_memory
+from streamkm.runs.planning.memory import plan_memory
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 from streamkm.stream.plan import make_plan
 from streamkm.stream.prefetch import prefetch

@@ -20,10 +20,10 @@ from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.kernels import measuring
-from streamkm.runs.arithmetic import Arithmetic
+from streamkm.runs.engine.arithmetic import Arithmetic
 from streamkm.runs.fit import fit
-from streamkm.runs.interrupts import StopRequest
-from streamkm.runs.progress import Progress
+from streamkm.runs.reporting.progress import Progress
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 from streamkm.stream.slots import HostSlots, StreamMemory
 

@@ -12,8 +12,8 @@ MIB = 1 << 20
 ROOT = Path(__file__).parents[1]
 #: What a run has imported by the time that it reads its first row.
 IMPORTED = (
-    "streamkm.cli", "streamkm.runs.fit", "streamkm.runs.predict", "streamkm.sources.zarr",
-    "streamkm.sources.sinks", "torch", "zarr", "numcodecs.blosc", "safetensors.numpy", "tqdm",
+    "streamkm.cli", "streamkm.runs.fit", "streamkm.runs.predict", "streamkm.sources.zarr.source",
+    "streamkm.sinks.registry", "torch", "zarr", "numcodecs.blosc", "safetensors.numpy", "tqdm",
 )  # fmt: skip
 
 #: A process inherits, as its least peak, that of the process that starts it; so a

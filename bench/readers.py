@@ -16,8 +16,9 @@ import zarr
 from numcodecs import Zstd
 from zarr.buffer.cpu import NDBuffer
 
-from streamkm.sources import pagecache, rowfile, zarr_direct
+from streamkm.sources import pagecache, rowfile
 from streamkm.sources.base import RowRange
+from streamkm.sources.zarr import direct
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import Plan, make_plan
 from streamkm.stream.slots import HostSlots, StreamMemory
@@ -69,7 +70,7 @@ def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]
 def no_spare_memory() -> Iterator[None]:
     """Let what is opened and read here be as large as if it did not fit into memory."""
     with ExitStack() as stack:
-        for module in (pagecache, rowfile, zarr_direct):
+        for module in (pagecache, rowfile, direct):
             stack.enter_context(mock.patch.object(module, "has_spare_memory", return_value=False))
         yield
 

@@ -14,9 +14,9 @@ from bench.peers import streamkm_fit
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.config import FitConfig
-from streamkm.runs.checkpoint import save_checkpoint
-from streamkm.runs.devices import environment
-from streamkm.runs.snapshot import Cursor, Snapshot
+from streamkm.runs.engine.snapshot import Cursor, Snapshot
+from streamkm.runs.planning.devices import environment
+from streamkm.runs.storage.checkpoint import save_checkpoint
 
 if TYPE_CHECKING:
     from bench.conftest import Measure

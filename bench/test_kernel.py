@@ -12,10 +12,10 @@ from sklearn.cluster import kmeans_plusplus as sklearn_plusplus
 
 from bench.measure import rate, seconds
 from bench.peers import in_a_slot
-from streamkm.clustering.seeding import kmeans_plusplus
-from streamkm.clustering.sizes import plan_seeding
+from streamkm.clustering.seeding.kmeans_plusplus import kmeans_plusplus
+from streamkm.clustering.seeding.plan import plan_seeding
 from streamkm.kernels import make_kernel
-from streamkm.kernels.gather import gather
+from streamkm.kernels.ops.gather import gather
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -28,7 +28,7 @@ from bench.measure import Target
 from bench.process import import_rss, peak_rss
 from streamkm.config import ExecutionConfig, FitConfig, parse_bytes
 from streamkm.runs.fit import fit
-from streamkm.runs.interrupts import StopRequest
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 
 if TYPE_CHECKING:

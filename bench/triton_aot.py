@@ -22,20 +22,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.machine_code import Resources, read_resources
-from streamkm.kernels import (
-    triton_assign,
-    triton_lanes,
-    triton_one_read,
-    triton_settle,
-    triton_update,
-)
-from streamkm.kernels.triton import (
+from streamkm.kernels.triton import assign, lanes, one_read, settle, update
+from streamkm.kernels.triton.kernel import (
     CHUNK,
     N_LISTED,
     OPTIONS,
     STEP_D,
 )
-from streamkm.kernels.triton_tiles import (
+from streamkm.kernels.triton.tiles import (
     LANES_OPTIONS,
     MAX_LANE_NUMBERS,
     SETTLE_OPTIONS,
@@ -61,7 +55,7 @@ POINTERS = {
     "order_ptr": "i64", "counts_ptr": "i64", "left_out_ptr": "u8", "shares_ptr": "fp32",
     "rechecked_ptr": "i64", "span_sums_ptr": "fp32", "span_counts_ptr": "i32",
 }  # fmt: skip
-MODULES = (triton_assign, triton_lanes, triton_one_read, triton_settle, triton_update)
+MODULES = (assign, lanes, one_read, settle, update)
 STORED = {
     "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16,
     "u8": torch.uint8, "i8": torch.int8,
@@ -174,7 +168,7 @@ DEFAULTS = [
 
 
 def compile_case(case: Case, capability: int) -> Resources:
-    """Compile as `streamkm.kernels.triton` would launch it, and read what came of it."""
+    """Compile as `streamkm.kernels.triton.kernel` would launch it, and read what came of it."""
     function = next(
         getattr(module, case.kernel) for module in MODULES if hasattr(module, case.kernel)
     )

@@ -31,14 +31,14 @@ from streamkm.options import (
     add_source,
     check_options,
 )
-from streamkm.runs.allocation import memory_told
-from streamkm.runs.preflight import give_back_large_blocks
+from streamkm.runs.planning.memory import give_back_large_blocks
+from streamkm.runs.reporting.out_of_memory import memory_told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from streamkm.runs.dry_run import DryRun
+    from streamkm.runs.dry_run.fit import DryRun
     from streamkm.sources import Source, Weights
 
 __all__ = ["main"]
@@ -85,9 +85,9 @@ def _complain(message: str) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.folder import check_run_is_free
-    from streamkm.runs.interrupts import StopRequest
-    from streamkm.runs.preflight import check_fit, check_outside
+    from streamkm.runs.planning.memory import check_fit, check_outside
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.storage.run_folder import check_run_is_free
 
     config = FitConfig(**{name: getattr(arguments, name) for name in _FIT_SETTINGS})
     execution = _execution(arguments)
@@ -97,7 +97,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         check_outside(source, run_dir=arguments.out)
         if arguments.dry_run:
             with _open_weights(arguments, source) as weights:
-                from streamkm.runs.dry_run import dry_run
+                from streamkm.runs.dry_run.fit import dry_run
 
                 job = (source, config, execution, arguments.out)
                 _print_report(dry_run(*job, **asked, weights=weights))
@@ -117,10 +117,10 @@ def _print_report(report: DryRun) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.folder import read_config
-    from streamkm.runs.interrupts import StopRequest
-    from streamkm.runs.outputs import check_free, may_be_finished
-    from streamkm.runs.preflight import check_outside
+    from streamkm.runs.planning.memory import check_outside
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.storage.output_records import check_free, may_be_finished
+    from streamkm.runs.storage.run_folder import read_config
 
     execution = _execution(arguments)
     read_config(arguments.run)
@@ -134,7 +134,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         asked["stop_request"] = stop_request
         check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
-            from streamkm.runs.dry_predict import dry_predict
+            from streamkm.runs.dry_run.predict import dry_predict
 
             _print_report(dry_predict(arguments.run, source, execution, **asked))
             return
@@ -144,8 +144,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.folder import read_config
-    from streamkm.runs.interrupts import StopRequest
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.storage.run_folder import read_config
 
     execution = _execution(arguments)
     read_config(arguments.run)
@@ -168,8 +168,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.folder import CONFIG, looks_like_a_run
     from streamkm.runs.info import describe_run, describe_source
+    from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
 
     path = Path(arguments.source)
     if (path / CONFIG).exists() or looks_like_a_run(path):

@@ -101,7 +101,7 @@ def test_unknown_name_is_refused():
 @pytest.mark.slow
 def test_measuring_on_a_gpu_is_rehearsed(tmp_path):
     pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
-    from tests.kernels.test_triton import interpreter_runs
+    from tests.kernels.triton.test_kernel import interpreter_runs
 
     if not interpreter_runs():
         pytest.skip("this Triton interprets nothing beside this NumPy")

@@ -17,7 +17,7 @@ from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import NonFiniteError
 from streamkm.runs.evaluate import evaluate
 from streamkm.runs.fit import fit
-from streamkm.runs.interrupts import StopRequest
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 from streamkm.sources.weights import open_weights
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.runs.evaluate import Evaluation
-    from streamkm.runs.model import Model
+    from streamkm.runs.storage.model import Model
 
 DATA_SETS = {
     "iris": (load_iris, 3),

@@ -10,7 +10,7 @@ import pytest
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.runs.evaluate import evaluate
 from streamkm.runs.fit import fit
-from streamkm.runs.interrupts import StopRequest
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source, open_weights
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import NonFiniteError, SourceError, StreamkmError
 from streamkm.kernels import make_kernel
-from streamkm.runs.arrays import distance_rows, label_rows
 from streamkm.runs.evaluate import evaluate
 from streamkm.runs.fit import fit
-from streamkm.runs.interrupts import StopRequest
+from streamkm.runs.in_memory import distance_rows, label_rows
 from streamkm.runs.predict import predict
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 from tests.runs.helpers import Job, every
 

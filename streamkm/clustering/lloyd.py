@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from streamkm.clustering.minibatch import nearest_and_sums, weighted_sum
-from streamkm.clustering.moving import move_centroids_
-from streamkm.clustering.reseeding import OFFERED_PER_BATCH, draw_, reseed_, step_generator
+from streamkm.clustering.moves import move_centroids_
+from streamkm.clustering.reservoir import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
-    from streamkm.clustering.reseeding import Reseeding
+    from streamkm.clustering.reservoir import Reseeding
     from streamkm.clustering.state import KMeansState
     from streamkm.kernels import Kernel
 

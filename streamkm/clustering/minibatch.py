@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from streamkm.clustering.moving import Sums, move_centroids_
-from streamkm.clustering.reseeding import draw_, reseed_, step_generator
+from streamkm.clustering.moves import Sums, move_centroids_
+from streamkm.clustering.reservoir import draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
 from streamkm.kernels import Assignment, Rows, TwoNearest, add_by_label, sq_distances_to
 

@@ -22,8 +22,8 @@ import torch
 
 from streamkm.clustering.batch import MOST_SQ_NORM, Batch
 from streamkm.errors import SourceError
-from streamkm.kernels.gather import gather
-from streamkm.kernels.moments import Moments, moments_in_parts
+from streamkm.kernels.ops.gather import gather
+from streamkm.kernels.ops.moments import Moments, moments_in_parts
 
 if TYPE_CHECKING:
     from streamkm.kernels.cpu import CpuKernel

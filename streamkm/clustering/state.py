@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from streamkm.clustering.sizes import reservoir_rows
+from streamkm.clustering.seeding.plan import reservoir_rows
 
 __all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state"]
 

@@ -29,15 +29,15 @@ from streamkm.estimators.parameters import (
     draw_seed,
     execution_config,
 )
-from streamkm.runs.arrays import distance_rows, label_rows
 from streamkm.runs.fit import fit, seed
-from streamkm.runs.interrupts import StopRequest
+from streamkm.runs.in_memory import distance_rows, label_rows
+from streamkm.runs.reporting.signals import StopRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamkm.config import ExecutionConfig
-    from streamkm.runs.model import Model
+    from streamkm.runs.storage.model import Model
     from streamkm.sources import Weights
 
 __all__ = ["BaseKMeans"]

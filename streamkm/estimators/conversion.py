@@ -11,7 +11,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 if TYPE_CHECKING:
     from streamkm.estimators.base import BaseKMeans
-    from streamkm.runs.model import Model
+    from streamkm.runs.storage.model import Model
 
 __all__ = ["to_sklearn"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.minibatch import MiniBatchKMeans
-from streamkm.runs import model
+from streamkm.runs.storage import model
 
 if TYPE_CHECKING:
     import os

@@ -9,12 +9,12 @@ from streamkm.estimators.base import BaseKMeans
 from streamkm.estimators.inputs import open_rows
 from streamkm.estimators.parameters import check_parameters, draw_seed
 from streamkm.runs.fit import seed
-from streamkm.runs.partial import update_once
+from streamkm.runs.partial_fit import update_once
 
 if TYPE_CHECKING:
     import os
 
-    from streamkm.runs.model import Model
+    from streamkm.runs.storage.model import Model
 
 __all__ = ["MiniBatchKMeans"]
 

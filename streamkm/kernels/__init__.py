@@ -2,14 +2,14 @@
 
 from streamkm.kernels.base import Assignment, Kernel, Rows, TwoNearest
 from streamkm.kernels.cpu import CpuKernel
-from streamkm.kernels.distances import (
+from streamkm.kernels.ops.distances import (
     sq_distances_between,
     sq_distances_to,
     sq_distances_with,
 )
+from streamkm.kernels.ops.swaps import MOST_STEPS, WEIGHT_STEPS, swap_gains
 from streamkm.kernels.reference import ReferenceKernel, add_by_label
 from streamkm.kernels.select import make_kernel, measuring, resolve_kernel
-from streamkm.kernels.swaps import MOST_STEPS, WEIGHT_STEPS, swap_gains
 
 __all__ = [
     "MOST_STEPS",

@@ -107,7 +107,7 @@ def _make_triton(
     batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str, tune: bool
 ) -> Kernel:
     # Imported here: most machines without a GPU have no Triton.
-    from streamkm.kernels.triton import TritonKernel
+    from streamkm.kernels.triton.kernel import TritonKernel
 
     return TritonKernel(batch_rows, k, dtype, device, precision, tune=tune)
 

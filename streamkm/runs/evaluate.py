@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamkm.clustering.metrics import ClusterSums
-from streamkm.runs.labelling import Labelling
-from streamkm.runs.model import load_run
-from streamkm.runs.outcome import median_size
-from streamkm.runs.progress import Progress
-from streamkm.runs.rows import non_finite_error
+from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.summary import median_size
+from streamkm.runs.reporting.bad_rows import non_finite_error
+from streamkm.runs.reporting.progress import Progress
+from streamkm.runs.storage.model import load_run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig
-    from streamkm.runs.interrupts import StopRequest
+    from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources import Source, Weights
 
 __all__ = ["Evaluation", "evaluate"]

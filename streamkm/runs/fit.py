@@ -12,20 +12,20 @@ import numpy as np
 
 from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
-from streamkm.runs.allocation import memory_told
-from streamkm.runs.attempt import Attempt
-from streamkm.runs.checkpoint import Checkpointer, NoCheckpoints
-from streamkm.runs.devices import resolve_device
-from streamkm.runs.folder import RunFolder
-from streamkm.runs.model import Model, load_run
-from streamkm.runs.modelfile import DamagedModelError
-from streamkm.runs.preflight import check_fit, check_outside
-from streamkm.runs.progress import Progress
-from streamkm.runs.setup import FitSetup
+from streamkm.runs.engine.attempt import Attempt
+from streamkm.runs.planning.devices import resolve_device
+from streamkm.runs.planning.fit_plan import FitSetup
+from streamkm.runs.planning.memory import check_fit, check_outside
+from streamkm.runs.reporting.out_of_memory import memory_told
+from streamkm.runs.reporting.progress import Progress
+from streamkm.runs.storage.checkpoint import Checkpointer, NoCheckpoints
+from streamkm.runs.storage.model import Model, load_run
+from streamkm.runs.storage.model_file import DamagedModelError
+from streamkm.runs.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
-    from streamkm.runs.interrupts import StopRequest
+    from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from streamkm.config import FitConfig, counted, format_bytes
 from streamkm.errors import RunError
-from streamkm.runs.checkpoint import load_checkpoint
-from streamkm.runs.folder import read_config, run_owner
-from streamkm.runs.modelfile import MODEL, centroids_are_whole, read_model_file
-from streamkm.runs.outcome import median_size
+from streamkm.runs.engine.summary import median_size
+from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.runs.storage.model_file import MODEL, centroids_are_whole, read_model_file
+from streamkm.runs.storage.run_folder import read_config, run_owner
 from streamkm.sealed import DAMAGE, in_words
 
 if TYPE_CHECKING:

@@ -19,25 +19,26 @@ from streamkm.errors import (
     StorageError,
 )
 from streamkm.files import file_sha256
-from streamkm.runs.allocation import memory_told
-from streamkm.runs.labelling import Labelling
-from streamkm.runs.model import load_run
-from streamkm.runs.outputs import are_finished, check_free, record_outputs
-from streamkm.runs.progress import Progress
-from streamkm.runs.rows import non_finite_error
-from streamkm.sources import open_sink
-from streamkm.sources.sink import commit_together
-from streamkm.sources.sinks import tidy, unfinished_rows
+from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.reporting.bad_rows import non_finite_error
+from streamkm.runs.reporting.out_of_memory import memory_told
+from streamkm.runs.reporting.progress import Progress
+from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
+from streamkm.sinks import open_sink
+from streamkm.sinks.base import commit_together
+from streamkm.sinks.registry import tidy, unfinished_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig
-    from streamkm.runs.interrupts import StopRequest
-    from streamkm.runs.labelling import LabelledBatch
-    from streamkm.runs.model import Model
-    from streamkm.sources import Sink, Source
+    from streamkm.runs.engine.labelling import LabelledBatch
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.storage.model import Model
+    from streamkm.sinks import Sink
+    from streamkm.sources import Source
 
 __all__ = ["finished_line", "job_of", "output_dtypes", "predict"]
 

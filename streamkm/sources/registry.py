@@ -16,7 +16,7 @@ import numpy as np
 
 from streamkm.errors import Option, SourceError
 from streamkm.sources.base import DTYPES, Source, check_dtype
-from streamkm.sources.bits import Bfloat16Source
+from streamkm.sources.bfloat16 import Bfloat16Source
 from streamkm.sources.concat import ConcatSource
 from streamkm.sources.flat import BIN_DTYPES, open_bin, open_raw
 from streamkm.sources.memory import MemorySource
@@ -183,7 +183,7 @@ def _open_object(location: Any) -> Source:
     # A Zarr array can only have come from a zarr that is imported already.
     zarr = sys.modules.get("zarr")
     if zarr is not None and isinstance(location, zarr.Array | zarr.Group):
-        from streamkm.sources.zarr import open_zarr_node
+        from streamkm.sources.zarr.source import open_zarr_node
 
         return open_zarr_node(location)
     raise SourceError(
@@ -196,7 +196,7 @@ def _open_address(url: str, options: _Options) -> Source:
     """Source of a Zarr array behind an address."""
     options.refuse_strange(url, ".zarr")
     with _needing("s3", url):
-        from streamkm.sources.remote import open_remote
+        from streamkm.sources.zarr.remote import open_remote
     return open_remote(url)
 
 
@@ -227,7 +227,7 @@ def _absent(path: Path) -> str:
     for parent in path.parents:
         if parent.is_dir():
             if _is_zarr(parent):
-                from streamkm.sources.zarr import array_names
+                from streamkm.sources.zarr.source import array_names
 
                 return f"{path}: does not exist; of {parent}: {array_names(parent)}"
             return f"{path}: does not exist; the folder {parent} does, check what follows"
@@ -247,7 +247,7 @@ def _open_one(path: Path, options: _Options, *, keep_open: bool = True) -> Sourc
             raise SourceError(
                 f"{path}: is a folder without {', '.join(_ZARR_FILES)}, so no Zarr array"
             )
-        from streamkm.sources.zarr import open_zarr
+        from streamkm.sources.zarr.source import open_zarr
 
         return open_zarr(path)
     if not path.is_file():

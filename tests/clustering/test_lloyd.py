@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 
 from streamkm.clustering.lloyd import is_closed
-from streamkm.clustering.reseeding import OFFERED_PER_BATCH
+from streamkm.clustering.reservoir import OFFERED_PER_BATCH
 from streamkm.clustering.state import BY_TOL, CONVERGED, RUNNING
 from tests.clustering.streams import (
     batch_of,

@@ -14,9 +14,9 @@ import torch
 
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
-from streamkm.clustering.scalable import Candidates
 from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
-from streamkm.clustering.sizes import N_ROUNDS
+from streamkm.clustering.seeding.kmeans_parallel import Candidates
+from streamkm.clustering.seeding.plan import N_ROUNDS
 from streamkm.clustering.state import initial_state
 from streamkm.kernels import Assignment
 from streamkm.kernels.base import Rows, assign_then_add
@@ -51,7 +51,11 @@ class MetaKernel:
 @pytest.fixture(autouse=True)
 def generators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the CPU: a device without memory has none."""
-    for draws in ("minibatch.step_generator", "lloyd.step_generator", "scalable.Draws.generator"):
+    for draws in (
+        "minibatch.step_generator",
+        "lloyd.step_generator",
+        "seeding.kmeans_parallel.Draws.generator",
+    ):
         monkeypatch.setattr(f"streamkm.clustering.{draws}", lambda *_: torch.Generator())
 
 

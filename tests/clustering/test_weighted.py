@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits, load_iris
 from sklearn.preprocessing import StandardScaler
 
 from streamkm.clustering.batch import Batch
-from streamkm.clustering.sample import Sample
 from streamkm.clustering.scaling import RunningMoments
-from streamkm.clustering.seeding import RandomRows, kmeans_plusplus
+from streamkm.clustering.seeding.kmeans_plusplus import RandomRows, kmeans_plusplus
+from streamkm.clustering.seeding.sample import Sample
 from streamkm.clustering.state import RUNNING, KMeansState, initial_state
 from tests.clustering.streams import (
     batch_of,

@@ -30,20 +30,20 @@ from streamkm import cli
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import StreamkmError
 from streamkm.files import file_sha256
-from streamkm.runs import checkpoint, modelfile
-from streamkm.runs.demanded import check_checkpoint
+from streamkm.runs.engine.checkpoint_schema import check_checkpoint
+from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.sampling import first_centroids
+from streamkm.runs.engine.snapshot import Snapshot
 from streamkm.runs.fit import fit, plan_fit
-from streamkm.runs.folder import read_config
 from streamkm.runs.info import describe_run
-from streamkm.runs.initial import first_centroids
-from streamkm.runs.interrupts import StopRequest
-from streamkm.runs.labelling import Labelling
-from streamkm.runs.model import load_run
-from streamkm.runs.snapshot import Snapshot
+from streamkm.runs.reporting.signals import StopRequest
+from streamkm.runs.storage import checkpoint, model_file
+from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.run_folder import read_config
 from streamkm.sealed import seal
+from streamkm.sinks.registry import open_sink
 from streamkm.sources import Source, open_source, open_weights
 from streamkm.sources.base import RowRange
-from streamkm.sources.sinks import open_sink
 
 #: What one read may take, as of a run under a small budget; and the process beyond what it has.
 BUDGET, PROCESS_BYTES = 64 << 20, 768 << 20
@@ -359,7 +359,7 @@ def _run_resealed_model(content: bytes, folder: Path) -> None:
         return
     about.pop("sha256")
     sealed = folder / "sealed.safetensors"
-    modelfile.write_model_file(sealed, load(_RUN["model.safetensors"]), about)
+    model_file.write_model_file(sealed, load(_RUN["model.safetensors"]), about)
     _run_model(sealed.read_bytes(), folder)
 
 
@@ -367,7 +367,7 @@ def _about_model(folder: Path) -> list[bytes]:
     _make_run(folder)
     content = _RUN["model.safetensors"]
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    about = json.loads(header["__metadata__"][modelfile.METADATA])
+    about = json.loads(header["__metadata__"][model_file.METADATA])
     del about["sha256"]
     return [json.dumps(about).encode()]
 

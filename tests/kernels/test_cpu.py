@@ -16,7 +16,7 @@ from streamkm.errors import DeviceError
 from streamkm.kernels import cpu
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import cores_for_kernels, instruction_sets, n_threads_for
-from streamkm.runs.preflight import PANEL_LANES
+from streamkm.runs.planning.memory import PANEL_LANES
 from tests.kernels.contract import KernelContract, normal, sq_norms
 
 CPU = torch.device("cpu")

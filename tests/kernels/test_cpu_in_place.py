@@ -19,7 +19,7 @@ from streamkm.clustering.state import initial_state
 from streamkm.kernels import ReferenceKernel, measuring, sq_distances_to
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
-from streamkm.kernels.gather import gather
+from streamkm.kernels.ops.gather import gather
 from tests.clustering.streams import bits
 from tests.kernels.contract import normal
 from tests.runs.helpers import Job, predicted

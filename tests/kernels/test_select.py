@@ -10,7 +10,7 @@ from streamkm.config import KERNELS
 from streamkm.errors import DeviceError
 from streamkm.kernels import ReferenceKernel, make_kernel, resolve_kernel
 from streamkm.kernels.select import _MAKERS
-from streamkm.runs.devices import describe_kernel
+from streamkm.runs.planning.devices import describe_kernel
 from tests.runs.helpers import Job, metrics_of
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from streamkm.clustering import sizes
-from streamkm.runs import progress
+from streamkm.clustering.seeding import plan as seeding_plan
+from streamkm.runs.reporting import progress
 from streamkm.stream import plan
 
 if TYPE_CHECKING:
@@ -63,4 +63,4 @@ def short_seeding(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SEARCHES", 1), ("MIN_DRAWS", 1), ("MAX_DRAWS", 3), ("MAX_DRAWS_PER_CLUSTER", 0),
         ("FINAL_PASSES", 2),
     ):  # fmt: skip
-        monkeypatch.setattr(sizes, name, value)
+        monkeypatch.setattr(seeding_plan, name, value)

@@ -11,8 +11,8 @@ import numpy as np
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.errors import Interrupted
 from streamkm.runs.fit import fit
-from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.predict import predict
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 from streamkm.sources.weights import open_weights
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from streamkm.cli import main
-from streamkm.runs.folder import RunFolder
-from streamkm.runs.model import load_run
+from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -23,12 +23,13 @@ from streamkm.cli import main
 from streamkm.config import ExecutionConfig
 from streamkm.errors import Interrupted, ResumeError, RunError
 from streamkm.files import FileLock
-from streamkm.runs import modelfile
 from streamkm.runs import predict as predict_module
-from streamkm.runs.checkpoint import load_checkpoint
 from streamkm.runs.predict import predict
+from streamkm.runs.storage import model_file
+from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.sealed import seal
-from streamkm.sources import open_sink, open_source
+from streamkm.sinks import open_sink
+from streamkm.sources import open_source
 from tests.runs.helpers import Job, StopAfter, clusters, every, label
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -223,7 +224,7 @@ def test_a_damaged_model_without_a_whole_checkpoint_is_an_error(left, finished):
 
 # What is written by another version is whole: it must not be made again by this one.
 def test_a_model_of_another_format_stays(finished, monkeypatch):
-    monkeypatch.setattr(modelfile, "FORMAT", "3")
+    monkeypatch.setattr(model_file, "FORMAT", "3")
     before = everything(finished.run)
     with pytest.raises(RunError, match="its format is 2"):
         finished.attempt()

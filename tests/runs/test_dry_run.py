@@ -22,11 +22,7 @@ from streamkm.cli import main
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import StreamkmError
 from streamkm.files import FileLock
-from streamkm.runs import checkpoint as checkpoints
-from streamkm.runs import look as looking
-from streamkm.runs import probe as probing
-from streamkm.runs.dry_predict import dry_predict
-from streamkm.runs.dry_run import (
+from streamkm.runs.dry_run.fit import (
     DryRun,
     _add_time,
     _left,
@@ -35,11 +31,15 @@ from streamkm.runs.dry_run import (
     dry_run,
     format_duration,
 )
+from streamkm.runs.dry_run.predict import dry_predict
+from streamkm.runs.engine import probe as probing
+from streamkm.runs.engine.probe import Alone, Probe
+from streamkm.runs.engine.snapshot import Cursor
 from streamkm.runs.fit import plan_fit
-from streamkm.runs.look import look_at
-from streamkm.runs.probe import Alone, Probe
-from streamkm.runs.snapshot import Cursor
-from streamkm.runs.tensorfile import tensor_file
+from streamkm.runs.planning import inspection as looking
+from streamkm.runs.planning.inspection import look_at
+from streamkm.runs.storage import checkpoint as checkpoints
+from streamkm.runs.storage.tensor_file import tensor_file
 from streamkm.sources import open_source
 from streamkm.sources.memory import MemorySource
 from streamkm.stream.plan import make_plan

@@ -24,11 +24,11 @@ import zarr
 from streamkm import files
 from streamkm.errors import ReadError, StorageError, StreamkmError
 from streamkm.files import LineFile, OutputFile, write_durably
-from streamkm.runs import checkpoint
 from streamkm.runs import predict as predict_module
-from streamkm.runs.checkpoint import load_checkpoint
-from streamkm.sources import open_sink
-from streamkm.sources.sinks import unfinished_rows
+from streamkm.runs.storage import checkpoint
+from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.sinks import open_sink
+from streamkm.sinks.registry import unfinished_rows
 from tests.runs.faults import KINDS, Disk, FaultyDisk, applies
 from tests.runs.helpers import Job, clusters, every, label, steps_saved
 from tests.runs.test_power_cut import content
@@ -52,10 +52,10 @@ def job(request, quick_path) -> Job:
 @pytest.mark.parametrize(
     "name",
     [
-        "runs/checkpoint.py", "runs/folder.py", "runs/model.py", "runs/modelfile.py",
-        "runs/progress.py", "runs/info.py", "runs/predict.py", "runs/outputs.py", "runs/fit.py",
-        "sources/sink.py",
-        "sources/sinks.py", "sources/zarr_sink.py",
+        "runs/storage/checkpoint.py", "runs/storage/run_folder.py", "runs/storage/model.py",
+        "runs/storage/model_file.py", "runs/storage/output_records.py",
+        "runs/reporting/progress.py", "runs/info.py", "runs/predict.py", "runs/fit.py",
+        "sinks/base.py", "sinks/registry.py", "sinks/zarr.py",
     ],
 )  # fmt: skip
 def test_own_files_are_touched_by_one_module_only(name):

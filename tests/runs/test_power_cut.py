@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from streamkm.errors import OutputExistsError
-from streamkm.runs import checkpoint
 from streamkm.runs import predict as predict_module
-from streamkm.runs.checkpoint import load_checkpoint, save_checkpoint
-from streamkm.sources import open_sink
+from streamkm.runs.storage import checkpoint
+from streamkm.runs.storage.checkpoint import load_checkpoint, save_checkpoint
+from streamkm.sinks import open_sink
 from tests.runs.faults import Moment, RecordingDisk, digest, images, restore
 from tests.runs.helpers import Job, clusters, every, label, steps_saved
 

@@ -41,13 +41,14 @@ from streamkm.errors import (
 )
 from streamkm.files import FileLock
 from streamkm.runs import predict as predict_module
-from streamkm.runs import progress
-from streamkm.runs.checkpoint import load_checkpoint
 from streamkm.runs.fit import fit
-from streamkm.runs.folder import RunFolder
-from streamkm.runs.interrupts import StopRequest
 from streamkm.runs.predict import predict
-from streamkm.sources import open_sink, open_source
+from streamkm.runs.reporting import progress
+from streamkm.runs.reporting.signals import StopRequest
+from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.runs.storage.run_folder import RunFolder
+from streamkm.sinks import open_sink
+from streamkm.sources import open_source
 from streamkm.sources.flat import FlatSource
 from tests.runs.faults import FaultyDisk
 from tests.runs.helpers import Job, clusters, every, label, metrics_of, steps_saved
@@ -564,7 +565,7 @@ def test_a_run_that_began_and_ended_in_between_is_left_alone(tmp_path, monkeypat
 KILLED = """
 import os, signal, sys
 import numpy as np
-from streamkm.sources import open_sink
+from streamkm.sinks import open_sink
 sink = open_sink(sys.argv[1], n_rows=100, dtype="int32")
 sink.write(0, np.arange(40, dtype=np.int32))
 sink.write_cursor({})

@@ -18,8 +18,8 @@ import zarr
 
 from streamkm.config import Cadence
 from streamkm.errors import NonFiniteError
-from streamkm.runs import progress
-from streamkm.runs.checkpoint import load_checkpoint
+from streamkm.runs.reporting import progress
+from streamkm.runs.storage.checkpoint import load_checkpoint
 from tests.runs.helpers import Job, clusters, every, metrics_of, predicted, steps_saved
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ def test_unsigned_rows_need_only_what_a_gpu_has(
 ) -> None:
     # On a GPU rows are gathered, and moments are taken, by torch.
     for module in ("gather", "moments"):
-        monkeypatch.setattr(f"streamkm.kernels.{module}.instruction_sets", lambda: ())
+        monkeypatch.setattr(f"streamkm.kernels.ops.{module}.instruction_sets", lambda: ())
     rows = np.random.default_rng(0).integers(0, 60_000, (300, 5)).astype(dtype)
     np.save(tmp_path / "x.npy", rows)
     job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 5, "batch_rows": 60, **settings})

@@ -33,11 +33,11 @@ from streamkm.errors import (
     SourceError,
     StreamkmError,
 )
-from streamkm.runs.checkpoint import load_checkpoint
+from streamkm.runs.engine.sampling import first_centroids
 from streamkm.runs.fit import fit
-from streamkm.runs.initial import first_centroids
-from streamkm.runs.interrupts import StopRequest
-from streamkm.runs.model import load_run
+from streamkm.runs.reporting.signals import StopRequest
+from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.runs.storage.model import load_run
 from streamkm.sources import open_source, open_weights
 from streamkm.sources.base import RowRange
 from tests.hostile.mutate import mutate

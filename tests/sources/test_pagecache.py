@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from streamkm.errors import ReadError
-from streamkm.sources import open_source, pagecache, rowfile, zarr_direct
+from streamkm.sources import open_source, pagecache, rowfile
 from streamkm.sources.npy import open_npy
+from streamkm.sources.zarr import direct
 from tests.sources.contract import numbers, read, same_bytes
-from tests.sources.zarr_arrays import CODECS, chunk_files, opened, sharding, store_array
+from tests.sources.zarr.arrays import CODECS, chunk_files, opened, sharding, store_array
 
 
 def dropped(path: Path) -> None:
@@ -44,7 +45,7 @@ def cached_pages(path: Path) -> int:
 
 def spare(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Let the machine have `most` bytes to spare."""
-    for module in (pagecache, rowfile, zarr_direct):
+    for module in (pagecache, rowfile, direct):
         monkeypatch.setattr(module, "has_spare_memory", lambda size=0: size < most)
 
 

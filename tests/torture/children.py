@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from streamkm import cli
 from streamkm.runs import predict
-from streamkm.sources import sinks
+from streamkm.sinks import registry
 from streamkm.stream import plan
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _become(arguments: Sequence[str], log: Path, *, executed: bool) -> None:
         if executed:
             os.execv(sys.executable, [sys.executable, "-m", "streamkm", *arguments])
         plan.WINDOW_BYTES = SMALL_WINDOW_BYTES
-        predict.open_sink = partial(sinks.open_sink, chunk_rows=SMALL_CHUNK_ROWS)  # type: ignore[attr-defined]
+        predict.open_sink = partial(registry.open_sink, chunk_rows=SMALL_CHUNK_ROWS)  # type: ignore[attr-defined]
         status = cli.main(arguments)
     except KeyboardInterrupt:
         pass  # As Python itself ends of it, outside of `main`.

@@ -1,0 +1,1 @@
+"""Ways to find the first centroids, on a sample or on candidates."""

@@ -1,0 +1,260 @@
+"""Where the centroids begin: rows of a sample, drawn at random or by k-means++."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+
+from streamkm.clustering.seeding.plan import MAX_PROPOSED, greedy_trials
+from streamkm.clustering.seeding.sample import Draws, Sample, draw_by_weight, draw_distinct
+from streamkm.kernels import make_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamkm.kernels import Kernel
+
+__all__ = ["BatchedPlusPlus", "GreedyPlusPlus", "RandomRows", "kmeans_plusplus"]
+
+#: Tell the draws of the stages apart.
+_RANDOM, _PLUS_PLUS = -1, -2
+#: Rows that one round of `BatchedPlusPlus` proposes, as a share of the centroids that are
+#: there: so few that most are accepted.
+PROPOSED_SHARE = 0.25
+#: Rows that are compared with new centroids at once, where no run decides it.
+BATCH_ROWS = 16384
+
+
+class ChosenRows(ABC):
+    """A stage whose centroids are rows of the sample."""
+
+    name, unit = "random rows", "centroid"
+
+    def __init__(self, sample: Sample, k: int, draws: Draws) -> None:
+        self.n_units, self.n_done = k, 0
+        self._sample, self._draws = sample, draws
+        self._chosen_K = torch.full((k,), -1, dtype=torch.int64, device=sample.x_SD.device)
+
+    @property
+    def centroids_KD(self) -> torch.Tensor:
+        """The rows that were chosen."""
+        return self._sample.x_SD.index_select(0, self._chosen_K)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Positions of the rows that were chosen, -1 for those to come."""
+        return {"chosen_K": self._chosen_K}
+
+    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go back to where `tensors` was called."""
+        self._chosen_K = tensors["chosen_K"]
+        self.n_done = int((self._chosen_K >= 0).sum())
+
+    @abstractmethod
+    def step_(self, index: int) -> bool:
+        """Choose one row or more; whether there are more to choose."""
+
+
+class RandomRows(ChosenRows):
+    """Rows drawn without replacement, with probability by their weights, in one step."""
+
+    def __init__(self, sample: Sample, k: int, seed: int, number: int = 0) -> None:
+        super().__init__(sample, k, Draws(seed, _RANDOM, number))
+
+    def step_(self, index: int) -> bool:
+        """Draw them all."""
+        generator = self._draws.generator(self._sample.x_SD.device, index)
+        ones_S = torch.ones_like(self._sample.sq_norms_S)
+        self._chosen_K = draw_distinct(self._sample.weighted(ones_S), self.n_units, generator)
+        self.n_done = self.n_units
+        return False
+
+
+class _PlusPlus(ChosenRows):
+    """What both ways of k-means++ share: each row's distance to those that were chosen."""
+
+    name = "k-means++"
+
+    def __init__(self, sample: Sample, k: int, seed: int, number: int = 0) -> None:
+        super().__init__(sample, k, Draws(seed, _PLUS_PLUS, number))
+        self._closest_S = torch.full_like(sample.sq_norms_S, torch.inf)
+        self._left_S = self._weights_left()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What was chosen, and each row's squared distance to it."""
+        return {**super().tensors(), "closest_S": self._closest_S}
+
+    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go back to where `tensors` was called."""
+        super().restore_(tensors)
+        self._closest_S = tensors["closest_S"]
+        self._left_S = self._weights_left()
+
+    def _weights_left(self) -> torch.Tensor:
+        """Weights of the rows that were not chosen."""
+        left_S = self._sample.weighted(torch.ones_like(self._sample.sq_norms_S))
+        return left_S.index_fill(0, self._chosen_K[: self.n_done], 0)
+
+    def _choose_first_(self, generator: torch.Generator) -> None:
+        first = draw_by_weight(self._left_S, 1, generator)
+        self._chosen_K[:1] = first
+        self._closest_S = self._sample.sq_distances_from(first)[0]
+        self._left_S.index_fill_(0, first, 0)
+        self.n_done = 1
+
+
+class GreedyPlusPlus(_PlusPlus):
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): a step for every centroid.
+
+    Each is the best of ``2 + log k`` rows drawn with probability proportional to
+    the (weighted) squared distance from the centroids so far, as in the authors'
+    own implementation and scikit-learn's.
+    """
+
+    def step_(self, index: int) -> bool:
+        """Choose centroid number `index`; whether there is another to choose."""
+        sample = self._sample
+        generator = self._draws.generator(sample.x_SD.device, index)
+        if index == 0:
+            self._choose_first_(generator)
+            return self.n_units > 1
+        weights_S = sample.weighted(self._closest_S)
+        # Where no row is at a distance that rounding leaves, any other row will do.
+        weights_S = torch.where(weights_S.max() > 0, weights_S, self._left_S)
+        candidates = draw_by_weight(weights_S, greedy_trials(self.n_units), generator)
+        distances_LS, cost_L = sample.sq_distances_with(candidates, self._closest_S)
+        best = cost_L.argmin()
+        # index_select, not []: on a GPU an index taken from the device must not
+        # make the host wait k times.
+        chosen = candidates.index_select(0, best[None])
+        self._chosen_K[index : index + 1] = chosen
+        self._left_S.index_fill_(0, chosen, 0)
+        self._closest_S = distances_LS.index_select(0, best[None])[0]
+        self.n_done = index + 1
+        return self.n_done < self.n_units
+
+
+class BatchedPlusPlus(_PlusPlus):
+    """k-means++ with one trial a centroid, many centroids a step.
+
+    Rows are proposed by their squared distance from the centroids before the
+    step, and gone through in order: each is accepted with probability ``now /
+    before``, its squared distance from all that are accepted by now over that
+    when it was proposed. Such rejection makes the accepted rows draws by the
+    squared distance at their turn, so this *is* k-means++, not an approximation;
+    but the sample is compared with a batch of new centroids in one matrix
+    product. k-means|| and its candidates were the alternative: ten times the
+    comparisons.
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        k: int,
+        seed: int,
+        number: int = 0,
+        *,
+        kernel: Kernel,
+        batch_rows: int,
+    ) -> None:
+        """`kernel` takes `batch_rows` rows, and ``min(k, MAX_PROPOSED)`` centroids or more."""
+        super().__init__(sample, k, seed, number)
+        self._kernel, self._batch_rows = kernel, batch_rows
+
+    def step_(self, index: int) -> bool:
+        """Propose and choose a batch; whether there is another to choose."""
+        sample, found = self._sample, self.n_done
+        generator = self._draws.generator(sample.x_SD.device, index)
+        if index == 0:
+            self._choose_first_(generator)
+            return self.n_units > 1
+        weights_S = sample.weighted(self._closest_S)
+        if not bool(weights_S.max() > 0):
+            # All rows lie on centroids, to rounding: any other rows will do.
+            accepted = draw_distinct(self._left_S, self.n_units - found, generator)
+        else:
+            wanted = min(max(int(found * PROPOSED_SHARE), 1), MAX_PROPOSED)
+            proposed = draw_by_weight(weights_S, wanted, generator)
+            accepted = self._accept(proposed, generator)[: self.n_units - found]
+        self._chosen_K[found : found + len(accepted)] = accepted
+        self._left_S.index_fill_(0, accepted, 0)
+        self._move_closer_(accepted)
+        self.n_done = found + len(accepted)
+        return self.n_done < self.n_units
+
+    def _accept(self, proposed_M: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The proposals that are accepted; the first of them always is."""
+        sample = self._sample
+        uniform_M = torch.rand(
+            len(proposed_M), dtype=torch.float64, device=proposed_M.device, generator=generator
+        )
+        before_M = self._closest_S.index_select(0, proposed_M)
+        proposals = Sample(sample.x_SD.index_select(0, proposed_M))
+        every_M = torch.arange(len(proposed_M), device=proposed_M.device)
+        distances_MM = proposals.sq_distances_from(every_M)
+        # A row may be proposed twice.
+        distances_MM.masked_fill_(proposed_M[:, None] == proposed_M, 0)
+        # One after the other, on the host: a few numbers, and each depends on those before.
+        between_MM, limits_M = distances_MM.cpu().numpy(), (uniform_M * before_M).cpu().numpy()
+        now_M, accepted = before_M.cpu().numpy().copy(), []
+        for i in range(len(now_M)):
+            if limits_M[i] < now_M[i]:
+                accepted.append(i)
+                now_M = now_M.clip(max=between_MM[i])
+        return proposed_M[torch.tensor(accepted, dtype=torch.int64, device=proposed_M.device)]
+
+    def _move_closer_(self, chosen_C: torch.Tensor) -> None:
+        """Take newly chosen rows into account."""
+        sample = self._sample
+        x_CD = sample.x_SD[chosen_C]
+        for rows in sample.batches(self._batch_rows):
+            nearest_B = self._kernel.assign(sample.x_SD[rows], sample.sq_norms_S[rows], x_CD)[1]
+            torch.minimum(self._closest_S[rows], nearest_B, out=self._closest_S[rows])
+        self._closest_S.index_fill_(0, chosen_C, 0)
+
+
+def kmeans_plusplus(
+    sample_SD: torch.Tensor,
+    k: int,
+    seed: int,
+    *,
+    weights_S: torch.Tensor | None = None,
+    batched: bool = False,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> torch.Tensor:
+    """k-means++ on a sample, from the first step to the last.
+
+    Parameters
+    ----------
+    sample_SD : Tensor of shape (S, D), S >= k
+        Rows in the scaled space, all finite.
+    k : int
+        Number of centroids.
+    seed : int
+        Decides the draws.
+    weights_S : Tensor of shape (S,), float64, optional
+        How much each row counts; 1 by default.
+    batched : bool
+        Whether to choose many at a time (`BatchedPlusPlus`) or each as the best of
+        several (`GreedyPlusPlus`).
+    on_step : callable
+        Called with the number of centroids found, before every step but the first;
+        may raise to stop.
+
+    Returns
+    -------
+    Tensor of shape (k, D)
+        Rows of the sample, none of them twice; equal ones only if the sample
+        has too few others (to rounding).
+    """
+    sample, index = Sample(sample_SD, weights_S), 0
+    stage: BatchedPlusPlus | GreedyPlusPlus = GreedyPlusPlus(sample, k, seed)
+    if batched:
+        batch_rows = min(len(sample), BATCH_ROWS)
+        kernel = make_kernel("auto", batch_rows, k, sample_SD.dtype, sample_SD.device)
+        stage = BatchedPlusPlus(sample, k, seed, kernel=kernel, batch_rows=batch_rows)
+    while stage.step_(index):
+        index += 1
+        on_step(stage.n_done)
+    return stage.centroids_KD

@@ -1,0 +1,95 @@
+"""Lloyd's algorithm on a sample that lies in memory, with weights if there are any."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from streamkm.clustering.batch import Batch
+from streamkm.clustering.minibatch import nearest_and_sums
+from streamkm.clustering.scaling import normalized
+from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamkm.kernels import Kernel
+
+__all__ = ["SampleLloyd"]
+
+#: Tells the draws that fill empty clusters apart from those of other stages.
+_PASSES = -4
+#: Passes end when one lowers the cost by no more than this share of it.
+LEAST_GAIN = 1e-4
+
+
+class SampleLloyd:
+    """Up to `n_passes` passes, each of which moves every centroid to the mean of its rows.
+
+    Clusters that get no row are put on rows drawn by their squared distance.
+    """
+
+    name, unit = "Lloyd on the sample", "pass"
+
+    def __init__(
+        self,
+        sample: Sample,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        seed: int,
+        number: int = 0,
+        *,
+        kernel: Kernel,
+        batch_rows: int,
+        spherical: bool = False,
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.n_units, self.n_done = n_passes, 0
+        self._sample, self._draws = sample, Draws(seed, _PASSES, number)
+        self._kernel, self._batch_rows, self._spherical = kernel, batch_rows, spherical
+        self._pause, self.centroids_KD = pause, centroids_KD
+        self.cost = torch.full((), torch.inf, dtype=torch.float64, device=centroids_KD.device)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The centroids so far, and what the ones before them cost."""
+        return {"centroids_KD": self.centroids_KD, "cost": self.cost}
+
+    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Go back to where `tensors` was called."""
+        self.centroids_KD, self.cost = tensors["centroids_KD"], tensors["cost"]
+
+    def step_(self, index: int) -> bool:
+        """One pass; whether there is another."""
+        sample, before_KD = self._sample, self.centroids_KD
+        sums_KD = torch.zeros_like(before_KD, dtype=torch.float64)
+        mass_K = sums_KD.new_zeros(len(before_KD))
+        sq_distances_S = torch.empty_like(sample.sq_norms_S)
+        for rows in sample.batches(self._batch_rows):
+            weights_B = None if sample.weights_S is None else sample.weights_S[rows]
+            batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
+            assignment, found = nearest_and_sums(
+                self._kernel, batch, before_KD, spherical=False, exact=False
+            )
+            sq_distances_S[rows] = assignment.sq_distances_B
+            sums_KD += found.sums.wide()
+            mass_K += found.counts_K if weights_B is None else found.weights_K
+            self._pause()
+        centres_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
+        moved_K = (sums_KD != 0).any(dim=1) if self._spherical else mass_K > 0
+        self.centroids_KD = torch.where(moved_K[:, None], centres_KD.to(before_KD.dtype), before_KD)
+        self._fill_(mass_K == 0, sample.weighted(sq_distances_S), index)
+        cost_before, self.cost = self.cost, sample.total(sq_distances_S)
+        self.n_done = index + 1
+        is_worth_it = bool(cost_before - self.cost > LEAST_GAIN * self.cost)
+        return is_worth_it and self.n_done < self.n_units
+
+    def _fill_(self, empty_K: torch.Tensor, weights_S: torch.Tensor, index: int) -> None:
+        """Put empty clusters on rows drawn by their squared distance, while there are any."""
+        places = empty_K.nonzero().squeeze(1)
+        n_useful = min(len(places), int((weights_S > 0).sum()))
+        if n_useful == 0:
+            return
+        generator = self._draws.generator(empty_K.device, index)
+        drawn = draw_distinct(weights_S, n_useful, generator)
+        self.centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]

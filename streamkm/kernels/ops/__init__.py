@@ -1,0 +1,1 @@
+"""Arithmetic beside the kernels: compiled where there is an extension, else torch."""

@@ -1,0 +1,1 @@
+"""The kernel for CUDA GPUs, written in Triton."""

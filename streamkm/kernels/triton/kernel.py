@@ -1,0 +1,398 @@
+"""Assignment and update on CUDA by Triton: exact labels, and the same bits every time.
+
+This file only launches; what runs on the device is in ``triton_assign`` and
+``triton_update``. Nothing here waits for the device, and the numbers of rows and
+centroids are run-time arguments, so that a batch of another length compiles nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from streamkm.errors import InputError
+from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
+from streamkm.kernels.triton.assign import (
+    measure_kernel,
+    round_kernel,
+    round_rows_kernel,
+    screen_kernel,
+)
+from streamkm.kernels.triton.lanes import lanes_kernel
+from streamkm.kernels.triton.one_read import add_spans_kernel, one_read_kernel
+from streamkm.kernels.triton.settle import settle_kernel
+from streamkm.kernels.triton.tiles import (
+    LANES_OPTIONS,
+    LANES_ROWS,
+    MAX_RESIDENT_D,
+    ONE_READ_ROWS,
+    SETTLE_OPTIONS,
+    Tile,
+    default_tile,
+    fits_lanes,
+    is_resident,
+    lanes_blocks,
+    one_read_blocks,
+    one_read_options,
+    padded_features,
+    power_of_two,
+    tiles,
+    two_tile,
+)
+from streamkm.kernels.triton.tuning import (
+    LEAST_TUNED_K,
+    cache_folder,
+    key_of,
+    seconds_of,
+    tuned_tile,
+)
+from streamkm.kernels.triton.update import add_chunks_kernel, join_kernel
+
+__all__ = ["TritonKernel"]
+
+#: Input that is read as it is stored, beside the dtype of the centroids.
+STORED = (torch.float16, torch.bfloat16, torch.uint8, torch.int8)
+#: Centroids listed of a row that is compared again; with more, all are looked at.
+N_LISTED = 8
+#: Features taken at a time where distances are summed up.
+STEP_D = {torch.float32: 32, torch.float64: 16}
+#: What rows are widened to on the chip, by the dtype of the centroids.
+WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
+#: The queue of rows is addressed by 32 bits.
+MAX_BATCH_ROWS = 2**27
+#: Programs that settle rows, a multiprocessor.
+SETTLERS = 16
+#: Bits of a score that may hold a tile number.
+MAX_INDEX_BITS = 18
+#: Bounds hold with fused multiply-adds and without; without, scores take an instruction more.
+OPTIONS = {"enable_fp_fusion": True}
+#: Sorted rows that one program adds up: part of what decides the sums' last bits.
+CHUNK = 64
+#: Where assigning and adding up takes one read: more centroids would not stay on the chip.
+MAX_ONE_READ_K, MAX_ONE_READ_D = 256, 128
+#: Programs of that kernel, at most; part of what decides the sums' last bits. Two for every
+#: multiprocessor of an H100, so that their sums take 33 MiB of memory at most.
+MAX_SPANS = 264
+
+
+class TritonKernel:
+    """Triton on `device`, for batches of up to `batch_rows` rows and `k` centroids.
+
+    With `tune` the first batch of many centroids decides which tile is the fastest, unless
+    that is remembered from before; without, or where a `tile` is given, none is timed.
+
+    Raises
+    ------
+    InputError
+        If `k` or `batch_rows` is out of range, or a call's tensors do not fit together.
+    """
+
+    name = "triton"
+    distances_cancel = False
+
+    def __init__(
+        self,
+        batch_rows: int,
+        k: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        precision: str = "exact",
+        tile: Tile | None = None,
+        *,
+        tune: bool = False,
+    ) -> None:
+        if not 1 <= k <= 16 << MAX_INDEX_BITS:
+            raise InputError(f"kernel triton takes 1 to {16 << MAX_INDEX_BITS:,} clusters, not {k}")
+        if not 1 <= batch_rows <= MAX_BATCH_ROWS:
+            raise InputError(
+                f"kernel triton takes batches of 1 to {MAX_BATCH_ROWS:,} rows, not {batch_rows}"
+            )
+        if dtype not in MAX_RESIDENT_D:
+            raise InputError(f"kernel triton takes float32 or float64 centroids, not {dtype}")
+        self._k, self._dtype, self._tile = k, dtype, tile
+        self.stored_dtypes = STORED if dtype == torch.float32 else ()
+        self._tunes = tune and tile is None and k >= LEAST_TUNED_K and device.type == "cuda"
+        self._precision = precision
+        self._exact = precision == "exact"
+        self._batch_rows = batch_rows
+        # Largest element, length and relative residual of the centroids; length of the queue.
+        self._about = torch.zeros(4, dtype=torch.int32, device=device)
+        self._n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
+        n_queued = batch_rows if self._exact else 0
+        self._queue = torch.empty((n_queued, 2 + N_LISTED), dtype=torch.int32, device=device)
+        self._buffers: dict[tuple[str, int], torch.Tensor] = {}
+        on_gpu = device.type == "cuda"
+        card = torch.cuda.get_device_properties(device) if on_gpu else None
+        self._major = card.major if card else 9
+        self._n_settlers = SETTLERS * (card.multi_processor_count if card else 1)
+
+    @property
+    def n_rechecked(self) -> torch.Tensor:
+        """Rows that were scored again since the kernel was made: int64, on the device."""
+        return self._n_rechecked
+
+    def assign(
+        self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> Assignment:
+        """Nearest centroid of each row; see `Kernel`. Needs no norms: distances are differences."""
+        del sq_norms_B
+        labels_B, sq_distances_B, _ = self._assign(x_BD, centroids_KD, two=False)
+        return Assignment(labels_B, sq_distances_B)
+
+    def assign_two(
+        self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> TwoNearest:
+        """The two nearest centroids of each row; see `Kernel`."""
+        del sq_norms_B
+        results = self._assign(x_BD, centroids_KD, two=self._k > 1)
+        if self._k == 1:
+            return TwoNearest(*results[:2], torch.full_like(results[1], torch.inf))
+        return TwoNearest(*results)
+
+    def accumulate(
+        self,
+        x_BD: torch.Tensor,
+        labels_B: torch.Tensor,
+        *,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> None:
+        """Add rows to their clusters; see `Kernel`."""
+        n_rows, n_features = x_BD.shape
+        if n_rows == 0:
+            return
+        x_BD = _with_dense_rows(x_BD)
+        # Radix sorting takes as many passes as a key has bytes.
+        key = torch.int16 if len(sums_KD) < 2**15 else torch.int32
+        sorted_B, order_B = torch.sort(labels_B.to(key), stable=True)
+        n_chunks = triton.cdiv(n_rows, CHUNK)
+        pieces = sums_KD.new_empty((n_chunks, 2, n_features))
+        block_d = min(triton.next_power_of_2(n_features), 128)
+        grid = (n_chunks, triton.cdiv(n_features, block_d))
+        with torch.cuda.device_of(x_BD):
+            add_chunks_kernel[grid](
+                x_BD, x_BD.stride(0), order_B, sorted_B, sums_KD, counts_K, pieces,
+                n_rows, n_features, CHUNK=CHUNK, BLOCK_D=block_d, num_warps=1, **OPTIONS,
+            )  # fmt: skip
+            join_kernel[grid](
+                sorted_B, sums_KD, pieces, n_rows, n_features,
+                CHUNK=CHUNK, BLOCK_C=16, BLOCK_D=block_d, num_warps=1, **OPTIONS,
+            )  # fmt: skip
+
+    def step(
+        self,
+        rows: Rows,
+        centroids_KD: torch.Tensor,
+        *,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> Assignment:
+        """Assign rows and add them up, in one read if sums fit on the chip; see `Kernel`."""
+        if not fits_one_read(self._k, rows.x_BD.shape[1], self._dtype):
+            return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
+        self._check(rows.x_BD, centroids_KD)
+        x_BD, centroids_KD = _with_dense_rows(rows.x_BD), centroids_KD.contiguous()
+        n_rows = len(x_BD)
+        labels_B = torch.empty(n_rows, dtype=torch.int64, device=x_BD.device)
+        sq_distances_B = torch.empty(n_rows, dtype=self._dtype, device=x_BD.device)
+        if n_rows > 0:
+            with torch.cuda.device_of(x_BD):
+                self._one_read(
+                    x_BD, rows, centroids_KD, labels_B, sq_distances_B, sums_KD, counts_K
+                )
+        return Assignment(labels_B, sq_distances_B)
+
+    # ---- parts of assign ----------------------------------------------------
+
+    def _assign(
+        self, x_BD: torch.Tensor, centroids_KD: torch.Tensor, *, two: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self._check(x_BD, centroids_KD)
+        n_rows, n_features = x_BD.shape
+        labels_B = torch.empty(n_rows, dtype=torch.int64, device=x_BD.device)
+        sq_distances_B = torch.empty(n_rows, dtype=self._dtype, device=x_BD.device)
+        second_B = torch.empty_like(sq_distances_B) if two else sq_distances_B
+        if n_rows == 0:
+            return labels_B, sq_distances_B, second_B
+        x_BD = _with_dense_rows(x_BD)
+        centroids_KD = centroids_KD.contiguous()
+        padded_d = padded_features(n_features, self._dtype, x_BD.dtype)
+        tile = two_tile(self._major) if two else self._tile_for(x_BD, centroids_KD)
+        results = (labels_B, sq_distances_B, second_B)
+        with torch.cuda.device_of(x_BD):
+            rounded = self._round_centroids(centroids_KD, padded_d, tile.centroids)
+            self._screen(x_BD, centroids_KD, rounded, results, padded_d, tile, two=two)
+            if self._exact:
+                settle_kernel[(self._n_settlers,)](
+                    x_BD, x_BD.stride(0), centroids_KD, *results, self._queue, self._about[3:],
+                    self._k, n_features,
+                    BLOCK_N=tile.centroids, KEPT_N=tile.centroids // tile.fold, BLOCK_K=16,
+                    BLOCK_D=32, STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED,
+                    WIDE=WIDE[self._dtype], SECOND=two, **SETTLE_OPTIONS, **OPTIONS,
+                )  # fmt: skip
+                self._n_rechecked += self._about[3]
+        return results
+
+    def _tile_for(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> Tile:
+        """The tile that was given, or tuned by the first batch (which waits for the device)."""
+        if self._tunes and self._tile is None:
+            key = key_of(x_BD.device, x_BD.dtype, x_BD.shape[1], self._k, self._dtype)
+
+            def seconds(tile: Tile) -> float | None:
+                trial = TritonKernel(
+                    len(x_BD), self._k, self._dtype, x_BD.device, self._precision, tile
+                )
+                no_norms_B = x_BD.new_empty(0)
+                return seconds_of(lambda: trial.assign(x_BD, no_norms_B, centroids_KD))
+
+            with torch.cuda.device_of(x_BD):
+                among = tiles(x_BD.shape[1], self._dtype, x_BD.dtype, self._major)
+                self._tile = tuned_tile(cache_folder(), key, among, seconds)
+        return self._tile or default_tile(
+            x_BD.shape[1], self._k, self._dtype, x_BD.dtype, self._major
+        )
+
+    def _check(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
+        """Refuse what the device code would read out of bounds, or misread."""
+        if centroids_KD.shape != (self._k, x_BD.shape[1]) or centroids_KD.dtype != self._dtype:
+            raise InputError(
+                f"centroids must be {self._k} x {x_BD.shape[1]}, {self._dtype}, for these rows; "
+                f"they are {tuple(centroids_KD.shape)}, {centroids_KD.dtype}"
+            )
+        taken = (self._dtype, *self.stored_dtypes)
+        if x_BD.dtype not in taken:
+            raise InputError(
+                f"rows must be one of {taken} beside {self._dtype} centroids, not {x_BD.dtype}"
+            )
+        if len(x_BD) > self._batch_rows:
+            raise InputError(
+                f"a batch has at most the {self._batch_rows:,} rows that the kernel was made for, "
+                f"not {len(x_BD):,}"
+            )
+
+    def _round_centroids(
+        self, centroids_KD: torch.Tensor, padded_d: int, block_k: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Centroids as scaled float16, their squared lengths, and what that cost."""
+        n_features = centroids_KD.shape[1]
+        padded_k = triton.cdiv(self._k, block_k) * block_k
+        c16 = self._buffer("c16", padded_k * padded_d, torch.float16)
+        c_sq = self._buffer("c_sq", padded_k, torch.float32)
+        about = self._about.view(torch.float32)
+        self._about.zero_()
+        block_d = min(padded_d, 64)
+        measure_kernel[(triton.cdiv(self._k, 16),)](
+            centroids_KD, about, self._k, n_features, BLOCK_K=16, BLOCK_D=block_d, **OPTIONS
+        )
+        round_kernel[(padded_k // 16,)](
+            centroids_KD, c16, c_sq, about, self._k, n_features, padded_d,
+            BLOCK_K=16, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+        return c16, c_sq, about
+
+    def _screen(
+        self,
+        x_BD: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        rounded: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        results: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        padded_d: int,
+        tile: Tile,
+        *,
+        two: bool,
+    ) -> None:
+        n_rows, n_features = x_BD.shape
+        wide = WIDE[self._dtype]
+        stays = is_resident(n_features, self._dtype, x_BD.dtype)
+        x16 = x_about = rounded[1]
+        if not stays:
+            x16 = self._buffer("x16", self._batch_rows * padded_d, torch.float16)
+            x_about = self._buffer("x_about", 3 * self._batch_rows, torch.float32)
+            round_rows_kernel[(triton.cdiv(n_rows, 16),)](
+                x_BD, x_BD.stride(0), x16, x_about, n_rows, n_features, padded_d,
+                BLOCK_M=16, BLOCK_D=64, WIDE=wide, **OPTIONS,
+            )  # fmt: skip
+        n_tiles = triton.cdiv(self._k, tile.centroids)
+        index_bits = (n_tiles - 1).bit_length()
+        screen_kernel[(triton.cdiv(n_rows, tile.rows),)](
+            x_BD, x_BD.stride(0), x16, x_about, centroids_KD, *rounded, *results,
+            self._queue, self._about[3:],
+            n_rows, self._k, n_features, padded_d, n_tiles, -1 << index_bits,
+            2.0 ** (index_bits - 22),
+            BLOCK_M=tile.rows, BLOCK_N=tile.centroids, FOLD=tile.fold,
+            BLOCK_D=padded_d if stays else 64, STEP_D=STEP_D[self._dtype],
+            N_LISTED=N_LISTED, WIDE=wide,
+            RESIDENT=stays, EXACT=self._exact, SECOND=two,
+            num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
+        )  # fmt: skip
+
+    def _one_read(
+        self,
+        x_BD: torch.Tensor,
+        rows: Rows,
+        centroids_KD: torch.Tensor,
+        labels_B: torch.Tensor,
+        sq_distances_B: torch.Tensor,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+    ) -> None:
+        (n_rows, n_features), k = x_BD.shape, self._k
+        in_lanes = fits_lanes(k, n_features)
+        tile_rows = LANES_ROWS if in_lanes else ONE_READ_ROWS
+        span = triton.cdiv(triton.cdiv(n_rows, tile_rows), MAX_SPANS) * tile_rows
+        n_spans = triton.cdiv(n_rows, span)
+        span_sums = self._buffer("span_sums", MAX_SPANS * k * n_features, torch.float32)
+        span_counts = self._buffer("span_counts", MAX_SPANS * k, torch.int32)
+        shares_B, left_out_B = rows.shares_B, rows.left_out_B
+        # A pointer that is not used must be one all the same.
+        given = (
+            rows.sq_norms_B if rows.zeros_first else centroids_KD,
+            centroids_KD if shares_B is None else shares_B,
+            centroids_KD if left_out_B is None else left_out_B.view(torch.uint8),
+        )
+        results = (labels_B, sq_distances_B, span_sums, span_counts, self._n_rechecked)
+        flags = {
+            "HAS_SHARES": shares_B is not None, "HAS_LEFT_OUT": left_out_B is not None,
+            "ZEROS_FIRST": rows.zeros_first, "EXACT": self._exact,
+        }  # fmt: skip
+        if in_lanes:
+            lanes_kernel[(n_spans,)](
+                x_BD, x_BD.stride(0), centroids_KD, *given, *results, n_rows, k, span,
+                **lanes_blocks(k, n_features), **flags, **LANES_OPTIONS, **OPTIONS,
+            )  # fmt: skip
+        else:
+            block_k, block_d = power_of_two(k), power_of_two(n_features)
+            rounded = self._round_centroids(centroids_KD, block_d, block_k)
+            # As they are stored rows fit one term; times their shares they are float32.
+            n_terms = 1 if shares_B is None and x_BD.dtype in STORED else 3
+            term = tl.float16 if n_terms == 1 and x_BD.dtype == torch.float16 else tl.bfloat16
+            if x_BD.device.type == "cpu":
+                term = tl.float32  # Triton's interpreter multiplies bfloat16 wrongly.
+            one_read_kernel[(n_spans,)](
+                x_BD, x_BD.stride(0), centroids_KD, *rounded, *given, *results,
+                n_rows, k, n_features, block_d, span,
+                **one_read_blocks(block_k, block_d, self._major), TERM=term, N_TERMS=n_terms,
+                **flags, **one_read_options(block_d), **OPTIONS,
+            )  # fmt: skip
+        add_spans_kernel[(triton.cdiv(k * n_features, 128),)](
+            span_sums, span_counts, sums_KD, counts_K, n_spans, k, n_features,
+            BLOCK_S=16, BLOCK_E=128, num_warps=4, **OPTIONS,
+        )  # fmt: skip
+
+    def _buffer(self, name: str, n_elements: int, dtype: torch.dtype) -> torch.Tensor:
+        """Scratch memory, made on first use and kept."""
+        key = (name, n_elements)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(n_elements, dtype=dtype, device=self._about.device)
+        return self._buffers[key]
+
+
+def fits_one_read(k: int, n_features: int, dtype: torch.dtype) -> bool:
+    """Whether `TritonKernel.step` reads rows once: from what decides sums, and never tuned."""
+    return dtype == torch.float32 and k <= MAX_ONE_READ_K and n_features <= MAX_ONE_READ_D
+
+
+def _with_dense_rows(x_BD: torch.Tensor) -> torch.Tensor:
+    """The same, or a copy in which the features of a row lie side by side."""
+    return x_BD if x_BD.stride(1) == 1 else x_BD.contiguous()

@@ -1,0 +1,327 @@
+"""What a fit would do and need, and what speaks against it; nothing is written.
+
+Rows, memory and passes follow from the plan that the fit itself would make. The time is
+what a probe on the first windows predicts for all of them, and the disk space is counted from the
+tensors that a checkpoint would hold.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from streamkm.clustering.scaling import RunningMoments, Scaling
+from streamkm.clustering.seeding.plan import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
+from streamkm.clustering.state import initial_state
+from streamkm.config import counted, format_bytes
+from streamkm.errors import InputError, RunError
+from streamkm.runs.engine.checkpoint_schema import check_checkpoint
+from streamkm.runs.engine.probe import Prober, format_rate
+from streamkm.runs.engine.sampling import draw_sample, sample_pieces
+from streamkm.runs.engine.snapshot import Cursor, Snapshot
+from streamkm.runs.fit import finished_model, plan_fit, run_record
+from streamkm.runs.planning.inspection import look_at
+from streamkm.runs.planning.memory import FULL_SLOTS
+from streamkm.runs.reporting.progress import Progress
+from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.runs.storage.run_folder import RunFolder
+from streamkm.stream.plan import WINDOW_BYTES
+from streamkm.stream.slots import HostSlots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from streamkm.clustering.state import KMeansState
+    from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.runs.engine.probe import Probe
+    from streamkm.runs.planning.fit_plan import FitSetup
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
+
+__all__ = ["DryRun", "dry_run", "format_duration"]
+
+#: Both kinds of positions and squared distances that a checkpoint of seeding holds of each row
+#: of the sample, and the weight of a candidate.
+SEEDING_ROW_BYTES = 40
+#: Of small batches most is overhead, which seeding has less of: a product takes no longer.
+SLOW_PRODUCT_S = 3e-11
+_PHASES = ("scale", "seed", "train", "close")
+_BEGINNING = Cursor("scale")
+#: Places that the centroids of the probe are drawn from are those of one cluster's sample.
+PROBE_CLUSTERS = 1
+
+
+@dataclass
+class DryRun:
+    """What a command would do, for people."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    """Names and values."""
+    notes: list[str] = field(default_factory=list)
+    """What speaks against the run without forbidding it."""
+    errors: list[InputError] = field(default_factory=list)
+    """What forbids it."""
+
+    def add_space(self, out: Path, most: int, what: str, *, least: int) -> None:
+        """Compare what will be written with what is free where `out` is to be.
+
+        Only `least` bytes forbid the run: without the others, up to `most`, it may get through.
+        """
+        whole = out.absolute()
+        there = next(path for path in (whole, *whole.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        self.facts.append(
+            (
+                "disk",
+                f"{what}: {format_bytes(most)} at most, {format_bytes(free)} free at {there}",
+            )
+        )
+        if not os.access(there, os.W_OK):
+            self.errors.append(RunError(f"{out}: {there} may not be written to; choose another"))
+        elif least > free:
+            self.errors.append(
+                RunError(
+                    f"{out}: {what} take at least {format_bytes(least)}, {format_bytes(free)} are "
+                    "free there; free space, or choose another place"
+                )
+            )
+        elif most > free:
+            self.notes.append(
+                f"{what} take up to {format_bytes(most)} at {out}, {format_bytes(free)} are free "
+                "there: free space, or what does not fit will not be written"
+            )
+
+    def __str__(self) -> str:
+        lines = [f"{name:<12} {value}" for name, value in self.facts]
+        lines += [f"note         {note}" for note in self.notes]
+        lines += [f"forbids      {error.for_command_line}" for error in self.errors]
+        if not self.notes and not self.errors:
+            lines.append("note         nothing that was looked at speaks against this run")
+        return "\n".join(lines)
+
+
+def dry_run(
+    source: Source,
+    config: FitConfig,
+    execution: ExecutionConfig,
+    run_dir: Path,
+    *,
+    resume: bool,
+    stop_request: StopRequest,
+    weights: Weights | None = None,
+) -> DryRun:
+    """What `streamkm.runs.fit.fit` would do with the same arguments.
+
+    Raises
+    ------
+    StreamkmError
+        After `stop_request`, which is asked after every window and batch.
+    InputError
+        As `fit` does, where there is nothing to be said of the run beside the error. Errors
+        that come with a report are in `DryRun.errors`.
+    """
+    setup, pause = plan_fit(source, config, execution, weights=weights), stop_request.end_if_asked
+    report, stands = DryRun(), None
+    _add_plan(report, setup)
+    folder = RunFolder(run_dir, run_record(setup), resume=resume)
+    try:
+        folder.check()
+        stands = _add_progress(report, folder, setup) if resume else _BEGINNING
+    except InputError as error:
+        report.errors.append(error)
+    look = look_at(source, setup.plan, setup.config, pause)
+    with HostSlots(setup.memory.stream, setup.device) as slots:
+        state, prober = _prepare(setup, slots, pause)
+        probe = prober.measure(state)
+        if setup.config.scale in ("zscore", "minmax"):
+            probe = replace(probe, arithmetic={**probe.arithmetic, "scale": prober.moments()})
+    if stands is not None or report.errors:
+        _add_time(report, setup, probe, stands or _BEGINNING)
+    checkpoints, model = _written_bytes(setup, state, prober.scaling)
+    keep = execution.keep_checkpoints
+    what = f"{keep + 1} checkpoints of {format_bytes(checkpoints)}, model {format_bytes(model)}"
+    labels = format_bytes(4 * source.spec.n_rows)
+    report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
+    report.notes = [*source.notes(), *_memory_notes(setup), *look.notes]
+    if stands is not None:
+        # A checkpoint that the disk refuses does not end a run, a result does.
+        report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)
+    report.errors += [look.error] if look.error is not None else []
+    pause()
+    return report
+
+
+def _add_plan(report: DryRun, setup: FitSetup) -> None:
+    """What follows from shape and settings."""
+    spec, plan, config, seeding = setup.source.spec, setup.plan, setup.config, setup.seeding_plan
+    passes = [counted(config.epochs, "epoch")]
+    passes[0] += " at most" if config.epochs > 1 else ""
+    if config.scale in ("zscore", "minmax"):
+        passes.insert(0, "1 for scaling")
+    if setup.given_KD is None:
+        rounds = f"{N_ROUNDS + 1} passes and " if seeding.candidate_rows else ""
+        n_drawn = seeding.sample_rows + seeding.judged_rows
+        passes.insert(-1, f"seeding ({config.init}): {rounds}a sample of {n_drawn:,} rows")
+    if config.closes:
+        passes.append("1 closing pass")
+    order = "in sequence" if plan.seed is None else "at random"
+    windows = f"{plan.window_blocks:,} of {plan.n_blocks:,} blocks of {plan.block_rows:,} rows"
+    report.facts += [
+        ("source", setup.source.name),
+        ("rows", f"{spec.n_rows:,} x {spec.n_features:,} features, {spec.dtype}"),
+        ("size", f"{format_bytes(spec.nbytes)} ({spec.layout})"),
+        ("passes", ", ".join(passes)),
+        (
+            "batches",
+            (
+                f"about {plan.n_batches(0):,} an epoch of {plan.batch_rows:,} rows or less, from "
+                f"windows of {windows}, {order}"
+            ),
+        ),
+        ("memory", str(setup.memory)),
+        ("device", f"{setup.device}, {setup.arithmetic()}"),
+    ]
+
+
+def _add_progress(report: DryRun, folder: RunFolder, setup: FitSetup) -> Cursor | None:
+    """From where the run would go on; None if there is nothing left to do."""
+    if finished_model(folder) is not None:
+        report.facts.append(("resume", f"{folder.path} is finished: nothing will be done"))
+        return None
+    found = load_checkpoint(folder.checkpoints, partial(check_checkpoint, setup=setup))
+    if found is None:
+        report.facts.append(("resume", f"no checkpoint in {folder.path}: from the beginning"))
+        return _BEGINNING
+    cursor = Cursor(**found.manifest["cursor"])
+    report.facts.append(("resume", f"from {found.path.name} ({cursor})"))
+    return cursor
+
+
+def _left(cursor: Cursor, setup: FitSetup) -> dict[str, float]:
+    """Which share of each phase is still to be done at `cursor`, at most."""
+    phase = "seed" if cursor.phase == "rounds" else cursor.phase
+    at = _PHASES.index(phase)
+    left = {name: float(number >= at) for number, name in enumerate(_PHASES)}
+    if phase != "seed":  # Of which nobody knows how long each stage takes.
+        plan = setup.order_of(phase)
+        passes = cursor.epoch + plan.rows_before(cursor.epoch, cursor.batch) / plan.n_rows
+        passes -= setup.config.epochs if phase == "close" else 0
+        n_passes = setup.config.epochs if phase == "train" else 1
+        left[phase] = max(1 - passes / n_passes, 0.0)
+    return left
+
+
+def _prepare(
+    setup: FitSetup, slots: HostSlots, pause: Callable[[], None]
+) -> tuple[KMeansState, Prober]:
+    """A state on rows of the data, as good as any to take the time by."""
+    k, config = setup.config.k, setup.config
+    with Progress(quiet=True) as progress:
+        x_SD, weights_S, _ = draw_sample(
+            setup.source,
+            setup.plan,
+            k,
+            k=PROBE_CLUSTERS,
+            seed=config.seed,
+            dtype=setup.dtype,
+            slots=slots,
+            progress=progress,
+            on_window=pause,
+            weights=setup.weights,
+        )
+    moments = RunningMoments.of(x_SD, weights_S)
+    scaling = Scaling.fit(config.scale, config.metric, moments, setup.dtype)
+    centroids_KD = scaling.prepare(x_SD, slice(None), x_SD).x_BD[:k].clone()
+    state = initial_state(centroids_KD, 0.0, weighted=setup.weights is not None)
+    return state, Prober(setup, slots, scaling, pause)
+
+
+def _add_time(report: DryRun, setup: FitSetup, probe: Probe, stands: Cursor = _BEGINNING) -> None:
+    """What the probe predicts for what is left of every phase."""
+    config, n_rows, left = setup.config, setup.source.spec.n_rows, _left(stands, setup)
+
+    def passes_s(phase: str, n_passes: int) -> float:
+        return left[phase] * n_passes * n_rows / replace(probe, rows={phase: 1}).most_rows_per_s
+
+    parts = {"scale": passes_s("scale", 1)} if "scale" in probe.arithmetic else {}
+    parts["seeding"] = left["seed"] * _seeding_s(setup, probe)
+    parts["training"] = passes_s("train", config.epochs)
+    if config.closes:
+        parts["closing"] = passes_s("close", 1)
+    said = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in parts.items())
+    most = "at most about" if config.epochs > 1 else "about"
+    rates = (f"{name} {format_rate(alone.rows_per_s)}" for name, alone in probe.stages.items())
+    report.facts += [
+        ("speed", f"each alone: {', '.join(rates)}; together {format_rate(probe.most_rows_per_s)}"),
+        ("time", f"{most} {format_duration(sum(parts.values()))} ({said})"),
+    ]
+
+
+def _seeding_s(setup: FitSetup, probe: Probe) -> float:
+    """Seconds of sampling and seeding at most: work in units of an epoch's."""
+    spec, config, seeding = setup.source.spec, setup.config, setup.seeding_plan
+    n_pieces, piece_rows = sample_pieces(spec, setup.plan, config.k)
+    n_read = min(n_pieces * piece_rows, spec.n_rows)
+    sampling_s = n_read / probe.moving["reading"].rows_per_s
+    if setup.given_KD is not None:
+        return sampling_s
+    epochs = seeding.epochs(config.k, config.n_init)
+    if config.init == "k-means++":
+        shape = (seeding.sample_rows, spec.n_features, config.k, spec.n_rows)
+        epochs = config.n_init * greedy_epochs(*shape)
+    products_per_row = config.k * (spec.n_features + SCORE_PRODUCTS)
+    product_s = 1 / (probe.arithmetic["train"].rows_per_s * products_per_row)
+    work = epochs * spec.n_rows * products_per_row
+    return sampling_s + work * min(product_s, SLOW_PRODUCT_S)
+
+
+def _written_bytes(setup: FitSetup, state: KMeansState, scaling: Scaling) -> tuple[int, int]:
+    """Bytes of a checkpoint, at most, and of the model with its centroids."""
+    spec, k, seeding = setup.source.spec, setup.config.k, setup.seeding_plan
+    moments = RunningMoments.empty(spec.n_features, torch.device("cpu"))
+    now = Snapshot(Cursor("train"), moments, scaling=scaling, state=state)
+    training = sum(tensor.nbytes for tensor in now.tensors().values())
+    # The best seeding so far and the one under way, and what is known of every row sought on.
+    row_bytes = spec.n_features * setup.dtype.itemsize
+    is_sought = seeding.refinement is not None or setup.config.init == "k-means++"
+    n_sought = is_sought * max(seeding.sample_rows, seeding.candidate_rows)
+    in_seeding = 2 * k * row_bytes + n_sought * SEEDING_ROW_BYTES
+    in_seeding += seeding.candidate_rows * row_bytes
+    held = (state.centroids_KD, state.sums_KD, state.counts_K, state.weights_K)
+    model = sum(tensor.nbytes for tensor in held) + 4 * k * spec.n_features
+    return max(training, in_seeding), model
+
+
+def _memory_notes(setup: FitSetup) -> list[str]:
+    """What the budget, or blocks that are large beside it, cost."""
+    stream, spec, notes = setup.memory.stream, setup.source.spec, []
+    if stream.n_slots < FULL_SLOTS:
+        notes.append(
+            f"the memory holds {stream.n_slots} of {FULL_SLOTS} windows of "
+            f"{format_bytes(stream.slot_bytes)}: reading and arithmetic will wait for each other; "
+            "raise max-host-memory"
+        )
+    asked = setup.execution.read_threads or 0
+    if stream.n_readers < asked:
+        notes.append(f"the memory holds {stream.n_readers} of {asked} reading threads")
+    block_bytes = setup.plan.block_rows * spec.row_bytes
+    if block_bytes > WINDOW_BYTES:
+        notes.append(
+            f"a block of {format_bytes(block_bytes)} is decoded as a whole, and is all that a "
+            f"window holds (those of {format_bytes(WINDOW_BYTES)} or less are mixed)"
+        )
+    return notes
+
+
+def format_duration(seconds: float) -> str:
+    """``42 s``, ``12 min`` or ``3.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

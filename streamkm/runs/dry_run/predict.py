@@ -1,0 +1,124 @@
+"""What a predict would do and need, and what speaks against it; nothing is written."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from streamkm.config import FitConfig, format_bytes
+from streamkm.errors import InputError
+from streamkm.runs.dry_run.fit import DryRun, format_duration
+from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.probe import PROBE_S, format_rate
+from streamkm.runs.planning.inspection import look_at
+from streamkm.runs.predict import finished_line, job_of, output_dtypes
+from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.output_records import are_finished, check_free
+from streamkm.sinks.registry import unfinished_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+
+    from streamkm.config import ExecutionConfig
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.sources import Source
+
+__all__ = ["dry_predict"]
+
+#: So many batches are labelled at most, after a first one that is not counted.
+PROBE_BATCHES = 64
+
+
+def dry_predict(
+    run_dir: Path,
+    source: Source,
+    execution: ExecutionConfig,
+    *,
+    labels: Path,
+    distances: Path | None = None,
+    nan: str | None = None,
+    resume: bool,
+    stop_request: StopRequest,
+) -> DryRun:
+    """What `streamkm.runs.predict.predict` would do with the same arguments.
+
+    Raises
+    ------
+    StreamkmError
+        After `stop_request`, which is asked after every batch.
+    InputError
+        As `predict` does, where there is nothing to be said beside the error. Errors that
+        come with a report are in `DryRun.errors`.
+    """
+    model = load_run(run_dir)
+    outputs = output_dtypes(model, labels, distances)
+    paths = [path for path, _ in outputs]
+    job = job_of(run_dir, source, nan or model.settings["nan"])
+    if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
+        return DryRun([("source", source.name), ("resume", finished_line(paths))])
+    labelling = Labelling(model, source, execution)
+    spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
+    config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
+    look = look_at(source, None, config, pause)
+    rate = _rows_per_s(labelling, pause)
+    report.facts += [
+        ("run", f"{run_dir}: {model.k:,} centroids"),
+        ("source", source.name),
+        ("rows", f"{spec.n_rows:,} x {spec.n_features:,} features, {spec.dtype}"),
+        ("size", f"{format_bytes(spec.nbytes)} ({spec.layout})"),
+        ("memory", str(labelling.memory)),
+        ("device", f"{labelling.device}, {labelling.kernel}"),
+        ("time", f"about {format_duration(spec.n_rows / rate)} at {format_rate(rate)}"),
+    ]
+    report.notes = [*source.notes(), *look.notes]
+    space = _space(report, outputs, spec.n_rows, run_dir, resume=resume)
+    report.errors += [look.error] if look.error is not None else []
+    for folder, (most, least) in space.items():
+        report.add_space(folder, most, "outputs", least=least)
+    pause()
+    return report
+
+
+def _space(
+    report: DryRun,
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    n_rows: int,
+    run_dir: Path,
+    *,
+    resume: bool,
+) -> dict[Path, tuple[int, int]]:
+    """What the outputs take in each folder, at most and least; notes what is refused."""
+    space: dict[Path, tuple[int, int]] = {}
+    for path, dtype in outputs:
+        # What is there of an unfinished output has its space already.
+        there = unfinished_bytes(path) if resume else 0
+        missing = max(n_rows * dtype.itemsize - there, 0)
+        # Chunks of Zarr are compressed; an .npy file takes its space at the start.
+        is_whole = path.suffix.lower() == ".npy"
+        most, least = space.get(path.parent, (0, 0))
+        space[path.parent] = most + missing, least + is_whole * missing
+        try:
+            check_free(run_dir, [path], resume=resume)
+        except InputError as error:
+            report.errors.append(error)
+    return space
+
+
+def _rows_per_s(labelling: Labelling, pause: Callable[[], None]) -> float:
+    """Reading and labelling together, as a predict does them."""
+    began = time.perf_counter()
+    with labelling.batches() as batches:
+        n_first = len(next(batches).labels_B.cpu())  # Which waits for the device.
+        first_s = time.perf_counter() - began
+        n_rows, began = 0, time.perf_counter()
+        for batch in islice(batches, PROBE_BATCHES):
+            n_rows += len(batch.labels_B.cpu())
+            pause()
+            if time.perf_counter() - began >= PROBE_S:
+                break
+        spent_s = time.perf_counter() - began
+    return n_rows / spent_s if n_rows else n_first / first_s

@@ -1,0 +1,1 @@
+"""The loops of a run: scale, seed, train, close, and label."""

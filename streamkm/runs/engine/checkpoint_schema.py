@@ -1,0 +1,171 @@
+"""Which tensors a checkpoint must hold: those that settings, data and cursor demand, no others.
+
+A checksum tells that a file is what somebody wrote, not that this run could have written it.
+Shapes and dtypes are compared before any tensor is used, so that one which does not fit is
+damage, and the checkpoint before it is taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from streamkm.clustering.scaling import RunningMoments
+from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER
+from streamkm.clustering.state import initial_state
+from streamkm.runs.engine.snapshot import Cursor
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
+
+    from streamkm.runs.planning.fit_plan import FitSetup
+    from streamkm.runs.storage.checkpoint import Checkpoint
+
+__all__ = ["check_checkpoint"]
+
+#: The dtype and shape of a tensor by its name. A letter stands for a number of rows that
+#: shows only as the run goes on, the same in all tensors of a checkpoint.
+Demand: TypeAlias = "dict[str, tuple[str, tuple[int | str, ...]]]"
+
+#: What has a shape, but no numbers.
+_META = torch.device("meta")
+_GROUPS = {
+    "scale": {"moments"},
+    "rounds": {"moments", "scaling", "candidates"},
+    "train": {"moments", "scaling", "state"},
+    "close": {"moments", "scaling", "state"},
+}
+
+
+def check_checkpoint(checkpoint: Checkpoint, setup: FitSetup) -> None:
+    """Look whether the run that `setup` plans could have saved `checkpoint`.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If it could not.
+    """
+    cursor = _cursor(checkpoint, setup)
+    must, may = _groups(cursor, setup)
+    found = {name.partition(".")[0] for name in checkpoint.tensors}
+    if not must <= found <= must | may:
+        raise ValueError(f"it holds {', '.join(sorted(found))} in phase {cursor.phase}")
+    demands = {
+        "moments": _as_demand(RunningMoments.empty(setup.source.spec.n_features, _META).tensors()),
+        "scaling": _scaling(setup),
+        "candidates": _candidates(setup),
+        "seeding": _seeding(cursor, setup) if "seeding" in found else {},
+        "state": _state(setup),
+    }
+    expected = {f"{group}.{name}": at for group in found for name, at in demands[group].items()}
+    _compare(checkpoint.tensors, expected, setup)
+    if not all(isinstance(value, str) for value in checkpoint.manifest["environment"].values()):
+        raise TypeError("the environment is told in words")
+
+
+def _compare(tensors: dict[str, np.ndarray], expected: Demand, setup: FitSetup) -> None:
+    for name in sorted(expected.keys() - tensors.keys()):
+        raise KeyError(name)
+    for name in sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"it holds `{name}`, which this run does not have")
+    candidates, rows = setup.seeding_plan.candidate_rows, dict[str, int]()
+    most = {"C": candidates, "S": max(setup.source.spec.n_rows, candidates)}
+    for name, (dtype, shape) in sorted(expected.items()):
+        found = tensors[name]
+        for axis, size in enumerate(shape[: found.ndim]):
+            if isinstance(size, str):
+                rows.setdefault(size, min(found.shape[axis], most[size]))
+        wanted = tuple(rows.get(size, size) if isinstance(size, str) else size for size in shape)
+        if (found.dtype.name, found.shape) != (dtype, wanted):
+            raise ValueError(
+                f"`{name}` is {found.dtype} of shape {found.shape}, "
+                f"this run's is {dtype} of shape {wanted}"
+            )
+
+
+def _cursor(checkpoint: Checkpoint, setup: FitSetup) -> Cursor:
+    cursor = Cursor(**checkpoint.manifest["cursor"])
+    most = {
+        "seed": len(setup.seeding_plan.stages(setup.config.init)) * setup.config.n_init,
+        "train": setup.config.epochs,
+    }
+    epoch, batch = cursor.epoch, cursor.batch
+    is_number = type(epoch) is int and type(batch) is int
+    is_known = is_number and cursor.phase in (*_GROUPS, "seed")
+    in_range = is_known and batch >= 0 and 0 <= epoch <= most.get(cursor.phase, epoch)
+    if in_range and cursor.phase != "seed":
+        in_range = batch <= setup.order_of(cursor.phase).n_batches(epoch)
+    if not in_range:
+        raise ValueError(f"it stands at {cursor}, where this run never is")
+    return cursor
+
+
+def _groups(cursor: Cursor, setup: FitSetup) -> tuple[set[str], set[str]]:
+    """Groups of tensors that there must be at `cursor`, and those that there may be."""
+    if cursor.phase != "seed":
+        return _GROUPS[cursor.phase], set()
+    before = {"scaling", "candidates"} if setup.seeding_plan.candidate_rows else {"scaling"}
+    if (cursor.epoch, cursor.batch) == (0, 0):
+        # While the sample is drawn, before or after the rounds of k-means||.
+        return {"moments"}, before
+    return {"moments", "seeding", *before}, set()
+
+
+def _scaling(setup: FitSetup) -> Demand:
+    each_D = ("float64", (setup.source.spec.n_features,))
+    return {"shift_D": each_D, "factor_D": each_D}
+
+
+def _candidates(setup: FitSetup) -> Demand:
+    dtype, n_features = _name(setup.dtype), setup.source.spec.n_features
+    n_drawn = CANDIDATES_PER_CLUSTER * setup.config.k
+    return {
+        "rows_CD": (dtype, ("C", n_features)),
+        "counts_C": ("float64", ("C",)),
+        "drawn_RD": (dtype, (n_drawn, n_features)),
+        "keys_R": ("float64", (n_drawn,)),
+    }
+
+
+def _seeding(cursor: Cursor, setup: FitSetup) -> Demand:
+    k, dtype = setup.config.k, _name(setup.dtype)
+    centroids_KD = (dtype, (k, setup.source.spec.n_features))
+    cost, each_S, index_S = ("float64", ()), (dtype, ("S",)), ("int64", ("S",))
+    plus_plus: Demand = {"chosen_K": ("int64", (k,)), "closest_S": each_S}
+    passes: Demand = {"centroids_KD": centroids_KD, "cost": cost}
+    under_way: dict[str, Demand] = {
+        "greedy": plus_plus,
+        "batched": plus_plus,
+        "search": {
+            "centroids_KD": centroids_KD,
+            "first_S": each_S,
+            "second_S": each_S,
+            "label_S": index_S,
+            "runner_up_S": index_S,
+        },
+        "passes": passes,
+        "final passes": passes,
+    }
+    kinds = setup.seeding_plan.stages(setup.config.init)
+    done, place = divmod(cursor.epoch, len(kinds))
+    best: Demand = {"best_KD": centroids_KD, "best_cost": cost}
+    held = best if done and setup.config.n_init > 1 else {}
+    return held | (under_way[kinds[place]] if cursor.batch else {"centroids_KD": centroids_KD})
+
+
+def _state(setup: FitSetup) -> Demand:
+    shape = (setup.config.k, setup.source.spec.n_features)
+    centroids_KD = torch.empty(shape, dtype=setup.dtype, device=_META)
+    return _as_demand(initial_state(centroids_KD, 0, weighted=setup.weights is not None).tensors())
+
+
+def _as_demand(tensors: dict[str, torch.Tensor]) -> Demand:
+    return {name: (_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _name(dtype: torch.dtype) -> str:
+    """As NumPy calls it."""
+    return str(dtype).removeprefix("torch.")

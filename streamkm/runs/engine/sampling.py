@@ -1,0 +1,219 @@
+"""What seeding starts from: a sample of the data, or centroids from a file."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
+from streamkm.clustering.seeding.sample import Sample
+from streamkm.errors import ConfigError, Option, SourceError
+from streamkm.sources.base import RowRange
+from streamkm.sources.npy import open_npy
+from streamkm.sources.weights import MAX_HEAVY
+from streamkm.stream.pipeline import stream
+from streamkm.stream.plan import row_windows, sample_windows
+from streamkm.stream.stages import StageTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamkm.clustering.batch import Batch
+    from streamkm.config import FitConfig
+    from streamkm.runs.reporting.progress import Progress
+    from streamkm.sources.base import ArraySpec, Source
+    from streamkm.sources.weights import Weights
+    from streamkm.stream.plan import Plan
+    from streamkm.stream.slots import HostSlots
+
+__all__ = ["check_usable", "draw_sample", "first_centroids", "split_sample", "usable_rows"]
+
+#: The sample is drawn from so many pieces of the array for each cluster, and at least: rows of
+#: one piece are often alike, and a sample of few pieces is then one of few rows.
+PIECES_PER_CLUSTER, MIN_PIECES = 2, 64
+#: But no more is read than so many whole blocks, so many bytes, or so large a share of what
+#: an epoch takes (reading a byte takes about as long as so many products of two numbers).
+SAMPLE_BLOCKS, FREE_BYTES, EPOCH_SHARE, PRODUCTS_PER_BYTE = 32, 64 << 20, 1 / 8, 20
+#: A row of a piece that is less than a block costs as much as so many of whole blocks.
+SMALL_PIECE_COST = 4
+
+
+def _affordable_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
+    """Rows that may be read for a sample for `k` clusters, and those of the smallest piece."""
+    products_per_row = k * (spec.n_features + SCORE_PRODUCTS)
+    share = EPOCH_SHARE * max(products_per_row / (PRODUCTS_PER_BYTE * spec.row_bytes), 1)
+    affordable_rows = max(
+        SAMPLE_BLOCKS * plan.block_rows, FREE_BYTES // spec.row_bytes, int(share * plan.n_rows)
+    )
+    return affordable_rows, min(spec.piece_rows or plan.block_rows, plan.block_rows)
+
+
+def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
+    """From how many pieces the sample for `k` clusters is drawn, at least, and their rows."""
+    affordable_rows, piece_rows = _affordable_pieces(spec, plan, k)
+    wanted = max(PIECES_PER_CLUSTER * k, MIN_PIECES)
+    if SMALL_PIECE_COST * wanted * piece_rows >= plan.n_rows:
+        piece_rows = plan.block_rows
+    return max(min(wanted, affordable_rows // piece_rows), 1), piece_rows
+
+
+def first_centroids(
+    config: FitConfig, n_features: int, given_KD: np.ndarray | None
+) -> np.ndarray | None:
+    """The k x D centroids to begin from, float64, where ``config.init`` names a file or `given_KD`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file or array, or it holds anything else; if rows are to be
+        normalised and a centroid is zero.
+    """
+    if config.init == "given":
+        name, centroids_KD = Option("init"), given_KD
+        if centroids_KD is None:
+            raise ConfigError("init given: the centroids must be passed along, there are none")
+    elif config.init.endswith(".npy"):
+        name = Option("init", config.init)
+        centroids_KD = _read_centroids(Path(config.init), name, (config.k, n_features))
+    else:
+        return None
+    if centroids_KD.shape != (config.k, n_features) or centroids_KD.dtype.kind not in "fiu":
+        raise ConfigError(
+            name,
+            f": {config.k} centroids of {n_features} features are needed (real numbers), "
+            f"these are {centroids_KD.dtype} of shape {centroids_KD.shape}",
+        )
+    if not np.isfinite(centroids_KD).all():
+        raise ConfigError(name, ": the centroids hold NaN or infinity")
+    if config.normalizes and not centroids_KD.any(axis=1).all():
+        raise ConfigError(name, ": a centroid of zeros has no direction to normalise")
+    wide_KD: np.ndarray = centroids_KD.astype(np.float64)
+    return wide_KD
+
+
+def _read_centroids(path: Path, name: Option, shape: tuple[int, int]) -> np.ndarray:
+    """The array in a file, if it has `shape`: its own word is not enough to take memory for it."""
+    try:
+        with closing(open_npy(path, keep_open=False)) as source:
+            spec = source.spec
+            if (spec.n_rows, spec.n_features) != shape:
+                raise ConfigError(
+                    name,
+                    f": {shape[0]} centroids of {shape[1]} features are needed, these are "
+                    f"{spec.n_rows} of {spec.n_features}",
+                )
+            centroids_KD = np.empty(shape, spec.storage)
+            source.read(RowRange(0, spec.n_rows), centroids_KD)
+    except SourceError as error:
+        raise ConfigError(name, f": no .npy file that can be read ({error})") from None
+    return centroids_KD
+
+
+def draw_sample(
+    source: Source,
+    plan: Plan,
+    n_rows: int,
+    *,
+    k: int,
+    seed: int,
+    dtype: torch.dtype,
+    slots: HostSlots,
+    progress: Progress,
+    on_window: Callable[[], None],
+    weights: Weights | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+    """Random rows of `source`, `n_rows` of them (or all), unscaled, as `dtype` on the device.
+
+    From the more places of the array, the more clusters `k` there are to be found.
+
+    With them come their weights, float64, if there are any, and the number of heavy rows.
+    Every row is drawn with the same probability, whatever its weight, but for those few that
+    weigh as much as many: a cluster of one such row would be missed by most samples. These
+    are read one by one and stand at the end, with the share of their weight that the others
+    are of all rows; where they were drawn as well, that copy weighs nothing.
+    """
+    n_pieces, piece_rows = sample_pieces(source.spec, plan, k)
+    windows = list(
+        sample_windows(plan, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
+    )
+    n_drawn = sum(window.batch_edges[-1] for window in windows)
+    heavy, bound = np.empty(0, np.int64), np.inf
+    if weights is not None and n_drawn < plan.n_rows:
+        affordable_rows, least_rows = _affordable_pieces(source.spec, plan, k)
+        bound, heavy = weights.heavy(1 / MAX_HEAVY, affordable_rows // least_rows)
+        windows.extend(row_windows(plan, heavy.tolist()))
+    total = n_drawn + len(heavy)
+    sample_SD = torch.empty((total, source.spec.n_features), dtype=dtype, device=slots.device)
+    weights_S = torch.empty(total, dtype=torch.float64, device=slots.device)
+    times = StageTimes()
+    progress.begin("sample", total, times)
+    filled = 0
+    with stream(source, iter(windows), slots, times, weights) as device_windows:
+        for window in device_windows:
+            for _, rows in window.batches():
+                part = sample_SD[filled : filled + window.window.batch_edges[-1]]
+                window.take_into(part, rows)
+                if window.weights_N is not None:
+                    weights_S[filled : filled + len(part)] = window.weights_N[rows]
+                filled += len(part)
+                progress.advance(len(part))
+            on_window()
+    if weights is None:
+        return sample_SD, None, 0
+    weights_S[:n_drawn].masked_fill_(weights_S[:n_drawn] > bound, 0)
+    weights_S[n_drawn:] *= n_drawn / plan.n_rows
+    return sample_SD, weights_S, len(heavy)
+
+
+def usable_rows(sample: Batch, n_heavy: int) -> Sample:
+    """The rows of a scaled sample that a centroid may stand on, the last `n_heavy` being heavy.
+
+    They are finite, have a direction where rows are normalised, and a positive weight.
+    """
+    usable_S = torch.ones_like(sample.sq_norms_B, dtype=torch.bool)
+    if sample.left_out_B is not None:
+        usable_S &= ~sample.left_out_B
+    if sample.is_normalized:
+        usable_S &= sample.sq_norms_B > 0
+    # A second copy of the sample only where rows have to go.
+    rows_SD, weights_S = sample.x_BD, sample.weights_B
+    if not bool(usable_S.all()):
+        rows_SD = rows_SD[usable_S]
+        weights_S = None if weights_S is None else weights_S[usable_S]
+        n_heavy = int(usable_S[len(usable_S) - n_heavy :].sum())
+    return Sample(rows_SD, weights_S, n_heavy)
+
+
+def check_usable(n_usable: int, n_rows: int, k: int) -> None:
+    """Refuse `k` clusters of so many rows of use among all `n_rows`."""
+    if n_usable < k:
+        raise ConfigError(
+            "k must be at most the number of rows that are finite (and, where rows are "
+            "normalised, not zero, and where they have weights, of a positive one): "
+            f"{n_usable:,} of {n_rows:,} rows, k is {k:,}"
+        )
+
+
+def split_sample(sample: Sample, k: int, share: float) -> tuple[Sample, Sample]:
+    """The sample that centroids are sought on, and the `share` of rows they are judged on.
+
+    Without a share (because the sample is the whole array, or there is nothing to
+    judge) both are the same. At least `k` rows stay to be sought on. Heavy rows are in both.
+    """
+    rows_SD = sample.x_SD
+    n_split = len(rows_SD) - sample.n_heavy
+    n_judged = min(int(share * n_split), len(rows_SD) - k)
+    if n_judged <= 0:
+        return sample, sample
+    # Evenly from all over: rows come block by block, in random order within none of them.
+    judged = torch.arange(n_judged, device=rows_SD.device) * n_split // n_judged
+    is_judged_S = torch.zeros(len(rows_SD), dtype=torch.bool, device=rows_SD.device)
+    is_judged_S[judged] = True
+    sought, judging = ~is_judged_S, is_judged_S
+    sought[n_split:], judging[n_split:] = True, True
+    judged_share = n_judged / n_split
+    return sample.part(sought, 1 - judged_share), sample.part(judging, judged_share)

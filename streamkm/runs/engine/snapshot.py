@@ -1,0 +1,136 @@
+"""What must survive an attempt at a fit: where it stands, and the tensors as they stood there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from streamkm.clustering.scaling import RunningMoments, Scaling
+from streamkm.clustering.seeding.kmeans_parallel import Candidates
+from streamkm.clustering.state import KMeansState
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from streamkm.config import FitConfig
+    from streamkm.runs.storage.checkpoint import Checkpoint
+
+__all__ = ["Cursor", "Snapshot"]
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a run has got: batches of an epoch of a phase that were applied."""
+
+    phase: str
+    """``scale``, ``rounds`` (of k-means||), ``seed``, ``train`` or ``close``."""
+    epoch: int = 0
+    """In the phase ``seed``: stages that are done."""
+    batch: int = 0
+    """In the phase ``seed``: steps of the next stage that are done."""
+
+    def __str__(self) -> str:
+        return f"{self.phase}, epoch {self.epoch}, batch {self.batch}"
+
+
+@dataclass
+class Snapshot:
+    """A fit between two batches."""
+
+    cursor: Cursor
+    moments: RunningMoments
+    step: int = 0
+    """Batches applied since the run began, in all phases; a step of seeding counts as one."""
+    scaling: Scaling | None = None
+    candidates: Candidates | None = None
+    """Those that the rounds of k-means|| have found."""
+    seeding: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the stages of seeding have found, and the tensors of the one under way."""
+    state: KMeansState | None = None
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Every tensor by group and name, on the host."""
+        groups = {"moments": self.moments.tensors(), "seeding": self.seeding}
+        if self.scaling is not None:
+            groups["scaling"] = self.scaling.tensors()
+        if self.candidates is not None:
+            groups["candidates"] = self.candidates.tensors()
+        if self.state is not None:
+            groups["state"] = self.state.tensors()
+        return {
+            f"{group}.{name}": tensor.cpu().contiguous().numpy()
+            for group, members in groups.items()
+            for name, tensor in members.items()
+        }
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, device: torch.device, config: FitConfig
+    ) -> Snapshot:
+        """What `tensors` and `cursor` were when the checkpoint was saved.
+
+        It must have passed `runs.engine.checkpoint_schema.check_checkpoint`.
+        """
+        names = ("moments", "scaling", "candidates", "seeding", "state")
+        groups: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
+        for key, array in checkpoint.tensors.items():
+            group, name = key.split(".")
+            groups[group][name] = torch.from_numpy(array).to(device)
+        return cls(
+            cursor=Cursor(**checkpoint.manifest["cursor"]),
+            moments=RunningMoments(**groups["moments"]),
+            step=checkpoint.step,
+            scaling=Scaling(
+                **groups["scaling"],
+                normalize=config.normalizes,
+                keeps_units=config.scale == "none",
+            )
+            if groups["scaling"]
+            else None,
+            candidates=Candidates(**groups["candidates"]) if groups["candidates"] else None,
+            seeding=groups["seeding"],
+            state=KMeansState(**groups["state"]) if groups["state"] else None,
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """Where the run stands, for the checkpoint's manifest."""
+        return {"cursor": asdict(self.cursor)}
+
+    def settled_inertia(self) -> float | None:
+        """`KMeansState.settled_inertia`; None where no full pass has ended with a move."""
+        inertia = float(self.state.settled_inertia) if self.state else math.nan
+        return None if math.isnan(inertia) else inertia / self._sq_unit
+
+    @property
+    def _sq_unit(self) -> float:
+        return 1.0 if self.scaling is None else self.scaling.unit**2
+
+    def figures(self) -> dict[str, Any]:
+        """Scalars of the state, for people and metrics.jsonl; waits for the device."""
+        if self.state is None:
+            return {"epoch": self.cursor.epoch}
+        state, sq_unit = self.state, self._sq_unit
+        named = {
+            "step": state.n_steps,
+            "stop": state.stop,
+            "reseeded": state.n_reseeded,
+            "dropped": state.n_dropped,
+            "empty": (state.epoch_counts_K == 0).sum(),
+            "inertia": state.inertia / sq_unit,
+            "inertia_per_row": state.inertia / sq_unit / state.epoch_mass,
+            "batch_inertia_per_row": state.batch_inertia / sq_unit,
+            "smoothed_inertia": state.smoothed_inertia / sq_unit,
+            "shift": state.shift / sq_unit,
+        }
+        # One copy for all of them: each would wait for the device by itself.
+        values = torch.stack([tensor.double() for tensor in named.values()]).tolist()
+        figures: dict[str, Any] = {"epoch": self.cursor.epoch}
+        for (name, tensor), value in zip(named.items(), values, strict=True):
+            if not tensor.is_floating_point():
+                figures[name] = int(value)
+            else:  # JSON has no NaN.
+                figures[name] = value if math.isfinite(value) else None
+        return figures

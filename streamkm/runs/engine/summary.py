@@ -1,0 +1,89 @@
+"""What a fit says of its result: figures that belong to the centroids that are saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamkm.clustering.scaling import Scaling
+    from streamkm.clustering.state import KMeansState
+    from streamkm.config import ResolvedFitConfig
+    from streamkm.runs.engine.snapshot import Snapshot
+    from streamkm.stream.plan import Plan
+
+__all__ = ["final_figures", "median_size", "model_figures", "result_lines"]
+
+#: Share of the inertia by which the last pass lowered it, from which on that is told.
+WORTH_SAYING = 0.001
+
+
+def model_figures(
+    state: KMeansState, scaling: Scaling, plan: Plan, config: ResolvedFitConfig, dtype: str
+) -> dict[str, Any]:
+    """`Model.figures` of a run on an array of `dtype`."""
+    n_steps = int(state.n_steps)
+    return {
+        # What was read after the last update says nothing of it.
+        "n_iter": min(-(-n_steps // plan.n_batches(0)), config.epochs),
+        "n_steps": n_steps,
+        "epoch_inertia": float(state.inertia) / scaling.unit**2,
+        "dtype": dtype,
+    }
+
+
+def final_figures(now: Snapshot) -> dict[str, Any]:
+    """`Snapshot.figures`, with those of the saved centroids where the run has them.
+
+    After a pass that ended with a move of all centroids (lloyd, or the closing pass) these
+    are the inertia and sizes of its clusters about the centroids as they were moved. Where
+    rows have weights, "per row" is per unit of weight.
+    """
+    figures, state = now.figures(), now.state
+    inertia = now.settled_inertia()
+    if state is None or inertia is None:
+        return figures
+    sizes = sorted(state.counts_K.tolist())
+    return {
+        **figures,
+        "inertia": inertia,
+        # `state.inertia` is about the centroids before the last pass moved them.
+        "last_gain": max(1 - inertia / (float(state.inertia) or 1), 0.0) if inertia else 0.0,
+        "inertia_per_row": inertia / (float(state.masses_K.sum()) or 1),
+        "empty": sizes.count(0),
+        "least_rows": sizes[0],
+        "median_rows": median_size(sizes),
+        "most_rows": sizes[-1],
+    }
+
+
+def median_size(ordered_K: Sequence[int]) -> int | float:
+    """Median of sizes in order: whole where it can be, for between two there is a half at most."""
+    twice = int(ordered_K[(len(ordered_K) - 1) // 2]) + int(ordered_K[len(ordered_K) // 2])
+    return twice / 2 if twice % 2 else twice // 2
+
+
+def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
+    """The result for people, from `final_figures` and the phase that was the last."""
+    per_row = f"result: inertia per row {figures['inertia_per_row'] or 0:.6g}"
+    empty = f"{figures['empty']:,} of {k:,} clusters"
+    if "least_rows" not in figures:
+        exact = "no closing pass: `evaluate` gives the exact figures"
+        return [f"{per_row} over the last epoch as it went, {empty} without a row in it ({exact})"]
+    sizes = (
+        f"clusters of {figures['least_rows']:,} to {figures['most_rows']:,} rows, "
+        f"{figures['median_rows']:,} in the median"
+    )
+    lines = [f"{per_row} ({figures['inertia']:.9g} in all), each row in its cluster; {sizes}"]
+    if figures["last_gain"] >= WORTH_SAYING:
+        lines.append(
+            f"note: the last pass lowered the inertia by {figures['last_gain']:.1%}, more of them "
+            "may lower it further (`evaluate` gives it by nearest centroids)"
+        )
+    if figures["empty"]:
+        # Only a closing pass looks at every row, and is repeated while it finds any.
+        why = f"the data has fewer than {k:,} distinct rows"
+        other = "more epochs may give them some, and a closing pass would"
+        lines.append(f"note: {empty} have no row: {why if phase == 'close' else other}")
+    return lines

@@ -1,0 +1,65 @@
+"""Where the time and the rows of an attempt went: by phase, and what held the passes up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamkm.runs.engine.probe import Probe
+    from streamkm.stream.stages import StageTimes
+
+__all__ = ["PhaseClock", "stage_figures", "stage_line"]
+
+
+class PhaseClock:
+    """Seconds that this attempt has spent in each phase, and rows that it has assigned there."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time of a ``with`` block."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def __str__(self) -> str:
+        total = time.perf_counter() - self._began
+        shares = (f"{name} {spent / total:.0%}" for name, spent in self.seconds.items())
+        return f"time: {total:.1f} s ({', '.join(shares)})"
+
+
+def stage_figures(times: StageTimes, probe: Probe | None, clock: PhaseClock) -> dict[str, Any]:
+    """What they say of the passes of training and closing, for the end of metrics.jsonl."""
+    figures: dict[str, Any] = {
+        "seconds": {name: round(spent, 4) for name, spent in clock.seconds.items()}
+    }
+    if clock.rows:
+        stage, rate = times.bottleneck(), clock.rows.total() / times.elapsed_s
+        figures["bottleneck"] = stage
+        figures["busy_share"] = round(times.busy(stage) / times.elapsed_s, 4)
+        figures["rows_per_s"] = round(rate, 1)
+        if probe is not None:
+            ceiling = replace(probe, rows=clock.rows).ceiling(stage)
+            figures["probe_rows_per_s"] = round(ceiling, 1)
+            figures["share_of_probe"] = round(rate / ceiling, 4)
+    return figures
+
+
+def stage_line(
+    times: StageTimes, probe: Probe | None, clock: PhaseClock, figures: dict[str, Any]
+) -> str:
+    """The same for people, from these figures."""
+    if probe is None:
+        return times.summary()
+    of_these_rows = replace(probe, rows=clock.rows)
+    return times.summary(of_these_rows.reached(figures["bottleneck"], figures["rows_per_s"]))

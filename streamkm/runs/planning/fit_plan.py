@@ -1,0 +1,103 @@
+"""What follows from the source, the settings and the machine, before a row is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from streamkm.clustering.scaling import compute_dtype
+from streamkm.clustering.seeding.plan import plan_seeding
+from streamkm.runs.engine.arithmetic import Arithmetic
+from streamkm.runs.engine.sampling import first_centroids
+from streamkm.runs.planning.memory import fit_bytes, plan_memory
+from streamkm.stream.plan import make_plan
+from streamkm.stream.transfer import as_stored_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from streamkm.clustering.seeding.plan import SeedingPlan
+    from streamkm.config import ExecutionConfig, ResolvedFitConfig
+    from streamkm.runs.planning.memory import MemoryPlan
+    from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
+    from streamkm.stream.plan import Plan
+
+__all__ = ["FitSetup"]
+
+
+@dataclass(frozen=True)
+class FitSetup:
+    """One fit, planned."""
+
+    source: Source
+    weights: Weights | None
+    config: ResolvedFitConfig
+    execution: ExecutionConfig
+    device: torch.device
+    plan: Plan
+    seeding_plan: SeedingPlan
+    memory: MemoryPlan
+    stored: torch.dtype
+    """In which rows arrive."""
+    dtype: torch.dtype
+    """In which distances are taken."""
+    given_KD: np.ndarray | None
+    """Centroids to begin with, in the space of the input, float64, if there are any."""
+
+    @classmethod
+    def make(
+        cls,
+        source: Source,
+        config: ResolvedFitConfig,
+        execution: ExecutionConfig,
+        device: torch.device,
+        given_KD: np.ndarray | None,
+        weights: Weights | None,
+    ) -> Self:
+        """The plan of a fit; parameters are those of `streamkm.runs.fit.fit`.
+
+        Raises
+        ------
+        MemoryBudgetError
+            If one slot and one reader do not fit.
+        ConfigError
+            If the centroids to begin with cannot be used.
+        """
+        spec, weighted = source.spec, weights is not None
+        minibatch = config.algorithm == "minibatch"
+        plan = make_plan(
+            spec, batch_rows=config.batch_rows, seed=config.seed if minibatch else None
+        )
+        on_host = device.type == "cpu"
+        needed = fit_bytes(
+            spec, plan, config, on_host=on_host, weighted=weighted, probed=execution.probe
+        )
+        needed += weights.resident_bytes if weights is not None else 0
+        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
+        return cls(
+            source=source,
+            weights=weights,
+            config=config,
+            execution=execution,
+            device=device,
+            plan=plan,
+            seeding_plan=plan_seeding(
+                spec.n_rows, spec.n_features, config.k, config.init, config.n_init
+            ),
+            memory=plan_memory(spec, plan, execution, fixed_bytes=needed, weighted=weighted),
+            stored=stored,
+            dtype=compute_dtype(stored),
+            # Before any pass over the data, so that a file of another shape costs nothing.
+            given_KD=first_centroids(config, spec.n_features, given_KD),
+        )
+
+    def order_of(self, phase: str) -> Plan:
+        """In which order a phase reads: all but training in that of the array."""
+        return self.plan if phase == "train" else replace(self.plan, seed=None)
+
+    def arithmetic(self) -> Arithmetic:
+        """A kernel, and the algorithms that it works for."""
+        return Arithmetic(self.config, self.execution, self.dtype, self.device)

@@ -1,0 +1,273 @@
+"""What a run will need, worked out before anything is read or written.
+
+Imports no torch: wrong arguments and unusable input are refused before the
+seconds that importing it takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamkm.clustering.seeding.plan import (
+    CANDIDATES,
+    CANDIDATES_PER_CLUSTER,
+    MAX_PROPOSED,
+    greedy_trials,
+    plan_seeding,
+)
+from streamkm.config import format_bytes
+from streamkm.errors import ConfigError, MemoryBudgetError, Option
+from streamkm.sources.weights import MAX_HEAVY
+from streamkm.sources.within import would_take
+from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.sources.base import ArraySpec, Source
+    from streamkm.stream.plan import Plan
+
+__all__ = [
+    "MemoryPlan",
+    "check_fit",
+    "check_outside",
+    "fit_bytes",
+    "give_back_large_blocks",
+    "plan_memory",
+    "predict_bytes",
+]
+
+DEFAULT_HOST_MEMORY = 8 << 30
+MAX_READ_THREADS = 16
+#: Slots that make reading and arithmetic overlap: one being worked on, one
+#: being copied or ready, one being read.
+FULL_SLOTS, MAX_SLOTS = 3, 8
+#: What the matrix library and the allocators of some threads take on first use.
+RUNTIME_BYTES = 48 << 20
+#: Scores of a tile and the few rows compared at once, see kernels.reference.
+TILE_BYTES, TILE_ROWS = 4 << 20, 128
+#: The compiled kernel's copy of the centroids is filled up to a multiple of so many.
+PANEL_LANES = 32
+
+
+#: From this size on a block of memory is mapped by itself; the options' numbers in glibc.
+LARGE_BLOCK_BYTES, M_MMAP_THRESHOLD, M_ARENA_MAX = 4 << 20, -3, -8
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Host memory of a run beyond what importing the package takes."""
+
+    stream: StreamMemory
+    """What the slots and readers of a stream may take."""
+    reader_bytes: int
+    """What one reader thread allocates beside the slots."""
+    fixed_bytes: int
+    """Everything whose size does not depend on slots and threads."""
+    budget: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Most that the run will take."""
+        slots = self.stream.n_slots * self.stream.slot_bytes
+        return self.fixed_bytes + slots + max(self.stream.n_readers, 1) * self.reader_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{format_bytes(self.total_bytes)} of {format_bytes(self.budget)} host memory: "
+            f"slots {self.stream.n_slots} x {format_bytes(self.stream.slot_bytes)}, "
+            f"readers {self.stream.n_readers} x {format_bytes(self.reader_bytes)}, "
+            f"arithmetic and libraries {format_bytes(self.fixed_bytes)}"
+        )
+
+
+def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
+    """Refuse what can be refused from the array's shape alone."""
+    if config.k > spec.n_rows:
+        raise ConfigError(
+            f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
+        )
+
+
+def check_outside(source: Source, **outputs: Path | None) -> None:
+    """Refuse an output, by the name of its setting, that would become part of what is read."""
+    for name, path in outputs.items():
+        if path is not None and would_take(source, path):
+            raise ConfigError(
+                Option(name, str(path)),
+                f" would become part of the source {source.name}, whose data would then count as "
+                "changed; choose a place outside of it",
+            )
+
+
+def give_back_large_blocks() -> None:
+    """Make the C library return large blocks to the system as soon as they are freed.
+
+    glibc otherwise keeps them, in an arena for every thread that ever freed
+    one: decoding chunks in a pool of threads then takes several times what is
+    in use. With a single arena, blocks up to a few MiB are used again by whichever thread
+    comes next; to map those afresh each time would cost a tenth of a fit. Concerns the
+    whole process, so it is for programs to call, not for
+    libraries. Does nothing where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_ARENA_MAX, 1)
+    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+
+
+def plan_memory(
+    spec: ArraySpec,
+    plan: Plan,
+    execution: ExecutionConfig,
+    *,
+    fixed_bytes: int,
+    weighted: bool = False,
+) -> MemoryPlan:
+    """As many slots and readers as the budget holds, up to what is of use.
+
+    `weighted` says that rows have weights.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If one slot and one reader do not fit; the message says what would do.
+    """
+    budget = execution.max_host_memory or _default_budget()
+    wanted = execution.read_threads
+    if wanted is None:
+        useful = MAX_READ_THREADS if spec.is_remote else os.cpu_count() or 1
+        wanted = min(useful, MAX_READ_THREADS)
+    # Where windows hold few blocks, several must be open for all readers to have work.
+    enough = min(FULL_SLOTS - 1 + -(-wanted // plan.window_blocks), MAX_SLOTS)
+
+    n_bytes = slot_bytes(plan.window_rows, spec.row_bytes, weighted=weighted)
+    # A reader takes the weights of one block as they are stored.
+    reader_bytes = spec.scratch_bytes + weighted * plan.block_rows * WEIGHT_BYTES
+
+    def sized(n_slots: int, n_readers: int) -> MemoryPlan:
+        return MemoryPlan(
+            StreamMemory(n_slots, plan.window_rows, n_bytes, n_readers, weighted),
+            reader_bytes=reader_bytes,
+            fixed_bytes=fixed_bytes,
+            budget=budget,
+        )
+
+    # A second slot is worth more than more readers: without it nothing overlaps.
+    for n_slots, n_readers in (
+        *((n, wanted) for n in range(max(enough, FULL_SLOTS), 1, -1)),
+        *((2, n) for n in range(wanted - 1, 0, -1)),
+        (1, 1),
+    ):
+        memory = sized(n_slots, n_readers)
+        if memory.total_bytes <= budget:
+            return memory
+    least = sized(1, 1)
+    raise MemoryBudgetError(
+        Option("max_host_memory", format_bytes(budget)),
+        f" is too small: there must be room for {format_bytes(n_bytes)} of one window of "
+        f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} of one reader and "
+        f"{format_bytes(fixed_bytes)} of arithmetic and libraries; give at least ",
+        Option("max_host_memory", _round_up_mib(least.total_bytes)),
+    )
+
+
+def fit_bytes(
+    spec: ArraySpec,
+    plan: Plan,
+    config: FitConfig,
+    *,
+    on_host: bool,
+    weighted: bool = False,
+    probed: bool = False,
+) -> int:
+    """Host bytes of a fit beside slots and readers; `on_host` if the device is the CPU.
+
+    `probed` says that a copy of the state is trained first, to be thrown away.
+    """
+    width = _compute_width(spec)
+    state = config.k * spec.n_features
+    # Saving serialises the centroids and the float64 sums.
+    total = RUNTIME_BYTES + plan.order_bytes + 2 * state * (width + 8)
+    if not on_host:
+        return total
+    seeding = _seeding_bytes(spec, plan, config, weighted=weighted)
+    # Centroids, sums, and the copies of both that one update makes (or the end of a pass).
+    training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 48)
+    training += probed * state * (2 * width + 8)
+    # Rows times their weights, beside the rows.
+    weighing = plan.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
+    return total + max(seeding, training + weighted * weighing) + config.k * 64
+
+
+def _seeding_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, weighted: bool) -> int:
+    """What the sample takes, and the stages on it."""
+    width, k, n_features = _compute_width(spec), config.k, spec.n_features
+    seeding = plan_seeding(spec.n_rows, n_features, k, config.init, config.n_init)
+    n_heavy = weighted * min(MAX_HEAVY, spec.n_rows)
+    n_drawn = seeding.sample_rows + seeding.judged_rows + n_heavy
+    n_trials = max(greedy_trials(k), CANDIDATES)
+    # Twice the sample: rows that must be left out cost a copy of the others.
+    total = n_drawn * 2 * n_features * width
+    n_rows = max(seeding.sample_rows + n_heavy, seeding.candidate_rows)
+    # For each row: the two nearest centroids, what a checkpoint copies, the draws' cumulative
+    # weights; and for each candidate distances and their integers.
+    total += n_rows * (96 + n_trials * (3 * width + 24))
+    # Centroids before and after a pass, their sums, and the best seeding so far.
+    total += k * n_features * (5 * width + 24) + _kernel_bytes(spec, plan, k)
+    total += min(k, MAX_PROPOSED) ** 2 * 2 * width + plan.batch_rows * (n_features + 8) * (
+        width + 8
+    )
+    if seeding.candidate_rows:
+        # Candidates and those of one round, twice while they are put together; and as many
+        # scores as candidates.
+        n_round = CANDIDATES_PER_CLUSTER * k + plan.batch_rows
+        total += 2 * (seeding.candidate_rows + n_round) * (n_features * width + 16)
+        total += _kernel_bytes(spec, plan, seeding.candidate_rows)
+    return total
+
+
+def _kernel_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
+    """A kernel's copy of `k` centroids, or its scores of one tile and what choosing takes."""
+    width = _compute_width(spec)
+    packed = -(-k // PANEL_LANES) * PANEL_LANES * spec.n_features * width
+    scores = max(TILE_BYTES, min(TILE_ROWS, plan.batch_rows) * k * width)
+    return packed + scores + 3 * TILE_BYTES
+
+
+def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
+    """Host bytes of predict and evaluate beside slots and readers."""
+    # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck.
+    state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
+    # evaluate's sums: of all rows, and of a batch before and after they are widened.
+    state += k * spec.n_features * (_compute_width(spec) + 24)
+    return (
+        RUNTIME_BYTES + plan.order_bytes + state + (_batch_bytes(spec, plan, k) if on_host else 0)
+    )
+
+
+def _batch_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
+    """What one batch takes on its way through preparation and the kernel."""
+    width = _compute_width(spec)
+    rows = plan.batch_rows * (spec.n_features * (width + spec.storage.itemsize) + 96)
+    return rows + _kernel_bytes(spec, plan, k) + 4 * plan.window_rows * FULL_SLOTS
+
+
+def _compute_width(spec: ArraySpec) -> int:
+    """Bytes of an element in the dtype that distances are taken in."""
+    return 8 if spec.dtype in ("float64", "int32", "int64", "uint32", "uint64") else 4
+
+
+def _default_budget() -> int:
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(DEFAULT_HOST_MEMORY, physical // 2)
+
+
+def _round_up_mib(n_bytes: int) -> str:
+    return f"{-(-n_bytes // (1 << 20))}MiB"

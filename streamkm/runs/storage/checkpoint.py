@@ -1,0 +1,346 @@
+"""Checkpoints: committed as a whole, verified when loaded, never unpickled.
+
+A checkpoint is a folder ``step-NNNNNNNN`` of two files. ``state.safetensors``
+holds the tensors; ``manifest.json`` says where the run stands, under which
+settings and on which data, with the sha256 of the tensors and of itself. The
+folder is written and synced under a temporary name and then renamed, so that
+whatever has the final name is complete. An older checkpoint is deleted only
+after the new one has been read back.
+
+A disk that refuses costs a run nothing but that checkpoint: it says so, goes on, and
+tries again when the next one is due.
+
+safetensors was chosen over ``torch.save``, whose format is pickle and runs
+code when loaded, and over torch.distributed.checkpoint, which pickles its
+metadata.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from streamkm.config import counted
+from streamkm.errors import Option, RunError
+from streamkm.files import (
+    discard,
+    file_sha256,
+    fsync_directory,
+    make_directory,
+    names_in,
+    new_directory,
+    read_bytes,
+    remove_tree,
+    rename_durably,
+    write_durably,
+)
+from streamkm.runs.storage.tensor_file import tensor_file
+from streamkm.sealed import DAMAGE, in_words, seal, unseal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from streamkm.config import Cadence
+
+__all__ = ["Checkpoint", "Checkpointer", "NoCheckpoints", "load_checkpoint", "save_checkpoint"]
+
+logger = logging.getLogger("streamkm")
+
+STATE, MANIFEST = "state.safetensors", "manifest.json"
+FORMAT = 3
+
+#: What a disk answers that has lost a file. Of other failures (no descriptor, no memory, no
+#: permission) the file is innocent: to pass it over would throw work away.
+_LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG}
+_LOST.add(getattr(errno, "EUCLEAN", errno.EIO))  # Linux's for a file system that is damaged.
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read back and verified."""
+
+    path: Path
+    step: int
+    """Batches applied since the run began; the seeding counts as one."""
+    tensors: dict[str, np.ndarray]
+    manifest: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves to one folder as often as asked, and keeps the newest few."""
+
+    def __init__(self, directory: Path, cadence: Cadence, keep: int) -> None:
+        self.directory = directory
+        self._cadence = cadence
+        self._keep = keep
+        self._saved_at, self._saved_step = time.monotonic(), 0
+        self._n_failed, self._failure = 0, ""
+
+    def load(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
+        """See `load_checkpoint`; the cadence counts on from there."""
+        checkpoint = load_checkpoint(self.directory, check)
+        if checkpoint is not None:
+            self._saved_step = checkpoint.step
+        self._saved_at = time.monotonic()
+        return checkpoint
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint should be saved at `step`."""
+        elapsed_s = time.monotonic() - self._saved_at
+        return self._cadence.is_due(step - self._saved_step, elapsed_s)
+
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, np.ndarray],
+        manifest: dict[str, Any],
+        *,
+        is_last: bool = False,
+    ) -> Path | None:
+        """See `save_checkpoint`; None if the disk refuses.
+
+        A refusal is told when it begins, changes or ends, not at every checkpoint in between.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses and it `is_last`, so that there will be no next one.
+        """
+        try:
+            path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
+            self._note_success(step)
+            return path
+        except OSError as error:
+            if is_last:
+                raise
+            self._note_failure(step, error)
+            return None
+        finally:
+            self._saved_at, self._saved_step = time.monotonic(), step
+
+    def _note_failure(self, step: int, error: OSError) -> None:
+        self._n_failed += 1
+        # Not by its text, in which the file's name goes with the step.
+        if error.strerror != self._failure:
+            logger.warning(
+                "the checkpoint of step %d cannot be saved (%s); the run goes on, and tries "
+                "again whenever one is due", step, error,
+            )  # fmt: skip
+        self._failure = error.strerror or ""
+
+    def _note_success(self, step: int) -> None:
+        if self._n_failed:
+            failed = counted(self._n_failed, "checkpoint")
+            logger.warning("checkpoints are saved again, at step %d; %s failed", step, failed)
+        self._n_failed, self._failure = 0, ""
+
+    def conclude(self) -> None:
+        """Say at the end of a run how many checkpoints in a row have failed, if any did."""
+        if self._n_failed:
+            failed = counted(self._n_failed, "checkpoint")
+            logger.warning("the last %s could not be saved (%s)", failed, self._failure)
+
+
+class NoCheckpoints:
+    """Stands for a `Checkpointer` where a fit has no run folder: nothing is saved or loaded."""
+
+    def load(self, _check: Callable[[Checkpoint], None]) -> None:
+        """There is never one to go on from."""
+
+    def is_due(self, _step: int) -> bool:
+        """Never."""
+        return False
+
+    def save(
+        self,
+        _step: int,
+        _tensors: dict[str, np.ndarray],
+        _manifest: dict[str, Any],
+        *,
+        is_last: bool = False,
+    ) -> None:
+        """Save nothing."""
+
+
+def save_checkpoint(
+    directory: Path,
+    step: int,
+    tensors: dict[str, np.ndarray],
+    manifest: dict[str, Any],
+    *,
+    keep: int,
+) -> Path:
+    """Commit a checkpoint to `directory` and delete all but the newest `keep`.
+
+    Raises
+    ------
+    OSError
+        If anything could not be written, or reads back damaged; the checkpoints before are
+        untouched.
+    """
+    target = directory / f"step-{step:08d}"
+    temporary = directory / f".{target.name}.tmp"
+    if not directory.exists():
+        make_directory(directory)
+    if target.exists():
+        if _holds(target, tensors):
+            # A resumed run that was stopped before its first batch. The attempt before it may
+            # have been killed between renaming this one and syncing that.
+            fsync_directory(directory)
+            return target
+        # Damaged, or passed over when it was loaded.
+        remove_tree(target)
+    # What a killed attempt, or a full disk, left of other steps would stay for good.
+    discard(*(directory / name for name in names_in(directory) if name.startswith(".step-")))
+    try:
+        new_directory(temporary)
+        _write(temporary, step, tensors, manifest)
+        rename_durably(temporary, target)
+        _verify(target)
+    except (OSError, _Damaged) as error:
+        # Not to be taken for the newest later on; and what is left needs the space.
+        discard(temporary, target)
+        if isinstance(error, _Damaged):
+            reason = f"it reads back damaged, {error}; check the disk"
+            raise OSError(errno.EIO, reason, str(target)) from error
+        raise
+    _delete_others(directory, target, keep)
+    return target
+
+
+def _write(
+    folder: Path, step: int, tensors: dict[str, np.ndarray], manifest: dict[str, Any]
+) -> None:
+    """Write both files and sync them."""
+    parts = tensor_file(tensors)
+    write_durably(folder / STATE, *parts)
+    body = {
+        "format": FORMAT,
+        "step": step,
+        "state": {"sha256": _digest(parts), "bytes": sum(map(len, parts))},
+        **manifest,
+    }
+    write_durably(folder / MANIFEST, seal(body))
+    fsync_directory(folder)
+
+
+def load_checkpoint(
+    directory: Path, check: Callable[[Checkpoint], None] | None = None
+) -> Checkpoint | None:
+    """The newest valid checkpoint in `directory`; None if there is none at all.
+
+    Damaged ones are named in the log and passed over; so are those at which `check` raises one
+    of `DAMAGE`: whole, but of no run under these settings.
+
+    Raises
+    ------
+    RunError
+        If there are checkpoints and every one of them is damaged.
+    """
+    found = _newest_first(directory)
+    for path in found:
+        try:
+            checkpoint = _load(path)
+            if check is not None:
+                with _reading():
+                    check(checkpoint)
+            return checkpoint
+        except _Damaged as error:
+            goes_on = "" if path == found[-1] else "; trying the checkpoint before it"
+            logger.warning("%s is damaged (%s)%s", path, error, goes_on)
+    if found:
+        raise RunError(
+            f"{directory}: none of its {len(found)} checkpoints is intact; "
+            "restore one from a backup, or start anew with another ",
+            Option("run_dir"),
+        )
+    return None
+
+
+class _Damaged(Exception):  # noqa: N818  # never leaves this module
+    """Any part of a checkpoint is missing or altered."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What goes wrong within is damage, unless the file is innocent of it."""
+    try:
+        yield
+    except (SafetensorError, *DAMAGE) as error:
+        raise _Damaged(in_words(error)) from error
+    except OSError as error:
+        if error.errno not in _LOST:
+            raise
+        raise _Damaged(str(error)) from error
+
+
+def _load(path: Path) -> Checkpoint:
+    with _reading():
+        manifest = unseal(read_bytes(path / MANIFEST))
+        content = read_bytes(path / STATE)
+        _check_state(hashlib.sha256(content).hexdigest(), manifest)
+        tensors = load(content)
+        step, version = int(manifest["step"]), manifest["format"]
+    if version != FORMAT:
+        raise RunError(f"{path}: its format is {version}, this version of streamkm reads {FORMAT}")
+    return Checkpoint(path, step, tensors, manifest)
+
+
+def _verify(path: Path) -> str:
+    """Raise `_Damaged` where `_load` would, without the tensors in memory; else their sha256."""
+    with _reading():
+        sha256 = file_sha256(path / STATE)
+        _check_state(sha256, unseal(read_bytes(path / MANIFEST)))
+    return sha256
+
+
+def _holds(path: Path, tensors: dict[str, np.ndarray]) -> bool:
+    """Whether the checkpoint in `path` is intact, and of these tensors."""
+    try:
+        return _verify(path) == _digest(tensor_file(tensors))
+    except _Damaged:
+        return False
+
+
+def _digest(parts: Sequence[bytes | memoryview]) -> str:
+    """sha256 of what is in memory, not of what the disk made of it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _check_state(sha256: str, manifest: dict[str, Any]) -> None:
+    if sha256 != manifest["state"]["sha256"]:
+        raise ValueError("the checksum of its state does not match")
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    found = (name for name in names_in(directory) if name.startswith("step-"))
+    return [directory / name for name in sorted(found, key=lambda n: (len(n), n), reverse=True)]
+
+
+def _delete_others(directory: Path, newest: Path, keep: int) -> None:
+    """Delete all but `newest` and the ``keep - 1`` before it.
+
+    Later steps go too: the run did not go on from them, so they were damaged,
+    and would else count as the newest while sound ones are deleted.
+    """
+    try:
+        found = _newest_first(directory)
+        place = found.index(newest)
+        for path in found[:place] + found[place + keep :]:
+            remove_tree(path)
+    except OSError as error:
+        logger.warning("an older checkpoint cannot be deleted (%s); delete it yourself", error)

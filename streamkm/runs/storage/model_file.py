@@ -1,0 +1,111 @@
+"""model.safetensors as it lies on disk: tensors and what is said of them, sealed. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from streamkm.errors import Option, RunError
+from streamkm.files import file_sha256, read_bytes, write_atomically
+from streamkm.runs.storage.run_folder import MODEL, run_owner
+from streamkm.runs.storage.tensor_file import tensor_file
+from streamkm.sealed import DAMAGE, in_words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+__all__ = [
+    "MODEL",
+    "DamagedModelError",
+    "centroids_are_whole",
+    "read_model_file",
+    "write_model_file",
+]
+
+FORMAT, METADATA = "2", "streamkm"
+
+
+class DamagedModelError(RunError):
+    """The file is not what a run wrote; with a checkpoint it can be written again."""
+
+    def __init__(self, file: Path, why: str) -> None:
+        self.what = f"{file} is damaged ({why})"
+        super().__init__(
+            f"{self.what}; restore it from a copy, or repeat the fit with ",
+            Option("resume", value=True),
+            " to have it written again from the newest checkpoint",
+        )
+
+
+def write_model_file(path: Path, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Replace `path`; `about` is anything that JSON can hold."""
+    about = {"format": FORMAT, **about}
+    sealed = {**about, "sha256": _digest(about, tensors)}
+    # One entry of metadata: this package writes several in order, but others may not.
+    write_atomically(path, *tensor_file(tensors, {METADATA: json.dumps(sealed)}))
+
+
+def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `write_model_file` was given, from the folder of a run.
+
+    Raises
+    ------
+    DamagedModelError
+        If it was altered.
+    RunError
+        If the run is not finished, or another version wrote it.
+    """
+    file = run / MODEL
+    try:
+        content = read_bytes(file)
+    except FileNotFoundError:
+        owner = run_owner(run)
+        if owner is not None:
+            raise RunError(
+                f"{run}: the run is not finished, {owner} is working on it; wait for it to end"
+            ) from None
+        raise RunError(
+            f"{run}: the run is not finished, and no process works on it; repeat its fit with ",
+            Option("resume", value=True),
+        ) from None
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror}") from error
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about: dict[str, Any] = json.loads(header["__metadata__"][METADATA])
+        version = about["format"]
+        is_whole = about.pop("sha256") == _digest(about, tensors)
+    except (SafetensorError, *DAMAGE) as error:
+        raise DamagedModelError(file, in_words(error)) from error
+    if version != FORMAT:
+        raise RunError(
+            f"{file}: its format is {version}, this version of streamkm reads {FORMAT}; use the "
+            "version that wrote it"
+        )
+    if not is_whole:
+        raise DamagedModelError(file, "its checksum does not match")
+    return tensors, about
+
+
+def centroids_are_whole(path: Path, about: dict[str, Any]) -> bool:
+    """Whether centroids.npy at `path` is what the run wrote, of whose model `about` tells."""
+    try:
+        return bool(file_sha256(path) == about["centroids_sha256"])
+    except FileNotFoundError:
+        return False
+
+
+def _digest(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
+    """sha256 of all that the file says."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
+        digest.update(tensors[name].data)
+    return digest.hexdigest()

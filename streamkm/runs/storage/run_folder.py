@@ -1,0 +1,264 @@
+"""The run folder: who may write to it, what it says of itself, where things lie.
+
+::
+
+    RUN/
+      config.json            what the run was asked to do, resolved, and on which data
+      checkpoints/           see runs.storage.checkpoint
+      metrics.jsonl          one record per report
+      centroids.npy          at the end: K x D float32, in the space of the input
+      model.safetensors      at the very end, so that a run that has it is complete
+      outputs/               see runs.storage.output_records
+      lock                   held by the process that writes
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamkm.config import setting_differences
+from streamkm.errors import (
+    InputError,
+    NonFiniteError,
+    Option,
+    OutputExistsError,
+    ResumeError,
+    RunError,
+    StorageError,
+)
+from streamkm.files import (
+    FileLock,
+    discard,
+    make_directory,
+    names_in,
+    read_bytes,
+    remove_empty,
+    write_atomically,
+)
+from streamkm.sealed import DAMAGE, in_words, seal, unseal
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["RunFolder", "check_run_is_free", "looks_like_a_run", "read_config", "run_owner"]
+
+CONFIG, LOCK, CHECKPOINTS, MODEL = "config.json", "lock", "checkpoints", "model.safetensors"
+
+#: What a place answers that cannot be written at all: the remedy is another one.
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
+
+#: Each fails only if another process removes the folder in that moment.
+_ATTEMPTS = 100
+
+
+class RunFolder:
+    """A run folder that this process alone may write to, from `__enter__` to `__exit__`."""
+
+    def __init__(self, path: Path, record: dict[str, Any], *, resume: bool) -> None:
+        """`record` is what config.json holds; an existing one must agree with it."""
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.metrics = path / "metrics.jsonl"
+        self.centroids = path / "centroids.npy"
+        self.model = path / MODEL
+        self._record = record
+        self._resume = resume
+        self._lock = FileLock(path / LOCK, path, "working on this run")
+        self._is_new = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has ended and its model is written."""
+        return self.model.exists()
+
+    def check(self) -> None:
+        """Refuse what `__enter__` would refuse, and write nothing."""
+        check_run_is_free(self.path, resume=self._resume)
+        if (owner := self._lock.owner()) is not None:
+            raise self._lock.refusal(owner)
+        if (self.path / CONFIG).exists():
+            self._check_record(read_config(self.path))
+
+    def __enter__(self) -> RunFolder:
+        check_run_is_free(self.path, resume=self._resume)
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self._claim()
+            self._begin()
+        except BaseException as error:
+            self._leave(nothing_saved=True)
+            for folder in missing:
+                remove_empty(folder)
+            if isinstance(error, OSError):
+                raise self._cannot_begin(error) from error
+            raise
+        return self
+
+    def _cannot_begin(self, error: OSError) -> RunError | StorageError:
+        what = f"{self.path}: the run folder cannot be written ({error}); "
+        if error.errno in _REFUSALS:
+            return RunError(what, "choose another ", Option("run_dir"))
+        mend = "free space, or mend what keeps the disk from being written, then repeat"
+        return StorageError(f"{what}{mend}; or choose another ", Option("run_dir"))
+
+    def _claim(self) -> None:
+        """Make the folder and hold its lock."""
+        for is_last in [False] * _ATTEMPTS + [True]:
+            was_missing = not self.path.exists()
+            try:
+                make_directory(self.path)
+                self._lock.take()
+            except (FileNotFoundError, FileExistsError):
+                if is_last:
+                    raise
+                # It was there, and then not: a run of which nothing came has removed it.
+                continue
+            # Not if another process came first, and has left its work in there.
+            self._is_new = was_missing and names_in(self.path) == [LOCK]
+            return
+
+    def _begin(self) -> None:
+        """Write config.json, or compare with the one that is there."""
+        if (self.path / CONFIG).exists():
+            # Again: it may have appeared before the lock was ours.
+            check_run_is_free(self.path, resume=self._resume)
+            self._check_record(read_config(self.path))
+        else:
+            write_atomically(self.path / CONFIG, seal(self._record))
+        make_directory(self.checkpoints)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Rows that cannot be used will not be better next time; data that could not be read may.
+        is_useless = isinstance(error, NonFiniteError)
+        is_useless |= isinstance(error, InputError) and not self.has_checkpoints()
+        self._leave(nothing_saved=is_useless)
+
+    def _leave(self, *, nothing_saved: bool) -> None:
+        """Let go of the folder; of a new one that holds nothing of use its name is free again."""
+        if nothing_saved and self._is_new and self._lock.is_held:
+            # The lock last: with it, another process may begin.
+            with suppress(OSError):
+                discard(*(self.path / name for name in names_in(self.path) if name != LOCK))
+                self._lock.release(remove=True)
+                remove_empty(self.path)
+        # Else the lock's file stays: it says who was here last.
+        self._lock.release()
+
+    def has_checkpoints(self) -> bool:
+        """Whether there is any, whole or not."""
+        try:
+            return bool(names_in(self.checkpoints))
+        except OSError:
+            return True  # Nobody knows, so that nothing is deleted.
+
+    def _check_record(self, before: dict[str, Any]) -> None:
+        # The data first: settings that were left open follow from its shape.
+        for key, value in self._record["data"].items():
+            if before["data"].get(key) != value:
+                raise self._other_data(before, key)
+        changed = setting_differences(before["fit"], self._record["fit"])
+        if changed:
+            raise ResumeError(
+                f"{self.path}: a setting that alters the result changed ({'; '.join(changed)}); "
+                "resume with the original one, or start anew with another ",
+                Option("run_dir"),
+            )
+
+    def _other_data(self, before: dict[str, Any], key: str) -> ResumeError:
+        """What is said of data that is not what the run began with, by its first difference."""
+        now = self._record
+        again = " (modification times count: copy with cp -p or rsync -t), or start anew with "
+        again += "another "
+        places = {Path(str(record["source"])).absolute() for record in (before, now)}
+        if len(places) > 1 and key != "weights":
+            return ResumeError(
+                f"{self.path}: another source was given: the run began with {_described(before)}, "
+                f"this is {_described(now)}; give the former or an exact copy of it{again}",
+                Option("run_dir"),
+            )
+        what = "rows of a chunk or block" if key == "block_rows" else key
+        return ResumeError(
+            f"{self.path}: the data changed since the run began "
+            f"({what}: {before['data'].get(key)} -> {now['data'][key]}); restore it{again}",
+            Option("run_dir"),
+        )
+
+
+def _described(record: dict[str, Any]) -> str:
+    """The source of a run: its name, shape and type."""
+    rows, features = record["data"]["shape"]
+    return f"{record['source']} ({rows:,} x {features:,}, {record['data']['dtype']})"
+
+
+def check_run_is_free(path: Path, *, resume: bool) -> None:
+    """Refuse a run folder that exists, unless it is a run's and is to be resumed."""
+    if not path.exists():
+        return
+    out = Option("run_dir")
+    if not path.is_dir():
+        raise OutputExistsError(f"{path} exists and is no folder; choose another ", out)
+    names = names_in(path)
+    if not resume and names:
+        if CONFIG not in names:
+            raise OutputExistsError(f"{path} exists and is no run; choose another ", out)
+        raise OutputExistsError(
+            f"{path} exists; add ",
+            Option("resume", value=True),
+            " to go on with it, or choose another ",
+            out,
+        )
+    # A run that was killed in its very first moment has only a lock.
+    if set(names) - {LOCK, f".{CONFIG}.tmp"}:
+        read_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of the run folder `path`."""
+    try:
+        record = unseal(read_bytes(path / CONFIG))
+        record["source"], record["fit"]["k"], record["data"]["dtype"]
+        rows, features = record["data"]["shape"]
+        whole = isinstance(record["fit"], dict) and isinstance(record["data"], dict)
+        if not whole or type(rows) is not int or type(features) is not int:
+            raise TypeError("its settings and shape are of other types")
+    except (FileNotFoundError, NotADirectoryError):
+        if looks_like_a_run(path):
+            raise RunError(
+                f"{path} looks like a run folder that has lost its {CONFIG}; restore it from a "
+                "copy, or start anew with another ",
+                Option("run_dir"),
+            ) from None
+        raise RunError(
+            f"{path} is no run: it has no {CONFIG}; name a folder that a fit has written"
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"{path / CONFIG} cannot be read ({error.strerror}); see to its permissions and its "
+            "disk, then repeat"
+        ) from error
+    except DAMAGE as error:
+        raise RunError(
+            f"{path / CONFIG} is damaged: {in_words(error)}; restore it from a copy, or start "
+            "anew with another ",
+            Option("run_dir"),
+        ) from None
+    return record
+
+
+def looks_like_a_run(path: Path) -> bool:
+    """Whether the folder `path` holds what only a run writes, config.json or not."""
+    has_state = (path / MODEL).is_file() or (path / CHECKPOINTS).is_dir()
+    return has_state and (path / LOCK).is_file()
+
+
+def run_owner(path: Path) -> str | None:
+    """Which process works on the run in `path`, if any does."""
+    return FileLock(path / LOCK, path, "").owner()

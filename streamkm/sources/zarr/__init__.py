@@ -1,0 +1,1 @@
+"""Zarr arrays, formats 2 and 3, on disk and behind addresses."""

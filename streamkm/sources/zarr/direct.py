@@ -1,0 +1,249 @@
+"""Chunks of common Zarr arrays, decoded straight into the caller's memory.
+
+Through zarr a chunk costs a coroutine, a hop to another thread and two
+temporaries, which then stay in that thread's heap. Here the reading thread
+itself reads the stored bytes into a buffer of its own and decodes them to where
+they belong; uncompressed ones need no buffer. That is done for arrays in local
+folders, sharded or not, in C order and native byte order, with at most one
+codec of those in `zarr_decode`. All others go through zarr.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from contextlib import contextmanager
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numcodecs.blosc
+import numcodecs.gzip
+import numcodecs.lz4
+import numcodecs.zlib
+import numcodecs.zstd
+from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
+from zarr.storage import LocalStore
+
+from streamkm.errors import ReadError
+from streamkm.sources.base import DTYPES, RowRange
+from streamkm.sources.layout import one_line
+from streamkm.sources.pagecache import BUFFER_BYTES, OpenFile, has_spare_memory
+from streamkm.sources.zarr.chunk import ChunkReader, Part, release_scratch
+from streamkm.sources.zarr.decode import DECODERS
+from streamkm.sources.zarr.shards import Sharding, plain_index
+from streamkm.sources.zarr.store import codec_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+    import zarr
+
+    from streamkm.sources.layout import RowBox
+
+    AnyArray = zarr.Array[Any]
+
+__all__ = ["DirectReader", "direct_reader"]
+
+#: Exactly these, for a subclass may store anything; in v3 also numcodecs' by their prefix.
+_CODECS = (
+    numcodecs.blosc.Blosc,
+    numcodecs.gzip.GZip,
+    numcodecs.lz4.LZ4,
+    numcodecs.zlib.Zlib,
+    numcodecs.zstd.Zstd,
+    BloscCodec,
+    GzipCodec,
+    ZstdCodec,
+)
+
+
+def direct_reader(array: AnyArray) -> DirectReader | None:
+    """Reader of `array` without zarr, or None where only zarr is known to read it rightly."""
+    if type(array.store) is not LocalStore or array.filters:
+        return None
+    index = None if array.shards is None else plain_index(array)
+    if array.shards is not None and index is None:
+        return None
+    if array.metadata.zarr_format == 2:
+        plain = array.order == "C"
+    else:
+        serializer = array.serializer
+        # The elements' order in memory, `array.order`, says nothing of stored ones in v3.
+        plain = type(serializer) is BytesCodec and (
+            serializer.endian is None or serializer.endian.value == sys.byteorder
+        )
+    native = array.dtype.isnative and array.dtype in DTYPES.values()
+    codecs = tuple(array.compressors)
+    if not (plain and native) or len(codecs) > 1 or not all(map(_known, codecs)):
+        return None
+    return DirectReader(array, codecs[0] if codecs else None, index)
+
+
+def _known(codec: Any) -> bool:
+    if type(codec) not in _CODECS:
+        # zarr's own wrappers of numcodecs' codecs, which are no class of either in all versions.
+        metadata = codec.to_dict() if hasattr(codec, "to_dict") else {}
+        if not str(metadata.get("name")).startswith("numcodecs."):
+            return False
+    return codec_name(codec) in DECODERS
+
+
+class DirectReader:
+    """Reads boxes of an array's rows.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        One that `direct_reader` has looked at.
+    codec : object or None
+        Its only compressor, if it has one.
+    index : dict or None
+        How its shards are indexed, if it has shards.
+    """
+
+    def __init__(self, array: AnyArray, codec: Any, index: dict[str, Any] | None) -> None:
+        assert isinstance(array.store, LocalStore)
+        self._folder = str(array.store.root / array.path)
+        self._key = array.metadata.encode_chunk_key
+        self._fill = 0 if array.fill_value is None else array.fill_value
+        self._chunks = ChunkReader(array, codec)
+        self._shards = None if index is None else Sharding(array, index, self._chunks)
+        # Stored it may take less, which only a look at every chunk would tell.
+        self._fits = has_spare_memory(array.nbytes)
+        tail_is_whole = array.chunks[1:] == array.shape[1:]
+        # Reads of what is not compressed go to any row; only features may be cut.
+        rows_are_whole = codec is None or array.shape[0] % array.chunks[0] == 0
+        are_whole = tail_is_whole and rows_are_whole
+        self.scratch_bytes = BUFFER_BYTES + self._chunks.scratch_bytes(are_whole=are_whole)
+        self.piece_rows = self._chunks.piece_rows()
+        if self._shards is not None:
+            self.scratch_bytes += self._shards.scratch_bytes()
+            inner = prod(array.shape[1:-1])
+            if self.piece_rows == 0 and array.chunks[1:-1] == array.shape[1:-1]:
+                self.piece_rows = array.chunks[0] * inner
+
+    def read(self, name: str, box: RowBox, out: np.ndarray) -> None:
+        """Fill `out` with a box of rows.
+
+        Parameters
+        ----------
+        name : str
+            The array, for the message.
+        box : RowBox
+            Which rows.
+        out : ndarray, C order
+            Of the box's extents and all features.
+
+        Raises
+        ------
+        ReadError
+            If a chunk is truncated, corrupt or unreadable.
+        """
+        where = f"{name}: {RowRange(box.start, box.stop)}"
+        for key, parts in self._by_file(box, out).items():
+            with _blaming(where, f"chunk {key}"), self._opened(key) as file:
+                if file is None:
+                    self._fill_in(parts)
+                elif self._shards is None:
+                    (part,) = parts
+                    self._chunks.read(file, 0, os.fstat(file.fd).st_size, part)
+                else:
+                    self._read_shard(self._shards, file, key, parts, where)
+
+    def close(self) -> None:
+        """Release the scratch of this thread; that of others goes when they end."""
+        release_scratch()
+
+    def _read_shard(
+        self, shards: Sharding, file: OpenFile, key: str, parts: list[Part], where: str
+    ) -> None:
+        absent, present = shards.locate(file, f"{self._folder}/{key}", parts)
+        self._fill_in(absent)
+        together = []
+        for offset, size, part in present:
+            with self._blaming_inner(where, key, part):
+                self._chunks.check_size(size)
+                if self._chunks.is_narrow(part) and not self._chunks.is_whole(part):
+                    self._chunks.read(file, offset, size, part)
+                else:
+                    together.append((offset, size, part))
+        for run in shards.runs(together):
+            stored = shards.read_together(file, run)
+            for chunk, (_, _, part) in zip(stored, run, strict=False):
+                with self._blaming_inner(where, key, part):
+                    self._chunks.decode_into(chunk, part)
+
+    def _blaming_inner(self, where: str, key: str, part: Part) -> AbstractContextManager[None]:
+        index = ", ".join(map(str, part.index))
+        return _blaming(where, f"inner chunk ({index}) in shard {key}")
+
+    def _fill_in(self, parts: list[Part]) -> None:
+        for part in parts:
+            part.target[...] = self._fill
+
+    def _by_file(self, box: RowBox, out: np.ndarray) -> dict[str, list[Part]]:
+        """What of each file is wanted, the parts in C order of the chunks."""
+        files: dict[str, list[Part]] = {}
+        for part in self._parts(box, out):
+            index = part.index
+            if self._shards is not None:
+                index = tuple(
+                    number // extent
+                    for number, extent in zip(index, self._shards.per_shard, strict=True)
+                )
+            files.setdefault(self._key(index), []).append(part)
+        return files
+
+    def _parts(self, box: RowBox, out: np.ndarray) -> Iterator[Part]:
+        axes = []
+        bounds = [(piece.start, piece.stop) for piece in box.selection]
+        chunk = self._chunks.shape
+        for (start, stop), size in zip((*bounds, (0, out.shape[-1])), chunk, strict=True):
+            along = []
+            for index in range(start // size, -(-stop // size)):
+                first, last = max(start, index * size), min(stop, (index + 1) * size)
+                within = slice(first - index * size, last - index * size)
+                along.append((index, within, slice(first - start, last - start)))
+            axes.append(along)
+        for place in product(*axes):
+            index, within, target = zip(*place, strict=True)
+            yield Part(index, within, out[target])
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[OpenFile | None]:
+        """The file of a chunk or shard; None if it was never written."""
+        try:
+            # Without waiting: what comes from elsewhere may be a pipe that nobody writes to.
+            fd = os.open(f"{self._folder}/{key}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            # Without its folder the array is gone: a disk no longer there is no fill value.
+            Path(self._folder).stat()
+            yield None
+            return
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "is no regular file", f"{self._folder}/{key}")
+        file = OpenFile(fd, f"{self._folder}/{key}", fits=self._fits)
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+@contextmanager
+def _blaming(where: str, what: str) -> Iterator[None]:
+    """Say of whatever goes wrong where and in what it did."""
+    try:
+        yield
+    except ReadError:
+        raise
+    except Exception as error:  # each codec raises what it likes
+        raise ReadError(
+            f"{where} cannot be read: {one_line(error)}; {what} is corrupt, truncated or unreadable"
+        ) from error

@@ -1,0 +1,380 @@
+"""Zarr arrays, v2 and v3, through zarr's public interface.
+
+Imported only when a Zarr array is opened, because importing zarr takes longer
+than all the rest. Every codec and store that zarr reads is read; the common
+ones faster, by `zarr_direct`, which does without zarr's pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import operator
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import zarr
+from zarr.buffer.cpu import NDBuffer, buffer_prototype
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
+
+from streamkm.errors import ReadError, SourceError
+from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
+from streamkm.sources.layout import check_read, one_line, row_boxes
+from streamkm.sources.within import is_inside
+from streamkm.sources.zarr.direct import direct_reader
+from streamkm.sources.zarr.store import WholeStore, codec_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+    AnyArray = zarr.Array[Any]
+
+__all__ = ["ZarrSource", "array_names", "open_zarr", "open_zarr_node"]
+
+#: A slab of chunks above this is cut along the next axis, where there is one.
+SLAB_BYTES = 64 << 20
+#: A shard above this is read by several inner chunks at a time.
+SHARD_BYTES = 16 << 20
+#: How many arrays of a group an error lists.
+NAMES_SHOWN = 5
+
+
+def open_zarr(path: Path) -> ZarrSource:
+    """Open the Zarr array in a folder.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the array itself, in a store or nested in a group.
+
+    Returns
+    -------
+    ZarrSource
+
+    Raises
+    ------
+    SourceError
+        If it holds a group, or nothing that zarr can open.
+    """
+    try:
+        # Opened at the node's own folder, so that no parent's metadata is needed.
+        node = zarr.open(store=LocalStore(path, read_only=True), mode="r")
+    except Exception as error:  # metadata may be wrong in any way; zarr has no one base for it
+        raise SourceError(f"{path}: cannot be opened as Zarr: {one_line(error)}") from error
+    return open_zarr_node(node, str(path))
+
+
+def open_zarr_node(node: object, name: str | None = None) -> ZarrSource:
+    """Source of an open Zarr array.
+
+    Parameters
+    ----------
+    node : zarr.Array or zarr.Group
+        What the user passed, or a path led to.
+    name : str, optional
+        How errors call it; by default the store and path.
+
+    Returns
+    -------
+    ZarrSource
+
+    Raises
+    ------
+    SourceError
+        If it is a group; the message lists arrays that it holds.
+    """
+    if isinstance(node, zarr.Array):
+        name = name or str(node.store_path)
+        try:
+            return ZarrSource(node, name)
+        except SourceError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # zarr does not look at all that metadata say: chunks of 0 rows, settings of codecs.
+            raise SourceError(f"{name}: its metadata make no sense: {one_line(error)}") from error
+    if isinstance(node, zarr.Group):
+        name = name or str(node.store_path)
+        raise SourceError(f"{name}: is a Zarr group, an array is needed; {_advice(node, name)}")
+    raise SourceError(f"{name}: is no Zarr array but a {type(node).__name__}")
+
+
+def array_names(path: Path) -> str:
+    """What to open instead within the Zarr group at `path`, as a phrase."""
+    try:
+        node = zarr.open(store=LocalStore(path, read_only=True), mode="r")
+    except Exception as error:  # noqa: BLE001  only advice; what is wrong is said
+        return f"{path} cannot be opened as Zarr: {one_line(error)}"
+    if isinstance(node, zarr.Group):
+        return _advice(node, str(path))
+    return f"{path} is an array itself"
+
+
+def _advice(group: zarr.Group, name: str) -> str:
+    names: list[str] = []
+    try:
+        for member, node in group.members(max_depth=None):
+            if isinstance(node, zarr.Array):
+                names.append(f"{member} {node.shape}")
+            if len(names) > NAMES_SHOWN:
+                break
+    except Exception as error:  # noqa: BLE001  only advice, as above
+        return f"its members cannot be listed: {one_line(error)}"
+    if not names:
+        return "it holds none"
+    more = ", ..." if len(names) > NAMES_SHOWN else ""
+    listed = ", ".join(sorted(names[:NAMES_SHOWN]))
+    first = sorted(names)[0].split(" ")[0]
+    return f"it holds {listed}{more}: open {name.rstrip('/')}/{first}, for example"
+
+
+class ZarrSource:
+    """A Zarr array as rows; chunks are decoded into `out`, or copied there by zarr.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        An open array of two or more dimensions.
+    name : str
+        How errors call it.
+
+    Raises
+    ------
+    SourceError
+        If it is empty, has one dimension or holds no real numbers.
+    """
+
+    def __init__(self, array: AnyArray, name: str) -> None:
+        dtype = check_dtype(array.dtype, name)
+        n_rows, n_features = check_shape(array.shape, name)
+        if min(array.chunks) < 1 or min(array.shards or (1,)) < 1:
+            raise SourceError(f"{name}: its chunks are empty, their shape is {array.chunks}")
+        self._store = array.store
+        # Read-only stores refuse any other mode, and not all others have a read-only twin.
+        mode: Literal["r", "r+"] = "r" if array.read_only else "r+"
+        store = WholeStore(array.store)
+        self._array = zarr.open_array(store, path=array.path, mode=mode)
+        store.learn(self._array)
+        self._name = name
+        self._closed = False
+        self._direct = direct_reader(array)
+        row_bytes = n_features * array.dtype.itemsize
+        block_rows = min(_block_rows(array, row_bytes), n_rows)
+        self._spec = ArraySpec(
+            n_rows=n_rows,
+            n_features=n_features,
+            dtype=dtype,
+            block_rows=block_rows,
+            layout=f"{_describe(array)}, {'decoded in place' if self._direct else 'through zarr'}",
+            scratch_bytes=(
+                self._direct.scratch_bytes if self._direct else _scratch_bytes(array, block_rows)
+            ),
+            piece_rows=self._direct.piece_rows if self._direct else 0,
+            is_remote=isinstance(array.store, ObjectStore),
+        )
+
+    @property
+    def name(self) -> str:
+        """Path of the array, or its address in the store."""
+        return self._name
+
+    @property
+    def spec(self) -> ArraySpec:
+        """Shape, dtype and layout."""
+        return self._spec
+
+    def read(self, rows: RowRange, out: np.ndarray) -> None:
+        """Fill `out` with `rows`; see `Source.read`."""
+        check_read(self._name, self._spec, rows, out, closed=self._closed)
+        for box in row_boxes(self._array.shape[:-1], rows):
+            target = out[box.start - rows.start : box.stop - rows.start]
+            target = target.reshape(*box.shape, self._spec.n_features)
+            if self._direct:
+                self._direct.read(self._name, box, target)
+                continue
+            buffer = NDBuffer.from_numpy_array(target)
+            try:
+                self._array.get_basic_selection((*box.selection, slice(None)), out=buffer)
+            except Exception as error:  # each codec and store raises what it likes
+                raise ReadError(
+                    f"{self._name}: {RowRange(box.start, box.stop)} cannot be read: "
+                    f"{one_line(error)}; a chunk is corrupt, truncated or unreadable"
+                ) from error
+
+    def fingerprint(self) -> str:
+        """Hex digest of the metadata, and of what the store tells of every chunk.
+
+        Of a local store name, size and modification time of every file, of a
+        bucket also its entity tag; of a store in memory every byte; of any other
+        store the number of bytes in total, and of a web server nothing, which
+        `notes` says.
+        """
+        digest = hashlib.sha256()
+        metadata = self._array.metadata.to_dict()
+        # Attributes say nothing of the rows, and people add to them later.
+        metadata.pop("attributes", None)
+        digest.update(json.dumps(metadata, sort_keys=True, default=str).encode())
+        try:
+            self._digest_chunks(digest)
+        except Exception as error:  # each store raises what it likes
+            raise ReadError(f"{self._name}: cannot be listed: {one_line(error)}") from error
+        return digest.hexdigest()
+
+    def would_take(self, path: Path) -> bool:
+        """Whether `path` lies in the folder of which `fingerprint` lists every file."""
+        store = self._store
+        return isinstance(store, LocalStore) and is_inside(path, store.root / self._array.path)
+
+    def notes(self) -> list[str]:
+        """How many chunks were never written, for they read as the fill value."""
+        notes = []
+        missing, total, what = self._missing()
+        if missing is None:
+            notes.append(
+                f"{self._name}: of a web server nothing is watched but the metadata: a change of "
+                f"{what} goes unnoticed when a run resumes, as do those that are not there"
+            )
+        elif missing:
+            fill = self._array.fill_value
+            notes.append(
+                f"{self._name}: {missing} of {total} {what} were never written, "
+                f"their rows read as the fill value {0 if fill is None else fill}"
+            )
+        if not isinstance(self._store, (LocalStore, MemoryStore, ObjectStore)):
+            notes.append(
+                f"{self._name}: of this store only the total size is watched: a change that "
+                "keeps it goes unnoticed when a run resumes"
+            )
+        return notes
+
+    def close(self) -> None:
+        """Refuse further reads; no file is kept open."""
+        self._closed = True
+        if self._direct:
+            self._direct.close()
+
+    def _digest_chunks(self, digest: Any) -> None:
+        store = self._store
+        if isinstance(store, (LocalStore, ObjectStore)):
+            for key, version in sorted((_objects(store, self._array.path) or {}).items()):
+                if Path(key).name not in _METADATA:
+                    digest.update(f"{key}\n{version}\n".encode())
+        elif isinstance(store, MemoryStore):
+            _run(_digest_memory(store, self._array.path, digest))
+        else:
+            digest.update(str(self._array.nbytes_stored()).encode())
+
+    def _missing(self) -> tuple[int | None, int, str]:
+        """Stored objects that are not there (None: unknown), all that could be, what they are."""
+        array = self._array
+        stored = array.shards or array.chunks
+        grid = [-(-extent // size) for extent, size in zip(array.shape, stored, strict=True)]
+        total = prod(grid)
+        what = "shards" if array.shards else "chunks"
+        if isinstance(self._store, (LocalStore, ObjectStore)):
+            # array.nchunks_initialized searches a list once a chunk: hours for a million of them.
+            present = _objects(self._store, array.path)
+            if present is None:
+                return None, total, what
+            # By the files that are there: metadata may promise any number of chunks.
+            encode = array.metadata.encode_chunk_key
+            written = sum(_is_chunk(key, grid, encode) for key in present)
+            return total - written, total, what
+        per_object = prod(s // c for s, c in zip(stored, array.chunks, strict=True))
+        return total - array.nchunks_initialized // per_object, total, what
+
+
+#: Files that hold metadata; what they say of the layout is in the fingerprint by itself.
+_METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
+
+
+def _objects(store: LocalStore | ObjectStore[Any], path: str) -> dict[str, str] | None:
+    """Version of every object of an array, by relative key; None where none can be listed."""
+    if isinstance(store, ObjectStore):
+        from streamkm.sources.zarr.remote import objects_below
+
+        return objects_below(store, path)
+    root, found = store.root / path, {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            file = Path(folder, name)
+            stat = file.stat()
+            found[file.relative_to(root).as_posix()] = f"{stat.st_size}\n{stat.st_mtime_ns}"
+    return found
+
+
+def _is_chunk(key: str, grid: list[int], encode: Callable[[tuple[int, ...]], str]) -> bool:
+    """Whether `key` is that of one of a grid of chunks."""
+    index = tuple(int(digits) for digits in re.findall("[0-9]{1,20}", key))[-len(grid) :]
+    inside = len(index) == len(grid) and all(map(operator.lt, index, grid))
+    return inside and encode(index) == key
+
+
+async def _digest_memory(store: MemoryStore, path: str, digest: Any) -> None:
+    prefix = f"{path}/" if path else ""
+    keys = [key async for key in store.list_prefix(prefix)]
+    for key in sorted(keys):
+        if key.rpartition("/")[2] in _METADATA:
+            continue
+        value = await store.get(key, prototype=buffer_prototype)
+        if value is not None:
+            digest.update(f"{key.removeprefix(prefix)}\n{len(value)}\n".encode())
+            digest.update(value.to_bytes())
+
+
+def _run(coroutine: Any) -> None:
+    """Run `coroutine` to its end, also where the caller's thread has a loop of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, coroutine).result()
+
+
+def _block_rows(array: AnyArray, row_bytes: int) -> int:
+    """Rows that decode together: a chunk's, a shard's, or a slab of them along the first axes."""
+    leading = array.shape[:-1]
+    if array.shards:
+        step = prod(leading[1:])
+        if array.shards[0] * step * row_bytes <= SHARD_BYTES:
+            return array.shards[0] * step
+        inner = array.chunks[0] * step
+        return max(1, SHARD_BYTES // (inner * row_bytes)) * inner
+    slabs = [chunk * prod(leading[axis + 1 :]) for axis, chunk in enumerate(array.chunks[:-1])]
+    return next((rows for rows in slabs if rows * row_bytes <= SLAB_BYTES), slabs[-1])
+
+
+def _scratch_bytes(array: AnyArray, block_rows: int) -> int:
+    """What zarr allocates to read a block: each chunk as stored and as decoded."""
+    itemsize = array.dtype.itemsize
+    chunk_bytes = prod(array.chunks) * itemsize
+    # Axes before the one along which a block is cut are touched in one chunk only.
+    touched = ceil(array.shape[-1] / array.chunks[-1])
+    rows = block_rows
+    for extent, size in zip(array.shape[-2::-1], array.chunks[-2::-1], strict=True):
+        along = min(rows, extent)
+        touched *= ceil(along / size)
+        rows = ceil(rows / extent)
+    at_once = min(touched, int(zarr.config.get("async.concurrency")))
+    if array.shards is None:
+        return 2 * chunk_bytes * at_once
+    # Of a shard zarr holds all stored chunks and a whole selection before it copies.
+    selection = block_rows * array.shape[-1] * itemsize
+    return touched * chunk_bytes + selection + chunk_bytes * at_once
+
+
+def _describe(array: AnyArray) -> str:
+    """``zarr v3, chunks of 16384 x 128, blosc``."""
+    parts = [f"zarr v{array.metadata.zarr_format}", f"chunks of {_by(array.chunks)}"]
+    if array.shards:
+        parts.append(f"shards of {_by(array.shards)}")
+    codecs = [codec_name(codec) for codec in array.compressors]
+    parts.append("+".join(codecs) if codecs else "uncompressed")
+    return ", ".join(parts)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(extent) for extent in shape)

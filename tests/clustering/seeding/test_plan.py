@@ -1,0 +1,95 @@
+"""What seeding may cost, for arrays of every shape."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamkm.clustering.seeding.plan import (
+    EPOCH_SHARE,
+    FREE_PRODUCTS,
+    MIN_SAMPLE_ROWS,
+    PASSES_BETWEEN,
+    SAMPLE_ROWS_PER_CLUSTER,
+    SCORE_PRODUCTS,
+    plan_seeding,
+)
+
+shapes = st.tuples(st.integers(1, 10**10), st.integers(1, 10**5), st.integers(1, 10**6))
+inits = st.sampled_from(["auto", "random", "k-means++", "k-means||"])
+
+
+# Breaks when a sample has fewer rows than clusters, or more than there are.
+@given(shapes, inits, st.integers(1, 20))
+def test_there_are_enough_rows(shape, init, n_init) -> None:
+    n_rows, n_features, k = shape
+    k = min(k, n_rows)
+    plan = plan_seeding(n_rows, n_features, k, init, n_init)
+    assert k <= plan.sample_rows <= n_rows
+    assert plan.sample_rows + plan.judged_rows <= n_rows
+    assert (plan.judged_rows > 0) == (n_init > 1 and plan.sample_rows < n_rows)
+    if init != "auto":
+        least = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER * k)
+        assert plan.sample_rows == min(n_rows, least)
+
+
+# Breaks when seeding costs more than an epoch where an epoch costs anything to speak of.
+@given(shapes)
+def test_auto_costs_less_than_an_epoch(shape) -> None:
+    n_rows, n_features, k = shape
+    k = min(k, n_rows)
+    refinement = plan_seeding(n_rows, n_features, k, "auto", 1).refinement
+    if refinement is None:
+        return
+    epoch = n_rows * k * (n_features + SCORE_PRODUCTS)
+    assert refinement.epochs * epoch <= max(EPOCH_SHARE * epoch, FREE_PRODUCTS) * (1 + 1e-9)
+    assert refinement.final_passes >= 0
+    assert (refinement.searches > 0) == (refinement.draws > 0)
+
+
+@pytest.mark.parametrize("k", [16, 1000, 100_000])
+def test_auto_refines_at_every_k(k: int) -> None:
+    refinement = plan_seeding(100 * k, 32, k, "auto", 1).refinement
+    assert refinement is not None
+    assert refinement.searches * PASSES_BETWEEN + refinement.final_passes >= 2
+
+
+def test_small_data_gets_the_full_treatment() -> None:
+    for shape in ((150, 4, 3), (1797, 64, 10)):
+        plan = plan_seeding(*shape, "auto", 1)
+        assert plan.sample_rows == shape[0]
+        assert plan.refinement is not None
+        assert plan.refinement.searches * plan.refinement.draws >= 288
+
+
+# Breaks when auto falls to random rows as soon as a sample with passes takes too long.
+@pytest.mark.parametrize("k", [99_000, 101_000, 300_000])
+def test_many_clusters_of_few_rows_get_k_means_plus_plus(k: int) -> None:
+    plan = plan_seeding(10**6, 32, k, "auto", 1)
+    assert plan.refinement is not None
+    assert plan.sample_rows > k
+    assert plan.refinement.epochs <= EPOCH_SHARE
+    assert plan.refinement.searches >= 0
+
+
+# k-means|| has more rows to work on than are affordable; best of several costs several times.
+def test_what_seeding_costs_is_told_as_a_whole() -> None:
+    plan = plan_seeding(100_000, 8, 10_000, "k-means||", 1)
+    assert plan.refinement is not None
+    assert min(plan.refinement.searches, plan.refinement.final_passes) >= 0
+    assert plan.epochs(10_000, 1) > 30
+    one = plan_seeding(10**6, 64, 100, "auto", 1)
+    assert one.epochs(100, 3) == pytest.approx(3 * one.epochs(100, 1))
+
+
+# A cluster of one or two rows is found by no sample: comparing would cost more than it brings.
+def test_nearly_as_many_clusters_as_rows() -> None:
+    assert plan_seeding(10**6, 32, 700_000, "auto", 1).refinement is None
+
+
+# One cluster has nothing to swap.
+def test_one_cluster() -> None:
+    refinement = plan_seeding(1000, 3, 1, "auto", 1).refinement
+    assert refinement is not None
+    assert refinement.searches == 0
