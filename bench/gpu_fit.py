@@ -19,7 +19,7 @@ from streamkm.runs.fit import fit
 from streamkm.runs.planning.memory import plan_memory
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
-from streamkm.stream.plan import make_plan
+from streamkm.stream.plan import plan_reading
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.slots import HostSlots
 from streamkm.stream.stages import StageTimes
@@ -75,7 +75,7 @@ def make_arrays(folder: Path, n_rows: int, d: int) -> dict[str, Path]:
 
 def read_alone(path: Path) -> float:
     source = open_source(path)
-    plan = make_plan(source.spec, batch_rows=min(BATCH_ROWS, source.spec.n_rows), seed=0)
+    plan = plan_reading(source.spec, batch_rows=min(BATCH_ROWS, source.spec.n_rows), seed=0)
     memory = plan_memory(source.spec, plan, ExecutionConfig(), fixed_bytes=0)
     times, spent = StageTimes(memory.stream.n_readers), float("nan")
     with HostSlots(memory.stream, torch.device("cpu")) as slots:

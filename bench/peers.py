@@ -16,11 +16,12 @@ import torch
 import zarr
 from sklearn.cluster import MiniBatchKMeans
 
+from streamkm.clustering.algorithm import make_algorithm
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
-from streamkm.kernels import measuring
-from streamkm.runs.engine.arithmetic import Arithmetic
+from streamkm.kernels import KernelRequest, cores_for_kernels, make_kernel
 from streamkm.runs.fit import fit
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.reporting.signals import StopRequest
@@ -117,17 +118,18 @@ def arithmetic_alone(path: Path, config: FitConfig) -> Callable[[], None]:
     batches = torch.randperm(len(x_ND)).int().split(batch_rows)
     device, dtype = torch.device("cpu"), torch.float32
     scaling = Scaling.fit("none", "euclidean", RunningMoments.of(x_ND[:batch_rows]), dtype)
-    workspace_BD = torch.empty((batch_rows, n_features))
-    arithmetic = Arithmetic(resolved, ExecutionConfig(), dtype, device)
-    algorithm = arithmetic.algorithm(n_rows)
-    kernel = measuring(algorithm.kernel)
+    kernel = make_kernel("auto", KernelRequest(batch_rows, config.k, dtype, device))
+    algorithm = make_algorithm(kernel, resolved, n_rows)
+    prepare = Preparation.for_kernel(
+        scaling, kernel, batch_rows=batch_rows, stored=x_ND.dtype, dtype=dtype
+    )
 
     def epoch() -> None:
         state = initial_state(x_ND[: config.k].clone(), 0.0)
-        with arithmetic.cores():
+        algorithm.begin_epoch_(state)
+        with cores_for_kernels(kernel.name):
             for index in range(-(-n_rows // batch_rows)):
                 rows = batches[index % len(batches)]
-                batch = scaling.prepare(x_ND, rows, workspace_BD, measured_by=kernel)
-                algorithm.update_(state, batch, epoch=0, index=index)
+                algorithm.update_(state, prepare(x_ND, rows), epoch=0, index=index)
 
     return epoch

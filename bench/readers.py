@@ -20,7 +20,7 @@ from streamkm.sources import pagecache, rowfile
 from streamkm.sources.base import RowRange
 from streamkm.sources.zarr import direct
 from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import Plan, make_plan
+from streamkm.stream.plan import ReadingPlan, plan_reading
 from streamkm.stream.slots import HostSlots, StreamMemory
 from streamkm.stream.stages import StageTimes
 
@@ -75,8 +75,8 @@ def no_spare_memory() -> Iterator[None]:
         yield
 
 
-def _memory(source: Source) -> tuple[Plan, StreamMemory]:
-    plan = make_plan(source.spec, batch_rows=source.spec.block_rows, seed=0)
+def _memory(source: Source) -> tuple[ReadingPlan, StreamMemory]:
+    plan = plan_reading(source.spec, batch_rows=source.spec.block_rows, seed=0)
     slot_bytes = plan.window_rows * source.spec.row_bytes
     return plan, StreamMemory(N_SLOTS, plan.window_rows, slot_bytes, os.cpu_count() or 1)
 

@@ -15,7 +15,7 @@ from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.config import FitConfig
 from streamkm.runs.engine.snapshot import Cursor, Snapshot
-from streamkm.runs.planning.devices import environment
+from streamkm.runs.planning.environment import environment
 from streamkm.runs.storage.checkpoint import save_checkpoint
 
 if TYPE_CHECKING:

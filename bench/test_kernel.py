@@ -14,7 +14,7 @@ from bench.measure import rate, seconds
 from bench.peers import in_a_slot
 from streamkm.clustering.seeding.kmeans_plusplus import kmeans_plusplus
 from streamkm.clustering.seeding.plan import plan_seeding
-from streamkm.kernels import make_kernel
+from streamkm.kernels import KernelRequest, make_kernel
 from streamkm.kernels.ops.gather import gather
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def test_assign(d: int, k: int, measure: Measure, session: Session) -> None:
     x_BD, centroids_KD = _normal(n_rows, d), _normal(k, d, seed=1)
     sq_norms_B = x_BD.square().sum(dim=1)
     kernel, reference = (
-        make_kernel(name, n_rows, k, torch.float32, CPU) for name in ("auto", "reference")
+        make_kernel(name, KernelRequest(n_rows, k, torch.float32, CPU))
+        for name in ("auto", "reference")
     )
     model = MiniBatchKMeans(k, init=centroids_KD.numpy(), n_init=1)
     model.partial_fit(x_BD[: max(k, 256)].numpy())
@@ -73,7 +74,8 @@ def test_accumulate(d: int, k: int, measure: Measure, session: Session) -> None:
     x_BD = _normal(n_rows, d)
     labels_B = torch.randint(k, (n_rows,), generator=torch.Generator().manual_seed(2))
     kernel, reference = (
-        make_kernel(name, n_rows, k, torch.float32, CPU) for name in ("auto", "reference")
+        make_kernel(name, KernelRequest(n_rows, k, torch.float32, CPU))
+        for name in ("auto", "reference")
     )
     sums_KD, counts_K = torch.zeros((k, d)), torch.zeros(k, dtype=torch.int64)
     onehot_BK = torch.nn.functional.one_hot(labels_B, k).float()

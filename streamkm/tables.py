@@ -43,6 +43,8 @@ class KernelEntry:
     """``module:Class`` of a `streamkm.kernels.Kernel`."""
     devices: tuple[str, ...]
     """Types of devices that it runs on."""
+    package: str | None = None
+    """A package that it needs and streamkm does not bring along everywhere."""
 
 
 #: By the name that ``--algorithm`` takes; the first is the default.
@@ -69,7 +71,7 @@ ALGORITHMS = {
 
 #: By the name that ``--kernel`` takes; ``auto`` is the first that runs.
 KERNELS = {
-    "triton": KernelEntry("streamkm.kernels.triton:TritonKernel", ("cuda",)),
+    "triton": KernelEntry("streamkm.kernels.triton:TritonKernel", ("cuda",), package="triton"),
     "cpu": KernelEntry("streamkm.kernels.cpu:CpuKernel", ("cpu",)),
     "reference": KernelEntry("streamkm.kernels.reference:ReferenceKernel", ("cpu", "cuda")),
 }

@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans as ScikitKMeans
 
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import NonFiniteError, SourceError, StreamkmError
-from streamkm.kernels import make_kernel
+from streamkm.kernels import KernelRequest, make_kernel
 from streamkm.runs.evaluate import evaluate
 from streamkm.runs.fit import fit
 from streamkm.runs.in_memory import distance_rows, label_rows
@@ -211,7 +211,7 @@ def test_labels_of_rows_whose_squares_vanish(kernel, size):
     scale = np.r_[np.full(300, size), np.ones(20)][:, None]
     x = torch.from_numpy((rng.normal(size=(320, 5)) * scale).astype(np.float32))
     centroids = torch.from_numpy((rng.normal(size=(24, 5)) * scale[-44:-20]).astype(np.float32))
-    arithmetic = make_kernel(kernel, 320, 24, torch.float32, torch.device("cpu"))
+    arithmetic = make_kernel(kernel, KernelRequest(320, 24, torch.float32, torch.device("cpu")))
     sq_norms = x.double().square().sum(dim=1).float()
     labels = arithmetic.assign(x, sq_norms, centroids).labels_B
     expected = (x.double()[:, None] - centroids.double()).square().sum(dim=2).argmin(dim=1)

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-from streamkm.kernels import Assignment
-
-if TYPE_CHECKING:
-    from streamkm.kernels import CpuKernel
 
 __all__ = ["MOST_SQ_NORM", "Batch"]
 
@@ -22,7 +16,11 @@ MOST_SQ_NORM = {torch.float32: _FLOAT32.max / 4, torch.float64: _FLOAT32.max**2}
 
 @dataclass
 class Batch:
-    """Rows of one batch, scaled and ready for a kernel."""
+    """B rows that a kernel can take: prepared in memory of their own, or where they lie.
+
+    Of rows that stay where they lie nothing is known until they have labels: `sq_norms_B` and
+    `dropped_B` are then found out in the read that assigns them (see `assignment.nearest`).
+    """
 
     x_ND: torch.Tensor
     """In the dtype of the centroids, or as they are stored (see `Scaling.row_dtype`)."""
@@ -36,35 +34,15 @@ class Batch:
     """Weights of the rows, float64, 0 for those that were dropped; None where all weigh 1."""
     positions_B: torch.Tensor | None = None
     """Which rows of `x_ND`, which is a window then, int32; None for all of them."""
-    measured_by: CpuKernel | None = None
-    """The kernel that finds out `sq_norms_B` and `dropped_B`; None where they are known."""
+    lies_in_window: bool = False
+    """Whether nothing is known of the rows yet, for a kernel that takes them where they lie."""
 
     def __len__(self) -> int:
         return len(self.x_ND if self.positions_B is None else self.positions_B)
 
-    def measure_(self, kernel: CpuKernel, centroids_KD: torch.Tensor, *, exact: bool) -> Assignment:
-        """Labels by `measured_by`, and what was not known of the rows.
-
-        Distances are sums of squared differences, float64, if `exact`.
-        """
-        labels_B, sq_distances_B, self.sq_norms_B, self.dropped_B = kernel.assign_where_they_lie(
-            self.x_ND,
-            self.positions_B,
-            centroids_KD,
-            most_sq_norm=MOST_SQ_NORM[self.x_ND.dtype],
-            exact=exact,
-        )
-        return Assignment(labels_B, sq_distances_B)
-
-    def take(self, indices: torch.Tensor) -> torch.Tensor:
-        """Copies of some of the rows."""
-        if self.positions_B is not None:
-            indices = self.positions_B.index_select(0, indices)
-        return self.x_ND.index_select(0, indices)
-
     @property
     def x_BD(self) -> torch.Tensor:
-        """The rows, where they do not lie anywhere in a window."""
+        """The rows, where they are prepared in memory of their own."""
         assert self.positions_B is None
         return self.x_ND
 

@@ -12,11 +12,11 @@ that or less; it is the same if the last pass moved nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 
-from streamkm.clustering.minibatch import nearest_and_sums, weighted_sum
+from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
 from streamkm.clustering.moves import move_centroids_
 from streamkm.clustering.reservoir import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.reservoir import Reseeding
     from streamkm.clustering.state import KMeansState
+    from streamkm.config import ResolvedFitConfig
     from streamkm.kernels import Kernel
 
 __all__ = ["Lloyd", "is_closed"]
@@ -41,12 +42,21 @@ class Lloyd:
     """Whether this is the pass that closes a run: it counts no steps, comes to no verdict, and
     looks at every row for one that an empty cluster could have."""
 
+    @classmethod
+    def make(cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Self:
+        """See `Algorithm`; how many rows there are makes no difference here."""
+        del n_rows
+        return cls(kernel, config.seed, config.metric == "cosine")
+
+    def begin_epoch_(self, state: KMeansState) -> None:
+        """Forget the sums and counts of the pass before."""
+        state.begin_epoch_(closing=self.closing)
+        state.sums_KD.zero_()
+        state.counts_K.zero_()
+        state.weights_K.zero_()
+
     def update_(self, state: KMeansState, batch: Batch, *, epoch: int, index: int) -> None:
         """Assign the rows of `batch`, the `index`-th of pass `epoch`, and add them up."""
-        if index == 0:
-            state.sums_KD.zero_()
-            state.counts_K.zero_()
-            state.weights_K.zero_()
         (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
             self.kernel, batch, state.centroids_KD, spherical=self.spherical, exact=True
         )

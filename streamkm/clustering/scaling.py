@@ -16,17 +16,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 
 import torch
 
 from streamkm.clustering.batch import MOST_SQ_NORM, Batch
+from streamkm.devices import is_host
 from streamkm.errors import SourceError
-from streamkm.kernels.ops.gather import gather
-from streamkm.kernels.ops.moments import Moments, moments_in_parts
-
-if TYPE_CHECKING:
-    from streamkm.kernels.cpu import CpuKernel
+from streamkm.kernels import Moments, gather, moments_in_parts, normalize_, normalized
 
 __all__ = ["RunningMoments", "Scaling", "compute_dtype"]
 
@@ -209,23 +205,23 @@ class Scaling:
         workspace_BD: torch.Tensor,
         weights_N: torch.Tensor | None = None,
         *,
-        measured_by: CpuKernel | None = None,
+        in_place: bool = False,
     ) -> Batch:
         """Gather, widen and scale `rows` of a window, which must not be used for them again.
 
         The result lies in `workspace_BD`, of a dtype that `row_dtype` says, or in the
-        window itself where its rows can be used as they are. Then they are left to
-        `measured_by`, if it is there: nothing is known of the batch before it has labels.
+        window itself where its rows can be used as they are. Then, with `in_place`, they are
+        left to a kernel that takes them so: nothing is known of the batch before it has labels.
         """
         dtype = workspace_BD.dtype
         is_as_stored = x_ND.dtype == dtype and not (self.normalize or self._moves)
-        if measured_by is not None and is_as_stored and weights_N is None:
+        if in_place and is_as_stored and weights_N is None:
             if isinstance(rows, slice):
                 x_ND, positions_B = x_ND[rows], None
             else:
                 positions_B = rows
             unknown = x_ND.new_empty(0)
-            return Batch(x_ND, unknown, None, positions_B=positions_B, measured_by=measured_by)
+            return Batch(x_ND, unknown, None, positions_B=positions_B, lies_in_window=True)
         moved_by = (self.shift_D.to(dtype), self.factor_D.to(dtype)) if self._moves else ()
         x_BD, sq_norms_B = gather(x_ND, rows, workspace_BD, *moved_by)
         dropped_B = None
@@ -233,7 +229,7 @@ class Scaling:
             # Neither NaN.
             dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[sq_norms_B.dtype])
             # Asking costs nothing on the CPU; on a GPU it would wait for the device.
-            if x_BD.device.type == "cpu" and not dropped_B.any():
+            if is_host(x_BD.device) and not dropped_B.any():
                 dropped_B = None
             elif self.normalize:
                 # However long, it has a direction.
@@ -244,7 +240,7 @@ class Scaling:
             sq_norms_B.masked_fill_(dropped_B, 0)
             weights_B = None if weights_B is None else weights_B.masked_fill(dropped_B, 0)
         if self.normalize:
-            _normalize_(x_BD)
+            normalize_(x_BD)
             sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
         return Batch(x_BD, sq_norms_B, dropped_B, self.normalize, weights_B)
 
@@ -257,20 +253,6 @@ class Scaling:
 def _positive(total: torch.Tensor) -> torch.Tensor:
     """`total`, or 1 in its place where it is 0: to divide by."""
     return torch.where(total > 0, total, 1)
-
-
-def normalized(x_BD: torch.Tensor) -> torch.Tensor:
-    """Rows divided by their lengths; a row of zeros stays one."""
-    unit_BD = x_BD.clone()
-    _normalize_(unit_BD)
-    return unit_BD
-
-
-def _normalize_(x_BD: torch.Tensor) -> None:
-    # By the largest element first: the square of a small one would vanish.
-    for order in (torch.inf, 2):
-        norms_B1 = torch.linalg.vector_norm(x_BD, ord=order, dim=1, keepdim=True)
-        x_BD.div_(norms_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny))
 
 
 def _check_range(moments: RunningMoments, scale: str, dtype: torch.dtype) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from streamkm.clustering.seeding.plan import reservoir_rows
+from streamkm.kernels import Reservoir
 
-__all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state"]
+__all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state", "reservoir_rows"]
 
 RUNNING, BY_TOL, BY_NO_IMPROVEMENT, CONVERGED = range(4)
 #: Why a state is frozen, by its `stop` code.
@@ -24,6 +24,9 @@ STOP_REASONS = {
     BY_NO_IMPROVEMENT: "the smoothed inertia did not improve for max-no-improvement steps",
     CONVERGED: "converged: no centroid moves any more, every row is with its nearest",
 }
+
+#: Rows that wait to replace empty clusters: for so many clusters one, and at least.
+CLUSTERS_PER_RESERVOIR_ROW, MIN_RESERVOIR_ROWS = 16, 256
 
 
 @dataclass
@@ -99,6 +102,16 @@ class KMeansState:
         """Number of the epoch's rows, or their weight."""
         return (self.epoch_weights_K if self.is_weighted else self.epoch_counts_K).sum()
 
+    @property
+    def reservoir(self) -> Reservoir:
+        """The rows that wait to replace empty clusters, on the same memory."""
+        return Reservoir(
+            self.reservoir_RD,
+            self.reservoir_keys_R,
+            self.reservoir_labels_R,
+            self.reservoir_weights_R,
+        )
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -155,3 +168,8 @@ def initial_state(
         n_reseeded=integer(),
         stop=integer(),
     )
+
+
+def reservoir_rows(k: int) -> int:
+    """Rows that may wait to replace empty clusters."""
+    return min(k, max(MIN_RESERVOIR_ROWS, k // CLUSTERS_PER_RESERVOIR_ROW))

@@ -1,28 +1,43 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
-from streamkm.kernels.base import Assignment, Kernel, Rows, TwoNearest
-from streamkm.kernels.cpu import CpuKernel
+from streamkm.kernels.base import Assignment, Kernel, KernelRequest, Rows, TwoNearest
+from streamkm.kernels.extension import cores_for_kernels
 from streamkm.kernels.ops.distances import (
     sq_distances_between,
     sq_distances_to,
     sq_distances_with,
 )
+from streamkm.kernels.ops.gather import gather
+from streamkm.kernels.ops.moments import Moments, moments_in_parts
+from streamkm.kernels.ops.move import Sums, move_points_
+from streamkm.kernels.ops.normalize import normalize_, normalized
+from streamkm.kernels.ops.offer import ROUNDING_EPS, OfferedRows, Reservoir, offer_
 from streamkm.kernels.ops.swaps import MOST_STEPS, WEIGHT_STEPS, swap_gains
-from streamkm.kernels.reference import ReferenceKernel, add_by_label
-from streamkm.kernels.select import make_kernel, measuring, resolve_kernel
+from streamkm.kernels.reference import add_by_label
+from streamkm.kernels.select import make_kernel, resolve_kernel
 
 __all__ = [
     "MOST_STEPS",
+    "ROUNDING_EPS",
     "WEIGHT_STEPS",
     "Assignment",
-    "CpuKernel",
     "Kernel",
-    "ReferenceKernel",
+    "KernelRequest",
+    "Moments",
+    "OfferedRows",
+    "Reservoir",
     "Rows",
+    "Sums",
     "TwoNearest",
     "add_by_label",
+    "cores_for_kernels",
+    "gather",
     "make_kernel",
-    "measuring",
+    "moments_in_parts",
+    "move_points_",
+    "normalize_",
+    "normalized",
+    "offer_",
     "resolve_kernel",
     "sq_distances_between",
     "sq_distances_to",

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Assignment", "Kernel", "Measured", "Rows", "TwoNearest", "assign_then_add"]
+__all__ = [
+    "Assignment",
+    "InPlaceAssignment",
+    "InPlaceKernel",
+    "Kernel",
+    "KernelRequest",
+    "Rows",
+    "TwoNearest",
+    "assign_then_add",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class TwoNearest(NamedTuple):
     """Likewise to the second nearest centroid; infinite if there is one centroid only."""
 
 
-class Measured(NamedTuple):
+class InPlaceAssignment(NamedTuple):
     """The nearest centroid of every row of a batch, and what was found out about the rows."""
 
     labels_B: torch.Tensor
@@ -59,8 +68,38 @@ class Measured(NamedTuple):
     """True for rows whose squared length is beyond what was asked for; None if there is none."""
 
 
+@dataclass(frozen=True, slots=True)
+class KernelRequest:
+    """What a kernel is made for."""
+
+    batch_rows: int
+    """Rows of a batch, at most."""
+    k: int
+    """Centroids, at most."""
+    dtype: torch.dtype
+    """Of centroids and distances, float32 or float64."""
+    device: torch.device
+    """Where they lie."""
+    precision: str = "exact"
+    """Whether rows that screening cannot tell apart are scored again: ``exact`` or ``fast``."""
+    tune: bool = False
+    """Whether a kernel that has several ways to cut its work may time them first."""
+
+
 class Kernel(Protocol):
-    """Assignment and accumulation; buffers are made once, when the kernel is."""
+    """Assignment and accumulation; buffers are made once, when the kernel is.
+
+    A new kernel is one class with these members, one line in `streamkm.tables.KERNELS` and one
+    subclass of the contract test in ``tests/kernels/contract.py``.
+    """
+
+    @classmethod
+    def check(cls, device: torch.device) -> None:
+        """Raise a DeviceError, which says why and what to do, where it cannot run on `device`."""
+
+    @classmethod
+    def make(cls, request: KernelRequest) -> Kernel:
+        """The kernel, with its buffers."""
 
     @property
     def name(self) -> str:
@@ -80,6 +119,10 @@ class Kernel(Protocol):
 
         Such distances are enough to choose by, not to be added up and reported.
         """
+
+    @property
+    def in_place(self) -> InPlaceKernel | None:
+        """The kernel as one that takes rows where they lie; None if they must be prepared."""
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
@@ -121,6 +164,45 @@ class Kernel(Protocol):
         `sums_KD` and `counts_K` have one place more than there are centroids: what it holds
         afterwards means nothing.
         """
+
+
+class InPlaceKernel(Protocol):
+    """A kernel that takes rows of a window where they lie, and finds out about them by itself."""
+
+    def assign_in_place(
+        self,
+        x_ND: torch.Tensor,
+        positions_B: torch.Tensor | None,
+        centroids_KD: torch.Tensor,
+        *,
+        most_sq_norm: float,
+        exact: bool,
+    ) -> InPlaceAssignment:
+        """Nearest centroid of rows of a window of which nothing is known, in one pass over them.
+
+        Parameters
+        ----------
+        x_ND : Tensor of shape (N, D)
+            The window, in the dtype of the centroids.
+        positions_B : int32 Tensor of shape (B,), or None
+            Which of its rows; None for all of them.
+        centroids_KD : Tensor of shape (K, D)
+        most_sq_norm : float
+            Rows whose squared length is greater, or NaN, are dropped.
+        exact : bool
+            Whether distances are to be sums of squared differences.
+        """
+
+    def accumulate(
+        self,
+        x_BD: torch.Tensor,
+        labels_B: torch.Tensor,
+        *,
+        sums_KD: torch.Tensor,
+        counts_K: torch.Tensor,
+        positions_B: torch.Tensor | None = None,
+    ) -> None:
+        """`Kernel.accumulate`; with `positions_B`, int32, of those rows of a window `x_BD`."""
 
 
 def assign_then_add(

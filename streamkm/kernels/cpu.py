@@ -15,28 +15,23 @@ reference.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from streamkm.errors import DeviceError, Option
-from streamkm.kernels.base import Assignment, Measured, Rows, TwoNearest, assign_then_add
-from streamkm.kernels.exact import recheck_second_, rounding_share
-from streamkm.kernels.extension import (
-    WHY_MISSING,
-    address,
-    instruction_sets,
-    n_threads_for,
-)
+from streamkm.kernels.base import Assignment, InPlaceAssignment, Rows, TwoNearest, assign_then_add
+from streamkm.kernels.exact import recheck_second_
+from streamkm.kernels.extension import WHY_MISSING, instruction_sets
+from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
 
 if TYPE_CHECKING:
+    from streamkm.kernels.base import KernelRequest
     from streamkm.kernels.extension import InstructionSet
 
 __all__ = ["CpuKernel"]
 
-#: What a score takes beside its products, in products: comparing it with the least two so far.
-EPILOGUE_PRODUCTS = 16
+LABELS_ALONE = Wanted()
 
 
 class CpuKernel:
@@ -58,7 +53,7 @@ class CpuKernel:
     Raises
     ------
     DeviceError
-        On another device, or if the extension was not built.
+        If the extension was not built.
     """
 
     name = "cpu"
@@ -77,9 +72,8 @@ class CpuKernel:
     ) -> None:
         self.check(device)
         self._set = instruction_set or instruction_sets()[0]
-        self._is_double = dtype == torch.float64
         self._rechecks = precision == "exact"
-        panel = self._set.float64_panel if self._is_double else self._set.float32_panel
+        panel = self._set.float64_panel if dtype == torch.float64 else self._set.float32_panel
         n_lanes = -(-k // panel) * panel
         self._packed = torch.empty((n_lanes, 0), dtype=dtype, device=device)
         self._zeros_D = self._packed.new_zeros(0)
@@ -87,13 +81,9 @@ class CpuKernel:
         self._order = torch.empty(batch_rows, dtype=torch.int32, device=device)
         self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
 
-    @staticmethod
-    def check(device: torch.device) -> None:
-        """Raise a DeviceError, which says why, where this kernel cannot run."""
-        if device.type != "cpu":
-            raise DeviceError(
-                Option("kernel", "cpu"), " needs ", Option("device", "cpu"), f", not {device}"
-            )
+    @classmethod
+    def check(cls, _device: torch.device) -> None:
+        """Raise a DeviceError, which says why, where the extension was not built."""
         if not instruction_sets():
             raise DeviceError(
                 Option("kernel", "cpu"),
@@ -101,6 +91,16 @@ class CpuKernel:
                 "again (pip install --force-reinstall --no-deps --no-cache-dir), or use ",
                 Option("kernel", "reference"),
             )
+
+    @classmethod
+    def make(cls, request: KernelRequest) -> Self:
+        """See `Kernel`."""
+        return cls(request.batch_rows, request.k, request.dtype, request.device, request.precision)
+
+    @property
+    def in_place(self) -> Self:
+        """The kernel itself: it takes rows where they lie."""
+        return self
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
@@ -114,10 +114,12 @@ class CpuKernel:
     ) -> TwoNearest:
         """The two nearest centroids of each row; see `Kernel`."""
         second_B = torch.empty_like(sq_norms_B)
-        assignment, _ = self._assign(x_BD, sq_norms_B, centroids_KD, second_B=second_B)
+        assignment, _ = self._assign(
+            x_BD, sq_norms_B, centroids_KD, wanted=Wanted(second_B=second_B)
+        )
         return TwoNearest(*assignment, second_B)
 
-    def assign_where_they_lie(
+    def assign_in_place(
         self,
         x_ND: torch.Tensor,
         positions_B: torch.Tensor | None,
@@ -125,94 +127,53 @@ class CpuKernel:
         *,
         most_sq_norm: float,
         exact: bool,
-    ) -> Measured:
-        """Nearest centroid of rows of a window of which nothing is known, in one pass over them.
-
-        Parameters
-        ----------
-        x_ND : Tensor of shape (N, D)
-            The window, in the dtype of the centroids.
-        positions_B : int32 Tensor of shape (B,), or None
-            Which of its rows; None for all of them.
-        centroids_KD : Tensor of shape (K, D)
-        most_sq_norm : float
-            Rows whose squared length is greater, or NaN, are dropped.
-        exact : bool
-            Whether distances are to be sums of squared differences.
-        """
+    ) -> InPlaceAssignment:
+        """Nearest centroids of rows where they lie in a window; see `InPlaceKernel`."""
         n_rows = len(x_ND if positions_B is None else positions_B)
         sq_norms_B = x_ND.new_empty(n_rows)
         dropped_B = x_ND.new_empty(n_rows, dtype=torch.bool)
-        exact_B = x_ND.new_empty(n_rows if exact else 0, dtype=torch.float64)
+        exact_B = x_ND.new_empty(n_rows, dtype=torch.float64) if exact else None
+        wanted = Wanted(dropped_B=dropped_B, most_sq_norm=most_sq_norm, exact_B=exact_B)
         (labels_B, sq_distances_B), n_dropped = self._assign(
-            x_ND,
-            sq_norms_B,
-            centroids_KD,
-            positions_B=positions_B,
-            dropped_B=dropped_B,
-            most_sq_norm=most_sq_norm,
-            exact_B=exact_B if exact else None,
+            x_ND, sq_norms_B, centroids_KD, positions_B, wanted
         )
-        sq_distances_B = exact_B if exact else sq_distances_B
-        return Measured(labels_B, sq_distances_B, sq_norms_B, dropped_B if n_dropped else None)
+        distances_B = sq_distances_B if exact_B is None else exact_B
+        return InPlaceAssignment(
+            labels_B, distances_B, sq_norms_B, dropped_B if n_dropped else None
+        )
 
     def _assign(
         self,
         x_ND: torch.Tensor,
         sq_norms_B: torch.Tensor,
         centroids_KD: torch.Tensor,
-        *,
-        second_B: torch.Tensor | None = None,
         positions_B: torch.Tensor | None = None,
-        dropped_B: torch.Tensor | None = None,
-        most_sq_norm: float = math.inf,
-        exact_B: torch.Tensor | None = None,
+        wanted: Wanted = LABELS_ALONE,
     ) -> tuple[Assignment, int]:
-        """Labels and distances, and in how many cases a row was dropped.
-
-        Tensors that are there are filled; `sq_norms_B` only along with `dropped_B`.
-        """
-        (n_window, n_features), (n_rows, k) = x_ND.shape, (len(sq_norms_B), len(centroids_KD))
+        """Labels and distances, and how many rows were dropped."""
+        n_features, k = x_ND.shape[1], len(centroids_KD)
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
         if not 0 < k <= len(self._c_sq):
             raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
-        x_ND, sq_norms_B = x_ND.contiguous(), sq_norms_B.contiguous()
-        centroids_KD = centroids_KD.contiguous()
         if self._packed.shape[1] != n_features:
             self._packed = self._packed.new_empty((len(self._packed), n_features))
             self._zeros_D = self._packed.new_zeros(n_features)
-        labels_B = x_ND.new_empty(n_rows, dtype=torch.int64)
-        sq_distances_B = torch.empty_like(sq_norms_B)
-        uncertain_B = x_ND.new_empty(n_rows, dtype=torch.bool)
-        n_uncertain, n_dropped = self._set.functions.assign(
-            self._set.number,
-            self._is_double,
-            x_ND.data_ptr(),
-            address(positions_B),
-            sq_norms_B.data_ptr(),
-            centroids_KD.data_ptr(),
-            self._packed.data_ptr(),
-            self._c_sq.data_ptr(),
-            labels_B.data_ptr(),
-            sq_distances_B.data_ptr(),
-            uncertain_B.data_ptr(),
-            address(second_B),
-            address(dropped_B),
-            self._zeros_D.data_ptr(),
-            address(exact_B),
-            n_window,
-            n_rows,
-            n_features,
-            k,
-            rounding_share(x_ND.dtype, n_features),
-            most_sq_norm,
-            self._rechecks,
-            n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
+        labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped = assign_tiles_(
+            self._set,
+            x_ND.contiguous(),
+            positions_B,
+            sq_norms_B.contiguous(),
+            centroids_KD.contiguous(),
+            self._packed,
+            self._c_sq,
+            self._zeros_D,
+            wanted,
+            rechecks=self._rechecks,
         )
         if self._rechecks and n_uncertain:
             self.n_rechecked += n_uncertain
-            if second_B is not None:
-                recheck_second_(second_B, uncertain_B, x_ND, centroids_KD)
+            if wanted.second_B is not None:
+                recheck_second_(wanted.second_B, uncertain_B, x_ND, centroids_KD)
         return Assignment(labels_B, sq_distances_B), n_dropped
 
     def accumulate(
@@ -228,7 +189,7 @@ class CpuKernel:
 
         With `positions_B`, of int32, they are those rows of `x_BD`, which is a window.
         """
-        (n_window, n_features), k, n_rows = x_BD.shape, len(sums_KD), len(labels_B)
+        k = len(sums_KD)
         self._check(x_BD, positions_B, sums_KD, labels_B)
         if labels_B.dtype != torch.int64 or not sums_KD.is_contiguous():
             raise ValueError(
@@ -237,23 +198,14 @@ class CpuKernel:
             )
         if counts_K.dtype != torch.int64 or counts_K.shape != (k,) or not counts_K.is_contiguous():
             raise ValueError(f"there must be {k} counts, int64, without gaps, one for each sum")
-        x_BD, labels_B = x_BD.contiguous(), labels_B.contiguous()
-        offsets = x_BD.new_empty(k + 1, dtype=torch.int64)
-        self._set.functions.accumulate(
-            self._set.number,
-            self._is_double,
-            x_BD.data_ptr(),
-            address(positions_B),
-            labels_B.data_ptr(),
-            self._order.data_ptr(),
-            offsets.data_ptr(),
-            counts_K.data_ptr(),
-            sums_KD.data_ptr(),
-            n_window,
-            n_rows,
-            n_features,
-            k,
-            n_threads_for(n_rows * n_features),
+        accumulate_tiles_(
+            self._set,
+            x_BD.contiguous(),
+            positions_B,
+            labels_B.contiguous(),
+            self._order,
+            sums_KD,
+            counts_K,
         )
 
     def step(

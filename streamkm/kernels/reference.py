@@ -9,11 +9,16 @@ centroids are centred before they get here (see ``clustering.scaling``).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Self
+
 import torch
 
 from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
 from streamkm.kernels.exact import recheck_, recheck_second_, rounding_bound
 from streamkm.kernels.precision import full_precision
+
+if TYPE_CHECKING:
+    from streamkm.kernels.base import KernelRequest
 
 __all__ = ["ReferenceKernel", "add_by_label"]
 
@@ -30,6 +35,7 @@ class ReferenceKernel:
     name = "reference"
     stored_dtypes: tuple[torch.dtype, ...] = ()
     distances_cancel = True
+    in_place = None
 
     def __init__(
         self,
@@ -44,6 +50,15 @@ class ReferenceKernel:
         self._scores = torch.empty((tile_rows, k), dtype=dtype, device=device)
         self._indices = torch.arange(k, dtype=dtype, device=device)
         self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
+
+    @classmethod
+    def check(cls, _device: torch.device) -> None:
+        """It runs everywhere."""
+
+    @classmethod
+    def make(cls, request: KernelRequest) -> Self:
+        """See `Kernel`."""
+        return cls(request.batch_rows, request.k, request.dtype, request.device, request.precision)
 
     @staticmethod
     def tile_rows(batch_rows: int, k: int, dtype: torch.dtype, device: torch.device) -> int:

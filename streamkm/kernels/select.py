@@ -1,7 +1,4 @@
-"""Which kernel does the arithmetic: the one that is asked for, or what suits the device.
-
-A kernel is added by one line in `_MAKERS`, and by its name in ``config.KERNELS``.
-"""
+"""Which kernel does the arithmetic: the one that is asked for, or what suits the device."""
 
 from __future__ import annotations
 
@@ -9,22 +6,20 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from streamkm.errors import DeviceError, Option
-from streamkm.kernels.cpu import CpuKernel
-from streamkm.kernels.extension import instruction_sets
-from streamkm.kernels.reference import ReferenceKernel
+from streamkm.tables import KERNELS, load_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
-    from streamkm.kernels.base import Kernel
+    from streamkm.kernels.base import Kernel, KernelRequest
 
 __all__ = ["make_kernel", "resolve_kernel"]
 
+_DEVICES = {"cpu": "the CPU", "cuda": "a CUDA GPU"}
+
 
 def resolve_kernel(name: str, device: torch.device) -> str:
-    """The kernel that ``--kernel`` asks for: `name`, or for ``auto`` the fastest on `device`.
+    """The kernel that ``--kernel`` asks for: `name`, or for ``auto`` the first that runs.
 
     Raises
     ------
@@ -32,88 +27,43 @@ def resolve_kernel(name: str, device: torch.device) -> str:
         If `name` is not ``auto`` and that kernel does not run on `device`.
     """
     if name == "auto":
-        # torch's builds for CUDA bring Triton along on Linux; elsewhere there may be none.
-        if device.type == "cuda" and _has_triton():
-            return "triton"
-        return "cpu" if device.type == "cpu" and instruction_sets() else "reference"
-    if name == "cpu":
-        CpuKernel.check(device)
-    if name == "triton" and device.type != "cuda":
-        raise DeviceError(
-            Option("kernel", "triton"),
-            f" needs a CUDA GPU, the device is {device.type}; use ",
-            Option("kernel", "auto"),
-            " or ",
-            Option("device", "cuda"),
-        )
-    if name == "triton" and not _has_triton():
-        why = ": Triton is not installed (pip install triton)"
-        raise DeviceError(Option("kernel", "triton"), why)
+        return next(candidate for candidate in KERNELS if _runs(candidate, device))
+    _check(name, device)
     return name
 
 
-def make_kernel(
-    name: str,
-    batch_rows: int,
-    k: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    precision: str = "exact",
-    tune: bool = False,
-) -> Kernel:
-    """The kernel that ``--kernel`` asks for, with its buffers.
-
-    Parameters
-    ----------
-    name : str
-        As `resolve_kernel` takes it.
-    batch_rows, k : int
-        Rows of a batch and centroids, at most.
-    dtype : torch.dtype
-        Of rows and centroids, float32 or float64.
-    device : torch.device
-        Where they lie.
-    precision : {"exact", "fast"}
-        Whether rows that screening cannot tell apart are scored again.
-    tune : bool
-        Whether a kernel that has several ways to cut its work may time them first.
-    """
-    return _MAKERS[resolve_kernel(name, device)](batch_rows, k, dtype, device, precision, tune)
+def make_kernel(name: str, request: KernelRequest) -> Kernel:
+    """The kernel that ``--kernel`` asks for, with its buffers; `name` as for `resolve_kernel`."""
+    entry = KERNELS[resolve_kernel(name, request.device)]
+    made: Kernel = load_class(entry.home).make(request)
+    return made
 
 
-def measuring(kernel: Kernel) -> CpuKernel | None:
-    """`kernel` if it takes rows where they lie and finds out about them; None if it does not."""
-    return kernel if isinstance(kernel, CpuKernel) else None
+def _runs(name: str, device: torch.device) -> bool:
+    try:
+        _check(name, device)
+    except DeviceError:
+        return False
+    return True
 
 
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _check(name: str, device: torch.device) -> None:
+    """Raise a DeviceError where the kernel `name` does not run on `device`."""
+    entry, kernel = KERNELS[name], Option("kernel", name)
+    if device.type not in entry.devices:
+        needed = entry.devices[0]
+        raise DeviceError(
+            kernel,
+            f" needs {_DEVICES[needed]}, the device is {device.type}; use ",
+            Option("kernel", "auto"),
+            " or ",
+            Option("device", needed),
+        )
+    if entry.package is not None and not _is_installed(entry.package):
+        title = entry.package.capitalize()
+        raise DeviceError(kernel, f": {title} is not installed (pip install {entry.package})")
+    load_class(entry.home).check(device)
 
 
-def _make_cpu(
-    batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str, _: bool
-) -> Kernel:
-    return CpuKernel(batch_rows, k, dtype, device, precision)
-
-
-def _make_reference(
-    batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str, _: bool
-) -> Kernel:
-    return ReferenceKernel(batch_rows, k, dtype, device, precision)
-
-
-def _make_triton(
-    batch_rows: int, k: int, dtype: torch.dtype, device: torch.device, precision: str, tune: bool
-) -> Kernel:
-    # Imported here: most machines without a GPU have no Triton.
-    from streamkm.kernels.triton.kernel import TritonKernel
-
-    return TritonKernel(batch_rows, k, dtype, device, precision, tune=tune)
-
-
-_MAKERS: dict[str, Callable[[int, int, torch.dtype, torch.device, str, bool], Kernel]] = {
-    "cpu": _make_cpu,
-    "reference": _make_reference,
-    "triton": _make_triton,
-}
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

@@ -132,12 +132,12 @@ def evaluate(
     nan = nan or model.settings["nan"]
     n_rows = source.spec.n_rows
     found, n_dropped = ClusterSums.empty(model.k, model.n_features), 0
-    with Progress() as progress, labelling.measured() as batches:
+    with Progress() as progress, labelling.evaluated() as batches:
         progress.introduce(source)
-        progress.say(f"on {labelling.device}, {labelling.kernel}, {labelling.memory}")
+        progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
         progress.begin("evaluate", n_rows, labelling.times)
-        for measured in batches:
-            batch = measured.labelled
+        for evaluated in batches:
+            batch = evaluated.labelled
             if batch.n_dropped and nan == "error":
                 raise non_finite_error(source, batch.n_dropped)
             labels_B, weights_B = batch.labels_B.cpu(), batch.weights_B
@@ -147,8 +147,8 @@ def evaluate(
             found.update_(
                 labels_B,
                 batch.sq_distances_B.cpu(),
-                measured.second_sq_distances_B.cpu(),
-                measured.sums_KD.cpu(),
+                evaluated.second_sq_distances_B.cpu(),
+                evaluated.sums_KD.cpu(),
                 weights_B,
             )
             n_dropped += batch.n_dropped

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamkm.devices import resolve_device
 from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.engine.attempt import Attempt
-from streamkm.runs.planning.devices import resolve_device
-from streamkm.runs.planning.fit_plan import FitSetup
+from streamkm.runs.planning.fit_plan import FitPlan
 from streamkm.runs.planning.memory import check_fit, check_outside
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
@@ -82,12 +82,13 @@ def fit(
         that is refused before costs a warning, and is tried again when the next one is due.
     """
     check_outside(source, run_dir=run_dir)
-    setup = plan_fit(source, config, execution, given_KD, weights)
-    attempt = Attempt(setup)
+    plan = plan_fit(source, config, execution, given_KD, weights)
     if run_dir is None:
-        with Progress(quiet=quiet) as progress, memory_told(attempt.doing, resumable=False):
-            return attempt.run(NoCheckpoints(), progress, stop_request)
-    record = run_record(setup, given_KD)
+        with Progress(quiet=quiet) as progress:
+            attempt = Attempt(plan, NoCheckpoints(), progress, stop_request)
+            with memory_told(attempt.doing, resumable=False):
+                return attempt.run()
+    record = run_record(plan, given_KD)
     with RunFolder(run_dir, record, resume=resume) as folder:
         if (finished := finished_model(folder)) is not None:
             return _say_finished(finished, folder, quiet=quiet)
@@ -95,8 +96,9 @@ def fit(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
+            attempt = Attempt(plan, checkpoints, progress, stop_request)
             with memory_told(attempt.doing, resumable=True):
-                model = attempt.run(checkpoints, progress, stop_request)
+                model = attempt.run()
             checkpoints.conclude()
             _write(model, folder)
             progress.say(f"written: {folder.centroids} and {folder.model}")
@@ -109,7 +111,7 @@ def plan_fit(
     execution: ExecutionConfig,
     given_KD: np.ndarray | None = None,
     weights: Weights | None = None,
-) -> FitSetup:
+) -> FitPlan:
     """All that `fit` decides before it reads a row; parameters and errors are its own."""
     spec = source.spec
     check_fit(spec, config, source.name)
@@ -120,14 +122,14 @@ def plan_fit(
         )
     resolved = config.resolved(spec.n_rows, spec.n_features)
     device = resolve_device(execution.device)
-    return FitSetup.make(source, resolved, execution, device, given_KD, weights)
+    return FitPlan.make(source, resolved, execution, device, given_KD, weights)
 
 
-def run_record(setup: FitSetup, given_KD: np.ndarray | None = None) -> dict[str, Any]:
+def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, Any]:
     """What config.json says of a run: on which data, under which settings."""
-    source, weights, spec = setup.source, setup.weights, setup.source.spec
-    settings = setup.config.as_dict()
-    init = setup.config.init
+    source, weights, spec = plan.source, plan.weights, plan.source.spec
+    settings = plan.config.as_dict()
+    init = plan.config.init
     if init.endswith(".npy"):
         # By content: the file may be named by another path, or hold other centroids, by now.
         settings["init"] = f".npy file of sha256 {file_sha256(Path(init))[:12]}"
@@ -146,7 +148,7 @@ def run_record(setup: FitSetup, given_KD: np.ndarray | None = None) -> dict[str,
         "source": source.name,
         "fit": settings,
         "data": data,
-        "execution": asdict(setup.execution),
+        "execution": asdict(plan.execution),
     }
 
 
@@ -205,6 +207,6 @@ def seed(
 
     Parameters are those of `fit`.
     """
-    attempt = Attempt(plan_fit(source, config, execution, given_KD, weights))
+    plan = plan_fit(source, config, execution, given_KD, weights)
     with Progress(quiet=quiet) as progress:
-        return attempt.seed(progress)
+        return Attempt.of_seeding_alone(plan, progress).seed()

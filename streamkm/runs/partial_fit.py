@@ -47,7 +47,8 @@ def update_once(
     step = model.figures["n_steps"]
     # A state of these rows alone: sums and counts so far are added when all are assigned.
     state = initial_state(labelling.centroids_KD.clone(), tolerance=0, weighted=weights is not None)
-    gather = Lloyd(labelling.arithmetic, seed, spherical)
+    gather = Lloyd(labelling.kernel, seed, spherical)
+    gather.begin_epoch_(state)
     with labelling.prepared() as batches:
         for index, (_, batch) in enumerate(batches):
             gather.update_(state, batch, epoch=step, index=index)

@@ -187,7 +187,7 @@ def _label_all(
     progress.introduce(source)
     if writer.start_row:
         progress.say(f"resumed: from row {writer.start_row:,}")
-    progress.say(f"on {labelling.device}, {labelling.kernel}, {labelling.memory}")
+    progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
     with labelling.batches(writer.start_row) as batches:
         progress.begin("predict", source.spec.n_rows, labelling.times, done=writer.start_row)
         for batch in batches:

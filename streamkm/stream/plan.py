@@ -21,7 +21,7 @@ content depends on everything read before and so cannot be resumed by seeking.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +31,7 @@ from streamkm.sources.base import ArraySpec, RowRange
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Plan", "Window", "make_plan", "row_windows", "sample_windows"]
+__all__ = ["ReadingPlan", "Window", "plan_reading", "row_windows", "sample_windows"]
 
 #: A window holds about this many bytes of stored rows: many blocks when they
 #: are small, at least one when they are large.
@@ -59,6 +59,8 @@ class Window:
     """Seed of how the slot's rows are dealt or picked; None leaves them as they are read."""
     picks: tuple[int, ...] | None = None
     """How many rows of each read are kept, drawn at random; None keeps all."""
+    positions: np.ndarray | None = field(default=None, compare=False)
+    """The order itself, int32, where it is the share of one process in that of a window."""
 
     @property
     def n_rows(self) -> int:
@@ -77,6 +79,8 @@ class Window:
 
     def order(self) -> np.ndarray | None:
         """Positions in the slot in the order of use, int32; None for the order of reading."""
+        if self.positions is not None:
+            return self.positions
         if self.order_seed is None or (self.picks is None and self.n_batches == 1):
             return None
         rng = _rng(*self.order_seed)
@@ -88,9 +92,35 @@ class Window:
             offset += len(rows)
         return np.concatenate(chosen).astype(np.int32)
 
+    def share(self, rank: int, n_processes: int) -> Window:
+        """What process `rank` of `n_processes` reads and uses of this window.
+
+        It reads every `n_processes`-th block. A batch of the share holds the rows of that batch
+        of the whole window that lie in these blocks: a step is made of the same rows, however
+        many processes there are. Batches may be empty, and so may `reads`.
+        """
+        lengths = np.array([len(rows) for rows in self.reads])
+        ends = np.cumsum(lengths)
+        order = self.order()
+        order = np.arange(self.n_rows) if order is None else order
+        blocks = np.searchsorted(ends, order, side="right")
+        is_own = blocks % n_processes == rank
+        batch_of = np.repeat(np.arange(self.n_batches), np.diff(self.batch_edges))[is_own]
+        n_own = np.bincount(batch_of, minlength=self.n_batches)
+        # A block that is read moves up by the lengths of those before it that others read.
+        is_read = np.arange(len(lengths)) % n_processes == rank
+        gap_before = np.cumsum(np.where(is_read, 0, lengths))
+        positions = order[is_own] - gap_before[blocks[is_own]]
+        return replace(
+            self,
+            reads=self.reads[rank::n_processes],
+            batch_edges=(0, *np.cumsum(n_own).tolist()),
+            positions=positions.astype(np.int32),
+        )
+
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReadingPlan:
     """The order of every epoch over one array."""
 
     n_rows: int
@@ -122,12 +152,21 @@ class Plan:
         """What the order of an epoch takes in memory while it is made, at most."""
         return 40 * self.n_blocks + 40 * self.n_windows
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Window]:
+    def windows(
+        self, epoch: int, start: int = 0, *, rank: int = 0, n_processes: int = 1
+    ) -> Iterator[Window]:
         """Windows of `epoch` from the one that holds batch number `start` on.
 
         The first window is whole even if `start` lies within it: the batches
-        before `start` are for the caller to pass over.
+        before `start` are for the caller to pass over. With several processes each window is
+        the share of process `rank` (see `Window.share`).
         """
+        whole = self._windows(epoch, start)
+        if n_processes == 1:
+            return whole
+        return (window.share(rank, n_processes) for window in whole)
+
+    def _windows(self, epoch: int, start: int) -> Iterator[Window]:
         blocks, window_rows, first_batches = self._layout(epoch)
         first = self._window_of(start, first_batches)
         for index in range(first, self.n_windows):
@@ -187,13 +226,13 @@ class Plan:
         return blocks, window_rows, np.concatenate(([0], np.cumsum(n_batches)))
 
 
-def make_plan(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> Plan:
+def plan_reading(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> ReadingPlan:
     """The plan for an array of `spec`, read in random order by `seed` or in sequence if None."""
     block_rows = min(spec.block_rows, spec.n_rows)
     fitting = WINDOW_BYTES // (block_rows * spec.row_bytes)
     n_blocks = -(-spec.n_rows // block_rows)
     window_blocks = min(max(fitting, -(-batch_rows // block_rows), 1), n_blocks)
-    return Plan(
+    return ReadingPlan(
         n_rows=spec.n_rows,
         block_rows=block_rows,
         window_blocks=window_blocks,
@@ -203,7 +242,7 @@ def make_plan(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> Plan:
 
 
 def sample_windows(
-    plan: Plan, n_rows: int, *, seed: int, n_pieces: int, piece_rows: int
+    plan: ReadingPlan, n_rows: int, *, seed: int, n_pieces: int, piece_rows: int
 ) -> Iterator[Window]:
     """Windows whose `order` picks `n_rows` rows from at least `n_pieces` pieces.
 
@@ -246,7 +285,7 @@ def sample_windows(
         )
 
 
-def row_windows(plan: Plan, rows: Sequence[int]) -> Iterator[Window]:
+def row_windows(plan: ReadingPlan, rows: Sequence[int]) -> Iterator[Window]:
     """Windows of single `rows`, in that order; each is one batch no longer than those of `plan`."""
     for index, start in enumerate(range(0, len(rows), plan.window_rows)):
         chosen = rows[start : start + plan.window_rows]

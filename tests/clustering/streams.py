@@ -10,7 +10,7 @@ from streamkm.clustering.batch import Batch
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
 from streamkm.clustering.state import RUNNING, KMeansState, initial_state
-from streamkm.kernels import ReferenceKernel
+from streamkm.kernels.reference import ReferenceKernel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ def lloyd(k: int, n_rows: int, dtype=torch.float64, **options) -> Lloyd:
 def run_epoch(
     algorithm: Lloyd | MiniBatch, state: KMeansState, batches: list[Batch], epoch: int
 ) -> None:
-    state.begin_epoch_()
+    algorithm.begin_epoch_(state)
     for index, batch in enumerate(batches):
         algorithm.update_(state, batch, epoch=epoch, index=index)
     algorithm.finish_epoch_(state)

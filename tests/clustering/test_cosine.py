@@ -10,7 +10,7 @@ from sklearn.preprocessing import normalize
 
 from streamkm.clustering.batch import Batch
 from streamkm.clustering.scaling import RunningMoments, Scaling
-from streamkm.kernels import ReferenceKernel
+from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import (
     CPU,
     batch_of,

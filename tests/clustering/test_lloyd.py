@@ -188,7 +188,7 @@ def close(state: KMeansState, batches: list[Batch], **options) -> int:
         **options,
     )
     for epoch in range(100):
-        state.begin_epoch_(closing=True)
+        algorithm.begin_epoch_(state)
         for index, batch in enumerate(batches):
             algorithm.update_(state, batch, epoch=epoch, index=index)
         algorithm.finish_epoch_(state)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamkm.clustering import moves
-from streamkm.clustering.moves import Sums, move_centroids_
+from streamkm.clustering.moves import move_centroids_
 from streamkm.clustering.state import KMeansState, initial_state
+from streamkm.kernels import Sums
 from streamkm.kernels.extension import instruction_sets
+from streamkm.kernels.ops import move
 
 needs_extension = pytest.mark.skipif(not instruction_sets(), reason="the extension was not built")
 
@@ -30,7 +31,7 @@ def state_of(k, n_features, dtype, *, weighted=False):
 def moved(state: KMeansState, *args, compiled: bool, monkeypatch, **kwargs):
     with monkeypatch.context() as patch:
         if not compiled:
-            patch.setattr(moves, "instruction_sets", tuple)
+            patch.setattr(move, "instruction_sets", tuple)
         return float(move_centroids_(state, *args, **kwargs))
 
 
@@ -81,7 +82,7 @@ def test_tiny_and_huge_sums_have_directions(monkeypatch, compiled):
 def test_bits_do_not_depend_on_threads(monkeypatch):
     results = []
     for n_threads in (1, 3):
-        monkeypatch.setattr(moves, "n_threads_for", lambda _, n=n_threads: n)
+        monkeypatch.setattr(move, "n_threads_for", lambda _, n=n_threads: n)
         state, added_KD, touched_K = state_of(500, 64, torch.float32)
         shift = move_centroids_(
             state, touched_K, spherical=False, added=Sums(added_KD, torch.tensor(1.0).double())

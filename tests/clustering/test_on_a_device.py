@@ -32,6 +32,15 @@ class MetaKernel:
     n_rechecked = torch.zeros((), dtype=torch.int64, device=META)
     stored_dtypes = (torch.float16, torch.bfloat16, torch.uint8, torch.int8)
     distances_cancel = False
+    in_place = None
+
+    @classmethod
+    def check(cls, device) -> None:
+        raise AssertionError("no step chooses a kernel")
+
+    @classmethod
+    def make(cls, request):
+        raise AssertionError("no step makes a kernel")
 
     def assign(self, x_BD, sq_norms_B, centroids_KD) -> Assignment:
         labels_B = torch.zeros(len(x_BD), dtype=torch.int64, device=META)
@@ -88,7 +97,7 @@ def test_a_step_asks_for_no_value(
         if algorithm == "lloyd"
         else MiniBatch(kernel, 1000, 0, spherical, max_no_improvement=5)
     )
-    state.begin_epoch_()
+    steps.begin_epoch_(state)
     for rows in (torch.empty(N_ROWS, dtype=torch.int32, device=META), slice(0, N_ROWS)):
         batch = scaling.prepare(window_ND, rows, workspace_BD, weights_N)
         steps.update_(state, batch, epoch=0, index=0)

@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from streamkm.clustering import reservoir as module
 from streamkm.clustering.batch import Batch
 from streamkm.clustering.reservoir import (
-    DRAWN_PER_BATCH,
     OFFERED_PER_BATCH,
     draw_,
     reseed_,
     step_generator,
 )
-from streamkm.clustering.seeding.plan import reservoir_rows
-from streamkm.clustering.state import initial_state
+from streamkm.clustering.state import initial_state, reservoir_rows
 from streamkm.kernels.extension import instruction_sets
+from streamkm.kernels.ops import offer as module
+from streamkm.kernels.ops.offer import DRAWN_PER_BATCH
 from tests.clustering.streams import CPU, batch_of, bits, state_from
 
 

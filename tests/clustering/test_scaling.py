@@ -15,10 +15,10 @@ from streamkm.clustering.scaling import (
     Scaling,
     _centre,
     compute_dtype,
-    normalized,
 )
-from streamkm.kernels import ReferenceKernel
+from streamkm.kernels import normalized
 from streamkm.kernels.exact import rounding_bound
+from streamkm.kernels.reference import ReferenceKernel
 
 CPU = torch.device("cpu")
 NARROW = ["uint8", "int8", "int16", "uint16", "float16", "bfloat16", "float32"]

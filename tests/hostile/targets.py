@@ -32,10 +32,10 @@ from streamkm.errors import StreamkmError
 from streamkm.files import file_sha256
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
 from streamkm.runs.engine.labelling import Labelling
-from streamkm.runs.engine.sampling import first_centroids
 from streamkm.runs.engine.snapshot import Snapshot
 from streamkm.runs.fit import fit, plan_fit
 from streamkm.runs.info import describe_run
+from streamkm.runs.planning.given_centroids import given_centroids
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.runs.storage import checkpoint, model_file
 from streamkm.runs.storage.model import load_run
@@ -156,7 +156,7 @@ TARGETS["bvecs"] = _file(".bvecs", _vecs(FEW.astype(np.uint8)))
 def _run_init(content: bytes, folder: Path) -> None:
     (folder / "c.npy").write_bytes(content)
     config = FitConfig(k=40, init=str(folder / "c.npy"))
-    first_centroids(config, 4, None)
+    given_centroids(config, 4, None)
 
 
 def _run_weights(content: bytes, folder: Path) -> None:
@@ -375,7 +375,7 @@ def _about_model(folder: Path) -> list[bytes]:
 def _restore(folder: Path) -> None:
     config = FitConfig(k=3, scale="zscore", init="random")
     setup = plan_fit(open_source(FEW), config, ExecutionConfig(device="cpu"))
-    check = partial(check_checkpoint, setup=setup)
+    check = partial(check_checkpoint, plan=setup)
     found = checkpoint.load_checkpoint(folder / "run" / "checkpoints", check)
     if found is not None:
         Snapshot.from_checkpoint(found, setup.device, setup.config)

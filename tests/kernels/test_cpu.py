@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from streamkm.errors import DeviceError
-from streamkm.kernels import cpu
+from streamkm.kernels import cpu, resolve_kernel
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import cores_for_kernels, instruction_sets, n_threads_for
 from streamkm.runs.planning.memory import PANEL_LANES
@@ -151,8 +151,8 @@ def test_default_device_of_torch_does_not_matter(make) -> None:
 
 # Breaks when a kernel that was asked for falls back in silence.
 def test_an_extension_that_is_missing_is_said(monkeypatch) -> None:
-    with pytest.raises(DeviceError, match="device='cpu', not cuda"):
-        CpuKernel(10, 4, torch.float32, torch.device("cuda"))
+    with pytest.raises(DeviceError, match="needs the CPU, the device is cuda; use kernel='auto'"):
+        resolve_kernel("cpu", torch.device("cuda"))
     monkeypatch.setattr(cpu, "instruction_sets", tuple)
     monkeypatch.setattr(cpu, "WHY_MISSING", "was not built, for want of a C++ compiler")
     with pytest.raises(DeviceError, match="C\\+\\+ compiler"):

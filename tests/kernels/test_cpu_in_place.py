@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from streamkm.clustering.assignment import nearest
 from streamkm.clustering.lloyd import Lloyd
-from streamkm.clustering.minibatch import MiniBatch, nearest
+from streamkm.clustering.minibatch import MiniBatch
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
-from streamkm.kernels import ReferenceKernel, measuring, sq_distances_to
+from streamkm.kernels import sq_distances_to
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.ops.gather import gather
+from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import bits
 from tests.kernels.contract import normal
 from tests.runs.helpers import Job, predicted
@@ -55,9 +57,7 @@ def test_is_what_gathering_first_gives(make, b, k, d, dtype, in_order) -> None:
     unit = torch.finfo(dtype).eps
     close = partial(torch.testing.assert_close, rtol=4 * unit, atol=4 * unit * float(norms_B.max()))
     labels_B, sq_distances_B = kernel.assign(x_BD, norms_B, centroids_KD)
-    take = partial(
-        kernel.assign_where_they_lie, window_ND, positions_B, centroids_KD, most_sq_norm=MOST
-    )
+    take = partial(kernel.assign_in_place, window_ND, positions_B, centroids_KD, most_sq_norm=MOST)
     found = take(exact=False)
     assert torch.equal(found.labels_B, labels_B)
     close(found.sq_distances_B, sq_distances_B)
@@ -98,7 +98,7 @@ def test_nothing_is_read_beyond_the_end(make, d, dtype) -> None:
         window, positions, centroids, sums = map(
             at_the_end, (window_ND, positions_B, centroids_KD, sums_KD)
         )
-        measured = kernel.assign_where_they_lie(
+        measured = kernel.assign_in_place(
             window, positions, centroids, most_sq_norm=MOST, exact=True
         )
         labels, counts = at_the_end(measured.labels_B), at_the_end(torch.zeros(5).long())
@@ -118,7 +118,7 @@ def test_rows_without_a_length_count_as_zeros(make, d: int, bad: float) -> None:
     window_ND[positions_B[places].long(), 7] = bad
     kernel = make(300, 40, torch.float32, CPU)
     for exact in (False, True):
-        found = kernel.assign_where_they_lie(
+        found = kernel.assign_in_place(
             window_ND, positions_B, centroids_KD, most_sq_norm=MOST, exact=exact
         )
         assert found.dropped_B is not None
@@ -143,17 +143,15 @@ def test_states_are_the_same_to_the_bit(
     x_ND[20 : 20 + n_bad, 4] = torch.nan
     scaling = Scaling.fit("none", "euclidean", RunningMoments.of(x_ND[:20]), dtype)
 
-    def state_after(kernel: CpuKernel | None) -> dict[str, bytes]:
-        arithmetic = CpuKernel(700, 12, dtype, CPU)
+    def state_after(*, in_place: bool) -> dict[str, bytes]:
+        kernel = CpuKernel(700, 12, dtype, CPU)
         works = (
-            Lloyd(arithmetic, seed=0)
-            if algorithm == "lloyd"
-            else MiniBatch(arithmetic, len(x_ND), seed=0)
+            Lloyd(kernel, seed=0) if algorithm == "lloyd" else MiniBatch(kernel, len(x_ND), seed=0)
         )
         state = initial_state(start_KD.clone(), 0.0)
         for index, rows in enumerate(permuted(3000, 3000).split(700)):
             batch = scaling.prepare(
-                x_ND.clone(), rows, torch.empty((700, d), dtype=dtype), measured_by=kernel
+                x_ND.clone(), rows, torch.empty((700, d), dtype=dtype), in_place=in_place
             )
             assert len(batch) == len(rows)
             works.update_(state, batch, epoch=0, index=index)
@@ -161,7 +159,7 @@ def test_states_are_the_same_to_the_bit(
         assert int(state.n_dropped) == n_bad
         return bits(state)
 
-    assert state_after(CpuKernel(700, 12, dtype, CPU)) == state_after(None)
+    assert state_after(in_place=True) == state_after(in_place=False)
 
 
 # Breaks when rows that have to be widened, scaled or weighted are taken as they lie.
@@ -180,14 +178,14 @@ def test_only_rows_that_are_ready_are_left_where_they_lie() -> None:
         (plain, x_ND.half(), None),
         (plain, x_ND, torch.ones(60, dtype=torch.float64)),
     ):
-        batch = scaling.prepare(window_ND, rows, workspace_BD, weights_N, measured_by=kernel)
-        assert batch.measured_by is None
+        batch = scaling.prepare(window_ND, rows, workspace_BD, weights_N, in_place=True)
+        assert not batch.lies_in_window
         assert batch.positions_B is None
         assert torch.equal(batch.sq_norms_B > 0, torch.ones(40, dtype=torch.bool))
-    batch = plain.prepare(x_ND, rows, workspace_BD, measured_by=kernel)
-    assert batch.measured_by is kernel
+    batch = plain.prepare(x_ND, rows, workspace_BD, in_place=True)
+    assert batch.lies_in_window
     assert batch.x_ND is x_ND
-    assert torch.equal(batch.take(torch.tensor([3, 0])), x_ND[rows[[3, 0]].long()])
+    assert batch.positions_B is rows
     labels_B, sq_distances_B = nearest(kernel, batch, x_ND[:3], spherical=False)
     assert sq_distances_B.dtype == torch.float64
     assert torch.equal(labels_B, torch.cdist(x_ND[rows.long()], x_ND[:3]).argmin(dim=1))
@@ -198,14 +196,14 @@ def test_runs_leave_rows_where_they_lie(tmp_path: Path, monkeypatch: pytest.Monk
     np.save(tmp_path / "x.npy", normal(400, 6, dtype=torch.float32, device=CPU).numpy())
     job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 3, "epochs": 2, "batch_rows": 90})
     n_rows: Counter[str] = Counter()
-    take = CpuKernel.assign_where_they_lie
+    take = CpuKernel.assign_in_place
 
     def counting(kernel, x_ND, positions_B, *args, **options):
         found = take(kernel, x_ND, positions_B, *args, **options)
         n_rows["in order" if positions_B is None else "by position"] += len(found.labels_B)
         return found
 
-    monkeypatch.setattr(CpuKernel, "assign_where_they_lie", counting)
+    monkeypatch.setattr(CpuKernel, "assign_in_place", counting)
     job.attempt(kernel="cpu")
     assert n_rows == {"by position": 2 * 400, "in order": 400}  # The pass that closes a run.
     n_rows.clear()
@@ -213,10 +211,10 @@ def test_runs_leave_rows_where_they_lie(tmp_path: Path, monkeypatch: pytest.Monk
     assert n_rows == {"in order": 400}
 
 
-def test_only_the_compiled_kernel_measures() -> None:
-    assert measuring(ReferenceKernel(5, 2, torch.float32, CPU)) is None
+def test_only_the_compiled_kernel_takes_rows_where_they_lie() -> None:
+    assert ReferenceKernel(5, 2, torch.float32, CPU).in_place is None
     kernel = CpuKernel(5, 2, torch.float32, CPU)
-    assert measuring(kernel) is kernel
+    assert kernel.in_place is kernel
 
 
 # Breaks when positions are passed on unchecked: the extension would read beyond the window.
@@ -228,7 +226,7 @@ def test_refuses_positions_outside_the_window(make) -> None:
     for positions in ([0, 20], [-1, 0]):
         positions_B = torch.tensor(positions, dtype=torch.int32)
         with pytest.raises(IndexError, match="within a window of 20"):
-            kernel.assign_where_they_lie(
+            kernel.assign_in_place(
                 window_ND, positions_B, centroids_KD, most_sq_norm=MOST, exact=False
             )
         with pytest.raises(IndexError, match="within a window of 20"):
@@ -237,13 +235,11 @@ def test_refuses_positions_outside_the_window(make) -> None:
             )
     for positions_B in (torch.zeros(2, dtype=torch.int64), torch.zeros(4, dtype=torch.int32)[::2]):
         with pytest.raises(ValueError, match="positions must be int32"):
-            kernel.assign_where_they_lie(
+            kernel.assign_in_place(
                 window_ND, positions_B, centroids_KD, most_sq_norm=MOST, exact=False
             )
     with pytest.raises(ValueError, match="at most 10 rows"):
-        kernel.assign_where_they_lie(window_ND, None, centroids_KD, most_sq_norm=MOST, exact=False)
+        kernel.assign_in_place(window_ND, None, centroids_KD, most_sq_norm=MOST, exact=False)
     with pytest.raises(ValueError, match="not 0"):
-        kernel.assign_where_they_lie(
-            window_ND[:2], None, centroids_KD[:0], most_sq_norm=MOST, exact=True
-        )
+        kernel.assign_in_place(window_ND[:2], None, centroids_KD[:0], most_sq_norm=MOST, exact=True)
     assert not sums_KD.any()

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkm.kernels import ReferenceKernel
 from streamkm.kernels.exact import recheck_
+from streamkm.kernels.reference import ReferenceKernel
 
 CPU = torch.device("cpu")
 

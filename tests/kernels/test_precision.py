@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamkm.kernels import ReferenceKernel
 from streamkm.kernels.precision import full_precision
+from streamkm.kernels.reference import ReferenceKernel
 from tests.kernels.contract import exact_sq_distances, normal, sq_norms
 
 CPU = torch.device("cpu")

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkm.kernels import ReferenceKernel
-from streamkm.kernels.reference import MIN_TILE_ROWS, TILE_BYTES
+from streamkm.kernels.reference import MIN_TILE_ROWS, TILE_BYTES, ReferenceKernel
 from tests.kernels.contract import (
     KernelContract,
     MakeKernel,

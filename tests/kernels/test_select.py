@@ -6,23 +6,27 @@ import numpy as np
 import pytest
 import torch
 
-from streamkm.config import KERNELS
 from streamkm.errors import DeviceError
-from streamkm.kernels import ReferenceKernel, make_kernel, resolve_kernel
-from streamkm.kernels.select import _MAKERS
-from streamkm.runs.planning.devices import describe_kernel
+from streamkm.kernels import KernelRequest, make_kernel, resolve_kernel
+from streamkm.kernels.reference import ReferenceKernel
+from streamkm.runs.planning.environment import describe_kernel
+from streamkm.tables import KERNELS, load_class
 from tests.runs.helpers import Job, metrics_of
 
 CPU = torch.device("cpu")
 
 
-# Breaks when a kernel can be named on the command line and not be made, or the reverse.
-def test_every_name_has_a_maker() -> None:
-    assert sorted(_MAKERS) == sorted(KERNELS)
+# Breaks when a kernel can be named on the command line and not be made.
+def test_every_name_has_a_class_of_that_name() -> None:
+    assert {name: load_class(entry.home).name for name, entry in KERNELS.items()} == {
+        name: name for name in KERNELS
+    }
 
 
 def test_an_explicit_name_is_taken_as_it_is() -> None:
-    assert isinstance(make_kernel("reference", 4, 2, torch.float32, CPU), ReferenceKernel)
+    assert isinstance(
+        make_kernel("reference", KernelRequest(4, 2, torch.float32, CPU)), ReferenceKernel
+    )
     assert resolve_kernel("reference", CPU) == "reference"
 
 
@@ -38,9 +42,9 @@ def test_triton_without_a_gpu_is_refused() -> None:
 
 
 def test_auto_on_cuda_is_triton_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamkm.kernels.select._has_triton", lambda: True)
+    monkeypatch.setattr("streamkm.kernels.select._is_installed", lambda _: True)
     assert resolve_kernel("auto", torch.device("cuda")) == "triton"
-    monkeypatch.setattr("streamkm.kernels.select._has_triton", lambda: False)
+    monkeypatch.setattr("streamkm.kernels.select._is_installed", lambda _: False)
     assert resolve_kernel("auto", torch.device("cuda")) == "reference"
     with pytest.raises(DeviceError, match="Triton is not installed"):
         resolve_kernel("triton", torch.device("cuda"))
@@ -70,8 +74,8 @@ def test_fast_labels_are_those_of_the_screening(rng) -> None:
     ends = torch.tensor([[-1e6, 0], [-1e6, 4], [1e6, 0], [1e6, 4]])
     draws = torch.from_numpy(rng.normal(0, 0.5, (3000, 2))).float()
     x_BD = ends[torch.from_numpy(rng.integers(4, size=3000))] + draws
-    exact = make_kernel("reference", 3000, 4, torch.float32, CPU)
-    fast = make_kernel("reference", 3000, 4, torch.float32, CPU, precision="fast")
+    exact = make_kernel("reference", KernelRequest(3000, 4, torch.float32, CPU))
+    fast = make_kernel("reference", KernelRequest(3000, 4, torch.float32, CPU, "fast"))
     norms_B = x_BD.square().sum(dim=1)
     exact_labels_B = exact.assign(x_BD, norms_B, ends).labels_B
     fast_labels_B = fast.assign(x_BD, norms_B, ends).labels_B

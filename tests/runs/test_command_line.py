@@ -178,7 +178,7 @@ def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     assert "n-init" not in out  # as by default
     (run / "model.safetensors").unlink()
     assert cli("info", run) == 0
-    assert "unfinished   step-00000022: close, epoch 2, batch 0" in capsys.readouterr().out
+    assert "unfinished   step-00000022: close, epoch 1, batch 10" in capsys.readouterr().out
 
 
 def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):

@@ -42,7 +42,7 @@ from streamkm.runs.storage import checkpoint as checkpoints
 from streamkm.runs.storage.tensor_file import tensor_file
 from streamkm.sources import open_source
 from streamkm.sources.memory import MemorySource
-from streamkm.stream.plan import make_plan
+from streamkm.stream.plan import plan_reading
 from streamkm.stream.slots import HostSlots
 from tests.runs.helpers import Job, StopAfter, clusters, every
 
@@ -401,7 +401,7 @@ def looked(rows: np.ndarray, *, k: int = 4, window_blocks: int = 16, **settings:
     source = MemorySource(rows)
     config = FitConfig(k=k, **settings).resolved(*rows.shape)
     seed = 0 if config.algorithm == "minibatch" else None
-    plan = make_plan(source.spec, batch_rows=64, seed=seed)
+    plan = plan_reading(source.spec, batch_rows=64, seed=seed)
     plan = replace(plan, block_rows=max(len(rows) // 32, 1), window_blocks=window_blocks)
     return look_at(source, plan, config)
 

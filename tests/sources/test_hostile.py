@@ -33,8 +33,8 @@ from streamkm.errors import (
     SourceError,
     StreamkmError,
 )
-from streamkm.runs.engine.sampling import first_centroids
 from streamkm.runs.fit import fit
+from streamkm.runs.planning.given_centroids import given_centroids
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.model import load_run
@@ -119,7 +119,7 @@ def test_first_centroids_are_read_by_their_shape_alone(tmp_path):
     path = tmp_path / "c.npy"
     path.write_bytes(npy("(1000000000000000, 4)"))
     with limited_memory(), pytest.raises(ConfigError, match=r"init=.*truncated"):
-        first_centroids(FitConfig(k=3, init=str(path)), 4, None)
+        given_centroids(FitConfig(k=3, init=str(path)), 4, None)
 
 
 def v3(path: Path, *, fit: bool = False, **changes) -> Path:
@@ -348,7 +348,7 @@ def test_nothing_is_unpickled(tmp_path, folder):
         with pytest.raises(SourceError):
             open_weights(tmp_path / name, 1)
         with pytest.raises(ConfigError):
-            first_centroids(FitConfig(k=1, init=str(tmp_path / name)), 1, None)
+            given_centroids(FitConfig(k=1, init=str(tmp_path / name)), 1, None)
 
     v2: dict[str, object] = {
         "zarr_format": 2, "shape": [4, 2], "chunks": [4, 2], "dtype": "<f4", "order": "C",

@@ -16,7 +16,7 @@ from streamkm.stream.slots import HostSlots, StreamMemory, slot_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamkm.stream.plan import Plan, Window
+    from streamkm.stream.plan import ReadingPlan, Window
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class FakeSource:
 
 
 def slots_for(
-    plan: Plan, source: Any, n_slots: int = 2, n_readers: int = 2, *, weighted: bool = False
+    plan: ReadingPlan, source: Any, n_slots: int = 2, n_readers: int = 2, *, weighted: bool = False
 ) -> HostSlots:
     """Slots on the CPU that the plan's windows just fit."""
     rows = plan.window_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import pairwise
 
 import numpy as np
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 
 from streamkm.sources.base import ArraySpec, RowRange
 from streamkm.stream import plan as plan_module
-from streamkm.stream.plan import Plan, Window, make_plan, sample_windows
+from streamkm.stream.plan import ReadingPlan, Window, plan_reading, sample_windows
 from tests.stream.helpers import batches_of, rows_of
 
 plans = st.builds(
-    Plan,
+    ReadingPlan,
     n_rows=st.integers(1, 400),
     block_rows=st.integers(1, 60),
     window_blocks=st.integers(1, 9),
@@ -25,7 +26,7 @@ plans = st.builds(
 epochs = st.integers(0, 4)
 
 
-def all_batches(plan: Plan, epoch: int, start: int = 0) -> list[np.ndarray]:
+def all_batches(plan: ReadingPlan, epoch: int, start: int = 0) -> list[np.ndarray]:
     return [batch for window in plan.windows(epoch, start) for batch in batches_of(window)]
 
 
@@ -97,7 +98,7 @@ def test_without_a_seed_rows_come_in_sequence(plan, epoch):
 
 @pytest.mark.parametrize("batch", [-1, 6])
 def test_a_batch_that_the_epoch_does_not_have_is_refused(batch):
-    plan = Plan(n_rows=50, block_rows=10, window_blocks=2, batch_rows=10, seed=0)
+    plan = ReadingPlan(n_rows=50, block_rows=10, window_blocks=2, batch_rows=10, seed=0)
     with pytest.raises(ValueError, match=f"batch {batch} is not one of the epoch's 5"):
         plan.rows_before(0, batch)
     with pytest.raises(ValueError, match="is not one of"):
@@ -106,7 +107,7 @@ def test_a_batch_that_the_epoch_does_not_have_is_refused(batch):
 
 # accelerate#4195: epoch 0's order comes back; here every epoch and every seed has its own.
 def test_epochs_and_seeds_differ_in_blocks_and_in_rows():
-    plans_ = [Plan(1000, 10, 4, 100, seed) for seed in (0, 1, 2**64, 2**64 + 1)]
+    plans_ = [ReadingPlan(1000, 10, 4, 100, seed) for seed in (0, 1, 2**64, 2**64 + 1)]
     orders = [np.concatenate(all_batches(p, e)) for p in plans_ for e in range(3)]
     assert len({order.tobytes() for order in orders}) == len(orders)
     blocks = [tuple(w.reads for w in p.windows(e)) for p in plans_ for e in range(3)]
@@ -114,7 +115,7 @@ def test_epochs_and_seeds_differ_in_blocks_and_in_rows():
 
 
 def test_an_order_is_the_same_each_time_it_is_asked_for():
-    window = next(Plan(1000, 10, 4, 15, 3).windows(1))
+    window = next(ReadingPlan(1000, 10, 4, 15, 3).windows(1))
     order = window.order()
     assert order is not None
     assert order.dtype == np.int32
@@ -123,7 +124,7 @@ def test_an_order_is_the_same_each_time_it_is_asked_for():
 
 # The rows of one file are often sorted: a batch out of one place is a biased one.
 def test_a_batch_mixes_rows_of_blocks_from_all_over_the_array():
-    plan = Plan(n_rows=6400, block_rows=10, window_blocks=64, batch_rows=160, seed=0)
+    plan = ReadingPlan(n_rows=6400, block_rows=10, window_blocks=64, batch_rows=160, seed=0)
     for batch in all_batches(plan, 0):
         assert len(np.unique(batch // 10)) > 40
         thirds = np.bincount(batch * 3 // 6400, minlength=3)
@@ -132,7 +133,7 @@ def test_a_batch_mixes_rows_of_blocks_from_all_over_the_array():
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 99))
 def test_of_neighbours_each_batch_gets_one(n_rows, batch_rows, seed):
-    [window] = Plan(n_rows, n_rows, 1, batch_rows, seed).windows(0)
+    [window] = ReadingPlan(n_rows, n_rows, 1, batch_rows, seed).windows(0)
     n_batches = window.n_batches
     for batch in batches_of(window):
         np.testing.assert_array_equal(batch // n_batches, np.arange(len(batch)))
@@ -142,7 +143,9 @@ def test_each_row_is_as_likely_in_one_batch_as_in_another():
     counts = np.zeros((12, 3))
     n_seeds = 2000
     for seed in range(n_seeds):
-        [window] = Plan(12, block_rows=4, window_blocks=3, batch_rows=4, seed=seed).windows(0)
+        [window] = ReadingPlan(12, block_rows=4, window_blocks=3, batch_rows=4, seed=seed).windows(
+            0
+        )
         for number, batch in enumerate(batches_of(window)):
             counts[batch, number] += 1
     sigma = np.sqrt(n_seeds * 1 / 3 * 2 / 3)
@@ -150,7 +153,9 @@ def test_each_row_is_as_likely_in_one_batch_as_in_another():
 
 
 def test_a_window_of_one_batch_is_used_as_it_lies():
-    [window] = Plan(n_rows=40, block_rows=10, window_blocks=4, batch_rows=40, seed=3).windows(0)
+    [window] = ReadingPlan(
+        n_rows=40, block_rows=10, window_blocks=4, batch_rows=40, seed=3
+    ).windows(0)
     assert window.order() is None
 
 
@@ -158,7 +163,7 @@ def test_every_block_is_as_likely_in_the_first_window_as_any_other():
     counts = np.zeros(20)
     n_seeds = 2000
     for seed in range(n_seeds):
-        plan = Plan(n_rows=200, block_rows=10, window_blocks=5, batch_rows=50, seed=seed)
+        plan = ReadingPlan(n_rows=200, block_rows=10, window_blocks=5, batch_rows=50, seed=seed)
         for rows in next(plan.windows(0)).reads:
             counts[rows.start // 10] += 1
     expected = n_seeds * 5 / 20
@@ -169,17 +174,17 @@ def test_every_block_is_as_likely_in_the_first_window_as_any_other():
 # Golden values: they change if NumPy's streams do, or the draws are made otherwise, and then
 # checkpoints of one version cannot be resumed by the next.
 def test_order_of_a_fixed_seed():
-    plan = Plan(n_rows=22, block_rows=4, window_blocks=2, batch_rows=3, seed=7)
+    plan = ReadingPlan(n_rows=22, block_rows=4, window_blocks=2, batch_rows=3, seed=7)
     assert [[batch.tolist() for batch in batches_of(w)] for w in plan.windows(1)] == GOLDEN_ORDER
 
 
 def test_sample_of_a_fixed_seed():
-    plan = Plan(n_rows=22, block_rows=4, window_blocks=2, batch_rows=3, seed=7)
+    plan = ReadingPlan(n_rows=22, block_rows=4, window_blocks=2, batch_rows=3, seed=7)
     windows = list(sample_windows(plan, 8, seed=7, n_pieces=6, piece_rows=2))
     assert [rows_of(window).tolist() for window in windows] == GOLDEN_SAMPLE
 
 
-# ---- make_plan --------------------------------------------------------------
+# ---- plan_reading --------------------------------------------------------------
 
 
 def spec(n_rows: int, block_rows: int, n_features: int = 4) -> ArraySpec:
@@ -188,24 +193,24 @@ def spec(n_rows: int, block_rows: int, n_features: int = 4) -> ArraySpec:
 
 def test_a_window_takes_as_many_blocks_as_its_bytes_allow(monkeypatch):
     monkeypatch.setattr(plan_module, "WINDOW_BYTES", 16 * 10 * 5 + 3)
-    assert make_plan(spec(1000, 10), batch_rows=20, seed=0).window_blocks == 5
+    assert plan_reading(spec(1000, 10), batch_rows=20, seed=0).window_blocks == 5
 
 
 def test_a_window_holds_a_batch_and_a_block_however_large_they_are(monkeypatch):
     monkeypatch.setattr(plan_module, "WINDOW_BYTES", 1)
-    assert make_plan(spec(1000, 10), batch_rows=25, seed=0).window_blocks == 3
-    assert make_plan(spec(1000, 300), batch_rows=25, seed=0).window_blocks == 1
+    assert plan_reading(spec(1000, 10), batch_rows=25, seed=0).window_blocks == 3
+    assert plan_reading(spec(1000, 300), batch_rows=25, seed=0).window_blocks == 1
 
 
 @given(st.integers(1, 300), st.integers(1, 400), st.integers(1, 500))
 def test_a_window_is_never_more_than_the_array(n_rows, block_rows, batch_rows):
-    plan = make_plan(spec(n_rows, block_rows), batch_rows=batch_rows, seed=0)
+    plan = plan_reading(spec(n_rows, block_rows), batch_rows=batch_rows, seed=0)
     assert plan.window_rows == n_rows
     assert plan.window_blocks == plan.n_blocks
 
 
 def test_the_last_block_may_be_short():
-    plan = Plan(n_rows=25, block_rows=10, window_blocks=1, batch_rows=10, seed=None)
+    plan = ReadingPlan(n_rows=25, block_rows=10, window_blocks=1, batch_rows=10, seed=None)
     assert [plan.block(i) for i in range(3)] == [
         RowRange(0, 10), RowRange(10, 20), RowRange(20, 25)
     ]  # fmt: skip
@@ -230,7 +235,7 @@ def test_a_sample_has_the_rows_asked_for_or_all(plan, data, n_rows, seed, n_piec
 
 
 def test_a_sample_of_all_rows_is_the_array_in_order():
-    plan = Plan(n_rows=95, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
+    plan = ReadingPlan(n_rows=95, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
     windows = sample_windows(plan, 95, seed=5, n_pieces=4, piece_rows=4)
     np.testing.assert_array_equal(np.concatenate([rows_of(w) for w in windows]), np.arange(95))
 
@@ -239,7 +244,7 @@ def test_a_sample_of_all_rows_is_the_array_in_order():
 # stretch more often, would show here.
 @pytest.mark.parametrize(("size", "n_pieces"), [(10, 6), (10, 9), (4, 8), (4, 20)])
 def test_every_row_is_as_likely_to_be_sampled_as_any_other(size, n_pieces):
-    plan = Plan(n_rows=113, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
+    plan = ReadingPlan(n_rows=113, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
     counts, n_seeds = np.zeros(113), 3000
     for seed in range(n_seeds):
         windows = sample_windows(plan, 20, seed=seed, n_pieces=n_pieces, piece_rows=size)
@@ -253,7 +258,7 @@ def test_every_row_is_as_likely_to_be_sampled_as_any_other(size, n_pieces):
 # Rows sorted by cluster: no cluster as long as two stretches is missed, wherever it lies.
 @given(st.integers(0, 99), st.integers(2, 30), st.integers(1, 9))
 def test_no_place_is_far_from_a_piece(seed, n_pieces, size):
-    plan = Plan(n_rows=900, block_rows=9, window_blocks=100, batch_rows=7, seed=1)
+    plan = ReadingPlan(n_rows=900, block_rows=9, window_blocks=100, batch_rows=7, seed=1)
     (window,) = sample_windows(plan, 1, seed=seed, n_pieces=n_pieces, piece_rows=size)
     starts = np.array([rows.start for rows in window.reads])
     gaps = np.diff(np.append(starts, starts[0] + -(-900 // size) * size))
@@ -261,7 +266,7 @@ def test_no_place_is_far_from_a_piece(seed, n_pieces, size):
 
 
 def test_samples_of_different_seeds_differ():
-    plan = Plan(n_rows=1000, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
+    plan = ReadingPlan(n_rows=1000, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
     drawn = [
         np.concatenate(
             [rows_of(w) for w in sample_windows(plan, 50, seed=s, n_pieces=8, piece_rows=5)]
@@ -272,7 +277,7 @@ def test_samples_of_different_seeds_differ():
 
 
 def test_windows_are_values():
-    plan = Plan(1000, 10, 4, 100, 3)
+    plan = ReadingPlan(1000, 10, 4, 100, 3)
     first, again = next(plan.windows(0)), next(plan.windows(0))
     assert first == again
     assert isinstance(first, Window)
@@ -286,3 +291,52 @@ GOLDEN_ORDER = [
     [[1, 8, 10], [2, 9, 11], [0, 3]],
 ]
 GOLDEN_SAMPLE = [[2, 4, 5, 8, 13], [16, 17, 21]]
+
+
+# ---- shares of several processes ---------------------------------------------
+
+
+def rows_of(window: Window) -> list[list[int]]:
+    """Rows of the array in each batch of a window, sorted."""
+    read = np.concatenate([np.arange(r.start, r.stop) for r in window.reads] or [np.empty(0, int)])
+    order = window.order()
+    used = read if order is None else read[order]
+    edges = window.batch_edges
+    return [sorted(used[a:b].tolist()) for a, b in itertools.pairwise(edges)]
+
+
+# Breaks when a step is made of other rows for another number of processes, or one is read twice.
+@pytest.mark.parametrize("n_processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("seed", [None, 5])
+@pytest.mark.parametrize("batch_rows", [7, 40, 1000])
+def test_shares_of_a_window_make_its_batches(n_processes, seed, batch_rows):
+    plan = ReadingPlan(n_rows=113, block_rows=10, window_blocks=5, batch_rows=batch_rows, seed=seed)
+    shares = [
+        list(plan.windows(1, 2 if batch_rows == 7 else 0, rank=rank, n_processes=n_processes))
+        for rank in range(n_processes)
+    ]
+    whole = list(plan.windows(1, 2 if batch_rows == 7 else 0))
+    for window, *parts in zip(whole, *shares, strict=True):
+        assert sorted(r for part in parts for r in part.reads) == sorted(window.reads)
+        assert {part.n_batches for part in parts} == {window.n_batches}
+        together = [sum(batches, []) for batches in zip(*map(rows_of, parts), strict=True)]
+        assert list(map(sorted, together)) == rows_of(window)
+        assert all(
+            (part.first_batch, part.last) == (window.first_batch, window.last) for part in parts
+        )
+
+
+# Breaks when rows of a share are used in another order than in the whole window.
+def test_a_share_keeps_the_order_of_the_window():
+    [window] = ReadingPlan(60, block_rows=10, window_blocks=6, batch_rows=20, seed=3).windows(0)
+    share, whole = window.share(1, 2), window.order()
+    read = np.concatenate([np.arange(r.start, r.stop) for r in share.reads])
+    starts = np.concatenate([np.arange(r.start, r.stop) for r in window.reads])
+    own = set(read.tolist())
+    assert read[share.order()].tolist() == [row for row in starts[whole].tolist() if row in own]
+
+
+def test_one_process_has_the_plan_as_it_was():
+    plan = ReadingPlan(n_rows=113, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
+    assert list(plan.windows(2, rank=0, n_processes=1)) == list(plan.windows(2))
+    assert all(window.positions is None for window in plan.windows(2, rank=0, n_processes=1))

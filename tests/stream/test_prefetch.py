@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamkm.errors import NonFiniteError, ReadError
-from streamkm.stream.plan import Plan
+from streamkm.stream.plan import ReadingPlan
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
 from tests.stream.helpers import FakeSource, eventually, reader_threads, slots_for, within
@@ -18,18 +18,18 @@ from tests.stream.helpers import FakeSource, eventually, reader_threads, slots_f
 SHAPES = [(1, 1), (1, 3), (2, 1), (3, 4)]
 
 
-def plan_of(source: FakeSource, window_blocks: int = 3, seed: int | None = 5) -> Plan:
+def plan_of(source: FakeSource, window_blocks: int = 3, seed: int | None = 5) -> ReadingPlan:
     spec = source.spec
-    return Plan(spec.n_rows, spec.block_rows, window_blocks, batch_rows=7, seed=seed)
+    return ReadingPlan(spec.n_rows, spec.block_rows, window_blocks, batch_rows=7, seed=seed)
 
 
-def opened(source: FakeSource, plan: Plan, *, n_slots: int, n_readers: int, times=None):
+def opened(source: FakeSource, plan: ReadingPlan, *, n_slots: int, n_readers: int, times=None):
     """`prefetch` on slots that the plan's windows just fit."""
     slots = slots_for(plan, source, n_slots, n_readers)
     return prefetch(source, plan.windows(0), slots, n_readers, times or StageTimes(n_readers))
 
 
-def consume(source: FakeSource, plan: Plan, n_slots: int, n_readers: int) -> list[list[int]]:
+def consume(source: FakeSource, plan: ReadingPlan, n_slots: int, n_readers: int) -> list[list[int]]:
     """First feature of each window's rows; each window is released at once."""
     contents = []
     with opened(source, plan, n_slots=n_slots, n_readers=n_readers) as windows:
@@ -39,7 +39,7 @@ def consume(source: FakeSource, plan: Plan, n_slots: int, n_readers: int) -> lis
     return contents
 
 
-def in_order_of_reading(plan: Plan) -> list[list[int]]:
+def in_order_of_reading(plan: ReadingPlan) -> list[list[int]]:
     return [[i for rows in w.reads for i in range(rows.start, rows.stop)] for w in plan.windows(0)]
 
 

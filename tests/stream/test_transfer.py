@@ -15,7 +15,7 @@ from streamkm.sources.base import DTYPES
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.weights import open_weights
 from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import Plan, sample_windows
+from streamkm.stream.plan import ReadingPlan, sample_windows
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.slots import HostSlots, StreamMemory
 from streamkm.stream.stages import StageTimes
@@ -23,7 +23,7 @@ from streamkm.stream.transfer import _copy_to_cuda, as_stored_tensor
 from tests.stream.helpers import FakeSource, batches_of, reader_threads, slots_for, within
 
 
-def streamed(source, plan: Plan, start: int = 0, n_slots: int = 2, n_readers: int = 2):
+def streamed(source, plan: ReadingPlan, start: int = 0, n_slots: int = 2, n_readers: int = 2):
     """(batch number, its rows as they are stored) of epoch 1 from batch `start` on."""
     slots = slots_for(plan, source, n_slots, n_readers)
 
@@ -52,7 +52,7 @@ def test_rows_arrive_as_they_are_stored(dtype):
     source = MemorySource(array)
     if dtype == "bfloat16":
         source._spec = type(source.spec)(103, 3, dtype, source.spec.block_rows, "bits")
-    plan = Plan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=4)
+    plan = ReadingPlan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=4)
     batches = streamed(source, plan)
     expected = [batch for window in plan.windows(1) for batch in batches_of(window)]
     assert [number for number, _ in batches] == list(range(len(expected)))
@@ -67,7 +67,7 @@ def test_rows_arrive_as_they_are_stored(dtype):
 def test_weights_arrive_with_their_rows(dtype, n_features, seed):
     rows = np.arange(103 * n_features).reshape(103, n_features).astype(dtype)
     source, weights = MemorySource(rows), open_weights(np.arange(103) / 7, 103)
-    plan = Plan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=seed)
+    plan = ReadingPlan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=seed)
     slots = slots_for(plan, source, weighted=True)
     seen = 0
     with stream(source, plan.windows(1), slots, StageTimes(), weights) as windows:
@@ -88,7 +88,7 @@ def test_weights_that_cannot_be_read_any_more_are_named():
     weights = open_weights(np.ones(60), 60)
     weights.close()
     source = FakeSource(60)
-    plan = Plan(n_rows=60, block_rows=10, window_blocks=3, batch_rows=8, seed=None)
+    plan = ReadingPlan(n_rows=60, block_rows=10, window_blocks=3, batch_rows=8, seed=None)
     slots = slots_for(plan, source, weighted=True)
     with (
         pytest.raises(ReadError, match="sample weights"),
@@ -111,7 +111,7 @@ def test_bfloat16_bits_are_seen_as_bfloat16_on_the_same_memory():
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 13, 14])
 def test_a_stream_from_a_later_batch_leaves_out_the_batches_before(start):
     source = FakeSource(103)
-    plan = Plan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=4)
+    plan = ReadingPlan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=4)
     whole, rest = streamed(source, plan), streamed(source, plan, start)
     assert [number for number, _ in rest] == [number for number, _ in whole[start:]]
     for (_, a), (_, b) in zip(rest, whole[start:], strict=True):
@@ -122,7 +122,7 @@ def test_a_stream_from_a_later_batch_leaves_out_the_batches_before(start):
 def test_slots_and_readers_do_not_change_what_arrives(n_slots, n_readers):
     rng = np.random.default_rng(0)
     source = FakeSource(211, on_read=lambda rows: time.sleep(rng.uniform(0, 0.001)))
-    plan = Plan(n_rows=211, block_rows=10, window_blocks=2, batch_rows=9, seed=None)
+    plan = ReadingPlan(n_rows=211, block_rows=10, window_blocks=2, batch_rows=9, seed=None)
     batches = streamed(source, plan, 0, n_slots, n_readers)
     rows = torch.cat([rows for _, rows in batches])
     assert torch.equal(rows[:, 0], torch.arange(211, dtype=torch.float32))
@@ -131,7 +131,7 @@ def test_slots_and_readers_do_not_change_what_arrives(n_slots, n_readers):
 # On the CPU rows are used where they lie: a slot that is released too early is overwritten.
 def test_a_window_stays_as_it_is_until_the_next_is_asked_for():
     source = FakeSource(400)
-    plan = Plan(n_rows=400, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
+    plan = ReadingPlan(n_rows=400, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
     slots = slots_for(plan, source, 2, 3)
 
     def work():
@@ -147,7 +147,7 @@ def test_a_window_stays_as_it_is_until_the_next_is_asked_for():
 # A fit uses the same slots for its sample and its epochs, also after one that ended early.
 def test_slots_serve_one_stream_after_the_other():
     source = FakeSource(200)
-    plan = Plan(n_rows=200, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
+    plan = ReadingPlan(n_rows=200, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
     with slots_for(plan, source) as slots:
         with stream(source, plan.windows(0), slots, StageTimes()) as windows:
             next(windows)
@@ -159,7 +159,7 @@ def test_slots_serve_one_stream_after_the_other():
 
 def test_samples_pass_through_a_stream():
     source = FakeSource(103)
-    plan = Plan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=4)
+    plan = ReadingPlan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=4)
     windows = list(sample_windows(plan, 30, seed=1, n_pieces=5, piece_rows=10))
     drawn = []
     slots = slots_for(plan, source)
@@ -179,7 +179,7 @@ def test_a_stream_that_ends_early_leaves_no_thread(ending):
                 raise OSError("gone")
 
         source.on_read = fail
-    plan = Plan(n_rows=1000, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
+    plan = ReadingPlan(n_rows=1000, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
     slots = slots_for(plan, source)
 
     def work():
@@ -199,7 +199,7 @@ def test_a_stream_that_ends_early_leaves_no_thread(ending):
 
 
 def test_slots_are_allocated_once_and_let_go_at_the_end():
-    plan = Plan(n_rows=200, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
+    plan = ReadingPlan(n_rows=200, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
     with slots_for(plan, FakeSource(200), 3) as slots:
         assert len(slots) == 3
         assert [buffer.nbytes for buffer in slots.buffers] == [20 * 2 * 4] * 3
@@ -219,7 +219,7 @@ def test_slow_arithmetic_is_named_the_bottleneck():
 
 
 def bottleneck_of(source: FakeSource, work_s: float) -> str:
-    plan = Plan(n_rows=200, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
+    plan = ReadingPlan(n_rows=200, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
     times = StageTimes()
     slots = slots_for(plan, source, 3, 1)
 
@@ -333,7 +333,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 def on_fake_gpu(gpu: FakeGpu, n_slots: int, seed: int | None = 4) -> list[list[int]]:
     """The rows of every batch; the log tells when windows were used and slots released."""
     source = FakeSource(100)
-    plan = Plan(n_rows=100, block_rows=10, window_blocks=2, batch_rows=7, seed=seed)
+    plan = ReadingPlan(n_rows=100, block_rows=10, window_blocks=2, batch_rows=7, seed=seed)
     slots = slots_for(plan, source, n_slots, 2)
     times = StageTimes()
 
@@ -365,7 +365,7 @@ def on_fake_gpu(gpu: FakeGpu, n_slots: int, seed: int | None = 4) -> list[list[i
 @pytest.mark.parametrize("n_slots", [1, 2, 3, 5])
 def test_cuda_windows_arrive_in_order_whatever_the_slots(gpu, n_slots, seed):
     """Breaks when a slot is filled again before it was used, or a window is lost at the end."""
-    plan = Plan(n_rows=100, block_rows=10, window_blocks=2, batch_rows=7, seed=seed)
+    plan = ReadingPlan(n_rows=100, block_rows=10, window_blocks=2, batch_rows=7, seed=seed)
     expected = [batch.tolist() for window in plan.windows(0) for batch in batches_of(window)]
     assert on_fake_gpu(gpu, n_slots, seed) == expected
 

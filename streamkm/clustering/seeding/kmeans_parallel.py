@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.reservoir import ROUNDING_EPS
 from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER, N_ROUNDS
 from streamkm.clustering.seeding.sample import Draws, Sample
-from streamkm.kernels import add_by_label
+from streamkm.kernels import ROUNDING_EPS, add_by_label
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch

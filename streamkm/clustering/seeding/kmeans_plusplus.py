@@ -9,7 +9,7 @@ import torch
 
 from streamkm.clustering.seeding.plan import MAX_PROPOSED, greedy_trials
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_by_weight, draw_distinct
-from streamkm.kernels import make_kernel
+from streamkm.kernels import KernelRequest, make_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -252,7 +252,9 @@ def kmeans_plusplus(
     stage: BatchedPlusPlus | GreedyPlusPlus = GreedyPlusPlus(sample, k, seed)
     if batched:
         batch_rows = min(len(sample), BATCH_ROWS)
-        kernel = make_kernel("auto", batch_rows, k, sample_SD.dtype, sample_SD.device)
+        kernel = make_kernel(
+            "auto", KernelRequest(batch_rows, k, sample_SD.dtype, sample_SD.device)
+        )
         stage = BatchedPlusPlus(sample, k, seed, kernel=kernel, batch_rows=batch_rows)
     while stage.step_(index):
         index += 1

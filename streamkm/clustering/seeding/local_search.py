@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.scaling import normalized
 from streamkm.clustering.seeding.plan import CANDIDATES, around_step, rows_around
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_by_weight
-from streamkm.kernels import sq_distances_between, swap_gains
+from streamkm.kernels import normalized, sq_distances_between, swap_gains
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["CANDIDATES", "N_ROUNDS", "Refinement", "SeedingPlan", "plan_seeding", "reservoir_rows"]
+__all__ = ["CANDIDATES", "N_ROUNDS", "Refinement", "SeedingPlan", "plan_seeding"]
 
 #: Rows of the sample that seeding works on: per cluster, and at least.
 SAMPLE_ROWS_PER_CLUSTER, MIN_SAMPLE_ROWS = 16, 16384
@@ -53,9 +53,6 @@ FINAL_PASSES, PASSES_BETWEEN = 30, 2
 SEARCHES, MIN_DRAWS, CLUSTERS_PER_DRAW = 4, 8, 16
 #: Draws of all of them, at most: as many as repaired the worst seeds, or some a cluster.
 MAX_DRAWS, MAX_DRAWS_PER_CLUSTER = 288, 2
-
-#: Rows that wait to replace empty clusters: for so many clusters one, and at least.
-CLUSTERS_PER_RESERVOIR_ROW, MIN_RESERVOIR_ROWS = 16, 256
 
 
 @dataclass(frozen=True)
@@ -191,8 +188,3 @@ def greedy_epochs(sample_rows: int, n_features: int, k: int, n_rows: int) -> flo
 def greedy_trials(k: int) -> int:
     """Rows that greedy k-means++ draws for each of `k` centroids."""
     return 2 + int(math.log(k))
-
-
-def reservoir_rows(k: int) -> int:
-    """Rows that may wait to replace empty clusters."""
-    return min(k, max(MIN_RESERVOIR_ROWS, k // CLUSTERS_PER_RESERVOIR_ROW))

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.assignment import nearest_and_sums
 from streamkm.clustering.batch import Batch
-from streamkm.clustering.minibatch import nearest_and_sums
-from streamkm.clustering.scaling import normalized
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
+from streamkm.kernels import normalized
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,11 +1,13 @@
 """Assignment and update on CUDA by Triton: exact labels, and the same bits every time.
 
-This file only launches; what runs on the device is in ``triton_assign`` and
-``triton_update``. Nothing here waits for the device, and the numbers of rows and
-centroids are run-time arguments, so that a batch of another length compiles nothing.
+This file only launches; what runs on the device is in the files beside it. Nothing here
+waits for the device, and the numbers of rows and centroids are run-time arguments, so that a
+batch of another length compiles nothing.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
 
 import torch
 import triton
@@ -49,6 +51,9 @@ from streamkm.kernels.triton.tuning import (
 )
 from streamkm.kernels.triton.update import add_chunks_kernel, join_kernel
 
+if TYPE_CHECKING:
+    from streamkm.kernels.base import KernelRequest
+
 __all__ = ["TritonKernel"]
 
 #: Input that is read as it is stored, beside the dtype of the centroids.
@@ -90,6 +95,7 @@ class TritonKernel:
 
     name = "triton"
     distances_cancel = False
+    in_place = None
 
     def __init__(
         self,
@@ -126,6 +132,22 @@ class TritonKernel:
         card = torch.cuda.get_device_properties(device) if on_gpu else None
         self._major = card.major if card else 9
         self._n_settlers = SETTLERS * (card.multi_processor_count if card else 1)
+
+    @classmethod
+    def check(cls, _device: torch.device) -> None:
+        """It runs on every CUDA device that torch knows."""
+
+    @classmethod
+    def make(cls, request: KernelRequest) -> Self:
+        """See `Kernel`."""
+        return cls(
+            request.batch_rows,
+            request.k,
+            request.dtype,
+            request.device,
+            request.precision,
+            tune=request.tune,
+        )
 
     @property
     def n_rechecked(self) -> torch.Tensor:

@@ -22,6 +22,7 @@ from streamkm.config import counted, format_bytes
 from streamkm.errors import InputError, RunError
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
 from streamkm.runs.engine.probe import Prober, format_rate
+from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.runs.engine.sampling import draw_sample, sample_pieces
 from streamkm.runs.engine.snapshot import Cursor, Snapshot
 from streamkm.runs.fit import finished_model, plan_fit, run_record
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, FitConfig
     from streamkm.runs.engine.probe import Probe
-    from streamkm.runs.planning.fit_plan import FitSetup
+    from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -127,29 +128,29 @@ def dry_run(
         As `fit` does, where there is nothing to be said of the run beside the error. Errors
         that come with a report are in `DryRun.errors`.
     """
-    setup, pause = plan_fit(source, config, execution, weights=weights), stop_request.end_if_asked
+    plan, pause = plan_fit(source, config, execution, weights=weights), stop_request.end_if_asked
     report, stands = DryRun(), None
-    _add_plan(report, setup)
-    folder = RunFolder(run_dir, run_record(setup), resume=resume)
+    _add_plan(report, plan)
+    folder = RunFolder(run_dir, run_record(plan), resume=resume)
     try:
         folder.check()
-        stands = _add_progress(report, folder, setup) if resume else _BEGINNING
+        stands = _add_progress(report, folder, plan) if resume else _BEGINNING
     except InputError as error:
         report.errors.append(error)
-    look = look_at(source, setup.plan, setup.config, pause)
-    with HostSlots(setup.memory.stream, setup.device) as slots:
-        state, prober = _prepare(setup, slots, pause)
+    look = look_at(source, plan.reading, plan.config, pause)
+    with HostSlots(plan.memory.stream, plan.device) as slots:
+        state, prober = _prepare(plan, slots, pause)
         probe = prober.measure(state)
-        if setup.config.scale in ("zscore", "minmax"):
+        if plan.config.scale in ("zscore", "minmax"):
             probe = replace(probe, arithmetic={**probe.arithmetic, "scale": prober.moments()})
     if stands is not None or report.errors:
-        _add_time(report, setup, probe, stands or _BEGINNING)
-    checkpoints, model = _written_bytes(setup, state, prober.scaling)
+        _add_time(report, plan, probe, stands or _BEGINNING)
+    checkpoints, model = _written_bytes(plan, state, prober.scaling)
     keep = execution.keep_checkpoints
     what = f"{keep + 1} checkpoints of {format_bytes(checkpoints)}, model {format_bytes(model)}"
     labels = format_bytes(4 * source.spec.n_rows)
     report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
-    report.notes = [*source.notes(), *_memory_notes(setup), *look.notes]
+    report.notes = [*source.notes(), *_memory_notes(plan), *look.notes]
     if stands is not None:
         # A checkpoint that the disk refuses does not end a run, a result does.
         report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)
@@ -158,44 +159,46 @@ def dry_run(
     return report
 
 
-def _add_plan(report: DryRun, setup: FitSetup) -> None:
+def _add_plan(report: DryRun, plan: FitPlan) -> None:
     """What follows from shape and settings."""
-    spec, plan, config, seeding = setup.source.spec, setup.plan, setup.config, setup.seeding_plan
+    spec, reading, config, seeding = plan.source.spec, plan.reading, plan.config, plan.seeding
     passes = [counted(config.epochs, "epoch")]
     passes[0] += " at most" if config.epochs > 1 else ""
     if config.scale in ("zscore", "minmax"):
         passes.insert(0, "1 for scaling")
-    if setup.given_KD is None:
+    if plan.given_KD is None:
         rounds = f"{N_ROUNDS + 1} passes and " if seeding.candidate_rows else ""
         n_drawn = seeding.sample_rows + seeding.judged_rows
         passes.insert(-1, f"seeding ({config.init}): {rounds}a sample of {n_drawn:,} rows")
     if config.closes:
         passes.append("1 closing pass")
-    order = "in sequence" if plan.seed is None else "at random"
-    windows = f"{plan.window_blocks:,} of {plan.n_blocks:,} blocks of {plan.block_rows:,} rows"
+    order = "in sequence" if reading.seed is None else "at random"
+    windows = (
+        f"{reading.window_blocks:,} of {reading.n_blocks:,} blocks of {reading.block_rows:,} rows"
+    )
     report.facts += [
-        ("source", setup.source.name),
+        ("source", plan.source.name),
         ("rows", f"{spec.n_rows:,} x {spec.n_features:,} features, {spec.dtype}"),
         ("size", f"{format_bytes(spec.nbytes)} ({spec.layout})"),
         ("passes", ", ".join(passes)),
         (
             "batches",
             (
-                f"about {plan.n_batches(0):,} an epoch of {plan.batch_rows:,} rows or less, from "
-                f"windows of {windows}, {order}"
+                f"about {reading.n_batches(0):,} an epoch of {reading.batch_rows:,} rows or less, "
+                f"from windows of {windows}, {order}"
             ),
         ),
-        ("memory", str(setup.memory)),
-        ("device", f"{setup.device}, {setup.arithmetic()}"),
+        ("memory", str(plan.memory)),
+        ("device", f"{plan.device}, {RunKernel(plan)}"),
     ]
 
 
-def _add_progress(report: DryRun, folder: RunFolder, setup: FitSetup) -> Cursor | None:
+def _add_progress(report: DryRun, folder: RunFolder, plan: FitPlan) -> Cursor | None:
     """From where the run would go on; None if there is nothing left to do."""
     if finished_model(folder) is not None:
         report.facts.append(("resume", f"{folder.path} is finished: nothing will be done"))
         return None
-    found = load_checkpoint(folder.checkpoints, partial(check_checkpoint, setup=setup))
+    found = load_checkpoint(folder.checkpoints, partial(check_checkpoint, plan=plan))
     if found is None:
         report.facts.append(("resume", f"no checkpoint in {folder.path}: from the beginning"))
         return _BEGINNING
@@ -204,54 +207,54 @@ def _add_progress(report: DryRun, folder: RunFolder, setup: FitSetup) -> Cursor 
     return cursor
 
 
-def _left(cursor: Cursor, setup: FitSetup) -> dict[str, float]:
+def _left(cursor: Cursor, plan: FitPlan) -> dict[str, float]:
     """Which share of each phase is still to be done at `cursor`, at most."""
     phase = "seed" if cursor.phase == "rounds" else cursor.phase
     at = _PHASES.index(phase)
     left = {name: float(number >= at) for number, name in enumerate(_PHASES)}
     if phase != "seed":  # Of which nobody knows how long each stage takes.
-        plan = setup.order_of(phase)
-        passes = cursor.epoch + plan.rows_before(cursor.epoch, cursor.batch) / plan.n_rows
-        passes -= setup.config.epochs if phase == "close" else 0
-        n_passes = setup.config.epochs if phase == "train" else 1
+        reading = plan.reading_of(phase)
+        passes = cursor.epoch + reading.rows_before(cursor.epoch, cursor.batch) / reading.n_rows
+        passes -= plan.config.epochs if phase == "close" else 0
+        n_passes = plan.config.epochs if phase == "train" else 1
         left[phase] = max(1 - passes / n_passes, 0.0)
     return left
 
 
 def _prepare(
-    setup: FitSetup, slots: HostSlots, pause: Callable[[], None]
+    plan: FitPlan, slots: HostSlots, pause: Callable[[], None]
 ) -> tuple[KMeansState, Prober]:
     """A state on rows of the data, as good as any to take the time by."""
-    k, config = setup.config.k, setup.config
+    k, config = plan.config.k, plan.config
     with Progress(quiet=True) as progress:
         x_SD, weights_S, _ = draw_sample(
-            setup.source,
-            setup.plan,
+            plan.source,
+            plan.reading,
             k,
             k=PROBE_CLUSTERS,
             seed=config.seed,
-            dtype=setup.dtype,
+            dtype=plan.dtype,
             slots=slots,
             progress=progress,
             on_window=pause,
-            weights=setup.weights,
+            weights=plan.weights,
         )
     moments = RunningMoments.of(x_SD, weights_S)
-    scaling = Scaling.fit(config.scale, config.metric, moments, setup.dtype)
+    scaling = Scaling.fit(config.scale, config.metric, moments, plan.dtype)
     centroids_KD = scaling.prepare(x_SD, slice(None), x_SD).x_BD[:k].clone()
-    state = initial_state(centroids_KD, 0.0, weighted=setup.weights is not None)
-    return state, Prober(setup, slots, scaling, pause)
+    state = initial_state(centroids_KD, 0.0, weighted=plan.weights is not None)
+    return state, Prober(plan, slots, scaling, pause)
 
 
-def _add_time(report: DryRun, setup: FitSetup, probe: Probe, stands: Cursor = _BEGINNING) -> None:
+def _add_time(report: DryRun, plan: FitPlan, probe: Probe, stands: Cursor = _BEGINNING) -> None:
     """What the probe predicts for what is left of every phase."""
-    config, n_rows, left = setup.config, setup.source.spec.n_rows, _left(stands, setup)
+    config, n_rows, left = plan.config, plan.source.spec.n_rows, _left(stands, plan)
 
     def passes_s(phase: str, n_passes: int) -> float:
         return left[phase] * n_passes * n_rows / replace(probe, rows={phase: 1}).most_rows_per_s
 
     parts = {"scale": passes_s("scale", 1)} if "scale" in probe.arithmetic else {}
-    parts["seeding"] = left["seed"] * _seeding_s(setup, probe)
+    parts["seeding"] = left["seed"] * _seeding_s(plan, probe)
     parts["training"] = passes_s("train", config.epochs)
     if config.closes:
         parts["closing"] = passes_s("close", 1)
@@ -264,13 +267,13 @@ def _add_time(report: DryRun, setup: FitSetup, probe: Probe, stands: Cursor = _B
     ]
 
 
-def _seeding_s(setup: FitSetup, probe: Probe) -> float:
+def _seeding_s(plan: FitPlan, probe: Probe) -> float:
     """Seconds of sampling and seeding at most: work in units of an epoch's."""
-    spec, config, seeding = setup.source.spec, setup.config, setup.seeding_plan
-    n_pieces, piece_rows = sample_pieces(spec, setup.plan, config.k)
+    spec, config, seeding = plan.source.spec, plan.config, plan.seeding
+    n_pieces, piece_rows = sample_pieces(spec, plan.reading, config.k)
     n_read = min(n_pieces * piece_rows, spec.n_rows)
     sampling_s = n_read / probe.moving["reading"].rows_per_s
-    if setup.given_KD is not None:
+    if plan.given_KD is not None:
         return sampling_s
     epochs = seeding.epochs(config.k, config.n_init)
     if config.init == "k-means++":
@@ -282,15 +285,15 @@ def _seeding_s(setup: FitSetup, probe: Probe) -> float:
     return sampling_s + work * min(product_s, SLOW_PRODUCT_S)
 
 
-def _written_bytes(setup: FitSetup, state: KMeansState, scaling: Scaling) -> tuple[int, int]:
+def _written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple[int, int]:
     """Bytes of a checkpoint, at most, and of the model with its centroids."""
-    spec, k, seeding = setup.source.spec, setup.config.k, setup.seeding_plan
+    spec, k, seeding = plan.source.spec, plan.config.k, plan.seeding
     moments = RunningMoments.empty(spec.n_features, torch.device("cpu"))
     now = Snapshot(Cursor("train"), moments, scaling=scaling, state=state)
     training = sum(tensor.nbytes for tensor in now.tensors().values())
     # The best seeding so far and the one under way, and what is known of every row sought on.
-    row_bytes = spec.n_features * setup.dtype.itemsize
-    is_sought = seeding.refinement is not None or setup.config.init == "k-means++"
+    row_bytes = spec.n_features * plan.dtype.itemsize
+    is_sought = seeding.refinement is not None or plan.config.init == "k-means++"
     n_sought = is_sought * max(seeding.sample_rows, seeding.candidate_rows)
     in_seeding = 2 * k * row_bytes + n_sought * SEEDING_ROW_BYTES
     in_seeding += seeding.candidate_rows * row_bytes
@@ -299,19 +302,19 @@ def _written_bytes(setup: FitSetup, state: KMeansState, scaling: Scaling) -> tup
     return max(training, in_seeding), model
 
 
-def _memory_notes(setup: FitSetup) -> list[str]:
+def _memory_notes(plan: FitPlan) -> list[str]:
     """What the budget, or blocks that are large beside it, cost."""
-    stream, spec, notes = setup.memory.stream, setup.source.spec, []
+    stream, spec, notes = plan.memory.stream, plan.source.spec, []
     if stream.n_slots < FULL_SLOTS:
         notes.append(
             f"the memory holds {stream.n_slots} of {FULL_SLOTS} windows of "
             f"{format_bytes(stream.slot_bytes)}: reading and arithmetic will wait for each other; "
             "raise max-host-memory"
         )
-    asked = setup.execution.read_threads or 0
+    asked = plan.execution.read_threads or 0
     if stream.n_readers < asked:
         notes.append(f"the memory holds {stream.n_readers} of {asked} reading threads")
-    block_bytes = setup.plan.block_rows * spec.row_bytes
+    block_bytes = plan.reading.block_rows * spec.row_bytes
     if block_bytes > WINDOW_BYTES:
         notes.append(
             f"a block of {format_bytes(block_bytes)} is decoded as a whole, and is all that a "

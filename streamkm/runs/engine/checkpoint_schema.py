@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from streamkm.runs.planning.fit_plan import FitSetup
+    from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.storage.checkpoint import Checkpoint
 
 __all__ = ["check_checkpoint"]
@@ -40,39 +40,39 @@ _GROUPS = {
 }
 
 
-def check_checkpoint(checkpoint: Checkpoint, setup: FitSetup) -> None:
-    """Look whether the run that `setup` plans could have saved `checkpoint`.
+def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
+    """Look whether the run that `plan` plans could have saved `checkpoint`.
 
     Raises
     ------
     KeyError, TypeError, ValueError
         If it could not.
     """
-    cursor = _cursor(checkpoint, setup)
-    must, may = _groups(cursor, setup)
+    cursor = _cursor(checkpoint, plan)
+    must, may = _groups(cursor, plan)
     found = {name.partition(".")[0] for name in checkpoint.tensors}
     if not must <= found <= must | may:
         raise ValueError(f"it holds {', '.join(sorted(found))} in phase {cursor.phase}")
     demands = {
-        "moments": _as_demand(RunningMoments.empty(setup.source.spec.n_features, _META).tensors()),
-        "scaling": _scaling(setup),
-        "candidates": _candidates(setup),
-        "seeding": _seeding(cursor, setup) if "seeding" in found else {},
-        "state": _state(setup),
+        "moments": _as_demand(RunningMoments.empty(plan.source.spec.n_features, _META).tensors()),
+        "scaling": _scaling(plan),
+        "candidates": _candidates(plan),
+        "seeding": _seeding(cursor, plan) if "seeding" in found else {},
+        "state": _state(plan),
     }
     expected = {f"{group}.{name}": at for group in found for name, at in demands[group].items()}
-    _compare(checkpoint.tensors, expected, setup)
+    _compare(checkpoint.tensors, expected, plan)
     if not all(isinstance(value, str) for value in checkpoint.manifest["environment"].values()):
         raise TypeError("the environment is told in words")
 
 
-def _compare(tensors: dict[str, np.ndarray], expected: Demand, setup: FitSetup) -> None:
+def _compare(tensors: dict[str, np.ndarray], expected: Demand, plan: FitPlan) -> None:
     for name in sorted(expected.keys() - tensors.keys()):
         raise KeyError(name)
     for name in sorted(tensors.keys() - expected.keys()):
         raise ValueError(f"it holds `{name}`, which this run does not have")
-    candidates, rows = setup.seeding_plan.candidate_rows, dict[str, int]()
-    most = {"C": candidates, "S": max(setup.source.spec.n_rows, candidates)}
+    candidates, rows = plan.seeding.candidate_rows, dict[str, int]()
+    most = {"C": candidates, "S": max(plan.source.spec.n_rows, candidates)}
     for name, (dtype, shape) in sorted(expected.items()):
         found = tensors[name]
         for axis, size in enumerate(shape[: found.ndim]):
@@ -86,42 +86,42 @@ def _compare(tensors: dict[str, np.ndarray], expected: Demand, setup: FitSetup) 
             )
 
 
-def _cursor(checkpoint: Checkpoint, setup: FitSetup) -> Cursor:
+def _cursor(checkpoint: Checkpoint, plan: FitPlan) -> Cursor:
     cursor = Cursor(**checkpoint.manifest["cursor"])
     most = {
-        "seed": len(setup.seeding_plan.stages(setup.config.init)) * setup.config.n_init,
-        "train": setup.config.epochs,
+        "seed": len(plan.seeding.stages(plan.config.init)) * plan.config.n_init,
+        "train": plan.config.epochs,
     }
     epoch, batch = cursor.epoch, cursor.batch
     is_number = type(epoch) is int and type(batch) is int
     is_known = is_number and cursor.phase in (*_GROUPS, "seed")
     in_range = is_known and batch >= 0 and 0 <= epoch <= most.get(cursor.phase, epoch)
     if in_range and cursor.phase != "seed":
-        in_range = batch <= setup.order_of(cursor.phase).n_batches(epoch)
+        in_range = batch <= plan.reading_of(cursor.phase).n_batches(epoch)
     if not in_range:
         raise ValueError(f"it stands at {cursor}, where this run never is")
     return cursor
 
 
-def _groups(cursor: Cursor, setup: FitSetup) -> tuple[set[str], set[str]]:
+def _groups(cursor: Cursor, plan: FitPlan) -> tuple[set[str], set[str]]:
     """Groups of tensors that there must be at `cursor`, and those that there may be."""
     if cursor.phase != "seed":
         return _GROUPS[cursor.phase], set()
-    before = {"scaling", "candidates"} if setup.seeding_plan.candidate_rows else {"scaling"}
+    before = {"scaling", "candidates"} if plan.seeding.candidate_rows else {"scaling"}
     if (cursor.epoch, cursor.batch) == (0, 0):
         # While the sample is drawn, before or after the rounds of k-means||.
         return {"moments"}, before
     return {"moments", "seeding", *before}, set()
 
 
-def _scaling(setup: FitSetup) -> Demand:
-    each_D = ("float64", (setup.source.spec.n_features,))
+def _scaling(plan: FitPlan) -> Demand:
+    each_D = ("float64", (plan.source.spec.n_features,))
     return {"shift_D": each_D, "factor_D": each_D}
 
 
-def _candidates(setup: FitSetup) -> Demand:
-    dtype, n_features = _name(setup.dtype), setup.source.spec.n_features
-    n_drawn = CANDIDATES_PER_CLUSTER * setup.config.k
+def _candidates(plan: FitPlan) -> Demand:
+    dtype, n_features = _name(plan.dtype), plan.source.spec.n_features
+    n_drawn = CANDIDATES_PER_CLUSTER * plan.config.k
     return {
         "rows_CD": (dtype, ("C", n_features)),
         "counts_C": ("float64", ("C",)),
@@ -130,9 +130,9 @@ def _candidates(setup: FitSetup) -> Demand:
     }
 
 
-def _seeding(cursor: Cursor, setup: FitSetup) -> Demand:
-    k, dtype = setup.config.k, _name(setup.dtype)
-    centroids_KD = (dtype, (k, setup.source.spec.n_features))
+def _seeding(cursor: Cursor, plan: FitPlan) -> Demand:
+    k, dtype = plan.config.k, _name(plan.dtype)
+    centroids_KD = (dtype, (k, plan.source.spec.n_features))
     cost, each_S, index_S = ("float64", ()), (dtype, ("S",)), ("int64", ("S",))
     plus_plus: Demand = {"chosen_K": ("int64", (k,)), "closest_S": each_S}
     passes: Demand = {"centroids_KD": centroids_KD, "cost": cost}
@@ -149,17 +149,17 @@ def _seeding(cursor: Cursor, setup: FitSetup) -> Demand:
         "passes": passes,
         "final passes": passes,
     }
-    kinds = setup.seeding_plan.stages(setup.config.init)
+    kinds = plan.seeding.stages(plan.config.init)
     done, place = divmod(cursor.epoch, len(kinds))
     best: Demand = {"best_KD": centroids_KD, "best_cost": cost}
-    held = best if done and setup.config.n_init > 1 else {}
+    held = best if done and plan.config.n_init > 1 else {}
     return held | (under_way[kinds[place]] if cursor.batch else {"centroids_KD": centroids_KD})
 
 
-def _state(setup: FitSetup) -> Demand:
-    shape = (setup.config.k, setup.source.spec.n_features)
-    centroids_KD = torch.empty(shape, dtype=setup.dtype, device=_META)
-    return _as_demand(initial_state(centroids_KD, 0, weighted=setup.weights is not None).tensors())
+def _state(plan: FitPlan) -> Demand:
+    shape = (plan.config.k, plan.source.spec.n_features)
+    centroids_KD = torch.empty(shape, dtype=plan.dtype, device=_META)
+    return _as_demand(initial_state(centroids_KD, 0, weighted=plan.weights is not None).tensors())
 
 
 def _as_demand(tensors: dict[str, torch.Tensor]) -> Demand:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from streamkm.clustering.minibatch import nearest, nearest_two, sums_by_label
+from streamkm.clustering.assignment import nearest, nearest_two, sums_by_label
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
+from streamkm.devices import is_host, resolve_device
 from streamkm.errors import ConfigError
-from streamkm.kernels import make_kernel, measuring
-from streamkm.kernels.extension import cores_for_kernels
-from streamkm.runs.planning.devices import describe_kernel, resolve_device
+from streamkm.kernels import KernelRequest, cores_for_kernels, make_kernel
+from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
 from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import make_plan
+from streamkm.stream.plan import plan_reading
 from streamkm.stream.slots import HostSlots
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import as_stored_tensor
@@ -28,12 +29,11 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.batch import Batch
     from streamkm.config import ExecutionConfig
-    from streamkm.kernels import CpuKernel
     from streamkm.runs.storage.model import Model
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["LabelledBatch", "Labelling", "MeasuredBatch"]
+__all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ class LabelledBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredBatch:
-    """What `Labelling.measured` says of consecutive rows."""
+class EvaluatedBatch:
+    """What `Labelling.evaluated` says of consecutive rows."""
 
     labelled: LabelledBatch
     second_sq_distances_B: torch.Tensor
@@ -85,12 +85,12 @@ class Labelling:
         self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
         batch_rows = batch_rows or default_batch_rows(spec.n_rows, spec.n_features)
-        self._plan = make_plan(spec, batch_rows=batch_rows, seed=None)
-        on_host = self.device.type == "cpu"
-        needed = predict_bytes(spec, self._plan, model.k, on_host=on_host)
+        self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
+        on_host = is_host(self.device)
+        needed = predict_bytes(spec, self._reading, model.k, on_host=on_host)
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
-            spec, self._plan, execution, fixed_bytes=needed, weighted=weights is not None
+            spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None
         )
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
@@ -100,39 +100,53 @@ class Labelling:
             shift_D=model.scaling.shift_D.to(self.device),
             factor_D=model.scaling.factor_D.to(self.device),
         )
-        self.arithmetic = make_kernel(
-            execution.kernel, batch_rows, model.k, dtype, self.device, tune=execution.tune
-        )
-        self.kernel = describe_kernel(execution.kernel, self.arithmetic.name)
-        taken = self.arithmetic.stored_dtypes
-        self._row_dtype = self._scaling.row_dtype(stored, dtype, taken)
+        request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
+        self.kernel = make_kernel(execution.kernel, request)
+        self.kernel_description = describe_kernel(execution.kernel, self.kernel.name)
+        self._stored = stored
         self.times = StageTimes()
 
     @contextmanager
     def batches(self, start_row: int = 0) -> Iterator[Iterator[LabelledBatch]]:
         """Every batch from the one that holds `start_row` on, in the order of the rows."""
         with (
-            cores_for_kernels(self.arithmetic.name),
-            self._prepared(start_row, self._row_dtype, measuring(self.arithmetic)) as batches,
+            cores_for_kernels(self.kernel.name),
+            self._stream(start_row, self._preparation(in_place=True)) as batches,
         ):
             yield (self._label(start, batch) for start, batch in batches)
 
     @contextmanager
     def prepared(self, start_row: int = 0) -> Iterator[Iterator[tuple[int, Batch]]]:
         """The same without labels: number of the first row, and rows in the scaled space."""
-        with self._prepared(start_row, self.centroids_KD.dtype) as batches:
+        dtype = self.centroids_KD.dtype
+        prepare = Preparation.widened(
+            self._scaling, batch_rows=self._reading.batch_rows, dtype=dtype
+        )
+        with self._stream(start_row, prepare) as batches:
             yield batches
 
     @contextmanager
-    def _prepared(
-        self, start_row: int, dtype: torch.dtype, kernel: CpuKernel | None = None
+    def evaluated(self) -> Iterator[Iterator[EvaluatedBatch]]:
+        """Every batch with the distances to the second nearest centroids, and sums."""
+        with (
+            cores_for_kernels(self.kernel.name),
+            self._stream(0, self._preparation(in_place=False)) as batches,
+        ):
+            yield (self._evaluate(start, batch) for start, batch in batches)
+
+    def _preparation(self, *, in_place: bool) -> Preparation:
+        return Preparation.for_kernel(
+            self._scaling, self.kernel, batch_rows=self._reading.batch_rows,
+            stored=self._stored, dtype=self.centroids_KD.dtype, in_place=in_place,
+        )  # fmt: skip
+
+    @contextmanager
+    def _stream(
+        self, start_row: int, prepare: Preparation
     ) -> Iterator[Iterator[tuple[int, Batch]]]:
-        """Batches of which nothing is known yet, where `kernel` can measure them."""
-        workspace_BD = torch.empty(
-            (self._plan.batch_rows, self._source.spec.n_features), dtype=dtype, device=self.device
-        )
-        first = self._plan.batch_at(start_row)
-        windows = self._plan.windows(0, first)
+        """Number of the first row of each batch, and the batch."""
+        first = self._reading.batch_at(start_row)
+        windows = self._reading.windows(0, first)
         self.times = StageTimes()
         with (
             HostSlots(self.memory.stream, self.device) as slots,
@@ -141,36 +155,23 @@ class Labelling:
             yield (
                 (
                     window.window.reads[0].start + rows.start,
-                    self._scaling.prepare(
-                        window.x_ND, rows, workspace_BD, window.weights_N, measured_by=kernel
-                    ),
+                    prepare(window.x_ND, rows, window.weights_N),
                 )
                 for window in on_device
                 for _, rows in window.batches(first)
                 if isinstance(rows, slice)  # always, where rows are read in sequence
             )
 
-    @contextmanager
-    def measured(self) -> Iterator[Iterator[MeasuredBatch]]:
-        """Every batch with the distances to the second nearest centroids, and sums."""
-        with (
-            cores_for_kernels(self.arithmetic.name),
-            self._prepared(0, self._row_dtype) as batches,
-        ):
-            yield (self._measure(start, batch) for start, batch in batches)
-
-    def _measure(self, start_row: int, batch: Batch) -> MeasuredBatch:
+    def _evaluate(self, start_row: int, batch: Batch) -> EvaluatedBatch:
         labels_B, sq_distances_B, second_B = nearest_two(
-            self.arithmetic, batch, self.centroids_KD, spherical=self._is_spherical
+            self.kernel, batch, self.centroids_KD, spherical=self._is_spherical
         )
-        sums_KD = sums_by_label(self.arithmetic, batch, labels_B, self.centroids_KD)
+        sums_KD = sums_by_label(self.kernel, batch, labels_B, self.centroids_KD)
         labelled = self._labelled(start_row, batch, labels_B, sq_distances_B)
-        return MeasuredBatch(labelled, second_B, sums_KD)
+        return EvaluatedBatch(labelled, second_B, sums_KD)
 
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
-        assignment = nearest(
-            self.arithmetic, batch, self.centroids_KD, spherical=self._is_spherical
-        )
+        assignment = nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)
         return self._labelled(start_row, batch, *assignment)
 
     def _labelled(

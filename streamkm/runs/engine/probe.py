@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from itertools import chain, count, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from streamkm.clustering.algorithm import closing_algorithm, make_algorithm
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments
 from streamkm.clustering.state import KMeansState
 from streamkm.config import format_bytes
-from streamkm.kernels import measuring
+from streamkm.devices import is_host, synchronize
+from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import to_device
@@ -29,10 +30,11 @@ from streamkm.stream.transfer import to_device
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from streamkm.clustering.lloyd import Lloyd
-    from streamkm.clustering.minibatch import MiniBatch
+    import torch
+
+    from streamkm.clustering.algorithm import Algorithm
     from streamkm.clustering.scaling import Scaling
-    from streamkm.runs.planning.fit_plan import FitSetup
+    from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.stream.plan import Window
     from streamkm.stream.prefetch import HostWindow
     from streamkm.stream.slots import HostSlots
@@ -155,7 +157,7 @@ class Probe:
 class Prober:
     """Measures the stages of one fit; leaves nothing behind but warm pages."""
 
-    setup: FitSetup
+    plan: FitPlan
     slots: HostSlots
     scaling: Scaling
     pause: Callable[[], None] = lambda: None
@@ -166,8 +168,8 @@ class Prober:
 
         Training is averaged as if it made all its epochs.
         """
-        setup, began = self.setup, time.perf_counter()
-        on_host = setup.device.type == "cpu"
+        plan, began = self.plan, time.perf_counter()
+        on_host = is_host(plan.device)
         # Memory that is touched for the first time costs more than what is read into it.
         for buffer in self.slots.buffers:
             buffer[::PAGE_BYTES] = 0
@@ -175,16 +177,16 @@ class Prober:
         if not on_host:
             moving["copying"] = self._copying()
         # Kernels of its own: the run's counts the rows that it had to score again.
-        kinds = setup.arithmetic()
-        n_rows = setup.plan.n_rows
-        algorithms: dict[str, MiniBatch | Lloyd] = {}
+        kernel, config, n_rows = RunKernel(plan), plan.config, plan.reading.n_rows
+        algorithms: dict[str, Algorithm] = {}
         rows: dict[str, int] = {}
         if not closing_only:
-            algorithms["train"] = kinds.algorithm(n_rows)
-            rows["train"] = setup.config.epochs * n_rows
-        if closing_only or setup.config.closes:
-            algorithms["close"], rows["close"] = kinds.closing(), n_rows
-        with kinds.cores():
+            algorithms["train"] = make_algorithm(kernel.for_clusters, config, n_rows)
+            rows["train"] = config.epochs * n_rows
+        if closing_only or config.closes:
+            algorithms["close"] = closing_algorithm(kernel.for_clusters, config)
+            rows["close"] = n_rows
+        with kernel.cores():
             arithmetic = {
                 phase: self._arithmetic(self._training(state, algorithm))
                 for phase, algorithm in algorithms.items()
@@ -195,14 +197,14 @@ class Prober:
             rows,
             _n_cores(),
             on_host,
-            setup.memory.stream.n_readers > 0,
-            setup.source.spec.row_bytes,
+            plan.memory.stream.n_readers > 0,
+            plan.source.spec.row_bytes,
             time.perf_counter() - began,
         )
 
     def moments(self) -> Alone:
         """The arithmetic of the pass for the statistics of scaling."""
-        moments = RunningMoments.empty(self.setup.source.spec.n_features, self.setup.device)
+        moments = RunningMoments.empty(self.plan.source.spec.n_features, self.plan.device)
 
         def update(window: DeviceWindow, _: int, rows: torch.Tensor | slice) -> None:
             weights_N = window.weights_N
@@ -211,18 +213,18 @@ class Prober:
         return self._arithmetic(update)
 
     def _windows(self) -> Iterator[Window]:
-        plan = self.setup.plan
+        plan = self.plan.reading
         epochs = (plan.windows(epoch) for epoch in count())
         return islice(chain.from_iterable(epochs), PROBE_WINDOWS)
 
     @contextmanager
     def _host_windows(self, n_threads: int, times: StageTimes) -> Iterator[Iterator[HostWindow]]:
-        source, weights = self.setup.source, self.setup.weights
+        source, weights = self.plan.source, self.plan.weights
         with prefetch(source, self._windows(), self.slots, n_threads, times, weights) as windows:
             yield windows
 
     def _reading(self) -> Alone:
-        n_readers = self.setup.memory.stream.n_readers
+        n_readers = self.plan.memory.stream.n_readers
         times, watch = StageTimes(n_readers=max(n_readers, 1)), _Stopwatch()
         with watch, self._host_windows(n_readers, times) as host_windows:
             for host in host_windows:
@@ -231,7 +233,7 @@ class Prober:
                 if times.elapsed_s >= PROBE_S:
                     break
         # Blocks of windows that were not awaited count: the threads have finished them.
-        n_rows = times.bytes_read / self.setup.source.spec.row_bytes
+        n_rows = times.bytes_read / self.plan.source.spec.row_bytes
         return Alone(n_rows / times.busy_s["reading"], watch.core_s / n_rows)
 
     def _copying(self) -> Alone:
@@ -243,7 +245,7 @@ class Prober:
             host.release = _keep
             again = takewhile(lambda _: watch.wall_s < PROBE_S, (host for _ in count()))
             with closing(
-                to_device(again, self.setup.source.spec, self.slots, StageTimes())
+                to_device(again, self.plan.source.spec, self.slots, StageTimes())
             ) as windows:
                 next(windows)  # Which makes the device's slots.
                 self._synchronize()
@@ -255,22 +257,18 @@ class Prober:
         return Alone(n_rows / watch.wall_s, watch.core_s / n_rows)
 
     def _training(
-        self, state: KMeansState, algorithm: MiniBatch | Lloyd
+        self, state: KMeansState, algorithm: Algorithm
     ) -> Callable[[DeviceWindow, int, torch.Tensor | slice], None]:
-        setup = self.setup
+        plan = self.plan
         state = KMeansState(**{name: held.clone() for name, held in state.tensors().items()})
-        workspace_BD = torch.empty(
-            (setup.config.batch_rows, setup.source.spec.n_features),
-            dtype=self.scaling.row_dtype(setup.stored, setup.dtype, algorithm.kernel.stored_dtypes),
-            device=setup.device,
-        )
-
-        kernel = measuring(algorithm.kernel)
+        prepare = Preparation.for_kernel(
+            self.scaling, algorithm.kernel, batch_rows=plan.config.batch_rows,
+            stored=plan.stored, dtype=plan.dtype,
+        )  # fmt: skip
+        algorithm.begin_epoch_(state)
 
         def update(window: DeviceWindow, index: int, rows: torch.Tensor | slice) -> None:
-            batch = self.scaling.prepare(
-                window.x_ND, rows, workspace_BD, window.weights_N, measured_by=kernel
-            )
+            batch = prepare(window.x_ND, rows, window.weights_N)
             algorithm.update_(state, batch, epoch=window.window.epoch, index=index)
 
         return update
@@ -279,7 +277,7 @@ class Prober:
         self, update: Callable[[DeviceWindow, int, torch.Tensor | slice], None]
     ) -> Alone:
         """`update` on batches that are on the device, read between the measured parts."""
-        spec = self.setup.source.spec
+        spec = self.plan.source.spec
         watch, n_rows, is_first = _Stopwatch(), 0, True
         with (
             self._host_windows(0, StageTimes()) as host_windows,
@@ -307,8 +305,7 @@ class Prober:
         return Alone(n_rows / watch.wall_s, watch.core_s / n_rows)
 
     def _synchronize(self) -> None:
-        if self.setup.device.type == "cuda":
-            torch.cuda.synchronize(self.setup.device)
+        synchronize(self.plan.device)
 
 
 class _Stopwatch:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +9,7 @@ import torch
 
 from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
 from streamkm.clustering.seeding.sample import Sample
-from streamkm.errors import ConfigError, Option, SourceError
-from streamkm.sources.base import RowRange
-from streamkm.sources.npy import open_npy
+from streamkm.errors import ConfigError
 from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import row_windows, sample_windows
@@ -23,14 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamkm.clustering.batch import Batch
-    from streamkm.config import FitConfig
     from streamkm.runs.reporting.progress import Progress
     from streamkm.sources.base import ArraySpec, Source
     from streamkm.sources.weights import Weights
-    from streamkm.stream.plan import Plan
+    from streamkm.stream.plan import ReadingPlan
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["check_usable", "draw_sample", "first_centroids", "split_sample", "usable_rows"]
+__all__ = ["check_usable", "draw_sample", "sample_pieces", "split_sample", "usable_rows"]
 
 #: The sample is drawn from so many pieces of the array for each cluster, and at least: rows of
 #: one piece are often alike, and a sample of few pieces is then one of few rows.
@@ -42,7 +37,7 @@ SAMPLE_BLOCKS, FREE_BYTES, EPOCH_SHARE, PRODUCTS_PER_BYTE = 32, 64 << 20, 1 / 8,
 SMALL_PIECE_COST = 4
 
 
-def _affordable_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
+def _affordable_pieces(spec: ArraySpec, plan: ReadingPlan, k: int) -> tuple[int, int]:
     """Rows that may be read for a sample for `k` clusters, and those of the smallest piece."""
     products_per_row = k * (spec.n_features + SCORE_PRODUCTS)
     share = EPOCH_SHARE * max(products_per_row / (PRODUCTS_PER_BYTE * spec.row_bytes), 1)
@@ -52,7 +47,7 @@ def _affordable_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
     return affordable_rows, min(spec.piece_rows or plan.block_rows, plan.block_rows)
 
 
-def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
+def sample_pieces(spec: ArraySpec, plan: ReadingPlan, k: int) -> tuple[int, int]:
     """From how many pieces the sample for `k` clusters is drawn, at least, and their rows."""
     affordable_rows, piece_rows = _affordable_pieces(spec, plan, k)
     wanted = max(PIECES_PER_CLUSTER * k, MIN_PIECES)
@@ -61,61 +56,9 @@ def sample_pieces(spec: ArraySpec, plan: Plan, k: int) -> tuple[int, int]:
     return max(min(wanted, affordable_rows // piece_rows), 1), piece_rows
 
 
-def first_centroids(
-    config: FitConfig, n_features: int, given_KD: np.ndarray | None
-) -> np.ndarray | None:
-    """The k x D centroids to begin from, float64, where ``config.init`` names a file or `given_KD`.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file or array, or it holds anything else; if rows are to be
-        normalised and a centroid is zero.
-    """
-    if config.init == "given":
-        name, centroids_KD = Option("init"), given_KD
-        if centroids_KD is None:
-            raise ConfigError("init given: the centroids must be passed along, there are none")
-    elif config.init.endswith(".npy"):
-        name = Option("init", config.init)
-        centroids_KD = _read_centroids(Path(config.init), name, (config.k, n_features))
-    else:
-        return None
-    if centroids_KD.shape != (config.k, n_features) or centroids_KD.dtype.kind not in "fiu":
-        raise ConfigError(
-            name,
-            f": {config.k} centroids of {n_features} features are needed (real numbers), "
-            f"these are {centroids_KD.dtype} of shape {centroids_KD.shape}",
-        )
-    if not np.isfinite(centroids_KD).all():
-        raise ConfigError(name, ": the centroids hold NaN or infinity")
-    if config.normalizes and not centroids_KD.any(axis=1).all():
-        raise ConfigError(name, ": a centroid of zeros has no direction to normalise")
-    wide_KD: np.ndarray = centroids_KD.astype(np.float64)
-    return wide_KD
-
-
-def _read_centroids(path: Path, name: Option, shape: tuple[int, int]) -> np.ndarray:
-    """The array in a file, if it has `shape`: its own word is not enough to take memory for it."""
-    try:
-        with closing(open_npy(path, keep_open=False)) as source:
-            spec = source.spec
-            if (spec.n_rows, spec.n_features) != shape:
-                raise ConfigError(
-                    name,
-                    f": {shape[0]} centroids of {shape[1]} features are needed, these are "
-                    f"{spec.n_rows} of {spec.n_features}",
-                )
-            centroids_KD = np.empty(shape, spec.storage)
-            source.read(RowRange(0, spec.n_rows), centroids_KD)
-    except SourceError as error:
-        raise ConfigError(name, f": no .npy file that can be read ({error})") from None
-    return centroids_KD
-
-
 def draw_sample(
     source: Source,
-    plan: Plan,
+    plan: ReadingPlan,
     n_rows: int,
     *,
     k: int,

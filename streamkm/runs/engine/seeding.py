@@ -9,12 +9,12 @@ stopped, to repeat that step when it is resumed.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.kmeans_parallel import first_candidate
 from streamkm.clustering.seeding.kmeans_plusplus import BatchedPlusPlus, GreedyPlusPlus, RandomRows
@@ -24,138 +24,118 @@ from streamkm.clustering.seeding.sample import Sample, sample_cost
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
 from streamkm.clustering.state import initial_state
 from streamkm.errors import RunError
+from streamkm.runs.engine.passes import open_passes
 from streamkm.runs.engine.sampling import check_usable, draw_sample, split_sample, usable_rows
 from streamkm.runs.engine.snapshot import Cursor
-from streamkm.stream.pipeline import stream
 from streamkm.stream.stages import StageTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-
     from streamkm.clustering.seeding.kmeans_parallel import Candidates
-    from streamkm.clustering.seeding.plan import SeedingPlan
     from streamkm.clustering.seeding.sample import Stage
     from streamkm.clustering.state import KMeansState
-    from streamkm.config import ResolvedFitConfig
     from streamkm.kernels import Kernel
-    from streamkm.runs.engine.arithmetic import Arithmetic
-    from streamkm.runs.engine.snapshot import Snapshot
+    from streamkm.runs.engine.keeper import Keeper
+    from streamkm.runs.engine.run_kernel import RunKernel
+    from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.progress import Progress
-    from streamkm.sources.base import Source
-    from streamkm.sources.weights import Weights
-    from streamkm.stream.plan import Plan
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["Seeding", "SeedingPhase"]
+__all__ = ["Seeder", "StageRunner", "seed_state"]
 
 #: Names under which the best of several seedings is held.
 BEST = ("best_KD", "best_cost")
 
-#: So many times larger is the sample that is drawn where one has too few rows of use.
+#: How many times larger the sample is that is drawn where one has too few rows of use.
 REDRAWN_FACTOR = 4
 
 
-@dataclass(frozen=True)
-class SeedingPhase:
-    """All that happens between the statistics for scaling and the first epoch."""
+def seed_state(
+    plan: FitPlan, kernel: RunKernel, slots: HostSlots, progress: Progress, keeper: Keeper
+) -> KMeansState:
+    """All that happens between the statistics for scaling and the first epoch.
 
-    source: Source
-    order: Plan
-    config: ResolvedFitConfig
-    plan: SeedingPlan
-    given_KD: np.ndarray | None
-    """Centroids to begin with, in the space of the input."""
-    arithmetic: Arithmetic
+    The snapshot of `keeper` is moved along, from wherever its cursor stands.
+    """
+    return Seeder(plan, kernel, slots, progress, keeper).run()
+
+
+@dataclass(frozen=True)
+class Seeder:
+    """The seeding of one attempt: a sample, candidates where they are wanted, stages."""
+
+    plan: FitPlan
+    kernel: RunKernel
     slots: HostSlots
     progress: Progress
-    now: Snapshot
-    """Is moved along, from wherever the cursor stands."""
-    weights: Weights | None
-    """How much each row counts."""
-    after_step: Callable[[int], None]
-    """Called after every batch or step, with the units that it did; may raise to stop."""
-    pause: Callable[[], None]
-    """Called within long steps; may raise to stop."""
-    check_dropped: Callable[[torch.Tensor], None]
-    """Raises if rows were dropped that must not be."""
+    keeper: Keeper
 
     def run(self) -> KMeansState:
         """The state before the first epoch."""
-        now, config, began = self.now, self.config, time.monotonic()
-        weighted = self.weights is not None
+        plan, config, began = self.plan, self.plan.config, time.monotonic()
+        now, weighted = self.keeper.now, plan.weights is not None
         sample = self._draw_sample()
         tolerance = 0.0
         if config.tol:
             variance_D = RunningMoments.of(sample.x_SD, sample.weights_S).variance_D
             tolerance = config.tol * float(variance_D.mean())
         assert now.scaling is not None
-        if self.given_KD is not None:
+        if plan.given_KD is not None:
             self.progress.say(f"seeded ({config.init}): the {config.k:,} centroids that were given")
-            given_KD = now.scaling.transform(torch.from_numpy(self.given_KD).to(self.slots.device))
-            return initial_state(given_KD.to(self.arithmetic.dtype), tolerance, weighted=weighted)
-        share = self.plan.judged_rows / (self.plan.judged_rows + self.plan.sample_rows)
+            given_KD = now.scaling.transform(torch.from_numpy(plan.given_KD).to(plan.device))
+            return initial_state(given_KD.to(plan.dtype), tolerance, weighted=weighted)
+        n_judged = plan.seeding.judged_rows
+        share = n_judged / (n_judged + plan.seeding.sample_rows)
         sample, judged = split_sample(sample, config.k, share)
-        if self.plan.candidate_rows:
+        if plan.seeding.candidate_rows:
             sample = self._candidates(sample)
-        seeding = Seeding(
-            config,
-            self.plan,
-            self.arithmetic,
-            sample,
-            judged,
-            now,
-            self.progress,
-            self.after_step,
-            self.pause,
-        )
-        centroids_KD = seeding.run()
+        stages = StageRunner(plan, self.kernel, sample, judged, self.progress, self.keeper)
+        centroids_KD = stages.run()
         self._say(len(sample), time.monotonic() - began)
         return initial_state(centroids_KD, tolerance, weighted=weighted)
 
     def _draw_sample(self) -> Sample:
         """The sample as rows that a centroid may stand on, scaled; enough for every cluster."""
-        n_rows = self.plan.sample_rows + self.plan.judged_rows
+        seeding, k, n_all = self.plan.seeding, self.plan.config.k, self.plan.reading.n_rows
+        n_rows = seeding.sample_rows + seeding.judged_rows
         sample = self._usable(n_rows)
-        while len(sample) < self.config.k and n_rows < self.order.n_rows:
+        while len(sample) < k and n_rows < n_all:
             # Most rows that were drawn were of no use; there may be enough others.
-            n_rows = min(REDRAWN_FACTOR * n_rows, self.order.n_rows)
+            n_rows = min(REDRAWN_FACTOR * n_rows, n_all)
             sample = self._usable(n_rows)
-        check_usable(len(sample), self.order.n_rows, self.config.k)
+        check_usable(len(sample), n_all, k)
         return sample
 
     def _usable(self, n_rows: int) -> Sample:
-        now, config, dtype = self.now, self.config, self.arithmetic.dtype
-        with self.arithmetic.cores():
+        plan, now = self.plan, self.keeper.now
+        with self.kernel.cores():
             sample_SD, weights_S, n_heavy = draw_sample(
-                self.source,
-                self.order,
+                plan.source,
+                plan.reading,
                 n_rows,
-                k=config.k,
-                seed=config.seed,
-                dtype=dtype,
+                k=plan.config.k,
+                seed=plan.config.seed,
+                dtype=plan.dtype,
                 slots=self.slots,
                 progress=self.progress,
-                on_window=self.pause,
-                weights=self.weights,
+                on_window=self.keeper.stop_if_asked,
+                weights=plan.weights,
             )
         if now.scaling is None:
             moments = RunningMoments.of(sample_SD, weights_S)
-            now.scaling = Scaling.fit(config.scale, config.metric, moments, dtype)
+            now.scaling = Scaling.fit(plan.config.scale, plan.config.metric, moments, plan.dtype)
         sample = now.scaling.prepare(sample_SD, slice(None), sample_SD, weights_S)
         if sample.dropped_B is not None:
-            self.check_dropped(sample.dropped_B.sum())
+            self.keeper.check_dropped(sample.dropped_B.sum())
         return usable_rows(sample, n_heavy)
 
     def _candidates(self, sample: Sample) -> Sample:
         """The candidates of k-means||, each weighted by the rows that are nearest to it."""
-        now, config = self.now, self.config
+        now, config = self.keeper.now, self.plan.config
         if now.candidates is None:
             now.candidates = first_candidate(sample, config.k, config.seed)
             now.cursor = Cursor("rounds")
         if now.cursor.phase == "rounds":
-            self._rounds(now, now.candidates)
+            self._rounds(now.candidates)
         found = now.candidates.as_sample()
         assert found.weights_S is not None
         # Where the data has fewer than k rows that differ, any will do for the rest.
@@ -163,43 +143,36 @@ class SeedingPhase:
         rows_CD = torch.cat((found.x_SD, sample.x_SD[:n_lacking]))
         return Sample(rows_CD, torch.cat((found.weights_S, found.weights_S.new_zeros(n_lacking))))
 
-    def _rounds(self, now: Snapshot, candidates: Candidates) -> None:
-        """The passes of k-means|| that are left."""
-        config, order, first = self.config, replace(self.order, seed=None), now.cursor
-        assert now.scaling is not None
-        workspace_BD = torch.empty(
-            (config.batch_rows, self.source.spec.n_features),
-            dtype=self.arithmetic.dtype, device=self.slots.device,
-        )  # fmt: skip
-        epochs = range(first.epoch, N_ROUNDS + 1)
-        windows = chain.from_iterable(
-            order.windows(epoch, first.batch if epoch == first.epoch else 0) for epoch in epochs
-        )
-        times, kernel = StageTimes(), None
-        done = first.epoch * order.n_rows + order.rows_before(0, first.batch)
-        self.progress.begin("seed: k-means||", (N_ROUNDS + 1) * order.n_rows, times, done=done)
+    def _rounds(self, candidates: Candidates) -> None:
+        """The passes of k-means|| that are left: rounds that draw, and one that counts."""
+        plan, keeper, config = self.plan, self.keeper, self.plan.config
+        reading, first, scaling = plan.reading_of("rounds"), keeper.now.cursor, keeper.now.scaling
+        assert scaling is not None
+        prepare = Preparation.widened(scaling, batch_rows=config.batch_rows, dtype=plan.dtype)
+        epochs, times = range(first.epoch, N_ROUNDS + 1), StageTimes()
+        done = first.epoch * reading.n_rows + reading.rows_before(0, first.batch)
+        total = (N_ROUNDS + 1) * reading.n_rows
+        self.progress.begin("seed: k-means||", total, times, done=done)
         with (
-            self.arithmetic.cores(),
-            stream(self.source, windows, self.slots, times, self.weights) as device_windows,
+            self.kernel.cores(),
+            open_passes(
+                plan.source, plan.weights, reading, epochs, first, self.slots, times
+            ) as passes,
         ):
-            for window in device_windows:
-                epoch = window.window.epoch
-                for index, rows in window.batches(first.batch if epoch == first.epoch else 0):
-                    if kernel is None:
-                        kernel = self.arithmetic.kernel_for(len(candidates.rows_CD))
-                    batch = now.scaling.prepare(window.x_ND, rows, workspace_BD, window.weights_N)
+            for epoch in epochs:
+                kernel = self.kernel.for_centroids(len(candidates.rows_CD))
+                for index, window, rows in passes.batches(epoch):
+                    batch = prepare(window.x_ND, rows, window.weights_N)
                     candidates.update_(batch, kernel, config.seed, epoch=epoch, index=index)
-                    now.cursor = Cursor("rounds", epoch, index + 1)
-                    if index == window.window.last_batch:
-                        kernel = None
-                        now.cursor = Cursor("seed")
-                        if epoch < N_ROUNDS:
-                            candidates.finish_round_()
-                            now.cursor = Cursor("rounds", epoch + 1)
-                    self.after_step(len(batch.x_BD))
+                    keeper.after_batch(Cursor("rounds", epoch, index + 1), len(batch))
+                if epoch < N_ROUNDS:
+                    candidates.finish_round_()
+                    keeper.after_phase(Cursor("rounds", epoch + 1))
+        keeper.after_phase(Cursor("seed"))
 
     def _say(self, n_rows: int, spent_s: float) -> None:
-        plan, refinement, config, share = self.plan, self.plan.refinement, self.config, ""
+        seeding, config = self.plan.seeding, self.plan.config
+        refinement, share = seeding.refinement, ""
         method = "random rows" if config.init != "k-means++" else "greedy k-means++"
         if refinement is not None:
             method = "greedy k-means++, " if refinement.greedy else "k-means++ in batches, "
@@ -208,40 +181,37 @@ class SeedingPhase:
                 method += f"{refinement.searches} local search{plural} of "
                 method += f"{refinement.draws:,} draws, "
             method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
-            share = f": at most the work of {plan.epochs(config.k, config.n_init):.2f} epochs"
+            share = f": at most the work of {seeding.epochs(config.k, config.n_init):.2f} epochs"
             if refinement.epochs > 1:
                 share = ", which may be more than an epoch takes: epochs are short here"
-        rows = f"{n_rows:,} of {self.order.n_rows:,} rows"
-        if plan.candidate_rows:
+        rows = f"{n_rows:,} of {self.plan.reading.n_rows:,} rows"
+        if seeding.candidate_rows:
             rows = f"{n_rows:,} candidates from {N_ROUNDS} rounds of k-means||"
         times = f", best of {config.n_init}" if config.n_init > 1 else ""
         self.progress.say(
             f"seeded ({config.init}): {method} on {rows}{times}; {spent_s:.2f} s{share}"
         )
-        self.progress.record({"phase": "seeded", "seconds": round(spent_s, 3), **asdict(plan)})
+        self.progress.record({"phase": "seeded", "seconds": round(spent_s, 3), **asdict(seeding)})
 
 
 @dataclass(frozen=True)
-class Seeding:
+class StageRunner:
     """Takes the stages on `sample` in turn, as often as asked, and keeps the best result."""
 
-    config: ResolvedFitConfig
-    plan: SeedingPlan
-    arithmetic: Arithmetic
+    plan: FitPlan
+    kernel: RunKernel
     sample: Sample
     judged: Sample
     """Rows on which several seedings are compared."""
-    now: Snapshot
-    """Its cursor and `seeding` are moved along."""
     progress: Progress
-    after_step: Callable[[int], None]
-    pause: Callable[[], None]
+    keeper: Keeper
+    """Its snapshot's cursor and `seeding` are moved along."""
 
     def run(self) -> torch.Tensor:
         """The centroids, (K, D); from the cursor on, if it stands within."""
-        now, kinds = self.now, self.plan.stages(self.config.init)
-        first = now.cursor
-        for number in range(first.epoch, len(kinds) * self.config.n_init):
+        now, config = self.keeper.now, self.plan.config
+        kinds, first = self.plan.seeding.stages(config.init), now.cursor
+        for number in range(first.epoch, len(kinds) * config.n_init):
             stage = self._stage(kinds[number % len(kinds)], number)
             index = first.batch if number == first.epoch else 0
             if index:
@@ -252,83 +222,87 @@ class Seeding:
                 done=stage.n_done, unit=stage.unit,
             )  # fmt: skip
             self._advance(stage, number, index, is_last=(number + 1) % len(kinds) == 0)
-        return now.seeding["best_KD" if self.config.n_init > 1 else "centroids_KD"]
+        return now.seeding["best_KD" if config.n_init > 1 else "centroids_KD"]
 
     def _advance(self, stage: Stage, number: int, index: int, *, is_last: bool) -> None:
-        now, goes_on = self.now, True
+        now, n_init, goes_on = self.keeper.now, self.plan.config.n_init, True
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while goes_on:
             before = stage.n_done
-            with self.arithmetic.cores():
+            with self.kernel.cores():
                 goes_on = stage.step_(index)
             index += 1
             if goes_on:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()
             else:
-                if is_last and self.config.n_init > 1:
+                if is_last and n_init > 1:
                     best = self._better(best, stage.centroids_KD)
                 now.cursor = Cursor("seed", number + 1)
                 now.seeding = best | {"centroids_KD": stage.centroids_KD}
-            self.after_step(stage.n_done - before)
+            self.keeper.after_step(stage.n_done - before)
 
     def _better(
         self, best: dict[str, torch.Tensor], centroids_KD: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The better one of two seedings; the earlier one where they cost the same."""
-        kernel, batch_rows = self._kernel(), self.config.batch_rows
-        cost = sample_cost(self.judged, centroids_KD, kernel, batch_rows, self.pause)
+        kernel, batch_rows = self._for_clusters(), self.plan.config.batch_rows
+        pause = self.keeper.stop_if_asked
+        cost = sample_cost(self.judged, centroids_KD, kernel, batch_rows, pause)
         if best and bool(best["best_cost"] <= cost):
             return best
         return {"best_KD": centroids_KD, "best_cost": cost}
 
     def _check_sample(self, stage: Stage) -> None:
         """Refuse tensors of another sample: how many rows one has shows when it is drawn."""
+        now = self.keeper.now
         for name, tensor in stage.tensors().items():
-            if (found := self.now.seeding[name]).shape != tensor.shape:
+            if (found := now.seeding[name]).shape != tensor.shape:
                 raise RunError(
-                    f"the checkpoint of step {self.now.step} is whole, yet of another sample "
+                    f"the checkpoint of step {now.step} is whole, yet of another sample "
                     f"(seeding.{name} is of shape {tuple(found.shape)}, not "
                     f"{tuple(tensor.shape)}); remove its folder, and the one before it is taken"
                 )
 
     def _stage(self, kind: str, number: int) -> Stage:
-        config, plan, sample = self.config, self.plan.refinement, self.sample
+        config, refinement, sample = self.plan.config, self.plan.seeding.refinement, self.sample
+        spherical, pause = config.metric == "cosine", self.keeper.stop_if_asked
         if kind == "random":
             return RandomRows(sample, config.k, config.seed, number)
         if kind == "greedy":
             return GreedyPlusPlus(sample, config.k, config.seed, number)
-        assert plan is not None
+        assert refinement is not None
         if kind == "batched":
             return BatchedPlusPlus(
                 sample,
                 config.k,
                 config.seed,
                 number,
-                kernel=self._kernel(),
+                kernel=self._for_clusters(),
                 batch_rows=config.batch_rows,
             )
-        centroids_KD = self.now.seeding["centroids_KD"]
+        centroids_KD = self.keeper.now.seeding["centroids_KD"]
         if kind == "search":
             return LocalSearch(
                 sample,
                 centroids_KD,
-                plan.draws,
+                refinement.draws,
                 config.seed,
                 number,
-                spherical=config.metric == "cosine",
-                pause=self.pause,
+                spherical=spherical,
+                pause=pause,
             )
         return SampleLloyd(
             sample,
             centroids_KD,
-            plan.final_passes if kind == "final passes" else PASSES_BETWEEN,
+            refinement.final_passes if kind == "final passes" else PASSES_BETWEEN,
             config.seed,
             number,
-            kernel=self._kernel(),
+            kernel=self._for_clusters(),
             batch_rows=config.batch_rows,
-            spherical=config.metric == "cosine",
-            pause=self.pause,
+            spherical=spherical,
+            pause=pause,
         )
 
-    def _kernel(self) -> Kernel:
-        return self.arithmetic.kernel_for(self.config.k)
+    def _for_clusters(self) -> Kernel:
+        """A kernel for this stage alone: its buffers go with it."""
+        return self.kernel.for_centroids(self.plan.config.k)

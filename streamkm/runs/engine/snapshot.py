@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from streamkm.config import FitConfig
+    from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.storage.checkpoint import Checkpoint
 
 __all__ = ["Cursor", "Snapshot"]
@@ -67,12 +68,19 @@ class Snapshot:
         }
 
     @classmethod
+    def beginning(cls, plan: FitPlan) -> Snapshot:
+        """A fit before its first batch."""
+        needs_moments = plan.config.scale in ("zscore", "minmax")
+        moments = RunningMoments.empty(plan.source.spec.n_features, plan.device)
+        return cls(Cursor("scale" if needs_moments else "seed"), moments)
+
+    @classmethod
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: torch.device, config: FitConfig
     ) -> Snapshot:
         """What `tensors` and `cursor` were when the checkpoint was saved.
 
-        It must have passed `runs.engine.checkpoint_schema.check_checkpoint`.
+        It must have passed `engine.checkpoint_schema.check_checkpoint`.
         """
         names = ("moments", "scaling", "candidates", "seeding", "state")
         groups: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.runs.engine.snapshot import Snapshot
-    from streamkm.stream.plan import Plan
+    from streamkm.stream.plan import ReadingPlan
 
 __all__ = ["final_figures", "median_size", "model_figures", "result_lines"]
 
@@ -20,7 +20,7 @@ WORTH_SAYING = 0.001
 
 
 def model_figures(
-    state: KMeansState, scaling: Scaling, plan: Plan, config: ResolvedFitConfig, dtype: str
+    state: KMeansState, scaling: Scaling, plan: ReadingPlan, config: ResolvedFitConfig, dtype: str
 ) -> dict[str, Any]:
     """`Model.figures` of a run on an array of `dtype`."""
     n_steps = int(state.n_steps)

@@ -9,11 +9,12 @@ import numpy as np
 
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.clustering.seeding.plan import plan_seeding
-from streamkm.runs.engine.arithmetic import Arithmetic
-from streamkm.runs.engine.sampling import first_centroids
+from streamkm.devices import is_host
+from streamkm.runs.planning.given_centroids import given_centroids
 from streamkm.runs.planning.memory import fit_bytes, plan_memory
-from streamkm.stream.plan import make_plan
+from streamkm.stream.plan import plan_reading
 from streamkm.stream.transfer import as_stored_tensor
+from streamkm.tables import ALGORITHMS
 
 if TYPE_CHECKING:
     import torch
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
-    from streamkm.stream.plan import Plan
+    from streamkm.stream.plan import ReadingPlan
 
-__all__ = ["FitSetup"]
+__all__ = ["FitPlan"]
 
 
 @dataclass(frozen=True)
-class FitSetup:
+class FitPlan:
     """One fit, planned."""
 
     source: Source
@@ -37,8 +38,8 @@ class FitSetup:
     config: ResolvedFitConfig
     execution: ExecutionConfig
     device: torch.device
-    plan: Plan
-    seeding_plan: SeedingPlan
+    reading: ReadingPlan
+    seeding: SeedingPlan
     memory: MemoryPlan
     stored: torch.dtype
     """In which rows arrive."""
@@ -67,13 +68,13 @@ class FitSetup:
             If the centroids to begin with cannot be used.
         """
         spec, weighted = source.spec, weights is not None
-        minibatch = config.algorithm == "minibatch"
-        plan = make_plan(
-            spec, batch_rows=config.batch_rows, seed=config.seed if minibatch else None
+        shuffles = ALGORITHMS[config.algorithm].shuffles
+        reading = plan_reading(
+            spec, batch_rows=config.batch_rows, seed=config.seed if shuffles else None
         )
-        on_host = device.type == "cpu"
+        on_host = is_host(device)
         needed = fit_bytes(
-            spec, plan, config, on_host=on_host, weighted=weighted, probed=execution.probe
+            spec, reading, config, on_host=on_host, weighted=weighted, probed=execution.probe
         )
         needed += weights.resident_bytes if weights is not None else 0
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
@@ -83,21 +84,17 @@ class FitSetup:
             config=config,
             execution=execution,
             device=device,
-            plan=plan,
-            seeding_plan=plan_seeding(
+            reading=reading,
+            seeding=plan_seeding(
                 spec.n_rows, spec.n_features, config.k, config.init, config.n_init
             ),
-            memory=plan_memory(spec, plan, execution, fixed_bytes=needed, weighted=weighted),
+            memory=plan_memory(spec, reading, execution, fixed_bytes=needed, weighted=weighted),
             stored=stored,
             dtype=compute_dtype(stored),
             # Before any pass over the data, so that a file of another shape costs nothing.
-            given_KD=first_centroids(config, spec.n_features, given_KD),
+            given_KD=given_centroids(config, spec.n_features, given_KD),
         )
 
-    def order_of(self, phase: str) -> Plan:
+    def reading_of(self, phase: str) -> ReadingPlan:
         """In which order a phase reads: all but training in that of the array."""
-        return self.plan if phase == "train" else replace(self.plan, seed=None)
-
-    def arithmetic(self) -> Arithmetic:
-        """A kernel, and the algorithms that it works for."""
-        return Arithmetic(self.config, self.execution, self.dtype, self.device)
+        return self.reading if phase == "train" else replace(self.reading, seed=None)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streamkm.config import FitConfig
     from streamkm.errors import InputError
     from streamkm.sources.base import ArraySpec, Source
-    from streamkm.stream.plan import Plan
+    from streamkm.stream.plan import ReadingPlan
 
 __all__ = ["Look", "look_at"]
 
@@ -54,7 +54,7 @@ class Look:
 
 def look_at(
     source: Source,
-    plan: Plan | None,
+    plan: ReadingPlan | None,
     config: FitConfig,
     pause: Callable[[], None] = lambda: None,
 ) -> Look:
@@ -135,7 +135,9 @@ def _notes_on_values(x_SD: np.ndarray, spec: ArraySpec, config: FitConfig) -> li
     return notes
 
 
-def _order(x_SD: np.ndarray, of_piece_S: np.ndarray, plan: Plan, row_bytes: int) -> str | None:
+def _order(
+    x_SD: np.ndarray, of_piece_S: np.ndarray, plan: ReadingPlan, row_bytes: int
+) -> str | None:
     """Whether neighbours are closer than others, and what becomes of that."""
     is_pair_S = of_piece_S[1:] == of_piece_S[:-1]
     if is_pair_S.sum() < 2 or len(x_SD) < 2 * MIN_PLACES:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from streamkm.config import ExecutionConfig, FitConfig
     from streamkm.sources.base import ArraySpec, Source
-    from streamkm.stream.plan import Plan
+    from streamkm.stream.plan import ReadingPlan
 
 __all__ = [
     "MemoryPlan",
@@ -124,7 +124,7 @@ def give_back_large_blocks() -> None:
 
 def plan_memory(
     spec: ArraySpec,
-    plan: Plan,
+    plan: ReadingPlan,
     execution: ExecutionConfig,
     *,
     fixed_bytes: int,
@@ -180,7 +180,7 @@ def plan_memory(
 
 def fit_bytes(
     spec: ArraySpec,
-    plan: Plan,
+    plan: ReadingPlan,
     config: FitConfig,
     *,
     on_host: bool,
@@ -206,7 +206,7 @@ def fit_bytes(
     return total + max(seeding, training + weighted * weighing) + config.k * 64
 
 
-def _seeding_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, weighted: bool) -> int:
+def _seeding_bytes(spec: ArraySpec, plan: ReadingPlan, config: FitConfig, *, weighted: bool) -> int:
     """What the sample takes, and the stages on it."""
     width, k, n_features = _compute_width(spec), config.k, spec.n_features
     seeding = plan_seeding(spec.n_rows, n_features, k, config.init, config.n_init)
@@ -233,7 +233,7 @@ def _seeding_bytes(spec: ArraySpec, plan: Plan, config: FitConfig, *, weighted: 
     return total
 
 
-def _kernel_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
+def _kernel_bytes(spec: ArraySpec, plan: ReadingPlan, k: int) -> int:
     """A kernel's copy of `k` centroids, or its scores of one tile and what choosing takes."""
     width = _compute_width(spec)
     packed = -(-k // PANEL_LANES) * PANEL_LANES * spec.n_features * width
@@ -241,7 +241,7 @@ def _kernel_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
     return packed + scores + 3 * TILE_BYTES
 
 
-def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
+def predict_bytes(spec: ArraySpec, plan: ReadingPlan, k: int, *, on_host: bool) -> int:
     """Host bytes of predict and evaluate beside slots and readers."""
     # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck.
     state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
@@ -252,7 +252,7 @@ def predict_bytes(spec: ArraySpec, plan: Plan, k: int, *, on_host: bool) -> int:
     )
 
 
-def _batch_bytes(spec: ArraySpec, plan: Plan, k: int) -> int:
+def _batch_bytes(spec: ArraySpec, plan: ReadingPlan, k: int) -> int:
     """What one batch takes on its way through preparation and the kernel."""
     width = _compute_width(spec)
     rows = plan.batch_rows * (spec.n_features * (width + spec.storage.itemsize) + 96)

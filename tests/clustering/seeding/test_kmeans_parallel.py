@@ -8,7 +8,7 @@ import torch
 from streamkm.clustering.seeding.kmeans_parallel import Candidates, first_candidate
 from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER, N_ROUNDS
 from streamkm.clustering.seeding.sample import Sample
-from streamkm.kernels import ReferenceKernel
+from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import CPU, batch_of, cut
 
 

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 from streamkm.clustering.reservoir import step_generator
 from streamkm.clustering.seeding.sample import Sample, draw_distinct, sample_cost
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
-from streamkm.kernels import ReferenceKernel
+from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import CPU
 
 BATCH = 64

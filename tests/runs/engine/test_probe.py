@@ -16,7 +16,7 @@ from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.runs.engine import probe as probing
 from streamkm.runs.engine.probe import Alone, Probe, Prober, format_rate
 from streamkm.runs.engine.timing import PhaseClock
-from streamkm.runs.planning.fit_plan import FitSetup
+from streamkm.runs.planning.fit_plan import FitPlan
 from streamkm.sources import open_source
 from streamkm.sources.flat import FlatSource
 from streamkm.stream.slots import HostSlots
@@ -206,7 +206,7 @@ def test_copying_is_measured_by_the_way_of_a_run(job, monkeypatch):
     monkeypatch.setattr(probing, "to_device", _copy_to_cuda)
     source, device = open_source(job.source), torch.device("cpu")
     config = FitConfig(k=4).resolved(600, 3)
-    setup = FitSetup.make(source, config, ExecutionConfig(), device, None, None)
+    setup = FitPlan.make(source, config, ExecutionConfig(), device, None, None)
     scaling = Scaling.fit("none", "euclidean", RunningMoments.empty(3, device))
     with closing(source), HostSlots(setup.memory.stream, device) as slots:
         alone = Prober(setup, slots, scaling)._copying()

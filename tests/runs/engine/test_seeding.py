@@ -23,7 +23,7 @@ from streamkm.runs.storage.model import load_run
 from streamkm.sources import open_source
 from streamkm.sources.base import ArraySpec
 from streamkm.sources.weights import open_weights
-from streamkm.stream.plan import make_plan
+from streamkm.stream.plan import plan_reading
 from streamkm.stream.slots import HostSlots
 from tests.runs.helpers import RESULTS, Job, metrics_of, steps_saved
 from tests.runs.processes import finish, run, start, wait_until
@@ -160,7 +160,7 @@ def test_heavy_rows_in_a_sample(tmp_path):
     heavy = [0, 7, 25_000, 49_999]
     weights[heavy] = [1e4, 2e4, 1e3, 1e5]  # The least is more than a 4096th of all.
     source, w = open_source(rows), open_weights(weights, len(rows))
-    plan = make_plan(source.spec, batch_rows=4096, seed=0)
+    plan = plan_reading(source.spec, batch_rows=4096, seed=0)
     memory = plan_memory(source.spec, plan, ExecutionConfig(), fixed_bytes=0, weighted=True)
     with HostSlots(memory.stream, torch.device("cpu")) as slots, Progress(quiet=True) as progress:
         drawn, found, n_heavy = draw_sample(
@@ -182,7 +182,7 @@ def test_heavy_rows_in_a_sample(tmp_path):
 def test_pieces_of_the_sample():
     def pieces(n_rows: int, n_features: int, k: int, piece_rows: int = 0) -> tuple[int, int]:
         spec = ArraySpec(n_rows, n_features, "float32", 4096, "test", piece_rows=piece_rows)
-        return sample_pieces(spec, make_plan(spec, batch_rows=4096, seed=0), k)
+        return sample_pieces(spec, plan_reading(spec, batch_rows=4096, seed=0), k)
 
     # Whole blocks: two a cluster, if that is not much of the array.
     assert pieces(4096 * 1000, 128, 8) == (64, 4096)
@@ -287,7 +287,7 @@ def test_peak_memory_is_within_the_plan(shape, k, init, tmp_path):
         part[:] = rng.integers(256, size=part.shape)
     spec = open_source(str(path)).spec
     config = FitConfig(k=k, init=init).resolved(*shape)
-    plan = make_plan(spec, batch_rows=config.batch_rows, seed=0)
+    plan = plan_reading(spec, batch_rows=config.batch_rows, seed=0)
     fixed = fit_bytes(spec, plan, config, on_host=True)
     budget = fixed + 2 * (plan.window_rows * spec.row_bytes + spec.scratch_bytes)
     peak = peak_rss(

@@ -15,7 +15,7 @@ from streamkm.runs.planning.memory import check_fit, fit_bytes, plan_memory, pre
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.sources.base import ArraySpec
 from streamkm.sources.memory import MemorySource
-from streamkm.stream.plan import make_plan
+from streamkm.stream.plan import plan_reading
 from tests.runs.helpers import Job, clusters
 
 specs = st.builds(
@@ -31,7 +31,7 @@ FIXED = 100 << 20
 
 
 def planned(spec: ArraySpec, budget: int, threads: int = 4, fixed: int = FIXED):
-    plan = make_plan(spec, batch_rows=1000, seed=0)
+    plan = plan_reading(spec, batch_rows=1000, seed=0)
     execution = ExecutionConfig(max_host_memory=budget, read_threads=threads)
     return plan_memory(spec, plan, execution, fixed_bytes=fixed)
 
@@ -73,7 +73,7 @@ def test_the_least_budget_that_an_error_names_is_enough_and_little_more(spec, th
 
 @given(specs, st.integers(0, 1 << 32), st.integers(0, 1 << 32), st.integers(1, 32))
 def test_more_memory_never_gives_fewer_slots_or_readers(spec, beyond, more, threads):
-    window_rows = make_plan(spec, batch_rows=1000, seed=0).window_rows
+    window_rows = plan_reading(spec, batch_rows=1000, seed=0).window_rows
     budget = FIXED + window_rows * spec.row_bytes + spec.scratch_bytes + beyond
     small = planned(spec, budget, threads).stream
     large = planned(spec, budget + more, threads).stream
@@ -84,7 +84,7 @@ def test_more_memory_never_gives_fewer_slots_or_readers(spec, beyond, more, thre
 # Breaks when weights are read into slots that were planned without them.
 @given(specs, st.integers(1, 16))
 def test_weights_are_part_of_the_plan(spec, threads):
-    plan = make_plan(spec, batch_rows=1000, seed=0)
+    plan = plan_reading(spec, batch_rows=1000, seed=0)
     execution = ExecutionConfig(max_host_memory=1 << 40, read_threads=threads)
     bare, weighted = (
         plan_memory(spec, plan, execution, fixed_bytes=FIXED, weighted=weighted)
@@ -112,14 +112,14 @@ def test_memory_is_used_where_it_helps():
 def test_what_a_run_takes_grows_with_what_it_does():
     def needed(k: int, n_features: int, dtype: str = "float32") -> int:
         spec = ArraySpec(10**6, n_features, dtype, 4096, "test")
-        plan = make_plan(spec, batch_rows=4096, seed=0)
+        plan = plan_reading(spec, batch_rows=4096, seed=0)
         return fit_bytes(spec, plan, FitConfig(k=k), on_host=True)
 
     assert needed(10, 8) < needed(1000, 8) < needed(1000, 128) < needed(1000, 128, "float64")
     # Centroids and their float64 sums at the very least.
     assert needed(50_000, 768) > 50_000 * 768 * 12
     spec = ArraySpec(10**6, 8, "float32", 4096, "test")
-    plan = make_plan(spec, batch_rows=4096, seed=0)
+    plan = plan_reading(spec, batch_rows=4096, seed=0)
     assert predict_bytes(spec, plan, 10, on_host=False) < predict_bytes(
         spec, plan, 10, on_host=True
     )

@@ -23,7 +23,7 @@ from streamkm.errors import RunError
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
 from streamkm.runs.engine.snapshot import Cursor, Snapshot
 from streamkm.runs.fit import plan_fit
-from streamkm.runs.planning.fit_plan import FitSetup
+from streamkm.runs.planning.fit_plan import FitPlan
 from streamkm.runs.storage.checkpoint import (
     Checkpoint,
     Checkpointer,
@@ -290,7 +290,7 @@ def test_a_cadence_of_time_counts_from_the_last_save(folder, monkeypatch):
 # ---- snapshots --------------------------------------------------------------
 
 
-def setup_of(init: str) -> FitSetup:
+def setup_of(init: str) -> FitPlan:
     """A fit of 50 rows of 3 features in float32, two seedings of 4 clusters."""
     source = open_source(np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32))
     config = FitConfig(k=4, init=init, n_init=2, epochs=9, scale="zscore")
@@ -334,7 +334,7 @@ PHASES = list(snapshots())
 
 def restored(folder: Path) -> Snapshot:
     setup = setup_of("k-means||")
-    newest = load_checkpoint(folder, partial(check_checkpoint, setup=setup))
+    newest = load_checkpoint(folder, partial(check_checkpoint, plan=setup))
     assert newest is not None
     return Snapshot.from_checkpoint(newest, setup.device, setup.config)
 

@@ -25,7 +25,7 @@ from streamkm.errors import ReadError, SourceError
 from streamkm.runs.planning.memory import MAX_READ_THREADS, plan_memory
 from streamkm.sources import open_source
 from streamkm.sources.zarr import remote
-from streamkm.stream.plan import make_plan
+from streamkm.stream.plan import plan_reading
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
 from tests.sources.zarr.s3 import Proxy, moto_server
 
@@ -157,7 +157,7 @@ def test_a_server_that_is_not_there_is_told_in_one_short_line(monkeypatch) -> No
 def test_requests_at_once_are_bounded(proxy, stored) -> None:
     url, array = stored
     source = open_source(url)
-    plan = make_plan(source.spec, batch_rows=50, seed=0)
+    plan = plan_reading(source.spec, batch_rows=50, seed=0)
     memory = plan_memory(source.spec, plan, ExecutionConfig(), fixed_bytes=0)
     assert memory.stream.n_readers == MAX_READ_THREADS
 

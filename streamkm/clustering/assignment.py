@@ -1,0 +1,182 @@
+"""Which centroid each row of a batch belongs to, and what the batch adds to every cluster.
+
+All algorithms, and all that uses a model, assign rows by the functions of this module. They
+hide that a kernel may take rows where they lie in a window and find out their lengths in the
+same read, and they see to what no kernel knows of: weights, rows left out, rows without a
+direction, and distances that are good enough to be reported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from streamkm.clustering.batch import MOST_SQ_NORM
+from streamkm.kernels import Assignment, Rows, Sums, TwoNearest, add_by_label, sq_distances_to
+
+if TYPE_CHECKING:
+    from streamkm.clustering.batch import Batch
+    from streamkm.kernels import Kernel
+
+__all__ = [
+    "BatchSums",
+    "nearest",
+    "nearest_and_sums",
+    "nearest_two",
+    "sums_by_label",
+    "weighted_sum",
+]
+
+
+class BatchSums(NamedTuple):
+    """What a batch adds to each cluster."""
+
+    sums: Sums
+    """Sums of the rows, times their weights."""
+    counts_K: torch.Tensor
+    """Number of the rows (of positive weight), int64."""
+    weights_K: torch.Tensor
+    """Sum of their weights, float64; of shape (0,) where rows have none."""
+
+
+def nearest(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+) -> Assignment:
+    """The nearest centroid of each row; the first for rows without a direction, if `spherical`.
+
+    A row of zeros is at distance 1 from every unit vector: the tie goes to the first
+    centroid, whatever the last bits of their lengths. Distances are good enough to be reported.
+    """
+    if batch.lies_in_window:
+        return _nearest_in_window_(kernel, batch, centroids_KD, exact=True)
+    labels_B, sq_distances_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
+    if spherical:
+        labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    return Assignment(labels_B, _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD))
+
+
+def nearest_two(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+) -> TwoNearest:
+    """`nearest`, with the distance to the second nearest centroid."""
+    labels_B, sq_distances_B, second_B = kernel.assign_two(
+        batch.x_BD, batch.sq_norms_B, centroids_KD
+    )
+    if spherical:
+        labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    sq_distances_B = _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD)
+    return TwoNearest(labels_B, sq_distances_B, second_B)
+
+
+def nearest_and_sums(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool, exact: bool
+) -> tuple[Assignment, BatchSums]:
+    """`nearest`, and sums and counts of each cluster over the batch.
+
+    Distances are good enough to be reported if `exact`. Rows that count for nothing go to one
+    cluster more, which is then left out.
+    """
+    (k, n_features), weights_B = centroids_KD.shape, batch.weights_B
+    sums_KD = centroids_KD.new_zeros((k + 1, n_features))
+    counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
+    shares_B, unit = _shares(batch, sums_KD.dtype)
+    if batch.lies_in_window:
+        assignment = _nearest_in_window_(kernel, batch, centroids_KD, exact=exact)
+        labels_B = assignment.labels_B
+        if batch.dropped_B is not None:
+            labels_B = labels_B.masked_fill(batch.dropped_B, k)
+        assert kernel.in_place is not None
+        kernel.in_place.accumulate(
+            batch.x_ND,
+            labels_B,
+            sums_KD=sums_KD,
+            counts_K=counts_K,
+            positions_B=batch.positions_B,
+        )
+    else:
+        rows = Rows(batch.x_BD, batch.sq_norms_B, shares_B, batch.left_out_B, zeros_first=spherical)
+        labels_B, sq_distances_B = kernel.step(
+            rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K
+        )
+        if exact:
+            sq_distances_B = _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD)
+        assignment = Assignment(labels_B, sq_distances_B)
+    if weights_B is None:
+        no_weights = sums_KD.new_zeros(0, dtype=torch.float64)
+        return assignment, BatchSums(Sums(sums_KD[:k], unit), counts_K[:k], no_weights)
+    counts_K[k] = len(weights_B) - counts_K[:k].sum()
+    labels_B = assignment.labels_B.masked_fill(weights_B == 0, k)
+    weights_K1 = weights_B.new_zeros((k + 1, 1))
+    add_by_label(weights_B[:, None], labels_B, counts_K, weights_K1)
+    sums = Sums(sums_KD[:k], unit)
+    return assignment, BatchSums(sums, counts_K[:k], weights_K1[:k, 0])
+
+
+def sums_by_label(
+    kernel: Kernel, batch: Batch, labels_B: torch.Tensor, centroids_KD: torch.Tensor
+) -> torch.Tensor:
+    """Sum of the rows of each cluster, times their weights, float64: of labels that are known."""
+    k, n_features = centroids_KD.shape
+    sums_KD = centroids_KD.new_zeros((k + 1, n_features))
+    counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
+    if batch.left_out_B is not None:
+        labels_B = labels_B.masked_fill(batch.left_out_B, k)
+    shares_B, unit = _shares(batch, sums_KD.dtype)
+    x_BD = batch.x_BD if shares_B is None else batch.x_BD * shares_B[:, None]
+    kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    return Sums(sums_KD[:k], unit).wide()
+
+
+def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
+    """Sum of the squared distances of the rows of a batch, times their weights, float64."""
+    if batch.weights_B is not None:
+        sq_distances_B = sq_distances_B.double() * batch.weights_B
+    return sq_distances_B.sum(dtype=torch.float64)
+
+
+def _nearest_in_window_(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, exact: bool
+) -> Assignment:
+    """Assign rows where they lie, and note in `batch` what was found out about them.
+
+    Distances are sums of squared differences, float64, if `exact`.
+    """
+    assert kernel.in_place is not None
+    labels_B, sq_distances_B, batch.sq_norms_B, batch.dropped_B = kernel.in_place.assign_in_place(
+        batch.x_ND,
+        batch.positions_B,
+        centroids_KD,
+        most_sq_norm=MOST_SQ_NORM[batch.x_ND.dtype],
+        exact=exact,
+    )
+    return Assignment(labels_B, sq_distances_B)
+
+
+def _exact(
+    kernel: Kernel,
+    batch: Batch,
+    labels_B: torch.Tensor,
+    sq_distances_B: torch.Tensor,
+    centroids_KD: torch.Tensor,
+) -> torch.Tensor:
+    """Distances to add up and report, float64: those that `kernel` gave with the labels, or better.
+
+    Without another read of the rows where the kernel summed up squared differences.
+    """
+    if kernel.distances_cancel:
+        return sq_distances_to(batch.x_BD, labels_B, centroids_KD)
+    return sq_distances_B.double()
+
+
+def _shares(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Weights in `dtype`, whatever their size, and their unit, float64.
+
+    The unit is a power of two near the largest, which rounds nothing.
+    """
+    weights_B = batch.weights_B
+    if weights_B is None:
+        return None, torch.ones((), dtype=torch.float64, device=batch.x_ND.device)
+    _, exponent = torch.frexp(weights_B.max())
+    unit = torch.exp2(exponent.double())
+    return (weights_B / unit).to(dtype), unit

@@ -1,0 +1,60 @@
+"""The table of devices: everything that is asked about a device outside kernels and transfer.
+
+A new kind of device is told here, in `streamkm.stream` (how rows get there) and in
+`streamkm.tables` (which kernels run on it). Nobody else compares the type of a device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from streamkm.errors import DeviceError, Option
+
+__all__ = ["device_name", "is_host", "resolve_device", "synchronize"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``--device`` asks for; an explicit one exists or raises.
+
+    Raises
+    ------
+    DeviceError
+        If torch sees no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                Option("device", name),
+                f": torch {torch.__version__} sees no CUDA GPU; use ",
+                Option("device", "cpu"),
+                ", or check the driver (nvidia-smi) and torch's build",
+            )
+        n_gpus = torch.cuda.device_count()
+        index = device.index or 0
+        if index >= n_gpus:
+            there_are = f": there are {n_gpus} GPUs, counted from 0"
+            raise DeviceError(Option("device", name), there_are)
+        device = torch.device("cuda", index)
+    return device
+
+
+def is_host(device: torch.device) -> bool:
+    """Whether the arithmetic runs on the host: its memory and cores, and values at no cost.
+
+    Elsewhere, asking for the value of a tensor waits for all the work that is queued.
+    """
+    return device.type == "cpu"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all the work that is queued on `device`."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """What people call `device`: the model of a GPU, or its type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,106 @@
+"""Points that follow sums: to their means, or to their directions.
+
+On the CPU the compiled extension does it in one pass over the sums, where it was built;
+elsewhere it is a few operations of torch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from streamkm.kernels.extension import instruction_sets, n_threads_for
+from streamkm.kernels.ops.normalize import normalized
+
+__all__ = ["Sums", "move_points_"]
+
+#: What moving a feature of a point takes (a division above all), in products.
+MOVE_PRODUCTS = 32
+
+
+class Sums(NamedTuple):
+    """Sums of the rows of each cluster, to be taken times a number."""
+
+    sums_KD: torch.Tensor
+    """In the dtype of centroids."""
+    unit: torch.Tensor
+    """A power of two, float64: where rows are weighted, the size of the weights."""
+
+    def wide(self) -> torch.Tensor:
+        """The sums themselves, float64."""
+        return self.sums_KD.double().mul_(self.unit)
+
+
+def move_points_(
+    points_KD: torch.Tensor,
+    sums_KD: torch.Tensor,
+    masses_K: torch.Tensor,
+    touched_K: torch.Tensor,
+    *,
+    spherical: bool,
+    added: Sums | None = None,
+) -> torch.Tensor:
+    """Add to the sums of touched clusters, then move their points, in place.
+
+    Parameters
+    ----------
+    points_KD : Tensor of shape (K, D), float32 or float64
+        What moves.
+    sums_KD : float64 Tensor of shape (K, D)
+        What `added` is added to, where `touched_K`.
+    masses_K : Tensor of shape (K,)
+        What sums are divided by: numbers of rows, or their weights.
+    touched_K : bool Tensor of shape (K,)
+        Which points move.
+    spherical : bool
+        To the directions of the sums, not to the means. Where a sum is 0 the point stays.
+    added : Sums, optional
+        Sums of a batch.
+
+    Returns
+    -------
+    Tensor of shape (), float64
+        The sum of the squared distances that points moved.
+    """
+    lie_ready = points_KD.is_contiguous() and sums_KD.is_contiguous()
+    if sums_KD.device.type == "cpu" and lie_ready and instruction_sets():
+        return _compiled_(points_KD, sums_KD, masses_K, touched_K, spherical, added)
+    if added is not None:
+        sums_KD.add_(torch.where(touched_K[:, None], added.wide(), 0))
+    if spherical:
+        centres_KD = normalized(sums_KD)
+        touched_K = touched_K & (sums_KD != 0).any(dim=1)
+    else:
+        centres_KD = sums_KD / torch.where(masses_K > 0, masses_K, 1)[:, None]
+    moved_KD = torch.where(touched_K[:, None], centres_KD, points_KD).to(points_KD.dtype)
+    shift = (moved_KD - points_KD).double().square_().sum()
+    points_KD.copy_(moved_KD)
+    return shift
+
+
+def _compiled_(
+    points_KD: torch.Tensor,
+    sums_KD: torch.Tensor,
+    masses_K: torch.Tensor,
+    touched_K: torch.Tensor,
+    spherical: bool,
+    added: Sums | None,
+) -> torch.Tensor:
+    best, masses_K = instruction_sets()[0], masses_K.double()
+    sq_steps_K = torch.empty_like(masses_K)
+    shift = best.functions.move(
+        best.number,
+        points_KD.dtype == torch.float64,
+        sums_KD.data_ptr(),
+        0 if added is None else added.sums_KD.data_ptr(),
+        1.0 if added is None else float(added.unit),
+        masses_K.data_ptr(),
+        touched_K.data_ptr(),
+        points_KD.data_ptr(),
+        sq_steps_K.data_ptr(),
+        *points_KD.shape,
+        spherical,
+        n_threads_for(points_KD.numel() * MOVE_PRODUCTS),
+    )
+    return torch.tensor(shift, dtype=torch.float64)

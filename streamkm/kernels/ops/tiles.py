@@ -1,0 +1,119 @@
+"""Assignment and accumulation by the compiled extension: what `CpuKernel` is made of.
+
+There is no other way here: where the extension was not built, `ReferenceKernel` does both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from streamkm.kernels.exact import rounding_share
+from streamkm.kernels.extension import address, n_threads_for
+
+if TYPE_CHECKING:
+    from streamkm.kernels.extension import InstructionSet
+
+__all__ = ["Wanted", "accumulate_tiles_", "assign_tiles_"]
+
+#: What a score takes beside its products, in products: comparing it with the least two so far.
+EPILOGUE_PRODUCTS = 16
+
+
+class Wanted(NamedTuple):
+    """Tensors that `assign_tiles_` fills beside labels and distances, where they are given."""
+
+    second_B: torch.Tensor | None = None
+    """Squared distances to the second nearest centroids."""
+    dropped_B: torch.Tensor | None = None
+    """Bool: rows that are not finite or longer than `most_sq_norm`; then norms are filled too."""
+    most_sq_norm: float = math.inf
+    exact_B: torch.Tensor | None = None
+    """Float64: distances as sums of squared differences."""
+
+
+def assign_tiles_(
+    instruction_set: InstructionSet,
+    x_ND: torch.Tensor,
+    positions_B: torch.Tensor | None,
+    sq_norms_B: torch.Tensor,
+    centroids_KD: torch.Tensor,
+    packed: torch.Tensor,
+    c_sq: torch.Tensor,
+    zeros_D: torch.Tensor,
+    wanted: Wanted,
+    *,
+    rechecks: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    """The nearest centroids of rows of `x_ND`; all tensors without gaps and checked by the caller.
+
+    Returns
+    -------
+    labels_B : int64 Tensor of shape (B,)
+    sq_distances_B : Tensor of shape (B,)
+    uncertain_B : bool Tensor of shape (B,)
+        Rows that were scored again.
+    n_uncertain, n_dropped : int
+    """
+    (n_window, n_features), n_rows, k = x_ND.shape, len(sq_norms_B), len(centroids_KD)
+    labels_B = x_ND.new_empty(n_rows, dtype=torch.int64)
+    sq_distances_B = torch.empty_like(sq_norms_B)
+    uncertain_B = x_ND.new_empty(n_rows, dtype=torch.bool)
+    n_uncertain, n_dropped = instruction_set.functions.assign(
+        instruction_set.number,
+        x_ND.dtype == torch.float64,
+        x_ND.data_ptr(),
+        address(positions_B),
+        sq_norms_B.data_ptr(),
+        centroids_KD.data_ptr(),
+        packed.data_ptr(),
+        c_sq.data_ptr(),
+        labels_B.data_ptr(),
+        sq_distances_B.data_ptr(),
+        uncertain_B.data_ptr(),
+        address(wanted.second_B),
+        address(wanted.dropped_B),
+        zeros_D.data_ptr(),
+        address(wanted.exact_B),
+        n_window,
+        n_rows,
+        n_features,
+        k,
+        rounding_share(x_ND.dtype, n_features),
+        wanted.most_sq_norm,
+        rechecks,
+        n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
+    )
+    return labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped
+
+
+def accumulate_tiles_(
+    instruction_set: InstructionSet,
+    x_ND: torch.Tensor,
+    positions_B: torch.Tensor | None,
+    labels_B: torch.Tensor,
+    order_B: torch.Tensor,
+    sums_KD: torch.Tensor,
+    counts_K: torch.Tensor,
+) -> None:
+    """Add rows to sums and counts in the order of rows; `order_B` is room for their order."""
+    (n_window, n_features), n_rows, k = x_ND.shape, len(labels_B), len(sums_KD)
+    offsets = x_ND.new_empty(k + 1, dtype=torch.int64)
+    instruction_set.functions.accumulate(
+        instruction_set.number,
+        x_ND.dtype == torch.float64,
+        x_ND.data_ptr(),
+        address(positions_B),
+        labels_B.data_ptr(),
+        order_B.data_ptr(),
+        offsets.data_ptr(),
+        counts_K.data_ptr(),
+        sums_KD.data_ptr(),
+        n_window,
+        n_rows,
+        n_features,
+        k,
+        n_threads_for(n_rows * n_features),
+    )

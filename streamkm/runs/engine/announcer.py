@@ -1,0 +1,128 @@
+"""What an attempt says: how it begins, how far it is, where the time went, how it ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamkm.config import counted
+from streamkm.runs.engine.summary import final_figures, result_lines
+from streamkm.runs.engine.timing import PhaseClock, stage_figures, stage_line
+from streamkm.runs.planning.environment import environment
+from streamkm.stream.stages import StageTimes
+from streamkm.tables import ALGORITHMS
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from streamkm.runs.engine.probe import Probe
+    from streamkm.runs.engine.run_kernel import RunKernel
+    from streamkm.runs.engine.snapshot import Cursor, Snapshot
+    from streamkm.runs.planning.fit_plan import FitPlan
+    from streamkm.runs.reporting.progress import Progress
+    from streamkm.runs.storage.checkpoint import Checkpoint
+
+__all__ = ["Announcer"]
+
+
+class Announcer:
+    """Says on `progress` what one attempt at a fit does."""
+
+    def __init__(self, plan: FitPlan, kernel: RunKernel, progress: Progress) -> None:
+        self.progress = progress
+        self.environment = environment(plan.device, kernel.name)
+        """What may change last bits; checkpoints record it."""
+        self._plan, self._kernel = plan, kernel
+        self._clock, self._times = PhaseClock(), StageTimes()
+        self._probe: Probe | None = None
+
+    # ---- at the beginning ------------------------------------------------------------------
+
+    def introduce(self) -> None:
+        """Say what is clustered, under which settings, where and in how much memory."""
+        plan, config, say = self._plan, self._plan.config, self.progress.say
+        self.progress.introduce(plan.source)
+        if plan.weights is not None:
+            positive = f"{plan.weights.n_positive:,} of them positive"
+            say(f"weights of rows: {plan.weights.name}, {positive}")
+        say(
+            f"{config.algorithm}, k {config.k:,}, {config.metric}, scale {config.scale}, "
+            f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
+            f"about {counted(plan.reading.n_batches(0), 'batch')} "
+            f"of {config.batch_rows:,} rows or less"
+        )
+        if not (ALGORITHMS[config.algorithm].closes or config.closing_pass):
+            say(
+                f"note: each pass of {config.algorithm} is one that could close the run; without "
+                "closing-pass only the one is left out that would fill clusters which end without "
+                "a row"
+            )
+        say(f"on {self.environment['device']}, {self._kernel}, {plan.memory}")
+
+    def resumed(self, checkpoint: Checkpoint, cursor: Cursor) -> None:
+        """Say from where the attempt goes on, and what may change last bits."""
+        say = self.progress.say
+        say(f"resumed: from {checkpoint.path.name} ({cursor})")
+        saved_in = checkpoint.manifest["environment"]
+        for name, here in self.environment.items():
+            if (before := saved_in.get(name, "not told")) != here:
+                say(
+                    f"note: {name} was {before} and is {here}: the result will be as good, "
+                    "but its last bits may differ from an uninterrupted run's"
+                )
+
+    # ---- on the way ----------------------------------------------------------------------------
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Count the time of a ``with`` block as that of a phase."""
+        return self._clock.phase(name)
+
+    def begin(self, phase: str, n_passes: int, done: int) -> StageTimes:
+        """Begin to show `n_passes` passes, of which `done` rows are done; where their times go."""
+        if phase != "close":  # Which goes on with the times of training.
+            self._times = StageTimes()
+        n_rows = n_passes * self._plan.reading.n_rows
+        self.progress.begin(phase, n_rows, self._times, done=done)
+        return self._times
+
+    def assigned(self, phase: str, n_rows: int) -> None:
+        """Count rows that an algorithm took in."""
+        self._kernel.n_assigned += n_rows
+        self._clock.rows[phase] += n_rows
+
+    def advance(self, n_units: int) -> None:
+        """Count rows, or whatever the phase counts, that were applied."""
+        self.progress.advance(n_units)
+
+    def is_due(self) -> bool:
+        """Whether it is time for a report."""
+        return self.progress.is_due()
+
+    def report(self, now: Snapshot) -> None:
+        """Show and record the figures of `now`."""
+        self.progress.report({**now.figures(), **self._kernel.rechecked()})
+
+    def probed(self, probe: Probe) -> None:
+        """Say what each stage can do alone."""
+        self._probe = probe
+        self.progress.record({"phase": "probe", **probe.as_dict()})
+        for line in probe.lines():
+            self.progress.say(line)
+
+    # ---- at the end ----------------------------------------------------------------------------
+
+    def conclude(self, now: Snapshot, reason: str) -> None:
+        """Say how the run ended, what came out and where the time went."""
+        figures, say = final_figures(now), self.progress.say
+        timing = stage_figures(self._times, self._probe, self._clock)
+        self.progress.record({"phase": "end", "stopped_by": reason, **figures, **timing})
+        say(f"stopped: {reason}; {counted(figures['step'], 'step')} in all")
+        for line in result_lines(figures, self._plan.config.k, now.cursor.phase):
+            say(line)
+        if figures["reseeded"]:
+            say(f"reseeded: {counted(figures['reseeded'], 'cluster')}, empty or starved")
+        if figures["dropped"]:
+            rows = counted(figures["dropped"], "row")
+            say(f"dropped: {rows} with NaN or infinity, in every epoch")
+        say(str(self._clock))
+        if self._clock.rows:
+            say(stage_line(self._times, self._probe, self._clock, timing))

@@ -1,0 +1,123 @@
+"""What an attempt keeps: checkpoints when they are due, and one before it answers a signal.
+
+The keeper is told of every batch. It counts the step, reports, saves and stops, each only when
+it is time; nothing that it does changes what is computed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from streamkm.clustering.state import RUNNING
+from streamkm.errors import Interrupted, Option, StorageError
+from streamkm.runs.engine.checkpoint_schema import check_checkpoint
+from streamkm.runs.engine.snapshot import Snapshot
+from streamkm.runs.reporting.bad_rows import non_finite_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from streamkm.runs.engine.announcer import Announcer
+    from streamkm.runs.engine.snapshot import Cursor
+    from streamkm.runs.planning.fit_plan import FitPlan
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.storage.checkpoint import Checkpointer, NoCheckpoints
+
+__all__ = ["Keeper"]
+
+
+class Keeper:
+    """Keeps `now`, the snapshot of an attempt, safe."""
+
+    def __init__(
+        self,
+        plan: FitPlan,
+        now: Snapshot,
+        checkpoints: Checkpointer | NoCheckpoints,
+        announcer: Announcer,
+        stop_request: StopRequest,
+    ) -> None:
+        self.now = now
+        self.is_stopped = False
+        """Whether the state is frozen; known at every report, which is after every epoch."""
+        self._plan, self._announcer = plan, announcer
+        self._checkpoints, self._stop_request = checkpoints, stop_request
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint that fits the run, if there is one."""
+        checkpoint = self._checkpoints.load(partial(check_checkpoint, plan=self._plan))
+        if checkpoint is None:
+            return
+        self.now = Snapshot.from_checkpoint(checkpoint, self._plan.device, self._plan.config)
+        self.is_stopped = self.now.state is not None and int(self.now.state.stop) != RUNNING
+        self._announcer.resumed(checkpoint, self.now.cursor)
+
+    # ---- what is told of what was done --------------------------------------------------
+
+    def after_batch(self, cursor: Cursor, n_rows: int) -> None:
+        """`cursor` is where the run stands now that a batch of `n_rows` has been applied."""
+        self.now.cursor = cursor
+        self.after_step(n_rows)
+
+    def after_step(self, n_units: int) -> None:
+        """A step that did `n_units` (rows, as a rule) has been applied."""
+        self.now.step += 1
+        self._announcer.advance(n_units)
+        if self._announcer.is_due():
+            self.report()
+        if self._checkpoints.is_due(self.now.step):
+            self.save()
+        self.stop_if_asked()
+
+    def after_epoch(self, cursor: Cursor) -> None:
+        """`cursor` is where the run stands now that an epoch has been finished."""
+        self.now.cursor = cursor
+        self.report()
+
+    def after_phase(self, cursor: Cursor) -> None:
+        """`cursor` is where the next phase begins."""
+        self.now.cursor = cursor
+
+    # ---- what follows from it --------------------------------------------------------------
+
+    def report(self) -> None:
+        """Fetch the scalars, which waits for the device, and show them."""
+        state = self.now.state
+        self.check_dropped((state or self.now.moments).n_dropped)
+        self._announcer.report(self.now)
+        self.is_stopped = state is not None and int(state.stop) != RUNNING
+
+    def check_dropped(self, n_dropped: torch.Tensor) -> None:
+        """Refuse rows that are not finite, unless the run was told to drop them."""
+        if self._plan.config.nan == "error" and (n_found := int(n_dropped)):
+            raise non_finite_error(self._plan.source, n_found)
+
+    def save(self, *, is_last: bool = False) -> Path | None:
+        """Save a checkpoint of what has been applied, never of rows that must not be used."""
+        now = self.now
+        if now.state is not None:
+            self.check_dropped(now.state.n_dropped)
+        manifest = {**now.manifest(), "environment": self._announcer.environment}
+        return self._checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
+
+    def stop_if_asked(self) -> None:
+        """Answer a signal: save, and raise `Interrupted`."""
+        name = self._stop_request.signal_name
+        if name is None:
+            return
+        resume = Option("resume", value=True)
+        try:
+            path = self.save(is_last=True)
+        except OSError as error:
+            raise StorageError(
+                f"stopped by {name}, and the checkpoint cannot be saved ({error}); those "
+                "before it are intact: free space, or mend what keeps the disk from being "
+                "written, then go on from the newest with ",
+                resume,
+            ) from error
+        if path is None:
+            raise Interrupted(f"stopped by {name}; nothing is saved")
+        raise Interrupted(f"stopped by {name}; {path} is saved: repeat with ", resume)
