@@ -1,14 +1,12 @@
 """Every error that streamkm raises on purpose.
 
-::
-
     StreamkmError                     exit status 1
     ├── InputError  (ValueError)      exit status 2: wrong arguments or unusable input
     │   ├── ConfigError               a setting is out of range, or two contradict each other
     │   │   └── ParameterError        an estimator's; a TypeError too  (TypeError)
     │   ├── SourceError               the location is no array that can be clustered
     │   │   └── ReadError             rows of it cannot be read: truncated, corrupt, missing
-    │   ├── NonFiniteError            NaN or infinity in the data, and ``nan="error"``
+    │   ├── NonFiniteError            NaN or infinity in the data, and nan="error"
     │   ├── OutputExistsError         a run folder or an output would be overwritten
     │   ├── RunError                  a run folder cannot be used: locked, damaged, no run
     │   │   └── ResumeError           the data or a setting changed since the checkpoint

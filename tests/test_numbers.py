@@ -283,7 +283,7 @@ def test_degenerate_arrays(rows, k, n_clusters, scale, algorithm):
     np.testing.assert_allclose(model.centroids[labels], rows, rtol=1e-6, atol=1e-45)
 
 
-# The limits that docs/RELIABILITY.md names, so that they are known to be no worse.
+# The limits that docs/reliability.md names, so that they are known to be no worse.
 def test_64_bit_integers_beyond_2_to_53_are_rounded_to_float64():
     rows = np.array([[2**62], [2**62 + 1], [2**62 + 4096]], np.int64)
     model = fitted(rows, k=2)

@@ -22,6 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = [
     "scripts/bench",
     "scripts/demo",
+    "scripts/docs",
     "scripts/equal",
     "scripts/gpu",
     "scripts/lint",

@@ -296,7 +296,7 @@ GOLDEN_SAMPLE = [[2, 4, 5, 8, 13], [16, 17, 21]]
 # ---- shares of several processes ---------------------------------------------
 
 
-def rows_of(window: Window) -> list[list[int]]:
+def rows_by_batch(window: Window) -> list[list[int]]:
     """Rows of the array in each batch of a window, sorted."""
     read = np.concatenate([np.arange(r.start, r.stop) for r in window.reads] or [np.empty(0, int)])
     order = window.order()
@@ -319,8 +319,9 @@ def test_shares_of_a_window_make_its_batches(n_processes, seed, batch_rows):
     for window, *parts in zip(whole, *shares, strict=True):
         assert sorted(r for part in parts for r in part.reads) == sorted(window.reads)
         assert {part.n_batches for part in parts} == {window.n_batches}
-        together = [sum(batches, []) for batches in zip(*map(rows_of, parts), strict=True)]
-        assert list(map(sorted, together)) == rows_of(window)
+        batches = zip(*map(rows_by_batch, parts), strict=True)
+        together = [sorted(itertools.chain(*shares)) for shares in batches]
+        assert together == rows_by_batch(window)
         assert all(
             (part.first_batch, part.last) == (window.first_batch, window.last) for part in parts
         )
