@@ -441,6 +441,35 @@ def test_columns_and_datasets(tmp_path: Path, x: Path, capsys, monkeypatch) -> N
         assert capsys.readouterr().err.count("\n") == 1
 
 
+# ---- without the compiled kernel --------------------------------------------
+
+
+# Breaks when a command is slow for want of a compiler and keeps it to itself, or nags about what
+# was asked for. (tests/test_packaging.py installs without one.)
+def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsys, monkeypatch):
+    commands = {
+        "fit": ["fit", x, "--k", 2, "--out", tmp_path / "run"],
+        "fit to come": ["fit", x, "--k", 2, "--out", tmp_path / "none", "--dry-run"],
+        "predict": ["predict", done, x, "--labels", tmp_path / "l.npy"],
+        "predict to come": ["predict", done, x, "--labels", tmp_path / "n.npy", "--dry-run"],
+        "evaluate": ["evaluate", done, x],
+    }
+    monkeypatch.setattr("streamkm.kernels.select.instruction_sets", tuple)
+    monkeypatch.setattr("streamkm.kernels.select.WHY_MISSING", "is missing")
+    note = (
+        "the compiled CPU kernel is missing; without it arithmetic takes two to three times as "
+        "long; with a compiler, install streamkm again (pip install --force-reinstall --no-deps "
+        "--no-cache-dir)"
+    )
+    for name, arguments in commands.items():
+        assert cli(*arguments, "--device", "cpu") == 0
+        said = "".join(capsys.readouterr())
+        assert said.count(note) == 1, name
+        assert "kernel reference (auto)" in said
+    assert cli("evaluate", done, x, "--device", "cpu", "--kernel", "reference") == 0
+    assert "compiled" not in capsys.readouterr().err
+
+
 # ---- options that there are not ---------------------------------------------
 
 

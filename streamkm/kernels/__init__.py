@@ -8,7 +8,7 @@ from streamkm.kernels.distances import (
     sq_distances_with,
 )
 from streamkm.kernels.reference import ReferenceKernel, add_by_label
-from streamkm.kernels.select import make_kernel, measuring, resolve_kernel
+from streamkm.kernels.select import kernel_notes, make_kernel, measuring, resolve_kernel
 from streamkm.kernels.swaps import MOST_STEPS, WEIGHT_STEPS, swap_gains
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Rows",
     "TwoNearest",
     "add_by_label",
+    "kernel_notes",
     "make_kernel",
     "measuring",
     "resolve_kernel",

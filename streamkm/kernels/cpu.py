@@ -24,6 +24,7 @@ from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import Assignment, Measured, Rows, TwoNearest, assign_then_add
 from streamkm.kernels.exact import recheck_second_, rounding_share
 from streamkm.kernels.extension import (
+    HOW_TO_BUILD,
     WHY_MISSING,
     address,
     instruction_sets,
@@ -97,8 +98,7 @@ class CpuKernel:
         if not instruction_sets():
             raise DeviceError(
                 Option("kernel", "cpu"),
-                f": its extension {WHY_MISSING}; with a compiler, install streamkm "
-                "again (pip install --force-reinstall --no-deps --no-cache-dir), or use ",
+                f": its extension {WHY_MISSING}; {HOW_TO_BUILD}, or use ",
                 Option("kernel", "reference"),
             )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.cpu import CpuKernel
-from streamkm.kernels.extension import instruction_sets
+from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
 from streamkm.kernels.reference import ReferenceKernel
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from streamkm.kernels.base import Kernel
 
-__all__ = ["make_kernel", "resolve_kernel"]
+__all__ = ["kernel_notes", "make_kernel", "resolve_kernel"]
 
 
 def resolve_kernel(name: str, device: torch.device) -> str:
@@ -50,6 +50,17 @@ def resolve_kernel(name: str, device: torch.device) -> str:
         why = ": Triton is not installed (pip install triton)"
         raise DeviceError(Option("kernel", "triton"), why)
     return name
+
+
+def kernel_notes(name: str, device: torch.device) -> list[str]:
+    """What a user should know of the kernel that `name` stands for: that a faster one is missing.
+
+    (Said by whoever runs: `pip` hides what a build says.)
+    """
+    if name != "auto" or device.type != "cpu" or resolve_kernel(name, device) == "cpu":
+        return []
+    cost = "without it arithmetic takes two to three times as long"
+    return [f"the compiled CPU kernel {WHY_MISSING}; {cost}; {HOW_TO_BUILD}"]
 
 
 def make_kernel(

@@ -26,7 +26,7 @@ from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import RUNNING, STOP_REASONS
 from streamkm.config import counted
 from streamkm.errors import Interrupted, Option, StorageError
-from streamkm.kernels import measuring
+from streamkm.kernels import kernel_notes, measuring
 from streamkm.runs.checkpoint import NoCheckpoints
 from streamkm.runs.demanded import check_checkpoint
 from streamkm.runs.devices import environment
@@ -367,7 +367,8 @@ class Attempt:
 
     def _announce(self) -> None:
         config = self._config
-        self._progress.introduce(self._source)
+        notes = kernel_notes(self._setup.execution.kernel, self._device)
+        self._progress.introduce(self._source, notes)
         if self._weights is not None:
             positive = f"{self._weights.n_positive:,} of them positive"
             self._progress.say(f"weights of rows: {self._weights.name}, {positive}")

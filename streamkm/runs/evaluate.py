@@ -133,7 +133,7 @@ def evaluate(
     n_rows = source.spec.n_rows
     found, n_dropped = ClusterSums.empty(model.k, model.n_features), 0
     with Progress() as progress, labelling.measured() as batches:
-        progress.introduce(source)
+        progress.introduce(source, labelling.notes)
         progress.say(f"on {labelling.device}, {labelling.kernel}, {labelling.memory}")
         progress.begin("evaluate", n_rows, labelling.times)
         for measured in batches:

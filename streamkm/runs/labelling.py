@@ -13,7 +13,7 @@ from streamkm.clustering.minibatch import nearest, nearest_two, sums_by_label
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.errors import ConfigError
-from streamkm.kernels import make_kernel, measuring
+from streamkm.kernels import kernel_notes, make_kernel, measuring
 from streamkm.kernels.extension import cores_for_kernels
 from streamkm.runs.devices import describe_kernel, resolve_device
 from streamkm.runs.preflight import plan_memory, predict_bytes
@@ -104,6 +104,7 @@ class Labelling:
             execution.kernel, batch_rows, model.k, dtype, self.device, tune=execution.tune
         )
         self.kernel = describe_kernel(execution.kernel, self.arithmetic.name)
+        self.notes = kernel_notes(execution.kernel, self.device)
         taken = self.arithmetic.stored_dtypes
         self._row_dtype = self._scaling.row_dtype(stored, dtype, taken)
         self.times = StageTimes()
