@@ -1,4 +1,4 @@
-"""``python -m streamkm``."""
+"""The program: the command ``streamkm``, and ``python -m streamkm``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import NoReturn
+
+__all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """Run the command line, and end the process with its exit status."""
+    status = _run()
+    # Not by way of Python's end, which waits for a reader thread that waits for its disk or server.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # Said already, if it could be.
+            stream.flush()
+    os._exit(status)
 
 
 def _run() -> int:
@@ -13,9 +26,9 @@ def _run() -> int:
     # An interrupt may come during the imports, or when the last one has just been answered.
     with suppress(KeyboardInterrupt):
         try:
-            from streamkm.cli import main
+            from streamkm.cli import main as run_command
 
-            status = main()
+            status = run_command()
         finally:
             # All is said and saved. Whoever presses Ctrl-C again wants out, not a traceback.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -23,9 +36,4 @@ def _run() -> int:
 
 
 if __name__ == "__main__":
-    status = _run()
-    # Not by way of Python's end, which waits for a reader thread that waits for its disk or server.
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # Said already, if it could be.
-            stream.flush()
-    os._exit(status)
+    main()

@@ -220,6 +220,15 @@ _EXECUTION_SETTINGS = (
 )  # fmt: skip
 
 
+_EXAMPLES = """
+  streamkm fit x.npy --k 100 --out run             cluster the rows of x.npy
+  streamkm predict run x.npy --labels labels.npy   write the label of every row
+  streamkm info x.npy                              describe an array, or a run
+
+All commands and options: streamkm --help, streamkm fit --help
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and where help is; options are not abbreviated."""
 
@@ -232,6 +241,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
+    if not argv:
+        parser.exit(2, f"{parser.format_usage()}\n{parser.description}\n{_EXAMPLES}")
     check_options(argv, parser, commands)
     arguments, left = parser.parse_known_args(argv)
     if left:
@@ -268,7 +279,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
 
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
-        prog="python -m streamkm",
+        prog="streamkm",
         description="Cluster arrays larger than memory with k-means, and resume after anything.",
         epilog="Exit status: 0 done; 2 wrong arguments or unusable input; 75 interrupted with a "
         "checkpoint saved; 1 anything else.",

@@ -403,10 +403,23 @@ def test_an_option_out_of_range(options, x, tmp_path, refused):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fit"], ["fit", "x.npy"], ["dance"], ["predict", "run"], ["info"]], ids=str
+    "arguments", [["fit"], ["fit", "x.npy"], ["dance"], ["predict", "run"], ["info"]], ids=str
 )
 def test_a_command_that_lacks_something(arguments, refused):
     assert "--help" in refused(*arguments)
+
+
+# Breaks when somebody who types the bare name gets an error, or an example that fails.
+def test_without_arguments_three_examples_are_shown(x, monkeypatch, capsys):
+    assert cli() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: streamkm ")
+    assert "streamkm --help" in err
+    examples = re.findall("^  streamkm (.*?)   ", err, re.MULTILINE)
+    assert [example.split()[0] for example in examples] == ["fit", "predict", "info"]
+    monkeypatch.chdir(x.parent)
+    assert [cli(*example.split()) for example in examples] == [0, 0, 0]
 
 
 # Breaks when an option of one format is lost on the way to its file, or ignored by another.
@@ -428,6 +441,35 @@ def test_columns_and_datasets(tmp_path: Path, x: Path, capsys, monkeypatch) -> N
         assert capsys.readouterr().err.count("\n") == 1
 
 
+# ---- without the compiled kernel --------------------------------------------
+
+
+# Breaks when a command is slow for want of a compiler and keeps it to itself, or nags about what
+# was asked for. (tests/test_packaging.py installs without one.)
+def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsys, monkeypatch):
+    commands = {
+        "fit": ["fit", x, "--k", 2, "--out", tmp_path / "run"],
+        "fit to come": ["fit", x, "--k", 2, "--out", tmp_path / "none", "--dry-run"],
+        "predict": ["predict", done, x, "--labels", tmp_path / "l.npy"],
+        "predict to come": ["predict", done, x, "--labels", tmp_path / "n.npy", "--dry-run"],
+        "evaluate": ["evaluate", done, x],
+    }
+    monkeypatch.setattr("streamkm.kernels.cpu.instruction_sets", tuple)
+    monkeypatch.setattr("streamkm.kernels.select.WHY_MISSING", "is missing")
+    note = (
+        "the compiled CPU kernel is missing; without it arithmetic takes two to three times as "
+        "long; with a compiler, install streamkm again (pip install --force-reinstall --no-deps "
+        "--no-cache-dir)"
+    )
+    for name, arguments in commands.items():
+        assert cli(*arguments, "--device", "cpu") == 0
+        said = "".join(capsys.readouterr())
+        assert said.count(note) == 1, name
+        assert "kernel reference (auto)" in said
+    assert cli("evaluate", done, x, "--device", "cpu", "--kernel", "reference") == 0
+    assert "compiled" not in capsys.readouterr().err
+
+
 # ---- options that there are not ---------------------------------------------
 
 
@@ -438,17 +480,17 @@ def test_columns_and_datasets(tmp_path: Path, x: Path, capsys, monkeypatch) -> N
     [
         (
             "fit x.npy --k 5 --out o --algoritm lloyd",
-            "fit has no option --algoritm; did you mean --algorithm? (see python -m streamkm fit",
+            "fit has no option --algoritm; did you mean --algorithm? (see streamkm fit",
         ),
         ("fit x.npy --k 5 --ot o", "fit has no option --ot; did you mean --out?"),
         ("fit x.npy --k 5 --out o --max-host=1GiB", "did you mean --max-host-memory?"),
         ("fit x.npy --k 5 --out o --max", "mean --max-host-memory or --max-no-improvement?"),
         ("predict r x.npy --labels l.npy --k 5", "predict has no option --k, fit has (see"),
         ("predict r x.npy --labels l.npy --weights w", "--weights, fit and evaluate have (see"),
-        ("evaluate r x.npy --lables l", "see python -m streamkm evaluate --help"),
-        ("info x.npy --zzz", "info has no option --zzz (see python -m streamkm info --help)"),
-        ("fit x.npy extra --k 5 --out o", "arguments: extra (see python -m streamkm fit --help)"),
-        ("fit x.npy -q --k 5 --out o", "arguments: -q (see python -m streamkm fit --help)"),
+        ("evaluate r x.npy --lables l", "see streamkm evaluate --help"),
+        ("info x.npy --zzz", "info has no option --zzz (see streamkm info --help)"),
+        ("fit x.npy extra --k 5 --out o", "arguments: extra (see streamkm fit --help)"),
+        ("fit x.npy -q --k 5 --out o", "arguments: -q (see streamkm fit --help)"),
         ("--k 5 fit x.npy --out o", "--k before the command: options follow it, as in fit"),
         ("--dry-run", "--dry-run before the command"),
     ],

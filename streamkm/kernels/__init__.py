@@ -14,7 +14,7 @@ from streamkm.kernels.ops.normalize import normalize_, normalized
 from streamkm.kernels.ops.offer import ROUNDING_EPS, OfferedRows, Reservoir, offer_
 from streamkm.kernels.ops.swaps import MOST_STEPS, WEIGHT_STEPS, swap_gains
 from streamkm.kernels.reference import add_by_label
-from streamkm.kernels.select import make_kernel, resolve_kernel
+from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 
 __all__ = [
     "MOST_STEPS",
@@ -32,6 +32,7 @@ __all__ = [
     "add_by_label",
     "cores_for_kernels",
     "gather",
+    "kernel_notes",
     "make_kernel",
     "moments_in_parts",
     "move_points_",

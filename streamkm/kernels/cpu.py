@@ -22,7 +22,7 @@ import torch
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import Assignment, InPlaceAssignment, Rows, TwoNearest, assign_then_add
 from streamkm.kernels.exact import recheck_second_
-from streamkm.kernels.extension import WHY_MISSING, instruction_sets
+from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
 from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ class CpuKernel:
         if not instruction_sets():
             raise DeviceError(
                 Option("kernel", "cpu"),
-                f": its extension {WHY_MISSING}; with a compiler, install streamkm "
-                "again (pip install --force-reinstall --no-deps --no-cache-dir), or use ",
+                f": its extension {WHY_MISSING}; {HOW_TO_BUILD}, or use ",
                 Option("kernel", "reference"),
             )
 

@@ -18,7 +18,9 @@ try:
     WHY_MISSING = ""
 except ModuleNotFoundError:
     _cpu = None
-    WHY_MISSING = "was not built when streamkm was installed, for want of a C++ compiler"
+    WHY_MISSING = (
+        "was not built when streamkm was installed: that takes a C++ compiler and Python's headers"
+    )
 except ImportError as error:
     _cpu = None
     WHY_MISSING = f"cannot be loaded ({error})"
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 __all__ = [
+    "HOW_TO_BUILD",
     "WHY_MISSING",
     "InstructionSet",
     "address",
@@ -37,6 +40,11 @@ __all__ = [
     "stored_types",
 ]
 
+#: (Without those options pip keeps what is installed, or installs again what it built before.)
+HOW_TO_BUILD = (
+    "with a compiler, install streamkm again (pip install --force-reinstall --no-deps "
+    "--no-cache-dir)"
+)
 #: Below this many products a second thread costs more than it brings.
 MIN_PARALLEL_PRODUCTS = 1 << 20
 

@@ -6,6 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from streamkm.errors import DeviceError, Option
+from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING
 from streamkm.tables import KERNELS, load_class
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from streamkm.kernels.base import Kernel, KernelRequest
 
-__all__ = ["make_kernel", "resolve_kernel"]
+__all__ = ["kernel_notes", "make_kernel", "resolve_kernel"]
 
 _DEVICES = {"cpu": "the CPU", "cuda": "a CUDA GPU"}
 
@@ -30,6 +31,17 @@ def resolve_kernel(name: str, device: torch.device) -> str:
         return next(candidate for candidate in KERNELS if _runs(candidate, device))
     _check(name, device)
     return name
+
+
+def kernel_notes(name: str, device: torch.device) -> list[str]:
+    """What a user should know of the kernel that `name` stands for: that a faster one is missing.
+
+    (Said by whoever runs: `pip` hides what a build says.)
+    """
+    if name != "auto" or device.type != "cpu" or resolve_kernel(name, device) == "cpu":
+        return []
+    cost = "without it arithmetic takes two to three times as long"
+    return [f"the compiled CPU kernel {WHY_MISSING}; {cost}; {HOW_TO_BUILD}"]
 
 
 def make_kernel(name: str, request: KernelRequest) -> Kernel:

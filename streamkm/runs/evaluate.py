@@ -133,7 +133,7 @@ def evaluate(
     n_rows = source.spec.n_rows
     found, n_dropped = ClusterSums.empty(model.k, model.n_features), 0
     with Progress() as progress, labelling.evaluated() as batches:
-        progress.introduce(source)
+        progress.introduce(source, labelling.notes)
         progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
         progress.begin("evaluate", n_rows, labelling.times)
         for evaluated in batches:

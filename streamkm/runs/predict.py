@@ -184,7 +184,7 @@ def _label_all(
     source: Source, labelling: Labelling, writer: _Writer, progress: Progress, *, nan: str
 ) -> None:
     """Stream the rows that are left through the model to the sinks."""
-    progress.introduce(source)
+    progress.introduce(source, labelling.notes)
     if writer.start_row:
         progress.say(f"resumed: from row {writer.start_row:,}")
     progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")

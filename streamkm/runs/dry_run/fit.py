@@ -20,6 +20,7 @@ from streamkm.clustering.seeding.plan import N_ROUNDS, SCORE_PRODUCTS, greedy_ep
 from streamkm.clustering.state import initial_state
 from streamkm.config import counted, format_bytes
 from streamkm.errors import InputError, RunError
+from streamkm.kernels import kernel_notes
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
 from streamkm.runs.engine.probe import Prober, format_rate
 from streamkm.runs.engine.run_kernel import RunKernel
@@ -150,7 +151,8 @@ def dry_run(
     what = f"{keep + 1} checkpoints of {format_bytes(checkpoints)}, model {format_bytes(model)}"
     labels = format_bytes(4 * source.spec.n_rows)
     report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
-    report.notes = [*source.notes(), *_memory_notes(plan), *look.notes]
+    of_kernel = kernel_notes(execution.kernel, plan.device)
+    report.notes = [*source.notes(), *of_kernel, *_memory_notes(plan), *look.notes]
     if stands is not None:
         # A checkpoint that the disk refuses does not end a run, a result does.
         report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)

@@ -74,7 +74,7 @@ def dry_predict(
         ("device", f"{labelling.device}, {labelling.kernel_description}"),
         ("time", f"about {format_duration(spec.n_rows / rate)} at {format_rate(rate)}"),
     ]
-    report.notes = [*source.notes(), *look.notes]
+    report.notes = [*source.notes(), *labelling.notes, *look.notes]
     space = _space(report, outputs, spec.n_rows, run_dir, resume=resume)
     report.errors += [look.error] if look.error is not None else []
     for folder, (most, least) in space.items():

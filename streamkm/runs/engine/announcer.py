@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamkm.config import counted
+from streamkm.kernels import kernel_notes
 from streamkm.runs.engine.summary import final_figures, result_lines
 from streamkm.runs.engine.timing import PhaseClock, stage_figures, stage_line
 from streamkm.runs.planning.environment import environment
@@ -40,7 +41,7 @@ class Announcer:
     def introduce(self) -> None:
         """Say what is clustered, under which settings, where and in how much memory."""
         plan, config, say = self._plan, self._plan.config, self.progress.say
-        self.progress.introduce(plan.source)
+        self.progress.introduce(plan.source, kernel_notes(plan.execution.kernel, plan.device))
         if plan.weights is not None:
             positive = f"{plan.weights.n_positive:,} of them positive"
             say(f"weights of rows: {plan.weights.name}, {positive}")

@@ -15,7 +15,7 @@ from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.devices import is_host, resolve_device
 from streamkm.errors import ConfigError
-from streamkm.kernels import KernelRequest, cores_for_kernels, make_kernel
+from streamkm.kernels import KernelRequest, cores_for_kernels, kernel_notes, make_kernel
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
 from streamkm.stream.pipeline import stream
@@ -103,6 +103,7 @@ class Labelling:
         request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
         self.kernel = make_kernel(execution.kernel, request)
         self.kernel_description = describe_kernel(execution.kernel, self.kernel.name)
+        self.notes = kernel_notes(execution.kernel, self.device)
         self._stored = stored
         self.times = StageTimes()
 

@@ -21,7 +21,7 @@ from streamkm.config import format_bytes, plural
 from streamkm.files import LineFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -85,14 +85,14 @@ class Progress:
         if self._bar is not None:
             self._bar.refresh()
 
-    def introduce(self, source: Source) -> None:
-        """Say what the rows are, and what a user should know of them."""
+    def introduce(self, source: Source, notes: Sequence[str] = ()) -> None:
+        """Say what the rows are, and what a user should know of them; `notes` say more."""
         spec = source.spec
         self.say(
             f"{source.name}: {spec.n_rows:,} rows x {spec.n_features:,} features, {spec.dtype}, "
             f"{format_bytes(spec.nbytes)} ({spec.layout})"
         )
-        for note in source.notes():
+        for note in (*source.notes(), *notes):
             self.say(f"note: {note}")
 
     def begin(
