@@ -12,7 +12,6 @@ import argparse
 import errno
 import json
 import logging
-import os
 import sys
 import tomllib
 from contextlib import closing, nullcontext
@@ -31,7 +30,7 @@ from streamkm.options import (
     add_source,
     check_options,
 )
-from streamkm.runs.planning.memory import give_back_large_blocks
+from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
 
 if TYPE_CHECKING:
@@ -51,12 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint saved; 1 anything else.
     """
     logging.basicConfig(format="streamkm: %(message)s", level=logging.INFO)
-    give_back_large_blocks()
-    # Readers share the cores with OpenMP's threads, which by default spin long at every
-    # barrier for one that has no core: beside other work arithmetic took twice as long.
-    # (Not spinning at all costs half again on a quiet machine.) Read once, when torch is
-    # imported; what the user has set stays.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    prepare_process()
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         # What fit and predict do not tell better.
@@ -85,7 +79,7 @@ def _complain(message: str) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.planning.memory import check_fit, check_outside
+    from streamkm.runs.planning.checks import check_fit, check_outside
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import check_run_is_free
 
@@ -117,7 +111,7 @@ def _print_report(report: DryRun) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.planning.memory import check_outside
+    from streamkm.runs.planning.checks import check_outside
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.output_records import check_free, may_be_finished
     from streamkm.runs.storage.run_folder import read_config

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from streamkm.errors import ConfigError, Option
 
 __all__ = [
+    "INITS",
     "KERNELS",
     "Cadence",
     "ExecutionConfig",

@@ -154,3 +154,34 @@ def test_public_names_are_those_promised() -> None:
 
 def test_version_is_the_same_everywhere() -> None:
     assert streamkm.__version__ == PROJECT["version"]
+
+
+# Breaks when a module uses what another keeps to itself: public names are those of `__all__`.
+def test_names_are_imported_as_their_modules_offer_them() -> None:
+    trees = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+            path.read_text()
+        )
+        for path in source_files("streamkm")
+    }
+    offered = {name: offered_by(tree) for name, tree in trees.items()}
+    used = [
+        (user, node.module, alias.name)
+        for user, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in trees
+        for alias in node.names
+        if f"{node.module}.{alias.name}" not in trees and alias.name != "__version__"
+    ]
+    assert len(used) > 500
+    assert not [use for use in used if use[2] not in offered[use[1]]]
+
+
+def offered_by(tree: ast.Module) -> set[str]:
+    """Names in ``__all__``."""
+    lists = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+    ]
+    return {name for names in lists for name in ast.literal_eval(names)}

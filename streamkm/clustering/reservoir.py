@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
 
-__all__ = ["Reseeding", "draw_", "reseed_", "step_generator"]
+__all__ = ["OFFERED_PER_BATCH", "Reseeding", "draw_", "reseed_", "step_generator"]
 
 #: Rows of one batch that are offered to it, at most.
 OFFERED_PER_BATCH = 4096

@@ -15,7 +15,16 @@ import torch
 
 from streamkm.kernels import Reservoir
 
-__all__ = ["RUNNING", "STOP_REASONS", "KMeansState", "initial_state", "reservoir_rows"]
+__all__ = [
+    "BY_NO_IMPROVEMENT",
+    "BY_TOL",
+    "CONVERGED",
+    "RUNNING",
+    "STOP_REASONS",
+    "KMeansState",
+    "initial_state",
+    "reservoir_rows",
+]
 
 RUNNING, BY_TOL, BY_NO_IMPROVEMENT, CONVERGED = range(4)
 #: Why a state is frozen, by its `stop` code.

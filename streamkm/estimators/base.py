@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 from streamkm.config import FitConfig
 from streamkm.errors import Interrupted, ParameterError
 from streamkm.estimators.conversion import to_sklearn
-from streamkm.estimators.inputs import KEPT_DTYPES, Rows, open_rows
+from streamkm.estimators.inputs import KEPT_DTYPES, InputRows, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
     check_resumable,
@@ -270,17 +270,17 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             **self._settings(),
         )
 
-    def _execution(self, rows: Rows) -> ExecutionConfig:
+    def _execution(self, rows: InputRows) -> ExecutionConfig:
         is_small = rows.in_memory and rows.source.spec.nbytes <= SMALL_BYTES
         return execution_config(self.device, self.max_host_memory, is_small=is_small)
 
-    def _check_n_rows(self, rows: Rows) -> None:
+    def _check_n_rows(self, rows: InputRows) -> None:
         n_rows = rows.source.spec.n_rows
         if n_rows < self.n_clusters:
             raise ParameterError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}.")
 
     def _given_centroids(
-        self, rows: Rows, execution: ExecutionConfig, weights: Weights | None
+        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None
     ) -> np.ndarray | None:
         """The centroids that the user begins from, if `init` says so; the best of `n_init`."""
         n_init = self._n_init()
@@ -342,7 +342,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self.n_features_in_ = model.n_features
         self.n_iter_ = model.figures["n_iter"]
 
-    def _label(self, rows: Rows, execution: ExecutionConfig, weights: Weights | None) -> None:
+    def _label(self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None) -> None:
         """Set `labels_` and the inertia that goes with them, where they are wanted."""
         if self.compute_labels is True or (self.compute_labels == "auto" and rows.in_memory):
             self.labels_, self.inertia_ = label_rows(

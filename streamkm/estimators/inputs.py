@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from sklearn.base import BaseEstimator
 
-__all__ = ["KEPT_DTYPES", "Rows", "open_rows"]
+__all__ = ["KEPT_DTYPES", "InputRows", "open_rows"]
 
 #: Kept as they are; anything else that can be is made float64, the first of them.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
 
 
 @dataclass(frozen=True)
-class Rows:
+class InputRows:
     """The rows of one X."""
 
     source: Source
@@ -57,7 +57,7 @@ class Rows:
 
 
 @contextmanager
-def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Rows]:
+def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[InputRows]:
     """The rows of `X`; what was opened here is closed at the end.
 
     Sets ``n_features_in_`` and ``feature_names_in_`` of `estimator` if `reset`, and compares
@@ -77,19 +77,19 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Rows
     if isinstance(X, torch.Tensor):
         source = open_source(X.view(torch.uint16).numpy(), dtype="bfloat16")
         _check_features(estimator, source, reset=reset)
-        yield Rows(source, in_memory=True, array=None)
+        yield InputRows(source, in_memory=True, array=None)
     elif _is_location(X):
         source = open_source(X)
         try:
             _check_features(estimator, source, reset=reset)
-            yield Rows(source, in_memory=False, array=None)
+            yield InputRows(source, in_memory=False, array=None)
         finally:
             if source is not X:
                 source.close()
     else:
         # NaN and infinity are met by the stream, which names their row, at no cost.
         array = validate_data(estimator, X, reset=reset, dtype=KEPT_DTYPES, ensure_all_finite=False)
-        yield Rows(open_source(array), in_memory=True, array=array)
+        yield InputRows(open_source(array), in_memory=True, array=array)
 
 
 def _is_location(X: Any) -> bool:

@@ -26,6 +26,6 @@ def load_run(path: str | os.PathLike[str]) -> KMeans | MiniBatchKMeans:
     streamkm.errors.RunError
         If `path` is no run, is not finished, or its model is damaged.
     """
-    loaded = model.load_run(path)
+    loaded = model.load_model(path)
     is_lloyd = loaded.settings["algorithm"] == "lloyd"
     return KMeans.from_model(loaded) if is_lloyd else MiniBatchKMeans.from_model(loaded)

@@ -10,7 +10,7 @@ from streamkm.runs.engine.labelling import Labelling
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.runs.reporting.progress import Progress
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,7 +127,7 @@ def evaluate(
     weights : Weights, optional
         How much each row counts.
     """
-    model = load_run(run_dir)
+    model = load_model(run_dir)
     labelling = Labelling(model, source, execution, weights)
     nan = nan or model.settings["nan"]
     n_rows = source.spec.n_rows

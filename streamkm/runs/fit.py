@@ -14,12 +14,12 @@ from streamkm.devices import resolve_device
 from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.engine.attempt import Attempt
+from streamkm.runs.planning.checks import check_fit, check_outside
 from streamkm.runs.planning.fit_plan import FitPlan
-from streamkm.runs.planning.memory import check_fit, check_outside
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.checkpoint import Checkpointer, NoCheckpoints
-from streamkm.runs.storage.model import Model, load_run
+from streamkm.runs.storage.model import Model, load_model
 from streamkm.runs.storage.model_file import DamagedModelError
 from streamkm.runs.storage.run_folder import RunFolder
 
@@ -157,7 +157,7 @@ def finished_model(folder: RunFolder) -> Model | None:
     if not folder.is_complete:
         return None
     try:
-        return load_run(folder.path)
+        return load_model(folder.path)
     except DamagedModelError as error:
         if not folder.has_checkpoints():
             raise RunError(

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from streamkm.runs.engine.labelling import Labelling
-from streamkm.runs.predict import INT64_CLUSTERS
+from streamkm.runs.engine.labelling import Labelling, label_dtype
 from streamkm.runs.reporting.bad_rows import non_finite_error
 
 if TYPE_CHECKING:
@@ -44,9 +43,7 @@ def label_rows(
     NonFiniteError
         If a row holds NaN or infinity and `nan` is ``error``.
     """
-    labels_N = np.empty(
-        source.spec.n_rows, dtype=np.int64 if model.k >= INT64_CLUSTERS else np.int32
-    )
+    labels_N = np.empty(source.spec.n_rows, label_dtype(model.k))
     inertia = 0.0
     with Labelling(model, source, execution, weights).batches() as batches:
         for batch in batches:

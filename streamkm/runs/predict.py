@@ -19,11 +19,11 @@ from streamkm.errors import (
     StorageError,
 )
 from streamkm.files import file_sha256
-from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.labelling import Labelling, label_dtype
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
 from streamkm.sinks import open_sink
 from streamkm.sinks.base import commit_together
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from streamkm.sources import Source
 
 __all__ = ["finished_line", "job_of", "output_dtypes", "predict"]
-
-#: From so many clusters on, labels do not fit int32.
-INT64_CLUSTERS = 2**31
 
 
 def predict(
@@ -94,7 +91,7 @@ def predict(
     StorageError
         If the disk refuses; what was durable before is kept for `resume`.
     """
-    model = load_run(run_dir)
+    model = load_model(run_dir)
     outputs = output_dtypes(model, labels, distances)
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
@@ -151,7 +148,7 @@ def output_dtypes(
     model: Model, labels: Path, distances: Path | None
 ) -> list[tuple[Path, np.dtype[Any]]]:
     """What is written where, labels first."""
-    outputs = [(labels.expanduser(), np.dtype(np.int64 if model.k >= INT64_CLUSTERS else np.int32))]
+    outputs = [(labels.expanduser(), label_dtype(model.k))]
     if distances is not None:
         if distances.resolve() == labels.resolve():
             both = f" must differ, both are {labels}"

@@ -24,7 +24,7 @@ from streamkm.sources.npy import open_npy
 if TYPE_CHECKING:
     from streamkm.sources.base import Source
 
-__all__ = ["Weights", "open_weights"]
+__all__ = ["MAX_HEAVY", "Weights", "open_weights"]
 
 #: Weights that are looked at together.
 SCAN_ROWS = 1 << 17

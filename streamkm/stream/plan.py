@@ -31,7 +31,7 @@ from streamkm.sources.base import ArraySpec, RowRange
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["ReadingPlan", "Window", "plan_reading", "row_windows", "sample_windows"]
+__all__ = ["WINDOW_BYTES", "ReadingPlan", "Window", "plan_reading", "row_windows", "sample_windows"]
 
 #: A window holds about this many bytes of stored rows: many blocks when they
 #: are small, at least one when they are large.

@@ -38,7 +38,7 @@ from streamkm.runs.info import describe_run
 from streamkm.runs.planning.given_centroids import given_centroids
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.runs.storage import checkpoint, model_file
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.run_folder import read_config
 from streamkm.sealed import seal
 from streamkm.sinks.registry import open_sink
@@ -342,7 +342,7 @@ def _run_record(content: bytes, folder: Path) -> None:
 def _run_model(content: bytes, folder: Path) -> None:
     _make_run(folder)
     (folder / "run" / "model.safetensors").write_bytes(content)
-    found = load_run(folder / "run")
+    found = load_model(folder / "run")
     source = open_source(np.zeros((8, 4), np.float32))
     with Labelling(found, source, ExecutionConfig(device="cpu", read_threads=0)).batches() as each:
         for batch in each:

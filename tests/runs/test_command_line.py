@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from streamkm.cli import main
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +167,7 @@ def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     assert cli("info", run) == 0
     out = capsys.readouterr().out
     assert "finished" in out
-    model = load_run(run)
+    model = load_model(run)
     assert model.inertia is not None
     assert f"inertia      {model.inertia:.9g} ({model.inertia / 200:.6g} per row)" in out
     sizes = sorted(model.counts_K.tolist())

@@ -37,7 +37,7 @@ from streamkm.runs.fit import fit
 from streamkm.runs.planning.given_centroids import given_centroids
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.runs.storage.checkpoint import load_checkpoint
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 from streamkm.sources import open_source, open_weights
 from streamkm.sources.base import RowRange
 from tests.hostile.mutate import mutate
@@ -391,7 +391,7 @@ def test_nothing_is_unpickled(tmp_path, folder):
     )
     (run / "model.safetensors").write_bytes(planted)
     with pytest.raises(RunError):
-        load_run(run)
+        load_model(run)
     for path in (run / "checkpoints").glob("*/*"):
         path.write_bytes(planted)
     with pytest.raises(RunError):

@@ -9,7 +9,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["CANDIDATES", "N_ROUNDS", "Refinement", "SeedingPlan", "plan_seeding"]
+__all__ = [
+    "CANDIDATES",
+    "CANDIDATES_PER_CLUSTER",
+    "MAX_PROPOSED",
+    "N_ROUNDS",
+    "PASSES_BETWEEN",
+    "SCORE_PRODUCTS",
+    "Refinement",
+    "SeedingPlan",
+    "around_step",
+    "greedy_epochs",
+    "greedy_trials",
+    "plan_seeding",
+    "rows_around",
+]
 
 #: Rows of the sample that seeding works on: per cluster, and at least.
 SAMPLE_ROWS_PER_CLUSTER, MIN_SAMPLE_ROWS = 16, 16384

@@ -13,7 +13,7 @@ from streamkm.runs.engine.labelling import Labelling
 from streamkm.runs.engine.probe import PROBE_S, format_rate
 from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.predict import finished_line, job_of, output_dtypes
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free
 from streamkm.sinks.registry import unfinished_bytes
 
@@ -54,7 +54,7 @@ def dry_predict(
         As `predict` does, where there is nothing to be said beside the error. Errors that
         come with a report are in `DryRun.errors`.
     """
-    model = load_run(run_dir)
+    model = load_model(run_dir)
     outputs = output_dtypes(model, labels, distances)
     paths = [path for path, _ in outputs]
     job = job_of(run_dir, source, nan or model.settings["nan"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling"]
+__all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "label_dtype"]
+
+#: From this number of clusters on, labels do not fit int32.
+INT64_CLUSTERS = 2**31
+
+
+def label_dtype(k: int) -> np.dtype[Any]:
+    """In which labels of `k` clusters are given: int32, or int64 where they do not fit."""
+    return np.dtype(np.int64 if k >= INT64_CLUSTERS else np.int32)
 
 
 @dataclass(frozen=True, slots=True)

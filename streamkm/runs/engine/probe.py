@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from streamkm.stream.slots import HostSlots
     from streamkm.stream.transfer import DeviceWindow
 
-__all__ = ["Alone", "Probe", "Prober", "format_rate"]
+__all__ = ["PROBE_S", "Alone", "Probe", "Prober", "format_rate"]
 
 #: How long a stage is measured, and on how many windows at most (a window is 64 MiB, or one
 #: block where that is more; the one that is in hand is finished).

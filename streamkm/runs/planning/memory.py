@@ -1,4 +1,4 @@
-"""What a run will need, worked out before anything is read or written.
+"""How much memory a run will need, worked out before anything is read or written.
 
 Imports no torch: wrong arguments and unusable input are refused before the
 seconds that importing it takes.
@@ -6,7 +6,6 @@ seconds that importing it takes.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,24 +18,19 @@ from streamkm.clustering.seeding.plan import (
     plan_seeding,
 )
 from streamkm.config import format_bytes
-from streamkm.errors import ConfigError, MemoryBudgetError, Option
+from streamkm.errors import MemoryBudgetError, Option
 from streamkm.sources.weights import MAX_HEAVY
-from streamkm.sources.within import would_take
 from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from streamkm.config import ExecutionConfig, FitConfig
-    from streamkm.sources.base import ArraySpec, Source
+    from streamkm.sources.base import ArraySpec
     from streamkm.stream.plan import ReadingPlan
 
 __all__ = [
+    "FULL_SLOTS",
     "MemoryPlan",
-    "check_fit",
-    "check_outside",
     "fit_bytes",
-    "give_back_large_blocks",
     "plan_memory",
     "predict_bytes",
 ]
@@ -52,10 +46,6 @@ RUNTIME_BYTES = 48 << 20
 TILE_BYTES, TILE_ROWS = 4 << 20, 128
 #: The compiled kernel's copy of the centroids is filled up to a multiple of so many.
 PANEL_LANES = 32
-
-
-#: From this size on a block of memory is mapped by itself; the options' numbers in glibc.
-LARGE_BLOCK_BYTES, M_MMAP_THRESHOLD, M_ARENA_MAX = 4 << 20, -3, -8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,43 +73,6 @@ class MemoryPlan:
             f"readers {self.stream.n_readers} x {format_bytes(self.reader_bytes)}, "
             f"arithmetic and libraries {format_bytes(self.fixed_bytes)}"
         )
-
-
-def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
-    """Refuse what can be refused from the array's shape alone."""
-    if config.k > spec.n_rows:
-        raise ConfigError(
-            f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
-        )
-
-
-def check_outside(source: Source, **outputs: Path | None) -> None:
-    """Refuse an output, by the name of its setting, that would become part of what is read."""
-    for name, path in outputs.items():
-        if path is not None and would_take(source, path):
-            raise ConfigError(
-                Option(name, str(path)),
-                f" would become part of the source {source.name}, whose data would then count as "
-                "changed; choose a place outside of it",
-            )
-
-
-def give_back_large_blocks() -> None:
-    """Make the C library return large blocks to the system as soon as they are freed.
-
-    glibc otherwise keeps them, in an arena for every thread that ever freed
-    one: decoding chunks in a pool of threads then takes several times what is
-    in use. With a single arena, blocks up to a few MiB are used again by whichever thread
-    comes next; to map those afresh each time would cost a tenth of a fit. Concerns the
-    whole process, so it is for programs to call, not for
-    libraries. Does nothing where the C library is another.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(M_ARENA_MAX, 1)
-    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def plan_memory(

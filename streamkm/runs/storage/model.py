@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from streamkm.runs.storage.run_folder import RunFolder
 
-__all__ = ["Model", "load_run"]
+__all__ = ["Model", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Model:
         return buffer.getvalue()
 
 
-def load_run(path: str | os.PathLike[str]) -> Model:
+def load_model(path: str | os.PathLike[str]) -> Model:
     """The model of the finished run in the folder `path`.
 
     Raises

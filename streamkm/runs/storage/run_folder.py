@@ -43,7 +43,15 @@ from streamkm.sealed import DAMAGE, in_words, seal, unseal
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["RunFolder", "check_run_is_free", "looks_like_a_run", "read_config", "run_owner"]
+__all__ = [
+    "CONFIG",
+    "MODEL",
+    "RunFolder",
+    "check_run_is_free",
+    "looks_like_a_run",
+    "read_config",
+    "run_owner",
+]
 
 CONFIG, LOCK, CHECKPOINTS, MODEL = "config.json", "lock", "checkpoints", "model.safetensors"
 

@@ -19,7 +19,7 @@ from streamkm.runs.engine.sampling import draw_sample, sample_pieces, split_samp
 from streamkm.runs.planning.memory import fit_bytes, plan_memory
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.checkpoint import load_checkpoint
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 from streamkm.sources import open_source
 from streamkm.sources.base import ArraySpec
 from streamkm.sources.weights import open_weights
@@ -62,7 +62,7 @@ def test_every_separated_cluster_is_found(init, order, tmp_path):
         job.settings["seed"], job.run = seed, tmp_path / f"{seed}"
         job.attempt()
         distances = torch.cdist(
-            torch.as_tensor(centres).float(), torch.as_tensor(load_run(job.run).centroids)
+            torch.as_tensor(centres).float(), torch.as_tensor(load_model(job.run).centroids)
         )
         assert len(set(distances.argmin(dim=1).tolist())) == 30, seed
         assert float(distances.min(dim=1).values.max()) < 1.0
@@ -77,7 +77,7 @@ def test_digits_by_default(tmp_path):
     for seed in range(7):
         job.settings["seed"], job.run = seed, tmp_path / f"{seed}"
         job.attempt()
-        centroids = torch.as_tensor(load_run(job.run).centroids).double()
+        centroids = torch.as_tensor(load_model(job.run).centroids).double()
         sq_distances = torch.cdist(torch.as_tensor(rows), centroids).min(dim=1).values.square()
         inertias.append(float(sq_distances.sum()))
     assert np.median(inertias) <= 1.006 * 1_165_188.3
@@ -147,7 +147,7 @@ def test_a_row_that_weighs_much_gets_its_cluster(n_init, tmp_path):
     for seed in range(2):
         job.settings["seed"], job.run = seed, tmp_path / f"{seed}"
         job.attempt()
-        centroids = torch.as_tensor(load_run(job.run).centroids)
+        centroids = torch.as_tensor(load_model(job.run).centroids)
         distances = torch.cdist(torch.as_tensor(rows[heavy]), centroids)
         assert float(distances.min(dim=1).values.max()) < 1e-2
 
@@ -224,7 +224,7 @@ def test_fewer_distinct_rows_than_clusters_is_said(init, tmp_path, capsys):
     job = job_on(tmp_path, rows, chunk=50, k=5, init=init, epochs=2)
     job.attempt()
     assert "fewer than 5 distinct rows" in capsys.readouterr().err
-    found = load_run(job.run).centroids
+    found = load_model(job.run).centroids
     assert np.isfinite(found).all()
     assert {tuple(row) for row in found.tolist()} >= {tuple(row) for row in np.eye(3, 4).tolist()}
 
@@ -236,7 +236,7 @@ def test_as_many_clusters_as_distinct_rows(init, tmp_path, capsys):
     rows = np.concatenate((np.ones((2000, 3)), 10 * rng.normal(size=(7, 3)))).astype(np.float32)
     job = job_on(tmp_path, rows, chunk=400, k=8, init=init)
     job.attempt()
-    found = torch.as_tensor(load_run(job.run).centroids)
+    found = torch.as_tensor(load_model(job.run).centroids)
     labels = torch.cdist(torch.as_tensor(rows), found).argmin(dim=1)
     assert len(labels.unique()) == 8
     assert "distinct" not in capsys.readouterr().err
@@ -305,4 +305,4 @@ def test_rows_of_use_are_looked_for_beyond_the_first_sample(init, tmp_path):
     rows[rng.choice(60_000, 150, replace=False)] = rng.normal(size=(150, 3))
     job = job_on(tmp_path, rows, chunk=5000, k=100, init=init, nan="drop")
     job.attempt()
-    assert load_run(job.run).counts_K.sum() == 150
+    assert load_model(job.run).counts_K.sum() == 150

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from streamkm.config import ExecutionConfig, FitConfig, parse_bytes
 from streamkm.errors import ConfigError, MemoryBudgetError, NonFiniteError
-from streamkm.runs.planning.memory import check_fit, fit_bytes, plan_memory, predict_bytes
+from streamkm.runs.planning.checks import check_fit
+from streamkm.runs.planning.memory import fit_bytes, plan_memory, predict_bytes
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.sources.base import ArraySpec
 from streamkm.sources.memory import MemorySource

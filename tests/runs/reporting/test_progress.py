@@ -22,7 +22,7 @@ from streamkm.config import counted
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.reporting import progress
 from streamkm.runs.reporting.progress import Progress
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 from streamkm.stream.stages import STAGES, StageTimes
 from tests.runs.helpers import Job, clusters, every, metrics_of
 
@@ -85,7 +85,7 @@ def test_the_last_record_belongs_to_the_saved_centroids(settings, job, capsys):
     records = metrics_of(job.run)
     closing = [record["rows"] for record in records if record["phase"] == "close"]
     assert closing[-1:] == ([] if settings else [600])
-    model, end = load_run(job.run), records[-1]
+    model, end = load_model(job.run), records[-1]
     assert model.inertia is not None
     sizes = sorted(model.counts_K.tolist())
     assert sum(sizes) == 600
@@ -115,7 +115,7 @@ def test_without_a_closing_pass_the_figures_are_called_what_they_are(job, capsys
     job.attempt()
     assert not any(record["phase"] == "close" for record in metrics_of(job.run))
     assert "least_rows" not in metrics_of(job.run)[-1]
-    assert load_run(job.run).inertia is None
+    assert load_model(job.run).inertia is None
     assert "over the last epoch as it went" in capsys.readouterr().err
 
 
@@ -125,7 +125,7 @@ def test_converged_means_that_the_figures_are_those_of_the_nearest_centroids(job
     said = capsys.readouterr().err
     assert "stopped: converged: no centroid moves any more" in said
     assert "note: the last pass" not in said
-    model = load_run(job.run)
+    model = load_model(job.run)
     rows, centroids = np.load(job.source), model.centroids
     squares = np.square(rows[:, None].astype(np.float64) - centroids).sum(axis=2)
     assert model.inertia == pytest.approx(squares.min(axis=1).sum(), rel=1e-6)
@@ -140,7 +140,7 @@ def test_fewer_distinct_rows_than_clusters_is_said(algorithm, job, capsys):
     job.attempt()
     said = capsys.readouterr().err
     assert "2 of 5 clusters have no row: the data has fewer than 5 distinct rows" in said
-    assert sorted(load_run(job.run).counts_K.tolist()) == [0, 0, 200, 200, 200]
+    assert sorted(load_model(job.run).counts_K.tolist()) == [0, 0, 200, 200, 200]
 
 
 # Breaks when more clusters than the reservoir holds rows for, or lloyd's last pass, are left.
@@ -151,7 +151,7 @@ def test_no_cluster_is_empty_if_there_are_distinct_rows(algorithm, job, rng, cap
     np.save(job.source, rng.permutation(rows))
     job.settings.update(algorithm=algorithm, epochs=1, init="random", k=390)
     job.attempt()
-    model = load_run(job.run)
+    model = load_model(job.run)
     assert (model.counts_K > 0).all()
     assert model.counts_K.sum() == 3000
     assert len(np.unique(model.centroids, axis=0)) == 390

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from streamkm.errors import OutputExistsError, ResumeError, RunError
-from streamkm.runs.storage.model import load_run
+from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.run_folder import RunFolder, check_run_is_free, read_config
 from tests.runs.helpers import Job, clusters, every
 
@@ -174,7 +174,7 @@ def test_other_weights_are_refused_naming_both(job, tmp_path):
         weighted.attempt()
     np.save(weighted.weights, np.ones(300, np.int8))  # The same numbers.
     weighted.attempt()
-    assert load_run(job.run).weights_K.sum() == 300
+    assert load_model(job.run).weights_K.sum() == 300
     job.run = tmp_path / "unweighted"
     assert job.interrupted(5)
     with pytest.raises(ResumeError, match="weights: None -> "):
@@ -211,7 +211,7 @@ def test_a_setting_that_is_given_as_its_default_is_no_change(job):
 def test_a_model_is_loaded_as_it_was_saved(job):
     job.settings["scale"] = "zscore"
     job.attempt()
-    model = load_run(job.run)
+    model = load_model(job.run)
     assert (model.k, model.n_features) == (4, 3)
     assert model.counts_K.sum() == 300
     assert model.settings["k"] == 4
@@ -240,7 +240,7 @@ def test_the_same_model_is_the_same_file_each_time(job, tmp_path):
 def test_a_model_knows_whether_rows_are_normalised(name, job):
     job.settings["scale"] = name
     job.attempt()
-    assert load_run(job.run).scaling.normalize is (name == "l2")
+    assert load_model(job.run).scaling.normalize is (name == "l2")
 
 
 @pytest.mark.parametrize("at", [0, 4, 9, 30, 200, -1])
@@ -249,7 +249,7 @@ def test_a_truncated_model_is_refused(at, job):
     content = job.results["model.safetensors"]
     (job.run / "model.safetensors").write_bytes(content[:at])
     with pytest.raises(RunError, match=r"is damaged.*resume=True"):
-        load_run(job.run)
+        load_model(job.run)
 
 
 # Breaks when a flipped bit of a centroid loads as if nothing had happened.
@@ -260,9 +260,9 @@ def test_a_flipped_byte_anywhere_in_a_model_is_refused(job):
     for at in range(0, len(whole), 41):
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         with pytest.raises(RunError):
-            load_run(job.run)
+            load_model(job.run)
     file.write_bytes(whole)
-    load_run(job.run)
+    load_model(job.run)
 
 
 def test_a_file_of_other_tensors_is_no_model(job):
@@ -271,7 +271,7 @@ def test_a_file_of_other_tensors_is_no_model(job):
     job.attempt()
     save_file({"weights": torch.zeros(3)}, job.run / "model.safetensors")
     with pytest.raises(RunError, match="is damaged"):
-        load_run(job.run)
+        load_model(job.run)
 
 
 # What the message of a damaged model tells people to do must work.
@@ -280,7 +280,7 @@ def test_a_damaged_model_is_restored_by_removing_it_and_resuming(job):
     before = job.results
     (job.run / "model.safetensors").unlink()
     with pytest.raises(RunError, match="not finished"):
-        load_run(job.run)
+        load_model(job.run)
     job.attempt()
     assert job.results == before
 

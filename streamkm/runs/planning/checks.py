@@ -1,0 +1,35 @@
+"""What is refused before anything is read or written; imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamkm.errors import ConfigError, Option
+from streamkm.sources.within import would_take
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamkm.config import FitConfig
+    from streamkm.sources.base import ArraySpec, Source
+
+__all__ = ["check_fit", "check_outside"]
+
+
+def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
+    """Refuse what can be refused from the array's shape alone."""
+    if config.k > spec.n_rows:
+        raise ConfigError(
+            f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
+        )
+
+
+def check_outside(source: Source, **outputs: Path | None) -> None:
+    """Refuse an output, by the name of its setting, that would become part of what is read."""
+    for name, path in outputs.items():
+        if path is not None and would_take(source, path):
+            raise ConfigError(
+                Option(name, str(path)),
+                f" would become part of the source {source.name}, whose data would then count as "
+                "changed; choose a place outside of it",
+            )
