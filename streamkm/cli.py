@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from streamkm.runs.dry_run.fit import DryRun
+    from streamkm.runs.dry_run.report import DryRun
     from streamkm.sources import Source, Weights
 
 __all__ = ["main"]

@@ -1,7 +1,7 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
 from streamkm.kernels.base import Assignment, Kernel, KernelRequest, Rows, TwoNearest
-from streamkm.kernels.extension import cores_for_kernels
+from streamkm.kernels.extension import cores_for_kernels, instruction_sets
 from streamkm.kernels.ops.distances import (
     sq_distances_between,
     sq_distances_to,
@@ -32,6 +32,7 @@ __all__ = [
     "add_by_label",
     "cores_for_kernels",
     "gather",
+    "instruction_sets",
     "kernel_notes",
     "make_kernel",
     "moments_in_parts",

@@ -25,9 +25,7 @@ from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
-from streamkm.sinks import open_sink
-from streamkm.sinks.base import commit_together
-from streamkm.sinks.registry import tidy, unfinished_rows
+from streamkm.sinks import commit_together, open_sink, tidy, unfinished_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,6 +1,24 @@
 """Where labels and distances go."""
 
-from streamkm.sinks.base import Sink
-from streamkm.sinks.registry import open_sink
+from streamkm.sinks.base import Sink, commit_together
+from streamkm.sinks.registry import (
+    SINKS,
+    check_target,
+    open_sink,
+    stored_crc32,
+    tidy,
+    unfinished_bytes,
+    unfinished_rows,
+)
 
-__all__ = ["Sink", "open_sink"]
+__all__ = [
+    "SINKS",
+    "Sink",
+    "check_target",
+    "commit_together",
+    "open_sink",
+    "stored_crc32",
+    "tidy",
+    "unfinished_bytes",
+    "unfinished_rows",
+]

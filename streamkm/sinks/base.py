@@ -69,6 +69,18 @@ class Sink(ABC):
         What `write_cursor` left, if an unfinished output is resumed.
     """
 
+    is_chunked = False
+    """Whether it is made with ``chunk_rows``."""
+
+    @classmethod
+    def stored_crc32(cls, path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
+        """Checksum of the values of the finished output at `path`; None if it is no such array.
+
+        A kind of output that cannot tell has none: it is then never taken for finished.
+        """
+        del path, n_rows, dtype
+        return None
+
     def __init__(
         self, target: Path, *, n_rows: int, dtype: np.dtype[Any], state: dict[str, Any] | None
     ) -> None:

@@ -1,46 +1,28 @@
-"""Where labels and distances go: ``open_sink``, and outputs that are ``.npy`` files."""
+"""From the name of an output to a sink: the one place that knows which kind is written by what."""
 
 from __future__ import annotations
 
-import io
-import zlib
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib import format as npy_format
 
-from streamkm.errors import ConfigError, ResumeError, SourceError
-from streamkm.files import (
-    FileLock,
-    OutputFile,
-    discard,
-    fsync_directory,
-    pieces_of,
-    read_bytes,
-    remove_file,
-)
+from streamkm.errors import ConfigError, ResumeError
+from streamkm.files import FileLock, read_bytes, remove_file
 from streamkm.sealed import unseal
-from streamkm.sinks.base import (
-    PublishedSink,
-    Sink,
-    discard_partial,
-    refuse_existing,
-)
+from streamkm.sinks.base import PublishedSink, Sink, discard_partial, refuse_existing
 from streamkm.sources.layout import one_line
-from streamkm.sources.npy import read_npy_header
+from streamkm.tables import load_class
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
 
     import numpy.typing as npt
 
 __all__ = [
     "CHUNK_ROWS",
-    "NpySink",
+    "SINKS",
     "check_target",
     "open_sink",
     "stored_crc32",
@@ -52,10 +34,12 @@ __all__ = [
 #: Rows of one chunk of a ``.zarr`` output, which is also what a crash costs at most.
 CHUNK_ROWS = 1 << 18
 
-#: A header of ours is shorter.
-_HEADER_BYTES = 4096
-#: What of an unfinished output is read at once to check it.
-_PIECE_BYTES = 1 << 20
+#: By the suffix of an output, as ``module:Class``. They are imported when they are used: zarr takes
+#: long.
+SINKS = {
+    ".npy": "streamkm.sinks.npy:NpySink",
+    ".zarr": "streamkm.sinks.zarr:ZarrSink",
+}
 
 
 def open_sink(
@@ -115,26 +99,13 @@ def open_sink(
             state = _state(cursor, n_rows) if resume and partial.exists() else None
             if state is None:
                 discard_partial(partial, cursor)
-            sink = _make_sink(target, n_rows, stored, state, chunk_rows)
+            options = {"chunk_rows": chunk_rows} if _class_of(target).is_chunked else {}
+            sink = _class_of(target)(target, n_rows=n_rows, dtype=stored, state=state, **options)
     except BaseException:
         lock.release(remove=True)
         raise
     sink.hold(lock)
     return sink
-
-
-def _make_sink(
-    target: Path,
-    n_rows: int,
-    dtype: np.dtype[Any],
-    state: dict[str, Any] | None,
-    chunk_rows: int,
-) -> Sink:
-    if target.suffix.lower() == ".npy":
-        return NpySink(target, n_rows=n_rows, dtype=dtype, state=state)
-    from streamkm.sinks.zarr import ZarrSink
-
-    return ZarrSink(target, n_rows=n_rows, dtype=dtype, state=state, chunk_rows=chunk_rows)
 
 
 def unfinished_rows(target: Path) -> int:
@@ -149,8 +120,9 @@ def unfinished_rows(target: Path) -> int:
 def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
     """The path, if an output of that name can be begun; raises as `open_sink` does."""
     target = Path(path).expanduser()
-    if target.suffix.lower() not in (".npy", ".zarr"):
-        raise ConfigError(f"{target}: an output ends in .npy or .zarr, not '{target.suffix}'")
+    if target.suffix.lower() not in SINKS:
+        known = " or ".join(SINKS)
+        raise ConfigError(f"{target}: an output ends in {known}, not '{target.suffix}'")
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: the folder {target.parent} does not exist; create it first")
     partial, cursor = _beside(target)
@@ -192,26 +164,13 @@ def _take_lock(target: Path) -> FileLock:
 
 def stored_crc32(target: Path, *, n_rows: int, dtype: np.dtype[Any]) -> int | None:
     """Checksum of the values of an output under its name; None if it is no such array."""
-    if target.suffix.lower() == ".zarr":
-        from streamkm.sinks.zarr import zarr_crc32
-
-        return zarr_crc32(target, n_rows, dtype)
-    header = _npy_header(n_rows, dtype)
-    pieces = pieces_of(target)
-    first = next(pieces, b"")
-    crc, n_bytes = 0, 0
-    for piece in chain((first[len(header) :],), pieces):
-        crc, n_bytes = zlib.crc32(piece, crc), n_bytes + len(piece)
-    is_whole = first.startswith(header) and n_bytes == n_rows * dtype.itemsize
-    return crc if is_whole else None
+    found: int | None = _class_of(target).stored_crc32(target, n_rows, dtype)
+    return found
 
 
-def _npy_header(n_rows: int, dtype: np.dtype[Any]) -> bytes:
-    header = io.BytesIO()
-    descr = npy_format.dtype_to_descr(dtype)
-    about = {"descr": descr, "fortran_order": False, "shape": (n_rows,)}
-    npy_format.write_array_header_1_0(header, about)
-    return header.getvalue()
+def _class_of(target: Path) -> type[Sink]:
+    sink: type[Sink] = load_class(SINKS[target.suffix.lower()])
+    return sink
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
@@ -250,89 +209,3 @@ def _state(cursor: Path, n_rows: int) -> dict[str, Any]:
         raise ResumeError(
             f"{cursor}: does not fit this output: {one_line(error)}; start again without resuming"
         ) from error
-
-
-class NpySink(Sink):
-    """An ``.npy`` file of its final size from the start, filled by positional writes.
-
-    Parameters are those of `Sink`.
-    """
-
-    def __init__(
-        self, target: Path, *, n_rows: int, dtype: np.dtype[Any], state: dict[str, Any] | None
-    ) -> None:
-        super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
-        self._header = _npy_header(n_rows, dtype)
-        self._size = len(self._header) + n_rows * dtype.itemsize
-        self._file = self._create() if state is None else self._open()
-
-    def _create(self) -> OutputFile:
-        """Header and reserved space."""
-        file = OutputFile(self._partial, create=True)
-        try:
-            file.write(0, self._header)
-            file.reserve(self._size)
-            file.sync()
-            fsync_directory(self._partial.parent)
-        except OSError:
-            file.close()
-            discard(self._partial)
-            raise
-        return file
-
-    def _open(self) -> OutputFile:
-        """The unfinished file, if it fits and holds what it should."""
-        file = OutputFile(self._partial)
-        try:
-            begins_well = file.read(0, len(self._header)) == self._header
-            if begins_well and file.size == self._size:
-                self._check_stored(self._stored_values(file))
-                return file
-            if self._durable_rows:
-                raise self._misfit(file)
-            self._refuse_another(file)
-        except BaseException:
-            file.close()
-            raise
-        # A crash came before the file was whole on disk, so there is nothing to lose.
-        file.close()
-        remove_file(self._partial)
-        return self._create()
-
-    def _stored_values(self, file: OutputFile) -> Iterator[np.ndarray]:
-        position, left = len(self._header), self._durable_rows * self.dtype.itemsize
-        while left:
-            piece = np.frombuffer(file.read(position, min(left, _PIECE_BYTES)), np.uint8)
-            yield piece
-            position, left = position + len(piece), left - len(piece)
-
-    def _refuse_another(self, file: OutputFile) -> None:
-        """`ResumeError` if the file is of another length or dtype than this output."""
-        try:
-            shape, _, dtype = read_npy_header(
-                io.BytesIO(file.read(0, _HEADER_BYTES)), self._partial
-            )
-        except SourceError:
-            return
-        if shape != (self.n_rows,) or dtype != self.dtype:
-            raise self._mismatch(shape[0] if shape else 0, dtype)
-
-    def _misfit(self, file: OutputFile) -> ResumeError:
-        """Why a file of which rows are claimed cannot be taken up."""
-        self._refuse_another(file)
-        return ResumeError(
-            f"{self._partial}: its header is damaged, or it has {file.size} bytes instead of "
-            f"{self._size}; start again without resuming"
-        )
-
-    def _put(self, values: np.ndarray) -> None:
-        position = len(self._header) + self.next_row * self.dtype.itemsize
-        self._file.write(position, values.view(np.uint8).data)
-        self._count(values)
-
-    def _sync(self) -> int:
-        self._file.sync()
-        return self._next_row
-
-    def _release(self) -> None:
-        self._file.close()

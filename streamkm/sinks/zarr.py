@@ -18,22 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["ZarrSink", "zarr_crc32"]
-
-
-def zarr_crc32(path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
-    """Checksum of the values of the array at `path`; None if it is no such array."""
-    try:
-        array = zarr.open_array(LocalStore(path, read_only=True), mode="r")
-        if array.shape != (n_rows,) or array.dtype != dtype:
-            return None
-        crc = 0
-        for row in range(0, n_rows, array.chunks[0]):
-            values = np.ascontiguousarray(array[row : row + array.chunks[0]])
-            crc = zlib.crc32(values.view(np.uint8).data, crc)
-    except Exception:  # noqa: BLE001  whatever zarr finds wrong with it, it is not as it was
-        return None
-    return crc
+__all__ = ["ZarrSink"]
 
 
 class ZarrSink(Sink):
@@ -51,6 +36,8 @@ class ZarrSink(Sink):
         Rows of a chunk; a resumed output keeps its own.
     """
 
+    is_chunked = True
+
     def __init__(
         self,
         target: Path,
@@ -66,6 +53,21 @@ class ZarrSink(Sink):
         self._filled = 0
         self._stored = self._durable_rows
         self._unsynced: list[Path] = []
+
+    @classmethod
+    def stored_crc32(cls, path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
+        """See `Sink`."""
+        try:
+            array = zarr.open_array(LocalStore(path, read_only=True), mode="r")
+            if array.shape != (n_rows,) or array.dtype != dtype:
+                return None
+            crc = 0
+            for row in range(0, n_rows, array.chunks[0]):
+                values = np.ascontiguousarray(array[row : row + array.chunks[0]])
+                crc = zlib.crc32(values.view(np.uint8).data, crc)
+        except Exception:  # noqa: BLE001  whatever zarr finds wrong with it, it is not as it was
+            return None
+        return crc
 
     def _create(self, chunk_rows: int) -> zarr.Array[Any]:
         array = zarr.create_array(

@@ -22,16 +22,9 @@ from streamkm.cli import main
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import StreamkmError
 from streamkm.files import FileLock
-from streamkm.runs.dry_run.fit import (
-    DryRun,
-    _add_time,
-    _left,
-    _prepare,
-    _written_bytes,
-    dry_run,
-    format_duration,
-)
+from streamkm.runs.dry_run.fit import _add_time, _left, _prepare, _written_bytes, dry_run
 from streamkm.runs.dry_run.predict import dry_predict
+from streamkm.runs.dry_run.report import DryRun, format_duration
 from streamkm.runs.engine import probe as probing
 from streamkm.runs.engine.probe import Alone, Probe
 from streamkm.runs.engine.snapshot import Cursor

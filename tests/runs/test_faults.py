@@ -55,7 +55,7 @@ def job(request, quick_path) -> Job:
         "runs/storage/checkpoint.py", "runs/storage/run_folder.py", "runs/storage/model.py",
         "runs/storage/model_file.py", "runs/storage/output_records.py",
         "runs/reporting/progress.py", "runs/info.py", "runs/predict.py", "runs/fit.py",
-        "sinks/base.py", "sinks/registry.py", "sinks/zarr.py",
+        "sinks/base.py", "sinks/npy.py", "sinks/registry.py", "sinks/zarr.py",
     ],
 )  # fmt: skip
 def test_own_files_are_touched_by_one_module_only(name):

@@ -43,7 +43,7 @@ from streamkm.kernels.triton.common import (
 )
 from streamkm.kernels.triton.settle import queue
 
-__all__ = ["round_kernel", "round_rows_kernel", "screen_kernel", "measure_kernel"]
+__all__ = ["measure_kernel", "round_kernel", "round_rows_kernel", "screen_kernel"]
 
 
 @triton.jit(do_not_specialize=["k"])

@@ -16,10 +16,10 @@ import triton.language as tl
 from streamkm.errors import InputError
 from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
 from streamkm.kernels.triton.assign import (
+    measure_kernel,
     round_kernel,
     round_rows_kernel,
     screen_kernel,
-    measure_kernel,
 )
 from streamkm.kernels.triton.lanes import lanes_kernel
 from streamkm.kernels.triton.one_read import add_spans_kernel, one_read_kernel

@@ -7,9 +7,7 @@ tensors that a checkpoint would hold.
 
 from __future__ import annotations
 
-import os
-import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,8 +17,9 @@ from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.plan import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
 from streamkm.clustering.state import initial_state
 from streamkm.config import counted, format_bytes
-from streamkm.errors import InputError, RunError
+from streamkm.errors import InputError
 from streamkm.kernels import kernel_notes
+from streamkm.runs.dry_run.report import DryRun, format_duration
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
 from streamkm.runs.engine.probe import Prober, format_rate
 from streamkm.runs.engine.run_kernel import RunKernel
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["DryRun", "dry_run", "format_duration"]
+__all__ = ["dry_run"]
 
 #: Both kinds of positions and squared distances that a checkpoint of seeding holds of each row
 #: of the sample, and the weight of a candidate.
@@ -58,55 +57,6 @@ _PHASES = ("scale", "seed", "train", "close")
 _BEGINNING = Cursor("scale")
 #: Places that the centroids of the probe are drawn from are those of one cluster's sample.
 PROBE_CLUSTERS = 1
-
-
-@dataclass
-class DryRun:
-    """What a command would do, for people."""
-
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    """Names and values."""
-    notes: list[str] = field(default_factory=list)
-    """What speaks against the run without forbidding it."""
-    errors: list[InputError] = field(default_factory=list)
-    """What forbids it."""
-
-    def add_space(self, out: Path, most: int, what: str, *, least: int) -> None:
-        """Compare what will be written with what is free where `out` is to be.
-
-        Only `least` bytes forbid the run: without the others, up to `most`, it may get through.
-        """
-        whole = out.absolute()
-        there = next(path for path in (whole, *whole.parents) if path.exists())
-        free = shutil.disk_usage(there).free
-        self.facts.append(
-            (
-                "disk",
-                f"{what}: {format_bytes(most)} at most, {format_bytes(free)} free at {there}",
-            )
-        )
-        if not os.access(there, os.W_OK):
-            self.errors.append(RunError(f"{out}: {there} may not be written to; choose another"))
-        elif least > free:
-            self.errors.append(
-                RunError(
-                    f"{out}: {what} take at least {format_bytes(least)}, {format_bytes(free)} are "
-                    "free there; free space, or choose another place"
-                )
-            )
-        elif most > free:
-            self.notes.append(
-                f"{what} take up to {format_bytes(most)} at {out}, {format_bytes(free)} are free "
-                "there: free space, or what does not fit will not be written"
-            )
-
-    def __str__(self) -> str:
-        lines = [f"{name:<12} {value}" for name, value in self.facts]
-        lines += [f"note         {note}" for note in self.notes]
-        lines += [f"forbids      {error.for_command_line}" for error in self.errors]
-        if not self.notes and not self.errors:
-            lines.append("note         nothing that was looked at speaks against this run")
-        return "\n".join(lines)
 
 
 def dry_run(
@@ -323,10 +273,3 @@ def _memory_notes(plan: FitPlan) -> list[str]:
             f"window holds (those of {format_bytes(WINDOW_BYTES)} or less are mixed)"
         )
     return notes
-
-
-def format_duration(seconds: float) -> str:
-    """``42 s``, ``12 min`` or ``3.5 h``."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

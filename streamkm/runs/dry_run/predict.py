@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from streamkm.config import FitConfig, format_bytes
 from streamkm.errors import InputError
-from streamkm.runs.dry_run.fit import DryRun, format_duration
+from streamkm.runs.dry_run.report import DryRun, format_duration
 from streamkm.runs.engine.labelling import Labelling
 from streamkm.runs.engine.probe import PROBE_S, format_rate
 from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.predict import finished_line, job_of, output_dtypes
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free
-from streamkm.sinks.registry import unfinished_bytes
+from streamkm.sinks import unfinished_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

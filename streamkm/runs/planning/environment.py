@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from streamkm.devices import device_name
-from streamkm.kernels.extension import instruction_sets
+from streamkm.kernels import instruction_sets
 
 __all__ = ["describe_kernel", "environment"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from streamkm.errors import Option, OutputExistsError
 from streamkm.files import make_directory, read_bytes, write_atomically
 from streamkm.sealed import DAMAGE, seal, unseal
-from streamkm.sinks.registry import check_target, stored_crc32
+from streamkm.sinks import check_target, stored_crc32
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
