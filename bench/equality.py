@@ -234,7 +234,7 @@ def work(what: str, version: Path, data: Path, runs: Path) -> None:
     """`what` of this module's parts by the streamkm in `version`."""
     runs.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(version), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, str(Path(__file__)), "--work", what, str(runs)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--work", what, str(runs)]
     log = runs.parent / f"{version.name}-{what}.log"
     with log.open("w") as stderr:
         done = subprocess.run(command, cwd=data, env=environment, stderr=stderr, check=False)
