@@ -1,4 +1,4 @@
-"""What can be chosen by name: one line for each algorithm and each kernel.
+"""The algorithms and the kernels that can be chosen by name, one line each.
 
 The command line, the checks of settings, the help and the engine are all made from these
 tables, so that a new algorithm or kernel is one file and one line here. A line names the class

@@ -1,4 +1,4 @@
-"""From a fitted estimator to scikit-learn's own, by its public interface alone."""
+"""Convert a fitted estimator to scikit-learn's own, through its public interface alone."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def to_sklearn(estimator: BaseKMeans, model: Model) -> Any:
 
 
 def _scaler(estimator: BaseKMeans, model: Model, dtype: np.dtype[Any]) -> Any:
-    """What prepares rows for centroids of the scaled space."""
+    """A transformer of rows to the space of scaled centroids."""
     names = getattr(estimator, "feature_names_in_", None)
     # Only the number of features is learned from this row.
     row = np.zeros((1, model.n_features), dtype)

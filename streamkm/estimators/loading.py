@@ -1,9 +1,10 @@
-"""From a run folder to a fitted estimator."""
+"""Load a run folder as a fitted estimator."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamkm.errors import RunError
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.minibatch import MiniBatchKMeans
 from streamkm.runs.storage import model
@@ -13,9 +14,15 @@ if TYPE_CHECKING:
 
 __all__ = ["load_run"]
 
+#: By the name of an algorithm in `streamkm.tables.ALGORITHMS`.
+_ESTIMATORS: dict[str, type[KMeans | MiniBatchKMeans]] = {
+    "lloyd": KMeans,
+    "minibatch": MiniBatchKMeans,
+}
+
 
 def load_run(path: str | os.PathLike[str]) -> KMeans | MiniBatchKMeans:
-    """The estimator that the finished run in the folder `path` is, fitted.
+    """A fitted estimator from the finished run in the folder `path`.
 
     Its parameters are the run's settings, resolved. A run that began from an array has
     ``init="given"``: give another `init` before fitting such an estimator again. There are
@@ -24,8 +31,14 @@ def load_run(path: str | os.PathLike[str]) -> KMeans | MiniBatchKMeans:
     Raises
     ------
     streamkm.errors.RunError
-        If `path` is no run, is not finished, or its model is damaged.
+        If `path` is no run, is not finished, its model is damaged, or no estimator is for its
+        algorithm.
     """
     loaded = model.load_run(path)
-    is_lloyd = loaded.settings["algorithm"] == "lloyd"
-    return KMeans.from_model(loaded) if is_lloyd else MiniBatchKMeans.from_model(loaded)
+    algorithm = loaded.settings["algorithm"]
+    if algorithm not in _ESTIMATORS:
+        raise RunError(
+            f"{path}: no estimator is for the algorithm {algorithm}; the command predict labels "
+            "rows by this run"
+        )
+    return _ESTIMATORS[algorithm].from_model(loaded)

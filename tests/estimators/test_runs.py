@@ -18,6 +18,7 @@ import streamkm
 from streamkm import KMeans, MiniBatchKMeans, load_run, open_source
 from streamkm.cli import main
 from streamkm.errors import Interrupted, OutputExistsError, ParameterError, ResumeError, RunError
+from streamkm.estimators import loading
 from streamkm.runs.info import describe_run
 from tests.runs.helpers import clusters
 
@@ -48,6 +49,16 @@ def test_load_run_is_the_estimator_that_wrote_it(
         np.testing.assert_array_equal(
             loaded.partial_fit(x).cluster_centers_, fitted.partial_fit(x).cluster_centers_
         )
+
+
+# Breaks when a run of an algorithm without an estimator is loaded as one of another algorithm.
+def test_load_run_of_an_algorithm_without_an_estimator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    KMeans(2, random_state=0, run_dir=tmp_path / "run").fit(clusters(50, 2))
+    monkeypatch.delitem(loading._ESTIMATORS, "lloyd")
+    with pytest.raises(RunError, match="no estimator is for the algorithm lloyd; the command pre"):
+        load_run(tmp_path / "run")
 
 
 # Breaks when the estimator and the command are two programs: the same bits come of both.

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from streamkm.config import KERNELS
 from streamkm.errors import DeviceError
 from streamkm.kernels import ReferenceKernel, make_kernel, resolve_kernel
 from streamkm.kernels.select import _MAKERS
 from streamkm.runs.planning.devices import describe_kernel
+from streamkm.tables import KERNELS
 from tests.runs.helpers import Job, metrics_of
 
 CPU = torch.device("cpu")
