@@ -31,6 +31,7 @@ from streamkm.options import (
     add_source,
     check_options,
     configured,
+    said_of_source,
     settings_for,
 )
 from streamkm.runs.planning.memory import give_back_large_blocks
@@ -184,14 +185,7 @@ def _info(arguments: argparse.Namespace) -> None:
 def _open(arguments: argparse.Namespace) -> Source:
     from streamkm.sources import open_source
 
-    return open_source(
-        arguments.source,
-        dtype=arguments.dtype,
-        n_features=arguments.features,
-        offset=arguments.offset,
-        columns=arguments.column,
-        dataset=arguments.dataset,
-    )
+    return open_source(arguments.source, **said_of_source(arguments))
 
 
 def _open_weights(

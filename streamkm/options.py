@@ -1,7 +1,8 @@
-"""The options of the command line, made from the settings.
+"""The options of the command line, made from the settings and from the table of formats.
 
-A setting is declared once, as a field of `streamkm.config`. Only what belongs to a command itself
-(``--out``, ``--resume``, ``--weights``) is written out here and in `streamkm.cli`.
+A setting is declared once, as a field of `streamkm.config`, and an option of a format once, in
+`streamkm.sources.formats`. Only what belongs to a command itself (``--out``, ``--resume``,
+``--weights``) is written out here and in `streamkm.cli`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError
 from streamkm.settings import setting_of, settings_of
+from streamkm.sources.formats import source_options, suffixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +34,7 @@ __all__ = [
     "add_source",
     "check_options",
     "configured",
+    "said_of_source",
     "settings_for",
 ]
 
@@ -44,41 +47,36 @@ WEIGHTS_HELP = "how much each row counts: N numbers in a .npy file or a Zarr arr
 C = TypeVar("C")
 
 
-SOURCE_HELP = (
-    "x.npy, x.zarr, store.zarr/group/array, .fbin .u8bin .i8bin .fvecs .bvecs, .parquet, .h5 "
-    ".hdf5 .h5ad, a raw file with "
-    "--dtype and --features, a folder or glob of shards, or the address of a Zarr array "
-    "(s3://, gs://, https://); the last axis is features"
-)
-
-
 # ---- sources -----------------------------------------------------------------
 
 
 def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE") -> None:
-    """A location of rows, and what raw files do not say themselves."""
-    parser.add_argument("source", metavar=metavar, help=SOURCE_HELP)
-    group = parser.add_argument_group("raw files")
-    group.add_argument("--dtype", help="element type, such as float16, bfloat16 or >f4")
-    group.add_argument("--features", metavar="D", type=int, help="features of a row")
-    group.add_argument(
-        "--offset",
-        metavar="BYTES",
-        type=int,
-        default=0,
-        help="bytes before the first row (default: %(default)s)",
+    """A location of rows, and the options of every format."""
+    parser.add_argument(
+        "source",
+        metavar=metavar,
+        help=f"a file or folder ({' '.join(suffixes())}), an array in a Zarr group "
+        "(store.zarr/group/array), a raw file with --dtype and --features, a folder or glob of "
+        "shards, or the address of a Zarr array (s3://, gs://, https://); the last axis is "
+        "features",
     )
-    group = parser.add_argument_group("files of several arrays")
-    group.add_argument(
-        "--column",
-        metavar="NAME",
-        action="append",
-        help="of Parquet: a column of lists, or one of numbers; repeat it for each feature "
-        "(default: the only column of lists, or all)",
-    )
-    group.add_argument(
-        "--dataset", metavar="NAME", help="of HDF5, such as obsm/X_pca (default: the only one)"
-    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in source_options():
+        if option.heading not in groups:
+            groups[option.heading] = parser.add_argument_group(option.heading)
+        groups[option.heading].add_argument(
+            option.flag,
+            dest=option.name,
+            metavar=option.metavar,
+            type=_told(option.parse),
+            action="append" if option.is_repeatable else "store",
+            help=option.help,
+        )
+
+
+def said_of_source(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of formats that `streamkm.sources.open_source` is called with."""
+    return {option.name: getattr(arguments, option.name) for option in source_options()}
 
 
 # ---- settings ----------------------------------------------------------------
