@@ -28,6 +28,7 @@ from streamkm.settings import (
     whole,
 )
 from streamkm.tables import ALGORITHMS, KERNELS
+from streamkm.text import counted, format_bytes, parse_bytes, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,12 +64,6 @@ MOST_READ_THREADS = 256
 
 #: Ways of seeding, beside a file.
 INITS = ("auto", "random", "k-means++", "k-means||")
-
-_UNITS = {"": 1, "b": 1} | {
-    prefix + suffix: base**power
-    for suffix, base in (("b", 1000), ("ib", 1024))
-    for power, prefix in enumerate("kmgt", start=1)
-}
 
 #: Commands that read rows and compute.
 _ALL = ("fit", "predict", "evaluate")
@@ -273,15 +268,6 @@ class Cadence:
         )
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes in ``8GiB``, ``512 MB``, ``1.5g`` or a plain number."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?b?|[kmgt]ib)", text.strip().lower())
-    if not match:
-        raise ConfigError(f"a size is a number of bytes or such as 8GiB or 512MB, not {text!r}")
-    unit = match[2] if match[2] in _UNITS else match[2] + "b"
-    return int(float(match[1]) * _UNITS[unit])
-
-
 @config_class
 class ExecutionConfig:
     """How a run is carried out; none of it decides the result.
@@ -368,22 +354,3 @@ def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str
         for field in fields(FitConfig)
         if before.get(field.name) != now.get(field.name)
     ]
-
-
-def format_bytes(n_bytes: float) -> str:
-    """``n_bytes`` for people: ``1.5 GiB``."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} TiB"
-
-
-def counted(n: int, noun: str) -> str:
-    """``1 row``, ``2,000 rows``, ``3 batches``, ``2 epochs``."""
-    return f"{n:,} {noun if n == 1 else plural(noun)}"
-
-
-def plural(noun: str) -> str:
-    """``rows``, ``batches``, ``passes``."""
-    return noun + ("es" if noun.endswith(("tch", "ss")) else "s")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from streamkm.config import INITS, ExecutionConfig, FitConfig, parse_bytes
+from streamkm.config import INITS, ExecutionConfig, FitConfig
 from streamkm.errors import ParameterError
 from streamkm.settings import FLAG, Rule, setting_of, whole
+from streamkm.text import parse_bytes
 
 if TYPE_CHECKING:
     from streamkm.estimators.base import BaseKMeans
