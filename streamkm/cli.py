@@ -24,11 +24,14 @@ from streamkm.errors import ConfigError, StreamkmError
 from streamkm.options import (
     DRY_RUN_HELP,
     WEIGHTS_HELP,
-    add_checkpoint_every,
     add_execution_options,
     add_fit_options,
+    add_nan,
     add_source,
     check_options,
+    configured,
+    said_of_source,
+    settings_for,
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
@@ -83,8 +86,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import check_run_is_free
 
-    config = FitConfig(**{name: getattr(arguments, name) for name in _FIT_SETTINGS})
-    execution = _execution(arguments)
+    config = configured(FitConfig, arguments)
+    execution = configured(ExecutionConfig, arguments)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
         asked: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         check_fit(source.spec, config, source.name)
@@ -116,7 +119,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.storage.output_records import check_free, may_be_finished
     from streamkm.runs.storage.run_folder import read_config
 
-    execution = _execution(arguments)
+    execution = configured(ExecutionConfig, arguments)
     read_config(arguments.run)
     asked_for = (arguments.labels, arguments.distances)
     targets = [path.expanduser() for path in asked_for if path is not None]
@@ -141,7 +144,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import read_config
 
-    execution = _execution(arguments)
+    execution = configured(ExecutionConfig, arguments)
     read_config(arguments.run)
     with (
         StopRequest() as stop_request,
@@ -176,14 +179,7 @@ def _info(arguments: argparse.Namespace) -> None:
 def _open(arguments: argparse.Namespace) -> Source:
     from streamkm.sources import open_source
 
-    return open_source(
-        arguments.source,
-        dtype=arguments.dtype,
-        n_features=arguments.features,
-        offset=arguments.offset,
-        columns=arguments.column,
-        dataset=arguments.dataset,
-    )
+    return open_source(arguments.source, **said_of_source(arguments))
 
 
 def _open_weights(
@@ -196,22 +192,7 @@ def _open_weights(
     return closing(open_weights(arguments.weights, source.spec.n_rows))
 
 
-def _execution(arguments: argparse.Namespace) -> ExecutionConfig:
-    given = {name: getattr(arguments, name, None) for name in _EXECUTION_SETTINGS}
-    return ExecutionConfig(**{name: value for name, value in given.items() if value is not None})
-
-
 # ---- arguments --------------------------------------------------------------
-
-_FIT_SETTINGS = (
-    "k", "algorithm", "epochs", "batch_rows", "init", "n_init", "metric", "scale", "tol",
-    "max_no_improvement", "seed", "nan", "closing_pass", "precision",
-)  # fmt: skip
-_FLAGS = ("closing_pass", "probe", "tune")
-_EXECUTION_SETTINGS = (
-    "device", "checkpoint_every", "keep_checkpoints", "max_host_memory", "read_threads",
-    "kernel", "probe", "tune",
-)  # fmt: skip
 
 
 _EXAMPLES = """
@@ -244,20 +225,24 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if getattr(arguments, "config", None) is not None:
         _apply_config(arguments.config, commands["fit"])
         arguments = parser.parse_args(argv)
-    if arguments.command is _fit and arguments.k is None:
-        commands["fit"].error("the number of clusters is needed: --k")
+    if arguments.command is _fit:
+        for each in settings_for("fit", FitConfig):
+            if each.is_required and getattr(arguments, each.name) is None:
+                commands["fit"].error(f"the {each.text} is needed: {each.flag}")
     return arguments
 
 
 def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
     """Make the settings in a TOML file the defaults that options on the command line override."""
     try:
-        settings = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
-    known = {*_FIT_SETTINGS, *_EXECUTION_SETTINGS, "weights"}
+    settings = settings_for("fit", FitConfig, ExecutionConfig)
+    known = {*(each.name for each in settings), "weights"}
+    flags = {each.name for each in settings if each.parse is None}
     defaults: dict[str, Any] = {}
-    for key, value in settings.items():
+    for key, value in content.items():
         name = key.replace("-", "_")
         if name not in known:
             raise ConfigError(
@@ -267,7 +252,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
         if isinstance(value, dict | list):
             raise ConfigError(f"--config {path}: {key} must be one value, not {value!r}")
         # argparse converts defaults that are strings as if they had been typed; not a flag's.
-        defaults[name] = value if isinstance(value, str) or name in _FLAGS else str(value)
+        defaults[name] = value if isinstance(value, str) or name in flags else str(value)
     parser.set_defaults(**defaults)
 
 
@@ -300,11 +285,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for parser_ in (predict, evaluate):
         parser_.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
         add_source(parser_)
-        parser_.add_argument(
-            "--nan",
-            choices=("error", "drop"),
-            help="rows with NaN or infinity: stop, or label them -1 (default: as in the run)",
-        )
+        add_nan(parser_)
     predict.add_argument(
         "--labels", metavar="OUT", type=Path, required=True, help="labels, .npy or .zarr"
     )
@@ -317,12 +298,11 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         help="go on with outputs that were left unfinished, or start them",
     )
     predict.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
-    add_checkpoint_every(predict)
     evaluate.add_argument("--json", action="store_true", help="print JSON, with every size")
     for parser_ in (fit, evaluate):
         parser_.add_argument("--weights", metavar="LOCATION", type=Path, help=WEIGHTS_HELP)
-    for parser_ in (fit, predict, evaluate):
-        add_execution_options(parser_)
+    for name in ("fit", "predict", "evaluate"):
+        add_execution_options(by_name[name], name)
     info = command("info", _info, "What a path holds: a source, or a run and how far it has come.")
     add_source(info, metavar="PATH")
     return parser, by_name

@@ -1,23 +1,42 @@
-"""What a run is asked to do, as frozen values that are checked when they are made.
+"""Every setting of a run, one field each, as frozen values that are checked when they are made.
 
-Two kinds of settings are kept apart, because resuming treats them differently:
-`FitConfig` decides the result, so a run goes on only under the same one;
-`ExecutionConfig` decides how fast and in how much memory the result is
-reached, and may change from one attempt to the next.
+There are two classes of settings, because resuming treats them differently. `FitConfig` decides
+the result, so a run goes on only under the same one. `ExecutionConfig` decides how fast and in
+how much memory the result is reached, and may change from one attempt to the next.
+
+A field is all that a setting needs: its option, its line in the help, its key in ``--config`` and
+its check are made from it (see `streamkm.settings`). Rules between several settings are written
+out in ``__post_init__``. The names of algorithms and kernels, and the defaults of an algorithm,
+come from `streamkm.tables`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from streamkm.errors import ConfigError, Option
+from streamkm.settings import (
+    Rule,
+    config_class,
+    finite,
+    matching,
+    one_of,
+    setting,
+    settings_of,
+    whole,
+)
+from streamkm.tables import ALGORITHMS, KERNELS
+from streamkm.text import counted, format_bytes, parse_bytes, plural
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamkm.tables import AlgorithmEntry
 
 __all__ = [
     "INITS",
-    "KERNELS",
     "Cadence",
     "ExecutionConfig",
     "FitConfig",
@@ -43,93 +62,123 @@ MAX_BATCH_BYTES = 64 << 20
 #: More threads only wait for each other.
 MOST_READ_THREADS = 256
 
-#: What ``--kernel`` may name beside ``auto``; `streamkm.kernels.select` makes them.
-KERNELS = ("cpu", "reference", "triton")
 #: Ways of seeding, beside a file.
 INITS = ("auto", "random", "k-means++", "k-means||")
 
-_UNITS = {"": 1, "b": 1} | {
-    prefix + suffix: base**power
-    for suffix, base in (("b", 1000), ("ib", 1024))
-    for power, prefix in enumerate("kmgt", start=1)
-}
+#: Commands that read rows and compute.
+_ALL = ("fit", "predict", "evaluate")
 
 
-@dataclass(frozen=True, kw_only=True)
+def _names(has: Callable[[AlgorithmEntry], bool]) -> str:
+    """The algorithms of which `has` is true, for a text."""
+    return " or ".join(name for name, entry in ALGORITHMS.items() if has(entry))
+
+
+def _by_algorithm(default: Callable[[AlgorithmEntry], str]) -> str:
+    """A default that the algorithm decides, for the help."""
+    return ", ".join(f"{default(entry)} for {name}" for name, entry in ALGORITHMS.items())
+
+
+def _is_file(init: str) -> bool:
+    return init.endswith(".npy")
+
+
+#: Algorithms that know ``max_no_improvement``.
+_BATCH_WATCHERS = _names(lambda entry: entry.watches_batches)
+
+
+@config_class
 class FitConfig:
     """Everything that decides the result of a fit, apart from the data.
 
-    A value of None means "decide from the array's shape"; `resolved` does.
+    Each field is documented by the text of its `setting`, which ``fit --help`` shows. None means
+    "decide from the algorithm and the array's shape"; `resolved` does.
     """
 
-    k: int
-    """Number of clusters."""
-    algorithm: Literal["minibatch", "lloyd"] = "minibatch"
-    """Update after every batch, or once after each full pass."""
-    epochs: int | None = None
-    """Passes over the data at most; by default 1 for minibatch and 100 for lloyd."""
-    batch_rows: int | None = None
-    """Rows of one batch at most; by default from 1024 to 16384 by the array's shape."""
-    init: str = "auto"
-    """``auto``, ``k-means++`` or ``random`` on a sample of the data, ``k-means||`` on all of it,
-    or a .npy file of k x D centroids; ``given`` if they are passed to
-    `streamkm.runs.fit.fit` as an array."""
-    n_init: int = 1
-    """How many seedings are made; the run goes on from the one that costs least on rows that
-    none of them saw."""
-    metric: Literal["euclidean", "cosine"] = "euclidean"
-    """Distance; cosine is spherical k-means: rows and centroids have unit length."""
-    scale: Literal["none", "zscore", "minmax", "l2"] = "none"
-    """What is done to the features before distances are taken."""
-    tol: float | None = None
-    """Stop when the squared centroid shift is at most this times the mean variance of the
-    features; by default 1e-4 for lloyd, and 0 (off) for minibatch."""
-    max_no_improvement: int | None = None
-    """Minibatch: stop after so many steps without a better smoothed inertia; by default never."""
-    seed: int = 0
-    """Decides the order of rows, the seeding and every other draw."""
-    nan: Literal["error", "drop"] = "error"
-    """What to do about rows that hold NaN or infinity: stop, or leave them out and count them."""
-    closing_pass: bool = True
-    """End with a pass of Lloyd's algorithm, so that sizes and inertia belong to the centroids:
-    always after minibatch; after lloyd, whose passes are all such, only if the last one left
-    clusters without a row."""
-    precision: Literal["exact", "fast"] = "exact"
-    """``exact``: labels are the true nearest centroids; rows that screening cannot tell apart
-    are scored again. ``fast`` leaves that out."""
+    k: int = setting("number of clusters", short="-k", rule=whole(1))
+    algorithm: str = setting(
+        "when centroids move: "
+        + ", ".join(f"{name} {entry.summary}" for name, entry in ALGORITHMS.items()),
+        default=next(iter(ALGORITHMS)),
+        rule=one_of(*ALGORITHMS),
+    )
+    epochs: int | None = setting(
+        "passes over the data at most",
+        default=None,
+        shown=_by_algorithm(lambda entry: str(entry.epochs)),
+        rule=whole(1),
+    )
+    batch_rows: int | None = setting(
+        "rows of a batch at most",
+        default=None,
+        shown=f"{MIN_BATCH_ROWS} to {MAX_BATCH_ROWS} by the array's shape",
+        rule=whole(1),
+    )
+    # "given" stands for centroids that a caller in Python passes as an array.
+    init: str = setting(
+        "auto, random or k-means++ on a sample of the rows, k-means|| on all of them, or a .npy "
+        "file of k x D centroids",
+        default="auto",
+        rule=Rule(
+            f"one of {', '.join(INITS)} or the path of a .npy file",
+            lambda init: isinstance(init, str) and (init in (*INITS, "given") or _is_file(init)),
+        ),
+    )
+    n_init: int = setting(
+        "make N seedings, and go on from the one that costs least on rows that none of them saw",
+        default=1,
+        rule=whole(1),
+        metavar="N",
+    )
+    metric: Literal["euclidean", "cosine"] = setting(
+        "distance; with cosine, rows and centroids have unit length", default="euclidean"
+    )
+    scale: Literal["none", "zscore", "minmax", "l2"] = setting(
+        "how features are scaled before distances are taken", default="none"
+    )
+    tol: float | None = setting(
+        "stop when the squared shift of the centroids is at most TOL times the mean variance of "
+        "the features",
+        default=None,
+        shown=_by_algorithm(lambda entry: f"{entry.tol:g}" if entry.tol else "off"),
+        rule=finite(0),
+    )
+    max_no_improvement: int | None = setting(
+        f"{_BATCH_WATCHERS} only: stop when the smoothed inertia has not improved for STEPS steps",
+        default=None,
+        shown="never",
+        rule=whole(1),
+        metavar="STEPS",
+    )
+    seed: int = setting(
+        "decides the order of rows, the seeding and every other draw", default=0, rule=whole(0)
+    )
+    nan: Literal["error", "drop"] = setting(
+        "rows with NaN or infinity: stop, or leave them out and count them", default="error"
+    )
+    closing_pass: bool = setting(
+        "end with a pass that makes each centroid the mean of its cluster; after "
+        f"{_names(lambda entry: not entry.closes)} only if a cluster has no row",
+        default=True,
+    )
+    precision: Literal["exact", "fast"] = setting(
+        "exact: labels are the true nearest centroids; fast: rows that screening cannot tell "
+        "apart are not scored again",
+        default="exact",
+    )
 
     def __post_init__(self) -> None:
-        _check_int("k", self.k, least=1)
-        _check_choice("algorithm", self.algorithm, ("minibatch", "lloyd"))
-        _check_choice("metric", self.metric, ("euclidean", "cosine"))
-        _check_choice("scale", self.scale, ("none", "zscore", "minmax", "l2"))
-        _check_choice("nan", self.nan, ("error", "drop"))
-        _check_choice("precision", self.precision, ("exact", "fast"))
-        _check_int("seed", self.seed, least=0)
-        _check_flag("closing_pass", self.closing_pass)
-        if self.epochs is not None:
-            _check_int("epochs", self.epochs, least=1)
-        if self.batch_rows is not None:
-            _check_int("batch_rows", self.batch_rows, least=1)
-        if self.max_no_improvement is not None:
-            _check_int("max_no_improvement", self.max_no_improvement, least=1)
-            if self.algorithm != "minibatch":
-                raise ConfigError(
-                    Option("max_no_improvement"),
-                    " watches the inertia of batches and needs ",
-                    Option("algorithm", "minibatch"),
-                    f", not {self.algorithm}; use ",
-                    Option("tol"),
-                )
-        if self.tol is not None and not (math.isfinite(self.tol) and self.tol >= 0):
-            raise ConfigError(f"tol must be a finite number of at least 0, not {self.tol}")
-        _check_int("n_init", self.n_init, least=1)
-        if self.init not in (*INITS, "given") and not self.init.endswith(".npy"):
+        for each in settings_of(FitConfig):
+            each.check(getattr(self, each.name))
+        if self.max_no_improvement is not None and not self._entry.watches_batches:
             raise ConfigError(
-                f"init must be one of {', '.join(INITS)} or the path of a .npy file, "
-                f"not {self.init!r}"
+                Option("max_no_improvement"),
+                " watches the inertia of batches and needs ",
+                Option("algorithm", _BATCH_WATCHERS),
+                f", not {self.algorithm}; use ",
+                Option("tol"),
             )
-        if self.n_init > 1 and (self.init == "given" or self.init.endswith(".npy")):
+        if self.n_init > 1 and (self.init == "given" or _is_file(self.init)):
             raise ConfigError(
                 Option("n_init", self.n_init),
                 " asks for several seedings, and ",
@@ -148,14 +197,13 @@ class FitConfig:
 
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
         """The same settings with nothing left open, as a function of the array's shape."""
-        lloyd = self.algorithm == "lloyd"
         batch_rows = self.batch_rows or default_batch_rows(n_rows, n_features)
         return ResolvedFitConfig(
             **asdict(self)
             | {
-                "epochs": self.epochs or (100 if lloyd else 1),
+                "epochs": self.epochs or self._entry.epochs,
                 "batch_rows": min(batch_rows, n_rows),
-                "tol": self.tol if self.tol is not None else (1e-4 if lloyd else 0.0),
+                "tol": self._entry.tol if self.tol is None else self.tol,
             }
         )
 
@@ -167,14 +215,18 @@ class FitConfig:
     @property
     def closes(self) -> bool:
         """Whether a closing pass is certain."""
-        return self.closing_pass and self.algorithm == "minibatch"
+        return self.closing_pass and self._entry.closes
+
+    @property
+    def _entry(self) -> AlgorithmEntry:
+        return ALGORITHMS[self.algorithm]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class ResolvedFitConfig(FitConfig):
     """A `FitConfig` whose open settings are decided."""
 
@@ -185,13 +237,16 @@ class ResolvedFitConfig(FitConfig):
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """How often to save: every so many seconds, or every so many batches."""
+    """How often to save: after a number of seconds, or of batches."""
 
     seconds: float | None = None
     batches: int | None = None
 
+    def __str__(self) -> str:
+        return str(self.batches) if self.seconds is None else f"{self.seconds:g}s"
+
     def is_due(self, n_batches: int, elapsed_s: float) -> bool:
-        """Whether to save, so many batches and seconds after the last time."""
+        """Whether to save, `n_batches` and `elapsed_s` seconds after the last time."""
         if self.batches is not None:
             return n_batches >= self.batches
         assert self.seconds is not None
@@ -213,42 +268,71 @@ class Cadence:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class ExecutionConfig:
-    """How a run is carried out; none of it decides the result."""
+    """How a run is carried out; none of it decides the result.
 
-    device: str = "auto"
-    """``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:I``."""
-    checkpoint_every: Cadence = Cadence(seconds=60)
-    """Time or number of batches between checkpoints."""
-    keep_checkpoints: int = 2
-    """How many of the newest checkpoints are kept, at least 2."""
-    max_host_memory: int | None = None
-    """Bytes of host memory for everything beyond what importing the package takes."""
-    read_threads: int | None = None
-    """Threads that read; by default one a core, 16 at most. 0 reads between batches, which is
-    quickest where starting a thread takes longer than reading the whole array."""
-    kernel: str = "auto"
-    """Who does the arithmetic: ``auto`` (the fastest on the device), or one of `KERNELS`."""
-    probe: bool = False
-    """Measure at the start, for a second or so, what each stage can do alone."""
-    tune: bool = True
-    """Whether a GPU may time several ways to cut its work once, and remember the fastest."""
+    Each field is documented by the text of its `setting`, as in `FitConfig`.
+    """
+
+    device: str = setting(
+        "auto (CUDA if there is one), cpu, cuda or cuda:I",
+        default="auto",
+        rule=matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:I"),
+        commands=_ALL,
+    )
+    kernel: str = setting(
+        "who does the arithmetic; auto is the fastest on the device",
+        default="auto",
+        rule=one_of("auto", *sorted(KERNELS)),
+        commands=_ALL,
+    )
+    tune: bool = setting(
+        "on a GPU with 4096 clusters or more, time several ways to cut the work at first use; "
+        "$XDG_CACHE_HOME/streamkm remembers the fastest",
+        default=True,
+        commands=_ALL,
+    )
+    max_host_memory: int | None = setting(
+        "host memory beyond what importing the package takes, such as 8GiB",
+        default=None,
+        shown="8GiB or half the machine's",
+        rule=whole(1),
+        parse=parse_bytes,
+        metavar="SIZE",
+        commands=_ALL,
+    )
+    read_threads: int | None = setting(
+        "threads that read; 0 reads between batches, which is quickest where starting a thread "
+        "takes longer than reading the array",
+        default=None,
+        shown="one a core, 16 at most",
+        rule=whole(0),
+        metavar="N",
+        commands=_ALL,
+    )
+    checkpoint_every: Cadence = setting(
+        "time or number of batches between saves",
+        default=Cadence(seconds=60),
+        parse=Cadence.parse,
+        metavar="60s|N",
+        commands=("fit", "predict"),
+    )
+    keep_checkpoints: int = setting(
+        "how many of the newest checkpoints to keep", default=2, rule=whole(2), metavar="N"
+    )
+    probe: bool = setting(
+        "measure for a second at the start what reading, copying and arithmetic can do alone, "
+        "and say at the end what share of that was reached",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"device must be auto, cpu, cuda or cuda:I, not {self.device!r}")
-        _check_int("keep_checkpoints", self.keep_checkpoints, least=2)
-        _check_choice("kernel", self.kernel, ("auto", *KERNELS))
-        _check_flag("probe", self.probe)
-        _check_flag("tune", self.tune)
-        if self.max_host_memory is not None:
-            _check_int("max_host_memory", self.max_host_memory, least=1)
-        if self.read_threads is not None:
-            _check_int("read_threads", self.read_threads, least=0)
-            if self.read_threads > MOST_READ_THREADS:
-                rule = f" must be at most {MOST_READ_THREADS}, not {self.read_threads:,}"
-                raise ConfigError(Option("read_threads"), rule)
+        for each in settings_of(ExecutionConfig):
+            each.check(getattr(self, each.name))
+        if self.read_threads is not None and self.read_threads > MOST_READ_THREADS:
+            rule = f" must be at most {MOST_READ_THREADS}, not {self.read_threads:,}"
+            raise ConfigError(Option("read_threads"), rule)
 
 
 def default_batch_rows(n_rows: int, n_features: int) -> int:
@@ -270,47 +354,3 @@ def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str
         for field in fields(FitConfig)
         if before.get(field.name) != now.get(field.name)
     ]
-
-
-def parse_bytes(text: str) -> int:
-    """Bytes in ``8GiB``, ``512 MB``, ``1.5g`` or a plain number."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?b?|[kmgt]ib)", text.strip().lower())
-    if not match:
-        raise ConfigError(f"a size is a number of bytes or such as 8GiB or 512MB, not {text!r}")
-    unit = match[2] if match[2] in _UNITS else match[2] + "b"
-    return int(float(match[1]) * _UNITS[unit])
-
-
-def format_bytes(n_bytes: float) -> str:
-    """``n_bytes`` for people: ``1.5 GiB``."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} TiB"
-
-
-def counted(n: int, noun: str) -> str:
-    """``1 row``, ``2,000 rows``, ``3 batches``, ``2 epochs``."""
-    return f"{n:,} {noun if n == 1 else plural(noun)}"
-
-
-def plural(noun: str) -> str:
-    """``rows``, ``batches``, ``passes``."""
-    return noun + ("es" if noun.endswith(("tch", "ss")) else "s")
-
-
-def _check_int(name: str, value: object, *, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        rule = f" must be a whole number of at least {least}, not {value!r}"
-        raise ConfigError(Option(name), rule)
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(Option(name), f" must be true or false, not {value!r}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(Option(name), f" must be one of {', '.join(choices)}, not {value!r}")

@@ -45,16 +45,16 @@ __all__ = [
 ]
 
 
-#: Flags that are called otherwise than the parameter in Python.
+#: Flags that are called otherwise than in Python; every other is the name with dashes.
 _FLAGS = {"run_dir": "out", "n_features": "features", "columns": "column"}
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A setting in a message, with a value or without; as text it is what Python calls it."""
+    """A setting in a message, with or without a value; as text it has its name in Python."""
 
     name: str
-    """Of the parameter in Python."""
+    """Of the parameter or the keyword in Python."""
     value: object = None
 
     def __str__(self) -> str:

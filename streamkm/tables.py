@@ -1,4 +1,4 @@
-"""What can be chosen by name: one line for each algorithm and each kernel.
+"""The algorithms and the kernels that can be chosen by name, one line each.
 
 The command line, the checks of settings, the help and the engine are all made from these
 tables, so that a new algorithm or kernel is one file and one line here. A line names the class
@@ -33,6 +33,8 @@ class AlgorithmEntry:
     """Whether a closing pass follows in any case; otherwise only if a cluster has no row."""
     watches_batches: bool
     """Whether it knows ``max_no_improvement``."""
+    estimator: str
+    """``module:Class`` of the estimator that `streamkm.load_run` makes of its runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ ALGORITHMS = {
         shuffles=True,
         closes=True,
         watches_batches=True,
+        estimator="streamkm.estimators:MiniBatchKMeans",
     ),
     "lloyd": AlgorithmEntry(
         "streamkm.clustering.lloyd:Lloyd",
@@ -66,6 +69,7 @@ ALGORITHMS = {
         shuffles=False,
         closes=False,
         watches_batches=False,
+        estimator="streamkm.estimators:KMeans",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""What `KMeans` and `MiniBatchKMeans` share: everything but when centroids are updated."""
+"""The base of `KMeans` and `MiniBatchKMeans`: everything but when centroids are updated."""
 
 from __future__ import annotations
 

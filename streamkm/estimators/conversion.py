@@ -1,4 +1,4 @@
-"""From a fitted estimator to scikit-learn's own, by its public interface alone."""
+"""Convert a fitted estimator to scikit-learn's own, through its public interface alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 if TYPE_CHECKING:
-    from streamkm.estimators.base import BaseKMeans
+    from sklearn.base import BaseEstimator
+
     from streamkm.runs.storage.model import Model
 
 __all__ = ["to_sklearn"]
 
 
-def to_sklearn(estimator: BaseKMeans, model: Model) -> Any:
+def to_sklearn(estimator: BaseEstimator, model: Model) -> Any:
     """scikit-learn's ``KMeans`` or ``MiniBatchKMeans`` with the centroids of `estimator`.
 
     Where rows are scaled or normalised it is a pipeline that does so first. Its ``predict``
@@ -61,8 +62,8 @@ def to_sklearn(estimator: BaseKMeans, model: Model) -> Any:
     return make_pipeline(_scaler(estimator, model, dtype), theirs)
 
 
-def _scaler(estimator: BaseKMeans, model: Model, dtype: np.dtype[Any]) -> Any:
-    """What prepares rows for centroids of the scaled space."""
+def _scaler(estimator: BaseEstimator, model: Model, dtype: np.dtype[Any]) -> Any:
+    """A transformer of rows to the space of scaled centroids."""
     names = getattr(estimator, "feature_names_in_", None)
     # Only the number of features is learned from this row.
     row = np.zeros((1, model.n_features), dtype)

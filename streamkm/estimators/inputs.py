@@ -1,4 +1,4 @@
-"""From what users pass as X to a source of rows."""
+"""Open what a user passes as X as a source of rows."""
 
 from __future__ import annotations
 

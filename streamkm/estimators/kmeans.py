@@ -36,7 +36,7 @@ class KMeans(BaseKMeans):
     max_iter : int, default=300
         Passes over the data, at most.
     tol : float, default=1e-4
-        Stop when the squared shift of the centroids in a pass is at most so many times the
+        Stop when the squared shift of the centroids in a pass is at most `tol` times the
         mean variance of the features. 0 goes on until they no longer move.
     verbose : bool or int, default=0
         Whether to say on stderr what is done, with a bar on a terminal.

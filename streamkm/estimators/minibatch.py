@@ -48,10 +48,10 @@ class MiniBatchKMeans(BaseKMeans):
     random_state : int, RandomState or None, default=None
         An integer is the seed, and the result the same each time; others are drawn from.
     tol : float, default=0.0
-        Stop when the squared shift of the centroids in a batch is at most so many times the
+        Stop when the squared shift of the centroids in a batch is at most `tol` times the
         mean variance of the features; 0 is off.
     max_no_improvement : int or None, default=None
-        Stop when the smoothed inertia has not improved for so many batches.
+        Stop when the smoothed inertia has not improved for this number of batches.
     init_size : None
         How many rows seeding looks at follows from the shape of the data and `n_clusters`.
     n_init : "auto" or int, default="auto"
@@ -226,10 +226,11 @@ class MiniBatchKMeans(BaseKMeans):
             )
 
     def _settings(self) -> dict[str, Any]:
+        patience = self.max_no_improvement
         return {
             "algorithm": "minibatch",
             "batch_rows": None if self.batch_size == "auto" else int(self.batch_size),
-            "max_no_improvement": self.max_no_improvement,
+            "max_no_improvement": patience if patience is None else int(patience),
             "closing_pass": self.compute_labels is not False,
         }
 

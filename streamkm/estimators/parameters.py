@@ -1,8 +1,12 @@
-"""What the parameters of an estimator may be: checked when it is fitted, never before."""
+"""The parameters of an estimator: which values they may have, and what is made of them.
+
+They are checked when the estimator is fitted, never before, as scikit-learn wants it. A parameter
+that is a setting of a run under another name keeps the rule of that setting. A parameter that is
+a setting of the same name is checked by `FitConfig` or `ExecutionConfig`.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -10,106 +14,102 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from streamkm.config import INITS, ExecutionConfig, parse_bytes
+from streamkm.config import INITS, ExecutionConfig, FitConfig
 from streamkm.errors import ParameterError
+from streamkm.settings import FLAG, Rule, setting_of, whole
+from streamkm.text import parse_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from sklearn.base import BaseEstimator
 
-    from streamkm.estimators.base import BaseKMeans
 
 __all__ = ["check_parameters", "check_resumable", "draw_seed", "execution_config"]
 
 
-def _is_whole(value: Any, least: int = 1) -> bool:
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return is_integer and bool(value >= least)
+def _plain(value: Any) -> Any:
+    """`value`, or the number of Python that a number of NumPy is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _rule_of(setting: str) -> Rule:
+    return setting_of(FitConfig, setting).rule
+
+
+def _either(value: str | None, named: str, rule: Rule) -> Rule:
+    """`value`, which errors call `named`, or what `rule` admits."""
+    return Rule(f"{named} or {rule.text}", lambda given: given == value or rule.admits(given))
 
 
 def _is_init(value: Any) -> bool:
     if isinstance(value, str):
-        return value in INITS or value.endswith(".npy")
+        return value != "given" and _rule_of("init").admits(value)
     return callable(value) or hasattr(value, "__len__")
-
-
-def _is_tol(value: Any) -> bool:
-    is_real = isinstance(value, int | float | np.integer | np.floating)
-    return is_real and not isinstance(value, bool) and bool(0 <= value < math.inf)
 
 
 #: Stands for a parameter that only the other estimator has.
 _ABSENT = object()
 
-_WHOLE = "a whole number of at least 1"
+_LEVEL = whole(0)
 
-#: name -> whether a value will do, and what would. What is not named here is checked by
-#: `FitConfig` and `ExecutionConfig` under the same name.
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n_clusters": (_is_whole, _WHOLE),
-    "init": (
+#: The rule of each parameter that is no setting of the same name.
+_RULES = {
+    "n_clusters": _rule_of("k"),
+    "init": Rule(
+        f"{', '.join(INITS)}, an array of n_clusters x n_features centroids, the path of "
+        "a .npy file of them, or a callable(X, n_clusters, random_state) that returns one",
         _is_init,
-        (
-            f"{', '.join(INITS)}, an array of n_clusters x n_features centroids, the path of "
-            "a .npy file of them, or a callable(X, n_clusters, random_state) that returns one"
-        ),
     ),
-    "n_init": (lambda value: value == "auto" or _is_whole(value), f"'auto' or {_WHOLE}"),
-    "max_iter": (_is_whole, _WHOLE),
-    "tol": (_is_tol, "a finite number of at least 0"),
-    "verbose": (
-        lambda value: isinstance(value, bool | np.bool_) or _is_whole(value, least=0),
-        "True, False or a whole number of at least 0",
+    "n_init": _either("auto", "'auto'", _rule_of("n_init")),
+    "max_iter": _rule_of("epochs"),
+    "tol": _rule_of("tol"),
+    "verbose": Rule(
+        f"True, False or {_LEVEL.text}",
+        lambda value: FLAG.admits(value) or _LEVEL.admits(value),
     ),
-    "batch_size": (
-        lambda value: value == "auto" or _is_whole(value),
-        f"'auto' (by the array's shape) or {_WHOLE}",
+    "batch_size": _either("auto", "'auto' (by the array's shape)", _rule_of("batch_rows")),
+    "max_no_improvement": _either(
+        None, "None (do not watch the inertia)", _rule_of("max_no_improvement")
     ),
-    "max_no_improvement": (
-        lambda value: value is None or _is_whole(value),
-        f"None (do not watch the inertia) or {_WHOLE}",
-    ),
-    "compute_labels": (
-        lambda value: isinstance(value, bool | np.bool_) or value == "auto",
+    "compute_labels": Rule(
         "True, False or 'auto' (for arrays in memory)",
+        lambda value: FLAG.admits(value) or value == "auto",
     ),
-    "run_dir": (
-        lambda value: value is None or isinstance(value, str | os.PathLike),
+    "run_dir": Rule(
         "None or the path of a folder that does not exist yet",
+        lambda value: value is None or isinstance(value, str | os.PathLike),
     ),
-    "resume": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
+    "resume": Rule("True or False", FLAG.admits),
     # Parameters of scikit-learn that have one value here.
-    "algorithm": (
+    "algorithm": Rule(
+        "'lloyd': Elkan's algorithm finds the same clusters and keeps a bound for every row "
+        "and cluster in memory",
         lambda value: value == "lloyd",
-        (
-            "'lloyd': Elkan's algorithm finds the same clusters and keeps a bound for every row "
-            "and cluster in memory"
-        ),
     ),
-    "copy_x": (
-        lambda value: value is True,
+    "copy_x": Rule(
         "True: the rows that are given are never written to, nor copied as a whole",
+        lambda value: value is True,
     ),
-    "init_size": (
-        lambda value: value is None,
+    "init_size": Rule(
         "None: how many rows seeding looks at follows from the shape of the data and n_clusters",
+        lambda value: value is None,
     ),
 }
 
 
-def check_parameters(estimator: BaseKMeans, *, with_init: bool = True) -> None:
+def check_parameters(estimator: BaseEstimator, *, with_init: bool = True) -> None:
     """Raise `ParameterError` for the first parameter whose value will not do."""
     # (Asking for them with get_params takes as long as a small partial_fit.)
-    for name, (will_do, what_would) in _RULES.items():
+    for name, rule in _RULES.items():
         value = getattr(estimator, name, _ABSENT)
         if name == "init" and not with_init:
             continue
-        if value is not _ABSENT and not will_do(value):
-            raise ParameterError(f"{name} must be {what_would}; it is {value!r}")
+        if value is not _ABSENT and not rule.admits(_plain(value)):
+            raise ParameterError(f"{name} must be {rule.text}; it is {value!r}")
     if estimator.resume and estimator.run_dir is None:
         raise ParameterError("resume=True goes on from a run folder: give its path as run_dir")
 
 
-def check_resumable(estimator: BaseKMeans) -> None:
+def check_resumable(estimator: BaseEstimator) -> None:
     """Refuse a run folder that nothing could go on from, before hours have gone into it."""
     if estimator.run_dir is not None and not isinstance(estimator.random_state, Integral):
         raise ParameterError(
@@ -133,14 +133,14 @@ def draw_seed(random_state: Any) -> int:
 def execution_config(
     device: str, max_host_memory: int | str | None, *, is_small: bool
 ) -> ExecutionConfig:
-    """How to carry a fit out; `max_host_memory` in bytes, or as ``"8GiB"``.
+    """The execution settings of a fit; `max_host_memory` in bytes, or as ``"8GiB"``.
 
-    Reading what `is_small` takes less time than starting a thread for it.
+    Rows that are `is_small` are read without threads: to start one takes longer than to read them.
     """
     if isinstance(max_host_memory, str):
         max_host_memory = parse_bytes(max_host_memory)
-    elif max_host_memory is not None and _is_whole(max_host_memory):
-        max_host_memory = int(max_host_memory)
     return ExecutionConfig(
-        device=device, max_host_memory=max_host_memory, read_threads=0 if is_small else None
+        device=device,
+        max_host_memory=_plain(max_host_memory),
+        read_threads=0 if is_small else None,
     )

@@ -1,6 +1,7 @@
 """Where rows come from."""
 
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
+from streamkm.sources.formats import SourceOptions
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights
 
@@ -9,6 +10,7 @@ __all__ = [
     "ArraySpec",
     "RowRange",
     "Source",
+    "SourceOptions",
     "Weights",
     "check_dtype",
     "check_shape",

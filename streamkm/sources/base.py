@@ -1,9 +1,9 @@
-"""What a source of rows is: the one interface between file formats and everything else.
+"""A source of rows: the one interface between file formats and everything else.
 
 A source is a two-dimensional array of numbers, N rows by D features, that can
 be read by row range from several threads at once. It knows NumPy and its own
 format, nothing of torch or of clustering. A new format is one class with the
-four members of `Source`, one line in `open_source`, and one subclass of the
+members of `Source`, one line in `streamkm.sources.formats`, and one subclass of the
 contract test in ``tests/sources/contract.py``.
 
 Reading fills memory that the caller owns. That was chosen over returning

@@ -1,4 +1,4 @@
-"""Files of rows in C order behind an optional header: raw, fbin, u8bin, i8bin, most npy."""
+"""Files of rows in C order behind an optional header: raw, fbin, u8bin, i8bin and most npy."""
 
 from __future__ import annotations
 

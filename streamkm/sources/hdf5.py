@@ -1,8 +1,8 @@
-"""HDF5 datasets: read by position where they lie in one piece, by the library where not.
+"""HDF5 datasets, read by position where they lie in one piece, and else by the library.
 
-The library does one thing at a time for the whole process. A dataset without
-chunks is rows behind an offset, as in any flat file, and is read like one, by several
-threads. Chunked ones go through the library, straight into the rows.
+The library does one thing at a time for the whole process. A dataset without chunks is rows behind
+an offset, so that several threads read it like any flat file. A dataset of chunks goes through the
+library, straight into the caller's memory.
 """
 
 from __future__ import annotations

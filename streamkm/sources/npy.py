@@ -1,4 +1,4 @@
-"""NumPy's own files: C order as flat rows, Fortran order transposed piece by piece."""
+"""NumPy's own files: C order is read as flat rows, Fortran order is transposed piece by piece."""
 
 from __future__ import annotations
 

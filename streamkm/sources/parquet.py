@@ -1,8 +1,8 @@
 """Parquet files: one column of lists of equal length, or several columns of numbers.
 
-Rows are read by row group, several groups at once by several threads, each with
-a reader of its own (pyarrow does not promise that one serves many). The numbers of
-a list column lie in one buffer, which is copied to the rows as it is.
+Each thread reads a row group with a reader of its own: pyarrow does not promise that one reader
+serves several threads. The numbers of a list column lie in one buffer, which is copied to the rows
+as it is.
 """
 
 from __future__ import annotations

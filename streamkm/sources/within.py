@@ -1,7 +1,8 @@
-"""Which paths lie within a source: what is written there becomes part of the array.
+"""Tell which paths lie within a source, so that no output is written there.
 
-A Zarr array is every file in its folder, a folder or pattern of shards every name that fits.
-An output there would be read as data the next time, or be a change of the data meanwhile.
+A Zarr array is made of every file in its folder. A folder or pattern of shards takes every name
+that fits. An output with such a name would change the data of the present run, and would be read
+as rows by the next one.
 """
 
 from __future__ import annotations

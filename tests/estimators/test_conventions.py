@@ -226,3 +226,20 @@ def test_wrong_parameters_of_one(estimator: type, parameters: Any, message: str)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, TypeError)
     assert not hasattr(estimator(**parameters), "cluster_centers_")
+
+
+# Breaks when a number of NumPy passes the estimator's check, and is refused by the run's.
+@pytest.mark.parametrize(
+    ("estimator", "parameters"),
+    [
+        (KMeans, {"n_init": np.int16(2), "max_iter": np.int64(3), "tol": np.float32(0)}),
+        (KMeans, {"verbose": np.float32(0) > 1, "max_host_memory": np.int64(1 << 30)}),
+        (MiniBatchKMeans, {"batch_size": np.int64(50), "max_no_improvement": np.int64(3)}),
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_are_numbers(estimator: type, parameters: dict[str, Any]) -> None:
+    plain = {name: value.item() for name, value in parameters.items()}
+    x = load_iris().data
+    fitted = [estimator(3, random_state=0, **given).fit(x) for given in (parameters, plain)]
+    np.testing.assert_array_equal(fitted[0].cluster_centers_, fitted[1].cluster_centers_)

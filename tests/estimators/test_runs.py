@@ -19,6 +19,7 @@ from streamkm import KMeans, MiniBatchKMeans, load_run, open_source
 from streamkm.cli import main
 from streamkm.errors import Interrupted, OutputExistsError, ParameterError, ResumeError, RunError
 from streamkm.runs.info import describe_run
+from streamkm.tables import ALGORITHMS
 from tests.runs.helpers import clusters
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,14 @@ def test_load_run_is_the_estimator_that_wrote_it(
         np.testing.assert_array_equal(
             loaded.partial_fit(x).cluster_centers_, fitted.partial_fit(x).cluster_centers_
         )
+
+
+# Breaks when a run of an unknown algorithm is loaded as one of another.
+def test_load_run_of_an_unknown_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KMeans(2, random_state=0, run_dir=tmp_path / "run").fit(clusters(50, 2))
+    monkeypatch.delitem(ALGORITHMS, "lloyd")
+    with pytest.raises(RunError, match="knows no algorithm lloyd; `streamkm predict`"):
+        load_run(tmp_path / "run")
 
 
 # Breaks when the estimator and the command are two programs: the same bits come of both.

@@ -1,1 +1,24 @@
-"""Zarr arrays, formats 2 and 3, on disk and behind addresses."""
+"""Zarr arrays, formats 2 and 3, on disk and behind addresses.
+
+Only the names below are for other packages; the modules beside this file are its own. A name is
+imported when it is first used, because zarr takes longer to import than all the rest, and the
+package that `open_remote` needs need not be installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamkm.sources.zarr.remote import open_remote
+    from streamkm.sources.zarr.source import array_names, open_zarr, open_zarr_node
+
+__all__ = ["array_names", "open_remote", "open_zarr", "open_zarr_node"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "remote" if name == "open_remote" else "source"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

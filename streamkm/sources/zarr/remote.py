@@ -1,10 +1,10 @@
-"""Zarr arrays behind an address: S3, Google Cloud Storage, HTTP.
+"""Open a Zarr array behind an address: S3, Google Cloud Storage or HTTP.
 
-Requests are made by obstore and decoded by zarr. Credentials, region and endpoint come
-from the environment, as obstore documents it (``AWS_ACCESS_KEY_ID``,
-``AWS_ENDPOINT_URL``, ``AWS_SKIP_SIGNATURE``, ``GOOGLE_SERVICE_ACCOUNT`` and so on). A request
-that fails is repeated, later each time, and gives up in the end: a server that
-is gone ends a run with an error, and a checkpoint lets it go on.
+obstore makes the requests and zarr decodes the answers. Credentials, region and endpoint come
+from the environment, as obstore documents it (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
+``AWS_SKIP_SIGNATURE``, ``GOOGLE_SERVICE_ACCOUNT`` and others). A request that fails is repeated
+after longer and longer waits, and fails for good after three minutes: a server that is gone ends
+a run with an error, and a checkpoint lets the run go on later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import zarr
 from obstore.exceptions import BaseError
-from obstore.store import HTTPStore, from_url
+from obstore.store import from_url
 from zarr.storage import ObjectStore
 
 from streamkm.errors import SourceError
@@ -26,7 +26,7 @@ from streamkm.sources.zarr.source import ZarrSource, open_zarr_node
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-__all__ = ["SCHEMES", "objects_below", "open_remote"]
+__all__ = ["SCHEMES", "open_remote"]
 
 #: What an address may begin with.
 SCHEMES = ("s3", "gs", "http", "https")
@@ -87,19 +87,6 @@ def open_remote(url: str) -> ZarrSource:
     except Exception as error:  # metadata may be wrong in any way, and so may the network
         raise SourceError(f"{url}: cannot be opened as Zarr: {_advised(error)}") from error
     return open_zarr_node(node, url)
-
-
-def objects_below(store: ObjectStore[Any], path: str) -> dict[str, str] | None:
-    """Version of every object below `path`, by relative key; None where none can be listed."""
-    if isinstance(store.store, HTTPStore):
-        return None
-    prefix = f"{path}/" if path else ""
-    found = {}
-    for batch in store.store.list(prefix or None):
-        for entry in batch:
-            version = f"{entry['size']} {entry['e_tag']} {entry['last_modified'].isoformat()}"
-            found[entry["path"].removeprefix(prefix)] = version
-    return found
 
 
 def _advised(error: Exception) -> str:

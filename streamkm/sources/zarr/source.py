@@ -1,8 +1,7 @@
-"""Zarr arrays, v2 and v3, through zarr's public interface.
+"""A Zarr array as a source of rows, through zarr's public interface.
 
-Imported only when a Zarr array is opened, because importing zarr takes longer
-than all the rest. Every codec and store that zarr reads is read; the common
-ones faster, by `zarr_direct`, which does without zarr's pipeline.
+Every codec and every store that zarr reads is read. Arrays in local folders with common codecs
+are read without zarr's pipeline, by `streamkm.sources.zarr.direct`, which is faster.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import operator
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, prod
@@ -27,6 +25,7 @@ from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, one_line, row_boxes
 from streamkm.sources.within import is_inside
 from streamkm.sources.zarr.direct import direct_reader
+from streamkm.sources.zarr.listing import object_versions
 from streamkm.sources.zarr.store import WholeStore, codec_name
 
 if TYPE_CHECKING:
@@ -262,7 +261,7 @@ class ZarrSource:
     def _digest_chunks(self, digest: Any) -> None:
         store = self._store
         if isinstance(store, (LocalStore, ObjectStore)):
-            for key, version in sorted((_objects(store, self._array.path) or {}).items()):
+            for key, version in sorted((object_versions(store, self._array.path) or {}).items()):
                 if Path(key).name not in _METADATA:
                     digest.update(f"{key}\n{version}\n".encode())
         elif isinstance(store, MemoryStore):
@@ -279,7 +278,7 @@ class ZarrSource:
         what = "shards" if array.shards else "chunks"
         if isinstance(self._store, (LocalStore, ObjectStore)):
             # array.nchunks_initialized searches a list once a chunk: hours for a million of them.
-            present = _objects(self._store, array.path)
+            present = object_versions(self._store, array.path)
             if present is None:
                 return None, total, what
             # By the files that are there: metadata may promise any number of chunks.
@@ -292,21 +291,6 @@ class ZarrSource:
 
 #: Files that hold metadata; what they say of the layout is in the fingerprint by itself.
 _METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
-
-
-def _objects(store: LocalStore | ObjectStore[Any], path: str) -> dict[str, str] | None:
-    """Version of every object of an array, by relative key; None where none can be listed."""
-    if isinstance(store, ObjectStore):
-        from streamkm.sources.zarr.remote import objects_below
-
-        return objects_below(store, path)
-    root, found = store.root / path, {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            file = Path(folder, name)
-            stat = file.stat()
-            found[file.relative_to(root).as_posix()] = f"{stat.st_size}\n{stat.st_mtime_ns}"
-    return found
 
 
 def _is_chunk(key: str, grid: list[int], encode: Callable[[tuple[int, ...]], str]) -> bool:

@@ -25,6 +25,7 @@ from zarr.storage import MemoryStore, WrapperStore
 
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources import RowRange, open_source
+from streamkm.sources import zarr as package
 from streamkm.sources.base import DTYPES
 from streamkm.sources.zarr import source as zarr_module
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
@@ -474,3 +475,10 @@ def test_zarr_and_torch_are_not_imported(tmp_path: Path) -> None:
     )
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+# Breaks when a name that other packages use is not to be had from the package itself.
+def test_the_package_gives_its_names_when_they_are_used() -> None:
+    assert {getattr(package, name).__name__ for name in package.__all__} == set(package.__all__)
+    with pytest.raises(AttributeError, match=r"streamkm\.sources\.zarr.*'ZarrSource'"):
+        _ = package.ZarrSource

@@ -1,0 +1,47 @@
+"""List the stored objects of a Zarr array: its files, or its objects in a bucket.
+
+The listing tells which chunks were never written, and the versions in it whether one has changed.
+zarr lists keys without versions, so that each kind of store is asked in its own way.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from zarr.storage import LocalStore, ObjectStore
+
+__all__ = ["object_versions"]
+
+
+def object_versions(store: LocalStore | ObjectStore[Any], path: str) -> dict[str, str] | None:
+    """Version of every object of the array at `path` in `store`, by its key below `path`.
+
+    The version of a file is its size and modification time, that of an object in a bucket its
+    entity tag as well. None for a web server, which lists nothing.
+    """
+    if isinstance(store, LocalStore):
+        return _files(store.root / path)
+    # Whoever has made such a store has obstore, which need not be installed otherwise.
+    from obstore.store import HTTPStore
+
+    if isinstance(store.store, HTTPStore):
+        return None
+    prefix = f"{path}/" if path else ""
+    found = {}
+    for batch in store.store.list(prefix or None):
+        for entry in batch:
+            version = f"{entry['size']} {entry['e_tag']} {entry['last_modified'].isoformat()}"
+            found[entry["path"].removeprefix(prefix)] = version
+    return found
+
+
+def _files(root: Path) -> dict[str, str]:
+    found = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            file = Path(folder, name)
+            stat = file.stat()
+            found[file.relative_to(root).as_posix()] = f"{stat.st_size}\n{stat.st_mtime_ns}"
+    return found

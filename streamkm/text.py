@@ -1,0 +1,43 @@
+"""Sizes in bytes and counts of things, to and from the text that people read and write."""
+
+from __future__ import annotations
+
+import re
+
+from streamkm.errors import ConfigError
+
+__all__ = ["counted", "format_bytes", "parse_bytes", "plural"]
+
+_UNITS = {"": 1, "b": 1} | {
+    prefix + suffix: base**power
+    for suffix, base in (("b", 1000), ("ib", 1024))
+    for power, prefix in enumerate("kmgt", start=1)
+}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in ``8GiB``, ``512 MB``, ``1.5g`` or a plain number."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?b?|[kmgt]ib)", text.strip().lower())
+    if not match:
+        raise ConfigError(f"a size is a number of bytes or such as 8GiB or 512MB, not {text!r}")
+    unit = match[2] if match[2] in _UNITS else match[2] + "b"
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def format_bytes(n_bytes: float) -> str:
+    """``n_bytes`` for people: ``1.5 GiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"
+
+
+def counted(n: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``, ``3 batches``, ``2 epochs``."""
+    return f"{n:,} {noun if n == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """``rows``, ``batches``, ``passes``."""
+    return noun + ("es" if noun.endswith(("tch", "ss")) else "s")

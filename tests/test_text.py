@@ -1,0 +1,61 @@
+"""Sizes: what is printed can be read, and what cannot be read is refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamkm.errors import ConfigError
+from streamkm.text import format_bytes, parse_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("123", 123),
+        ("123b", 123),
+        ("8GiB", 8 << 30),
+        ("512 MB", 512_000_000),
+        ("1.5g", 1_500_000_000),
+        (" 2kib ", 2048),
+        ("1T", 10**12),
+        ("0.5TiB", 1 << 39),
+    ],
+)
+def test_parse_bytes(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+# Breaks with a KeyError where an error of the program's own is due.
+@pytest.mark.parametrize(
+    "text",
+    ["", "GiB", "8ib", "8gi", "-1", "1e9", "1,5g", "8 GiB x", "8PiB", "nan", "0x10", "1.", "."],
+)
+def test_parse_bytes_refuses(text: str) -> None:
+    with pytest.raises(ConfigError, match="a size is"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "expected"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (8 << 30, "8.0 GiB"),
+        (3 << 50, "3072.0 TiB"),
+    ],
+)
+def test_format_bytes(n_bytes: int, expected: str) -> None:
+    assert format_bytes(n_bytes) == expected
+
+
+# Breaks when a unit is a thousand in one direction and 1024 in the other.
+@given(st.integers(0, 2**50))
+def test_what_is_printed_can_be_read(n_bytes: int) -> None:
+    read = parse_bytes(format_bytes(n_bytes).removesuffix("ytes"))
+    # One decimal: half a tenth of at least one unit.
+    assert read == pytest.approx(n_bytes, rel=0.051)
