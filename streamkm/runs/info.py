@@ -81,7 +81,7 @@ def _finished_lines(path: Path) -> list[str]:
             "--resume to have it written again from the model"
         )
     try:
-        lines = result_lines(about, np.sort(tensors["counts"]), tensors["weights"])
+        lines = _result_lines(about, np.sort(tensors["counts"]), tensors["weights"])
     except DAMAGE as error:
         raise RunError(
             f"{path / MODEL} is no model of a run: {in_words(error)}; restore it from a copy"
@@ -89,7 +89,7 @@ def _finished_lines(path: Path) -> list[str]:
     return [f"finished     {centroids}", *lines]
 
 
-def result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
+def _result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
     """Inertia, sizes and steps, from the model file's header, sorted sizes and weights."""
     inertia, figures = about["inertia"], about["figures"]
     said = "not known without a closing pass; `evaluate` gives it"

@@ -28,7 +28,7 @@ from streamkm.runs.engine.keeper import Keeper
 from streamkm.runs.engine.passes import open_passes
 from streamkm.runs.engine.probe import Prober
 from streamkm.runs.engine.run_kernel import RunKernel
-from streamkm.runs.engine.seeding import seed_state
+from streamkm.runs.engine.seeding import Seeder
 from streamkm.runs.engine.snapshot import Cursor, Snapshot
 from streamkm.runs.engine.summary import model_figures
 from streamkm.runs.reporting.signals import StopRequest
@@ -132,7 +132,8 @@ class Attempt:
     def _seed(self, slots: HostSlots) -> None:
         """Find the first centroids."""
         keeper, now = self._keeper, self._keeper.now
-        now.state = seed_state(self._plan, self._kernel, slots, self._announcer.progress, keeper)
+        progress = self._announcer.progress
+        now.state = Seeder(self._plan, self._kernel, slots, progress, keeper).run()
         now.candidates, now.seeding = None, {}
         keeper.after_phase(Cursor("train"))
         # A step of its own: an attempt that was stopped after the last step of seeding has saved
@@ -188,7 +189,8 @@ class Attempt:
             dtype=plan.dtype,
         )  # fmt: skip
         done = reading.rows_before(first.epoch, first.batch)
-        done += 0 if is_closing else first.epoch * reading.n_rows
+        if not is_closing:
+            done += first.epoch * reading.n_rows
         times = announcer.begin(phase, 1 if is_closing else plan.config.epochs, done)
         with (
             self._kernel.cores(),

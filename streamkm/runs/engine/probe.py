@@ -134,11 +134,11 @@ class Probe:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        said = [
+        rates = [
             f"{name} {format_rate(alone.rows_per_s)}" for name, alone in self._measured().items()
         ]
-        said[0] += f" ({format_bytes(self.moving['reading'].rows_per_s * self.row_bytes)}/s)"
-        line = f"probe ({self.seconds:.1f} s), each alone: {', '.join(said)}"
+        rates[0] += f" ({format_bytes(self.moving['reading'].rows_per_s * self.row_bytes)}/s)"
+        line = f"probe ({self.seconds:.1f} s), each alone: {', '.join(rates)}"
         if self.together is not None and self.together == self.most_rows_per_s:
             line += f"; {self._shared_by()}: {format_rate(self.together)}"
         return [line, "note: what the probe read is in the page cache now"]
@@ -215,8 +215,7 @@ class Prober:
         return self._arithmetic(update)
 
     def _windows(self) -> Iterator[Window]:
-        plan = self.plan.reading
-        epochs = (plan.windows(epoch) for epoch in count())
+        epochs = (self.plan.reading.windows(epoch) for epoch in count())
         return islice(chain.from_iterable(epochs), PROBE_WINDOWS)
 
     @contextmanager

@@ -42,28 +42,30 @@ SAMPLE_BLOCKS, FREE_BYTES, EPOCH_SHARE, PRODUCTS_PER_BYTE = 32, 64 << 20, 1 / 8,
 SMALL_PIECE_COST = 4
 
 
-def _affordable_pieces(spec: ArraySpec, plan: ReadingPlan, k: int) -> tuple[int, int]:
+def _affordable_pieces(spec: ArraySpec, reading: ReadingPlan, k: int) -> tuple[int, int]:
     """Most rows to read for a sample for `k` clusters, and rows of the smallest piece."""
     products_per_row = k * (spec.n_features + SCORE_PRODUCTS)
     share = EPOCH_SHARE * max(products_per_row / (PRODUCTS_PER_BYTE * spec.row_bytes), 1)
     affordable_rows = max(
-        SAMPLE_BLOCKS * plan.block_rows, FREE_BYTES // spec.row_bytes, int(share * plan.n_rows)
+        SAMPLE_BLOCKS * reading.block_rows,
+        FREE_BYTES // spec.row_bytes,
+        int(share * reading.n_rows),
     )
-    return affordable_rows, min(spec.piece_rows or plan.block_rows, plan.block_rows)
+    return affordable_rows, min(spec.piece_rows or reading.block_rows, reading.block_rows)
 
 
-def sample_pieces(spec: ArraySpec, plan: ReadingPlan, k: int) -> tuple[int, int]:
+def sample_pieces(spec: ArraySpec, reading: ReadingPlan, k: int) -> tuple[int, int]:
     """Pieces, at least, that a sample for `k` clusters is drawn from, and rows of each piece."""
-    affordable_rows, piece_rows = _affordable_pieces(spec, plan, k)
+    affordable_rows, piece_rows = _affordable_pieces(spec, reading, k)
     wanted = max(PIECES_PER_CLUSTER * k, MIN_PIECES)
-    if SMALL_PIECE_COST * wanted * piece_rows >= plan.n_rows:
-        piece_rows = plan.block_rows
+    if SMALL_PIECE_COST * wanted * piece_rows >= reading.n_rows:
+        piece_rows = reading.block_rows
     return max(min(wanted, affordable_rows // piece_rows), 1), piece_rows
 
 
 def draw_sample(
     source: Source,
-    plan: ReadingPlan,
+    reading: ReadingPlan,
     n_rows: int,
     *,
     k: int,
@@ -84,16 +86,16 @@ def draw_sample(
     are read, row by row, and stand at the end. Their weights are multiplied by the share of all
     rows that was drawn. A heavy row that was drawn as well weighs 0 among the drawn ones.
     """
-    n_pieces, piece_rows = sample_pieces(source.spec, plan, k)
+    n_pieces, piece_rows = sample_pieces(source.spec, reading, k)
     windows = list(
-        sample_windows(plan, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
+        sample_windows(reading, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
     )
     n_drawn = sum(window.batch_edges[-1] for window in windows)
     heavy, bound = np.empty(0, np.int64), np.inf
-    if weights is not None and n_drawn < plan.n_rows:
-        affordable_rows, least_rows = _affordable_pieces(source.spec, plan, k)
+    if weights is not None and n_drawn < reading.n_rows:
+        affordable_rows, least_rows = _affordable_pieces(source.spec, reading, k)
         bound, heavy = weights.heavy(1 / MAX_HEAVY, affordable_rows // least_rows)
-        windows.extend(row_windows(plan, heavy.tolist()))
+        windows.extend(row_windows(reading, heavy.tolist()))
     total = n_drawn + len(heavy)
     sample_SD = torch.empty((total, source.spec.n_features), dtype=dtype, device=slots.device)
     weights_S = torch.empty(total, dtype=torch.float64, device=slots.device)
@@ -113,7 +115,7 @@ def draw_sample(
     if weights is None:
         return sample_SD, None, 0
     weights_S[:n_drawn].masked_fill_(weights_S[:n_drawn] > bound, 0)
-    weights_S[n_drawn:] *= n_drawn / plan.n_rows
+    weights_S[n_drawn:] *= n_drawn / reading.n_rows
     return sample_SD, weights_S, len(heavy)
 
 

@@ -40,23 +40,13 @@ if TYPE_CHECKING:
     from streamkm.runs.reporting.progress import Progress
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["Seeder", "StageRunner", "seed_state"]
+__all__ = ["Seeder"]
 
 #: The best of several seedings and its cost, by their names in `Snapshot.seeding`.
 BEST = ("best_KD", "best_cost")
 
 #: The next sample is this many times larger where one holds too few usable rows.
 REDRAWN_FACTOR = 4
-
-
-def seed_state(
-    plan: FitPlan, kernel: RunKernel, slots: HostSlots, progress: Progress, keeper: Keeper
-) -> KMeansState:
-    """The state before the first epoch, from where the snapshot of `keeper` stands.
-
-    The snapshot moves along: its scaling, candidates, stages and cursor.
-    """
-    return Seeder(plan, kernel, slots, progress, keeper).run()
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,10 @@ class Seeder:
     keeper: Keeper
 
     def run(self) -> KMeansState:
-        """The state before the first epoch."""
+        """The state before the first epoch, from where the snapshot of `keeper` stands.
+
+        The snapshot moves along: its scaling, candidates, stages and cursor.
+        """
         plan, config, began = self.plan, self.plan.config, time.monotonic()
         now, weighted = self.keeper.now, plan.weights is not None
         sample = self._draw_sample()
@@ -173,7 +166,7 @@ class Seeder:
 
     def _say(self, n_rows: int, spent_s: float) -> None:
         seeding, config = self.plan.seeding, self.plan.config
-        refinement, share = seeding.refinement, ""
+        refinement, work = seeding.refinement, ""
         method = "random rows" if config.init != "k-means++" else "greedy k-means++"
         if refinement is not None:
             method = "greedy k-means++, " if refinement.greedy else "k-means++ in batches, "
@@ -182,15 +175,15 @@ class Seeder:
                 method += f"{refinement.searches} local search{plural} of "
                 method += f"{refinement.draws:,} draws, "
             method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
-            share = f": at most the work of {seeding.epochs(config.k, config.n_init):.2f} epochs"
+            work = f": at most the work of {seeding.epochs(config.k, config.n_init):.2f} epochs"
             if refinement.epochs > 1:
-                share = ", which may be more than an epoch takes: epochs are short here"
+                work = ", which may be more than an epoch takes: epochs are short here"
         rows = f"{n_rows:,} of {self.plan.reading.n_rows:,} rows"
         if seeding.candidate_rows:
             rows = f"{n_rows:,} candidates from {N_ROUNDS} rounds of k-means||"
         times = f", best of {config.n_init}" if config.n_init > 1 else ""
         self.progress.say(
-            f"seeded ({config.init}): {method} on {rows}{times}; {spent_s:.2f} s{share}"
+            f"seeded ({config.init}): {method} on {rows}{times}; {spent_s:.2f} s{work}"
         )
         self.progress.record({"phase": "seeded", "seconds": round(spent_s, 3), **asdict(seeding)})
 

@@ -20,13 +20,17 @@ WORTH_SAYING = 0.001
 
 
 def model_figures(
-    state: KMeansState, scaling: Scaling, plan: ReadingPlan, config: ResolvedFitConfig, dtype: str
+    state: KMeansState,
+    scaling: Scaling,
+    reading: ReadingPlan,
+    config: ResolvedFitConfig,
+    dtype: str,
 ) -> dict[str, Any]:
     """`Model.figures` of a run on an array of the stored `dtype`."""
     n_steps = int(state.n_steps)
     return {
         # By steps, not by the cursor: what was read after the last update changed nothing.
-        "n_iter": min(-(-n_steps // plan.n_batches(0)), config.epochs),
+        "n_iter": min(-(-n_steps // reading.n_batches(0)), config.epochs),
         "n_steps": n_steps,
         "epoch_inertia": float(state.inertia) / scaling.unit**2,
         "dtype": dtype,

@@ -61,5 +61,5 @@ def stage_line(
     """The same for people, from the `figures` that `stage_figures` gives."""
     if probe is None:
         return times.summary()
-    of_these_rows = replace(probe, rows=clock.rows)
-    return times.summary(of_these_rows.reached(figures["bottleneck"], figures["rows_per_s"]))
+    bounds = replace(probe, rows=clock.rows)
+    return times.summary(bounds.reached(figures["bottleneck"], figures["rows_per_s"]))
