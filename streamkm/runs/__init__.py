@@ -1,1 +1,1 @@
-"""A run from start to finish: the only place with loops over a stream."""
+"""The verbs, each from start to finish: no other package loops over a stream."""

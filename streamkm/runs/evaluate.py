@@ -1,4 +1,4 @@
-"""How good a clustering is on an array: exact figures from one pass."""
+"""Judges a clustering on an array: exact figures from one pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "evaluate"]
 
-#: With no more clusters than this every size is printed.
+#: Every size is printed for up to this number of clusters.
 SIZES_SHOWN = 32
 
 
@@ -43,7 +43,7 @@ class Evaluation:
     silhouette: float | None = None
     """Simplified silhouette, in [0, 1]; None if fewer than two clusters have rows."""
     calinski_harabasz: float | None = None
-    """As scikit-learn's; None likewise, or if there are no more rows than clusters."""
+    """As scikit-learn's; None as before, or if there are no more rows than clusters."""
     davies_bouldin: float | None = None
     """As scikit-learn's if centroids are means; None if fewer than two clusters have rows."""
 
@@ -109,8 +109,8 @@ def evaluate(
 ) -> Evaluation:
     """Inertia, cluster sizes and measures of quality of the run in `run_dir` on `source`.
 
-    One pass. Distances to the nearest centroids are taken as sums of squared differences
-    and added up in float64.
+    One pass. Distances to the nearest centroids are sums of squared differences, and are
+    added up in float64.
 
     Parameters
     ----------
@@ -123,9 +123,16 @@ def evaluate(
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
     stop_request : StopRequest
-        Is asked after every batch.
+        Asked after every batch.
     weights : Weights, optional
         How much each row counts.
+
+    Raises
+    ------
+    StreamkmError
+        After `stop_request`.
+    InputError
+        If the run or the data cannot be used.
     """
     model = load_model(run_dir)
     labelling = Labelling(model, source, execution, weights)

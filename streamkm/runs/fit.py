@@ -1,4 +1,4 @@
-"""A fit, from the first row to the model, in a run folder that any interruption leaves whole."""
+"""A fit, from the source to the model, in a run folder that survives any interruption."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fit(
     quiet: bool = False,
     weights: Weights | None = None,
 ) -> Model:
-    """Cluster `source` and write the run folder, if there is to be one; returns the model.
+    """Cluster `source`, write the run folder `run_dir` if one is given, and return the model.
 
     Parameters
     ----------
@@ -55,31 +55,31 @@ def fit(
     config, execution : FitConfig, ExecutionConfig
         What to compute, and how.
     run_dir : Path or None
-        Must not exist unless `resume` is true. With None nothing is written, so that
-        nothing is left of a fit that is interrupted.
+        Must not exist unless `resume` is true. With None nothing is written, and an
+        interrupted fit leaves nothing.
     resume : bool
         Go on from the newest valid checkpoint in `run_dir`, or start.
     stop_request : StopRequest
-        Is asked after every batch.
+        Asked after every batch.
     given_KD : ndarray of shape (k, D), optional
         The first centroids, in the space of the input, if ``config.init`` is ``given``.
     quiet : bool
         Say nothing on stderr.
     weights : Weights, optional
-        How much each row counts, as `open_weights` gives it. A row of weight 0 leaves no
-        trace, one of weight 2 the same as two of them.
+        How much each row counts, from `open_weights`. A row of weight 0 leaves no trace; one
+        of weight 2 counts as two rows.
 
     Raises
     ------
     Interrupted
-        After `stop_request`, with a checkpoint saved.
+        After `stop_request`, with a checkpoint saved if there is a run folder.
     InputError
         If the arguments, the data or the run folder cannot be used.
     AllocationError
         If the machine or the GPU refuses memory; the checkpoints are kept.
     StorageError
-        If the disk refuses the result, or the checkpoint that `stop_request` asks for. One
-        that is refused before costs a warning, and is tried again when the next one is due.
+        If the disk refuses the result, or the checkpoint that `stop_request` asks for. An
+        earlier checkpoint that it refuses costs a warning; the run tries again at the next.
     """
     check_outside(source, run_dir=run_dir)
     plan = plan_fit(source, config, execution, given_KD, weights)
@@ -112,7 +112,10 @@ def plan_fit(
     given_KD: np.ndarray | None = None,
     weights: Weights | None = None,
 ) -> FitPlan:
-    """All that `fit` decides before it reads a row; parameters and errors are its own."""
+    """The fit plan: all that `fit` decides before it reads a row.
+
+    Parameters and errors are those of `fit`.
+    """
     spec = source.spec
     check_fit(spec, config, source.name)
     if weights is not None and config.k > weights.n_positive:
@@ -126,15 +129,15 @@ def plan_fit(
 
 
 def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, Any]:
-    """What config.json says of a run: on which data, under which settings."""
+    """The content of config.json: the data and the settings of a run."""
     source, weights, spec = plan.source, plan.weights, plan.source.spec
     settings = plan.config.as_dict()
     init = plan.config.init
     if init.endswith(".npy"):
-        # By content: the file may be named by another path, or hold other centroids, by now.
+        # By content: the same file may get another path, and the path another content.
         settings["init"] = f".npy file of sha256 {file_sha256(Path(init))[:12]}"
     if given_KD is not None:
-        # In float64, whatever they were given in.
+        # In float64: the dtype that they were given in makes no difference.
         wide_KD = given_KD.astype(np.float64)
         settings["init"] = f"array of sha256 {sha256(wide_KD.tobytes()).hexdigest()[:12]}"
     data = {
@@ -153,7 +156,7 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
 
 
 def finished_model(folder: RunFolder) -> Model | None:
-    """The model of a run that has ended; None where there is none, or it can be made again."""
+    """The model of a finished run; None if it is missing, or damaged and can be made again."""
     if not folder.is_complete:
         return None
     try:
@@ -170,7 +173,7 @@ def finished_model(folder: RunFolder) -> Model | None:
 
 
 def _say_finished(model: Model, folder: RunFolder, *, quiet: bool) -> Model:
-    """Write again what is missing beside the model, and say that nothing else is to be done."""
+    """Mend centroids.npy if it is damaged or missing, and say that the run is finished."""
     mended = model.mend_centroids(folder)
     with Progress(quiet=quiet) as progress:
         if mended:
@@ -182,7 +185,7 @@ def _say_finished(model: Model, folder: RunFolder, *, quiet: bool) -> Model:
 
 
 def _write(model: Model, folder: RunFolder) -> None:
-    """Write the result; the last thing that a run does, and the only one that it cannot put off."""
+    """Write the result; unlike a checkpoint it cannot wait, so a refusal ends the run."""
     try:
         model.save(folder)
     except OSError as error:
@@ -203,7 +206,7 @@ def seed(
     weights: Weights | None = None,
     quiet: bool = False,
 ) -> Model:
-    """The first centroids that `fit` would begin from, with nothing counted yet.
+    """The model that `fit` would begin from: the first centroids, with no row counted.
 
     Parameters are those of `fit`.
     """

@@ -1,4 +1,4 @@
-"""Labels and distances of every row, in arrays in memory: what the estimators give."""
+"""Labels and distances of every row as arrays in memory, for the estimators."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["distance_rows", "label_rows"]
 
-#: Distances that are made at once before they go to the caller's array.
+#: Distances that are computed at once, before they go to the caller's array: 8 MiB.
 TILE_ELEMENTS = 1 << 20
 
 
@@ -29,14 +29,14 @@ def label_rows(
     nan: str,
     weights: Weights | None = None,
 ) -> tuple[np.ndarray, float]:
-    """The nearest centroid of each of N rows, and their inertia in the scaled space.
+    """The nearest centroid of each of N rows, and the inertia of all of them.
 
     Returns
     -------
     labels_N : ndarray of shape (N,)
         int32 (int64 from 2^31 clusters); -1 for rows that were dropped.
     inertia : float
-        Sum of the squared distances, each times its weight where there are `weights`.
+        Sum of the squared distances in the scaled space, each times the weight of its row.
 
     Raises
     ------
@@ -63,13 +63,13 @@ def distance_rows(
 ) -> np.ndarray:
     """The Euclidean distance of N rows to all K centroids, in the scaled space.
 
-    They come from ``|x|^2 - 2 x.c + |c|^2`` in float64, so that a distance much smaller
-    than the rows' lengths keeps half of the digits; the label of a row is the exact one.
+    They are computed as ``|x|^2 - 2 x.c + |c|^2`` in float64: one much smaller than the rows'
+    lengths keeps half of its digits. (Labels, from `label_rows`, are exact.)
 
     Returns
     -------
     ndarray of shape (N, K)
-        float32, or float64 where distances are taken in it; NaN for rows that were dropped.
+        float32, or float64 where rows are compared in it; NaN for rows that were dropped.
     """
     labelling = Labelling(model, source, execution)
     centroids_KD = labelling.centroids_KD.double()

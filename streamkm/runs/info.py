@@ -1,4 +1,4 @@
-"""What a path holds: a source of rows, or a run and how far it has come. Imports no torch."""
+"""Describes what a path holds: a source, or a run and how far it has come. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_run", "describe_source"]
 
-#: Settings of a run that are shown whatever they are; of the others those that were chosen.
+#: Settings of a run that are always shown; the others only if they differ from the default.
 ALWAYS_SHOWN = ("k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "seed")
 
 
 def describe_source(source: Source) -> str:
-    """Shape, type, size and layout of a source, and what speaks against it."""
+    """Shape, dtype, size and layout of a source, and notes on it, a line each."""
     spec = source.spec
     lines = [
         f"source       {source.name}",
@@ -42,7 +42,7 @@ def describe_source(source: Source) -> str:
 
 
 def describe_run(path: Path) -> str:
-    """Settings of a run and how far it has come."""
+    """Settings of the run in the folder `path` and how far it has come, a line each."""
     record = read_config(path)
     data, settings = record["data"], record["fit"]
     lines = [f"run          {path}", f"source       {record['source']}"]
@@ -72,7 +72,7 @@ def describe_run(path: Path) -> str:
 
 
 def _finished_lines(path: Path) -> list[str]:
-    """Where the result lies, if it is what the run wrote, and what it is."""
+    """Where the result of a finished run lies and what it is; refuses a damaged one."""
     tensors, about = read_model_file(path)
     centroids = path / "centroids.npy"
     if not centroids_are_whole(centroids, about):
@@ -81,7 +81,7 @@ def _finished_lines(path: Path) -> list[str]:
             "--resume to have it written again from the model"
         )
     try:
-        lines = result_lines(about, np.sort(tensors["counts"]), tensors["weights"])
+        lines = _result_lines(about, np.sort(tensors["counts"]), tensors["weights"])
     except DAMAGE as error:
         raise RunError(
             f"{path / MODEL} is no model of a run: {in_words(error)}; restore it from a copy"
@@ -89,8 +89,8 @@ def _finished_lines(path: Path) -> list[str]:
     return [f"finished     {centroids}", *lines]
 
 
-def result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
-    """The same from what the model says of itself, its sizes in order, and its weights."""
+def _result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
+    """Inertia, sizes and steps, from the model file's header, sorted sizes and weights."""
     inertia, figures = about["inertia"], about["figures"]
     said = "not known without a closing pass; `evaluate` gives it"
     if inertia is not None:

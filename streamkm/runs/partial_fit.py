@@ -1,4 +1,4 @@
-"""One mini-batch update from rows that the caller brings, as ``partial_fit`` makes it."""
+"""One update of a model by rows that the caller brings, as ``partial_fit`` makes it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def update_once(
     nan: str,
     weights: Weights | None = None,
 ) -> Model:
-    """`model` after one update by all rows of `source`, however many batches they make.
+    """`model` after one update by all rows of `source`, in however many batches they come.
 
-    Every row is assigned to the centroids as they are; then each centroid moves to the mean
-    of all rows that it ever got. One that got none stays: its rows may be still to come,
-    and nobody but the caller knows when all have been seen.
+    Every row is assigned to the centroids as they are. Then each centroid moves to the mean
+    of all rows that it ever got. An empty cluster is not reseeded: its rows may still
+    come, and only the caller knows when all have been seen.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def update_once(
     labelling = Labelling(model, source, execution, weights, batch_rows)
     spherical = model.settings["metric"] == "cosine"
     step = model.figures["n_steps"]
-    # A state of these rows alone: sums and counts so far are added when all are assigned.
+    # A state of these rows alone; the sums and counts so far are added once all are assigned.
     state = initial_state(labelling.centroids_KD.clone(), tolerance=0, weighted=weights is not None)
     gather = Lloyd(labelling.kernel, seed, spherical)
     gather.begin_epoch_(state)

@@ -1,4 +1,4 @@
-"""Labels, and distances, for every row of an array, streamed to disk and resumable."""
+"""Streams the label, and the distance, of every row of an array to disk; can be resumed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def predict(
     resume: bool,
     stop_request: StopRequest,
 ) -> int:
-    """Write the nearest centroid of every row of `source`; returns how many it dropped.
+    """Write the nearest centroid of every row of `source`; returns how many rows it dropped.
 
     Parameters
     ----------
@@ -61,27 +61,26 @@ def predict(
     source : Source
         N rows by as many features as the run's centroids have.
     execution : ExecutionConfig
-        How to carry it out; `checkpoint_every` says how often what is written
-        is made durable.
+        How to carry it out; `checkpoint_every` says how often rows are made durable.
     labels : Path
-        ``.npy`` or ``.zarr`` of N labels, int32 (int64 from 2^31 clusters); -1
-        for rows that were dropped.
+        ``.npy`` or ``.zarr`` of N labels, int32 (int64 from 2^31 clusters on); -1 for rows
+        that were dropped.
     distances : Path, optional
-        Likewise for the Euclidean distances (not squared) in the scaled space,
-        float32; NaN for rows that were dropped. For cosine they are those of the
-        unit vectors: half the square is the cosine distance.
+        The same of the Euclidean distances (not squared) in the scaled space, float32; NaN
+        for rows that were dropped. For cosine they are those of the unit vectors: half the
+        square is the cosine distance.
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
     resume : bool
-        Go on with outputs that an interrupted predict left unfinished. If all are finished, by
-        this model from these rows, nothing is done.
+        Go on with outputs that an interrupted predict left unfinished. Do nothing if this
+        model has finished all of them from these rows.
     stop_request : StopRequest
-        Is asked after every batch.
+        Asked after every batch.
 
     Raises
     ------
     Interrupted
-        After `stop_request`, with what is written made durable.
+        After `stop_request`; the rows written so far are durable.
     InputError
         If the arguments, the data, the run or an output cannot be used.
     AllocationError
@@ -108,7 +107,7 @@ def predict(
             lost = 0 if resume else unfinished_rows(path)
             sink = open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume)
             sinks.append(stack.enter_context(sink))
-            if lost:  # Only now: with another process at work on it, nothing is.
+            if lost:  # Said only now: `open_sink` refuses an output that another process writes.
                 progress.say(
                     f"note: without --resume {path}.partial starts again; the {lost:,} rows "
                     "that were in it are discarded"
@@ -119,7 +118,7 @@ def predict(
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
             if writer.start_row < source.spec.n_rows:
                 _label_all(source, labelling, writer, progress, nan=nan)
-            # Of what job they are must be known of them from here on, too.
+            # The last rows become durable, and their cursor names the job until the commit.
             writer.save()
             refused = record_outputs(run_dir, job, sinks)
             commit_together(sinks)
@@ -130,13 +129,13 @@ def predict(
 
 
 def job_of(run_dir: Path, source: Source, nan: str) -> dict[str, str]:
-    """What decides the values of an output."""
+    """What decides the values of an output: the model, the data and `nan`."""
     model = file_sha256(run_dir / "model.safetensors")
     return {"model": model, "data": source.fingerprint(), "nan": nan}
 
 
 def finished_line(paths: list[Path]) -> str:
-    """What is said of outputs that `are_finished`."""
+    """The line that says that the outputs at `paths` are finished."""
     are = "are" if len(paths) > 1 else "is"
     names = " and ".join(map(str, paths))
     return f"{names} {are} finished, by this model from this source: nothing is left to do"
@@ -145,7 +144,7 @@ def finished_line(paths: list[Path]) -> str:
 def output_dtypes(
     model: Model, labels: Path, distances: Path | None
 ) -> list[tuple[Path, np.dtype[Any]]]:
-    """What is written where, labels first."""
+    """(path, dtype) of each output, labels first."""
     outputs = [(labels.expanduser(), label_dtype(model.k))]
     if distances is not None:
         if distances.resolve() == labels.resolve():
@@ -157,11 +156,11 @@ def output_dtypes(
 
 @contextmanager
 def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
-    """What goes wrong within costs no row that a cursor claims."""
+    """On an error keep the durable rows, unless no later attempt could finish them."""
     try:
         yield
     except InputError as error:
-        # Rows that cannot be used will not be better next time; what could not be read may.
+        # A row that is not finite stays so; what could not be read may be read next time.
         if isinstance(error, NonFiniteError) or not any(sink.durable_rows for sink in sinks):
             for sink in sinks:
                 sink.discard()
@@ -218,9 +217,10 @@ class _Writer:
         self.start_row = self._counted_to = min(sink.next_row for sink in sinks)
 
     def write(self, batch: LabelledBatch) -> None:
+        """Write one batch; make it durable if that is due; raise `Interrupted` if asked."""
         labels_B = batch.labels_B.cpu().numpy()
         values = (labels_B, (batch.sq_distances_B.sqrt() / self._unit).cpu().numpy())
-        # A resumed run begins with the batch that holds the first missing row.
+        # A resumed predict begins with the batch of the first missing row: some of it was counted.
         fresh = labels_B[max(self._counted_to - batch.start_row, 0) :]
         self.n_dropped += int((fresh < 0).sum())
         self._counted_to = batch.start_row + len(labels_B)
@@ -240,7 +240,7 @@ class _Writer:
             )
 
     def doing(self) -> str:
-        """How far it is, for an error that does not know."""
+        """How far labelling has come, for the message of an `AllocationError`."""
         return f"labelling, after row {self._counted_to:,}"
 
     def save(self) -> None:
@@ -251,7 +251,7 @@ class _Writer:
 
 
 def _check_job(sink: Sink, job: dict[str, str]) -> None:
-    """Refuse to go on with the output of another model or other data."""
+    """Refuse to go on with an unfinished output of another model, other data or another `nan`."""
     before = sink.read_cursor() or ({} if sink.durable_rows else job)
     for name, value in job.items():
         if before.get(name) != value:

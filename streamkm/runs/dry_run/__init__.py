@@ -1,1 +1,1 @@
-"""What a command would do and need; nothing is written."""
+"""Dry runs: report what a command would do and need, and write nothing."""

@@ -1,8 +1,8 @@
-"""What a fit would do and need, and what speaks against it; nothing is written.
+"""The dry run of a fit: what it would do and need, and what speaks against it.
 
-Rows, memory and passes follow from the plan that the fit itself would make. The time is
-what a probe on the first windows predicts for all of them, and the disk space is counted from the
-tensors that a checkpoint would hold.
+Rows, memory and passes are those of the fit plan that the fit itself would make. The time is
+predicted from a probe on the first windows. The disk space is counted from the tensors that a
+checkpoint would hold. Nothing is written.
 """
 
 from __future__ import annotations
@@ -48,14 +48,15 @@ if TYPE_CHECKING:
 
 __all__ = ["dry_run"]
 
-#: Both kinds of positions and squared distances that a checkpoint of seeding holds of each row
-#: of the sample, and the weight of a candidate.
+#: Bytes of a row of the sample in a checkpoint of seeding, at most, beside the row itself: two
+#: positions, two squared distances and the weight of a candidate, 8 each.
 SEEDING_ROW_BYTES = 40
-#: Of small batches most is overhead, which seeding has less of: a product takes no longer.
+#: Seconds that a product takes in seeding, at most. The probe finds more where batches are small:
+#: most of that is overhead, of which seeding has less.
 SLOW_PRODUCT_S = 3e-11
 _PHASES = ("scale", "seed", "train", "close")
 _BEGINNING = Cursor("scale")
-#: Places that the centroids of the probe are drawn from are those of one cluster's sample.
+#: The probe's centroids come from a sample for one cluster: its few pieces are quick to read.
 PROBE_CLUSTERS = 1
 
 
@@ -69,15 +70,15 @@ def dry_run(
     stop_request: StopRequest,
     weights: Weights | None = None,
 ) -> DryRun:
-    """What `streamkm.runs.fit.fit` would do with the same arguments.
+    """The report on what `streamkm.runs.fit.fit` would do with the same arguments.
 
     Raises
     ------
     StreamkmError
         After `stop_request`, which is asked after every window and batch.
     InputError
-        As `fit` does, where there is nothing to be said of the run beside the error. Errors
-        that come with a report are in `DryRun.errors`.
+        As `fit` does, if it comes before there is anything to report. Later errors are in
+        `DryRun.errors`.
     """
     plan, pause = plan_fit(source, config, execution, weights=weights), stop_request.end_if_asked
     report, stands = DryRun(), None
@@ -104,7 +105,7 @@ def dry_run(
     of_kernel = kernel_notes(execution.kernel, plan.device)
     report.notes = [*source.notes(), *of_kernel, *_memory_notes(plan), *look.notes]
     if stands is not None:
-        # A checkpoint that the disk refuses does not end a run, a result does.
+        # A refused checkpoint does not end a run; a refused result does.
         report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)
     report.errors += [look.error] if look.error is not None else []
     pause()
@@ -112,7 +113,7 @@ def dry_run(
 
 
 def _add_plan(report: DryRun, plan: FitPlan) -> None:
-    """What follows from shape and settings."""
+    """Add the facts that shape and settings decide."""
     spec, reading, config, seeding = plan.source.spec, plan.reading, plan.config, plan.seeding
     passes = [counted(config.epochs, "epoch")]
     passes[0] += " at most" if config.epochs > 1 else ""
@@ -146,7 +147,7 @@ def _add_plan(report: DryRun, plan: FitPlan) -> None:
 
 
 def _add_progress(report: DryRun, folder: RunFolder, plan: FitPlan) -> Cursor | None:
-    """From where the run would go on; None if there is nothing left to do."""
+    """Add where the run would go on, and return that; None if nothing is left to do."""
     if finished_model(folder) is not None:
         report.facts.append(("resume", f"{folder.path} is finished: nothing will be done"))
         return None
@@ -160,11 +161,11 @@ def _add_progress(report: DryRun, folder: RunFolder, plan: FitPlan) -> Cursor | 
 
 
 def _left(cursor: Cursor, plan: FitPlan) -> dict[str, float]:
-    """Which share of each phase is still to be done at `cursor`, at most."""
+    """The share of each phase that is left at `cursor`, at most."""
     phase = "seed" if cursor.phase == "rounds" else cursor.phase
     at = _PHASES.index(phase)
     left = {name: float(number >= at) for number, name in enumerate(_PHASES)}
-    if phase != "seed":  # Of which nobody knows how long each stage takes.
+    if phase != "seed":  # All of it counts: how long each of its stages takes is not known.
         reading = plan.reading_of(phase)
         passes = cursor.epoch + reading.rows_before(cursor.epoch, cursor.batch) / reading.n_rows
         passes -= plan.config.epochs if phase == "close" else 0
@@ -176,7 +177,7 @@ def _left(cursor: Cursor, plan: FitPlan) -> dict[str, float]:
 def _prepare(
     plan: FitPlan, slots: HostSlots, pause: Callable[[], None]
 ) -> tuple[KMeansState, Prober]:
-    """A state on rows of the data, as good as any to take the time by."""
+    """A state whose centroids are rows of the data, to time steps by, and the prober."""
     k, config = plan.config.k, plan.config
     with Progress(quiet=True) as progress:
         x_SD, weights_S, _ = draw_sample(
@@ -199,7 +200,7 @@ def _prepare(
 
 
 def _add_time(report: DryRun, plan: FitPlan, probe: Probe, stands: Cursor = _BEGINNING) -> None:
-    """What the probe predicts for what is left of every phase."""
+    """Add the time that the probe predicts for what is left of every phase."""
     config, n_rows, left = plan.config, plan.source.spec.n_rows, _left(stands, plan)
 
     def passes_s(phase: str, n_passes: int) -> float:
@@ -220,7 +221,7 @@ def _add_time(report: DryRun, plan: FitPlan, probe: Probe, stands: Cursor = _BEG
 
 
 def _seeding_s(plan: FitPlan, probe: Probe) -> float:
-    """Seconds of sampling and seeding at most: work in units of an epoch's."""
+    """Seconds of sampling and seeding, at most, from their work in epochs of training."""
     spec, config, seeding = plan.source.spec, plan.config, plan.seeding
     n_pieces, piece_rows = sample_pieces(spec, plan.reading, config.k)
     n_read = min(n_pieces * piece_rows, spec.n_rows)
@@ -243,7 +244,7 @@ def _written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple
     moments = RunningMoments.empty(spec.n_features, torch.device("cpu"))
     now = Snapshot(Cursor("train"), moments, scaling=scaling, state=state)
     training = sum(tensor.nbytes for tensor in now.tensors().values())
-    # The best seeding so far and the one under way, and what is known of every row sought on.
+    # The best seeding so far, the one under way, and what is known of every row of the sample.
     row_bytes = spec.n_features * plan.dtype.itemsize
     is_sought = seeding.refinement is not None or plan.config.init == "k-means++"
     n_sought = is_sought * max(seeding.sample_rows, seeding.candidate_rows)
@@ -255,7 +256,7 @@ def _written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple
 
 
 def _memory_notes(plan: FitPlan) -> list[str]:
-    """What the budget, or blocks that are large beside it, cost."""
+    """Notes on what a small budget, or large blocks, cost."""
     stream, spec, notes = plan.memory.stream, plan.source.spec, []
     if stream.n_slots < FULL_SLOTS:
         notes.append(

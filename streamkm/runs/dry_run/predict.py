@@ -1,4 +1,4 @@
-"""What a predict would do and need, and what speaks against it; nothing is written."""
+"""The dry run of a predict: what it would do and need, and what speaks against it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["dry_predict"]
 
-#: So many batches are labelled at most, after a first one that is not counted.
+#: Batches that are timed, at most, after a first one that counts only if it is alone.
 PROBE_BATCHES = 64
 
 
@@ -44,15 +44,15 @@ def dry_predict(
     resume: bool,
     stop_request: StopRequest,
 ) -> DryRun:
-    """What `streamkm.runs.predict.predict` would do with the same arguments.
+    """The report on what `streamkm.runs.predict.predict` would do with the same arguments.
 
     Raises
     ------
     StreamkmError
         After `stop_request`, which is asked after every batch.
     InputError
-        As `predict` does, where there is nothing to be said beside the error. Errors that
-        come with a report are in `DryRun.errors`.
+        As `predict` does, if it comes before there is anything to report. Later errors are in
+        `DryRun.errors`.
     """
     model = load_model(run_dir)
     outputs = output_dtypes(model, labels, distances)
@@ -91,10 +91,10 @@ def _space(
     *,
     resume: bool,
 ) -> dict[Path, tuple[int, int]]:
-    """What the outputs take in each folder, at most and least; notes what is refused."""
+    """(most, least) bytes that the outputs take in each folder; refusals go to the report."""
     space: dict[Path, tuple[int, int]] = {}
     for path, dtype in outputs:
-        # What is there of an unfinished output has its space already.
+        # An unfinished output has part of its space already.
         there = unfinished_bytes(path) if resume else 0
         missing = max(n_rows * dtype.itemsize - there, 0)
         # Chunks of Zarr are compressed; an .npy file takes its space at the start.
@@ -109,10 +109,10 @@ def _space(
 
 
 def _rows_per_s(labelling: Labelling, pause: Callable[[], None]) -> float:
-    """Reading and labelling together, as a predict does them."""
+    """Rows a second of reading and labelling together, as a predict does them."""
     began = time.perf_counter()
     with labelling.batches() as batches:
-        n_first = len(next(batches).labels_B.cpu())  # Which waits for the device.
+        n_first = len(next(batches).labels_B.cpu())  # `cpu` waits for the device.
         first_s = time.perf_counter() - began
         n_rows, began = 0, time.perf_counter()
         for batch in islice(batches, PROBE_BATCHES):

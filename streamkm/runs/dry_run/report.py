@@ -1,4 +1,4 @@
-"""What a dry run says: facts, notes on what speaks against the run, and what forbids it."""
+"""The report of a dry run: facts, notes against the run, and errors that forbid it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ class DryRun:
     """What a command would do, for people."""
 
     facts: list[tuple[str, str]] = field(default_factory=list)
-    """Names and values."""
+    """(name, value) of each line."""
     notes: list[str] = field(default_factory=list)
     """What speaks against the run without forbidding it."""
     errors: list[InputError] = field(default_factory=list)
     """What forbids it."""
 
     def add_space(self, out: Path, most: int, what: str, *, least: int) -> None:
-        """Compare what will be written with what is free where `out` is to be.
+        """Compare the bytes of `what` with the free space where `out` will be.
 
-        Only `least` bytes forbid the run: without the others, up to `most`, it may get through.
+        The run is forbidden if less than `least` bytes are free. It gets a note if less than
+        `most` are: it may get through.
         """
         whole = out.absolute()
         there = next(path for path in (whole, *whole.parents) if path.exists())

@@ -1,4 +1,4 @@
-"""What an attempt says: how it begins, how far it is, where the time went, how it ended."""
+"""Announces an attempt: how it begins, how far it is, how it ended, where the time went."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["Announcer"]
 
 
 class Announcer:
-    """Says on `progress` what one attempt at a fit does."""
+    """Says on `progress` what an attempt does, and records its figures there."""
 
     def __init__(self, plan: FitPlan, kernel: RunKernel, progress: Progress) -> None:
         self.progress = progress
         self.environment = environment(plan.device, kernel.name)
-        """What may change last bits; checkpoints record it."""
+        """What may change the last bits of a result; every checkpoint records it."""
         self._plan, self._kernel = plan, kernel
         self._clock, self._times = PhaseClock(), StageTimes()
         self._probe: Probe | None = None
@@ -39,7 +39,7 @@ class Announcer:
     # ---- at the beginning ------------------------------------------------------------------
 
     def introduce(self) -> None:
-        """Say what is clustered, under which settings, where and in how much memory."""
+        """Say what is clustered, under which settings, on which device, in how much memory."""
         plan, config, say = self._plan, self._plan.config, self.progress.say
         self.progress.introduce(plan.source, kernel_notes(plan.execution.kernel, plan.device))
         if plan.weights is not None:
@@ -53,19 +53,18 @@ class Announcer:
         )
         if not (ALGORITHMS[config.algorithm].closes or config.closing_pass):
             say(
-                f"note: each pass of {config.algorithm} is one that could close the run; without "
-                "closing-pass only the one is left out that would fill clusters which end without "
-                "a row"
+                f"note: each pass of {config.algorithm} could close the run; turning closing-pass "
+                "off only leaves out the pass that would fill clusters which end without a row"
             )
         say(f"on {self.environment['device']}, {self._kernel}, {plan.memory}")
 
     def resumed(self, checkpoint: Checkpoint, cursor: Cursor) -> None:
-        """Say from where the attempt goes on, and what may change last bits."""
+        """Say where the attempt goes on, and what has changed that may change the last bits."""
         say = self.progress.say
         say(f"resumed: from {checkpoint.path.name} ({cursor})")
         saved_in = checkpoint.manifest["environment"]
         for name, here in self.environment.items():
-            if (before := saved_in.get(name, "not told")) != here:
+            if (before := saved_in.get(name, "not recorded")) != here:
                 say(
                     f"note: {name} was {before} and is {here}: the result will be as good, "
                     "but its last bits may differ from an uninterrupted run's"
@@ -74,24 +73,24 @@ class Announcer:
     # ---- on the way ----------------------------------------------------------------------------
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Count the time of a ``with`` block as that of a phase."""
+        """Count the time of a ``with`` block as time of the phase `name`."""
         return self._clock.phase(name)
 
     def begin(self, phase: str, n_passes: int, done: int) -> StageTimes:
-        """Begin to show `n_passes` passes, of which `done` rows are done; where their times go."""
-        if phase != "close":  # Which goes on with the times of training.
+        """Show `n_passes` passes, `done` rows of them done; returns where their times go."""
+        if phase != "close":  # Closing adds to the times of training.
             self._times = StageTimes()
         n_rows = n_passes * self._plan.reading.n_rows
         self.progress.begin(phase, n_rows, self._times, done=done)
         return self._times
 
     def assigned(self, phase: str, n_rows: int) -> None:
-        """Count rows that an algorithm took in."""
+        """Count `n_rows` rows that were assigned in `phase`."""
         self._kernel.n_assigned += n_rows
         self._clock.rows[phase] += n_rows
 
     def advance(self, n_units: int) -> None:
-        """Count rows, or whatever the phase counts, that were applied."""
+        """Count rows, or units of a stage of seeding, that were applied."""
         self.progress.advance(n_units)
 
     def is_due(self) -> bool:
@@ -99,11 +98,11 @@ class Announcer:
         return self.progress.is_due()
 
     def report(self, now: Snapshot) -> None:
-        """Show and record the figures of `now`."""
+        """Show and record the figures of `now`, and the share of rows rechecked."""
         self.progress.report({**now.figures(), **self._kernel.rechecked()})
 
     def probed(self, probe: Probe) -> None:
-        """Say what each stage can do alone."""
+        """Say and record what `probe` found; `conclude` compares the passes with it."""
         self._probe = probe
         self.progress.record({"phase": "probe", **probe.as_dict()})
         for line in probe.lines():

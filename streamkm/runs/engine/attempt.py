@@ -2,14 +2,16 @@
 
 A run goes through four phases. ``scale`` takes the moments of the features in one pass, where
 z-score or min-max need them. ``seed`` draws a sample and finds the first centroids (see
-`engine.seeding`). ``train`` streams the epochs through the algorithm. ``close`` is a pass of
-Lloyd's algorithm after those of mini-batches, and after others where clusters are left without
-a row; its epochs are numbered on from --epochs.
+`engine.seeding`). ``train`` streams the epochs through the algorithm. ``close`` makes passes of
+Lloyd's algorithm: after mini-batches always, after another algorithm only where it left a
+cluster without a row, never without ``closing_pass``. Its epochs are numbered on from
+``--epochs``.
 
-The cursor says how many batches of which epoch of which phase have been *applied*; what was
-read ahead is not counted. Everything that is computed is a function of the cursor and the state
-before it, so that a run that goes on from a checkpoint ends with the same bits as one that was
-never stopped. The phases are here; `engine.keeper` saves and stops, `engine.announcer` speaks.
+The cursor says how many batches of which epoch of which phase have been *applied*; rows that
+were only read ahead do not count. All that is computed is a function of the cursor and the
+state before it. So a run that goes on from a checkpoint ends with the same bits as one that was
+never stopped. This file holds the phases; `engine.keeper` counts, saves and stops, and
+`engine.announcer` speaks.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from streamkm.runs.engine.keeper import Keeper
 from streamkm.runs.engine.passes import open_passes
 from streamkm.runs.engine.probe import Prober
 from streamkm.runs.engine.run_kernel import RunKernel
-from streamkm.runs.engine.seeding import seed_state
+from streamkm.runs.engine.seeding import Seeder
 from streamkm.runs.engine.snapshot import Cursor, Snapshot
 from streamkm.runs.engine.summary import model_figures
 from streamkm.runs.reporting.signals import StopRequest
@@ -46,7 +48,7 @@ __all__ = ["Attempt"]
 
 
 class Attempt:
-    """One attempt at a fit; what must survive it is its snapshot."""
+    """One attempt at a fit; its snapshot is all that the next attempt needs."""
 
     def __init__(
         self,
@@ -63,11 +65,11 @@ class Attempt:
 
     @classmethod
     def of_seeding_alone(cls, plan: FitPlan, progress: Progress) -> Attempt:
-        """One that saves nothing and is never asked to stop."""
+        """An attempt for `seed`: it saves nothing, and no signal stops it."""
         return cls(plan, NoCheckpoints(), progress, StopRequest())
 
     def run(self) -> Model:
-        """Go through the phases that are left."""
+        """Go through the phases that are left, and return the model."""
         self._announcer.introduce()
         self._keeper.restore()
         with HostSlots(self._plan.memory.stream, self._plan.device) as slots:
@@ -86,20 +88,20 @@ class Attempt:
         return self._model(state, scaling)
 
     def seed(self) -> Model:
-        """Only pick the first centroids; no row is counted in the model."""
+        """Find the first centroids only, and return them as a model that counts no row."""
         self._announcer.introduce()
         with HostSlots(self._plan.memory.stream, self._plan.device) as slots:
             return self._model(*self._until_seeded(slots))
 
     def doing(self) -> str:
-        """Where it stands, for an error that does not know."""
+        """Where the attempt stands, for the message of an `AllocationError`."""
         now = self._keeper.now
         return f"fitting, after step {now.step:,} ({now.cursor})"
 
     # ---- the phases ---------------------------------------------------------------------------
 
     def _until_seeded(self, slots: HostSlots) -> tuple[KMeansState, Scaling]:
-        """Go through what is left before training."""
+        """Scale and seed, as far as that is left; the state and the scaling to train with."""
         if self._phase == "scale":
             with self._announcer.phase("scale"):
                 self._scale(slots)
@@ -112,7 +114,7 @@ class Attempt:
         return now.state, now.scaling
 
     def _scale(self, slots: HostSlots) -> None:
-        """Take the moments of every feature, in one pass."""
+        """Take the moments of every feature in one pass, and fit the scaling to them."""
         plan, keeper, now = self._plan, self._keeper, self._keeper.now
         reading, first = plan.reading_of("scale"), now.cursor
         times = self._announcer.begin("scale", 1, reading.rows_before(0, first.batch))
@@ -130,20 +132,22 @@ class Attempt:
     def _seed(self, slots: HostSlots) -> None:
         """Find the first centroids."""
         keeper, now = self._keeper, self._keeper.now
-        now.state = seed_state(self._plan, self._kernel, slots, self._announcer.progress, keeper)
+        progress = self._announcer.progress
+        now.state = Seeder(self._plan, self._kernel, slots, progress, keeper).run()
         now.candidates, now.seeding = None, {}
         keeper.after_phase(Cursor("train"))
-        # A step by itself: a checkpoint of an attempt that was stopped before has the number.
+        # A step of its own: an attempt that was stopped after the last step of seeding has saved
+        # a checkpoint under that step's number.
         now.step += 1
         keeper.save()
 
     def _probe(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
-        """Find out what each stage could do alone; nothing of the run is touched."""
+        """Time reading, copying and arithmetic alone; the state of the run stays as it is."""
         prober = Prober(self._plan, slots, scaling)
         self._announcer.probed(prober.measure(state, closing_only=self._phase == "close"))
 
     def _train(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
-        """Stream the epochs that are left."""
+        """Stream the epochs that are left, and decide whether a closing pass follows."""
         config, keeper = self._plan.config, self._keeper
         algorithm = make_algorithm(self._kernel.for_clusters, config, self._plan.reading.n_rows)
         first = keeper.now.cursor.epoch
@@ -154,7 +158,7 @@ class Attempt:
             keeper.after_phase(Cursor("close", config.epochs))
 
     def _close(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
-        """Make the centroids the means of exact clusters, none of them empty if that can be."""
+        """Make closing passes until `is_closed`: exact clusters, none empty if the data allows."""
         config, keeper = self._plan.config, self._keeper
         algorithm = closing_algorithm(self._kernel.for_clusters, config)
         while True:
@@ -185,7 +189,8 @@ class Attempt:
             dtype=plan.dtype,
         )  # fmt: skip
         done = reading.rows_before(first.epoch, first.batch)
-        done += 0 if is_closing else first.epoch * reading.n_rows
+        if not is_closing:
+            done += first.epoch * reading.n_rows
         times = announcer.begin(phase, 1 if is_closing else plan.config.epochs, done)
         with (
             self._kernel.cores(),

@@ -1,8 +1,8 @@
-"""Which tensors a checkpoint must hold: those that settings, data and cursor demand, no others.
+"""The tensors that a checkpoint must hold: those that settings, data and cursor demand, no others.
 
-A checksum tells that a file is what somebody wrote, not that this run could have written it.
-Shapes and dtypes are compared before any tensor is used, so that one which does not fit is
-damage, and the checkpoint before it is taken.
+A checksum proves that a file is as it was written, not that this run could have written it.
+Names, shapes and dtypes are compared before any tensor is used. A checkpoint that does not fit
+counts as damaged, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["check_checkpoint"]
 
-#: The dtype and shape of a tensor by its name. A letter stands for a number of rows that
-#: shows only as the run goes on, the same in all tensors of a checkpoint.
+#: The dtype and shape of a tensor by its name. A letter stands for a number of rows that only
+#: the data decides; it is the same in all tensors of a checkpoint.
 Demand: TypeAlias = "dict[str, tuple[str, tuple[int | str, ...]]]"
 
-#: What has a shape, but no numbers.
+#: Tensors here have a shape, but no numbers: they take no memory.
 _META = torch.device("meta")
+#: Groups of tensors by phase; those of ``seed`` depend on the stage.
 _GROUPS = {
     "scale": {"moments"},
     "rounds": {"moments", "scaling", "candidates"},
@@ -41,7 +42,7 @@ _GROUPS = {
 
 
 def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
-    """Look whether the run that `plan` plans could have saved `checkpoint`.
+    """Check that the run of `plan` could have saved `checkpoint`.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
     expected = {f"{group}.{name}": at for group in found for name, at in demands[group].items()}
     _compare(checkpoint.tensors, expected, plan)
     if not all(isinstance(value, str) for value in checkpoint.manifest["environment"].values()):
-        raise TypeError("the environment is told in words")
+        raise TypeError("its environment holds a value that is no text")
 
 
 def _compare(tensors: dict[str, np.ndarray], expected: Demand, plan: FitPlan) -> None:
@@ -104,7 +105,7 @@ def _cursor(checkpoint: Checkpoint, plan: FitPlan) -> Cursor:
 
 
 def _groups(cursor: Cursor, plan: FitPlan) -> tuple[set[str], set[str]]:
-    """Groups of tensors that there must be at `cursor`, and those that there may be."""
+    """Groups of tensors that a checkpoint at `cursor` must hold, and those that it may."""
     if cursor.phase != "seed":
         return _GROUPS[cursor.phase], set()
     before = {"scaling", "candidates"} if plan.seeding.candidate_rows else {"scaling"}
@@ -167,5 +168,5 @@ def _as_demand(tensors: dict[str, torch.Tensor]) -> Demand:
 
 
 def _name(dtype: torch.dtype) -> str:
-    """As NumPy calls it."""
+    """The name that NumPy gives `dtype`."""
     return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""What an attempt keeps: checkpoints when they are due, and one before it answers a signal.
+"""Keeps an attempt safe: counts its steps, saves checkpoints and answers signals.
 
-The keeper is told of every batch. It counts the step, reports, saves and stops, each only when
-it is time; nothing that it does changes what is computed.
+The attempt tells the keeper of every batch. The keeper counts the step; it reports, saves or
+stops when that is due. Nothing that it does changes what is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Keeper"]
 
 
 class Keeper:
-    """Keeps `now`, the snapshot of an attempt, safe."""
+    """Holds `now`, the snapshot of an attempt; moves it along and saves it."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Keeper:
     ) -> None:
         self.now = now
         self.is_stopped = False
-        """Whether the state is frozen; known at every report, which is after every epoch."""
+        """Whether the state is frozen; looked up at every report, so at least once an epoch."""
         self._plan, self._announcer = plan, announcer
         self._checkpoints, self._stop_request = checkpoints, stop_request
 
@@ -55,15 +55,15 @@ class Keeper:
         self.is_stopped = self.now.state is not None and int(self.now.state.stop) != RUNNING
         self._announcer.resumed(checkpoint, self.now.cursor)
 
-    # ---- what is told of what was done --------------------------------------------------
+    # ---- what the attempt tells --------------------------------------------------------------
 
     def after_batch(self, cursor: Cursor, n_rows: int) -> None:
-        """`cursor` is where the run stands now that a batch of `n_rows` has been applied."""
+        """Move to `cursor`: a batch of `n_rows` rows has been applied."""
         self.now.cursor = cursor
         self.after_step(n_rows)
 
     def after_step(self, n_units: int) -> None:
-        """A step that did `n_units` (rows, as a rule) has been applied."""
+        """Count a step of `n_units` (rows, or units of a stage); report, save, stop if due."""
         self.now.step += 1
         self._announcer.advance(n_units)
         if self._announcer.is_due():
@@ -73,30 +73,30 @@ class Keeper:
         self.stop_if_asked()
 
     def after_epoch(self, cursor: Cursor) -> None:
-        """`cursor` is where the run stands now that an epoch has been finished."""
+        """Move to `cursor`, where the next epoch begins, and report."""
         self.now.cursor = cursor
         self.report()
 
     def after_phase(self, cursor: Cursor) -> None:
-        """`cursor` is where the next phase begins."""
+        """Move to `cursor`, where the next phase, or round of k-means||, begins."""
         self.now.cursor = cursor
 
-    # ---- what follows from it --------------------------------------------------------------
+    # ---- what the keeper does ----------------------------------------------------------------
 
     def report(self) -> None:
-        """Fetch the scalars, which waits for the device, and show them."""
+        """Fetch the scalars of the state, which waits for the device; check and show them."""
         state = self.now.state
         self.check_dropped((state or self.now.moments).n_dropped)
         self._announcer.report(self.now)
         self.is_stopped = state is not None and int(state.stop) != RUNNING
 
     def check_dropped(self, n_dropped: torch.Tensor) -> None:
-        """Refuse rows that are not finite, unless the run was told to drop them."""
+        """Refuse rows that are not finite, unless the settings say to drop them."""
         if self._plan.config.nan == "error" and (n_found := int(n_dropped)):
             raise non_finite_error(self._plan.source, n_found)
 
     def save(self, *, is_last: bool = False) -> Path | None:
-        """Save a checkpoint of what has been applied, never of rows that must not be used."""
+        """Save a checkpoint, but none that counts rows which `check_dropped` refuses."""
         now = self.now
         if now.state is not None:
             self.check_dropped(now.state.n_dropped)
@@ -104,7 +104,7 @@ class Keeper:
         return self._checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
 
     def stop_if_asked(self) -> None:
-        """Answer a signal: save, and raise `Interrupted`."""
+        """If a signal has come, save and raise `Interrupted`."""
         name = self._stop_request.signal_name
         if name is None:
             return

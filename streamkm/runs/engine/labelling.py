@@ -1,4 +1,4 @@
-"""Reading an array in order and assigning every row: what all that uses a model shares."""
+"""Reads an array in order and assigns every row: the loop behind all uses of a model."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "label_dtype"]
 
-#: From this number of clusters on, labels do not fit int32.
+#: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
 
 
 def label_dtype(k: int) -> np.dtype[Any]:
-    """In which labels of `k` clusters are given: int32, or int64 where they do not fit."""
+    """The dtype of the labels of `k` clusters: int32, or int64 from `INT64_CLUSTERS` on."""
     return np.dtype(np.int64 if k >= INT64_CLUSTERS else np.int32)
 
 
@@ -54,17 +54,18 @@ class LabelledBatch:
     sq_distances_B: torch.Tensor
     """Squared distances in the scaled space, float64; NaN for rows that are not finite."""
     n_dropped: int
+    """Rows that are not finite."""
     weights_B: torch.Tensor | None = None
-    """Weights of the rows, float64, 0 for those that are not finite; None without weights."""
+    """Float64; 0 for rows that are not finite; None without weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedBatch:
-    """What `Labelling.evaluated` says of consecutive rows."""
+    """A labelled batch, and what else judging a clustering takes."""
 
     labelled: LabelledBatch
     second_sq_distances_B: torch.Tensor
-    """Squared distances to the second nearest centroid; infinite if there is one only."""
+    """Squared distances to the second nearest centroid; infinite if there is only one."""
     sums_KD: torch.Tensor
     """Sum of the rows of each cluster, times their weights, float64."""
 
@@ -126,7 +127,7 @@ class Labelling:
 
     @contextmanager
     def prepared(self, start_row: int = 0) -> Iterator[Iterator[tuple[int, Batch]]]:
-        """The same without labels: number of the first row, and rows in the scaled space."""
+        """Every batch without labels: (number of its first row, rows in the scaled space)."""
         dtype = self.centroids_KD.dtype
         prepare = Preparation.widened(
             self._scaling, batch_rows=self._reading.batch_rows, dtype=dtype
@@ -136,7 +137,7 @@ class Labelling:
 
     @contextmanager
     def evaluated(self) -> Iterator[Iterator[EvaluatedBatch]]:
-        """Every batch with the distances to the second nearest centroids, and sums."""
+        """Every batch with distances to the second nearest centroids, and sums by cluster."""
         with (
             cores_for_kernels(self.kernel.name),
             self._stream(0, self._preparation(in_place=False)) as batches,
@@ -153,7 +154,7 @@ class Labelling:
     def _stream(
         self, start_row: int, prepare: Preparation
     ) -> Iterator[Iterator[tuple[int, Batch]]]:
-        """Number of the first row of each batch, and the batch."""
+        """(number of the first row, batch) for each batch from that of `start_row` on."""
         first = self._reading.batch_at(start_row)
         windows = self._reading.windows(0, first)
         self.times = StageTimes()

@@ -1,7 +1,7 @@
-"""Passes over the data as a run makes them: several epochs in one stream, from the cursor on.
+"""Passes over the data: several epochs in one stream, from the cursor on.
 
-Readers go from one epoch to the next without a pause. The loop that takes the batches says by
-itself where an epoch begins and where it ends.
+With one stream for all epochs the readers go from one to the next without a pause. The caller
+asks for the batches of one epoch after the other, and so sees where each begins and ends.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["Passes", "open_passes"]
 
 
 class Passes:
-    """The batches of several epochs, to be asked for one epoch after the other."""
+    """The batches of several epochs, which the caller takes in order."""
 
     def __init__(self, windows: Iterator[DeviceWindow], first: Cursor, n_batches: int) -> None:
-        """`n_batches` is what the epoch of `first` has in all."""
+        """`n_batches` counts the batches of the epoch of `first`; unused where that begins."""
         self._windows, self._first, self._n_batches = windows, first, n_batches
 
     def batches(self, epoch: int) -> Iterator[tuple[int, DeviceWindow, torch.Tensor | slice]]:
-        """(number within the epoch, window, rows of it) for each batch that is left of `epoch`."""
+        """(number within the epoch, window, rows of it) for each batch left of `epoch`."""
         start = self._first.batch if epoch == self._first.epoch else 0
         if start and start == self._n_batches:
-            return  # Stopped between the last batch and the end of the epoch.
+            return  # The last attempt stopped after the last batch, before the end of the epoch.
         for window in self._windows:
             for index, rows in window.batches(start):
                 yield index, window, rows
@@ -57,7 +57,7 @@ def open_passes(
     slots: HostSlots,
     times: StageTimes,
 ) -> Iterator[Passes]:
-    """Stream `epochs` in the order of `reading`, the first of them from `first` on."""
+    """Stream `epochs` in the order of `reading`, from the cursor `first` on."""
     windows = chain.from_iterable(
         reading.windows(epoch, first.batch if epoch == first.epoch else 0) for epoch in epochs
     )

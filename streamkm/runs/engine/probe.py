@@ -1,10 +1,10 @@
-"""What each stage of a run can do alone: a short measurement before the first epoch.
+"""The probe: times reading, copying and arithmetic alone, before the first epoch.
 
-Each stage is measured on the run's own rows and settings while nothing else runs: reading
-by as many threads into the same slots, copying out of them, arithmetic by the same kernel
-on a copy of the state that is thrown away. On the CPU reading and arithmetic
-share the cores: beside what each does alone there is the bound that cores x time must hold
-the processor time of both. What was read is in the page cache afterwards.
+Each of these stages is timed on the run's own rows and settings while nothing else runs:
+reading by as many threads as the run's into its slots, copying out of them, arithmetic by the
+same kind of kernel on a copy of the state that is thrown away. On the CPU reading and arithmetic
+share the cores. There a second bound holds for both together: cores x time is at least the
+processor time of both. Afterwards the page cache holds what the probe read.
 """
 
 from __future__ import annotations
@@ -42,47 +42,48 @@ if TYPE_CHECKING:
 
 __all__ = ["PROBE_S", "Alone", "Probe", "Prober", "format_rate"]
 
-#: How long a stage is measured, and on how many windows at most (a window is 64 MiB, or one
-#: block where that is more; the one that is in hand is finished).
+#: Seconds for which a stage is timed, and windows that it is timed on at most. (A window is
+#: 64 MiB, or one block where that is more. What is in hand when the time is up is finished.)
 PROBE_S, PROBE_WINDOWS = 0.4, 8
-#: The unit, at least, in which the system gives memory.
+#: The smallest page of memory that a system gives: one byte touched in each touches them all.
 PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Alone:
-    """One stage with nothing beside it."""
+    """The speed of one stage while nothing else runs."""
 
     rows_per_s: float
     core_s_per_row: float
-    """Seconds of processor time that a row takes on the host, all threads together."""
+    """Processor time of a row on the host, of all threads together."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured, and what follows for all stages together."""
+    """The speeds of the stages alone, and the bounds that follow for all of them together."""
 
     moving: dict[str, Alone]
     """``reading``, and ``copying`` where there is any."""
     arithmetic: dict[str, Alone]
-    """By phase: the closing pass does other work than those of mini-batches."""
+    """By phase: a closing pass does other work than an epoch of mini-batches."""
     rows: dict[str, int]
-    """Rows of each of these phases: what their arithmetic is averaged by."""
+    """Rows that each phase goes through: the weights by which `arithmetic` is averaged."""
     n_cores: int
     on_host: bool
     """Whether the arithmetic takes the cores that reading needs too."""
     overlaps: bool
-    """Whether there are threads that read beside the arithmetic."""
+    """Whether threads read beside the arithmetic; otherwise one waits for the other."""
     row_bytes: int
     seconds: float
     """How long the probe took."""
 
     @property
     def stages(self) -> dict[str, Alone]:
-        """Every stage by its name, the arithmetic as an average."""
+        """Every stage by its name; of the arithmetic the average over the phases."""
         total = sum(self.rows.values())
         shares = {phase: n_rows / total for phase, n_rows in self.rows.items() if n_rows}
-        # Only Lloyd's algorithm closes without having planned to, by nearly the same work.
+        # A phase that was not timed is a closing pass that was not planned: after Lloyd's
+        # algorithm, whose epochs do nearly the same work.
         (*_, last) = self.arithmetic.values()
         done = {phase: self.arithmetic.get(phase, last) for phase in shares}
         average = Alone(
@@ -93,7 +94,7 @@ class Probe:
 
     @property
     def together(self) -> float | None:
-        """Rows a second that the cores allow for all stages; None if no stage takes another's."""
+        """Rows a second that the cores allow all stages together; None if they share none."""
         if not self.on_host:
             return None
         if not self.overlaps:
@@ -106,12 +107,12 @@ class Probe:
         return min(self.ceiling(stage) for stage in self.stages)
 
     def ceiling(self, stage: str) -> float:
-        """Rows a second that `stage` can do at most beside the others."""
+        """Most rows a second that `stage` can do beside the others."""
         alone = self.stages[stage].rows_per_s
         return alone if self.together is None else min(alone, self.together)
 
     def reached(self, stage: str, rows_per_s: float) -> str:
-        """What share of the ceiling of `stage` a rate is, in words."""
+        """The share of the ceiling of `stage` that `rows_per_s` is, in words."""
         ceiling = self.ceiling(stage)
         alone = ceiling == self.stages[stage].rows_per_s
         of = "what the probe measured for it alone" if alone else self._shared_by()
@@ -133,11 +134,11 @@ class Probe:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        said = [
+        rates = [
             f"{name} {format_rate(alone.rows_per_s)}" for name, alone in self._measured().items()
         ]
-        said[0] += f" ({format_bytes(self.moving['reading'].rows_per_s * self.row_bytes)}/s)"
-        line = f"probe ({self.seconds:.1f} s), each alone: {', '.join(said)}"
+        rates[0] += f" ({format_bytes(self.moving['reading'].rows_per_s * self.row_bytes)}/s)"
+        line = f"probe ({self.seconds:.1f} s), each alone: {', '.join(rates)}"
         if self.together is not None and self.together == self.most_rows_per_s:
             line += f"; {self._shared_by()}: {format_rate(self.together)}"
         return [line, "note: what the probe read is in the page cache now"]
@@ -155,28 +156,29 @@ class Probe:
 
 @dataclass(frozen=True)
 class Prober:
-    """Measures the stages of one fit; leaves nothing behind but warm pages."""
+    """Times the stages of one fit; all that it leaves behind is in the page cache."""
 
     plan: FitPlan
     slots: HostSlots
     scaling: Scaling
     pause: Callable[[], None] = lambda: None
-    """Is called between windows and batches, and may raise."""
+    """Called between windows and batches; may raise."""
 
     def measure(self, state: KMeansState, *, closing_only: bool = False) -> Probe:
-        """All stages, the arithmetic on copies of `state`; `closing_only` where training is over.
+        """Time every stage, the arithmetic on copies of `state`.
 
-        Training is averaged as if it made all its epochs.
+        With `closing_only` training is over and is not timed. Otherwise the average counts all
+        epochs of training, though the run may stop early.
         """
         plan, began = self.plan, time.perf_counter()
         on_host = is_host(plan.device)
-        # Memory that is touched for the first time costs more than what is read into it.
+        # The first touch of memory takes longer than reading into it, and is not reading.
         for buffer in self.slots.buffers:
             buffer[::PAGE_BYTES] = 0
         moving = {"reading": self._reading()}
         if not on_host:
             moving["copying"] = self._copying()
-        # Kernels of its own: the run's counts the rows that it had to score again.
+        # A kernel of its own: the run's counts the rows that it rechecks, for the log.
         kernel, config, n_rows = RunKernel(plan), plan.config, plan.reading.n_rows
         algorithms: dict[str, Algorithm] = {}
         rows: dict[str, int] = {}
@@ -203,7 +205,7 @@ class Prober:
         )
 
     def moments(self) -> Alone:
-        """The arithmetic of the pass for the statistics of scaling."""
+        """Time the arithmetic of the pass that takes the moments for scaling."""
         moments = RunningMoments.empty(self.plan.source.spec.n_features, self.plan.device)
 
         def update(window: DeviceWindow, _: int, rows: torch.Tensor | slice) -> None:
@@ -213,8 +215,7 @@ class Prober:
         return self._arithmetic(update)
 
     def _windows(self) -> Iterator[Window]:
-        plan = self.plan.reading
-        epochs = (plan.windows(epoch) for epoch in count())
+        epochs = (self.plan.reading.windows(epoch) for epoch in count())
         return islice(chain.from_iterable(epochs), PROBE_WINDOWS)
 
     @contextmanager
@@ -232,7 +233,7 @@ class Prober:
                 self.pause()
                 if times.elapsed_s >= PROBE_S:
                     break
-        # Blocks of windows that were not awaited count: the threads have finished them.
+        # By bytes: the threads have also read blocks of windows that nobody waited for.
         n_rows = times.bytes_read / self.plan.source.spec.row_bytes
         return Alone(n_rows / times.busy_s["reading"], watch.core_s / n_rows)
 
@@ -241,13 +242,13 @@ class Prober:
         watch, n_rows = _Stopwatch(), 0
         with self._host_windows(0, StageTimes()) as host_windows:
             host = next(host_windows)
-            # (The slot is not given back, whoever releases the window: one window is read.)
+            # The same window is copied again and again, so its slot must not go back.
             host.release = _keep
             again = takewhile(lambda _: watch.wall_s < PROBE_S, (host for _ in count()))
             with closing(
                 to_device(again, self.plan.source.spec, self.slots, StageTimes())
             ) as windows:
-                next(windows)  # Which makes the device's slots.
+                next(windows)  # Allocates the device's slots, which is not copying.
                 self._synchronize()
                 with watch:
                     for window in windows:
@@ -259,6 +260,7 @@ class Prober:
     def _training(
         self, state: KMeansState, algorithm: Algorithm
     ) -> Callable[[DeviceWindow, int, torch.Tensor | slice], None]:
+        """A step of `algorithm` on a copy of `state`, to be timed by `_arithmetic`."""
         plan = self.plan
         state = KMeansState(**{name: held.clone() for name, held in state.tensors().items()})
         prepare = Preparation.for_kernel(
@@ -276,7 +278,7 @@ class Prober:
     def _arithmetic(
         self, update: Callable[[DeviceWindow, int, torch.Tensor | slice], None]
     ) -> Alone:
-        """`update` on batches that are on the device, read between the measured parts."""
+        """Time `update` on batches that lie on the device; reading and copying do not count."""
         spec = self.plan.source.spec
         watch, n_rows, is_first = _Stopwatch(), 0, True
         with (
@@ -291,7 +293,7 @@ class Prober:
                         if is_first:
                             self._synchronize()
                     n_rows += len(window.x_ND[rows]) if isinstance(rows, slice) else len(rows)
-                    # The first batch touches memory that is new; it counts if it is that slow.
+                    # The first batch touches new memory. It counts only if it takes all the time.
                     if is_first and watch.wall_s < PROBE_S:
                         watch, n_rows = _Stopwatch(), 0
                     is_first = False
@@ -321,7 +323,7 @@ class _Stopwatch:
         self.lap()
 
     def lap(self) -> None:
-        """Count up to now, within a block."""
+        """Within a block, add what has passed so far."""
         now = time.perf_counter(), time.process_time()
         self.wall_s += now[0] - self._from[0]
         self.core_s += now[1] - self._from[1]
@@ -329,7 +331,7 @@ class _Stopwatch:
 
 
 def _keep() -> None:
-    """Stands for giving a host slot back."""
+    """Do nothing, in place of `HostWindow.release`."""
 
 
 def _n_cores() -> int:
@@ -340,12 +342,12 @@ def _n_cores() -> int:
 
 
 def format_rate(rows_per_s: float) -> str:
-    """``2.8 million rows/s``."""
+    """``2.8 million rows/s``, or ``950,000 rows/s`` below a million."""
     if rows_per_s >= 1e6:
         return f"{_millions(rows_per_s)} million rows/s"
     return f"{rows_per_s:,.0f} rows/s"
 
 
 def _millions(rows_per_s: float) -> str:
-    """To three digits, and never as a power of ten."""
+    """Millions to three digits, never as a power of ten."""
     return f"{float(f'{rows_per_s / 1e6:.3g}'):,.15g}"

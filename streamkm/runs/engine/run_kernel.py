@@ -1,4 +1,4 @@
-"""The kernel of a run: chosen once, made for as many centroids as a phase has, and counted."""
+"""The kernel of a run: chosen once, made for each number of centroids, its rechecks counted."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["RunKernel"]
 
 
 class RunKernel:
-    """Who does the arithmetic of one attempt at a fit."""
+    """Makes the kernels of one attempt at a fit, all of the same kind."""
 
     def __init__(self, plan: FitPlan) -> None:
         self._plan = plan
         self.name = resolve_kernel(plan.execution.kernel, plan.device)
         self.n_assigned = 0
-        """Rows that this attempt gave to `for_clusters`."""
+        """Rows that this attempt gave to `for_clusters` in training and closing."""
 
     def __str__(self) -> str:
         return describe_kernel(self._plan.execution.kernel, self.name, self._plan.config.precision)
 
     @cached_property
     def for_clusters(self) -> Kernel:
-        """For the k centroids of the run; made when it is needed, after seeding's are gone."""
+        """The kernel for the run's k centroids, made on first use: seeding's are freed by then."""
         return self.for_centroids(self._plan.config.k)
 
     def for_centroids(self, n_centroids: int) -> Kernel:
-        """Another one, for batches of the run and `n_centroids` centroids."""
+        """A new kernel for batches of the run and `n_centroids` centroids."""
         config, plan = self._plan.config, self._plan
         request = KernelRequest(
             config.batch_rows,
@@ -48,11 +48,11 @@ class RunKernel:
         return make_kernel(self.name, request)
 
     def cores(self) -> AbstractContextManager[None]:
-        """To be held while rows are assigned: see `cores_for_kernels`."""
+        """A context to hold while rows are assigned: see `cores_for_kernels`."""
         return cores_for_kernels(self.name)
 
     def rechecked(self) -> dict[str, float]:
-        """Share of the rows given to `for_clusters` that it had to score again."""
+        """The figure `rechecked_share`: of `n_assigned`, the rows that `for_clusters` rechecked."""
         if self.n_assigned == 0:
             return {}
         return {"rechecked_share": int(self.for_clusters.n_rechecked) / self.n_assigned}

@@ -1,4 +1,8 @@
-"""What seeding starts from: a sample of the data, or centroids from a file."""
+"""Samples for seeding: draws rows from all over the array and keeps the usable ones.
+
+Whole pieces are read, not single rows: decoding one row of a chunk costs as much as the chunk.
+The number of pieces grows with k, within a budget of bytes and work.
+"""
 
 from __future__ import annotations
 
@@ -27,38 +31,41 @@ if TYPE_CHECKING:
 
 __all__ = ["check_usable", "draw_sample", "sample_pieces", "split_sample", "usable_rows"]
 
-#: The sample is drawn from so many pieces of the array for each cluster, and at least: rows of
-#: one piece are often alike, and a sample of few pieces is then one of few rows.
+#: Pieces of the array that the sample is drawn from: for each cluster, and at least. Rows of one
+#: piece are often alike: many from few pieces may then tell no more than a few rows.
 PIECES_PER_CLUSTER, MIN_PIECES = 2, 64
-#: But no more is read than so many whole blocks, so many bytes, or so large a share of what
-#: an epoch takes (reading a byte takes about as long as so many products of two numbers).
+#: The most that is read for them, whichever is largest: this number of whole blocks, this number
+#: of bytes, or this share of an epoch's work. Reading a byte takes about as long as
+#: `PRODUCTS_PER_BYTE` products of two numbers.
 SAMPLE_BLOCKS, FREE_BYTES, EPOCH_SHARE, PRODUCTS_PER_BYTE = 32, 64 << 20, 1 / 8, 20
-#: A row of a piece that is less than a block costs as much as so many of whole blocks.
+#: A row of a piece smaller than a block costs as much to read as this number from whole blocks.
 SMALL_PIECE_COST = 4
 
 
-def _affordable_pieces(spec: ArraySpec, plan: ReadingPlan, k: int) -> tuple[int, int]:
-    """Rows that may be read for a sample for `k` clusters, and those of the smallest piece."""
+def _affordable_pieces(spec: ArraySpec, reading: ReadingPlan, k: int) -> tuple[int, int]:
+    """Most rows to read for a sample for `k` clusters, and rows of the smallest piece."""
     products_per_row = k * (spec.n_features + SCORE_PRODUCTS)
     share = EPOCH_SHARE * max(products_per_row / (PRODUCTS_PER_BYTE * spec.row_bytes), 1)
     affordable_rows = max(
-        SAMPLE_BLOCKS * plan.block_rows, FREE_BYTES // spec.row_bytes, int(share * plan.n_rows)
+        SAMPLE_BLOCKS * reading.block_rows,
+        FREE_BYTES // spec.row_bytes,
+        int(share * reading.n_rows),
     )
-    return affordable_rows, min(spec.piece_rows or plan.block_rows, plan.block_rows)
+    return affordable_rows, min(spec.piece_rows or reading.block_rows, reading.block_rows)
 
 
-def sample_pieces(spec: ArraySpec, plan: ReadingPlan, k: int) -> tuple[int, int]:
-    """From how many pieces the sample for `k` clusters is drawn, at least, and their rows."""
-    affordable_rows, piece_rows = _affordable_pieces(spec, plan, k)
+def sample_pieces(spec: ArraySpec, reading: ReadingPlan, k: int) -> tuple[int, int]:
+    """Pieces, at least, that a sample for `k` clusters is drawn from, and rows of each piece."""
+    affordable_rows, piece_rows = _affordable_pieces(spec, reading, k)
     wanted = max(PIECES_PER_CLUSTER * k, MIN_PIECES)
-    if SMALL_PIECE_COST * wanted * piece_rows >= plan.n_rows:
-        piece_rows = plan.block_rows
+    if SMALL_PIECE_COST * wanted * piece_rows >= reading.n_rows:
+        piece_rows = reading.block_rows
     return max(min(wanted, affordable_rows // piece_rows), 1), piece_rows
 
 
 def draw_sample(
     source: Source,
-    plan: ReadingPlan,
+    reading: ReadingPlan,
     n_rows: int,
     *,
     k: int,
@@ -69,26 +76,26 @@ def draw_sample(
     on_window: Callable[[], None],
     weights: Weights | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, int]:
-    """Random rows of `source`, `n_rows` of them (or all), unscaled, as `dtype` on the device.
+    """Draw `n_rows` random rows of `source` (or all), unscaled, as `dtype` on the device.
 
-    From the more places of the array, the more clusters `k` there are to be found.
+    Returns the rows, (S, D); their weights, float64, or None without `weights`; and the number
+    of heavy rows. `on_window` is called after each window, and may raise.
 
-    With them come their weights, float64, if there are any, and the number of heavy rows.
-    Every row is drawn with the same probability, whatever its weight, but for those few that
-    weigh as much as many: a cluster of one such row would be missed by most samples. These
-    are read one by one and stand at the end, with the share of their weight that the others
-    are of all rows; where they were drawn as well, that copy weighs nothing.
+    Every row is drawn with the same probability, whatever its weight, except for the heavy
+    rows, at most `MAX_HEAVY`: most samples would miss a cluster of one such row. All of them
+    are read, row by row, and stand at the end. Their weights are multiplied by the share of all
+    rows that was drawn. A heavy row that was drawn as well weighs 0 among the drawn ones.
     """
-    n_pieces, piece_rows = sample_pieces(source.spec, plan, k)
+    n_pieces, piece_rows = sample_pieces(source.spec, reading, k)
     windows = list(
-        sample_windows(plan, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
+        sample_windows(reading, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
     )
     n_drawn = sum(window.batch_edges[-1] for window in windows)
     heavy, bound = np.empty(0, np.int64), np.inf
-    if weights is not None and n_drawn < plan.n_rows:
-        affordable_rows, least_rows = _affordable_pieces(source.spec, plan, k)
+    if weights is not None and n_drawn < reading.n_rows:
+        affordable_rows, least_rows = _affordable_pieces(source.spec, reading, k)
         bound, heavy = weights.heavy(1 / MAX_HEAVY, affordable_rows // least_rows)
-        windows.extend(row_windows(plan, heavy.tolist()))
+        windows.extend(row_windows(reading, heavy.tolist()))
     total = n_drawn + len(heavy)
     sample_SD = torch.empty((total, source.spec.n_features), dtype=dtype, device=slots.device)
     weights_S = torch.empty(total, dtype=torch.float64, device=slots.device)
@@ -108,21 +115,21 @@ def draw_sample(
     if weights is None:
         return sample_SD, None, 0
     weights_S[:n_drawn].masked_fill_(weights_S[:n_drawn] > bound, 0)
-    weights_S[n_drawn:] *= n_drawn / plan.n_rows
+    weights_S[n_drawn:] *= n_drawn / reading.n_rows
     return sample_SD, weights_S, len(heavy)
 
 
 def usable_rows(sample: Batch, n_heavy: int) -> Sample:
-    """The rows of a scaled sample that a centroid may stand on, the last `n_heavy` being heavy.
+    """The rows of a scaled sample that a centroid may stand on; its last `n_heavy` are heavy.
 
-    They are finite, have a direction where rows are normalised, and a positive weight.
+    They are finite, have a direction where rows are normalised, and weigh more than 0.
     """
     usable_S = torch.ones_like(sample.sq_norms_B, dtype=torch.bool)
     if sample.left_out_B is not None:
         usable_S &= ~sample.left_out_B
     if sample.is_normalized:
         usable_S &= sample.sq_norms_B > 0
-    # A second copy of the sample only where rows have to go.
+    # The sample is copied only where rows have to go: it may be large.
     rows_SD, weights_S = sample.x_BD, sample.weights_B
     if not bool(usable_S.all()):
         rows_SD = rows_SD[usable_S]
@@ -132,27 +139,27 @@ def usable_rows(sample: Batch, n_heavy: int) -> Sample:
 
 
 def check_usable(n_usable: int, n_rows: int, k: int) -> None:
-    """Refuse `k` clusters of so many rows of use among all `n_rows`."""
+    """Refuse more clusters `k` than the `n_usable` rows of all `n_rows` that can be used."""
     if n_usable < k:
         raise ConfigError(
             "k must be at most the number of rows that are finite (and, where rows are "
-            "normalised, not zero, and where they have weights, of a positive one): "
+            "normalised, not zero, and where they have weights, of positive weight): "
             f"{n_usable:,} of {n_rows:,} rows, k is {k:,}"
         )
 
 
 def split_sample(sample: Sample, k: int, share: float) -> tuple[Sample, Sample]:
-    """The sample that centroids are sought on, and the `share` of rows they are judged on.
+    """Split `sample` into rows to seek centroids on, and the `share` to judge them on.
 
-    Without a share (because the sample is the whole array, or there is nothing to
-    judge) both are the same. At least `k` rows stay to be sought on. Heavy rows are in both.
+    Both are the whole sample where `share` is 0 (there is only one seeding, or the sample is the
+    whole array), or where only `k` rows are there to seek on. Heavy rows are in both.
     """
     rows_SD = sample.x_SD
     n_split = len(rows_SD) - sample.n_heavy
     n_judged = min(int(share * n_split), len(rows_SD) - k)
     if n_judged <= 0:
         return sample, sample
-    # Evenly from all over: rows come block by block, in random order within none of them.
+    # At even spacing: the rows lie in the order of the array.
     judged = torch.arange(n_judged, device=rows_SD.device) * n_split // n_judged
     is_judged_S = torch.zeros(len(rows_SD), dtype=torch.bool, device=rows_SD.device)
     is_judged_S[judged] = True

@@ -1,9 +1,9 @@
-"""The first centroids of a run: from a sample of the data, or candidates from all of it.
+"""The first centroids of a run: from a sample of the data, or from candidates of all of it.
 
-A way of seeding is a list of stages (see `clustering.seeding.sample`), gone through as
-many times as ``--n-init`` asks for. The cursor counts stages and the steps of one;
-between any two steps the run can be saved, and within the long ones it can be
-stopped, to repeat that step when it is resumed.
+A seeding is a list of stages (see `clustering.seeding.sample`); ``--n-init`` says how many
+seedings there are. The cursor counts the stages of all of them, and the steps of the stage under
+way. The run can be saved between any two steps. Within a long step it can be stopped; the
+resumed run repeats that step.
 """
 
 from __future__ import annotations
@@ -40,28 +40,18 @@ if TYPE_CHECKING:
     from streamkm.runs.reporting.progress import Progress
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["Seeder", "StageRunner", "seed_state"]
+__all__ = ["Seeder"]
 
-#: Names under which the best of several seedings is held.
+#: The best of several seedings and its cost, by their names in `Snapshot.seeding`.
 BEST = ("best_KD", "best_cost")
 
-#: How many times larger the sample is that is drawn where one has too few rows of use.
+#: The next sample is this many times larger where one holds too few usable rows.
 REDRAWN_FACTOR = 4
-
-
-def seed_state(
-    plan: FitPlan, kernel: RunKernel, slots: HostSlots, progress: Progress, keeper: Keeper
-) -> KMeansState:
-    """All that happens between the statistics for scaling and the first epoch.
-
-    The snapshot of `keeper` is moved along, from wherever its cursor stands.
-    """
-    return Seeder(plan, kernel, slots, progress, keeper).run()
 
 
 @dataclass(frozen=True)
 class Seeder:
-    """The seeding of one attempt: a sample, candidates where they are wanted, stages."""
+    """Seeds one attempt: draws a sample, finds candidates for k-means||, runs the stages."""
 
     plan: FitPlan
     kernel: RunKernel
@@ -70,7 +60,10 @@ class Seeder:
     keeper: Keeper
 
     def run(self) -> KMeansState:
-        """The state before the first epoch."""
+        """The state before the first epoch, from where the snapshot of `keeper` stands.
+
+        The snapshot moves along: its scaling, candidates, stages and cursor.
+        """
         plan, config, began = self.plan, self.plan.config, time.monotonic()
         now, weighted = self.keeper.now, plan.weights is not None
         sample = self._draw_sample()
@@ -94,18 +87,19 @@ class Seeder:
         return initial_state(centroids_KD, tolerance, weighted=weighted)
 
     def _draw_sample(self) -> Sample:
-        """The sample as rows that a centroid may stand on, scaled; enough for every cluster."""
+        """Scaled rows that a centroid may stand on, at least one for every cluster."""
         seeding, k, n_all = self.plan.seeding, self.plan.config.k, self.plan.reading.n_rows
         n_rows = seeding.sample_rows + seeding.judged_rows
         sample = self._usable(n_rows)
         while len(sample) < k and n_rows < n_all:
-            # Most rows that were drawn were of no use; there may be enough others.
+            # Too few of these rows are usable; the rest of the array may hold enough.
             n_rows = min(REDRAWN_FACTOR * n_rows, n_all)
             sample = self._usable(n_rows)
         check_usable(len(sample), n_all, k)
         return sample
 
     def _usable(self, n_rows: int) -> Sample:
+        """The usable rows of a sample of `n_rows`; fits the scaling if no pass has done so."""
         plan, now = self.plan, self.keeper.now
         with self.kernel.cores():
             sample_SD, weights_S, n_heavy = draw_sample(
@@ -129,7 +123,7 @@ class Seeder:
         return usable_rows(sample, n_heavy)
 
     def _candidates(self, sample: Sample) -> Sample:
-        """The candidates of k-means||, each weighted by the rows that are nearest to it."""
+        """The candidates of k-means||, each weighted by the mass of the rows nearest to it."""
         now, config = self.keeper.now, self.plan.config
         if now.candidates is None:
             now.candidates = first_candidate(sample, config.k, config.seed)
@@ -138,13 +132,13 @@ class Seeder:
             self._rounds(now.candidates)
         found = now.candidates.as_sample()
         assert found.weights_S is not None
-        # Where the data has fewer than k rows that differ, any will do for the rest.
+        # With fewer than k distinct rows in the data, any rows will do for the rest.
         n_lacking = max(config.k - len(found), 0)
         rows_CD = torch.cat((found.x_SD, sample.x_SD[:n_lacking]))
         return Sample(rows_CD, torch.cat((found.weights_S, found.weights_S.new_zeros(n_lacking))))
 
     def _rounds(self, candidates: Candidates) -> None:
-        """The passes of k-means|| that are left: rounds that draw, and one that counts."""
+        """Make the passes of k-means|| that are left: `N_ROUNDS` that draw, one that counts."""
         plan, keeper, config = self.plan, self.keeper, self.plan.config
         reading, first, scaling = plan.reading_of("rounds"), keeper.now.cursor, keeper.now.scaling
         assert scaling is not None
@@ -172,7 +166,7 @@ class Seeder:
 
     def _say(self, n_rows: int, spent_s: float) -> None:
         seeding, config = self.plan.seeding, self.plan.config
-        refinement, share = seeding.refinement, ""
+        refinement, work = seeding.refinement, ""
         method = "random rows" if config.init != "k-means++" else "greedy k-means++"
         if refinement is not None:
             method = "greedy k-means++, " if refinement.greedy else "k-means++ in batches, "
@@ -181,22 +175,22 @@ class Seeder:
                 method += f"{refinement.searches} local search{plural} of "
                 method += f"{refinement.draws:,} draws, "
             method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
-            share = f": at most the work of {seeding.epochs(config.k, config.n_init):.2f} epochs"
+            work = f": at most the work of {seeding.epochs(config.k, config.n_init):.2f} epochs"
             if refinement.epochs > 1:
-                share = ", which may be more than an epoch takes: epochs are short here"
+                work = ", which may be more than an epoch takes: epochs are short here"
         rows = f"{n_rows:,} of {self.plan.reading.n_rows:,} rows"
         if seeding.candidate_rows:
             rows = f"{n_rows:,} candidates from {N_ROUNDS} rounds of k-means||"
         times = f", best of {config.n_init}" if config.n_init > 1 else ""
         self.progress.say(
-            f"seeded ({config.init}): {method} on {rows}{times}; {spent_s:.2f} s{share}"
+            f"seeded ({config.init}): {method} on {rows}{times}; {spent_s:.2f} s{work}"
         )
         self.progress.record({"phase": "seeded", "seconds": round(spent_s, 3), **asdict(seeding)})
 
 
 @dataclass(frozen=True)
 class StageRunner:
-    """Takes the stages on `sample` in turn, as often as asked, and keeps the best result."""
+    """Runs ``n_init`` seedings on `sample`, stage by stage, and keeps the best."""
 
     plan: FitPlan
     kernel: RunKernel
@@ -205,10 +199,10 @@ class StageRunner:
     """Rows on which several seedings are compared."""
     progress: Progress
     keeper: Keeper
-    """Its snapshot's cursor and `seeding` are moved along."""
+    """The cursor and `seeding` of its snapshot move along."""
 
     def run(self) -> torch.Tensor:
-        """The centroids, (K, D); from the cursor on, if it stands within."""
+        """The centroids of the best seeding, (K, D), from where the cursor stands."""
         now, config = self.keeper.now, self.plan.config
         kinds, first = self.plan.seeding.stages(config.init), now.cursor
         for number in range(first.epoch, len(kinds) * config.n_init):
@@ -225,6 +219,7 @@ class StageRunner:
         return now.seeding["best_KD" if config.n_init > 1 else "centroids_KD"]
 
     def _advance(self, stage: Stage, number: int, index: int, *, is_last: bool) -> None:
+        """Take the steps of `stage` from `index` on; after the last stage compare seedings."""
         now, n_init, goes_on = self.keeper.now, self.plan.config.n_init, True
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while goes_on:
@@ -244,7 +239,7 @@ class StageRunner:
     def _better(
         self, best: dict[str, torch.Tensor], centroids_KD: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The better one of two seedings; the earlier one where they cost the same."""
+        """The seeding that costs less on `judged`; the earlier one where both cost the same."""
         kernel, batch_rows = self._for_clusters(), self.plan.config.batch_rows
         pause = self.keeper.stop_if_asked
         cost = sample_cost(self.judged, centroids_KD, kernel, batch_rows, pause)
@@ -253,7 +248,7 @@ class StageRunner:
         return {"best_KD": centroids_KD, "best_cost": cost}
 
     def _check_sample(self, stage: Stage) -> None:
-        """Refuse tensors of another sample: how many rows one has shows when it is drawn."""
+        """Refuse a checkpoint whose sample had another size, which shows only once one is drawn."""
         now = self.keeper.now
         for name, tensor in stage.tensors().items():
             if (found := now.seeding[name]).shape != tensor.shape:
@@ -264,6 +259,7 @@ class StageRunner:
                 )
 
     def _stage(self, kind: str, number: int) -> Stage:
+        """The stage of a kind that `SeedingPlan.stages` names, `number` counted over seedings."""
         config, refinement, sample = self.plan.config, self.plan.seeding.refinement, self.sample
         spherical, pause = config.metric == "cosine", self.keeper.stop_if_asked
         if kind == "random":
@@ -304,5 +300,5 @@ class StageRunner:
         )
 
     def _for_clusters(self) -> Kernel:
-        """A kernel for this stage alone: its buffers go with it."""
+        """A kernel for one stage alone, whose buffers are freed with it."""
         return self.kernel.for_centroids(self.plan.config.k)

@@ -1,4 +1,4 @@
-"""What must survive an attempt at a fit: where it stands, and the tensors as they stood there."""
+"""The snapshot of a fit: where it stands, and every tensor that the next attempt needs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Cursor", "Snapshot"]
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a run has got: batches of an epoch of a phase that were applied."""
+    """How far a run has come: batches of an epoch of a phase that were applied."""
 
     phase: str
     """``scale``, ``rounds`` (of k-means||), ``seed``, ``train`` or ``close``."""
     epoch: int = 0
-    """In the phase ``seed``: stages that are done."""
+    """From 0, but in ``close`` from ``--epochs`` on. In ``seed``: stages that are done."""
     batch: int = 0
-    """In the phase ``seed``: steps of the next stage that are done."""
+    """In ``seed``: steps of the next stage that are done."""
 
     def __str__(self) -> str:
         return f"{self.phase}, epoch {self.epoch}, batch {self.batch}"
@@ -39,17 +39,17 @@ class Cursor:
 
 @dataclass
 class Snapshot:
-    """A fit between two batches."""
+    """A fit as it stands between two batches."""
 
     cursor: Cursor
     moments: RunningMoments
     step: int = 0
-    """Batches applied since the run began, in all phases; a step of seeding counts as one."""
+    """Batches applied in all phases; a step of seeding counts as one, and so does its end."""
     scaling: Scaling | None = None
     candidates: Candidates | None = None
-    """Those that the rounds of k-means|| have found."""
+    """Found by the rounds of k-means||, while seeding needs them."""
     seeding: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What the stages of seeding have found, and the tensors of the one under way."""
+    """What the stages of seeding have found, and the tensors of the stage under way."""
     state: KMeansState | None = None
 
     def tensors(self) -> dict[str, np.ndarray]:
@@ -78,9 +78,9 @@ class Snapshot:
     def from_checkpoint(
         cls, checkpoint: Checkpoint, device: torch.device, config: FitConfig
     ) -> Snapshot:
-        """What `tensors` and `cursor` were when the checkpoint was saved.
+        """The snapshot that `checkpoint` was saved from, on `device`.
 
-        It must have passed `engine.checkpoint_schema.check_checkpoint`.
+        The checkpoint must have passed `engine.checkpoint_schema.check_checkpoint`.
         """
         names = ("moments", "scaling", "candidates", "seeding", "state")
         groups: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
@@ -108,7 +108,7 @@ class Snapshot:
         return {"cursor": asdict(self.cursor)}
 
     def settled_inertia(self) -> float | None:
-        """`KMeansState.settled_inertia`; None where no full pass has ended with a move."""
+        """`KMeansState.settled_inertia`, unscaled; None before a full pass ended with a move."""
         inertia = float(self.state.settled_inertia) if self.state else math.nan
         return None if math.isnan(inertia) else inertia / self._sq_unit
 
@@ -133,7 +133,7 @@ class Snapshot:
             "smoothed_inertia": state.smoothed_inertia / sq_unit,
             "shift": state.shift / sq_unit,
         }
-        # One copy for all of them: each would wait for the device by itself.
+        # One copy for all: each by itself would wait for the device.
         values = torch.stack([tensor.double() for tensor in named.values()]).tolist()
         figures: dict[str, Any] = {"epoch": self.cursor.epoch}
         for (name, tensor), value in zip(named.items(), values, strict=True):

@@ -1,4 +1,4 @@
-"""What a fit says of its result: figures that belong to the centroids that are saved."""
+"""The figures of a fit's result: for the model file, for metrics.jsonl and for people."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = ["final_figures", "median_size", "model_figures", "result_lines"]
 
-#: Share of the inertia by which the last pass lowered it, from which on that is told.
+#: A last pass that lowered the inertia by this share of it, or more, is worth a note.
 WORTH_SAYING = 0.001
 
 
 def model_figures(
-    state: KMeansState, scaling: Scaling, plan: ReadingPlan, config: ResolvedFitConfig, dtype: str
+    state: KMeansState,
+    scaling: Scaling,
+    reading: ReadingPlan,
+    config: ResolvedFitConfig,
+    dtype: str,
 ) -> dict[str, Any]:
-    """`Model.figures` of a run on an array of `dtype`."""
+    """`Model.figures` of a run on an array of the stored `dtype`."""
     n_steps = int(state.n_steps)
     return {
-        # What was read after the last update says nothing of it.
-        "n_iter": min(-(-n_steps // plan.n_batches(0)), config.epochs),
+        # By steps, not by the cursor: what was read after the last update changed nothing.
+        "n_iter": min(-(-n_steps // reading.n_batches(0)), config.epochs),
         "n_steps": n_steps,
         "epoch_inertia": float(state.inertia) / scaling.unit**2,
         "dtype": dtype,
@@ -34,11 +38,11 @@ def model_figures(
 
 
 def final_figures(now: Snapshot) -> dict[str, Any]:
-    """`Snapshot.figures`, with those of the saved centroids where the run has them.
+    """`Snapshot.figures`, and those of the saved centroids where the run has them.
 
-    After a pass that ended with a move of all centroids (lloyd, or the closing pass) these
-    are the inertia and sizes of its clusters about the centroids as they were moved. Where
-    rows have weights, "per row" is per unit of weight.
+    It has them after a pass that ended with a move of all centroids (lloyd, or a closing pass):
+    the inertia of its clusters about the moved centroids, and their sizes. Where rows have
+    weights, "per row" means per unit of weight.
     """
     figures, state = now.figures(), now.state
     inertia = now.settled_inertia()
@@ -59,13 +63,13 @@ def final_figures(now: Snapshot) -> dict[str, Any]:
 
 
 def median_size(ordered_K: Sequence[int]) -> int | float:
-    """Median of sizes in order: whole where it can be, for between two there is a half at most."""
+    """Median of sorted sizes: an int, or a float that ends in .5 where it lies between two."""
     twice = int(ordered_K[(len(ordered_K) - 1) // 2]) + int(ordered_K[len(ordered_K) // 2])
     return twice / 2 if twice % 2 else twice // 2
 
 
 def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
-    """The result for people, from `final_figures` and the phase that was the last."""
+    """The result for people, from `final_figures` and the last `phase`."""
     per_row = f"result: inertia per row {figures['inertia_per_row'] or 0:.6g}"
     empty = f"{figures['empty']:,} of {k:,} clusters"
     if "least_rows" not in figures:
@@ -78,11 +82,11 @@ def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
     lines = [f"{per_row} ({figures['inertia']:.9g} in all), each row in its cluster; {sizes}"]
     if figures["last_gain"] >= WORTH_SAYING:
         lines.append(
-            f"note: the last pass lowered the inertia by {figures['last_gain']:.1%}, more of them "
-            "may lower it further (`evaluate` gives it by nearest centroids)"
+            f"note: the last pass lowered the inertia by {figures['last_gain']:.1%}; more "
+            "passes may lower it further (`evaluate` gives it by nearest centroids)"
         )
     if figures["empty"]:
-        # Only a closing pass looks at every row, and is repeated while it finds any.
+        # Only a closing pass offers every row to empty clusters; it is repeated while that helps.
         why = f"the data has fewer than {k:,} distinct rows"
         other = "more epochs may give them some, and a closing pass would"
         lines.append(f"note: {empty} have no row: {why if phase == 'close' else other}")

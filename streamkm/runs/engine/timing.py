@@ -1,4 +1,4 @@
-"""Where the time and the rows of an attempt went: by phase, and what held the passes up."""
+"""Accounts for the time of an attempt: by phase, and by what held the passes up."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["PhaseClock", "stage_figures", "stage_line"]
 
 
 class PhaseClock:
-    """Seconds that this attempt has spent in each phase, and rows that it has assigned there."""
+    """Seconds that one attempt has spent in each phase, and rows that it has assigned there."""
 
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
@@ -27,7 +27,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time of a ``with`` block."""
+        """Count the time of a ``with`` block as time of the phase `name`."""
         began = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
@@ -39,7 +39,7 @@ class PhaseClock:
 
 
 def stage_figures(times: StageTimes, probe: Probe | None, clock: PhaseClock) -> dict[str, Any]:
-    """What they say of the passes of training and closing, for the end of metrics.jsonl."""
+    """Figures of time, for the last record of metrics.jsonl; rates only if rows were assigned."""
     figures: dict[str, Any] = {
         "seconds": {name: round(spent, 4) for name, spent in clock.seconds.items()}
     }
@@ -58,8 +58,8 @@ def stage_figures(times: StageTimes, probe: Probe | None, clock: PhaseClock) -> 
 def stage_line(
     times: StageTimes, probe: Probe | None, clock: PhaseClock, figures: dict[str, Any]
 ) -> str:
-    """The same for people, from these figures."""
+    """The same for people, from the `figures` that `stage_figures` gives."""
     if probe is None:
         return times.summary()
-    of_these_rows = replace(probe, rows=clock.rows)
-    return times.summary(of_these_rows.reached(figures["bottleneck"], figures["rows_per_s"]))
+    bounds = replace(probe, rows=clock.rows)
+    return times.summary(bounds.reached(figures["bottleneck"], figures["rows_per_s"]))
