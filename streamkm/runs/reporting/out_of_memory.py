@@ -30,12 +30,12 @@ _THREAD_SIGN = "can't start new thread"
 
 @contextmanager
 def memory_told(doing: Callable[[], str], *, resumable: bool) -> Iterator[None]:
-    """Turn a failed allocation in a ``with`` block into an AllocationError that names the phase.
+    """Turn a failed allocation in a ``with`` block into an AllocationError that says where it was.
 
     Parameters
     ----------
     doing : callable
-        Returns the phase that the program is in, for people: "training", for example.
+        Returns what the program is doing: "labelling, after row 4,096", for example.
     resumable : bool
         Whether saved work is kept, so that the error advises to repeat with ``resume``.
 
