@@ -197,9 +197,8 @@ def _seeding_bytes(
     total += n_rows * (96 + n_trials * (3 * width + 24))
     # Centroids before and after a pass, their sums, and the best seeding so far.
     total += k * n_features * (5 * width + 24) + _kernel_bytes(spec, reading, k)
-    total += min(k, MAX_PROPOSED) ** 2 * 2 * width + reading.batch_rows * (n_features + 8) * (
-        width + 8
-    )
+    total += min(k, MAX_PROPOSED) ** 2 * 2 * width
+    total += reading.batch_rows * (n_features + 8) * (width + 8)
     if seeding.candidate_rows:
         # Candidates so far and those of one round, twice while they are joined; and the kernel
         # with all candidates as centroids.
@@ -224,12 +223,8 @@ def predict_bytes(spec: ArraySpec, reading: ReadingPlan, k: int, *, on_host: boo
     state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
     # The sums of evaluate: of all rows, and of one batch before and after they are widened.
     state += k * spec.n_features * (_compute_width(spec) + 24)
-    return (
-        RUNTIME_BYTES
-        + reading.order_bytes
-        + state
-        + (_batch_bytes(spec, reading, k) if on_host else 0)
-    )
+    total = RUNTIME_BYTES + reading.order_bytes + state
+    return total + (_batch_bytes(spec, reading, k) if on_host else 0)
 
 
 def _batch_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
