@@ -2,8 +2,8 @@
 
 Each reads or changes a file through the `os` of this module. A test puts a disk of its own in
 its place: one that fails any call, or one that shows what a power cut may leave
-(``tests/runs/faults.py``). Three things are done elsewhere: sources are read by their own
-modules, Zarr writes its chunks, and the cache of tuned kernels may be lost.
+(``tests/runs/faults.py``). Three do so elsewhere: sources read their own files, Zarr writes its
+chunks, and the tuning of Triton kernels writes its cache, which may be lost.
 
 A power cut leaves either the old content or the new, because the order is always the same:
 write under a temporary name in the same folder, fsync, rename, fsync the folder. An fsync
@@ -58,8 +58,8 @@ _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
 #: Attempts to take a lock. One fails only if the file is removed or replaced in that moment, or
 #: where a file's inode number does not last.
 _ATTEMPTS = 100
-#: Pauses between attempts at a lock that is held, and their seconds: long enough for a process
-#: that only asked who holds it.
+#: Pauses between attempts at a held lock, and seconds of one: enough for a process that only asks
+#: who holds it.
 _LOCK_PAUSES, _LOCK_PAUSE_S = 10, 0.01
 #: Errors of a file system without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}

@@ -10,8 +10,10 @@ import os
 
 __all__ = ["prepare_process"]
 
-#: Blocks of memory of this size or larger are mapped one by one; glibc's numbers of both options.
-LARGE_BLOCK_BYTES, M_MMAP_THRESHOLD, M_ARENA_MAX = 4 << 20, -3, -8
+#: Bytes from which on a block of memory is mapped by itself.
+LARGE_BLOCK_BYTES = 4 << 20
+#: glibc's numbers of two options of `mallopt`.
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
 def prepare_process() -> None:

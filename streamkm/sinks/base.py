@@ -1,4 +1,4 @@
-"""The protocol of outputs: one value a row, written so that a crash at any moment can be resumed.
+"""The protocol of outputs: one value a row, resumable after a crash at any moment.
 
 An output grows under a temporary name beside its target and is renamed when it
 is complete, so a file of the target's name is always whole. A cursor beside it
@@ -208,7 +208,7 @@ class Sink(ABC):
         self.close()
 
     def finish(self) -> None:
-        """Flush, save a cursor that claims every row, and end writing."""
+        """Flush, save in the cursor's file that every row is durable, and end writing."""
         if self._next_row != self.n_rows:
             raise ValueError(
                 f"{self.path}: cannot be completed, {self._next_row} of {self.n_rows} rows written"
@@ -310,7 +310,7 @@ class PublishedSink(Sink):
 
 
 def commit_together(sinks: Iterable[Sink]) -> None:
-    """Commit several outputs so that a crash at any moment can be resumed.
+    """Commit several outputs so that a run can resume after a crash at any moment.
 
     The cursors are deleted last. While one output may still lack its name, a cursor
     tells each named one from a file that was there before.

@@ -1,4 +1,4 @@
-"""The table of output formats, and all that finds an output by its name: open, check, tidy."""
+"""The table of output formats, and functions that take an output's name: open, check, tidy."""
 
 from __future__ import annotations
 

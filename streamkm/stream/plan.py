@@ -105,7 +105,7 @@ class Window:
         is_own = blocks % n_processes == rank
         batch_of = np.repeat(np.arange(self.n_batches), np.diff(self.batch_edges))[is_own]
         n_own = np.bincount(batch_of, minlength=self.n_batches)
-        # In the slot a block moves up by the blocks before it that other processes read.
+        # Blocks that other processes read are not in the slot: later blocks move up by them.
         is_read = np.arange(len(lengths)) % n_processes == rank
         gap_before = np.cumsum(np.where(is_read, 0, lengths))
         positions = order[is_own] - gap_before[blocks[is_own]]
@@ -248,8 +248,8 @@ def sample_windows(
     part of one that the source can read alone. One piece is drawn from each of at least
     `n_pieces` equal stretches of the array, so a sorted array is sampled from everywhere.
     Every row is as likely to be picked as any other. An array of no more than `n_pieces`
-    pieces is read whole; one of no more than `n_rows` rows is the sample as it is. Each
-    window is one batch, and no longer than the windows of `reading`.
+    pieces is read whole; one of no more than `n_rows` rows is itself the sample. Each window
+    is one batch, and no longer than the windows of `reading`.
     """
     rng = _rng(seed, _SAMPLE_BLOCKS)
     n_all = -(-reading.n_rows // piece_rows)

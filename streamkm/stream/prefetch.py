@@ -67,7 +67,7 @@ def prefetch(
 
     Yields an iterator of `HostWindow`. Each keeps its slot until it is released. When the
     ``with`` block ends, for whatever reason, the threads stop and are joined. With 0 threads
-    the caller's own reads a window when it is asked for.
+    the calling thread reads a window when it is asked for.
 
     Raises
     ------

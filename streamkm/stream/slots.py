@@ -51,7 +51,7 @@ class StreamMemory:
     """Rows of the largest window."""
     slot_bytes: int
     n_readers: int
-    """Reader threads; with 0 the caller's own reads."""
+    """Reader threads; with 0 the calling thread reads."""
     weighted: bool = False
     """Whether the slots have room for weights behind the rows."""
 

@@ -20,14 +20,14 @@ STAGES = ("reading", "copying", "arithmetic")
 
 @dataclass
 class StageTimes:
-    """Seconds that each stage has worked and waited in a phase; threads may share one."""
+    """Seconds that each stage has worked and waited in a phase; any thread may add to them."""
 
     n_readers: int = 1
     busy_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     wait_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     bytes_read: int = 0
     working_since: dict[str, float] = field(default_factory=dict, repr=False)
-    """Start of the work that a stage is at, for stages that are at work."""
+    """When each stage that is at work began its current work."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _started: float = field(default_factory=time.perf_counter, repr=False)
 

@@ -25,7 +25,7 @@ def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
 
 
 def check_outside(source: Source, **outputs: Path | None) -> None:
-    """Refuse an output that would become part of `source`; each is given by its setting's name."""
+    """Refuse an output that would become part of `source`; each keyword names a setting."""
     for name, path in outputs.items():
         if path is not None and would_take(source, path):
             raise ConfigError(

@@ -29,7 +29,7 @@ def given_centroids(
     Raises
     ------
     ConfigError
-        If the file or array is missing, has another shape, or holds other than finite real
+        If the file or array is missing, has another shape, or holds anything but finite real
         numbers; if rows are normalised and a centroid is zero.
     """
     if config.init == "given":

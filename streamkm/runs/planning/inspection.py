@@ -1,6 +1,7 @@
 """Looks at some rows from all over an array for reasons not to cluster it as asked.
 
-A finding is true of the rows looked at; no finding proves nothing. Imports no torch.
+A finding is true of the rows that were looked at. The lack of findings proves nothing. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _order(
 def _notes_on_k(x_SD: np.ndarray, n_rows: int, config: FitConfig) -> list[str]:
     notes = []
     if n_rows < FEW_ROWS_A_CLUSTER * config.k:
-        notes.append(f"k is {config.k:,}: {n_rows / config.k:.1f} rows a cluster in the mean")
+        notes.append(f"k is {config.k:,}: {n_rows / config.k:.1f} rows a cluster on average")
     n_distinct = len(np.unique(x_SD, axis=0))
     if n_distinct < min(config.k, len(x_SD)):
         notes.append(

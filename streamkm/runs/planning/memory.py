@@ -209,7 +209,7 @@ def _seeding_bytes(
 
 
 def _kernel_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
-    """Bytes of a kernel: its copy of `k` centroids, the scores of one tile, the choice by them."""
+    """Bytes of a kernel: its copy of `k` centroids, a tile's scores, and the choice among them."""
     width = _compute_width(spec)
     packed = -(-k // PANEL_LANES) * PANEL_LANES * spec.n_features * width
     scores = max(TILE_BYTES, min(TILE_ROWS, reading.batch_rows) * k * width)

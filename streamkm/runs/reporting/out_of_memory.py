@@ -22,9 +22,9 @@ __all__ = ["memory_told"]
 
 #: Texts, in lower case, of a RuntimeError that means a failed allocation.
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-#: Text of one on the device, whether torch, CUDA or Triton raised it.
+#: Text of a failed allocation on the device, whether torch, CUDA or Triton raised it.
 _DEVICE_SIGN = "cuda"
-#: Text of a thread that did not start: its stack is memory too.
+#: Text of the error for a thread that cannot start: its stack is memory too.
 _THREAD_SIGN = "can't start new thread"
 
 

@@ -2,7 +2,7 @@
 
 A terminal gets a bar. Anything else gets a line after 5 seconds and then one every 30 seconds:
 a bar would flood a log file, and silence looks like a hang. Callers ask the device for figures
-only when a report is due, because each question makes the device wait.
+only when a report is due, because each question holds it up.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Progress:
             self._bar.update(n_rows)
 
     def is_due(self) -> bool:
-        """Whether it is time to call `report`, whose figures cost a wait for the device."""
+        """Whether it is time to call `report`, whose figures hold the device up."""
         return time.monotonic() - self._last_report >= REPORT_EVERY_S
 
     def report(self, figures: Mapping[str, float | int | str | None]) -> None:

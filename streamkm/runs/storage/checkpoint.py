@@ -269,7 +269,7 @@ def load_checkpoint(
 
 
 class _Damaged(Exception):  # noqa: N818  # never leaves this module
-    """Any part of a checkpoint is missing or altered."""
+    """Some part of a checkpoint is missing or altered."""
 
 
 @contextmanager

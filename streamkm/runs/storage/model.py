@@ -1,4 +1,4 @@
-"""The result of a run: its centroids and all that labelling rows by them takes."""
+"""The result of a run: its centroids and all that is needed to label rows by them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Model:
         )
 
     def save(self, folder: RunFolder) -> None:
-        """Write centroids.npy, then model.safetensors, by which the run is complete."""
+        """Write centroids.npy, then model.safetensors, which marks the run as complete."""
         content = self._centroids_file()
         write_atomically(folder.centroids, content)
         tensors = {
@@ -176,4 +176,4 @@ def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:
         if found.shape != shape or found.is_floating_point() == is_whole:
             raise ValueError(f"its {name} are {found.dtype} of shape {tuple(found.shape)}")
     if not k or not n_features or not bool(tensors["centroids"].isfinite().all()):
-        raise ValueError("its centroids are none, or not finite")
+        raise ValueError("it has no centroids, or some are not finite")

@@ -95,7 +95,7 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def centroids_are_whole(path: Path, about: dict[str, Any]) -> bool:
-    """Whether centroids.npy at `path` is what the run wrote; `about` is its model's."""
+    """Whether centroids.npy at `path` is what the run wrote; `about` comes from its model."""
     try:
         return bool(file_sha256(path) == about["centroids_sha256"])
     except FileNotFoundError:

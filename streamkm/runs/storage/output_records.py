@@ -79,8 +79,8 @@ def check_free(run_dir: Path, targets: list[Path], *, resume: bool) -> None:
             raise OutputExistsError(
                 f"{target}: exists already, and is nothing that ",
                 Option("resume", value=True),
-                f" can go on with: {run_dir} has no record that all that is asked for is finished, "
-                "by this model, of this source; remove it or choose another name",
+                f" can go on with: {run_dir} has no record that this model has finished every "
+                "output asked for, from this source; remove it or choose another name",
             ) from None
 
 

@@ -166,7 +166,7 @@ class RunFolder:
         try:
             return bool(names_in(self.checkpoints))
         except OSError:
-            return True  # Unknown, so nothing must be deleted.
+            return True  # Unknown: nothing may be deleted.
 
     def _check_record(self, before: dict[str, Any]) -> None:
         # The data first: settings that were not given follow from its shape.

@@ -2,7 +2,7 @@
 
 safetensors' own ``save`` makes up to three copies of all tensors in memory, and ``save_file``
 writes past `streamkm.files`. The format is simple: the length of a JSON header in eight bytes,
-the header, the tensors one after the other. The library reads it.
+the header, the tensors one after the other. Reading is left to the library.
 """
 
 from __future__ import annotations
