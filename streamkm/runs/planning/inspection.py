@@ -45,8 +45,6 @@ FEW_ROWS_A_CLUSTER = 10
 class Look:
     """Findings of a look at an array."""
 
-    n_rows: int
-    """Rows that were looked at."""
     notes: list[str]
     """Findings that a user should know."""
     error: InputError | None
@@ -78,14 +76,14 @@ def look_at(
         else:
             notes.append(f"{share} hold NaN or infinity: they are left out")
     if reading is None:
-        return Look(len(rows), notes, error)
+        return Look(notes, error)
     kept_SD = x_SD[~bad_S].astype(np.float64)
     notes += _notes_on_values(kept_SD, spec, config)
     of_piece_S = np.repeat(np.arange(len(pieces)), [len(piece) for piece, _ in pieces])[~bad_S]
     order = _order(kept_SD, of_piece_S, reading, spec.row_bytes)
     notes += [order] if order is not None else []
     notes += _notes_on_k(kept_SD, spec.n_rows, config)
-    return Look(len(rows), notes, error)
+    return Look(notes, error)
 
 
 def _read(source: Source, pause: Callable[[], None]) -> list[tuple[RowRange, np.ndarray]]:
