@@ -1,7 +1,7 @@
-"""The table of devices: everything that is asked about a device outside kernels and transfer.
+"""Answers every question about a device that is asked outside `kernels` and `stream`.
 
-A new kind of device is told here, in `streamkm.stream` (how rows get there) and in
-`streamkm.tables` (which kernels run on it). Nobody else compares the type of a device.
+A new type of device takes a change here, in `streamkm.stream` (how rows get there) and in
+`streamkm.tables` (which kernels run on it). Besides these only kernels compare device types.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["device_name", "is_host", "resolve_device", "synchronize"]
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that ``--device`` asks for; an explicit one exists or raises.
+    """The device that ``--device`` names; ``auto`` is a GPU if torch sees one, else the CPU.
 
     Raises
     ------
@@ -42,19 +42,19 @@ def resolve_device(name: str) -> torch.device:
 
 
 def is_host(device: torch.device) -> bool:
-    """Whether the arithmetic runs on the host: its memory and cores, and values at no cost.
+    """Whether `device` is the host, whose tensors lie in host memory and give values at once.
 
-    Elsewhere, asking for the value of a tensor waits for all the work that is queued.
+    Elsewhere, asking for a value waits for all queued work.
     """
     return device.type == "cpu"
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for all the work that is queued on `device`."""
+    """Wait for all work that is queued on `device`."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def device_name(device: torch.device) -> str:
-    """What people call `device`: the model of a GPU, or its type."""
+    """The model of a GPU, or the type of any other device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

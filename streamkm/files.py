@@ -1,13 +1,14 @@
-"""Every call that this package makes on files of its own: run folders and outputs.
+"""Calls on the files of run folders and outputs.
 
-They all go through the `os` of this module, so that a test can put a disk of its own in its
-place: one that fails each call in turn, and shows what a power cut may leave
-(``tests/runs/faults.py``). Sources are read elsewhere; Zarr writes its chunks itself.
+Each reads or changes a file through the `os` of this module. A test puts a disk of its own in
+its place: one that fails any call, or one that shows what a power cut may leave
+(``tests/runs/faults.py``). Three do so elsewhere: sources read their own files, Zarr writes its
+chunks, and the tuning of Triton kernels writes its cache, which may be lost.
 
 A power cut leaves either the old content or the new, because the order is always the same:
 write under a temporary name in the same folder, fsync, rename, fsync the folder. An fsync
-that fails is a failure and is never tried again: after it the kernel may have dropped the
-pages that it could not write, and a second call would succeed without them.
+that fails is a failure and is never tried again: the operating system may have dropped the
+pages that it could not write, and a second fsync would succeed without them.
 """
 
 from __future__ import annotations
@@ -47,15 +48,20 @@ __all__ = [
     "write_durably",
 ]
 
-PIECE_BYTES, _PARTS_AT_ONCE = 1 << 20, 16
+#: Bytes of one read of a large file.
+PIECE_BYTES = 1 << 20
+#: Parts of one `writev`: as many as POSIX promises.
+_PARTS_AT_ONCE = 16
 
-#: What file systems answer that cannot reserve space.
+#: Errors of a file system that cannot reserve space.
 _NO_FALLOCATE = {errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
-#: Each fails only if the name is removed in that moment, or where inodes have no lasting numbers.
+#: Attempts to take a lock. One fails only if the file is removed or replaced in that moment, or
+#: where a file's inode number does not last.
 _ATTEMPTS = 100
-#: So often is a lock asked for again before it is somebody else's, and so many seconds apart.
+#: Pauses between attempts at a held lock, and seconds of one: enough for a process that only asks
+#: who holds it.
 _LOCK_PAUSES, _LOCK_PAUSE_S = 10, 0.01
-#: What file systems answer that keep no locks.
+#: Errors of a file system without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -65,12 +71,12 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.
 def read_bytes(path: Path) -> bytes:
     """The content of `path`."""
     with _opened(path, os.O_RDONLY) as fd:
-        # In one piece where one call gives it all, so that nothing has to be joined.
+        # One read, where it gives everything, leaves no pieces to join.
         return b"".join(_pieces(fd, os.fstat(fd).st_size + 1))
 
 
 def pieces_of(path: Path) -> Iterator[bytes]:
-    """The content of `path`, however large."""
+    """The content of `path`, of any size, in pieces of `PIECE_BYTES` at most."""
     with _opened(path, os.O_RDONLY) as fd:
         yield from _pieces(fd, PIECE_BYTES)
 
@@ -84,7 +90,7 @@ def file_sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace the content of `path` by `parts`; afterwards it is on disk."""
+    """Replace the content of `path` by `parts`; on return it is on disk."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write_durably(temporary, *parts)
@@ -95,7 +101,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def write_durably(path: Path, *parts: bytes | memoryview) -> None:
-    """Write `path` and fsync it; its folder's entry is for the caller to fsync."""
+    """Write `path` and fsync it; the caller fsyncs its folder."""
     with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
         _write_all(fd, *parts)
         os.fsync(fd)
@@ -105,23 +111,23 @@ def write_durably(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Bring what was written to `path` to the disk."""
+    """Wait until what was written to `path` is on disk."""
     with _opened(path, os.O_RDONLY) as fd:
         os.fsync(fd)
 
 
-#: A folder's entries (names that appeared, vanished, changed) are synced the same way.
+#: The same call brings a folder's entries to the disk: names that were added, removed or changed.
 fsync_directory = fsync_file
 
 
 def rename_durably(path: Path, target: Path) -> None:
-    """Give `path` the name `target`, in the same folder; afterwards that is on disk."""
+    """Rename `path` to `target`, in the same folder; on return the name is on disk."""
     os.replace(path, target)  # noqa: PTH105  # all calls are those of `os`
     fsync_directory(target.parent)
 
 
 def make_directory(path: Path) -> None:
-    """Make the folder `path`, if it is missing, and those above it; their names are on disk."""
+    """Make the folder `path` and those above it that are missing; their names are on disk."""
     if not path.parent.exists():
         make_directory(path.parent)
     try:
@@ -129,17 +135,17 @@ def make_directory(path: Path) -> None:
     except FileExistsError:
         if not path.is_dir():
             raise
-    # Also of one that is there: an attempt that was killed may have made it just before.
+    # Also if it was there: an attempt that was killed may have made it just before.
     fsync_directory(path.parent)
 
 
 def new_directory(path: Path) -> None:
-    """Make a folder that is not there; its entry is for the caller to fsync."""
+    """Make a folder that must not exist; the caller fsyncs the one above it."""
     os.mkdir(path)  # noqa: PTH102
 
 
 def names_in(directory: Path) -> list[str]:
-    """Names of what is in a folder; none if there is no such folder."""
+    """Names in a folder; none if there is no such folder."""
     try:
         return os.listdir(directory)  # noqa: PTH208
     except FileNotFoundError:
@@ -147,13 +153,13 @@ def names_in(directory: Path) -> list[str]:
 
 
 def remove_file(path: Path) -> None:
-    """Delete a file, if it is there."""
+    """Delete a file if it exists."""
     with suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a file, or a folder and all that is in it, if it is there."""
+    """Delete a file, or a folder with everything in it, if it exists."""
     if path.is_dir() and not path.is_symlink():
         for name in os.listdir(path):  # noqa: PTH208
             remove_tree(path / name)
@@ -163,13 +169,13 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_empty(path: Path) -> None:
-    """Delete a folder that has nothing in it; any other stays."""
+    """Delete a folder if it is empty."""
     with suppress(OSError):
         os.rmdir(path)  # noqa: PTH106
 
 
 def discard(*paths: Path) -> None:
-    """Delete what a failure left, as far as can be: the failure is what the user must hear of."""
+    """Delete what a failure left and ignore errors: the user must hear of the failure."""
     for path in paths:
         with suppress(OSError):
             remove_tree(path)
@@ -179,25 +185,25 @@ def discard(*paths: Path) -> None:
 
 
 class OutputFile:
-    """A file that is written by position."""
+    """A file that is read and written by position."""
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
-        """With `create` there must be no such file yet."""
+        """Open `path`; with `create` it must not exist yet."""
         self._path = path
         self._fd = _open(path, os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0))
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Length in bytes."""
         return os.fstat(self._fd).st_size
 
     def read(self, position: int, n_bytes: int) -> bytes:
-        """Up to `n_bytes` from `position` on; none only at the end."""
+        """Up to `n_bytes` from `position` on; empty only at the end."""
         with _naming(self._path):
             return os.pread(self._fd, n_bytes, position)
 
     def write(self, position: int, data: bytes | memoryview) -> None:
-        """Write all of `data`."""
+        """Write all of `data` from `position` on."""
         view = memoryview(data)
         with _naming(self._path):
             while view:
@@ -205,7 +211,7 @@ class OutputFile:
                 view, position = view[count:], position + count
 
     def reserve(self, size: int) -> None:
-        """Make it `size` bytes long, on disk too where the file system can."""
+        """Make the file `size` bytes long and, where the file system can, reserve the space."""
         try:
             os.ftruncate(self._fd, size)
             if hasattr(os, "posix_fallocate"):
@@ -227,14 +233,14 @@ class OutputFile:
 
 
 class LineFile:
-    """A file that lines are added to; what a crash tore stays a line of its own."""
+    """A file that lines are appended to; a line that a crash cut short stays one of its own."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def append(self, line: str) -> None:
-        """Add `line`, which has no newline."""
+        """Append `line`, which holds no newline."""
         with _naming(self._path):
             size = os.fstat(self._fd).st_size
             is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
@@ -250,25 +256,25 @@ class LineFile:
 
 
 class FileLock:
-    """A file that one process holds, and that says which.
+    """A lock file that one process holds and that names this process.
 
-    The kernel lets go of it when its owner ends, however that comes about, so that a file
-    which a killed process left is free. A file that was removed, or replaced, between opening
-    and locking is no lock: it is opened again.
+    The operating system releases the lock when its owner ends in any way, so a file that a
+    killed process left is free. A file that was removed or replaced between opening and locking
+    is no lock: `take` opens it again.
     """
 
     def __init__(self, path: Path, subject: Path, doing: str) -> None:
-        """`subject` is what must not be written twice, `doing` what its owner does with it."""
+        """`subject` is what only one process may write, `doing` what the owner does with it."""
         self._path, self._subject, self._doing = path, subject, doing
         self._fd: int | None = None
 
     @property
     def is_held(self) -> bool:
-        """Whether it is ours."""
+        """Whether this object holds the lock."""
         return self._fd is not None
 
     def take(self) -> None:
-        """Hold it from now on.
+        """Take the lock.
 
         Raises
         ------
@@ -286,7 +292,8 @@ class FileLock:
             undo.callback(_close, fd)
             self._lock(fd)
             if self._is_in_place(fd):
-                undo.callback(discard, self._path)  # Before closing: the name may go while held.
+                # Undone before the close: only the owner may remove the file.
+                undo.callback(discard, self._path)
                 os.ftruncate(fd, 0)
                 _write_all(fd, f"process {os.getpid()} on {os.uname().nodename}".encode())
                 undo.pop_all()
@@ -294,7 +301,7 @@ class FileLock:
         return self.is_held
 
     def release(self, *, remove: bool = False) -> None:
-        """Let go of it; with `remove` nothing of it is left."""
+        """Release the lock, if it is held; with `remove` delete its file too."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             if remove:
@@ -302,8 +309,8 @@ class FileLock:
             _close(fd)
 
     def owner(self) -> str | None:
-        """Who holds it, if anybody does; asking takes it, shared, for an instant."""
-        # (There may be none, or nobody may look.)
+        """Who holds the lock, or None; asking takes a shared lock for an instant."""
+        # An OSError: there is no file, or it may not be read.
         with suppress(OSError), _opened(self._path, os.O_RDONLY) as fd:
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -312,7 +319,7 @@ class FileLock:
         return None
 
     def refusal(self, owner: str) -> RunError:
-        """What `take` raises while it is `owner`'s."""
+        """The error that `take` raises while `owner` holds the lock."""
         return RunError(f"{self._subject}: {owner} is {self._doing}; wait for it or stop it")
 
     def _lock(self, fd: int) -> None:
@@ -339,7 +346,7 @@ class FileLock:
 
 def _flock(fd: int) -> None:
     for _ in range(_LOCK_PAUSES):
-        # Who only asks whose it is holds it for an instant.
+        # A process in `owner` holds the lock for an instant.
         with suppress(BlockingIOError):
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         time.sleep(_LOCK_PAUSE_S)
@@ -355,7 +362,7 @@ def _written_by(fd: int) -> str:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """An error says which file it was: calls on descriptors do not."""
+    """Name the file in an OSError: a call on a descriptor does not."""
     try:
         yield
     except OSError as error:
@@ -378,8 +385,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def _close(fd: int) -> None:
-    # What has to last is synced by then: an error of closing has nothing to tell, and would
-    # stand before one that has.
+    # What must last is synced by now. An error here tells nothing and would hide one that does.
     with suppress(OSError):
         os.close(fd)
 
@@ -390,7 +396,7 @@ def _pieces(fd: int, n_bytes: int) -> Iterator[bytes]:
 
 
 def _write_all(fd: int, *parts: bytes | memoryview) -> None:
-    # As many at once as every system takes: states have dozens of small tensors.
+    # Several parts in one call: a state has dozens of small tensors.
     views = [memoryview(part) for part in parts if len(part)]
     while views:
         count = os.writev(fd, views[:_PARTS_AT_ONCE])

@@ -1,4 +1,4 @@
-"""JSON that holds its own checksum: manifests, cursors, config.json."""
+"""JSON that holds its own checksum: manifests, cursors, output records, config.json."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Any
 
 __all__ = ["DAMAGE", "in_words", "seal", "unseal"]
 
-#: What reading a damaged file of JSON, or what is in it, may raise.
+#: Errors that reading damaged JSON, or using what is in it, may raise.
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 def seal(body: dict[str, Any]) -> bytes:
-    """JSON that holds its own sha256 beside `body`."""
+    """`body` as JSON, with its sha256 beside it."""
     return json.dumps({**body, "sha256": _digest(body)}, indent=2).encode()
 
 
 def unseal(content: bytes) -> dict[str, Any]:
-    """What `seal` was given.
+    """The body that `seal` was given.
 
     Raises
     ------
     ValueError
-        If `content` is anything else, or was altered.
+        If `seal` did not make `content`, or it was altered.
     """
     try:
         body = json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(body, dict):
-        raise ValueError("it is JSON, but no object of it")
+        raise ValueError("it is JSON, but not an object")
     if body.pop("sha256", None) != _digest(body):
         raise ValueError("its checksum does not match")
     return body
 
 
 def in_words(error: Exception) -> str:
-    """What one of `DAMAGE` says of a file, for people."""
+    """One of `DAMAGE` as words about the file, for people."""
     if isinstance(error, json.JSONDecodeError):
         return f"it is not JSON (line {error.lineno} column {error.colno})"
     if isinstance(error, UnicodeDecodeError):

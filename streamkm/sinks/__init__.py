@@ -1,4 +1,4 @@
-"""Where labels and distances go."""
+"""Sinks: the files that labels and distances are written to."""
 
 from streamkm.sinks.base import Sink, commit_together
 from streamkm.sinks.registry import (

@@ -1,8 +1,9 @@
-"""What an output is: one value a row, grown under a temporary name, safe against crashes.
+"""The protocol of outputs: one value a row, resumable after a crash at any moment.
 
-A sink grows beside its target and is renamed when it is complete, so a file of
-the target's name is always whole. A cursor beside it says how far a run has
-come; it never claims rows that are not on disk, and holds their checksum.
+An output grows under a temporary name beside its target and is renamed when it
+is complete, so a file of the target's name is always whole. A cursor beside it
+says how far a run has come. The cursor claims only rows that are on disk, and
+holds their checksum.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ __all__ = [
 
 
 def refuse_existing(target: Path) -> None:
-    """`OutputExistsError` if there is anything at `target`, a dangling link included."""
+    """Raise `OutputExistsError` if anything is at `target`, even a dangling link."""
     if target.is_symlink() or target.exists():
         raise OutputExistsError(f"{target}: exists already; remove it or choose another name")
 
@@ -62,21 +63,22 @@ class Sink(ABC):
     target : Path
         Where the output appears at `commit`.
     n_rows : int
-        Its length.
+        Rows of the output.
     dtype : dtype
-        Its type, in native byte order.
+        Type of the values, in native byte order.
     state : dict or None
-        What `write_cursor` left, if an unfinished output is resumed.
+        ``durable_rows``, ``crc32`` and ``cursor`` as `write_cursor` saved them, to resume
+        an unfinished output; None begins a new one.
     """
 
     is_chunked = False
-    """Whether it is made with ``chunk_rows``."""
+    """Whether the constructor takes ``chunk_rows``."""
 
     @classmethod
     def stored_crc32(cls, path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
         """Checksum of the values of the finished output at `path`; None if it is no such array.
 
-        A kind of output that cannot tell has none: it is then never taken for finished.
+        A format without a checksum returns None: its outputs never count as finished.
         """
         del path, n_rows, dtype
         return None
@@ -99,21 +101,21 @@ class Sink(ABC):
 
     @property
     def durable_rows(self) -> int:
-        """Rows from the first on that are on disk for good: what a cursor may claim.
+        """Rows, from the first on, that the last `flush` brought to disk: a cursor may claim them.
 
-        As of the last `flush`. Of a ``.zarr`` output a multiple of its chunk
-        until the last row is written, for only whole chunks are.
+        Only whole chunks of a ``.zarr`` output are written, so there this is a
+        multiple of the chunk until the last row is written.
         """
         return self._durable_rows
 
     @property
     def next_row(self) -> int:
-        """Row that the next `write` may start at, or before."""
+        """The row after the last one written: the next `write` starts here or before."""
         return self._next_row
 
     @property
     def crc32(self) -> int:
-        """Checksum of the values that are stored."""
+        """Checksum of the stored values."""
         return self._crc
 
     def write(self, start_row: int, values: np.ndarray) -> None:
@@ -123,15 +125,15 @@ class Sink(ABC):
         ----------
         start_row : int
             Row of the first value; at most `next_row`. Values of rows before
-            `next_row` are left out, they were written before: a resumed run
-            may thus go back to the last place where it can start.
+            `next_row` were written before and are passed over, so a resumed run
+            may begin at the start of a batch.
         values : ndarray of shape (rows,), of the sink's dtype
             Copied, or written, before the call returns.
 
         Raises
         ------
         ValueError
-            If rows would be left out or pass the end, or the dtype is another.
+            If rows would be skipped or pass the end, or if the values have another dtype.
         OSError
             If the disk is full or refuses.
         """
@@ -153,25 +155,25 @@ class Sink(ABC):
             self._next_row = stop
 
     def flush(self) -> None:
-        """Wait until what was written is on disk, and move `durable_rows` up to it.
+        """Wait until all that was written is on disk, and move `durable_rows` up to it.
 
         Raises
         ------
         OSError
-            If it cannot be. The sink then refuses everything: a second attempt
-            would succeed without the rows that were lost.
+            If the disk refuses. After that the sink refuses everything: a second
+            attempt would succeed without the rows that were lost.
         """
         with self._once_failed_always_failed():
             self._durable_rows = self._sync()
 
     def write_cursor(self, cursor: dict[str, Any]) -> None:
-        """Flush, then save where to go on.
+        """Flush, then save the place where a resumed run goes on.
 
         Parameters
         ----------
         cursor : dict
-            Anything that JSON can hold; it must claim no rows after
-            `durable_rows`, as it stands after a `flush`.
+            Anything that JSON can hold; it must claim no rows beyond the
+            `durable_rows` that this flush reaches.
         """
         self.flush()
         with self._once_failed_always_failed():
@@ -180,39 +182,39 @@ class Sink(ABC):
         self._cursor = cursor
 
     def read_cursor(self) -> dict[str, Any] | None:
-        """What `write_cursor` saved last, here or in the run that is resumed; None if nothing."""
+        """The cursor that was saved last, here or by the run that is resumed; None if none was."""
         return self._cursor
 
     def commit(self) -> None:
-        """Flush, give the output its name, and close; `commit_together` does it for several.
+        """Flush, give the output its name, and close; `commit_together` does so for several.
 
         Raises
         ------
         ValueError
             If rows are missing.
         OutputExistsError
-            If something of that name has appeared; the unfinished output stays.
+            If the target has appeared meanwhile; the unfinished output stays.
         """
         commit_together([self])
 
     def hold(self, lock: FileLock) -> None:
-        """Keep `lock`, which keeps every other process from this output, until `close`."""
+        """Keep `lock`, by which this process alone writes the output, until `close`."""
         self._lock = lock
 
     def discard(self) -> None:
-        """Remove what was written, so that there is nothing to resume, and close."""
+        """Delete everything written, so that nothing can be resumed, and close."""
         self._shut()
         discard_partial(self._partial, self._cursor_path)
         self.close()
 
     def finish(self) -> None:
-        """Flush, say in the cursor's file that every row is there, and write no more."""
+        """Flush, save in the cursor's file that every row is durable, and end writing."""
         if self._next_row != self.n_rows:
             raise ValueError(
                 f"{self.path}: cannot be completed, {self._next_row} of {self.n_rows} rows written"
             )
         self.write_cursor(self._cursor or {})
-        # Nobody else who takes the lock can give something that name from here on.
+        # From here on only another program can take the name: streamkm takes the lock first.
         refuse_existing(self.path)
         self._shut()
 
@@ -221,12 +223,12 @@ class Sink(ABC):
         rename_durably(self._partial, self.path)
 
     def forget(self) -> None:
-        """Remove the cursor's file, after which nothing is left to resume."""
+        """Delete the cursor, after which there is nothing to resume."""
         remove_file(self._cursor_path)
         fsync_directory(self._cursor_path.parent)
 
     def close(self) -> None:
-        """Release files and the lock; an output that was not committed stays to be resumed."""
+        """Release files and the lock; an output that was not committed can be resumed."""
         try:
             self._shut()
         finally:
@@ -255,13 +257,13 @@ class Sink(ABC):
         self._failed = False
 
     def _count(self, values: np.ndarray) -> None:
-        """Take the next values that are stored into the checksum."""
+        """Add the next stored values to the checksum."""
         self._crc = zlib.crc32(values.view(np.uint8).data, self._crc)
 
-    def _check_stored(self, pieces: Iterable[np.ndarray]) -> None:
-        """`ResumeError` unless `pieces`, the values of the durable rows, are those written."""
+    def _check_stored(self, parts: Iterable[np.ndarray]) -> None:
+        """Raise `ResumeError` unless `parts`, the values of the durable rows, have the checksum."""
         crc = 0
-        for values in pieces:
+        for values in parts:
             crc = zlib.crc32(values.view(np.uint8).data, crc)
         if crc != self._crc:
             raise ResumeError(
@@ -277,11 +279,11 @@ class Sink(ABC):
 
     @abstractmethod
     def _put(self, values: np.ndarray) -> None:
-        """Take contiguous values of the rows from `next_row` on."""
+        """Store or keep contiguous `values` of the rows from `next_row` on."""
 
     @abstractmethod
     def _sync(self) -> int:
-        """Make what is written durable; the rows that then are."""
+        """Bring what was written to disk, and return the number of rows that are there."""
 
     @abstractmethod
     def _release(self) -> None:
@@ -289,7 +291,7 @@ class Sink(ABC):
 
 
 class PublishedSink(Sink):
-    """An output that an interrupted `commit_together` has already given its name."""
+    """An output that an interrupted `commit_together` had already given its name."""
 
     def _put(self, values: np.ndarray) -> None:
         raise AssertionError(f"{self.path} is complete, yet {len(values)} rows came")
@@ -308,10 +310,10 @@ class PublishedSink(Sink):
 
 
 def commit_together(sinks: Iterable[Sink]) -> None:
-    """Commit several outputs so that a crash at any moment between them can be resumed.
+    """Commit several outputs so that a run can resume after a crash at any moment.
 
-    The cursors' files go last: as long as one of the outputs may be unnamed, the
-    others can be told from files that were there before.
+    The cursors are deleted last. While one output may still lack its name, a cursor
+    tells each named one from a file that was there before.
     """
     sinks = list(sinks)
     for sink in sinks:

@@ -1,4 +1,4 @@
-"""Outputs that are ``.npy`` files: rows are written in place, the header first."""
+"""Outputs as ``.npy`` files: the header first, then each row at its place."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = ["NpySink"]
 
-#: A header of ours is shorter.
+#: Bytes read to learn the shape of an unfinished output: more than a header of one dimension has.
 _HEADER_BYTES = 4096
-#: What of an unfinished output is read at once to check it.
-_PIECE_BYTES = 1 << 20
+#: Bytes of one read when an unfinished output is checked.
+_READ_BYTES = 1 << 20
 
 
 class NpySink(Sink):
-    """An ``.npy`` file of its final size from the start, filled by positional writes.
+    """An ``.npy`` file that has its final size from the start and is written by position.
 
     Parameters are those of `Sink`.
     """
@@ -54,7 +54,7 @@ class NpySink(Sink):
         return crc if is_whole else None
 
     def _create(self) -> OutputFile:
-        """Header and reserved space."""
+        """Make a file of its header and reserved space."""
         file = OutputFile(self._partial, create=True)
         try:
             file.write(0, self._header)
@@ -68,7 +68,7 @@ class NpySink(Sink):
         return file
 
     def _open(self) -> OutputFile:
-        """The unfinished file, if it fits and holds what it should."""
+        """Open the unfinished file, if it fits this output and its durable rows are intact."""
         file = OutputFile(self._partial)
         try:
             begins_well = file.read(0, len(self._header)) == self._header
@@ -81,7 +81,7 @@ class NpySink(Sink):
         except BaseException:
             file.close()
             raise
-        # A crash came before the file was whole on disk, so there is nothing to lose.
+        # A crash came before header and size were on disk, so there is nothing to lose.
         file.close()
         remove_file(self._partial)
         return self._create()
@@ -89,12 +89,12 @@ class NpySink(Sink):
     def _stored_values(self, file: OutputFile) -> Iterator[np.ndarray]:
         position, left = len(self._header), self._durable_rows * self.dtype.itemsize
         while left:
-            piece = np.frombuffer(file.read(position, min(left, _PIECE_BYTES)), np.uint8)
-            yield piece
-            position, left = position + len(piece), left - len(piece)
+            values = np.frombuffer(file.read(position, min(left, _READ_BYTES)), np.uint8)
+            yield values
+            position, left = position + len(values), left - len(values)
 
     def _refuse_another(self, file: OutputFile) -> None:
-        """`ResumeError` if the file is of another length or dtype than this output."""
+        """Raise `ResumeError` if the file has another length or dtype than this output."""
         try:
             shape, _, dtype = read_npy_header(
                 io.BytesIO(file.read(0, _HEADER_BYTES)), self._partial
@@ -105,7 +105,7 @@ class NpySink(Sink):
             raise self._mismatch(shape[0] if shape else 0, dtype)
 
     def _misfit(self, file: OutputFile) -> ResumeError:
-        """Why a file of which rows are claimed cannot be taken up."""
+        """The error for a file whose rows are claimed but that cannot be resumed."""
         self._refuse_another(file)
         return ResumeError(
             f"{self._partial}: its header is damaged, or it has {file.size} bytes instead of "

@@ -1,4 +1,4 @@
-"""From the name of an output to a sink: the one place that knows which kind is written by what."""
+"""The table of output formats, and functions that take an output's name: open, check, tidy."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ __all__ = [
     "unfinished_rows",
 ]
 
-#: Rows of one chunk of a ``.zarr`` output, which is also what a crash costs at most.
+#: Rows of one chunk of a ``.zarr`` output; a crash costs at most the rows of one chunk.
 CHUNK_ROWS = 1 << 18
 
-#: By the suffix of an output, as ``module:Class``. They are imported when they are used: zarr takes
-#: long.
+#: ``module:Class`` of the sink for each suffix, imported when it is used: importing zarr is slow.
 SINKS = {
     ".npy": "streamkm.sinks.npy:NpySink",
     ".zarr": "streamkm.sinks.zarr:ZarrSink",
@@ -50,32 +49,31 @@ def open_sink(
     chunk_rows: int = CHUNK_ROWS,
     resume: bool = False,
 ) -> Sink:
-    """Begin, or go on with, an output of one value a row.
+    """Begin or resume an output of one value a row.
 
     Parameters
     ----------
     path : path
-        The target, ending in ``.npy`` or ``.zarr``. It does not exist before
-        `Sink.commit`.
+        The target, ending in ``.npy`` or ``.zarr``. It appears at `Sink.commit`.
     n_rows : int
-        Length of the array, at least 1.
+        Rows of the output, at least 1.
     dtype : dtype
         An integer or floating type; stored in native byte order.
     chunk_rows : int
         Rows of a chunk of a ``.zarr`` output.
     resume : bool
-        Go on with an unfinished output, if there is one; otherwise one that
-        was left over is deleted.
+        Go on with an unfinished output, if there is one; if false, it is deleted.
 
     Returns
     -------
     Sink
-        At row `Sink.next_row`, which is 0 unless an unfinished output is resumed.
+        Its `Sink.next_row` is 0 unless an unfinished output is resumed.
 
     Raises
     ------
     ConfigError
-        If the suffix is another, the folder is missing, or a number is out of range.
+        If the suffix is unknown, the folder is missing, a number is out of range, or the
+        dtype holds no integers or floats.
     OutputExistsError
         If the target exists.
     ResumeError
@@ -109,7 +107,7 @@ def open_sink(
 
 
 def unfinished_rows(target: Path) -> int:
-    """Rows that an unfinished output of that name holds for good; 0 if there is none."""
+    """Durable rows of the unfinished output for `target`; 0 if there is none."""
     partial, cursor = _beside(target)
     try:
         return int(unseal(read_bytes(cursor))["durable_rows"]) if partial.exists() else 0
@@ -118,7 +116,7 @@ def unfinished_rows(target: Path) -> int:
 
 
 def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
-    """The path, if an output of that name can be begun; raises as `open_sink` does."""
+    """`path`, if an output can be begun or resumed there; otherwise raise as `open_sink` does."""
     target = Path(path).expanduser()
     if target.suffix.lower() not in SINKS:
         known = " or ".join(SINKS)
@@ -126,14 +124,14 @@ def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: the folder {target.parent} does not exist; create it first")
     partial, cursor = _beside(target)
-    # Only a commit of several outputs that was interrupted leaves the cursor of a complete one.
+    # An interrupted commit leaves the cursor of an output that has its name already.
     if not (resume and cursor.exists() and not partial.exists()):
         refuse_existing(target)
     return target
 
 
 def unfinished_bytes(target: Path) -> int:
-    """Space that an unfinished output of that name takes already."""
+    """Bytes that the unfinished output for `target` takes on disk; 0 if there is none."""
     partial, _ = _beside(target)
     if partial.is_dir():
         return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
@@ -141,10 +139,10 @@ def unfinished_bytes(target: Path) -> int:
 
 
 def tidy(target: Path) -> None:
-    """Remove what a crash left beside an output that is finished: its cursor and its lock."""
+    """Delete what a crash left beside a finished output: its cursor and its lock."""
     cursor = _beside(target)[1]
     if cursor.exists() or _lock_path(target).exists():
-        with suppress(OSError):  # They do no harm where they cannot be removed.
+        with suppress(OSError):  # Left where they are, they do no harm.
             lock = _take_lock(target)
             try:
                 remove_file(cursor)
@@ -163,7 +161,7 @@ def _take_lock(target: Path) -> FileLock:
 
 
 def stored_crc32(target: Path, *, n_rows: int, dtype: np.dtype[Any]) -> int | None:
-    """Checksum of the values of an output under its name; None if it is no such array."""
+    """Checksum of the values of the finished output at `target`; None if it is no such array."""
     found: int | None = _class_of(target).stored_crc32(target, n_rows, dtype)
     return found
 
@@ -174,7 +172,7 @@ def _class_of(target: Path) -> type[Sink]:
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
-    """Where an output grows, and where its cursor lies."""
+    """Paths of the unfinished output for `target` and of its cursor."""
     partial = target.with_name(target.name + ".partial")
     return partial, partial.with_name(partial.name + ".json")
 
@@ -182,7 +180,7 @@ def _beside(target: Path) -> tuple[Path, Path]:
 def _check_arguments(
     target: Path, n_rows: int, dtype: npt.DTypeLike, chunk_rows: int
 ) -> np.dtype[Any]:
-    """The dtype as it is stored, if the other arguments are sound."""
+    """The dtype in native byte order; `ConfigError` if an argument of `open_sink` is wrong."""
     if n_rows < 1 or chunk_rows < 1:
         raise ConfigError(
             f"{target}: n_rows and chunk_rows must be at least 1, got {n_rows} and {chunk_rows}"
@@ -194,7 +192,7 @@ def _check_arguments(
 
 
 def _state(cursor: Path, n_rows: int) -> dict[str, Any]:
-    """What the cursor's file says of an output of `n_rows`."""
+    """The state that `cursor` holds for an output of `n_rows`."""
     try:
         state = unseal(read_bytes(cursor))
         if type(state["durable_rows"]) is not int or not 0 <= state["durable_rows"] <= n_rows:
@@ -203,7 +201,7 @@ def _state(cursor: Path, n_rows: int) -> dict[str, Any]:
             raise ValueError(f"cursor is {state['cursor']!r}, crc32 {state['crc32']!r}")
         return {name: state[name] for name in ("durable_rows", "crc32", "cursor")}
     except FileNotFoundError:
-        # Without a cursor no row was ever claimed, but another output's must not be taken over.
+        # No row was claimed. The sink still compares: the unfinished output may be another's.
         return {"durable_rows": 0, "crc32": 0, "cursor": None}
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ResumeError(

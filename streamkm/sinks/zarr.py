@@ -1,4 +1,4 @@
-"""Outputs as Zarr: apart from the other sinks because importing zarr takes long."""
+"""Outputs as Zarr arrays: written and synced chunk by chunk."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["ZarrSink"]
 class ZarrSink(Sink):
     """A Zarr v3 array of one dimension, written in whole chunks only.
 
-    Rows of an unfinished chunk stay in memory. Writing them early would mean
-    to write the chunk again later, over the only copy of rows that a cursor
-    may have claimed by then.
+    Rows of an unfinished chunk stay in memory. If they were written early, the
+    chunk would have to be written again, over the only copy of rows that a
+    cursor may have claimed by then.
 
     Parameters
     ----------
     target, n_rows, dtype, state
-        As of `Sink`.
+        See `Sink`.
     chunk_rows : int
         Rows of a chunk; a resumed output keeps its own.
     """
@@ -65,7 +65,7 @@ class ZarrSink(Sink):
             for row in range(0, n_rows, array.chunks[0]):
                 values = np.ascontiguousarray(array[row : row + array.chunks[0]])
                 crc = zlib.crc32(values.view(np.uint8).data, crc)
-        except Exception:  # noqa: BLE001  whatever zarr finds wrong with it, it is not as it was
+        except Exception:  # noqa: BLE001  of whatever type, it means that the output was altered
             return None
         return crc
 
@@ -75,7 +75,7 @@ class ZarrSink(Sink):
             shape=(self.n_rows,),
             dtype=self.dtype,
             chunks=(min(chunk_rows, self.n_rows),),
-            # A chunk of zeros is data: left out, it would look like one that was never written.
+            # Without it Zarr leaves out a chunk of zeros, which would look like a missing one.
             config={"write_empty_chunks": True},
         )
         fsync_file(self._partial / "zarr.json")
@@ -84,14 +84,14 @@ class ZarrSink(Sink):
         return array
 
     def _check(self, chunk_rows: int) -> zarr.Array[Any]:
-        """The unfinished array, if it fits, without what no cursor has claimed."""
+        """Open the unfinished array, if it fits, and delete the chunks that no cursor claims."""
         try:
-            # `open_array` leaves its own `config` aside, as of zarr 3.1.
+            # `open_array` ignores its own `config`, as of zarr 3.1.
             with zarr.config.set({"array.write_empty_chunks": True}):
                 array = zarr.open_array(LocalStore(self._partial), mode="r+")
         except Exception as error:
             if self._durable_rows == 0:
-                # A crash came before the metadata was on disk, so there is nothing to lose.
+                # A crash came before the metadata were on disk, so there is nothing to lose.
                 remove_tree(self._partial)
                 return self._create(chunk_rows)
             raise ResumeError(
@@ -122,7 +122,7 @@ class ZarrSink(Sink):
             yield np.ascontiguousarray(values)
 
     def _drop_unclaimed(self, array: zarr.Array[Any]) -> None:
-        """Delete chunks after the durable rows, and what a killed writer left of a chunk."""
+        """Delete chunks after the durable rows, and parts of chunks that a killed run left."""
         claimed = {self._chunk_path(array, row) for row in self._rows_of_chunks(array)}
         missing = [path for path in sorted(claimed) if not path.is_file()]
         if missing:
@@ -134,7 +134,7 @@ class ZarrSink(Sink):
                 remove_file(path)
 
     def _rows_of_chunks(self, array: zarr.Array[Any]) -> range:
-        """First rows of the chunks that are durable."""
+        """First row of each durable chunk."""
         return range(0, self._durable_rows, array.chunks[0])
 
     def _chunk_path(self, array: zarr.Array[Any], row: int) -> Path:

@@ -1,1 +1,1 @@
-"""Rows on their way from a source to the device; knows nothing of k-means."""
+"""The stream of rows from a source to the device; knows nothing of k-means."""

@@ -1,4 +1,4 @@
-"""Source to device in one call: slots, reader threads and transfer put together."""
+"""The way from a source to the device: slots, reader threads and transfer in one call."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ def stream(
     times: StageTimes,
     weights: Weights | None = None,
 ) -> Iterator[Iterator[DeviceWindow]]:
-    """`windows` of `source` on the slots' device, in order, read ahead as far as slots allow.
+    """Yield an iterator of `windows` of `source` on the slots' device, in order.
 
-    With `weights`, those of the rows come along.
+    Windows are read ahead as far as the slots allow. With `weights` each window brings those of
+    its rows.
     """
     times.n_readers = max(slots.memory.n_readers, 1)
     with (

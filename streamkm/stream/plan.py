@@ -1,22 +1,21 @@
-"""Which rows are read, in which order, and how they are cut into batches.
+"""The reading plan: which rows are read, in which order, and how they are cut into batches.
 
-A plan is pure: the order is a function of the seed, the epoch and the array's
-shape and blocks, never of threads, memory or speed. That is what makes a
-resumed run the same as an uninterrupted one: to resume is to ask for the same
-order from a later batch on.
+The plan is pure: the order is a function of the seed, the epoch and the array's
+shape and blocks, never of threads, memory or speed. To resume is to ask for the
+same order from a later batch on, so a resumed run equals an uninterrupted one.
 
-Rows are read by *block* (what the source reads best at once, such as a chunk),
-each exactly once an epoch. A *window* is a handful of blocks that lie in
-memory together; a *batch* is a slice of a window. In training, the blocks of a
-window are drawn at random from the whole array and its rows are dealt to its
-batches, so that a batch mixes rows of many places (the rows of one file are
-often sorted): of every handful of neighbours, as many as there are batches, each
-batch gets one, drawn at random. That is a batch as varied as the window, more so
-than one of rows drawn without regard to where they lie, and its rows come in the
-order in which they lie in memory.
-Mixing whole blocks in a window was chosen over reading random rows, which
-would decode every chunk many times, and over a running shuffle buffer, whose
-content depends on everything read before and so cannot be resumed by seeking.
+Rows are read by *block*: what the source reads best at once, such as a chunk.
+Each block is read once an epoch. A *window* is the blocks that lie in memory
+together; a *batch* is a slice of a window. The rows of one file are often
+sorted. In training, therefore, the blocks of a window are drawn at random from
+the whole array, and its rows are dealt to its batches: of B neighbours, where
+the window has B batches, each batch gets one at random. Such a batch is as
+varied as its window, more so than one drawn without regard to where rows lie,
+and its rows keep their order in memory.
+
+Two other ways were rejected. Reading random rows would decode every chunk many
+times. A running shuffle buffer depends on everything read before, so a resumed
+run could not seek to its place.
 """
 
 from __future__ import annotations
@@ -33,34 +32,33 @@ if TYPE_CHECKING:
 
 __all__ = ["WINDOW_BYTES", "ReadingPlan", "Window", "plan_reading", "row_windows", "sample_windows"]
 
-#: A window holds about this many bytes of stored rows: many blocks when they
-#: are small, at least one when they are large.
+#: Bytes of stored rows in a window, about: many small blocks, or at least one large block.
 WINDOW_BYTES = 64 << 20
 
-#: Names the draws that share a seed, so that no two use the same numbers.
+#: The kind of a draw is part of its seed, so that no two kinds draw the same numbers.
 _BLOCK_ORDER, _ROW_ORDER, _SAMPLE_BLOCKS, _SAMPLE_ROWS = range(4)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Blocks that are read into one host slot together, and the batches cut from it."""
+    """Blocks that are read into one host slot together, and the batches cut from them."""
 
     epoch: int
     """Pass over the data, from 0."""
     reads: tuple[RowRange, ...]
-    """What is read, in the order in which it lies in the slot."""
+    """Rows that are read, in the order in which they lie in the slot."""
     first_batch: int
-    """Number within the epoch of this window's first batch."""
+    """Number of this window's first batch within the epoch."""
     batch_edges: tuple[int, ...]
     """Batch i is ``order[batch_edges[i]:batch_edges[i + 1]]``."""
     last: bool
     """Whether the epoch ends with this window."""
     order_seed: tuple[int, ...] | None = None
-    """Seed of how the slot's rows are dealt or picked; None leaves them as they are read."""
+    """Seed that deals or picks the slot's rows; None keeps the order of reading."""
     picks: tuple[int, ...] | None = None
-    """How many rows of each read are kept, drawn at random; None keeps all."""
+    """Rows of each read that are kept, drawn at random; None keeps all."""
     positions: np.ndarray | None = field(default=None, compare=False)
-    """The order itself, int32, where it is the share of one process in that of a window."""
+    """The order itself, int32, in a process's share of a window; else None."""
 
     @property
     def n_rows(self) -> int:
@@ -93,11 +91,11 @@ class Window:
         return np.concatenate(chosen).astype(np.int32)
 
     def share(self, rank: int, n_processes: int) -> Window:
-        """What process `rank` of `n_processes` reads and uses of this window.
+        """The part of this window that process `rank` of `n_processes` reads and uses.
 
-        It reads every `n_processes`-th block. A batch of the share holds the rows of that batch
-        of the whole window that lie in these blocks: a step is made of the same rows, however
-        many processes there are. Batches may be empty, and so may `reads`.
+        The process reads every `n_processes`-th block. A batch of the share holds the rows of the
+        same batch of the whole window that lie in these blocks: on any number of processes a step
+        is made of the same rows. Batches may be empty, and so may `reads`.
         """
         lengths = np.array([len(rows) for rows in self.reads])
         ends = np.cumsum(lengths)
@@ -107,7 +105,7 @@ class Window:
         is_own = blocks % n_processes == rank
         batch_of = np.repeat(np.arange(self.n_batches), np.diff(self.batch_edges))[is_own]
         n_own = np.bincount(batch_of, minlength=self.n_batches)
-        # A block that is read moves up by the lengths of those before it that others read.
+        # Blocks that other processes read are not in the slot: later blocks move up by them.
         is_read = np.arange(len(lengths)) % n_processes == rank
         gap_before = np.cumsum(np.where(is_read, 0, lengths))
         positions = order[is_own] - gap_before[blocks[is_own]]
@@ -126,20 +124,20 @@ class ReadingPlan:
     n_rows: int
     block_rows: int
     window_blocks: int
-    """Blocks of a window."""
+    """Blocks of a window, at most."""
     batch_rows: int
-    """Rows of a batch at most; the batches of a window are of equal length to within a row."""
+    """Rows of a batch, at most; batches of one window differ by one row at most."""
     seed: int | None
     """Seed of the order; None reads from the first row to the last."""
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of the array, the last of which may be short."""
+        """Blocks of the array; the last may be short."""
         return -(-self.n_rows // self.block_rows)
 
     @property
     def window_rows(self) -> int:
-        """Rows of a window at most."""
+        """Rows of a window, at most."""
         return min(self.window_blocks * self.block_rows, self.n_rows)
 
     @property
@@ -149,7 +147,7 @@ class ReadingPlan:
 
     @property
     def order_bytes(self) -> int:
-        """What the order of an epoch takes in memory while it is made, at most."""
+        """Bytes that making the order of an epoch takes, at most."""
         return 40 * self.n_blocks + 40 * self.n_windows
 
     def windows(
@@ -157,9 +155,9 @@ class ReadingPlan:
     ) -> Iterator[Window]:
         """Windows of `epoch` from the one that holds batch number `start` on.
 
-        The first window is whole even if `start` lies within it: the batches
-        before `start` are for the caller to pass over. With several processes each window is
-        the share of process `rank` (see `Window.share`).
+        The first window is whole even if `start` lies within it: the caller passes
+        over the batches before `start`. With several processes each window is the
+        share of process `rank` (see `Window.share`).
         """
         whole = self._windows(epoch, start)
         if n_processes == 1:
@@ -182,7 +180,7 @@ class ReadingPlan:
             )
 
     def n_batches(self, epoch: int) -> int:
-        """Batches of `epoch`: it varies a little with where the short last block falls."""
+        """Batches of `epoch`; the number varies with the window that the short last block is in."""
         return int(self._layout(epoch)[2][-1])
 
     def rows_before(self, epoch: int, batch: int) -> int:
@@ -196,7 +194,7 @@ class ReadingPlan:
         return int(window_rows[:index].sum()) + edges[batch - int(first_batches[index])]
 
     def batch_at(self, row: int) -> int:
-        """Number of the batch that holds `row` where rows are read in sequence."""
+        """Number of the batch that holds `row` when rows are read in sequence."""
         index, within = divmod(row, self.window_blocks * self.block_rows)
         _, window_rows, first_batches = self._layout(0)
         n_batches = int(first_batches[index + 1] - first_batches[index])
@@ -204,7 +202,7 @@ class ReadingPlan:
         return int(first_batches[index]) + int(np.searchsorted(edges, within, side="right")) - 1
 
     def _window_of(self, batch: int, first_batches: np.ndarray) -> int:
-        """Index of the window that holds `batch`; the number of windows for the epoch's end."""
+        """Index of the window that holds `batch`; at the epoch's end the number of windows."""
         if not 0 <= batch <= first_batches[-1]:
             raise ValueError(f"batch {batch} is not one of the epoch's {first_batches[-1]}")
         return int(np.searchsorted(first_batches, batch, side="right")) - 1
@@ -215,7 +213,7 @@ class ReadingPlan:
         return RowRange(start, min(start + self.block_rows, self.n_rows))
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Blocks in order of use, each window's rows, its first batch with the total at the end."""
+        """Blocks in order of use; rows of each window; first batch of each, and the total."""
         blocks = np.arange(self.n_blocks)
         if self.seed is not None:
             blocks = _rng(self.seed, _BLOCK_ORDER, epoch).permutation(blocks)
@@ -227,7 +225,7 @@ class ReadingPlan:
 
 
 def plan_reading(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> ReadingPlan:
-    """The plan for an array of `spec`, read in random order by `seed` or in sequence if None."""
+    """The reading plan for `spec`: in a random order from `seed`, in sequence if it is None."""
     block_rows = min(spec.block_rows, spec.n_rows)
     fitting = WINDOW_BYTES // (block_rows * spec.row_bytes)
     n_blocks = -(-spec.n_rows // block_rows)
@@ -242,53 +240,56 @@ def plan_reading(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> Readi
 
 
 def sample_windows(
-    plan: ReadingPlan, n_rows: int, *, seed: int, n_pieces: int, piece_rows: int
+    reading: ReadingPlan, n_rows: int, *, seed: int, n_pieces: int, piece_rows: int
 ) -> Iterator[Window]:
     """Windows whose `order` picks `n_rows` rows from at least `n_pieces` pieces.
 
-    A piece is `piece_rows` rows that start at a multiple of it: a block, or less
-    where the source reads less for less. (The sample is the whole array, if it
-    has no more rows or pieces.) One piece is drawn from each of `n_pieces`
-    equal stretches of the array, so that rows which are sorted are met from
-    everywhere. Every row is as likely to be picked as any other. Each window
-    is one batch, and no longer than those of `plan`.
+    A piece is `piece_rows` rows that start at a multiple of `piece_rows`: a block, or a
+    part of one that the source can read alone. One piece is drawn from each of at least
+    `n_pieces` equal stretches of the array, so a sorted array is sampled from everywhere.
+    Every row is as likely to be picked as any other. An array of no more than `n_pieces`
+    pieces is read whole; one of no more than `n_rows` rows is itself the sample. Each window
+    is one batch, and no longer than the windows of `reading`.
     """
     rng = _rng(seed, _SAMPLE_BLOCKS)
-    n_all = -(-plan.n_rows // piece_rows)
-    # One piece more than full ones would need: the array's last may be short.
+    n_all = -(-reading.n_rows // piece_rows)
+    # One piece more than `n_rows` fills: the array's last may be short.
     n_drawn = min(n_all, max(n_pieces, -(-n_rows // piece_rows) + 1))
-    # Stretches differ by one piece in length, and a piece of a short one is more likely to
-    # be drawn; turned by a random number of pieces, they are as likely as each other.
+    # Stretches differ by one piece in length, and a piece of a short stretch is likelier to be
+    # drawn. A turn by a random number of pieces makes all pieces equally likely.
     edges = np.arange(n_drawn + 1) * n_all // n_drawn
     drawn = np.sort((rng.integers(edges[:-1], edges[1:]) + rng.integers(n_all)) % n_all)
     ranges = [
-        RowRange(piece * piece_rows, min((piece + 1) * piece_rows, plan.n_rows))
+        RowRange(piece * piece_rows, min((piece + 1) * piece_rows, reading.n_rows))
         for piece in drawn.tolist()
     ]
     read_before = np.cumsum([0, *map(len, ranges)])
     n_read = int(read_before[-1])
     n_rows = min(n_rows, n_read)
-    # Shares are rounded from a random phase on: a short piece is no more likely to be rounded up.
+    # Rounding starts at a random phase: a short piece is no likelier to be rounded up.
     picked_before = (read_before * n_rows + rng.integers(n_read)) // n_read
-    of_a_window = plan.window_rows // piece_rows
-    for index, start in enumerate(range(0, n_drawn, of_a_window)):
-        reads = tuple(ranges[start : start + of_a_window])
-        picks = tuple(np.diff(picked_before[start : start + of_a_window + 1]).tolist())
+    window_pieces = reading.window_rows // piece_rows
+    for index, start in enumerate(range(0, n_drawn, window_pieces)):
+        reads = tuple(ranges[start : start + window_pieces])
+        picks = tuple(np.diff(picked_before[start : start + window_pieces + 1]).tolist())
         yield Window(
             epoch=0,
             reads=reads,
             first_batch=index,
             batch_edges=(0, sum(picks)),
-            last=start + of_a_window >= n_drawn,
+            last=start + window_pieces >= n_drawn,
             order_seed=(seed, _SAMPLE_ROWS, index),
             picks=picks,
         )
 
 
-def row_windows(plan: ReadingPlan, rows: Sequence[int]) -> Iterator[Window]:
-    """Windows of single `rows`, in that order; each is one batch no longer than those of `plan`."""
-    for index, start in enumerate(range(0, len(rows), plan.window_rows)):
-        chosen = rows[start : start + plan.window_rows]
+def row_windows(reading: ReadingPlan, rows: Sequence[int]) -> Iterator[Window]:
+    """Windows of single `rows`, in that order.
+
+    Each window is one batch, and no longer than the windows of `reading`.
+    """
+    for index, start in enumerate(range(0, len(rows), reading.window_rows)):
+        chosen = rows[start : start + reading.window_rows]
         yield Window(
             epoch=0,
             reads=tuple(RowRange(row, row + 1) for row in chosen),
@@ -299,20 +300,20 @@ def row_windows(plan: ReadingPlan, rows: Sequence[int]) -> Iterator[Window]:
 
 
 def _edges(n_rows: int, n_batches: int) -> tuple[int, ...]:
-    """Ends of batches of equal length, but that the first ones have a row more."""
+    """Edges of `n_batches` equal batches; the rows left over go to the first ones, one each."""
     length, n_longer = divmod(n_rows, n_batches)
     return tuple(i * length + min(i, n_longer) for i in range(n_batches + 1))
 
 
 def _dealt(n_rows: int, n_batches: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of the first batch, then of the next one: one of every `n_batches` neighbours each.
+    """Positions of all rows, batch after batch: each has one of every `n_batches` neighbours.
 
-    Who is dealt the first of them is drawn, and the others follow in turn.
+    The neighbour that goes to the first batch is drawn; the other batches follow in turn.
     """
     starts_H = np.arange(0, n_rows, n_batches, dtype=np.int32)
     turn_H = rng.integers(n_batches, size=len(starts_H), dtype=np.int32)
     if n_rows % n_batches:
-        turn_H[-1] = 0  # The last rows are fewer than the batches, of which the first are longer.
+        turn_H[-1] = 0  # The last rows, fewer than the batches, go to the first, longer batches.
     place_BH = np.add.outer(np.arange(n_batches, dtype=np.int32), turn_H)
     place_BH -= np.int32(n_batches) * (place_BH >= n_batches)
     place_BH += starts_H

@@ -1,13 +1,13 @@
-"""Reader threads fill a fixed set of host slots ahead of the arithmetic.
+"""Reads windows ahead of the arithmetic: reader threads fill a fixed set of host slots.
 
 The threads share one queue of block reads. A window is opened when a slot is
-free, its blocks are read by whichever threads are idle, and it is handed over
-in the plan's order when the last block has arrived. Memory is bounded by the
-number of slots; order never depends on which thread was faster.
+free. Idle threads read its blocks, and it is handed over in the order of the
+reading plan when its last block has arrived. The number of slots bounds the
+memory, and the order never depends on which thread was faster.
 
 Threads were chosen over processes: NumPy, numcodecs and the operating system
-release the interpreter lock while they read and decode, and slots need no
-sharing across address spaces.
+release the interpreter lock while they read and decode, and no slot has to be
+shared between processes.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class HostWindow:
     rows_ND: np.ndarray
     """Rows in the order of reading, in their stored dtype."""
     weights_N: np.ndarray | None = None
-    """Their weights, float64; None where they have none."""
+    """Weights of the rows, float64; None where they have none."""
     order: np.ndarray | None = None
     """Positions in `rows_ND` in the order of use, int32; None for the order of reading."""
     release: Callable[[], None] = field(default=lambda: None)
     """Give the slot back to the readers; `rows_ND` must not be used afterwards."""
     unfinished: int = 0
+    """Tasks that are left: one for each read, and one for the order."""
 
 
 @contextmanager
@@ -62,17 +63,16 @@ def prefetch(
 ) -> Iterator[Iterator[HostWindow]]:
     """Read `windows` of `source` in order with `n_threads` threads, as far ahead as slots allow.
 
-    With `weights`, those of the rows are read along with them.
+    With `weights` those of the rows are read with them.
 
-    Yields an iterator of `HostWindow`; each must be released before as many
-    more as there are slots can be had. On leaving the ``with`` block, for
-    whatever reason, the threads stop and are joined. Without threads the caller's own reads
-    a window when it is asked for.
+    Yields an iterator of `HostWindow`. Each keeps its slot until it is released. When the
+    ``with`` block ends, for whatever reason, the threads stop and are joined. With 0 threads
+    the calling thread reads a window when it is asked for.
 
     Raises
     ------
     ReadError
-        In the consumer, if a read failed; the message names the file and rows.
+        From the iterator, if a read failed; the message names the source and the rows.
     """
     readers = _Readers(source, windows, slots, times, weights)
     if n_threads == 0:
@@ -126,14 +126,14 @@ class _Readers:
                     host_window.unfinished -= 1
                     if host_window.unfinished == 0:
                         self._changed.notify_all()
-        # Whatever went wrong belongs to the consumer: a thread has nobody to tell.
+        # `results` raises it in the consumer: here nobody would see it.
         except BaseException as error:  # noqa: BLE001
             with self._changed:
                 self._error = self._error or error
                 self._changed.notify_all()
 
     def one_by_one(self) -> Iterator[HostWindow]:
-        """Windows in the plan's order, each read here and now."""
+        """Windows in the order of the reading plan, each read when it is asked for."""
         while not self._exhausted:
             with self._changed:
                 self._open_window()
@@ -143,7 +143,7 @@ class _Readers:
                 yield self._opened.popleft()
 
     def results(self) -> Iterator[HostWindow]:
-        """Finished windows in the plan's order."""
+        """Windows in the order of the reading plan, each when all its tasks are done."""
         while True:
             with self._changed:
                 self._changed.wait_for(self._is_result_known)
@@ -155,7 +155,7 @@ class _Readers:
             yield host_window
 
     def stop(self) -> None:
-        """Let every thread end after the read it is in."""
+        """Let every thread end after its current read."""
         with self._changed:
             self._stopping = True
             self._tasks.clear()

@@ -1,9 +1,9 @@
-"""Host memory that windows of rows are read into: allocated once, reused, given back.
+"""Host slots: memory that windows are read into, allocated once and used again.
 
 For a GPU the slots are page-locked, so that copies to the device run at the
-link's speed and beside everything else. They are anonymous maps registered
-with CUDA rather than torch's pinned allocations, which are rounded up to a
-power of two (pytorch#150517) and would break the memory plan.
+link's speed and beside the arithmetic. They are anonymous maps registered with
+CUDA. torch's pinned allocations were rejected: torch rounds them up to a power
+of two (pytorch#150517), which would break the memory plan.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ __all__ = ["WEIGHT_BYTES", "HostSlots", "StreamMemory", "slot_bytes", "weights_o
 logger = logging.getLogger("streamkm")
 
 
-#: Weights lie behind the rows of a slot, as float64.
+#: Bytes of a weight, a float64; weights lie behind the rows of a slot.
 WEIGHT_BYTES = 8
 
 
 def weights_offset(row_bytes: int) -> int:
-    """Where the weights begin in a slot whose rows take `row_bytes` in all."""
+    """Where the weights begin in a slot whose rows together take `row_bytes`."""
     return -(-row_bytes // WEIGHT_BYTES) * WEIGHT_BYTES
 
 
 def slot_bytes(n_rows: int, row_bytes: int, *, weighted: bool) -> int:
-    """Bytes of a slot for `n_rows` of `row_bytes` each, and their weights."""
+    """Bytes of a slot for `n_rows` of `row_bytes` each and, if `weighted`, their weights."""
     if not weighted:
         return n_rows * row_bytes
     return weights_offset(n_rows * row_bytes) + n_rows * WEIGHT_BYTES
@@ -44,20 +44,20 @@ def slot_bytes(n_rows: int, row_bytes: int, *, weighted: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class StreamMemory:
-    """What a stream may allocate on the host: decided once, by the memory plan."""
+    """Slots and readers of a stream, as the memory plan decides them."""
 
     n_slots: int
     slot_rows: int
     """Rows of the largest window."""
     slot_bytes: int
     n_readers: int
-    """Threads that read; 0 reads in the caller's."""
+    """Reader threads; with 0 the calling thread reads."""
     weighted: bool = False
     """Whether the slots have room for weights behind the rows."""
 
 
 class HostSlots:
-    """The buffers of one run, used by one stream after the other; pinned while open for CUDA."""
+    """The slots of one run, used by one stream after the other; page-locked on CUDA while open."""
 
     def __init__(self, memory: StreamMemory, device: torch.device) -> None:
         self.memory = memory
@@ -68,9 +68,9 @@ class HostSlots:
             for _ in range(memory.n_slots)
         ]
         for map_ in self._maps:
-            # Large pages: an eighth of the time to touch them first, and rows that are
-            # gathered from all over a window do not each miss the processor's page table.
-            with suppress(AttributeError, OSError):  # macOS; a kernel built without them
+            # Huge pages take an eighth of the time to be touched first, and rows gathered from
+            # all over a window do not each miss in the processor's cache of page addresses.
+            with suppress(AttributeError, OSError):  # macOS; a Linux built without huge pages
                 map_.madvise(mmap.MADV_HUGEPAGE)
         self.buffers = [np.frombuffer(map_, dtype=np.uint8) for map_ in self._maps]
         self._pinned: list[np.ndarray] = []
@@ -95,7 +95,7 @@ class HostSlots:
             with torch.cuda.device(self.device):
                 for buffer in self._pinned:
                     torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data)
-        # The maps themselves go when the last array that looks into them does.
+        # A map is freed with the last array that views it.
         self._pinned, self.buffers, self._maps = [], [], []
 
     def _pin(self) -> None:
@@ -106,8 +106,8 @@ class HostSlots:
             with torch.cuda.device(self.device):
                 status = runtime.cudaHostRegister(buffer.ctypes.data, buffer.nbytes, 0)
             if int(status) != 0:
-                # The failure stays behind as CUDA's last error and would be blamed on the
-                # next launch. torch has no way to read it but a launch, which clears it.
+                # The failure stays CUDA's last error, and the next launch would raise it. torch
+                # can clear it only by a launch.
                 with suppress(RuntimeError):
                     torch.ones(1, device=self.device)
                 logger.warning(

@@ -1,7 +1,6 @@
-"""How long reading, copying and arithmetic each worked and waited.
+"""Counts how long each stage of a stream worked and waited: reading, copying, arithmetic.
 
-The stage that worked longest holds the others up: that is the bottleneck which
-a run names at its end.
+The stage that worked longest is the bottleneck, which a run names at its end.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ STAGES = ("reading", "copying", "arithmetic")
 
 @dataclass
 class StageTimes:
-    """Seconds that each stage worked and waited since the start of a phase; thread-safe."""
+    """Seconds that each stage has worked and waited in a phase; any thread may add to them."""
 
     n_readers: int = 1
     busy_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     wait_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     bytes_read: int = 0
     working_since: dict[str, float] = field(default_factory=dict, repr=False)
-    """When the work that a stage has in hand began, where it has any."""
+    """When each stage that is at work began its current work."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _started: float = field(default_factory=time.perf_counter, repr=False)
 
     def add(self, stage: str, *, busy: float = 0.0, wait: float = 0.0, n_bytes: int = 0) -> None:
-        """Add to a stage; a reader thread adds its share of the readers' time."""
+        """Add seconds to a stage; those of a reader thread are divided by `n_readers`."""
         share = self.n_readers if stage == "reading" else 1
         with self._lock:
             self.busy_s[stage] += busy / share
@@ -45,7 +44,7 @@ class StageTimes:
         return _Span(self, stage, "wait")
 
     def working(self, stage: str, n_bytes: int = 0) -> AbstractContextManager[None]:
-        """Count the time of a ``with`` block as work, and `n_bytes` as read in it."""
+        """Count the time of a ``with`` block as work, in which `n_bytes` are read."""
         return _Span(self, stage, "busy", n_bytes)
 
     @property
@@ -54,18 +53,18 @@ class StageTimes:
         return time.perf_counter() - self._started
 
     def busy(self, stage: str) -> float:
-        """Seconds that `stage` has worked, its work in hand included."""
+        """Seconds that `stage` has worked, its current work included."""
         since = self.working_since.get(stage)
         return self.busy_s[stage] + (time.perf_counter() - since if since is not None else 0.0)
 
     def bottleneck(self) -> str:
-        """The stage that worked longest; of equals, the one nearest to the result."""
+        """The stage that worked longest; of equals the last in the order of `STAGES`."""
         return max(reversed(STAGES), key=self.busy)
 
     def summary(self, reached: str = "") -> str:
-        """One line: which stage held the others up, and how long each worked and waited.
+        """One line: the bottleneck, and how long each stage worked and waited.
 
-        `reached` says what that stage did of what it could have done.
+        `reached` compares the speed of the bottleneck with the most that it can do.
         """
         parts = ", ".join(
             f"{stage} worked {self.busy(stage):.2f} s and waited {self.wait_s[stage]:.2f} s"
@@ -98,7 +97,7 @@ class _Span:
 
     def __enter__(self) -> None:
         self._from = time.perf_counter()
-        # Readers are several; the other stages work on one thing at a time.
+        # There are several readers; each other stage works on one window at a time.
         if self._kind == "busy" and self._stage != "reading":
             self._times.working_since[self._stage] = self._from
 

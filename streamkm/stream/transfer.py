@@ -1,10 +1,10 @@
-"""From host slots to the device, beside the arithmetic.
+"""Moves windows from host slots to the device, beside the arithmetic.
 
-On CUDA a copy stream fills two device slots in turn while the compute stream
-works on the other: the copy of a window is queued before the window ahead of it
-is handed over, so that it runs beside whatever the caller queues for that one.
-Events order the streams both ways, and the host only waits for a copy when it
-gives the host slot back to the readers. On the CPU a window is used where it
+On CUDA a copy stream fills one of two device slots while the compute stream
+works on the other. The copy of a window is queued before the window ahead of it
+is handed over, so it runs beside the work that the caller queues for that one.
+Events make each stream wait for the other. The host waits for a copy only when
+it gives the host slot back to the readers. On the CPU a window is used where it
 lies. Either way the caller sees one iterator of `DeviceWindow`.
 """
 
@@ -44,7 +44,7 @@ class DeviceWindow:
     """Weights of the rows, float64, in the order of reading; None where they have none."""
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, torch.Tensor | slice]]:
-        """(number within the epoch, rows of `x_ND`) for the batches from number `start` on."""
+        """(number within the epoch, rows of `x_ND`) of each batch from number `start` on."""
         first = self.window.first_batch
         edges = self.window.batch_edges
         for i in range(max(start - first, 0), self.window.n_batches):
@@ -52,8 +52,8 @@ class DeviceWindow:
             yield first + i, rows if self.order_N is None else self.order_N[rows]
 
     def taken(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """`rows` of `x_ND`, as `batches` gives them: a view, or a copy where they are picked."""
-        # Not [] for all: it is slower, and on a GPU knows no uint16, uint32 and uint64.
+        """`rows` of `x_ND`, as `batches` gives them: a view of a slice, a copy of others."""
+        # Indexing by a tensor is slower, and on a GPU knows no uint16, uint32 and uint64.
         return self.x_ND[rows] if isinstance(rows, slice) else self.x_ND.index_select(0, rows)
 
     def take_into(self, out_BD: torch.Tensor, rows: torch.Tensor | slice) -> None:
@@ -65,7 +65,7 @@ class DeviceWindow:
 
 
 def as_stored_tensor(rows_ND: np.ndarray, dtype: str) -> torch.Tensor:
-    """`rows_ND` as a tensor on the same memory, bfloat16 if its bits are."""
+    """`rows_ND` as a tensor on the same memory; uint16 becomes bfloat16 if that is `dtype`."""
     tensor = torch.from_numpy(rows_ND)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
@@ -76,7 +76,7 @@ def to_device(
     slots: HostSlots,
     times: StageTimes,
 ) -> Generator[DeviceWindow]:
-    """Move each window to the slots' device; its slot is released as soon as possible."""
+    """Move each window to the slots' device and release its host slot as soon as possible."""
     if slots.device.type == "cuda":
         return _copy_to_cuda(host_windows, spec, slots, times)
     return _use_in_place(host_windows, spec, times)
@@ -106,8 +106,8 @@ def _copy_to_cuda(
 ) -> Generator[DeviceWindow]:
     compute = torch.cuda.current_stream(host_slots.device)
     copy = torch.cuda.Stream(host_slots.device)
-    # The slots may be memory that work queued before still uses.
     slots = [_DeviceSlot(host_slots, spec) for _ in range(N_DEVICE_SLOTS)]
+    # torch may give the slots memory that queued work still uses: the copies wait for that work.
     copy.wait_stream(compute)
     clock = _EventClock(times)
     held: deque[tuple[_DeviceSlot, HostWindow]] = deque()
@@ -121,8 +121,8 @@ def _copy_to_cuda(
             if ahead is not None:
                 yield from _hand_over(*ahead, compute, clock)
             ahead = slot, window
-            # A slot that is held back too long starves the readers; one that is
-            # released before its copy is done would be overwritten under it.
+            # A host slot held too long starves the readers. One released before its copy is
+            # done would be overwritten during the copy.
             while len(held) >= max(len(host_slots) - 1, 1):
                 filled, oldest = held.popleft()
                 filled.copied.synchronize()
@@ -131,7 +131,7 @@ def _copy_to_cuda(
         if ahead is not None:
             yield from _hand_over(*ahead, compute, clock)
     finally:
-        # Neither host nor device memory may go while a copy is under way.
+        # Neither host nor device memory may be freed during a copy.
         copy.synchronize()
         clock.collect()
 
@@ -139,7 +139,7 @@ def _copy_to_cuda(
 def _hand_over(
     slot: _DeviceSlot, window: DeviceWindow, compute: torch.cuda.Stream, clock: _EventClock
 ) -> Generator[DeviceWindow]:
-    """Let the caller queue its work on a window, after the copy and before the next one."""
+    """Let the caller queue its work on a window: after its copy, before the slot's next one."""
     compute.wait_event(slot.copied)
     with clock.timing("arithmetic", compute):
         yield window
@@ -147,7 +147,7 @@ def _hand_over(
 
 
 class _DeviceSlot:
-    """Memory for one window on the device, and the events that pass it to and fro."""
+    """Memory for one window on the device, with an event for each stream to wait for."""
 
     def __init__(self, host_slots: HostSlots, spec: ArraySpec) -> None:
         device, slot_rows = host_slots.device, host_slots.memory.slot_rows
@@ -156,17 +156,17 @@ class _DeviceSlot:
         self._order_N = torch.empty(slot_rows, dtype=torch.int32, device=device)
         n_weights = slot_rows if host_slots.memory.weighted else 0
         self._weights_N = torch.empty(n_weights, dtype=torch.float64, device=device)
-        # From memory that is not pinned a copy would wait on the host for the one before it.
+        # Pinned: from other memory the host would wait for this copy and the one before it.
         self._host_order_N = _pinned(slot_rows, torch.int32)
         self.copied, self.freed = torch.cuda.Event(), torch.cuda.Event()
 
     def fill(self, host: HostWindow, spec: ArraySpec, copy: torch.cuda.Stream) -> DeviceWindow:
-        """Queue the copy of `host`, once the window that was here before is done with."""
+        """Queue the copy of `host`, to begin when the window in the slot has been used."""
         copy.wait_event(self.freed)
         x_ND, order_N = self._x_ND[: len(host.rows_ND)], None
         x_ND.copy_(as_stored_tensor(host.rows_ND, spec.dtype), non_blocking=True)
         if host.order is not None:
-            # The last copy out of it: two windows ago, so over.
+            # The last copy from this memory: two windows ago, so it is over by now.
             self.copied.synchronize()
             host_order_N = self._host_order_N[: len(host.order)]
             host_order_N.copy_(torch.from_numpy(host.order))
@@ -185,7 +185,7 @@ def _pinned(n_elements: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _EventClock:
-    """Stage times on CUDA streams, read from events only after they have passed."""
+    """Times stages on CUDA streams by events, which are read only after they have passed."""
 
     def __init__(self, times: StageTimes) -> None:
         self._times = times
@@ -193,7 +193,7 @@ class _EventClock:
         self._last: dict[str, torch.cuda.Event] = {}
 
     def timing(self, stage: str, stream: torch.cuda.Stream) -> Any:
-        """Count what `stream` is given within the ``with`` block as work of `stage`."""
+        """Count what is queued on `stream` within a ``with`` block as work of `stage`."""
         return _EventSpan(self, stage, stream)
 
     def add(self, stage: str, start: torch.cuda.Event, end: torch.cuda.Event) -> None:

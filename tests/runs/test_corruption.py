@@ -236,7 +236,7 @@ def test_a_model_of_another_format_stays(finished, monkeypatch):
     [
         (b"{]", "it is not JSON (line 1 column 2)"),
         (b'{"\xff', "it is not text (byte 2)"),
-        (b"[]", "it is JSON, but no object of it"),
+        (b"[]", "it is JSON, but not an object"),
         (seal({"fit": {}, "data": {}}), "it lacks `source`"),
     ],
 )

@@ -449,7 +449,7 @@ def test_rows_without_direction_rows_that_are_the_same_and_few_rows():
     rows[::2] = 0
     assert "2,000 rows of the sample are all zeros" in notes(rows, metric="cosine")
     assert "only 2 are distinct, k is 4" in notes(np.repeat(np.eye(2), 50, axis=0))
-    assert "k is 1,000: 4.0 rows a cluster in the mean" in notes(SHUFFLED, k=1000)
+    assert "k is 1,000: 4.0 rows a cluster on average" in notes(SHUFFLED, k=1000)
 
 
 # The row that is named is the array's, not the sample's.

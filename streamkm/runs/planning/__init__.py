@@ -1,1 +1,1 @@
-"""What is decided before the first row is read."""
+"""Plans and checks that are made before the first row is read."""

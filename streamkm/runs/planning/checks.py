@@ -1,4 +1,4 @@
-"""What is refused before anything is read or written; imports no torch."""
+"""Refuses a fit or an output before anything is read or written; imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["check_fit", "check_outside"]
 
 
 def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
-    """Refuse what can be refused from the array's shape alone."""
+    """Refuse a fit that the array's shape rules out; `name` is the source's."""
     if config.k > spec.n_rows:
         raise ConfigError(
             f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
@@ -25,7 +25,7 @@ def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
 
 
 def check_outside(source: Source, **outputs: Path | None) -> None:
-    """Refuse an output, by the name of its setting, that would become part of what is read."""
+    """Refuse an output that would become part of `source`; each keyword names a setting."""
     for name, path in outputs.items():
         if path is not None and would_take(source, path):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which kernel a run uses, and what else may change the last bits of its result."""
+"""Describes what may change the last bits of a run's result: its kernel and its environment."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["describe_kernel", "environment"]
 
 
 def describe_kernel(asked: str, name: str, precision: str = "exact") -> str:
-    """What the log says of the kernel `name`, for which ``--kernel`` said `asked`."""
+    """The kernel `name` as the log shows it; `asked` is the value of ``--kernel``."""
     chosen = " (auto)" if asked == "auto" else ""
     warning = "" if precision == "exact" else ", labels as screened (precision fast)"
     return f"kernel {name}{chosen}{warning}"
 
 
 def environment(device: torch.device, kernel: str) -> dict[str, str]:
-    """What may change the last bits of a result without any setting having changed."""
+    """What may change the last bits of a result although every setting is the same."""
     compiled = instruction_sets()
     return {
         "device": device_name(device),

@@ -1,4 +1,4 @@
-"""What follows from the source, the settings and the machine, before a row is read."""
+"""The fit plan: all that follows from the source, the settings and the machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["FitPlan"]
 
 @dataclass(frozen=True)
 class FitPlan:
-    """One fit, planned."""
+    """All that is decided about one fit before a row is read."""
 
     source: Source
     weights: Weights | None
@@ -42,11 +42,11 @@ class FitPlan:
     seeding: SeedingPlan
     memory: MemoryPlan
     stored: torch.dtype
-    """In which rows arrive."""
+    """Dtype in which rows arrive."""
     dtype: torch.dtype
-    """In which distances are taken."""
+    """Dtype in which distances are computed."""
     given_KD: np.ndarray | None
-    """Centroids to begin with, in the space of the input, float64, if there are any."""
+    """First centroids, float64, in the space of the input; None if they are to be seeded."""
 
     @classmethod
     def make(
@@ -58,14 +58,14 @@ class FitPlan:
         given_KD: np.ndarray | None,
         weights: Weights | None,
     ) -> Self:
-        """The plan of a fit; parameters are those of `streamkm.runs.fit.fit`.
+        """The plan of a fit on `device`; other parameters are those of `streamkm.runs.fit.fit`.
 
         Raises
         ------
         MemoryBudgetError
-            If one slot and one reader do not fit.
+            If one slot and one reader do not fit into the budget.
         ConfigError
-            If the centroids to begin with cannot be used.
+            If the first centroids cannot be used.
         """
         spec, weighted = source.spec, weights is not None
         shuffles = ALGORITHMS[config.algorithm].shuffles
@@ -91,10 +91,10 @@ class FitPlan:
             memory=plan_memory(spec, reading, execution, fixed_bytes=needed, weighted=weighted),
             stored=stored,
             dtype=compute_dtype(stored),
-            # Before any pass over the data, so that a file of another shape costs nothing.
+            # Before any pass over the data, so that a wrong file is refused at once.
             given_KD=given_centroids(config, spec.n_features, given_KD),
         )
 
     def reading_of(self, phase: str) -> ReadingPlan:
-        """In which order a phase reads: all but training in that of the array."""
+        """The reading plan of a phase: every phase but training reads in sequence."""
         return self.reading if phase == "train" else replace(self.reading, seed=None)

@@ -1,4 +1,4 @@
-"""The centroids that a user gives to begin with: a file, or an array."""
+"""Reads and checks the first centroids that a user gives, as a file or an array."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ __all__ = ["given_centroids"]
 def given_centroids(
     config: FitConfig, n_features: int, given_KD: np.ndarray | None
 ) -> np.ndarray | None:
-    """The k x D centroids to begin from, float64, where ``config.init`` names a file or `given_KD`.
+    """The first centroids, float64, shape (K, D); None if ``config.init`` is a way of seeding.
+
+    They are `given_KD` where ``config.init`` is ``given``, else the content of the ``.npy`` file
+    that it names.
 
     Raises
     ------
     ConfigError
-        If there is no such file or array, or it holds anything else; if rows are to be
-        normalised and a centroid is zero.
+        If the file or array is missing, has another shape, or holds anything but finite real
+        numbers; if rows are normalised and a centroid is zero.
     """
     if config.init == "given":
         name, centroids_KD = Option("init"), given_KD
@@ -53,7 +56,7 @@ def given_centroids(
 
 
 def _read_centroids(path: Path, name: Option, shape: tuple[int, int]) -> np.ndarray:
-    """The array in a file, if it has `shape`: its own word is not enough to take memory for it."""
+    """The array in a file, refused before memory is allocated if its header says another shape."""
     try:
         with closing(open_npy(path, keep_open=False)) as source:
             spec = source.spec

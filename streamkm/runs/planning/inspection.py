@@ -1,6 +1,7 @@
-"""A look at some rows from all over an array, for what speaks against clustering it as asked.
+"""Looks at some rows from all over an array for reasons not to cluster it as asked.
 
-What is found is true of the sample; that nothing is found proves nothing. Imports no torch.
+A finding is true of the rows that were looked at. The lack of findings proves nothing. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -24,44 +25,42 @@ if TYPE_CHECKING:
 
 __all__ = ["Look", "look_at"]
 
-#: Rows that lie together are read from so many places, at least and at most; fewer where the
-#: blocks that are read for them pass so many bytes.
+#: Places to read rows from, at least and at most, and bytes that reading their blocks may take:
+#: with large blocks there are fewer places.
 MIN_PLACES, MAX_PLACES, READ_BYTES = 4, 32, 256 << 20
-#: Rows that are looked at, at most, and their bytes in float64.
+#: Rows to look at, at most, and bytes that they may take in float64.
 LOOK_ROWS, LOOK_BYTES = 16384, 32 << 20
-#: Rows look sorted if neighbours are, in the median, closer than this share of the squared
-#: distance of others.
+#: Rows look sorted if the median squared distance of neighbours is below this share of that of
+#: random pairs.
 SORTED_SHARE = 0.5
-#: A window of fewer blocks than this mixes sorted rows badly.
+#: A window of fewer blocks mixes sorted rows badly.
 FEW_BLOCKS = 8
-#: float16 ends at 65504: values this large are suspected of having been cut off there.
+#: Larger float16 values suggest that others were cut off at its end, 65,504.
 FLOAT16_END = 65000.0
-#: With fewer rows a cluster in the mean there is little to be learnt of clusters.
+#: With fewer rows a cluster on average, clusters say little.
 FEW_ROWS_A_CLUSTER = 10
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a look at an array has found."""
+    """Findings of a look at an array."""
 
-    n_rows: int
-    """Rows that were looked at."""
     notes: list[str]
-    """What a user should know."""
+    """Findings that a user should know."""
     error: InputError | None
-    """What forbids the run, as the run would say it."""
+    """The error that the run itself would raise; None if it can go on."""
 
 
 def look_at(
     source: Source,
-    plan: ReadingPlan | None,
+    reading: ReadingPlan | None,
     config: FitConfig,
     pause: Callable[[], None] = lambda: None,
 ) -> Look:
-    """Look at the rows of `source`, which are to be clustered as `config` and `plan` say.
+    """Look at some rows of `source`, which is to be clustered as `config` and `reading` say.
 
-    Without a plan they are only to be labelled: what matters is whether they can be used.
-    Between reads `pause` is called, which may raise.
+    If `reading` is None, the rows are only to be labelled, and the look finds only whether
+    they can be used. `pause` is called after each read and may raise.
     """
     spec = source.spec
     pieces = _read(source, pause)
@@ -76,19 +75,19 @@ def look_at(
             error = sampled_row_error(source.name, int(rows[first]), x_SD[first], share)
         else:
             notes.append(f"{share} hold NaN or infinity: they are left out")
-    if plan is None:
-        return Look(len(rows), notes, error)
+    if reading is None:
+        return Look(notes, error)
     kept_SD = x_SD[~bad_S].astype(np.float64)
     notes += _notes_on_values(kept_SD, spec, config)
     of_piece_S = np.repeat(np.arange(len(pieces)), [len(piece) for piece, _ in pieces])[~bad_S]
-    order = _order(kept_SD, of_piece_S, plan, spec.row_bytes)
+    order = _order(kept_SD, of_piece_S, reading, spec.row_bytes)
     notes += [order] if order is not None else []
     notes += _notes_on_k(kept_SD, spec.n_rows, config)
-    return Look(len(rows), notes, error)
+    return Look(notes, error)
 
 
 def _read(source: Source, pause: Callable[[], None]) -> list[tuple[RowRange, np.ndarray]]:
-    """Pieces of consecutive rows, from places spread evenly over the array."""
+    """Consecutive rows from each of several places, spread evenly over the array."""
     spec = source.spec
     unit = min(spec.piece_rows or spec.block_rows, spec.n_rows)
     n_units = -(-spec.n_rows // unit)
@@ -106,7 +105,7 @@ def _read(source: Source, pause: Callable[[], None]) -> list[tuple[RowRange, np.
 
 
 def _usable(stored_SD: np.ndarray, spec: ArraySpec) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as floats, and which of them a run would leave out."""
+    """Rows as floats, and for each whether it holds NaN or infinity."""
     if stored_SD.dtype.kind != "f" and spec.dtype != "bfloat16":
         return stored_SD.astype(np.float64), np.zeros(len(stored_SD), bool)
     x_SD = as_float(stored_SD, spec.dtype)
@@ -136,9 +135,9 @@ def _notes_on_values(x_SD: np.ndarray, spec: ArraySpec, config: FitConfig) -> li
 
 
 def _order(
-    x_SD: np.ndarray, of_piece_S: np.ndarray, plan: ReadingPlan, row_bytes: int
+    x_SD: np.ndarray, of_piece_S: np.ndarray, reading: ReadingPlan, row_bytes: int
 ) -> str | None:
-    """Whether neighbours are closer than others, and what becomes of that."""
+    """A note if neighbours are closer than other rows, and what that means for batches."""
     is_pair_S = of_piece_S[1:] == of_piece_S[:-1]
     if is_pair_S.sum() < 2 or len(x_SD) < 2 * MIN_PLACES:
         return None
@@ -151,22 +150,22 @@ def _order(
         f"rows look sorted: neighbours are {near / far:.0%} as far apart as others (squared "
         "distances, medians)"
     )
-    if plan.seed is None:
+    if reading.seed is None:
         return f"{note}; it makes no difference, the centroids move after whole passes"
-    places = f"{plan.window_blocks:,} of {plan.n_blocks:,} blocks"
-    if plan.window_blocks < min(FEW_BLOCKS, plan.n_blocks):
+    places = f"{reading.window_blocks:,} of {reading.n_blocks:,} blocks"
+    if reading.window_blocks < min(FEW_BLOCKS, reading.n_blocks):
         remedy = "write the array in smaller chunks, or use algorithm=lloyd"
         return f"{note}, and a batch mixes rows of {places} only: {remedy}"
     return (
         f"{note}; batches mix them: each has rows of {places} drawn at random, which costs reads "
-        f"of a block each ({format_bytes(plan.block_rows * row_bytes)}) in random order"
+        f"of a block each ({format_bytes(reading.block_rows * row_bytes)}) in random order"
     )
 
 
 def _notes_on_k(x_SD: np.ndarray, n_rows: int, config: FitConfig) -> list[str]:
     notes = []
     if n_rows < FEW_ROWS_A_CLUSTER * config.k:
-        notes.append(f"k is {config.k:,}: {n_rows / config.k:.1f} rows a cluster in the mean")
+        notes.append(f"k is {config.k:,}: {n_rows / config.k:.1f} rows a cluster on average")
     n_distinct = len(np.unique(x_SD, axis=0))
     if n_distinct < min(config.k, len(x_SD)):
         notes.append(

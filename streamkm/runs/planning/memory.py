@@ -1,7 +1,7 @@
-"""How much memory a run will need, worked out before anything is read or written.
+"""The memory plan: slots, readers and bytes of a run, fixed before anything is read or written.
 
-Imports no torch: wrong arguments and unusable input are refused before the
-seconds that importing it takes.
+Imports no torch, so that wrong arguments and unusable input are refused before
+the seconds that importing it takes.
 """
 
 from __future__ import annotations
@@ -35,16 +35,20 @@ __all__ = [
     "predict_bytes",
 ]
 
+#: Budget where none is given, at most; half of the machine's memory if that is less.
 DEFAULT_HOST_MEMORY = 8 << 30
+#: Readers where no number is given: one a core but at most this many; this many for a remote
+#: source.
 MAX_READ_THREADS = 16
-#: Slots that make reading and arithmetic overlap: one being worked on, one
-#: being copied or ready, one being read.
+#: Slots that let reading and arithmetic overlap (one worked on, one being copied or ready, one
+#: being read), and slots at most.
 FULL_SLOTS, MAX_SLOTS = 3, 8
-#: What the matrix library and the allocators of some threads take on first use.
+#: Bytes that the matrix library and the allocators of some threads take on first use.
 RUNTIME_BYTES = 48 << 20
-#: Scores of a tile and the few rows compared at once, see kernels.reference.
+#: Bytes of a tile's scores, and rows that a tile holds at least: see `kernels.reference`.
 TILE_BYTES, TILE_ROWS = 4 << 20, 128
-#: The compiled kernel's copy of the centroids is filled up to a multiple of so many.
+#: The compiled kernel pads its copy of the centroids to a multiple of this: two vectors of
+#: AVX-512 in float32, the widest panel.
 PANEL_LANES = 32
 
 
@@ -53,16 +57,17 @@ class MemoryPlan:
     """Host memory of a run beyond what importing the package takes."""
 
     stream: StreamMemory
-    """What the slots and readers of a stream may take."""
+    """Slots and readers."""
     reader_bytes: int
-    """What one reader thread allocates beside the slots."""
+    """Bytes that one reader allocates beside the slots, at most."""
     fixed_bytes: int
-    """Everything whose size does not depend on slots and threads."""
+    """Bytes of everything else, whose size does not depend on slots and readers."""
     budget: int
+    """Bytes that the run may take."""
 
     @property
     def total_bytes(self) -> int:
-        """Most that the run will take."""
+        """Bytes that the run takes, at most."""
         slots = self.stream.n_slots * self.stream.slot_bytes
         return self.fixed_bytes + slots + max(self.stream.n_readers, 1) * self.reader_bytes
 
@@ -77,42 +82,49 @@ class MemoryPlan:
 
 def plan_memory(
     spec: ArraySpec,
-    plan: ReadingPlan,
+    reading: ReadingPlan,
     execution: ExecutionConfig,
     *,
     fixed_bytes: int,
     weighted: bool = False,
 ) -> MemoryPlan:
-    """As many slots and readers as the budget holds, up to what is of use.
+    """As many slots and readers as the budget holds and the stream can use.
 
-    `weighted` says that rows have weights.
+    Parameters
+    ----------
+    spec, reading, execution : ArraySpec, ReadingPlan, ExecutionConfig
+        The array, the order in which it is read, and the budget.
+    fixed_bytes : int
+        Bytes of everything but slots and readers, as `fit_bytes` or `predict_bytes` gives them.
+    weighted : bool
+        Whether rows have weights.
 
     Raises
     ------
     MemoryBudgetError
-        If one slot and one reader do not fit; the message says what would do.
+        If one slot and one reader do not fit; the message names a budget that is enough.
     """
     budget = execution.max_host_memory or _default_budget()
     wanted = execution.read_threads
     if wanted is None:
         useful = MAX_READ_THREADS if spec.is_remote else os.cpu_count() or 1
         wanted = min(useful, MAX_READ_THREADS)
-    # Where windows hold few blocks, several must be open for all readers to have work.
-    enough = min(FULL_SLOTS - 1 + -(-wanted // plan.window_blocks), MAX_SLOTS)
+    # If windows hold few blocks, several must be open for all readers to have work.
+    enough = min(FULL_SLOTS - 1 + -(-wanted // reading.window_blocks), MAX_SLOTS)
 
-    n_bytes = slot_bytes(plan.window_rows, spec.row_bytes, weighted=weighted)
-    # A reader takes the weights of one block as they are stored.
-    reader_bytes = spec.scratch_bytes + weighted * plan.block_rows * WEIGHT_BYTES
+    n_bytes = slot_bytes(reading.window_rows, spec.row_bytes, weighted=weighted)
+    # A reader holds the weights of one block as they are stored.
+    reader_bytes = spec.scratch_bytes + weighted * reading.block_rows * WEIGHT_BYTES
 
     def sized(n_slots: int, n_readers: int) -> MemoryPlan:
         return MemoryPlan(
-            StreamMemory(n_slots, plan.window_rows, n_bytes, n_readers, weighted),
+            StreamMemory(n_slots, reading.window_rows, n_bytes, n_readers, weighted),
             reader_bytes=reader_bytes,
             fixed_bytes=fixed_bytes,
             budget=budget,
         )
 
-    # A second slot is worth more than more readers: without it nothing overlaps.
+    # A second slot comes before more readers: without it nothing overlaps.
     for n_slots, n_readers in (
         *((n, wanted) for n in range(max(enough, FULL_SLOTS), 1, -1)),
         *((2, n) for n in range(wanted - 1, 0, -1)),
@@ -125,7 +137,7 @@ def plan_memory(
     raise MemoryBudgetError(
         Option("max_host_memory", format_bytes(budget)),
         f" is too small: there must be room for {format_bytes(n_bytes)} of one window of "
-        f"{plan.window_rows:,} rows, {format_bytes(reader_bytes)} of one reader and "
+        f"{reading.window_rows:,} rows, {format_bytes(reader_bytes)} of one reader and "
         f"{format_bytes(fixed_bytes)} of arithmetic and libraries; give at least ",
         Option("max_host_memory", _round_up_mib(least.total_bytes)),
     )
@@ -133,87 +145,97 @@ def plan_memory(
 
 def fit_bytes(
     spec: ArraySpec,
-    plan: ReadingPlan,
+    reading: ReadingPlan,
     config: FitConfig,
     *,
     on_host: bool,
     weighted: bool = False,
     probed: bool = False,
 ) -> int:
-    """Host bytes of a fit beside slots and readers; `on_host` if the device is the CPU.
+    """Host bytes of a fit beside slots and readers.
 
-    `probed` says that a copy of the state is trained first, to be thrown away.
+    Parameters
+    ----------
+    spec, reading, config : ArraySpec, ReadingPlan, FitConfig
+        The array, the order in which it is read, and the settings.
+    on_host : bool
+        Whether the device is the CPU.
+    weighted : bool
+        Whether rows have weights.
+    probed : bool
+        Whether a probe trains a copy of the state.
     """
     width = _compute_width(spec)
     state = config.k * spec.n_features
-    # Saving serialises the centroids and the float64 sums.
-    total = RUNTIME_BYTES + plan.order_bytes + 2 * state * (width + 8)
+    # Saving a checkpoint copies the centroids and the float64 sums.
+    total = RUNTIME_BYTES + reading.order_bytes + 2 * state * (width + 8)
     if not on_host:
         return total
-    seeding = _seeding_bytes(spec, plan, config, weighted=weighted)
-    # Centroids, sums, and the copies of both that one update makes (or the end of a pass).
-    training = _batch_bytes(spec, plan, config.k) + state * (5 * width + 48)
+    seeding = _seeding_bytes(spec, reading, config, weighted=weighted)
+    # Centroids, sums, and the copies of both that an update or the end of a pass makes.
+    training = _batch_bytes(spec, reading, config.k) + state * (5 * width + 48)
     training += probed * state * (2 * width + 8)
-    # Rows times their weights, beside the rows.
-    weighing = plan.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
+    # A copy of the rows, times their weights.
+    weighing = reading.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
     return total + max(seeding, training + weighted * weighing) + config.k * 64
 
 
-def _seeding_bytes(spec: ArraySpec, plan: ReadingPlan, config: FitConfig, *, weighted: bool) -> int:
-    """What the sample takes, and the stages on it."""
+def _seeding_bytes(
+    spec: ArraySpec, reading: ReadingPlan, config: FitConfig, *, weighted: bool
+) -> int:
+    """Bytes of the sample and of the stages that work on it."""
     width, k, n_features = _compute_width(spec), config.k, spec.n_features
     seeding = plan_seeding(spec.n_rows, n_features, k, config.init, config.n_init)
     n_heavy = weighted * min(MAX_HEAVY, spec.n_rows)
     n_drawn = seeding.sample_rows + seeding.judged_rows + n_heavy
     n_trials = max(greedy_trials(k), CANDIDATES)
-    # Twice the sample: rows that must be left out cost a copy of the others.
+    # Twice the sample: leaving rows out copies the others.
     total = n_drawn * 2 * n_features * width
     n_rows = max(seeding.sample_rows + n_heavy, seeding.candidate_rows)
-    # For each row: the two nearest centroids, what a checkpoint copies, the draws' cumulative
-    # weights; and for each candidate distances and their integers.
+    # For each row: its two nearest centroids, their copy in a checkpoint, and the cumulative
+    # weights of the draws. For each row and candidate of a draw: distances and their integers.
     total += n_rows * (96 + n_trials * (3 * width + 24))
     # Centroids before and after a pass, their sums, and the best seeding so far.
-    total += k * n_features * (5 * width + 24) + _kernel_bytes(spec, plan, k)
-    total += min(k, MAX_PROPOSED) ** 2 * 2 * width + plan.batch_rows * (n_features + 8) * (
-        width + 8
-    )
+    total += k * n_features * (5 * width + 24) + _kernel_bytes(spec, reading, k)
+    total += min(k, MAX_PROPOSED) ** 2 * 2 * width
+    total += reading.batch_rows * (n_features + 8) * (width + 8)
     if seeding.candidate_rows:
-        # Candidates and those of one round, twice while they are put together; and as many
-        # scores as candidates.
-        n_round = CANDIDATES_PER_CLUSTER * k + plan.batch_rows
+        # Candidates so far and those of one round, twice while they are joined; and the kernel
+        # with all candidates as centroids.
+        n_round = CANDIDATES_PER_CLUSTER * k + reading.batch_rows
         total += 2 * (seeding.candidate_rows + n_round) * (n_features * width + 16)
-        total += _kernel_bytes(spec, plan, seeding.candidate_rows)
+        total += _kernel_bytes(spec, reading, seeding.candidate_rows)
     return total
 
 
-def _kernel_bytes(spec: ArraySpec, plan: ReadingPlan, k: int) -> int:
-    """A kernel's copy of `k` centroids, or its scores of one tile and what choosing takes."""
+def _kernel_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
+    """Bytes of a kernel: its copy of `k` centroids, a tile's scores, and the choice among them."""
     width = _compute_width(spec)
     packed = -(-k // PANEL_LANES) * PANEL_LANES * spec.n_features * width
-    scores = max(TILE_BYTES, min(TILE_ROWS, plan.batch_rows) * k * width)
+    scores = max(TILE_BYTES, min(TILE_ROWS, reading.batch_rows) * k * width)
     return packed + scores + 3 * TILE_BYTES
 
 
-def predict_bytes(spec: ArraySpec, plan: ReadingPlan, k: int, *, on_host: bool) -> int:
-    """Host bytes of predict and evaluate beside slots and readers."""
-    # The model, and its file's bytes while it is loaded or the float64 centroids of a recheck.
+def predict_bytes(spec: ArraySpec, reading: ReadingPlan, k: int, *, on_host: bool) -> int:
+    """Host bytes of predict and evaluate beside slots and readers; `on_host` as in `fit_bytes`."""
+    # The model, and beside it either its file while it is loaded or the float64 centroids of a
+    # recheck.
     state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
-    # evaluate's sums: of all rows, and of a batch before and after they are widened.
+    # The sums of evaluate: of all rows, and of one batch before and after they are widened.
     state += k * spec.n_features * (_compute_width(spec) + 24)
-    return (
-        RUNTIME_BYTES + plan.order_bytes + state + (_batch_bytes(spec, plan, k) if on_host else 0)
-    )
+    total = RUNTIME_BYTES + reading.order_bytes + state
+    return total + (_batch_bytes(spec, reading, k) if on_host else 0)
 
 
-def _batch_bytes(spec: ArraySpec, plan: ReadingPlan, k: int) -> int:
-    """What one batch takes on its way through preparation and the kernel."""
+def _batch_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
+    """Bytes of one batch on its way through preparation and the kernel."""
     width = _compute_width(spec)
-    rows = plan.batch_rows * (spec.n_features * (width + spec.storage.itemsize) + 96)
-    return rows + _kernel_bytes(spec, plan, k) + 4 * plan.window_rows * FULL_SLOTS
+    rows = reading.batch_rows * (spec.n_features * (width + spec.storage.itemsize) + 96)
+    return rows + _kernel_bytes(spec, reading, k) + 4 * reading.window_rows * FULL_SLOTS
 
 
 def _compute_width(spec: ArraySpec) -> int:
-    """Bytes of an element in the dtype that distances are taken in."""
+    """Bytes of an element in the dtype in which distances are computed."""
     return 8 if spec.dtype in ("float64", "int32", "int64", "uint32", "uint64") else 4
 
 

@@ -1,1 +1,1 @@
-"""What a run says while it works: progress, signals, refusals."""
+"""Messages between a run and its user: progress, signals, out of memory, bad rows."""

@@ -1,4 +1,4 @@
-"""Finding the first row that cannot be used, to name it."""
+"""Finds the first row that cannot be used, so that the error names it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["as_float", "non_finite_error", "sampled_row_error"]
 def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
     """The error for `n_found` rows that are not finite, with the number of the first.
 
-    Reads from the first row on: the stream, in its own order, met some other one first.
+    Reads the source from its first row on, because a shuffled stream meets another one first.
     """
     spec = source.spec
     too_long, largest = 0, -1.0
@@ -45,7 +45,7 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
 
 
 def sampled_row_error(name: str, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:
-    """The error for row number `row`, which is not finite; `found` says how many are."""
+    """The error for row number `row`, which is not finite; `found` counts such rows in words."""
     bad = np.flatnonzero(~np.isfinite(values_D))
     return NonFiniteError(
         f"{name}: row {row} holds {values_D[bad[0]]} (feature {bad[0]}; {found}); ",
@@ -55,7 +55,7 @@ def sampled_row_error(name: str, row: int, values_D: np.ndarray, found: str) -> 
 
 
 def as_float(block: np.ndarray, dtype: str) -> np.ndarray:
-    """Stored rows as the dtype in which their lengths are taken, float32 or float64."""
+    """Stored rows as float64 if they are that, else as float32."""
     if dtype == "bfloat16":
         return (block.astype(np.uint32) << 16).view(np.float32)
     return block if block.dtype == np.float64 else block.astype(np.float32)

@@ -1,8 +1,9 @@
-"""Memory that the system, or the device, refuses: one error for the many that libraries raise.
+"""Turns a failed allocation, on the host or the device, into one kind of error.
 
-NumPy and Python raise MemoryError, torch's allocators RuntimeError, C++ below them bad_alloc,
-mmap ENOMEM; and what a source's library raises may come as the cause of a `ReadError`. The
-memory plan keeps to its budget, so that what is refused is held by others, or is no part of it.
+Libraries raise several: NumPy and Python a MemoryError, torch's allocators a RuntimeError, the
+C++ below them bad_alloc, mmap an OSError with ENOMEM. One from a source's library may be the
+cause of a `ReadError`. The memory plan keeps to its budget, so either other programs hold the
+memory that is missing, or the plan does not count it.
 """
 
 from __future__ import annotations
@@ -19,43 +20,43 @@ if TYPE_CHECKING:
 
 __all__ = ["memory_told"]
 
-#: What a RuntimeError says, in lower case, that is one of memory.
+#: Texts, in lower case, of a RuntimeError that means a failed allocation.
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-#: Of the device's, whoever of torch, CUDA and Triton says it.
+#: Text of a failed allocation on the device, whether torch, CUDA or Triton raised it.
 _DEVICE_SIGN = "cuda"
-#: The stack of a thread is memory too.
+#: Text of the error for a thread that cannot start: its stack is memory too.
 _THREAD_SIGN = "can't start new thread"
 
 
 @contextmanager
 def memory_told(doing: Callable[[], str], *, resumable: bool) -> Iterator[None]:
-    """Tell what goes wrong within for want of memory as that.
+    """Turn a failed allocation in a ``with`` block into an AllocationError that says where it was.
 
     Parameters
     ----------
     doing : callable
-        What is being done at that moment, for people.
+        Returns what the program is doing: "labelling, after row 4,096", for example.
     resumable : bool
-        Whether what was saved is kept, and a repetition with ``resume`` goes on from it.
+        Whether saved work is kept, so that the error advises to repeat with ``resume``.
 
     Raises
     ------
     AllocationError
-        Instead of what told so.
+        In place of the error that means a failed allocation; that one is its cause.
     """
     try:
         yield
     except (MemoryError, RuntimeError, OSError, SourceError) as error:
-        # A SourceError may have any cause; of others of ours what they say is what is wrong.
-        is_told = isinstance(error, StreamkmError) and not isinstance(error, SourceError)
-        refusal = None if is_told else _refusal(error)
+        # streamkm's other errors name their reason; a SourceError may have memory as its cause.
+        is_explained = isinstance(error, StreamkmError) and not isinstance(error, SourceError)
+        refusal = None if is_explained else _refusal(error)
         if refusal is None:
             raise
         raise _allocation_error(doing(), refusal, resumable=resumable) from error
 
 
 def _refusal(error: BaseException | None) -> BaseException | None:
-    """The first of an error and its causes that is about memory."""
+    """The first of `error` and its causes that means a failed allocation; None if none does."""
     while error is not None and not _is_refusal(error):
         error = error.__cause__
     return error
@@ -88,7 +89,7 @@ def _allocation_error(doing: str, refusal: BaseException, *, resumable: bool) ->
 
 
 def _in_words(said: str) -> str:
-    """What a library says of an allocation, without its source lines and stack."""
+    """The reason in a library's message, without its source lines and stack."""
     amount = re.search(r"(?i)(?:tried|unable) to allocate [\d.]+ \w+", said)
     if amount is not None:
         return amount[0][0].lower() + amount[0][1:]

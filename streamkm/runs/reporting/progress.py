@@ -1,8 +1,8 @@
-"""What a run says while it works: a bar or lines on stderr, and metrics.jsonl.
+"""Shows the progress of a run: a bar or lines on stderr, and records in metrics.jsonl.
 
-On a terminal there is a bar; elsewhere a line soon and then one every 30 seconds, because a
-bar floods a log file and silence looks like a hang. Numbers that live on the
-device are asked for only when a report is due, so that asking never holds it up.
+A terminal gets a bar. Anything else gets a line after 5 seconds and then one every 30 seconds:
+a bar would flood a log file, and silence looks like a hang. Callers ask the device for figures
+only when a report is due, because each question holds it up.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger("streamkm")
 REPORT_EVERY_S = 2.0
 #: Seconds between lines where there is no terminal.
 LINE_EVERY_S = 30.0
-#: Seconds until the first of them, which says that all is well.
+#: Seconds until the first such line, which shows that the run works.
 FIRST_LINE_S = 5.0
 
 
@@ -49,7 +49,7 @@ class Progress:
     """Progress of one command; use as a context manager."""
 
     def __init__(self, metrics: Path | None = None, *, quiet: bool = False) -> None:
-        """`metrics` is the file of records, if one is wanted; `quiet` leaves stderr alone."""
+        """Append records to the file `metrics`, if given; with `quiet` write nothing on stderr."""
         self._metrics = LineFile(metrics) if metrics else None
         self._is_refused = False
         self._quiet = quiet
@@ -74,19 +74,19 @@ class Progress:
             self._metrics = None
 
     def say(self, message: str) -> None:
-        """One line on stderr, beside the bar if there is one."""
+        """Write one line on stderr, above the bar if there is one."""
         if self._quiet:
             return
         if self._bar is not None:
             self._bar.clear()
-        with suppress(OSError):  # A log on a disk that is full is no reason to stop.
+        with suppress(OSError):  # A log on a full disk is no reason to stop.
             sys.stderr.write(message + "\n")
             sys.stderr.flush()
         if self._bar is not None:
             self._bar.refresh()
 
     def introduce(self, source: Source, notes: Sequence[str] = ()) -> None:
-        """Say what the rows are, and what a user should know of them; `notes` say more."""
+        """Say the shape and layout of `source`, then its own notes and `notes`."""
         spec = source.spec
         self.say(
             f"{source.name}: {spec.n_rows:,} rows x {spec.n_features:,} features, {spec.dtype}, "
@@ -98,7 +98,7 @@ class Progress:
     def begin(
         self, phase: str, total: int, times: StageTimes, *, done: int = 0, unit: str = "row"
     ) -> None:
-        """Start a phase of `total` rows, of which `done` were done by an earlier attempt."""
+        """Start a phase of `total` units; an earlier attempt did `done` of them."""
         self._close_bar()
         self._phase, self._total, self._times = phase, total, times
         self._done = self._before = done
@@ -116,13 +116,13 @@ class Progress:
         )
 
     def advance(self, n_rows: int) -> None:
-        """Count rows that were applied."""
+        """Count `n_rows` more units as done."""
         self._done += n_rows
         if self._bar is not None:
             self._bar.update(n_rows)
 
     def is_due(self) -> bool:
-        """Whether `report` should be called: it is what costs."""
+        """Whether it is time to call `report`, whose figures hold the device up."""
         return time.monotonic() - self._last_report >= REPORT_EVERY_S
 
     def report(self, figures: Mapping[str, float | int | str | None]) -> None:
@@ -158,13 +158,13 @@ class Progress:
             )
 
     def record(self, figures: Mapping[str, object]) -> None:
-        """Append a record to metrics.jsonl; a disk that refuses it is no reason to stop."""
+        """Append a record to metrics.jsonl; if the disk refuses it, warn and go on."""
         if self._metrics:
             try:
                 self._metrics.append(json.dumps({"time": round(time.time(), 3), **figures}))
                 self._is_refused = False
             except OSError as error:
-                if not self._is_refused:  # Said once, not every two seconds.
+                if not self._is_refused:  # Warn once, not every two seconds.
                     logger.warning("records of progress are lost: %s", error)
                 self._is_refused = True
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request that a run answers at its next batch."""
+"""Turns SIGTERM and SIGINT into a request that a run answers at its next batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["StopRequest"]
 
 
 class StopRequest:
-    """While entered, the first SIGTERM or SIGINT only sets `signal_name`.
+    """Within its ``with`` block the first SIGTERM or SIGINT only sets `signal_name`.
 
-    A second one acts as it would have without this: somebody who presses
-    Ctrl-C twice wants out. Outside the main thread, where Python allows no
-    handlers, nothing is installed and nothing is ever requested.
+    A second one acts as usual: somebody who presses Ctrl-C twice wants out.
+    Outside the main thread Python allows no handlers, so none is installed and
+    `signal_name` stays None.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class StopRequest:
         self._restore()
 
     def end_if_asked(self) -> None:
-        """Raise if a signal came: the answer of commands that have nothing to save."""
+        """Raise if a signal came: for commands that have nothing to save."""
         if (name := self.signal_name) is not None:
             raise StreamkmError(f"stopped by {name}; nothing was written")
 

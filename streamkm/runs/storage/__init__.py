@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it is read back."""
+"""Files that a run leaves on disk: written, checked and read back."""

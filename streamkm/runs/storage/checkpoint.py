@@ -3,12 +3,12 @@
 A checkpoint is a folder ``step-NNNNNNNN`` of two files. ``state.safetensors``
 holds the tensors; ``manifest.json`` says where the run stands, under which
 settings and on which data, with the sha256 of the tensors and of itself. The
-folder is written and synced under a temporary name and then renamed, so that
-whatever has the final name is complete. An older checkpoint is deleted only
-after the new one has been read back.
+folder is written and synced under a temporary name and then renamed, so a
+folder of the final name is complete. An older checkpoint is deleted only after
+the new one has been read back.
 
-A disk that refuses costs a run nothing but that checkpoint: it says so, goes on, and
-tries again when the next one is due.
+If the disk refuses a checkpoint, the run warns, goes on, and tries again when
+the next one is due.
 
 safetensors was chosen over ``torch.save``, whose format is pickle and runs
 code when loaded, and over torch.distributed.checkpoint, which pickles its
@@ -60,15 +60,15 @@ logger = logging.getLogger("streamkm")
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 FORMAT = 3
 
-#: What a disk answers that has lost a file. Of other failures (no descriptor, no memory, no
-#: permission) the file is innocent: to pass it over would throw work away.
+#: Errors of a disk that has lost a file. After any other (no descriptor, no memory, no permission)
+#: the file may be intact, and to pass it over would throw work away.
 _LOST = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG}
-_LOST.add(getattr(errno, "EUCLEAN", errno.EIO))  # Linux's for a file system that is damaged.
+_LOST.add(getattr(errno, "EUCLEAN", errno.EIO))  # Linux's for a damaged file system.
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as it was read back and verified."""
+    """A checkpoint that was read back and verified."""
 
     path: Path
     step: int
@@ -78,7 +78,7 @@ class Checkpoint:
 
 
 class Checkpointer:
-    """Saves to one folder as often as asked, and keeps the newest few."""
+    """Saves checkpoints to one folder, says when one is due, and keeps the newest `keep`."""
 
     def __init__(self, directory: Path, cadence: Cadence, keep: int) -> None:
         self.directory = directory
@@ -88,7 +88,7 @@ class Checkpointer:
         self._n_failed, self._failure = 0, ""
 
     def load(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
-        """See `load_checkpoint`; the cadence counts on from there."""
+        """See `load_checkpoint`; the cadence counts on from the checkpoint's step."""
         checkpoint = load_checkpoint(self.directory, check)
         if checkpoint is not None:
             self._saved_step = checkpoint.step
@@ -110,12 +110,13 @@ class Checkpointer:
     ) -> Path | None:
         """See `save_checkpoint`; None if the disk refuses.
 
-        A refusal is told when it begins, changes or ends, not at every checkpoint in between.
+        The log names a refusal when it begins, when its reason changes and when it ends, not at
+        every checkpoint between.
 
         Raises
         ------
         OSError
-            If the disk refuses and it `is_last`, so that there will be no next one.
+            If the disk refuses and `is_last` says that no other checkpoint will follow.
         """
         try:
             path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
@@ -131,7 +132,7 @@ class Checkpointer:
 
     def _note_failure(self, step: int, error: OSError) -> None:
         self._n_failed += 1
-        # Not by its text, in which the file's name goes with the step.
+        # By its reason: its text names the file, and so the step.
         if error.strerror != self._failure:
             logger.warning(
                 "the checkpoint of step %d cannot be saved (%s); the run goes on, and tries "
@@ -146,20 +147,20 @@ class Checkpointer:
         self._n_failed, self._failure = 0, ""
 
     def conclude(self) -> None:
-        """Say at the end of a run how many checkpoints in a row have failed, if any did."""
+        """Log at the end of a run how many checkpoints in a row have failed, if any did."""
         if self._n_failed:
             failed = counted(self._n_failed, "checkpoint")
             logger.warning("the last %s could not be saved (%s)", failed, self._failure)
 
 
 class NoCheckpoints:
-    """Stands for a `Checkpointer` where a fit has no run folder: nothing is saved or loaded."""
+    """Takes the place of a `Checkpointer` in a fit without a run folder."""
 
     def load(self, _check: Callable[[Checkpoint], None]) -> None:
-        """There is never one to go on from."""
+        """Load nothing."""
 
     def is_due(self, _step: int) -> bool:
-        """Never."""
+        """Never due."""
         return False
 
     def save(
@@ -186,8 +187,7 @@ def save_checkpoint(
     Raises
     ------
     OSError
-        If anything could not be written, or reads back damaged; the checkpoints before are
-        untouched.
+        If the checkpoint cannot be written or reads back damaged; earlier ones are untouched.
     """
     target = directory / f"step-{step:08d}"
     temporary = directory / f".{target.name}.tmp"
@@ -195,13 +195,13 @@ def save_checkpoint(
         make_directory(directory)
     if target.exists():
         if _holds(target, tensors):
-            # A resumed run that was stopped before its first batch. The attempt before it may
-            # have been killed between renaming this one and syncing that.
+            # A resumed run was stopped before its first batch. The attempt before it may have
+            # been killed between the rename of this folder and the fsync of `directory`.
             fsync_directory(directory)
             return target
         # Damaged, or passed over when it was loaded.
         remove_tree(target)
-    # What a killed attempt, or a full disk, left of other steps would stay for good.
+    # Nothing else deletes what a killed attempt, or a full disk, left of other steps.
     discard(*(directory / name for name in names_in(directory) if name.startswith(".step-")))
     try:
         new_directory(temporary)
@@ -209,7 +209,7 @@ def save_checkpoint(
         rename_durably(temporary, target)
         _verify(target)
     except (OSError, _Damaged) as error:
-        # Not to be taken for the newest later on; and what is left needs the space.
+        # It must not count as the newest later on, and others need its space.
         discard(temporary, target)
         if isinstance(error, _Damaged):
             reason = f"it reads back damaged, {error}; check the disk"
@@ -222,7 +222,7 @@ def save_checkpoint(
 def _write(
     folder: Path, step: int, tensors: dict[str, np.ndarray], manifest: dict[str, Any]
 ) -> None:
-    """Write both files and sync them."""
+    """Write and sync both files and their folder."""
     parts = tensor_file(tensors)
     write_durably(folder / STATE, *parts)
     body = {
@@ -240,13 +240,13 @@ def load_checkpoint(
 ) -> Checkpoint | None:
     """The newest valid checkpoint in `directory`; None if there is none at all.
 
-    Damaged ones are named in the log and passed over; so are those at which `check` raises one
-    of `DAMAGE`: whole, but of no run under these settings.
+    Damaged ones are named in the log and passed over. One for which `check` raises one of
+    `DAMAGE` counts as damaged: it is whole, but no run with these settings saved it.
 
     Raises
     ------
     RunError
-        If there are checkpoints and every one of them is damaged.
+        If there are checkpoints and every one of them is damaged, or one has another format.
     """
     found = _newest_first(directory)
     for path in found:
@@ -269,12 +269,12 @@ def load_checkpoint(
 
 
 class _Damaged(Exception):  # noqa: N818  # never leaves this module
-    """Any part of a checkpoint is missing or altered."""
+    """Some part of a checkpoint is missing or altered."""
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """What goes wrong within is damage, unless the file is innocent of it."""
+    """Turn an error in a ``with`` block into `_Damaged`, unless the file may be intact."""
     try:
         yield
     except (SafetensorError, *DAMAGE) as error:
@@ -298,7 +298,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _verify(path: Path) -> str:
-    """Raise `_Damaged` where `_load` would, without the tensors in memory; else their sha256."""
+    """The sha256 of the tensors; `_Damaged` if it is not the manifest's. Loads no tensors."""
     with _reading():
         sha256 = file_sha256(path / STATE)
         _check_state(sha256, unseal(read_bytes(path / MANIFEST)))
@@ -306,7 +306,7 @@ def _verify(path: Path) -> str:
 
 
 def _holds(path: Path, tensors: dict[str, np.ndarray]) -> bool:
-    """Whether the checkpoint in `path` is intact, and of these tensors."""
+    """Whether the checkpoint in `path` is intact and holds `tensors`."""
     try:
         return _verify(path) == _digest(tensor_file(tensors))
     except _Damaged:
@@ -314,7 +314,7 @@ def _holds(path: Path, tensors: dict[str, np.ndarray]) -> bool:
 
 
 def _digest(parts: Sequence[bytes | memoryview]) -> str:
-    """sha256 of what is in memory, not of what the disk made of it."""
+    """The sha256 of what is in memory, whatever the disk made of it."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -334,8 +334,8 @@ def _newest_first(directory: Path) -> list[Path]:
 def _delete_others(directory: Path, newest: Path, keep: int) -> None:
     """Delete all but `newest` and the ``keep - 1`` before it.
 
-    Later steps go too: the run did not go on from them, so they were damaged,
-    and would else count as the newest while sound ones are deleted.
+    Later steps go too: the run did not resume from them, so they were damaged.
+    If they stayed, they would count as the newest, and intact ones be deleted.
     """
     try:
         found = _newest_first(directory)

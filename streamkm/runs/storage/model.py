@@ -1,4 +1,4 @@
-"""The result of a run: centroids with all that is needed to label rows by them."""
+"""The result of a run: its centroids and all that is needed to label rows by them."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ class Model:
     """K fitted centroids over D features."""
 
     centroids_KD: torch.Tensor
-    """In the scaled space, float32 or float64."""
+    """Centroids in the scaled space, float32 or float64."""
     counts_K: torch.Tensor
-    """Rows that each centroid is the mean of, int64. After a closing pass, or with lloyd, the
-    exact sizes of the clusters of that pass; else the rows of all epochs as they came. Rows of
-    weight 0 are not counted."""
+    """Rows that each centroid is the mean of, int64. After a closing pass, or with lloyd, these
+    are the exact sizes of the clusters in the last pass; otherwise rows of all epochs are counted
+    as they came. Rows of weight 0 are not counted."""
     sums_KD: torch.Tensor
     """Sums of those rows in the scaled space, each times its weight, float64."""
     weights_K: torch.Tensor
-    """Sums of their weights, float64; of shape (0,) for a run without weights."""
+    """Sums of the weights of those rows, float64; shape (0,) for a run without weights."""
     scaling: Scaling
     settings: dict[str, Any]
-    """The settings of the run that made it, as `FitConfig.as_dict` gives them."""
+    """Settings of the run that made the model, as `FitConfig.as_dict` gives them."""
     inertia: float | None
-    """Sum of squared distances (times weights), in the scaled space, of the rows of those
-    clusters to the centroids: their exact inertia if the last pass moved nothing, else an upper
+    """Sum of the squared distances, times weights, of the rows of those clusters to the centroids,
+    in the scaled space. If the last pass moved nothing, this is the exact inertia, else an upper
     bound of it. None for minibatch without a closing pass."""
     figures: dict[str, Any]
-    """How it went: ``n_iter`` (passes over the data), ``n_steps`` (updates), ``epoch_inertia``
-    (over the last of those passes, before each update) and ``dtype`` (of the data)."""
+    """``n_iter`` (epochs), ``n_steps`` (updates), ``epoch_inertia`` (of the last of those epochs,
+    with each batch's distances taken before its update) and ``dtype`` (of the data)."""
 
     @property
     def k(self) -> int:
@@ -88,7 +88,7 @@ class Model:
         )
 
     def save(self, folder: RunFolder) -> None:
-        """Write centroids.npy, then model.safetensors, whose presence says that a run is over."""
+        """Write centroids.npy, then model.safetensors, which marks the run as complete."""
         content = self._centroids_file()
         write_atomically(folder.centroids, content)
         tensors = {
@@ -110,7 +110,7 @@ class Model:
         write_model_file(folder.model, arrays, about)
 
     def mend_centroids(self, folder: RunFolder) -> bool:
-        """Write centroids.npy again unless it is what the run wrote; whether that was needed."""
+        """Write centroids.npy again unless it is what the run wrote; True if it was not."""
         _, about = read_model_file(folder.path)
         if centroids_are_whole(folder.centroids, about):
             return False
@@ -129,7 +129,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     Raises
     ------
     RunError
-        If `path` is no run, is not finished, or its model is damaged.
+        If `path` is no run, the run is not finished, or its model is damaged.
     """
     path = Path(path)
     read_config(path)
@@ -161,7 +161,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
 
 def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse tensors that no run writes, whoever wrote their checksum."""
+    """Refuse tensors that no run writes, even if their checksum is right."""
     k, n_features = tensors["centroids"].shape
     is_weighted = len(tensors["weights"]) > 0
     for name, shape in (
@@ -176,4 +176,4 @@ def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:
         if found.shape != shape or found.is_floating_point() == is_whole:
             raise ValueError(f"its {name} are {found.dtype} of shape {tuple(found.shape)}")
     if not k or not n_features or not bool(tensors["centroids"].isfinite().all()):
-        raise ValueError("its centroids are none, or not finite")
+        raise ValueError("it has no centroids, or some are not finite")

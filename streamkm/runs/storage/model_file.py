@@ -1,4 +1,4 @@
-"""model.safetensors as it lies on disk: tensors and what is said of them, sealed. No torch here."""
+"""Reads and writes model.safetensors: tensors and facts about them, sealed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FORMAT, METADATA = "2", "streamkm"
 
 
 class DamagedModelError(RunError):
-    """The file is not what a run wrote; with a checkpoint it can be written again."""
+    """The file is not what a run wrote; a run with a checkpoint can write it again."""
 
     def __init__(self, file: Path, why: str) -> None:
         self.what = f"{file} is damaged ({why})"
@@ -44,22 +44,22 @@ class DamagedModelError(RunError):
 
 
 def write_model_file(path: Path, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Replace `path`; `about` is anything that JSON can hold."""
+    """Replace `path` by `tensors` and `about`, which JSON must be able to hold."""
     about = {"format": FORMAT, **about}
     sealed = {**about, "sha256": _digest(about, tensors)}
-    # One entry of metadata: this package writes several in order, but others may not.
+    # One entry of metadata holds all: a program that rewrites the file may reorder several.
     write_atomically(path, *tensor_file(tensors, {METADATA: json.dumps(sealed)}))
 
 
 def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `write_model_file` was given, from the folder of a run.
+    """The tensors and ``about`` that `write_model_file` wrote to the run folder `run`.
 
     Raises
     ------
     DamagedModelError
-        If it was altered.
+        If the file was altered.
     RunError
-        If the run is not finished, or another version wrote it.
+        If the run is not finished, the file cannot be read, or another version wrote it.
     """
     file = run / MODEL
     try:
@@ -95,7 +95,7 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def centroids_are_whole(path: Path, about: dict[str, Any]) -> bool:
-    """Whether centroids.npy at `path` is what the run wrote, of whose model `about` tells."""
+    """Whether centroids.npy at `path` is what the run wrote; `about` comes from its model."""
     try:
         return bool(file_sha256(path) == about["centroids_sha256"])
     except FileNotFoundError:
@@ -103,7 +103,7 @@ def centroids_are_whole(path: Path, about: dict[str, Any]) -> bool:
 
 
 def _digest(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
-    """sha256 of all that the file says."""
+    """The sha256 of everything in the file."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())

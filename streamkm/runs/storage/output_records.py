@@ -1,8 +1,8 @@
-"""Which outputs of predict are finished: a record of each in the folder of the run that made it.
+"""Records the finished outputs of predict in the folder of the run that made them.
 
-Whose labels they are is not written in them: an ``.npy`` file has no room for it, and a file
-beside every output would be litter where people keep their data. The run's folder is ours. A
-record is believed of the very values that it was written for, which their checksum tells.
+An ``.npy`` file has no room to say which model its labels are of, and a file beside every
+output would litter the place where people keep their data. The run folder belongs to streamkm.
+A record counts only for the values that it was written for: it holds their checksum.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ OUTPUTS = "outputs"
 
 
 def record_outputs(run_dir: Path, job: dict[str, str], sinks: Iterable[Sink]) -> OSError | None:
-    """Note in `run_dir` what `sinks` hold now that all is written; the reason if that cannot be.
+    """Record in `run_dir` the complete outputs of `sinks`; the error if the disk refuses.
 
-    Before they get their names, so that a crash leaves none that is finished and unknown.
+    Call it before the outputs get their names, so that no crash leaves a finished output
+    without a record.
     """
     try:
         make_directory(run_dir / OUTPUTS)
@@ -44,23 +45,23 @@ def record_outputs(run_dir: Path, job: dict[str, str], sinks: Iterable[Sink]) ->
 
 
 def may_be_finished(run_dir: Path, targets: list[Path]) -> bool:
-    """Whether all are there and noted in `run_dir`, whatever has become of them."""
+    """Whether every target exists and has a record in `run_dir`; reads neither."""
     return all(path.exists() and _place(run_dir, path).exists() for path in targets)
 
 
 def are_finished(
     run_dir: Path, job: dict[str, str], outputs: list[tuple[Path, np.dtype[Any]]], n_rows: int
 ) -> bool:
-    """Whether every one is whole, and what `job` makes of these rows by the run in `run_dir`."""
+    """Whether every output is whole, has `n_rows` and is recorded in `run_dir` for this `job`."""
     if not may_be_finished(run_dir, [path for path, _ in outputs]):
         return False
     for path, dtype in outputs:
         try:
-            noted = unseal(read_bytes(_place(run_dir, path)))
+            found = unseal(read_bytes(_place(run_dir, path)))
         except (OSError, *DAMAGE):
             return False
-        crc32 = noted.get("crc32")
-        if noted != _record(path, n_rows, dtype, crc32, job):
+        crc32 = found.get("crc32")
+        if found != _record(path, n_rows, dtype, crc32, job):
             return False
         if stored_crc32(path, n_rows=n_rows, dtype=dtype) != crc32:
             return False
@@ -68,7 +69,7 @@ def are_finished(
 
 
 def check_free(run_dir: Path, targets: list[Path], *, resume: bool) -> None:
-    """Refuse what cannot be begun, or gone on with, as `open_sink` does."""
+    """Refuse a target that can neither be begun nor resumed, as `open_sink` does."""
     for target in targets:
         try:
             check_target(target, resume=resume)
@@ -78,13 +79,13 @@ def check_free(run_dir: Path, targets: list[Path], *, resume: bool) -> None:
             raise OutputExistsError(
                 f"{target}: exists already, and is nothing that ",
                 Option("resume", value=True),
-                f" can go on with: {run_dir} has no record that all that is asked for is finished, "
-                "by this model, of this source; remove it or choose another name",
+                f" can go on with: {run_dir} has no record that this model has finished every "
+                "output asked for, from this source; remove it or choose another name",
             ) from None
 
 
 def _place(run_dir: Path, target: Path) -> Path:
-    """Where the record of `target` lies: by its place, as names may be the same."""
+    """Path of the record of `target`, from its whole path: file names may be the same."""
     return run_dir / OUTPUTS / f"{sha256(str(target.resolve()).encode()).hexdigest()[:16]}.json"
 
 

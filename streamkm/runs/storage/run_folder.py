@@ -1,13 +1,13 @@
-"""The run folder: who may write to it, what it says of itself, where things lie.
+"""The run folder: which process may write to it, its settings, and where its files lie.
 
 ::
 
     RUN/
-      config.json            what the run was asked to do, resolved, and on which data
+      config.json            the resolved settings of the run, and its data
       checkpoints/           see runs.storage.checkpoint
       metrics.jsonl          one record per report
       centroids.npy          at the end: K x D float32, in the space of the input
-      model.safetensors      at the very end, so that a run that has it is complete
+      model.safetensors      at the very end: a run that has it is complete
       outputs/               see runs.storage.output_records
       lock                   held by the process that writes
 """
@@ -55,10 +55,10 @@ __all__ = [
 
 CONFIG, LOCK, CHECKPOINTS, MODEL = "config.json", "lock", "checkpoints", "model.safetensors"
 
-#: What a place answers that cannot be written at all: the remedy is another one.
+#: Errors of a place that cannot be written at all: the remedy is another place.
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
 
-#: Each fails only if another process removes the folder in that moment.
+#: Attempts to make and lock the folder: one fails only if another process removes it meanwhile.
 _ATTEMPTS = 100
 
 
@@ -66,7 +66,7 @@ class RunFolder:
     """A run folder that this process alone may write to, from `__enter__` to `__exit__`."""
 
     def __init__(self, path: Path, record: dict[str, Any], *, resume: bool) -> None:
-        """`record` is what config.json holds; an existing one must agree with it."""
+        """`record` is the content for config.json; an existing file must agree with it."""
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.metrics = path / "metrics.jsonl"
@@ -83,7 +83,7 @@ class RunFolder:
         return self.model.exists()
 
     def check(self) -> None:
-        """Refuse what `__enter__` would refuse, and write nothing."""
+        """Raise what `__enter__` would raise, and write nothing."""
         check_run_is_free(self.path, resume=self._resume)
         if (owner := self._lock.owner()) is not None:
             raise self._lock.refusal(owner)
@@ -113,7 +113,7 @@ class RunFolder:
         return StorageError(f"{what}{mend}; or choose another ", Option("run_dir"))
 
     def _claim(self) -> None:
-        """Make the folder and hold its lock."""
+        """Make the folder and take its lock."""
         for is_last in [False] * _ATTEMPTS + [True]:
             was_missing = not self.path.exists()
             try:
@@ -122,16 +122,16 @@ class RunFolder:
             except (FileNotFoundError, FileExistsError):
                 if is_last:
                     raise
-                # It was there, and then not: a run of which nothing came has removed it.
+                # It was there, and then not: a run that saved nothing has removed it.
                 continue
-            # Not if another process came first, and has left its work in there.
+            # It is not new if another process came first and left its work there.
             self._is_new = was_missing and names_in(self.path) == [LOCK]
             return
 
     def _begin(self) -> None:
-        """Write config.json, or compare with the one that is there."""
+        """Write config.json, or compare the existing one with `record`."""
         if (self.path / CONFIG).exists():
-            # Again: it may have appeared before the lock was ours.
+            # Again: it may have appeared before this process held the lock.
             check_run_is_free(self.path, resume=self._resume)
             self._check_record(read_config(self.path))
         else:
@@ -144,31 +144,32 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Rows that cannot be used will not be better next time; data that could not be read may.
+        # Rows with NaN will be no better next time, but data that could not be read may be: after
+        # other input errors checkpoints are kept.
         is_useless = isinstance(error, NonFiniteError)
         is_useless |= isinstance(error, InputError) and not self.has_checkpoints()
         self._leave(nothing_saved=is_useless)
 
     def _leave(self, *, nothing_saved: bool) -> None:
-        """Let go of the folder; of a new one that holds nothing of use its name is free again."""
+        """Release the lock; delete the folder if this process made it and `nothing_saved`."""
         if nothing_saved and self._is_new and self._lock.is_held:
-            # The lock last: with it, another process may begin.
+            # The lock goes last: after it another process may begin.
             with suppress(OSError):
                 discard(*(self.path / name for name in names_in(self.path) if name != LOCK))
                 self._lock.release(remove=True)
                 remove_empty(self.path)
-        # Else the lock's file stays: it says who was here last.
+        # Otherwise the lock file stays: it names the process that was here last.
         self._lock.release()
 
     def has_checkpoints(self) -> bool:
-        """Whether there is any, whole or not."""
+        """Whether the run has a checkpoint, intact or not."""
         try:
             return bool(names_in(self.checkpoints))
         except OSError:
-            return True  # Nobody knows, so that nothing is deleted.
+            return True  # Unknown: nothing may be deleted.
 
     def _check_record(self, before: dict[str, Any]) -> None:
-        # The data first: settings that were left open follow from its shape.
+        # The data first: settings that were not given follow from its shape.
         for key, value in self._record["data"].items():
             if before["data"].get(key) != value:
                 raise self._other_data(before, key)
@@ -181,7 +182,7 @@ class RunFolder:
             )
 
     def _other_data(self, before: dict[str, Any], key: str) -> ResumeError:
-        """What is said of data that is not what the run began with, by its first difference."""
+        """The error for data that differs in `key` from what the run began with."""
         now = self._record
         again = " (modification times count: copy with cp -p or rsync -t), or start anew with "
         again += "another "
@@ -201,13 +202,13 @@ class RunFolder:
 
 
 def _described(record: dict[str, Any]) -> str:
-    """The source of a run: its name, shape and type."""
+    """The source of a run in words: its name, shape and dtype."""
     rows, features = record["data"]["shape"]
     return f"{record['source']} ({rows:,} x {features:,}, {record['data']['dtype']})"
 
 
 def check_run_is_free(path: Path, *, resume: bool) -> None:
-    """Refuse a run folder that exists, unless it is a run's and is to be resumed."""
+    """Refuse a `path` that exists, unless it is empty or holds a run to `resume`."""
     if not path.exists():
         return
     out = Option("run_dir")
@@ -223,13 +224,13 @@ def check_run_is_free(path: Path, *, resume: bool) -> None:
             " to go on with it, or choose another ",
             out,
         )
-    # A run that was killed in its very first moment has only a lock.
+    # A run that was killed in its first moment has only a lock.
     if set(names) - {LOCK, f".{CONFIG}.tmp"}:
         read_config(path)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of the run folder `path`."""
+    """The content of config.json in the run folder `path`; `RunError` if it cannot be used."""
     try:
         record = unseal(read_bytes(path / CONFIG))
         record["source"], record["fit"]["k"], record["data"]["dtype"]
@@ -262,11 +263,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def looks_like_a_run(path: Path) -> bool:
-    """Whether the folder `path` holds what only a run writes, config.json or not."""
+    """Whether the folder `path` holds files that only a run writes, with or without config.json."""
     has_state = (path / MODEL).is_file() or (path / CHECKPOINTS).is_dir()
     return has_state and (path / LOCK).is_file()
 
 
 def run_owner(path: Path) -> str | None:
-    """Which process works on the run in `path`, if any does."""
+    """The process that works on the run in `path`, or None."""
     return FileLock(path / LOCK, path, "").owner()

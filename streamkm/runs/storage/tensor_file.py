@@ -1,7 +1,7 @@
-"""Tensors as the bytes of a safetensors file, none of them copied on the way to the disk.
+"""Lays out tensors as a safetensors file, without a copy on the way to the disk.
 
-safetensors' own ``save`` makes up to three copies of all tensors in memory and ``save_file``
-writes past `streamkm.files`. Its format is simple: the length of a JSON header as eight bytes,
+safetensors' own ``save`` makes up to three copies of all tensors in memory, and ``save_file``
+writes past `streamkm.files`. The format is simple: the length of a JSON header in eight bytes,
 the header, the tensors one after the other. Reading is left to the library.
 """
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 __all__ = ["tensor_file"]
 
-#: The format's names of what states and models hold.
+#: The format's names of the dtypes that states and models hold.
 _NAMES = {"float32": "F32", "float64": "F64", "int64": "I64", "int32": "I32", "bool": "BOOL"}
 
 
 def tensor_file(
     tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> list[bytes | memoryview]:
-    """The parts of a file, in order; the same for the same tensors each time.
+    """The parts of a file, in order; the same tensors always give the same parts.
 
     Parameters
     ----------
     tensors : mapping of str to ndarray
-        Contiguous, of any shape.
+        Contiguous arrays of any shape, of a dtype in `_NAMES`. Not copied.
     metadata : mapping of str to str, optional
-        Kept in the header.
+        Text that the header holds beside the tensors' names.
     """
-    # Wide types first, as the format asks, so that each tensor is aligned.
+    # Wide dtypes first, so that each tensor is aligned, as the format asks.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
