@@ -1,4 +1,7 @@
-"""Measure streamkm and its peers: `python -m bench`, or `scripts/bench`."""
+"""Measure streamkm and its peers: `python -m bench`, or `scripts/bench`.
+
+Runs pytest on the benchmarks of this folder, prints one table and writes every sample to a file.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             "--benchmark-quiet",
             "--quiet",
             "-pno:cacheprovider",
-            "--override-ini=faulthandler_timeout=0",  # long is not hung
+            "--override-ini=faulthandler_timeout=0",  # a long benchmark is not a hung one
         ],
         plugins=[_Plugin(session)],
     )
@@ -69,7 +72,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "--rounds", metavar="N", type=_count, default=5, help="times that each contender runs (5)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="toy sizes: shows that all runs, measures nothing"
+        "--quick", action="store_true", help="toy sizes: shows that it runs, measures nothing"
     )
     parser.add_argument(
         "--out", metavar="JSON", type=Path, help="results (bench/results/<date>.json)"

@@ -1,4 +1,4 @@
-"""Arrays with clusters in them, to judge clusterings by: rows, and the true clusters if known."""
+"""Arrays to judge clusterings by: their rows, and the cluster that each row comes from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAYOUTS = ("mixed", "sorted", "16 shards")
 N_SHARDS = 16
 #: Parts of the photographs, which stand for clusters when rows are put into shards.
 N_STRIPS = 30
-#: Runs of Lloyd's algorithm, each to convergence, whose best stands for the best there is.
+#: Converged runs of Lloyd's algorithm; the best of them stands for the best clustering there is.
 N_BEST_OF = 30
 
 
@@ -36,7 +36,7 @@ class Mixture:
 
     @cache  # noqa: B019  # a few arrays live as long as the process
     def best(self, n_runs: int = N_BEST_OF) -> float:
-        """Inertia of the best of so many converged Lloyd runs, and of one from the true centres."""
+        """Least inertia of `n_runs` converged Lloyd runs, and of one from the centres, if known."""
         runs = KMeans(self.k, n_init=n_runs, tol=0, random_state=0).fit(self.rows)
         found = [float(runs.inertia_)]
         if self.centres is not None:
@@ -55,11 +55,11 @@ class Mixture:
         return total
 
     def write(self, folder: Path, layout: str) -> str:
-        """The location of the rows, written to `folder` in one of `LAYOUTS`."""
+        """Write the rows to `folder` in one of `LAYOUTS`, and return their location."""
         folder.mkdir(parents=True)
         rng = np.random.default_rng(5)
         if layout == "16 shards":
-            # Of each cluster a few shards have most.
+            # A few shards hold most of each cluster.
             shares = rng.dirichlet(np.full(N_SHARDS, 0.2), size=self.labels.max() + 1)
             edges = shares.cumsum(axis=1)[self.labels]
             shards = (
@@ -106,7 +106,7 @@ def separated(n_rows: int = 100_000) -> Mixture:
 
 @cache
 def overlapping(spread: float, n_rows: int = 100_000) -> Mixture:
-    """100 Gaussians in 16 dimensions, centres `spread` apart, sizes by a Dirichlet distribution."""
+    """100 Gaussians in 16 dimensions, Dirichlet sizes, centres of standard deviation `spread`."""
     rng = np.random.default_rng(2)
     centres = rng.normal(scale=spread, size=(100, 16))
     name = f"overlapping, spread {spread:g}"
@@ -114,7 +114,7 @@ def overlapping(spread: float, n_rows: int = 100_000) -> Mixture:
 
 
 def gauss_mixture(spread: float, seed: int) -> Mixture:
-    """GaussMixture of the k-means|| paper: 50 centres of standard deviation R, 10,000 rows."""
+    """GaussMixture of Bahmani et al. (2012): 10,000 rows, 50 centres, `spread` is their R."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(scale=spread, size=(50, 15))
     return _drawn(f"GaussMixture, R={spread:g}", rng, centres, np.full(50, 1 / 50), 10_000, 50)
@@ -122,7 +122,7 @@ def gauss_mixture(spread: float, seed: int) -> Mixture:
 
 @cache
 def patches(k: int = 256) -> Mixture:
-    """Every 8 x 8 patch of two photographs, as in scripts/demo; by strips of the photographs."""
+    """Every 8 x 8 patch of two photographs, as in scripts/demo, labelled by strip."""
     parts = []
     for image in load_sample_images().images:
         windows = np.lib.stride_tricks.sliding_window_view(image, (8, 8, 3))

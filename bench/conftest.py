@@ -1,8 +1,8 @@
 """The fixture that every benchmark measures with.
 
-pytest-benchmark times one function, but contenders must be timed in turn to be
-compared on a machine whose load changes. So what it times is a round, in which
-each contender runs once; the contenders' own samples are kept beside it.
+pytest-benchmark times one function. Contenders must take turns, since the load
+of the machine changes. So the function is a round, in which each contender runs
+once; the samples of each contender are kept beside it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Measure(Protocol):
 
 @pytest.fixture
 def session(pytestconfig: pytest.Config) -> Session:
-    """What was asked for; without `python -m bench`, the quick sizes."""
+    """What `python -m bench` was asked for; without it, the quick sizes."""
     found: Any = pytestconfig.pluginmanager.get_plugin(SESSION_PLUGIN)
     return found if isinstance(found, Session) else Session()
 
 
-#: Before every sample.
+#: Pause before every sample: threads of OpenMP that the last contender used spin for a while.
 PAUSE_S = 0.02
 
 
@@ -64,10 +64,9 @@ def measure(
         numbers = count()
 
         def one_round() -> None:
-            # Forward and backward in turn: none is always first, or always after the same.
+            # Forward, then backward: no contender is always first, or always after the same one.
             order = list(contenders) if next(numbers) % 2 == 0 else list(reversed(contenders))
             for contender in order:
-                # What the last one left running: threads of OpenMP wait at full speed for more.
                 time.sleep(PAUSE_S)
                 samples[contender].append(contenders[contender]())
 

@@ -1,7 +1,7 @@
 """Arrays to measure with: made from a seed once, kept in a folder outside git.
 
-Rows are a mixture of overlapping Gaussians in full float32 precision: clusters
-are there to be found, and the mantissas compress as badly as measured data do.
+Rows are a mixture of overlapping Gaussians in full float32 precision. There are
+clusters to find, and the mantissas compress as badly as those of measured data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LAYOUTS", "Shape", "make_array", "rows_of"]
 
-#: Change it when what is generated changes, so that no older file is taken for it.
+#: Part of every file's name. Raise it when other rows are made, so that no older file is used.
 VERSION = 2
 CHUNK_ROWS = 16384
 N_BLOBS = 512
@@ -45,7 +45,7 @@ class Shape:
 
     @property
     def size(self) -> str:
-        """Bytes for people: ``3.1 GB``."""
+        """Bytes of all rows, as text: ``3.1 GB``."""
         gigabytes = self.nbytes / 1e9
         return f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{gigabytes * 1e3:.0f} MB"
 
@@ -75,7 +75,7 @@ def make_array(folder: Path, shape: Shape, layout: str) -> Path:
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    # Under its name only when it is whole: an interrupted run must not leave half an array.
+    # It gets its name when it is whole: an interrupted run must not leave half an array.
     partial = folder / f".partial-{name}"
     shutil.rmtree(partial, ignore_errors=True)
     target = _create(partial, shape, layout)

@@ -1,9 +1,9 @@
-"""Whether two versions of streamkm give the same bits: 40 configurations, and each other's runs.
+"""Compare two versions of streamkm bit by bit: 40 configurations, and unfinished runs.
 
-Each version is installed into a folder of its own, as a user installs it, and carries out every
-case of `CASES` on the same files: a fit, then labels and distances of every row. What is compared
-are the bytes of ``centroids.npy`` and of both outputs. Then the second version takes up runs that
-the first one left in each phase, and must end with the first one's bits.
+Each version is installed into a folder of its own, as a user installs it. It carries out every
+case of `CASES` on the same files: a fit, then labels and distances of every row. The bytes of
+``centroids.npy`` and of both outputs are compared. Then the second version resumes runs that the
+first left after 1, 4 and 9 checkpoints, and must end with the first one's bits.
 
 Run it by ``scripts/equal BEFORE [AFTER]``.
 """
@@ -99,7 +99,7 @@ CASES = (
     Case("few-features", "pixels.npy", "--k 16 --epochs 2 --batch-rows 3000"),
 )
 
-#: Cases of which unfinished runs are taken up, each stopped at its first checkpoints.
+#: Cases whose runs the first version leaves after 1, 4 and 9 checkpoints, and the second resumes.
 RESUMED = (
     "three-epochs", "lloyd", "init-parallel", "best-of-three", "zscore", "weights-lloyd",
     "many-clusters",
@@ -107,7 +107,7 @@ RESUMED = (
 
 
 def make_data(folder: Path) -> None:
-    """Every source of `CASES`."""
+    """Write every source of `CASES`."""
     import zarr
 
     rng = np.random.default_rng(20)
@@ -146,7 +146,7 @@ def make_data(folder: Path) -> None:
 
 
 def carry_out(runs: Path) -> None:
-    """Every case by the streamkm that is on the path, in the folder of data."""
+    """Every case, by the streamkm on the path, with the folder of data as the working directory."""
     main = _main()
     for case in CASES:
         run = str(runs / case.name)
@@ -155,7 +155,7 @@ def carry_out(runs: Path) -> None:
 
 
 def stop_early(runs: Path) -> None:
-    """Runs of `RESUMED` that are stopped while their checkpoints are new."""
+    """Leave runs of `RESUMED` that are stopped after 1, 4 and 9 checkpoints."""
     main = _main()
     for case in CASES:
         for n_checkpoints in (1, 4, 9) if case.name in RESUMED else ():
@@ -166,14 +166,14 @@ def stop_early(runs: Path) -> None:
                 ["fit", *case.fit_arguments, "--out", str(run), "--checkpoint-every", "1"]
             )
             watcher.join()
-            if status == 0:  # It was quicker.
+            if status == 0:  # It ended before the signal.
                 shutil.rmtree(run)
             else:
                 _must(status, case, 75)
 
 
 def take_up(runs: Path) -> None:
-    """Go on with what `stop_early` left."""
+    """Resume the runs that `stop_early` left."""
     main = _main()
     for case in CASES:
         for run in sorted(runs.glob(f"{case.name}-[0-9]")):
@@ -198,7 +198,7 @@ def _predict(main: Callable[[list[str]], int], case: Case, runs: Path) -> None:
 
 
 def _stop_after(run: Path, n_checkpoints: int) -> None:
-    """SIGTERM to this process once checkpoints have been saved as often as that."""
+    """Send SIGTERM to this process once it has saved `n_checkpoints` checkpoints."""
     seen: set[str] = set()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and not (run / "model.safetensors").exists():
@@ -219,7 +219,7 @@ def _must(status: int, case: Case, expected: int) -> None:
 
 
 def install(revision: str | None, target: Path) -> None:
-    """streamkm at `revision` (None: as it lies here), with its compiled kernel, in `target`."""
+    """Install streamkm at `revision` (None: as it lies here) in `target`, compiling its kernel."""
     tree = ROOT
     if revision is not None:
         tree = target.parent / f"{target.name}-tree"
@@ -231,7 +231,7 @@ def install(revision: str | None, target: Path) -> None:
 
 
 def work(what: str, version: Path, data: Path, runs: Path) -> None:
-    """`what` of this module's parts by the streamkm in `version`."""
+    """Run a function of this module, `what`, with the streamkm in `version`."""
     runs.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(version), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--work", what, str(runs)]
@@ -251,7 +251,7 @@ def digests(runs: Path) -> dict[str, str]:
 
 
 def compare(before: str, after: str | None, folder: Path) -> int:
-    """Say what differs; the number of files that do."""
+    """Print which files differ; return how many do."""
     data = folder / "data"
     data.mkdir()
     make_data(data)
@@ -279,7 +279,7 @@ def compare(before: str, after: str | None, folder: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/equal", description=__doc__)
     parser.add_argument("before", nargs="?", help="a commit")
     parser.add_argument("after", nargs="?", help="another (default: the files as they lie here)")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)

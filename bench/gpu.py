@@ -1,12 +1,12 @@
 """Check and measure the Triton kernels on a CUDA GPU: scripts/gpu
 
-Correctness comes first. Times are medians by device events; every rate stands
-beside the card's own ceilings, a bfloat16 matrix product and a copy, measured in
-the same run. A peer that is installed is timed beside; one that fails is reported
-with its error. Every part runs in a process of its own and has a time limit: one that
-crashes the driver, hangs or is killed costs its own results only. ``--rehearse`` goes
-through everything at toy sizes on the CPU, with interpreted kernels: it shows that the
-script works and measures nothing.
+Correctness is checked first. Times are medians by device events. Every rate stands
+beside a ceiling of the card that is measured in the same run: a bfloat16 matrix product
+or a copy. Peers that are installed are timed too; one that fails is reported with its
+error. Every part runs in a process of its own, within a time limit. A part that crashes
+the driver, hangs or is killed loses its own results only. ``--rehearse`` goes through
+everything at toy sizes on the CPU, with interpreted kernels: it shows that the script
+works, and measures nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LEFT_OUT = {"passed": True, "output": "left out: a rehearsal has no GPU"}
 
 @dataclass
 class Run:
-    """What one part measures with, and what has been found before it."""
+    """One part, where it runs, and the results so far."""
 
     part: str
     device: torch.device
@@ -66,11 +66,11 @@ class Run:
 
     @property
     def major(self) -> int:
-        """Of the compute capability; that of Hopper in a rehearsal."""
+        """First number of the compute capability; Hopper's in a rehearsal."""
         return 9 if self.is_rehearsal else torch.cuda.get_device_capability()[0]
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep one of the part's results at once: it may not live to see its end."""
+        """Write one of the part's results at once: the part may be killed before its end."""
         self.results.setdefault(self.part, []).append(row)
         write_results(self.out, self.results)
 
@@ -78,7 +78,7 @@ class Run:
         return toy if self.is_rehearsal else full
 
     def seconds(self, action: Callable[[], object]) -> float:
-        """Median time of `action` on the device."""
+        """Median seconds of `action` on the device."""
         if self.is_rehearsal:
             start = time.perf_counter()
             action()
@@ -111,7 +111,7 @@ def ceilings(run: Run) -> dict[str, float]:
 
 
 def assign(run: Run) -> None:
-    """k = 20,000, bfloat16 rows of unit length: exact, fast, other tiles, peers."""
+    """Assign bfloat16 rows of unit length at k = 20,000: exact, fast, other tiles, peers."""
     n_rows, k = run.size(2**18, 64), run.size(20_000, 100)
     limit = run.results["ceilings"]["bf16_matrix_flops"]
     for d, target in ASSIGN_TARGETS.items():
@@ -145,7 +145,7 @@ def assign(run: Run) -> None:
 def tile_seconds(
     run: Run, tile: Tile, x_BD: torch.Tensor, norms_B: torch.Tensor, c_KD: torch.Tensor
 ) -> float | str:
-    """Time with another tile, or why it does not run: some need more than a processor has."""
+    """Seconds with another tile, or why it does not run: some need more than a processor has."""
     kernel = TritonKernel(len(x_BD), len(c_KD), torch.float32, run.device, tile=tile)
     try:
         return run.seconds(lambda: kernel.assign(x_BD, norms_B, c_KD))
@@ -175,7 +175,7 @@ def assign_float32(run: Run) -> dict[str, Any]:
 
 
 def update(run: Run) -> None:
-    """Sums and counts, by the bytes of the rows; a hundred runs are compared by the checks."""
+    """Add rows to sums and counts, beside a copy of their bytes."""
     n_rows, d = run.size(2**21, 70), 128
     x_BD = run.normal(n_rows, d)
     limit = run.results["ceilings"]["copy_bytes_per_s"]
@@ -199,7 +199,7 @@ def update(run: Run) -> None:
 
 
 def small(run: Run) -> None:
-    """Assign and update where rows are few features and centroids: in bytes of the rows."""
+    """Assign and add up rows of few features and centroids, beside a copy of their bytes."""
     n_rows = run.size(2**22, 70)
     limit = run.results["ceilings"]["copy_bytes_per_s"]
     shapes = ((16, 3), (16, 128), (64, 16), (64, 64), (128, 32), (256, 32), (256, 128))
@@ -221,7 +221,7 @@ def small(run: Run) -> None:
         before = int(kernel.n_rechecked)
         kernel.step(given, c_KD, sums_KD=sums_KD, counts_K=counts_K)
         share = x_BD.nbytes / step_s / limit
-        # Labels and distances are written too: 12 bytes of every row.
+        # Labels and distances are written too: 12 bytes a row.
         moved_share = (x_BD.nbytes + 12 * n_rows) / step_s / limit
         run.add(
             {
@@ -263,11 +263,11 @@ PARTS: dict[str, tuple[Callable[[Run, Path], object], float]] = {
     "iteration": (lambda run, _: iteration(run), 60),
     "fit": (lambda run, data: measure_fits(run.device, data, toy=run.is_rehearsal), 120),
 }
-"""What is measured, in this order, and the seconds that it may take."""
+"""The parts in their order, each with the seconds that it may take."""
 
 
 def measure_part(name: str, device: torch.device, out: Path, data: Path) -> int:
-    """Add one part to the results in `out`; its failure is a result."""
+    """Add one part to the results in `out`; a failure is a result too."""
     results = json.loads(out.read_text())
     try:
         found = PARTS[name][0](Run(name, device, results, out), data)
@@ -281,7 +281,7 @@ def measure_part(name: str, device: torch.device, out: Path, data: Path) -> int:
 
 
 def measure_parts(arguments: argparse.Namespace, out: Path) -> int:
-    """All parts, each in a process of its own, until the time is up."""
+    """Run all parts, each in a process of its own, until the time is up."""
     ends_at = time.monotonic() + 60 * arguments.minutes
     for name, (_, limit) in PARTS.items():
         left = min(limit, ends_at - time.monotonic())
@@ -307,14 +307,14 @@ def measure_parts(arguments: argparse.Namespace, out: Path) -> int:
 
 
 def run_limited(command: list[str], seconds: float) -> str | None:
-    """Run it with everything that it starts, and end all of it in time: None, or why it failed."""
+    """Run a command, end it and all that it started in time, and return why it failed, or None."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         status = process.wait(seconds)
     except subprocess.TimeoutExpired:
         return f"not done after {seconds:.0f} s"
     finally:
-        # What it has started must not run beside the next that is timed.
+        # What it started must not run beside the next part.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -326,7 +326,7 @@ def has_failed(result: object) -> bool:
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """Whole or not at all: a part may be killed while it writes."""
+    """Write the file whole or not at all: a part may be killed while it writes."""
     temporary = out.with_suffix(".tmp")
     temporary.write_text(json.dumps(results, indent=1) + "\n")
     temporary.replace(out)
@@ -337,7 +337,7 @@ def about(name: str, *, rehearsal: bool) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "gpu": name,
         "measured_on_a_gpu": not rehearsal, "python": platform.python_version(),
         "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__,
-        # Without one, Triton cannot build what launches a kernel.
+        # Without a compiler, Triton cannot build what launches a kernel.
         "compiler": next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None),
         "peers_installed": [
             peer for peer in ("flash_kmeans", "flashlib", "fastkmeans")
@@ -366,7 +366,7 @@ def main() -> int:
         return measure_part(arguments.part, device, out, arguments.data)
     out.parent.mkdir(parents=True, exist_ok=True)
     arguments.data.mkdir(parents=True, exist_ok=True)
-    # Not all machines have a home that can be written to; and nothing tuned before counts.
+    # Some machines have no home that can be written to, and earlier tunings must not count.
     os.environ["TRITON_CACHE_DIR"] = str(arguments.data / "triton")
     os.environ["XDG_CACHE_HOME"] = str(arguments.data / "cache")
     write_results(out, about(name, rehearsal=arguments.rehearse))

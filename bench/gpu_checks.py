@@ -14,16 +14,16 @@ from typing import Any
 __all__ = ["CHECKS_S", "run_checks"]
 
 ROOT = Path(__file__).parents[1]
-#: Seconds that they may take.
+#: Seconds that the tests may take.
 CHECKS_S = 200
-#: What is kept of what they print: its end, where the failures are.
+#: Characters that are kept of what they print: its end, where the failures are.
 MOST_OUTPUT = 20_000
 TESTS = ("tests/kernels/triton/test_kernel.py", "tests/runs/test_on_gpu.py")
 
 
 def run_checks(seconds: float = CHECKS_S) -> dict[str, Any]:
-    """Whether they pass, and what they print until the time is up."""
-    # Compiling takes most of the time: as many at once as the processor has cores for.
+    """Whether the tests pass within `seconds`, and what they print."""
+    # Compiling takes most of the time, so there is a process a core, up to 12.
     workers = str(min(12, os.cpu_count() or 1))
     parallel = ["-n", workers] if importlib.util.find_spec("xdist") else []
     command = [
@@ -43,6 +43,6 @@ def run_checks(seconds: float = CHECKS_S) -> dict[str, Any]:
             status = f"not done after {seconds:.0f} s"
         output.seek(0)
         said = output.read().decode(errors="replace")[-MOST_OUTPUT:]
-    # All of them skipped is status 0 too.
+    # The status is 0 even if all tests are skipped.
     passed = status == 0 and re.search(r"\b\d+ passed", said) is not None
     return {"passed": passed, "status": status, "output": said}

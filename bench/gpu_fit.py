@@ -39,7 +39,7 @@ def measure_fits(device: torch.device, folder: Path, *, toy: bool) -> dict[str, 
     found: dict[str, Any] = {"rows": n_rows, "d": d, "k": k}
     for layout, path in make_arrays(folder, n_rows, d).items():
         found[layout] = {"reader_alone_bytes_per_s": read_alone(path)}
-        # The first compiles and fills the page cache.
+        # The first fit compiles, and fills the page cache.
         for trial in range(2):
             found[layout][f"fit_{trial}"] = one_fit(path, folder / "run", device, k)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -79,7 +79,7 @@ def read_alone(path: Path) -> float:
     memory = plan_memory(source.spec, plan, ExecutionConfig(), fixed_bytes=0)
     times, spent = StageTimes(memory.stream.n_readers), float("nan")
     with HostSlots(memory.stream, torch.device("cpu")) as slots:
-        # Twice, so that neither the page cache nor the slots are touched for the first time.
+        # Only the second time counts: the first fills the page cache and touches new slots.
         for _ in range(2):
             start = time.perf_counter()
             windows = plan.windows(0)
@@ -119,7 +119,7 @@ def link_alone(device: torch.device) -> float:
 
 
 def arithmetic_alone(device: torch.device, n_rows: int, d: int, k: int) -> float:
-    """Rows a second of mini-batch steps on rows that are on the device, clock and all."""
+    """Rows a second of mini-batch steps on rows that lie on the device, by the host's clock."""
     x_BD = torch.randn((n_rows, d), device=device, generator=torch.Generator(device).manual_seed(0))
     batch = Batch(x_BD, x_BD.square().sum(dim=1), None)
     state = initial_state(x_BD[:k].clone(), 0.0)

@@ -1,4 +1,4 @@
-"""Peers that may be installed beside a GPU, each called as its own documents show."""
+"""Peers that may be installed beside a GPU, each called as its own documentation shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["assign_peers", "iteration_peers"]
 def assign_peers(
     seconds: Callable[[Callable[[], object]], float], x_BD: torch.Tensor, c_KD: torch.Tensor
 ) -> dict[str, Any]:
-    """Seconds of one assignment by each peer, or why there are none."""
+    """Seconds of one assignment by each peer that is installed, or why it failed."""
     found: dict[str, Any] = {}
 
     def chunked() -> None:
@@ -40,7 +40,7 @@ def flash_kmeans_assign(x_BD: torch.Tensor, c_KD: torch.Tensor) -> Callable[[], 
 
 
 def iteration_peers(x_BD: torch.Tensor, k: int) -> dict[str, Any]:
-    """Seconds of one iteration by each peer: the difference of two runs, by the clock."""
+    """Seconds of one iteration by each peer, or why it failed: from runs of 2 and 12."""
     found: dict[str, Any] = {}
     if importlib.util.find_spec("flashlib"):
 

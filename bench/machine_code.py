@@ -1,4 +1,4 @@
-"""What compiled device code takes, read from its machine code by the tools that Triton brings."""
+"""Registers, memory and instructions of a compiled kernel, read by tools that Triton brings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MATRIX = ("HMMA", "HGMMA")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes, and what its loop over tiles of scores holds."""
+    """Registers and memory of a compiled kernel, and the instructions of its loop over scores."""
 
     registers: int
     stack_bytes: int
@@ -54,7 +54,7 @@ def read_resources(
     figures = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", usage)}
     instructions, loops = parse(code)
     spills = sum(name.startswith(("STL", "LDL")) for name in instructions)
-    # Where a row is in a lane there is no product.
+    # Kernels with a row in each lane use no matrix instruction.
     in_lanes = "WIDTH" in constants
     loop = longest_loop(instructions, loops, "FFMA" if in_lanes else MATRIX)
     names = Counter(loop)
@@ -89,7 +89,7 @@ def run_tool(name: str, *arguments: str) -> str:
 
 
 def parse(code: str) -> tuple[list[str], list[tuple[int, int]]]:
-    """Names of the instructions, and the first and last of every loop."""
+    """Names of the instructions, and the numbers of the first and last of every loop."""
     names: list[str] = []
     labels: dict[str, int] = {}
     jumps: list[tuple[int, str]] = []
@@ -107,7 +107,7 @@ def parse(code: str) -> tuple[list[str], list[tuple[int, int]]]:
 def longest_loop(
     instructions: list[str], loops: list[tuple[int, int]], sought: str | tuple[str, ...]
 ) -> list[str]:
-    """The outermost loop that multiplies, by `sought`: all that happens to a tile of scores."""
+    """The longest loop with an instruction `sought`: all that happens to a tile of scores."""
     bodies = [instructions[first : last + 1] for first, last in loops]
     multiplying = [body for body in bodies if any(name.startswith(sought) for name in body)]
     return max(multiplying, key=len, default=[])

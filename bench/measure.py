@@ -1,4 +1,4 @@
-"""What was measured: samples of several contenders, taken in turn, and what they come to."""
+"""Samples of several contenders, taken in turn, and their statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_FOLDER", "SESSION_PLUGIN", "Comparison", "Session", "Target", "rate", "seconds"]
 
-#: Arrays are generated into it, beside the code but outside git.
+#: Folder of generated arrays: beside the code, but outside git.
 DEFAULT_FOLDER = Path(__file__).parent / ".data"
 #: Name by which pytest hands the session to the benchmarks.
 SESSION_PLUGIN = "streamkm-bench-session"
@@ -21,7 +21,7 @@ SESSION_PLUGIN = "streamkm-bench-session"
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure should come to, and whether it does."""
+    """What a figure should reach, and whether it does."""
 
     text: str
     reached: bool
@@ -29,7 +29,7 @@ class Target:
 
 @dataclass
 class Comparison:
-    """Samples of one figure by contender; the first one is what the figure is about."""
+    """Samples of one figure by contender; the first contender is compared with the others."""
 
     group: str
     name: str
@@ -37,7 +37,7 @@ class Comparison:
     samples: dict[str, list[float]]
     target: Target | None = None
     remark: str = ""
-    """What a reader of the table needs beside the figure, where there is no target."""
+    """A line below the figure in the table."""
     extra: dict[str, Any] = field(default_factory=dict)
     """For the JSON file only."""
 
@@ -79,7 +79,7 @@ class Comparison:
 
 @dataclass
 class Session:
-    """What the benchmarks are asked for, and the comparisons that they made."""
+    """What the benchmarks are asked for, and the comparisons that they have made."""
 
     rounds: int = 5
     quick: bool = True
@@ -88,7 +88,7 @@ class Session:
 
 
 def seconds(action: Callable[[], object]) -> Callable[[], float]:
-    """A contender whose sample is how long `action` takes."""
+    """A contender whose samples are the seconds that `action` takes."""
 
     def sample() -> float:
         start = time.perf_counter()
@@ -99,6 +99,6 @@ def seconds(action: Callable[[], object]) -> Callable[[], float]:
 
 
 def rate(work: float, action: Callable[[], object]) -> Callable[[], float]:
-    """A contender whose sample is `work` by the seconds that `action` takes."""
+    """A contender whose samples are `work` divided by the seconds that `action` takes."""
     timed = seconds(action)
     return lambda: work / timed()

@@ -1,8 +1,8 @@
-"""Whether one version of streamkm is slower than another: both installed, taking turns.
+"""Compare the speed of two versions of streamkm, which are both installed and take turns.
 
-Each round starts a process of each version, the order changing from round to round. A process
-warms up, then times every workload of `WORKLOADS` once. What counts is the ratio of medians;
-the machine and its processor are named beside it.
+Each round starts one process of each version; their order changes from round to round. A process
+warms up, then times every workload of `WORKLOADS` once. The result is the ratio of medians. The
+file of results names the machine and its processor too.
 
 Run it by ``scripts/equal --pace BEFORE [AFTER]``.
 """
@@ -27,7 +27,7 @@ from bench.equality import install
 from bench.report import environment
 
 N_ROUNDS = 9
-#: Processes that time nothing but themselves: what importing and `--help` take.
+#: Commands that are timed as whole processes, which mostly import.
 WHOLE = {"streamkm --help": ["--help"], "streamkm info": ["info", "wide.npy"]}
 
 
@@ -60,7 +60,7 @@ WORKLOADS = (
 
 
 def make_data(folder: Path) -> None:
-    """Every source of `WORKLOADS`."""
+    """Write every source of `WORKLOADS` and `WHOLE`."""
     import zarr
 
     rng = np.random.default_rng(3)
@@ -76,7 +76,7 @@ def make_data(folder: Path) -> None:
 
 
 def time_all(folder: Path) -> dict[str, float]:
-    """Seconds of every workload, by the streamkm that is on the path."""
+    """Seconds of every workload, by the streamkm on the path."""
     logging.disable(logging.INFO)
     from streamkm.cli import main
 
@@ -96,7 +96,7 @@ def time_all(folder: Path) -> dict[str, float]:
 
 
 def round_of(version: Path, data: Path) -> dict[str, float]:
-    """What one process of a version measures, and how long others take as a whole."""
+    """Seconds of every workload in one process of a version, and of every command of `WHOLE`."""
     variables = {**os.environ, "PYTHONPATH": str(version), "PYTHONSAFEPATH": "1"}
     found: dict[str, float] = {}
     for name, arguments in WHOLE.items():
@@ -121,10 +121,10 @@ def round_of(version: Path, data: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/equal --pace", description=__doc__)
     parser.add_argument("before", help="a commit")
     parser.add_argument("after", nargs="?", help="another (default: the files as they lie here)")
-    parser.add_argument("--rounds", type=int, default=N_ROUNDS)
+    parser.add_argument("--rounds", type=int, default=N_ROUNDS, help="rounds (%(default)s)")
     parser.add_argument("--out", type=Path, help="file of results")
     arguments = parser.parse_args()
     samples: dict[str, dict[str, list[float]]] = {"before": {}, "after": {}}

@@ -1,4 +1,4 @@
-"""Who is measured: streamkm's fit in process, and the loop that people write today."""
+"""The contenders of a fit: streamkm in process, the loop that people write, arithmetic alone."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class PhaseClock:
     _marks: list[tuple[str, float]] = field(default_factory=list)
 
     def mark(self, phase: str) -> None:
-        # Seeding has a phase for each of its stages.
+        # Seeding announces each of its stages; they count as one phase.
         self._marks.append((phase.partition(":")[0], time.perf_counter()))
 
     def finish(self, train_s: float) -> None:
-        """Add one fit; what follows the training's last report is saving."""
+        """Add one fit. `train_s` is when training reported last; what follows is saving."""
         self.mark("end")
         spent_s: dict[str, float] = {}
         for (phase, start), (_, stop) in zip(self._marks, self._marks[1:], strict=False):
@@ -102,14 +102,14 @@ def sklearn_loop(path: Path, k: int, batch_rows: int) -> None:
 
 
 def in_a_slot(x_ND: torch.Tensor) -> torch.Tensor:
-    """A copy in memory as a run reads into: in large pages, from the start of a cache line on."""
+    """A copy in memory like that of a run: in large pages, from the start of a cache line on."""
     slots = HostSlots(StreamMemory(1, len(x_ND), x_ND.nbytes, 1), torch.device("cpu"))
     copy = torch.from_numpy(slots.buffers[0]).view(x_ND.dtype).view(x_ND.shape)
     return copy.copy_(x_ND)
 
 
 def arithmetic_alone(path: Path, config: FitConfig) -> Callable[[], None]:
-    """The steps of one epoch on rows that are in memory, as a fit takes them from a window."""
+    """The steps of one epoch on rows in memory, taken as a fit takes them from a window."""
     array = zarr.open_array(path, mode="r")
     n_rows, n_features = array.shape
     resolved = config.resolved(n_rows, n_features)

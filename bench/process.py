@@ -16,8 +16,8 @@ IMPORTED = (
     "streamkm.sinks.registry", "torch", "zarr", "numcodecs.blosc", "safetensors.numpy", "tqdm",
 )  # fmt: skip
 
-#: A process inherits, as its least peak, that of the process that starts it; so a
-#: small one starts it. Linux gives the figure in KiB, macOS in bytes.
+#: A process's peak is never less than that of the process that starts it, so a small
+#: one starts it. Linux gives the figure in KiB, macOS in bytes.
 _LAUNCHER = """
 import os, sys
 child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
@@ -33,7 +33,7 @@ def peak_rss(*arguments: str) -> float:
     Raises
     ------
     RuntimeError
-        If the command fails; the message ends with what it said.
+        If the command fails; the message ends with what it wrote to stderr.
     """
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
     done = subprocess.run(
@@ -49,5 +49,5 @@ def peak_rss(*arguments: str) -> float:
 
 
 def import_rss() -> float:
-    """The same for a process that only imports what a run imports."""
+    """Largest resident memory, in MiB, of a process that only imports what a run imports."""
     return peak_rss("-c", "import " + ", ".join(IMPORTED))

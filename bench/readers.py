@@ -1,4 +1,4 @@
-"""Ways of reading a whole array: streamkm's and other people's, into buffers that are there."""
+"""Ways to read a whole array, streamkm's and those of others, into buffers made before."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ __all__ = [
     "zstd_alone",
 ]
 
-#: What one call of `readinto` asks for.
+#: Bytes of one call of `readinto`, and of the small blocks in one task of `streamkm_reader`.
 LOOP_BYTES = 8 << 20
 N_SLOTS = 3
 
 
 def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]:
-    """Every block of `source` straight into its place, from as many threads as cores.
+    """Read every block of `source` straight into its place, by as many threads as cores.
 
-    Small blocks several at once, up to what the loop asks for: handing 1 MiB to a pool's thread
-    takes a third of the time that reading it does.
+    A task takes small blocks together, up to `LOOP_BYTES`: handing 1 MiB to a thread takes a
+    third of the time that reading it does.
     """
     block_rows = source.spec.block_rows
     step = block_rows * max(LOOP_BYTES // (block_rows * source.spec.row_bytes), 1)
@@ -68,7 +68,7 @@ def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]
 
 @contextmanager
 def no_spare_memory() -> Iterator[None]:
-    """Let what is opened and read here be as large as if it did not fit into memory."""
+    """Within, everything is opened and read as if it did not fit into memory."""
     with ExitStack() as stack:
         for module in (pagecache, rowfile, direct):
             stack.enter_context(mock.patch.object(module, "has_spare_memory", return_value=False))
@@ -82,9 +82,9 @@ def _memory(source: Source) -> tuple[ReadingPlan, StreamMemory]:
 
 
 def first_touch(source: Source, pause_s: float) -> float:
-    """Core-seconds that it takes to touch the slots of a run first, `pause_s` after the last did.
+    """Core-seconds of the first touch of a run's slots, `pause_s` after memory was last used.
 
-    A virtual machine may give memory that is free for a while back to its host.
+    A virtual machine may give memory back to its host once it has been free for a while.
     """
     _, memory = _memory(source)
     time.sleep(pause_s)
@@ -95,7 +95,7 @@ def first_touch(source: Source, pause_s: float) -> float:
 
 
 def through_slots(source: Source) -> Callable[[], None]:
-    """As a run reads, in random order; a run makes its slots once, so that is not counted."""
+    """Read as a run does, in random order. Making slots is not timed, since a run does it once."""
     plan, memory = _memory(source)
     slots = HostSlots(memory, torch.device("cpu"))
 
@@ -108,7 +108,7 @@ def through_slots(source: Source) -> Callable[[], None]:
 
 
 def readers_of_zarr(path: Path, buffer_ND: np.ndarray) -> dict[str, Callable[[], object]]:
-    """zarr-python, and what else is installed of zarrs and tensorstore."""
+    """zarr-python, and zarrs and tensorstore if they are installed."""
     out = NDBuffer.from_numpy_array(buffer_ND)
 
     def zarr_python() -> None:
@@ -130,7 +130,7 @@ def readers_of_zarr(path: Path, buffer_ND: np.ndarray) -> dict[str, Callable[[],
 def _tensorstore_reader(path: Path, buffer_ND: np.ndarray) -> Callable[[], object]:
     import tensorstore
 
-    # Opened anew each time, or it would keep chunks in its cache; that takes 5 ms.
+    # Opened anew each time, which takes 5 ms: else it would keep chunks in its cache.
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
 
     def read() -> Any:
@@ -141,7 +141,7 @@ def _tensorstore_reader(path: Path, buffer_ND: np.ndarray) -> Callable[[], objec
 
 
 def readers_of_npy(path: Path, buffer_ND: np.ndarray) -> dict[str, Callable[[], object]]:
-    """A bare loop of `readinto`, one stream."""
+    """A bare loop of `readinto` in one thread."""
     view = buffer_ND.reshape(-1).view(np.uint8).data
 
     def readinto() -> None:
@@ -157,7 +157,7 @@ def readers_of_npy(path: Path, buffer_ND: np.ndarray) -> dict[str, Callable[[], 
 def zstd_alone(path: Path) -> Callable[[], None]:
     """Decode every chunk of a Zarr array from memory, in a buffer that stays in the cache.
 
-    As many threads as cores, each with its share of the chunks: what reading can at most reach.
+    As many threads as cores take a share of the chunks each. No reader can be faster.
     """
     array = zarr.open_array(path, mode="r")
     rows, n_threads = array.chunks[0], os.cpu_count() or 1
@@ -187,7 +187,7 @@ def drop_from_page_cache(path: Path) -> None:
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            os.fsync(descriptor)  # What is not written yet cannot be dropped.
+            os.fsync(descriptor)  # Pages that are not written yet cannot be dropped.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)

@@ -94,7 +94,7 @@ def _number(value: float) -> str:
 
 
 def write_json(path: Path, session: Session, described: dict[str, Any]) -> None:
-    """Everything that was measured, sample by sample."""
+    """Write all comparisons to a file, sample by sample."""
     content = {
         **described,
         "quick": session.quick,
@@ -115,7 +115,7 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
-    """The commit that was measured, and whether there was more than that in the tree."""
+    """The commit that was measured, marked if files differed from it."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What checkpoints cost: one save, and fits with and without them."""
+"""The cost of checkpoints: one save, and fits that save every 10 seconds or every hour."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_save(measure: Measure, session: Session) -> None:
         snapshot, host = _snapshot(), environment(torch.device("cpu"), "cpu")
 
         def save() -> None:
-            # As a fit does it; each save is of a step that is not there yet.
+            # As a fit does it. Each save needs a step number of its own.
             snapshot.step += 1
             manifest = {**snapshot.manifest(), "environment": host}
             save_checkpoint(Path(folder), snapshot.step, snapshot.tensors(), manifest, keep=2)
@@ -71,7 +71,7 @@ def test_fit_with_checkpoints(measure: Measure, session: Session) -> None:
         },
         rounds=rounds,
     )
-    # Load from outside only ever adds, so least times say more of a difference this small.
+    # Other programs only ever add time, so least times say more of a difference this small.
     saving, without = (min(values) for values in result.samples.values())
     result.remark = f"least times differ by {saving / without - 1:+.1%}"
 

@@ -1,4 +1,4 @@
-"""End to end: a fit of one epoch over a Zarr array against the loop that people write."""
+"""End to end: a fit of one epoch over a Zarr array, beside the loop that people write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LEAST_RATIO = {64: 3.0, 1024: 4.0}
 
 
-# What a fit takes once (seeding, memory that is touched first) weighs less in more rows.
+# What a fit does once (seeding, the first touch of memory) weighs less with more rows.
 @pytest.mark.parametrize(("n_rows", "k"), [(1_000_000, 64), (4_000_000, 64), (1_000_000, 1024)])
 def test_fit(n_rows: int, k: int, measure: Measure, session: Session) -> None:
     shape, least_ratio = Shape(n_rows, 128), LEAST_RATIO[k]
@@ -30,7 +30,7 @@ def test_fit(n_rows: int, k: int, measure: Measure, session: Session) -> None:
         shape, k = Shape(32_768, 16, chunk_rows=4096), k // 16
     batch_rows = shape.chunk_rows
     path = make_array(session.data, shape, "zarr-lz4")
-    # What the loop does: seeds by k-means++ from a sample, one pass of mini-batches.
+    # As the loop does: k-means++ on a sample, then one pass of mini-batches.
     config = FitConfig(k=k, batch_rows=batch_rows, epochs=1, init="k-means++", closing_pass=False)
     source = open_source(str(path))
     clock = PhaseClock()
@@ -46,7 +46,7 @@ def test_fit(n_rows: int, k: int, measure: Measure, session: Session) -> None:
             "arithmetic alone": rate(shape.n_rows, arithmetic_alone(path, config)),
         },
     )
-    # As long as a fit's memory was free before it was touched again.
+    # Between two fits, while scikit-learn's loop ran, memory was free for this long.
     pause_s = shape.n_rows / result.median("scikit-learn")
     touched_s = median(first_touch(source, pause_s) for _ in range(session.rounds))
     source.close()
@@ -55,7 +55,7 @@ def test_fit(n_rows: int, k: int, measure: Measure, session: Session) -> None:
     # The first fit was the warm-up.
     spent = {phase: median(values[1:] or values) for phase, values in clock.phases.items()}
     result.extra["phases_s"] = spent
-    # Decoding and arithmetic share the cores, so that at best their times add up.
+    # Decoding and arithmetic share the cores: at best, their times add up.
     limit_s = sum(
         shape.n_rows / result.median(alone) for alone in ("reading alone", "arithmetic alone")
     )

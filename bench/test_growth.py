@@ -1,4 +1,4 @@
-"""Cost grows with the work: what a row costs in ten times the rows, and in ten times the batch."""
+"""The time that a row takes, with ten times the rows and with ten times the batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.measure import Comparison, Session
 
 K = 256
-#: Most that a row may cost, in what it costs in the smaller one.
+#: How many times as long a row may take in the larger array, and in the larger batch.
 MOST_ROWS, MOST_BATCH = 1.05, 1.10
 
 
@@ -46,7 +46,7 @@ def test_batch(measure: Measure, session: Session) -> None:
 
 
 def _training(data: Path, shape: Shape, config: FitConfig) -> Callable[[], float]:
-    """Nanoseconds of an epoch for each row: sampling and seeding do not grow with the rows."""
+    """Nanoseconds of training a row; sampling and seeding, which do not grow, are left out."""
     path = make_array(data, shape, "zarr-lz4")
 
     def sample() -> float:

@@ -1,4 +1,4 @@
-"""The arithmetic on one batch alone, by shape, and seeding."""
+"""Kernels on one batch, by shape; gathering a batch; and seeding."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: (features, clusters)
 SHAPES = [(3, 16), (16, 64), (64, 256), (128, 64), (128, 1024), (768, 1024)]
 BATCH_ROWS = 16384
-#: A sample is about so much arithmetic, so that short calls are timed by the dozen.
+#: Operations of one sample, about: short calls are repeated until they make as many.
 FLOP_PER_SAMPLE = 2e9
 CPU = torch.device("cpu")
 

@@ -32,7 +32,7 @@ QUICK = {("fit", "npy", BUDGETS[0]), ("predict", "zarr-lz4", BUDGETS[0])}
 @pytest.mark.parametrize("command", ["fit", "predict"])
 def test_memory(command: str, layout: str, budget: str, measure: Measure, session: Session) -> None:
     if session.quick and (command, layout, budget) not in QUICK:
-        pytest.skip("two processes of a kind show that it runs")
+        pytest.skip("one case of each command shows that it runs")
     small, large = _shapes(session)
     with TemporaryDirectory(dir=_made(session.data)) as temporary:
         process = _Process(temporary, command, budget)
@@ -56,14 +56,14 @@ def test_memory(command: str, layout: str, budget: str, measure: Measure, sessio
 
 
 class _Process:
-    """A command that is run again and again, each time to a place of its own."""
+    """A command that runs several times, each time with an output of its own."""
 
     def __init__(self, folder: str, command: str, budget: str) -> None:
         self._folder, self._command, self._budget = folder, command, budget
         self._number = 0
 
     def prepare(self, path: Path) -> None:
-        """Make the run that predict needs."""
+        """Fit the run that predict needs."""
         if self._command == "predict":
             self._fit(path, f"{self._folder}/model")
 

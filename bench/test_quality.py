@@ -1,4 +1,4 @@
-"""How good the clusterings are: inertia by default settings, beside scikit-learn's."""
+"""The quality of clusterings: inertia with default settings, beside scikit-learn's."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from bench.measure import Comparison, Session
 
 N_SEEDS = 11
-#: % above the best known clustering: median and worst.
+#: Arrays, and the % above the best known inertia that the median and the worst may reach.
 CASES: dict[str, tuple[Callable[[], Mixture], float, float | None]] = {
     "digits": (digits, 0.6, None),
     "separated": (separated, 0.1, 1.0),
     "overlapping": (lambda: overlapping(1.0), 1.0, None),
     "overlapping less": (lambda: overlapping(1.5), 1.0, None),
 }
-#: Of scikit-learn's median on image patches, at most.
+#: Share of scikit-learn's median inertia on image patches, at most.
 PATCHES_RATIO = 0.97
 MIB = 1 << 20
 
@@ -89,7 +89,7 @@ def test_patches(layout: str, measure: Measure, session: Session) -> None:
 def test_gauss_mixture(
     settings: dict[str, Any], spread: float, most: float, measure: Measure, session: Session
 ) -> None:
-    """Another array for each seed, as in the paper; its table's unit is 10^4."""
+    """Another array for each seed, as in Bahmani et al. (2012); their unit of cost is 10^4."""
     seeds = {name: count() for name in ("streamkm", "KMeans")}
 
     def ours() -> float:
@@ -149,7 +149,7 @@ def test_many_clusters(measure: Measure, session: Session) -> None:
 def streamkm_centroids(
     location: str, k: int, seed: int, folder: Path, **settings: Any
 ) -> np.ndarray:
-    """Centroids that a run of default settings saves: one epoch and the closing pass."""
+    """Centroids of a run: one epoch and the closing pass, unless `settings` say otherwise."""
     source, execution = open_source(location), ExecutionConfig(device="cpu")
     config = FitConfig(k=k, seed=seed, **settings)
     model = fit(source, config, execution, folder / "run", resume=False, stop_request=StopRequest())
@@ -160,7 +160,7 @@ def streamkm_centroids(
 def _compare(
     mixture: Mixture, layout: str, measure: Measure, session: Session, *, with_lloyd: bool
 ) -> Comparison:
-    """Inertia per row, by seeds that each contender counts for itself."""
+    """Inertia per row; every sample of a contender has another seed."""
     seeds = [count() for _ in range(3)]
     with TemporaryDirectory(dir=_made(session.data)) as temporary:
         folder = Path(temporary)

@@ -1,4 +1,4 @@
-"""Reading alone: into one buffer beside the peers, and as a run does it, through slots."""
+"""Reading alone: into one buffer, beside the peers, and through slots, as a run reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bench.conftest import Measure
     from bench.measure import Session
 
-#: Times the fastest peer, at least.
+#: Times as fast as the fastest peer, at least.
 TARGETS = {
     "zarr-raw": 1.1,
     "zarr-lz4": 1.3,
@@ -37,7 +37,7 @@ TARGETS = {
     "zarr-sharded-zstd": 1.5,
     "npy": 0.95,
 }
-#: Times dd, cold, at least.
+#: Times as fast as dd, at least, from the disk.
 LEAST_OF_DD = 0.9
 #: Layouts that are timed for the narrow dtypes too.
 NARROW = [("zarr-lz4", "float16"), ("zarr-lz4", "uint8"), ("zarr-sharded-zstd", "uint8")]
@@ -85,7 +85,7 @@ def test_read(layout: str, dtype: str, measure: Measure, session: Session) -> No
 def test_read_cold(layout: str, measure: Measure, session: Session) -> None:
     """Cold: the file's pages are dropped before every reading.
 
-    Once as an array that fits into memory is read, once as one that does not.
+    The array is read once as if it fitted into memory, and once as if it did not.
     """
     path, shape = _array(session, layout, "float32")
     source = open_source(str(path))

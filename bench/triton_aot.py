@@ -1,9 +1,9 @@
-"""What the compiler makes of the Triton kernels, without a GPU: python -m bench.triton_aot OUT.json
+"""Compile the Triton kernels without a GPU: python -m bench.triton_aot OUT.json
 
-Compiles every kernel as it is launched by default, for compute capability 8.0 and
-9.0, and reads registers, spills and the screening loop's instructions from the
-machine code. From the loop follows a time that is predicted, not measured. For `DEFAULTS`, all
-that runs may be made of, only whether anything spills is kept.
+Every kernel of `CASES` is compiled for compute capability 8.0 and 9.0. Registers, spills
+and the instructions of the screening loop are read from the machine code. A time is
+predicted from the loop; it is no measurement. Of `DEFAULTS`, which stand for all that a run
+may launch, the file says only which spill.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ STORED = {
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel as it is launched for rows of `dtype` with so many features."""
+    """One kernel, as it is launched for rows of `dtype` with `n_features` features."""
 
     kernel: str
     dtype: str
@@ -72,7 +72,7 @@ class Case:
     precision: str = "exact"
     k: int = 20_000
     tile: Tile | None = None
-    """Another than the default."""
+    """A tile other than the default."""
     second: bool = False
     """Whether the second nearest is sought too."""
     weighted: bool = False
@@ -111,8 +111,8 @@ CASES = [
 ]  # fmt: skip
 
 
-#: Every kind of length (one, below 16, on and off multiples of 16, more than a tile holds)
-#: of every dtype, of every way to cut the work that nobody has to ask for.
+#: Every way to cut the work that is a default, for every dtype and every kind of length: one,
+#: below 16, on and off multiples of 16, more than a tile holds.
 DEFAULTS = [
     *(
         Case("screen_kernel", dtype, d, k=k, second=k == 2)
@@ -168,13 +168,13 @@ DEFAULTS = [
 
 
 def compile_case(case: Case, capability: int) -> Resources:
-    """Compile as `streamkm.kernels.triton.kernel` would launch it, and read what came of it."""
+    """Compile as `streamkm.kernels.triton.kernel` would launch it, and read the machine code."""
     function = next(
         getattr(module, case.kernel) for module in MODULES if hasattr(module, case.kernel)
     )
     constants, options = launch_constants(case, capability)
     if case.n_features == 1:
-        constants |= {"n_features": 1, "stride": 1}  # as Triton takes every 1
+        constants |= {"n_features": 1, "stride": 1}  # Triton makes a constant of every 1
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {
         name: "constexpr" if name in constants else argument_type(name, case)
@@ -195,7 +195,7 @@ def compile_case(case: Case, capability: int) -> Resources:
 
 
 def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """What a kernel of this case is launched with; each kernel takes what it knows."""
+    """Constants and options of a launch; each kernel takes the constants that it knows."""
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
     padded_d = padded_features(case.n_features, dtype, STORED[case.dtype])
     tile = case.tile or (
@@ -264,20 +264,20 @@ def argument_type(name: str, case: Case) -> str:
 
 # ---- prediction -------------------------------------------------------------
 
-#: Of an H200 SXM, by NVIDIA's documents: multiprocessors; float16 multiply-adds and
-#: lane-operations of the pipe for minima, maxima and logic, a cycle and multiprocessor.
+#: Multiprocessors of an H200 SXM, by NVIDIA's documents, and what each does in a cycle: float16
+#: multiply-adds; lane operations of the pipe for minima, maxima and logic.
 PROCESSORS, MATRIX_RATE, ALU_RATE = 132, 2048, 64
-#: Cycles a second at which 790 TFLOP/s (measured for bf16, see FACTS) are 0.8 of the peak.
+#: Cycles a second at which 790 TFLOP/s, a measured rate of bfloat16, are 0.8 of the peak.
 CLOCK_HZ, MEASURED_MATRIX_FLOPS = 1.83e9, 790e12
 
 
 def predict(n_features: int, alu_per_score: float) -> dict[str, float]:
-    """Share of the measured matrix rate if the loop's two parts take turns, or overlap."""
+    """Shares of the measured matrix rate, and times, if the loop's parts take turns or overlap."""
     padded_d = padded_features(n_features, torch.float32, torch.bfloat16)
     matrix = padded_d / MATRIX_RATE
     epilogue = alu_per_score / ALU_RATE
     useful = 2 * n_features * PROCESSORS * CLOCK_HZ / MEASURED_MATRIX_FLOPS
-    # The matrix product by itself reaches what cuBLAS reaches, no more.
+    # The matrix product by itself reaches no more than cuBLAS does.
     ceiling = MEASURED_MATRIX_FLOPS / (2 * MATRIX_RATE * PROCESSORS * CLOCK_HZ)
     shares = {
         "in_turn": round(useful / (matrix / ceiling + epilogue), 2),

@@ -6,7 +6,7 @@
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv_python=$PWD/.venv/bin/python
 
-# Says which interpreter to use: the first that runs and is new enough.
+# Prints the first interpreter that runs and is new enough.
 find_python() {
     local candidate
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
@@ -20,15 +20,15 @@ find_python() {
     return 1
 }
 
-# What an installation depends on; when it changes, pip runs again.
+# Prints a checksum of all that an installation depends on. When it changes, pip runs again.
 installation_key() {
-    # (Whether there is a compiler: the CPU kernel is built where there is one.)
+    # (The compilers too: the CPU kernel is built where there is one.)
     { echo "$PWD"; command -v c++ g++ clang++ || true; cat pyproject.toml constraints.txt streamkm/kernels/native/*; } | cksum
 }
 
 install_extra() {
     local extra=$1 key=$2 python
-    # A marker that is still there means that an installation was cut short.
+    # The marker is still there if an installation was cut short.
     if [[ -e .venv/installing ]] || ! "$venv_python" -m pip --version >/dev/null 2>&1; then
         python=$(find_python) || return
         echo "Making .venv with $("$python" --version)" >&2
@@ -43,7 +43,7 @@ install_extra() {
 
 ensure_venv() (
     extra=$1
-    # Two scripts started at once must not both install; a system without flock goes unguarded.
+    # Two scripts started at once must not both install. Without flock, nothing keeps them apart.
     if command -v flock >/dev/null; then flock 9; fi
     key=$(installation_key)
     for stamp in ".venv/installed-$extra" .venv/installed-bench .venv/installed-dev; do

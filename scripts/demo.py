@@ -1,10 +1,10 @@
-"""The demo: 531,720 patches of two photographs, clustered in less memory than they take.
+"""The demo: 531,720 patches of two photographs, clustered in less memory than float32 rows take.
 
 Every 8 x 8 patch of the photographs that come with scikit-learn is one row of
-192 bytes in a Zarr array. The commands below are those that anybody would type;
-each is printed before it runs. At the end, a picture shows the centroids and a
+192 bytes in a Zarr array. The commands are those that a user types; each is
+printed before it runs. At the end, a picture shows the centroids and a
 photograph rebuilt from them. Everything lies in ``demo-output/``, which is made
-afresh each time.
+anew each time.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def write_patches(path: Path, photographs: list[NDArray[np.uint8]]) -> None:
     for photograph in photographs:
         windows = np.lib.stride_tricks.sliding_window_view(photograph, (SIDE, SIDE, n_channels))
         for top in range(0, down, ROWS_OF_PATCHES_PER_CHUNK):
-            piece = windows[top : top + ROWS_OF_PATCHES_PER_CHUNK].reshape(-1, n_features)
-            array[start : start + len(piece)] = piece
-            start += len(piece)
+            chunk = windows[top : top + ROWS_OF_PATCHES_PER_CHUNK].reshape(-1, n_features)
+            array[start : start + len(chunk)] = chunk
+            start += len(chunk)
     n_rows = array.shape[0]
     print(
         f"{path.name}: {n_rows:,} rows x {n_features} bytes in {array.nchunks} chunks, "
@@ -73,7 +73,7 @@ def streamkm(*arguments: str) -> None:
 
 
 def as_picture(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Numbers from 0 to 255 as numbers from 0 to 1."""
+    """Numbers from 0 to 255 as numbers from 0 to 1, clipped."""
     picture: NDArray[np.float32] = np.clip(values.astype(np.float32) / 255, 0, 1)
     return picture
 

@@ -1,21 +1,21 @@
-// What screening a block of rows comes to; included as tiles.h is, and after it and columns.h.
+// Labels and doubts from the scores of a block of rows. Included like tiles.h, after columns.h.
 
-// By how much a score may lie above the best and yet be the nearest centroid's. No centroid
-// longer than the row and its least distance together can be the nearest, so that one far
-// away does not make every row uncertain. (A tenth more: the least score is rounded itself.)
+// How far above the least score, given rounding, the nearest centroid's score may lie. No centroid
+// longer than the row plus its least distance can be the nearest, so one far away does not make
+// every row uncertain. (The factor 1.1 is there because the least score is rounded too.)
 template <class T>
 INLINE T slack(const AssignJob<T>& job, T sq_norm, T sq_distance) {
     const T norm = std::sqrt(sq_norm);
     const T reach = norm + std::sqrt(sq_distance);
     const T longest_sq = std::min(reach * reach * T(1.1), job.longest_sq);
     const T extent = norm + std::sqrt(longest_sq);
-    // Below the normal numbers rounding is no share of anything any more.
+    // Among subnormal numbers a rounding error is no share of a number.
     const T vanished = 4 * static_cast<T>(job.n_features) * std::numeric_limits<T>::min();
     return 2 * job.rounding * extent * extent + vanished;
 }
 
-// Labels, distances and doubts of rows `start` to `stop`, BLOCK_ROWS at most; returns in how
-// many cases there is doubt.
+// Fills labels, distances and doubts of rows `start` to `stop`, BLOCK_ROWS at most. Returns how
+// many rows are in doubt.
 template <class T>
 int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     Screened<T> screened;
@@ -29,7 +29,7 @@ int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
         const T score = screened.firsts[row - start], sq_norm = job.sq_norms[row];
         const T sq_distance = score + sq_norm > 0 ? score + sq_norm : T(0);
         const T second = screened.seconds[row - start];
-        // Not <=: where a score is NaN or infinite nothing is certain.
+        // Not `second <= ...`: a row compared with a NaN must be in doubt.
         const bool is_uncertain = !(second > score + slack(job, sq_norm, sq_distance));
         job.labels[row] = screened.labels[row - start];
         job.sq_distances[row] = sq_distance;

@@ -1,16 +1,16 @@
-// Screening of rows of few features, for one instruction set; included as tiles.h is, and after it.
+// Screening of rows of few features, for one instruction set. Included like tiles.h, after it.
 //
-// The rows lie in the lanes of vectors, and the centroids come one after the other: so little is
-// multiplied for a score that what follows, least scores across lanes above all, would be most
-// of the work if centroids lay in the lanes. Scores are the same bits either way.
+// Rows lie in the lanes of vectors, and centroids come one after the other. A score of few features
+// takes few products: with centroids in the lanes, finding the least score across lanes would be
+// most of the work. Scores are the same bits either way.
 
-// Beyond so many features turning rows into columns costs more than it saves.
+// With more features, turning rows into columns costs more than it saves.
 constexpr int64_t MOST_FEATURES_OF_COLUMNS = 16;
 
-// Vectors of rows, and centroids, that are scored at once: as many as fill the registers.
+// Vectors of rows, and centroids, that are scored at once: together they fill the registers.
 constexpr int COLUMN_VECTORS = 2, COLUMN_CENTROIDS = TILE_ROWS * 2 / 3;
 
-// So far ahead a row is asked for, where rows may lie anywhere.
+// How many rows ahead a row is prefetched, where rows may lie anywhere.
 constexpr int64_t COLUMN_ROWS_AHEAD = 64;
 
 template <class T>
@@ -18,8 +18,8 @@ constexpr int column_rows() {
     return COLUMN_VECTORS * Simd<T>::width;
 }
 
-// Offers `n_centroids` centroids from number `first` on to the rows in `columns`, feature after
-// feature.
+// Scores `n_centroids` centroids, from number `first` on, against the rows in `columns`, and offers
+// the scores to `best`. Columns lie feature after feature.
 template <class T, int n_centroids>
 INLINE void offer_centroids(const AssignJob<T>& job, const T* columns, int64_t first,
                             Best<T> (&best)[COLUMN_VECTORS]) {
@@ -49,12 +49,13 @@ INLINE void offer_centroids(const AssignJob<T>& job, const T* columns, int64_t f
     }
 }
 
-// Squared lengths of rows `begin` to `end` in `columns`; rows that are dropped become zeros there.
+// Fills the squared lengths of rows `begin` to `end`, which lie in `columns`, and which of them are
+// dropped. Dropped rows become zeros in `columns`.
 template <class T>
 INLINE void measure_columns(const AssignJob<T>& job, int64_t begin, int64_t end, T* columns) {
     double sums[column_rows<T>()] = {};
     if constexpr (std::is_same_v<T, float>) {
-        // In the order in which `sq_length` adds up so few. Squares are exact in a double.
+        // In the order of `sq_length` for this few features. A float's square is exact in a double.
         for (int64_t feature = 0; feature < job.n_features; ++feature) {
             for (int lane = 0; lane < column_rows<T>(); ++lane) {
                 const double value = columns[feature * column_rows<T>() + lane];
@@ -62,14 +63,14 @@ INLINE void measure_columns(const AssignJob<T>& job, int64_t begin, int64_t end,
             }
         }
     } else {
-        // Whether squares are rounded before they are added is the compiler's choice: its bits are its own.
+        // A compiler may or may not round squares before adding: only `sq_length` gives its bits.
         for (int64_t row = begin; row < end; ++row) {
             sums[row - begin] = sq_length(job.given(row), job.n_features);
         }
     }
     for (int64_t row = begin; row < end; ++row) {
         const T sq_norm = static_cast<T>(sums[row - begin]);
-        job.dropped[row] = !(sq_norm <= job.most_sq_norm);  // Nor NaN.
+        job.dropped[row] = !(sq_norm <= job.most_sq_norm);  // NaN too.
         job.sq_norms[row] = job.dropped[row] ? T(0) : sq_norm;
         for (int64_t feature = 0; job.dropped[row] && feature < job.n_features; ++feature) {
             columns[feature * column_rows<T>() + row - begin] = 0;
@@ -85,7 +86,7 @@ INLINE void screen_columns(const AssignJob<T>& job, int64_t start, int64_t stop,
     for (int64_t begin = start; begin < stop; begin += column_rows<T>()) {
         const int64_t end = std::min(begin + column_rows<T>(), stop);
         for (int64_t lane = 0; lane < column_rows<T>(); ++lane) {
-            // The last columns hold the last row again in the lanes that are left.
+            // Spare lanes of the last columns hold the last row again.
             const int64_t row = std::min(begin + lane, stop - 1);
             const T* const x = job.given(row);
             if (job.positions) {

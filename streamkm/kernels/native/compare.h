@@ -1,17 +1,17 @@
-// Distances of all rows to a few points; included as tiles.h is, and after it.
+// Distances of all rows to a few points. Included like tiles.h, after it.
 //
-// Features lie in the lanes: with centroids there, as where rows are assigned, so few would leave
-// most lanes without one. The products of a few rows with a few points fill as many vectors as a
-// vector has lanes; added up across, each then takes one lane.
+// Features lie in the lanes. With points there, as centroids lie in tiles.h, most lanes would be
+// empty. The products of a few rows with a few points fill as many vectors as a vector has lanes.
+// Each vector is then added up across its lanes, into one lane of the result.
 
-// Vectors that a row fills. What of the last one lies beyond the row is 0 in the points.
+// Vectors that a row fills. In the last one, packed points hold 0 beyond the row.
 template <class T>
 int64_t row_vectors(int64_t n_features) {
     return (n_features + Simd<T>::width - 1) / Simd<T>::width;
 }
 
-// Packs points vector by vector, up to a whole number of as many as there are lanes, and their
-// squared lengths.
+// Packs points vector by vector, and fills their squared lengths. Points of zeros make the number
+// of packed points a multiple of the lanes.
 template <class T>
 void pack_points(const CompareJob<T>& job) {
     constexpr int width = Simd<T>::width;
@@ -24,7 +24,7 @@ void pack_points(const CompareJob<T>& job) {
     }
 }
 
-// Sums across the lanes of `n` vectors, one after the other in the lanes.
+// The sum across the lanes of each of `n` vectors, side by side in one vector.
 template <class T, int n = Simd<T>::width, class V>
 INLINE V added_across(const V* vectors, int stride = 1) {
     if constexpr (n == 1) {
@@ -38,8 +38,8 @@ INLINE V added_across(const V* vectors, int stride = 1) {
     }
 }
 
-// Products of rows `start` to `stop` with `n_points` points from number `first` on, row by row. Many
-// features are added up `in_parts`, for the same reason as a tile's.
+// Products of rows `start` to `stop` with `n_points` points from number `first` on, row by row.
+// Many features are added up `in_parts`, for the reason given beside `FEATURES_AT_ONCE`.
 template <class T, int n_points, bool in_parts>
 INLINE void multiply_rows(const CompareJob<T>& job, int64_t start, int64_t stop, int64_t first,
                           T* __restrict out) {
@@ -52,7 +52,7 @@ INLINE void multiply_rows(const CompareJob<T>& job, int64_t start, int64_t stop,
     for (int64_t begin = start; begin < stop; begin += n_rows, out += S::width) {
         const T* rows[n_rows];
         for (int row = 0; row < n_rows; ++row) {
-            // In the places that are left the last row again.
+            // Spare places hold the last row again.
             rows[row] = job.x + std::min(begin + row, stop - 1) * n_features;
         }
         Vector products[S::width] = {}, totals[S::width];
@@ -92,15 +92,15 @@ INLINE void multiply_rows(const CompareJob<T>& job, int64_t start, int64_t stop,
     }
 }
 
-// (By itself: beside it compilers make less of the other.)
+// (Not inlined: beside this variant, compilers make slower code of the other.)
 template <class T, int n_points>
 __attribute__((noinline)) void multiply_in_parts(const CompareJob<T>& job, int64_t start,
                                                  int64_t stop, int64_t first, T* __restrict out) {
     multiply_rows<T, n_points, true>(job, start, stop, first, out);
 }
 
-// Squared distances of rows `start` to `stop`, a part, to `n_points` points from number `first`
-// on; `costs`, where there are any, get their sums.
+// Squared distances of rows `start` to `stop`, one part, to `n_points` points from number `first`
+// on. `costs`, unless null, gets their sums.
 template <class T, int n_points>
 INLINE void compare_points(const CompareJob<T>& job, int64_t start, int64_t stop, int64_t first,
                            double* costs) {

@@ -1,4 +1,4 @@
-// The same arithmetic for several instruction sets, and the work of a call shared among threads.
+// Compiles the arithmetic for several instruction sets, and shares a call's work among threads.
 
 #pragma once
 
@@ -23,7 +23,7 @@
 #define BEGIN_TARGET(features) \
     PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define END_TARGET PRAGMA(clang attribute pop)
-// Clang keeps whole vectors of its own accord, and ignores all of a target of which it knows a part.
+// Clang keeps whole vectors without being told. It ignores a target if it does not know all of it.
 #define WHOLE_VECTORS ""
 #else
 #define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
@@ -32,8 +32,8 @@
 #endif
 #define PRAGMA(text) _Pragma(#text)
 
-// By integer arithmetic, which compilers vectorise: shifted into place, the bits are the value
-// divided by 2^112, for numbers below the normal ones too.
+// float16, widened by integer arithmetic, which compilers vectorise. Shifted into place, its bits
+// are the value divided by 2^112. That holds for subnormal numbers too.
 struct Float16 {
     uint16_t bits;
     explicit operator float() const {
@@ -44,7 +44,7 @@ struct Float16 {
         scaled *= 0x1p112f;
         uint32_t result;
         std::memcpy(&result, &scaled, sizeof result);
-        // Infinity and NaN have all bits of the exponent.
+        // Infinity and NaN have every bit of the exponent set.
         result |= (magnitude >= 0x7C00 ? 0x7F800000 : 0) | sign;
         std::memcpy(&scaled, &result, sizeof scaled);
         return scaled;
@@ -133,7 +133,7 @@ struct Functions {
                                int64_t stop);
     void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
     void (*move_cluster)(const MoveJob<T>&, int64_t cluster);
-    // By the number of the stored dtype.
+    // Indexed by the number of the stored dtype.
     void (*gather_rows[N_STORED_TYPES])(const GatherJob<T>&, int64_t start, int64_t stop);
 };
 
@@ -148,10 +148,10 @@ struct Functions {
                 {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                          \
     }()
 
-// The functions of one instruction set that go from any stored dtype to float64.
+// The functions of one instruction set that read any stored dtype and compute in float64.
 struct MomentFunctions {
     int64_t (*strip_width)(int64_t n_features);
-    // By the number of the stored dtype.
+    // Indexed by the number of the stored dtype.
     void (*measure_part[N_STORED_TYPES])(const MomentsJob&, int64_t start, int64_t stop, const Moments&);
 };
 
@@ -197,7 +197,7 @@ const Functions<T>& functions_of(const InstructionSet& set) {
 
 int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
 
-// Calls `work(start, stop)` for one part of the rows after the other.
+// Calls `work(start, stop)` for every part of the rows.
 template <class Work>
 void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
     Pool::instance().run(parts_of(n_rows, PART_ROWS), n_threads, [&](int64_t part) {
@@ -205,11 +205,11 @@ void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
     });
 }
 
-// Labels of all rows, and in how many cases screening left a doubt; if `rechecks`, they are right.
+// Labels all rows. Returns how many screening left in doubt; with `rechecks`, these are exact too.
 template <class T>
 int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, int n_threads) {
     Pool& pool = Pool::instance();
-    // Waking a thread for fewer takes longer than packing them.
+    // Waking a thread takes longer than packing fewer numbers than this.
     constexpr int64_t FEW = 1 << 15;
     pool.run(parts_of(job.k, functions.panel_width), job.k * job.n_features < FEW ? 1 : n_threads,
              [&](int64_t panel) { functions.pack_panel(job, panel); });
@@ -228,7 +228,7 @@ int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, 
     return n_uncertain;
 }
 
-// Squared distances of all rows to a few points, and the sums of each part where they are asked for.
+// Squared distances of all rows to a few points, and their sums over each part if `job.costs`.
 template <class T>
 void compare(const Functions<T>& functions, const CompareJob<T>& job, int n_threads) {
     functions.pack_points(job);
@@ -238,8 +238,8 @@ void compare(const Functions<T>& functions, const CompareJob<T>& job, int n_thre
     });
 }
 
-// Columns of a sum that one thread takes at a time, where one cluster is so large that it has to be
-// shared. Elsewhere all of them: the rows of one cluster stay in a cache from the first on.
+// Columns of a sum that one thread takes at a time, if one cluster is so large that threads must
+// share it. Otherwise a thread takes all columns, since the rows of its cluster stay in a cache.
 constexpr int64_t SLICE_COLUMNS = 64;
 
 template <class T>
@@ -254,7 +254,7 @@ void accumulate(const Functions<T>& functions, const AccumulateJob<T>& job, int 
     const int64_t n_together = std::max<int64_t>(n_sums / (int64_t{n_threads} * 16), 1);
     Pool::instance().run(parts_of(n_sums, n_together), n_threads, [&](int64_t task) {
         const int64_t stop = std::min((task + 1) * n_together, n_sums);
-        // By slices first: neighbouring sums are of other clusters.
+        // Slice by slice: neighbouring sums belong to different clusters.
         for (int64_t sum = task * n_together; sum < stop; ++sum) {
             const int64_t cluster = sum % job.k, column = sum / job.k * slice;
             if (job.offsets[cluster] == job.offsets[cluster + 1]) continue;
@@ -278,7 +278,7 @@ void measure(const Functions<T>& functions, const DistanceJob<T>& job, int n_thr
     });
 }
 
-// Adds what was found of other rows (Chan, Golub and LeVeque 1983).
+// Adds the moments of other rows to `total` (Chan, Golub and LeVeque 1983).
 inline void join(const Moments& total, const Moments& other, int64_t n_features) {
     *total.n_dropped += *other.n_dropped;
     if (!(*other.count > 0)) return;
@@ -293,7 +293,7 @@ inline void join(const Moments& total, const Moments& other, int64_t n_features)
     *total.count += *other.count;
 }
 
-// Moments of rows in parts that stay in a cache, and do not depend on the number of threads.
+// Moments of rows, in parts that fit a cache and do not depend on the number of threads.
 inline void take_moments(const MomentFunctions& functions, int stored, const MomentsJob& job,
                          const Moments& total, int n_threads) {
     constexpr int64_t PART_NUMBERS = 1 << 14, PARTS_AT_ONCE = 16;
@@ -315,7 +315,7 @@ inline void take_moments(const MomentFunctions& functions, int stored, const Mom
     }
 }
 
-// Sum of the squared steps, in the order of the clusters.
+// Moves the centroids. Returns the sum of their squared moves, added in the order of clusters.
 template <class T>
 double move(const Functions<T>& functions, const MoveJob<T>& job, int64_t k, int n_threads) {
     constexpr int64_t CLUSTERS_AT_ONCE = 16;
@@ -328,8 +328,8 @@ double move(const Functions<T>& functions, const MoveJob<T>& job, int64_t k, int
     return std::accumulate(job.sq_steps, job.sq_steps + k, 0.0);
 }
 
-// Sorts rows by label, keeping their order: their numbers, or their `positions` where these are
-// given. False if a label is not within 0 to k.
+// Sorts rows by label, and keeps their order within a label. Fills `rows` with their numbers, or
+// with their `positions` where given. Returns false if a label is not from 0 to k - 1.
 bool sort_by_label(const int64_t* labels, const int32_t* positions, int64_t n_rows, int64_t k,
                    int32_t* rows, int64_t* offsets) {
     std::fill_n(offsets, k + 1, 0);
@@ -338,8 +338,8 @@ bool sort_by_label(const int64_t* labels, const int32_t* positions, int64_t n_ro
         ++offsets[labels[row] + 1];
     }
     for (int64_t cluster = 0; cluster < k; ++cluster) offsets[cluster + 1] += offsets[cluster];
-    // Each offset moves to its cluster's end while the cluster is filled, which is where
-    // the next one began: shifted by one they are right again.
+    // While a cluster is filled, its offset moves to its end, where the next cluster begins:
+    // shifted by one place, the offsets are right again.
     for (int64_t row = 0; row < n_rows; ++row) {
         rows[offsets[labels[row]]++] = positions ? positions[row] : static_cast<int32_t>(row);
     }

@@ -1,9 +1,10 @@
-// The module streamkm.kernels._cpu: assignment and accumulation in cache-sized tiles.
+// The module streamkm.kernels._cpu: the compiled arithmetic for the CPU.
 //
-// It takes addresses of arrays whose dtype, shape and lifetime kernels/cpu.py answers for,
-// lets go of Python's lock, and divides the work among a pool of threads. What a thread
-// computes does not depend on how many there are. The same tiles are compiled for several
-// instruction sets, and the best that the processor has is taken when it is known.
+// Its functions take addresses of arrays. The callers, in kernels/ops/, answer for dtype, shape
+// and lifetime; only positions and labels are checked here. A function lets go of Python's lock
+// and shares its work among the threads of a pool. No result depends on the number of threads.
+// The same source is compiled for several instruction sets. Callers choose one by its number in
+// `instruction_sets`.
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -25,7 +26,7 @@ T* at(unsigned long long address) {
     return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
 }
 
-// Whether every position lies within a window; where there are none, whether that many rows do.
+// Whether every position lies within the window; without positions, whether n_rows rows do.
 bool lie_within(const int32_t* positions, int64_t n_rows, int64_t n_window) {
     if (n_rows == 0) return true;
     if (positions == nullptr) return n_rows <= n_window;
@@ -33,7 +34,7 @@ bool lie_within(const int32_t* positions, int64_t n_rows, int64_t n_window) {
     for (int64_t row = 0; row < n_rows; ++row) {
         highest = std::max(highest, static_cast<uint32_t>(positions[row]));
     }
-    // A negative one is 2^31 at least, which a longer window would have.
+    // A negative position becomes 2^31 or more: a longer window must not let it pass.
     return highest < std::min(n_window, int64_t{1} << 31);
 }
 

@@ -1,13 +1,13 @@
-// Moments of features, for one instruction set; included as tiles.h is, and after rows.h.
+// Moments of features, for one instruction set. Included like tiles.h.
 
-// NaN or infinity times 0 is NaN, and anything else 0.
+// Whether all numbers are finite: NaN or infinity times 0 is NaN, and anything else 0.
 template <class Stored>
 INLINE bool are_finite(const Stored* __restrict x, int64_t n) {
     if constexpr (std::is_integral_v<Stored>) return true;
     constexpr int LANES = 32;
     float sums[LANES] = {};
     const auto zero = [x](int64_t i) __attribute__((always_inline)) {
-        // (A float64 number may be too large for float32: its difference from itself is not.)
+        // (A float64 may be too large for float32; its difference from itself is not.)
         if constexpr (std::is_same_v<Stored, double>) {
             return static_cast<float>(x[i] - x[i]);
         } else {
@@ -22,13 +22,13 @@ INLINE bool are_finite(const Stored* __restrict x, int64_t n) {
     return std::accumulate(sums, sums + LANES, 0.0f) == 0;
 }
 
-// Rows of few features are taken several at a time, as if they were one: so many numbers.
+// Numbers of a strip. Rows of few features are taken several at a time, as if they were one row.
 INLINE int64_t strip_width(int64_t n_features) {
     constexpr int64_t LEAST = 64;
     return (LEAST + n_features - 1) / n_features * n_features;
 }
 
-// What each row of a part counts; whether that is 1 for all of them.
+// Whether every row of a part counts 1. If not, fills `job.counted` with what each counts.
 template <class Stored>
 INLINE bool count_rows(const MomentsJob& job, int64_t start, int64_t stop, const Moments& found) {
     const Stored* const x = static_cast<const Stored*>(job.x);

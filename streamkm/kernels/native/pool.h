@@ -1,9 +1,9 @@
 // Threads that share the tasks of a loop.
 //
-// OpenMP was measured against it (bench/LOG.md): its loops end when every thread of the team
-// has come by, also one that found nothing left to do. Beside readers, or any other program, a
-// thread waits some milliseconds for a core, and the others then wait for it. Here the caller takes
-// tasks itself from the first moment on, and waits only for those that another thread has begun.
+// OpenMP was measured and rejected (bench/LOG.md): its loop ends when every thread of the team has
+// arrived, even one that finds nothing left to do. Beside readers, or any other program, a thread
+// may wait milliseconds for a core, and the others wait for it. Here the caller takes tasks from
+// the start, and waits only for tasks that another thread has begun.
 
 #pragma once
 
@@ -20,7 +20,7 @@
 #include <thread>
 #include <vector>
 
-// Tells the processor that a thread only waits.
+// Tells the processor that this thread only waits.
 inline void relax() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
@@ -31,8 +31,8 @@ inline void relax() {
 
 class Pool {
 public:
-    // The process's. Never destroyed, since threads may wait in it when the process ends, and made
-    // anew in a child process, which has none of the threads.
+    // The pool of this process. It is never destroyed, since threads may wait in it when the
+    // process ends. A forked child gets a new one, since it has none of the threads.
     static Pool& instance() {
         static std::once_flag registered;
         std::call_once(registered, [] {
@@ -46,7 +46,7 @@ public:
     // `n_threads` threads, the caller's among them.
     template <class Work>
     void run(int64_t n_tasks, int n_threads, const Work& work) {
-        // A second caller at the same time does all its tasks itself.
+        // While another caller has the pool, this one does all its tasks itself.
         std::unique_lock<std::mutex> mine(callers_, std::try_to_lock);
         if (n_threads <= 1 || n_tasks <= 1 || !mine.owns_lock()) {
             for (int64_t task = 0; task < n_tasks; ++task) work(task);
@@ -64,11 +64,11 @@ public:
     }
 
 private:
-    // The gate counts the helpers that are inside; above them a bit says whether more may come
-    // in, and above that is the number of the loop, so that none comes twice.
+    // Bits of the gate: the number of helpers inside, whether more may come in, and the number of
+    // the loop, so that no helper comes in twice.
     static constexpr uint64_t INSIDE = 0xFFFF, OPEN = 0x10000, LOOP = 0x20000;
-    // A helper waits so many times for the next loop before it sleeps, some 20 microseconds:
-    // what lies between the loops of one batch.
+    // Times that a helper looks for the next loop before it sleeps: about 20 microseconds, which
+    // is what lies between two loops of one batch.
     static constexpr int SPINS = 500;
 
     static Pool*& current() {
@@ -84,7 +84,7 @@ private:
                 helper.detach();
                 avoided_ = NONE;
             } catch (const std::system_error&) {
-                return;  // As many as the system gives: the caller does the rest.
+                return;  // The system gives no more threads: those that there are take all tasks.
             }
         }
     }
@@ -98,8 +98,8 @@ private:
         }
     }
 
-    // Keeps helpers off the processor that the caller is on. Linux may wake a thread there although
-    // another is idle (of few processors that are half busy it looks at none), and it then waits
+    // Keeps helpers off the caller's processor. Linux may wake a thread there although another
+    // processor is idle (of few that are half busy, it looks at none). The thread would then wait
     // until the caller has done all the tasks.
     void keep_off() {
 #if defined(__linux__)
@@ -146,7 +146,7 @@ private:
         }
     }
 
-    // The gate, once it is open for another loop than the one last `seen`.
+    // The gate, once it is open for a loop other than the one last `seen`.
     uint64_t wait_for_loop(uint64_t seen) {
         const auto is_new = [this, seen] {
             const uint64_t gate = gate_.load();
@@ -170,7 +170,7 @@ private:
     std::vector<pthread_t> handles_;
     int avoided_ = NONE;
 
-    // The loop in hand; only written while no helper is inside.
+    // The current loop; written only while no helper is inside.
     const void* work_ = nullptr;
     void (*call_)(const void*, int64_t) = nullptr;
     int64_t n_tasks_ = 0;

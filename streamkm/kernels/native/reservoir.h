@@ -1,4 +1,4 @@
-// Rows of a batch that may enter the reservoir from which empty clusters are filled.
+// Offers rows of a batch to the reservoir, whose rows fill empty clusters.
 
 #pragma once
 
@@ -17,7 +17,7 @@ struct Drawn {
     bool operator<(const Drawn& other) const { return key < other.key; }
 };
 
-// The least keys of the rows that are offered, by the exponential law; see `draw_`.
+// The offered rows with the least keys, each Exp(1) / chance; see kernels/ops/offer.py.
 template <class T>
 std::vector<Drawn> draw(const OfferJob<T>& job) {
     const double last = *std::max_element(job.keys, job.keys + job.n_reservoir);
@@ -25,9 +25,9 @@ std::vector<Drawn> draw(const OfferJob<T>& job) {
     for (int64_t i = 0; i < job.n_offered; ++i) {
         const int64_t row = job.first + i * job.stride;
         const double chance = job.sq_distances[i] * (job.weights ? job.weights[row] : 1);
-        // Of -log(1 - u) >= u: the others cannot come before the last row of the reservoir.
+        // Since -log(1 - u) >= u, the key of any other row is beyond the reservoir's last.
         if (!(job.uniform[i] < chance * last)) continue;
-        // On its centroid, to rounding, or without a direction.
+        // Skips a row on its centroid, to rounding, and one without a direction.
         const T sq_norm = job.sq_norms[row];
         if (job.sq_distances[i] <= static_cast<T>(job.rounding) * sq_norm) continue;
         if (job.is_normalized && sq_norm == 0) continue;
@@ -42,7 +42,7 @@ std::vector<Drawn> draw(const OfferJob<T>& job) {
     return drawn;
 }
 
-// False if a row is not within the window.
+// Updates the reservoir. Returns false if a row that would enter is not within the window.
 template <class T>
 bool offer(const OfferJob<T>& job) {
     std::vector<Drawn> entries = draw(job);

@@ -1,4 +1,4 @@
-// Arithmetic on rows one by one, for one instruction set; included as tiles.h is, and after it.
+// Arithmetic on rows one by one, for one instruction set. Included like tiles.h, after assign.h.
 
 // Squared distance of two points, as the sum of squared differences.
 template <class T>
@@ -8,7 +8,7 @@ INLINE double sq_difference(const T* a, const T* b, int64_t n_features) {
     });
 }
 
-// Sum of the products of two vectors, in parts for the same reason as a tile's.
+// Dot product of two vectors, in parts for the reason given beside `FEATURES_AT_ONCE`.
 template <class T>
 INLINE T dot(const T* a, const T* b, int64_t n_features) {
     constexpr int LANES = 32;
@@ -29,9 +29,9 @@ INLINE T dot(const T* a, const T* b, int64_t n_features) {
     return totals[0];
 }
 
-// The true label and distance of a row that screening left in doubt. Centroids whose score is not
-// certainly above that of its label are compared by sums of squared differences in double
-// precision, in which nothing cancels; the lowest index wins a tie.
+// Finds the true label and distance of a row that screening left in doubt. Each centroid whose
+// score is not certainly above that of its label is compared by its sum of squared differences, in
+// double precision, where nothing cancels. The lowest index wins a tie.
 template <class T>
 void recheck_row(const AssignJob<T>& job, int64_t row) {
     const T* const x = job.row(row);
@@ -42,7 +42,7 @@ void recheck_row(const AssignJob<T>& job, int64_t row) {
     const T limit = score(job.labels[row]) + slack(job, job.sq_norms[row], job.sq_distances[row]);
     double least = std::numeric_limits<double>::infinity();
     for (int64_t cluster = 0; cluster < job.k; ++cluster) {
-        if (score(cluster) > limit) continue;  // A score that is NaN says nothing.
+        if (score(cluster) > limit) continue;  // A NaN rules nothing out.
         const double sq_distance = sq_difference(x, job.centroids + cluster * job.n_features,
                                                  job.n_features);
         if (sq_distance < least) {
@@ -53,7 +53,7 @@ void recheck_row(const AssignJob<T>& job, int64_t row) {
     }
 }
 
-// Exact distances to the centroids of labels that are settled.
+// Fills the exact distances of rows to the centroids of their final labels.
 template <class T>
 void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     for (int64_t row = start; row < stop; ++row) {
@@ -62,15 +62,15 @@ void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     }
 }
 
-// So many rows of a cluster are added up before they are added to its sum: of a thousand equal
-// rows in sequence the last additions would each lose the same digits.
+// Rows of a cluster that are added up before they join its sum: of a thousand equal rows, added one
+// by one, the last would each lose the same digits.
 constexpr int ROWS_AT_ONCE = 32;
 
-// Columns of a row that are added up at once, in vectors: one pass over the rows where it can be.
+// Vectors of columns that are added up at once, at most: one pass over rows that are no wider.
 constexpr int MOST_VECTORS = 8;
 
 // Adds rows, in their order, to `n_vectors` vectors of columns from `column` on. The last one ends
-// at `stop`: it may share columns with the one before, which then come to the same twice.
+// at `stop`. It may share columns with the one before; both compute the same sums for them.
 template <class T, int n_vectors>
 INLINE void accumulate_columns(const AccumulateJob<T>& job, const int32_t* first,
                                const int32_t* last, T* sums, int64_t column, int64_t stop) {
@@ -120,7 +120,7 @@ INLINE void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int
     T* const sums = job.sums + cluster * job.n_features;
     if (stop - column >= S::width) {
         while (column < stop) {
-            // Never one alone at the end: it has to share columns with another of the same pass.
+            // Leaves no vector alone at the end: it must share columns with one of the same pass.
             const int64_t n_left = (stop - column + S::width - 1) / S::width;
             const int64_t n =
                 n_left == MOST_VECTORS + 1 ? n_left - 2 : std::min<int64_t>(n_left, MOST_VECTORS);
@@ -141,9 +141,11 @@ INLINE void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int
     }
 }
 
-// So far ahead a row is asked for: rows lie anywhere in the window, which no processor guesses.
+// Rows that are prefetched ahead, at most. They lie anywhere in the window, so no processor guesses
+// them.
 constexpr int64_t PREFETCH_ROWS = 32;
-// Three plain loops, each of which compilers turn into vectors, whatever the dtype.
+
+// Widening, scaling and `sq_length` are plain loops, which compilers vectorise for every dtype.
 template <class Stored, class T>
 void widen_row(const Stored* __restrict from, T* __restrict to, int64_t n_features) {
     for (int64_t feature = 0; feature < n_features; ++feature) {
@@ -174,7 +176,7 @@ void gather_rows(const GatherJob<T>& job, int64_t start, int64_t stop) {
         T* const x = job.x + row * job.n_features;
         const int64_t position = job.rows == nullptr ? row : job.rows[row];
         const Stored* const from = window + position * job.n_features;
-        // A row that is used where it lies is only measured.
+        // Of a row that is used where it lies, only the squared length is missing.
         if (static_cast<const void*>(from) != x) widen_row(from, x, job.n_features);
         if (job.shift != nullptr) scale_row(x, job.shift, job.factor, job.n_features);
         job.sq_norms[row] = static_cast<T>(sq_length(x, job.n_features));
@@ -190,8 +192,8 @@ void measure_rows(const DistanceJob<T>& job, int64_t start, int64_t stop) {
     }
 }
 
-// What the sum of a cluster is divided by. A direction is taken in two steps, since the square
-// of a small sum would vanish; 0 where there is none.
+// The number that turns a cluster's sum into its centroid: its mass, or the length of the sum. The
+// length is that of sum / largest, since the squares of small sums would vanish; 0 of a zero sum.
 template <class T>
 INLINE double divisor_of(const MoveJob<T>& job, int64_t cluster) {
     if (!job.spherical) return job.masses[cluster] > 0 ? job.masses[cluster] : 1;

@@ -1,4 +1,4 @@
-// What it is worth to let a row take a centroid's place, from distances that are known.
+// How far the cost falls if a candidate takes a centroid's place, from known distances.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace {
 
-// Each candidate is one thread's business, and rows are added up in their order.
+// One thread takes each candidate, and adds up its rows in their order.
 template <class T>
 void swap_gains(const SwapJob<T>& job, int64_t n_candidates, int n_threads) {
     Pool::instance().run(n_candidates, n_threads, [&](int64_t candidate) {
@@ -22,7 +22,7 @@ void swap_gains(const SwapJob<T>& job, int64_t n_candidates, int n_threads) {
             const T first = job.first[row], with_it = std::min(distances[row], first);
             const double weight = job.weights ? job.weights[row] : 1;
             gained += weight * (first - with_it);
-            // Rows whose centroid goes turn to the candidate or to their second nearest.
+            // Rows that lose their centroid go to the candidate or to their second nearest.
             gains[job.labels[row]] -= weight * (std::min(distances[row], job.second[row]) - with_it);
         }
         for (int64_t place = 0; place < job.k; ++place) gains[place] += gained;

@@ -1,13 +1,13 @@
 // Arithmetic on tiles of rows and centroids, for one instruction set.
 //
-// Included once for each by module.cpp, within a namespace of its own, with VECTOR_BYTES
-// and TILE_ROWS defined. The vectors are an extension that GCC and Clang share, so that one
-// text serves every instruction set and the compiler keeps a tile of scores in registers.
+// dispatch.h includes it once for each instruction set, in a namespace of its own, with
+// VECTOR_BYTES and TILE_ROWS defined. Its vectors are an extension that GCC and Clang share: one
+// source serves every instruction set, and the compiler keeps a tile of scores in registers.
 
 template <class T>
 struct Simd {
     static constexpr int width = VECTOR_BYTES / sizeof(T);
-    // As wide as T, so that comparing two vectors of T selects among these too.
+    // As wide as T, so that a comparison of two vectors of T selects among indices too.
     using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
     typedef T Vector __attribute__((vector_size(VECTOR_BYTES)));
     typedef Index IndexVector __attribute__((vector_size(VECTOR_BYTES)));
@@ -17,7 +17,7 @@ struct Simd {
         std::memcpy(&value, from, sizeof value);
         return value;
     }
-    // `n` elements, and zeros.
+    // `n` elements, then zeros.
     static INLINE Vector load_some(const T* from, int64_t n) {
         Vector value{};
         std::memcpy(&value, from, n * sizeof(T));
@@ -26,8 +26,8 @@ struct Simd {
     static INLINE void store(T* to, const Vector& value) { std::memcpy(to, &value, sizeof value); }
 };
 
-// Two vectors of centroids are scored at once: with TILE_ROWS rows their sums fill the
-// registers, and there are enough of them to hide how long an addition takes.
+// Vectors of centroids that are scored at once. With TILE_ROWS rows their sums fill the
+// registers, and there are enough sums to hide the latency of an addition.
 constexpr int PANEL_VECTORS = 2;
 constexpr int BLOCK_ROWS = TILE_ROWS * TILES_PER_BLOCK;
 
@@ -41,7 +41,7 @@ int64_t n_panels(int64_t k) {
     return (k + panel_width<T>() - 1) / panel_width<T>();
 }
 
-// The least and the second least score of each lane, and where the least was.
+// The least and the second least score of each lane, and the index of the least.
 template <class T>
 struct Best {
     typename Simd<T>::Vector first, second;
@@ -52,7 +52,7 @@ struct Best {
         index = typename Simd<T>::IndexVector{};
     }
 
-    // A score that is NaN is less than none, and so passed over.
+    // A NaN is less than no score, so it is passed over.
     INLINE void offer(const typename Simd<T>::Vector& score,
                       const typename Simd<T>::IndexVector& where) {
         const auto better = score < first;
@@ -63,7 +63,8 @@ struct Best {
     }
 };
 
-// Of groups of `half` lanes every second one, from number `which` on: of `a` and of `b` in turn.
+// Cuts `a` and `b` into groups of `half` lanes. Returns every second group, from number `which`
+// on, of `a` and of `b` in turn.
 template <class T, int half, int which, class V, size_t... lane>
 INLINE V groups(const V& a, const V& b, std::index_sequence<lane...>) {
     using Index = typename Simd<T>::Index;
@@ -78,7 +79,7 @@ INLINE V groups(const V& a, const V& b, std::index_sequence<lane...>) {
 #undef SOURCE
 }
 
-// What is left of two rows, in half as many lanes each.
+// Merges the lanes of two rows: each row is left with half as many.
 template <class T, int half>
 INLINE Best<T> merged(const Best<T>& a, const Best<T>& b) {
     constexpr auto lanes = std::make_index_sequence<Simd<T>::width>{};
@@ -92,8 +93,8 @@ INLINE Best<T> merged(const Best<T>& a, const Best<T>& b) {
     return best;
 }
 
-// What is left of `n` rows, one after the other in the lanes: with as many as there are lanes, of
-// each row one lane. All lanes work in every step, which they would not row by row.
+// Merges the lanes of `n` rows into one vector, row beside row: with as many rows as lanes, each is
+// left with one. All lanes work in every round, which they would not row by row.
 template <class T, int n = Simd<T>::width>
 INLINE Best<T> reduced(const Best<T>* rows, int stride = 1) {
     if constexpr (n == 1) {
@@ -105,9 +106,9 @@ INLINE Best<T> reduced(const Best<T>* rows, int stride = 1) {
     }
 }
 
-// Rows that are needed next and may lie anywhere, which no processor guesses. They are asked for
-// line by line while others are scored: all at once they would fill the places for what is under way
-// from memory, and the scores wait for theirs.
+// Rows that are needed soon. They may lie anywhere, so no processor guesses them. They are
+// prefetched line by line while other rows are scored: all at once they would take every line fill
+// buffer, and the scores would wait for one.
 template <class T>
 struct Upcoming {
     static constexpr int64_t LINE = 64 / sizeof(T);
@@ -115,16 +116,16 @@ struct Upcoming {
     int n = 0;
 
     INLINE void ask_for(int64_t feature) const {
-        // (For the nearest cache: asked for in the second level, nothing came on Zen 5.)
+        // (Into the first level: prefetching into the second did nothing on Zen 5.)
         for (int row = 0; row < n; ++row) __builtin_prefetch(rows[row] + feature);
     }
 };
 
 // The scores |c|^2 - 2 x.c of TILE_ROWS rows against one panel of centroids, whose
 // features lie together: panel[feature][lane]. Each score is summed feature by feature, so
-// that it does not depend on the tile in which it is computed; and in parts, so that where
-// all products are alike, and all rounded the same way, the error stays within the bound
-// that `rounding` gives: of n additions in sequence it is n / 4 units of (|x| + |c|)^2.
+// that it does not depend on its tile. It is summed in parts of FEATURES_AT_ONCE, because n
+// additions in sequence can be off by n / 4 units of (|x| + |c|)^2, where all products are alike
+// and all are rounded the same way. In parts the error stays within the bound of `rounding`.
 constexpr int64_t FEATURES_AT_ONCE = 128;
 
 template <class T, int n_vectors>
@@ -190,7 +191,7 @@ INLINE void score_tile(const T* const (&rows)[TILE_ROWS], int64_t n_features, co
     }
 }
 
-// Packs the centroids of one panel; a lane without one scores infinity.
+// Packs the centroids of one panel. A lane without a centroid scores infinity.
 template <class T>
 void pack_panel(const AssignJob<T>& job, int64_t panel) {
     constexpr int width = panel_width<T>();
@@ -208,10 +209,10 @@ void pack_panel(const AssignJob<T>& job, int64_t panel) {
     }
 }
 
-// What is added up is so in so many sums, whatever the instruction set.
+// Lanes of a sum: one number for all instruction sets, so that all add in the same order.
 constexpr int SUM_LANES = 16;
 
-// Sum of what `element` gives for 0 to n - 1.
+// Sum of `element(i)` for i from 0 to n - 1.
 template <class Element>
 INLINE double sum_of(int64_t n, const Element& element) {
     double sum = 0;
@@ -242,28 +243,29 @@ INLINE double sq_length(const T* x, int64_t n_features) {
     });
 }
 
-// Where the rows of a tile lie; what is not known of them yet is found out.
+// Finds where the rows of a tile lie. If rows may be dropped, first fills their squared lengths and
+// which are dropped.
 template <class T>
 INLINE void locate_tile(const AssignJob<T>& job, int64_t tile, int64_t stop, const T** located) {
     const int64_t end = std::min(tile + TILE_ROWS, stop);
     for (int64_t row = tile; row < end; ++row) {
         if (job.dropped) {
             const T sq_norm = static_cast<T>(sq_length(job.given(row), job.n_features));
-            job.dropped[row] = !(sq_norm <= job.most_sq_norm);  // Nor NaN.
+            job.dropped[row] = !(sq_norm <= job.most_sq_norm);  // NaN too.
             job.sq_norms[row] = job.dropped[row] ? T(0) : sq_norm;
         }
         located[row - tile] = job.row(row);
     }
 }
 
-// So far ahead a row is asked for: short ones sooner, they are needed sooner.
+// How far ahead rows are prefetched: a tile at least, MOST_TILES_AHEAD of short rows.
 constexpr int64_t PREFETCH_BYTES = 4096, MOST_TILES_AHEAD = 8;
 
-// Of a tile ahead, the rows whose turn it is while panel `number` of `n` is scored.
+// The rows of a tile ahead that are prefetched while panel `number` of `n` is scored.
 template <class T>
 INLINE Upcoming<T> upcoming_rows(const AssignJob<T>& job, int64_t tile, int64_t number, int64_t n) {
     Upcoming<T> upcoming;
-    // Short rows that follow each other are what a processor does guess.
+    // Processors guess short rows that follow each other.
     if (!job.positions && job.n_features < Upcoming<T>::LINE) return upcoming;
     const int64_t tile_bytes = TILE_ROWS * job.n_features * static_cast<int64_t>(sizeof(T));
     const int64_t ahead =
@@ -276,13 +278,13 @@ INLINE Upcoming<T> upcoming_rows(const AssignJob<T>& job, int64_t tile, int64_t 
     return upcoming;
 }
 
-// The least two scores of each row of a block, and whose the least one is.
+// The two least scores of each row of a block, and the label of the least.
 template <class T>
 struct Screened {
     T firsts[BLOCK_ROWS], seconds[BLOCK_ROWS];
     int64_t labels[BLOCK_ROWS];
 
-    // Keeps those of as many rows as there are lanes.
+    // Keeps the results of as many rows as there are lanes, from `row` on.
     INLINE void keep(int64_t row, const Best<T>& of_rows) {
         Simd<T>::store(firsts + row, of_rows.first);
         Simd<T>::store(seconds + row, of_rows.second);
@@ -305,7 +307,7 @@ INLINE void screen_block(const AssignJob<T>& job, int64_t start, int64_t stop,
             if (first == 0) locate_tile(job, tile, stop, located + (tile - start));
             const T* rows[TILE_ROWS];
             for (int row = 0; row < TILE_ROWS; ++row) {
-                // The last tile scores the last row again in the places that are left.
+                // Spare places of the last tile hold the last row again.
                 rows[row] = located[std::min(tile + row, stop - 1) - start];
             }
             const int64_t last = std::min(first + group, end);
@@ -316,7 +318,7 @@ INLINE void screen_block(const AssignJob<T>& job, int64_t start, int64_t stop,
                 Upcoming<T> upcoming;
                 if (first == 0) upcoming = upcoming_rows(job, tile, panel, last);
                 if (job.k - panel * width <= Simd<T>::width) {
-                    // Half of the last panel would be lanes without a centroid.
+                    // Half of the last panel holds no centroid.
                     score_tile<T, 1>(rows, job.n_features, packed, c_sq, upcoming, panel * width,
                                      of_tile);
                 } else {
