@@ -10,7 +10,7 @@ import pytest
 from bench.data import Shape, make_array
 from bench.measure import Target
 from bench.process import IMPORTED, import_rss, peak_rss
-from streamkm.config import parse_bytes
+from streamkm.text import parse_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

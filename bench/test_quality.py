@@ -26,10 +26,11 @@ from bench.clusters import (
 from bench.data import Shape, make_array
 from bench.measure import Target
 from bench.process import import_rss, peak_rss
-from streamkm.config import ExecutionConfig, FitConfig, parse_bytes
+from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.runs.fit import fit
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
+from streamkm.text import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -210,11 +210,7 @@ class MiniBatchKMeans(BaseKMeans):
                 )
             else:
                 model = self._model
-            self._adopt(
-                update_once(
-                    model, rows.source, execution, seed=self._seed, nan=self.nan, weights=weights
-                )
-            )
+            self._adopt(update_once(model, rows.source, execution, nan=self.nan, weights=weights))
             self._label(rows, execution, weights)
         return self
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm.config import FitConfig, counted, format_bytes
+from streamkm.config import FitConfig
 from streamkm.errors import RunError
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.model_file import MODEL, centroids_are_whole, read_model_file
 from streamkm.runs.storage.run_folder import read_config, run_owner
 from streamkm.sealed import DAMAGE, in_words
+from streamkm.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,7 +25,6 @@ def update_once(
     source: Source,
     execution: ExecutionConfig,
     *,
-    seed: int,
     nan: str,
     weights: Weights | None = None,
 ) -> Model:
@@ -47,7 +46,8 @@ def update_once(
     step = model.figures["n_steps"]
     # A state of these rows alone; the sums and counts so far are added once all are assigned.
     state = initial_state(labelling.centroids_KD.clone(), tolerance=0, weighted=weights is not None)
-    gather = Lloyd(labelling.kernel, seed, spherical)
+    # Its draws for empty clusters, which the seed decides, are not used.
+    gather = Lloyd(labelling.kernel, seed=0, spherical=spherical)
     gather.begin_epoch_(state)
     with labelling.prepared() as batches:
         for index, (_, batch) in enumerate(batches):

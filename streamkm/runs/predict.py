@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm.config import counted
 from streamkm.errors import (
     ConfigError,
     InputError,
@@ -26,6 +25,7 @@ from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
 from streamkm.sinks import commit_together, open_sink, tidy, unfinished_rows
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -70,11 +70,6 @@ class Window:
         """Batches that are cut from the window."""
         return len(self.batch_edges) - 1
 
-    @property
-    def last_batch(self) -> int | None:
-        """Number of the epoch's last batch, if this window has it."""
-        return self.first_batch + self.n_batches - 1 if self.last else None
-
     def order(self) -> np.ndarray | None:
         """Positions in the slot in the order of use, int32; None for the order of reading."""
         if self.positions is not None:

@@ -16,7 +16,6 @@ import torch
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.plan import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
 from streamkm.clustering.state import initial_state
-from streamkm.config import counted, format_bytes
 from streamkm.errors import InputError
 from streamkm.kernels import kernel_notes
 from streamkm.runs.dry_run.report import DryRun, format_duration
@@ -33,6 +32,7 @@ from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.run_folder import RunFolder
 from streamkm.stream.plan import WINDOW_BYTES
 from streamkm.stream.slots import HostSlots
+from streamkm.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

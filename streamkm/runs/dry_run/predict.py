@@ -6,7 +6,7 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from streamkm.config import FitConfig, format_bytes
+from streamkm.config import FitConfig
 from streamkm.errors import InputError
 from streamkm.runs.dry_run.report import DryRun, format_duration
 from streamkm.runs.engine.labelling import Labelling
@@ -16,6 +16,7 @@ from streamkm.runs.predict import finished_line, job_of, output_dtypes
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free
 from streamkm.sinks import unfinished_bytes
+from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from streamkm.config import format_bytes
 from streamkm.errors import RunError
+from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

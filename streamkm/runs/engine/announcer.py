@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamkm.config import counted
 from streamkm.kernels import kernel_notes
 from streamkm.runs.engine.summary import final_figures, result_lines
 from streamkm.runs.engine.timing import PhaseClock, stage_figures, stage_line
 from streamkm.runs.planning.environment import environment
 from streamkm.stream.stages import StageTimes
 from streamkm.tables import ALGORITHMS
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

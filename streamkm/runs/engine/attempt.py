@@ -40,6 +40,7 @@ from streamkm.tables import ALGORITHMS
 if TYPE_CHECKING:
     from streamkm.clustering.algorithm import Algorithm
     from streamkm.clustering.state import KMeansState
+    from streamkm.runs.engine.passes import Passes
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.progress import Progress
     from streamkm.runs.storage.checkpoint import Checkpointer
@@ -118,16 +119,14 @@ class Attempt:
         plan, keeper, now = self._plan, self._keeper, self._keeper.now
         reading, first = plan.reading_of("scale"), now.cursor
         times = self._announcer.begin("scale", 1, reading.rows_before(0, first.batch))
-        with open_passes(
-            plan.source, plan.weights, reading, range(1), first, slots, times
-        ) as passes:
+        with open_passes(plan, first, range(1), slots, times) as passes:
             for index, window, rows in passes.batches(0):
                 x_BD, weights_N = window.x_ND[rows], window.weights_N
                 now.moments.update_(x_BD, None if weights_N is None else weights_N[rows])
                 keeper.after_batch(Cursor("scale", 0, index + 1), len(x_BD))
         keeper.check_dropped(now.moments.n_dropped)
         now.scaling = Scaling.fit(plan.config.scale, plan.config.metric, now.moments, plan.dtype)
-        keeper.after_phase(Cursor("seed"))
+        keeper.move_to(Cursor("seed"))
 
     def _seed(self, slots: HostSlots) -> None:
         """Find the first centroids."""
@@ -135,7 +134,7 @@ class Attempt:
         progress = self._announcer.progress
         now.state = Seeder(self._plan, self._kernel, slots, progress, keeper).run()
         now.candidates, now.seeding = None, {}
-        keeper.after_phase(Cursor("train"))
+        keeper.move_to(Cursor("train"))
         # A step of its own: an attempt that was stopped after the last step of seeding has saved
         # a checkpoint under that step's number.
         now.step += 1
@@ -155,7 +154,7 @@ class Attempt:
         self._passes(slots, state, scaling, algorithm, left)
         must_close = ALGORITHMS[config.algorithm].closes or bool((state.counts_K == 0).any())
         if config.closing_pass and must_close:
-            keeper.after_phase(Cursor("close", config.epochs))
+            keeper.move_to(Cursor("close", config.epochs))
 
     def _close(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
         """Make closing passes until `is_closed`: exact clusters, none empty if the data allows."""
@@ -181,36 +180,43 @@ class Attempt:
         epochs: range,
     ) -> None:
         """Stream `epochs` through `algorithm`, from the cursor on."""
-        plan, keeper, announcer = self._plan, self._keeper, self._announcer
-        first, phase = keeper.now.cursor, self._phase
-        reading, is_closing = plan.reading_of(phase), phase == "close"
+        plan, keeper, phase = self._plan, self._keeper, self._phase
+        first, reading = keeper.now.cursor, plan.reading_of(phase)
         prepare = Preparation.for_kernel(
             scaling, algorithm.kernel, batch_rows=plan.config.batch_rows, stored=plan.stored,
             dtype=plan.dtype,
         )  # fmt: skip
-        done = reading.rows_before(first.epoch, first.batch)
-        if not is_closing:
-            done += first.epoch * reading.n_rows
-        times = announcer.begin(phase, 1 if is_closing else plan.config.epochs, done)
-        with (
-            self._kernel.cores(),
-            open_passes(plan.source, plan.weights, reading, epochs, first, slots, times) as passes,
-        ):
+        n_passes, done = 1, reading.rows_before(first.epoch, first.batch)
+        if phase == "train":
+            n_passes, done = plan.config.epochs, done + first.epoch * reading.n_rows
+        times = self._announcer.begin(phase, n_passes, done)
+        with self._kernel.cores(), open_passes(plan, first, epochs, slots, times) as passes:
             for epoch in epochs:
-                if keeper.now.cursor.batch == 0:
-                    algorithm.begin_epoch_(state)
-                for index, window, rows in passes.batches(epoch):
-                    batch = prepare(window.x_ND, rows, window.weights_N)
-                    algorithm.update_(state, batch, epoch=epoch, index=index)
-                    announcer.assigned(phase, len(batch))
-                    keeper.after_batch(Cursor(phase, epoch, index + 1), len(batch))
-                    if keeper.is_stopped and not is_closing:
-                        break
-                algorithm.finish_epoch_(state)
-                keeper.after_epoch(Cursor(phase, epoch + 1))
-                if keeper.is_stopped and not is_closing:
+                self._epoch(passes, prepare, algorithm, state, epoch)
+                if keeper.is_stopped:
                     break
         keeper.check_dropped(state.n_dropped)
+
+    def _epoch(
+        self,
+        passes: Passes,
+        prepare: Preparation,
+        algorithm: Algorithm,
+        state: KMeansState,
+        epoch: int,
+    ) -> None:
+        """One epoch, or what is left of it: prepare each batch, assign and move, count."""
+        keeper, phase = self._keeper, self._phase
+        if keeper.now.cursor.batch == 0:
+            algorithm.begin_epoch_(state)
+        for index, batch in passes.prepared(epoch, prepare):
+            algorithm.update_(state, batch, epoch=epoch, index=index)
+            self._announcer.assigned(phase, len(batch))
+            keeper.after_batch(Cursor(phase, epoch, index + 1), len(batch))
+            if keeper.is_stopped:
+                break
+        algorithm.finish_epoch_(state)
+        keeper.after_epoch(Cursor(phase, epoch + 1))
 
     # ---- what comes out -----------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ class Keeper:
     ) -> None:
         self.now = now
         self.is_stopped = False
-        """Whether the state is frozen; looked up at every report, so at least once an epoch."""
+        """Whether training is over before its last epoch; looked up at every report, so at least
+        once an epoch."""
         self._plan, self._announcer = plan, announcer
         self._checkpoints, self._stop_request = checkpoints, stop_request
 
@@ -52,7 +53,7 @@ class Keeper:
         if checkpoint is None:
             return
         self.now = Snapshot.from_checkpoint(checkpoint, self._plan.device, self._plan.config)
-        self.is_stopped = self.now.state is not None and int(self.now.state.stop) != RUNNING
+        self.is_stopped = self._has_stopped()
         self._announcer.resumed(checkpoint, self.now.cursor)
 
     # ---- what the attempt tells --------------------------------------------------------------
@@ -77,9 +78,10 @@ class Keeper:
         self.now.cursor = cursor
         self.report()
 
-    def after_phase(self, cursor: Cursor) -> None:
+    def move_to(self, cursor: Cursor) -> None:
         """Move to `cursor`, where the next phase, or round of k-means||, begins."""
         self.now.cursor = cursor
+        self.is_stopped = False
 
     # ---- what the keeper does ----------------------------------------------------------------
 
@@ -88,7 +90,11 @@ class Keeper:
         state = self.now.state
         self.check_dropped((state or self.now.moments).n_dropped)
         self._announcer.report(self.now)
-        self.is_stopped = state is not None and int(state.stop) != RUNNING
+        self.is_stopped = self._has_stopped()
+
+    def _has_stopped(self) -> bool:
+        state = self.now.state
+        return self.now.cursor.phase == "train" and state is not None and int(state.stop) != RUNNING
 
     def check_dropped(self, n_dropped: torch.Tensor) -> None:
         """Refuse rows that are not finite, unless the settings say to drop them."""

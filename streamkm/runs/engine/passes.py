@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     import torch
 
+    from streamkm.clustering.batch import Batch
+    from streamkm.clustering.preparation import Preparation
     from streamkm.runs.engine.snapshot import Cursor
-    from streamkm.sources.base import Source
-    from streamkm.sources.weights import Weights
-    from streamkm.stream.plan import ReadingPlan
+    from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.stream.slots import HostSlots
     from streamkm.stream.stages import StageTimes
     from streamkm.stream.transfer import DeviceWindow
@@ -46,21 +46,21 @@ class Passes:
             if window.window.last:
                 return
 
+    def prepared(self, epoch: int, prepare: Preparation) -> Iterator[tuple[int, Batch]]:
+        """(number within the epoch, batch) for each batch left of `epoch`, ready for a kernel."""
+        for index, window, rows in self.batches(epoch):
+            yield index, prepare(window.x_ND, rows, window.weights_N)
+
 
 @contextmanager
 def open_passes(
-    source: Source,
-    weights: Weights | None,
-    reading: ReadingPlan,
-    epochs: range,
-    first: Cursor,
-    slots: HostSlots,
-    times: StageTimes,
+    plan: FitPlan, first: Cursor, epochs: range, slots: HostSlots, times: StageTimes
 ) -> Iterator[Passes]:
-    """Stream `epochs` in the order of `reading`, from the cursor `first` on."""
+    """Stream `epochs` in the order that the phase of `first` reads in, from `first` on."""
+    reading = plan.reading_of(first.phase)
     windows = chain.from_iterable(
         reading.windows(epoch, first.batch if epoch == first.epoch else 0) for epoch in epochs
     )
     n_batches = reading.n_batches(first.epoch) if first.batch else 0
-    with stream(source, windows, slots, times, weights) as device_windows:
+    with stream(plan.source, windows, slots, times, plan.weights) as device_windows:
         yield Passes(device_windows, first, n_batches)

@@ -20,12 +20,12 @@ from streamkm.clustering.algorithm import closing_algorithm, make_algorithm
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments
 from streamkm.clustering.state import KMeansState
-from streamkm.config import format_bytes
 from streamkm.devices import is_host, synchronize
 from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import to_device
+from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

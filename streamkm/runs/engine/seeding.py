@@ -149,20 +149,17 @@ class Seeder:
         self.progress.begin("seed: k-means||", total, times, done=done)
         with (
             self.kernel.cores(),
-            open_passes(
-                plan.source, plan.weights, reading, epochs, first, self.slots, times
-            ) as passes,
+            open_passes(plan, first, epochs, self.slots, times) as passes,
         ):
             for epoch in epochs:
                 kernel = self.kernel.for_centroids(len(candidates.rows_CD))
-                for index, window, rows in passes.batches(epoch):
-                    batch = prepare(window.x_ND, rows, window.weights_N)
+                for index, batch in passes.prepared(epoch, prepare):
                     candidates.update_(batch, kernel, config.seed, epoch=epoch, index=index)
                     keeper.after_batch(Cursor("rounds", epoch, index + 1), len(batch))
                 if epoch < N_ROUNDS:
                     candidates.finish_round_()
-                    keeper.after_phase(Cursor("rounds", epoch + 1))
-        keeper.after_phase(Cursor("seed"))
+                    keeper.move_to(Cursor("rounds", epoch + 1))
+        keeper.move_to(Cursor("seed"))
 
     def _say(self, n_rows: int, spent_s: float) -> None:
         seeding, config = self.plan.seeding, self.plan.config

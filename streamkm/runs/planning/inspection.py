@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.config import format_bytes
 from streamkm.runs.reporting.bad_rows import as_float, sampled_row_error
 from streamkm.sources.base import RowRange
+from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,10 +17,10 @@ from streamkm.clustering.seeding.plan import (
     greedy_trials,
     plan_seeding,
 )
-from streamkm.config import format_bytes
 from streamkm.errors import MemoryBudgetError, Option
 from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
+from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from streamkm.config import format_bytes, plural
 from streamkm.files import LineFile
+from streamkm.text import format_bytes, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

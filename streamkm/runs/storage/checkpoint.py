@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from streamkm.config import counted
 from streamkm.errors import Option, RunError
 from streamkm.files import (
     discard,
@@ -44,6 +43,7 @@ from streamkm.files import (
 )
 from streamkm.runs.storage.tensor_file import tensor_file
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

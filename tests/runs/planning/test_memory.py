@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkm.config import ExecutionConfig, FitConfig, parse_bytes
+from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, MemoryBudgetError, NonFiniteError
 from streamkm.runs.planning.checks import check_fit
 from streamkm.runs.planning.memory import fit_bytes, plan_memory, predict_bytes
@@ -17,6 +17,7 @@ from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.sources.base import ArraySpec
 from streamkm.sources.memory import MemorySource
 from streamkm.stream.plan import plan_reading
+from streamkm.text import parse_bytes
 from tests.runs.helpers import Job, clusters
 
 specs = st.builds(

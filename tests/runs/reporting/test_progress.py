@@ -18,12 +18,12 @@ import pytest
 
 from streamkm import MiniBatchKMeans
 from streamkm.cli import main
-from streamkm.config import counted
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.reporting import progress
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.stream.stages import STAGES, StageTimes
+from streamkm.text import counted
 from tests.runs.helpers import Job, clusters, every, metrics_of
 
 if TYPE_CHECKING:
