@@ -100,19 +100,19 @@ class MiniBatch:
     ) -> None:
         """Record inertia and shift of a step, and stop the state if they say so."""
         state.inertia += inertia * live
-        # With a mass of 0 the inertia is 0 too, and `told` is false below.
+        # With a mass of 0 the inertia is 0 too, and `judged` is false below.
         mean = inertia / torch.where(mass > 0, mass, 1)
         state.batch_inertia.copy_(torch.where(live, mean, state.batch_inertia))
         state.shift.copy_(torch.where(live, shift, state.shift))
         state.n_steps += live
         # A batch whose rows were all dropped moves nothing: that is no sign of convergence.
-        told = live & (n_rows > 0)
-        stop_at_tol = told & (state.tolerance > 0) & (shift <= state.tolerance)
+        judged = live & (n_rows > 0)
+        stop_at_tol = judged & (state.tolerance > 0) & (shift <= state.tolerance)
         state.stop.masked_fill_(stop_at_tol, BY_TOL)
         if self.max_no_improvement is None:
             return
         # As in scikit-learn, the first batch does not count: its inertia is that of the seeding.
-        counted = told & (state.n_steps > 1)
+        counted = judged & (state.n_steps > 1)
         alpha = (2.0 * n_rows.double() / (self.n_rows + 1)).clamp_max(1.0)
         smoothed = torch.where(
             state.smoothed_inertia.isnan(),
