@@ -189,11 +189,14 @@ class CpuKernel:
         self._check(x_BD, positions_B, sums_KD, labels_B)
         if labels_B.dtype != torch.int64 or not sums_KD.is_contiguous():
             raise ValueError(
-                f"labels must be int64 and sums lie without gaps: {labels_B.dtype}, strides "
+                f"labels must be int64 and sums contiguous, not {labels_B.dtype} and of strides "
                 f"{sums_KD.stride()}"
             )
         if counts_K.dtype != torch.int64 or counts_K.shape != (k,) or not counts_K.is_contiguous():
-            raise ValueError(f"there must be {k} counts, int64, without gaps, one for each sum")
+            raise ValueError(
+                f"counts must be contiguous, int64, of shape ({k},), one for each sum, not "
+                f"{counts_K.dtype} of shape {tuple(counts_K.shape)}"
+            )
         accumulate_tiles_(
             self._set,
             x_BD.contiguous(),
@@ -231,11 +234,13 @@ class CpuKernel:
                 f"not {n_rows} rows and {len(of_rows_B)}"
             )
         if points_KD.shape[1] != n_features:
-            raise ValueError(f"rows have {n_features} features, the others {points_KD.shape[1]}")
+            raise ValueError(
+                f"rows have {n_features} features, centroids {points_KD.shape[1]}: they must agree"
+            )
         if positions_B is not None and not (
             positions_B.dtype == torch.int32 and positions_B.is_contiguous()
         ):
-            raise ValueError(f"positions must be int32 without gaps, not {positions_B.dtype}")
+            raise ValueError(f"positions must be int32 and contiguous, not {positions_B.dtype}")
         tensors = (x_BD, points_KD, of_rows_B)
         if n_features == 0 or any(tensor.device.type != "cpu" for tensor in tensors):
             raise ValueError(

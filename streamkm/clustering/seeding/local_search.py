@@ -141,7 +141,7 @@ class LocalSearch:
 
     def _replace_(self, place: int, distances_S: torch.Tensor) -> None:
         """Update the two nearest of every row for a new centroid in `place`."""
-        bereft_S = (self._label_S == place) | (self._runner_up_S == place)
+        lost_one_S = (self._label_S == place) | (self._runner_up_S == place)
         nearer_S = distances_S < self._first_S
         between_S = ~nearer_S & (distances_S < self._second_S)
         self._second_S = torch.where(
@@ -152,7 +152,7 @@ class LocalSearch:
         )
         self._first_S = torch.where(nearer_S, distances_S, self._first_S)
         self._label_S = self._label_S.masked_fill(nearer_S, place)
-        self._look_at_(bereft_S.nonzero().squeeze(1))
+        self._look_at_(lost_one_S.nonzero().squeeze(1))
 
     def _look_at_(self, rows_R: torch.Tensor) -> None:
         """Find the two nearest of all centroids for `rows_R`."""
