@@ -178,7 +178,7 @@ class InPlaceKernel(Protocol):
         most_sq_norm: float,
         exact: bool,
     ) -> InPlaceAssignment:
-        """Nearest centroid, squared length and drop of each row, in one read of the rows.
+        """Find nearest centroids, squared lengths and rows to drop in one read of the rows.
 
         Parameters
         ----------
