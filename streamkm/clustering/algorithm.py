@@ -1,4 +1,4 @@
-"""What an algorithm is: when and how centroids move, given batches of rows.
+"""The seam for algorithms: when and how centroids move, given batches of rows.
 
 A new algorithm is one class with the members of `Algorithm`, one line in
 `streamkm.tables.ALGORITHMS` (its defaults, and whether a closing pass follows it) and one
@@ -23,31 +23,32 @@ __all__ = ["Algorithm", "closing_algorithm", "make_algorithm"]
 
 
 class Algorithm(Protocol):
-    """Updates a state, in place, from the batches of one pass after the other.
+    """Updates a state, in place, from the batches of each pass.
 
-    Everything that decides what comes next is in the state: a run that is resumed makes a
-    new object. A state that has stopped is left as it is, to the bit.
+    All that decides the next step is in the state: a resumed run makes a new object. If the
+    state stops within an epoch, the rest of the epoch leaves it as it is, to the bit: the host
+    may learn of the stop only at the end.
     """
 
     @property
     def kernel(self) -> Kernel:
-        """Who does the arithmetic."""
+        """The kernel that does the arithmetic."""
 
     @classmethod
     def make(cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Self:
         """The algorithm that `config` asks for, on an array of `n_rows` rows."""
 
     def begin_epoch_(self, state: KMeansState) -> None:
-        """Called before the first batch of an epoch; not when a run is resumed within one."""
+        """Begin an epoch: reset what it gathers. Not called by a run resumed within one."""
 
     def update_(self, state: KMeansState, batch: Batch, *, epoch: int, index: int) -> None:
-        """Take in `batch`, the `index`-th of `epoch`.
+        """Update the state from `batch`, which is number `index` of `epoch`.
 
-        Draws depend on the seed, `epoch` and `index` alone. No value is asked of the device.
+        Draws depend on the seed, `epoch` and `index` alone. No value is read back from a GPU.
         """
 
     def finish_epoch_(self, state: KMeansState) -> None:
-        """Called after the last batch of an epoch."""
+        """Update the state after the last batch of an epoch."""
 
 
 def make_algorithm(kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Algorithm:
@@ -57,5 +58,5 @@ def make_algorithm(kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Al
 
 
 def closing_algorithm(kernel: Kernel, config: ResolvedFitConfig) -> Algorithm:
-    """What closes a run after whatever algorithm: passes of Lloyd's that come to no verdict."""
+    """Lloyd's algorithm for the closing passes of every run; it never stops the state."""
     return Lloyd(kernel, config.seed, spherical=config.metric == "cosine", closing=True)

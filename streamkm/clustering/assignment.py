@@ -1,9 +1,9 @@
-"""Which centroid each row of a batch belongs to, and what the batch adds to every cluster.
+"""Labels of the rows of a batch, and the sums that the batch adds to each cluster.
 
-All algorithms, and all that uses a model, assign rows by the functions of this module. They
-hide that a kernel may take rows where they lie in a window and find out their lengths in the
-same read, and they see to what no kernel knows of: weights, rows left out, rows without a
-direction, and distances that are good enough to be reported.
+Algorithms, prediction and evaluation all assign rows through these functions. They hide whether
+the kernel takes rows where they lie in a window and computes their lengths in the same read.
+They also handle what kernels do not know: row weights, rows left out, rows of zeros under the
+cosine metric, and distances exact enough to report.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class BatchSums(NamedTuple):
     """What a batch adds to each cluster."""
 
     sums: Sums
-    """Sums of the rows, times their weights."""
+    """Sums of the rows, each times its weight."""
     counts_K: torch.Tensor
-    """Number of the rows (of positive weight), int64."""
+    """Numbers of rows of positive weight, int64."""
     weights_K: torch.Tensor
-    """Sum of their weights, float64; of shape (0,) where rows have none."""
+    """Sums of their weights, float64; of shape (0,) where rows have no weights."""
 
 
 def nearest(
     kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
 ) -> Assignment:
-    """The nearest centroid of each row; the first for rows without a direction, if `spherical`.
+    """The nearest centroid of each row, with distances exact enough to report.
 
-    A row of zeros is at distance 1 from every unit vector: the tie goes to the first
-    centroid, whatever the last bits of their lengths. Distances are good enough to be reported.
+    If `spherical`, rows of zeros get label 0: they are at distance 1 from every unit vector,
+    and the last bits of the centroids' lengths must not decide the tie.
     """
     if batch.lies_in_window:
         return _nearest_in_window_(kernel, batch, centroids_KD, exact=True)
@@ -72,10 +72,10 @@ def nearest_two(
 def nearest_and_sums(
     kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool, exact: bool
 ) -> tuple[Assignment, BatchSums]:
-    """`nearest`, and sums and counts of each cluster over the batch.
+    """`nearest`, and the sums and counts of each cluster over the batch.
 
-    Distances are good enough to be reported if `exact`. Rows that count for nothing go to one
-    cluster more, which is then left out.
+    Without `exact`, distances are those of the kernel: good enough to choose a centroid by, not
+    to report. Rows left out are added to an extra cluster, which is then thrown away.
     """
     (k, n_features), weights_B = centroids_KD.shape, batch.weights_B
     sums_KD = centroids_KD.new_zeros((k + 1, n_features))
@@ -116,7 +116,7 @@ def nearest_and_sums(
 def sums_by_label(
     kernel: Kernel, batch: Batch, labels_B: torch.Tensor, centroids_KD: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of the rows of each cluster, times their weights, float64: of labels that are known."""
+    """Weighted sum of the rows of each cluster, float64, by labels that are already known."""
     k, n_features = centroids_KD.shape
     sums_KD = centroids_KD.new_zeros((k + 1, n_features))
     counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
@@ -129,7 +129,7 @@ def sums_by_label(
 
 
 def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
-    """Sum of the squared distances of the rows of a batch, times their weights, float64."""
+    """Weighted sum of the squared distances of a batch, float64."""
     if batch.weights_B is not None:
         sq_distances_B = sq_distances_B.double() * batch.weights_B
     return sq_distances_B.sum(dtype=torch.float64)
@@ -138,9 +138,9 @@ def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
 def _nearest_in_window_(
     kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, exact: bool
 ) -> Assignment:
-    """Assign rows where they lie, and note in `batch` what was found out about them.
+    """Assign rows where they lie; fill in their squared lengths and which of them are dropped.
 
-    Distances are sums of squared differences, float64, if `exact`.
+    If `exact`, distances are sums of squared differences, float64.
     """
     assert kernel.in_place is not None
     labels_B, sq_distances_B, batch.sq_norms_B, batch.dropped_B = kernel.in_place.assign_in_place(
@@ -160,9 +160,9 @@ def _exact(
     sq_distances_B: torch.Tensor,
     centroids_KD: torch.Tensor,
 ) -> torch.Tensor:
-    """Distances to add up and report, float64: those that `kernel` gave with the labels, or better.
+    """Squared distances exact enough to add up and report, float64.
 
-    Without another read of the rows where the kernel summed up squared differences.
+    Those of the kernel serve, without another read of the rows, if nothing cancels in them.
     """
     if kernel.distances_cancel:
         return sq_distances_to(batch.x_BD, labels_B, centroids_KD)
@@ -170,9 +170,10 @@ def _exact(
 
 
 def _shares(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Weights in `dtype`, whatever their size, and their unit, float64.
+    """Weights divided by a unit, in `dtype`, and the unit, float64.
 
-    The unit is a power of two near the largest, which rounds nothing.
+    The unit is a power of two just above the largest weight: weights of any size fit `dtype`,
+    and dividing by it rounds nothing.
     """
     weights_B = batch.weights_B
     if weights_B is None:

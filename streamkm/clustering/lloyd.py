@@ -1,12 +1,12 @@
 """Lloyd's algorithm over a stream: one exact update after each full pass.
 
-A pass assigns every row to the nearest of the centroids as they stand, and then
-moves them to the means of what they got. What can be said of the centroids that
-a run ends with is therefore about a partition: the clusters of the last pass,
-their exact sizes, and the sum of squared distances of their rows to the
-centroids as they were moved (`KMeansState.settled_inertia`). By then another
-centroid may be nearer to some rows, so that the inertia of nearest centroids is
-that or less; it is the same if the last pass moved nothing.
+A pass assigns every row to the nearest centroid, then moves each centroid to the
+mean of its rows. So the figures of a finished run describe a partition: the
+clusters of the last pass, their exact sizes, and the sum of squared distances of
+their rows to the centroids after the move (`KMeansState.settled_inertia`). After
+the move another centroid may be nearer to some rows. The inertia over nearest
+centroids is therefore at most the settled one, and equal if the last pass moved
+nothing.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Lloyd:
     seed: int
     spherical: bool = False
     closing: bool = False
-    """Whether this is the pass that closes a run: it counts no steps, comes to no verdict, and
-    looks at every row for one that an empty cluster could have."""
+    """Whether this is a closing pass: it counts no steps, never stops the state, and offers every
+    row to the reservoir, from which empty clusters are filled."""
 
     @classmethod
     def make(cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Self:
-        """See `Algorithm`; how many rows there are makes no difference here."""
+        """See `Algorithm`; the number of rows does not matter here."""
         del n_rows
         return cls(kernel, config.seed, config.metric == "cosine")
 
@@ -56,7 +56,7 @@ class Lloyd:
         state.weights_K.zero_()
 
     def update_(self, state: KMeansState, batch: Batch, *, epoch: int, index: int) -> None:
-        """Assign the rows of `batch`, the `index`-th of pass `epoch`, and add them up."""
+        """Assign the rows of `batch`, number `index` of pass `epoch`, and add them to the sums."""
         (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
             self.kernel, batch, state.centroids_KD, spherical=self.spherical, exact=True
         )
@@ -79,7 +79,7 @@ class Lloyd:
             state.n_steps += 1
 
     def finish_epoch_(self, state: KMeansState) -> None:
-        """Move the centroids to the means of the pass; reseed those that got no row."""
+        """Reseed the clusters without a row, then move all centroids to their means."""
         before_KD = state.centroids_KD.clone()
         reseeding = reseed_(state, state.counts_K == 0)
         touched_K = state.counts_K > 0
@@ -87,18 +87,18 @@ class Lloyd:
         state.settled_inertia.copy_(_settled_inertia(state, before_KD, reseeding))
         if self.closing:
             return
-        # A tolerance of 0 asks for centroids that no longer move at all: no row has
-        # changed its cluster since the pass before, and none would in the next.
+        # A shift of 0 is convergence whatever the tolerance: the next pass would assign every
+        # row as this one did.
         state.stop.masked_fill_(state.shift <= state.tolerance, BY_TOL)
         state.stop.masked_fill_(state.shift == 0, CONVERGED)
 
 
 def is_closed(state: KMeansState) -> bool:
-    """Whether another closing pass after the one that ended has nothing to add.
+    """Whether the closing pass that has ended is the last.
 
-    It has if clusters are still without a row, or stand where another does, although the
-    pass found rows for some: it will find more. If it found none, every row lies on a
-    centroid, and the data has fewer distinct rows than there are clusters.
+    It is if it filled no empty cluster: either none was empty, or every row lies on a centroid,
+    because the data has fewer distinct rows than there are clusters. If it filled some, it is
+    the last unless a cluster is still empty or two clusters share a centroid.
     """
     n_empty, n_before = int((state.counts_K == 0).sum()), int((state.epoch_counts_K == 0).sum())
     if n_empty == n_before:
@@ -109,11 +109,11 @@ def is_closed(state: KMeansState) -> bool:
 def _settled_inertia(
     state: KMeansState, before_KD: torch.Tensor, reseeding: Reseeding
 ) -> torch.Tensor:
-    """Sum of squared distances of the pass's rows to the centroids as they stand now.
+    """Sum of squared distances of the pass's rows to the centroids after the move.
 
-    From that to the centroids before, c, without another look at the rows: for the n rows
-    of a cluster (or their weight), with sum S, moving c by -d adds ``2 d.(S - n c) + n |d|^2``,
-    whether or not the new centroid is their mean. A reseeded cluster is one row, at distance 0.
+    It follows from the sum before the move, without another read of the rows. For a cluster of
+    mass n and sum S, moving its centroid from c to c - d adds ``2 d.(S - n c) + n |d|^2``,
+    whether or not c - d is the mean. A reseeded cluster is one row at distance 0.
     """
     masses_K = state.masses_K.double()
     before_KD = before_KD.double()

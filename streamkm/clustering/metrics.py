@@ -1,8 +1,8 @@
-"""How good a clustering is, from sums over one pass: no row is looked at twice, or kept.
+"""Quality measures of a clustering, from the sums of one pass; no row is kept or read twice.
 
-Everything is in the scaled space, and weighted where rows have weights. What the
-measures need of a cluster is its number of rows, their sum, and sums of what the kernel
-says of them: distances to the nearest and second nearest centroid.
+Each cluster needs its number of rows, their sum, and sums of their distances to the
+nearest and second nearest centroid, which the kernel gives. All is in the scaled
+space, and weighted if rows have weights.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import torch
 
 __all__ = ["ClusterSums"]
 
-#: Distances between centroids that are made at once.
+#: Distances between centroids that are in memory at once: 32 MiB of float64.
 TILE_ELEMENTS = 1 << 22
 
 
 @dataclass
 class ClusterSums:
-    """What a pass gathers about each cluster, on the host, float64 but for the sizes."""
+    """Sums that a pass gathers for each cluster, on the host; float64, sizes int64."""
 
     sizes_K: torch.Tensor
-    """Rows; those of weight 0 count for nothing. int64."""
+    """Numbers of rows; rows of weight 0 are not counted."""
     masses_K: torch.Tensor
-    """Their weight; their number without weights."""
+    """Their weights, or their numbers if rows have no weights."""
     sums_KD: torch.Tensor
-    """Sum of the rows."""
+    """Sums of the rows."""
     sq_distances_K: torch.Tensor
-    """Sum of their squared distances to the centroid."""
+    """Sums of their squared distances to the centroid."""
     distances_K: torch.Tensor
-    """Sum of their distances to it."""
+    """Sums of their distances to it."""
     silhouettes_K: torch.Tensor
-    """Sum of ``(b - a) / b`` with a, b the distances to the nearest and second nearest."""
+    """Sums of ``(b - a) / b``; a, b are the distances to the nearest and second nearest
+    centroid."""
 
     @classmethod
     def empty(cls, k: int, n_features: int) -> ClusterSums:
@@ -49,18 +50,18 @@ class ClusterSums:
         sums_KD: torch.Tensor,
         weights_B: torch.Tensor | None,
     ) -> None:
-        """Add the rows of a batch, -1 the label of those that count for nothing.
+        """Add the rows of a batch, whose own sums are `sums_KD`.
 
-        All on the host, where sums have an order; `sums_KD` holds the batch's own sums.
+        Rows of label -1 are not counted. All tensors lie on the host, where sums have an order.
         """
         counted_B = labels_B >= 0
         labels_B = labels_B[counted_B]
         sq_B = sq_distances_B[counted_B].double()
         distances_B = sq_B.sqrt()
-        # The two come of different sums: rounding may exchange them.
+        # The two distances are computed in different ways: rounding may exchange them.
         second_B = torch.maximum(second_sq_distances_B[counted_B].double().sqrt(), distances_B)
         silhouettes_B = torch.where(second_B > 0, (second_B - distances_B) / second_B, 0)
-        # One centroid: there is no second.
+        # With one centroid there is no second.
         silhouettes_B.masked_fill_(second_B.isinf(), 0)
         mass_B = torch.ones_like(sq_B) if weights_B is None else weights_B[counted_B]
         k = len(self.sizes_K)
@@ -80,12 +81,11 @@ class ClusterSums:
         return float(self.sq_distances_K.sum())
 
     def simplified_silhouette(self) -> float | None:
-        """Mean over rows of ``(b - a) / max(a, b)``; None with fewer than two clusters of rows.
+        """Mean over rows of ``(b - a) / max(a, b)``; None with fewer than two non-empty clusters.
 
-        a and b are the distances to the nearest and, to screening precision, the second nearest
-        centroid (Hruschka,
-        de Castro and Campello 2004; Vendramin, Campello and Hruschka 2010). As there, the
-        only row of a cluster counts as 0.
+        a and b are the distances to the nearest and the second nearest centroid, b to screening
+        precision (Hruschka, de Castro and Campello 2004; Vendramin, Campello and Hruschka 2010).
+        As there, the only row of a cluster counts as 0.
         """
         if int((self.sizes_K > 0).sum()) < 2:
             return None
@@ -93,11 +93,11 @@ class ClusterSums:
         return float(total / self.masses_K.sum())
 
     def calinski_harabasz(self, centroids_KD: torch.Tensor) -> float | None:
-        """Dispersion between clusters by that within them, for their degrees of freedom.
+        """Dispersion between clusters over dispersion within them, by degrees of freedom.
 
-        As scikit-learn's ``calinski_harabasz_score`` (Calinski and Harabasz 1974): about the
-        clusters' means, whether or not the centroids are these. None with fewer than two
-        clusters of rows, or no more rows than clusters.
+        As scikit-learn's ``calinski_harabasz_score`` (Calinski and Harabasz 1974), it is about
+        the means of the clusters, even if the centroids lie elsewhere. None with fewer than two
+        non-empty clusters, or no more rows than clusters.
         """
         used_K = self.sizes_K > 0
         n_clusters, n_rows = int(used_K.sum()), int(self.sizes_K.sum())
@@ -112,15 +112,15 @@ class ClusterSums:
         within = self.inertia - float((masses_K1 * moved.square()).sum())
         if within <= 0:
             return 1.0  # scikit-learn's value for clusters of equal rows.
-        # Degrees of freedom are of rows: only the ratios of weights matter.
+        # Degrees of freedom count rows, so that only the ratios of weights matter.
         return between * (n_rows - n_clusters) / (within * (n_clusters - 1))
 
     def davies_bouldin(self, centroids_KD: torch.Tensor) -> float | None:
         """Mean over clusters of the worst ``(s_i + s_j) / |c_i - c_j|``; less is better.
 
         s is the mean distance of a cluster's rows to its centroid (Davies and Bouldin 1979).
-        scikit-learn's ``davies_bouldin_score`` where centroids are the means of their
-        clusters. None with fewer than two clusters of rows.
+        Equals scikit-learn's ``davies_bouldin_score`` if centroids are the means of their
+        clusters. None with fewer than two non-empty clusters.
         """
         used_K = self.sizes_K > 0
         centres_UD = centroids_KD[used_K].double()
@@ -130,7 +130,8 @@ class ClusterSums:
         worst_U = torch.empty_like(spreads_U)
         for rows in torch.arange(len(centres_UD)).split(max(TILE_ELEMENTS // len(centres_UD), 1)):
             apart_TU = torch.cdist(centres_UD[rows], centres_UD)
-            # A cluster is not compared with itself, nor, as in scikit-learn, with its equals.
+            # A cluster is not compared with itself nor, as in scikit-learn, with clusters that
+            # have the same centroid.
             apart_TU.masked_fill_(apart_TU == 0, torch.inf)
             apart_TU[torch.arange(len(rows)), rows] = torch.inf
             worst_U[rows] = ((spreads_U[rows, None] + spreads_U) / apart_TU).amax(dim=1)

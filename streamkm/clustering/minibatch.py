@@ -1,10 +1,10 @@
 """Mini-batch k-means: the centroids move after every batch (Sculley 2010).
 
-A centroid is the mean of all rows that were ever assigned to it, kept as a sum
-in float64 and an integer count. That is scikit-learn's update with per-cluster
-learning rates of 1 / count, without its float counts, which stop growing at
-2^24 in float32. Where rows have weights, sums are weighted and divided by the sum
-of the weights, as there.
+A centroid is the mean of all rows assigned to it so far, kept as a float64 sum and
+an integer count. That is scikit-learn's update, with a learning rate of 1 / count
+for each cluster. scikit-learn keeps counts as floats, which stop growing at 2^24 in
+float32. With row weights, sums are weighted and divided by the sum of the weights,
+as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["MiniBatch"]
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """Updates after every batch, in place."""
+    """Moves the centroids after every batch, in place."""
 
     kernel: Kernel
     n_rows: int
-    """Rows of the whole array."""
+    """Number of rows of the whole array."""
     seed: int
     spherical: bool = False
     max_no_improvement: int | None = None
@@ -51,14 +51,14 @@ class MiniBatch:
         state.begin_epoch_()
 
     def update_(self, state: KMeansState, batch: Batch, *, epoch: int, index: int) -> None:
-        """Assign the rows of `batch`, the `index`-th of `epoch`, and move their centroids.
+        """Assign the rows of `batch`, number `index` of `epoch`, and move their centroids.
 
-        A state that has stopped is left as it is, to the bit: the host finds
-        out late that a run is over, and what it has queued by then must not matter.
+        A state that has stopped stays as it is, to the bit: the host learns late
+        that a run is over, and the batches it has queued by then must not matter.
         """
         live = state.stop == RUNNING
         if is_host(live.device) and not live:
-            return  # Asking costs nothing here; a GPU would have to be waited for.
+            return  # On a GPU, reading `live` would make the host wait.
         (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
             self.kernel, batch, state.centroids_KD, spherical=self.spherical, exact=False
         )
@@ -79,10 +79,10 @@ class MiniBatch:
         self._watch(state, weighted_sum(batch, sq_distances_B), n_rows, mass, shift, live)
 
     def finish_epoch_(self, state: KMeansState) -> None:
-        """Reseed the clusters to which the epoch brought no row.
+        """Reseed the clusters that got no row in the epoch.
 
-        Few rows are no reason: a small cluster far from the others may save
-        more inertia than all of them together.
+        A cluster of few rows stays: far from the others, it may save more
+        inertia than all of them together.
         """
         live = state.stop == RUNNING
         reseeding = reseed_(state, (state.epoch_counts_K == 0) & live)
@@ -98,21 +98,21 @@ class MiniBatch:
         shift: torch.Tensor,
         live: torch.Tensor,
     ) -> None:
-        """Inertia and shift of a step, and whether they end the run."""
+        """Record inertia and shift of a step, and stop the state if they say so."""
         state.inertia += inertia * live
-        # Of a mass of 0 the inertia is 0 as well, and nothing is told below.
+        # With a mass of 0 the inertia is 0 too, and `judged` is false below.
         mean = inertia / torch.where(mass > 0, mass, 1)
         state.batch_inertia.copy_(torch.where(live, mean, state.batch_inertia))
         state.shift.copy_(torch.where(live, shift, state.shift))
         state.n_steps += live
-        # A batch whose rows were all dropped moves nothing, and says nothing.
-        told = live & (n_rows > 0)
-        stop_at_tol = told & (state.tolerance > 0) & (shift <= state.tolerance)
+        # A batch whose rows were all dropped moves nothing: that is no sign of convergence.
+        judged = live & (n_rows > 0)
+        stop_at_tol = judged & (state.tolerance > 0) & (shift <= state.tolerance)
         state.stop.masked_fill_(stop_at_tol, BY_TOL)
         if self.max_no_improvement is None:
             return
-        # As scikit-learn: the first batch is not counted, its inertia is the seeding's.
-        counted = told & (state.n_steps > 1)
+        # As in scikit-learn, the first batch does not count: its inertia is that of the seeding.
+        counted = judged & (state.n_steps > 1)
         alpha = (2.0 * n_rows.double() / (self.n_rows + 1)).clamp_max(1.0)
         smoothed = torch.where(
             state.smoothed_inertia.isnan(),

@@ -1,4 +1,4 @@
-"""Centroids follow the sums of their clusters."""
+"""Moves centroids to follow the sums of their clusters."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["move_centroids_"]
 def move_centroids_(
     state: KMeansState, touched_K: torch.Tensor, *, spherical: bool, added: Sums | None = None
 ) -> torch.Tensor:
-    """Move touched centroids to the means of their clusters, or the directions of their sums.
+    """Move touched centroids to the means of their clusters, or to the directions of their sums.
 
-    Before that, `added` is added to the sums of these clusters. Where the sum of a spherical
-    cluster has no direction the centroid stays.
+    `added` is first added to the sums of these clusters. If `spherical`, a centroid whose sum is
+    0 stays: it has no direction.
 
     Returns
     -------
     Tensor of shape (), float64
-        Squared centroid shift: the sum of the squared distances that they moved.
+        Squared centroid shift: the sum of the squared distances that centroids moved.
     """
     return move_points_(
         state.centroids_KD,

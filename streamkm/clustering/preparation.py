@@ -1,4 +1,4 @@
-"""From rows of a window to a batch that one kernel can take."""
+"""Prepares the rows of a window as a batch: gathers, widens and scales them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ __all__ = ["Preparation"]
 
 @dataclass(frozen=True)
 class Preparation:
-    """Gathers, widens and scales rows, in memory that is allocated once."""
+    """Makes batches for one kernel, in memory that is allocated once."""
 
     scaling: Scaling
     workspace_BD: torch.Tensor
-    """Where batches lie that cannot be used where they are read to."""
+    """Memory for batches whose rows cannot be used where they lie in the window."""
     in_place: bool = False
-    """Whether the kernel takes rows where they lie."""
+    """Whether rows that need no change are left to the kernel where they lie."""
 
     @classmethod
     def for_kernel(
         cls, scaling: Scaling, kernel: Kernel, *, batch_rows: int, stored: torch.dtype,
         dtype: torch.dtype, in_place: bool = True,
     ) -> Self:  # fmt: skip
-        """What `kernel` needs of rows that are `stored` so and compared in `dtype`.
+        """The preparation that `kernel` needs for rows of dtype `stored`, compared in `dtype`.
 
-        With `in_place` false all that is known of a prepared row is known beforehand.
+        With `in_place` false every batch is prepared: it comes with its squared lengths and its
+        dropped rows.
         """
         row_dtype = scaling.row_dtype(stored, dtype, kernel.stored_dtypes)
         takes_in_place = in_place and kernel.in_place is not None
@@ -40,7 +41,7 @@ class Preparation:
 
     @classmethod
     def widened(cls, scaling: Scaling, *, batch_rows: int, dtype: torch.dtype) -> Self:
-        """Rows in `dtype`, whatever they are stored in."""
+        """The preparation that widens rows of any stored dtype to `dtype`."""
         return cls(scaling, cls.workspace(scaling, batch_rows, dtype))
 
     @staticmethod
@@ -55,7 +56,7 @@ class Preparation:
         rows: torch.Tensor | slice,
         weights_N: torch.Tensor | None = None,
     ) -> Batch:
-        """The batch of `rows` of a window, valid until the next one is asked for."""
+        """The batch of `rows` of a window, valid until the next call."""
         return self.scaling.prepare(
             x_ND, rows, self.workspace_BD, weights_N, in_place=self.in_place
         )

@@ -1,17 +1,16 @@
-"""Rows that make clusters of their own where clusters are empty, drawn from the stream.
+"""Reseeds empty clusters with rows drawn from the stream.
 
-During an epoch a small reservoir keeps rows drawn without replacement with
-probability proportional to the squared distance from their centroid, by the
+During an epoch a small reservoir keeps rows drawn without replacement, with
+probability proportional to the squared distance from their centroid. It uses the
 exponential keys of Efraimidis and Spirakis (2006): the row with the least
-``Exp(1) / weight`` is drawn first. At the epoch's end the rows take the places
-of the clusters that attracted nothing in it, whatever they had before, and leave
-the clusters that they were in: sums and counts stay those of a partition. (A share
-of the mean count was tried as the limit: it destroyed good clusters that were
-simply small, and with them a hundred times the inertia.)
+``Exp(1) / weight`` is drawn first. At the end of the epoch each cluster that got no
+row in it takes a row of the reservoir, whatever it had before. The row leaves the
+cluster that it was in, so that sums and counts stay those of a partition.
 
-Judging at the end of an epoch, when every row has been seen, was chosen over
-judging after some batches: where the rows of a file are sorted, a cluster may
-lie in blocks that simply have not come yet.
+Rejected: reseeding clusters below a share of the mean count, which destroyed good
+clusters that were simply small and raised the inertia a hundredfold; and judging
+after some batches instead of a whole epoch, since in a sorted file the rows of a
+cluster may lie in blocks that have not come yet.
 """
 
 from __future__ import annotations
@@ -29,17 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = ["OFFERED_PER_BATCH", "Reseeding", "draw_", "reseed_", "step_generator"]
 
-#: Rows of one batch that are offered to it, at most.
+#: Rows of one batch that are offered to the reservoir, at most, except in a closing pass.
 OFFERED_PER_BATCH = 4096
 
-#: A cluster keeps at least this share of its weight: what rounding leaves of less is no mean.
+#: Share of its mass that a cluster keeps, at least: the sum of less would be rounding error.
 LEAST_SHARE = 1e-6
 
 
 def step_generator(device: torch.device, *entropy: int) -> torch.Generator:
-    """A generator for the draws of one step, made of its coordinates alone."""
-    # Mixed by hand (splitmix64): Python's and torch's hashes promise nothing
-    # across versions.
+    """A generator for the draws of one step, seeded by the numbers that name the step."""
+    # Mixed here (splitmix64): the hashes of Python and torch may change between versions.
     mixed = 0
     for number in entropy:
         mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
@@ -56,9 +54,9 @@ class Reseeding:
     filled_K: torch.Tensor
     """Clusters that now hold one row of the reservoir, bool."""
     donors_K: torch.Tensor
-    """Clusters that the rows were taken from, bool."""
+    """Clusters that these rows left, bool."""
     sq_distances: torch.Tensor
-    """Sum of the rows' squared distances to the centroids that they left, times their weights."""
+    """Weighted sum of the rows' squared distances to the centroids that they left."""
 
 
 def draw_(
@@ -70,14 +68,14 @@ def draw_(
     *,
     n_offered: int = OFFERED_PER_BATCH,
 ) -> None:
-    """Offer the rows of a batch, about `n_offered` at most, to the state's reservoir.
+    """Offer rows of a batch, at most `n_offered` and evenly spread, to the state's reservoir.
 
-    Squared distances count as often as rows weigh. Rows at distance 0, to rounding, are never
-    taken, nor are those of weight 0, nor rows of zeros with normalised data: they have no
+    A row is drawn by its squared distance times its weight. Never drawn are rows at distance 0,
+    to rounding; rows of weight 0; and, with normalised data, rows of zeros, which have no
     direction to put a centroid in.
     """
-    # From all over the batch, and from another row on in each step: where rows come in
-    # the same order every epoch, the ones between would else never have a chance.
+    # The first row differs from step to step: if rows come in the same order every epoch, the
+    # rows between would otherwise never be offered.
     stride = -(-len(sq_distances_B) // n_offered)
     offered = OfferedRows(
         batch.x_ND,
@@ -94,14 +92,14 @@ def draw_(
 
 
 def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:
-    """Give starved clusters, in order of index, a row of the reservoir each, least key first.
+    """Give each starved cluster, in order of index, a row of the reservoir, least key first.
 
-    Only sums and counts change: moving the centroids is for the caller. A row that equals
-    one before it is passed over, and so is the last row that its own cluster has.
+    Only sums and counts change; the caller moves the centroids. Passed over are rows equal to
+    one that was taken, the last row of a cluster, and rows that hold nearly all of its mass.
     """
     filled_K, donors_K = torch.zeros_like(starved_K), torch.zeros_like(starved_K)
     sq_distances = torch.zeros_like(state.inertia)
-    # On the host, row by row: it is rare, and a GPU would add up in any order.
+    # On the host, row by row: it is rare, and a GPU would add up in no fixed order.
     places = starved_K.nonzero().squeeze(1).tolist()
     if places:
         donors, keys = state.reservoir_labels_R.tolist(), state.reservoir_keys_R.tolist()

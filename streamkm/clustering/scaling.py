@@ -1,14 +1,13 @@
-"""From rows as they are stored to rows as distances are taken between them.
+"""The map from stored rows to the scaled space, in which distances are taken.
 
-Scaling is one affine map per feature, ``(x - shift) * factor``, or the division
-of each row by its length. z-score and min-max take shift and factor from
-`RunningMoments`, one streaming pass. Without scaling the map still centres
-features that lie far from the origin: distances do not change by it, but the
-rounding error of ``|x|^2 - 2 x.c + |c|^2`` grows with the square of the
-distance from the origin, and would decide labels where a feature has a mean of
-10^6 and a standard deviation of 1. And where values are so large, or so small,
-that their squares leave float32, all are multiplied by one power of two, which
-changes no digit; what is reported is brought back.
+It is one affine map for each feature, ``(x - shift) * factor``, or it divides each
+row by its length. z-score and min-max take shift and factor from `RunningMoments`,
+which need one pass. With ``--scale none`` the map still centres features that lie far
+from the origin. That changes no distance, but the rounding error of
+``|x|^2 - 2 x.c + |c|^2`` grows with the square of the distance from the origin: it
+would decide labels if a feature has a mean of 10^6 and a standard deviation of 1.
+Values whose squares would leave the range of float32 are all multiplied by one power
+of two, which changes no digit; reported figures are divided by it again.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from streamkm.kernels import Moments, gather, moments_in_parts, normalize_, norm
 
 __all__ = ["RunningMoments", "Scaling", "compute_dtype"]
 
-#: A feature is centred if its mean is further from 0 than so many standard deviations.
+#: A feature is centred if its mean is further from 0 than this many standard deviations.
 FAR_FROM_ORIGIN = 2.0
 
-#: Lengths of rows of float32 between these are left as they are: their squares, and those of
-#: differences of which most digits are gone, are far from either end of the range.
+#: float32 rows whose greatest length lies between these keep their size: their squares, and
+#: those of differences that lost most digits, are far from either end of float32's range.
 LEAST_REACH, MOST_REACH = 2.0**-30, 2.0**50
-#: A factor of float32 is no larger than this.
+#: The largest factor: its reciprocal is the least normal number of float32.
 MOST_FACTOR = 2.0**126
 
 _FLOAT32 = torch.finfo(torch.float32)
@@ -41,7 +40,7 @@ _WIDE = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
 
 
 def compute_dtype(stored: torch.dtype) -> torch.dtype:
-    """float64 for what float32 cannot hold exactly (float64, 32- and 64-bit integers)."""
+    """float64 for dtypes that float32 cannot hold exactly (float64, 32- and 64-bit integers)."""
     return torch.float64 if stored in _WIDE else torch.float32
 
 
@@ -49,16 +48,16 @@ def compute_dtype(stored: torch.dtype) -> torch.dtype:
 class RunningMoments(Moments):
     """Count, mean, sum of squared deviations, least and greatest value of each feature.
 
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1983),
-    in float64. Rows that are not finite are left out. With weights a row counts as
-    many times as its weight says, as in scikit-learn's StandardScaler.
+    Batches are merged in float64 by the pairwise update of Chan, Golub and LeVeque
+    (1983). Rows that are not finite are left out. With weights, a row of weight w counts
+    as w rows, as in scikit-learn's StandardScaler.
     """
 
     @classmethod
     def empty(cls, n_features: int, device: torch.device) -> RunningMoments:
         """Moments of no rows."""
-        # (By size, not like another tensor: torch imports a second's worth of Python for those
-        # on its device without memory, where a checkpoint's tensors are compared with these.)
+        # torch.full and not full_like: on the device "meta", where tensors of a checkpoint are
+        # compared with these, the latter imports Python modules for a second.
         of_features = partial(torch.full, (n_features,), dtype=torch.float64, device=device)
         return cls(
             count=torch.zeros((), dtype=torch.float64, device=device),
@@ -77,7 +76,7 @@ class RunningMoments(Moments):
         return moments
 
     def update_(self, x_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> None:
-        """Merge the rows of a batch, of any dtype, each counted as often as it weighs."""
+        """Merge the rows of a batch, of any dtype, with their weights."""
         for part in moments_in_parts(x_BD, weights_B):
             self._join_(part)
 
@@ -101,9 +100,9 @@ class RunningMoments(Moments):
         return self.m2_D / _positive(self.count)
 
     def is_constant_D(self) -> torch.Tensor:
-        """Where the variance is no more than rounding makes of equal values.
+        """Which features have a variance that rounding alone could give to equal values.
 
-        The bound is scikit-learn's: ``n eps var + (n mean eps)^2``.
+        The bound is scikit-learn's, ``n eps var + (n mean eps)^2``.
         """
         eps = torch.finfo(torch.float64).eps
         bound_D = self.count * eps * self.variance_D + (self.count * self.mean_D * eps).square()
@@ -112,21 +111,21 @@ class RunningMoments(Moments):
 
 @dataclass
 class Scaling:
-    """The map from stored rows to the space in which distances are taken.
+    """The map from stored rows to the scaled space.
 
-    Exactly one of its parts acts: the affine map, or the division by length.
+    With `normalize` it divides rows by their lengths; otherwise it is the affine map.
     """
 
     shift_D: torch.Tensor
     factor_D: torch.Tensor
     normalize: bool
     keeps_units: bool = False
-    """Whether the factor, one power of two for all features, is taken back in whatever is
-    reported: nobody asked for it."""
+    """Whether reported distances are divided by the factor, a power of two that all features
+    share: true with ``--scale none``, since the user did not ask for the factor."""
 
     @property
     def unit(self) -> float:
-        """What one in the space of reported distances is in the scaled space."""
+        """Length in the scaled space of a reported distance of 1."""
         return float(self.factor_D[0]) if self.keeps_units else 1.0
 
     @classmethod
@@ -137,16 +136,17 @@ class Scaling:
         moments: RunningMoments,
         dtype: torch.dtype = torch.float64,
     ) -> Scaling:
-        """The map that ``--scale`` and ``--metric`` ask for, given the data's moments.
+        """The map that ``--scale`` and ``--metric`` ask for, given the moments of the data.
 
-        For ``none`` the moments may be those of a sample: they decide only
-        about centring. Shift and factor are rounded to `dtype`, in which rows
-        will be scaled, so that points go back the very way that rows came.
+        With ``none`` the moments may be those of a sample: they decide only about
+        centring and the power of two. Shift and factor are rounded to `dtype`, in which
+        rows will be scaled, so that `inverse` undoes exactly what rows went through.
 
         Raises
         ------
         SourceError
-            If the data leaves the range that `dtype`, or the float32 of the centroids, has.
+            If values leave the range of float32, in which centroids are saved, or a feature
+            varies too little for a factor.
         """
         one_D = torch.ones_like(moments.mean_D)
         if scale == "l2" or metric == "cosine":
@@ -183,8 +183,8 @@ class Scaling:
     def inverse(self, centroids_KD: torch.Tensor) -> torch.Tensor:
         """Points of the scaled space in the input's space, float64.
 
-        A row's length cannot be brought back: with L2 scaling and cosine the
-        centroids stay where they are, within the unit ball.
+        Division by length cannot be undone: with L2 scaling or the cosine metric
+        points stay where they are, within the unit ball.
         """
         points_KD = centroids_KD.double()
         return points_KD if self.normalize else points_KD / self.factor_D + self.shift_D
@@ -192,9 +192,9 @@ class Scaling:
     def row_dtype(
         self, stored: torch.dtype, wide: torch.dtype, taken: tuple[torch.dtype, ...]
     ) -> torch.dtype:
-        """The dtype of a workspace: `stored` if rows stay as they are and a kernel takes that.
+        """The dtype of a workspace: `stored` if rows need no scaling and the kernel takes it.
 
-        `taken` are the dtypes that the kernel takes as they are stored.
+        `taken` are the stored dtypes that the kernel takes. Otherwise it is `wide`.
         """
         return wide if self.normalize or self._moves or stored not in taken else stored
 
@@ -207,11 +207,12 @@ class Scaling:
         *,
         in_place: bool = False,
     ) -> Batch:
-        """Gather, widen and scale `rows` of a window, which must not be used for them again.
+        """Gather, widen and scale `rows` of a window; each row of it may be prepared only once.
 
-        The result lies in `workspace_BD`, of a dtype that `row_dtype` says, or in the
-        window itself where its rows can be used as they are. Then, with `in_place`, they are
-        left to a kernel that takes them so: nothing is known of the batch before it has labels.
+        The rows go to `workspace_BD`, whose dtype `row_dtype` gives. Consecutive rows that need
+        no widening and no affine map stay in the window and may be changed there. With
+        `in_place`, rows that need no change at all and have no weights are left to the kernel
+        where they lie (see `Batch.lies_in_window`).
         """
         dtype = workspace_BD.dtype
         is_as_stored = x_ND.dtype == dtype and not (self.normalize or self._moves)
@@ -226,13 +227,13 @@ class Scaling:
         x_BD, sq_norms_B = gather(x_ND, rows, workspace_BD, *moved_by)
         dropped_B = None
         if x_ND.is_floating_point():
-            # Neither NaN.
+            # Not ``>``, which is false for NaN.
             dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[sq_norms_B.dtype])
-            # Asking costs nothing on the CPU; on a GPU it would wait for the device.
+            # On a GPU, asking whether any is dropped would make the host wait.
             if is_host(x_BD.device) and not dropped_B.any():
                 dropped_B = None
             elif self.normalize:
-                # However long, it has a direction.
+                # A finite row has a direction, however long it is.
                 dropped_B = ~torch.linalg.vector_norm(x_BD, ord=torch.inf, dim=1).isfinite()
         weights_B = None if weights_N is None else weights_N[rows]
         if dropped_B is not None:
@@ -251,12 +252,12 @@ class Scaling:
 
 
 def _positive(total: torch.Tensor) -> torch.Tensor:
-    """`total`, or 1 in its place where it is 0: to divide by."""
+    """`total` as a divisor: 1 where it is 0."""
     return torch.where(total > 0, total, 1)
 
 
 def _check_range(moments: RunningMoments, scale: str, dtype: torch.dtype) -> None:
-    """Refuse values from which no centroid in float32, or no factor in `dtype`, can be made."""
+    """Refuse values that give no centroid in float32, or no factor in `dtype`."""
     largest_D = torch.maximum(moments.max_D.abs(), moments.min_D.abs())
     extent_D = moments.max_D - moments.min_D
     divisor_D = moments.variance_D.sqrt() if scale == "zscore" else extent_D
@@ -279,7 +280,7 @@ def _check_range(moments: RunningMoments, scale: str, dtype: torch.dtype) -> Non
 
 
 def _unit(moments: RunningMoments, shift_D: torch.Tensor) -> float:
-    """The power of two that brings rows to a length of about 1; 1 where they are near it."""
+    """The power of two that brings the longest row to about 1, or 1 if it is near enough."""
     reach_D = torch.maximum(moments.max_D - shift_D, shift_D - moments.min_D)
     reach = float(torch.linalg.vector_norm(reach_D))
     if not math.isfinite(reach) or reach == 0 or LEAST_REACH <= reach <= MOST_REACH:
@@ -288,13 +289,13 @@ def _unit(moments: RunningMoments, shift_D: torch.Tensor) -> float:
 
 
 def _centre(moments: RunningMoments) -> torch.Tensor:
-    """A shift for features far from the origin, 0 for the others.
+    """The shift of features far from the origin, 0 for the others.
 
-    The mean is rounded to a multiple of the power of two below the standard
-    deviation. Subtracting that is exact in floating point for every value
-    that it brings closer to 0 (but for outliers by millions of deviations, whose
-    last digits lie above that power), so that centring does not change the data;
-    and sums of integers stay exact.
+    The mean is rounded to a multiple of the power of two below the standard deviation.
+    Subtracting that is exact in floating point for every value that it brings closer to
+    0, so that centring does not change the data, and sums of integers stay exact. (The
+    exception is outliers by millions of deviations, whose last digits lie above that
+    power.)
     """
     deviation_D = moments.variance_D.sqrt()
     far_D = (moments.mean_D.abs() > FAR_FROM_ORIGIN * deviation_D) & moments.mean_D.isfinite()

@@ -1,10 +1,9 @@
-"""The state of a clustering in progress: a value made of tensors, and nothing else.
+"""The state of a clustering in progress: a value made of tensors alone.
 
-Everything that decides what comes next is in here, on the device: the sums and
-counts, the rows that wait to replace empty clusters, the smoothed inertia and
-the verdict that the run is over. No scalar has to come back to the host
-for a step to be taken, and saving the state is saving its tensors. Where the
-run stands in the stream (the cursor) is not part of it.
+It holds, on the device, all that decides the next step: sums and counts, the rows
+that wait to fill empty clusters, the smoothed inertia, and whether the run is over.
+So a step needs no scalar back on the host, and saving the state is saving its
+tensors. The place of the run in the stream (the cursor) is not part of it.
 """
 
 from __future__ import annotations
@@ -27,51 +26,51 @@ __all__ = [
 ]
 
 RUNNING, BY_TOL, BY_NO_IMPROVEMENT, CONVERGED = range(4)
-#: Why a state is frozen, by its `stop` code.
+#: Why a state has stopped, by its `stop` code.
 STOP_REASONS = {
     BY_TOL: "the centroid shift fell to tol",
     BY_NO_IMPROVEMENT: "the smoothed inertia did not improve for max-no-improvement steps",
     CONVERGED: "converged: no centroid moves any more, every row is with its nearest",
 }
 
-#: Rows that wait to replace empty clusters: for so many clusters one, and at least.
+#: Size of the reservoir: one row for every 16 clusters, but at least 256 and at most one each.
 CLUSTERS_PER_RESERVOIR_ROW, MIN_RESERVOIR_ROWS = 16, 256
 
 
 @dataclass
 class KMeansState:
-    """K centroids over D features, with all that updating them needs.
+    """K centroids over D features, and all that their updates need.
 
-    Unless said otherwise, tensors of no dimension are float64.
+    Tensors without a dimension are float64 unless their line says otherwise.
     """
 
     centroids_KD: torch.Tensor
     """In the scaled space, float32 or float64."""
     sums_KD: torch.Tensor
-    """Sum of the rows of each cluster, float64: over the run for minibatch, the pass for lloyd."""
+    """Sums of the rows of each cluster, float64: over the run (minibatch) or the pass (lloyd)."""
     counts_K: torch.Tensor
-    """Number of those rows, int64; with weights, those of a positive one."""
+    """Numbers of those rows, int64; rows of weight 0 are not counted."""
     weights_K: torch.Tensor
-    """Sum of their weights, float64; of shape (0,) where rows have none."""
+    """Sums of their weights, float64; of shape (0,) where rows have no weights."""
     epoch_counts_K: torch.Tensor
-    """Rows of each cluster since the epoch began, int64."""
+    """Numbers of rows of each cluster since the epoch began, int64."""
     epoch_weights_K: torch.Tensor
-    """Sum of their weights, as `weights_K`."""
+    """Sums of their weights, as `weights_K`."""
     reservoir_RD: torch.Tensor
-    """Rows drawn with probability by squared distance, to replace empty clusters."""
+    """Rows drawn by squared distance, to fill empty clusters."""
     reservoir_keys_R: torch.Tensor
-    """Their keys, least first, infinite where there is no row; float64."""
+    """Their keys, least first, float64; infinite where there is no row."""
     reservoir_labels_R: torch.Tensor
     """The clusters that they were assigned to, int64; 0 where there is no row."""
     reservoir_weights_R: torch.Tensor
-    """Their weights, float64; of shape (0,) where rows have none."""
+    """Their weights, float64; of shape (0,) where rows have no weights."""
     tolerance: torch.Tensor
     """Squared centroid shift at which the run stops."""
     inertia: torch.Tensor
-    """Sum of squared distances since the epoch began, to the centroids as they stood then."""
+    """Sum of squared distances since the epoch began, each taken when its row was assigned."""
     settled_inertia: torch.Tensor
-    """The same for the last pass that ended (lloyd, closing pass), every row to its cluster's
-    centroid as it stands since; NaN before."""
+    """Sum of squared distances of the last full pass (lloyd, closing pass), from rows to the
+    centroids of their clusters after the pass moved them; NaN before."""
     batch_inertia: torch.Tensor
     """Mean squared distance of the rows of the last batch."""
     shift: torch.Tensor
@@ -79,17 +78,17 @@ class KMeansState:
     smoothed_inertia: torch.Tensor
     """Exponentially weighted average of `batch_inertia`; NaN before the second step."""
     best_inertia: torch.Tensor
-    """Least value that it had."""
+    """Least `smoothed_inertia` so far."""
     no_improvement: torch.Tensor
-    """Steps since then, int64."""
+    """Steps since `best_inertia` fell, int64."""
     n_steps: torch.Tensor
-    """Updates that were applied, int64."""
+    """Updates applied, int64."""
     n_dropped: torch.Tensor
-    """Rows left out since the epoch began because they are not finite, int64."""
+    """Rows dropped since the epoch began because they are not finite, int64."""
     n_reseeded: torch.Tensor
-    """Clusters that were reseeded, int64."""
+    """Clusters reseeded over the run, int64."""
     stop: torch.Tensor
-    """`RUNNING`, or why the state is frozen, int64."""
+    """`RUNNING`, or the code of why the state has stopped, int64."""
 
     @property
     def k(self) -> int:
@@ -103,17 +102,17 @@ class KMeansState:
 
     @property
     def masses_K(self) -> torch.Tensor:
-        """What the sums are divided by to give means: the rows' number, or their weight."""
+        """Mass of each cluster: sums divided by masses are means."""
         return self.weights_K if self.is_weighted else self.counts_K
 
     @property
     def epoch_mass(self) -> torch.Tensor:
-        """Number of the epoch's rows, or their weight."""
+        """Mass of the rows since the epoch began."""
         return (self.epoch_weights_K if self.is_weighted else self.epoch_counts_K).sum()
 
     @property
     def reservoir(self) -> Reservoir:
-        """The rows that wait to replace empty clusters, on the same memory."""
+        """The reservoir, on the memory of the state."""
         return Reservoir(
             self.reservoir_RD,
             self.reservoir_keys_R,
@@ -126,9 +125,9 @@ class KMeansState:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def begin_epoch_(self, *, closing: bool = False) -> None:
-        """Forget what was gathered over the epoch before.
+        """Reset what the epoch before gathered.
 
-        A frozen state stays as it is, unless what begins is the closing pass.
+        A state that has stopped stays as it is, unless a closing pass begins.
         """
         live = (self.stop == RUNNING) | closing
         for tensor in (self.epoch_counts_K, self.epoch_weights_K, self.inertia, self.n_dropped):
@@ -139,7 +138,7 @@ class KMeansState:
 def initial_state(
     centroids_KD: torch.Tensor, tolerance: float, *, weighted: bool = False
 ) -> KMeansState:
-    """The state before the first row: `centroids_KD` seeded, nothing counted."""
+    """The state before the first row, with the centroids of the seeding."""
     k, n_features = centroids_KD.shape
     device = centroids_KD.device
 
@@ -180,5 +179,5 @@ def initial_state(
 
 
 def reservoir_rows(k: int) -> int:
-    """Rows that may wait to replace empty clusters."""
+    """Size of the reservoir for `k` clusters."""
     return min(k, max(MIN_RESERVOIR_ROWS, k // CLUSTERS_PER_RESERVOIR_ROW))

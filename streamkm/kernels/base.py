@@ -1,4 +1,4 @@
-"""What a kernel is: the arithmetic on one batch, tensors in and tensors out."""
+"""The seam for kernels: arithmetic on one batch, tensors in and tensors out."""
 
 from __future__ import annotations
 
@@ -22,72 +22,72 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """B rows that are assigned and added up, and how they count."""
+    """B rows to assign and add up, and how each of them counts."""
 
     x_BD: torch.Tensor
     sq_norms_B: torch.Tensor
-    """Their squared lengths."""
+    """Squared lengths of the rows."""
     shares_B: torch.Tensor | None = None
-    """What each is multiplied by in the sums, in the dtype of centroids; None for 1."""
+    """Factor of each row in the sums, in the dtype of centroids; None for 1."""
     left_out_B: torch.Tensor | None = None
-    """True for rows that no cluster counts; None where all count."""
+    """True for rows that no cluster counts; None if all rows count."""
     zeros_first: bool = False
-    """Whether rows of zeros have label 0, wherever the centroids are."""
+    """Whether rows of zeros get label 0, wherever the centroids are."""
 
 
 class Assignment(NamedTuple):
     """The nearest centroid of every row of a batch."""
 
     labels_B: torch.Tensor
-    """Index of the nearest centroid, int64; the lowest one where several are nearest."""
+    """Index of the nearest centroid, int64; the lowest index if several are nearest."""
     sq_distances_B: torch.Tensor
     """Squared Euclidean distance to it, in the dtype of the rows, never negative."""
 
 
 class TwoNearest(NamedTuple):
-    """The nearest centroid of every row of a batch, and how far the second nearest is."""
+    """The nearest centroid of every row of a batch, and the distance to the second nearest."""
 
     labels_B: torch.Tensor
     """As in `Assignment`."""
     sq_distances_B: torch.Tensor
     """As in `Assignment`."""
     second_sq_distances_B: torch.Tensor
-    """Likewise to the second nearest centroid; infinite if there is one centroid only."""
+    """Squared distance to the second nearest centroid; infinite if there is only one."""
 
 
 class InPlaceAssignment(NamedTuple):
-    """The nearest centroid of every row of a batch, and what was found out about the rows."""
+    """The nearest centroid of every row of a batch, squared lengths, and dropped rows."""
 
     labels_B: torch.Tensor
-    """As in `Assignment`, of a row of zeros where a row was dropped."""
+    """As in `Assignment`; for a dropped row that of a row of zeros."""
     sq_distances_B: torch.Tensor
-    """As in `Assignment`, or float64 and free of cancellation, as was asked for."""
+    """As in `Assignment`; if exact ones were asked for, float64 and without cancellation."""
     sq_norms_B: torch.Tensor
-    """Squared lengths of the rows; 0 where a row was dropped."""
+    """Squared lengths of the rows; 0 for dropped rows."""
     dropped_B: torch.Tensor | None
-    """True for rows whose squared length is beyond what was asked for; None if there is none."""
+    """True for rows that are not finite or too long; None if there are none."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelRequest:
-    """What a kernel is made for."""
+    """Sizes and settings that a kernel is made for."""
 
     batch_rows: int
     """Rows of a batch, at most."""
     k: int
-    """Centroids, at most."""
+    """Number of centroids, at most."""
     dtype: torch.dtype
-    """Of centroids and distances, float32 or float64."""
+    """Dtype of centroids and distances, float32 or float64."""
     device: torch.device
-    """Where they lie."""
+    """Device of all tensors."""
     precision: str = "exact"
-    """Whether rows that screening cannot tell apart are scored again: ``exact`` or ``fast``."""
+    """``exact`` rechecks rows that the screen leaves in doubt; ``fast`` does not."""
     tune: bool = False
-    """Whether a kernel that has several ways to cut its work may time them first."""
+    """Whether a kernel that can cut its work in several ways may time them first."""
 
 
 class Kernel(Protocol):
-    """Assignment and accumulation; buffers are made once, when the kernel is.
+    """Assignment and accumulation, in buffers that are allocated once.
 
     A new kernel is one class with these members, one line in `streamkm.tables.KERNELS` and one
     subclass of the contract test in ``tests/kernels/contract.py``.
@@ -95,7 +95,7 @@ class Kernel(Protocol):
 
     @classmethod
     def check(cls, device: torch.device) -> None:
-        """Raise a DeviceError, which says why and what to do, where it cannot run on `device`."""
+        """Raise a DeviceError with cause and remedy if the kernel cannot run on `device`."""
 
     @classmethod
     def make(cls, request: KernelRequest) -> Kernel:
@@ -103,40 +103,40 @@ class Kernel(Protocol):
 
     @property
     def name(self) -> str:
-        """As ``--kernel`` and the log name it."""
+        """Name of the kernel in ``--kernel`` and the log."""
 
     @property
     def n_rechecked(self) -> torch.Tensor:
-        """Rows that were scored again since the kernel was made: int64, on the device."""
+        """Number of rows rechecked since the kernel was made, int64, on the device."""
 
     @property
     def stored_dtypes(self) -> tuple[torch.dtype, ...]:
-        """Dtypes in which it takes rows as they are stored, beside that of the centroids."""
+        """Dtypes of rows that it takes as stored, beside the dtype of the centroids."""
 
     @property
     def distances_cancel(self) -> bool:
-        """Whether its squared distances are what is left of |x|^2 - 2 x.c + |c|^2 after rounding.
+        """Whether its squared distances come from ``|x|^2 - 2 x.c + |c|^2``, which cancels.
 
-        Such distances are enough to choose by, not to be added up and reported.
+        Such distances are good enough to choose a centroid by, not to add up and report.
         """
 
     @property
     def in_place(self) -> InPlaceKernel | None:
-        """The kernel as one that takes rows where they lie; None if they must be prepared."""
+        """The kernel's way to take rows where they lie; None if it needs prepared rows."""
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
-        """The true nearest centroid of each row, in whatever precision rows were screened.
+        """The true nearest centroid of each row, whatever the precision of the screen.
 
-        `sq_norms_B` holds the rows' squared lengths. A kernel made with ``precision="fast"``
-        leaves the labels as they were screened.
+        `sq_norms_B` are the squared lengths of the rows. A kernel made with ``precision="fast"``
+        returns the labels of the screen.
         """
 
     def assign_two(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> TwoNearest:
-        """`assign`, and the distance to the second nearest centroid beside it."""
+        """`assign`, with the distance to the second nearest centroid."""
 
     def accumulate(
         self,
@@ -146,7 +146,7 @@ class Kernel(Protocol):
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
     ) -> None:
-        """Add each row to the sum, and one to the count (int64), of its label.
+        """Add each row to the sum of its label, and 1 to the count (int64).
 
         The same input gives the same bits on every call.
         """
@@ -159,15 +159,15 @@ class Kernel(Protocol):
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
     ) -> Assignment:
-        """`assign` and then `accumulate`, in one read of the rows where that is faster.
+        """`assign` and then `accumulate`, in one read of the rows if that is faster.
 
-        `sums_KD` and `counts_K` have one place more than there are centroids: what it holds
+        `sums_KD` and `counts_K` have one place more than there are centroids; its content
         afterwards means nothing.
         """
 
 
 class InPlaceKernel(Protocol):
-    """A kernel that takes rows of a window where they lie, and finds out about them by itself."""
+    """A kernel that takes rows where they lie in a window, and computes their lengths itself."""
 
     def assign_in_place(
         self,
@@ -178,19 +178,19 @@ class InPlaceKernel(Protocol):
         most_sq_norm: float,
         exact: bool,
     ) -> InPlaceAssignment:
-        """Nearest centroid of rows of a window of which nothing is known, in one pass over them.
+        """Find nearest centroids, squared lengths and rows to drop in one read of the rows.
 
         Parameters
         ----------
         x_ND : Tensor of shape (N, D)
             The window, in the dtype of the centroids.
         positions_B : int32 Tensor of shape (B,), or None
-            Which of its rows; None for all of them.
+            Positions of the rows in it; None for all its rows.
         centroids_KD : Tensor of shape (K, D)
         most_sq_norm : float
             Rows whose squared length is greater, or NaN, are dropped.
         exact : bool
-            Whether distances are to be sums of squared differences.
+            Whether distances are sums of squared differences, float64.
         """
 
     def accumulate(
@@ -202,7 +202,7 @@ class InPlaceKernel(Protocol):
         counts_K: torch.Tensor,
         positions_B: torch.Tensor | None = None,
     ) -> None:
-        """`Kernel.accumulate`; with `positions_B`, int32, of those rows of a window `x_BD`."""
+        """`Kernel.accumulate`; with `positions_B` (int32), of those rows of the window `x_BD`."""
 
 
 def assign_then_add(
@@ -213,7 +213,7 @@ def assign_then_add(
     sums_KD: torch.Tensor,
     counts_K: torch.Tensor,
 ) -> Assignment:
-    """`Kernel.step` by its two parts."""
+    """`Kernel.step` as `assign` followed by `accumulate`."""
     assignment = kernel.assign(rows.x_BD, rows.sq_norms_B, centroids_KD)
     labels_B, x_BD = assignment.labels_B, rows.x_BD
     if rows.zeros_first:

@@ -1,16 +1,16 @@
 """Assignment and accumulation on the CPU in cache-sized tiles, compiled from C++.
 
-A tile of rows is scored against a panel of centroids in registers, and only each
-row's least and second least score leave them: no B x K matrix reaches memory.
-As many threads as torch has share a batch (see ``native/pool.h``), and what a
-thread computes does not depend on how many there are. Rows whose two least scores
-are within rounding of each other are looked at again in float64, as in ``kernels.exact``.
+A tile of rows is scored against a panel of centroids in registers. Only the least and
+the second least score of each row leave the registers, so no B x K matrix reaches
+memory. As many threads as torch has share a batch (see ``native/pool.h``); the result
+does not depend on their number. Rows whose two least scores are within rounding of each
+other are rechecked in float64, as in ``kernels.exact``.
 
-torch was measured against it (bench/LOG.md): its product runs at half the speed of
-AVX-512 on processors that MKL does not favour, and the scores make one more round
-through memory. Installing streamkm builds the extension where there is a compiler;
-where there is none, `instruction_sets` is empty and ``--kernel auto`` takes the
-reference.
+Rejected: torch's matrix product (bench/LOG.md). It runs at half the speed of AVX-512 on
+processors that MKL does not favour, and its scores go through memory once more.
+
+Installing streamkm builds the extension if there is a compiler. If there is none,
+`instruction_sets` returns nothing and ``--kernel auto`` takes the reference kernel.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class CpuKernel:
     Parameters
     ----------
     batch_rows, k : int
-        Rows and centroids, at most; fewer than 2^31 each.
+        Numbers of rows and centroids, at most; fewer than 2^31 each.
     dtype : torch.dtype
-        Of both, float32 or float64.
+        Dtype of both, float32 or float64.
     device : torch.device
         The CPU.
     precision : {"exact", "fast"}
-        Whether rows that screening cannot tell apart are scored again.
+        ``exact`` rechecks rows that the screen leaves in doubt.
     instruction_set : InstructionSet or None
-        By default the best one.
+        By default the best that the processor has.
 
     Raises
     ------
@@ -83,7 +83,7 @@ class CpuKernel:
 
     @classmethod
     def check(cls, _device: torch.device) -> None:
-        """Raise a DeviceError, which says why, where the extension was not built."""
+        """Raise a DeviceError, which says why, if the extension is missing."""
         if not instruction_sets():
             raise DeviceError(
                 Option("kernel", "cpu"),
@@ -98,7 +98,7 @@ class CpuKernel:
 
     @property
     def in_place(self) -> Self:
-        """The kernel itself: it takes rows where they lie."""
+        """The kernel itself."""
         return self
 
     def assign(
@@ -149,7 +149,7 @@ class CpuKernel:
         positions_B: torch.Tensor | None = None,
         wanted: Wanted = LABELS_ALONE,
     ) -> tuple[Assignment, int]:
-        """Labels and distances, and how many rows were dropped."""
+        """Labels and squared distances, and the number of dropped rows."""
         n_features, k = x_ND.shape[1], len(centroids_KD)
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
         if not 0 < k <= len(self._c_sq):
@@ -184,19 +184,19 @@ class CpuKernel:
         counts_K: torch.Tensor,
         positions_B: torch.Tensor | None = None,
     ) -> None:
-        """Add rows to their clusters, in the order of rows; see `Kernel`.
-
-        With `positions_B`, of int32, they are those rows of `x_BD`, which is a window.
-        """
+        """Add rows to their clusters, in the order of rows; see `Kernel` and `InPlaceKernel`."""
         k = len(sums_KD)
         self._check(x_BD, positions_B, sums_KD, labels_B)
         if labels_B.dtype != torch.int64 or not sums_KD.is_contiguous():
             raise ValueError(
-                f"labels must be int64 and sums lie without gaps: {labels_B.dtype}, strides "
+                f"labels must be int64 and sums contiguous, not {labels_B.dtype} and of strides "
                 f"{sums_KD.stride()}"
             )
         if counts_K.dtype != torch.int64 or counts_K.shape != (k,) or not counts_K.is_contiguous():
-            raise ValueError(f"there must be {k} counts, int64, without gaps, one for each sum")
+            raise ValueError(
+                f"counts must be contiguous, int64, of shape ({k},), one for each sum, not "
+                f"{counts_K.dtype} of shape {tuple(counts_K.shape)}"
+            )
         accumulate_tiles_(
             self._set,
             x_BD.contiguous(),
@@ -225,7 +225,7 @@ class CpuKernel:
         points_KD: torch.Tensor,
         of_rows_B: torch.Tensor,
     ) -> None:
-        """Refuse what the extension, which sees addresses only, would read or write beyond."""
+        """Refuse tensors beyond whose end the extension, given bare addresses, would go."""
         n_features = x_BD.shape[1]
         n_rows = len(x_BD if positions_B is None else positions_B)
         if n_rows > len(self._order) or len(of_rows_B) != n_rows:
@@ -234,11 +234,13 @@ class CpuKernel:
                 f"not {n_rows} rows and {len(of_rows_B)}"
             )
         if points_KD.shape[1] != n_features:
-            raise ValueError(f"rows have {n_features} features, the others {points_KD.shape[1]}")
+            raise ValueError(
+                f"rows have {n_features} features, centroids {points_KD.shape[1]}: they must agree"
+            )
         if positions_B is not None and not (
             positions_B.dtype == torch.int32 and positions_B.is_contiguous()
         ):
-            raise ValueError(f"positions must be int32 without gaps, not {positions_B.dtype}")
+            raise ValueError(f"positions must be int32 and contiguous, not {positions_B.dtype}")
         tensors = (x_BD, points_KD, of_rows_B)
         if n_features == 0 or any(tensor.device.type != "cpu" for tensor in tensors):
             raise ValueError(

@@ -1,10 +1,9 @@
-"""Labels that are exact although distances were screened in low precision.
+"""Rechecks rows that a screen in low precision left in doubt, so that all labels are exact.
 
-A screening gives each row its best score and the distance to the second best.
-Where that gap exceeds what rounding can do, the label is certain. The few other
-rows are scored again in float64; where even that leaves several centroids
-within rounding of each other, their distances are taken as sums of squared
-differences, in which nothing cancels, and the lowest index wins a tie.
+A label is certain if the gap between the best and the second best score of the row
+exceeds what rounding can do. The few other rows are scored again in float64. Centroids
+whose float64 scores are still within rounding of the least are compared by sums of
+squared differences, in which nothing cancels; the lowest index wins a tie.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ import torch
 
 __all__ = ["recheck_", "recheck_second_", "rounding_bound", "rounding_share"]
 
-#: Rounding errors of a sum of D products behave as a random walk: so many
-#: standard deviations of it are allowed for, as in the kernels' contract test.
+#: The rounding errors of a sum of D products behave as a random walk. Bounds allow for this
+#: many standard deviations of it, as the contract test of kernels does.
 SIGMAS = 4.0
-#: Elements of the float64 scores, or differences, that are made at once.
+#: Elements of float64 scores, or differences, that are in memory at once: 8 MiB.
 TILE_ELEMENTS = 1 << 20
 
 
 def rounding_bound(
     sq_norms_B: torch.Tensor, c_sq_norm: torch.Tensor, n_features: int
 ) -> torch.Tensor:
-    """What rounding may have done to each row's scores ``|c|^2 - 2 x.c``, in their dtype.
+    """Bound on the rounding error of each row's scores ``|c|^2 - 2 x.c``, in their dtype.
 
-    `c_sq_norm` is the squared length of the longest centroid that matters, for all
-    rows or for each.
+    `c_sq_norm` is the squared length of the longest centroid that matters, one for all rows
+    or one for each.
     """
     extent_B = sq_norms_B.sqrt() + c_sq_norm.sqrt()
     bound_B: torch.Tensor = rounding_share(sq_norms_B.dtype, n_features) * extent_B.square()
@@ -36,7 +35,7 @@ def rounding_bound(
 
 
 def rounding_share(dtype: torch.dtype, n_features: int) -> float:
-    """The same bound as a share of ``(|x| + |c|)^2``."""
+    """`rounding_bound` as a share of ``(|x| + |c|)^2``."""
     return (SIGMAS * math.sqrt(n_features) + 3) * torch.finfo(dtype).eps / 2
 
 
@@ -47,16 +46,16 @@ def recheck_(
     x_BD: torch.Tensor,
     centroids_KD: torch.Tensor,
 ) -> None:
-    """Put the true label and squared distance of every uncertain row in place.
+    """Replace label and squared distance of every uncertain row by the true ones, in place.
 
     Parameters
     ----------
     labels_B, sq_distances_B : Tensor of shape (B,)
-        Labels (int64) and squared distances of the screening.
-    uncertain_B : Tensor of shape (B,), bool
-        Rows to look at again.
+        Labels (int64) and squared distances of the screen.
+    uncertain_B : bool Tensor of shape (B,)
+        Rows to recheck.
     x_BD, centroids_KD : Tensor of shapes (B, D) and (K, D)
-        What was screened.
+        The rows and centroids that were screened.
     """
     rows = uncertain_B.nonzero().squeeze(1)
     if len(rows) == 0:
@@ -86,9 +85,9 @@ def recheck_second_(
     x_BD: torch.Tensor,
     centroids_KD: torch.Tensor,
 ) -> None:
-    """Put the squared distance of the second nearest centroid of every uncertain row in place.
+    """Replace every uncertain row's squared distance to its second nearest centroid, in place.
 
-    Where the label was uncertain the screening cannot say which of its two is the second.
+    If the label was uncertain, the screen cannot tell the nearest from the second nearest.
     """
     rows = uncertain_B.nonzero().squeeze(1)
     centroids_KD = centroids_KD.double()

@@ -1,6 +1,7 @@
-"""The compiled half of the kernels, where installing streamkm could build it.
+"""The compiled extension, if installing streamkm could build it.
 
-Its functions take addresses; whoever calls them answers for dtype, shape and lifetime.
+Its functions take addresses, and only ``kernels.ops`` calls them. Whoever hands tensors
+to them must check dtype and shape and keep the tensors alive.
 """
 
 from __future__ import annotations
@@ -40,23 +41,25 @@ __all__ = [
     "stored_types",
 ]
 
-#: (Without those options pip keeps what is installed, or installs again what it built before.)
+#: Without these options pip keeps what is installed, or reinstalls the wheel it built before.
 HOW_TO_BUILD = (
     "with a compiler, install streamkm again (pip install --force-reinstall --no-deps "
     "--no-cache-dir)"
 )
-#: Below this many products a second thread costs more than it brings.
+#: Products from which on more than one thread is used: of fewer, waking a second costs more
+#: than it saves.
 MIN_PARALLEL_PRODUCTS = 1 << 20
 
 
 class InstructionSet(NamedTuple):
-    """One of those that the extension was compiled for."""
+    """One of the instruction sets that the extension was compiled for."""
 
     name: str
     number: int
     float32_panel: int
-    """Centroids that are scored at once."""
+    """Centroids that are scored at once, in float32."""
     float64_panel: int
+    """Centroids that are scored at once, in float64."""
 
     @property
     def functions(self) -> Any:
@@ -66,42 +69,42 @@ class InstructionSet(NamedTuple):
 
 @cache
 def instruction_sets() -> Sequence[InstructionSet]:
-    """Those that this processor has, best first; none where the extension was not built."""
+    """The instruction sets that this processor has, best first; none without the extension."""
     return () if _cpu is None else tuple(InstructionSet(*each) for each in _cpu.instruction_sets())
 
 
 @cache
 def stored_types() -> dict[torch.dtype, int]:
-    """Number of every dtype that rows may be stored in."""
+    """The extension's number of each dtype that rows may be stored in."""
     assert _cpu is not None
     return {getattr(torch, name): number for number, name in enumerate(_cpu.stored_types())}
 
 
 def address(tensor: torch.Tensor | None) -> int:
-    """Where the numbers of `tensor` lie, as the extension is told; 0 for none."""
+    """Address of the data of `tensor`, for the extension; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def can_weigh(weights_S: torch.Tensor | None, n_rows: int) -> bool:
-    """Whether the extension takes these as the weights of so many rows: it reads them unchecked."""
+    """Whether these may go to the extension, which checks nothing, as weights of `n_rows` rows."""
     return weights_S is None or (weights_S.dtype == torch.float64 and weights_S.shape == (n_rows,))
 
 
 def n_threads_for(n_products: int) -> int:
-    """Threads for so much work: one, or as many as torch has (or had, see `cores_for_kernels`)."""
+    """Threads for this work: one, or as many as torch has (or had, see `cores_for_kernels`)."""
     if n_products < MIN_PARALLEL_PRODUCTS:
         return 1
     return _cores.n_threads or torch.get_num_threads()
 
 
 class _Cores:
-    """Who holds the cores for the kernels, and how many threads torch had before."""
+    """Counts who holds the cores for kernels, and remembers torch's number of threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._n_holders = 0
         self.n_threads = 0
-        """0 while nobody holds them."""
+        """Torch's threads before the first holder; 0 while nobody holds the cores."""
 
     def take(self) -> None:
         with self._lock:
@@ -112,7 +115,7 @@ class _Cores:
 
     def give_back(self) -> None:
         with self._lock:
-            # A thread's own number is not restored by another's call: each sets its own.
+            # torch keeps a number for each thread of the program: each restores its own.
             torch.set_num_threads(self.n_threads)
             self._n_holders -= 1
             if self._n_holders == 0:
@@ -124,11 +127,11 @@ _cores = _Cores()
 
 @contextmanager
 def cores_for_kernels(kernel: str) -> Iterator[None]:
-    """Within, if `kernel` is compiled, torch takes one thread and the kernels as many as it had.
+    """Give torch's threads to the kernels: torch keeps one, if `kernel` is the compiled one.
 
-    OpenMP's threads wait for more at full speed after each operation that they shared, for
-    milliseconds, on the cores that the kernels' threads could have: with states of some
-    100,000 numbers a batch took a fifth longer. May be held by several threads at once.
+    After each shared operation the threads of OpenMP spin for milliseconds, on cores that the
+    threads of the kernels could use: with states of 100,000 numbers a batch took a fifth
+    longer. Several threads may enter at once.
     """
     if kernel != "cpu":
         yield

@@ -1,4 +1,4 @@
-"""Matrix products in the precision that bounds on rounding are worked out for."""
+"""Keeps float32 matrix products in full precision, which the bounds on rounding assume."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["full_precision"]
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """float32 products are float32 ones, whatever ``set_float32_matmul_precision`` allows.
+    """Compute float32 products in float32, whatever ``set_float32_matmul_precision`` allows.
 
-    A program that embeds this package may allow tf32 or bfloat16 for its networks;
-    with those, screening would call rows certain that are not. Its setting is put back.
+    A program that embeds this package may allow tf32 or bfloat16 for its networks. With
+    these the screen would call rows certain that are not. The setting is restored afterwards.
     """
     mkldnn = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # has no types
     backends = (torch.backends.cuda.matmul, mkldnn)

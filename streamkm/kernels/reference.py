@@ -1,10 +1,9 @@
-"""Assignment and accumulation in plain torch: the oracle, and the kernel of every device.
+"""Assignment and accumulation in plain torch: the oracle, and a kernel for every device.
 
-Squared distances come from ``|x|^2 - 2 x.c + |c|^2``, a matrix product, in
-tiles of rows whose scores stay in cache. Rows whose two best scores are within
-rounding of each other are looked at again (see ``kernels.exact``). The rounding
-error grows with the distance of the data from the origin, which is why rows and
-centroids are centred before they get here (see ``clustering.scaling``).
+Squared distances come from ``|x|^2 - 2 x.c + |c|^2``, a matrix product, in tiles of rows
+whose scores stay in the cache. Rows with several scores within rounding of the least are
+rechecked (see ``kernels.exact``). The rounding error grows with the distance of the data
+from the origin, so rows and centroids are centred before (see ``clustering.scaling``).
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferenceKernel", "add_by_label"]
 
-#: Scores of one tile of rows, at most: what a core's share of cache holds,
-#: and what keeps a GPU busy.
+#: Bytes of the scores of one tile, at most: on a CPU a core's share of the cache, on a GPU
+#: enough to keep it busy.
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
-#: Below this many rows a matrix product loses its speed.
+#: Rows of a tile, at least: with fewer a matrix product loses its speed.
 MIN_TILE_ROWS = 128
 
 
@@ -53,7 +52,7 @@ class ReferenceKernel:
 
     @classmethod
     def check(cls, _device: torch.device) -> None:
-        """It runs everywhere."""
+        """Accept every device."""
 
     @classmethod
     def make(cls, request: KernelRequest) -> Self:
@@ -62,7 +61,7 @@ class ReferenceKernel:
 
     @staticmethod
     def tile_rows(batch_rows: int, k: int, dtype: torch.dtype, device: torch.device) -> int:
-        """Rows that are scored at once."""
+        """Rows of a tile, scored at once."""
         fitting = TILE_BYTES[device.type] // (k * dtype.itemsize)
         return min(max(fitting, MIN_TILE_ROWS), batch_rows)
 
@@ -103,16 +102,16 @@ class ReferenceKernel:
                 best_B[tile], labels_B[tile] = torch.min(scores_TK, dim=1)
                 continue
             torch.amin(scores_TK, dim=1, out=best_B[tile])
-            # 1 where a centroid may be the nearest, 0 elsewhere. Where that is one
-            # centroid, a product with the indices gives its own: three times as fast as
-            # a minimum with its index, which torch does not vectorise.
+            # 1 where a centroid may be the nearest, 0 elsewhere. If only one may, the
+            # product with the indices is its index: three times as fast as a minimum with
+            # its index, which torch does not vectorise.
             limit_T = best_B[tile] + self._slack(sq_norms_B[tile], best_B[tile], largest, x_BD)
             near_TK = scores_TK.le_(limit_T[:, None])
             torch.mv(near_TK, self._indices, out=labels_B[tile])
             torch.sum(near_TK, dim=1, out=n_near_B[tile])
         labels_B, sq_distances_B = labels_B.long(), best_B.add_(sq_norms_B).clamp_min_(0)
         if self._rechecks:
-            # None is near where a score has overflowed.
+            # Not ``> 1``: if a score has overflowed, no centroid is near.
             uncertain_B = n_near_B != 1
             self.n_rechecked += uncertain_B.sum()
             recheck_(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD)
@@ -126,15 +125,15 @@ class ReferenceKernel:
     def _slack(
         sq_norms_T: torch.Tensor, best_T: torch.Tensor, largest: torch.Tensor, x_BD: torch.Tensor
     ) -> torch.Tensor:
-        """By how much a score may lie above the best and yet be the nearest centroid's.
+        """Greatest distance above the best score at which a centroid may still be the nearest.
 
-        No centroid longer than the row and its least distance together can be the
-        nearest, so that one far away does not make every row uncertain. (A tenth more:
-        the least score is rounded itself.)
+        A centroid longer than the row and its least distance together cannot be the
+        nearest. So a single centroid far away does not make every row uncertain. (The factor
+        1.1 is there because the least score is rounded itself.)
         """
         reach_T = sq_norms_T.sqrt() + (best_T + sq_norms_T).clamp_min_(0).sqrt_()
         longest_T = torch.minimum(reach_T.square_().mul_(1.1), largest)
-        # Below the normal numbers rounding is no share of anything any more.
+        # Below the normal numbers the error of rounding is no longer a share of the result.
         vanished = 4 * x_BD.shape[1] * torch.finfo(x_BD.dtype).tiny
         return 2 * rounding_bound(sq_norms_T, longest_T, x_BD.shape[1]) + vanished
 
@@ -164,7 +163,7 @@ class ReferenceKernel:
 
 
 def _second_least(scores_TK: torch.Tensor) -> torch.Tensor:
-    """Second least score of each row; infinite where there is one only."""
+    """Second least score of each row; infinite if there is only one."""
     if scores_TK.shape[1] == 1:
         return torch.full_like(scores_TK[:, 0], torch.inf)
     return scores_TK.topk(2, dim=1, largest=False).values[:, 1]
@@ -175,13 +174,13 @@ def add_by_label(
 ) -> None:
     """Add each row to the sum of its label, in the same order on every call.
 
-    `counts_K` says how many rows have each label, `sums_KD` is of the rows' dtype.
+    `counts_K` holds the number of rows of each label; `sums_KD` has the dtype of the rows.
     """
     if x_BD.device.type == "cpu":
-        # Sorts the rows by label and adds each cluster's in order.
+        # It sorts the rows by label and adds those of each cluster in order.
         sums_KD.index_add_(0, labels_B, x_BD)
         return
-    # On a GPU index_add_ adds with atomics, in whatever order threads run.
+    # On a GPU index_add_ adds with atomics, in the order in which threads happen to run.
     order_B = torch.argsort(labels_B, stable=True)
     sums_KD += torch.segment_reduce(
         x_BD.index_select(0, order_B), "sum", lengths=counts_K, axis=0, unsafe=True

@@ -1,4 +1,4 @@
-"""Which kernel does the arithmetic: the one that is asked for, or what suits the device."""
+"""Selects a kernel: the one that ``--kernel`` names, or the best that runs on the device."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _DEVICES = {"cpu": "the CPU", "cuda": "a CUDA GPU"}
 
 
 def resolve_kernel(name: str, device: torch.device) -> str:
-    """The kernel that ``--kernel`` asks for: `name`, or for ``auto`` the first that runs.
+    """Name of the kernel that ``--kernel`` asks for: `name`, or for ``auto`` the first that runs.
 
     Raises
     ------
     DeviceError
-        If `name` is not ``auto`` and that kernel does not run on `device`.
+        If `name` is not ``auto`` and the kernel does not run on `device`.
     """
     if name == "auto":
         return next(candidate for candidate in KERNELS if _runs(candidate, device))
@@ -34,9 +34,9 @@ def resolve_kernel(name: str, device: torch.device) -> str:
 
 
 def kernel_notes(name: str, device: torch.device) -> list[str]:
-    """What a user should know of the kernel that `name` stands for: that a faster one is missing.
+    """A note for the log if ``auto`` misses the compiled CPU kernel; otherwise nothing.
 
-    (Said by whoever runs: `pip` hides what a build says.)
+    The run must say it, since `pip` hides the messages of a build.
     """
     if name != "auto" or device.type != "cpu" or resolve_kernel(name, device) == "cpu":
         return []
@@ -45,7 +45,7 @@ def kernel_notes(name: str, device: torch.device) -> list[str]:
 
 
 def make_kernel(name: str, request: KernelRequest) -> Kernel:
-    """The kernel that ``--kernel`` asks for, with its buffers; `name` as for `resolve_kernel`."""
+    """The kernel that `resolve_kernel` selects for `name`, with its buffers."""
     entry = KERNELS[resolve_kernel(name, request.device)]
     made: Kernel = load_class(entry.home).make(request)
     return made
@@ -60,7 +60,7 @@ def _runs(name: str, device: torch.device) -> bool:
 
 
 def _check(name: str, device: torch.device) -> None:
-    """Raise a DeviceError where the kernel `name` does not run on `device`."""
+    """Raise a DeviceError if the kernel `name` does not run on `device`."""
     entry, kernel = KERNELS[name], Option("kernel", name)
     if device.type not in entry.devices:
         needed = entry.devices[0]

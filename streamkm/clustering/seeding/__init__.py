@@ -1,1 +1,1 @@
-"""Ways to find the first centroids, on a sample or on candidates."""
+"""Finds the first centroids, on a sample of the rows or on candidates from all of them."""

@@ -1,14 +1,14 @@
 """k-means|| (Bahmani et al. 2012): candidates from a few passes over the whole stream.
 
 Each of `N_ROUNDS` passes draws ``2 k`` rows with probability proportional to the
-squared distance from all candidates so far; a last pass counts the rows nearest to
-each candidate. The candidates with their counts are then a small weighted sample,
-on which centroids are sought.
+squared distance from the nearest candidate so far. One more pass counts the rows
+nearest to each candidate. The candidates, weighted by these counts, are then the
+sample on which the other stages find the centroids.
 
-Rows are drawn without replacement by exponential keys, the least of which wait
-in a reservoir. The paper instead takes each row by an independent draw, which
-needs the total of the squared distances beforehand: another pass, or a distance
-kept for every row.
+Rows are drawn without replacement by exponential keys; the rows of the least keys
+wait in a reservoir. The paper draws each row independently instead. Rejected: that
+needs the total of the squared distances first, so another pass or a distance kept for
+every row.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidates", "first_candidate"]
 
-#: Tells the draws of the rounds apart from those of other stages.
+#: Kind of these draws; see `Draws`.
 _ROUNDS = -5
 
 
 @dataclass
 class Candidates:
-    """Rows that may become centroids, and those of the round under way."""
+    """The candidates so far, and the rows drawn in the present round."""
 
     rows_CD: torch.Tensor
     """Candidates of the rounds before, in the scaled space."""
     counts_C: torch.Tensor
-    """Rows (or weight) nearest to each, float64; gathered in the last pass."""
+    """Mass of the rows nearest to each candidate, float64; gathered in the last pass."""
     drawn_RD: torch.Tensor
     """Rows drawn in this round."""
     keys_R: torch.Tensor
@@ -54,7 +54,7 @@ class Candidates:
         return Sample(self.rows_CD, self.counts_C)
 
     def update_(self, batch: Batch, kernel: Kernel, seed: int, *, epoch: int, index: int) -> None:
-        """Offer the rows of `batch`, the `index`-th of pass `epoch`, or count them in the last."""
+        """Draw from the rows of `batch`, number `index` of pass `epoch`; count them in the last."""
         labels_B, sq_distances_B = kernel.assign(batch.x_BD, batch.sq_norms_B, self.rows_CD)
         kept_B = torch.ones_like(sq_distances_B, dtype=torch.float64)
         if batch.weights_B is not None:
@@ -65,7 +65,7 @@ class Candidates:
             # Rows of zeros have no direction to put a centroid in.
             kept_B.masked_fill_(batch.sq_norms_B == 0, 0)
         if epoch == N_ROUNDS:
-            # Not bincount, which looks at the labels first.
+            # Not bincount, which makes the host wait to read the labels' range.
             sizes_C = labels_B.new_zeros(len(self.counts_C))
             sizes_C.index_add_(0, labels_B, torch.ones_like(labels_B))
             add_by_label(kept_B[:, None], labels_B, sizes_C, self.counts_C[:, None])
@@ -76,7 +76,7 @@ class Candidates:
             len(labels_B), dtype=torch.float64, device=labels_B.device, generator=generator
         )
         keys_B = -torch.log1p(-uniform_B) / (sq_distances_B * kept_B)
-        # Of a row on a candidate rounding leaves a distance; another there is no gain.
+        # Rounding leaves a row on a candidate at some distance; a second one there is no gain.
         rounding_B = ROUNDING_EPS * torch.finfo(sq_distances_B.dtype).eps * batch.sq_norms_B
         keys_B.masked_fill_((sq_distances_B <= rounding_B) | (kept_B == 0), torch.inf)
         n_drawn = min(len(self.keys_R), len(keys_B))
@@ -87,7 +87,7 @@ class Candidates:
         self.drawn_RD = rows.index_select(0, kept)
 
     def finish_round_(self) -> None:
-        """The rows drawn become candidates; the next round begins with none drawn."""
+        """Make the drawn rows candidates, and begin the next round with none drawn."""
         drawn_RD = self.drawn_RD[self.keys_R.isfinite()]
         self.rows_CD = torch.cat((self.rows_CD, drawn_RD))
         self.counts_C = self.keys_R.new_zeros(len(self.rows_CD))
@@ -95,7 +95,7 @@ class Candidates:
 
 
 def first_candidate(sample: Sample, k: int, seed: int) -> Candidates:
-    """Before the first round: one row of the sample, drawn at random."""
+    """The candidates before the first round: one row of the sample, drawn at random."""
     generator = Draws(seed, _ROUNDS).generator(sample.x_SD.device, 0)
     first = torch.randint(len(sample), (1,), generator=generator, device=sample.x_SD.device)
     n_drawn, n_features = CANDIDATES_PER_CLUSTER * k, sample.x_SD.shape[1]

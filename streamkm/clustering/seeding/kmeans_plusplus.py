@@ -1,4 +1,4 @@
-"""Where the centroids begin: rows of a sample, drawn at random or by k-means++."""
+"""Stages that choose rows of a sample as centroids: at random or by k-means++."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchedPlusPlus", "GreedyPlusPlus", "RandomRows", "kmeans_plusplus"]
 
-#: Tell the draws of the stages apart.
+#: Kinds of these draws; see `Draws`.
 _RANDOM, _PLUS_PLUS = -1, -2
-#: Rows that one round of `BatchedPlusPlus` proposes, as a share of the centroids that are
-#: there: so few that most are accepted.
+#: Rows that one step of `BatchedPlusPlus` proposes, as a share of the centroids chosen so far:
+#: few enough that most are accepted.
 PROPOSED_SHARE = 0.25
-#: Rows that are compared with new centroids at once, where no run decides it.
+#: Rows that `kmeans_plusplus` compares with new centroids at once.
 BATCH_ROWS = 16384
 
 
@@ -39,31 +39,31 @@ class ChosenRows(ABC):
 
     @property
     def centroids_KD(self) -> torch.Tensor:
-        """The rows that were chosen."""
+        """The chosen rows."""
         return self._sample.x_SD.index_select(0, self._chosen_K)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Positions of the rows that were chosen, -1 for those to come."""
+        """Positions of the chosen rows, -1 for those to come."""
         return {"chosen_K": self._chosen_K}
 
     def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go back to where `tensors` was called."""
+        """See `Stage`."""
         self._chosen_K = tensors["chosen_K"]
         self.n_done = int((self._chosen_K >= 0).sum())
 
     @abstractmethod
     def step_(self, index: int) -> bool:
-        """Choose one row or more; whether there are more to choose."""
+        """Choose one row or more, and return whether there are more to choose."""
 
 
 class RandomRows(ChosenRows):
-    """Rows drawn without replacement, with probability by their weights, in one step."""
+    """Rows drawn without replacement, with probability proportional to weight, in one step."""
 
     def __init__(self, sample: Sample, k: int, seed: int, number: int = 0) -> None:
         super().__init__(sample, k, Draws(seed, _RANDOM, number))
 
     def step_(self, index: int) -> bool:
-        """Draw them all."""
+        """Draw all rows."""
         generator = self._draws.generator(self._sample.x_SD.device, index)
         ones_S = torch.ones_like(self._sample.sq_norms_S)
         self._chosen_K = draw_distinct(self._sample.weighted(ones_S), self.n_units, generator)
@@ -72,7 +72,7 @@ class RandomRows(ChosenRows):
 
 
 class _PlusPlus(ChosenRows):
-    """What both ways of k-means++ share: each row's distance to those that were chosen."""
+    """Base of both ways of k-means++: keeps each row's distance to the nearest chosen row."""
 
     name = "k-means++"
 
@@ -82,17 +82,17 @@ class _PlusPlus(ChosenRows):
         self._left_S = self._weights_left()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What was chosen, and each row's squared distance to it."""
+        """Positions of the chosen rows, and each row's squared distance to the nearest of them."""
         return {**super().tensors(), "closest_S": self._closest_S}
 
     def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go back to where `tensors` was called."""
+        """See `Stage`."""
         super().restore_(tensors)
         self._closest_S = tensors["closest_S"]
         self._left_S = self._weights_left()
 
     def _weights_left(self) -> torch.Tensor:
-        """Weights of the rows that were not chosen."""
+        """Weights of the rows, 0 for chosen rows."""
         left_S = self._sample.weighted(torch.ones_like(self._sample.sq_norms_S))
         return left_S.index_fill(0, self._chosen_K[: self.n_done], 0)
 
@@ -105,28 +105,28 @@ class _PlusPlus(ChosenRows):
 
 
 class GreedyPlusPlus(_PlusPlus):
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007): a step for every centroid.
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007), one centroid a step.
 
-    Each is the best of ``2 + log k`` rows drawn with probability proportional to
-    the (weighted) squared distance from the centroids so far, as in the authors'
-    own implementation and scikit-learn's.
+    A step draws ``2 + log k`` rows with probability proportional to the (weighted)
+    squared distance from the centroids so far, and keeps the row that leaves the least
+    cost, as in the authors' own implementation and scikit-learn's.
     """
 
     def step_(self, index: int) -> bool:
-        """Choose centroid number `index`; whether there is another to choose."""
+        """Choose centroid number `index`, and return whether there is another to choose."""
         sample = self._sample
         generator = self._draws.generator(sample.x_SD.device, index)
         if index == 0:
             self._choose_first_(generator)
             return self.n_units > 1
         weights_S = sample.weighted(self._closest_S)
-        # Where no row is at a distance that rounding leaves, any other row will do.
+        # If all rows lie on centroids, to rounding, any other row will do.
         weights_S = torch.where(weights_S.max() > 0, weights_S, self._left_S)
         candidates = draw_by_weight(weights_S, greedy_trials(self.n_units), generator)
         distances_LS, cost_L = sample.sq_distances_with(candidates, self._closest_S)
         best = cost_L.argmin()
-        # index_select, not []: on a GPU an index taken from the device must not
-        # make the host wait k times.
+        # index_select and not []: with an index that lies on the GPU, [] would make the host
+        # wait in each of k steps.
         chosen = candidates.index_select(0, best[None])
         self._chosen_K[index : index + 1] = chosen
         self._left_S.index_fill_(0, chosen, 0)
@@ -136,16 +136,16 @@ class GreedyPlusPlus(_PlusPlus):
 
 
 class BatchedPlusPlus(_PlusPlus):
-    """k-means++ with one trial a centroid, many centroids a step.
+    """k-means++ with one trial for each centroid, many centroids a step.
 
-    Rows are proposed by their squared distance from the centroids before the
-    step, and gone through in order: each is accepted with probability ``now /
-    before``, its squared distance from all that are accepted by now over that
-    when it was proposed. Such rejection makes the accepted rows draws by the
-    squared distance at their turn, so this *is* k-means++, not an approximation;
-    but the sample is compared with a batch of new centroids in one matrix
-    product. k-means|| and its candidates were the alternative: ten times the
-    comparisons.
+    A step proposes rows by their squared distance from the centroids before it, and goes
+    through them in order. It accepts a row with probability ``now / before``: its squared
+    distance from all centroids accepted so far, over that from the centroids before the
+    step. By this rejection each accepted row is a draw by the squared distance at its
+    turn. So this *is* k-means++, not an approximation, but it compares the sample with
+    many new centroids in one matrix product.
+
+    Rejected: k-means|| on the sample, which takes ten times the comparisons.
     """
 
     def __init__(
@@ -158,12 +158,12 @@ class BatchedPlusPlus(_PlusPlus):
         kernel: Kernel,
         batch_rows: int,
     ) -> None:
-        """`kernel` takes `batch_rows` rows, and ``min(k, MAX_PROPOSED)`` centroids or more."""
+        """`kernel` must take `batch_rows` rows and at least ``min(k, MAX_PROPOSED)`` centroids."""
         super().__init__(sample, k, seed, number)
         self._kernel, self._batch_rows = kernel, batch_rows
 
     def step_(self, index: int) -> bool:
-        """Propose and choose a batch; whether there is another to choose."""
+        """Propose rows, accept some, and return whether there are more to choose."""
         sample, found = self._sample, self.n_done
         generator = self._draws.generator(sample.x_SD.device, index)
         if index == 0:
@@ -171,7 +171,7 @@ class BatchedPlusPlus(_PlusPlus):
             return self.n_units > 1
         weights_S = sample.weighted(self._closest_S)
         if not bool(weights_S.max() > 0):
-            # All rows lie on centroids, to rounding: any other rows will do.
+            # If all rows lie on centroids, to rounding, any other rows will do.
             accepted = draw_distinct(self._left_S, self.n_units - found, generator)
         else:
             wanted = min(max(int(found * PROPOSED_SHARE), 1), MAX_PROPOSED)
@@ -184,7 +184,7 @@ class BatchedPlusPlus(_PlusPlus):
         return self.n_done < self.n_units
 
     def _accept(self, proposed_M: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The proposals that are accepted; the first of them always is."""
+        """The accepted rows of those proposed; the first is always accepted."""
         sample = self._sample
         uniform_M = torch.rand(
             len(proposed_M), dtype=torch.float64, device=proposed_M.device, generator=generator
@@ -195,7 +195,7 @@ class BatchedPlusPlus(_PlusPlus):
         distances_MM = proposals.sq_distances_from(every_M)
         # A row may be proposed twice.
         distances_MM.masked_fill_(proposed_M[:, None] == proposed_M, 0)
-        # One after the other, on the host: a few numbers, and each depends on those before.
+        # On the host, one after the other: they are few, and each depends on those before it.
         between_MM, limits_M = distances_MM.cpu().numpy(), (uniform_M * before_M).cpu().numpy()
         now_M, accepted = before_M.cpu().numpy().copy(), []
         for i in range(len(now_M)):
@@ -205,7 +205,7 @@ class BatchedPlusPlus(_PlusPlus):
         return proposed_M[torch.tensor(accepted, dtype=torch.int64, device=proposed_M.device)]
 
     def _move_closer_(self, chosen_C: torch.Tensor) -> None:
-        """Take newly chosen rows into account."""
+        """Lower each row's squared distance to the nearest chosen row, given new ones."""
         sample = self._sample
         x_CD = sample.x_SD[chosen_C]
         for rows in sample.batches(self._batch_rows):
@@ -223,7 +223,7 @@ def kmeans_plusplus(
     batched: bool = False,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> torch.Tensor:
-    """k-means++ on a sample, from the first step to the last.
+    """Run k-means++ on a sample, from the first step to the last.
 
     Parameters
     ----------
@@ -234,19 +234,19 @@ def kmeans_plusplus(
     seed : int
         Decides the draws.
     weights_S : Tensor of shape (S,), float64, optional
-        How much each row counts; 1 by default.
+        Weights of the rows; 1 by default.
     batched : bool
-        Whether to choose many at a time (`BatchedPlusPlus`) or each as the best of
-        several (`GreedyPlusPlus`).
+        Whether to choose many centroids a step (`BatchedPlusPlus`), or one, the best of
+        several rows (`GreedyPlusPlus`).
     on_step : callable
-        Called with the number of centroids found, before every step but the first;
+        Called with the number of centroids chosen, before every step but the first;
         may raise to stop.
 
     Returns
     -------
     Tensor of shape (k, D)
-        Rows of the sample, none of them twice; equal ones only if the sample
-        has too few others (to rounding).
+        Rows of the sample, none of them twice. Two are equal, to rounding, only if the
+        sample has fewer than k distinct rows.
     """
     sample, index = Sample(sample_SD, weights_S), 0
     stage: BatchedPlusPlus | GreedyPlusPlus = GreedyPlusPlus(sample, k, seed)

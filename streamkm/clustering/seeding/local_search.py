@@ -1,19 +1,20 @@
-"""Local search: centroids of a sample are swapped for points that serve better.
+"""Local search: swaps centroids of a sample for points that lower the cost.
 
-Full passes never repair a bad seed: two centroids in one cluster stay there, and
-the cluster without one stays split among its neighbours. LS++ (Lattanzi & Sohler
-2019) does repair it. It draws a row with probability proportional to the
-squared distance, as k-means++ does, and swaps it for the centroid whose loss
-lowers the cost most, if it does. Here what takes the centroid's place is the mean of
-the row that is drawn and those around it, half as many as a cluster has on average, or
-some of them: of many features a row is a poor centroid, by all its noise, beside means,
-even where it would lead to a better one, and a row that happens to lie in the middle of
-all (one of zeros) would keep every other from its place.
+Full passes never repair a bad seed: two centroids in one cluster stay there, and a
+cluster without a centroid stays split among its neighbours. LS++ (Lattanzi & Sohler
+2019) repairs it. It draws a row with probability proportional to the squared distance,
+as k-means++ does. The row takes the place of the centroid whose removal leaves the
+lowest cost, if that lowers the cost.
 
-With the squared distances of each row to its first and second nearest centroid at
-hand, the costs of all k swaps are one weighted histogram over the rows' labels, and
-only rows that lose one of their two centroids have to be compared with all of them
-again.
+Here the mean of the drawn row and the rows around it takes the place instead. These are
+half as many as a cluster has on average, or an even choice of them. A single row of many
+features carries so much noise that it loses to centroids that are means, even if it
+would lead to a better mean. And once a row in the middle of all, such as a row of zeros,
+is a centroid, no other single row would take its place.
+
+The squared distances of each row to its nearest and second nearest centroid are kept.
+The costs of all K swaps are then one weighted histogram over the labels, and only rows
+that lose one of their two centroids are compared with all centroids again.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalSearch", "local_search"]
 
-#: Tells the draws of the search apart from those of other stages.
+#: Kind of these draws; see `Draws`.
 _SEARCH = -3
-#: Scores of one tile of rows, at most, in elements; and rows, which are gathered for it.
+#: Scores of one tile of rows, at most, and rows of it, at most, since a tile gathers its rows.
 TILE_ELEMENTS, TILE_ROWS = 1 << 20, 4096
 
 
 class LocalSearch:
     """Up to `n_steps` swaps of a centroid for another point, each of which lowers the cost.
 
-    A step waits for the device a few times: which rows lie around another, and which must be
-    looked at again, is nothing that a fixed number of operations could do without.
+    A step waits for the device a few times: the host must know how many rows lie around a
+    candidate, and how many must be compared again.
     """
 
     name, unit = "local search", "draw"
@@ -70,7 +71,7 @@ class LocalSearch:
         self._runner_up_S = self._label_S.clone()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The centroids, and the two nearest of every row with squared distances to them."""
+        """The centroids, and the two nearest to each row with squared distances to them."""
         return {
             "centroids_KD": self.centroids_KD,
             "first_S": self._first_S,
@@ -80,16 +81,16 @@ class LocalSearch:
         }
 
     def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go back to where `tensors` was called."""
+        """See `Stage`."""
         self.centroids_KD = tensors["centroids_KD"]
         self._first_S, self._second_S = tensors["first_S"], tensors["second_S"]
         self._label_S, self._runner_up_S = tensors["label_S"], tensors["runner_up_S"]
 
     def step_(self, index: int) -> bool:
-        """Draw candidates and make the best swap; whether there is another step."""
+        """Draw candidates, make the best swap, and return whether another step follows."""
         sample = self._sample
         if index == 0:
-            # Only this step may take long, and leaves nothing half done that is saved.
+            # Only this step may take long. It may stop here: nothing of it is saved before its end.
             for rows_T in torch.arange(len(sample), device=sample.x_SD.device).split(TILE_ROWS):
                 self._pause()
                 self._look_at_(rows_T)
@@ -107,7 +108,7 @@ class LocalSearch:
         return self.n_done < self.n_units
 
     def swap_gains(self, distances_LS: torch.Tensor) -> torch.Tensor:
-        """By how much the cost falls if each of L candidates takes each of the K places, float64.
+        """Fall of the cost if each of L candidates takes each of the K places, (L, K), float64.
 
         `distances_LS` are the squared distances of the candidates to all rows.
         """
@@ -117,7 +118,10 @@ class LocalSearch:
         )  # fmt: skip
 
     def _means_around(self, rows_L: torch.Tensor) -> torch.Tensor:
-        """Means of a few rows, each with those nearest to it and all that are as near; (L, D)."""
+        """Mean of each of a few rows and the rows around it, (L, D).
+
+        Around it are its `rows_around` nearest, and rows as near as the last of these.
+        """
         sample, around = self._sample, self._around
         own_LD = sample.x_SD.index_select(0, rows_L)
         distances_LA = sq_distances_between(own_LD, around.x_SD, around.sq_norms_S)
@@ -136,8 +140,8 @@ class LocalSearch:
         return normalized(torch.stack(means)) if self._spherical else torch.stack(means)
 
     def _replace_(self, place: int, distances_S: torch.Tensor) -> None:
-        """Rows turn to the new centroid in `place`, or to others if they had the old one."""
-        bereft_S = (self._label_S == place) | (self._runner_up_S == place)
+        """Update the two nearest of every row for a new centroid in `place`."""
+        lost_one_S = (self._label_S == place) | (self._runner_up_S == place)
         nearer_S = distances_S < self._first_S
         between_S = ~nearer_S & (distances_S < self._second_S)
         self._second_S = torch.where(
@@ -148,16 +152,16 @@ class LocalSearch:
         )
         self._first_S = torch.where(nearer_S, distances_S, self._first_S)
         self._label_S = self._label_S.masked_fill(nearer_S, place)
-        self._look_at_(bereft_S.nonzero().squeeze(1))
+        self._look_at_(lost_one_S.nonzero().squeeze(1))
 
     def _look_at_(self, rows_R: torch.Tensor) -> None:
-        """Compare `rows_R` with all centroids."""
+        """Find the two nearest of all centroids for `rows_R`."""
         sample = self._sample
         c_sq_K = self.centroids_KD.square().sum(dim=1)
         for rows_T in rows_R.split(min(max(TILE_ELEMENTS // len(c_sq_K), 1), TILE_ROWS)):
             x_TD, sq_norms_T = sample.x_SD[rows_T], sample.sq_norms_S[rows_T]
             scores_TK = torch.addmm(c_sq_K, x_TD, self.centroids_KD.T, alpha=-2)
-            # Two minima: torch's topk of two takes ten times as long.
+            # Two minima, since torch's topk of two takes ten times as long.
             first_T, label_T = scores_TK.min(dim=1)
             scores_TK.scatter_(1, label_T[:, None], torch.inf)
             second_T, runner_up_T = scores_TK.min(dim=1)
@@ -175,26 +179,27 @@ def local_search(
     weights_S: torch.Tensor | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """The search from the first step to the last.
+    """Run a local search from the first step to the last.
 
     Parameters
     ----------
     sample_SD : Tensor of shape (S, D)
         Rows in the scaled space, all finite.
     centroids_KD : Tensor of shape (K, D), K >= 2
-        Where the search begins; left as it is.
+        Centroids to begin with; not changed.
     n_steps : int
-        Draws of `CANDIDATES` candidates each, at least 1.
+        Number of draws, of `CANDIDATES` candidates each; at least 1.
     seed : int
         Decides the draws.
     weights_S : Tensor of shape (S,), float64, optional
-        How much each row counts; 1 by default.
+        Weights of the rows; 1 by default.
     on_step : callable
         Called before every step but the first; may raise to stop.
 
     Returns
     -------
     Tensor of shape (K, D)
+        The centroids after the search.
     """
     stage, index = LocalSearch(Sample(sample_SD, weights_S), centroids_KD, n_steps, seed), 0
     while stage.step_(index):

@@ -1,7 +1,9 @@
-"""Sizes that both the memory plan and the arithmetic must agree on; imports nothing.
+"""The seeding plan: how many rows seeding works on, and which stages it takes.
 
-All of them are functions of the array's shape and of the settings alone: were the
-sample sized by the memory at hand, so would be the result.
+The memory plan, the fit plan and the stages must agree on it. It depends on the shape
+of the array and the settings alone: if the memory at hand decided the size of the
+sample, it would decide the result. This module imports neither torch nor other modules
+of the package.
 """
 
 from __future__ import annotations
@@ -25,108 +27,111 @@ __all__ = [
     "rows_around",
 ]
 
-#: Rows of the sample that seeding works on: per cluster, and at least.
+#: Rows of the sample: 16 for each cluster, but at least 16,384.
 SAMPLE_ROWS_PER_CLUSTER, MIN_SAMPLE_ROWS = 16, 16384
-#: ``auto`` takes more where that is little, as float32.
+#: ``auto`` wants at least 32,768 rows, or as many as fit 64 MiB as float32 if these are fewer.
 AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES = 32768, 64 << 20
-#: Of several seedings the best is the one that costs least on another sample, smaller by this.
+#: Several seedings are compared by their costs on other rows, half as many as the sample has.
 JUDGED_FRACTION = 2
 
-#: k-means||: passes that draw candidates, and candidates of each per cluster.
+#: k-means||: passes that draw candidates, and candidates of each pass for each cluster.
 N_ROUNDS, CANDIDATES_PER_CLUSTER = 5, 2
 
-#: Rows that one round of k-means++ in batches proposes, at most.
+#: Rows that one step of k-means++ in batches proposes, at most.
 MAX_PROPOSED = 1024
 
-#: Work is counted in products of two numbers, about 1e11 a second on a core. Comparing
-#: a row with a centroid costs one for each feature, and so many for the score itself.
+#: Work is counted in products of two numbers; a core does about 1e11 a second. To compare a
+#: row with a centroid takes one product for each feature, and the work of 64 for the score.
 SCORE_PRODUCTS = 64
-#: A few candidates against the sample are bound by memory, not by arithmetic: so many
-#: products for each feature, and for each pair.
+#: To compare the sample with a few candidates is bound by memory, not by arithmetic: each pair
+#: of a row and a candidate takes as long as 7 products for each feature, and 480 more.
 THIN_FACTOR, THIN_PRODUCTS = 7, 480
-#: Candidates of one draw of the local search, and what a draw costs beside its rows.
+#: Candidates of one draw of the local search, and the cost of a draw beside that of its rows.
 CANDIDATES, DRAW_PRODUCTS = 4, 20 << 20
-#: What a draw offers is the mean of a row and those around it: one in so many of what a cluster
-#: has on average, of which so many tell the mean well enough.
+#: A candidate is the mean of a row and the rows around it. These are half as many as a cluster
+#: has on average (1 / CLUSTERS_AROUND); of more than 64, an even choice gives the mean as well.
 CLUSTERS_AROUND, MOST_ROWS_AROUND = 2, 64
-#: Greedy k-means++ has less to do for each pair. It is chosen if it takes no more than this
-#: share of the budget; else k-means++ in batches, which compares with a quarter more centroids
-#: than it accepts.
+#: Greedy k-means++ does less for each pair than the local search. It is chosen if it takes at
+#: most a third of the budget. Otherwise k-means++ goes in batches, which compare the sample
+#: with a quarter more centroids than they accept.
 GREEDY_PRODUCTS, GREEDY_SHARE, BATCHED_FACTOR = 100, 1 / 3, 1.25
 
-#: Seeding may cost this share of one epoch's work, and so much in any case: less than
-#: half a second of one core.
+#: The budget of seeding: 0.85 of the work of one epoch, but at least 4.3e10 products, which
+#: take less than half a second of one core.
 EPOCH_SHARE, FREE_PRODUCTS = 0.85, 5 << 33
-#: The sample is small enough for k-means++ and so many passes of Lloyd's algorithm.
+#: ``auto`` prefers a sample small enough for k-means++ and 3 passes of Lloyd's algorithm.
 LEAST_PASSES = 3
-#: So many rows a cluster are worth passes; those of fewer leave the centroids where they are.
+#: Passes are worth their time from 4 rows a cluster on; with fewer, centroids hardly move.
 ROWS_WORTH_PASSES = 4
-#: Passes that end the refinement, at most, and those before each local search.
+#: Passes at the end of the refinement, at most, and passes before each local search.
 FINAL_PASSES, PASSES_BETWEEN = 30, 2
-#: Local searches, at most, and draws of one of them, at least: so many, and a share of k.
+#: Local searches, at most; draws of each, at least 8 and at least one for every 16 clusters.
 SEARCHES, MIN_DRAWS, CLUSTERS_PER_DRAW = 4, 8, 16
-#: Draws of all of them, at most: as many as repaired the worst seeds, or some a cluster.
+#: Draws of all searches, at most: 288, which repaired the worst seeds, or 2 a cluster if more.
 MAX_DRAWS, MAX_DRAWS_PER_CLUSTER = 288, 2
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """What follows k-means++ on a sample, and what all of it costs."""
+    """The k-means++ on a sample, the stages that follow it, and the cost of both."""
 
     greedy: bool
-    """Whether k-means++ is greedy, or goes in batches."""
+    """Whether k-means++ is greedy; otherwise it goes in batches."""
     searches: int
-    """How often a few passes of Lloyd's algorithm are followed by a local search."""
+    """Number of local searches; `PASSES_BETWEEN` passes of Lloyd's algorithm precede each."""
     draws: int
     """Draws of each local search."""
     final_passes: int
     """Passes of Lloyd's algorithm at the end, at most."""
     epochs: float
-    """Work of k-means++ and all this, at most, in epochs of training."""
+    """Work of one seeding, at most, in epochs of training."""
 
 
 @dataclass(frozen=True)
 class SeedingPlan:
-    """On how many rows a way of seeding works, and what it does there."""
+    """The number of rows that seeding works on, and its stages."""
 
     sample_rows: int
-    """Rows drawn from all over the array."""
+    """Rows of the sample, drawn from all over the array."""
     judged_rows: int
-    """Rows drawn beside them, which several seedings are compared on; 0 to use the sample."""
+    """Other rows, on which several seedings are compared; 0 to compare them on the sample."""
     candidate_rows: int = 0
-    """Rows, at most, that the rounds of k-means|| find in the whole array; 0 without them."""
+    """Candidates that the rounds of k-means|| find, at most; 0 for other methods."""
     refinement: Refinement | None = None
-    """None where it is not asked for, or not affordable: ``auto`` then takes random rows."""
+    """None if the method has none, or if ``auto`` cannot afford one and takes random rows."""
 
     def stages(self, init: str) -> list[str]:
-        """The kinds of the stages of one seeding by the method `init`, in order."""
+        """Kinds of the stages of one seeding by the method `init`, in order."""
         refinement = self.refinement
         if refinement is None:
             return ["greedy" if init == "k-means++" else "random"]
-        # Passes first: beside centroids that are single rows the means that a search offers would
-        # look better by the noise alone that a pass takes away.
+        # Passes first: a centroid that is a single row carries the noise of that row. A search
+        # would replace it by a mean for that reason alone, and one pass mends it at less cost.
         chosen = "greedy" if refinement.greedy else "batched"
         final = ["final passes"] if refinement.final_passes else []
         return [chosen, *["passes", "search"] * refinement.searches, *final]
 
     def epochs(self, k: int, n_init: int) -> float:
-        """Work of all of it, at most, in epochs of training with `k` centroids."""
+        """Work of `n_init` seedings, at most, in epochs of training with `k` centroids.
+
+        Stages of a seeding without a refinement are not counted.
+        """
         seedings = n_init * self.refinement.epochs if self.refinement is not None else 0.0
-        # Each pass compares with the candidates of the rounds before.
+        # Each pass compares the rows with the candidates of the rounds before.
         found = [1 + i * CANDIDATES_PER_CLUSTER * k for i in range(N_ROUNDS + 1)]
         return seedings + (sum(found) / k if self.candidate_rows else 0.0)
 
 
 def plan_seeding(n_rows: int, n_features: int, k: int, init: str, n_init: int) -> SeedingPlan:
-    """How to seed `k` clusters of an array of the given shape by the method `init`."""
+    """The seeding plan for `k` clusters of an array of this shape, by the method `init`."""
     sample_rows = min(n_rows, max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER * k))
     pass_per_row = k * (n_features + SCORE_PRODUCTS)
     budget = max(int(EPOCH_SHARE * n_rows * pass_per_row), FREE_PRODUCTS)
     if init == "auto":
         ample = min(AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES // (4 * n_features))
         wanted = min(n_rows, max(ample, SAMPLE_ROWS_PER_CLUSTER * k))
-        # Where a sample that is worth Lloyd's algorithm (rows for every cluster) takes too long,
-        # one that k-means++ alone can choose from, and at the least random rows.
+        # First a sample with enough rows a cluster for passes of Lloyd's algorithm. If that takes
+        # too long, a sample for k-means++ alone; if that does too, random rows.
         for passes in (LEAST_PASSES, 0):
             affordable = int(budget / ((BATCHED_FACTOR + passes) * pass_per_row))
             enough = ROWS_WORTH_PASSES * k if passes else k + 1
@@ -146,12 +151,12 @@ def plan_seeding(n_rows: int, n_features: int, k: int, init: str, n_init: int) -
 
 
 def _judged(n_rows: int, sample_rows: int, n_init: int) -> int:
-    """Rows beside the sample; none where the sample is the array, on which costs are exact."""
+    """Rows to compare seedings on; 0 if the sample is the array and so gives exact costs."""
     return min(n_rows - sample_rows, sample_rows // JUDGED_FRACTION) if n_init > 1 else 0
 
 
 def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) -> Refinement:
-    """Searches, draws and passes on so many rows that cost no more than the budget."""
+    """The refinement on `rows` rows within `budget`, in products."""
     one_pass = rows * k * (n_features + SCORE_PRODUCTS)
     pairs = rows * (CANDIDATES + 1) + rows // around_step(rows, k) * CANDIDATES
     one_draw = DRAW_PRODUCTS + pairs * (THIN_FACTOR * n_features + THIN_PRODUCTS)
@@ -160,8 +165,8 @@ def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) ->
     greedy = plus_plus <= GREEDY_SHARE * budget
     if not greedy:
         plus_plus = int(BATCHED_FACTOR * one_pass)
-    # The first few passes do most; of more, a third of what k-means++ leaves, and the rest is
-    # for draws. A search begins by comparing every row with all centroids: a pass by itself.
+    # The first passes gain most. Beyond them, passes get a third of what k-means++ leaves, and
+    # draws the rest. A search begins by comparing every row with all centroids: one more pass.
     left, between = max(budget - plus_plus, 0), PASSES_BETWEEN + 1
     passes = max(min(left // one_pass, LEAST_PASSES), left // (3 * one_pass))
     passes = min(passes, SEARCHES * between + FINAL_PASSES)
@@ -180,12 +185,12 @@ def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) ->
 
 
 def rows_around(rows: int, k: int) -> int:
-    """How many of the rows around another its mean is taken with."""
+    """Number of rows around another that are averaged with it, of the rows looked at."""
     return min(max(_all_around(rows, k), 1), MOST_ROWS_AROUND)
 
 
 def around_step(rows: int, k: int) -> int:
-    """Every how many-th row is looked at, to find as many."""
+    """Step between the rows looked at, so that `rows_around` of them represent all around."""
     return max(_all_around(rows, k) // MOST_ROWS_AROUND, 1)
 
 
@@ -194,7 +199,7 @@ def _all_around(rows: int, k: int) -> int:
 
 
 def greedy_epochs(sample_rows: int, n_features: int, k: int, n_rows: int) -> float:
-    """Work of greedy k-means++ on a sample, in epochs of training on `n_rows`."""
+    """Work of greedy k-means++ on a sample, in epochs of training on `n_rows` rows."""
     work = sample_rows * greedy_trials(k) * (THIN_FACTOR * n_features + GREEDY_PRODUCTS)
     return work / (n_rows * (n_features + SCORE_PRODUCTS))
 

@@ -1,10 +1,9 @@
-"""The rows that seeding works on, and the draws and distances that its parts share.
+"""The sample that seeding works on, and what the stages of seeding share.
 
-Every part of seeding (k-means++, local search, Lloyd's algorithm on the sample)
-is a `Stage`: it is advanced step by step, and its tensors are all that the steps
-so far have decided. The draws of a step come from a generator made of (seed,
-kind of stage, number of the stage, step), so that a stage that is saved between
-two steps goes on from there with the same bits.
+k-means++, local search and Lloyd's algorithm on the sample are each a `Stage`. A stage
+advances step by step, and its tensors hold all that the steps so far have decided. The
+generator of a step is seeded by (seed, kind of stage, number of the stage, step). So a
+stage that was saved between two steps goes on with the same bits.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ __all__ = ["Draws", "Sample", "Stage", "draw_by_weight", "draw_distinct", "sampl
 
 @dataclass(frozen=True)
 class Draws:
-    """Where the draws of one stage come from."""
+    """The source of a stage's draws."""
 
     seed: int
     kind: int
-    """Below 0, which tells them apart from those of training: its second number is an epoch."""
+    """Kind of the stage, below 0: in training the epoch, at least 0, takes this place."""
     number: int = 0
     """Tells stages of one kind apart."""
 
@@ -43,13 +42,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class Sample:
-    """S rows in the scaled space, all finite, and how much each of them counts."""
+    """S rows in the scaled space, all finite, and their weights."""
 
     x_SD: torch.Tensor
     weights_S: torch.Tensor | None = None
-    """Float64, at least 0; None where every row counts 1."""
+    """float64, at least 0; None if every row weighs 1."""
     n_heavy: int = 0
-    """Rows at the end that weigh so much that every sample has them."""
+    """Rows at the end that are so heavy that every sample has them."""
 
     def __len__(self) -> int:
         return len(self.x_SD)
@@ -61,64 +60,68 @@ class Sample:
         return norms_S.square_()
 
     def part(self, chosen_S: torch.Tensor, share: float) -> Sample:
-        """The rows where `chosen_S` is true: `share` of the rows, and all heavy ones."""
+        """The rows where `chosen_S` is true: `share` of the rows, and all heavy rows.
+
+        Weights of heavy rows are multiplied by `share`, since they are in every part.
+        """
         weights_S = None if self.weights_S is None else self.weights_S[chosen_S]
         if weights_S is not None and self.n_heavy:
             weights_S[-self.n_heavy :] *= share
         return Sample(self.x_SD[chosen_S], weights_S, self.n_heavy)
 
     def weighted(self, values_S: torch.Tensor) -> torch.Tensor:
-        """`values_S`, rows last, times the rows' weights."""
+        """`values_S`, with rows as the last dimension, times the weights of the rows."""
         return values_S if self.weights_S is None else values_S * self.weights_S
 
     def total(self, values_S: torch.Tensor) -> torch.Tensor:
-        """Weighted sum of `values_S` over the rows, which are last; float64."""
+        """Weighted sum of `values_S` over rows, the last dimension; float64."""
         return self.weighted(values_S).sum(dim=-1, dtype=torch.float64)
 
     def batches(self, batch_rows: int) -> Iterator[slice]:
-        """The rows in order, `batch_rows` at a time."""
+        """Slices of the rows in order, of `batch_rows` rows at most."""
         for start in range(0, len(self), batch_rows):
             yield slice(start, min(start + batch_rows, len(self)))
 
     def sq_distances_from(self, rows_L: torch.Tensor) -> torch.Tensor:
-        """Squared distances of a few rows of the sample to all of them, (L, S)."""
+        """Squared distances of a few rows of the sample to all its rows, (L, S)."""
         x_LD = self.x_SD.index_select(0, rows_L)
         distances_LS = sq_distances_between(x_LD, self.x_SD, self.sq_norms_S)
-        # Rounding must not leave a chosen row at a distance from itself: it could
-        # be drawn again.
+        # Rounding would leave a chosen row at some distance from itself, and it could be drawn
+        # again.
         return distances_LS.scatter_(1, rows_L[:, None], 0)
 
     def sq_distances_with(
         self, rows_L: torch.Tensor, closest_S: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What `closest_S` would be with each of a few rows chosen too, (L, S), and its `total`."""
+        """`closest_S` with each of a few rows chosen as well, (L, S), and the `total` of each."""
         return sq_distances_with(rows_L, closest_S, self.x_SD, self.sq_norms_S, self.weights_S)
 
 
 class Stage(Protocol):
-    """A part of seeding, in steps between any two of which it can be saved."""
+    """A part of seeding, in steps; it can be saved between any two of them."""
 
     name: str
     unit: str
+    """What progress counts, in the singular."""
     n_units: int
-    """How far there is to go, at most, in `unit`."""
+    """Units of the whole stage, at most."""
 
     @property
     def n_done(self) -> int:
-        """How many of them are done."""
+        """Units that are done."""
 
     @property
     def centroids_KD(self) -> torch.Tensor:
-        """The result, once the last step is taken."""
+        """The result, after the last step."""
 
     def step_(self, index: int) -> bool:
-        """Take step number `index`; whether there may be another."""
+        """Take step number `index`, and return whether another may follow."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that the steps so far have decided."""
 
     def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go back to where `tensors` was called."""
+        """Go back to the step after which `tensors` was called."""
 
 
 def draw_by_weight(
@@ -126,8 +129,8 @@ def draw_by_weight(
 ) -> torch.Tensor:
     """Positions drawn with replacement, with probability proportional to the weights.
 
-    Weights are rounded to integers first: a running sum of floats depends on
-    the order in which a GPU adds them up, one of integers does not.
+    Weights are rounded down to integers first: a running sum of floats depends on the
+    order in which a GPU adds, one of integers does not.
     """
     weights_S = weights_S.double()
     largest = weights_S.max().clamp_min(torch.finfo(torch.float64).tiny)
@@ -143,8 +146,8 @@ def draw_distinct(
 ) -> torch.Tensor:
     """Positions drawn without replacement, with probability proportional to the weights.
 
-    By the exponential keys of Efraimidis and Spirakis (2006). Positions of no
-    weight come last, where there are not enough others.
+    Uses the exponential keys of Efraimidis and Spirakis (2006). Positions of weight 0
+    come last, if there are not enough others.
     """
     uniform_S = torch.rand(
         len(weights_S), dtype=torch.float64, device=weights_S.device, generator=generator
@@ -161,7 +164,7 @@ def sample_cost(
     batch_rows: int,
     pause: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Weighted sum of the squared distances of the rows to their nearest centroids, float64."""
+    """Weighted sum of the squared distances of rows to their nearest centroids, float64."""
     total = torch.zeros((), dtype=torch.float64, device=centroids_KD.device)
     for rows in sample.batches(batch_rows):
         sq_norms_B = sample.sq_norms_S[rows]

@@ -1,4 +1,4 @@
-"""Lloyd's algorithm on a sample that lies in memory, with weights if there are any."""
+"""Lloyd's algorithm on a sample in memory, with or without weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["SampleLloyd"]
 
-#: Tells the draws that fill empty clusters apart from those of other stages.
+#: Kind of these draws, which fill empty clusters; see `Draws`.
 _PASSES = -4
-#: Passes end when one lowers the cost by no more than this share of it.
+#: Passes end when one lowers the cost by at most this share of the cost.
 LEAST_GAIN = 1e-4
 
 
 class SampleLloyd:
     """Up to `n_passes` passes, each of which moves every centroid to the mean of its rows.
 
-    Clusters that get no row are put on rows drawn by their squared distance.
+    A cluster without a row is put on a row drawn by its squared distance.
     """
 
     name, unit = "Lloyd on the sample", "pass"
@@ -52,15 +52,15 @@ class SampleLloyd:
         self.cost = torch.full((), torch.inf, dtype=torch.float64, device=centroids_KD.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The centroids so far, and what the ones before them cost."""
+        """The centroids so far, and the cost of those before the last pass."""
         return {"centroids_KD": self.centroids_KD, "cost": self.cost}
 
     def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go back to where `tensors` was called."""
+        """See `Stage`."""
         self.centroids_KD, self.cost = tensors["centroids_KD"], tensors["cost"]
 
     def step_(self, index: int) -> bool:
-        """One pass; whether there is another."""
+        """Make one pass, and return whether another may follow."""
         sample, before_KD = self._sample, self.centroids_KD
         sums_KD = torch.zeros_like(before_KD, dtype=torch.float64)
         mass_K = sums_KD.new_zeros(len(before_KD))
@@ -85,7 +85,7 @@ class SampleLloyd:
         return is_worth_it and self.n_done < self.n_units
 
     def _fill_(self, empty_K: torch.Tensor, weights_S: torch.Tensor, index: int) -> None:
-        """Put empty clusters on rows drawn by their squared distance, while there are any."""
+        """Put empty clusters on rows drawn by squared distance, as far as such rows go."""
         places = empty_K.nonzero().squeeze(1)
         n_useful = min(len(places), int((weights_S > 0).sum()))
         if n_useful == 0:

@@ -1,1 +1,1 @@
-"""Arithmetic beside the kernels: compiled where there is an extension, else torch."""
+"""Arithmetic beside the kernels: by the compiled extension if there is one, else by torch."""

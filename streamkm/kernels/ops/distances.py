@@ -1,4 +1,7 @@
-"""Distances to centroids that are known to be the nearest, free of cancellation."""
+"""Squared distances: of all rows to a few points, and of each row to one known centroid.
+
+Those to a known centroid are sums of squared differences, in which nothing cancels.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,18 @@ from streamkm.kernels.extension import address, can_weigh, instruction_sets, n_t
 
 __all__ = ["sq_distances_between", "sq_distances_to", "sq_distances_with"]
 
-#: Elements of the differences that torch makes at once.
+#: Elements of differences that torch has in memory at once.
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
 def sq_distances_between(
     points_LD: torch.Tensor, x_SD: torch.Tensor, sq_norms_S: torch.Tensor
 ) -> torch.Tensor:
-    """Squared distances of a few points to all rows, in the expanded form; shape (L, S).
+    """Squared distances of a few points to all rows, shape (L, S), never negative.
 
-    `sq_norms_S` are the squared lengths of the rows. Never negative. A matrix product with one
-    side of a few is bound by memory, and libraries of matrix products are not made for it.
+    They come from ``|x|^2 - 2 x.c + |c|^2``; `sq_norms_S` are the squared lengths of the rows.
+    The compiled code exists because a matrix product with one side of a few rows is bound by
+    memory, for which libraries of matrix products are not made.
     """
     if _can_compare(points_LD, x_SD, sq_norms_S):
         return _compare(points_LD, x_SD, sq_norms_S)
@@ -34,22 +38,25 @@ def sq_distances_with(
     sq_norms_S: torch.Tensor,
     weights_S: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What squared distances to the chosen rows would be with one more of them, and their sums.
+    """Squared distances to the nearest chosen row if one more is chosen, and their sums.
 
     Parameters
     ----------
     rows_L : int64 Tensor of shape (L,)
-        Rows of which each, by itself, may be chosen next; at distance 0 from themselves.
+        Rows, each of which by itself may be chosen next; at distance 0 from themselves.
     closest_S : Tensor of shape (S,)
-        Squared distances to the nearest of those that were chosen before.
+        Squared distances of all rows to the nearest row chosen so far.
     x_SD, sq_norms_S : Tensor of shape (S, D) and (S,)
         The rows, and their squared lengths.
     weights_S : float64 Tensor of shape (S,), or None
-        How much each row counts in a sum.
+        Weights of the rows in the sums; None for 1.
 
     Returns
     -------
-    (Tensor of shape (L, S), float64 Tensor of shape (L,))
+    distances_LS : Tensor of shape (L, S)
+        Squared distances with each of `rows_L` chosen.
+    costs_L : float64 Tensor of shape (L,)
+        Weighted sums of these over the rows.
     """
     points_LD = x_SD.index_select(0, rows_L)
     fits = (
@@ -74,7 +81,7 @@ def sq_distances_with(
 
 
 def _can_compare(points_LD: torch.Tensor, x_SD: torch.Tensor, sq_norms_S: torch.Tensor) -> bool:
-    """Whether there is compiled code for these."""
+    """Whether there is compiled code for these tensors."""
     return (
         bool(instruction_sets())
         and x_SD.device.type == "cpu"
@@ -93,7 +100,7 @@ def _compare(
     weights_S: torch.Tensor | None = None,
     costs_PL: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compiled: distances, as `sq_distances_with` has them where the last four are given."""
+    """Distances by the extension: of `sq_distances_with` if the last four are given."""
     best, n_points = instruction_sets()[0], len(points_LD)
     is_double = x_SD.dtype == torch.float64
     panel = best.float64_panel if is_double else best.float32_panel
@@ -125,10 +132,10 @@ def _compare(
 def sq_distances_to(
     x_BD: torch.Tensor, labels_B: torch.Tensor, centroids_KD: torch.Tensor
 ) -> torch.Tensor:
-    """Squared distance of each row to the centroid of its label, as a sum of squares.
+    """Squared distance of each row to the centroid of its label, float64, shape (B,).
 
-    More exact than the expanded form by which the nearest centroid is found:
-    nothing cancels. float64, shape (B,).
+    A sum of squared differences, in which nothing cancels: more exact than
+    ``|x|^2 - 2 x.c + |c|^2``, by which the nearest centroid is found.
     """
     result_B = torch.empty(len(x_BD), dtype=torch.float64, device=x_BD.device)
     available = instruction_sets()
@@ -158,7 +165,7 @@ def sq_distances_to(
     for start in range(0, len(x_BD), tile_rows):
         tile = slice(start, start + tile_rows)
         difference = x_BD[tile] - centroids_KD.index_select(0, labels_B[tile])
-        # In float64: the square of a small difference would vanish.
+        # In float64, since the squares of small differences would vanish in float32.
         norms_T = torch.linalg.vector_norm(difference, dim=1, dtype=torch.float64)
         result_B[tile] = norms_T.square_()
     return result_B

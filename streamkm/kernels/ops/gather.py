@@ -1,7 +1,7 @@
-"""Rows of a window as a batch: gathered, widened, scaled and measured.
+"""Prepares rows of a window: gathers, widens and scales them, with their squared lengths.
 
-On the CPU the compiled extension does it in one pass over the rows, where it was built;
-elsewhere it is a few operations of torch.
+On the CPU the compiled extension, if there is one, does it in one read of the rows.
+Otherwise it takes a few operations of torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from streamkm.kernels.extension import (
 
 __all__ = ["gather"]
 
-#: Elements that are widened at once where rows stay as they are stored.
+#: Elements that are widened at once for the lengths of rows that stay as stored: 4 MiB.
 TILE_ELEMENTS = 1 << 20
 
 
@@ -31,22 +31,23 @@ def gather(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``(rows - shift) * factor`` in the dtype of the workspace, and squared lengths.
 
-    The workspace may be of the stored dtype, where rows are not scaled.
+    If rows are not scaled, the workspace may have the stored dtype.
 
     Parameters
     ----------
     x_ND : Tensor of shape (N, D)
         Rows in their stored dtype.
     rows : slice or integer Tensor of shape (B,)
-        Which of them.
+        Positions of the rows to prepare.
     workspace_BD : Tensor of shape (B or more, D)
-        Where they are put, unless they can be used where they lie.
+        Memory for them, unless they can be used where they lie.
     shift_D, factor_D : Tensor of shape (D,) and the dtype of the workspace, or both None
-        How they are scaled.
+        The scaling; None for none.
 
     Returns
     -------
     x_BD, sq_norms_B : Tensor of shapes (B, D) and (B,)
+        The rows, in the workspace or in `x_ND` itself, and their squared lengths.
     """
     if isinstance(rows, slice):
         x_ND = x_ND[rows]
@@ -76,12 +77,12 @@ def gather(
 
 
 def _sq_norms(x_BD: torch.Tensor) -> torch.Tensor:
-    """Squared lengths of rows of any dtype, float32 or float64."""
+    """Squared lengths of rows of any dtype, in float32, or float64 for rows of float64."""
     if x_BD.is_floating_point():
         dtype = torch.promote_types(x_BD.dtype, torch.float32)
         norms_B: torch.Tensor = torch.linalg.vector_norm(x_BD, dim=1, dtype=dtype)
         return norms_B.square_()
-    # Tile by tile: torch has no sum of squares of integers, and the rows are not to be widened.
+    # Tile by tile: torch has no sum of squares of integers, and widening all rows takes memory.
     sq_norms_B = torch.empty(len(x_BD), dtype=torch.float32, device=x_BD.device)
     tile_rows = max(TILE_ELEMENTS // max(x_BD.shape[1], 1), 1)
     for start in range(0, len(x_BD), tile_rows):
@@ -98,7 +99,7 @@ def _gather_compiled(
     shift_D: torch.Tensor | None,
     factor_D: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Fill `x_BD`, which may be `x_ND` itself; returns the squared lengths."""
+    """Fill `x_BD`, which may be `x_ND` itself, and return the squared lengths."""
     sq_norms_B = x_BD.new_empty(len(x_BD))
     instruction_set.functions.gather(
         instruction_set.number,

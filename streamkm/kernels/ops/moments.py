@@ -1,7 +1,7 @@
 """Moments of the features of a batch, in float64.
 
-On the CPU the compiled extension takes them in parts that stay in a cache, where it was built;
-elsewhere they are operations of torch on tiles.
+On the CPU the compiled extension, if there is one, computes them in parts that stay in a
+cache. Otherwise torch computes them tile by tile.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Moments", "moments_in_parts"]
 
-#: Elements that are widened at once in torch.
+#: Elements that torch widens at once: 1 MiB of float64.
 TILE_ELEMENTS = 1 << 17
-#: What a number takes, in products.
+#: Cost of one element, in products.
 MOMENT_PRODUCTS = 8
 
 
 @dataclass
 class Moments:
-    """Of some rows; the rows that are not finite are left out, and count in `n_dropped` alone."""
+    """Moments of rows; rows that are not finite count in `n_dropped` alone."""
 
     count: torch.Tensor
-    """Rows, or what they weigh."""
+    """Number of the rows, or the sum of their weights."""
     mean_D: torch.Tensor
     m2_D: torch.Tensor
     """Sums of squared deviations from the mean."""
@@ -45,9 +45,9 @@ class Moments:
 
 
 def moments_in_parts(x_BD: torch.Tensor, weights_B: torch.Tensor | None) -> Iterator[Moments]:
-    """Moments of a batch of any dtype, in one part or several, which are to be joined.
+    """Moments of a batch of any dtype, in one part or several for the caller to merge.
 
-    With weights (float64) a row counts as often as it weighs.
+    With weights (float64), a row of weight w counts as w rows.
     """
     available = instruction_sets()
     if (
@@ -72,7 +72,7 @@ def _moments_of_tile(x_TD: torch.Tensor, weights_T1: torch.Tensor | None) -> Mom
     zeroed_TD = x_TD.masked_fill(~kept_T1, 0)
     if weights_T1 is None:
         count = kept_T1.sum().double()
-        # Division by at least 1: a tile without a single finite row merges as nothing.
+        # Division by at least 1: a tile without a finite row then merges as nothing.
         mean_D = zeroed_TD.sum(dim=0) / count.clamp_min(1)
     else:
         count = (weights_T1 * kept_T1).sum()

@@ -1,7 +1,7 @@
-"""Points that follow sums: to their means, or to their directions.
+"""Moves points to the means of sums, or to their directions.
 
-On the CPU the compiled extension does it in one pass over the sums, where it was built;
-elsewhere it is a few operations of torch.
+On the CPU the compiled extension, if there is one, does it in one read of the sums.
+Otherwise it takes a few operations of torch.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from streamkm.kernels.ops.normalize import normalized
 
 __all__ = ["Sums", "move_points_"]
 
-#: What moving a feature of a point takes (a division above all), in products.
+#: Cost of moving one feature of a point, above all a division, in products.
 MOVE_PRODUCTS = 32
 
 
 class Sums(NamedTuple):
-    """Sums of the rows of each cluster, to be taken times a number."""
+    """Sums of the rows of each cluster, in a unit that fits their dtype."""
 
     sums_KD: torch.Tensor
-    """In the dtype of centroids."""
+    """Sums divided by the unit, in the dtype of centroids."""
     unit: torch.Tensor
-    """A power of two, float64: where rows are weighted, the size of the weights."""
+    """A power of two, float64: of the size of the weights, or 1 if rows have no weights."""
 
     def wide(self) -> torch.Tensor:
-        """The sums themselves, float64."""
+        """The sums times the unit, float64."""
         return self.sums_KD.double().mul_(self.unit)
 
 
@@ -46,22 +46,23 @@ def move_points_(
     Parameters
     ----------
     points_KD : Tensor of shape (K, D), float32 or float64
-        What moves.
+        The points; changed in place.
     sums_KD : float64 Tensor of shape (K, D)
-        What `added` is added to, where `touched_K`.
+        Sums of the clusters; `added` is added to those of touched clusters.
     masses_K : Tensor of shape (K,)
-        What sums are divided by: numbers of rows, or their weights.
+        Numbers of rows or sums of weights; means are sums divided by them.
     touched_K : bool Tensor of shape (K,)
         Which points move.
     spherical : bool
-        To the directions of the sums, not to the means. Where a sum is 0 the point stays.
+        Whether points move to the directions of the sums, not to the means. A point whose sum
+        is 0 then stays.
     added : Sums, optional
         Sums of a batch.
 
     Returns
     -------
     Tensor of shape (), float64
-        The sum of the squared distances that points moved.
+        Sum of the squared distances that points moved.
     """
     lie_ready = points_KD.is_contiguous() and sums_KD.is_contiguous()
     if sums_KD.device.type == "cpu" and lie_ready and instruction_sets():

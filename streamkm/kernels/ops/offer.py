@@ -1,8 +1,8 @@
-"""Rows that enter a reservoir: weighted sampling without replacement from a stream.
+"""Offers rows to a reservoir: weighted sampling without replacement from a stream.
 
-Each row offered gets a key ``Exp(1) / weight``, and the rows of the least keys stay
-(Efraimidis and Spirakis 2006). On the CPU the compiled extension takes a batch in one call,
-where it was built: twenty small operations of torch kept the other cores waiting.
+Each offered row gets a key ``Exp(1) / weight``, and the rows of the least keys stay
+(Efraimidis and Spirakis 2006). On the CPU the compiled extension, if there is one, offers
+a batch in one call: during twenty small operations of torch the other cores would wait.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from streamkm.kernels.extension import address, can_weigh, instruction_sets
 
 __all__ = ["DRAWN_PER_BATCH", "ROUNDING_EPS", "OfferedRows", "Reservoir", "offer_"]
 
-#: Rows of one batch that may enter the reservoir, at most: enough for variety,
-#: few enough that choosing them costs nothing beside the assignment.
+#: Rows of one batch that enter the reservoir, at most: enough for variety, few enough to
+#: cost nothing beside the assignment.
 DRAWN_PER_BATCH = 32
-#: Logarithms that torch takes in one thread.
+#: Logarithms taken in one call, few enough that torch uses one thread for them.
 SERIAL_ELEMENTS = 1024
-#: A row lies on its centroid if the squared distance is no more than this times
-#: the dtype's eps times the row's squared length.
+#: A row lies on its centroid if its squared distance is at most its squared length times the
+#: eps of the dtype times this.
 ROUNDING_EPS = 16
 
 
@@ -32,28 +32,28 @@ class Reservoir(NamedTuple):
     rows_RD: torch.Tensor
     """Zeros where there is no row."""
     keys_R: torch.Tensor
-    """Float64; infinite where there is no row."""
+    """float64; infinite where there is no row."""
     labels_R: torch.Tensor
-    """Int64; 0 where there is no row."""
+    """int64; 0 where there is no row."""
     weights_R: torch.Tensor
-    """Float64; of shape (0,) where rows have no weights."""
+    """float64; of shape (0,) if rows have no weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfferedRows:
-    """A batch of B rows, every `stride`-th of which is offered from number `first` on."""
+    """A batch of B rows, of which row `first` and every `stride`-th after it are offered."""
 
     x_ND: torch.Tensor
     positions_B: torch.Tensor | None
-    """Which rows of `x_ND` the batch is made of, int32; None for all."""
+    """Positions of the batch's rows in `x_ND`, int32; None for all its rows."""
     sq_norms_B: torch.Tensor
     labels_B: torch.Tensor
     sq_distances_B: torch.Tensor
     """Squared distances by which rows are drawn."""
     weights_B: torch.Tensor | None
-    """Float64; a row counts as often as it weighs."""
+    """float64; they multiply the squared distances. None for 1."""
     skips_zeros: bool
-    """Whether rows of zeros are never taken."""
+    """Whether rows of zeros never enter."""
     first: int
     stride: int
 
@@ -67,7 +67,7 @@ class OfferedRows:
 def offer_(reservoir: Reservoir, offered: OfferedRows, generator: torch.Generator) -> None:
     """Offer rows to `reservoir`; at most `DRAWN_PER_BATCH` of them enter.
 
-    Rows at distance 0, to rounding, are never taken, nor are those of weight 0.
+    Rows at distance 0, to rounding, and rows of weight 0 never enter.
     """
     chances = offered.sq_distances_B[offered.first :: offered.stride].contiguous().double()
     uniform = torch.rand(
@@ -82,25 +82,25 @@ def offer_(reservoir: Reservoir, offered: OfferedRows, generator: torch.Generato
 def _in_torch_(
     reservoir: Reservoir, offered: OfferedRows, chances: torch.Tensor, uniform: torch.Tensor
 ) -> None:
-    """The rest of `offer_`; `chances` are the squared distances of the rows on offer."""
+    """The rest of `offer_` in torch; `chances` are the squared distances of offered rows."""
     device, weights_B = chances.device, offered.weights_B
     numbers = torch.arange(offered.first, len(offered.labels_B), offered.stride, device=device)
     if weights_B is not None:
         chances = chances * weights_B[numbers]
     if device.type == "cpu":
-        # Of -log(1 - u) >= u: the others cannot come before the last row of the reservoir. To
-        # wait for their number costs nothing here.
+        # Since -log(1 - u) >= u, other rows cannot come before the last row of the reservoir.
+        # (On a GPU the host would wait for their number.)
         entering = (uniform < chances * reservoir.keys_R.max()).nonzero().squeeze(1)
         if len(entering) == 0:
             return
         numbers, uniform, chances = numbers[entering], uniform[entering], chances[entering]
-    # In parts that torch does not share among its threads: those then wait for more, and hold
-    # the cores that the kernel's next loop could have.
+    # In parts so small that torch keeps to one thread: its other threads would spin afterwards,
+    # on the cores that the next loop of the kernel needs.
     for part in uniform.neg_().split(SERIAL_ELEMENTS):
         part.log1p_()
     keys = -uniform / chances
     keys.nan_to_num_(nan=torch.inf, posinf=torch.inf)
-    # Of a row on its centroid rounding leaves a distance; placing another there is no gain.
+    # Rounding leaves a row on its centroid at some distance; a second one there is no gain.
     sq_norms = offered.sq_norms_B[numbers]
     rounding = ROUNDING_EPS * torch.finfo(sq_norms.dtype).eps * sq_norms
     keys.masked_fill_(offered.sq_distances_B[numbers] <= rounding, torch.inf)
@@ -115,7 +115,7 @@ def _in_torch_(
     labels = torch.cat((reservoir.labels_R, offered.labels_B[drawn]))
     kept_keys, kept = torch.topk(keys, n_reservoir, largest=False)
     reservoir.keys_R.copy_(kept_keys)
-    # Places without a row hold zeros, whichever of the infinite keys is there.
+    # Places without a row hold zeros, whatever row came there with its infinite key.
     vacant_R = kept_keys.isinf()
     kept_rows = rows.index_select(0, kept).masked_fill_(vacant_R[:, None], 0)
     reservoir.rows_RD.copy_(kept_rows)
@@ -126,7 +126,7 @@ def _in_torch_(
 
 
 def _can_compile(reservoir: Reservoir, offered: OfferedRows) -> bool:
-    """Whether the extension, which sees addresses only, takes these."""
+    """Whether these may go to the extension, which checks nothing."""
     x_ND, rows_RD, positions_B = offered.x_ND, reservoir.rows_RD, offered.positions_B
     n_rows = len(x_ND if positions_B is None else positions_B)
     tensors = (x_ND, rows_RD, offered.sq_norms_B, offered.labels_B, reservoir.keys_R)
@@ -145,7 +145,7 @@ def _can_compile(reservoir: Reservoir, offered: OfferedRows) -> bool:
 def _compiled_(
     reservoir: Reservoir, offered: OfferedRows, chances: torch.Tensor, uniform: torch.Tensor
 ) -> None:
-    """The rest of `offer_`, in one call."""
+    """The rest of `offer_` in one call of the extension."""
     x_ND, weights_B = offered.x_ND, offered.weights_B
     weights_B = None if weights_B is None else weights_B.contiguous()
     instruction_sets()[0].functions.offer(

@@ -1,4 +1,4 @@
-"""What it is worth to let a row take a centroid's place, from distances that are known."""
+"""Gains of swapping centroids for candidates, from distances that are known already."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from streamkm.kernels.extension import address, can_weigh, instruction_sets, n_t
 
 __all__ = ["MOST_STEPS", "WEIGHT_STEPS", "swap_gains"]
 
-#: The largest number of those that are added up as integers; less where so many of it would not
-#: add up in int64.
+#: Numbers that must add up to the same in any order are first rounded down to integers. Of S
+#: numbers the largest becomes `WEIGHT_STEPS`, or ``MOST_STEPS / S`` if that is less, so that
+#: their sum fits int64.
 WEIGHT_STEPS, MOST_STEPS = 2.0**40, 2.0**62
-#: What a row and a candidate take, in products.
+#: Cost of a pair of a row and a candidate, in products.
 SWAP_PRODUCTS = 64
 
 
@@ -23,20 +24,20 @@ def swap_gains(
     weights_S: torch.Tensor | None,
     k: int,
 ) -> torch.Tensor:
-    """By how much the cost falls if each of L candidates takes each of the K places.
+    """Fall of the cost if each of L candidates takes each of the K places.
 
-    The costs of all K swaps are one histogram over the rows' labels (Lattanzi & Sohler 2019).
+    The costs of all K swaps are one histogram over the labels (Lattanzi & Sohler 2019).
 
     Parameters
     ----------
     distances_LS : Tensor of shape (L, S)
         Squared distances of the candidates to all rows.
     first_S, second_S : Tensor of shape (S,)
-        Squared distances of each row to its nearest centroid, and the next.
+        Squared distances of each row to its nearest and second nearest centroid.
     label_S : int64 Tensor of shape (S,)
-        Which the nearest is, of `k`.
+        Index of the nearest of the `k` centroids.
     weights_S : float64 Tensor of shape (S,), or None
-        How much each row counts.
+        Weights of the rows; None for 1.
     k : int
         Number of centroids.
 
@@ -62,7 +63,7 @@ def swap_gains(
     gained_L = weighted(first_S - with_it_LS).sum(dim=1, dtype=torch.float64)
     # Rows whose centroid goes turn to the candidate or to their second nearest.
     lost_LS = weighted(torch.minimum(distances_LS, second_S) - with_it_LS).double()
-    # As integers, which add up to the same in any order: a GPU's choice.
+    # As integers, which add up to the same in whatever order a GPU takes them.
     unit = lost_LS.max().clamp_min(torch.finfo(torch.float64).tiny)
     unit /= min(WEIGHT_STEPS, MOST_STEPS / len(first_S))
     first_L1 = k * torch.arange(len(lost_LS), device=lost_LS.device)[:, None]

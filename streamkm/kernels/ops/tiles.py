@@ -1,6 +1,6 @@
-"""Assignment and accumulation by the compiled extension: what `CpuKernel` is made of.
+"""Assignment and accumulation by the compiled extension, for `CpuKernel`.
 
-There is no other way here: where the extension was not built, `ReferenceKernel` does both.
+There is no version in torch here: without the extension, `ReferenceKernel` does both.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Wanted", "accumulate_tiles_", "assign_tiles_"]
 
-#: What a score takes beside its products, in products: comparing it with the least two so far.
+#: Cost of comparing a score with the two least so far, in products.
 EPILOGUE_PRODUCTS = 16
 
 
 class Wanted(NamedTuple):
-    """Tensors that `assign_tiles_` fills beside labels and distances, where they are given."""
+    """Further tensors for `assign_tiles_` to fill, beside labels and distances; None for none."""
 
     second_B: torch.Tensor | None = None
     """Squared distances to the second nearest centroids."""
     dropped_B: torch.Tensor | None = None
-    """Bool: rows that are not finite or longer than `most_sq_norm`; then norms are filled too."""
+    """bool: rows that are not finite, or of a squared length above `most_sq_norm`. If given,
+    `sq_norms_B` is filled as well."""
     most_sq_norm: float = math.inf
     exact_B: torch.Tensor | None = None
-    """Float64: distances as sums of squared differences."""
+    """float64: distances as sums of squared differences."""
 
 
 def assign_tiles_(
@@ -47,14 +48,14 @@ def assign_tiles_(
     *,
     rechecks: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
-    """The nearest centroids of rows of `x_ND`; all tensors without gaps and checked by the caller.
+    """Nearest centroids of rows of `x_ND`; tensors are contiguous, and the caller checks shapes.
 
     Returns
     -------
     labels_B : int64 Tensor of shape (B,)
     sq_distances_B : Tensor of shape (B,)
     uncertain_B : bool Tensor of shape (B,)
-        Rows that were scored again.
+        Rows that the screen left in doubt; rechecked if `rechecks`.
     n_uncertain, n_dropped : int
     """
     (n_window, n_features), n_rows, k = x_ND.shape, len(sq_norms_B), len(centroids_KD)
@@ -98,7 +99,7 @@ def accumulate_tiles_(
     sums_KD: torch.Tensor,
     counts_K: torch.Tensor,
 ) -> None:
-    """Add rows to sums and counts in the order of rows; `order_B` is room for their order."""
+    """Add rows to sums and counts, in the order of rows; `order_B` is scratch memory."""
     (n_window, n_features), n_rows, k = x_ND.shape, len(labels_B), len(sums_KD)
     offsets = x_ND.new_empty(k + 1, dtype=torch.int64)
     instruction_set.functions.accumulate(

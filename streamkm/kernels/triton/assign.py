@@ -1,22 +1,21 @@
-"""Device code of the assignment: screening on tensor cores, certified by a bound on its error.
+"""Device code of the assignment: screens on tensor cores, with a bound on the error.
 
-Rows and centroids are rounded to float16 after scaling by powers of two, so that
-any input dtype keeps 11 bits and nothing overflows. A program holds a tile of
-rows and goes over all centroids. Of the scores in a tile that share a position,
-a group of `FOLD`, only the least goes on; at every position the least and second
-least of those are kept, with the number of the centroid tile in the lowest bits
-of the mantissa. Nothing is reduced across lanes before the end, where the members
-of the best group are compared by their distances.
+Rows and centroids are scaled by powers of two and rounded to float16, so that any
+input dtype keeps 11 bits and nothing overflows. A program holds a tile of rows and
+goes over all centroids, tile by tile. `FOLD` scores of a tile share a position: they
+are a group, and only the least of them goes on. Each position keeps the least and
+second least score of all tiles, with the number of the tile in the lowest bits of the
+mantissa. Nothing is reduced across lanes before the end. Then the members of the best
+group are compared by their distances.
 
-What rounding can have done to a score is bounded from the residuals that were
-measured when rows and centroids were rounded (Cauchy-Schwarz), so a row whose
-runner-up lies beyond the bound is certain. The few others are queued with the
-centroids that may be nearest, and `settle_kernel` (``triton_settle``) compares those by float64
-sums of squared differences, in which nothing cancels. It reads the length of
-the queue on the device: the host never waits.
+Rounding leaves residuals, and these bound the error of a score (Cauchy-Schwarz). A row
+is certain if its runner-up lies beyond the bound. The few other rows are queued with
+the centroids that may be nearest, and `settle_kernel` (``settle.py``) compares these by
+float64 sums of squared differences, in which nothing cancels. It reads the length of
+the queue on the device, so that the host never waits.
 
-Rejected: bfloat16 (8 bits: four times the bound, several times the queue) and
-tf32 (11 bits too, at half the rate).
+Rejected: bfloat16 (8 bits: four times the bound, several times the queue) and tf32
+(11 bits too, at half the rate).
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ __all__ = ["measure_kernel", "round_kernel", "round_rows_kernel", "screen_kernel
 
 @triton.jit(do_not_specialize=["k"])
 def measure_kernel(c_ptr, about_ptr, k, n_features, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Largest element of the centroids."""
+    """Store the largest absolute value of all elements of the centroids."""
     ids = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     amax = tl.zeros((BLOCK_K,), tl.float32)
     for start in range(0, n_features, BLOCK_D):
@@ -72,7 +71,7 @@ def round_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Centroids as scaled float16, padded with zeros; their squared lengths; the residuals."""
+    """Store centroids as scaled float16, padded with zeros, their squared lengths and residuals."""
     ids = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     scale = scale_for(tl.load(about_ptr + AMAX))
     sq_norm = tl.zeros((BLOCK_K,), tl.float32)
@@ -92,7 +91,7 @@ def round_kernel(
         sq_residual += tl.sum(lost * lost, axis=1)
     tl.store(c_sq_ptr + ids, tl.where(ids < k, sq_norm, FAR))
     norm = tl.sqrt(sq_norm)
-    # What a centroid lost by being short beside the longest is one for all of them.
+    # Without the error of subnormal elements: `score_limit` adds one bound on it for all.
     beyond = tl.maximum(tl.sqrt(sq_residual) - SUBNORMAL * tl.sqrt(padded_d.to(tl.float32)), 0.0)
     relative = tl.where(norm > 0, beyond / tl.where(norm > 0, norm, 1.0), 0.0)
     raise_to(about_ptr + NORM, tl.max(norm, axis=0))
@@ -101,14 +100,14 @@ def round_kernel(
 
 @triton.jit
 def _halves(scores):
-    """Left and right half of the columns, without moving anything between lanes."""
+    """Left and right half of the columns, without moving data between lanes."""
     paired = tl.reshape(scores, (scores.shape[0], 2, scores.shape[1] // 2))
     return tl.split(tl.permute(paired, (0, 2, 1)))
 
 
 @triton.jit
 def _least_of_group(scores, FOLD: tl.constexpr):
-    """The least of every `FOLD` (1, 2 or 4) scores that share a position of what is kept."""
+    """The least of every `FOLD` (1, 2 or 4) scores that share a position."""
     if FOLD > 1:
         left, right = _halves(scores)
         scores = tl.minimum(left, right)
@@ -124,9 +123,9 @@ def _nearest_of(
     N_COMPARED: tl.constexpr, KEPT_N: tl.constexpr, WIDE: tl.constexpr, STEP_D: tl.constexpr,
     SECOND: tl.constexpr,
 ):  # fmt: skip
-    """The nearest of a group that begins with `first`, or (`SECOND`) of that and `other`.
+    """The nearest of the group that begins with `first`, or, if `SECOND`, of `first` and `other`.
 
-    With its squared distance, that of the next one, and the greatest length among them all.
+    Also its squared distance, that of the second nearest, and the greatest length among them.
     """
     least_sq = tl.full(rows.shape, float("inf"), WIDE)
     second_sq = tl.full(rows.shape, float("inf"), WIDE)
@@ -134,7 +133,7 @@ def _nearest_of(
     label = tl.full(rows.shape, 2147483647, tl.int32)
     for i in range(0, N_COMPARED):
         ids = tl.where(i == 0, first, other) if SECOND else first + i * KEPT_N
-        # Positions may be of no centroid; and a row whose scores are NaN has no least one.
+        # A position may hold no centroid, and a row whose scores are NaN has no least.
         is_one = ids < k
         ids = tl.where(is_one, ids, 0)
         sq = sq_distances(x_ptr, stride, c_ptr, rows, ids, n_features, WIDE, STEP_D)
@@ -152,9 +151,9 @@ def round_rows_kernel(
     x_ptr, stride, x16_ptr, x_about_ptr, n_rows, n_features, padded_d,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Rows as scaled float16, padded with zeros; scale, length and length of what was lost.
+    """Store rows as scaled float16, padded with zeros, their scales, lengths and lost lengths.
 
-    For rows of so many features that a tile of them cannot stay on the chip.
+    It serves rows that are too long for a tile of them to stay on the chip.
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     there = tl.minimum(rows, n_rows - 1)
@@ -189,7 +188,7 @@ def screen_kernel(
     STEP_D: tl.constexpr, N_LISTED: tl.constexpr, WIDE: tl.constexpr, RESIDENT: tl.constexpr,
     EXACT: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """Labels and squared distances of a tile of rows; uncertain rows are queued."""
+    """Store labels and squared distances of a tile of rows; queue uncertain rows."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     there = tl.minimum(rows, n_rows - 1)
     d, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)

@@ -1,4 +1,4 @@
-"""Device code that several kernels share: scaling, reading rows, distances, bounds on rounding."""
+"""Device code that kernels share: scaling, reading rows, distances, bounds on rounding."""
 
 from __future__ import annotations
 
@@ -24,42 +24,43 @@ __all__ = [
     "sum_features",
 ]
 
-#: A score that no centroid has; finite, so that a tile number in it makes no NaN.
+#: A score that no centroid has. Finite: infinity with a tile number in its bits would be NaN.
 FAR = tl.constexpr(3.0e38)
-#: Scores in units of the scaled centroids that underflow may have cost.
+#: Loss of a score by underflow, at most, in units of the scaled centroids.
 FLOOR = tl.constexpr(2.0**-80)
-#: Rounding one element that is subnormal in float16.
+#: Error of rounding an element that is subnormal in float16, at most.
 SUBNORMAL = tl.constexpr(2.0**-25)
-#: Error of one addition by a tensor core, which cuts off instead of rounding.
+#: Relative error of one addition by a tensor core, which truncates instead of rounding.
 ADD_EPS = tl.constexpr(2.0**-23)
 
-#: Where `measure_kernel` and `round_kernel` leave what screening needs to know.
+#: Places of what screening must know of the centroids: largest element, greatest length and
+#: greatest relative residual. `measure_kernel` fills the first, `round_kernel` the others.
 AMAX, NORM, RESIDUAL = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
 def scale_for(amax):
-    """The power of two that brings `amax` (float32) to [2^14, 2^15), as far as float32 goes."""
+    """The power of two that brings `amax` (float32) to [2^14, 2^15), within float32's range."""
     exponent = (amax.to(tl.int32, bitcast=True) >> 23) & 0xFF
     return (tl.minimum(tl.maximum(268 - exponent, 1), 254) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def raise_to(ptr, value):
-    """Maximum of what is at `ptr` and the non-negative float `value`: integers in its order."""
+    """Raise the float at `ptr` to `value`, at least 0: such floats are ordered as their bits."""
     tl.atomic_max(ptr.to(tl.pointer_type(tl.int32)), value.to(tl.int32, bitcast=True))
 
 
 @triton.jit
 def load_rows(x_ptr, stride, rows, d, n_features, WIDE: tl.constexpr):
-    """Features `d` of rows that there are, widened; zeros beyond the last feature."""
+    """Features `d` of existing rows, widened; zeros beyond the last feature."""
     ptrs = x_ptr + rows.to(tl.int64)[:, None] * stride + d[None, :]
     return tl.load(ptrs, mask=(d < n_features)[None, :], other=0).to(WIDE)
 
 
 @triton.jit
 def round_rows(x, scale):
-    """Scaled rows, the same rounded to float16, and what that lost."""
+    """Scaled rows, these rounded to float16, and the rounding errors."""
     scaled = x * scale.to(x.dtype)[:, None]
     rounded = scaled.to(tl.float16)
     return scaled.to(tl.float32), rounded, (scaled - rounded.to(x.dtype)).to(tl.float32)
@@ -67,12 +68,12 @@ def round_rows(x, scale):
 
 @triton.jit
 def score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, pack_eps, padded_d):
-    """The score up to which a centroid may be the nearest, given the least one.
+    """The score up to which a centroid may be the nearest, given the least score.
 
-    By Cauchy-Schwarz ``|x.c - x'.c'| <= |x - x'||c| + |x'||c - c'|``. No centroid
-    longer than the row and its distance together can be the nearest, so that one
-    far away does not make every row uncertain. (The factors above 1 are for
-    rounding in here.)
+    By Cauchy-Schwarz ``|x.c - x'.c'| <= |x - x'||c| + |x'||c - c'|``. A centroid
+    longer than the row and its distance together cannot be the nearest. So a single
+    centroid far away does not make every row uncertain. (Factors above 1 allow for
+    rounding in this function.)
     """
     add = ADD_EPS * (padded_d + 16).to(tl.float32)
     floor = SUBNORMAL * tl.sqrt(padded_d.to(tl.float32))
@@ -91,10 +92,10 @@ def score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, pack_eps, padded
 
 @triton.jit
 def keep_two(best, second, scores, tile, index_mask):
-    """Least and second least score at each position, `tile` in the bits that the mask frees."""
+    """Least and second least score at each position, with `tile` in the bits the mask clears."""
     packed = (scores.to(tl.int32, bitcast=True) & index_mask) | tile
     marked = packed.to(tl.float32, bitcast=True)
-    # The middle one of three, in an order that lets every result overwrite its operand.
+    # The second is the middle of three, in an order that lets each result overwrite an operand.
     return tl.minimum(best, marked), tl.maximum(best, tl.minimum(second, marked))
 
 
@@ -112,10 +113,10 @@ def least_kept(scores, index_mask, BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr):
 def sq_distances(
     x_ptr, stride, c_ptr, rows, ids, n_features, WIDE: tl.constexpr, STEP_D: tl.constexpr
 ):
-    """Sum of squared differences of each row and one centroid of its own.
+    """Sum of squared differences between each row and its own centroid.
 
-    Added up in an order that neither the shape of the tile nor its layout changes, so that
-    the bits of a distance depend on the row and the centroid alone.
+    The order of adding depends neither on the shape of the tile nor on its layout. So the
+    bits of a distance depend on the row and the centroid alone.
     """
     total = tl.zeros((ids.shape[0], STEP_D), WIDE)
     for start in range(0, n_features, STEP_D):
@@ -129,7 +130,7 @@ def sq_distances(
 
 @triton.jit
 def sum_features(total):
-    """Sum of each row: of each two neighbours, then each two of those sums, and so on."""
+    """Sum of each row: of neighbours in pairs, then of these sums in pairs, and so on."""
     for _ in tl.static_range(7):
         if total.shape[1] > 1:
             left, right = tl.split(tl.reshape(total, (total.shape[0], total.shape[1] // 2, 2)))
@@ -139,7 +140,7 @@ def sum_features(total):
 
 @triton.jit
 def is_before(sq, label, other_sq, other):
-    """Whether one centroid is nearer than another, or as near and of a lower index."""
+    """Whether one centroid is nearer than the other, or as near with a lower index."""
     return (sq < other_sq) | ((sq == other_sq) & (label < other))
 
 
@@ -147,7 +148,8 @@ def is_before(sq, label, other_sq, other):
 def is_clear(least, others, n_features, WIDE: tl.constexpr):
     """Whether rounding cannot have exchanged two results of `sq_distances`.
 
-    All terms of a sum are positive, so its relative error is at most that of so many roundings.
+    All terms of a sum are positive. So its relative error is at most eps times the number of
+    roundings that a term goes through, for which ``n_features // 16 + 16`` is a bound.
     """
     IS_DOUBLE: tl.constexpr = tl.float64 == WIDE
     EPS: tl.constexpr = 2.0**-52 if IS_DOUBLE else 2.0**-23

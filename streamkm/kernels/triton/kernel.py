@@ -1,8 +1,8 @@
-"""Assignment and update on CUDA by Triton: exact labels, and the same bits every time.
+"""Assignment and accumulation on CUDA by Triton: exact labels, the same bits every time.
 
-This file only launches; what runs on the device is in the files beside it. Nothing here
-waits for the device, and the numbers of rows and centroids are run-time arguments, so that a
-batch of another length compiles nothing.
+This module only launches device code, which is in the modules beside it. Apart from tuning,
+nothing here waits for the device. Numbers of rows and centroids are run-time arguments, so
+that a batch of another length compiles nothing.
 """
 
 from __future__ import annotations
@@ -56,36 +56,36 @@ if TYPE_CHECKING:
 
 __all__ = ["TritonKernel"]
 
-#: Input that is read as it is stored, beside the dtype of the centroids.
+#: Dtypes of rows that are read as stored, beside float32, if centroids are float32.
 STORED = (torch.float16, torch.bfloat16, torch.uint8, torch.int8)
-#: Centroids listed of a row that is compared again; with more, all are looked at.
+#: Entries of a row in the queue, at most; a row that needs more is compared with all centroids.
 N_LISTED = 8
-#: Features taken at a time where distances are summed up.
+#: Features of a row that are summed at once for its distance.
 STEP_D = {torch.float32: 32, torch.float64: 16}
-#: What rows are widened to on the chip, by the dtype of the centroids.
+#: Dtype that rows are widened to on the chip, by the dtype of the centroids.
 WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
-#: The queue of rows is addressed by 32 bits.
+#: Rows of a batch, at most: 32 bits address the elements of the queue.
 MAX_BATCH_ROWS = 2**27
-#: Programs that settle rows, a multiprocessor.
+#: Programs that settle rows, for each multiprocessor.
 SETTLERS = 16
-#: Bits of a score that may hold a tile number.
+#: Bits of a score that may hold a tile number, at most.
 MAX_INDEX_BITS = 18
-#: Bounds hold with fused multiply-adds and without; without, scores take an instruction more.
+#: Bounds hold with and without fused multiply-adds; without, a score takes one more instruction.
 OPTIONS = {"enable_fp_fusion": True}
-#: Sorted rows that one program adds up: part of what decides the sums' last bits.
+#: Sorted rows that one program adds up; it decides the last bits of sums.
 CHUNK = 64
-#: Where assigning and adding up takes one read: more centroids would not stay on the chip.
+#: Clusters and features of a step in one read, at most: more centroids do not stay on the chip.
 MAX_ONE_READ_K, MAX_ONE_READ_D = 256, 128
-#: Programs of that kernel, at most; part of what decides the sums' last bits. Two for every
-#: multiprocessor of an H100, so that their sums take 33 MiB of memory at most.
+#: Programs of a step in one read, at most; it decides the last bits of sums. Two for each
+#: multiprocessor of an H100; their sums take at most 33 MiB of memory.
 MAX_SPANS = 264
 
 
 class TritonKernel:
     """Triton on `device`, for batches of up to `batch_rows` rows and `k` centroids.
 
-    With `tune` the first batch of many centroids decides which tile is the fastest, unless
-    that is remembered from before; without, or where a `tile` is given, none is timed.
+    With `tune` and `LEAST_TUNED_K` centroids or more, the first batch times the tiles, unless the
+    fastest is remembered from before. If `tile` is given, none is timed.
 
     Raises
     ------
@@ -122,7 +122,7 @@ class TritonKernel:
         self._precision = precision
         self._exact = precision == "exact"
         self._batch_rows = batch_rows
-        # Largest element, length and relative residual of the centroids; length of the queue.
+        # Largest element, length and relative residual of the centroids, and length of the queue.
         self._about = torch.zeros(4, dtype=torch.int32, device=device)
         self._n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
         n_queued = batch_rows if self._exact else 0
@@ -135,7 +135,7 @@ class TritonKernel:
 
     @classmethod
     def check(cls, _device: torch.device) -> None:
-        """It runs on every CUDA device that torch knows."""
+        """Accept every CUDA device that torch knows."""
 
     @classmethod
     def make(cls, request: KernelRequest) -> Self:
@@ -151,13 +151,13 @@ class TritonKernel:
 
     @property
     def n_rechecked(self) -> torch.Tensor:
-        """Rows that were scored again since the kernel was made: int64, on the device."""
+        """See `Kernel`."""
         return self._n_rechecked
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
-        """Nearest centroid of each row; see `Kernel`. Needs no norms: distances are differences."""
+        """Nearest centroid of each row; see `Kernel`. Needs no squared lengths."""
         del sq_norms_B
         labels_B, sq_distances_B, _ = self._assign(x_BD, centroids_KD, two=False)
         return Assignment(labels_B, sq_distances_B)
@@ -185,7 +185,7 @@ class TritonKernel:
         if n_rows == 0:
             return
         x_BD = _with_dense_rows(x_BD)
-        # Radix sorting takes as many passes as a key has bytes.
+        # A radix sort takes one pass for each byte of a key.
         key = torch.int16 if len(sums_KD) < 2**15 else torch.int32
         sorted_B, order_B = torch.sort(labels_B.to(key), stable=True)
         n_chunks = triton.cdiv(n_rows, CHUNK)
@@ -210,7 +210,7 @@ class TritonKernel:
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
     ) -> Assignment:
-        """Assign rows and add them up, in one read if sums fit on the chip; see `Kernel`."""
+        """Assign rows and add them up, in one read if `fits_one_read`; see `Kernel`."""
         if not fits_one_read(self._k, rows.x_BD.shape[1], self._dtype):
             return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
         self._check(rows.x_BD, centroids_KD)
@@ -257,7 +257,7 @@ class TritonKernel:
         return results
 
     def _tile_for(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> Tile:
-        """The tile that was given, or tuned by the first batch (which waits for the device)."""
+        """The given tile, the tuned one, or the default; tuning waits for the device."""
         if self._tunes and self._tile is None:
             key = key_of(x_BD.device, x_BD.dtype, x_BD.shape[1], self._k, self._dtype)
 
@@ -276,7 +276,7 @@ class TritonKernel:
         )
 
     def _check(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
-        """Refuse what the device code would read out of bounds, or misread."""
+        """Refuse tensors that the device code would misread, or read out of bounds."""
         if centroids_KD.shape != (self._k, x_BD.shape[1]) or centroids_KD.dtype != self._dtype:
             raise InputError(
                 f"centroids must be {self._k} x {x_BD.shape[1]}, {self._dtype}, for these rows; "
@@ -296,7 +296,7 @@ class TritonKernel:
     def _round_centroids(
         self, centroids_KD: torch.Tensor, padded_d: int, block_k: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Centroids as scaled float16, their squared lengths, and what that cost."""
+        """Centroids as scaled float16, their squared lengths, and `AMAX`, `NORM`, `RESIDUAL`."""
         n_features = centroids_KD.shape[1]
         padded_k = triton.cdiv(self._k, block_k) * block_k
         c16 = self._buffer("c16", padded_k * padded_d, torch.float16)
@@ -367,7 +367,7 @@ class TritonKernel:
         span_sums = self._buffer("span_sums", MAX_SPANS * k * n_features, torch.float32)
         span_counts = self._buffer("span_counts", MAX_SPANS * k, torch.int32)
         shares_B, left_out_B = rows.shares_B, rows.left_out_B
-        # A pointer that is not used must be one all the same.
+        # Pointers that are not used must still be pointers.
         given = (
             rows.sq_norms_B if rows.zeros_first else centroids_KD,
             centroids_KD if shares_B is None else shares_B,
@@ -386,7 +386,7 @@ class TritonKernel:
         else:
             block_k, block_d = power_of_two(k), power_of_two(n_features)
             rounded = self._round_centroids(centroids_KD, block_d, block_k)
-            # As they are stored rows fit one term; times their shares they are float32.
+            # Rows as stored fit one term; multiplied by their shares they are float32.
             n_terms = 1 if shares_B is None and x_BD.dtype in STORED else 3
             term = tl.float16 if n_terms == 1 and x_BD.dtype == torch.float16 else tl.bfloat16
             if x_BD.device.type == "cpu":
@@ -403,7 +403,7 @@ class TritonKernel:
         )  # fmt: skip
 
     def _buffer(self, name: str, n_elements: int, dtype: torch.dtype) -> torch.Tensor:
-        """Scratch memory, made on first use and kept."""
+        """Scratch memory, allocated on first use and kept."""
         key = (name, n_elements)
         if key not in self._buffers:
             self._buffers[key] = torch.empty(n_elements, dtype=dtype, device=self._about.device)
@@ -411,10 +411,10 @@ class TritonKernel:
 
 
 def fits_one_read(k: int, n_features: int, dtype: torch.dtype) -> bool:
-    """Whether `TritonKernel.step` reads rows once: from what decides sums, and never tuned."""
+    """Whether `TritonKernel.step` reads rows once. It decides the bits of sums: never tuned."""
     return dtype == torch.float32 and k <= MAX_ONE_READ_K and n_features <= MAX_ONE_READ_D
 
 
 def _with_dense_rows(x_BD: torch.Tensor) -> torch.Tensor:
-    """The same, or a copy in which the features of a row lie side by side."""
+    """`x_BD`, or a copy in which the features of a row lie side by side."""
     return x_BD if x_BD.stride(1) == 1 else x_BD.contiguous()

@@ -1,14 +1,14 @@
 """Device code for few centroids of very few features: a row to a lane, in one read of x.
 
-A lane has rows of its own, their features in registers, beside all centroids and its own sums of
-each: nothing is reduced across lanes before the end. Tensor cores would be given rows
-of 3 features padded to 16, and every step would be shared out among the lanes of a row.
+A lane holds the features of its own rows in registers, beside all centroids and its own sums of
+each. Nothing is reduced across lanes before the end. Rejected: tensor cores, for which rows of 3
+features would be padded to 16, and every step shared among the lanes of a row.
 
-Distances are sums of squared differences in float32, whose relative error is known. Where
-that leaves a row of a tile in doubt, the tile is scored once more in float64.
+Distances are sums of squared differences in float32, whose relative error is known. If that
+leaves a row of a tile in doubt, the whole tile is scored again in float64.
 
-A lane adds up its rows in their order; lanes, then spans, are added in an order that depends on
-the shape alone. Nothing that is tuned decides a sum.
+A lane adds up its rows in their order. Lanes and then spans are added in an order that depends on
+the shape alone. No sum depends on what is tuned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["lanes_kernel"]
 
 @triton.jit
 def _two_nearest(xs, cs, BLOCK_K: tl.constexpr, D: tl.constexpr):
-    """Labels, the lowest of equals, and the two least sums of squared differences."""
+    """Labels, ties to the lowest index, and the two least sums of squared differences."""
     label = tl.zeros(xs[0].shape, tl.int32)
     best = tl.full(xs[0].shape, float("inf"), tl.float32)
     second = best
@@ -33,7 +33,7 @@ def _two_nearest(xs, cs, BLOCK_K: tl.constexpr, D: tl.constexpr):
             difference = xs[j] - cs[i * D + j]
             sq = tl.fma(difference, difference, sq)
         label = tl.where(sq < best, i, label)
-        # (NaN leaves the row in doubt.)
+        # NaN leaves the row in doubt.
         second = tl.minimum(second, tl.maximum(best, sq))
         best = tl.minimum(best, sq)
     return label, best, second
@@ -41,7 +41,7 @@ def _two_nearest(xs, cs, BLOCK_K: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def _settled(xs, c_ptr, k, D: tl.constexpr):
-    """Labels, the lowest of equals, by float64 distances."""
+    """Labels by float64 distances, ties to the lowest index."""
     label = tl.zeros(xs[0].shape, tl.int32)
     best = tl.full(xs[0].shape, float("inf"), tl.float64)
     for i in range(0, k):
@@ -58,7 +58,7 @@ def _settled(xs, c_ptr, k, D: tl.constexpr):
 
 @triton.jit
 def _sum_of_pairs(terms, FIRST: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr):
-    """Sum of terms from `FIRST` on, of `WIDTH` if there are so many, in `sum_features`' order."""
+    """Sum of at most `WIDTH` of `N` terms, from `FIRST` on, in the order of `sum_features`."""
     if WIDTH == 1:
         total = terms[FIRST]
     else:
@@ -70,11 +70,11 @@ def _sum_of_pairs(terms, FIRST: tl.constexpr, WIDTH: tl.constexpr, N: tl.constex
 
 @triton.jit
 def _sq_distance(xs, c_ptr, label, zero, D: tl.constexpr, WIDTH: tl.constexpr):
-    """The bits that `sq_distances` gives, of rows in columns and a centroid for each."""
+    """`sq_distances` to the bit, for rows given as columns and a centroid for each."""
     squares = ()
     for j in tl.static_range(D):
         difference = xs[j] - tl.load(c_ptr + label * D + j)
-        # Rounded before it is added: `zero` is no constant, so that nothing can be fused.
+        # Rounded before it is added: since `zero` is not a constant, no fused addition.
         squares += (tl.fma(difference, difference, zero),)
     return _sum_of_pairs(squares, 0, WIDTH, D)
 
@@ -90,7 +90,7 @@ def _zeros(N: tl.constexpr, BLOCK_M: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _columns(x_ptr, stride, rows, D: tl.constexpr):
-    """The features of rows, widened, each a vector."""
+    """Features of rows, widened, one vector for each feature."""
     columns = ()
     for j in tl.static_range(D):
         columns += (tl.load(x_ptr + rows.to(tl.int64) * stride + j).to(tl.float32),)
@@ -107,7 +107,7 @@ def _shared_out(xs, share, D: tl.constexpr):
 
 @triton.jit
 def _add(xs, label, sums, counts, BLOCK_K: tl.constexpr, D: tl.constexpr):
-    """Sums and counts of each lane with its next row; one whose label is -1 adds nothing."""
+    """Sums and counts of each lane plus its next row; a row of label -1 adds nothing."""
     new_sums, new_counts = (), ()
     for i in tl.static_range(BLOCK_K):
         is_own = label == i
@@ -120,7 +120,7 @@ def _add(xs, label, sums, counts, BLOCK_K: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def _store(sums, counts, sums_ptr, counts_ptr, k, BLOCK_K: tl.constexpr, D: tl.constexpr):
-    """Add up the lanes, for this program's span."""
+    """Store the sums and counts of all lanes, for the span of this program."""
     first = tl.program_id(0) * k
     for i in tl.static_range(BLOCK_K):
         tl.store(counts_ptr + first + i, tl.sum(counts[i], axis=0), mask=i < k)
@@ -138,9 +138,9 @@ def lanes_kernel(
     HAS_SHARES: tl.constexpr, HAS_LEFT_OUT: tl.constexpr, ZEROS_FIRST: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Labels and squared distances of a span of rows, and what it adds to each cluster.
+    """Store labels and squared distances of a span of rows, and its sums and counts.
 
-    `BLOCK_K` is `k` or a little more: a centroid that is not there is infinitely far.
+    `BLOCK_K` is `k` or up to 3 more: a centroid that does not exist is infinitely far.
     """
     cs = ()
     for e in tl.static_range(BLOCK_K * D):

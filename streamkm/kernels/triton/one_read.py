@@ -1,19 +1,19 @@
 """Device code for few centroids of few features: labels, distances and sums in one read of x.
 
-A program goes through a span of consecutive rows, tile by tile, and scores each against all
-centroids, which stay on the chip. Rows that screening leaves in doubt are settled at once, by
-float64 distances to all centroids, before their tile is added up. What is needed of a row
-again then is loaded again, a few features at a time, while it lies in the multiprocessor's
-cache: device memory is read once, and registers hold little.
+A program goes through a span of consecutive rows, tile by tile. It scores each tile against
+all centroids, which stay on the chip. Rows that the screen leaves in doubt are settled at once,
+by float64 distances to all centroids. Then the tile is added up. For that its rows are loaded
+again, a few features at a time, while they lie in the multiprocessor's cache: device memory is
+read once, and registers hold little.
 
-The rows of a tile that are of one cluster are added up first, as a product of the tensor cores
-with a matrix that has a 1 where two rows have the same label. Its other factor must not be
-rounded: float32 rows go in as three bfloat16 terms (3 x 8 bits, the whole mantissa), stored dtypes
-of 8 or 11 bits as they are. The products of one tile start from zero, because tensor cores
-cut off where they add. Then one row of each cluster in the tile adds its product to the
-span's sums in memory, which the program has to itself. So tiles are added in float32 in
-their order, spans in float64 in theirs. Where a span ends depends on the number of rows
-alone, and nothing that is tuned decides a sum: the same rows give the same bits.
+The rows of a tile that belong to one cluster are added up first. Tensor cores multiply the tile
+by a matrix that has a 1 where two rows have the same label. The rows must not be rounded:
+float32 rows go in as three bfloat16 terms (3 x 8 bits, the whole mantissa), stored dtypes of 8
+or 11 bits as they are. The products of a tile start from zero, because tensor cores truncate
+when they add. Then one row of each cluster in the tile adds its product to the sums of the span
+in memory, which no other program writes. So tiles are added in float32 in their order, and spans
+in float64 in theirs. The end of a span depends on the number of rows alone, and no sum depends on
+what is tuned: the same rows give the same bits.
 
 Rejected: atomics (another order each time), sums of rounded rows (tf32), and sums of all clusters
 in registers, as products with a matrix of rows by clusters (four times the products with 256
@@ -42,7 +42,7 @@ __all__ = ["add_spans_kernel", "one_read_kernel"]
 
 @triton.jit
 def _settled(x_ptr, c_ptr, k, n_features, BLOCK_C: tl.constexpr, STEP_D: tl.constexpr):
-    """The nearest centroid of one row, the lowest of equals, by float64 distances."""
+    """The nearest centroid of one row by float64 distances; the lowest index wins a tie."""
     least = tl.full((), float("inf"), tl.float64)
     label = tl.full((), 0, tl.int32)
     for first in range(0, k, BLOCK_C):
@@ -64,7 +64,7 @@ def _settled(x_ptr, c_ptr, k, n_features, BLOCK_C: tl.constexpr, STEP_D: tl.cons
 
 @triton.jit
 def _score_tiles(c16_ptr, d, padded_d, FIRST: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
-    """`N` tiles of the rounded centroids, transposed, from tile `FIRST` on: a tuple."""
+    """Tuple of `N` tiles of the rounded centroids, transposed, from tile `FIRST` on."""
     n = FIRST * BLOCK_N + tl.arange(0, BLOCK_N)
     tiles = (tl.load(c16_ptr + n[None, :] * padded_d + d[:, None]),)
     if N > 1:
@@ -78,11 +78,11 @@ def _assigned(
     LOST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, N_TILES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, STEP_D: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Labels and squared distances of a tile of rows, and how many were settled."""
+    """Labels and squared distances of a tile of rows, and the number of rows settled."""
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
-    # Rows on the scale of the centroids: room for those 32 times as far out, whose scores
-    # overflow beyond that and are in doubt, and for elements 2^24 times smaller.
+    # Rows take a 32nd of the scale of the centroids. That leaves room for rows 32 times as far
+    # out, beyond which scores overflow and are in doubt, and for elements 2^24 times smaller.
     x_scale = scale_for(tl.load(about_ptr + AMAX)) * 0.03125
     mult = tl.full((), -64.0, tl.float32)
     n_settled = tl.full((), 0, tl.int32)
@@ -102,14 +102,14 @@ def _assigned(
     sq_distance = sq_distances(x_ptr, stride, c_ptr, there, label, n_features, tl.float32, STEP_D)
     if EXACT:
         c_norm = tl.sqrt(tl.load(c_sq_ptr + label))
-        # A row is no longer than its centroid and its distance (of which squares below
-        # the least float32 number are lost) together.
+        # A row is at most as long as its centroid and its distance together. (Squares below
+        # the least float32 number are missing from the distance.)
         x_norm = x_scale * (tl.sqrt(sq_distance) + 2.0**-59) + 0.03125 * c_norm
         x_norm *= 1.0 + 2.0**-16
         x_lost = LOST * x_norm + SUBNORMAL * tl.sqrt(padded_d.to(tl.float32))
         PACK_EPS: tl.constexpr = N_TILES * 2.0**-22
         limit = score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, PACK_EPS, padded_d)
-        # What is no number rules out nothing.
+        # A score that is not a number rules out no centroid.
         is_certain = (runner_up > limit) & (tl.abs(least) < 0.5 * FAR)
         is_doubtful = ~is_certain & (rows < end)
         n_settled = tl.sum(is_doubtful.to(tl.int32), axis=0)
@@ -130,18 +130,18 @@ def _assigned(
 
 @triton.jit
 def _leading_bits(x):
-    """What is left of float32 numbers if their last 16 bits are cut off: a bfloat16 number."""
+    """float32 numbers without their last 16 bits: bfloat16 numbers."""
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _tile_sums(member, x, TERM: tl.constexpr, N_TERMS: tl.constexpr):
-    """Sums of the rows of a tile by the groups that they are members of, from zero."""
+    """For each row of a tile the sum of the rows that `member` marks, from zero."""
     hot = tl.where(member, 1.0, 0.0).to(TERM)
     if N_TERMS == 1:
         sums = tl.dot(hot, x.to(TERM))
     else:
-        # 8 bits, 8 more and the last 8: nothing is rounded, nothing is lost.
+        # The first 8 bits, the next 8 and the last 8: nothing is rounded.
         high = _leading_bits(x)
         middle = _leading_bits(x - high)
         low = (x - high) - middle
@@ -161,8 +161,8 @@ def one_read_kernel(
     TERM: tl.constexpr, N_TERMS: tl.constexpr, HAS_SHARES: tl.constexpr, HAS_LEFT_OUT: tl.constexpr,
     ZEROS_FIRST: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Labels and squared distances of a span of rows, and what it adds to each cluster."""
-    # Of a row's length: rounding to float16, which holds stored dtypes as they are.
+    """Store labels and squared distances of a span of rows, and its sums and counts."""
+    # Share of a row's length that rounding to float16 loses; stored dtypes fit it.
     LOST: tl.constexpr = 0.0 if N_TERMS == 1 else 2.0**-11
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)
@@ -193,11 +193,11 @@ def one_read_kernel(
         counts += tl.histogram(label, BLOCK_K, mask=is_counted)
         label = tl.where(is_counted, label, -1)
         same = label[:, None] == label[None, :]
-        # One row of each cluster in the tile, the first, brings the sum of all.
+        # The first row of each cluster in the tile adds the sum of all its rows.
         leader = tl.min(tl.where(same, m[None, :], BLOCK_M), axis=1)
         brings = ((leader == m) & (label >= 0))[:, None]
         row_ptrs = span_ptr + label[:, None] * n_features
-        # Which thread adds to a cluster is another in every tile.
+        # The thread that adds to a cluster differs from tile to tile.
         tl.debug_barrier()
         for first_d in range(0, BLOCK_D, SLAB_D):
             at = first_d + tl.arange(0, SLAB_D)
@@ -219,7 +219,7 @@ def add_spans_kernel(
     span_sums_ptr, span_counts_ptr, sums_ptr, counts_ptr, n_spans, k, n_features,
     BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Add the spans' sums, in float64 and in their order, and their counts."""
+    """Add the sums of spans, in float64 and in order of spans, and their counts."""
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     n_elements = k * n_features
     total = tl.load(sums_ptr + e, mask=e < n_elements, other=0).to(tl.float64)
@@ -233,5 +233,5 @@ def add_spans_kernel(
         counts = tl.load(span_counts_ptr + spans * k + e[None, :], mask=inside, other=0)
         count += tl.sum(counts.to(tl.int64), axis=0)
     tl.store(sums_ptr + e, total.to(sums_ptr.dtype.element_ty), mask=e < n_elements)
-    # There are at least as many elements as clusters.
+    # The programs cover all counts: there are at least as many elements as clusters.
     tl.store(counts_ptr + e, tl.load(counts_ptr + e, mask=e < k, other=0) + count, mask=e < k)

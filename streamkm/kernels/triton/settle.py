@@ -1,4 +1,4 @@
-"""Device code that settles rows for which screening leaves several centroids in doubt."""
+"""Device code that settles rows for which the screen leaves several centroids in doubt."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def queue(
     best, second, limit, clear, rows, n_rows, index_mask, queue_ptr, count_ptr,
     BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, N_LISTED: tl.constexpr, N_SOUGHT: tl.constexpr,
 ):  # fmt: skip
-    """Queue each row that has not just `N_SOUGHT` groups within the limit, or is not `clear`.
+    """Queue each row unless it is `clear` and just `N_SOUGHT` groups are within the limit.
 
-    An entry is the first centroid of a group, or ``-1 - position`` for all centroids at a
-    position where the second best is within the limit too, since a third may be. A row
-    with more entries than fit, or with NaN, has 0 of them: all centroids.
+    An entry is the first centroid of a group. If the second best at a position is within the
+    limit too, a third may be, and the entry is ``-1 - position``: all centroids at the position.
+    A row with more entries than fit, or with NaN, has 0 entries, which stand for all centroids.
     """
     n = tl.arange(0, KEPT_N)[None, :]
     near = best <= limit[:, None]
@@ -48,7 +48,7 @@ def queue(
 
 @triton.jit
 def _merge(least, label, second, runner_up, sq, other):
-    """The two nearest of two and one more."""
+    """The two nearest of three: two in order, and one more."""
     is_first = is_before(sq, other, least, label)
     is_second = is_before(sq, other, second, runner_up)
     second = tl.where(is_first, least, tl.where(is_second, sq, second))
@@ -58,7 +58,7 @@ def _merge(least, label, second, runner_up, sq, other):
 
 @triton.jit
 def _nearest_of(sq, ids):
-    """The least of a block with its id, the lowest of equals; NaN is never the least."""
+    """The least of a block and its id, the lowest id of equals; NaN is never the least."""
     least = tl.min(tl.where(sq == sq, sq, float("inf")), axis=0)
     return least, tl.min(tl.where(sq == least, ids, 2147483647), axis=0)
 
@@ -70,10 +70,10 @@ def settle_kernel(
     BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
     STEP_D: tl.constexpr, N_LISTED: tl.constexpr, WIDE: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """True labels of the queued rows, ties to the lowest index, by float64 distances.
+    """Store the true labels of the queued rows, by float64 distances, ties to the lowest index.
 
-    The distances that are stored are summed up as those of all other rows are: which rows
-    were queued does not show in them.
+    The stored distances are computed as those of all other rows: they do not show which rows
+    were queued.
     """
     for slot in range(tl.program_id(0), tl.load(count_ptr), tl.num_programs(0)):
         ptr = queue_ptr + slot * (2 + N_LISTED)
@@ -110,7 +110,7 @@ def settle_kernel(
                         least, label, second, runner_up, found, found_id
                     )
         one = tl.arange(0, 1)
-        # A row that is nowhere has no nearest centroid.
+        # A row with NaN has no nearest centroid.
         label = tl.where(label < k, label, 0)
         ids = label + one
         sq = sq_distances(x_ptr, stride, c_ptr, row + one, ids, n_features, WIDE, STEP_D)

@@ -1,10 +1,10 @@
-"""Which tile is fastest on this GPU: timed once, and remembered on disk.
+"""Finds the fastest tile for this GPU: times each once, and remembers the choice on disk.
 
-A tile decides how fast a batch is assigned, never how: labels are exact whatever it is,
-distances and sums are added up in an order that knows no tile. So what is remembered may
-be lost, differ between machines or be made up by somebody else without any result
-changing: of a file only the name of one of the tiles is believed, and one that cannot be
-read or written is as good as none.
+A tile decides the speed of an assignment, never its result: labels are exact with every
+tile, and distances and sums are added up in an order that does not depend on it. So no
+result changes if a remembered choice is lost, differs between machines or is forged. A
+file counts only if it holds one of the tiles at hand; a file that cannot be read or
+written is ignored.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST_TUNED_K", "cache_folder", "fastest", "key_of", "seconds_of", "tuned_tile"]
 
-#: With fewer centroids the link from the host sets the pace, not this.
+#: Centroids from which on tiles are tuned: with fewer, the link from the host sets the pace.
 LEAST_TUNED_K = 4096
-#: A file of ours is much shorter.
+#: Bytes that are read of a file, at most; one that this module wrote is much shorter.
 MAX_BYTES = 4096
-#: Names the format, and is raised when a tile means something else.
+#: Folder below the cache. Its number is that of the format: raise it if a tile changes meaning.
 FOLDER = Path("streamkm") / "tiles-1"
+#: Runs of which the median time is taken.
 N_TIMED = 5
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where choices are kept, by the XDG base directories; None where there is no home."""
+    """Folder of remembered choices, by the XDG base directories; None if there is no home."""
     base = environment.get("XDG_CACHE_HOME", "")
-    # What is not absolute has to be ignored, says the specification.
+    # The specification says to ignore a path that is not absolute.
     if base and Path(base).is_absolute():
         return Path(base) / FOLDER
     home = environment.get("HOME", "")
@@ -48,7 +49,10 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
 def key_of(
     device: torch.device, rows: torch.dtype, n_features: int, k: int, centroids: torch.dtype
 ) -> str:
-    """A file's name for what decides which tile is fastest, features and centroids in buckets."""
+    """Name of the file for all that decides the fastest tile: card, versions, dtypes and sizes.
+
+    Numbers of features and centroids are rounded up to powers of two.
+    """
     major, minor = torch.cuda.get_device_capability(device)
     card = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
     dtypes = f"{rows}-{centroids}".replace("torch.", "")
@@ -62,9 +66,9 @@ def tuned_tile(
     among: tuple[Tile, ...],
     seconds: Callable[[Tile], float | None],
 ) -> Tile:
-    """The tile that `folder` remembers for `key`, or else the fastest, remembered from now on.
+    """The tile that `folder` remembers for `key`; otherwise the fastest, which is then remembered.
 
-    Where none of them runs it is the first.
+    If none of the tiles runs, it is the first.
     """
     path = None if folder is None else folder / key
     known = None if path is None else _read(path, among)
@@ -77,13 +81,13 @@ def tuned_tile(
 
 
 def fastest(among: tuple[Tile, ...], seconds: Callable[[Tile], float | None]) -> Tile | None:
-    """The tile that takes the fewest `seconds`, None of which say that it does not run here."""
+    """The tile that takes the fewest `seconds`, which is None for tiles that do not run here."""
     times = {tile: taken for tile in among if (taken := seconds(tile)) is not None}
     return min(times, key=times.__getitem__, default=None)
 
 
 def seconds_of(action: Callable[[], object]) -> float | None:
-    """Median time of `action` on the current GPU; None if that has no room for its programs."""
+    """Median time of `action` on the current GPU; None if its programs do not fit there."""
     spent: list[float] = []
     try:
         action()  # compiles
@@ -101,19 +105,19 @@ def seconds_of(action: Callable[[], object]) -> float | None:
 
 def _read(path: Path, among: tuple[Tile, ...]) -> Tile | None:
     try:
-        # Not of a pipe or a device, which a name in a shared folder may be.
+        # In a shared folder the name may be a pipe or a device, which would block.
         if not path.is_file():
             return None
         with path.open("rb") as file:
             found = json.loads(file.read(MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
-    # Compared as text: True would pass for 1.
+    # Compared as text, since True equals 1.
     return next((tile for tile in among if json.dumps(asdict(tile)) == json.dumps(found)), None)
 
 
 def _write(path: Path, tile: Tile) -> None:
-    """Whole or not at all, whoever else writes it."""
+    """Write the file whole or not at all, even if others write it too."""
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

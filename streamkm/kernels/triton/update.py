@@ -1,13 +1,13 @@
-"""Device code of the update: sums and counts of clusters that have the same bits every time.
+"""Device code of the accumulation: sums and counts that have the same bits every time.
 
-Rows are sorted by label, stably, and cut into chunks of a fixed length. A program
-adds up a chunk row by row; a cluster that lies in one chunk is written at once,
-and the pieces of one that goes on into the next chunks are added in their order
-by `join_kernel`. Which program runs when decides nothing, and no chunk waits for
-another, however unequal the clusters. Counts are integers, so atomics will do.
+Rows are sorted by label, stably, and cut into chunks of a fixed length. A program adds up
+a chunk row by row. The sum of a cluster that lies in one chunk is written at once. If a
+cluster goes on into the next chunks, `join_kernel` adds its pieces in their order. The
+order in which programs run decides nothing, and no chunk waits for another, however
+unequal the clusters. Counts are integers, so atomics will do for them.
 
-Rejected: atomics on sums (other bits on every run), and one program a cluster
-(a large cluster then takes as long as all others together).
+Rejected: atomics on sums (other bits on every run), and one program a cluster (a large
+cluster then takes as long as all others together).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["add_chunks_kernel", "join_kernel"]
 
 @triton.jit
 def _label_at(labels_ptr, position, n_rows):
-    """Label at `position` of the sorted rows, -1 beyond both ends."""
+    """Label at `position` of the sorted rows; -1 beyond both ends."""
     inside = (position >= 0) & (position < n_rows)
     return tl.load(labels_ptr + position, mask=inside, other=-1).to(tl.int32)
 
@@ -30,11 +30,11 @@ def add_chunks_kernel(
     x_ptr, stride, order_ptr, labels_ptr, sums_ptr, counts_ptr, pieces_ptr, n_rows, n_features,
     CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Add each cluster's rows within a chunk of the sorted rows.
+    """Add the rows of each cluster within one chunk of the sorted rows.
 
-    A cluster that the chunk holds whole goes to `sums_ptr`; the piece of one that
-    came from the chunk before goes to the first, that of one that goes on to the
-    second half of the chunk's `pieces_ptr`.
+    The sum of a cluster that the chunk holds whole goes to `sums_ptr`. The other sums go to
+    the chunk's `pieces_ptr`: to its first half if the cluster began in a chunk before, to its
+    second half if the cluster begins here and goes on in the next.
     """
     chunk = tl.program_id(0)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -74,7 +74,7 @@ def join_kernel(
     labels_ptr, sums_ptr, pieces_ptr, n_rows, n_features,
     CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Add the pieces of a cluster that begins in a chunk and goes on in those after it."""
+    """Add the pieces of the cluster that begins in a chunk and goes on in the next."""
     chunk = tl.program_id(0)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     begin = chunk * CHUNK
@@ -83,7 +83,7 @@ def join_kernel(
     goes = (label >= 0) & (_label_at(labels_ptr, end, n_rows) == label)
     begins = _label_at(labels_ptr, begin - 1, n_rows) != label
     if goes & begins:
-        # The chunk after the last that begins with this label.
+        # `after` becomes the chunk after the last one that begins with this label.
         after = chunk + 1
         beyond = tl.cdiv(n_rows, CHUNK)
         while after < beyond:
