@@ -1,4 +1,4 @@
-"""The kernels of a run: what they are given to do."""
+"""The kernel of a run: what it is given to do, and what is said of it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from streamkm.errors import DeviceError
+from streamkm.kernels import resolve_kernel
 from streamkm.kernels.cpu import CpuKernel
+from streamkm.runs.planning.environment import describe_kernel
 from tests.kernels.contract import normal
-from tests.runs.helpers import Job, predicted
+from tests.runs.helpers import Job, metrics_of, predicted
 
 CPU = torch.device("cpu")
 
@@ -34,3 +37,22 @@ def test_runs_leave_rows_where_they_lie(tmp_path: Path, monkeypatch: pytest.Monk
     n_rows.clear()
     predicted(job.run, job.source, tmp_path / "labels.npy", kernel="cpu")
     assert n_rows == {"in order": 400}
+
+
+# Breaks when a run keeps to itself what `auto` took, or how many rows were scored again.
+def test_a_run_tells_its_kernel_and_the_share_of_rows_in_doubt(tmp_path, capsys) -> None:
+    # More clusters than there are rows that differ: many rows are as far from two centroids.
+    rows = np.random.default_rng(0).integers(0, 2, (300, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 12, "batch_rows": 50})
+    with pytest.raises(DeviceError, match="kernel='triton' needs a CUDA GPU, the device is cpu"):
+        job.attempt(kernel="triton")
+    assert not job.run.exists()
+    job.attempt()
+    assert describe_kernel("auto", resolve_kernel("auto", CPU)) in capsys.readouterr().err
+    shares = [record.get("rechecked_share") for record in metrics_of(job.run)]
+    assert any(share is not None and 0 < share < 1 for share in shares)
+    assert describe_kernel("auto", "triton") == "kernel triton (auto)"
+    assert describe_kernel("triton", "triton", "fast").endswith(
+        "labels as screened (precision fast)"
+    )

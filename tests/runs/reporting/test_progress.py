@@ -13,7 +13,6 @@ import threading
 import numpy as np
 import pytest
 
-from streamkm.config import counted
 from streamkm.runs.reporting import progress
 from streamkm.runs.reporting.progress import Progress
 from streamkm.stream.stages import StageTimes
@@ -24,14 +23,6 @@ from tests.runs.helpers import Job, clusters
 def job(tmp_path) -> Job:
     np.save(tmp_path / "x.npy", clusters(600, 3))
     return Job(tmp_path / "x.npy", tmp_path / "run", {"k": 4, "batch_rows": 50})
-
-
-@pytest.mark.parametrize(
-    ("n", "noun", "text"),
-    [(1, "row", "1 row"), (0, "row", "0 rows"), (2000, "batch", "2,000 batches")],
-)
-def test_one_thing_or_many(n, noun, text):
-    assert counted(n, noun) == text
 
 
 # ---- lines and bars ---------------------------------------------------------
