@@ -73,10 +73,10 @@ def test_compiled_and_torch_agree(monkeypatch, k, n_features, dtype, spherical, 
         if spherical:
             assert torch.equal(points.points_KD[0], before.points_KD[0])
         results[compiled] = points
-    compiled, by_torch = results[True], results[False]
-    assert torch.equal(compiled.sums_KD, by_torch.sums_KD)
+    by_extension, by_torch = results[True], results[False]
+    assert torch.equal(by_extension.sums_KD, by_torch.sums_KD)
     rtol = 4 * torch.finfo(dtype).eps if spherical else 0
-    torch.testing.assert_close(compiled.points_KD, by_torch.points_KD, rtol=rtol, atol=0)
+    torch.testing.assert_close(by_extension.points_KD, by_torch.points_KD, rtol=rtol, atol=0)
 
 
 # Breaks when a length is taken of squares that leave float64.

@@ -22,7 +22,7 @@ from streamkm.sources.flat import FlatSource
 from streamkm.stream.slots import HostSlots
 from streamkm.stream.transfer import _copy_to_cuda
 from tests.runs.helpers import Job, clusters, every, metrics_of
-from tests.stream.test_transfer import FakeGpu
+from tests.stream.fake_gpu import FakeGpu
 
 FAST, SLOW = Alone(4e6, 0.25e-6), Alone(1e6, 1e-6)
 MEASURED = Probe(
