@@ -58,3 +58,11 @@ def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):
     model.write_bytes(model.read_bytes()[:-9])
     assert cli("info", run) == 2
     assert "model.safetensors is damaged" in capsys.readouterr().err
+
+
+# Shards may lie beside a folder of any name.
+def test_info_takes_a_folder_of_shards_for_a_source(tmp_path, capsys):
+    np.save(tmp_path / "a.npy", np.ones((7, 3), np.float32))
+    (tmp_path / "checkpoints").mkdir()
+    assert cli("info", tmp_path) == 0
+    assert "7 rows" in capsys.readouterr().out
