@@ -15,7 +15,8 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # Contracts are asserted in modules that pytest does not collect itself.
-pytest.register_assert_rewrite("tests.sources.contract", "tests.kernels.contract")
+CONTRACTS = ("clustering", "kernels", "sinks", "sources")
+pytest.register_assert_rewrite(*(f"tests.{room}.contract" for room in CONTRACTS))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import streamkm
+from streamkm.sinks import SINKS
+from streamkm.sources.formats import FORMATS
+from streamkm.tables import ALGORITHMS, KERNELS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -29,6 +33,63 @@ SCRIPTS = [
     "scripts/test",
     ".ci/run",
 ]
+
+#: Modules whose tests do not bear their name, and where they are tested. The others are tested in
+#: the file (or the folder) of their name: streamkm/stream/plan.py in tests/stream/test_plan.py.
+TESTED_IN = {
+    "__main__": "test_packaging.py",
+    "files": "runs/test_faults.py",
+    "options": "test_cli.py",
+    # The protocols: by the contracts of what implements them.
+    "clustering/algorithm": "clustering/contract.py",
+    "kernels/base": "kernels/contract.py",
+    "sinks/base": "sinks/contract.py",
+    "sources/base": "sources/contract.py",
+    # What holds the rows of one batch, and comes of preparing them.
+    "clustering/batch": "clustering/test_preparation.py",
+    "clustering/seeding/sample": "runs/engine/test_sampling.py",
+    # Parts of one kernel, or of one way to decode.
+    "kernels/ops/tiles": "kernels/test_cpu.py",
+    "kernels/triton/assign": "kernels/triton/test_kernel.py",
+    "kernels/triton/common": "kernels/triton/test_kernel.py",
+    "kernels/triton/lanes": "kernels/triton/test_kernel.py",
+    "kernels/triton/one_read": "kernels/triton/test_kernel.py",
+    "kernels/triton/settle": "kernels/triton/test_kernel.py",
+    "kernels/triton/tiles": "kernels/triton/test_tuning.py",
+    "kernels/triton/update": "kernels/triton/test_kernel.py",
+    "sources/bfloat16": "sources/test_registry.py",
+    "sources/concat": "sources/test_registry.py",
+    "sources/npy": "sources/test_flat.py",
+    "sources/rowfile": "sources/test_flat.py",
+    "sources/vecs": "sources/test_flat.py",
+    "sources/within": "runs/storage/test_output_records.py",
+    "sources/zarr/blosc": "sources/zarr/test_direct.py",
+    "sources/zarr/chunk": "sources/zarr/test_direct.py",
+    "sources/zarr/decode": "sources/zarr/test_direct.py",
+    "sources/zarr/listing": "sources/zarr/test_source.py",
+    "sources/zarr/shards": "sources/zarr/test_direct.py",
+    "sources/zarr/store": "sources/zarr/test_source.py",
+    # What both estimators share.
+    "estimators/base": "estimators/test_conventions.py",
+    "estimators/loading": "estimators/test_runs.py",
+    "estimators/parameters": "estimators/test_conventions.py",
+    # Whole verbs: beside scikit-learn, and by who calls them.
+    "runs/evaluate": "test_equivalence.py",
+    "runs/fit": "test_equivalence.py",
+    "runs/in_memory": "estimators/test_inputs.py",
+    "runs/partial_fit": "estimators/test_minibatch.py",
+    "runs/engine/labelling": "runs/test_predict.py",
+    "runs/engine/passes": "runs/engine/test_attempt.py",
+    "runs/engine/timing": "runs/engine/test_probe.py",
+    "runs/planning/checks": "runs/planning/test_memory.py",
+    "runs/planning/environment": "runs/engine/test_run_kernel.py",
+    "runs/planning/fit_plan": "runs/planning/test_memory.py",
+    "runs/planning/given_centroids": "estimators/test_inputs.py",
+    "runs/reporting/out_of_memory": "runs/test_resources.py",
+    "runs/reporting/signals": "runs/test_processes.py",
+    "runs/storage/model_file": "runs/storage/test_model.py",
+    "runs/storage/tensor_file": "runs/storage/test_checkpoint.py",
+}
 
 
 def source_files(*folders: str) -> list[Path]:
@@ -185,3 +246,87 @@ def offered_by(tree: ast.Module) -> set[str]:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
     ]
     return {name for names in lists for name in ast.literal_eval(names)}
+
+
+# ---- where tests are --------------------------------------------------------
+
+
+def named_for(module: str) -> list[Path]:
+    """Files of tests of ``a/b``: tests/a/test_b.py, or what is in tests/a/b/."""
+    path = ROOT / "tests" / module
+    named = path.with_name(f"test_{path.name}.py")
+    return [named] if named.is_file() else sorted(path.glob("*.py"))
+
+
+# Breaks when a newcomer who changes a module does not find its tests.
+def test_every_module_has_tests_of_its_name() -> None:
+    modules = {
+        path.relative_to(ROOT / "streamkm").with_suffix("").as_posix()
+        for path in source_files("streamkm")
+        if path.name != "__init__.py"
+    }
+    found = {module for module in modules if named_for(module)}
+    missing = modules - found - TESTED_IN.keys()
+    assert not missing, (
+        f"no tests of {sorted(missing)}: write tests/<folder>/test_<module>.py, or say in "
+        "TESTED_IN of tests/test_repo.py where they are"
+    )
+    stale = {module for module in TESTED_IN if module in found or module not in modules}
+    assert not stale, f"TESTED_IN names {sorted(stale)}, which have tests of their name or are gone"
+    gone = {place for place in TESTED_IN.values() if not (ROOT / "tests" / place).is_file()}
+    assert not gone, f"TESTED_IN names {sorted(gone)}, which are not there"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A line of one of the tables of what can be chosen by name."""
+
+    contract: str
+    """The class that its tests inherit, of tests/<room>/contract.py."""
+    name: str
+    """As it is chosen."""
+    home: str
+    """``module:name`` of the class, or of the function that opens it."""
+
+    @property
+    def tests(self) -> list[Path]:
+        """Where they must be: with those of the module."""
+        module = self.home.partition(":")[0].removeprefix("streamkm.").replace(".", "/")
+        listed = TESTED_IN.get(module)
+        return [ROOT / "tests" / listed] if listed else named_for(module)
+
+
+IMPLEMENTATIONS = [
+    *(Implementation("AlgorithmContract", name, e.home) for name, e in ALGORITHMS.items()),
+    *(Implementation("KernelContract", name, entry.home) for name, entry in KERNELS.items()),
+    *(Implementation("SinkContract", suffix, home) for suffix, home in SINKS.items()),
+    *(Implementation("SourceContract", form.name, form.home) for form in FORMATS),
+]
+
+
+def subclasses(path: Path, contract: str) -> list[str]:
+    """Source of the classes in a file that pytest collects, and that inherit from `contract`."""
+    return [
+        ast.unparse(node)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+        and node.name.startswith("Test")
+        and contract in [getattr(base, "id", "") for base in node.bases]
+    ]
+
+
+# Breaks when an algorithm, a kernel, a sink or a format is added, and nothing holds it to what the
+# others promise.
+@pytest.mark.parametrize("entry", IMPLEMENTATIONS, ids=lambda entry: f"{entry.name} {entry.home}")
+def test_everything_that_can_be_chosen_passes_its_contract(entry: Implementation) -> None:
+    held = [source for path in entry.tests for source in subclasses(path, entry.contract)]
+    module = entry.home.partition(":")[0]
+    room = module.split(".")[1]
+    assert held, (
+        f"{entry.name} ({entry.home}) has no subclass of {entry.contract} in its tests: write a "
+        f"class Test... that inherits it (see tests/{room}/contract.py) into "
+        + (", ".join(str(path.relative_to(ROOT)) for path in entry.tests) or "a file of its name")
+    )
+    if entry.contract == "AlgorithmContract":
+        named = [source for source in held if f"name = {entry.name!r}" in source]
+        assert named, f"none of the contracts in the tests of {module} is for {entry.name!r}"

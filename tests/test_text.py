@@ -1,4 +1,4 @@
-"""Sizes: what is printed can be read, and what cannot be read is refused."""
+"""Text for people: sizes that are printed can be read, and numbers have the right noun."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkm.errors import ConfigError
-from streamkm.text import format_bytes, parse_bytes
+from streamkm.text import counted, format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,11 @@ def test_what_is_printed_can_be_read(n_bytes: int) -> None:
     read = parse_bytes(format_bytes(n_bytes).removesuffix("ytes"))
     # One decimal: half a tenth of at least one unit.
     assert read == pytest.approx(n_bytes, rel=0.051)
+
+
+@pytest.mark.parametrize(
+    ("n", "noun", "text"),
+    [(1, "row", "1 row"), (0, "row", "0 rows"), (2000, "batch", "2,000 batches")],
+)
+def test_one_thing_or_many(n, noun, text):
+    assert counted(n, noun) == text

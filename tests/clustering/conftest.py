@@ -13,3 +13,10 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def generators_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws are made on the CPU: a device without memory has no generator."""
+    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda *_: generator())

@@ -16,6 +16,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wi
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.reservoir import OFFERED_PER_BATCH
 from streamkm.clustering.state import BY_TOL, CONVERGED, RUNNING
+from tests.clustering.contract import AlgorithmContract
 from tests.clustering.streams import (
     batch_of,
     bits,
@@ -37,6 +38,10 @@ DATA_SETS = {
     "breast_cancer": load_breast_cancer,
     "digits": load_digits,
 }
+
+
+class TestLloyd(AlgorithmContract):
+    name = "lloyd"
 
 
 # Breaks when centroids move within a pass, or sums of the pass before stay.
@@ -161,18 +166,6 @@ def test_dropped_rows_do_not_count(rng) -> None:
     torch.testing.assert_close(one.centroids_KD, other.centroids_KD)
     assert int(other.n_dropped) == 4
     assert int(other.counts_K.sum()) == 90
-
-
-# Breaks when the order of bits depends on anything but the batches.
-def test_the_same_passes_give_the_same_bits(rng) -> None:
-    rows = rng.normal(size=(500, 7))
-
-    def final(seed: int) -> dict[str, bytes]:
-        state = state_from(np.concatenate((rows[:6], rows[:3] + 1e3)), dtype=torch.float32)
-        run_lloyd(state, cut(rows, 64, torch.float32), seed=seed)
-        return bits(state)
-
-    assert final(0) == final(0)
 
 
 # ---- the closing pass -------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_digits, load_iris
 
 from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
+from tests.clustering.contract import AlgorithmContract
 from tests.clustering.streams import (
     batch_of,
     bits,
@@ -18,6 +21,15 @@ from tests.clustering.streams import (
     run_epoch,
     state_from,
 )
+
+
+class TestMiniBatch(AlgorithmContract):
+    name = "minibatch"
+
+    @pytest.fixture
+    def settings(self) -> dict[str, Any]:
+        """Watching the inertia, but not so that it ends a run here."""
+        return {"max_no_improvement": 1000}
 
 
 # Breaks when a rate is not 1 / count, the seed is counted as a row, or inertia is

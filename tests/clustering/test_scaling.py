@@ -16,7 +16,6 @@ from streamkm.clustering.scaling import (
     _centre,
     compute_dtype,
 )
-from streamkm.kernels import normalized
 from streamkm.kernels.exact import rounding_bound
 from streamkm.kernels.reference import ReferenceKernel
 
@@ -108,12 +107,6 @@ def test_inverse_of_l2_stays_in_the_unit_ball() -> None:
     point_KD = torch.tensor([[0.3, 0.4]])
     assert torch.equal(scaling.inverse(point_KD), point_KD.double())
     torch.testing.assert_close(scaling.transform(point_KD), torch.tensor([[0.6, 0.8]]).double())
-
-
-def test_normalized_keeps_zero_rows_and_its_input() -> None:
-    x_BD = torch.tensor([[0.0, 0.0], [0.0, 2.0]])
-    assert normalized(x_BD).tolist() == [[0.0, 0.0], [0.0, 1.0]]
-    assert x_BD.tolist() == [[0.0, 0.0], [0.0, 2.0]]
 
 
 # ---- prepare ------------------------------------------------------------------

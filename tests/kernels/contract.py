@@ -69,6 +69,11 @@ def normal(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tenso
     return torch.from_numpy(np.random.default_rng(shape).normal(size=shape)).to(device, dtype)
 
 
+def permuted(n_window: int, n_rows: int) -> torch.Tensor:
+    """Positions of rows of a window, in an order that is the same for the same numbers."""
+    return torch.randperm(n_window, generator=torch.Generator().manual_seed(1)).int()[:n_rows]
+
+
 class KernelContract:
     """Subclasses give a fixture `make` -> `MakeKernel`, and may override `device`."""
 

@@ -1,30 +1,23 @@
-"""The compiled kernel, on every instruction set that this processor has."""
+"""The compiled kernel, on every instruction set, of rows in memory of their own and in windows."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+import mmap
 from functools import partial
 
 import pytest
 import torch
 
 from streamkm.errors import DeviceError
-from streamkm.kernels import cpu, resolve_kernel
+from streamkm.kernels import cpu, resolve_kernel, sq_distances_to
 from streamkm.kernels.cpu import CpuKernel
-from streamkm.kernels.extension import cores_for_kernels, instruction_sets, n_threads_for
-from streamkm.runs.planning.memory import PANEL_LANES
-from tests.kernels.contract import KernelContract, normal, sq_norms
+from streamkm.kernels.extension import instruction_sets
+from streamkm.kernels.ops.gather import gather
+from streamkm.kernels.reference import ReferenceKernel
+from tests.kernels.contract import KernelContract, normal, permuted, sq_norms
 
 CPU = torch.device("cpu")
-
-
-# Breaks when the extension silently was not built: everything below would be skipped.
-def test_the_extension_is_built_here() -> None:
-    assert [entry.name for entry in instruction_sets()][-1] == "baseline"
 
 
 @pytest.fixture(params=instruction_sets(), ids=lambda entry: entry.name)
@@ -159,124 +152,131 @@ def test_an_extension_that_is_missing_is_said(monkeypatch) -> None:
         CpuKernel(10, 4, torch.float32, CPU)
 
 
-# Breaks when a wider instruction set makes the kernel's copy of the centroids outgrow the plan.
-def test_panels_are_no_wider_than_the_memory_plan_counts() -> None:
-    for entry in instruction_sets():
-        assert max(entry.float32_panel, entry.float64_panel) <= PANEL_LANES
+# ---- rows that lie in a window, measured in the same pass ---------------------
+
+MOST = 1e30
 
 
-# Breaks when loops of two callers mix: each has rows, labels and a number of tasks of its own.
-def test_many_callers_at_once() -> None:
-    def labels_right(seed: int) -> bool:
-        x_BD = normal(3000 + 97 * seed, 40 + seed, dtype=torch.float32, device=CPU)
-        centroids_KD = x_BD[: 50 + seed].clone()
-        kernel = CpuKernel(len(x_BD), len(centroids_KD), torch.float32, CPU)
-        sums_KD, counts_K = torch.zeros_like(centroids_KD), torch.zeros(50 + seed).long()
-        first = kernel.assign(x_BD, sq_norms(x_BD), centroids_KD).labels_B
-        for _ in range(20):
-            again = kernel.assign(x_BD, sq_norms(x_BD), centroids_KD).labels_B
-            kernel.accumulate(x_BD, again, sums_KD=sums_KD, counts_K=counts_K)
-            if not torch.equal(first, again):
-                return False
-        nearest_B = torch.cdist(x_BD.double(), centroids_KD.double()).argmin(dim=1)
-        expected_K = 20 * torch.bincount(first, minlength=50 + seed)
-        return torch.equal(first, nearest_B) and torch.equal(counts_K, expected_K)
-
-    with ThreadPoolExecutor(6) as threads:
-        assert all(threads.map(labels_right, range(12)))
-
-
-FORKED = """
-import os, sys, torch
-from streamkm.kernels.cpu import CpuKernel
-
-torch.set_num_threads(3)
-x_BD = torch.randn(5000, 64, generator=torch.Generator().manual_seed(0))
-sq_norms_B = x_BD.square().sum(dim=1)  # Here: OpenMP, which has torch's sums, hangs in a child.
-kernel = CpuKernel(5000, 100, torch.float32, torch.device("cpu"))
-
-def labels():
-    return kernel.assign(x_BD, sq_norms_B, x_BD[:100]).labels_B
-
-before = labels()
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(before, labels()) else 1)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
+# Breaks when a position is taken for a number of the batch, when lengths of another tile are taken,
+# or when features behind the last line are left out.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("b", [1, 12, 13, 192, 193, 500])
+@pytest.mark.parametrize("k", [1, 70, 3000])
+@pytest.mark.parametrize("d", [1, 9, 16, 17, 130])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_is_what_gathering_first_gives(make, b, k, d, dtype, in_order) -> None:
+    window_ND = normal(b if in_order else b + 300, d, dtype=dtype, device=CPU)
+    centroids_KD = normal(k, d, dtype=dtype, device=CPU)
+    positions_B = None if in_order else permuted(len(window_ND), b)
+    rows = slice(None) if positions_B is None else positions_B
+    x_BD, norms_B = gather(window_ND, rows, torch.empty((b, d), dtype=dtype))
+    kernel = make(b, k, dtype, CPU)
+    # Gathering takes the best instruction set, of which the others may differ in the last bit.
+    unit = torch.finfo(dtype).eps
+    close = partial(torch.testing.assert_close, rtol=4 * unit, atol=4 * unit * float(norms_B.max()))
+    labels_B, sq_distances_B = kernel.assign(x_BD, norms_B, centroids_KD)
+    take = partial(kernel.assign_in_place, window_ND, positions_B, centroids_KD, most_sq_norm=MOST)
+    found = take(exact=False)
+    assert torch.equal(found.labels_B, labels_B)
+    close(found.sq_distances_B, sq_distances_B)
+    close(found.sq_norms_B, norms_B)
+    assert found.dropped_B is None
+    exact = take(exact=True)
+    assert torch.equal(exact.labels_B, labels_B)
+    close(exact.sq_distances_B, sq_distances_to(x_BD, labels_B, centroids_KD))
+    sums_KD, counts_K = torch.zeros_like(centroids_KD), torch.zeros(k, dtype=torch.int64)
+    expected_KD, expected_K = torch.zeros_like(centroids_KD), torch.zeros(k, dtype=torch.int64)
+    kernel.accumulate(
+        window_ND, labels_B, sums_KD=sums_KD, counts_K=counts_K, positions_B=positions_B
+    )
+    kernel.accumulate(x_BD, labels_B, sums_KD=expected_KD, counts_K=expected_K)
+    assert torch.equal(sums_KD, expected_KD)
+    assert torch.equal(counts_K, expected_K)
 
 
-# Breaks (hangs) when a child waits for threads that only its parent has.
-def test_a_child_process_has_threads_of_its_own() -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORKED]
-    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+def before_a_wall(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that ends where memory does: to read one byte more ends the process."""
+    n_bytes = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, n_bytes + mmap.PAGESIZE)
+    wall = ctypes.addressof(ctypes.c_char.from_buffer(pages, n_bytes))
+    no_access = 0
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(wall), mmap.PAGESIZE, no_access) == 0
+    flat = torch.frombuffer(pages, dtype=tensor.dtype, offset=n_bytes - tensor.nbytes)
+    return flat[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
-def n_choosable_processors() -> int:
-    """Those that a thread may be kept to here; 0 where the system knows or grants no such wish."""
-    try:
-        os.sched_setaffinity(0, allowed := os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # macOS; a container or service that forbids it
-        return 0
-    return len(allowed)
+# Breaks (crashes) when the rows ahead, or the last vector of a row, are taken from beyond the end.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("d", [1, 3, 7, 9, 15, 17, 31, 33, 130, 145])
+def test_nothing_is_read_beyond_the_end(make, d, dtype) -> None:
+    window_ND, positions_B = normal(60, d, dtype=dtype, device=CPU), permuted(60, 50)
+    centroids_KD, sums_KD = normal(5, d, dtype=dtype, device=CPU), torch.zeros(5, d, dtype=dtype)
+    kernel, found = make(50, 5, dtype, CPU), []
+    for at_the_end in (torch.Tensor.clone, before_a_wall):
+        window, positions, centroids, sums = map(
+            at_the_end, (window_ND, positions_B, centroids_KD, sums_KD)
+        )
+        measured = kernel.assign_in_place(
+            window, positions, centroids, most_sq_norm=MOST, exact=True
+        )
+        labels, counts = at_the_end(measured.labels_B), at_the_end(torch.zeros(5).long())
+        kernel.accumulate(window, labels, sums_KD=sums, counts_K=counts, positions_B=positions)
+        found.append((*measured[:3], sums, counts))
+    assert all(map(torch.equal, *found))
 
 
-# Breaks when a thread of the pool may be woken where its caller runs: it waits there
-# until all is done, although another is idle.
-@pytest.mark.skipif(
-    n_choosable_processors() < 2, reason="one processor, or threads may not be kept to some"
-)
-def test_threads_keep_off_the_processor_of_their_caller() -> None:
-    code = """
-import os, time, torch
-from streamkm.kernels.cpu import CpuKernel
-
-torch.set_num_threads(2)
-allowed, x_BD = os.sched_getaffinity(0), torch.randn(4000, 64)
-before = set(os.listdir("/proc/self/task"))
-kernel = CpuKernel(4000, 64, torch.float32, torch.device("cpu"))
-for _ in range(100):
-    kernel.assign(x_BD, x_BD.square().sum(dim=1), x_BD[:64].clone())
-    time.sleep(0.01)
-    started = set(os.listdir("/proc/self/task")) - before
-    if any(len(os.sched_getaffinity(int(task))) == len(allowed) - 1 for task in started):
-        break
-else:
-    raise SystemExit("every thread may run anywhere")
-assert os.sched_getaffinity(0) == allowed
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+# Breaks when a row that is dropped keeps its length or its numbers: what it leaves is NaN.
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e16])
+@pytest.mark.parametrize("d", [8, 20])
+def test_rows_without_a_length_count_as_zeros(make, d: int, bad: float) -> None:
+    window_ND = normal(400, d, dtype=torch.float32, device=CPU)
+    centroids_KD = normal(40, d, dtype=torch.float32, device=CPU)
+    positions_B = permuted(400, 300)
+    places = [0, 11, 12, 191, 192, 299]
+    window_ND[positions_B[places].long(), 7] = bad
+    kernel = make(300, 40, torch.float32, CPU)
+    for exact in (False, True):
+        found = kernel.assign_in_place(
+            window_ND, positions_B, centroids_KD, most_sq_norm=MOST, exact=exact
+        )
+        assert found.dropped_B is not None
+        assert found.dropped_B.nonzero().squeeze(1).tolist() == places
+        assert found.sq_norms_B[places].tolist() == [0] * len(places)
+        lengths_K = centroids_KD.double().square().sum(dim=1)
+        assert found.labels_B[places].tolist() == [int(lengths_K.argmin())] * len(places)
+        assert found.sq_distances_B.isfinite().all()
+    assert not window_ND[positions_B[places].long(), 7].eq(0).any()
 
 
-# Breaks when one of two that hold the cores gives back what the other found, or neither does.
-def test_cores_are_held_by_several_at_once() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    entered, left = threading.Event(), threading.Event()
-    seen: list[int] = []
+def test_only_the_compiled_kernel_takes_rows_where_they_lie() -> None:
+    assert ReferenceKernel(5, 2, torch.float32, CPU).in_place is None
+    kernel = CpuKernel(5, 2, torch.float32, CPU)
+    assert kernel.in_place is kernel
 
-    def other() -> None:
-        with cores_for_kernels("cpu"):
-            seen.append(n_threads_for(1 << 30))
-            entered.set()
-            left.wait(60)
-            seen.append(n_threads_for(1 << 30))
-        seen.append(torch.get_num_threads())
 
-    thread = threading.Thread(target=other)
-    try:
-        with cores_for_kernels("cpu"):
-            assert torch.get_num_threads() == 1
-            thread.start()
-            assert entered.wait(60)
-            assert n_threads_for(1 << 30) == 3
-        assert torch.get_num_threads() == 3
-        left.set()
-        thread.join(60)
-        assert seen == [3, 3, 3]
-        assert n_threads_for(1 << 30) == torch.get_num_threads() == 3
-        with cores_for_kernels("reference"):
-            assert torch.get_num_threads() == 3
-    finally:
-        left.set()
-        torch.set_num_threads(before)
+# Breaks when positions are passed on unchecked: the extension would read beyond the window.
+def test_refuses_positions_outside_the_window(make) -> None:
+    kernel = make(10, 4, torch.float32, CPU)
+    window_ND, centroids_KD = torch.zeros((20, 3)), torch.zeros((4, 3))
+    sums_KD, counts_K = torch.zeros((4, 3)), torch.zeros(4, dtype=torch.int64)
+    labels_B = torch.zeros(2, dtype=torch.int64)
+    for positions in ([0, 20], [-1, 0]):
+        positions_B = torch.tensor(positions, dtype=torch.int32)
+        with pytest.raises(IndexError, match="within a window of 20"):
+            kernel.assign_in_place(
+                window_ND, positions_B, centroids_KD, most_sq_norm=MOST, exact=False
+            )
+        with pytest.raises(IndexError, match="within a window of 20"):
+            kernel.accumulate(
+                window_ND, labels_B, sums_KD=sums_KD, counts_K=counts_K, positions_B=positions_B
+            )
+    for positions_B in (torch.zeros(2, dtype=torch.int64), torch.zeros(4, dtype=torch.int32)[::2]):
+        with pytest.raises(ValueError, match="positions must be int32"):
+            kernel.assign_in_place(
+                window_ND, positions_B, centroids_KD, most_sq_norm=MOST, exact=False
+            )
+    with pytest.raises(ValueError, match="at most 10 rows"):
+        kernel.assign_in_place(window_ND, None, centroids_KD, most_sq_norm=MOST, exact=False)
+    with pytest.raises(ValueError, match="not 0"):
+        kernel.assign_in_place(window_ND[:2], None, centroids_KD[:0], most_sq_norm=MOST, exact=True)
+    assert not sums_KD.any()

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from streamkm.errors import DeviceError
 from streamkm.kernels import KernelRequest, make_kernel, resolve_kernel
 from streamkm.kernels.reference import ReferenceKernel
-from streamkm.runs.planning.environment import describe_kernel
-from streamkm.tables import KERNELS, load_class
-from tests.runs.helpers import Job, metrics_of
+from streamkm.tables import KERNELS
 
 CPU = torch.device("cpu")
-
-
-# Breaks when a kernel can be named on the command line and not be made.
-def test_every_name_has_a_class_of_that_name() -> None:
-    assert {name: load_class(entry.home).name for name, entry in KERNELS.items()} == {
-        name: name for name in KERNELS
-    }
 
 
 def test_an_explicit_name_is_taken_as_it_is() -> None:
@@ -48,25 +38,6 @@ def test_auto_on_cuda_is_triton_where_it_is_installed(monkeypatch: pytest.Monkey
     assert resolve_kernel("auto", torch.device("cuda")) == "reference"
     with pytest.raises(DeviceError, match="Triton is not installed"):
         resolve_kernel("triton", torch.device("cuda"))
-
-
-# Breaks when a run keeps to itself what `auto` took, or how many rows were scored again.
-def test_a_run_tells_its_kernel_and_the_share_of_rows_in_doubt(tmp_path, capsys) -> None:
-    # More clusters than there are rows that differ: many rows are as far from two centroids.
-    rows = np.random.default_rng(0).integers(0, 2, (300, 3)).astype(np.float32)
-    np.save(tmp_path / "x.npy", rows)
-    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 12, "batch_rows": 50})
-    with pytest.raises(DeviceError, match="kernel='triton' needs a CUDA GPU, the device is cpu"):
-        job.attempt(kernel="triton")
-    assert not job.run.exists()
-    job.attempt()
-    assert describe_kernel("auto", resolve_kernel("auto", CPU)) in capsys.readouterr().err
-    shares = [record.get("rechecked_share") for record in metrics_of(job.run)]
-    assert any(share is not None and 0 < share < 1 for share in shares)
-    assert describe_kernel("auto", "triton") == "kernel triton (auto)"
-    assert describe_kernel("triton", "triton", "fast").endswith(
-        "labels as screened (precision fast)"
-    )
 
 
 # Breaks when `fast` rescores all the same, or leaves labels that no screening gave.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamkm.cli import main
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.errors import Interrupted
 from streamkm.runs.fit import fit
@@ -143,3 +144,11 @@ def clusters(n_rows: int, n_features: int, *, n_clusters: int = 5, seed: int = 0
     centres = rng.normal(scale=2.0, size=(n_clusters, n_features))
     labels = np.sort(rng.integers(n_clusters, size=n_rows))
     return (centres[labels] + rng.normal(size=(n_rows, n_features)) + 0.5).astype(np.float32)
+
+
+def cli(*arguments: object) -> int:
+    """The exit status of the command line with these arguments."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse
+        return int(end.code or 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamkm.cli import main
-from streamkm.runs.storage.model import load_model
-from streamkm.runs.storage.run_folder import RunFolder
+from tests.runs.helpers import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,13 +21,6 @@ def x(tmp_path) -> Path:
     path: Path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32))
     return path
-
-
-def cli(*arguments: object) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as end:  # argparse
-        return int(end.code or 0)
 
 
 def settings_of(run: Path) -> dict[str, object]:
@@ -158,102 +148,6 @@ def test_resume_with_another_k_or_other_data_is_refused(x, tmp_path, capsys):
     assert cli("fit", x, "--k", 2, "--out", run, "--resume") == 2
     assert "[200, 3] -> [201, 3]" in capsys.readouterr().err.splitlines()[-1]
     assert (run / "model.safetensors").read_bytes() == before
-
-
-def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
-    run = tmp_path / "run"
-    settings = ("--batch-rows", 20, "--init", "random", "--checkpoint-every", 1)
-    assert cli("fit", x, "--k", 2, "--out", run, *settings) == 0
-    assert cli("info", run) == 0
-    out = capsys.readouterr().out
-    assert "finished" in out
-    model = load_model(run)
-    assert model.inertia is not None
-    assert f"inertia      {model.inertia:.9g} ({model.inertia / 200:.6g} per row)" in out
-    sizes = sorted(model.counts_K.tolist())
-    # Of the 200 rows of two clusters one has 100 in the median, whatever their sizes.
-    assert f"sizes        {sizes[0]} least, 100 median, {sizes[1]} most, 0 clusters" in out
-    assert "steps        10 in 1 epoch" in out
-    assert re.search("^batch-rows +20$", out, re.MULTILINE)
-    assert "n-init" not in out  # as by default
-    (run / "model.safetensors").unlink()
-    assert cli("info", run) == 0
-    assert "unfinished   step-00000022: close, epoch 1, batch 10" in capsys.readouterr().out
-
-
-def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert cli("fit", x, "--k", 2, "--out", run, "--no-closing-pass", "--n-init", 2) == 0
-    with RunFolder(run, json.loads((run / "config.json").read_text()), resume=True):
-        assert cli("info", run) == 0
-    out = capsys.readouterr().out
-    assert f"working      process {os.getpid()} on {os.uname().nodename} is working on it" in out
-    assert "inertia      not known without a closing pass" in out
-    assert re.search("^n-init +2$", out, re.MULTILINE)
-    assert cli("info", run) == 0
-    assert "working on it" not in capsys.readouterr().out
-    model = run / "model.safetensors"
-    model.write_bytes(model.read_bytes()[:-9])
-    assert cli("info", run) == 2
-    assert "model.safetensors is damaged" in capsys.readouterr().err
-
-
-# A crash between two outputs: the first has its name, the second has not.
-@pytest.mark.parametrize("suffix", ["npy", "zarr"])
-def test_predict_resumes_where_only_one_of_two_outputs_was_published(
-    suffix, x, tmp_path, monkeypatch
-):
-    run, labels = tmp_path / "run", tmp_path / f"l.{suffix}"
-    distances = tmp_path / f"d.{suffix}"
-    assert cli("fit", x, "--k", 2, "--out", run) == 0
-    arguments = ["predict", run, x, "--labels", labels, "--distances", distances]
-    real, calls = os.replace, 0
-
-    class Crash(BaseException):
-        pass
-
-    def replace(path, target):
-        nonlocal calls
-        if Path(target) in (labels, distances):
-            calls += 1
-            if calls == 2:
-                raise Crash
-        real(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        with pytest.raises(Crash):
-            cli(*arguments)
-    assert labels.exists() != distances.exists()
-    assert cli(*arguments, "--resume") == 0
-    assert labels.exists()
-    assert distances.exists()
-    assert not list(tmp_path.glob("*.partial*"))
-
-
-# A prediction that ends before anything was saved must say of which run it is, too: killed as it
-# gets its name, it would be completed under another run's.
-def test_predict_of_another_run_does_not_complete_what_is_there(x, tmp_path, monkeypatch):
-    labels = tmp_path / "l.npy"
-    for seed in (0, 1):
-        fit = ("fit", x, "--k", 3, "--seed", seed, "--init", "random", "--out")
-        assert cli(*fit, tmp_path / f"run{seed}") == 0
-
-    class Crash(BaseException):
-        pass
-
-    def replace(path, target):
-        if Path(target) == labels:
-            raise Crash
-        os.rename(path, target)  # noqa: PTH104
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        with pytest.raises(Crash):
-            cli("predict", tmp_path / "run0", x, "--labels", labels)
-    assert cli("predict", tmp_path / "run1", x, "--labels", labels, "--resume") == 2
-    assert not labels.exists()
-    assert cli("predict", tmp_path / "run0", x, "--labels", labels, "--resume") == 0
 
 
 # Lost if it were still in a buffer when the process ends; to a file it is not written line by line.

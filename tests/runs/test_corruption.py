@@ -382,11 +382,3 @@ def test_rows_are_discarded_only_by_who_may_write(output, finished, capsys):
     lock.release()
     assert main(arguments) == 0
     assert "rows that were in it are discarded" in capsys.readouterr().err
-
-
-# Shards may lie beside a folder of any name.
-def test_info_takes_a_folder_of_shards_for_a_source(tmp_path, capsys):
-    np.save(tmp_path / "a.npy", np.ones((7, 3), np.float32))
-    (tmp_path / "checkpoints").mkdir()
-    assert main(["info", str(tmp_path)]) == 0
-    assert "7 rows" in capsys.readouterr().out

@@ -298,11 +298,12 @@ class Prober:
                         watch, n_rows = _Stopwatch(), 0
                     is_first = False
                     self.pause()
-                    if watch.wall_s >= PROBE_S:
+                    if n_rows and watch.wall_s >= PROBE_S:
                         break
                 with watch:
                     self._synchronize()
-                if watch.wall_s >= PROBE_S:
+                # On a busy machine even waiting for nothing can take all the time.
+                if n_rows and watch.wall_s >= PROBE_S:
                     break
         return Alone(n_rows / watch.wall_s, watch.core_s / n_rows)
 

@@ -1,4 +1,4 @@
-"""The Triton kernels on the CPU, by Triton's interpreter; run by test_triton.py in its own process.
+"""The Triton kernels, by Triton's interpreter; run by test_kernel.py in a process of its own.
 
 The interpreter is chosen when triton is imported, and is slow: where the contract's
 shapes would take minutes, smaller ones of the same kinds stand in for them. On a

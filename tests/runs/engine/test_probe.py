@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -22,7 +24,7 @@ from streamkm.sources.flat import FlatSource
 from streamkm.stream.slots import HostSlots
 from streamkm.stream.transfer import _copy_to_cuda
 from tests.runs.helpers import Job, clusters, every, metrics_of
-from tests.stream.test_transfer import FakeGpu
+from tests.stream.fake_gpu import FakeGpu
 
 FAST, SLOW = Alone(4e6, 0.25e-6), Alone(1e6, 1e-6)
 MEASURED = Probe(
@@ -212,3 +214,14 @@ def test_copying_is_measured_by_the_way_of_a_run(job, monkeypatch):
         alone = Prober(setup, slots, scaling)._copying()
     assert alone.rows_per_s > 0
     assert 0 <= alone.core_s_per_row < math.inf
+
+
+# Breaks when a machine that pauses after the first batch, which is not counted, ends a run.
+def test_a_pause_before_the_first_counted_row_ends_nothing(job, monkeypatch):
+    monkeypatch.setattr(probing, "PROBE_S", 0.05)
+    job.settings |= {"batch_rows": 600, "init": "random"}  # One batch a window.
+    monkeypatch.setattr(Prober, "_synchronize", lambda self: time.sleep(0.06 * next(calls)))
+    # Before a window, within its first batch, after the window: there the machine pauses.
+    calls = itertools.cycle([0, 0, 1])
+    job.attempt(probe=True)
+    assert any(record["phase"] == "probe" for record in metrics_of(job.run))

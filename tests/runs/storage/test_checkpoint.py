@@ -6,31 +6,19 @@ import hashlib
 import json
 import logging
 import os
-import re
-import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from streamkm.clustering.scaling import RunningMoments, Scaling
-from streamkm.clustering.seeding.kmeans_parallel import Candidates
-from streamkm.clustering.state import initial_state
-from streamkm.config import Cadence, ExecutionConfig, FitConfig
+from streamkm.config import Cadence
 from streamkm.errors import RunError
-from streamkm.runs.engine.checkpoint_schema import check_checkpoint
-from streamkm.runs.engine.snapshot import Cursor, Snapshot
-from streamkm.runs.fit import plan_fit
-from streamkm.runs.planning.fit_plan import FitPlan
 from streamkm.runs.storage.checkpoint import (
     Checkpoint,
     Checkpointer,
     load_checkpoint,
     save_checkpoint,
 )
-from streamkm.sources import open_source
 from tests.runs.faults import FaultyDisk
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -285,136 +273,3 @@ def test_a_cadence_of_time_counts_from_the_last_save(folder, monkeypatch):
     assert checkpoints.is_due(1)
     checkpoints.save(1, TENSORS, {})
     assert not checkpoints.is_due(2)
-
-
-# ---- snapshots --------------------------------------------------------------
-
-
-def setup_of(init: str) -> FitPlan:
-    """A fit of 50 rows of 3 features in float32, two seedings of 4 clusters."""
-    source = open_source(np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32))
-    config = FitConfig(k=4, init=init, n_init=2, epochs=9, scale="zscore")
-    return plan_fit(source, config, ExecutionConfig(device="cpu"))
-
-
-def snapshots() -> dict[str, Snapshot]:
-    rng = np.random.default_rng(0)
-    moments = RunningMoments.empty(3, torch.device("cpu"))
-    moments.update_(torch.from_numpy(rng.normal(size=(50, 3))))
-    scaling = Scaling.fit("zscore", "euclidean", moments)
-    state = initial_state(torch.from_numpy(rng.normal(size=(4, 3)).astype(np.float32)), 0.25)
-    state.counts_K += torch.arange(4) + 2**40
-    rows = torch.from_numpy(rng.normal(size=(9, 3)).astype(np.float32))
-    keys = rows[:, 0].abs().double()
-    candidates = Candidates(rows, keys, rows[:8], keys[:8])
-    cost = torch.tensor(2.5, dtype=torch.float64)
-    best = {"best_KD": rows[:4], "best_cost": cost}
-    chosen = {"chosen_K": torch.tensor([3, 1, -1, -1]), "closest_S": rows[:, 0].abs()}
-    between = best | {"centroids_KD": rows[:4]}
-    passes = {"centroids_KD": rows[:4], "cost": cost}
-    each, index = rows[:, 0].abs(), torch.zeros(9, dtype=torch.int64)
-    search = {
-        "centroids_KD": rows[:4], "first_S": each, "second_S": each, "label_S": index,
-        "runner_up_S": index,
-    }  # fmt: skip
-    return {
-        "scale": Snapshot(Cursor("scale", 0, 1), moments, 7),
-        "sample": Snapshot(Cursor("seed", 0, 0), moments, 7, scaling),
-        "rounds": Snapshot(Cursor("rounds", 2, 1), moments, 8, scaling, candidates),
-        "first": Snapshot(Cursor("seed", 0, 2), moments, 8, scaling, candidates, chosen),
-        "search": Snapshot(Cursor("seed", 2, 1), moments, 9, scaling, candidates, search),
-        "between": Snapshot(Cursor("seed", 12), moments, 9, scaling, candidates, between),
-        "seed": Snapshot(Cursor("seed", 19, 3), moments, 9, scaling, candidates, best | passes),
-        "train": Snapshot(Cursor("train", 3, 1), moments, 31, scaling, state=state),
-    }
-
-
-PHASES = list(snapshots())
-
-
-def restored(folder: Path) -> Snapshot:
-    setup = setup_of("k-means||")
-    newest = load_checkpoint(folder, partial(check_checkpoint, plan=setup))
-    assert newest is not None
-    return Snapshot.from_checkpoint(newest, setup.device, setup.config)
-
-
-def save_snapshot(folder: Path, snapshot: Snapshot, step: int, **others: np.ndarray) -> None:
-    manifest = {**snapshot.manifest(), "environment": {"device": "cpu"}}
-    save_checkpoint(folder, step, snapshot.tensors() | others, manifest, keep=9)
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_snapshot_of_any_phase_survives_a_checkpoint(folder, phase):
-    before = snapshots()[phase]
-    save_snapshot(folder, before, before.step)
-    after = restored(folder)
-    assert (after.cursor, after.step) == (before.cursor, before.step)
-    assert (after.scaling is None, after.state is None) == (phase == "scale", phase != "train")
-    assert after.tensors().keys() == before.tensors().keys()
-    for name, array in before.tensors().items():
-        assert after.tensors()[name].dtype == array.dtype
-        assert after.tensors()[name].tobytes() == array.tobytes(), name
-
-
-def test_a_state_from_a_checkpoint_can_be_updated_in_place(folder):
-    before = snapshots()["train"]
-    save_snapshot(folder, before, 31)
-    after = restored(folder)
-    assert after.state is not None
-    after.state.counts_K += 1
-    assert after.state.counts_K.tolist() == [2**40 + 1 + i for i in range(4)]
-
-
-# Each is under a checksum that agrees. Breaks where a tensor that does not fit is used, or where
-# the checkpoint before it is not taken.
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_checkpoint_of_other_tensors_is_damaged_and_the_one_before_taken(folder, phase, caplog):
-    before = snapshots()[phase]
-    save_snapshot(folder, before, 1)
-    for step, (name, array) in enumerate(before.tensors().items(), 2):
-        longer = np.zeros((60, *array.shape[1:]), array.dtype)
-        other = np.zeros(array.shape, np.int64 if array.dtype.kind == "f" else np.float64)
-        for wrong in (longer, other):
-            shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
-            save_snapshot(folder, before, step, **{name: wrong})
-            caplog.clear()
-            assert restored(folder).step == 1, name
-            # (Of two that disagree, which is right nobody knows.)
-            assert re.search(r"` is \w+ of shape .*, this run's is \w+ of shape", caplog.text), name
-        shutil.rmtree(folder / f"step-{step:08d}")
-
-
-@pytest.mark.parametrize(
-    ("cursor", "said"),
-    [
-        (("train", 99, 0), "where this run never is"),
-        (("train", -1, 0), "where this run never is"),
-        (("seed", 10**9, 0), "where this run never is"),
-        (("train", 1.5, 0), "where this run never is"),
-        (("lunch", 0, 0), "where this run never is"),
-        (("train", 0, 2), "where this run never is"),
-        (("scale", 0, 1), "it holds moments, scaling, state in phase scale"),
-        (("seed", 1, 0), "it holds moments, scaling, state in phase seed"),
-    ],
-)
-def test_a_checkpoint_from_where_the_run_never_is_is_damaged(folder, cursor, said, caplog):
-    snapshot = snapshots()["train"]
-    save_snapshot(folder, snapshot, 1)
-    snapshot.cursor = Cursor(*cursor)
-    save_snapshot(folder, snapshot, 2)
-    assert restored(folder).step == 1
-    assert said in caplog.text
-
-
-def test_tensors_that_are_missing_or_too_many_are_named(folder, caplog):
-    snapshot = snapshots()["train"]
-    save_snapshot(folder, snapshot, 1)
-    save_snapshot(folder, snapshot, 2, **{"state.more": np.zeros(3)})
-    assert restored(folder).step == 1
-    assert "it holds `state.more`, which this run does not have" in caplog.text
-    tensors = snapshot.tensors()
-    del tensors["state.shift"]
-    save_checkpoint(folder, 3, tensors, {**snapshot.manifest(), "environment": {}}, keep=9)
-    assert restored(folder).step == 1
-    assert "it lacks `state.shift`" in caplog.text

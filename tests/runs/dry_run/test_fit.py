@@ -8,7 +8,6 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,48 +17,21 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from streamkm.cli import main
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import StreamkmError
 from streamkm.files import FileLock
 from streamkm.runs.dry_run.fit import _add_time, _left, _prepare, _written_bytes, dry_run
 from streamkm.runs.dry_run.predict import dry_predict
-from streamkm.runs.dry_run.report import DryRun, format_duration
-from streamkm.runs.engine import probe as probing
+from streamkm.runs.dry_run.report import DryRun
 from streamkm.runs.engine.probe import Alone, Probe
 from streamkm.runs.engine.snapshot import Cursor
 from streamkm.runs.fit import plan_fit
 from streamkm.runs.planning import inspection as looking
-from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.storage import checkpoint as checkpoints
 from streamkm.runs.storage.tensor_file import tensor_file
 from streamkm.sources import open_source
-from streamkm.sources.memory import MemorySource
-from streamkm.stream.plan import plan_reading
 from streamkm.stream.slots import HostSlots
-from tests.runs.helpers import Job, StopAfter, clusters, every
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    monkeypatch.setattr(probing, "PROBE_S", 0.001)
-
-
-@pytest.fixture
-def x(tmp_path) -> Path:
-    path: Path = tmp_path / "x.npy"
-    np.save(path, np.random.default_rng(0).permutation(clusters(600, 3)))
-    return path
-
-
-@pytest.fixture
-def cli(capsys):
-    def run(*arguments: object) -> tuple[int, str, str]:
-        status = main([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
+from tests.runs.helpers import Job, StopAfter, every
 
 
 def without_times(text: str) -> str:
@@ -178,46 +150,6 @@ def test_weights_are_looked_at_too(x, tmp_path, cli):
     assert cli(*fit, "--dry-run")[0] == 0
     np.save(tmp_path / "w.npy", np.r_[np.ones(3), np.zeros(597)])
     assert "of positive weight" in cli(*fit, "--dry-run")[2]
-
-
-def test_predict_can_be_tried_out_too(x, tmp_path, cli):
-    run, labels, distances = tmp_path / "run", tmp_path / "l.npy", tmp_path / "d.npy"
-    assert cli("fit", x, "--k", 4, "--out", run, "--init", "random")[0] == 0
-    predict = ("predict", run, x, "--labels", labels, "--distances", distances)
-    before = sorted(tmp_path.rglob("*"))
-    status, out, err = cli(*predict, "--dry-run")
-    assert (status, err) == (0, "")
-    assert sorted(tmp_path.rglob("*")) == before
-    assert "4 centroids" in out
-    assert "outputs: 4.7 KiB at most" in out  # 600 labels and distances of 4 bytes
-    assert re.search("^time +about .* rows/s$", out, re.MULTILINE)
-    status, _, said = cli(*predict)
-    (memory,) = re.findall(r"^memory +(.*)$", out, re.MULTILINE)
-    assert (status, memory in said) == (0, True)
-    status, out, err = cli(*predict, "--dry-run")
-    assert status == 2
-    assert "forbids      " in out
-    assert err == cli(*predict)[2]
-    # With --resume there is nothing to be done, and nothing is.
-    before = [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.rglob("*"))]
-    status, out, err = cli(*predict, "--dry-run", "--resume")
-    assert (status, err) == (0, "")
-    assert f"resume       {labels} and {distances} are finished" in out
-    assert [(path, path.stat().st_mtime_ns) for path in sorted(tmp_path.rglob("*"))] == before
-
-
-def test_what_predict_refuses_is_refused(x, tmp_path, cli):
-    run, other = tmp_path / "run", tmp_path / "other.npy"
-    assert cli("fit", x, "--k", 4, "--out", run, "--init", "random")[0] == 0
-    np.save(other, np.zeros((10, 4), np.float32))
-    predict = ("predict", run, other, "--labels", tmp_path / "l.npy")
-    assert cli(*predict, "--dry-run")[2] == cli(*predict)[2]
-    rows = np.load(x)
-    rows[7, 0] = np.inf
-    np.save(other, rows)
-    status, out, err = cli(*predict, "--dry-run")
-    assert (status, "row 7 holds inf" in err, "forbids" in out) == (2, True, True)
-    assert cli(*predict, "--dry-run", "--nan", "drop")[0] == 0
 
 
 # Breaks when a signal is noted and nobody asks for it: the report is then printed to its end.
@@ -378,89 +310,3 @@ def test_no_checkpoint_is_larger_than_was_said(init, x, tmp_path, monkeypatch):
     assert checkpoint <= {"random": 1.0, "auto": 2.0, "k-means||": 20}[init] * max(sizes)
     tensors = load_file(job.run / "model.safetensors")
     assert model >= sum(tensor.nbytes for tensor in tensors.values())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(1.25, "1.2 s"), (59.6, "60 s"), (3600.0, "60 min"), (9000.0, "2.5 h")]
-)
-def testformat_durations_for_people(seconds, text):
-    assert format_duration(seconds) == text
-
-
-# ---- a look at the rows -----------------------------------------------------
-
-
-def looked(rows: np.ndarray, *, k: int = 4, window_blocks: int = 16, **settings: Any):
-    source = MemorySource(rows)
-    config = FitConfig(k=k, **settings).resolved(*rows.shape)
-    seed = 0 if config.algorithm == "minibatch" else None
-    plan = plan_reading(source.spec, batch_rows=64, seed=seed)
-    plan = replace(plan, block_rows=max(len(rows) // 32, 1), window_blocks=window_blocks)
-    return look_at(source, plan, config)
-
-
-def notes(rows: np.ndarray, **options: Any) -> str:
-    look = looked(rows, **options)
-    assert look.error is None
-    return "\n".join(look.notes)
-
-
-SHUFFLED = np.random.default_rng(0).permutation(clusters(4000, 3))
-
-
-def test_nothing_is_said_of_rows_that_are_as_they_should_be():
-    assert notes(SHUFFLED) == ""
-    assert notes(SHUFFLED.astype(np.float16)) == ""
-
-
-def test_rows_that_look_sorted_are_told_with_what_is_done_about_it():
-    ordered = SHUFFLED[np.argsort(SHUFFLED[:, 0])]
-    ordered = ordered * np.array([1, 0.1, 0.1], np.float32)
-    assert "rows look sorted" in notes(ordered)
-    assert "batches mix them: each has rows of 16 of 32 blocks" in notes(ordered)
-    assert "write the array in smaller chunks" in notes(ordered, window_blocks=1)
-    assert "it makes no difference" in notes(ordered, algorithm="lloyd")
-
-
-def test_features_that_are_constant_matter_where_they_are_scaled():
-    rows = SHUFFLED.copy()
-    rows[:, 1] = 7
-    assert notes(rows) == ""
-    assert "1 of 3 features are constant in the sample (the first is 1)" in notes(
-        rows, scale="zscore"
-    )
-
-
-def test_the_end_of_float16_is_told():
-    rows = SHUFFLED.astype(np.float16)
-    rows[5, 0] = 65504
-    assert "values up to 65,504: float16 ends at" in notes(rows)
-
-
-# They are computed in another unit.
-def test_lengths_that_overflow_forbid_nothing():
-    rows = 1e30 * SHUFFLED
-    assert looked(rows).error is None
-    assert looked(np.full((100, 3), np.iinfo(np.uint64).max)).error is None
-
-
-def test_rows_without_direction_rows_that_are_the_same_and_few_rows():
-    rows = SHUFFLED.copy()
-    rows[::2] = 0
-    assert "2,000 rows of the sample are all zeros" in notes(rows, metric="cosine")
-    assert "only 2 are distinct, k is 4" in notes(np.repeat(np.eye(2), 50, axis=0))
-    assert "k is 1,000: 4.0 rows a cluster on average" in notes(SHUFFLED, k=1000)
-
-
-# The row that is named is the array's, not the sample's.
-def test_rows_far_into_the_array_are_named_by_their_number():
-    source = MemorySource(np.zeros((100_000, 2)))
-    unit = source.spec.piece_rows or source.spec.block_rows
-    rows = np.random.default_rng(0).normal(size=(100_000, 2))
-    start = (100_000 // unit - 1) * unit
-    rows[start:, 1] = np.nan
-    error = looked(rows).error
-    assert error is not None
-    found = re.search(r"row (\d+) holds nan \(feature 1", str(error))
-    assert found
-    assert int(found[1]) >= start

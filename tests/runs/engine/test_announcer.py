@@ -1,0 +1,190 @@
+"""What a run says of itself, and what its records and last words are figures of."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from streamkm.runs.reporting import progress
+from streamkm.runs.storage.model import load_model
+from streamkm.stream.stages import STAGES
+from tests.runs.helpers import Job, clusters, every, metrics_of
+
+#: What charts and dashboards are made of.
+KEYS = {
+    "time", "phase", "epoch", "step", "rows", "elapsed_s", "rows_per_s", "bytes_per_s",
+    "inertia", "inertia_per_row", "shift", "dropped", "reseeded", "stages",
+}  # fmt: skip
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    np.save(tmp_path / "x.npy", clusters(600, 3))
+    return Job(tmp_path / "x.npy", tmp_path / "run", {"k": 4, "batch_rows": 50})
+
+
+@pytest.fixture
+def report_always(monkeypatch):
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("report_always")
+@pytest.mark.parametrize(
+    "settings", [{}, {"scale": "zscore"}, {"algorithm": "lloyd", "epochs": 3, "init": "random"}]
+)
+def test_metrics_are_strict_json_with_all_that_charts_need(settings, job):
+    job.settings.update(settings)
+    job.attempt()
+    records = metrics_of(job.run)  # Fails on NaN and Infinity.
+    trained = [record for record in records if record["phase"] == "train"]
+    n_epochs = settings.get("epochs", 1)
+    assert len(trained) >= 12 * n_epochs
+    for record in trained:
+        assert record.keys() >= KEYS
+        assert set(record["stages"]) == set(STAGES)
+        assert set(record["stages"]["reading"]) == {"busy_s", "wait_s"}
+    rows = [record["rows"] for record in trained]
+    assert rows == sorted(rows)
+    assert rows[-1] == 600 * n_epochs
+    assert [r["step"] for r in trained] == sorted(r["step"] for r in trained)
+    assert trained[-1]["rows_per_s"] > 0
+    assert trained[-1]["bytes_per_s"] > 0
+    assert records[-1]["phase"] == "end"
+    assert records[-1]["stopped_by"]
+    assert records[-1]["step"] == 12 * n_epochs
+    assert any(r["phase"] == "scale" for r in records) is ("scale" in settings)
+
+
+# Breaks when the closing pass is invisible, or the last record has figures of other centroids
+# than those that were saved.
+@pytest.mark.usefixtures("report_always")
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "lloyd", "epochs": 2, "seed": 1}])
+def test_the_last_record_belongs_to_the_saved_centroids(settings, job, capsys):
+    # From a bad beginning, so that the last pass has something to move.
+    job.settings.update(settings, init="random")
+    job.attempt()
+    records = metrics_of(job.run)
+    closing = [record["rows"] for record in records if record["phase"] == "close"]
+    assert closing[-1:] == ([] if settings else [600])
+    model, end = load_model(job.run), records[-1]
+    assert model.inertia is not None
+    sizes = sorted(model.counts_K.tolist())
+    assert sum(sizes) == 600
+    assert (end["least_rows"], end["most_rows"], end["empty"]) == (sizes[0], sizes[-1], 0)
+    assert end["inertia"] == model.inertia
+    assert end["inertia_per_row"] == pytest.approx(model.inertia / 600)
+    # Each centroid is the mean of its rows, so that nothing but their squares is needed.
+    rows, means = np.load(job.source).astype(np.float64), model.centroids.astype(np.float64)
+    sizes_K = model.counts_K.numpy()
+    expected = np.square(rows).sum() - (sizes_K * np.square(means).sum(axis=1)).sum()
+    assert model.inertia == pytest.approx(expected, rel=1e-5)
+    nearest = np.square(rows[:, None] - means).sum(axis=2).min(axis=1).sum()
+    assert nearest <= model.inertia * (1 + 1e-6)
+    said = capsys.readouterr().err
+    assert f"result: inertia per row {end['inertia_per_row']:.6g}" in said
+    assert f"clusters of {sizes[0]:,} to {sizes[-1]:,} rows" in said
+    share = re.search(r"note: the last pass lowered the inertia by ([0-9.]+)%", said)
+    assert share
+    assert float(share[1]) / 100 == pytest.approx(end["last_gain"], abs=6e-4)
+    passed = [record["inertia"] for record in records if record["phase"] in ("train", "close")]
+    assert end["last_gain"] == pytest.approx(1 - end["inertia"] / passed[-1])
+
+
+@pytest.mark.usefixtures("report_always")
+def test_without_a_closing_pass_the_figures_are_called_what_they_are(job, capsys):
+    job.settings["closing_pass"] = False
+    job.attempt()
+    assert not any(record["phase"] == "close" for record in metrics_of(job.run))
+    assert "least_rows" not in metrics_of(job.run)[-1]
+    assert load_model(job.run).inertia is None
+    assert "over the last epoch as it went" in capsys.readouterr().err
+
+
+def test_converged_means_that_the_figures_are_those_of_the_nearest_centroids(job, capsys):
+    job.settings.update(algorithm="lloyd", tol=0.0, epochs=300)
+    job.attempt()
+    said = capsys.readouterr().err
+    assert "stopped: converged: no centroid moves any more" in said
+    assert "note: the last pass" not in said
+    model = load_model(job.run)
+    rows, centroids = np.load(job.source), model.centroids
+    squares = np.square(rows[:, None].astype(np.float64) - centroids).sum(axis=2)
+    assert model.inertia == pytest.approx(squares.min(axis=1).sum(), rel=1e-6)
+    sizes = np.bincount(squares.argmin(axis=1), minlength=4)
+    assert model.counts_K.tolist() == sizes.tolist()
+
+
+@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
+def test_fewer_distinct_rows_than_clusters_is_said(algorithm, job, capsys):
+    np.save(job.source, np.eye(3)[np.arange(600) % 3])
+    job.settings.update(algorithm=algorithm, epochs=1, init="random", k=5)
+    job.attempt()
+    said = capsys.readouterr().err
+    assert "2 of 5 clusters have no row: the data has fewer than 5 distinct rows" in said
+    assert sorted(load_model(job.run).counts_K.tolist()) == [0, 0, 200, 200, 200]
+
+
+# Breaks when more clusters than the reservoir holds rows for, or lloyd's last pass, are left.
+@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
+def test_no_cluster_is_empty_if_there_are_distinct_rows(algorithm, job, rng, capsys):
+    rows = np.zeros((3000, 2), np.float32)
+    rows[:400] = rng.normal(size=(400, 2))
+    np.save(job.source, rng.permutation(rows))
+    job.settings.update(algorithm=algorithm, epochs=1, init="random", k=390)
+    job.attempt()
+    model = load_model(job.run)
+    assert (model.counts_K > 0).all()
+    assert model.counts_K.sum() == 3000
+    assert len(np.unique(model.centroids, axis=0)) == 390
+    assert "reseeded: " in capsys.readouterr().err
+
+
+# By hand: the epoch's inertia is that of its rows, not of a batch.
+@pytest.mark.usefixtures("report_always")
+def test_inertia_is_the_sum_over_the_epoch_and_falls_from_pass_to_pass(job):
+    job.settings.update(algorithm="lloyd", epochs=3, tol=0.0, init="random")
+    job.attempt()
+    ends = {}
+    for record in metrics_of(job.run):
+        if record["phase"] == "train":
+            ends[record["rows"]] = record["inertia"]
+    assert ends[600] > ends[1200] >= ends[1800] > 0
+    assert ends[300] < ends[600]
+
+
+@pytest.mark.usefixtures("report_always")
+def test_a_resumed_run_appends_and_counts_on(job):
+    assert job.interrupted(12, checkpoint_every=every(1))
+    n_before = len(metrics_of(job.run))
+    job.attempt()
+    records = metrics_of(job.run)
+    assert len(records) > n_before
+    rows = [record["rows"] for record in records if record["phase"] == "train"]
+    assert max(rows) == 600
+    assert rows == sorted(rows)
+
+
+# A pass that moved next to nothing, or data without any inertia, is nothing to be warned of.
+@pytest.mark.parametrize(
+    "settings", [{"algorithm": "lloyd", "epochs": 30}, {"k": 3, "init": "random"}]
+)
+def test_a_last_pass_that_changed_little_is_no_news(settings, job, capsys):
+    if settings.get("init") == "random":
+        np.save(job.source, np.eye(3, dtype=np.float32)[np.arange(600) % 3])
+    job.settings.update(settings)
+    job.attempt()
+    assert "note: the last pass" not in capsys.readouterr().err
+
+
+def test_what_a_run_says_names_the_bottleneck_and_the_reason(job, capsys):
+    job.attempt()
+    err = capsys.readouterr().err
+    assert "stopped: all epochs are done (1); 12 steps in all" in err
+    assert "bottleneck: " in err
+    capped = replace(job, run=job.run.with_name("capped"))
+    capped.settings = {**job.settings, "epochs": 50, "tol": 1e6}
+    capped.attempt()
+    assert "the centroid shift fell to tol" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""What a checkpoint must hold to be one of this run."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamkm.runs.engine.snapshot import Cursor
+from streamkm.runs.storage.checkpoint import (
+    save_checkpoint,
+)
+from tests.runs.engine.snapshots import PHASES, restored, save_snapshot, snapshots
+
+pytestmark = pytest.mark.usefixtures("no_fsync")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints"
+
+
+# Each is under a checksum that agrees. Breaks where a tensor that does not fit is used, or where
+# the checkpoint before it is not taken.
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_checkpoint_of_other_tensors_is_damaged_and_the_one_before_taken(folder, phase, caplog):
+    before = snapshots()[phase]
+    save_snapshot(folder, before, 1)
+    for step, (name, array) in enumerate(before.tensors().items(), 2):
+        longer = np.zeros((60, *array.shape[1:]), array.dtype)
+        other = np.zeros(array.shape, np.int64 if array.dtype.kind == "f" else np.float64)
+        for wrong in (longer, other):
+            shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
+            save_snapshot(folder, before, step, **{name: wrong})
+            caplog.clear()
+            assert restored(folder).step == 1, name
+            # (Of two that disagree, which is right nobody knows.)
+            assert re.search(r"` is \w+ of shape .*, this run's is \w+ of shape", caplog.text), name
+        shutil.rmtree(folder / f"step-{step:08d}")
+
+
+@pytest.mark.parametrize(
+    ("cursor", "said"),
+    [
+        (("train", 99, 0), "where this run never is"),
+        (("train", -1, 0), "where this run never is"),
+        (("seed", 10**9, 0), "where this run never is"),
+        (("train", 1.5, 0), "where this run never is"),
+        (("lunch", 0, 0), "where this run never is"),
+        (("train", 0, 2), "where this run never is"),
+        (("scale", 0, 1), "it holds moments, scaling, state in phase scale"),
+        (("seed", 1, 0), "it holds moments, scaling, state in phase seed"),
+    ],
+)
+def test_a_checkpoint_from_where_the_run_never_is_is_damaged(folder, cursor, said, caplog):
+    snapshot = snapshots()["train"]
+    save_snapshot(folder, snapshot, 1)
+    snapshot.cursor = Cursor(*cursor)
+    save_snapshot(folder, snapshot, 2)
+    assert restored(folder).step == 1
+    assert said in caplog.text
+
+
+def test_tensors_that_are_missing_or_too_many_are_named(folder, caplog):
+    snapshot = snapshots()["train"]
+    save_snapshot(folder, snapshot, 1)
+    save_snapshot(folder, snapshot, 2, **{"state.more": np.zeros(3)})
+    assert restored(folder).step == 1
+    assert "it holds `state.more`, which this run does not have" in caplog.text
+    tensors = snapshot.tensors()
+    del tensors["state.shift"]
+    save_checkpoint(folder, 3, tensors, {**snapshot.manifest(), "environment": {}}, keep=9)
+    assert restored(folder).step == 1
+    assert "it lacks `state.shift`" in caplog.text

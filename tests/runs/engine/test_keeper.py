@@ -1,0 +1,94 @@
+"""What is saved, when, and that neither saving nor reporting has a say in the result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from streamkm.errors import NonFiniteError
+from streamkm.runs.reporting import progress
+from streamkm.runs.storage.checkpoint import load_checkpoint
+from tests.runs.engine.cases import Case, on_cases, uninterrupted
+from tests.runs.helpers import Job, every, metrics_of, steps_saved
+
+pytestmark = pytest.mark.usefixtures("small_windows", "no_fsync", "short_seeding")
+
+
+@pytest.fixture
+def job(case: Case, tmp_path: Path) -> Job:
+    return case.job(tmp_path)
+
+
+# Killed rather than stopped: a run goes on from a checkpoint that is some batches old, over
+# records and files that are newer.
+@on_cases("minibatch", "lloyd, z-score, drop")
+@pytest.mark.parametrize("cadence", [3, 7])
+def test_going_on_from_an_older_checkpoint(job, cadence, monkeypatch):
+    expected, looks = uninterrupted(job)
+    assert job.interrupted(looks - 2, checkpoint_every=every(cadence), keep_checkpoints=1000)
+    saved = steps_saved(job.run)
+    template = job.run.rename(job.run.with_name("template"))
+    for newest in saved[1:]:
+        shutil.copytree(template, job.run)
+        for step in saved:
+            if step > newest:
+                shutil.rmtree(job.run / "checkpoints" / f"step-{step:08d}")
+        job.attempt()
+        assert job.results == expected, newest
+        shutil.rmtree(job.run)
+
+
+# Loss: a run that was stopped while it was seeding must save the seeding once it is done.
+@on_cases("minibatch", "lloyd, z-score, drop")
+def test_seeding_is_saved_though_an_attempt_before_was_stopped_in_it(job):
+    job.settings["init"] = "k-means++"
+    n_batches_of_scaling = 10 if "scale" in job.settings else 0
+    assert job.interrupted(n_batches_of_scaling + 6)
+    stopped = load_checkpoint(job.run / "checkpoints")
+    assert stopped is not None
+    assert stopped.manifest["cursor"]["phase"] == "seed"
+    assert stopped.manifest["cursor"]["batch"] == 3
+    n_seeding = 3 + 3  # Windows of the sample, steps of k-means++ that are left.
+    assert job.interrupted(n_seeding + 3, checkpoint_every=every(10**6), keep_checkpoints=9)
+    phases = [manifest["cursor"]["phase"] for manifest in manifests(job.run)]
+    assert phases == ["seed", "train", "train"]  # The second right after the seeding.
+
+
+def manifests(run: Path) -> list[dict[str, Any]]:
+    paths = sorted((run / "checkpoints").glob("step-*/manifest.json"))
+    return [json.loads(path.read_bytes()) for path in paths]
+
+
+# Reports fetch scalars from the device and notice that a run is over: sooner or later, the
+# result must be the same.
+@on_cases("minibatch", "minibatch, stopped by inertia", "minibatch, stopped by tol")
+@pytest.mark.parametrize("every_s", [0.0, 1e9])
+def test_how_often_is_reported_does_not_change_the_result(job, every_s, monkeypatch):
+    expected, _ = uninterrupted(job)
+    monkeypatch.setattr(progress, "REPORT_EVERY_S", every_s)
+    job.attempt()
+    assert job.results == expected
+    figures = metrics_of(job.run)[-1]
+    assert figures["phase"] == "end"
+    assert figures["step"] < 16 * 9 if "tol" in job.settings else figures["step"] > 0
+
+
+@on_cases("minibatch", "minibatch, z-score", "lloyd")
+def test_no_checkpoint_holds_rows_that_the_run_refuses(job):
+    array = zarr.open_array(job.source)
+    array[177, 1] = np.nan
+    settings = {**job.settings, "init": "random"}
+    bad = replace(job, settings=settings)
+    for _ in range(2):  # The second attempt goes on from a checkpoint and must find it again.
+        with pytest.raises(NonFiniteError, match="row 177 holds nan"):
+            bad.attempt(checkpoint_every=every(1))
+    newest = load_checkpoint(job.run / "checkpoints")
+    if newest is not None and newest.manifest["cursor"]["phase"] == "train":
+        assert newest.tensors["state.n_dropped"] == 0

@@ -1,0 +1,58 @@
+"""The kernel of a run: what it is given to do, and what is said of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from streamkm.errors import DeviceError
+from streamkm.kernels import resolve_kernel
+from streamkm.kernels.cpu import CpuKernel
+from streamkm.runs.planning.environment import describe_kernel
+from tests.kernels.contract import normal
+from tests.runs.helpers import Job, metrics_of, predicted
+
+CPU = torch.device("cpu")
+
+
+# Breaks when a run copies rows out of its windows all the same: what it finds does not tell.
+def test_runs_leave_rows_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", normal(400, 6, dtype=torch.float32, device=CPU).numpy())
+    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 3, "epochs": 2, "batch_rows": 90})
+    n_rows: Counter[str] = Counter()
+    take = CpuKernel.assign_in_place
+
+    def counting(kernel, x_ND, positions_B, *args, **options):
+        found = take(kernel, x_ND, positions_B, *args, **options)
+        n_rows["in order" if positions_B is None else "by position"] += len(found.labels_B)
+        return found
+
+    monkeypatch.setattr(CpuKernel, "assign_in_place", counting)
+    job.attempt(kernel="cpu")
+    assert n_rows == {"by position": 2 * 400, "in order": 400}  # The pass that closes a run.
+    n_rows.clear()
+    predicted(job.run, job.source, tmp_path / "labels.npy", kernel="cpu")
+    assert n_rows == {"in order": 400}
+
+
+# Breaks when a run keeps to itself what `auto` took, or how many rows were scored again.
+def test_a_run_tells_its_kernel_and_the_share_of_rows_in_doubt(tmp_path, capsys) -> None:
+    # More clusters than there are rows that differ: many rows are as far from two centroids.
+    rows = np.random.default_rng(0).integers(0, 2, (300, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 12, "batch_rows": 50})
+    with pytest.raises(DeviceError, match="kernel='triton' needs a CUDA GPU, the device is cpu"):
+        job.attempt(kernel="triton")
+    assert not job.run.exists()
+    job.attempt()
+    assert describe_kernel("auto", resolve_kernel("auto", CPU)) in capsys.readouterr().err
+    shares = [record.get("rechecked_share") for record in metrics_of(job.run)]
+    assert any(share is not None and 0 < share < 1 for share in shares)
+    assert describe_kernel("auto", "triton") == "kernel triton (auto)"
+    assert describe_kernel("triton", "triton", "fast").endswith(
+        "labels as screened (precision fast)"
+    )

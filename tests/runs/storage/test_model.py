@@ -1,0 +1,96 @@
+"""The model of a run: what it holds, and damage that is never believed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from streamkm.errors import RunError
+from streamkm.runs.storage.model import load_model
+from tests.runs.helpers import Job, clusters
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    np.save(tmp_path / "x.npy", clusters(300, 3))
+    return Job(tmp_path / "x.npy", tmp_path / "run", {"k": 4, "batch_rows": 50, "init": "random"})
+
+
+def test_a_model_is_loaded_as_it_was_saved(job):
+    job.settings["scale"] = "zscore"
+    job.attempt()
+    model = load_model(job.run)
+    assert (model.k, model.n_features) == (4, 3)
+    assert model.counts_K.sum() == 300
+    assert model.settings["k"] == 4
+    centroids = np.load(job.run / "centroids.npy")
+    assert centroids.dtype == np.float32
+    assert model.centroids.tobytes() == centroids.tobytes()
+    # By hand: the mean of each cluster's rows, back in the space of the input.
+    means = (model.sums_KD / model.counts_K[:, None]).numpy()
+    rows = np.load(job.source).astype(np.float64)
+    expected = means * rows.std(axis=0) + rows.mean(axis=0)
+    np.testing.assert_allclose(centroids, expected, rtol=1e-5, atol=1e-6)
+
+
+# safetensors writes several entries of metadata in a random order: a model of two of them would
+# have other bytes in every process.
+def test_the_same_model_is_the_same_file_each_time(job, tmp_path):
+    contents = set()
+    for i in range(6):
+        again = replace(job, run=tmp_path / f"run{i}")
+        again.attempt()
+        contents.add(again.results["model.safetensors"])
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize("name", ["none", "l2"])
+def test_a_model_knows_whether_rows_are_normalised(name, job):
+    job.settings["scale"] = name
+    job.attempt()
+    assert load_model(job.run).scaling.normalize is (name == "l2")
+
+
+@pytest.mark.parametrize("at", [0, 4, 9, 30, 200, -1])
+def test_a_truncated_model_is_refused(at, job):
+    job.attempt()
+    content = job.results["model.safetensors"]
+    (job.run / "model.safetensors").write_bytes(content[:at])
+    with pytest.raises(RunError, match=r"is damaged.*resume=True"):
+        load_model(job.run)
+
+
+# Breaks when a flipped bit of a centroid loads as if nothing had happened.
+def test_a_flipped_byte_anywhere_in_a_model_is_refused(job):
+    file = job.run / "model.safetensors"
+    job.attempt()
+    whole = file.read_bytes()
+    for at in range(0, len(whole), 41):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        with pytest.raises(RunError):
+            load_model(job.run)
+    file.write_bytes(whole)
+    load_model(job.run)
+
+
+def test_a_file_of_other_tensors_is_no_model(job):
+    from safetensors.torch import save_file
+
+    job.attempt()
+    save_file({"weights": torch.zeros(3)}, job.run / "model.safetensors")
+    with pytest.raises(RunError, match="is damaged"):
+        load_model(job.run)
+
+
+# What the message of a damaged model tells people to do must work.
+def test_a_damaged_model_is_restored_by_removing_it_and_resuming(job):
+    job.attempt()
+    before = job.results
+    (job.run / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="not finished"):
+        load_model(job.run)
+    job.attempt()
+    assert job.results == before

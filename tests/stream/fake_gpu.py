@@ -1,0 +1,64 @@
+"""A CUDA device, its streams and events, played by fakes that log what is asked of them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+
+class FakeGpu:
+    """What is queued on every stream, in the order in which the host queues it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[tuple[Any, ...]] = []
+        self.copy, self.compute = FakeStream(self, "copy"), FakeStream(self, "compute")
+        fakes = {
+            "current_stream": lambda device: self.compute,
+            "Stream": lambda device: self.copy,
+            "Event": lambda enable_timing=False: FakeEvent(self, is_clock=enable_timing),
+            "stream": lambda stream: nullcontext(),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(
+            "streamkm.stream.transfer._pinned", lambda n, dtype: torch.empty(n, dtype=dtype)
+        )
+
+    def position(self, *entry) -> int:
+        return self.log.index(entry)
+
+
+class FakeStream:
+    def __init__(self, gpu: FakeGpu, name: str) -> None:
+        self.gpu, self.name = gpu, name
+
+    def wait_event(self, event: FakeEvent) -> None:
+        self.gpu.log.append(("wait", self.name, event, event.n_records))
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.gpu.log.append(("wait stream", self.name, other.name))
+
+    def synchronize(self) -> None:
+        self.gpu.log.append(("host waits", self.name))
+
+
+class FakeEvent:
+    def __init__(self, gpu: FakeGpu, *, is_clock: bool) -> None:
+        self.gpu, self.is_clock, self.n_records = gpu, is_clock, 0
+
+    def record(self, stream: FakeStream) -> None:
+        self.n_records += 1
+        if not self.is_clock:
+            self.gpu.log.append(("record", stream.name, self, self.n_records))
+
+    def synchronize(self) -> None:
+        self.gpu.log.append(("host waits", self, self.n_records))
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return 0.0

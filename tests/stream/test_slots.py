@@ -1,0 +1,61 @@
+"""Slots: allocated once, for one stream after the other."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+
+from streamkm.stream.pipeline import stream
+from streamkm.stream.plan import ReadingPlan
+from streamkm.stream.slots import HostSlots, StreamMemory
+from streamkm.stream.stages import StageTimes
+from tests.stream.helpers import FakeSource, slots_for
+
+
+def test_slots_are_allocated_once_and_let_go_at_the_end():
+    plan = ReadingPlan(n_rows=200, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
+    with slots_for(plan, FakeSource(200), 3) as slots:
+        assert len(slots) == 3
+        assert [buffer.nbytes for buffer in slots.buffers] == [20 * 2 * 4] * 3
+    assert len(slots) == 0
+
+
+# A fit uses the same slots for its sample and its epochs, also after one that ended early.
+def test_slots_serve_one_stream_after_the_other():
+    source = FakeSource(200)
+    plan = ReadingPlan(n_rows=200, block_rows=10, window_blocks=2, batch_rows=20, seed=None)
+    with slots_for(plan, source) as slots:
+        with stream(source, plan.windows(0), slots, StageTimes()) as windows:
+            next(windows)
+        for _ in range(2):
+            with stream(source, plan.windows(0), slots, StageTimes()) as windows:
+                seen = [row for window in windows for row in window.x_ND[:, 0].int().tolist()]
+            assert seen == list(range(200))
+
+
+def test_a_registration_that_fails_leaves_no_error_behind(monkeypatch, caplog):
+    """Breaks when the failure is blamed on the next launch, or what was pinned stays pinned."""
+    calls = []
+
+    class Runtime:
+        def cudaHostRegister(self, address: int, n_bytes: int, flags: int) -> int:  # noqa: N802
+            calls.append("register")
+            return 0 if calls.count("register") == 1 else 2
+
+        def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+            calls.append("unregister")
+            return 0
+
+    def launch(n: int, *, device: torch.device) -> None:
+        calls.append("launch")
+        raise RuntimeError("CUDA error: out of memory, of the registration")
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch, "ones", launch)
+    slots = HostSlots(StreamMemory(3, 10, 80, 1), torch.device("cuda"))
+    with slots:
+        assert calls == ["register", "register", "launch"]
+    assert calls[3:] == ["unregister"]
+    assert "page-locking 80 bytes of host memory failed" in caplog.text
