@@ -220,8 +220,8 @@ def test_copying_is_measured_by_the_way_of_a_run(job, monkeypatch):
 def test_a_pause_before_the_first_counted_row_ends_nothing(job, monkeypatch):
     monkeypatch.setattr(probing, "PROBE_S", 0.05)
     job.settings |= {"batch_rows": 600, "init": "random"}  # One batch a window.
-    monkeypatch.setattr(Prober, "_synchronize", lambda self: time.sleep(0.06 * next(calls)))
     # Before a window, within its first batch, after the window: there the machine pauses.
-    calls = itertools.cycle([0, 0, 1])
+    pauses_s = itertools.cycle([0, 0, 0.06])
+    monkeypatch.setattr(Prober, "_synchronize", lambda self: time.sleep(next(pauses_s)))
     job.attempt(probe=True)
     assert any(record["phase"] == "probe" for record in metrics_of(job.run))
