@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.datasets import load_digits, load_iris
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler, normalize
@@ -20,6 +20,7 @@ from streamkm.runs.fit import fit
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 from streamkm.sources.weights import open_weights
+from tests.data_sets import IRIS, DataSet, on_data_sets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from streamkm.runs.evaluate import Evaluation
     from streamkm.runs.storage.model import Model
 
-DATA_SETS = {
-    "iris": (load_iris, 3),
-    "wine": (load_wine, 3),
-    "breast_cancer": (load_breast_cancer, 4),
-    "digits": (load_digits, 10),
-}
 DTYPES = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 DTYPES += ["float16", "bfloat16", "float32", "float64"]
 CPU = ExecutionConfig(device="cpu")
@@ -89,11 +84,6 @@ def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
 
 
-def data(name: str) -> tuple[np.ndarray, int]:
-    load, k = DATA_SETS[name]
-    return load().data, k
-
-
 def exact(model: Model) -> np.ndarray:
     """Centroids in the space of the input, without the rounding of centroids.npy."""
     centroids: np.ndarray = model.scaling.inverse(model.centroids_KD).numpy()
@@ -103,9 +93,9 @@ def exact(model: Model) -> np.ndarray:
 # Breaks when anything between the array and the centroids alters a value, drops a row,
 # or stops a pass early; and when evaluate's inertia is another than scikit-learn's score.
 @pytest.mark.parametrize("batch_rows", [None, 37])
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_lloyd_is_scikit_learn_s(runs: Runs, name: str, batch_rows: int | None) -> None:
-    rows, k = data(name)
+@on_data_sets
+def test_lloyd_is_scikit_learn_s(runs: Runs, data: DataSet, batch_rows: int | None) -> None:
+    rows, k = data.rows, data.k
     reference = KMeans(k, init=rows[:k], n_init=1, algorithm="lloyd", tol=0).fit(rows)
     model = runs.fit(rows, rows[:k], batch_rows=batch_rows)
     np.testing.assert_allclose(exact(model), reference.cluster_centers_, rtol=1e-10, atol=1e-10)
@@ -125,7 +115,7 @@ def test_lloyd_is_scikit_learn_s(runs: Runs, name: str, batch_rows: int | None) 
 # Breaks when a kernel's second nearest is not, or the last batch is another mean.
 @pytest.mark.parametrize("kernel", ["cpu", "reference"])
 def test_the_silhouette_is_numpy_s(runs: Runs, kernel: str) -> None:
-    rows, k = data("iris")
+    rows, k = IRIS.rows, IRIS.k
     model = runs.fit(rows, rows[:k], epochs=2)
     execution = ExecutionConfig(device="cpu", kernel=kernel)
     found = evaluate(runs.last, open_source(rows), execution, stop_request=StopRequest())
@@ -136,11 +126,11 @@ def test_the_silhouette_is_numpy_s(runs: Runs, kernel: str) -> None:
 # Breaks when the first centroids are counted as rows, a mini-batch moves otherwise, or the
 # closing pass is no Lloyd step.
 @pytest.mark.parametrize("closing_pass", [False, True])
-@pytest.mark.parametrize("name", DATA_SETS)
+@on_data_sets
 def test_minibatch_over_one_batch_is_one_lloyd_step(
-    runs: Runs, name: str, closing_pass: bool
+    runs: Runs, data: DataSet, closing_pass: bool
 ) -> None:
-    rows, k = data(name)
+    rows, k = data.rows, data.k
     minibatch = runs.fit(
         rows, rows[:k], algorithm="minibatch", batch_rows=len(rows), closing_pass=closing_pass
     )
@@ -180,9 +170,9 @@ def test_every_stored_dtype_gives_the_centroids_of_its_values(runs: Runs, dtype:
 @pytest.mark.parametrize(
     ("scale", "scaler"), [("zscore", StandardScaler), ("minmax", MinMaxScaler)]
 )
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_scaling_is_scikit_learn_s_pipeline(runs: Runs, name: str, scale: str, scaler) -> None:
-    rows, k = data(name)
+@on_data_sets
+def test_scaling_is_scikit_learn_s_pipeline(runs: Runs, data: DataSet, scale: str, scaler) -> None:
+    rows, k = data.rows, data.k
     first = scaler().fit(rows).transform(rows[:k])
     pipeline = make_pipeline(scaler(), KMeans(k, init=first, n_init=1, tol=0)).fit(rows)
     expected = pipeline[0].inverse_transform(pipeline[1].cluster_centers_)
@@ -279,9 +269,9 @@ def test_the_same_fit_gives_the_same_bits(runs: Runs) -> None:
 
 # Breaks when weights come to other rows than theirs, or not to the inertia.
 @pytest.mark.parametrize("batch_rows", [None, 37])
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_weighted_lloyd_is_scikit_learn_s(runs: Runs, rng, name: str, batch_rows) -> None:
-    rows, k = data(name)
+@on_data_sets
+def test_weighted_lloyd_is_scikit_learn_s(runs: Runs, rng, data: DataSet, batch_rows) -> None:
+    rows, k = data.rows, data.k
     weights = rng.exponential(size=len(rows)) * (rng.uniform(size=len(rows)) > 0.1)
     reference = KMeans(k, init=rows[:k], n_init=1, algorithm="lloyd", tol=0)
     reference.fit(rows, sample_weight=weights)
@@ -300,9 +290,9 @@ def test_weighted_lloyd_is_scikit_learn_s(runs: Runs, rng, name: str, batch_rows
 
 
 # Breaks when the statistics that rows are scaled by know nothing of the weights.
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_weighted_z_scores_are_scikit_learn_s(runs: Runs, rng, name: str) -> None:
-    rows, k = data(name)
+@on_data_sets
+def test_weighted_z_scores_are_scikit_learn_s(runs: Runs, rng, data: DataSet) -> None:
+    rows, k = data.rows, data.k
     weights = rng.exponential(size=len(rows))
     scaler = StandardScaler().fit(rows, sample_weight=weights)
     first = scaler.transform(rows[:k])

@@ -295,6 +295,12 @@ class Implementation:
         listed = TESTED_IN.get(module)
         return [ROOT / "tests" / listed] if listed else named_for(module)
 
+    @property
+    def missing_file(self) -> str:
+        """The file that would have them."""
+        *folders, module = self.home.partition(":")[0].split(".")[1:]
+        return "/".join(["tests", *folders, f"test_{module}.py"])
+
 
 IMPLEMENTATIONS = [
     *(Implementation("AlgorithmContract", name, e.home) for name, e in ALGORITHMS.items()),
@@ -325,7 +331,7 @@ def test_everything_that_can_be_chosen_passes_its_contract(entry: Implementation
     assert held, (
         f"{entry.name} ({entry.home}) has no subclass of {entry.contract} in its tests: write a "
         f"class Test... that inherits it (see tests/{room}/contract.py) into "
-        + (", ".join(str(path.relative_to(ROOT)) for path in entry.tests) or "a file of its name")
+        + (", ".join(str(path.relative_to(ROOT)) for path in entry.tests) or entry.missing_file)
     )
     if entry.contract == "AlgorithmContract":
         named = [source for source in held if f"name = {entry.name!r}" in source]

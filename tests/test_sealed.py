@@ -35,7 +35,7 @@ def test_a_flipped_bit_anywhere_is_damage() -> None:
         (b"", "not JSON (line 1 column 1)"),
         (b'{"a": 1', "not JSON"),
         (b'{"a": "\xff"}', "not text (byte 7)"),
-        (b"[1, 2]", "JSON, but no object of it"),
+        (b"[1, 2]", "JSON, but not an object"),
         (b'{"a": 1}', "checksum does not match"),
         (b'{"a": 1, "sha256": null}', "checksum does not match"),
         (b"[" * 100_000, "nested too deeply"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,8 +17,18 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+class HostGenerators:
+    """torch, but for generators, which are the host's on whatever device."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def Generator(self, device: torch.device) -> torch.Generator:  # noqa: N802
+        return torch.Generator()
+
+
 @pytest.fixture
 def generators_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws are made on the CPU: a device without memory has no generator."""
-    generator = torch.Generator
-    monkeypatch.setattr(torch, "Generator", lambda *_: generator())
+    # (Of that module alone: what torch imports later must find its own generators.)
+    monkeypatch.setattr("streamkm.clustering.reservoir.torch", HostGenerators())

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.reservoir import OFFERED_PER_BATCH
@@ -27,17 +26,11 @@ from tests.clustering.streams import (
     run_lloyd,
     state_from,
 )
+from tests.data_sets import DIGITS, IRIS, DataSet, on_data_sets
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
-
-DATA_SETS = {
-    "iris": load_iris,
-    "wine": load_wine,
-    "breast_cancer": load_breast_cancer,
-    "digits": load_digits,
-}
 
 
 class TestLloyd(AlgorithmContract):
@@ -70,13 +63,13 @@ def test_two_passes_by_hand() -> None:
 
 # Breaks when a pass is not one exact update, or the verdict comes a pass early or late.
 @pytest.mark.parametrize(
-    ("data", "k", "inertia", "passes"),
-    [(load_iris, 3, 78.855666, 12), (load_digits, 10, 1167859.384007, 14)],
+    ("data", "inertia", "passes"),
+    [(IRIS, 78.855666, 12), (DIGITS, 1167859.384007, 14)],
     ids=["iris", "digits"],
 )
-def test_known_inertia_and_passes(data, k: int, inertia: float, passes: int) -> None:
-    rows = data().data
-    state = state_from(rows[:k])
+def test_known_inertia_and_passes(data: DataSet, inertia: float, passes: int) -> None:
+    rows = data.rows
+    state = state_from(rows[: data.k])
     history = run_lloyd(state, cut(rows, 64))
     assert inertia_of(rows, state) == pytest.approx(inertia, abs=1e-6)
     assert history[-1] == pytest.approx(inertia, abs=1e-6)
@@ -85,10 +78,9 @@ def test_known_inertia_and_passes(data, k: int, inertia: float, passes: int) -> 
 
 # Breaks when the tolerance, the tie of labels or a mean is otherwise than scikit-learn's.
 @pytest.mark.parametrize("tolerance", [0.0, 1e-4])
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_centroids_are_scikit_learn_s(name: str, tolerance: float) -> None:
-    rows = DATA_SETS[name]().data
-    k = {"digits": 10}.get(name, 3)
+@on_data_sets
+def test_centroids_are_scikit_learn_s(data: DataSet, tolerance: float) -> None:
+    rows, k = data.rows, data.k
     reference = KMeans(k, init=rows[:k], n_init=1, algorithm="lloyd", tol=tolerance).fit(rows)
     state = state_from(rows[:k], tolerance * rows.var(axis=0).mean())
     history = run_lloyd(state, cut(rows, 50))
@@ -100,7 +92,7 @@ def test_centroids_are_scikit_learn_s(name: str, tolerance: float) -> None:
 # Breaks when batches are weighted, or a last short one is lost.
 @pytest.mark.parametrize("size", [1, 7, 149, 150])
 def test_the_batches_do_not_matter(size: int) -> None:
-    rows = load_iris().data
+    rows = IRIS.rows
     one, other = state_from(rows[:3]), state_from(rows[:3])
     assert run_lloyd(one, cut(rows, size)) == pytest.approx(run_lloyd(other, cut(rows, 50)))
     torch.testing.assert_close(one.centroids_KD, other.centroids_KD)

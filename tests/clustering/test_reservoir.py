@@ -16,6 +16,12 @@ from streamkm.clustering.state import reservoir_rows
 from tests.clustering.streams import CPU, batch_of, bits, state_from
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "torch":
+        monkeypatch.setattr("streamkm.kernels.ops.offer.instruction_sets", tuple)
+
+
 def offer(state, rows: list[list[float]], sq_distances: list[float], *entropy: int, unit=False):
     draw_(
         state,
@@ -27,6 +33,7 @@ def offer(state, rows: list[list[float]], sq_distances: list[float], *entropy: i
 
 
 # Breaks when some places in a batch are never offered: there a far row would never be found.
+@pytest.mark.usefixtures("way")
 def test_every_place_in_a_long_batch_has_its_chance() -> None:
     found = set()
     for step in range(60):
@@ -40,6 +47,7 @@ def test_every_place_in_a_long_batch_has_its_chance() -> None:
 
 
 # Breaks when something beside the coordinates of a step decides.
+@pytest.mark.usefixtures("way")
 def test_the_same_step_draws_the_same() -> None:
     rows = np.random.default_rng(0).normal(size=(500, 3)).tolist()
     weights = [float(i) for i in range(500)]

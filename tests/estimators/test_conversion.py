@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.pipeline import Pipeline
 
 from streamkm import KMeans, MiniBatchKMeans
-from tests.estimators.data_sets import assert_close
+from tests.estimators.comparison import assert_close
 
 
 # Breaks when the estimator that is handed over is fitted otherwise, or not at all.

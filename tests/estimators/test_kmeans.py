@@ -8,15 +8,16 @@ from sklearn import cluster
 from sklearn.datasets import load_digits, load_iris
 
 from streamkm import KMeans
-from tests.estimators.data_sets import DATA_SETS, assert_close, data
+from tests.data_sets import DataSet, on_data_sets
+from tests.estimators.comparison import assert_close
 
 
 # Breaks when a pass moves the centroids otherwise, ends too early or too late, or labels and
 # inertia are not those of the centroids that are returned.
 @pytest.mark.parametrize("tol", [0.0, 1e-4])
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_kmeans_follows_lloyd(name: str, tol: float) -> None:
-    x, k = data(name)
+@on_data_sets
+def test_kmeans_follows_lloyd(data: DataSet, tol: float) -> None:
+    x, k = data.rows, data.k
     theirs = cluster.KMeans(k, init=x[:k], n_init=1, tol=tol).fit(x)
     ours = KMeans(k, init=x[:k], tol=tol).fit(x)
     assert ours.n_iter_ == theirs.n_iter_
@@ -49,9 +50,9 @@ def test_known_figures_of_lloyd() -> None:
 
 
 # Breaks when a weight is left out of a mean, an inertia or a count of what came before.
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_weights_are_scikit_learn_s(name: str) -> None:
-    x, k = data(name)
+@on_data_sets
+def test_weights_are_scikit_learn_s(data: DataSet) -> None:
+    x, k = data.rows, data.k
     weights = np.random.default_rng(0).exponential(size=len(x))
     theirs = cluster.KMeans(k, init=x[:k], n_init=1, tol=0).fit(x, sample_weight=weights)
     ours = KMeans(k, init=x[:k], tol=0).fit(x, sample_weight=weights)

@@ -8,14 +8,15 @@ from sklearn import cluster
 from sklearn.datasets import load_digits
 
 from streamkm import MiniBatchKMeans
-from tests.estimators.data_sets import DATA_SETS, assert_close, data
+from tests.data_sets import DataSet, on_data_sets
+from tests.estimators.comparison import assert_close
 
 
 # Breaks when partial_fit counts, weights or moves otherwise than scikit-learn's.
 @pytest.mark.parametrize("batch_size", [30, 100])
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_partial_fit_follows_scikit_learn(name: str, batch_size: int) -> None:
-    x, k = data(name)
+@on_data_sets
+def test_partial_fit_follows_scikit_learn(data: DataSet, batch_size: int) -> None:
+    x, k = data.rows, data.k
     # (The first rows of iris would do worse: one row is as far from two of them, to the
     # last bit, and whose it is decides all that follows.)
     first = x[:: len(x) // k][:k]
@@ -67,9 +68,9 @@ def test_counts_grow_beyond_float32() -> None:
 
 
 # Breaks when a weight is left out of a mean, an inertia or a count of what came before.
-@pytest.mark.parametrize("name", DATA_SETS)
-def test_weights_are_scikit_learn_s(name: str) -> None:
-    x, k = data(name)
+@on_data_sets
+def test_weights_are_scikit_learn_s(data: DataSet) -> None:
+    x, k = data.rows, data.k
     weights = np.random.default_rng(0).exponential(size=len(x))
     first = x[:: len(x) // k][:k]
     online = cluster.MiniBatchKMeans(k, init=first, n_init=1, reassignment_ratio=0)

@@ -152,3 +152,10 @@ def cli(*arguments: object) -> int:
         return main([str(argument) for argument in arguments])
     except SystemExit as end:  # argparse
         return int(end.code or 0)
+
+
+def content(output: Path) -> bytes:
+    """Every byte of an output, a file or a folder."""
+    if output.is_file():
+        return output.read_bytes()
+    return b"".join(path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file())

@@ -30,8 +30,7 @@ from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.sinks import open_sink
 from streamkm.sinks.registry import unfinished_rows
 from tests.runs.faults import KINDS, Disk, FaultyDisk, applies
-from tests.runs.helpers import Job, clusters, every, label, steps_saved
-from tests.runs.test_power_cut import content
+from tests.runs.helpers import Job, clusters, content, every, label, steps_saved
 
 pytestmark = pytest.mark.usefixtures("no_fsync", "no_reports")
 

@@ -23,7 +23,7 @@ from streamkm.runs.storage import checkpoint
 from streamkm.runs.storage.checkpoint import load_checkpoint, save_checkpoint
 from streamkm.sinks import open_sink
 from tests.runs.faults import Moment, RecordingDisk, digest, images, restore
-from tests.runs.helpers import Job, clusters, every, label, steps_saved
+from tests.runs.helpers import Job, clusters, content, every, label, steps_saved
 
 pytestmark = pytest.mark.usefixtures("no_fsync", "no_reports")
 
@@ -225,9 +225,3 @@ def test_predict_survives_a_power_cut_at_any_call(suffix, n_random, quick_path, 
                 assert {name: content(after / name) for name in names} == expected, what
             shutil.rmtree(after)
     assert len(seen) > 50
-
-
-def content(output: Path) -> bytes:
-    if output.is_file():
-        return output.read_bytes()
-    return b"".join(path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file())

@@ -111,16 +111,17 @@ def labels_and_truth(x_BD, c_KD, **options) -> tuple[list[int], list[int], Trito
 
 # Breaks when a split of the features, or of a tile of scores, mixes up rows or centroids.
 @pytest.mark.parametrize(
-    ("b", "k", "d", "tile"),
+    ("shape", "tile"),
     [
-        (5, 20, 2048, None),
-        (20, 70, 300, Tile(rows=16, centroids=64, fold=1)),
-        (70, 300, 40, Tile(rows=64, centroids=128, fold=4)),
-        (40, 100, 33, Tile(rows=32, centroids=32, fold=2)),
+        ((5, 20, 2048), None),
+        ((20, 70, 300), Tile(rows=16, centroids=64, fold=1)),
+        ((70, 300, 40), Tile(rows=64, centroids=128, fold=4)),
+        ((40, 100, 33), Tile(rows=32, centroids=32, fold=2)),
     ],
     ids=str,
 )
-def test_other_tiles(b: int, k: int, d: int, tile: Tile | None) -> None:
+def test_other_tiles(shape: tuple[int, int, int], tile: Tile | None) -> None:
+    b, k, d = shape
     x_BD = normal(b, d, dtype=torch.float32, device=CPU)
     c_KD = normal(k, d, dtype=torch.float32, device=CPU)
     labels, truth, _ = labels_and_truth(x_BD, c_KD, tile=tile)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,26 +50,42 @@ def test_interpreted_kernels_keep_the_contract() -> None:
     assert "skipped" not in done.stdout
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What a kernel is compiled for."""
+
+    capability: int
+    dtype: str
+    d: int
+    k: int
+    spherical: bool = False
+
+    def __str__(self) -> str:
+        return f"sm_{self.capability}, {self.dtype}, d={self.d}, k={self.k}"
+
+
 def assert_no_spills(resources: Resources) -> None:
     assert not resources.leaves_registers, resources
 
 
 # Breaks when a change of the device code, or another Triton, costs registers or instructions.
 @pytest.mark.parametrize(
-    ("capability", "dtype", "d", "k"),
-    [(80, "bf16", 128, 20_000), (90, "bf16", 128, 20_000), (80, "fp32", 100, 20_000),
-     (90, "fp32", 256, 20_000), (80, "fp64", 64, 20_000), (90, "u8", 1, 300)],
+    "on",
+    [Problem(80, "bf16", d=128, k=20_000), Problem(90, "bf16", d=128, k=20_000),
+     Problem(80, "fp32", d=100, k=20_000), Problem(90, "fp32", d=256, k=20_000),
+     Problem(80, "fp64", d=64, k=20_000), Problem(90, "u8", d=1, k=300)],
+    ids=str,
 )  # fmt: skip
-def test_screening_compiles_without_spills(capability: int, dtype: str, d: int, k: int) -> None:
+def test_screening_compiles_without_spills(on: Problem) -> None:
     from bench.triton_aot import Case, compile_case
 
-    resources = compile_case(Case("screen_kernel", dtype, d, k=k), capability)
+    resources = compile_case(Case("screen_kernel", on.dtype, on.d, k=on.k), on.capability)
     assert_no_spills(resources)
     # wgmma on Hopper.
-    assert resources.matrix_instruction == {80: "HMMA", 90: "HGMMA"}[capability]
+    assert resources.matrix_instruction == {80: "HMMA", 90: "HGMMA"}[on.capability]
     assert resources.epilogue_per_score <= 4
     # What a multiprocessor of an A100 and of an H100 has for one program.
-    assert resources.shared_bytes <= {80: 163, 90: 227}[capability] * 1024
+    assert resources.shared_bytes <= {80: 163, 90: 227}[on.capability] * 1024
 
 
 # Breaks when what finds the two nearest is given too few registers, as 8 warps are on 8.0.
@@ -92,18 +109,22 @@ def test_screening_takes_three_instructions_a_score() -> None:
 # Few features and a row of one compile too: both are constants to the compiler. Lengths that are
 # no multiple of 16 are loaded number by number, and take the most registers.
 @pytest.mark.parametrize(
-    ("capability", "dtype", "k", "d"),
-    [(80, "fp32", 16, 100), (80, "fp32", 256, 40), (80, "fp32", 256, 100), (80, "fp32", 256, 128),
-     (90, "fp32", 256, 100), (90, "fp32", 256, 128), (90, "u8", 1, 1)],
+    "on",
+    [Problem(80, "fp32", d=100, k=16, spherical=True), Problem(80, "fp32", d=40, k=256),
+     Problem(80, "fp32", d=100, k=256, spherical=True), Problem(80, "fp32", d=128, k=256),
+     Problem(90, "fp32", d=100, k=256, spherical=True), Problem(90, "fp32", d=128, k=256),
+     Problem(90, "u8", d=1, k=1)],
+    ids=str,
 )  # fmt: skip
-def test_one_read_compiles_without_spills(capability: int, dtype: str, k: int, d: int) -> None:
+def test_one_read_compiles_without_spills(on: Problem) -> None:
     from bench.triton_aot import Case, compile_case
 
-    resources = compile_case(Case("one_read_kernel", dtype, d, k=k, spherical=d == 100), capability)
+    case = Case("one_read_kernel", on.dtype, on.d, k=on.k, spherical=on.spherical)
+    resources = compile_case(case, on.capability)
     assert_no_spills(resources)
-    assert {80: "HMMA", 90: "HGMMA"}[capability] in resources.matrix_instruction
+    assert {80: "HMMA", 90: "HGMMA"}[on.capability] in resources.matrix_instruction
     # Two programs fit a multiprocessor.
-    assert resources.shared_bytes <= {80: 81, 90: 113}[capability] * 1024
+    assert resources.shared_bytes <= {80: 81, 90: 113}[on.capability] * 1024
 
 
 # Breaks when a thread is given more centroids and sums than it has registers for.
