@@ -287,12 +287,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         by_name[name] = added
         return added
 
-    fit = command(
-        "fit",
-        "SOURCE --k K --out RUN",
-        _fit,
-        "Cluster the rows of an array and write a run folder.",
-    )
+    fit = command("fit", "SOURCE --k K --out RUN", _fit, "Cluster an array and write a run folder.")
     add_source(fit)
     add_fit_options(fit)
     predict = command(
@@ -308,25 +303,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         parser_.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
         add_source(parser_)
         add_nan(parser_)
-    predict.add_argument(
-        "--labels",
-        metavar="OUT",
-        type=Path,
-        required=True,
-        help="where to write the label of each row, a .npy or .zarr",
-    )
-    predict.add_argument(
-        "--distances",
-        metavar="OUT",
-        type=Path,
-        help="where to write the Euclidean distance of each row to its centroid, a .npy or .zarr",
-    )
-    predict.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue unfinished outputs, or start them if there are none",
-    )
-    predict.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
+    _add_predict_options(predict)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
@@ -337,3 +314,26 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     info = command("info", "PATH", _info, "Describe an array, or a run and how far it has come.")
     add_source(info, "PATH", "a run folder, or an array: ")
     return parser, by_name
+
+
+def _add_predict_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `predict` alone has: its outputs, ``--resume`` and ``--dry-run``."""
+    parser.add_argument(
+        "--labels",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="where to write the label of each row, a .npy or .zarr",
+    )
+    parser.add_argument(
+        "--distances",
+        metavar="OUT",
+        type=Path,
+        help="where to write the Euclidean distance of each row to its centroid, a .npy or .zarr",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue unfinished outputs, or start them if there are none",
+    )
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)

@@ -73,10 +73,8 @@ class Option:
 class StreamkmError(Exception):
     """Base class of the errors of this package.
 
-    Parameters
-    ----------
-    *parts : str or Option
-        The parts of the message in order: an `Option` where it names a setting, else text.
+    Its arguments are the parts of the message, in order: an `Option` where the message names a
+    setting, else text.
 
     Attributes
     ----------
