@@ -165,7 +165,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         Returns
         -------
         labels : ndarray of shape (n_samples,), int32
-            As in `predict`.
+            As in `predict`. The errors are those of `fit`.
         """
         self.fit(X, sample_weight=sample_weight)
         labels_N: np.ndarray = self.labels_ if hasattr(self, "labels_") else self.predict(X)
@@ -211,8 +211,13 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         Returns
         -------
         distances : ndarray of shape (n_samples, n_clusters)
-            float64 for rows of float64 and of integers of 32 bits or more, else float32. NaN for
-            rows with NaN or infinity, if ``nan="drop"``.
+            float64 if `X` or the data of the fit holds float64 or integers of 32 bits or more, else
+            float32. NaN for rows with NaN or infinity, if ``nan="drop"``.
+
+        Raises
+        ------
+        ValueError
+            As in `predict`.
         """
         check_is_fitted(self, "cluster_centers_")
         with open_rows(self, X, reset=False) as rows:
@@ -235,6 +240,11 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         score : float
             Minus the sum of the squared distances of rows to their nearest centroids, in the
             scaled space, each times its weight.
+
+        Raises
+        ------
+        ValueError
+            As in `predict`, or if `sample_weight` cannot be used.
         """
         check_is_fitted(self, "cluster_centers_")
         with open_rows(self, X, reset=False) as rows:

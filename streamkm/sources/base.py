@@ -120,10 +120,7 @@ class ArraySpec:
 
 @runtime_checkable
 class Source(Protocol):
-    """An array of N rows by D features that is read by row range.
-
-    Methods may be called from several threads at once.
-    """
+    """An array of N rows by D features that is read by row range."""
 
     @property
     def name(self) -> str:
@@ -134,7 +131,7 @@ class Source(Protocol):
         """Shape, element type and layout; the same for the life of the source."""
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:
-        """Fill `out` with `rows`.
+        """Fill `out` with `rows`; several threads may do so at once.
 
         Parameters
         ----------

@@ -176,9 +176,8 @@ class ParquetSource:
     def _group_sizes(self) -> tuple[list[int], int]:
         """Rows of each group, and the bytes of the largest group's pages without compression.
 
-        These bytes bound the stored ones of all columns, but for a little. The sizes of single
-        columns are not asked for: to give them, pyarrow parses the columns' statistics, and ends
-        the process where those are damaged.
+        Stored bytes exceed these by little at most. The sizes of single columns are not asked for:
+        to give them, pyarrow parses the columns' statistics, and damaged ones end the process.
         """
         groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
         stored = max((group.total_byte_size for group in groups), default=0)

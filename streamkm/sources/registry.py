@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["open_source"]
 
-#: Shards that are held open, at most; nor may they take more than a quarter of the descriptors of
-#: the process. If there are more shards, each read opens its file anew.
+#: Shards that are held open, at most, and never more than a quarter of the process's descriptors.
+#: If there are more shards, none is held open: each read opens its file anew.
 MAX_OPEN_SHARDS = 256
 
 
@@ -97,10 +97,10 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
     else:
         source = _open_object(location)
         refuse_foreign_options(source.name, given, None, "")
-    return _as_given(source, given)
+    return _reconciled(source, given)
 
 
-def _as_given(source: Source, given: Given) -> Source:
+def _reconciled(source: Source, given: Given) -> Source:
     """`source` with the element type that is given; `SourceError` if it contradicts an option."""
     spec = source.spec
     wanted = check_dtype(given["dtype"], source.name) if "dtype" in given else None

@@ -1,8 +1,8 @@
 """Tells which paths would become part of a source, so that no output is written there.
 
-Every file in its folder belongs to a Zarr array. Every name that fits belongs to a folder or a
-pattern of shards. An output with such a name would change the data of this run, and the next run
-would read it as rows.
+A Zarr array takes every file in its folder, and a folder or pattern of shards every name that fits.
+An output with such a name would change the data of this run, and the next run would read it as
+rows.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _HEADER = struct.Struct("<4B3I")
 HEADER_BYTES = _HEADER.size
 _VERSION = 2
 _STORED_AS_IT_IS = 0x2
-#: Blocks of a chunk that is read in parts, at most: more would make the table too long to read.
+#: Blocks of a chunk that is read in parts, at most: a longer table is not worth reading.
 _MAX_BLOCKS = 1 << 16
 
 
@@ -88,7 +88,7 @@ def read_table(read: Read, stored: int, decoded: int) -> BlockTable | None:
     starts = table.view("<i4").astype(np.int64)
     if starts.min() < first or starts.max() >= length:
         return None
-    # Blosc's threads write blocks in any order: a block ends at the next start of any other.
+    # Blosc's threads write blocks in any order, so a block ends at the next larger start.
     bounds = np.append(np.unique(starts), length)
     return BlockTable(header, decoded, block, starts, bounds[np.searchsorted(bounds, starts) + 1])
 

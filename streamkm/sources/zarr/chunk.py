@@ -42,7 +42,7 @@ _BLOSC_BLOCKS, _BLOSC_BLOCK_BYTES = 3, 1 << 20
 _PIECE_BYTES = 64 << 10
 #: Elements of a piece of a Blosc chunk: about those of a Blosc block at the middle levels.
 _BLOSC_PIECE_ELEMENTS = 128 << 10
-#: A stored chunk of more bytes than twice the decoded ones and this is no chunk of the array.
+#: A stored chunk is refused if it has more bytes than twice the decoded ones plus these.
 _SLACK_BYTES = 64 << 10
 
 #: Each thread's scratch. All arrays share it, so that a source of a thousand parts has one.

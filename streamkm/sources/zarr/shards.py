@@ -1,7 +1,7 @@
 """Reads shards of Zarr v3: files of many inner chunks, with an index of their places.
 
-An index is checked before it is used, and read again only if its shard changes. Adjacent inner
-chunks are read together; zarr makes a request for each.
+An index is checked when it is read, and then kept for as long as its shard stays the same. Adjacent
+inner chunks are read together; zarr makes a request for each.
 """
 
 from __future__ import annotations
