@@ -1,4 +1,4 @@
-"""Out-of-core mini-batch k-means: cluster arrays larger than memory, and resume after anything."""
+"""k-means for arrays larger than memory, with runs that resume after an interruption."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 __all__ = ["KMeans", "MiniBatchKMeans", "load_run", "open_source"]
 
-#: Where each public name lives. They are imported on first use: importing torch
-#: takes seconds, which ``--help`` and a mistyped path should not.
+#: The module of each public name. A name is imported on first use, because ``--help`` and a
+#: mistyped path must not wait the seconds that importing torch takes.
 _HOMES = {
     "KMeans": "streamkm.estimators",
     "MiniBatchKMeans": "streamkm.estimators",

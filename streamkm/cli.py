@@ -1,9 +1,8 @@
-"""The command line: arguments become a config, and a config becomes a run.
+"""The command line: turns arguments into settings, and settings into a run.
 
-argparse was chosen over a generator of command lines from dataclasses (tyro):
-its errors can be kept to the one line that is promised, and nothing that is
-slow to import stands between a mistyped path and the answer. torch is imported
-by the commands that need it, after everything that can be refused without it.
+argparse was chosen over tyro, which makes a command line from dataclasses. argparse keeps an error
+to the one line that is promised, and imports fast enough to answer a mistyped path at once. A
+command imports torch only after it has checked everything that can be refused without torch.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from streamkm.options import (
     add_source,
     check_options,
     configured,
-    said_of_source,
     settings_for,
+    source_keywords,
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
@@ -47,16 +46,24 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
+    """Run the command line.
 
-    0 done; 2 wrong arguments or unusable input; 75 interrupted, with a
-    checkpoint saved; 1 anything else.
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The words after the program's name; ``sys.argv[1:]`` by default.
+
+    Returns
+    -------
+    int
+        The exit status: 0 done; 2 wrong arguments or unusable input; 75 interrupted, with a
+        checkpoint saved; 1 anything else.
     """
     logging.basicConfig(format="streamkm: %(message)s", level=logging.INFO)
     prepare_process()
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
-        # What fit and predict do not tell better.
+        # For a failed allocation where fit and predict do not name the phase themselves.
         with memory_told(lambda: "at work", resumable=False):
             arguments.command(arguments)
         sys.stdout.flush()
@@ -69,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}")
-        # An output that may not be written is an argument to change; a full disk is not.
+        # An output without permission to write is a wrong argument; a full disk is not.
         return 2 if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1
     return 0
 
@@ -89,7 +96,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     config = configured(FitConfig, arguments)
     execution = configured(ExecutionConfig, arguments)
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
-        asked: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
+        control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         check_fit(source.spec, config, source.name)
         check_outside(source, run_dir=arguments.out)
         if arguments.dry_run:
@@ -97,14 +104,14 @@ def _fit(arguments: argparse.Namespace) -> None:
                 from streamkm.runs.dry_run.fit import dry_run
 
                 job = (source, config, execution, arguments.out)
-                _print_report(dry_run(*job, **asked, weights=weights))
+                _print_report(dry_run(*job, **control, weights=weights))
             return
         check_run_is_free(arguments.out, resume=arguments.resume)
 
         with _open_weights(arguments, source) as weights:
             from streamkm.runs.fit import fit
 
-            fit(source, config, execution, arguments.out, **asked, weights=weights)
+            fit(source, config, execution, arguments.out, **control, weights=weights)
 
 
 def _print_report(report: DryRun) -> None:
@@ -121,23 +128,24 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     execution = configured(ExecutionConfig, arguments)
     read_config(arguments.run)
-    asked_for = (arguments.labels, arguments.distances)
-    targets = [path.expanduser() for path in asked_for if path is not None]
-    is_left_to_see = arguments.resume and may_be_finished(arguments.run, targets)
-    if not (arguments.dry_run or is_left_to_see):
+    outputs = (arguments.labels, arguments.distances)
+    targets = [path.expanduser() for path in outputs if path is not None]
+    # Whether an output is finished shows only once the source is open: predict looks then.
+    is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
+    if not (arguments.dry_run or is_checked_later):
         check_free(arguments.run, targets, resume=arguments.resume)
-    asked = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
+    options = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
     with StopRequest() as stop_request, closing(_open(arguments)) as source:
-        asked["stop_request"] = stop_request
+        options["stop_request"] = stop_request
         check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
             from streamkm.runs.dry_run.predict import dry_predict
 
-            _print_report(dry_predict(arguments.run, source, execution, **asked))
+            _print_report(dry_predict(arguments.run, source, execution, **options))
             return
         from streamkm.runs.predict import predict
 
-        predict(arguments.run, source, execution, **asked)
+        predict(arguments.run, source, execution, **options)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -179,7 +187,7 @@ def _info(arguments: argparse.Namespace) -> None:
 def _open(arguments: argparse.Namespace) -> Source:
     from streamkm.sources import open_source
 
-    return open_source(arguments.source, **said_of_source(arguments))
+    return open_source(arguments.source, **source_keywords(arguments))
 
 
 def _open_weights(
@@ -205,7 +213,7 @@ All commands and options: streamkm --help, streamkm fit --help
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and where help is; options are not abbreviated."""
+    """Reports a wrong argument in one line that names the help; allows no abbreviations."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
@@ -233,7 +241,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
-    """Make the settings in a TOML file the defaults that options on the command line override."""
+    """Make the settings in a TOML file defaults, which options on the command line override."""
     try:
         content = tomllib.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -251,7 +259,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
             )
         if isinstance(value, dict | list):
             raise ConfigError(f"--config {path}: {key} must be one value, not {value!r}")
-        # argparse converts defaults that are strings as if they had been typed; not a flag's.
+        # argparse parses a default that is a string as if it had been typed, but not a flag's.
         defaults[name] = value if isinstance(value, str) or name in flags else str(value)
     parser.set_defaults(**defaults)
 
@@ -259,50 +267,73 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="streamkm",
-        description="Cluster arrays larger than memory with k-means, and resume after anything.",
-        epilog="Exit status: 0 done; 2 wrong arguments or unusable input; 75 interrupted with a "
-        "checkpoint saved; 1 anything else.",
+        description="Cluster arrays larger than memory with k-means. An interrupted run resumes "
+        "where it stopped.",
+        epilog="streamkm COMMAND --help lists the options of a command. Exit status: 0 done; "
+        "2 wrong arguments or unusable input; 75 interrupted with a checkpoint saved; "
+        "1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"streamkm {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     by_name: dict[str, _Parser] = {}
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> _Parser:
-        added: _Parser = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-        )
+    def command(
+        name: str, needed: str, run: Callable[[argparse.Namespace], None], summary: str
+    ) -> _Parser:
+        # argparse's own usage would name every option before the first thing that is needed.
+        usage = f"%(prog)s {needed} [options]"
+        added: _Parser = commands.add_parser(name, usage=usage, help=summary, description=summary)
         added.set_defaults(command=run, parser=added)
         by_name[name] = added
         return added
 
-    fit = command("fit", _fit, "Cluster an array and write a run folder.")
+    fit = command("fit", "SOURCE --k K --out RUN", _fit, "Cluster an array and write a run folder.")
     add_source(fit)
     add_fit_options(fit)
-    predict = command("predict", _predict, "Write the label of every row of an array.")
-    evaluate = command("evaluate", _evaluate, "Exact inertia and cluster sizes on an array.")
+    predict = command(
+        "predict", "RUN SOURCE --labels OUT", _predict, "Write the label of every row of an array."
+    )
+    evaluate = command(
+        "evaluate",
+        "RUN SOURCE",
+        _evaluate,
+        "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
+    )
     for parser_ in (predict, evaluate):
         parser_.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
         add_source(parser_)
         add_nan(parser_)
-    predict.add_argument(
-        "--labels", metavar="OUT", type=Path, required=True, help="labels, .npy or .zarr"
+    _add_predict_options(predict)
+    evaluate.add_argument(
+        "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
-    predict.add_argument(
-        "--distances", metavar="OUT", type=Path, help="Euclidean distances, .npy or .zarr"
-    )
-    predict.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with outputs that were left unfinished, or start them",
-    )
-    predict.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
-    evaluate.add_argument("--json", action="store_true", help="print JSON, with every size")
     for parser_ in (fit, evaluate):
         parser_.add_argument("--weights", metavar="LOCATION", type=Path, help=WEIGHTS_HELP)
     for name in ("fit", "predict", "evaluate"):
         add_execution_options(by_name[name], name)
-    info = command("info", _info, "What a path holds: a source, or a run and how far it has come.")
-    add_source(info, metavar="PATH")
+    info = command("info", "PATH", _info, "Describe an array, or a run and how far it has come.")
+    add_source(info, "PATH", "a run folder, or an array: ")
     return parser, by_name
+
+
+def _add_predict_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `predict` alone has: its outputs, ``--resume`` and ``--dry-run``."""
+    parser.add_argument(
+        "--labels",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="where to write the label of each row, a .npy or .zarr",
+    )
+    parser.add_argument(
+        "--distances",
+        metavar="OUT",
+        type=Path,
+        help="where to write the Euclidean distance of each row to its centroid, a .npy or .zarr",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue unfinished outputs, or start them if there are none",
+    )
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)

@@ -1,13 +1,13 @@
-"""Every setting of a run, one field each, as frozen values that are checked when they are made.
+"""The settings of a run: one field each, in frozen classes that check their values.
 
-There are two classes of settings, because resuming treats them differently. `FitConfig` decides
-the result, so a run goes on only under the same one. `ExecutionConfig` decides how fast and in
-how much memory the result is reached, and may change from one attempt to the next.
+There are two classes, because resuming treats their settings differently. `FitConfig` decides the
+result, so a run resumes only under the same values. `ExecutionConfig` decides how fast the result
+is reached and in how much memory, and may change from one attempt to the next.
 
-A field is all that a setting needs: its option, its line in the help, its key in ``--config`` and
-its check are made from it (see `streamkm.settings`). Rules between several settings are written
-out in ``__post_init__``. The names of algorithms and kernels, and the defaults of an algorithm,
-come from `streamkm.tables`.
+A setting is one field: its option, its line in the help, its key in ``--config`` and its check
+are made from the field (see `streamkm.settings`). Rules between several settings stand in
+``__post_init__``. The names of algorithms and kernels, and the defaults of an algorithm, come from
+`streamkm.tables`.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ __all__ = [
     "setting_differences",
 ]
 
-#: A batch is no longer than this, and no shorter unless the array is small:
-#: long enough that fixed costs per step vanish, short enough to stay in cache.
+#: Rows of a batch at most: few enough that a batch stays in cache.
 MAX_BATCH_ROWS = 16384
+#: Rows of a batch at least, unless the array is small: enough that a step's fixed costs vanish.
 MIN_BATCH_ROWS = 1024
-#: An epoch should have about this many steps where the array is long enough.
+#: Steps of an epoch, about, between these two bounds.
 STEPS_PER_EPOCH = 64
-#: A batch widened to float32 should not pass this, whatever the number of features.
+#: Bytes of a batch widened to float32, at most, whatever the number of features.
 MAX_BATCH_BYTES = 64 << 20
 
-#: More threads only wait for each other.
+#: Threads that read, at most: more would only wait for each other.
 MOST_READ_THREADS = 256
 
-#: Ways of seeding, beside a file.
+#: The names that ``init`` takes, beside the path of a file.
 INITS = ("auto", "random", "k-means++", "k-means||")
 
 #: Commands that read rows and compute.
@@ -70,12 +70,12 @@ _ALL = ("fit", "predict", "evaluate")
 
 
 def _names(has: Callable[[AlgorithmEntry], bool]) -> str:
-    """The algorithms of which `has` is true, for a text."""
+    """The names of the algorithms for which `has` is true, as a phrase."""
     return " or ".join(name for name, entry in ALGORITHMS.items() if has(entry))
 
 
 def _by_algorithm(default: Callable[[AlgorithmEntry], str]) -> str:
-    """A default that the algorithm decides, for the help."""
+    """A default that depends on the algorithm, as the help names it."""
     return ", ".join(f"{default(entry)} for {name}" for name, entry in ALGORITHMS.items())
 
 
@@ -83,7 +83,7 @@ def _is_file(init: str) -> bool:
     return init.endswith(".npy")
 
 
-#: Algorithms that know ``max_no_improvement``.
+#: The algorithms that take ``max_no_improvement``.
 _BATCH_WATCHERS = _names(lambda entry: entry.watches_batches)
 
 
@@ -91,33 +91,35 @@ _BATCH_WATCHERS = _names(lambda entry: entry.watches_batches)
 class FitConfig:
     """Everything that decides the result of a fit, apart from the data.
 
-    Each field is documented by the text of its `setting`, which ``fit --help`` shows. None means
-    "decide from the algorithm and the array's shape"; `resolved` does.
+    The text of each `setting` documents its field, and ``fit --help`` shows it. None means that
+    `resolved` decides, from the algorithm and the shape of the array.
     """
 
     k: int = setting("number of clusters", short="-k", rule=whole(1))
     algorithm: str = setting(
-        "when centroids move: "
+        "when the centroids move: "
         + ", ".join(f"{name} {entry.summary}" for name, entry in ALGORITHMS.items()),
         default=next(iter(ALGORITHMS)),
         rule=one_of(*ALGORITHMS),
     )
     epochs: int | None = setting(
-        "passes over the data at most",
+        "passes over the data, at most",
         default=None,
         shown=_by_algorithm(lambda entry: str(entry.epochs)),
         rule=whole(1),
+        metavar="N",
     )
     batch_rows: int | None = setting(
-        "rows of a batch at most",
+        "rows of a batch, at most",
         default=None,
-        shown=f"{MIN_BATCH_ROWS} to {MAX_BATCH_ROWS} by the array's shape",
+        shown=f"{MIN_BATCH_ROWS} to {MAX_BATCH_ROWS}, by the array's shape",
         rule=whole(1),
+        metavar="N",
     )
     # "given" stands for centroids that a caller in Python passes as an array.
     init: str = setting(
-        "auto, random or k-means++ on a sample of the rows, k-means|| on all of them, or a .npy "
-        "file of k x D centroids",
+        "where the centroids begin: auto, random and k-means++ look at a sample of the rows, "
+        "k-means|| at all of them; or a .npy file of K x D centroids",
         default="auto",
         rule=Rule(
             f"one of {', '.join(INITS)} or the path of a .npy file",
@@ -125,16 +127,18 @@ class FitConfig:
         ),
     )
     n_init: int = setting(
-        "make N seedings, and go on from the one that costs least on rows that none of them saw",
+        "make N seedings and continue with the one that costs least on rows that none of them saw",
         default=1,
         rule=whole(1),
         metavar="N",
     )
     metric: Literal["euclidean", "cosine"] = setting(
-        "distance; with cosine, rows and centroids have unit length", default="euclidean"
+        "distance; cosine gives rows and centroids unit length", default="euclidean"
     )
     scale: Literal["none", "zscore", "minmax", "l2"] = setting(
-        "how features are scaled before distances are taken", default="none"
+        "scaling before distances are taken: zscore or minmax of each feature, or rows divided by "
+        "their l2 length",
+        default="none",
     )
     tol: float | None = setting(
         "stop when the squared shift of the centroids is at most TOL times the mean variance of "
@@ -151,10 +155,11 @@ class FitConfig:
         metavar="STEPS",
     )
     seed: int = setting(
-        "decides the order of rows, the seeding and every other draw", default=0, rule=whole(0)
+        "decides the order of the rows and every random draw", default=0, rule=whole(0)
     )
     nan: Literal["error", "drop"] = setting(
-        "rows with NaN or infinity: stop, or leave them out and count them", default="error"
+        "rows with NaN or infinity: error stops, drop leaves them out and counts them",
+        default="error",
     )
     closing_pass: bool = setting(
         "end with a pass that makes each centroid the mean of its cluster; after "
@@ -162,8 +167,8 @@ class FitConfig:
         default=True,
     )
     precision: Literal["exact", "fast"] = setting(
-        "exact: labels are the true nearest centroids; fast: rows that screening cannot tell "
-        "apart are not scored again",
+        "exact: every row gets its true nearest centroid; fast: rows that screening cannot decide "
+        "are not scored again",
         default="exact",
     )
 
@@ -196,7 +201,7 @@ class FitConfig:
             )
 
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
-        """The same settings with nothing left open, as a function of the array's shape."""
+        """The same settings with nothing left open, for an array of this shape."""
         batch_rows = self.batch_rows or default_batch_rows(n_rows, n_features)
         return ResolvedFitConfig(
             **asdict(self)
@@ -214,7 +219,7 @@ class FitConfig:
 
     @property
     def closes(self) -> bool:
-        """Whether a closing pass is certain."""
+        """Whether a closing pass follows in any case."""
         return self.closing_pass and self._entry.closes
 
     @property
@@ -222,7 +227,7 @@ class FitConfig:
         return ALGORITHMS[self.algorithm]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """The settings by name, as plain values for JSON."""
         return asdict(self)
 
 
@@ -237,7 +242,7 @@ class ResolvedFitConfig(FitConfig):
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """How often to save: after a number of seconds, or of batches."""
+    """How often to save: after a number of seconds or of batches; one of them is None."""
 
     seconds: float | None = None
     batches: int | None = None
@@ -254,7 +259,7 @@ class Cadence:
 
     @classmethod
     def parse(cls, text: str) -> Cadence:
-        """``60s`` (also ``5m``, ``1h``) or a number of batches."""
+        """The cadence in ``60s``, ``5m``, ``1h`` or a number of batches."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)", text.strip())
         if match:
             seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
@@ -270,60 +275,61 @@ class Cadence:
 
 @config_class
 class ExecutionConfig:
-    """How a run is carried out; none of it decides the result.
+    """How a run is carried out; only the last bits of the result may depend on it.
 
-    Each field is documented by the text of its `setting`, as in `FitConfig`.
+    The text of each `setting` documents its field, as in `FitConfig`.
     """
 
     device: str = setting(
-        "auto (CUDA if there is one), cpu, cuda or cuda:I",
+        "auto (CUDA if there is a GPU), cpu, cuda, or one GPU of several, such as cuda:1",
         default="auto",
         rule=matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:I"),
         commands=_ALL,
     )
     kernel: str = setting(
-        "who does the arithmetic; auto is the fastest on the device",
+        "who does the arithmetic; auto takes the fastest that runs on the device",
         default="auto",
         rule=one_of("auto", *sorted(KERNELS)),
         commands=_ALL,
     )
     tune: bool = setting(
-        "on a GPU with 4096 clusters or more, time several ways to cut the work at first use; "
+        "on a GPU, with 4096 clusters or more: time several ways to cut the work at first use; "
         "$XDG_CACHE_HOME/streamkm remembers the fastest",
         default=True,
         commands=_ALL,
     )
     max_host_memory: int | None = setting(
-        "host memory beyond what importing the package takes, such as 8GiB",
+        "limit of the host memory, such as 8GiB; what importing the package takes (about 250 MB) "
+        "comes on top",
         default=None,
-        shown="8GiB or half the machine's",
+        shown="8GiB, or half the machine's if that is less",
         rule=whole(1),
         parse=parse_bytes,
         metavar="SIZE",
         commands=_ALL,
     )
     read_threads: int | None = setting(
-        "threads that read; 0 reads between batches, which is quickest where starting a thread "
+        "threads that read; 0 reads between batches, which is fastest where starting a thread "
         "takes longer than reading the array",
         default=None,
-        shown="one a core, 16 at most",
+        shown="one a core, at most 16; over a network 16",
         rule=whole(0),
         metavar="N",
         commands=_ALL,
     )
     checkpoint_every: Cadence = setting(
-        "time or number of batches between saves",
+        "time (60s, 5m, 1h) or number of batches between saves",
         default=Cadence(seconds=60),
         parse=Cadence.parse,
         metavar="60s|N",
         commands=("fit", "predict"),
     )
     keep_checkpoints: int = setting(
-        "how many of the newest checkpoints to keep", default=2, rule=whole(2), metavar="N"
+        "newest checkpoints to keep, at least 2", default=2, rule=whole(2), metavar="N"
     )
     probe: bool = setting(
-        "measure for a second at the start what reading, copying and arithmetic can do alone, "
-        "and say at the end what share of that was reached",
+        "measure for about a second how fast reading, copying and arithmetic are alone, and say at "
+        "the end what share of that the run reached",
         default=False,
     )
 
@@ -336,19 +342,19 @@ class ExecutionConfig:
 
 
 def default_batch_rows(n_rows: int, n_features: int) -> int:
-    """Rows of a batch, by the shape of the array."""
+    """Rows of a batch where the user names none: about `STEPS_PER_EPOCH` steps an epoch."""
     wanted = max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS)
     return min(wanted, largest_batch_rows(n_rows, n_features))
 
 
 def largest_batch_rows(n_rows: int, n_features: int) -> int:
-    """Rows of a batch where nothing but speed depends on it."""
+    """Rows of a batch where only speed depends on them."""
     fitting = MAX_BATCH_BYTES // (4 * n_features)
     return min(max(min(MAX_BATCH_ROWS, fitting), 1), n_rows)
 
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``name: before -> now`` for every setting of two `FitConfig.as_dict` that differs."""
+    """``name: before -> now`` for each setting that differs between two `FitConfig.as_dict`."""
     return [
         f"{field.name.replace('_', '-')}: {before.get(field.name)} -> {now.get(field.name)}"
         for field in fields(FitConfig)

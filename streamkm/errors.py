@@ -1,24 +1,24 @@
 """Every error that streamkm raises on purpose.
 
     StreamkmError                     exit status 1
-    ├── InputError  (ValueError)      exit status 2: wrong arguments or unusable input
+    ├── InputError (ValueError)       exit status 2: wrong arguments or unusable input
     │   ├── ConfigError               a setting is out of range, or two contradict each other
-    │   │   └── ParameterError        an estimator's; a TypeError too  (TypeError)
-    │   ├── SourceError               the location is no array that can be clustered
-    │   │   └── ReadError             rows of it cannot be read: truncated, corrupt, missing
+    │   │   └── ParameterError        the same of an estimator's parameter (also a TypeError)
+    │   ├── SourceError               the location holds no array that can be clustered
+    │   │   └── ReadError             rows cannot be read: truncated, corrupt, missing
     │   ├── NonFiniteError            NaN or infinity in the data, and nan="error"
     │   ├── OutputExistsError         a run folder or an output would be overwritten
-    │   ├── RunError                  a run folder cannot be used: locked, damaged, no run
+    │   ├── RunError                  a run folder is locked, damaged or no run
     │   │   └── ResumeError           the data or a setting changed since the checkpoint
-    │   ├── MemoryBudgetError         the host budget does not hold one window of rows
-    │   └── DeviceError               the chosen device or kernel is not there
-    ├── StorageError  (OSError)       exit status 1: the disk refused a write that had to be
+    │   ├── MemoryBudgetError         the host memory does not hold one window of rows
+    │   └── DeviceError               the chosen device or kernel is not available
+    ├── StorageError (OSError)        exit status 1: the disk refused a write
     ├── AllocationError (MemoryError) exit status 1: the machine or the GPU refused memory
     └── Interrupted                   exit status 75: stopped by a signal, a checkpoint is saved
 
-A message names the rule, the value received and the remedy, in one line: it is
-all that a user of the command line sees. Where it names a setting, that part of it is
-an `Option`: a parameter to those who wrote Python, a flag to those who typed a command.
+A message is one line that names the rule, the value received and the remedy, because a user of
+the command line sees nothing else. A setting in a message has its name in Python when the error is
+raised there, and is a flag on the command line.
 """
 
 from __future__ import annotations
@@ -45,24 +45,25 @@ __all__ = [
 ]
 
 
-#: Flags that are called otherwise than in Python; every other is the name with dashes.
+#: Flags whose name differs from that in Python; every other flag is the name with dashes.
 _FLAGS = {"run_dir": "out", "n_features": "features", "columns": "column"}
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A setting in a message, with or without a value; as text it has its name in Python."""
+    """A setting in a message, with or without a value; as a string it has its name in Python."""
 
     name: str
-    """Of the parameter or the keyword in Python."""
+    """Name of the parameter or keyword in Python."""
     value: object = None
+    """The value that the message names; None if it names none."""
 
     def __str__(self) -> str:
         return self.name if self.value is None else f"{self.name}={self.value!r}"
 
     @property
     def flag(self) -> str:
-        """What the command line calls it."""
+        """Its name on the command line, with the value."""
         name = _FLAGS.get(self.name, self.name).replace("_", "-")
         if isinstance(self.value, bool):
             return f"--{name}" if self.value else f"--no-{name}"
@@ -70,10 +71,15 @@ class Option:
 
 
 class StreamkmError(Exception):
-    """Base of all errors of this package; `exit_status` is what the command line returns.
+    """Base class of the errors of this package.
 
-    Its arguments are the parts of the message, in order: texts, and an `Option` wherever
-    a setting is named.
+    Its arguments are the parts of the message, in order: an `Option` where the message names a
+    setting, else text.
+
+    Attributes
+    ----------
+    exit_status : int
+        What the command line returns: 1, unless a subclass says otherwise.
     """
 
     exit_status = 1
@@ -83,7 +89,7 @@ class StreamkmError(Exception):
 
     @property
     def for_command_line(self) -> str:
-        """The message with flags in the place of parameters."""
+        """The message with flags in place of parameters."""
         parts = (part.flag if isinstance(part, Option) else str(part) for part in self.args)
         return "".join(parts)
 
@@ -101,7 +107,7 @@ class ConfigError(InputError):
 class ParameterError(ConfigError, TypeError):
     """A parameter of an estimator has a wrong type or value.
 
-    It is a ValueError and a TypeError, as what scikit-learn raises in this case.
+    It is a ValueError and a TypeError, as scikit-learn's own error for this case is.
     """
 
 
@@ -122,36 +128,36 @@ class OutputExistsError(InputError):
 
 
 class RunError(InputError):
-    """A run folder cannot be used: it is locked, damaged or no run at all."""
+    """A run folder cannot be used: it is locked, damaged or not a run."""
 
 
 class ResumeError(RunError):
-    """The data or a setting that alters the result changed since the checkpoint."""
+    """The data, or a setting that decides the result, changed since the checkpoint."""
 
 
 class MemoryBudgetError(InputError):
-    """The host memory budget is too small for one window of rows."""
+    """``max_host_memory`` is too small for one window of rows."""
 
 
 class DeviceError(InputError):
-    """The device or the kernel that was asked for is not available."""
+    """The chosen device or kernel is not available."""
 
 
 class StorageError(StreamkmError, OSError):
-    """The disk refused a write without which a command cannot go on or end.
+    """The disk refused a write that a command needs to continue or to end.
 
-    What was saved before is intact: once there is space, ``--resume`` goes on from it.
+    Earlier checkpoints and results are intact: once there is space, ``--resume`` continues.
     """
 
 
 class AllocationError(StreamkmError, MemoryError):
-    """The machine, or the GPU, refused memory that a command cannot go on without.
+    """The machine or the GPU refused memory that a command needs.
 
-    What was saved before is intact: once there is memory, ``--resume`` goes on from it.
+    Earlier checkpoints and results are intact: once there is memory, ``--resume`` continues.
     """
 
 
 class Interrupted(StreamkmError):
-    """A signal stopped the run after a checkpoint was saved; resuming goes on from there."""
+    """A signal stopped the run; the message names the checkpoint that it can resume from."""
 
     exit_status = 75

@@ -1,8 +1,8 @@
-"""The options of the command line, made from the settings and from the table of formats.
+"""Makes the options of the command line from the settings and the table of formats.
 
-A setting is declared once, as a field of `streamkm.config`, and an option of a format once, in
-`streamkm.sources.formats`. Only what belongs to a command itself (``--out``, ``--resume``,
-``--weights``) is written out here and in `streamkm.cli`.
+A setting is declared once, as a field of a class in `streamkm.config`. An option of a format is
+declared once, in `streamkm.sources.formats`. Only the options that belong to a command itself
+(``--out``, ``--resume``, ``--weights``) are written out here and in `streamkm.cli`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ __all__ = [
     "add_source",
     "check_options",
     "configured",
-    "said_of_source",
     "settings_for",
+    "source_keywords",
 ]
 
 DRY_RUN_HELP = (
-    "write nothing: print what the run will do and need, how long it will take, and what speaks "
+    "write nothing; print what the run will do and need, how long it will take, and what speaks "
     "against it"
 )
-WEIGHTS_HELP = "how much each row counts: N numbers in a .npy file or a Zarr array"
+WEIGHTS_HELP = (
+    "how much each row counts: N numbers in a .npy file or a Zarr array (default: every row "
+    "counts 1)"
+)
 
 C = TypeVar("C")
 
@@ -50,15 +53,18 @@ C = TypeVar("C")
 # ---- sources -----------------------------------------------------------------
 
 
-def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE") -> None:
-    """A location of rows, and the options of every format."""
+def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE", or_else: str = "") -> None:
+    """Add the location of an array and the options of every format.
+
+    `or_else` is a phrase for the help that says what else the location may be.
+    """
     parser.add_argument(
         "source",
         metavar=metavar,
-        help=f"a file or folder ({' '.join(suffixes())}), an array in a Zarr group "
+        help=f"{or_else}a file or folder ({' '.join(suffixes())}), an array in a Zarr group "
         "(store.zarr/group/array), a raw file with --dtype and --features, a folder or glob of "
         "shards, or the address of a Zarr array (s3://, gs://, https://); the last axis is "
-        "features",
+        "features, all others are rows",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in source_options():
@@ -68,14 +74,14 @@ def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE") -> None
             option.flag,
             dest=option.name,
             metavar=option.metavar,
-            type=_told(option.parse),
+            type=_with_own_error(option.parse),
             action="append" if option.is_repeatable else "store",
             help=option.help,
         )
 
 
-def said_of_source(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of formats that `streamkm.sources.open_source` is called with."""
+def source_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of formats as keywords of `streamkm.sources.open_source`; None if not given."""
     return {option.name: getattr(arguments, option.name) for option in source_options()}
 
 
@@ -83,38 +89,55 @@ def said_of_source(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def settings_for(command: str, *configs: type[Any]) -> list[Setting]:
-    """The settings that `command` has, of one class of settings or several."""
+    """The settings in `configs`, classes of settings, that are options of `command`."""
     return [each for config in configs for each in settings_of(config) if command in each.commands]
 
 
 def add_fit_options(parser: argparse.ArgumentParser) -> None:
-    """What a fit is asked to do."""
+    """Add the options that `fit` alone has, its settings among them."""
     settings = settings_for("fit", FitConfig)
     _add_settings(parser, (each for each in settings if each.is_required))
     add = parser.add_argument
-    add("--out", metavar="RUN", type=Path, required=True, help="run folder to write")
-    add("--resume", action="store_true", help="go on with RUN, or start it")
+    add(
+        "--out",
+        metavar="RUN",
+        type=Path,
+        required=True,
+        help="run folder to write; it must not exist, unless --resume is given",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="continue RUN from its newest checkpoint, or start it if there is none",
+    )
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
-    add("--config", metavar="TOML", type=Path, help="file of options; those given here win")
+    add(
+        "--config",
+        metavar="TOML",
+        type=Path,
+        help="TOML file to read options from; options on the command line win",
+    )
     group = parser.add_argument_group("what to compute (decides the result)")
     _add_settings(group, (each for each in settings if not each.is_required))
 
 
 def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None:
-    """How `command` is carried out."""
-    group = parser.add_argument_group("how to compute (does not change the result)")
+    """Add the settings of how `command` is carried out."""
+    group = parser.add_argument_group(
+        "how to compute (changes the last bits of the result at most)"
+    )
     _add_settings(group, settings_for(command, ExecutionConfig))
 
 
 def add_nan(parser: argparse.ArgumentParser) -> None:
-    """The option ``--nan`` of a command that otherwise does as the run did."""
+    """Add ``--nan`` to a command that reads a run, whose own setting is the default."""
     declared = setting_of(FitConfig, "nan")
-    text = "rows with NaN or infinity: stop, or label them -1"
+    text = "rows with NaN or infinity: error stops, drop leaves them out, with the label -1"
     _add_settings(parser, [replace(declared, text=text, shown="as in the run")])
 
 
 def configured(config: type[C], arguments: argparse.Namespace) -> C:
-    """The settings of a command; those that are not given keep their defaults."""
+    """An instance of `config` with the options that were given, and defaults for the rest."""
     given = {each.name: getattr(arguments, each.name, None) for each in settings_of(config)}
     return config(**{name: value for name, value in given.items() if value is not None})
 
@@ -129,15 +152,15 @@ def _add_settings(parser: argparse._ActionsContainer, settings: Iterable[Setting
         else:
             parser.add_argument(
                 *names,
-                type=_told(each.parse),
+                type=_with_own_error(each.parse),
                 choices=each.rule.choices or None,
                 metavar=each.metavar,
                 help=each.help,
             )
 
 
-def _told(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`parse` with its own message where argparse would put one that says less."""
+def _with_own_error(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`parse`, whose message argparse then shows instead of its own, which says less."""
 
     @functools.wraps(parse, updated=())
     def parsed(text: str) -> Any:
@@ -157,29 +180,28 @@ def check_options(
     parser: argparse.ArgumentParser,
     commands: Mapping[str, argparse.ArgumentParser],
 ) -> None:
-    """Refuse an option that the command does not have, and name the one that was meant.
+    """Refuse an option that the command does not have, and name the one that was probably meant.
 
-    argparse would name none, and would complain first of what is missing because of it.
+    argparse suggests no option, and complains of a missing one before it comes to the wrong one.
     """
     command = ""
     for word in argv:
         name = word.partition("=")[0]
         if word in ("--", "-h", "--help"):
             return
-        # (argparse takes what has a space in it for no option, and what begins with one dash
-        # for the value of one, perhaps.)
+        # A word with a space, or with one dash, is left to argparse: it may be a value.
         if command and name.startswith("--") and " " not in word:
             if name not in _options_of(commands[command]):
-                meant = _meant(name, commands, command)
-                commands[command].error(f"{command} has no option {name}{meant}")
+                advice = _advice(name, commands, command)
+                commands[command].error(f"{command} has no option {name}{advice}")
         elif not command and word in commands:
             command = word
         elif not command and word.startswith("-") and name not in _options_of(parser):
             parser.error(f"{name} before the command: options follow it, as in fit x.npy --k 8")
 
 
-def _meant(name: str, commands: Mapping[str, argparse.ArgumentParser], command: str) -> str:
-    """A phrase that names the option most like `name`; nothing if none is like it."""
+def _advice(name: str, commands: Mapping[str, argparse.ArgumentParser], command: str) -> str:
+    """A phrase that names the commands with this option, or the options most like it, or ``""``."""
     having = [other for other in commands if name in _options_of(commands[other])]
     if having:
         return f", {' and '.join(having)} {'have' if len(having) > 1 else 'has'}"
@@ -190,7 +212,7 @@ def _meant(name: str, commands: Mapping[str, argparse.ArgumentParser], command: 
 
 
 def _options_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Every option of `parser`, from its help: argparse has no public list of them."""
-    text = re.sub("\x1b\\[[0-9;]*m", "", parser.format_help())  # Python 3.14 has colours in it.
+    """Every option of `parser`, read from its help: argparse has no public list of them."""
+    text = re.sub("\x1b\\[[0-9;]*m", "", parser.format_help())  # Python 3.14 colours its help.
     heads = re.findall("^  (-.*?)(?:  |$)", text, re.MULTILINE)
     return {option for head in heads for option in re.findall("(?<![\\w-])--?[a-z][a-z-]*", head)}

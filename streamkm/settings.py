@@ -1,10 +1,10 @@
-"""A setting is one field of a dataclass; its option, its help and its check are made from it.
+"""Settings as fields of a dataclass: the option, the help and the check are made from the field.
 
-A field of `streamkm.config.FitConfig` or `ExecutionConfig` has a name, a type and a default as
-in any dataclass. `setting` adds the rest: a text for the help, the rule that a value must keep,
-and the commands that have the option. The command line, ``--config`` and the checks read it from
-here, so that a new setting is one field. ``Annotated`` types were rejected as the place for this:
-mypy does not check what stands in them.
+A field of `streamkm.config.FitConfig` or `ExecutionConfig` has a name, a type and a default as in
+any dataclass. `setting` adds the rest: a text for the help, the rule that a value must keep, and
+the commands that have the option. The command line, ``--config`` and the checks read them with
+`settings_of`, so that a new setting is one field. ``Annotated`` types were rejected, because mypy
+does not check their metadata.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Rule:
     admits: Callable[[Any], bool]
     """Whether a value keeps the rule."""
     choices: tuple[str, ...] = ()
-    """All values, where they are a few names."""
+    """The values, if they are a few names; else empty."""
 
 
 def whole(least: int) -> Rule:
@@ -71,7 +71,7 @@ def whole(least: int) -> Rule:
 
 
 def finite(least: float) -> Rule:
-    """Numbers from `least` on, without infinity and NaN."""
+    """Numbers from `least` on, except infinity and NaN."""
     return Rule(
         f"a finite number of at least {least}",
         lambda value: (
@@ -92,7 +92,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def matching(pattern: str, text: str) -> Rule:
-    """Strings that `pattern` matches as a whole; `text` says which these are."""
+    """Strings that `pattern` matches from end to end; `text` describes them."""
     return Rule(text, lambda value: isinstance(value, str) and bool(re.fullmatch(pattern, value)))
 
 
@@ -125,35 +125,40 @@ def setting(
     commands: tuple[str, ...] = ...,
 ) -> Any: ...
 def setting(text: str, *, default: Any = MISSING, **more: Any) -> Any:
-    """A field of a class of settings.
+    """Declare a field of a class of settings.
 
     Parameters
     ----------
     text : str
-        What it is, for the help; the default is added.
+        What the setting is, for the help, which adds the default.
     default : object, optional
-        As of `dataclasses.field`. A setting without one must be given. None leaves the setting
-        open: it is decided later, and passes every rule.
+        As of `dataclasses.field`. A setting without a default must be given. None leaves the
+        setting open: it is decided later, and passes every rule.
     shown : str, optional
-        The default as the help names it, where the value itself does not tell.
+        How the help names the default; by default its value.
     rule : Rule, optional
-        What a value must be. By default it follows from the type: true or false for a bool, one
-        of its names for a Literal, else an instance of the type.
+        Which values are allowed. By default the type decides: true or false for a bool, one of
+        the names of a Literal, else an instance of the type.
     parse : callable, optional
-        From the text of an option to a value; by default the type.
+        Turns the text of an option into a value; by default the type.
     metavar : str, optional
-        The value's name in the help; by default the option's, in capitals.
+        The name of the value in the help; by default the option's, in capitals.
     short : str, optional
         A second name of the option, such as ``-k``.
-    commands : tuple of str
-        The commands that have the option; ``fit`` alone if none are named.
+    commands : tuple of str, optional
+        The commands that have the option; by default ``fit`` alone.
+
+    Returns
+    -------
+    dataclasses.Field
+        For the body of a `config_class`; its type is that of `default` to type checkers.
     """
     return field(default=default, metadata={"text": text, **more})
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def config_class(cls: type[T]) -> type[T]:
-    """Make `cls`, whose fields are settings, a frozen dataclass that is built by keyword."""
+    """Make `cls`, whose fields are settings, a frozen dataclass built by keyword."""
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
@@ -162,7 +167,7 @@ def config_class(cls: type[T]) -> type[T]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What is known of one setting; see `setting` for the parts that a field declares."""
+    """One setting as declared by `setting`, with all that follows from its type."""
 
     name: str
     default: Any
@@ -170,7 +175,7 @@ class Setting:
     parse: Callable[[str], Any] | None
     """None for a flag, which takes no value."""
     is_open: bool
-    """Whether None, "decide later", is a value."""
+    """Whether the value may be None, "decide later"."""
     text: str
     shown: str = ""
     metavar: str | None = None
@@ -179,17 +184,17 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """What the command line calls it."""
+        """Its name on the command line."""
         return Option(self.name).flag
 
     @property
     def is_required(self) -> bool:
-        """Whether there is no default."""
+        """Whether it has no default."""
         return self.default is MISSING
 
     @property
     def help(self) -> str:
-        """Its text, and its default."""
+        """The text of its option: what it is, and its default."""
         if self.is_required:
             return self.text
         shown = self.shown or str(self.default)
@@ -203,12 +208,12 @@ class Setting:
             raise ConfigError(Option(self.name), f" must be {self.rule.text}, not {value!r}")
 
 
-#: What `settings_of` has answered: an estimator's `partial_fit` asks it for every batch.
+#: Answers of `settings_of`, kept because `partial_fit` asks for every batch.
 _KNOWN: dict[type[Any], tuple[Setting, ...]] = {}
 
 
 def settings_of(config: type[Any]) -> tuple[Setting, ...]:
-    """Every setting of a `config_class`, in the order of its fields."""
+    """All settings of a `config_class`, in the order of its fields."""
     if config not in _KNOWN:
         hints = get_type_hints(config)
         _KNOWN[config] = tuple(_completed(part, hints[part.name]) for part in fields(config))
@@ -216,12 +221,12 @@ def settings_of(config: type[Any]) -> tuple[Setting, ...]:
 
 
 def setting_of(config: type[Any], name: str) -> Setting:
-    """One setting of a `config_class`."""
+    """The setting `name` of a `config_class`."""
     return next(setting for setting in settings_of(config) if setting.name == name)
 
 
 def _completed(declared: Field[Any], hint: Any) -> Setting:
-    """The setting that a field declares, with what follows from its type filled in."""
+    """The setting that a field declares; its type fills in the parts that were left out."""
     is_open = NoneType in get_args(hint)
     kind = next(part for part in get_args(hint) if part is not NoneType) if is_open else hint
     is_named = get_origin(kind) is Literal
@@ -232,5 +237,5 @@ def _completed(declared: Field[Any], hint: Any) -> Setting:
     else:
         rule = Rule(f"of type {kind.__name__}", lambda value: isinstance(value, kind))
     parse = str if is_named else None if kind is bool else kind
-    told = {"rule": rule, "parse": parse, **declared.metadata}
-    return Setting(name=declared.name, default=declared.default, is_open=is_open, **told)
+    parts = {"rule": rule, "parse": parse, **declared.metadata}
+    return Setting(name=declared.name, default=declared.default, is_open=is_open, **parts)

@@ -1,9 +1,9 @@
-"""The algorithms and the kernels that can be chosen by name, one line each.
+"""The tables of algorithms and kernels: one line for each that can be chosen by name.
 
-The command line, the checks of settings, the help and the engine are all made from these
-tables, so that a new algorithm or kernel is one file and one line here. A line names the class
-as text, and the engine imports it when it is chosen: ``--help`` and a mistyped option must not
-wait for torch. (Sources and sinks have tables of their own, in their registries.)
+The command line, its help, the checks of settings and the engine read these tables, so that a new
+algorithm or kernel is one file and one line here. A line names the class as text, and the engine
+imports the class when it is chosen: ``--help`` and a mistyped option must not wait for torch.
+Formats have a table in `streamkm.sources.formats`, outputs one in `streamkm.sinks`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class AlgorithmEntry:
     home: str
     """``module:Class`` of a `streamkm.clustering.algorithm.Algorithm`."""
     summary: str
-    """For the help: when centroids move."""
+    """When centroids move, for the help."""
     epochs: int
-    """Passes over the data at most, where ``epochs`` is not given."""
+    """Default of ``epochs``, the passes over the data at most."""
     tol: float
-    """Value of ``tol`` where it is not given; 0 never stops."""
+    """Default of ``tol``; the help shows 0 as "off"."""
     shuffles: bool
-    """Whether an epoch reads the blocks in random order; otherwise from the first row on."""
+    """Whether an epoch reads the blocks in random order; if not, from the first row on."""
     closes: bool
-    """Whether a closing pass follows in any case; otherwise only if a cluster has no row."""
+    """Whether a closing pass follows in any case; if not, only if a cluster has no row."""
     watches_batches: bool
-    """Whether it knows ``max_no_improvement``."""
+    """Whether it takes ``max_no_improvement``."""
     estimator: str
     """``module:Class`` of the estimator that `streamkm.load_run` makes of its runs."""
 
@@ -44,12 +44,12 @@ class KernelEntry:
     home: str
     """``module:Class`` of a `streamkm.kernels.Kernel`."""
     devices: tuple[str, ...]
-    """Types of devices that it runs on."""
+    """Types of the devices that it runs on."""
     package: str | None = None
-    """A package that it needs and streamkm does not bring along everywhere."""
+    """A package that it needs and that installing streamkm does not bring to every platform."""
 
 
-#: By the name that ``--algorithm`` takes; the first is the default.
+#: The algorithms by the name that ``--algorithm`` takes; the first is the default.
 ALGORITHMS = {
     "minibatch": AlgorithmEntry(
         "streamkm.clustering.minibatch:MiniBatch",
@@ -73,7 +73,7 @@ ALGORITHMS = {
     ),
 }
 
-#: By the name that ``--kernel`` takes; ``auto`` is the first that runs.
+#: The kernels by the name that ``--kernel`` takes, fastest first: ``auto`` is the first that runs.
 KERNELS = {
     "triton": KernelEntry("streamkm.kernels.triton:TritonKernel", ("cuda",), package="triton"),
     "cpu": KernelEntry("streamkm.kernels.cpu:CpuKernel", ("cpu",)),
@@ -82,6 +82,6 @@ KERNELS = {
 
 
 def load_class(home: str) -> Any:
-    """The class that `home`, as ``module:Class``, names."""
+    """Import the class that `home` names as ``module:Class``."""
     module, _, name = home.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""Sizes in bytes and counts of things, to and from the text that people read and write."""
+"""Converts sizes in bytes and counts of things to and from the text that people read and write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = {"": 1, "b": 1} | {
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in ``8GiB``, ``512 MB``, ``1.5g`` or a plain number."""
+    """The bytes in ``8GiB``, ``512 MB``, ``1.5g`` (powers of 1000) or a plain number."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?b?|[kmgt]ib)", text.strip().lower())
     if not match:
         raise ConfigError(f"a size is a number of bytes or such as 8GiB or 512MB, not {text!r}")
@@ -25,7 +25,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """``n_bytes`` for people: ``1.5 GiB``."""
+    """`n_bytes` in the unit that suits it: ``1.5 GiB``."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if n_bytes < 1024:
             return f"{n_bytes:.0f} {unit}" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
@@ -34,10 +34,10 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """``1 row``, ``2,000 rows``, ``3 batches``, ``2 epochs``."""
+    """`n` and the noun in its number: ``1 row``, ``2,000 rows``, ``3 batches``."""
     return f"{n:,} {noun if n == 1 else plural(noun)}"
 
 
 def plural(noun: str) -> str:
-    """``rows``, ``batches``, ``passes``."""
+    """The plural of an English noun: ``rows``, ``batches``, ``passes``."""
     return noun + ("es" if noun.endswith(("tch", "ss")) else "s")

@@ -1,4 +1,4 @@
-"""scikit-learn's interface: KMeans and MiniBatchKMeans for arrays of any size, and load_run."""
+"""The scikit-learn interface: `KMeans`, `MiniBatchKMeans`, and `load_run` for finished runs."""
 
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.loading import load_run

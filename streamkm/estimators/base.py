@@ -1,4 +1,4 @@
-"""The base of `KMeans` and `MiniBatchKMeans`: everything but when centroids are updated."""
+"""The base of `KMeans` and `MiniBatchKMeans`: everything but when the centroids move."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseKMeans"]
 
-#: Up to here an array in memory is copied in less time than a thread is started in.
+#: Bytes of a small array, at most: in memory it is copied faster than a thread starts.
 SMALL_BYTES = 1 << 20
 
 
 @contextmanager
 def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
-    """Answer a signal between two batches; where nothing was saved, as if it came only then.
+    """Answer a signal between two batches; if nothing was saved, pass it on.
 
-    (A KeyboardInterrupt that comes while a lock is taken leaves it locked: reader threads
-    would wait for it for good.)
+    A KeyboardInterrupt at any other time could leave a lock locked, and reader threads would wait
+    for it forever.
     """
     stop_request = StopRequest()
     try:
@@ -59,7 +59,7 @@ def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
             yield stop_request
     except Interrupted:
         if not is_saved and stop_request.signal_name == "SIGINT":
-            # Raised, not signalled: whoever started this in the background may ignore SIGINT.
+            # Raised, not signalled, because a process in the background may ignore SIGINT.
             raise KeyboardInterrupt from None
         if not is_saved and stop_request.signal_name is not None:
             signal.raise_signal(signal.Signals[stop_request.signal_name])
@@ -67,7 +67,7 @@ def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
 
 
 class _NoLabels:
-    """Stands where a fit has kept no ``labels_``, which an instance that has some hides."""
+    """Explains an absent ``labels_``; the attribute of an instance that has labels hides it."""
 
     def __get__(self, estimator: BaseKMeans | None, owner: type) -> np.ndarray:
         if estimator is None or not hasattr(estimator, "_model"):
@@ -79,7 +79,7 @@ class _NoLabels:
 
 
 class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Fitting by a run, and labels, distances and scores from its model."""
+    """Fits by a run, and takes labels, distances and scores from its model."""
 
     _model: Model
     _seed: int
@@ -93,30 +93,36 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), path, Zarr array or Source
-            Anything that `streamkm.open_source` takes, NumPy arrays and what becomes one,
-            and torch tensors. An array in memory must have two dimensions; of one on disk
-            with more, the last is features and the others are rows. The stored type is
-            kept (bool and objects become float64); what is on disk is streamed.
+            Anything that `streamkm.open_source` takes, torch tensors, and what NumPy makes an
+            array of. An array in memory must have two dimensions. An array on disk may have more:
+            the last is features, all others are rows. Rows on disk are streamed. The stored type
+            is kept, except that bool and objects become float64.
         y : Ignored
             Not used, present for scikit-learn's sake.
-        sample_weight : array-like of shape (n_samples,) or path, default=None
-            Weights of the rows, finite and not negative, or the path of a ``.npy`` file or
-            Zarr array of them; 1 if None. A row of weight 2 counts as two of them, one of
-            weight 0 leaves no trace (it still gets its label).
+        sample_weight : array-like of shape (n_samples,), float or path, default=None
+            Weights of the rows, finite and not negative: an array, one number for all rows, or
+            the path of a ``.npy`` file or a Zarr array. None is 1 for every row. A row of weight 2
+            counts as two rows. A row of weight 0 leaves no trace, but still gets its label.
 
         Returns
         -------
         self
+            The fitted estimator.
 
         Raises
         ------
         ValueError
-            If a parameter or the data cannot be used; the message says what would do.
+            If a parameter or the data cannot be used; the message names a remedy.
         TypeError
             If `X` is sparse.
+        streamkm.errors.AllocationError
+            If the machine or the GPU refuses memory.
+        streamkm.errors.StorageError
+            If there is a `run_dir` and the disk refuses a write.
         streamkm.errors.Interrupted
-            If there is a `run_dir` and the process is asked to stop (SIGINT, SIGTERM), after
-            a checkpoint is saved.
+            If there is a `run_dir` and SIGINT or SIGTERM stops the fit, after a checkpoint is
+            saved. Without a `run_dir` SIGINT raises KeyboardInterrupt, and SIGTERM ends the
+            process, as usual.
         """
         check_parameters(self)
         check_resumable(self)
@@ -145,59 +151,100 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return self
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> np.ndarray:
-        """Cluster the rows of `X`; returns their labels, also where `fit` keeps none.
+        """Cluster the rows of `X` and return their labels, even if `fit` keeps none.
 
-        Parameters are those of `fit`, the result that of `predict`.
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+            As in `fit`.
+        y : Ignored
+            Not used, present for scikit-learn's sake.
+        sample_weight : array-like of shape (n_samples,), float or path, default=None
+            As in `fit`.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_samples,), int32
+            As in `predict`. The errors are those of `fit`.
         """
         self.fit(X, sample_weight=sample_weight)
         labels_N: np.ndarray = self.labels_ if hasattr(self, "labels_") else self.predict(X)
         return labels_N
 
     def predict(self, X: Any) -> np.ndarray:
-        """The nearest centroid of every row of `X`, exactly.
+        """Find the exact nearest centroid of every row of `X`.
 
-        Rows that float32 cannot tell apart are scored again in float64; where several
-        centroids are nearest, the lowest index wins.
+        Rows that float32 cannot decide are scored again in float64. If several centroids are
+        nearest, the lowest index wins.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), path, Zarr array or Source
-            As `fit` takes it. Labels of more rows than fit in memory are written to disk by
-            ``python -m streamkm predict``.
+            As in `fit`. If the labels do not fit in memory, the command ``streamkm predict``
+            writes them to disk.
 
         Returns
         -------
         labels : ndarray of shape (n_samples,), int32
-            -1 for rows with NaN or infinity, with ``nan="drop"``.
+            Indices of centroids; -1 for rows with NaN or infinity, if ``nan="drop"``.
+
+        Raises
+        ------
+        ValueError
+            If the data cannot be used, or has another number of features.
         """
         check_is_fitted(self, "cluster_centers_")
         with open_rows(self, X, reset=False) as rows:
             return label_rows(self._model, rows.source, self._execution(rows), nan=self.nan)[0]
 
     def transform(self, X: Any) -> np.ndarray:
-        """The Euclidean distance of every row of `X` to every centroid.
+        """Compute the Euclidean distance of every row of `X` to every centroid.
 
-        With `scale` they are distances in the scaled space, with the cosine metric those
-        between unit vectors (half the square is the cosine distance).
+        With `scale` these are distances in the scaled space. With the cosine metric they are
+        distances between unit vectors: half of the square is the cosine distance.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), path, Zarr array or Source
-            As `fit` takes it.
+            As in `fit`.
 
         Returns
         -------
         distances : ndarray of shape (n_samples, n_clusters)
-            float64 for float64 and wide integers, else float32.
+            float64 if `X` or the data of the fit holds float64 or integers of 32 bits or more, else
+            float32. NaN for rows with NaN or infinity, if ``nan="drop"``.
+
+        Raises
+        ------
+        ValueError
+            As in `predict`.
         """
         check_is_fitted(self, "cluster_centers_")
         with open_rows(self, X, reset=False) as rows:
             return distance_rows(self._model, rows.source, self._execution(rows), nan=self.nan)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
-        """Minus the inertia of the rows of `X`: the greater the better.
+        """Compute minus the inertia of the rows of `X`; greater is better.
 
-        Parameters are those of `fit`.
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+            As in `fit`.
+        y : Ignored
+            Not used, present for scikit-learn's sake.
+        sample_weight : array-like of shape (n_samples,), float or path, default=None
+            As in `fit`.
+
+        Returns
+        -------
+        score : float
+            Minus the sum of the squared distances of rows to their nearest centroids, in the
+            scaled space, each times its weight.
+
+        Raises
+        ------
+        ValueError
+            As in `predict`, or if `sample_weight` cannot be used.
         """
         check_is_fitted(self, "cluster_centers_")
         with open_rows(self, X, reset=False) as rows:
@@ -211,16 +258,22 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return -inertia
 
     def to_sklearn(self) -> Any:
-        """scikit-learn's own estimator of the same name, fitted as this one.
+        """Make scikit-learn's own estimator of the same name, fitted with these centroids.
 
-        See `streamkm.estimators.conversion.to_sklearn`.
+        Returns
+        -------
+        estimator : sklearn.cluster.KMeans, sklearn.cluster.MiniBatchKMeans or Pipeline
+            A pipeline that scales rows first, if `scale` or `metric` ask for it. Its ``predict``
+            agrees with this estimator's, except for rows that are equally far from two centroids
+            to rounding. It takes rows of float32 if the data was float32, else of float64. A
+            ``MiniBatchKMeans`` continues ``partial_fit`` from the same counts, as floats.
         """
         check_is_fitted(self, "cluster_centers_")
         return to_sklearn(self, self._model)
 
     @classmethod
     def from_model(cls, model: Model) -> Self:
-        """An estimator that is fitted as `model` says; `streamkm.load_run` reads one."""
+        """Make an estimator of the model that `streamkm.load_run` has read."""
         estimator = cls(**cls._parameters(model.settings))
         estimator._restore(model)
         return estimator
@@ -230,15 +283,15 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
-    # ---- what the two differ in ---------------------------------------------
+    # ---- parameters and settings --------------------------------------------
 
     def _settings(self) -> dict[str, Any]:
-        """Settings of the run that only this algorithm has."""
+        """The settings of the run that only this estimator decides."""
         raise NotImplementedError
 
     @classmethod
     def _parameters(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """Parameters of an estimator whose run had these settings."""
+        """The parameters of an estimator whose run had these settings."""
         return {
             "n_clusters": settings["k"],
             "init": settings["init"],
@@ -282,7 +335,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def _given_centroids(
         self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None
     ) -> np.ndarray | None:
-        """The centroids that the user begins from, if `init` says so; the best of `n_init`."""
+        """The first centroids, if `init` is an array or a callable: then the best of `n_init`."""
         n_init = self._n_init()
         if isinstance(self.init, str):
             return None
@@ -319,14 +372,14 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     @staticmethod
     def _checked(centroids_KD: Any) -> np.ndarray:
-        # Their type is kept, for an error to tell.
+        # Their type is kept, so that an error names the one that the user gave.
         checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
         return checked_KD
 
     def _adopt(self, model: Model) -> None:
-        """Become fitted as `model` says; what an earlier fit left is gone."""
+        """Take the fitted attributes from `model`, and forget those of an earlier fit."""
         self._model = model
-        # scikit-learn's mixin asks it for the number of names to give.
+        # scikit-learn's mixin for names of features reads the number of clusters here.
         self._n_features_out = model.k
         centroids_KD = model.scaling.inverse(model.centroids_KD)
         self.cluster_centers_ = centroids_KD.to(model.centroids_KD.dtype).numpy()
@@ -336,14 +389,14 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self.__dict__.pop("labels_", None)
 
     def _restore(self, model: Model) -> None:
-        """Become fitted as a run of another time."""
+        """Take the fitted attributes from the model of a run that is loaded."""
         self._adopt(model)
         self._seed = model.settings["seed"]
         self.n_features_in_ = model.n_features
         self.n_iter_ = model.figures["n_iter"]
 
     def _label(self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None) -> None:
-        """Set `labels_` and the inertia that goes with them, where they are wanted."""
+        """Set ``labels_`` and their inertia, if `compute_labels` asks for them."""
         if self.compute_labels is True or (self.compute_labels == "auto" and rows.in_memory):
             self.labels_, self.inertia_ = label_rows(
                 self._model, rows.source, execution, nan=self.nan, weights=weights
@@ -352,7 +405,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     def _warn_of_empty_clusters(self) -> None:
         counts_K = self.counts_
         if hasattr(self, "labels_"):
-            counts_K = np.bincount(self.labels_ + 1)[1:]  # without those that were dropped
+            counts_K = np.bincount(self.labels_ + 1)[1:]  # without rows that were dropped
         n_found = np.count_nonzero(counts_K)
         if n_found < self.n_clusters:
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Convert a fitted estimator to scikit-learn's own, through its public interface alone."""
+"""Converts a fitted estimator to scikit-learn's own, through public interfaces only."""
 
 from __future__ import annotations
 
@@ -18,22 +18,19 @@ __all__ = ["to_sklearn"]
 
 
 def to_sklearn(estimator: BaseEstimator, model: Model) -> Any:
-    """scikit-learn's ``KMeans`` or ``MiniBatchKMeans`` with the centroids of `estimator`.
+    """Make scikit-learn's ``KMeans`` or ``MiniBatchKMeans`` with the centroids of `estimator`.
 
-    Where rows are scaled or normalised it is a pipeline that does so first. Its ``predict``
-    agrees, but for rows as far from two centroids to rounding. scikit-learn wants rows in
-    the type of the centroids: float32 if the data was, else float64.
-
-    ``partial_fit`` of a ``MiniBatchKMeans`` goes on from the same counts, as floats. Making
-    it compares all centroids with each other: k^2 distances.
+    The conversion fits scikit-learn's estimator on the centroids themselves, so it takes k^2
+    distances. `BaseKMeans.to_sklearn` describes the result.
     """
+    # scikit-learn wants rows in the type of the centroids.
     dtype = np.dtype(np.float32 if model.figures["dtype"] == "float32" else np.float64)
     moved = model.scaling.normalize or estimator.scale in ("zscore", "minmax")
     centroids_KD = model.centroids_KD.double().numpy() if moved else estimator.cluster_centers_
     centroids_KD = centroids_KD.astype(dtype)
     n_clusters = estimator.n_clusters
     mass_K = model.weights_K if len(model.weights_K) else model.counts_K
-    # Fitted on the centroids themselves, each of which is the mean of its own cluster.
+    # Fitted on the centroids, each of which is then the mean of its own cluster.
     if hasattr(estimator, "partial_fit"):
         theirs = cluster.MiniBatchKMeans(
             n_clusters, init=centroids_KD, n_init=1, compute_labels=False, reassignment_ratio=0
@@ -63,9 +60,9 @@ def to_sklearn(estimator: BaseEstimator, model: Model) -> Any:
 
 
 def _scaler(estimator: BaseEstimator, model: Model, dtype: np.dtype[Any]) -> Any:
-    """A transformer of rows to the space of scaled centroids."""
+    """A fitted transformer of rows to the scaled space."""
     names = getattr(estimator, "feature_names_in_", None)
-    # Only the number of features is learned from this row.
+    # Fitting learns only the number of features from this row.
     row = np.zeros((1, model.n_features), dtype)
     if model.scaling.normalize:
         scaler = Normalizer().fit(row)

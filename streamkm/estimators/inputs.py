@@ -1,4 +1,4 @@
-"""Open what a user passes as X as a source of rows."""
+"""Opens the X of a user as a source of rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEPT_DTYPES", "InputRows", "open_rows"]
 
-#: Kept as they are; anything else that can be is made float64, the first of them.
+#: Types of arrays that are kept. Any other becomes the first of them, float64, if it can.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
 
 
@@ -38,7 +38,7 @@ class InputRows:
     """The array behind `source`, if X was in memory and NumPy has its type."""
 
     def weights(self, sample_weight: Any) -> Weights | None:
-        """The weights of the rows: an array, a number for all of them, or a path; or None."""
+        """Open `sample_weight`: an array, one number for all rows, a path, or None."""
         n_rows = self.source.spec.n_rows
         if sample_weight is None:
             return None
@@ -58,10 +58,20 @@ class InputRows:
 
 @contextmanager
 def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[InputRows]:
-    """The rows of `X`; what was opened here is closed at the end.
+    """Open `X`, and close at the end what was opened here.
 
-    Sets ``n_features_in_`` and ``feature_names_in_`` of `estimator` if `reset`, and compares
-    with them if not.
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        The estimator whose ``n_features_in_`` and ``feature_names_in_`` are set or compared.
+    X : array-like, path, Zarr array or Source
+        The rows.
+    reset : bool
+        Set the features of `estimator`; if false, compare `X` with them.
+
+    Yields
+    ------
+    InputRows
 
     Raises
     ------
@@ -87,21 +97,21 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             if source is not X:
                 source.close()
     else:
-        # NaN and infinity are met by the stream, which names their row, at no cost.
+        # The stream finds NaN and infinity at no cost, and names their row.
         array = validate_data(estimator, X, reset=reset, dtype=KEPT_DTYPES, ensure_all_finite=False)
         yield InputRows(open_source(array), in_memory=True, array=array)
 
 
 def _is_location(X: Any) -> bool:
-    """Whether `X` names or holds rows that may be more than fit in memory."""
+    """Whether the rows of `X` may be more than fit in memory."""
     if isinstance(X, str | os.PathLike | np.memmap | Source):
         return True
-    # A Zarr array can only have come from a zarr that is imported already.
+    # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")
     return zarr is not None and isinstance(X, zarr.Array | zarr.Group)
 
 
 def _check_features(estimator: BaseEstimator, source: Source, *, reset: bool) -> None:
-    """The same checks that an array gets, without one: only the shape is looked at."""
+    """Check the features of `source` as those of an array are checked, by its shape alone."""
     shape = (source.spec.n_rows, source.spec.n_features)
     validate_data(estimator, np.broadcast_to(0, shape), reset=reset, skip_check_array=True)

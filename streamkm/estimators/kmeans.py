@@ -15,88 +15,95 @@ __all__ = ["KMeans"]
 class KMeans(BaseKMeans):
     """k-means by Lloyd's algorithm, for arrays of any size.
 
-    The centroids move after each full pass over the data, until they stand still: the
-    better result where several passes are affordable. With the same first centroids it
-    takes the steps of `sklearn.cluster.KMeans`, to rounding.
+    The centroids move after each pass over the data, until they stand still. If you can afford
+    several passes, the result is better than that of `MiniBatchKMeans`. From the same first
+    centroids it takes the steps of `sklearn.cluster.KMeans`, to rounding.
 
     Parameters
     ----------
     n_clusters : int, default=8
         Number of clusters, K.
     init : {"auto", "k-means++", "k-means||", "random"}, array, path or callable, default="auto"
-        How the first centroids are found: the named ones on a sample of rows from all over
-        the data (``"k-means||"``: on all of it), ``"auto"`` by k-means++, local search and
-        Lloyd's algorithm; or an array of K x D centroids in the space of the input, the path of
-        one that ends in ``.npy``, or, for arrays in memory, a callable
-        ``init(X, n_clusters, random_state)`` that returns one.
+        Where the centroids begin. ``"k-means++"`` and ``"random"`` choose from a sample of rows
+        from all over the data, ``"k-means||"`` from all rows. ``"auto"`` runs k-means++, local
+        search and Lloyd's algorithm on such a sample. Or an array of K x D centroids in the space
+        of the input, the path of a ``.npy`` file of them, or, if X is in memory, a callable
+        ``init(X, n_clusters, random_state)`` that returns them.
     n_init : "auto" or int, default="auto"
-        How many seedings are made, or how many times a callable `init` is called; the fit
-        goes on from the best. (scikit-learn makes as many whole fits, and keeps the best.)
-        ``auto`` is 1.
+        Number of seedings, or of calls of a callable `init`. The fit goes on from the best.
+        ``"auto"`` is 1. (scikit-learn makes this number of whole fits and keeps the best.)
     max_iter : int, default=300
         Passes over the data, at most.
     tol : float, default=1e-4
-        Stop when the squared shift of the centroids in a pass is at most `tol` times the
-        mean variance of the features. 0 goes on until they no longer move.
+        Stop when the squared shift of the centroids in a pass is at most `tol` times the mean
+        variance of the features. 0 stops when no centroid moves any more.
     verbose : bool or int, default=0
-        Whether to say on stderr what is done, with a bar on a terminal.
+        Whether to report progress on stderr, on a terminal with a bar.
     random_state : int, RandomState or None, default=None
-        An integer is the seed, and the result the same each time; others are drawn from.
+        An integer is the seed and gives the same result each time. From anything else a seed is
+        drawn.
     copy_x : True
-        The rows that are given are never written to, nor copied as a whole.
+        X is never written to, and never copied as a whole. No other value is allowed.
     algorithm : "lloyd"
-        The only one; Elkan's would find the same clusters.
+        No other value is allowed: Elkan's algorithm would find the same clusters.
     metric : {"euclidean", "cosine"}, default="euclidean"
-        ``cosine`` is spherical k-means: rows and centroids have unit length. A row of zeros
-        has no direction: it gets the label 0, is at distance 1 and moves nothing.
+        ``"cosine"`` is spherical k-means: rows and centroids have unit length. A row of zeros has
+        no direction: it gets the label 0, has the distance 1, and moves no centroid.
     scale : {"none", "zscore", "minmax", "l2"}, default="none"
-        What is done to the features before distances are taken; zscore and minmax take one
-        more pass for the statistics. ``cluster_centers_`` are in the space of the input.
+        Scaling before distances are taken. ``"zscore"`` and ``"minmax"`` scale each feature and
+        take one more pass for its statistics. ``"l2"`` divides each row by its length.
     nan : {"error", "drop"}, default="error"
-        What to do about rows with NaN or infinity: stop, or leave them out (label -1).
+        What to do with rows that hold NaN or infinity: ``"error"`` stops, ``"drop"`` leaves them
+        out and labels them -1.
     compute_labels : bool or "auto", default="auto"
-        Whether `fit` ends with a pass for ``labels_`` and the ``inertia_`` that goes with
-        them. ``auto``: for what is in memory, but not for what is on disk.
+        Whether `fit` ends with a pass for ``labels_`` and their ``inertia_``. ``"auto"`` makes the
+        pass if X is in memory, but not if it is on disk.
     device : str, default="auto"
-        ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+        ``"auto"`` (CUDA if there is a GPU), ``"cpu"``, ``"cuda"``, or one GPU of several, such as
+        ``"cuda:1"``.
     max_host_memory : int or str, default=None
-        Bytes, or such as ``"8GiB"``, for everything but X itself and the results; 8 GiB or
-        half the machine's if None.
+        Limit of the host memory for everything but X and the results, in bytes or such as
+        ``"8GiB"``. None is 8 GiB, or half of the machine's memory if that is less.
     run_dir : path, default=None
-        Write a run folder there: checkpoints, metrics, the model. It must not exist, unless
-        `resume`, and needs an integer `random_state`. SIGINT and SIGTERM then save a
-        checkpoint before `fit` raises.
+        Folder to write: checkpoints, metrics and the model. It must not exist, unless `resume` is
+        true, and it needs an integer `random_state`. SIGINT and SIGTERM then save a checkpoint
+        before `fit` raises.
     resume : bool, default=False
-        Go on from the newest checkpoint in `run_dir`, or start. Needs the same data and
-        parameters.
+        Continue from the newest checkpoint in `run_dir`, or start if there is none. Data and
+        parameters must be the same.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of shape (n_clusters, n_features)
-        In the space of the input (with cosine and l2 among the unit vectors), float64 for
-        float64 and wide integers, else float32.
+        Centroids in the space of the input; with cosine and l2 they lie among the unit vectors.
+        float64 for data of float64 and of integers of 32 bits or more, else float32.
     labels_ : ndarray of shape (n_samples,), int32
-        The nearest of them for each row; see `compute_labels`.
+        Index of the nearest centroid of each row; only with `compute_labels`.
     inertia_ : float
-        Sum of the squared distances of rows to their nearest centroids; without ``labels_``
-        that of the last pass's clusters about the centroids as it moved them, which is no less.
+        Sum of the squared distances of rows to their nearest centroids, in the scaled space, each
+        times its weight. Without ``labels_`` it is an upper bound: the distances of rows to the
+        centroids that they were assigned to, after the last pass has moved these.
     counts_ : ndarray of shape (n_clusters,), int64
-        Rows that each centroid is the mean of.
+        Number of rows that each centroid is the mean of.
     n_iter_ : int
-        Passes that were made, a closing one not counted.
+        Passes over the data, without a closing pass.
     n_features_in_ : int
         Number of features, D.
     feature_names_in_ : ndarray of shape (n_features_in_,)
-        Their names, if X had any.
+        Names of the features, if X has any.
 
     Notes
     -----
-    Better than scikit-learn's on purpose: counts are integers and sums float64 whatever the
-    type of the data (float32 counts stand still at 2^24); labels are the true nearest
-    centroids, also where float32 cannot tell; a cluster without rows is put on a row drawn
-    by its squared distance, so that there are fewer than K only if the data has no more
-    distinct rows (`ConvergenceWarning`); float16, bfloat16 and integers are not widened in
-    memory. Sparse input is refused: make it dense.
+    These differences from scikit-learn are on purpose:
+
+    - Counts are integers and sums float64, whatever the type of the data. (A float32 count stands
+      still at 2^24.)
+    - Labels are the true nearest centroids, even if float32 cannot decide.
+    - A cluster without rows is put on a row that is drawn by its squared distance. A
+      `ConvergenceWarning` tells if fewer than K clusters have rows in the end: X has fewer
+      distinct rows, or the last update left a centroid that is nearest to none.
+    - float16, bfloat16 and integers are not widened in memory.
+    - Sparse input is refused.
 
     Examples
     --------

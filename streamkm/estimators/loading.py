@@ -1,4 +1,4 @@
-"""Load a run folder as a fitted estimator."""
+"""Loads a run folder as a fitted estimator."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ __all__ = ["load_run"]
 
 
 def load_run(path: str | os.PathLike[str]) -> KMeans | MiniBatchKMeans:
-    """A fitted estimator from the finished run in the folder `path`.
+    """Load a finished run as a fitted estimator.
 
-    Its parameters are the run's settings, resolved. A run that began from an array has
-    ``init="given"``: give another `init` before fitting such an estimator again. There are
-    no ``labels_``: ``predict`` gives them.
+    Parameters
+    ----------
+    path : path
+        The run folder.
+
+    Returns
+    -------
+    estimator : KMeans or MiniBatchKMeans
+        Its parameters are the resolved settings of the run. After a run that began from an array,
+        `init` is ``"given"``: set another one before you fit the estimator again. It has no
+        ``labels_``; ``predict`` gives labels.
 
     Raises
     ------
     streamkm.errors.RunError
-        If `path` is no run, is not finished, its model is damaged, or its algorithm is
-        unknown.
+        If `path` is no run, or the run is not finished, or its model is damaged, or its algorithm
+        is unknown.
     """
     loaded = load_model(path)
     algorithm = loaded.settings["algorithm"]

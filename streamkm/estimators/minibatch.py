@@ -22,7 +22,7 @@ __all__ = ["MiniBatchKMeans"]
 class MiniBatchKMeans(BaseKMeans):
     """Mini-batch k-means in one pass over the data, for arrays of any size.
 
-    The centroids move after every batch: each is the mean of all rows that it ever got.
+    The centroids move after every batch: each is the mean of all rows that it was ever assigned.
     `partial_fit` takes the steps of `sklearn.cluster.MiniBatchKMeans`, to rounding.
 
     Parameters
@@ -30,89 +30,97 @@ class MiniBatchKMeans(BaseKMeans):
     n_clusters : int, default=8
         Number of clusters, K.
     init : {"auto", "k-means++", "k-means||", "random"}, array, path or callable, default="auto"
-        How the first centroids are found: the named ones on a sample of rows from all over
-        the data (``"k-means||"``: on all of it), ``"auto"`` by k-means++, local search and
-        Lloyd's algorithm; or an array of K x D centroids in the space of the input, the path of
-        one that ends in ``.npy``, or, for arrays in memory, a callable
-        ``init(X, n_clusters, random_state)`` that returns one.
+        Where the centroids begin. ``"k-means++"`` and ``"random"`` choose from a sample of rows
+        from all over the data, ``"k-means||"`` from all rows. ``"auto"`` runs k-means++, local
+        search and Lloyd's algorithm on such a sample. Or an array of K x D centroids in the space
+        of the input, the path of a ``.npy`` file of them, or, if X is in memory, a callable
+        ``init(X, n_clusters, random_state)`` that returns them.
     max_iter : int, default=1
-        Passes over the data, at most; each reads every row once, in a random order.
-        (scikit-learn draws rows with replacement, and by default stops after about 2.)
+        Passes over the data, at most. A pass reads every row once, in random order.
+        (scikit-learn draws rows with replacement, and by default stops after about 2 passes.)
     batch_size : "auto" or int, default="auto"
-        Rows of a batch, at most; ``auto`` is from 1024 to 16384 by the array's shape.
+        Rows of a batch, at most. ``"auto"`` is 1024 to 16384, by the shape of X.
     verbose : bool or int, default=0
-        Whether to say on stderr what is done, with a bar on a terminal.
+        Whether to report progress on stderr, on a terminal with a bar.
     compute_labels : bool or "auto", default="auto"
-        Whether `fit` ends with a pass for ``labels_`` and the ``inertia_`` that goes with
-        them. ``auto``: for what is in memory, but not for what is on disk.
+        Whether `fit` ends with a pass for ``labels_`` and their ``inertia_``. ``"auto"`` makes the
+        pass if X is in memory, but not if it is on disk. False also leaves out the closing pass.
     random_state : int, RandomState or None, default=None
-        An integer is the seed, and the result the same each time; others are drawn from.
+        An integer is the seed and gives the same result each time. From anything else a seed is
+        drawn.
     tol : float, default=0.0
-        Stop when the squared shift of the centroids in a batch is at most `tol` times the
-        mean variance of the features; 0 is off.
+        Stop when the squared shift of the centroids in a batch is at most `tol` times the mean
+        variance of the features. 0 is off.
     max_no_improvement : int or None, default=None
-        Stop when the smoothed inertia has not improved for this number of batches.
+        Stop when the smoothed inertia has not improved for this number of batches. None is off.
     init_size : None
-        How many rows seeding looks at follows from the shape of the data and `n_clusters`.
+        The shape of X and `n_clusters` decide how many rows seeding looks at. No other value is
+        allowed.
     n_init : "auto" or int, default="auto"
-        How many seedings are made, or how many times a callable `init` is called; the fit
-        goes on from the best. ``auto`` is 1.
+        Number of seedings, or of calls of a callable `init`. The fit goes on from the best.
+        ``"auto"`` is 1.
     metric : {"euclidean", "cosine"}, default="euclidean"
-        ``cosine`` is spherical k-means: rows and centroids have unit length. A row of zeros
-        has no direction: it gets the label 0, is at distance 1 and moves nothing.
+        ``"cosine"`` is spherical k-means: rows and centroids have unit length. A row of zeros has
+        no direction: it gets the label 0, has the distance 1, and moves no centroid.
     scale : {"none", "zscore", "minmax", "l2"}, default="none"
-        What is done to the features before distances are taken; zscore and minmax take one
-        more pass for the statistics. ``cluster_centers_`` are in the space of the input.
+        Scaling before distances are taken. ``"zscore"`` and ``"minmax"`` scale each feature and
+        take one more pass for its statistics. ``"l2"`` divides each row by its length.
     nan : {"error", "drop"}, default="error"
-        What to do about rows with NaN or infinity: stop, or leave them out (label -1).
+        What to do with rows that hold NaN or infinity: ``"error"`` stops, ``"drop"`` leaves them
+        out and labels them -1.
     device : str, default="auto"
-        ``auto`` (CUDA if there is one), ``cpu``, ``cuda`` or ``cuda:1``.
+        ``"auto"`` (CUDA if there is a GPU), ``"cpu"``, ``"cuda"``, or one GPU of several, such as
+        ``"cuda:1"``.
     max_host_memory : int or str, default=None
-        Bytes, or such as ``"8GiB"``, for everything but X itself and the results; 8 GiB or
-        half the machine's if None.
+        Limit of the host memory for everything but X and the results, in bytes or such as
+        ``"8GiB"``. None is 8 GiB, or half of the machine's memory if that is less.
     run_dir : path, default=None
-        Write a run folder there: checkpoints, metrics, the model. It must not exist, unless
-        `resume`, and needs an integer `random_state`. SIGINT and SIGTERM then save a
-        checkpoint before `fit` raises.
-        `partial_fit` writes none.
+        Folder to write: checkpoints, metrics and the model. It must not exist, unless `resume` is
+        true, and it needs an integer `random_state`. SIGINT and SIGTERM then save a checkpoint
+        before `fit` raises. `partial_fit` writes nothing.
     resume : bool, default=False
-        Go on from the newest checkpoint in `run_dir`, or start. Needs the same data and
-        parameters.
+        Continue from the newest checkpoint in `run_dir`, or start if there is none. Data and
+        parameters must be the same.
 
     Attributes
     ----------
     cluster_centers_ : ndarray of shape (n_clusters, n_features)
-        In the space of the input (with cosine and l2 among the unit vectors), float64 for
-        float64 and wide integers, else float32.
+        Centroids in the space of the input; with cosine and l2 they lie among the unit vectors.
+        float64 for data of float64 and of integers of 32 bits or more, else float32.
     labels_ : ndarray of shape (n_samples,), int32
-        The nearest of them for each row; see `compute_labels`.
+        Index of the nearest centroid of each row; only with `compute_labels`.
     inertia_ : float
-        Sum of the squared distances of rows to their nearest centroids; without ``labels_``
-        that of the closing pass's clusters about the centroids as it moved them, which is no
-        less, and after `partial_fit`, or without a closing pass, that of rows as they came.
+        Sum of the squared distances of rows to their nearest centroids, in the scaled space, each
+        times its weight. Without ``labels_`` it is an upper bound: the distances of rows to the
+        centroids that they were assigned to, after the closing pass has moved these. Without
+        ``labels_`` and closing pass it is the sum over the last pass, or the last `partial_fit`,
+        with each batch scored before it moves the centroids.
     counts_ : ndarray of shape (n_clusters,), int64
-        Rows that each centroid is the mean of.
+        Number of rows that each centroid is the mean of.
     n_iter_ : int
-        Passes that `fit` made, the closing one not counted.
+        Passes of `fit` over the data, without the closing pass.
     n_steps_ : int
-        Batches that moved the centroids.
+        Number of updates, each by one batch or one `partial_fit`.
     n_features_in_ : int
         Number of features, D.
     feature_names_in_ : ndarray of shape (n_features_in_,)
-        Their names, if X had any.
+        Names of the features, if X has any.
 
     Notes
     -----
-    Better than scikit-learn's on purpose: counts are integers and sums float64 whatever the
-    type of the data (float32 counts stand still at 2^24); labels are the true nearest
-    centroids, also where float32 cannot tell; a cluster without rows is put on a row drawn
-    by its squared distance, so that there are fewer than K only if the data has no more
-    distinct rows (`ConvergenceWarning`); float16, bfloat16 and integers are not widened in
-    memory. Sparse input is refused: make it dense.
+    These differences from scikit-learn are on purpose:
 
-    scikit-learn's ``reassignment_ratio`` is not here: it moves clusters that are small,
-    which may save more inertia than all others together. Only those to which a whole pass
-    of `fit` brought no row move.
+    - Counts are integers and sums float64, whatever the type of the data. (A float32 count stands
+      still at 2^24.)
+    - Labels are the true nearest centroids, even if float32 cannot decide.
+    - A cluster without rows is put on a row that is drawn by its squared distance. A
+      `ConvergenceWarning` tells if fewer than K clusters have rows in the end: X has fewer
+      distinct rows, or the last update left a centroid that is nearest to none.
+    - There is no ``reassignment_ratio``. It moves small clusters, and a small cluster may save
+      more inertia than all others together. Here a cluster moves only if a whole pass of `fit`
+      brought it no row.
+    - float16, bfloat16 and integers are not widened in memory.
+    - Sparse input is refused.
 
     Examples
     --------
@@ -171,30 +179,31 @@ class MiniBatchKMeans(BaseKMeans):
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Update the centroids once, by all rows of `X`.
 
-        The first call on an estimator that is not fitted picks the first centroids among
-        its rows; after `fit` the counts go on from there. A centroid that gets no row stays
-        where it is: its rows may be still to come.
+        If the estimator is not fitted, the first centroids are chosen among these rows. After
+        `fit` the counts continue from those of the fit. A centroid that gets no row stays where
+        it is, because its rows may be still to come.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), path, Zarr array or Source
-            As `fit` takes it.
+            As in `fit`.
         y : Ignored
             Not used, present for scikit-learn's sake.
-        sample_weight : array-like of shape (n_samples,), default=None
-            As `fit` takes it.
+        sample_weight : array-like of shape (n_samples,), float or path, default=None
+            As in `fit`.
 
         Returns
         -------
         self
+            The fitted estimator.
 
         Raises
         ------
         ValueError, TypeError
-            As `fit`. An error leaves the estimator as it was.
+            As in `fit`. An error leaves the estimator as it was.
         """
         is_first = not hasattr(self, "cluster_centers_")
-        # One that was loaded from a run may have begun from an array that it does not keep.
+        # An estimator from load_run may have begun from an array, which no parameter holds.
         check_parameters(self, with_init=is_first)
         with open_rows(self, X, reset=is_first) as rows:
             execution = self._execution(rows)

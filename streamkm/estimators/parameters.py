@@ -1,8 +1,8 @@
-"""The parameters of an estimator: which values they may have, and what is made of them.
+"""Checks the parameters of an estimator, and turns them into settings of a run.
 
-They are checked when the estimator is fitted, never before, as scikit-learn wants it. A parameter
-that is a setting of a run under another name keeps the rule of that setting. A parameter that is
-a setting of the same name is checked by `FitConfig` or `ExecutionConfig`.
+Parameters are checked when the estimator is fitted and not before, as scikit-learn asks. A
+parameter that is a setting under another name has the rule of that setting. A parameter that is a
+setting of the same name is checked by `FitConfig` or `ExecutionConfig`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["check_parameters", "check_resumable", "draw_seed", "execution_config
 
 
 def _plain(value: Any) -> Any:
-    """`value`, or the number of Python that a number of NumPy is."""
+    """`value`, with a NumPy scalar turned into a Python one."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -36,7 +36,7 @@ def _rule_of(setting: str) -> Rule:
 
 
 def _either(value: str | None, named: str, rule: Rule) -> Rule:
-    """`value`, which errors call `named`, or what `rule` admits."""
+    """A rule that admits `value`, which errors call `named`, and what `rule` admits."""
     return Rule(f"{named} or {rule.text}", lambda given: given == value or rule.admits(given))
 
 
@@ -51,7 +51,7 @@ _ABSENT = object()
 
 _LEVEL = whole(0)
 
-#: The rule of each parameter that is no setting of the same name.
+#: The rules of parameters that are not settings of the same name, or take more than those do.
 _RULES = {
     "n_clusters": _rule_of("k"),
     "init": Rule(
@@ -79,7 +79,7 @@ _RULES = {
         lambda value: value is None or isinstance(value, str | os.PathLike),
     ),
     "resume": Rule("True or False", FLAG.admits),
-    # Parameters of scikit-learn that have one value here.
+    # Parameters of scikit-learn that take one value here.
     "algorithm": Rule(
         "'lloyd': Elkan's algorithm finds the same clusters and keeps a bound for every row "
         "and cluster in memory",
@@ -97,8 +97,8 @@ _RULES = {
 
 
 def check_parameters(estimator: BaseEstimator, *, with_init: bool = True) -> None:
-    """Raise `ParameterError` for the first parameter whose value will not do."""
-    # (Asking for them with get_params takes as long as a small partial_fit.)
+    """Raise `ParameterError` for the first parameter whose value breaks its rule."""
+    # Not by get_params, which takes as long as a small partial_fit.
     for name, rule in _RULES.items():
         value = getattr(estimator, name, _ABSENT)
         if name == "init" and not with_init:
@@ -110,7 +110,7 @@ def check_parameters(estimator: BaseEstimator, *, with_init: bool = True) -> Non
 
 
 def check_resumable(estimator: BaseEstimator) -> None:
-    """Refuse a run folder that nothing could go on from, before hours have gone into it."""
+    """Refuse a run folder that could not be resumed, before hours have gone into it."""
     if estimator.run_dir is not None and not isinstance(estimator.random_state, Integral):
         raise ParameterError(
             "run_dir is for runs that can be resumed, which takes the seed that they began with: "
@@ -119,10 +119,10 @@ def check_resumable(estimator: BaseEstimator) -> None:
 
 
 def draw_seed(random_state: Any) -> int:
-    """The seed of a fit: `random_state` itself if it is an integer, a draw from it if not.
+    """The seed of a fit: `random_state` if it is an integer, else a draw from it.
 
-    None draws from NumPy's global generator, as everywhere in scikit-learn, which is
-    seeded by the system unless the user has done so.
+    None draws from NumPy's global generator, as everywhere in scikit-learn. The system seeds that
+    generator, unless the user has.
     """
     generator = check_random_state(random_state)
     if isinstance(random_state, Integral):
@@ -133,9 +133,9 @@ def draw_seed(random_state: Any) -> int:
 def execution_config(
     device: str, max_host_memory: int | str | None, *, is_small: bool
 ) -> ExecutionConfig:
-    """The execution settings of a fit; `max_host_memory` in bytes, or as ``"8GiB"``.
+    """The execution settings of a fit; `max_host_memory` is in bytes, or such as ``"8GiB"``.
 
-    Rows that are `is_small` are read without threads: to start one takes longer than to read them.
+    A small array is read without threads, because starting a thread takes longer than reading it.
     """
     if isinstance(max_host_memory, str):
         max_host_memory = parse_bytes(max_host_memory)

@@ -1,4 +1,4 @@
-"""Where rows come from."""
+"""Sources of rows: arrays on disk, behind an address or in memory, read by row range."""
 
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
 from streamkm.sources.formats import SourceOptions

@@ -1,14 +1,12 @@
-"""A source of rows: the one interface between file formats and everything else.
+"""The interface of a source: an array of rows, whatever its format.
 
-A source is a two-dimensional array of numbers, N rows by D features, that can
-be read by row range from several threads at once. It knows NumPy and its own
-format, nothing of torch or of clustering. A new format is one class with the
-members of `Source`, one line in `streamkm.sources.formats`, and one subclass of the
-contract test in ``tests/sources/contract.py``.
+A source is a two-dimensional array of numbers, N rows by D features, that several threads read by
+row range at once. It knows NumPy and its own format, but nothing of torch or of clustering. A new
+format is one class with the members of `Source`, one line in `streamkm.sources.formats`, and one
+subclass of the contract test in ``tests/sources/contract.py``.
 
-Reading fills memory that the caller owns. That was chosen over returning
-arrays: the pipeline's slots are allocated (and, for a GPU, pinned) once, and a
-reader that can decode straight into them saves a pass over every byte.
+A read fills memory that the caller owns. Returning arrays was rejected: slots are allocated once
+(and pinned for a GPU), and a source that decodes straight into them copies no byte a second time.
 """
 
 from __future__ import annotations
@@ -25,9 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "ArraySpec", "RowRange", "Source", "check_dtype", "check_shape"]
 
-#: dtype name of an array -> NumPy dtype of its stored elements, in native byte
-#: order. NumPy has no bfloat16: its bits travel as uint16 and are reinterpreted
-#: on the device.
+#: The NumPy dtype of the stored elements, in native byte order, by the name of the element type.
+#: NumPy has no bfloat16: its bits travel as uint16, and the device reinterprets them.
 DTYPES: dict[str, np.dtype[np.generic]] = {
     "bfloat16": np.dtype(np.uint16),
     **{
@@ -43,10 +40,18 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 
 @dataclass(frozen=True, slots=True, order=True)
 class RowRange:
-    """Rows `start` up to but not including `stop`."""
+    """Rows from `start` up to but not including `stop`.
+
+    Raises
+    ------
+    ValueError
+        Unless ``0 <= start <= stop``.
+    """
 
     start: int
+    """First row."""
     stop: int
+    """Row after the last one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.stop:
@@ -59,14 +64,24 @@ class RowRange:
         return f"rows {self.start}:{self.stop}"
 
     def split(self, size: int) -> Iterator[RowRange]:
-        """Consecutive ranges of `size` rows, the last one shorter if need be."""
+        """Cut the range into consecutive ranges.
+
+        Parameters
+        ----------
+        size : int
+            Rows of each range; the last one may have fewer.
+
+        Yields
+        ------
+        RowRange
+        """
         for start in range(self.start, self.stop, size):
             yield RowRange(start, min(start + size, self.stop))
 
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """What is known of an array before any row is read."""
+    """Shape, element type and layout of an array, known before any row is read."""
 
     n_rows: int
     """Number of rows, N."""
@@ -75,16 +90,17 @@ class ArraySpec:
     dtype: str
     """Name of the element type, a key of `DTYPES`."""
     block_rows: int
-    """Rows that are best read together, starting at a multiple of it: a chunk's, for example."""
+    """Rows of a block, such as those of a chunk. A block is best read at once, and begins at a
+    multiple of this number."""
     layout: str
     """One phrase for people: ``npy, C order``, ``zarr v3, chunks of 16384 x 128, blosc``."""
     scratch_bytes: int = 0
-    """Bytes that one read of one block allocates beside `out`, at most."""
+    """Bytes that reading one block allocates beside `out`, at most."""
     piece_rows: int = 0
-    """Rows that are read alone at about their share of a block's cost, starting at a multiple
-    of it; 0 if a block is read as a whole or not at all."""
+    """Rows of a piece, a part of a block that costs about its share of the block when it is read
+    alone. A piece begins at a multiple of this number. 0 if only whole blocks are worth reading."""
     is_remote: bool = False
-    """Whether reads wait for a network, so that more at once than there are cores are of use."""
+    """Whether reads wait for a network, so that more readers than cores are of use."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:
@@ -108,44 +124,78 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Where the rows come from, as errors name it: a path, usually."""
+        """Where the rows come from, as errors name it: usually a path."""
 
     @property
     def spec(self) -> ArraySpec:
-        """Shape, dtype and layout; constant for the life of the source."""
+        """Shape, element type and layout; the same for the life of the source."""
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:
-        """Fill `out` with `rows`; safe to call from several threads at once.
+        """Fill `out` with `rows`; several threads may do so at once.
 
         Parameters
         ----------
         rows : RowRange
             Any range within the array, aligned to blocks or not.
         out : ndarray of shape (len(rows), n_features), dtype ``spec.storage``, C order
-            Filled completely. No copy of it is made beside ``spec.scratch_bytes``.
+            Filled completely. A read of one block allocates ``spec.scratch_bytes`` at most.
 
         Raises
         ------
         ReadError
             If the rows cannot be read; the message names the file and the rows.
+        ValueError
+            If `out` has another shape, dtype or order.
         """
 
     def fingerprint(self) -> str:
-        """Hex digest that changes when the content does; costs no read of the whole array.
+        """Hex digest that changes when the content does, without reading the whole array.
 
-        Made of the layout, and of the size and modification time of every file
-        behind the array. (A source in memory hashes its bytes.)
+        It is made of the layout, and of the size and modification time of every file behind the
+        array. A source in memory hashes its bytes.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        ReadError
+            If the files behind the array are gone.
         """
 
     def notes(self) -> list[str]:
-        """What a user should be told before a run: chunks never written, for example."""
+        """Messages that a user should see before a run, such as chunks that were never written.
+
+        Returns
+        -------
+        list of str
+            One line each; empty if there is nothing to say.
+        """
 
     def close(self) -> None:
-        """Release files; reading afterwards is an error. Closing twice is none."""
+        """Release files. A later read is an error, a later close is not."""
 
 
 def check_dtype(dtype: np.dtype[np.generic] | str, name: str) -> str:
-    """Key of `DTYPES` for `dtype`, whatever its byte order; `SourceError` if there is none."""
+    """The key of `DTYPES` for an element type of either byte order.
+
+    Parameters
+    ----------
+    dtype : dtype or str
+        A NumPy dtype, or a key of `DTYPES`.
+    name : str
+        The source, for the message.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    SourceError
+        If `DTYPES` has no such type.
+    """
     key = dtype if isinstance(dtype, str) else dtype.newbyteorder("=").name
     if key not in DTYPES:
         remedy = "; store 0 and 1 as uint8 (array.view(numpy.uint8))" if key == "bool" else ""
@@ -156,7 +206,24 @@ def check_dtype(dtype: np.dtype[np.generic] | str, name: str) -> str:
 
 
 def check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
-    """(N, D) of an array of `shape`: the last axis is features, the others are rows."""
+    """N and D of an array, whose last axis is features and whose others are rows.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    name : str
+        The source, for the message.
+
+    Returns
+    -------
+    n_rows, n_features : int
+
+    Raises
+    ------
+    SourceError
+        If the array has fewer than two dimensions, or is empty.
+    """
     if len(shape) < 2:
         raise SourceError(
             f"{name}: an array of at least two dimensions is needed (rows x features), "

@@ -1,4 +1,4 @@
-"""bfloat16 where a format has no name for it: the bits are stored as uint16."""
+"""Reads uint16 as bfloat16, for formats that have no name for bfloat16 and store its bits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Bfloat16Source:
         self._source.read(rows, out)
 
     def fingerprint(self) -> str:
-        """Hex digest of the stored array's, and of how it is read."""
+        """Hex digest of the stored array's fingerprint and the word bfloat16."""
         return hashlib.sha256(f"bfloat16 {self._source.fingerprint()}".encode()).hexdigest()
 
     def would_take(self, path: Path) -> bool:
@@ -54,7 +54,7 @@ class Bfloat16Source:
         return would_take(self._source, path)
 
     def notes(self) -> list[str]:
-        """Notes of the stored array."""
+        """The notes of the stored array."""
         return self._source.notes()
 
     def close(self) -> None:

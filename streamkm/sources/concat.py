@@ -1,4 +1,4 @@
-"""Several sources as one along rows: a folder or a glob of shards."""
+"""Joins several sources along rows: the shards of a folder or a glob."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ConcatSource"]
 
-#: Shards of equal size up to this are one block each where their own blocks do not line up.
+#: Bytes of a shard that is read as one block, at most, if the shards' own blocks do not line up.
 SHARD_BLOCK_BYTES = 64 << 20
 
 
 class ConcatSource:
-    """Sources of the same features and dtype, one after the other.
+    """Sources with the same features and dtype, one after the other.
 
     Parameters
     ----------
     parts : sequence of Source
         At least one, in order of rows; closed with this source.
     name : str
-        How errors call the whole.
+        Name of the whole, for errors.
     remarks : tuple of str
-        What `notes` says before the parts' own notes.
+        Notes that come before those of the parts.
     takes : callable, optional
-        Says of a path whether what is written there would be one more part.
+        Tells whether a file written at a path would be one more part.
 
     Raises
     ------
@@ -64,7 +64,7 @@ class ConcatSource:
         self._remarks = remarks
         self._takes = takes
         self._closed = False
-        #: Row at which each part starts.
+        #: First row of each part.
         self._starts = list(accumulate((part.spec.n_rows for part in parts[:-1]), initial=0))
         specs = [part.spec for part in parts]
         block_rows = _block_rows(specs)
@@ -76,13 +76,13 @@ class ConcatSource:
             block_rows=block_rows,
             layout=f"{len(specs)} parts, " + (layouts.pop() if len(layouts) == 1 else "mixed"),
             scratch_bytes=max(_scratch_bytes(spec, block_rows) for spec in specs),
-            # A piece that is a whole block for one part is read at that cost from every part.
+            # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
         )
 
     @property
     def name(self) -> str:
-        """The folder or the pattern that gave the parts."""
+        """The folder or pattern that gave the parts."""
         return self._name
 
     @property
@@ -91,7 +91,7 @@ class ConcatSource:
         return self._spec
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:
-        """Fill `out` with `rows`, across the parts' borders; see `Source.read`."""
+        """Fill `out` with `rows`, which may span several parts; see `Source.read`."""
         check_read(self._name, self._spec, rows, out, closed=self._closed)
         index = bisect_right(self._starts, rows.start) - 1
         done = rows.start
@@ -105,7 +105,7 @@ class ConcatSource:
             index += 1
 
     def fingerprint(self) -> str:
-        """Hex digest of the parts' fingerprints in order."""
+        """Hex digest of the parts' fingerprints, in order."""
         digest = hashlib.sha256()
         for part in self._parts:
             digest.update(part.fingerprint().encode())
@@ -117,7 +117,7 @@ class ConcatSource:
         return is_part or any(would_take(part, path) for part in self._parts)
 
     def notes(self) -> list[str]:
-        """Notes of the whole, then of each part."""
+        """The notes of the whole, then those of each part."""
         return [*self._remarks, *(note for part in self._parts for note in part.notes())]
 
     def close(self) -> None:
@@ -141,27 +141,27 @@ def _check_alike(first: Source, part: Source) -> None:
 
 
 def _block_rows(specs: Sequence[ArraySpec]) -> int:
-    """Block size for the plan, which cuts the whole at multiples of it.
+    """Rows of a block of the whole, which the reading plan cuts at multiples of this number.
 
-    Best is a block of the parts' own that divides every part but the last, for
-    then no block crosses a border nor reads a chunk that another block reads
-    as well. Next is a whole part, if all are equal and small. Otherwise blocks
-    cross borders anyway, and the largest of the parts' is taken: a smaller one
-    would let a single tiny part cut the whole into crumbs.
+    The best choice is the parts' own block, if it divides every part but the last: then no block
+    crosses from one part to the next, and no chunk is read twice. The next best is a whole part, if
+    all parts are equal and small. Otherwise blocks cross from part to part anyway, and the largest
+    block of a part is taken: a smaller one would let one tiny part cut the whole into tiny blocks.
     """
     block = max(spec.block_rows for spec in specs)
     inner = specs[:-1]
     if all(spec.n_rows % block == 0 for spec in inner):
         return block
     shard = specs[0].n_rows
-    equal = all(spec.n_rows == shard for spec in inner) and specs[-1].n_rows <= shard
-    if equal and shard * specs[0].row_bytes <= SHARD_BLOCK_BYTES:
+    are_equal = all(spec.n_rows == shard for spec in inner) and specs[-1].n_rows <= shard
+    if are_equal and shard * specs[0].row_bytes <= SHARD_BLOCK_BYTES:
         return shard
     return block
 
 
 def _scratch_bytes(part: ArraySpec, block_rows: int) -> int:
-    """What `part` allocates for its share of a block, one more where blocks do not line up."""
-    blocks = -(-block_rows // part.block_rows) + bool(block_rows % part.block_rows)
-    whole = -(-part.n_rows // part.block_rows)
-    return part.scratch_bytes * min(blocks, whole)
+    """Bytes that `part` allocates to read its rows of a block of the whole."""
+    # One block of the part more where its blocks do not line up with those of the whole.
+    touched = -(-block_rows // part.block_rows) + bool(block_rows % part.block_rows)
+    existing = -(-part.n_rows // part.block_rows)
+    return part.scratch_bytes * min(touched, existing)

@@ -1,4 +1,4 @@
-"""Files of rows in C order behind an optional header: raw, fbin, u8bin, i8bin and most npy."""
+"""Reads rows in C order behind an optional header: raw, fbin, u8bin, i8bin and most npy files."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["BIN_DTYPES", "BLOCK_BYTES", "PIECE_BYTES", "FlatSource", "open_bin", "open_raw"]
 
-#: A block of a file without chunks: large enough that a request's latency does
-#: not matter, small enough that a window mixes many of them.
+#: Bytes of a block in a file without chunks: enough that the latency of a request does not
+#: matter, few enough that a window mixes many blocks.
 BLOCK_BYTES = 1 << 20
 
-#: A piece that is worth a request of its own, see `ArraySpec.piece_rows`.
+#: Bytes of a piece (`ArraySpec.piece_rows`): enough to be worth a request of its own.
 PIECE_BYTES = 64 << 10
 
-#: Element type by suffix of the files with a header of two uint32 (rows, features).
+#: Element type by suffix, for files whose header is two uint32: rows and features.
 BIN_DTYPES = {".fbin": "float32", ".u8bin": "uint8", ".i8bin": "int8"}
 
 _BIN_HEADER = struct.Struct("<II")
 
 
 class FlatSource:
-    """Rows that lie one after the other in a file; read with no copy beside `out`.
+    """Rows one after the other in a file, read straight into `out`.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ class FlatSource:
     offset : int
         Bytes before the first row.
     swapped : bool
-        Whether elements are stored in the other byte order than the machine's.
+        Whether the stored byte order is not the machine's.
     kind : str
-        The format, as `ArraySpec.layout` names it.
+        Name of the format in `ArraySpec.layout`.
     remarks : tuple of str
         What `notes` returns.
     """
@@ -104,7 +104,7 @@ class FlatSource:
         )
 
     def notes(self) -> list[str]:
-        """What is odd about the file."""
+        """The remarks of whoever opened the file."""
         return list(self._remarks)
 
     def close(self) -> None:
@@ -120,18 +120,18 @@ def open_raw(
     offset: int = 0,
     keep_open: bool = True,
 ) -> FlatSource:
-    """Open a file of bare rows.
+    """Open a file of rows that does not describe itself.
 
     Parameters
     ----------
     path : Path
         The file.
     dtype : str or dtype
-        A key of `DTYPES` or a NumPy dtype, whose byte order counts.
+        A key of `DTYPES`, in native byte order, or a NumPy dtype in its own.
     n_features : int
         Elements of one row.
     offset : int
-        Bytes to skip before the first row.
+        Bytes before the first row.
     keep_open : bool
         See `RowFile`.
 
@@ -142,7 +142,7 @@ def open_raw(
     Raises
     ------
     SourceError
-        If the size is no multiple of the row's, or the file is empty.
+        If the size is no whole number of rows, or the file is empty.
     """
     key = check_dtype(dtype, str(path))
     swapped = not isinstance(dtype, str) and not dtype.isnative
@@ -173,7 +173,7 @@ def open_bin(path: Path, *, keep_open: bool = True) -> FlatSource:
     Parameters
     ----------
     path : Path
-        The file: two uint32, little-endian (rows, features), then the rows.
+        The file: rows and features as two little-endian uint32, then the rows.
     keep_open : bool
         See `RowFile`.
 
@@ -205,7 +205,7 @@ def open_bin(path: Path, *, keep_open: bool = True) -> FlatSource:
 
 
 def _read_bin_header(file: RowFile, itemsize: int, dtype: str) -> tuple[int, int]:
-    """(N, D) as the header gives them, checked against the file's size."""
+    """(N, D) from the header, checked against the file's size."""
     if file.size < _BIN_HEADER.size:
         raise SourceError(
             f"{file.path}: {file.size} bytes are too few for the header of {_BIN_HEADER.size} "

@@ -1,10 +1,9 @@
-"""The formats that can be read: a line each, with the options that a format takes.
+"""The table of formats: one line for each that can be read, with its options.
 
-`open_source`, the command line and its help are made from `FORMATS`, so that a new format is its
-file, its line here and its test. A line names its opener as text, and the opener is imported when
-the first file of that format is opened: zarr, pyarrow and h5py take longer to import than a
-mistyped path may take to be refused, and the last two need not be installed. For that reason an
-option is declared here and not beside its opener.
+`open_source`, the command line and its help read `FORMATS`, so that a new format is its file, its
+line here and its test. A line names the opener as text, and the first file of the format imports
+it: a mistyped path must not wait for zarr, pyarrow or h5py, and the last two need not be installed.
+That is also why an option is declared here and not beside its opener.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ __all__ = [
     "folder_formats",
     "format_of",
     "given_options",
-    "refuse_strange",
+    "refuse_foreign_options",
     "source_options",
     "suffixes",
 ]
@@ -47,21 +46,25 @@ DtypeLike = str | np.dtype[np.generic] | type[np.generic]
 
 
 class SourceOptions(TypedDict, total=False):
-    """Keywords of `open_source`, for type checkers; None says nothing."""
+    """The options of `open_source`: what a location does not say of itself.
+
+    A key that is missing, or None, says nothing.
+    """
 
     dtype: DtypeLike | None
-    """Element type of a raw file: a key of `DTYPES`, or anything NumPy takes, byte order included.
-    ``"bfloat16"`` also reads arrays stored as uint16. Any other array must have this type."""
+    """Element type of a raw file: ``"bfloat16"``, or anything that NumPy takes for a dtype, in
+    either byte order. Of any other array it must be the type, except that ``"bfloat16"`` also
+    reads arrays stored as uint16."""
     n_features: int | None
-    """Features of a raw file. Any other array must have as many."""
+    """Number of features of a raw file. Any other array must have as many."""
     offset: int | None
-    """Bytes before the first row of a raw file; 0 by default."""
+    """Bytes before the first row of a raw file, 0 by default."""
     columns: Sequence[str] | None
-    """Of a Parquet file: a column of lists, or columns of numbers in the order of the features. By
-    default the only column of lists, or all."""
+    """Columns of a Parquet file: one column of lists, or columns of numbers in the order of the
+    features. By default the only column of lists, or else all columns."""
     dataset: str | None
-    """Of an HDF5 file: which dataset, such as ``obsm/X_pca``. By default the only one of numbers in
-    two or more dimensions."""
+    """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``. By default the only dataset of
+    numbers in two or more dimensions."""
 
 
 def _as_given(value: Any) -> Any:
@@ -70,30 +73,31 @@ def _as_given(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class SourceOption:
-    """What has to be said of a file that does not say it itself."""
+    """One option of a format: something that its files do not say of themselves."""
 
     name: str
-    """Its keyword in Python. The command line calls it the same, see `streamkm.errors.Option`."""
+    """Its keyword in Python; `streamkm.errors.Option` makes the flag from it."""
     help: str
+    """What it is, for the help of the command line."""
     parse: Callable[[str], Any] = str
-    """From the text of an option of the command line to a value."""
+    """Turns the text of the command line into a value."""
     checked: Callable[[Any], Any] = _as_given
-    """From a value to the opener's argument; raises `SourceError` for one that will not do."""
+    """Turns a value into the opener's argument; raises `SourceError` for an impossible value."""
     default: Any = None
-    """To give this value is to say nothing."""
+    """A value that counts as not given."""
     metavar: str | None = None
     is_repeatable: bool = False
     """Whether the command line takes it several times, for a list."""
     is_needed: bool = False
     """Whether a file of the format cannot be opened without it."""
     is_general: bool = False
-    """Whether it may be said of other formats too, where it must agree with the array."""
-    heading: str = "files of several arrays"
-    """What it stands under in the help."""
+    """Whether other formats take it too; there it must agree with the array."""
+    heading: str = "files that hold several arrays"
+    """The heading that it stands under in the help."""
 
     @property
     def flag(self) -> str:
-        """What the command line calls it."""
+        """Its name on the command line."""
         return Option(self.name).flag
 
 
@@ -102,25 +106,25 @@ class Format:
     """One line of `FORMATS`."""
 
     name: str
-    """As errors call an array of it."""
+    """Its name in errors."""
     home: str
-    """``module:function`` of its opener, which takes the path, `options` by keyword, and
+    """``module:function`` of the opener. It takes the path, the `options` by keyword, and
     ``keep_open`` if `keeps_open`."""
     suffixes: tuple[str, ...]
-    """What its files and folders end in, in lower case."""
+    """The suffixes of its files and folders, in lower case."""
     options: tuple[SourceOption, ...] = ()
     extra: str | None = None
-    """The extra of streamkm that brings the package it needs, if streamkm itself does not."""
+    """The extra of streamkm that installs the package it needs; None if streamkm itself does."""
     keeps_open: bool = True
-    """Whether its source holds a file open, unless it is told not to."""
+    """Whether its source holds a file open, unless ``keep_open`` is false."""
     markers: tuple[str, ...] = ()
-    """For a format whose arrays are folders: the folder of an array, or of a group of arrays, holds
-    one of these files."""
+    """Of a format whose arrays are folders: an array's folder, or a group's, holds one of these
+    files."""
     members: str | None = None
-    """``module:function`` that says, as a phrase, which arrays such a folder holds."""
+    """``module:function`` that lists, as a phrase, the arrays in such a folder."""
 
     def open(self, location: Path | str, given: Mapping[str, Any], *, keep_open: bool) -> Source:
-        """The source at `location`, which `given` is known to suit."""
+        """Open the array at `location` with the options `given`, all of which it takes."""
         arguments = {o.name: given[o.name] for o in self.options if o.name in given}
         if self.keeps_open:
             arguments["keep_open"] = keep_open
@@ -137,11 +141,11 @@ class Format:
         return source
 
     def holds(self, folder: Path) -> bool:
-        """Whether `folder` is an array of this format, or a group of them."""
+        """Whether `folder` is an array of this format, or a group of arrays."""
         return any((folder / name).is_file() for name in self.markers)
 
     def members_of(self, folder: Path) -> str:
-        """What to open in `folder`, as a phrase after a semicolon; nothing if it cannot tell."""
+        """The arrays in `folder`, as a phrase after a semicolon; ``""`` without `members`."""
         if self.members is None:
             return ""
         return f"; of {folder}: {pkgutil.resolve_name(self.members)(folder)}"
@@ -178,7 +182,7 @@ def _columns(columns: Sequence[str]) -> tuple[str, ...]:
 
 _DTYPE = SourceOption(
     "dtype",
-    "element type, such as float16, bfloat16 or >f4",
+    "element type, such as float16, bfloat16 or >f4 (big-endian float32)",
     checked=_dtype,
     is_needed=True,
     is_general=True,
@@ -186,7 +190,7 @@ _DTYPE = SourceOption(
 )
 _N_FEATURES = SourceOption(
     "n_features",
-    "features of a row",
+    "number of features",
     parse=int,
     checked=_n_features,
     metavar="D",
@@ -205,23 +209,25 @@ _OFFSET = SourceOption(
 )
 _COLUMNS = SourceOption(
     "columns",
-    "of Parquet: a column of lists, or one of numbers; repeat it for each feature "
-    "(default: the only column of lists, or all)",
+    "Parquet: a column of lists, or a column of numbers; repeat the option for each feature "
+    "(default: the only column of lists, or else all columns)",
     checked=_columns,
     metavar="NAME",
     is_repeatable=True,
 )
 _DATASET = SourceOption(
-    "dataset", "of HDF5, such as obsm/X_pca (default: the only one)", metavar="NAME"
+    "dataset",
+    "HDF5: name of the dataset, such as obsm/X_pca (default: the only one)",
+    metavar="NAME",
 )
 
 
 # ---- the table ---------------------------------------------------------------
 
-#: Files of any other suffix, if their options are given.
+#: Files of any suffix that no other format has, if the options that it needs are given.
 RAW = Format("raw", "streamkm.sources.flat:open_raw", (), (_DTYPE, _N_FEATURES, _OFFSET))
 
-#: Every format; a file is of the first that has its suffix.
+#: All formats; a file belongs to the first that has its suffix.
 FORMATS: tuple[Format, ...] = (
     RAW,
     Format("NumPy", "streamkm.sources.npy:open_npy", (".npy",)),
@@ -252,7 +258,7 @@ FORMATS: tuple[Format, ...] = (
     ),
 )
 
-#: What lies behind an address (``s3://``, ``https://``), whatever its suffix.
+#: The format of every address (``s3://``, ``https://``), whatever its suffix.
 ADDRESSES = Format(
     "Zarr", "streamkm.sources.zarr:open_remote", (".zarr",), extra="s3", keeps_open=False
 )
@@ -262,49 +268,51 @@ ADDRESSES = Format(
 
 
 def suffixes() -> tuple[str, ...]:
-    """Suffixes of files and folders that say themselves what they hold."""
+    """The suffixes of all formats."""
     return tuple(suffix for entry in FORMATS for suffix in entry.suffixes)
 
 
 def format_of(suffix: str) -> Format:
-    """The format of files that end in `suffix`; `RAW` if it is no other's."""
+    """The format of files that end in `suffix`; `RAW` if no other has it."""
     return next((entry for entry in FORMATS if suffix in entry.suffixes), RAW)
 
 
 def folder_formats() -> list[Format]:
-    """Formats whose arrays are folders."""
+    """The formats whose arrays are folders."""
     return [entry for entry in FORMATS if entry.markers]
 
 
 def folder_format(folder: Path) -> Format | None:
-    """The format of the array that `folder` is; None if it is just a folder."""
+    """The format of an array's or a group's folder; None for any other folder."""
     return next((entry for entry in folder_formats() if entry.holds(folder)), None)
 
 
 def source_options() -> list[SourceOption]:
-    """Every option of a format, once."""
+    """The options of all formats, each once."""
     return list(dict.fromkeys(option for entry in FORMATS for option in entry.options))
 
 
-def given_options(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `said` that say something, as openers take them.
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options` that differ from their defaults, checked, as openers take them.
 
     Raises
     ------
     SourceError
-        If a value will not do.
+        If a value is impossible.
     TypeError
         If no format has an option of that name.
     """
     known = {option.name: option for option in source_options()}
-    strange = said.keys() - known
-    if strange:
+    unknown = options.keys() - known
+    if unknown:
         raise TypeError(
-            f"open_source() got an unexpected keyword argument {min(strange)!r}; there are "
+            f"open_source() got an unexpected keyword argument {min(unknown)!r}; there are "
             f"{', '.join(known)}"
         )
-    given = {name: known[name].checked(value) for name, value in said.items() if value is not None}
-    # (Nothing is compared with None, for which NumPy takes float64.)
+    given = {
+        name: known[name].checked(value) for name, value in options.items() if value is not None
+    }
+    # Nothing is compared with None, because the dtype float64 equals None.
     defaults = {
         name: option.default for name, option in known.items() if option.default is not None
     }
@@ -315,20 +323,20 @@ def given_options(said: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def refuse_strange(
-    location: object, given: Mapping[str, Any], entry: Format | None, kind: str
+def refuse_foreign_options(
+    location: object, given: Mapping[str, Any], entry: Format | None, suffix: str
 ) -> None:
-    """Raise `SourceError` if something is said of `location` that its format does not take.
+    """Raise `SourceError` if an option is given that the format of `location` does not take.
 
     Parameters
     ----------
     location : object
-        As errors name it.
+        The location, for the message.
     given : mapping
-        Options by name.
+        The options by name.
     entry : Format or None
-        Its format; None if it is no file but an array.
-    kind : str
+        Its format; None for an array in memory.
+    suffix : str
         Its suffix, for the message; ``""`` if it has none.
     """
     for option in source_options():
@@ -339,5 +347,5 @@ def refuse_strange(
             raise SourceError(
                 f"{location}: ",
                 Option(option.name),
-                f" is for {of}, not for {kind or 'this'}; leave it out",
+                f" is for {of}, not for {suffix or 'this'}; leave it out",
             )

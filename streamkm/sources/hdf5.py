@@ -1,8 +1,8 @@
-"""HDF5 datasets, read by position where they lie in one piece, and else by the library.
+"""Reads HDF5 datasets: contiguous ones as rows of a file, all others through the HDF5 library.
 
-The library does one thing at a time for the whole process. A dataset without chunks is rows behind
-an offset, so that several threads read it like any flat file. A dataset of chunks goes through the
-library, straight into the caller's memory.
+The library holds one lock for the whole process. A contiguous dataset is rows behind an offset, so
+that several threads read it like any flat file. The library reads a dataset of chunks, straight
+into the caller's memory, for one thread at a time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Hdf5Source", "open_hdf5"]
 
-#: How many datasets an error lists.
+#: Datasets that an error lists, at most.
 NAMES_SHOWN = 8
-#: A slab of chunks above this is cut along the next axis, where there is one.
+#: Bytes of a block, at most, if it can be cut along a further axis.
 SLAB_BYTES = 64 << 20
-#: What the library keeps of decoded chunks for each dataset, and of its metadata.
+#: Bytes of decoded chunks and metadata that the library keeps for a dataset.
 _LIBRARY_BYTES = 4 << 20
 
 
@@ -43,10 +43,10 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     path : Path
         The file.
     dataset : str, optional
-        Its name in the file, such as ``obsm/X_pca``; by default the only one of
-        numbers in two or more dimensions.
+        Name of the dataset, such as ``obsm/X_pca``; by default the only one of numbers in two or
+        more dimensions.
     keep_open : bool
-        Hold the file open from now to `close`, see `RowFile`.
+        Hold the file open until `close`; see `RowFile`.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     Raises
     ------
     SourceError
-        If it is no such file, or there is no such dataset.
+        If it is no HDF5 file, or holds no such dataset.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -94,16 +94,16 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
 
 
 class Hdf5Source:
-    """A dataset that HDF5 itself reads.
+    """A dataset that the HDF5 library reads.
 
     Parameters
     ----------
     path : Path
         The file.
     dataset : h5py.Dataset
-        Of numbers, two or more dimensions; not used any more afterwards.
+        Numbers in two or more dimensions. The source reads its layout, and keeps only its name.
     keep_open : bool
-        As of `open_hdf5`.
+        As in `open_hdf5`.
     """
 
     def __init__(self, path: Path, dataset: h5py.Dataset, *, keep_open: bool) -> None:
@@ -123,7 +123,7 @@ class Hdf5Source:
             dtype=check_dtype(dataset.dtype, str(path)),
             block_rows=min(block_rows, n_rows),
             layout=f"hdf5 {self._dataset}, {how}",
-            # A chunk as stored and as decoded, between two filters once more.
+            # A chunk as stored, as decoded, and once more between two filters.
             scratch_bytes=3 * chunk_bytes + _LIBRARY_BYTES,
         )
         self._opened = h5py.File(path, "r") if keep_open else None
@@ -160,7 +160,7 @@ class Hdf5Source:
         return self._file.fingerprint(f"{self._spec.layout} {self._spec.dtype} {self._shape}")
 
     def notes(self) -> list[str]:
-        """That other threads have to wait."""
+        """A note that threads wait for each other."""
         return [f"{self.name}: chunked HDF5 is read by one thread at a time, whatever their number"]
 
     def close(self) -> None:
@@ -179,11 +179,11 @@ class Hdf5Source:
 
 
 def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
-    """The dataset meant, or an error that lists those there are."""
+    """The dataset `name`, or the only one; the error lists those that there are."""
     found: dict[str, h5py.Dataset] = {}
 
     def note(member: str, node: h5py.Dataset | h5py.Group) -> None:
-        # (One without a shape is empty.)
+        # An empty dataset has the shape None.
         is_array = isinstance(node, h5py.Dataset) and len(node.shape or ()) >= 2
         if is_array and node.dtype.kind in "fiu":
             found[member] = node
@@ -209,7 +209,7 @@ def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
 
 
 def _check_own_numbers(dataset: h5py.Dataset, path: Path) -> None:
-    """Refuse a dataset whose numbers may change, or vanish, while its own file does not."""
+    """Refuse a dataset whose numbers lie in other files, which the fingerprint does not watch."""
     others = [name for name, _, _ in dataset.external or ()]
     kind = "external"
     if dataset.is_virtual:
@@ -220,7 +220,7 @@ def _check_own_numbers(dataset: h5py.Dataset, path: Path) -> None:
             f"({len(others):,} in all), which HDF5 reads as fill values where it is missing; write "
             "them into one dataset, or name the files themselves (a glob, or their folder)"
         )
-    # A link leads to another file, which is then the source; it may be no other's.
+    # A link may lead to a file in the same folder. A stranger's file must not lead anywhere else.
     folder, home = path.parent.resolve(), Path(dataset.file.filename)
     if not home.resolve().is_relative_to(folder) and not home.samefile(path):
         raise SourceError(
@@ -230,7 +230,7 @@ def _check_own_numbers(dataset: h5py.Dataset, path: Path) -> None:
 
 
 def _block_rows(shape: tuple[int, ...], chunks: tuple[int, ...] | None, row_bytes: int) -> int:
-    """Rows that decode together: a slab of chunks along the first axes."""
+    """Rows of a block: a slab of chunks that share their place along the first axes."""
     leading = shape[:-1]
     if chunks is None:
         return rows_for_bytes(BLOCK_BYTES, row_bytes, prod(leading))

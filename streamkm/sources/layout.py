@@ -1,7 +1,7 @@
-"""What every source needs to know of rows and memory: ranges checked, boxes, block sizes.
+"""Helpers of every source: check a read, cut rows into boxes, size a block.
 
-Kept apart from `base` so that the interface stays a page long, and apart from
-the formats so that a range is checked and cut in one way everywhere.
+They are apart from `base` so that the interface stays short, and apart from the formats so that
+every source checks and cuts a range in the same way.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ __all__ = ["RowBox", "check_read", "one_line", "row_boxes", "rows_for_bytes"]
 
 
 class RowBox(NamedTuple):
-    """A rectangle of the leading axes that holds consecutive flat rows."""
+    """A box of the leading axes (all axes but the last) that holds consecutive flat rows."""
 
     selection: tuple[slice, ...]
-    """One slice for each leading axis (all axes but the last)."""
+    """One slice for each leading axis."""
     shape: tuple[int, ...]
-    """Extents of the rectangle, one for each leading axis."""
+    """One extent for each leading axis."""
     start: int
-    """First flat row of the rectangle."""
+    """First flat row of the box."""
     stop: int
-    """Flat row after its last one."""
+    """Flat row after the last one."""
 
 
 def row_boxes(leading: tuple[int, ...], rows: RowRange) -> Iterator[RowBox]:
-    """Cut flat rows of an array into the fewest rectangles of its leading axes.
+    """Cut flat rows of an array into the fewest boxes of its leading axes.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ def row_boxes(leading: tuple[int, ...], rows: RowRange) -> Iterator[RowBox]:
     Yields
     ------
     RowBox
-        In order of rows; together they cover `rows` exactly. At most
-        ``2 * len(leading) - 1`` of them.
+        In order of rows, at most ``2 * len(leading) - 1`` of them. Together they cover `rows`
+        exactly.
     """
     yield from _boxes_from(leading, rows.start, rows.stop, prefix=(), offset=0)
 
@@ -56,13 +56,13 @@ def row_boxes(leading: tuple[int, ...], rows: RowRange) -> Iterator[RowBox]:
 def _boxes_from(
     leading: tuple[int, ...], start: int, stop: int, *, prefix: tuple[int, ...], offset: int
 ) -> Iterator[RowBox]:
-    """Boxes of rows `start` to `stop` of the sub-array at index `prefix`, flat row `offset`."""
+    """Boxes of rows `start` to `stop` of the sub-array at `prefix`, which begins at `offset`."""
     if start == stop:
         return
     step = prod(leading[1:])
     first_whole, last_whole = -(-start // step), stop // step
     if first_whole > last_whole:
-        # Both ends lie inside one step, which no slice of this axis can express.
+        # All rows lie within one index of this axis, so that no slice of it holds them exactly.
         yield from _partial_step(leading, start, stop, prefix=prefix, offset=offset)
         return
     if start < first_whole * step:
@@ -87,7 +87,7 @@ def _boxes_from(
 def _partial_step(
     leading: tuple[int, ...], start: int, stop: int, *, prefix: tuple[int, ...], offset: int
 ) -> Iterator[RowBox]:
-    """Boxes of rows that lie within one index of the first of `leading`."""
+    """Boxes of rows that lie within one index of the first axis."""
     step = prod(leading[1:])
     index = start // step
     base = index * step
@@ -99,7 +99,7 @@ def _partial_step(
 def check_read(
     name: str, spec: ArraySpec, rows: RowRange, out: np.ndarray, *, closed: bool
 ) -> None:
-    """Refuse a read that would run past the array or fill the wrong memory.
+    """Refuse a read past the end of the array, or into memory of the wrong form.
 
     Parameters
     ----------
@@ -108,9 +108,9 @@ def check_read(
     spec : ArraySpec
         Its shape and dtype.
     rows : RowRange
-        What is asked for.
+        The rows to read.
     out : ndarray
-        What is to be filled.
+        The memory to fill.
     closed : bool
         Whether the source has been closed.
 
@@ -119,8 +119,8 @@ def check_read(
     ReadError
         If the source is closed or `rows` end after the array.
     ValueError
-        If `out` has another shape or dtype, or is not writable C-contiguous
-        memory in native byte order: a mistake in the calling code.
+        If `out` has another shape or dtype, or is not writable and C-contiguous: a mistake in the
+        calling code.
     """
     if closed:
         raise ReadError(f"{name}: cannot read {rows}, the source is closed; open it again")
@@ -142,7 +142,7 @@ def rows_for_bytes(nbytes: int, row_bytes: int, n_rows: int) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What `error` says, in one line, with its type: libraries' messages often span several."""
-    # obstore appends the insides of the error, a page of them.
+    """The type and message of `error` on one line; libraries' messages often take several."""
+    # obstore appends a page of its internals.
     text = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Arrays in memory, whatever their strides and byte order."""
+"""Reads arrays in memory, with any strides and in either byte order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from streamkm.sources.layout import check_read, row_boxes, rows_for_bytes
 
 __all__ = ["MemorySource"]
 
-#: Rows of about this many bytes are copied, or hashed, at a time.
+#: Bytes of a block, the rows that are copied or hashed at a time.
 BLOCK_BYTES = 1 << 20
-#: So many are drawn at a time, see `ArraySpec.piece_rows`.
+#: Bytes of a piece (`ArraySpec.piece_rows`), as in files without chunks.
 PIECE_BYTES = 64 << 10
 
 
@@ -24,15 +24,15 @@ class MemorySource:
     Parameters
     ----------
     array : ndarray of shape (..., n_features)
-        Any strides, either byte order; the axes before the last count as rows
-        in C order. A dtype named bfloat16 (as ml_dtypes defines it) is taken as its bits.
+        Any strides, either byte order. The axes before the last are rows, in C order. A dtype
+        named bfloat16, such as that of ml_dtypes, is read as its bits.
     name : str
-        How errors call it.
+        Name of the array, for errors.
 
     Raises
     ------
     SourceError
-        If the array is masked, empty, has one dimension or holds no real numbers.
+        If the array is masked or empty, has fewer than two dimensions, or holds no real numbers.
     """
 
     def __init__(self, array: np.ndarray, name: str = "array in memory") -> None:
@@ -43,7 +43,7 @@ class MemorySource:
             )
         dtype = check_dtype(array.dtype, name)
         n_rows, n_features = check_shape(array.shape, name)
-        # Only asarray: an np.matrix would keep two dimensions through every slice.
+        # A plain ndarray, because an np.matrix stays two-dimensional when it is sliced.
         self._array = np.asarray(array)
         if dtype == "bfloat16":
             self._array = self._array.view(np.uint16)
@@ -62,7 +62,7 @@ class MemorySource:
 
     @property
     def name(self) -> str:
-        """How errors call the array."""
+        """Name of the array, for errors."""
         return self._name
 
     @property
@@ -78,7 +78,7 @@ class MemorySource:
             target.reshape(*box.shape, self._spec.n_features)[...] = self._array[box.selection]
 
     def fingerprint(self) -> str:
-        """Hex digest of shape, dtype and every byte; alike for equal arrays of any strides."""
+        """Hex digest of shape, dtype and every byte; the same whatever the strides."""
         spec = self._spec
         digest = hashlib.sha256(f"{spec.n_rows} {spec.n_features} {spec.dtype}".encode())
         scratch = np.empty((spec.block_rows, spec.n_features), spec.storage)
@@ -89,9 +89,9 @@ class MemorySource:
         return digest.hexdigest()
 
     def notes(self) -> list[str]:
-        """Nothing to tell of an array in memory."""
+        """No notes."""
         return []
 
     def close(self) -> None:
-        """Let go of nothing, but refuse further reads: the array is the caller's."""
+        """Refuse further reads; the array stays the caller's."""
         self._closed = True

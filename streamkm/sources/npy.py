@@ -1,4 +1,4 @@
-"""NumPy's own files: C order is read as flat rows, Fortran order is transposed piece by piece."""
+"""Reads ``.npy`` files: C order as flat rows, Fortran order transposed block by block."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FortranSource", "open_npy", "read_npy_header"]
 
-#: Every column of a block is one request, so a block is larger than in C order.
+#: Bytes of a block in Fortran order: more than in C order, because each column is a request.
 FORTRAN_BLOCK_BYTES = 4 << 20
-#: NumPy's own limit; one of an array of numbers takes about a hundred.
+#: Bytes of a header, at most: NumPy's own limit. An array of numbers takes about a hundred.
 MAX_HEADER_BYTES = 10_000
 
 
@@ -35,12 +35,12 @@ def open_npy(path: Path, *, keep_open: bool = True, column: bool = False) -> Sou
     Parameters
     ----------
     path : Path
-        The file; format versions 1 to 3, either byte order. In Fortran order
-        two dimensions are read; pickled objects never are.
+        The file: format versions 1 to 3, either byte order. Fortran order is read in two
+        dimensions only. Pickled objects are never read.
     keep_open : bool
         See `RowFile`.
     column : bool
-        Take an array of one dimension for rows of one feature.
+        Read an array of one dimension as rows of one feature.
 
     Returns
     -------
@@ -97,29 +97,43 @@ def _open_binary(path: Path) -> BinaryIO:
 def read_npy_header(
     stream: BinaryIO, path: Path
 ) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Shape, whether in Fortran order, and dtype; leaves `stream` at the first element.
+    """Read the header of an ``.npy`` file, up to the first element.
+
+    Parameters
+    ----------
+    stream : binary file
+        At the first byte; left at the first element.
+    path : Path
+        The file, for the message.
+
+    Returns
+    -------
+    shape : tuple of int
+    fortran : bool
+        Whether elements are stored in Fortran order.
+    dtype : dtype
 
     Raises
     ------
     SourceError
-        If the header is none of format versions 1 to 3.
+        If it is no header of format version 1, 2 or 3.
     """
     try:
         with warnings.catch_warnings():
-            # Headers written by Python 2 read well; NumPy only says that they are slower to parse.
+            # NumPy warns that headers written by Python 2 are slower to parse.
             warnings.simplefilter("ignore", UserWarning)
             version = npy_format.read_magic(stream)
             _check_header_length(stream, version)
             if version == (1, 0):
                 shape, fortran, dtype = npy_format.read_array_header_1_0(stream)
             elif version in ((2, 0), (3, 0)):
-                # Version 3 differs in the encoding of field names only, and NumPy has no
-                # public reader of it; dtypes with fields are refused in any case.
+                # NumPy has no public reader of version 3. It differs only in the encoding of
+                # field names, and dtypes with fields are refused anyway.
                 shape, fortran, dtype = npy_format.read_array_header_2_0(stream)
             else:
                 raise ValueError(f"format version {version} is unknown")
     except (ValueError, OSError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
-        # (The header is a literal of Python, and its parser gives up in several ways.)
+        # The header is a Python literal, whose parser fails in all these ways.
         raise SourceError(f"{path}: is no readable .npy file: {one_line(error)}") from error
     if any(extent < 0 for extent in shape):
         raise SourceError(f"{path}: is no readable .npy file: its shape is {shape}")
@@ -127,7 +141,7 @@ def read_npy_header(
 
 
 def _check_header_length(stream: BinaryIO, version: tuple[int, int]) -> None:
-    """Refuse a header too long for an array of numbers, before memory is taken for it."""
+    """Refuse a header that is too long, before memory is allocated for it."""
     start, size = stream.tell(), 2 if version == (1, 0) else 4
     length = int.from_bytes(stream.read(size), "little")
     stream.seek(start)
@@ -136,9 +150,9 @@ def _check_header_length(stream: BinaryIO, version: tuple[int, int]) -> None:
 
 
 class FortranSource(FlatSource):
-    """Columns that lie one after the other in a file: each row is gathered from all of them.
+    """Columns one after the other in a file; a row is gathered from all of them.
 
-    Parameters are those of `FlatSource`.
+    The parameters are those of `FlatSource`.
     """
 
     def __init__(
@@ -182,14 +196,14 @@ class FortranSource(FlatSource):
         column_bytes = spec.n_rows * itemsize
         size = min(spec.block_rows, len(rows))
         scratch = np.empty(spec.n_features * size, spec.storage)
-        for piece in rows.split(spec.block_rows):
-            columns = scratch[: spec.n_features * len(piece)].reshape(spec.n_features, len(piece))
-            start = self._offset + piece.start * itemsize
-            if len(piece) == spec.n_rows:
-                self._file.read_into(columns, start, piece)
+        for part in rows.split(spec.block_rows):
+            columns = scratch[: spec.n_features * len(part)].reshape(spec.n_features, len(part))
+            start = self._offset + part.start * itemsize
+            if len(part) == spec.n_rows:
+                self._file.read_into(columns, start, part)
             else:
                 for index, column in enumerate(columns):
-                    self._file.read_into(column, start + index * column_bytes, piece)
-            out[piece.start - rows.start : piece.stop - rows.start] = columns.T
+                    self._file.read_into(column, start + index * column_bytes, part)
+            out[part.start - rows.start : part.stop - rows.start] = columns.T
         if self._swapped:
             out.byteswap(inplace=True)

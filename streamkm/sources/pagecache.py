@@ -1,14 +1,13 @@
-"""Reading a file's bytes beside the page cache, or through it without displacing others.
+"""Reads a file's bytes through the page cache or around it, whichever suits the machine.
 
-What is in the page cache is copied from there. What is not is read with
-O_DIRECT, unless the machine has memory to spare that the array fits into: then
-the next pass finds it there. So a run neither evicts what other programs keep
-in the cache, nor reads a small array from the disk in every epoch. Nothing of
-this decides what is read, only how fast.
+Bytes that are in the page cache are copied from there. Others are read with O_DIRECT, unless the
+machine has spare memory for the whole array: then they go through the cache, and the next pass
+finds them there. So a run does not evict what other programs keep in the cache, and does not read a
+small array from the disk in every epoch. The choice decides how fast bytes are read, never which.
 
-The disk writes straight into memory that is aligned as it wants, which rows
-in a slot are not: a thread has one such buffer, of huge pages, and copies out of
-it. That takes a quarter of the processor time of a read through the cache.
+O_DIRECT needs aligned memory, and rows in a slot are not aligned. So each thread has one aligned
+buffer on huge pages, and copies out of it. That takes a quarter of the processor time of a read
+through the cache.
 """
 
 from __future__ import annotations
@@ -31,25 +30,26 @@ __all__ = ["BUFFER_BYTES", "OpenFile", "forget", "has_spare_memory", "is_cached"
 
 logger = logging.getLogger("streamkm")
 
-#: A read of less is left to the page cache.
+#: Bytes of a read with O_DIRECT, at least; smaller ones go through the page cache.
 DIRECT_BYTES = 64 << 10
-#: A thread's buffer, and the most that is asked for at a time.
+#: Bytes of a thread's buffer, and of one request.
 BUFFER_BYTES = 4 << 20
-#: What offsets, lengths and addresses are multiples of, for any disk.
+#: Offsets, lengths and addresses are multiples of this number, which suits every disk.
 _ALIGNMENT = 4096
 _HUGE_PAGE = 2 << 20
-#: Memory is to spare while this part of the machine's holds nothing at all.
+#: The machine has spare memory while more than this part of it, an eighth, is free.
 _SPARE_PART = 8
 
 _thread = threading.local()
+#: Devices whose filesystem does not take O_DIRECT.
 _refused: set[int] = set()
 
 
 def is_cached(fd: int, offset: int, size: int) -> bool:
-    """Whether a piece of a file is in the page cache, by three of its pages.
+    """Whether a range of a file is in the page cache, judged by three of its pages.
 
-    One would not do: asking for a page that is not there brings it in, and a quick disk may
-    do so in time for the answer. (Where nothing can be known, it is.)
+    One page would not do: asking for an absent page brings it in, and a fast disk may do so in
+    time for the answer. True on systems that cannot tell.
     """
     if sys.platform != "linux":
         return True
@@ -69,13 +69,13 @@ def _has_page(fd: int, offset: int) -> bool:
 
 
 def forget(fd: int, offset: int, size: int) -> None:
-    """Drop a piece of a file from the page cache: what a run has brought there itself."""
+    """Drop a range of a file, which this run has read, from the page cache."""
     if sys.platform == "linux":
         os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
 
 def has_spare_memory(size: int = 0) -> bool:
-    """Whether the machine has memory that nobody uses, and twice `size` of it."""
+    """Whether an eighth of the machine's memory is free, and twice `size` bytes."""
     if sys.platform != "linux":
         return True
     free, all_ = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES")
@@ -83,16 +83,16 @@ def has_spare_memory(size: int = 0) -> bool:
 
 
 class OpenFile:
-    """An open file, read from any place by any number of threads.
+    """An open file that any number of threads read at any offset.
 
     Parameters
     ----------
     fd : int
-        Its descriptor, closed with it.
+        Its descriptor, closed with the file.
     path : str
-        Where it lies.
+        Its path, for the log.
     fits : bool
-        Whether there was memory to spare for all that is going to be read, by `has_spare_memory`.
+        Whether the machine had spare memory for the whole array, by `has_spare_memory`.
     """
 
     def __init__(self, fd: int, path: str, *, fits: bool) -> None:
@@ -100,21 +100,28 @@ class OpenFile:
         self._lock = threading.Lock()
         self._direct_fd: int | None = None
         if sys.platform == "linux" and not fits:
-            # The system is to bring in only what is asked for.
+            # Readahead would bring bytes into the cache that nobody asked for.
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, memories: Sequence[np.ndarray], offset: int) -> int:
-        """Fill arrays of bytes, one after the other, with the file's from `offset` on.
+        """Fill arrays, one after the other, with the bytes from `offset` on.
+
+        Parameters
+        ----------
+        memories : sequence of ndarray of uint8
+            The memory to fill, in order.
+        offset : int
+            Position in the file, in bytes.
 
         Returns
         -------
         int
-            Bytes filled: all, or less where the file ends.
+            Bytes filled; fewer than all only if the file ends.
 
         Raises
         ------
         OSError
-            If they cannot be read.
+            If the bytes cannot be read.
         """
         size = sum(memory.size for memory in memories)
         if (self._fits and has_spare_memory()) or is_cached(self.fd, offset, size):
@@ -122,7 +129,7 @@ class OpenFile:
         done = self._read_direct(memories, size, offset) if size >= DIRECT_BYTES else None
         if done is None:
             done = _read_cached(self.fd, memories, offset)
-        # Of a direct read, only the page that was looked for.
+        # After a direct read, only the page that is_cached has brought in.
         forget(self.fd, offset, size)
         return done
 
@@ -133,7 +140,7 @@ class OpenFile:
         os.close(self.fd)
 
     def _read_direct(self, memories: Sequence[np.ndarray], size: int, offset: int) -> int | None:
-        """As `read`, with O_DIRECT; None if the filesystem takes none."""
+        """Read with O_DIRECT; None if the filesystem does not take it."""
         device = os.fstat(self.fd).st_dev
         if device in _refused:
             return None
@@ -149,7 +156,7 @@ class OpenFile:
         return None
 
     def _opened_direct(self) -> int | None:
-        """A descriptor with O_DIRECT of the same file, wherever its path leads by now."""
+        """A descriptor of this file with O_DIRECT, even if its path names another one by now."""
         with self._lock:
             if self._direct_fd is None:
                 flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT
@@ -159,10 +166,10 @@ class OpenFile:
 
 
 def _read_cached(fd: int, memories: Sequence[np.ndarray], offset: int) -> int:
-    """Fill `memories` through the page cache; returns how many bytes there were."""
+    """Fill `memories` through the page cache; returns the number of bytes read."""
     views = [memory.data for memory in memories if memory.size]
     done = 0
-    # One call gives at most 2 GiB, and fewer bytes when a signal arrives.
+    # One call reads at most 2 GiB, and fewer bytes when a signal arrives.
     while views:
         count = os.preadv(fd, views, offset + done)
         if count == 0:
@@ -176,7 +183,7 @@ def _read_cached(fd: int, memories: Sequence[np.ndarray], offset: int) -> int:
 
 
 def _read_aligned(fd: int, memories: Sequence[np.ndarray], size: int, offset: int) -> int:
-    """As `_read_cached`, from where the disk's blocks begin to the thread's buffer and on."""
+    """Fill `memories` with aligned reads into the thread's buffer; returns the bytes read."""
     buffer = _buffer()
     rest = [memory for memory in memories if memory.size]
     done = 0
@@ -185,14 +192,14 @@ def _read_aligned(fd: int, memories: Sequence[np.ndarray], size: int, offset: in
         skip = offset + done - begin
         wanted = min(skip + size - done, BUFFER_BYTES)
         count = os.preadv(fd, [buffer[: _aligned(wanted)].data], begin)
-        piece = buffer[skip : min(count, wanted)]
-        if not piece.size:
+        found = buffer[skip : min(count, wanted)]
+        if not found.size:
             break
-        done += piece.size
-        while piece.size:
-            n = min(piece.size, rest[0].size)
-            rest[0][:n] = piece[:n]
-            rest[0], piece = rest[0][n:], piece[n:]
+        done += found.size
+        while found.size:
+            n = min(found.size, rest[0].size)
+            rest[0][:n] = found[:n]
+            rest[0], found = rest[0][n:], found[n:]
             if not rest[0].size:
                 del rest[0]
     return done

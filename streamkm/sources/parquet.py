@@ -1,8 +1,7 @@
-"""Parquet files: one column of lists of equal length, or several columns of numbers.
+"""Reads Parquet files: one column of lists of equal length, or several columns of numbers.
 
-Each thread reads a row group with a reader of its own: pyarrow does not promise that one reader
-serves several threads. The numbers of a list column lie in one buffer, which is copied to the rows
-as it is.
+Each read opens a reader of its own, because pyarrow does not promise that one reader serves several
+threads. The numbers of a list column lie in one buffer, which is copied to the rows at once.
 """
 
 from __future__ import annotations
@@ -27,34 +26,33 @@ if TYPE_CHECKING:
 
 __all__ = ["ParquetSource"]
 
-#: How many columns an error lists.
+#: Columns that an error lists, at most.
 NAMES_SHOWN = 8
-#: What reading a group takes beside the stored and the decoded bytes: pages, dictionaries.
+#: Bytes that reading a group takes beside stored and decoded numbers: pages, dictionaries.
 _PAGE_BYTES = 4 << 20
-#: Definition and repetition level of each element of a list, two bytes each.
+#: Bytes of the levels of one element of a list: definition and repetition, two each.
 _LEVEL_BYTES = 4
 
 
 class ParquetSource:
-    """Rows of a Parquet file.
+    """Rows of a Parquet file; a row group is a block.
 
     Parameters
     ----------
     path : Path
         The file.
     columns : sequence of str, optional
-        One column of lists of numbers, or columns of numbers in the order of the
-        features. By default the only column of lists, or all columns if all
-        are numbers of one type.
+        One column of lists of numbers, or columns of numbers in the order of the features. By
+        default the only column of lists, or else all columns, if all hold numbers of one type.
 
     Raises
     ------
     SourceError
-        If it is no such file, or these columns are no rows of numbers.
+        If it is no Parquet file, or these columns do not make rows of numbers.
     """
 
     def __init__(self, path: Path, *, columns: Sequence[str] | None = None) -> None:
-        # For its identity: pyarrow opens the file anew for each read.
+        # It only knows whether the file has changed: pyarrow opens the file for each read.
         self._file = RowFile(path, keep_open=False)
         try:
             with pq.ParquetFile(path) as file:
@@ -77,7 +75,7 @@ class ParquetSource:
             n_rows=sum(sizes),
             n_features=n_features,
             dtype=dtype,
-            # Groups are alike but for the last one, if by the same writer.
+            # One writer makes all groups of one size, except the last.
             block_rows=max(sizes),
             layout=f"parquet, {len(sizes)} row groups of up to {max(sizes)}, "
             + (f"column {self._columns[0]}" if self._is_list else f"{n_features} columns"),
@@ -112,11 +110,11 @@ class ParquetSource:
         return self._file.fingerprint(f"{self._spec.layout} {self._columns}")
 
     def notes(self) -> list[str]:
-        """Nothing to tell."""
+        """No notes."""
         return []
 
     def close(self) -> None:
-        """Refuse further reads; no file is kept open."""
+        """Refuse further reads; no file is held open."""
         self._file.close()
 
     def _read_groups(self, file: pq.ParquetFile, rows: RowRange, out: np.ndarray) -> None:
@@ -149,7 +147,7 @@ class ParquetSource:
                     target[:, position] = chunk.to_numpy(zero_copy_only=True)
 
     def _list_rows(self, chunk: pa.Array, name: str, group: int) -> np.ndarray:
-        """The numbers of a list column as rows, on the memory where they were decoded."""
+        """The numbers of a list column as rows, a view of the memory that holds them."""
         n_features = self._spec.n_features
         if pa.types.is_fixed_size_list(chunk.type):
             start = chunk.offset * n_features
@@ -176,21 +174,19 @@ class ParquetSource:
             )
 
     def _group_sizes(self) -> tuple[list[int], int]:
-        """Rows of each group, and stored bytes of the columns in the largest, at most.
+        """Rows of each group, and the bytes of the largest group's pages without compression.
 
-        The metadata of a column are not touched: making an object of them parses its
-        statistics, and damaged ones end the process. Of the whole group there is the size that
-        its pages have without compression, which stored ones pass by little; and what numbers
-        take before they are encoded bounds the share that the chosen columns have in it.
+        Stored bytes exceed these by little at most. The sizes of single columns are not asked for:
+        to give them, pyarrow parses the columns' statistics, and damaged ones end the process.
         """
         groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
         stored = max((group.total_byte_size for group in groups), default=0)
         return [group.num_rows for group in groups], stored
 
     def _scratch_bytes(self, stored: int, rows: int, row_bytes: int, n_features: int) -> int:
-        """Stored bytes of the columns in the largest group, its decoded ones, their levels."""
+        """Bytes that reading the largest group takes: stored, decoded, levels and pages."""
         decoded, levels = rows * row_bytes, _LEVEL_BYTES * rows * n_features * self._is_list
-        # (A dictionary holds each number at most once more.)
+        # The chosen columns store no more: a dictionary holds each number at most once more.
         stored = min(stored, 2 * decoded + levels)
         return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
 
@@ -205,7 +201,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _chosen(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> list[str]:
-    """Names of the columns to read, in order of the features."""
+    """The names of the columns to read, in the order of the features."""
     fields = {field.name: field.type for field in schema}
     listed = [f"{field} {kind}" for field, kind in fields.items()]
     there_are = "there are " + ", ".join(listed[:NAMES_SHOWN])
@@ -240,7 +236,7 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> list
 
 
 def _odd_ones(fields: dict[str, pa.DataType]) -> str:
-    """The columns that stand in the way where most are alike."""
+    """A phrase that names the columns of another type, if most are numbers of one type."""
     counts = Counter(fields.values())
     if not counts:
         return ""
@@ -253,7 +249,7 @@ def _odd_ones(fields: dict[str, pa.DataType]) -> str:
 
 
 def _n_features(file: pq.ParquetFile, columns: Sequence[str], kind: pa.DataType, name: str) -> int:
-    """Features of a row; of lists that may differ in length, as the first one has them."""
+    """Features of a row: the length of the first list, or the number of columns."""
     if not _is_list(kind):
         return len(columns)
     if pa.types.is_fixed_size_list(kind):
@@ -268,12 +264,12 @@ def _n_features(file: pq.ParquetFile, columns: Sequence[str], kind: pa.DataType,
 
 
 def _common_dtype(types: Sequence[pa.DataType], columns: Sequence[str], name: str) -> str:
-    """Key of `DTYPES` that holds the numbers of all columns."""
+    """The key of `DTYPES` whose type holds the numbers of all columns without rounding."""
     dtypes = [
         np.dtype((kind.value_type if _is_list(kind) else kind).to_pandas_dtype()) for kind in types
     ]
     common = np.result_type(*dtypes)
-    # NumPy calls it safe to turn 64-bit integers into floats, which rounds large ones.
+    # NumPy calls it safe to turn 64-bit integers into float64, which rounds large ones.
     rounded = [d for d in dtypes if d.kind in "iu" and d.itemsize == 8 and common.kind == "f"]
     if rounded:
         column = columns[dtypes.index(rounded[0])]

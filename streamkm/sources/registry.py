@@ -1,9 +1,8 @@
-"""From a location to a source: a path, an address, or an array that is open already.
+"""Opens the source at a location: a path, an address, or an array that is already open.
 
-A path leads to a file, to the folder of an array, or to shards: all entries of a folder, or all
-names that a pattern fits. Which format a file has, and what its opener is told, is read from the
-table in `streamkm.sources.formats`; nothing here names a format but the Zarr array that a caller
-has opened himself.
+A path names a file, the folder of an array, or shards: all entries of a folder, or all names that a
+pattern fits. The table in `streamkm.sources.formats` says which format a file has and which options
+its opener takes. No format is named here, except Zarr for arrays that the caller has opened.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from streamkm.sources.formats import (
     folder_formats,
     format_of,
     given_options,
-    refuse_strange,
+    refuse_foreign_options,
     suffixes,
 )
 from streamkm.sources.memory import MemorySource
@@ -39,13 +38,13 @@ from streamkm.sources.within import folder_takes, pattern_takes
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    #: Options of formats that were given, by name.
+    #: The options that were given, by name.
     Given = Mapping[str, Any]
 
 __all__ = ["open_source"]
 
-#: Of more shards than this, or than a quarter of the descriptors that a process may have, none
-#: is held open.
+#: Shards that are held open, at most, and never more than a quarter of the process's descriptors.
+#: If there are more shards, none is held open: each read opens its file anew.
 MAX_OPEN_SHARDS = 256
 
 
@@ -56,43 +55,53 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
     ----------
     location : str, Path, ndarray, zarr.Array or Source
         A path, a glob or a folder of shards, the address of a Zarr array (``s3://``, ``gs://``,
-        ``https://``), or an array in memory. A path names a file of one of
-        `streamkm.sources.formats.FORMATS`, the folder of a Zarr array, or any other file if
-        `dtype` and `n_features` are given. Shards are taken as one array along rows, in natural
-        order of their names (``part-2`` before ``part-10``). A Source is returned as it is.
-    **options
-        What the location does not say itself; see `SourceOptions`. ``dtype``, ``n_features`` and
-        ``offset`` describe a raw file, ``columns`` are chosen of a Parquet file, and ``dataset``
-        of an HDF5 file. ``dtype`` and ``n_features`` of any other location must agree with it;
+        ``https://``), or an array in memory. A path names a file whose suffix is that of a known
+        format, the folder of a Zarr array, or any other file if `dtype` and `n_features` are
+        given. Shards are read as one array along rows, in natural order of their names
+        (``part-2`` before ``part-10``). A Source is returned as it is.
+    **options : SourceOptions
+        What the location does not say of itself. ``dtype``, ``n_features`` and ``offset`` describe
+        a raw file; ``columns`` chooses from a Parquet file, and ``dataset`` from an HDF5 file.
+        ``dtype`` and ``n_features`` must agree with any other array, except that
         ``dtype="bfloat16"`` also reads arrays stored as uint16.
 
     Returns
     -------
     Source
-        Close it after use.
+        The array, to be closed after use. It has ``spec`` (shape, element type and layout),
+        ``read``, ``fingerprint``, ``notes`` and ``close``.
 
     Raises
     ------
     SourceError
-        If there is no such location, or it holds no array of numbers in two or more dimensions,
-        or its format does not take one of `options`, or the array contradicts one.
+        If the location does not exist, or holds no array of numbers in two or more dimensions, or
+        if its format does not take one of `options`, or its array contradicts one.
     TypeError
-        If no format has an option of such a name.
+        If no format has an option of that name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from streamkm import open_source
+    >>> source = open_source(np.zeros((3, 2), np.float32))
+    >>> source.spec.n_rows, source.spec.n_features, source.spec.dtype
+    (3, 2, 'float32')
+    >>> source.close()
     """
     given = given_options(options)
     if isinstance(location, str) and "://" in location:
-        refuse_strange(location, given, ADDRESSES, ".zarr")
+        refuse_foreign_options(location, given, ADDRESSES, ".zarr")
         source = ADDRESSES.open(location, given, keep_open=True)
     elif isinstance(location, str | os.PathLike):
         source = _open_path(Path(location).expanduser(), given)
     else:
         source = _open_object(location)
-        refuse_strange(source.name, given, None, "")
-    return _as_asked(source, given)
+        refuse_foreign_options(source.name, given, None, "")
+    return _reconciled(source, given)
 
 
-def _as_asked(source: Source, given: Given) -> Source:
-    """`source`, if it agrees with what the caller says of it."""
+def _reconciled(source: Source, given: Given) -> Source:
+    """`source` with the element type that is given; `SourceError` if it contradicts an option."""
     spec = source.spec
     wanted = check_dtype(given["dtype"], source.name) if "dtype" in given else None
     if wanted == "bfloat16" and spec.dtype == "uint16":
@@ -116,12 +125,12 @@ def _as_asked(source: Source, given: Given) -> Source:
 
 
 def _open_object(location: Any) -> Source:
-    """Source of something that is no path."""
+    """Source of an array in memory or an open Zarr array."""
     if isinstance(location, np.ndarray):
         return MemorySource(location)
     if isinstance(location, Source):
         return location
-    # A Zarr array can only have come from a zarr that is imported already.
+    # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")
     if zarr is not None and isinstance(location, zarr.Array | zarr.Group):
         from streamkm.sources.zarr import open_zarr_node
@@ -149,13 +158,13 @@ def _open_path(path: Path, given: Given) -> Source:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """Entries that `pattern` names, hidden ones left out."""
-    # Path.glob takes no pattern of a path that starts anywhere, glob.glob does.
+    """The entries that `pattern` names, without hidden ones."""
+    # Path.glob takes only relative patterns, glob.glob any.
     return [Path(name) for name in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207
 
 
 def _absent(path: Path) -> str:
-    """Why there is nothing at `path`: within the folder of arrays, what there is instead."""
+    """Why nothing is at `path`, and the arrays that the folder above it holds instead."""
     for parent in path.parents:
         if parent.is_dir():
             entry = folder_format(parent)
@@ -166,7 +175,7 @@ def _absent(path: Path) -> str:
 
 
 def _open_one(path: Path, given: Given, *, keep_open: bool = True) -> Source:
-    """Source of one file, or of the folder of one array."""
+    """Source of one file, or of one array's folder."""
     suffix = path.suffix.lower()
     if path.is_dir():
         entry = folder_format(path)
@@ -179,7 +188,7 @@ def _open_one(path: Path, given: Given, *, keep_open: bool = True) -> Source:
         entry = format_of(suffix)
         if entry.markers:
             raise SourceError(f"{path}: is a file, a {entry.name} array is a folder")
-    refuse_strange(path, given, entry, suffix)
+    refuse_foreign_options(path, given, entry, suffix)
     if entry is RAW and not _describes_raw(given):
         raise SourceError(
             f"{path}: unknown kind of file '{suffix}'; known are {' '.join(suffixes())}, "
@@ -190,25 +199,25 @@ def _open_one(path: Path, given: Given, *, keep_open: bool = True) -> Source:
 
 
 def _no_array(suffix: str) -> str:
-    """Why a folder that ends in `suffix` is no array."""
+    """Why a folder with this suffix is no array."""
     entries = [entry for entry in folder_formats() if suffix in entry.suffixes] or folder_formats()
     markers = ", ".join(name for entry in entries for name in entry.markers)
     return f"is a folder without {markers}, so no {' or '.join(e.name for e in entries)} array"
 
 
 def _describes_raw(given: Given) -> bool:
-    """Whether enough is said to read a raw file."""
+    """Whether all options are given that a raw file needs."""
     return all(option.name in given for option in RAW.options if option.is_needed)
 
 
 def _raw_options() -> list[str | Option]:
-    """What has to be said of a raw file, as parts of a message."""
+    """The options that a raw file needs, as parts of a message."""
     needed = [Option(option.name) for option in RAW.options if option.is_needed]
     return [part for option in needed for part in (" and ", option)][1:]
 
 
 def _open_folder(folder: Path, given: Given) -> Source:
-    """Source of all shards in `folder`: entries of one kind."""
+    """Source of all shards in `folder`, which must be of one kind."""
     entries = [entry for entry in folder.iterdir() if entry.name[0] not in "._"]
     known = suffixes()
     shards = [entry for entry in entries if entry.suffix.lower() in known or folder_format(entry)]
@@ -238,7 +247,7 @@ def _open_folder(folder: Path, given: Given) -> Source:
 
 
 def _kind(shard: Path) -> str:
-    """What shards of one folder must have in common."""
+    """What the shards of one folder must have in common: their suffix, or their folder's format."""
     entry = folder_format(shard)
     return entry.suffixes[0] if entry else shard.suffix.lower()
 
@@ -250,7 +259,7 @@ def _open_shards(
     takes: Callable[[Path], bool],
     remarks: tuple[str, ...] = (),
 ) -> Source:
-    """One source of several paths, in the order given; `takes` says what would be one more."""
+    """One source of `paths` in their order; see `ConcatSource` for the other parameters."""
     limit = os.sysconf("SC_OPEN_MAX")
     keep_open = len(paths) <= (min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS)
     parts: list[Source] = []
@@ -264,11 +273,11 @@ def _open_shards(
 
 
 def _natural(paths: Sequence[Path]) -> list[Path]:
-    """Paths in natural order: runs of digits compare as numbers, then everything as text."""
+    """Sort paths in natural order: runs of digits as numbers, the rest as text."""
 
     def key(path: Path) -> tuple[list[tuple[int, str]], str]:
-        # Splitting by a group alternates text and digits, so like is compared with like.
-        pieces = re.split(r"(\d+)", str(path))
-        return [(int(p), "") if i % 2 else (0, p) for i, p in enumerate(pieces)], str(path)
+        # Text and digits alternate, so that like is compared with like. The text decides a tie.
+        runs = re.split(r"(\d+)", str(path))
+        return [(int(r), "") if i % 2 else (0, r) for i, r in enumerate(runs)], str(path)
 
     return sorted(paths, key=key)

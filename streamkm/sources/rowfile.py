@@ -1,9 +1,9 @@
-"""Positional reads of one file, for all formats that are rows behind a header.
+"""Reads one file by position, for all formats that are rows behind a header.
 
-Reads are `os.preadv` into the caller's memory. A memory map was rejected: its
-page tables and resident size grow with the file, a read error arrives as a
-signal instead of an exception, and a cold copy out of it is slower. Large reads
-go around the page cache where that is better, see `pagecache`.
+A read is `os.preadv` into the caller's memory. A memory map was rejected: its page tables and
+resident size grow with the file, a read error arrives as a signal and not as an exception, and
+copying out of it is slower when the file is not cached. `streamkm.sources.pagecache` decides which
+reads go around the page cache.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ __all__ = ["RowFile"]
 
 
 class RowFile:
-    """One file, read at given offsets by any number of threads.
+    """One file that any number of threads read at any offset.
 
     Parameters
     ----------
     path : Path
         An existing file.
     keep_open : bool
-        Hold one descriptor from now to `close`. Otherwise each read opens the
-        file anew: for arrays of thousands of files, whose descriptors would
-        pass the limit of the process. Opening costs microseconds beside a
-        block's read; a pool of descriptors would need a lock and reference
-        counts, because a thread may be reading from the one to be evicted.
+        Hold one descriptor until `close`. If not, each read opens the file anew, so that an array
+        of thousands of files does not pass the process's limit of descriptors. Opening a file
+        takes microseconds. A pool of descriptors was rejected: it would need a lock and reference
+        counts, because a thread may be reading from the descriptor to be evicted.
 
     Raises
     ------
@@ -74,12 +73,12 @@ class RowFile:
         offset : int
             Position in the file, in bytes.
         rows : RowRange
-            What is read, for the message.
+            The rows that are read, for the message.
 
         Raises
         ------
         ReadError
-            If the file ends too early, cannot be read or was replaced.
+            If the file ends too early, cannot be read, was replaced or is closed.
         """
         if out.size == 0:
             return
@@ -97,7 +96,7 @@ class RowFile:
 
     @contextmanager
     def _opened(self, rows: RowRange) -> Iterator[OpenFile]:
-        """The same file that was opened at first."""
+        """The file as it was first opened; `ReadError` if it has been replaced or changed."""
         if self.closed:
             raise ReadError(f"{self.path}: cannot read {rows}, the source is closed; open it again")
         if (kept := self._kept) is not None:
@@ -116,7 +115,7 @@ class RowFile:
             file.close()
 
     def check_unchanged(self, rows: RowRange) -> None:
-        """`ReadError` if the file was replaced or changed since it was opened, or is gone."""
+        """Raise `ReadError` if the file was replaced or changed since it was opened, or is gone."""
         try:
             with self._opened(rows):
                 pass
@@ -141,6 +140,6 @@ class RowFile:
 
 
 def _identity(fd: int) -> tuple[int, int, int, int]:
-    """What stays the same as long as a path leads to the same unchanged file."""
+    """Numbers that stay the same while a path leads to the same unchanged file."""
     stat = os.fstat(fd)
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,4 +1,4 @@
-"""``.fvecs`` and ``.bvecs``: each row behind an int32 that gives its length."""
+"""Reads ``.fvecs`` and ``.bvecs`` files, in which an int32 before each row gives its length."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LENGTH = np.dtype("<i4")
 
 
 class VecsSource:
-    """Rows with an int32 length before each, in little-endian order.
+    """Rows that each follow an int32, their length; all little-endian.
 
-    Records pass through a scratch of one block: scattering them straight into
-    `out` takes two I/O vectors a row, which costs more than the copy.
+    Records pass through a scratch of one block. Reading rows straight into `out` was rejected: it
+    takes two I/O vectors a row, which cost more than the copy.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ class VecsSource:
     Raises
     ------
     SourceError
-        If the size is no whole number of rows, or the first or the last length
-        does not agree.
+        If the size is no whole number of rows, the first length is not positive, or the last
+        differs from it.
     """
 
     def __init__(self, path: Path, *, keep_open: bool = True) -> None:
@@ -49,7 +49,7 @@ class VecsSource:
         dtype = VECS_DTYPES[kind]
         self._file = RowFile(path, keep_open=keep_open)
         try:
-            n_rows, n_features = self._measure(DTYPES[dtype].itemsize)
+            n_rows, n_features = self._shape(DTYPES[dtype].itemsize)
         except SourceError:
             self._file.close()
             raise
@@ -82,18 +82,18 @@ class VecsSource:
         spec = self._spec
         check_read(self.name, spec, rows, out, closed=self._file.closed)
         scratch = np.empty(min(spec.block_rows, len(rows)), self._record)
-        for piece in rows.split(spec.block_rows):
-            records = scratch[: len(piece)]
-            self._file.read_into(records, piece.start * self._record.itemsize, piece)
+        for part in rows.split(spec.block_rows):
+            records = scratch[: len(part)]
+            self._file.read_into(records, part.start * self._record.itemsize, part)
             wrong = records["length"] != spec.n_features
             if wrong.any():
                 index = int(wrong.argmax())
                 raise ReadError(
-                    f"{self.name}: row {piece.start + index} says it has "
+                    f"{self.name}: row {part.start + index} says it has "
                     f"{records['length'][index]} features, row 0 has {spec.n_features}; "
                     "the file is corrupt or mixes lengths"
                 )
-            out[piece.start - rows.start : piece.stop - rows.start] = records["row"]
+            out[part.start - rows.start : part.stop - rows.start] = records["row"]
 
     def fingerprint(self) -> str:
         """Hex digest of the layout and the file's size and modification time."""
@@ -101,15 +101,15 @@ class VecsSource:
         return self._file.fingerprint(f"{spec.layout} {spec.n_rows} {spec.n_features}")
 
     def notes(self) -> list[str]:
-        """Nothing to tell."""
+        """No notes."""
         return []
 
     def close(self) -> None:
         """Release the file."""
         self._file.close()
 
-    def _measure(self, itemsize: int) -> tuple[int, int]:
-        """(N, D) from the first row's length and the file's size, the last row agreeing."""
+    def _shape(self, itemsize: int) -> tuple[int, int]:
+        """(N, D) from the first row's length and the file's size, checked with the last row's."""
         path, size = self._file.path, self._file.size
         if size < _LENGTH.itemsize:
             raise SourceError(f"{path}: {size} bytes hold no row; is the file complete?")

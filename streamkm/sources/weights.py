@@ -1,8 +1,7 @@
-"""Weights of the rows of an array: one number for each, from a file or an array of their own.
+"""Opens the weights of an array's rows: one number for each, in a file or an array of their own.
 
-All of them are looked at once before a run, which costs one number for each row: bad
-ones are refused before anything is computed, and their digest says later whether they
-have changed.
+Opening reads all weights once. So bad ones are refused before anything is computed, and their
+digest tells later whether they have changed.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_HEAVY", "Weights", "open_weights"]
 
-#: Weights that are looked at together.
+#: Weights that are read and checked at a time.
 SCAN_ROWS = 1 << 17
-#: So many rows are known as the heaviest.
+#: Heaviest rows that are remembered, at most.
 MAX_HEAVY = 4096
 
 
 class Weights:
-    """N weights that are read by row range from several threads at once.
+    """N weights that several threads read by row range at once.
 
     Parameters
     ----------
@@ -45,7 +44,7 @@ class Weights:
     Raises
     ------
     SourceError
-        If a weight is negative or not finite, or all of them are 0.
+        If a weight is negative or not finite, or all weights are 0.
     """
 
     def __init__(self, source: Source, *, resident_bytes: int = 0) -> None:
@@ -87,17 +86,29 @@ class Weights:
         self._heaviest, self._rows_of = heaviest, rows_of
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:
-        """Fill `out`, float64 of shape (len(rows),), with the weights of `rows`."""
+        """Fill `out`, float64 of shape (len(rows),), with the weights of `rows`; any thread may."""
         stored = np.empty((len(rows), 1), self._source.spec.storage)
         self._source.read(rows, stored)
-        # (Some NaN is signalling; that it is one is found afterwards.)
+        # A signalling NaN would warn here; __init__ refuses it by its row.
         with np.errstate(invalid="ignore"):
             out[:] = stored[:, 0]
 
     def heavy(self, share: float, n_most: int) -> tuple[float, np.ndarray]:
-        """A weight that at most `n_most` (or `MAX_HEAVY`) rows exceed, and those rows, in order.
+        """The rows whose weight exceeds a share of the sum of all weights.
 
-        It is `share` of the sum of all weights, or more where too many rows exceed that.
+        Parameters
+        ----------
+        share : float
+            Part of the sum of all weights.
+        n_most : int
+            Rows to return at most; never more than `MAX_HEAVY`.
+
+        Returns
+        -------
+        bound : float
+            `share` of the sum, or a larger weight if too many rows exceed that.
+        rows : ndarray of int64
+            The rows whose weight exceeds `bound`, in order.
         """
         n_most = min(n_most, MAX_HEAVY)
         bound = share * self.total
@@ -111,22 +122,26 @@ class Weights:
 
 
 def open_weights(location: Any, n_rows: int) -> Weights:
-    """Weights of the rows of an array, wherever they lie.
+    """Open the weights of an array's rows, wherever they lie.
 
     Parameters
     ----------
     location : str, Path or array-like
-        A ``.npy`` file or a Zarr array of N numbers (or N x 1), or an array of them. Those of
-        a ``.npy`` file are read along with the rows; Zarr, whose chunks would be decoded again
-        and again in the order of the rows, is held in memory.
+        A ``.npy`` file, a Zarr array or an array in memory, of N numbers or of N x 1. A run reads
+        those of a ``.npy`` file along with the rows. Those in Zarr are held in memory, because
+        reading them in the order of the rows would decode each chunk many times.
     n_rows : int
-        Rows of the array that they are for.
+        N, the rows of the array that they weigh.
+
+    Returns
+    -------
+    Weights
+        To be closed after use.
 
     Raises
     ------
     SourceError
-        If there is no such location, it holds no array of N real numbers, or `Weights`
-        refuses them.
+        If the location does not exist or holds no N real numbers, or if `Weights` refuses them.
     """
     resident_bytes = 0
     source: Source
@@ -159,17 +174,19 @@ def open_weights(location: Any, n_rows: int) -> Weights:
 
 
 def _spare_bytes() -> int:
+    """Half of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _column(weights: np.ndarray, name: str) -> Source:
+    """An array of N numbers as a source of one feature."""
     if weights.ndim == 0:
         raise SourceError(f"{name}: one weight is needed for each row, not {weights}")
     return MemorySource(weights[:, None] if weights.ndim == 1 else weights, name)
 
 
 def _read_zarr(path: Path, n_rows: int) -> np.ndarray:
-    """A Zarr array of one column of `n_rows` numbers, as a whole."""
+    """All numbers of a Zarr array of `n_rows`, or `n_rows` x 1."""
     import zarr
 
     try:

@@ -1,8 +1,8 @@
-"""Tell which paths lie within a source, so that no output is written there.
+"""Tells which paths would become part of a source, so that no output is written there.
 
-A Zarr array is made of every file in its folder. A folder or pattern of shards takes every name
-that fits. An output with such a name would change the data of the present run, and would be read
-as rows by the next one.
+A Zarr array takes every file in its folder, and a folder or pattern of shards every name that fits.
+An output with such a name would change the data of this run, and the next run would read it as
+rows.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ __all__ = ["folder_takes", "is_inside", "pattern_takes", "would_take"]
 
 @runtime_checkable
 class _Extensible(Protocol):
-    """A source to which files can be added, which not every source is."""
+    """A source that files can be added to."""
 
     def would_take(self, path: Path) -> bool:
-        """Whether a file or folder at `path` would be part of it."""
+        """Whether a file or folder written at `path` would become part of it."""
 
 
 def would_take(source: Source, path: Path) -> bool:
-    """Whether what is written at `path` would become part of `source`."""
+    """Whether a file or folder written at `path` would become part of `source`."""
     return isinstance(source, _Extensible) and source.would_take(path)
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path` is `folder`, or lies in it, by whatever links either is named."""
+    """Whether `path` is `folder` or lies in it, with links followed in both."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
 def folder_takes(folder: Path, suffixes: tuple[str, ...], path: Path) -> bool:
-    """Whether `path` is, or lies in, what a folder of shards takes for one by its suffix."""
+    """Whether `path` is, or lies in, an entry that a folder of shards reads for its suffix."""
     if not is_inside(path, folder):
         return False
     entry = Path(*path.resolve().relative_to(folder.resolve()).parts[:1])
@@ -45,7 +45,7 @@ def folder_takes(folder: Path, suffixes: tuple[str, ...], path: Path) -> bool:
 
 
 def pattern_takes(pattern: Path, path: Path) -> bool:
-    """Whether `pattern` names `path`, a folder that it lies in, or possibly something in it."""
+    """Whether `pattern` names `path`, or a folder above it, or may name something in it."""
     parts = pattern.parts
     n_fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     fixed = Path(*parts[:n_fixed])

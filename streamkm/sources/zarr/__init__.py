@@ -1,8 +1,7 @@
-"""Zarr arrays, formats 2 and 3, on disk and behind addresses.
+"""Reads Zarr arrays of formats 2 and 3, on disk and behind addresses.
 
-Only the names below are for other packages; the modules beside this file are its own. A name is
-imported when it is first used, because zarr takes longer to import than all the rest, and the
-package that `open_remote` needs need not be installed.
+Other packages use only the names below. A name is imported on first use, because zarr takes longer
+to import than everything else here, and obstore, which `open_remote` needs, may not be installed.
 """
 
 from __future__ import annotations

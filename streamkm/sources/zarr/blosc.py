@@ -1,8 +1,8 @@
-"""Some blocks of a stored Blosc chunk, read and decoded without the others.
+"""Reads and decodes some blocks of a stored Blosc chunk without the others.
 
-Blosc cuts a chunk into blocks and compresses each by itself; a table of their
-places follows the header. Blocks that lie side by side, behind a header and a
-table of their own, are a smaller chunk again, which Blosc decodes as any other.
+A block here is one of Blosc's own. Blosc cuts a chunk into blocks and compresses each by itself; a
+table of their places follows the header. Consecutive blocks behind a new header and a new table are
+a smaller chunk, which Blosc decodes like any other.
 """
 
 from __future__ import annotations
@@ -20,46 +20,52 @@ if TYPE_CHECKING:
 
 __all__ = ["HEADER_BYTES", "BlockTable", "is_stored_as_it_is", "read_blocks", "read_table"]
 
-#: Version of the format, version of the codec, flags, bytes of an element; then decoded bytes
-#: of the chunk, of a block, and stored bytes of the chunk with this header.
+#: One byte each for the version of the format, the version of the codec, flags and the bytes of an
+#: element; then the decoded bytes of the chunk and of a block, and the stored bytes of the chunk.
 _HEADER = struct.Struct("<4B3I")
 HEADER_BYTES = _HEADER.size
 _VERSION = 2
 _STORED_AS_IT_IS = 0x2
-#: A table longer than this belongs to no chunk worth reading in parts.
+#: Blocks of a chunk that is read in parts, at most: a longer table is not worth reading.
 _MAX_BLOCKS = 1 << 16
 
 
 class BlockTable(NamedTuple):
-    """Where the blocks of a chunk lie."""
+    """Where the blocks of a chunk are stored."""
 
     header: tuple[int, ...]
+    """The fields of the header."""
     decoded: int
-    """Bytes of the whole chunk, decoded."""
+    """Decoded bytes of the whole chunk."""
     block: int
-    """Bytes of a block, decoded; the last may be shorter."""
+    """Decoded bytes of a block; the last block may be shorter."""
     starts: np.ndarray
     """First stored byte of each block; empty if the chunk is stored as it is."""
     stops: np.ndarray
-    """Where no byte of the block follows any more."""
+    """Stored byte after the last one of each block."""
 
 
 def is_stored_as_it_is(header: np.ndarray, decoded: int) -> bool:
-    """Whether a chunk's first `HEADER_BYTES` say that its `decoded` bytes follow as they are."""
+    """Whether a header says that the chunk's `decoded` bytes follow uncompressed."""
     version, _, flags, _, nbytes, _, length = _HEADER.unpack(header.tobytes())
     sizes = (decoded, HEADER_BYTES + decoded)
     return version == _VERSION and bool(flags & _STORED_AS_IT_IS) and (nbytes, length) == sizes
 
 
 def read_table(read: Read, stored: int, decoded: int) -> BlockTable | None:
-    """Header and table of a chunk; None if it can only be decoded, or refused, as a whole.
+    """Read the header and the table of a chunk.
 
     Parameters
     ----------
     read : callable
-        Fills an array of bytes from a place in the stored chunk on.
+        Fills an array of bytes from a position in the stored chunk on.
     stored, decoded : int
         Bytes of the chunk.
+
+    Returns
+    -------
+    BlockTable or None
+        None if the chunk must be decoded, or refused, as a whole.
     """
     if stored < HEADER_BYTES:
         return None
@@ -82,7 +88,7 @@ def read_table(read: Read, stored: int, decoded: int) -> BlockTable | None:
     starts = table.view("<i4").astype(np.int64)
     if starts.min() < first or starts.max() >= length:
         return None
-    # Blosc's threads write blocks in any order, so a block ends where any other begins.
+    # Blosc's threads write blocks in any order, so a block ends at the next larger start.
     bounds = np.append(np.unique(starts), length)
     return BlockTable(header, decoded, block, starts, bounds[np.searchsorted(bounds, starts) + 1])
 
@@ -90,32 +96,32 @@ def read_table(read: Read, stored: int, decoded: int) -> BlockTable | None:
 def read_blocks(
     read: Read, table: BlockTable, start: int, stop: int, out: np.ndarray, scratch: np.ndarray
 ) -> bool:
-    """Fill `out` with the decoded bytes from `start` to `stop` of a chunk, if `scratch` suffices.
+    """Fill `out` with the decoded bytes from `start` to `stop` of a chunk.
 
     Parameters
     ----------
     read : callable
-        As of `read_table`.
+        As in `read_table`.
     table : BlockTable
-        Of the chunk.
+        The table of the chunk.
     start, stop : int
-        Decoded bytes, within the chunk, at least one.
+        Decoded bytes within the chunk, at least one.
     out : ndarray of uint8, shape (stop - start,)
         Filled completely, or not at all.
     scratch : ndarray of uint8
-        Holds blocks as stored, and decoded ones of which only a part is wanted.
+        Memory for stored blocks, and for decoded blocks that are only partly wanted.
 
     Returns
     -------
     bool
-        Whether it was done; if not, the chunk is to be decoded as a whole.
+        False if `scratch` is too small: the chunk must be decoded as a whole.
     """
     if not table.starts.size:
         read(out, HEADER_BYTES + start)
         return True
     first, last = start // table.block, -(-stop // table.block)
     if first and last - first == 1 and last * table.block > table.decoded:
-        # The last block may be short, and a chunk is no shorter than its block size.
+        # The last block may be short, but a chunk is at least as long as its block size.
         first -= 1
     begin, end = first * table.block, min(last * table.block, table.decoded)
     chosen = slice(first, last)
@@ -133,8 +139,8 @@ def read_blocks(
         read(chunk[places[0] :], int(table.starts[first]))
     else:
         for index, place in enumerate(places[:-1]):
-            piece = chunk[place : places[index + 1]]
-            read(piece, int(table.starts[first + index]))
+            block = chunk[place : places[index + 1]]
+            read(block, int(table.starts[first + index]))
     if is_exact:
         numcodecs.blosc.decompress(chunk, out)
     else:

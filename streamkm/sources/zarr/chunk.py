@@ -1,7 +1,7 @@
-"""One stored chunk of a Zarr array: what of it is wanted, read and decoded into place.
+"""Reads the wanted part of one stored chunk of a Zarr array, and decodes it into place.
 
-Nothing here knows of files' names or of shards: stored bytes are a place in an
-open file. Memory beside the target is the reading thread's own, made once.
+A chunk is a range of bytes in an open file: this module knows neither file names nor shards. Each
+thread has scratch memory of its own, which it allocates once.
 """
 
 from __future__ import annotations
@@ -34,30 +34,31 @@ if TYPE_CHECKING:
 
 __all__ = ["ChunkReader", "Part", "read_full", "release_scratch", "scratch", "stored_bytes"]
 
-#: What a codec allocates to decode, beside Blosc's blocks: tables, pieces.
+#: Bytes that a codec allocates to decode, beside Blosc's blocks: tables and buffers.
 _CODEC_BYTES = 512 << 10
-#: Blocks that Blosc holds beside a chunk, and their size unless the array gives one.
+#: Blosc blocks that Blosc holds beside a chunk, and their bytes if the array does not say.
 _BLOSC_BLOCKS, _BLOSC_BLOCK_BYTES = 3, 1 << 20
-#: What is read by itself: of a chunk that is not compressed, in bytes, and of Blosc's, whose
-#: blocks have about so many elements at its middle levels.
-_PIECE_BYTES, _BLOSC_PIECE_ELEMENTS = 64 << 10, 128 << 10
-#: A stored chunk this much longer than decoded, and twice as long, is no chunk of the array.
+#: Bytes of a piece of an uncompressed chunk, as in files without chunks.
+_PIECE_BYTES = 64 << 10
+#: Elements of a piece of a Blosc chunk: about those of a Blosc block at the middle levels.
+_BLOSC_PIECE_ELEMENTS = 128 << 10
+#: A stored chunk is refused if it has more bytes than twice the decoded ones plus these.
 _SLACK_BYTES = 64 << 10
 
-#: Of each thread its scratch, shared by all arrays: a source of a thousand parts has one.
+#: Each thread's scratch. All arrays share it, so that a source of a thousand parts has one.
 _thread = threading.local()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a chunk and a range of rows have in common."""
+    """The part of one chunk that a read wants."""
 
     index: tuple[int, ...]
-    """The chunk, along each axis."""
+    """Index of the chunk along each axis."""
     within: tuple[slice, ...]
-    """Where in the chunk."""
+    """The part, as slices of the chunk."""
     target: np.ndarray
-    """Where it belongs, of the shape of `within`."""
+    """The memory to fill, with the shape of `within`."""
 
 
 class ChunkReader:
@@ -66,8 +67,8 @@ class ChunkReader:
     Parameters
     ----------
     array : zarr.Array
-        One whose chunks are in C order and native byte order; of a sharded
-        array the inner chunks are meant.
+        An array whose chunks are in C order and native byte order. The chunks of a sharded array
+        are its inner chunks.
     codec : object or None
         Its only compressor, if it has one.
     """
@@ -83,17 +84,17 @@ class ChunkReader:
         self._array_shape = array.shape
 
     def is_whole(self, part: Part) -> bool:
-        """Whether a part is a whole chunk that lies in one piece in its target."""
+        """Whether a part is a whole chunk, and its target contiguous."""
         return part.target.flags.c_contiguous and part.target.shape == self.shape
 
     def is_narrow(self, part: Part) -> bool:
-        """Whether less of the chunk than all is worth reading."""
+        """Whether reading only a part of the chunk is worth it."""
         along = part.within[0]
         is_half = 2 * (along.stop - along.start) <= self.shape[0]
         return self.decode is None or (self._is_blosc and is_half)
 
     def check_size(self, size: int) -> None:
-        """Refuse a length that no stored chunk of this array has."""
+        """Refuse a number of stored bytes that no chunk of this array has."""
         if self.decode is None and size != self.nbytes:
             raise EOFError(f"{size} bytes are stored, the chunk has {self.nbytes}")
         if size > 2 * self.nbytes + _SLACK_BYTES:
@@ -106,7 +107,7 @@ class ChunkReader:
             self._copy(file, offset, part)
             return
         if self._is_blosc and size == HEADER_BYTES + self.nbytes and self.is_whole(part):
-            # What does not compress, Blosc stores as it is.
+            # Blosc stores as they are the bytes that it cannot compress.
             header = np.empty(HEADER_BYTES, np.uint8)
             read_full(file, [header, _bytes(part.target)], offset)
             if is_stored_as_it_is(header, self.nbytes):
@@ -130,12 +131,12 @@ class ChunkReader:
             self._take(chunk, part)
 
     def _copy(self, file: OpenFile, offset: int, part: Part) -> None:
-        """Read what is wanted of a chunk that is not compressed."""
+        """Fill a part from a chunk that is not compressed."""
         shape = part.target.shape
         if part.target.flags.c_contiguous and _contiguous(shape, self.shape):
             first = 0
-            for piece, extent in zip(part.within, self.shape, strict=True):
-                first = first * extent + piece.start
+            for along, extent in zip(part.within, self.shape, strict=True):
+                first = first * extent + along.start
             read_full(file, [_bytes(part.target)], offset + first * self._dtype.itemsize)
             return
         start, stop = self._along(part)
@@ -146,7 +147,7 @@ class ChunkReader:
     def _decode_blocks(
         self, file: OpenFile, offset: int, size: int, part: Part, memory: np.ndarray
     ) -> bool:
-        """Decode the blocks of Blosc that hold `part`, if `memory` holds both, else nothing."""
+        """Decode only the Blosc blocks that hold `part`; False if `memory` is too small for it."""
         read = partial(_read_from, file, offset)
         table = read_table(read, size, self.nbytes)
         if table is None:
@@ -161,7 +162,7 @@ class ChunkReader:
         return done
 
     def _along(self, part: Part) -> tuple[int, int]:
-        """Bytes of a chunk cut along its first axis to what is wanted."""
+        """First and last byte of the chunk cut along its first axis to `part`."""
         step = self.nbytes // self.shape[0]
         return part.within[0].start * step, part.within[0].stop * step
 
@@ -169,12 +170,12 @@ class ChunkReader:
         part.target[...] = chunk.view(self._dtype).reshape(self.shape)[part.within]
 
     def _take_rows(self, rows: np.ndarray, part: Part) -> None:
-        """As `_take`, of a chunk cut along its first axis to what is wanted."""
+        """As `_take`, from a chunk cut along its first axis to `part`."""
         cut = rows.view(self._dtype).reshape(-1, *self.shape[1:])
         part.target[...] = cut[:, *part.within[1:]]
 
     def piece_rows(self) -> int:
-        """Rows of what can be read of a chunk by itself; 0 if chunks are read whole."""
+        """Rows of a piece of a chunk; 0 if chunks are read whole."""
         if self.decode is None:
             piece_bytes = _PIECE_BYTES
         elif self._is_blosc:
@@ -186,12 +187,12 @@ class ChunkReader:
             return 0
         inner = self._array_shape[1:-1]
         if any(size < extent for size, extent in zip(self.shape[1:-1], inner, strict=True)):
-            # Rows that follow each other lie all over a chunk.
+            # Consecutive rows are scattered over such a chunk.
             return 0
         return max(1, piece_bytes // (self.nbytes // self.shape[0])) * prod(inner)
 
     def scratch_bytes(self, *, are_whole: bool) -> int:
-        """What one thread allocates: a stored chunk, the codec's, a decoded one if any is cut."""
+        """Bytes that one thread allocates; `are_whole` says that every chunk is read whole."""
         if self.decode is None:
             return 0 if are_whole else self.nbytes
         total = stored_bytes(self.nbytes) + _CODEC_BYTES
@@ -203,15 +204,15 @@ class ChunkReader:
 
 
 def stored_bytes(chunk_bytes: int) -> int:
-    """Bound of what an incompressible chunk takes with any of the codecs."""
+    """Bytes that an incompressible chunk takes with any of the codecs, at most."""
     return chunk_bytes + chunk_bytes // 255 + 4096
 
 
 def scratch(use: str, size: int) -> np.ndarray:
-    """The thread's buffer for `use`, of `size` bytes or more; made anew only to grow."""
+    """The thread's buffer for `use`, of `size` bytes or more; allocated again only to grow."""
     buffer: np.ndarray | None = getattr(_thread, use, None)
     if buffer is None or buffer.size < size:
-        # The old one goes first.
+        # The old buffer is freed first, so that both never exist together.
         setattr(_thread, use, None)
         buffer = np.empty(size, np.uint8)
         setattr(_thread, use, buffer)
@@ -219,12 +220,12 @@ def scratch(use: str, size: int) -> np.ndarray:
 
 
 def release_scratch() -> None:
-    """Release the scratch of this thread; that of others goes when they end."""
+    """Release this thread's scratch; other threads release theirs when they end."""
     vars(_thread).clear()
 
 
 def read_full(file: OpenFile, memories: Sequence[np.ndarray], offset: int) -> None:
-    """Fill arrays of bytes, one after the other, with a file's bytes from `offset` on."""
+    """Fill arrays, one after the other, with a file's bytes from `offset` on, or raise EOFError."""
     size = sum(memory.size for memory in memories)
     done = file.read(memories, offset)
     if done < size:
@@ -236,7 +237,7 @@ def _read_from(file: OpenFile, base: int, memory: np.ndarray, offset: int) -> No
 
 
 def _contiguous(shape: tuple[int, ...], chunk: tuple[int, ...]) -> bool:
-    """Whether a box of `shape` lies in one piece within a chunk."""
+    """Whether a box of `shape` is contiguous within a chunk."""
     axis = next((axis for axis, extent in enumerate(shape) if extent > 1), len(shape) - 1)
     return shape[axis + 1 :] == chunk[axis + 1 :]
 

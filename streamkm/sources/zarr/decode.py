@@ -1,10 +1,10 @@
-"""Decoding one stored chunk into memory that is already there.
+"""Decodes one stored chunk into memory that already exists.
 
-The libraries trust what is stored more than a reader of people's files may.
-Blosc reads as many bytes as its header says, at hand or not; a Zstd frame that
-is shorter than the memory it goes to leaves the rest as it was, and so does
-gzip in numcodecs, after two copies. So headers are looked at first, and gzip
-and zlib are decoded by the standard library, in pieces.
+The codecs' libraries trust stored bytes, and a reader of other people's files must not. Blosc reads
+as many bytes as its header says, even past the end of its input. A Zstd frame that is shorter than
+its target leaves the rest of the target unchanged, and so does gzip in numcodecs, after two copies.
+So headers are checked first, and gzip and zlib are decoded by the standard library, a portion at a
+time.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = ["DECODERS"]
 _BLOSC_HEADER = 16
 _LZ4_HEADER = 4
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-#: Magic, descriptor, window, dictionary and content size, at most.
+#: Bytes of magic, descriptor, window, dictionary and content size, at most.
 _ZSTD_HEADER = 18
 #: zlib's `wbits` for a stream with a header of gzip, and of zlib.
 _GZIP_BITS, _ZLIB_BITS = 31, 15
-#: Pieces of gzip and zlib: as stored, and as decoded.
-_PIECE_IN, _PIECE_OUT = 64 << 10, 64 << 10
+#: Bytes of a portion of gzip and zlib: as stored, and as decoded.
+_PORTION_IN, _PORTION_OUT = 64 << 10, 64 << 10
 
 
 def _blosc(stored: np.ndarray, out: np.ndarray) -> None:
-    """Decode a Blosc chunk; in one thread, unless `numcodecs.blosc.use_threads` was changed.
+    """Decode a Blosc chunk in one thread: importing zarr turns Blosc's own threads off.
 
-    Importing zarr turns Blosc's own threads off. Were they turned on again,
-    Blosc would hold a lock of its own around them: slower, and still right.
+    If ``numcodecs.blosc.use_threads`` turns them on again, Blosc holds a lock around them. That is
+    slower, and still correct.
     """
     if stored.size < _BLOSC_HEADER:
         raise EOFError(f"{stored.size} bytes are shorter than a header of Blosc")
@@ -60,17 +60,17 @@ def _lz4(stored: np.ndarray, out: np.ndarray) -> None:
 def _zstd(stored: np.ndarray, out: np.ndarray) -> None:
     content = _zstd_content(stored[:_ZSTD_HEADER].tobytes())
     if content is None or content >= out.size:
-        # numcodecs itself refuses more than fits, and with an unknown size also less.
+        # numcodecs refuses more bytes than fit, and if the size is unknown also fewer.
         numcodecs.zstd.decompress(stored, out)
         return
-    # Several frames, or one that is too short: only the length of the result can tell.
+    # Several frames, or one that is too short: only the decoded length can tell.
     decoded = numcodecs.zstd.decompress(stored)
     _same_size(len(decoded), out)
     out[:] = np.frombuffer(decoded, np.uint8)
 
 
 def _zstd_content(header: bytes) -> int | None:
-    """Decoded bytes that the first frame promises; None if it does not say, 0 if it is no frame."""
+    """Decoded bytes of the first frame by its header; None if it does not say, 0 for no frame."""
     if len(header) < len(_ZSTD_MAGIC) + 1 or not header.startswith(_ZSTD_MAGIC):
         return 0
     descriptor = header[4]
@@ -84,7 +84,7 @@ def _zstd_content(header: bytes) -> int | None:
 
 
 def _gzip(stored: np.ndarray, out: np.ndarray) -> None:
-    """Decode all members of a gzip file; zeros between and after them are padding."""
+    """Decode all members of a gzip stream; zeros between and after them are padding."""
     start = filled = 0
     while start < stored.size or not filled:
         read, filled = _inflate(stored[start:], out, filled, _GZIP_BITS)
@@ -100,16 +100,16 @@ def _zlib(stored: np.ndarray, out: np.ndarray) -> None:
 
 
 def _inflate(stored: np.ndarray, out: np.ndarray, filled: int, bits: int) -> tuple[int, int]:
-    """Decode one stream to ``out[filled:]``; bytes of `stored` used, and `filled` after it."""
+    """Decode one stream into ``out[filled:]``; returns the bytes read and the new `filled`."""
     stream = zlib.decompressobj(bits)
     read = 0
     tail = b""
     while not stream.eof:
-        piece = tail or stored[read : read + _PIECE_IN].data
+        portion = tail or stored[read : read + _PORTION_IN].data
         if not tail:
-            read += len(piece)
-        decoded = stream.decompress(piece, _PIECE_OUT)
-        if not decoded and not len(piece) and not stream.eof:
+            read += len(portion)
+        decoded = stream.decompress(portion, _PORTION_OUT)
+        if not decoded and not len(portion) and not stream.eof:
             raise EOFError(f"{stored.size} bytes are stored, and their end is missing")
         if filled + len(decoded) > out.size:
             raise ValueError(f"decodes to more than the chunk's {out.size} bytes")
@@ -124,8 +124,8 @@ def _same_size(decoded: int, out: np.ndarray) -> None:
         raise ValueError(f"decodes to {decoded} bytes, the chunk has {out.size}")
 
 
-#: Name of a codec -> function that decodes stored bytes to exactly the bytes of `out`,
-#: both one-dimensional arrays of uint8, or raises.
+#: Functions by the name of their codec. Each decodes stored bytes to exactly the bytes of `out`, or
+#: raises; both are one-dimensional arrays of uint8.
 DECODERS: dict[str, Decode] = {
     "blosc": _blosc,
     "gzip": _gzip,

@@ -1,11 +1,10 @@
-"""Chunks of common Zarr arrays, decoded straight into the caller's memory.
+"""Reads chunks of common Zarr arrays without zarr, straight into the caller's memory.
 
-Through zarr a chunk costs a coroutine, a hop to another thread and two
-temporaries, which then stay in that thread's heap. Here the reading thread
-itself reads the stored bytes into a buffer of its own and decodes them to where
-they belong; uncompressed ones need no buffer. That is done for arrays in local
-folders, sharded or not, in C order and native byte order, with at most one
-codec of those in `zarr_decode`. All others go through zarr.
+zarr spends a coroutine, a hop to another thread and two temporaries on a chunk, and the temporaries
+stay in that thread's heap. Here the reading thread reads the stored bytes into a buffer of its own
+and decodes them into place; uncompressed bytes need no buffer. This is done for arrays in local
+folders, sharded or not, in C order and native byte order, with at most one codec, which must be in
+`streamkm.sources.zarr.decode.DECODERS`. All other arrays are read through zarr.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectReader", "direct_reader"]
 
-#: Exactly these, for a subclass may store anything; in v3 also numcodecs' by their prefix.
+#: Classes of codecs that `DECODERS` decodes. Subclasses are left out: they may store anything.
 _CODECS = (
     numcodecs.blosc.Blosc,
     numcodecs.gzip.GZip,
@@ -64,7 +63,7 @@ _CODECS = (
 
 
 def direct_reader(array: AnyArray) -> DirectReader | None:
-    """Reader of `array` without zarr, or None where only zarr is known to read it rightly."""
+    """A reader of `array` without zarr; None if only zarr is known to read it correctly."""
     if type(array.store) is not LocalStore or array.filters:
         return None
     index = None if array.shards is None else plain_index(array)
@@ -74,7 +73,7 @@ def direct_reader(array: AnyArray) -> DirectReader | None:
         plain = array.order == "C"
     else:
         serializer = array.serializer
-        # The elements' order in memory, `array.order`, says nothing of stored ones in v3.
+        # In v3 `array.order` is the order in memory, and says nothing of the stored one.
         plain = type(serializer) is BytesCodec and (
             serializer.endian is None or serializer.endian.value == sys.byteorder
         )
@@ -87,7 +86,7 @@ def direct_reader(array: AnyArray) -> DirectReader | None:
 
 def _known(codec: Any) -> bool:
     if type(codec) not in _CODECS:
-        # zarr's own wrappers of numcodecs' codecs, which are no class of either in all versions.
+        # zarr wraps numcodecs' codecs in classes that differ from version to version.
         metadata = codec.to_dict() if hasattr(codec, "to_dict") else {}
         if not str(metadata.get("name")).startswith("numcodecs."):
             return False
@@ -100,11 +99,11 @@ class DirectReader:
     Parameters
     ----------
     array : zarr.Array
-        One that `direct_reader` has looked at.
+        An array that `direct_reader` accepts.
     codec : object or None
         Its only compressor, if it has one.
     index : dict or None
-        How its shards are indexed, if it has shards.
+        The configuration of its shards, from `plain_index`, if it has shards.
     """
 
     def __init__(self, array: AnyArray, codec: Any, index: dict[str, Any] | None) -> None:
@@ -114,10 +113,10 @@ class DirectReader:
         self._fill = 0 if array.fill_value is None else array.fill_value
         self._chunks = ChunkReader(array, codec)
         self._shards = None if index is None else Sharding(array, index, self._chunks)
-        # Stored it may take less, which only a look at every chunk would tell.
+        # Compressed chunks take less, but only a look at each would tell how much.
         self._fits = has_spare_memory(array.nbytes)
         tail_is_whole = array.chunks[1:] == array.shape[1:]
-        # Reads of what is not compressed go to any row; only features may be cut.
+        # Uncompressed bytes are read from any row to any row: only other axes can cut a chunk.
         rows_are_whole = codec is None or array.shape[0] % array.chunks[0] == 0
         are_whole = tail_is_whole and rows_are_whole
         self.scratch_bytes = BUFFER_BYTES + self._chunks.scratch_bytes(are_whole=are_whole)
@@ -134,11 +133,11 @@ class DirectReader:
         Parameters
         ----------
         name : str
-            The array, for the message.
+            Name of the array, for the message.
         box : RowBox
-            Which rows.
+            The rows to read.
         out : ndarray, C order
-            Of the box's extents and all features.
+            Filled completely; its shape is the box's extents and all features.
 
         Raises
         ------
@@ -157,7 +156,7 @@ class DirectReader:
                     self._read_shard(self._shards, file, key, parts, where)
 
     def close(self) -> None:
-        """Release the scratch of this thread; that of others goes when they end."""
+        """Release this thread's scratch; other threads release theirs when they end."""
         release_scratch()
 
     def _read_shard(
@@ -188,7 +187,7 @@ class DirectReader:
             part.target[...] = self._fill
 
     def _by_file(self, box: RowBox, out: np.ndarray) -> dict[str, list[Part]]:
-        """What of each file is wanted, the parts in C order of the chunks."""
+        """The parts to read from each file, in C order of the chunks."""
         files: dict[str, list[Part]] = {}
         for part in self._parts(box, out):
             index = part.index
@@ -201,16 +200,17 @@ class DirectReader:
         return files
 
     def _parts(self, box: RowBox, out: np.ndarray) -> Iterator[Part]:
+        """The parts of `box`, one for each chunk that it touches."""
         axes = []
-        bounds = [(piece.start, piece.stop) for piece in box.selection]
+        bounds = [(along.start, along.stop) for along in box.selection]
         chunk = self._chunks.shape
         for (start, stop), size in zip((*bounds, (0, out.shape[-1])), chunk, strict=True):
-            along = []
+            places = []
             for index in range(start // size, -(-stop // size)):
                 first, last = max(start, index * size), min(stop, (index + 1) * size)
                 within = slice(first - index * size, last - index * size)
-                along.append((index, within, slice(first - start, last - start)))
-            axes.append(along)
+                places.append((index, within, slice(first - start, last - start)))
+            axes.append(places)
         for place in product(*axes):
             index, within, target = zip(*place, strict=True)
             yield Part(index, within, out[target])
@@ -219,10 +219,10 @@ class DirectReader:
     def _opened(self, key: str) -> Iterator[OpenFile | None]:
         """The file of a chunk or shard; None if it was never written."""
         try:
-            # Without waiting: what comes from elsewhere may be a pipe that nobody writes to.
+            # O_NONBLOCK, because a stranger's array may hold a pipe that nobody writes to.
             fd = os.open(f"{self._folder}/{key}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            # Without its folder the array is gone: a disk no longer there is no fill value.
+            # If the folder is gone too, the disk may be: that must not read as the fill value.
             Path(self._folder).stat()
             yield None
             return
@@ -238,12 +238,12 @@ class DirectReader:
 
 @contextmanager
 def _blaming(where: str, what: str) -> Iterator[None]:
-    """Say of whatever goes wrong where and in what it did."""
+    """Turn any error into a ReadError that names the rows and the chunk."""
     try:
         yield
     except ReadError:
         raise
-    except Exception as error:  # each codec raises what it likes
+    except Exception as error:  # codecs raise errors of any class
         raise ReadError(
             f"{where} cannot be read: {one_line(error)}; {what} is corrupt, truncated or unreadable"
         ) from error

@@ -1,7 +1,7 @@
-"""List the stored objects of a Zarr array: its files, or its objects in a bucket.
+"""Lists the stored objects of a Zarr array: its files, or its objects in a bucket.
 
-The listing tells which chunks were never written, and the versions in it whether one has changed.
-zarr lists keys without versions, so that each kind of store is asked in its own way.
+The list tells which chunks were never written. Its versions tell which objects have changed. zarr
+lists keys without versions, so each kind of store is asked directly.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["object_versions"]
 
 
 def object_versions(store: LocalStore | ObjectStore[Any], path: str) -> dict[str, str] | None:
-    """Version of every object of the array at `path` in `store`, by its key below `path`.
+    """The version of every object of the array at `path` in `store`, by its key below `path`.
 
-    The version of a file is its size and modification time, that of an object in a bucket its
-    entity tag as well. None for a web server, which lists nothing.
+    The version of a file is its size and modification time. That of an object in a bucket has the
+    entity tag as well. None for a web server, which does not list its objects.
     """
     if isinstance(store, LocalStore):
         return _files(store.root / path)
-    # Whoever has made such a store has obstore, which need not be installed otherwise.
+    # Imported here, because obstore is installed for certain only where such a store was made.
     from obstore.store import HTTPStore
 
     if isinstance(store.store, HTTPStore):

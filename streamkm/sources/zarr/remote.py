@@ -1,10 +1,10 @@
-"""Open a Zarr array behind an address: S3, Google Cloud Storage or HTTP.
+"""Opens a Zarr array behind an address: S3, Google Cloud Storage or HTTP.
 
-obstore makes the requests and zarr decodes the answers. Credentials, region and endpoint come
-from the environment, as obstore documents it (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
-``AWS_SKIP_SIGNATURE``, ``GOOGLE_SERVICE_ACCOUNT`` and others). A request that fails is repeated
-after longer and longer waits, and fails for good after three minutes: a server that is gone ends
-a run with an error, and a checkpoint lets the run go on later.
+obstore makes the requests, and zarr decodes the answers. Credentials, region and endpoint come from
+the environment, as obstore documents it (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
+``AWS_SKIP_SIGNATURE``, ``GOOGLE_SERVICE_ACCOUNT`` and others). A failed request is repeated after
+longer and longer waits, for three minutes at most. So a server that is gone ends the run with an
+error, and the run can resume from its checkpoint later.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMES", "open_remote"]
 
-#: What an address may begin with.
+#: Schemes of an address.
 SCHEMES = ("s3", "gs", "http", "https")
 
-#: How often a request is repeated, over which time at most, and how long it waits in between.
+#: Repetitions of a failed request, and the seconds that they may take together, at most.
 MAX_RETRIES, RETRY_S = 6, 180.0
+#: Seconds before the first repetition, and before a later one at most.
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
-#: How long connecting, and a whole request, may take.
+#: Seconds that a connection, and a whole request, may take.
 CONNECT_S, REQUEST_S = 10.0, 90.0
 
-#: What obstore takes for yes.
+#: Values of an environment variable that obstore reads as true.
 _TRUE = ("1", "true", "on", "yes", "y")
 
 
@@ -57,7 +58,7 @@ def open_remote(url: str) -> ZarrSource:
     Raises
     ------
     SourceError
-        If there is no Zarr array, or no answer.
+        If the address holds no Zarr array, or the server does not answer.
     """
     scheme = urlsplit(url).scheme.lower()
     if scheme not in SCHEMES or not urlsplit(url).netloc:
@@ -69,7 +70,7 @@ def open_remote(url: str) -> ZarrSource:
         "connect_timeout": timedelta(seconds=CONNECT_S),
         "timeout": timedelta(seconds=REQUEST_S),
     }
-    # The client's options given here replace those of the environment, this one too.
+    # Options of the client replace all of the environment's, so this one is read here.
     if scheme == "http" or os.environ.get("AWS_ALLOW_HTTP", "").lower() in _TRUE:
         client["allow_http"] = True
     retry: RetryConfig = {
@@ -84,12 +85,13 @@ def open_remote(url: str) -> ZarrSource:
     try:
         store: Any = from_url(url, client_options=client, retry_config=retry)
         node = zarr.open(store=ObjectStore(store, read_only=True), mode="r")
-    except Exception as error:  # metadata may be wrong in any way, and so may the network
+    except Exception as error:  # neither metadata nor the network fail with one base class
         raise SourceError(f"{url}: cannot be opened as Zarr: {_advised(error)}") from error
     return open_zarr_node(node, url)
 
 
 def _advised(error: Exception) -> str:
+    """The error on one line, with advice if it comes from obstore."""
     advice = ""
     if isinstance(error, BaseError):
         advice = "; check the address, the network, and the credentials in the environment"

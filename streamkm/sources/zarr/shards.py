@@ -1,8 +1,7 @@
-"""Shards of Zarr v3: many inner chunks in one file, and an index that says where.
+"""Reads shards of Zarr v3: files of many inner chunks, with an index of their places.
 
-The index is read once for as long as its shard stays the same, and checked
-before it is believed. Inner chunks that lie side by side are read together:
-through zarr each costs a request of its own.
+An index is checked when it is read, and then kept for as long as its shard stays the same. Adjacent
+inner chunks are read together; zarr makes a request for each.
 """
 
 from __future__ import annotations
@@ -30,15 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = ["MERGE_BYTES", "MERGE_GAP_BYTES", "Sharding", "plain_index"]
 
-#: Inner chunks are read together up to so many bytes, those between them included,
-#: and over gaps of at most so many.
-MERGE_BYTES, MERGE_GAP_BYTES = 4 << 20, 64 << 10
-#: Vectors that one call may fill: the least that POSIX systems offer.
+#: Bytes of one read of several inner chunks, at most, with the gaps between them.
+MERGE_BYTES = 4 << 20
+#: Bytes of a gap between two inner chunks that one read spans, at most.
+MERGE_GAP_BYTES = 64 << 10
+#: Vectors that one call fills, at most: Linux and macOS allow no more.
 _MAX_VECTORS = 1024
-#: Indices kept, of all arrays together.
+#: Bytes of the indices that are kept, of all arrays together.
 INDEX_CACHE_BYTES = 8 << 20
 
-#: What both numbers of an inner chunk are that was never written.
+#: Offset and size, both, of an inner chunk that was never written.
 _ABSENT = np.iinfo(np.uint64).max
 _CRC_BYTES = 4
 
@@ -47,10 +47,10 @@ _lock = threading.Lock()
 
 
 def plain_index(array: AnyArray) -> dict[str, Any] | None:
-    """How the shards of `array` are indexed, if it is by one of the two usual ways.
+    """The configuration of `array`'s shards, if their index has one of the two usual forms.
 
-    That is as little-endian numbers, with or without a crc32c, in shards that
-    are not compressed once more.
+    These are little-endian numbers with and without a crc32c, in shards that are not compressed as
+    a whole. None for any other form.
     """
     codecs: Any = array.metadata.to_dict()["codecs"]
     config = codecs[0]["configuration"]
@@ -61,16 +61,16 @@ def plain_index(array: AnyArray) -> dict[str, Any] | None:
 
 
 class Sharding:
-    """Where the inner chunks of an array lie, and how they are read together.
+    """Finds the inner chunks of an array, and reads adjacent ones together.
 
     Parameters
     ----------
     array : zarr.Array
-        A sharded one.
+        A sharded array.
     config : dict
-        What `plain_index` gave.
+        Its configuration, from `plain_index`.
     chunks : ChunkReader
-        Of the inner chunks.
+        The reader of its inner chunks.
     """
 
     def __init__(self, array: AnyArray, config: dict[str, Any], chunks: ChunkReader) -> None:
@@ -88,16 +88,16 @@ class Sharding:
         return 16 * self._n_chunks + _CRC_BYTES * self._has_crc
 
     def scratch_bytes(self) -> int:
-        """What one thread allocates beside what a chunk by itself takes."""
+        """Bytes that one thread allocates beside those of `ChunkReader.scratch_bytes`."""
         of_a_shard = self._n_chunks * stored_bytes(self._chunks.nbytes)
         together = 0 if self._chunks.decode is None else min(MERGE_BYTES, of_a_shard)
-        # An index as stored, its numbers, and their order while it is checked.
+        # An index takes 6 times its bytes: as stored, as numbers, and sorted for the check.
         return together + 6 * self._index_bytes
 
     def locate(
         self, file: OpenFile, path: str, parts: Sequence[Part]
     ) -> tuple[list[Part], list[tuple[int, int, Part]]]:
-        """Parts whose chunk was never written, and (offset, size, part) of the others by offset."""
+        """Parts whose chunk was never written; (offset, size, part) of the others, by offset."""
         index = self._index(file, path)
         absent, present = [], []
         for part in parts:
@@ -112,8 +112,8 @@ class Sharding:
         return absent, sorted(present, key=lambda found: found[0])
 
     def runs(self, found: list[tuple[int, int, Part]]) -> Iterator[list[tuple[int, int, Part]]]:
-        """Cut chunks in order of their offsets into lists that are worth one read."""
-        # What is read straight into place leaves no room for what lies between.
+        """Cut chunks, which are in order of their offsets, into runs that one read takes."""
+        # Uncompressed chunks are read straight into place, where a gap has no room.
         gap = 0 if self._chunks.decode is None else MERGE_GAP_BYTES
         run: list[tuple[int, int, Part]] = []
         for chunk in found:
@@ -129,9 +129,10 @@ class Sharding:
             yield run
 
     def read_together(self, file: OpenFile, run: list[tuple[int, int, Part]]) -> list[np.ndarray]:
-        """Stored bytes of each chunk of a run; none if they are not compressed.
+        """Read a run of chunks; returns the stored bytes of each.
 
-        Those are whole, and are read into place.
+        Chunks that are not compressed must be whole. They are read into place, and the list is
+        empty.
         """
         first, stop = run[0][0], run[-1][0] + run[-1][1]
         if self._chunks.decode is None:
@@ -144,7 +145,7 @@ class Sharding:
         return [memory[offset - first : offset - first + size] for offset, size, _ in run]
 
     def _index(self, file: OpenFile, path: str) -> np.ndarray:
-        """(offset, size) of every inner chunk in C order, uint64, checked."""
+        """The checked index: (offset, size) of every inner chunk in C order, uint64."""
         stat = os.fstat(file.fd)
         key = (path, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         with _lock:
@@ -177,11 +178,11 @@ class Sharding:
 
 
 def _check_index(index: np.ndarray, low: int, high: int) -> None:
-    """Refuse chunks outside bytes `low` to `high` of a shard, or over each other."""
+    """Refuse an index whose chunks overlap, or lie outside bytes `low` to `high` of the shard."""
     offsets, sizes = index[:, 0], index[:, 1]
     written = np.flatnonzero((offsets != _ABSENT) | (sizes != _ABSENT))
     offsets, sizes = offsets[written], sizes[written]
-    # In this order, because a sum may be too large for 64 bits.
+    # Not as offset + size > high, because the sum may overflow 64 bits.
     outside = (offsets < low) | (offsets > high) | (sizes > high - np.minimum(offsets, high))
     if outside.any():
         bad = int(outside.argmax())

@@ -1,7 +1,7 @@
-"""A Zarr array as a source of rows, through zarr's public interface.
+"""Makes a Zarr array a source of rows, through zarr's public interface.
 
-Every codec and every store that zarr reads is read. Arrays in local folders with common codecs
-are read without zarr's pipeline, by `streamkm.sources.zarr.direct`, which is faster.
+So every codec and every store that zarr reads can be read. Arrays in local folders with common
+codecs go around zarr, through `streamkm.sources.zarr.direct`, which is faster.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ZarrSource", "array_names", "open_zarr", "open_zarr_node"]
 
-#: A slab of chunks above this is cut along the next axis, where there is one.
+#: Bytes of a block of whole chunks, at most, if it can be cut along a further axis.
 SLAB_BYTES = 64 << 20
-#: A shard above this is read by several inner chunks at a time.
+#: Bytes of a shard that is one block, at most; a larger one is cut between inner chunks.
 SHARD_BYTES = 16 << 20
-#: How many arrays of a group an error lists.
+#: Arrays of a group that an error lists, at most.
 NAMES_SHOWN = 5
 
 
@@ -51,7 +51,7 @@ def open_zarr(path: Path) -> ZarrSource:
     Parameters
     ----------
     path : Path
-        Folder of the array itself, in a store or nested in a group.
+        The array's own folder, in a store or nested in a group.
 
     Returns
     -------
@@ -63,9 +63,9 @@ def open_zarr(path: Path) -> ZarrSource:
         If it holds a group, or nothing that zarr can open.
     """
     try:
-        # Opened at the node's own folder, so that no parent's metadata is needed.
+        # The array's own folder is the store, so that no metadata of a group is needed.
         node = zarr.open(store=LocalStore(path, read_only=True), mode="r")
-    except Exception as error:  # metadata may be wrong in any way; zarr has no one base for it
+    except Exception as error:  # zarr has no base class for all that metadata may do wrong
         raise SourceError(f"{path}: cannot be opened as Zarr: {one_line(error)}") from error
     return open_zarr_node(node, str(path))
 
@@ -76,9 +76,9 @@ def open_zarr_node(node: object, name: str | None = None) -> ZarrSource:
     Parameters
     ----------
     node : zarr.Array or zarr.Group
-        What the user passed, or a path led to.
+        The array; a group is refused.
     name : str, optional
-        How errors call it; by default the store and path.
+        Name of the array, for errors; by default its store and path.
 
     Returns
     -------
@@ -87,7 +87,8 @@ def open_zarr_node(node: object, name: str | None = None) -> ZarrSource:
     Raises
     ------
     SourceError
-        If it is a group; the message lists arrays that it holds.
+        If it is a group, whose arrays the message lists, or no array of numbers in two or more
+        dimensions, or if its metadata make no sense.
     """
     if isinstance(node, zarr.Array):
         name = name or str(node.store_path)
@@ -96,7 +97,7 @@ def open_zarr_node(node: object, name: str | None = None) -> ZarrSource:
         except SourceError:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # zarr does not look at all that metadata say: chunks of 0 rows, settings of codecs.
+            # zarr does not check all metadata: not chunks of 0 rows, nor settings of codecs.
             raise SourceError(f"{name}: its metadata make no sense: {one_line(error)}") from error
     if isinstance(node, zarr.Group):
         name = name or str(node.store_path)
@@ -105,10 +106,10 @@ def open_zarr_node(node: object, name: str | None = None) -> ZarrSource:
 
 
 def array_names(path: Path) -> str:
-    """What to open instead within the Zarr group at `path`, as a phrase."""
+    """The arrays in the Zarr group at `path`, as a phrase for an error."""
     try:
         node = zarr.open(store=LocalStore(path, read_only=True), mode="r")
-    except Exception as error:  # noqa: BLE001  only advice; what is wrong is said
+    except Exception as error:  # noqa: BLE001  only advice, which tells what went wrong
         return f"{path} cannot be opened as Zarr: {one_line(error)}"
     if isinstance(node, zarr.Group):
         return _advice(node, str(path))
@@ -134,19 +135,20 @@ def _advice(group: zarr.Group, name: str) -> str:
 
 
 class ZarrSource:
-    """A Zarr array as rows; chunks are decoded into `out`, or copied there by zarr.
+    """A Zarr array as rows, decoded straight into `out` or copied there by zarr.
 
     Parameters
     ----------
     array : zarr.Array
         An open array of two or more dimensions.
     name : str
-        How errors call it.
+        Name of the array, for errors.
 
     Raises
     ------
     SourceError
-        If it is empty, has one dimension or holds no real numbers.
+        If the array or its chunks are empty, if it has fewer than two dimensions, or if it holds
+        no real numbers.
     """
 
     def __init__(self, array: AnyArray, name: str) -> None:
@@ -155,7 +157,7 @@ class ZarrSource:
         if min(array.chunks) < 1 or min(array.shards or (1,)) < 1:
             raise SourceError(f"{name}: its chunks are empty, their shape is {array.chunks}")
         self._store = array.store
-        # Read-only stores refuse any other mode, and not all others have a read-only twin.
+        # A read-only store refuses "r+"; "r" needs a read-only twin, which not every store has.
         mode: Literal["r", "r+"] = "r" if array.read_only else "r+"
         store = WholeStore(array.store)
         self._array = zarr.open_array(store, path=array.path, mode=mode)
@@ -200,38 +202,37 @@ class ZarrSource:
             buffer = NDBuffer.from_numpy_array(target)
             try:
                 self._array.get_basic_selection((*box.selection, slice(None)), out=buffer)
-            except Exception as error:  # each codec and store raises what it likes
+            except Exception as error:  # codecs and stores raise errors of any class
                 raise ReadError(
                     f"{self._name}: {RowRange(box.start, box.stop)} cannot be read: "
                     f"{one_line(error)}; a chunk is corrupt, truncated or unreadable"
                 ) from error
 
     def fingerprint(self) -> str:
-        """Hex digest of the metadata, and of what the store tells of every chunk.
+        """Hex digest of the metadata, and of what the store tells about the chunks.
 
-        Of a local store name, size and modification time of every file, of a
-        bucket also its entity tag; of a store in memory every byte; of any other
-        store the number of bytes in total, and of a web server nothing, which
-        `notes` says.
+        A local store gives name, size and modification time of every file, and a bucket its entity
+        tag as well. A store in memory gives every byte. Any other store gives only the total of
+        its bytes, and a web server nothing: `notes` says so.
         """
         digest = hashlib.sha256()
         metadata = self._array.metadata.to_dict()
-        # Attributes say nothing of the rows, and people add to them later.
+        # Attributes are left out: they do not change rows, and people add to them later.
         metadata.pop("attributes", None)
         digest.update(json.dumps(metadata, sort_keys=True, default=str).encode())
         try:
             self._digest_chunks(digest)
-        except Exception as error:  # each store raises what it likes
+        except Exception as error:  # stores raise errors of any class
             raise ReadError(f"{self._name}: cannot be listed: {one_line(error)}") from error
         return digest.hexdigest()
 
     def would_take(self, path: Path) -> bool:
-        """Whether `path` lies in the folder of which `fingerprint` lists every file."""
+        """Whether `path` lies in the array's folder, every file of which is in `fingerprint`."""
         store = self._store
         return isinstance(store, LocalStore) and is_inside(path, store.root / self._array.path)
 
     def notes(self) -> list[str]:
-        """How many chunks were never written, for they read as the fill value."""
+        """How many chunks were never written, and which changes `fingerprint` cannot see."""
         notes = []
         missing, total, what = self._missing()
         if missing is None:
@@ -253,7 +254,7 @@ class ZarrSource:
         return notes
 
     def close(self) -> None:
-        """Refuse further reads; no file is kept open."""
+        """Refuse further reads; no file is held open."""
         self._closed = True
         if self._direct:
             self._direct.close()
@@ -270,18 +271,18 @@ class ZarrSource:
             digest.update(str(self._array.nbytes_stored()).encode())
 
     def _missing(self) -> tuple[int | None, int, str]:
-        """Stored objects that are not there (None: unknown), all that could be, what they are."""
+        """Unwritten chunks or shards (None if unknown), the number of all, and which they are."""
         array = self._array
         stored = array.shards or array.chunks
         grid = [-(-extent // size) for extent, size in zip(array.shape, stored, strict=True)]
         total = prod(grid)
         what = "shards" if array.shards else "chunks"
         if isinstance(self._store, (LocalStore, ObjectStore)):
-            # array.nchunks_initialized searches a list once a chunk: hours for a million of them.
+            # array.nchunks_initialized searches a list once a chunk: hours for a million chunks.
             present = object_versions(self._store, array.path)
             if present is None:
                 return None, total, what
-            # By the files that are there: metadata may promise any number of chunks.
+            # Stored files are counted, because metadata may promise any number of chunks.
             encode = array.metadata.encode_chunk_key
             written = sum(_is_chunk(key, grid, encode) for key in present)
             return total - written, total, what
@@ -289,12 +290,12 @@ class ZarrSource:
         return total - array.nchunks_initialized // per_object, total, what
 
 
-#: Files that hold metadata; what they say of the layout is in the fingerprint by itself.
+#: Files that hold metadata, which is in the fingerprint by itself.
 _METADATA = frozenset({"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"})
 
 
 def _is_chunk(key: str, grid: list[int], encode: Callable[[tuple[int, ...]], str]) -> bool:
-    """Whether `key` is that of one of a grid of chunks."""
+    """Whether `key` names a chunk within `grid`, the number of chunks along each axis."""
     index = tuple(int(digits) for digits in re.findall("[0-9]{1,20}", key))[-len(grid) :]
     inside = len(index) == len(grid) and all(map(operator.lt, index, grid))
     return inside and encode(index) == key
@@ -313,13 +314,13 @@ async def _digest_memory(store: MemoryStore, path: str, digest: Any) -> None:
 
 
 def _run(coroutine: Any) -> None:
-    """Run `coroutine` to its end, also where the caller's thread has a loop of its own."""
+    """Run `coroutine` to its end, even if the calling thread is in an event loop."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, coroutine).result()
 
 
 def _block_rows(array: AnyArray, row_bytes: int) -> int:
-    """Rows that decode together: a chunk's, a shard's, or a slab of them along the first axes."""
+    """Rows of a block: a shard, several inner chunks, or a slab of chunks along the first axes."""
     leading = array.shape[:-1]
     if array.shards:
         step = prod(leading[1:])
@@ -332,10 +333,10 @@ def _block_rows(array: AnyArray, row_bytes: int) -> int:
 
 
 def _scratch_bytes(array: AnyArray, block_rows: int) -> int:
-    """What zarr allocates to read a block: each chunk as stored and as decoded."""
+    """Bytes that zarr allocates to read a block: each chunk as stored and as decoded."""
     itemsize = array.dtype.itemsize
     chunk_bytes = prod(array.chunks) * itemsize
-    # Axes before the one along which a block is cut are touched in one chunk only.
+    # A block touches one chunk along the axes before the one that cuts it.
     touched = ceil(array.shape[-1] / array.chunks[-1])
     rows = block_rows
     for extent, size in zip(array.shape[-2::-1], array.chunks[-2::-1], strict=True):
@@ -345,13 +346,13 @@ def _scratch_bytes(array: AnyArray, block_rows: int) -> int:
     at_once = min(touched, int(zarr.config.get("async.concurrency")))
     if array.shards is None:
         return 2 * chunk_bytes * at_once
-    # Of a shard zarr holds all stored chunks and a whole selection before it copies.
+    # zarr holds all stored chunks of a shard, and the whole selection, before it copies.
     selection = block_rows * array.shape[-1] * itemsize
     return touched * chunk_bytes + selection + chunk_bytes * at_once
 
 
 def _describe(array: AnyArray) -> str:
-    """``zarr v3, chunks of 16384 x 128, blosc``."""
+    """The layout as a phrase: ``zarr v3, chunks of 16384 x 128, blosc``."""
     parts = [f"zarr v{array.metadata.zarr_format}", f"chunks of {_by(array.chunks)}"]
     if array.shards:
         parts.append(f"shards of {_by(array.shards)}")

@@ -1,4 +1,7 @@
-"""What zarr and numcodecs take on trust: that a stored object is as long as it should be."""
+"""Wraps a Zarr store so that a truncated object raises an error.
+
+zarr and numcodecs trust that a stored object is as long as it should be.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,28 @@ if TYPE_CHECKING:
 
 __all__ = ["WholeStore", "codec_name"]
 
-#: Bytes of a Blosc header; the last four are the length of the whole, header included.
+#: Bytes of a Blosc header; the last four are the length of the chunk with its header.
 _BLOSC_HEADER = 16
 _NEVER_WRITTEN = np.iinfo(np.uint64).max
 
 
 def codec_name(codec: Any) -> str:
-    """Name of a codec of Zarr v2 or v3, without the prefix of numcodecs' own in v3."""
+    """Name of a codec of Zarr v2 or v3, without the prefix that v3 gives to numcodecs' codecs."""
     name = codec.codec_id if hasattr(codec, "codec_id") else codec.to_dict()["name"]
     return str(name).removeprefix("numcodecs.")
 
 
 class WholeStore(WrapperStore[Store]):
-    """Another store, with truncated objects refused by an `EOFError`.
+    """Another store that raises an `EOFError` for a truncated object.
 
-    Two mistakes of the libraries beneath would go unnoticed otherwise. zarr
-    takes a shard, or an inner chunk of one, that reads as no bytes for one that
-    was never written, and gives the fill value. And numcodecs lets Blosc read
-    after the end of a chunk that is shorter than its header says.
+    Without it, two faults of the libraries would go unnoticed. zarr reads a shard or an inner chunk
+    of no bytes as never written, and gives the fill value. numcodecs lets Blosc read past the end
+    of a chunk that is shorter than its header says.
 
     Parameters
     ----------
     store : Store
-        Where the bytes are.
+        The store that holds the bytes.
     """
 
     def __init__(self, store: Store) -> None:
@@ -48,7 +50,7 @@ class WholeStore(WrapperStore[Store]):
         self._index_pairs = 0
 
     def learn(self, array: zarr.Array[Any]) -> None:
-        """Note how the chunks of `array` are stored; before, only metadata are read."""
+        """Learn how the chunks of `array` are stored, before the first of them is read."""
         self._at_least = 1
         compressors = array.compressors
         if array.shards is None:
@@ -60,7 +62,7 @@ class WholeStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """As the other store gives it, or `EOFError` if it is too short."""
+        """The object from the other store; `EOFError` if it is too short."""
         value = await super().get(key, prototype, byte_range)
         if value is None:
             return None
@@ -75,15 +77,15 @@ class WholeStore(WrapperStore[Store]):
         return value
 
     def _expected(self, value: Buffer) -> int:
-        """Bytes that a whole object needs, by what its first bytes say."""
+        """Bytes that an object needs at least, judged by its first bytes."""
         if self._blosc:
             header = value[:_BLOSC_HEADER].to_bytes()
             if len(header) < _BLOSC_HEADER:
                 return _BLOSC_HEADER
             return max(_BLOSC_HEADER, int.from_bytes(header[12:], "little"))
         if self._index_pairs:
-            # An index at the end is missing from a truncated shard, and its checksum with it;
-            # one at the start is there, and leads zarr to slices that have no bytes.
+            # A truncated shard lacks an index at its end, which zarr notices. An index at the
+            # start is there, and leads zarr to slices without bytes.
             size = 16 * self._index_pairs
             head = value[:size].to_bytes()
             if len(head) < size:
@@ -95,5 +97,5 @@ class WholeStore(WrapperStore[Store]):
 
 
 def _index_at_start(codecs: Any) -> bool:
-    """Whether the metadata of a sharded array say that a shard begins with its index."""
+    """Whether the shards of an array with these codecs begin with their index."""
     return bool(codecs[0]["configuration"].get("index_location") == "start")
