@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from streamkm.errors import ConfigError, Option
 from streamkm.settings import (
+    EVERY_COMMAND,
     Rule,
     config_class,
     finite,
@@ -64,9 +65,6 @@ MOST_READ_THREADS = 256
 
 #: The names that ``init`` takes, beside the path of a file.
 INITS = ("auto", "random", "k-means++", "k-means||")
-
-#: Commands that read rows and compute.
-_ALL = ("fit", "predict", "evaluate")
 
 
 def _names(has: Callable[[AlgorithmEntry], bool]) -> str:
@@ -284,19 +282,19 @@ class ExecutionConfig:
         "auto (CUDA if there is a GPU), cpu, cuda, or one GPU of several, such as cuda:1",
         default="auto",
         rule=matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:I"),
-        commands=_ALL,
+        commands=EVERY_COMMAND,
     )
     kernel: str = setting(
         "who does the arithmetic; auto takes the fastest that runs on the device",
         default="auto",
         rule=one_of("auto", *sorted(KERNELS)),
-        commands=_ALL,
+        commands=EVERY_COMMAND,
     )
     tune: bool = setting(
         "on a GPU, with 4096 clusters or more: time several ways to cut the work at first use; "
         "$XDG_CACHE_HOME/streamkm remembers the fastest",
         default=True,
-        commands=_ALL,
+        commands=EVERY_COMMAND,
     )
     max_host_memory: int | None = setting(
         "limit of the host memory, such as 8GiB; what importing the package takes (about 250 MB) "
@@ -306,7 +304,7 @@ class ExecutionConfig:
         rule=whole(1),
         parse=parse_bytes,
         metavar="SIZE",
-        commands=_ALL,
+        commands=EVERY_COMMAND,
     )
     read_threads: int | None = setting(
         "threads that read; 0 reads between batches, which is fastest where starting a thread "
@@ -315,7 +313,7 @@ class ExecutionConfig:
         shown="one a core, at most 16; over a network 16",
         rule=whole(0),
         metavar="N",
-        commands=_ALL,
+        commands=EVERY_COMMAND,
     )
     checkpoint_every: Cadence = setting(
         "time (60s, 5m, 1h) or number of batches between saves",
@@ -355,8 +353,10 @@ def largest_batch_rows(n_rows: int, n_features: int) -> int:
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``name: before -> now`` for each setting that differs between two `FitConfig.as_dict`."""
-    return [
-        f"{field.name.replace('_', '-')}: {before.get(field.name)} -> {now.get(field.name)}"
-        for field in fields(FitConfig)
-        if before.get(field.name) != now.get(field.name)
+    # A setting that is newer than the run had its default.
+    defaults = {field.name: field.default for field in fields(FitConfig)}
+    values = [
+        (name, before.get(name, default), now.get(name, default))
+        for name, default in defaults.items()
     ]
+    return [f"{name.replace('_', '-')}: {old} -> {new}" for name, old, new in values if old != new]

@@ -90,7 +90,7 @@ def source_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def settings_for(command: str, *configs: type[Any]) -> list[Setting]:
     """The settings in `configs`, classes of settings, that are options of `command`."""
-    return [each for config in configs for each in settings_of(config) if command in each.commands]
+    return [each for config in configs for each in settings_of(config) if each.is_of(command)]
 
 
 def add_fit_options(parser: argparse.ArgumentParser) -> None:

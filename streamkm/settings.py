@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "EVERY_COMMAND",
     "FLAG",
     "Rule",
     "Setting",
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+#: Stands for the names of all commands that have settings of a class.
+EVERY_COMMAND = ("*",)
 
 
 # ---- rules -------------------------------------------------------------------
@@ -146,7 +150,8 @@ def setting(text: str, *, default: Any = MISSING, **more: Any) -> Any:
     short : str, optional
         A second name of the option, such as ``-k``.
     commands : tuple of str, optional
-        The commands that have the option; by default ``fit`` alone.
+        The commands that have the option; by default ``fit`` alone. `EVERY_COMMAND` stands for
+        all that ask for settings of this class.
 
     Returns
     -------
@@ -181,6 +186,10 @@ class Setting:
     metavar: str | None = None
     short: str = ""
     commands: tuple[str, ...] = ("fit",)
+
+    def is_of(self, command: str) -> bool:
+        """Whether `command` has the option."""
+        return self.commands == EVERY_COMMAND or command in self.commands
 
     @property
     def flag(self) -> str:

@@ -25,7 +25,7 @@ class Batch:
 
     x_ND: torch.Tensor
     """The rows, or the window that holds them, in the dtype of the centroids or as stored (see
-    `Scaling.row_dtype`)."""
+    `Preparation.for_kernel`)."""
     sq_norms_B: torch.Tensor
     """Squared lengths of the rows."""
     dropped_B: torch.Tensor | None

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
-from streamkm.clustering.moves import move_centroids_
 from streamkm.clustering.reservoir import OFFERED_PER_BATCH, draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_TOL, CONVERGED
 
@@ -83,7 +82,7 @@ class Lloyd:
         before_KD = state.centroids_KD.clone()
         reseeding = reseed_(state, state.counts_K == 0)
         touched_K = state.counts_K > 0
-        state.shift.copy_(move_centroids_(state, touched_K, spherical=self.spherical))
+        state.shift.copy_(state.move_(touched_K, spherical=self.spherical))
         state.settled_inertia.copy_(_settled_inertia(state, before_KD, reseeding))
         if self.closing:
             return

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
-from streamkm.clustering.moves import move_centroids_
 from streamkm.clustering.reservoir import draw_, reseed_, step_generator
 from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
 from streamkm.devices import is_host
@@ -73,7 +72,7 @@ class MiniBatch:
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
         state.epoch_weights_K += weights_K
-        shift = move_centroids_(state, counts_K > 0, spherical=self.spherical, added=sums)
+        shift = state.move_(counts_K > 0, spherical=self.spherical, added=sums)
         n_rows = counts_K.sum()
         mass = weights_K.sum() if state.is_weighted else n_rows
         self._watch(state, weighted_sum(batch, sq_distances_B), n_rows, mass, shift, live)
@@ -87,7 +86,7 @@ class MiniBatch:
         live = state.stop == RUNNING
         reseeding = reseed_(state, (state.epoch_counts_K == 0) & live)
         changed_K = reseeding.filled_K | reseeding.donors_K
-        move_centroids_(state, changed_K, spherical=self.spherical)
+        state.move_(changed_K, spherical=self.spherical)
 
     def _watch(
         self,

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from streamkm.clustering.batch import MOST_SQ_NORM, Batch
+from streamkm.devices import is_host
+from streamkm.kernels import gather, normalize_
+
 if TYPE_CHECKING:
-    from streamkm.clustering.batch import Batch
     from streamkm.clustering.scaling import Scaling
     from streamkm.kernels import Kernel
 
@@ -35,7 +38,8 @@ class Preparation:
         With `in_place` false every batch is prepared: it comes with its squared lengths and its
         dropped rows.
         """
-        row_dtype = scaling.row_dtype(stored, dtype, kernel.stored_dtypes)
+        needs_change = scaling.normalize or scaling.is_affine
+        row_dtype = dtype if needs_change or stored not in kernel.stored_dtypes else stored
         takes_in_place = in_place and kernel.in_place is not None
         return cls(scaling, cls.workspace(scaling, batch_rows, row_dtype), takes_in_place)
 
@@ -56,7 +60,44 @@ class Preparation:
         rows: torch.Tensor | slice,
         weights_N: torch.Tensor | None = None,
     ) -> Batch:
-        """The batch of `rows` of a window, valid until the next call."""
-        return self.scaling.prepare(
-            x_ND, rows, self.workspace_BD, weights_N, in_place=self.in_place
+        """The batch of `rows` of a window: gathered, widened and scaled; valid until the next call.
+
+        Each row of a window may be prepared only once: consecutive rows that need no widening and
+        no affine map stay in the window and may be changed there. Rows that need no change at all
+        and have no weights are left to the kernel where they lie, if it takes them so.
+        """
+        scaling, dtype = self.scaling, self.workspace_BD.dtype
+        is_as_stored = x_ND.dtype == dtype and not (scaling.normalize or scaling.is_affine)
+        if self.in_place and is_as_stored and weights_N is None:
+            if isinstance(rows, slice):
+                x_ND, positions_B = x_ND[rows], None
+            else:
+                positions_B = rows
+            unknown = x_ND.new_empty(0)
+            return Batch(x_ND, unknown, None, positions_B=positions_B, lies_in_window=True)
+        affine = (scaling.shift_D.to(dtype), scaling.factor_D.to(dtype))
+        x_BD, sq_norms_B = gather(
+            x_ND, rows, self.workspace_BD, *(affine if scaling.is_affine else ())
         )
+        dropped_B = self._dropped(x_BD, sq_norms_B) if x_ND.is_floating_point() else None
+        weights_B = None if weights_N is None else weights_N[rows]
+        if dropped_B is not None:
+            x_BD.masked_fill_(dropped_B[:, None], 0)
+            sq_norms_B.masked_fill_(dropped_B, 0)
+            weights_B = None if weights_B is None else weights_B.masked_fill(dropped_B, 0)
+        if scaling.normalize:
+            normalize_(x_BD)
+            sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
+        return Batch(x_BD, sq_norms_B, dropped_B, scaling.normalize, weights_B)
+
+    def _dropped(self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor) -> torch.Tensor | None:
+        """True for rows that cannot be used; None if that is known of none."""
+        # Not ``>``, which is false for NaN.
+        dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[sq_norms_B.dtype])
+        # On a GPU, asking whether any is dropped would make the host wait.
+        if is_host(x_BD.device) and not dropped_B.any():
+            return None
+        if self.scaling.normalize:
+            # A finite row has a direction, however long it is.
+            dropped_B = ~torch.linalg.vector_norm(x_BD, ord=torch.inf, dim=1).isfinite()
+        return dropped_B

@@ -18,10 +18,8 @@ from functools import cached_property, partial
 
 import torch
 
-from streamkm.clustering.batch import MOST_SQ_NORM, Batch
-from streamkm.devices import is_host
 from streamkm.errors import SourceError
-from streamkm.kernels import Moments, gather, moments_in_parts, normalize_, normalized
+from streamkm.kernels import Moments, moments_in_parts, normalized
 
 __all__ = ["RunningMoments", "Scaling", "compute_dtype"]
 
@@ -189,64 +187,9 @@ class Scaling:
         points_KD = centroids_KD.double()
         return points_KD if self.normalize else points_KD / self.factor_D + self.shift_D
 
-    def row_dtype(
-        self, stored: torch.dtype, wide: torch.dtype, taken: tuple[torch.dtype, ...]
-    ) -> torch.dtype:
-        """The dtype of a workspace: `stored` if rows need no scaling and the kernel takes it.
-
-        `taken` are the stored dtypes that the kernel takes. Otherwise it is `wide`.
-        """
-        return wide if self.normalize or self._moves or stored not in taken else stored
-
-    def prepare(
-        self,
-        x_ND: torch.Tensor,
-        rows: torch.Tensor | slice,
-        workspace_BD: torch.Tensor,
-        weights_N: torch.Tensor | None = None,
-        *,
-        in_place: bool = False,
-    ) -> Batch:
-        """Gather, widen and scale `rows` of a window; each row of it may be prepared only once.
-
-        The rows go to `workspace_BD`, whose dtype `row_dtype` gives. Consecutive rows that need
-        no widening and no affine map stay in the window and may be changed there. With
-        `in_place`, rows that need no change at all and have no weights are left to the kernel
-        where they lie (see `Batch.lies_in_window`).
-        """
-        dtype = workspace_BD.dtype
-        is_as_stored = x_ND.dtype == dtype and not (self.normalize or self._moves)
-        if in_place and is_as_stored and weights_N is None:
-            if isinstance(rows, slice):
-                x_ND, positions_B = x_ND[rows], None
-            else:
-                positions_B = rows
-            unknown = x_ND.new_empty(0)
-            return Batch(x_ND, unknown, None, positions_B=positions_B, lies_in_window=True)
-        moved_by = (self.shift_D.to(dtype), self.factor_D.to(dtype)) if self._moves else ()
-        x_BD, sq_norms_B = gather(x_ND, rows, workspace_BD, *moved_by)
-        dropped_B = None
-        if x_ND.is_floating_point():
-            # Not ``>``, which is false for NaN.
-            dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[sq_norms_B.dtype])
-            # On a GPU, asking whether any is dropped would make the host wait.
-            if is_host(x_BD.device) and not dropped_B.any():
-                dropped_B = None
-            elif self.normalize:
-                # A finite row has a direction, however long it is.
-                dropped_B = ~torch.linalg.vector_norm(x_BD, ord=torch.inf, dim=1).isfinite()
-        weights_B = None if weights_N is None else weights_N[rows]
-        if dropped_B is not None:
-            x_BD.masked_fill_(dropped_B[:, None], 0)
-            sq_norms_B.masked_fill_(dropped_B, 0)
-            weights_B = None if weights_B is None else weights_B.masked_fill(dropped_B, 0)
-        if self.normalize:
-            normalize_(x_BD)
-            sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
-        return Batch(x_BD, sq_norms_B, dropped_B, self.normalize, weights_B)
-
     @cached_property
-    def _moves(self) -> bool:
+    def is_affine(self) -> bool:
+        """Whether rows are shifted or multiplied; asks the device once."""
         unmoved = (self.shift_D == 0).all() & (self.factor_D == 1).all()
         return not self.normalize and not bool(unmoved)
 

@@ -9,10 +9,14 @@ tensors. The place of the run in the stream (the cursor) is not part of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.kernels import Reservoir
+from streamkm.kernels import Reservoir, move_points_
+
+if TYPE_CHECKING:
+    from streamkm.kernels import Sums
 
 __all__ = [
     "BY_NO_IMPROVEMENT",
@@ -123,6 +127,28 @@ class KMeansState:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def move_(
+        self, touched_K: torch.Tensor, *, spherical: bool, added: Sums | None = None
+    ) -> torch.Tensor:
+        """Move touched centroids to the means of their clusters, or the directions of their sums.
+
+        First `added`, the sums of a batch, is added to the sums of these clusters. A spherical
+        cluster whose sum has no direction keeps its centroid.
+
+        Returns
+        -------
+        Tensor of shape (), float64
+            Squared centroid shift: the sum of the squared distances that they moved.
+        """
+        return move_points_(
+            self.centroids_KD,
+            self.sums_KD,
+            self.masses_K,
+            touched_K,
+            spherical=spherical,
+            added=added,
+        )
 
     def begin_epoch_(self, *, closing: bool = False) -> None:
         """Reset what the epoch before gathered.

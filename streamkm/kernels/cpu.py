@@ -21,7 +21,7 @@ import torch
 
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import Assignment, InPlaceAssignment, Rows, TwoNearest, assign_then_add
-from streamkm.kernels.exact import recheck_second_
+from streamkm.kernels.exact import recheck_second_, rounding_share
 from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
 from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
 
@@ -77,6 +77,7 @@ class CpuKernel:
         n_lanes = -(-k // panel) * panel
         self._packed = torch.empty((n_lanes, 0), dtype=dtype, device=device)
         self._zeros_D = self._packed.new_zeros(0)
+        self._rounding_share = 0.0
         self._c_sq = torch.empty(n_lanes, dtype=dtype, device=device)
         self._order = torch.empty(batch_rows, dtype=torch.int32, device=device)
         self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
@@ -157,6 +158,7 @@ class CpuKernel:
         if self._packed.shape[1] != n_features:
             self._packed = self._packed.new_empty((len(self._packed), n_features))
             self._zeros_D = self._packed.new_zeros(n_features)
+            self._rounding_share = rounding_share(x_ND.dtype, n_features)
         labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped = assign_tiles_(
             self._set,
             x_ND.contiguous(),
@@ -167,6 +169,7 @@ class CpuKernel:
             self._c_sq,
             self._zeros_D,
             wanted,
+            rounding_share=self._rounding_share,
             rechecks=self._rechecks,
         )
         if self._rechecks and n_uncertain:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamkm.clustering.lloyd import Lloyd
-from streamkm.clustering.moves import move_centroids_
 from streamkm.clustering.state import initial_state
 from streamkm.config import largest_batch_rows
 from streamkm.runs.engine.labelling import Labelling
@@ -61,7 +60,7 @@ def update_once(
         before_K = model.weights_K if len(model.weights_K) else model.counts_K
         state.weights_K = state.masses_K.double() + before_K.to(labelling.device)
     state.counts_K += model.counts_K.to(labelling.device)
-    move_centroids_(state, touched_K, spherical=spherical)
+    state.move_(touched_K, spherical=spherical)
     inertia = float(state.inertia) / model.scaling.unit**2
     return replace(
         model,

@@ -385,7 +385,7 @@ class AlgorithmContract:
         self, monkeypatch: pytest.MonkeyPatch, settings, weighted, space, dtype
     ) -> None:
         # Whether rows are moved is asked once a run.
-        monkeypatch.setattr(Scaling, "_moves", space == "moved")
+        monkeypatch.setattr(Scaling, "is_affine", space == "moved")
         spherical, wide, n_features = space == "spherical", compute_dtype(dtype), 5
         kernel, k, n_rows = MetaKernel(), 7, 60
         zeros_D = torch.zeros(n_features, dtype=torch.float64, device=META)

@@ -12,6 +12,7 @@ from streamkm.clustering.assignment import (
     sums_by_label,
     weighted_sum,
 )
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.kernels import Kernel, KernelRequest, make_kernel
@@ -85,9 +86,8 @@ def test_states_are_the_same_to_the_bit(
         works = made(algorithm, kernel, len(x_ND), k=12)
         state = initial_state(start_KD.clone(), 0.0)
         for index, rows in enumerate(permuted(3000, 3000).split(700)):
-            batch = scaling.prepare(
-                x_ND.clone(), rows, torch.empty((700, d), dtype=dtype), in_place=in_place
-            )
+            workspace_BD = torch.empty((700, d), dtype=dtype)
+            batch = Preparation(scaling, workspace_BD, in_place)(x_ND.clone(), rows)
             assert len(batch) == len(rows)
             works.update_(state, batch, epoch=0, index=index)
         works.finish_epoch_(state)

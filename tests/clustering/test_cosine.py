@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.preprocessing import normalize
 
 from streamkm.clustering.batch import Batch
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import (
@@ -27,7 +28,7 @@ def unit_batch(rows: np.ndarray, dtype: torch.dtype = torch.float64) -> Batch:
     """As a run prepares it for ``--metric cosine``."""
     x_ND = torch.as_tensor(rows).to(dtype, copy=True)
     scaling = Scaling.fit("none", "cosine", RunningMoments.empty(x_ND.shape[1], CPU))
-    return scaling.prepare(x_ND, slice(None), torch.empty_like(x_ND))
+    return Preparation(scaling, torch.empty_like(x_ND))(x_ND, slice(None))
 
 
 def spherical_lloyd(rows: np.ndarray, centroids: np.ndarray, passes: int) -> np.ndarray:

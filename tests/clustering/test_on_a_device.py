@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.kmeans_parallel import Candidates
 from streamkm.clustering.seeding.plan import N_ROUNDS
@@ -35,7 +36,7 @@ def test_moments_ask_for_no_value(dtype: torch.dtype) -> None:
 def test_a_round_of_seeding_asks_for_no_value(
     monkeypatch: pytest.MonkeyPatch, epoch: int, spherical: bool
 ) -> None:
-    monkeypatch.setattr(Scaling, "_moves", False)
+    monkeypatch.setattr(Scaling, "is_affine", False)
     candidates = Candidates(
         rows_CD=torch.empty((K, N_FEATURES), device=META),
         counts_C=torch.zeros(K, dtype=torch.float64, device=META),
@@ -45,9 +46,8 @@ def test_a_round_of_seeding_asks_for_no_value(
     zeros_D = torch.zeros(N_FEATURES, dtype=torch.float64, device=META)
     scaling = Scaling(zeros_D, zeros_D + 1, normalize=spherical)
     window_ND = torch.empty((2 * N_ROWS, N_FEATURES), device=META)
-    batch = scaling.prepare(
-        window_ND, slice(0, N_ROWS), window_ND.new_empty((N_ROWS, N_FEATURES)), None
-    )
+    workspace_BD = window_ND.new_empty((N_ROWS, N_FEATURES))
+    batch = Preparation(scaling, workspace_BD)(window_ND, slice(0, N_ROWS))
     candidates.update_(batch, MetaKernel(), 0, epoch=epoch, index=0)
     assert all(tensor.device == META for tensor in candidates.tensors().values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from streamkm.clustering.assignment import nearest
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.kernels.cpu import CpuKernel
 from tests.clustering.streams import CPU
@@ -27,11 +28,11 @@ def test_only_rows_that_are_ready_are_left_where_they_lie() -> None:
         (plain, x_ND.half(), None),
         (plain, x_ND, torch.ones(60, dtype=torch.float64)),
     ):
-        batch = scaling.prepare(window_ND, rows, workspace_BD, weights_N, in_place=True)
+        batch = Preparation(scaling, workspace_BD, in_place=True)(window_ND, rows, weights_N)
         assert not batch.lies_in_window
         assert batch.positions_B is None
         assert torch.equal(batch.sq_norms_B > 0, torch.ones(40, dtype=torch.bool))
-    batch = plain.prepare(x_ND, rows, workspace_BD, in_place=True)
+    batch = Preparation(plain, workspace_BD, in_place=True)(x_ND, rows)
     assert batch.lies_in_window
     assert batch.x_ND is x_ND
     assert batch.positions_B is rows

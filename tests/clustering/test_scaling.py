@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import MinMaxScaler, StandardScaler, normalize
 
 from streamkm.clustering.batch import Batch
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import (
     RunningMoments,
     Scaling,
@@ -35,7 +36,7 @@ def prepared(
 ) -> Batch:
     x_ND = torch.as_tensor(x_ND).clone()
     workspace_BD = torch.full(x_ND.shape, torch.nan, dtype=compute_dtype(x_ND.dtype))
-    return scaling.prepare(x_ND, slice(None) if rows is None else rows, workspace_BD)
+    return Preparation(scaling, workspace_BD)(x_ND, slice(None) if rows is None else rows)
 
 
 def fitted(scale: str, x_ND: torch.Tensor | np.ndarray, metric: str = "euclidean") -> Scaling:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from streamkm.clustering.state import BY_TOL, STOP_REASONS, KMeansState, initial_state
+from streamkm.kernels import Sums
 from tests.clustering.streams import batch_of, bits, minibatch, state_from
 
 
@@ -87,3 +88,21 @@ def test_begin_epoch_leaves_a_stopped_state_alone(rng) -> None:
     state.begin_epoch_()
     assert bits(state) == before
     assert BY_TOL in STOP_REASONS
+
+
+# Breaks when a mean is divided by the number of rows where they have weights, when a centroid
+# that was not touched moves, or sums of a batch are forgotten or added to all clusters.
+@pytest.mark.parametrize("weighted", [False, True])
+def test_means_directions_and_the_shift(weighted: bool) -> None:
+    ones = torch.ones((), dtype=torch.float64)
+    for spherical, expected in ((False, [2.0, 1.5]), (True, [0.8, 0.6])):
+        state = initial_state(torch.zeros((2, 2)), 0.0, weighted=weighted)
+        state.sums_KD += torch.tensor([[3.0, 1.0], [5.0, 5.0]])
+        state.counts_K += 7 if weighted else 2
+        state.weights_K += 2
+        added = Sums(torch.tensor([[1.0, 2.0], [9.0, 9.0]]), ones)
+        touched_K = torch.tensor([True, False])
+        shift = state.move_(touched_K, spherical=spherical, added=added)
+        torch.testing.assert_close(state.centroids_KD, torch.tensor([expected, [0.0, 0.0]]))
+        assert state.sums_KD.tolist() == [[4.0, 3.0], [5.0, 5.0]]
+        assert float(shift) == pytest.approx(expected[0] ** 2 + expected[1] ** 2)

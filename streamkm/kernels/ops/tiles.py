@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from streamkm.kernels.exact import rounding_share
 from streamkm.kernels.extension import address, n_threads_for
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ def assign_tiles_(
     zeros_D: torch.Tensor,
     wanted: Wanted,
     *,
+    rounding_share: float,
     rechecks: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
     """Nearest centroids of rows of `x_ND`; tensors are contiguous, and the caller checks shapes.
@@ -82,7 +82,7 @@ def assign_tiles_(
         n_rows,
         n_features,
         k,
-        rounding_share(x_ND.dtype, n_features),
+        rounding_share,
         wanted.most_sq_norm,
         rechecks,
         n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),

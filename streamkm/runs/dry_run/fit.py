@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.plan import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
 from streamkm.clustering.state import initial_state
@@ -194,7 +195,7 @@ def _prepare(
         )
     moments = RunningMoments.of(x_SD, weights_S)
     scaling = Scaling.fit(config.scale, config.metric, moments, plan.dtype)
-    centroids_KD = scaling.prepare(x_SD, slice(None), x_SD).x_BD[:k].clone()
+    centroids_KD = Preparation(scaling, x_SD)(x_SD, slice(None)).x_BD[:k].clone()
     state = initial_state(centroids_KD, 0.0, weighted=plan.weights is not None)
     return state, Prober(plan, slots, scaling, pause)
 

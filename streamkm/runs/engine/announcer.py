@@ -84,19 +84,6 @@ class Announcer:
         self.progress.begin(phase, n_rows, self._times, done=done)
         return self._times
 
-    def assigned(self, phase: str, n_rows: int) -> None:
-        """Count `n_rows` rows that were assigned in `phase`."""
-        self._kernel.n_assigned += n_rows
-        self._clock.rows[phase] += n_rows
-
-    def advance(self, n_units: int) -> None:
-        """Count rows, or units of a stage of seeding, that were applied."""
-        self.progress.advance(n_units)
-
-    def is_due(self) -> bool:
-        """Whether it is time for a report."""
-        return self.progress.is_due()
-
     def report(self, now: Snapshot) -> None:
         """Show and record the figures of `now`, and the share of rows rechecked."""
         self.progress.report({**now.figures(), **self._kernel.rechecked()})
@@ -112,8 +99,8 @@ class Announcer:
 
     def conclude(self, now: Snapshot, reason: str) -> None:
         """Say how the run ended, what came out and where the time went."""
-        figures, say = final_figures(now), self.progress.say
-        timing = stage_figures(self._times, self._probe, self._clock)
+        figures, say, assigned = final_figures(now), self.progress.say, self._kernel.assigned
+        timing = stage_figures(self._times, self._probe, self._clock, assigned)
         self.progress.record({"phase": "end", "stopped_by": reason, **figures, **timing})
         say(f"stopped: {reason}; {counted(figures['step'], 'step')} in all")
         for line in result_lines(figures, self._plan.config.k, now.cursor.phase):
@@ -124,5 +111,5 @@ class Announcer:
             rows = counted(figures["dropped"], "row")
             say(f"dropped: {rows} with NaN or infinity, in every epoch")
         say(str(self._clock))
-        if self._clock.rows:
-            say(stage_line(self._times, self._probe, self._clock, timing))
+        if assigned:
+            say(stage_line(self._times, self._probe, assigned, timing))

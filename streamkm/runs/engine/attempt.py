@@ -211,7 +211,7 @@ class Attempt:
             algorithm.begin_epoch_(state)
         for index, batch in passes.prepared(epoch, prepare):
             algorithm.update_(state, batch, epoch=epoch, index=index)
-            self._announcer.assigned(phase, len(batch))
+            self._kernel.assigned[phase] += len(batch)
             keeper.after_batch(Cursor(phase, epoch, index + 1), len(batch))
             if keeper.is_stopped:
                 break

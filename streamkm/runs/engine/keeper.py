@@ -44,7 +44,7 @@ class Keeper:
         self.is_stopped = False
         """Whether training is over before its last epoch; looked up at every report, so at least
         once an epoch."""
-        self._plan, self._announcer = plan, announcer
+        self._plan, self._announcer, self._progress = plan, announcer, announcer.progress
         self._checkpoints, self._stop_request = checkpoints, stop_request
 
     def restore(self) -> None:
@@ -66,8 +66,8 @@ class Keeper:
     def after_step(self, n_units: int) -> None:
         """Count a step of `n_units` (rows, or units of a stage); report, save, stop if due."""
         self.now.step += 1
-        self._announcer.advance(n_units)
-        if self._announcer.is_due():
+        self._progress.advance(n_units)
+        if self._progress.is_due():
             self.report()
         if self._checkpoints.is_due(self.now.step):
             self.save()

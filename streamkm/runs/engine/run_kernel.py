@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,8 @@ class RunKernel:
     def __init__(self, plan: FitPlan) -> None:
         self._plan = plan
         self.name = resolve_kernel(plan.execution.kernel, plan.device)
-        self.n_assigned = 0
-        """Rows that this attempt gave to `for_clusters` in training and closing."""
+        self.assigned: Counter[str] = Counter()
+        """Rows that this attempt gave to `for_clusters`, by phase."""
 
     def __str__(self) -> str:
         return describe_kernel(self._plan.execution.kernel, self.name, self._plan.config.precision)
@@ -52,7 +53,7 @@ class RunKernel:
         return cores_for_kernels(self.name)
 
     def rechecked(self) -> dict[str, float]:
-        """The figure `rechecked_share`: of `n_assigned`, the rows that `for_clusters` rechecked."""
-        if self.n_assigned == 0:
+        """The figure `rechecked_share`: the share of the rows `assigned` that were rechecked."""
+        if not self.assigned:
             return {}
-        return {"rechecked_share": int(self.for_clusters.n_rechecked) / self.n_assigned}
+        return {"rechecked_share": int(self.for_clusters.n_rechecked) / self.assigned.total()}

@@ -117,7 +117,7 @@ class Seeder:
         if now.scaling is None:
             moments = RunningMoments.of(sample_SD, weights_S)
             now.scaling = Scaling.fit(plan.config.scale, plan.config.metric, moments, plan.dtype)
-        sample = now.scaling.prepare(sample_SD, slice(None), sample_SD, weights_S)
+        sample = Preparation(now.scaling, sample_SD)(sample_SD, slice(None), weights_S)
         if sample.dropped_B is not None:
             self.keeper.check_dropped(sample.dropped_B.sum())
         return usable_rows(sample, n_heavy)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterator
 
     from streamkm.runs.engine.probe import Probe
@@ -18,10 +18,9 @@ __all__ = ["PhaseClock", "stage_figures", "stage_line"]
 
 
 class PhaseClock:
-    """Seconds that one attempt has spent in each phase, and rows that it has assigned there."""
+    """Seconds that one attempt has spent in each phase."""
 
     def __init__(self) -> None:
-        self.rows: Counter[str] = Counter()
         self.seconds: dict[str, float] = {}
         self._began = time.perf_counter()
 
@@ -38,28 +37,33 @@ class PhaseClock:
         return f"time: {total:.1f} s ({', '.join(shares)})"
 
 
-def stage_figures(times: StageTimes, probe: Probe | None, clock: PhaseClock) -> dict[str, Any]:
-    """Figures of time, for the last record of metrics.jsonl; rates only if rows were assigned."""
+def stage_figures(
+    times: StageTimes, probe: Probe | None, clock: PhaseClock, assigned: Counter[str]
+) -> dict[str, Any]:
+    """Figures of time, for the last record of metrics.jsonl; rates only if rows were assigned.
+
+    `assigned` counts those rows by phase.
+    """
     figures: dict[str, Any] = {
         "seconds": {name: round(spent, 4) for name, spent in clock.seconds.items()}
     }
-    if clock.rows:
-        stage, rate = times.bottleneck(), clock.rows.total() / times.elapsed_s
+    if assigned:
+        stage, rate = times.bottleneck(), assigned.total() / times.elapsed_s
         figures["bottleneck"] = stage
         figures["busy_share"] = round(times.busy(stage) / times.elapsed_s, 4)
         figures["rows_per_s"] = round(rate, 1)
         if probe is not None:
-            ceiling = replace(probe, rows=clock.rows).ceiling(stage)
+            ceiling = replace(probe, rows=assigned).ceiling(stage)
             figures["probe_rows_per_s"] = round(ceiling, 1)
             figures["share_of_probe"] = round(rate / ceiling, 4)
     return figures
 
 
 def stage_line(
-    times: StageTimes, probe: Probe | None, clock: PhaseClock, figures: dict[str, Any]
+    times: StageTimes, probe: Probe | None, assigned: Counter[str], figures: dict[str, Any]
 ) -> str:
     """The same for people, from the `figures` that `stage_figures` gives."""
     if probe is None:
         return times.summary()
-    bounds = replace(probe, rows=clock.rows)
+    bounds = replace(probe, rows=assigned)
     return times.summary(bounds.reached(figures["bottleneck"], figures["rows_per_s"]))

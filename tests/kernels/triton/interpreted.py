@@ -19,6 +19,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from streamkm.clustering.batch import Batch
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
+from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.errors import InputError
@@ -456,8 +457,8 @@ def test_a_run_takes_rows_as_they_are_stored(rng, dtype: torch.dtype, rows, d: i
     kernel = TritonKernel(64, 6, torch.float32, CPU)
     states = []
     for taken in ((), kernel.stored_dtypes):
-        workspace_BD = torch.empty((64, d), dtype=scaling.row_dtype(dtype, torch.float32, taken))
-        batch = scaling.prepare(stored_ND.clone(), rows, workspace_BD)
+        workspace_BD = torch.empty((64, d), dtype=dtype if taken else torch.float32)
+        batch = Preparation(scaling, workspace_BD)(stored_ND.clone(), rows)
         assert batch.x_BD.dtype == (dtype if taken else torch.float32)
         state = initial_state(c_KD.clone(), 0.0)
         MiniBatch(kernel, 100, seed=1).update_(state, batch, epoch=0, index=0)
