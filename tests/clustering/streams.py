@@ -25,7 +25,9 @@ def state_from(
     return initial_state(torch.as_tensor(centroids).to(dtype, copy=True), tolerance)
 
 
-def batch_of(rows: np.ndarray | list[list[float]], dtype=torch.float64, *, unit=False) -> Batch:
+def batch_of(
+    rows: torch.Tensor | np.ndarray | list[list[float]], dtype=torch.float64, *, unit=False
+) -> Batch:
     """A batch of `rows`; those that are not finite are dropped."""
     x_BD = torch.as_tensor(rows).to(dtype, copy=True)
     dropped_B = ~x_BD.isfinite().all(dim=1)

@@ -35,15 +35,17 @@ def offer(state, rows: list[list[float]], sq_distances: list[float], *entropy: i
 # Breaks when some places in a batch are never offered: there a far row would never be found.
 @pytest.mark.usefixtures("way")
 def test_every_place_in_a_long_batch_has_its_chance() -> None:
+    n_rows, places = 4 * OFFERED_PER_BATCH, range(400, 404)
+    batch = batch_of(torch.arange(n_rows)[:, None])
+    sq_distances_B = torch.zeros(n_rows, dtype=torch.float64)
+    sq_distances_B[list(places)] = 1.0
     found = set()
     for step in range(60):
-        distances = [0.0] * (4 * OFFERED_PER_BATCH)
-        for place in range(4):
-            distances[400 + place] = 1.0
         state = state_from([[0.0]])
-        offer(state, [[float(i)] for i in range(len(distances))], distances, step)
+        labels_B = torch.zeros(n_rows, dtype=torch.int64)
+        draw_(state, batch, labels_B, sq_distances_B, step_generator(CPU, step))
         found.add(int(state.reservoir_RD[0, 0]))
-    assert found == {400, 401, 402, 403}
+    assert found == set(places)
 
 
 # Breaks when something beside the coordinates of a step decides.

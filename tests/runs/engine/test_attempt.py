@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("small_windows", "no_fsync", "short_seeding
 
 
 @pytest.fixture
-def job(case: Case, tmp_path: Path) -> Job:
-    return case.job(tmp_path)
+def job(case: Case, quick_path: Path) -> Job:
+    return case.job(quick_path)
 
 
 # ---- stopped anywhere -------------------------------------------------------

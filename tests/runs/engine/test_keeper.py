@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("small_windows", "no_fsync", "short_seeding
 
 
 @pytest.fixture
-def job(case: Case, tmp_path: Path) -> Job:
-    return case.job(tmp_path)
+def job(case: Case, quick_path: Path) -> Job:
+    return case.job(quick_path)
 
 
 # Killed rather than stopped: a run goes on from a checkpoint that is some batches old, over
