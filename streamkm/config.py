@@ -29,7 +29,7 @@ from streamkm.settings import (
     whole,
 )
 from streamkm.tables import ALGORITHMS, KERNELS
-from streamkm.text import counted, format_bytes, parse_bytes, plural
+from streamkm.text import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,12 +42,8 @@ __all__ = [
     "ExecutionConfig",
     "FitConfig",
     "ResolvedFitConfig",
-    "counted",
     "default_batch_rows",
-    "format_bytes",
     "largest_batch_rows",
-    "parse_bytes",
-    "plural",
     "setting_differences",
 ]
 

@@ -457,7 +457,7 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
     monkeypatch.setattr("streamkm.kernels.cpu.instruction_sets", tuple)
     monkeypatch.setattr("streamkm.kernels.select.WHY_MISSING", "is missing")
     note = (
-        "the compiled CPU kernel is missing; without it arithmetic takes two to three times as "
+        "the compiled CPU kernel is missing; without it assigning rows takes 2.5 to 5 times as "
         "long; with a compiler, install streamkm again (pip install --force-reinstall --no-deps "
         "--no-cache-dir)"
     )

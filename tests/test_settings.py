@@ -89,9 +89,8 @@ class TestEverySetting:
     ) -> None:
         for command in ("fit", "predict", "evaluate", "info"):
             line = f"  {' '.join(each.help.split())}\n"
-            assert (line in help_of(command, monkeypatch)) == (
-                command != "info" and each.is_of(command)
-            )
+            has = command != "info" and each.is_of(command)
+            assert (line in help_of(command, monkeypatch)) == has
         if not each.is_required:
             assert "(default: " in each.help
 

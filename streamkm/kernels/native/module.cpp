@@ -395,16 +395,16 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/cpu.py."},
+    {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/ops/tiles.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/ops/distances.py."},
     {"swap_gains", py_swap_gains, METH_VARARGS, "What candidates gain in the places of centroids; see kernels/ops/swaps.py."},
-    {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/cpu.py."},
+    {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/ops/tiles.py."},
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/ops/distances.py."},
     {"gather", py_gather, METH_VARARGS, "Rows of a window as a batch; see kernels/ops/gather.py."},
-    {"offer", py_offer, METH_VARARGS, "Rows that may fill empty clusters; see clustering/reservoir.py."},
+    {"offer", py_offer, METH_VARARGS, "Rows that may fill empty clusters; see kernels/ops/offer.py."},
     {"moments", py_moments, METH_VARARGS, "Moments of features; see kernels/ops/moments.py."},
-    {"move", py_move, METH_VARARGS, "Centroids follow the sums; see clustering/moves.py."},
+    {"move", py_move, METH_VARARGS, "Centroids follow the sums; see kernels/ops/move.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
      "(name, number, panel width for float32, for float64) of each that runs here, best first."},
