@@ -1,4 +1,4 @@
-"""What all tests share. No torch here: many tests need none, and importing it takes seconds."""
+"""Fixtures and options of all tests. No torch here: importing it takes seconds, many tests need none."""
 
 from __future__ import annotations
 

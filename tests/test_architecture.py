@@ -51,7 +51,7 @@ ONCE, EACH, AT_THE_END = tables(section("The way of a block"))
 
 
 def calls(n_rows: int, folder: Path) -> Counter[tuple[str, str]]:
-    """How often a fit of so many rows calls each function of streamkm, by file and name."""
+    """Calls of each function of streamkm in a fit of `n_rows` rows, by file and name."""
     folder.mkdir()
     np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(n_rows, 4)).astype("f4"))
     found: Counter[tuple[str, str]] = Counter()

@@ -444,7 +444,7 @@ def test_columns_and_datasets(tmp_path: Path, x: Path, capsys, monkeypatch) -> N
 # ---- without the compiled kernel --------------------------------------------
 
 
-# Breaks when a command is slow for want of a compiler and keeps it to itself, or nags about what
+# Breaks when a command is slow without the compiled kernel and does not say so, or nags about what
 # was asked for. (tests/test_packaging.py installs without one.)
 def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsys, monkeypatch):
     commands = {

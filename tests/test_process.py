@@ -1,4 +1,4 @@
-"""What a command sets for its own process."""
+"""Settings of a command for its own process."""
 
 from __future__ import annotations
 

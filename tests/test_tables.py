@@ -1,4 +1,4 @@
-"""What can be chosen by name is there under that name."""
+"""Every name in the tables leads to its class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of clustering share."""
+"""Fixtures that the tests of clustering share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every algorithm must do; each algorithm's test class inherits it.
+"""The contract of algorithms; each algorithm's test class inherits it.
 
 It is called as the engine calls it: on batches that a run's own `Preparation` makes of a window,
 from rows in order in one epoch and by position in the next, with the kernel in plain torch and

@@ -1,4 +1,4 @@
-"""Which centroid a row belongs to, and what a batch adds up to, however its rows lie."""
+"""Labels of rows and sums of a batch are the same however the rows lie."""
 
 from __future__ import annotations
 

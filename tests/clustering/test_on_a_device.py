@@ -1,4 +1,4 @@
-"""What is done between two batches asks a device for no value, beside the steps of algorithms.
+"""Nothing between two batches asks a device for a value; steps of algorithms have their contract.
 
 (`tests.clustering.contract` asks the same of those.) Tensors on torch's device ``meta`` have
 shapes and dtypes and no values to ask for.

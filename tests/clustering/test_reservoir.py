@@ -80,7 +80,7 @@ def test_seeds_of_steps_are_pinned() -> None:
 
 
 def filled_reservoir(rows: list[float], labels: list[int], counts: list[int]):
-    """A state of one centroid at 10 for each count, with so many rows that add up to 5 each."""
+    """A state of one centroid at 10 for each count, with that many rows, which add up to 5 each."""
     state = state_from([[10.0]] * len(counts))
     state.sums_KD += 5
     state.counts_K += torch.tensor(counts)

@@ -1,4 +1,4 @@
-"""How close numbers of both libraries must be."""
+"""Tolerances for comparing with scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `to_sklearn` gives: the same model, and one that goes on."""
+"""`to_sklearn` gives the same model, and one that goes on learning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the estimators take as X, and what they refuse."""
+"""Kinds of X that the estimators take, and kinds that they refuse."""
 
 from __future__ import annotations
 

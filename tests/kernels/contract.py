@@ -1,4 +1,4 @@
-"""What every kernel must do; each kernel's test class inherits it.
+"""The contract of kernels; each kernel's test class inherits it.
 
 The oracle is float64 NumPy with differences, not the expanded square. A kernel
 may expand: |x|^2 - 2 x.c + |c|^2 in a dtype of unit roundoff u is wrong by some

@@ -1,4 +1,4 @@
-"""Which kernel runs: an explicit one runs or raises, `auto` takes what suits the device."""
+"""The choice of a kernel: an explicit one runs or raises, `auto` takes what suits the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fits in this process that stop after so many batches, and what a run has written."""
+"""Fits in this process that stop after some batches, and readers of what a run has written."""
 
 from __future__ import annotations
 

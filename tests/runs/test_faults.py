@@ -239,7 +239,7 @@ def test_predict_survives_any_fault_of_its_files(suffix, quick_path, monkeypatch
 
 @pytest.fixture
 def unreadable(monkeypatch):
-    """From so many reads of a source on every one fails; None: they work again.
+    """Every read of a source fails from the given number on; None: they work again.
 
     A look at what is in the page cache, which has flags, is none of them.
     """

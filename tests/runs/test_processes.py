@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(
             "--read-threads", 1 + attempt % 3, "--max-host-memory", ("400MiB", "1GiB")[attempt % 2],
         )  # fmt: skip
         saved = set(steps_saved(killed)) if attempt else set()
-        # Before anything is saved, then after so many more checkpoints.
+        # Before anything is saved, then after a number of further checkpoints.
         wanted = 0 if attempt == 0 else rng.randint(*checkpoints)
 
         def is_time(saved=saved, wanted=wanted):

@@ -1,4 +1,4 @@
-"""What a machine runs out of: disk, descriptors, memory, locks, time that runs evenly.
+"""Runs on a machine that runs out of disk, descriptors, memory, locks, time that runs evenly.
 
 The disks are real and small where the tests may mount one; `test_faults` injects the same errors
 everywhere else.
@@ -423,7 +423,7 @@ def test_memory_that_is_refused_costs_the_work_since_the_last_checkpoint(
     assert again.results == job.results
 
 
-# A reader tells what it cannot read; that it was for want of memory is no fault of the file.
+# A reader says what it cannot read. Where memory was refused, the file is not at fault.
 @pytest.mark.parametrize("command", ["fit", "predict", "evaluate"])
 def test_memory_that_is_refused_while_reading_is_told_as_that(command, job, monkeypatch, capsys):
     job.attempt()

@@ -1,4 +1,4 @@
-"""What every sink must do; each format's test class inherits it.
+"""The contract of sinks; each format's test class inherits it.
 
 What is claimed is there, and what is there under its name is whole.
 """

@@ -1,4 +1,4 @@
-"""What every source must do; each format's test class inherits it."""
+"""The contract of sources; each format's test class inherits it."""
 
 from __future__ import annotations
 

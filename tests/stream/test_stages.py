@@ -1,4 +1,4 @@
-"""Which stage of a stream is the bottleneck."""
+"""The bottleneck of a stream is its busiest stage."""
 
 from __future__ import annotations
 

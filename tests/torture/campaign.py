@@ -90,11 +90,11 @@ class Campaign:
         self.figures = Figures(seed)
 
     def small(self, kills: int) -> None:
-        """So many kills of forks, over small arrays."""
+        """Kills of forks, over small arrays; their number is given."""
         self._rounds("small", kills, executed=False)
 
     def large(self, kills: int) -> None:
-        """So many kills of ``python -m streamkm``, over large ones."""
+        """Kills of ``python -m streamkm``, over large arrays; their number is given."""
         self._rounds("large", kills, executed=True)
 
     def _rounds(self, size: str, kills: int, *, executed: bool) -> None:

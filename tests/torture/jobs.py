@@ -1,4 +1,4 @@
-"""What the campaign runs: fits and predictions over every format, as commands and their results."""
+"""Jobs of the campaign: fits and predictions over every format, as commands and their results."""
 
 from __future__ import annotations
 

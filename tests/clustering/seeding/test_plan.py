@@ -1,4 +1,4 @@
-"""What seeding may cost, for arrays of every shape."""
+"""The cost of seeding stays within its budget, for arrays of every shape."""
 
 from __future__ import annotations
 

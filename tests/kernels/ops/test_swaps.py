@@ -1,4 +1,4 @@
-"""What swaps gain, in torch and compiled."""
+"""Gains of swaps, in torch and compiled."""
 
 from __future__ import annotations
 

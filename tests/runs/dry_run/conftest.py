@@ -1,4 +1,4 @@
-"""What the tests of dry runs share."""
+"""Fixtures that the tests of dry runs share."""
 
 from __future__ import annotations
 

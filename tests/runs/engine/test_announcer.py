@@ -1,4 +1,4 @@
-"""What a run says of itself, and what its records and last words are figures of."""
+"""Lines and records of a run: each figure is of what it names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold to be one of this run."""
+"""A checkpoint is taken only if it holds the tensors that this run needs."""
 
 from __future__ import annotations
 

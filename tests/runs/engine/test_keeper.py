@@ -1,4 +1,4 @@
-"""What is saved, when, and that neither saving nor reporting has a say in the result."""
+"""Checkpoints are saved when they are due; neither saving nor reporting changes the result."""
 
 from __future__ import annotations
 

@@ -83,6 +83,6 @@ def test_pieces_of_the_sample():
     assert pieces(4096 * 200, 128, 20) == (32, 4096)
     # Reading is nothing beside the arithmetic.
     assert pieces(4096 * 1000, 128, 4096) == (8192, 4096)
-    # Smaller pieces cost less, but not so many of them that whole blocks are as quick.
+    # Smaller pieces cost less, unless there are enough of them that whole blocks are as quick.
     assert pieces(4096 * 1000, 128, 200, 512) == (400, 512)
     assert pieces(4096 * 100, 128, 200, 512) == (46, 4096)

@@ -1,4 +1,4 @@
-"""Which row it was that is not finite."""
+"""The error names the first row that is not finite."""
 
 from __future__ import annotations
 

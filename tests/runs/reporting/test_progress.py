@@ -1,4 +1,4 @@
-"""What a run says while it works: strict JSON lines, a line now and then, a bar on a terminal."""
+"""Progress of a run: strict JSON lines, a line now and then, a bar on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where outputs may lie, and which of them are known to be finished."""
+"""Places where outputs may lie, and records of those that are finished."""
 
 from __future__ import annotations
 
