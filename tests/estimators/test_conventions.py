@@ -96,7 +96,7 @@ def test_pipeline_and_grid_search(estimator: type) -> None:
 
 # Breaks when something of the fit is left out of the pickle, or cannot be put in it.
 @pytest.mark.parametrize("estimator", BOTH)
-@pytest.mark.parametrize("settings", [{}, {"metric": "cosine"}, {"scale": "zscore"}])
+@pytest.mark.parametrize("settings", [{}, {"metric": "cosine"}, {"scale": "zscore"}], ids=str)
 def test_pickle_and_clone(estimator: type, settings: dict[str, Any]) -> None:
     x = load_iris().data
     fitted = estimator(3, random_state=0, **settings).fit(x)

@@ -19,6 +19,7 @@ from tests.estimators.comparison import assert_close
 @pytest.mark.parametrize(
     "settings",
     [{}, {"scale": "zscore"}, {"scale": "minmax"}, {"scale": "l2"}, {"metric": "cosine"}],
+    ids=str,
 )
 @pytest.mark.parametrize("estimator", [KMeans, MiniBatchKMeans])
 def test_to_sklearn_agrees(estimator: type, settings: dict[str, Any], dtype: str) -> None:

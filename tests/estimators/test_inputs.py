@@ -175,7 +175,9 @@ def test_bool_in_memory_is_0_and_1_and_on_disk_has_a_remedy(
 
 
 # What a run says is read by those who wrote Python too: settings without the dashes of flags.
-@pytest.mark.parametrize("settings", [{}, {"tol": 1e6}, {"max_iter": 3, "scale": "minmax"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"tol": 1e6}, {"max_iter": 3, "scale": "minmax"}], ids=str
+)
 def test_what_is_said_names_no_flags(
     estimator: type, settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,7 +188,7 @@ def test_what_is_said_names_no_flags(
 
 
 # Breaks when an array that was given is written to: scaling works in place, elsewhere.
-@pytest.mark.parametrize("settings", [{}, {"scale": "zscore"}, {"metric": "cosine"}])
+@pytest.mark.parametrize("settings", [{}, {"scale": "zscore"}, {"metric": "cosine"}], ids=str)
 def test_the_rows_are_not_changed(estimator: type, settings: dict[str, Any]) -> None:
     x = blobs() + 1e6
     before = x.copy()

@@ -28,7 +28,9 @@ BOTH = [KMeans, MiniBatchKMeans]
 
 # Breaks when anything that predict, transform or a further step needs is not in the folder.
 @pytest.mark.parametrize(
-    "settings", [{}, {"scale": "minmax"}, {"metric": "cosine"}, {"nan": "drop", "tol": 0.01}]
+    "settings",
+    [{}, {"scale": "minmax"}, {"metric": "cosine"}, {"nan": "drop", "tol": 0.01}],
+    ids=str,
 )
 @pytest.mark.parametrize("estimator", BOTH)
 def test_load_run_is_the_estimator_that_wrote_it(

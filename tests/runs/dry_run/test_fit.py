@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,26 +42,39 @@ def without_times(text: str) -> str:
 # ---- the command ------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Case:
+    """Options of a fit, and the passes that a dry run of it names."""
+
+    name: str
+    options: tuple[str, ...] = ()
+    scales: bool = False
+    rounds: bool = False
+    closes: bool = True
+
+
 @pytest.mark.parametrize(
-    "options",
+    "case",
     [
-        [],
-        ["--scale", "zscore", "--init", "k-means||"],
-        ["--algorithm", "lloyd", "--init", "k-means++"],
+        Case("as by default"),
+        Case("scaled, k-means||", ("--scale", "zscore", "--init", "k-means||"), scales=True,
+             rounds=True),
+        Case("lloyd", ("--algorithm", "lloyd", "--init", "k-means++"), closes=False),
     ],
-)
-def test_it_says_what_the_fit_will_say_and_writes_nothing(options, x, tmp_path, cli):
+    ids=lambda case: case.name,
+)  # fmt: skip
+def test_it_says_what_the_fit_will_say_and_writes_nothing(case, x, tmp_path, cli):
     run = tmp_path / "run"
-    arguments = ("fit", x, "--k", 4, "--out", run, *options)
+    arguments = ("fit", x, "--k", 4, "--out", run, *case.options)
     status, out, err = cli(*arguments, "--dry-run")
     assert status == 0
     assert err == ""
     assert list(tmp_path.iterdir()) == [x]
     assert "rows         600 x 3 features, float32" in out
     assert "nothing that was looked at speaks against this run" in out
-    assert ("1 closing pass" in out) is ("lloyd" not in options)
-    assert ("1 for scaling" in out) is ("zscore" in options)
-    assert ("6 passes and a sample" in out) is ("k-means||" in options)
+    assert ("1 closing pass" in out) is case.closes
+    assert ("1 for scaling" in out) is case.scales
+    assert ("6 passes and a sample" in out) is case.rounds
     assert re.search(r"^time +(at most )?about [0-9.]+ s \(", out, re.MULTILINE)
     assert re.search(r"^speed .*reading .* rows/s.*; together ", out, re.MULTILINE)
     # The plans are those of the fit itself, which is as free to run as before.

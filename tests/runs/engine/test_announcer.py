@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,20 @@ KEYS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Case:
+    """A fit, and what its records show of it."""
+
+    name: str
+    settings: dict[str, Any]
+    n_epochs: int = 1
+    scales: bool = False
+    closes: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @pytest.fixture
 def job(tmp_path) -> Job:
     np.save(tmp_path / "x.npy", clusters(600, 3))
@@ -33,14 +48,20 @@ def report_always(monkeypatch):
 
 @pytest.mark.usefixtures("report_always")
 @pytest.mark.parametrize(
-    "settings", [{}, {"scale": "zscore"}, {"algorithm": "lloyd", "epochs": 3, "init": "random"}]
+    "case",
+    [
+        Case("as by default", {}),
+        Case("scaled", {"scale": "zscore"}, scales=True),
+        Case("lloyd", {"algorithm": "lloyd", "epochs": 3, "init": "random"}, n_epochs=3),
+    ],
+    ids=str,
 )
-def test_metrics_are_strict_json_with_all_that_charts_need(settings, job):
-    job.settings.update(settings)
+def test_metrics_are_strict_json_with_all_that_charts_need(case, job):
+    job.settings.update(case.settings)
     job.attempt()
     records = metrics_of(job.run)  # Fails on NaN and Infinity.
     trained = [record for record in records if record["phase"] == "train"]
-    n_epochs = settings.get("epochs", 1)
+    n_epochs = case.n_epochs
     assert len(trained) >= 12 * n_epochs
     for record in trained:
         assert record.keys() >= KEYS
@@ -55,20 +76,27 @@ def test_metrics_are_strict_json_with_all_that_charts_need(settings, job):
     assert records[-1]["phase"] == "end"
     assert records[-1]["stopped_by"]
     assert records[-1]["step"] == 12 * n_epochs
-    assert any(r["phase"] == "scale" for r in records) is ("scale" in settings)
+    assert any(r["phase"] == "scale" for r in records) is case.scales
 
 
 # Breaks when the closing pass is invisible, or the last record has figures of other centroids
 # than those that were saved.
 @pytest.mark.usefixtures("report_always")
-@pytest.mark.parametrize("settings", [{}, {"algorithm": "lloyd", "epochs": 2, "seed": 1}])
-def test_the_last_record_belongs_to_the_saved_centroids(settings, job, capsys):
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("minibatch", {}, closes=True),
+        Case("lloyd", {"algorithm": "lloyd", "epochs": 2, "seed": 1}),
+    ],
+    ids=str,
+)
+def test_the_last_record_belongs_to_the_saved_centroids(case, job, capsys):
     # From a bad beginning, so that the last pass has something to move.
-    job.settings.update(settings, init="random")
+    job.settings.update(case.settings, init="random")
     job.attempt()
     records = metrics_of(job.run)
     closing = [record["rows"] for record in records if record["phase"] == "close"]
-    assert closing[-1:] == ([] if settings else [600])
+    assert closing[-1:] == ([600] if case.closes else [])
     model, end = load_model(job.run), records[-1]
     assert model.inertia is not None
     sizes = sorted(model.counts_K.tolist())
@@ -168,13 +196,15 @@ def test_a_resumed_run_appends_and_counts_on(job):
 
 
 # A pass that moved next to nothing, or data without any inertia, is nothing to be warned of.
-@pytest.mark.parametrize(
-    "settings", [{"algorithm": "lloyd", "epochs": 30}, {"k": 3, "init": "random"}]
-)
-def test_a_last_pass_that_changed_little_is_no_news(settings, job, capsys):
-    if settings.get("init") == "random":
-        np.save(job.source, np.eye(3, dtype=np.float32)[np.arange(600) % 3])
-    job.settings.update(settings)
+def test_a_last_pass_that_changed_little_is_no_news(job, capsys):
+    job.settings.update(algorithm="lloyd", epochs=30)
+    job.attempt()
+    assert "note: the last pass" not in capsys.readouterr().err
+
+
+def test_a_last_pass_over_data_without_inertia_is_no_news(job, capsys):
+    np.save(job.source, np.eye(3, dtype=np.float32)[np.arange(600) % 3])
+    job.settings.update(k=3, init="random")
     job.attempt()
     assert "note: the last pass" not in capsys.readouterr().err
 

@@ -126,6 +126,7 @@ def test_phases_are_given_as_shares_of_the_whole(monkeypatch):
 @pytest.mark.parametrize(
     "settings",
     [{}, {"scale": "zscore", "init": "random"}, {"algorithm": "lloyd", "epochs": 2}],
+    ids=str,
 )
 def test_a_probed_run_is_the_same_run(settings, job):
     job.settings.update(settings)

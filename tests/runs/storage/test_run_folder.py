@@ -80,7 +80,9 @@ def test_a_changed_setting_is_refused_naming_both_values(tmp_path):
     assert read_config(tmp_path / "run") == RECORD
 
 
-@pytest.mark.parametrize("change", [{"fingerprint": "cd"}, {"shape": [11, 2]}, {"dtype": "int8"}])
+@pytest.mark.parametrize(
+    "change", [{"fingerprint": "cd"}, {"shape": [11, 2]}, {"dtype": "int8"}], ids=str
+)
 def test_changed_data_is_refused_naming_both_values(change, tmp_path):
     entered(tmp_path / "run")
     ((key, value),) = change.items()
@@ -90,7 +92,9 @@ def test_changed_data_is_refused_naming_both_values(change, tmp_path):
 
 
 # Breaks when a user who mistyped the source is told of blocks and fingerprints.
-@pytest.mark.parametrize("change", [{"fingerprint": "cd"}, {"shape": [1100, 2]}, {"block_rows": 9}])
+@pytest.mark.parametrize(
+    "change", [{"fingerprint": "cd"}, {"shape": [1100, 2]}, {"block_rows": 9}], ids=str
+)
 def test_another_source_is_told_as_one(change, tmp_path):
     entered(tmp_path / "run")
     other = {**changed("data", **change), "source": "/elsewhere/y.npy"}
