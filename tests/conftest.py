@@ -1,4 +1,4 @@
-"""Fixtures and options of all tests. No torch here: importing it takes seconds, many tests need none."""
+"""Fixtures and options of all tests. No torch here: many need none, and its import takes seconds."""
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ class Sums(NamedTuple):
 
     def wide(self) -> torch.Tensor:
         """The sums times the unit, float64."""
-        return self.sums_KD.double().mul_(self.unit)
+        wide_KD = self.sums_KD.double()
+        # In place only where that made a copy.
+        return wide_KD * self.unit if wide_KD is self.sums_KD else wide_KD.mul_(self.unit)
 
 
 def move_points_(

@@ -106,3 +106,10 @@ def test_bits_do_not_depend_on_threads(monkeypatch) -> None:
         results.append((shift, points.points_KD))
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
+
+
+# Breaks when asking for the sums changes them: float64 needs no copy to be widened.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_are_the_same_however_often_they_are_asked_for(dtype: torch.dtype) -> None:
+    sums = Sums(torch.ones((2, 3), dtype=dtype), torch.tensor(4.0, dtype=torch.float64))
+    assert sums.wide().tolist() == sums.wide().tolist() == [[4.0] * 3] * 2
