@@ -1,4 +1,4 @@
-"""Fixtures and options of all tests. No torch here: many need none, and its import takes seconds."""
+"""Fixtures and options of all tests. No torch here: many need none, its import takes seconds."""
 
 from __future__ import annotations
 
