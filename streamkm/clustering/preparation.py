@@ -75,10 +75,11 @@ class Preparation:
                 positions_B = rows
             unknown = x_ND.new_empty(0)
             return Batch(x_ND, unknown, None, positions_B=positions_B, lies_in_window=True)
-        affine = (scaling.shift_D.to(dtype), scaling.factor_D.to(dtype))
-        x_BD, sq_norms_B = gather(
-            x_ND, rows, self.workspace_BD, *(affine if scaling.is_affine else ())
+        # Converted only if there is something to scale: on a GPU that is two launches a batch.
+        affine = (
+            (scaling.shift_D.to(dtype), scaling.factor_D.to(dtype)) if scaling.is_affine else ()
         )
+        x_BD, sq_norms_B = gather(x_ND, rows, self.workspace_BD, *affine)
         dropped_B = self._dropped(x_BD, sq_norms_B) if x_ND.is_floating_point() else None
         weights_B = None if weights_N is None else weights_N[rows]
         if dropped_B is not None:
@@ -91,7 +92,7 @@ class Preparation:
         return Batch(x_BD, sq_norms_B, dropped_B, scaling.normalize, weights_B)
 
     def _dropped(self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor) -> torch.Tensor | None:
-        """True for rows that cannot be used; None if that is known of none."""
+        """True for rows that cannot be used; None if it is known that there are none."""
         # Not ``>``, which is false for NaN.
         dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[sq_norms_B.dtype])
         # On a GPU, asking whether any is dropped would make the host wait.

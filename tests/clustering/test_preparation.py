@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 
 from streamkm.clustering.assignment import nearest
@@ -39,3 +42,12 @@ def test_only_rows_that_are_ready_are_left_where_they_lie() -> None:
     labels_B, sq_distances_B = nearest(kernel, batch, x_ND[:3], spherical=False)
     assert sq_distances_B.dtype == torch.float64
     assert torch.equal(labels_B, torch.cdist(x_ND[rows.long()], x_ND[:3]).argmin(dim=1))
+
+
+# Breaks when shift and factor are converted for every batch though nothing is scaled: on a GPU
+# that is two launches each.
+def test_a_scaling_that_changes_nothing_is_not_looked_into() -> None:
+    scaling: Any = SimpleNamespace(is_affine=False, normalize=False)  # neither shift nor factor
+    x_ND = normal(20, 4, dtype=torch.float16, device=CPU)
+    prepare = Preparation(scaling, torch.empty((20, 4)))
+    assert torch.equal(prepare(x_ND, permuted(20, 9)).x_BD, x_ND[permuted(20, 9).long()].float())

@@ -30,7 +30,7 @@ class Announcer:
 
     def __init__(self, plan: FitPlan, kernel: RunKernel, progress: Progress) -> None:
         self.progress = progress
-        self.environment = environment(plan.device, kernel.name)
+        self.environment = environment(plan.device, plan.kernel)
         """What may change the last bits of a result; every checkpoint records it."""
         self._plan, self._kernel = plan, kernel
         self._clock, self._times = PhaseClock(), StageTimes()

@@ -126,13 +126,13 @@ class Labelling:
             yield (self._label(start, batch) for start, batch in batches)
 
     @contextmanager
-    def prepared(self, start_row: int = 0) -> Iterator[Iterator[tuple[int, Batch]]]:
+    def prepared(self) -> Iterator[Iterator[tuple[int, Batch]]]:
         """Every batch without labels: (number of its first row, rows in the scaled space)."""
         dtype = self.centroids_KD.dtype
         prepare = Preparation.widened(
             self._scaling, batch_rows=self._reading.batch_rows, dtype=dtype
         )
-        with self._stream(start_row, prepare) as batches:
+        with self._stream(0, prepare) as batches:
             yield batches
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The kernel of a run: chosen once, made for each number of centroids, its rechecks counted."""
+"""The kernel of a run: made for each number of centroids, its rechecks counted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from streamkm.kernels import KernelRequest, cores_for_kernels, make_kernel, resolve_kernel
+from streamkm.kernels import KernelRequest, cores_for_kernels, make_kernel
 from streamkm.runs.planning.environment import describe_kernel
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ class RunKernel:
 
     def __init__(self, plan: FitPlan) -> None:
         self._plan = plan
-        self.name = resolve_kernel(plan.execution.kernel, plan.device)
         self.assigned: Counter[str] = Counter()
         """Rows that this attempt gave to `for_clusters`, by phase."""
 
     def __str__(self) -> str:
-        return describe_kernel(self._plan.execution.kernel, self.name, self._plan.config.precision)
+        plan = self._plan
+        return describe_kernel(plan.execution.kernel, plan.kernel, plan.config.precision)
 
     @cached_property
     def for_clusters(self) -> Kernel:
@@ -46,11 +46,11 @@ class RunKernel:
             config.precision,
             plan.execution.tune,
         )
-        return make_kernel(self.name, request)
+        return make_kernel(plan.kernel, request)
 
     def cores(self) -> AbstractContextManager[None]:
         """A context to hold while rows are assigned: see `cores_for_kernels`."""
-        return cores_for_kernels(self.name)
+        return cores_for_kernels(self._plan.kernel)
 
     def rechecked(self) -> dict[str, float]:
         """The figure `rechecked_share`: the share of the rows `assigned` that were rechecked."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.kernels import Kernel
     from streamkm.runs.engine.keeper import Keeper
+    from streamkm.runs.engine.passes import Passes
     from streamkm.runs.engine.run_kernel import RunKernel
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.progress import Progress
@@ -152,14 +153,20 @@ class Seeder:
             open_passes(plan, first, epochs, self.slots, times) as passes,
         ):
             for epoch in epochs:
-                kernel = self.kernel.for_centroids(len(candidates.rows_CD))
-                for index, batch in passes.prepared(epoch, prepare):
-                    candidates.update_(batch, kernel, config.seed, epoch=epoch, index=index)
-                    keeper.after_batch(Cursor("rounds", epoch, index + 1), len(batch))
+                self._pass(passes, prepare, candidates, epoch)
                 if epoch < N_ROUNDS:
                     candidates.finish_round_()
                     keeper.move_to(Cursor("rounds", epoch + 1))
         keeper.move_to(Cursor("seed"))
+
+    def _pass(
+        self, passes: Passes, prepare: Preparation, candidates: Candidates, epoch: int
+    ) -> None:
+        """One pass of k-means||; its kernel, for the candidates so far, is freed at its end."""
+        kernel, seed = self.kernel.for_centroids(len(candidates.rows_CD)), self.plan.config.seed
+        for index, batch in passes.prepared(epoch, prepare):
+            candidates.update_(batch, kernel, seed, epoch=epoch, index=index)
+            self.keeper.after_batch(Cursor("rounds", epoch, index + 1), len(batch))
 
     def _say(self, n_rows: int, spent_s: float) -> None:
         seeding, config = self.plan.seeding, self.plan.config

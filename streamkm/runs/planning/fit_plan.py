@@ -10,6 +10,7 @@ import numpy as np
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.clustering.seeding.plan import plan_seeding
 from streamkm.devices import is_host
+from streamkm.kernels import resolve_kernel
 from streamkm.runs.planning.given_centroids import given_centroids
 from streamkm.runs.planning.memory import fit_bytes, plan_memory
 from streamkm.stream.plan import plan_reading
@@ -47,6 +48,8 @@ class FitPlan:
     """Dtype in which distances are computed."""
     given_KD: np.ndarray | None
     """First centroids, float64, in the space of the input; None if they are to be seeded."""
+    kernel: str
+    """Name of the kernel: the one that was asked for, or the one that ``auto`` takes."""
 
     @classmethod
     def make(
@@ -66,6 +69,8 @@ class FitPlan:
             If one slot and one reader do not fit into the budget.
         ConfigError
             If the first centroids cannot be used.
+        DeviceError
+            If the kernel that was asked for does not run on `device`.
         """
         spec, weighted = source.spec, weights is not None
         shuffles = ALGORITHMS[config.algorithm].shuffles
@@ -93,6 +98,8 @@ class FitPlan:
             dtype=compute_dtype(stored),
             # Before any pass over the data, so that a wrong file is refused at once.
             given_KD=given_centroids(config, spec.n_features, given_KD),
+            # Before the run folder is taken, so that nothing is written there.
+            kernel=resolve_kernel(execution.kernel, device),
         )
 
     def reading_of(self, phase: str) -> ReadingPlan:

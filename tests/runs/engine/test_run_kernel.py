@@ -39,6 +39,16 @@ def test_runs_leave_rows_where_they_lie(tmp_path: Path, monkeypatch: pytest.Monk
     assert n_rows == {"in order": 400}
 
 
+# Breaks when a run takes its folder before it knows that its kernel runs.
+def test_a_kernel_that_does_not_run_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", normal(40, 3, dtype=torch.float32, device=CPU).numpy())
+    job = Job(tmp_path / "x.npy", tmp_path / "run", {"k": 3})
+    job.run.mkdir()
+    with pytest.raises(DeviceError, match="kernel='triton' needs a CUDA GPU"):
+        job.attempt(kernel="triton")
+    assert not list(job.run.iterdir())
+
+
 # Breaks when a run keeps to itself what `auto` took, or how many rows were scored again.
 def test_a_run_tells_its_kernel_and_the_share_of_rows_in_doubt(tmp_path, capsys) -> None:
     # More clusters than there are rows that differ: many rows are as far from two centroids.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +14,22 @@ import zarr
 from sklearn.datasets import load_digits
 
 from bench.process import import_rss, peak_rss
+from streamkm.clustering.seeding.kmeans_parallel import Candidates
+from streamkm.clustering.seeding.plan import N_ROUNDS
 from streamkm.config import FitConfig
+from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.runs.planning.memory import fit_bytes
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.model import load_model
 from streamkm.sources import open_source
 from streamkm.stream.plan import plan_reading
-from tests.runs.helpers import RESULTS, Job, metrics_of, steps_saved
+from tests.runs.helpers import RESULTS, Job, clusters, metrics_of, steps_saved
 from tests.runs.processes import finish, run, start, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from streamkm.kernels import Kernel
 
 MIB = 1 << 20
 
@@ -219,6 +225,31 @@ def test_peak_memory_is_within_the_plan(shape, k, init, tmp_path):
         "--max-host-memory", str(budget), "--out", str(tmp_path / "run"),
     )  # fmt: skip
     assert peak <= 1.1 * (import_rss() + budget / MIB)
+
+
+# Breaks when the kernel of a round, which holds a copy of the candidates so far, is kept while they
+# are joined with those of the round, or beside the kernel of the next.
+def test_the_kernel_of_a_round_is_freed_with_it(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", clusters(600, 4))
+    made: list[weakref.ref[Kernel]] = []
+    make, join = RunKernel.for_centroids, Candidates.finish_round_
+    n_alive: list[int] = []
+
+    def counted(run_kernel: RunKernel, n_centroids: int) -> Kernel:
+        n_alive.append(sum(kernel() is not None for kernel in made))
+        kernel = make(run_kernel, n_centroids)
+        made.append(weakref.ref(kernel))
+        return kernel
+
+    def joined(candidates: Candidates) -> None:
+        n_alive.append(sum(kernel() is not None for kernel in made))
+        join(candidates)
+
+    monkeypatch.setattr(RunKernel, "for_centroids", counted)
+    monkeypatch.setattr(Candidates, "finish_round_", joined)
+    Job(tmp_path / "x.npy", tmp_path / "run", {"k": 5, "init": "k-means||"}).attempt()
+    assert len(n_alive) > 2 * N_ROUNDS
+    assert not any(n_alive[: 2 * N_ROUNDS])
 
 
 # Breaks when a sample in which most rows are of no use is taken for the whole array.
