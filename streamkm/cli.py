@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+#: Errors that another path would not raise.
+_OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
@@ -69,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}")
-        # An output that may not be written is an argument to change; a full disk is not.
-        return 2 if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1
+        # A path that cannot be used is an argument to change; a full disk is not.
+        return 2 if error.errno in _OF_THE_PATH else 1
     return 0
 
 
@@ -211,7 +214,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"streamkm: {message} (see {self.prog} --help)\n")
+        one_line = " ".join(message.split())
+        self.exit(2, f"streamkm: {one_line} (see {self.prog} --help)\n")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
