@@ -239,7 +239,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
     """Make the settings in a TOML file the defaults that options on the command line override."""
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     settings = settings_for("fit", FitConfig, ExecutionConfig)
@@ -253,6 +253,8 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
                 f"--config {path}: there is no setting {key!r}; "
                 f"there are {', '.join(sorted(known)).replace('_', '-')}"
             )
+        if name in defaults:
+            raise ConfigError(f"--config {path}: {key} is there twice, with - and with _")
         if isinstance(value, dict | list):
             raise ConfigError(f"--config {path}: {key} must be one value, not {value!r}")
         # argparse converts defaults that are strings as if they had been typed; not a flag's.
