@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+#: Errors of a path that cannot be used: another one would not raise them.
+_OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -76,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}")
-        # An output without permission to write is a wrong argument; a full disk is not.
-        return 2 if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else 1
+        # A path that cannot be used is an argument to change; a full disk is not.
+        return 2 if error.errno in _OF_THE_PATH else 1
     return 0
 
 
@@ -219,7 +222,8 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"streamkm: {message} (see {self.prog} --help)\n")
+        one_line = " ".join(message.split())
+        self.exit(2, f"streamkm: {one_line} (see {self.prog} --help)\n")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -243,7 +247,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
     """Make the settings in a TOML file defaults, which options on the command line override."""
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     settings = settings_for("fit", FitConfig, ExecutionConfig)
@@ -257,6 +261,8 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
                 f"--config {path}: there is no setting {key!r}; "
                 f"there are {', '.join(sorted(known)).replace('_', '-')}"
             )
+        if name in defaults:
+            raise ConfigError(f"--config {path}: {key} is there twice, with - and with _")
         if isinstance(value, dict | list):
             raise ConfigError(f"--config {path}: {key} must be one value, not {value!r}")
         # argparse parses a default that is a string as if it had been typed, but not a flag's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from streamkm.errors import ConfigError
@@ -18,10 +19,13 @@ _UNITS = {"": 1, "b": 1} | {
 def parse_bytes(text: str) -> int:
     """The bytes in ``8GiB``, ``512 MB``, ``1.5g`` (powers of 1000) or a plain number."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?b?|[kmgt]ib)", text.strip().lower())
-    if not match:
+    n_bytes = math.inf  # As a float says of more than 308 digits, too.
+    if match:
+        unit = match[2] if match[2] in _UNITS else match[2] + "b"
+        n_bytes = float(match[1]) * _UNITS[unit]
+    if n_bytes == math.inf:
         raise ConfigError(f"a size is a number of bytes or such as 8GiB or 512MB, not {text!r}")
-    unit = match[2] if match[2] in _UNITS else match[2] + "b"
-    return int(float(match[1]) * _UNITS[unit])
+    return int(n_bytes)
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -388,6 +388,7 @@ BAD_OPTIONS = [
     ["--checkpoint-every", "soon"], ["--checkpoint-every", "-5"], ["--keep-checkpoints", 1],
     ["--max-host-memory", "lots"], ["--max-host-memory", 0], ["--max-host-memory", "-1GiB"],
     ["--read-threads", -1], ["--read-threads", "all"], ["--dtype", "quaternion"],
+    ["--dtype", ","], ["--dtype", "1_0"], ["--dtype", "\udcff"], ["--max-host-memory", "9" * 400],
     ["--features", 0], ["--offset", -1], ["--no-such-option", 1],
     ["--metric", "cosine", "--scale", "zscore"],
     ["--algorithm", "lloyd", "--max-no-improvement", 3],
@@ -407,6 +408,21 @@ def test_an_option_out_of_range(options, x, tmp_path, refused):
 )
 def test_a_command_that_lacks_something(arguments, refused):
     assert "--help" in refused(*arguments)
+
+
+# Breaks when a word of the user's is passed on as it is, or blamed on the disk.
+def test_words_of_several_lines_and_of_too_many_letters(x, done, tmp_path, refused):
+    assert "a b" in refused("fit", x, "a\nb", "--k", 2, "--out", tmp_path / "run")
+    long = "x" * 5000
+    for command in (
+        ["info", long],
+        ["fit", long, "--k", 2, "--out", tmp_path / "run"],
+        ["fit", x, "--k", 2, "--out", tmp_path / long],
+        ["fit", x, "--k", 2, "--out", tmp_path / "run", "--weights", long],
+        ["evaluate", done, long],
+        ["predict", done, x, "--labels", tmp_path / f"{long}.npy"],
+    ):
+        assert "too long" in refused(*command)
 
 
 # Breaks when somebody who types the bare name gets an error, or an example that fails.

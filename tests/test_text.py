@@ -31,7 +31,24 @@ def test_parse_bytes(text: str, expected: int) -> None:
 # Breaks with a KeyError where an error of the program's own is due.
 @pytest.mark.parametrize(
     "text",
-    ["", "GiB", "8ib", "8gi", "-1", "1e9", "1,5g", "8 GiB x", "8PiB", "nan", "0x10", "1.", "."],
+    [
+        *(
+            "",
+            "GiB",
+            "8ib",
+            "8gi",
+            "-1",
+            "1e9",
+            "1,5g",
+            "8 GiB x",
+            "8PiB",
+            "nan",
+            "0x10",
+            "1.",
+            ".",
+        ),
+        *("9" * 400, "9" * 308 + "TiB", "9" * 5000),
+    ],
 )
 def test_parse_bytes_refuses(text: str) -> None:
     with pytest.raises(ConfigError, match="a size is"):

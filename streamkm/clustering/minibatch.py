@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MiniBatch"]
 
+#: The greatest int64, in which steps are counted.
+MOST_STEPS = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class MiniBatch:
@@ -123,5 +126,7 @@ class MiniBatch:
         state.best_inertia.copy_(torch.where(improved, smoothed, state.best_inertia))
         waited = torch.where(improved, 0, state.no_improvement + counted.long())
         state.no_improvement.copy_(waited)
-        too_long = live & (state.no_improvement >= self.max_no_improvement)
+        # torch refuses to compare with a number that int64 cannot hold.
+        patience = min(self.max_no_improvement, MOST_STEPS)
+        too_long = live & (state.no_improvement >= patience)
         state.stop.masked_fill_(too_long & (state.stop == RUNNING), BY_NO_IMPROVEMENT)

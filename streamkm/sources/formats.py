@@ -159,7 +159,7 @@ def _dtype(dtype: DtypeLike) -> str | np.dtype[np.generic]:
         return dtype
     try:
         return np.dtype(dtype)
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # NumPy parses a text with Python's grammar.
         known = ", ".join(DTYPES)
         raise SourceError(Option("dtype"), f" must be one of {known}, not {dtype!r}") from None
 

@@ -254,3 +254,12 @@ def test_reseeding_depends_on_the_seed_alone(rng) -> None:
 
     assert centroids(1) == centroids(1)
     assert len({centroids(seed) for seed in range(5)}) > 1
+
+
+# Breaks with an OverflowError when the number is compared as it is.
+def test_patience_may_be_longer_than_int64() -> None:
+    state = state_from([[0.0], [10.0]])
+    for index in range(2):
+        algorithm = minibatch(2, 2, max_no_improvement=10**30)
+        algorithm.update_(state, batch_of([[1.0], [10.0]]), epoch=0, index=index)
+    assert int(state.stop) == RUNNING

@@ -73,6 +73,7 @@ def test_a_value_on_the_command_line_wins_though_it_is_the_default(x, toml, tmp_
         ("k = 3\nclosing-pass = 3", "closing-pass must be true or false, not 3"),
         ("k = ", "cannot be read"),
         ("k = 3\nk = 4", "cannot be read"),
+        ("k = 3\nn-init = 4\nn_init = 5", "n_init is there twice"),
     ],
 )
 def test_a_file_of_settings_that_is_wrong(content, reason, x, toml, tmp_path, capsys):
@@ -124,6 +125,19 @@ def test_a_file_of_settings_that_cannot_be_read(content, x, toml, tmp_path, caps
         toml.write_bytes(content)
     assert cli("fit", x, "--out", tmp_path / "run", "--config", toml) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+# Breaks when the file is read in the encoding of the locale: TOML is UTF-8.
+def test_a_file_of_settings_is_utf8_whatever_the_locale(x, toml, tmp_path):
+    toml.write_text("# \N{GREEK SMALL LETTER KAPPA}\nk = 0", "utf-8")
+    arguments = ["fit", str(x), "--out", str(tmp_path / "run"), "--config", str(toml)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "streamkm", *arguments],
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=60,
+        env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "--k must be a whole number of at least 1, not 0" in ended.stderr
 
 
 # ---- resuming ---------------------------------------------------------------

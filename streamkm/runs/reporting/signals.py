@@ -38,7 +38,8 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
+        for number in list(self._previous):
+            self._restore(number)
 
     def end_if_asked(self) -> None:
         """Raise if a signal came: for commands that have nothing to save."""
@@ -46,10 +47,16 @@ class StopRequest:
             raise StreamkmError(f"stopped by {name}; nothing was written")
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
-        self._restore()
+        is_first = self.signal_name is None
+        self.signal_name = self.signal_name or signal.Signals(number).name
+        # The other signal keeps this handler. Both may have come while the main thread was in C,
+        # and Python complains with a traceback of one that finds its handler gone by then.
+        self._restore(number)
+        if not is_first:
+            signal.raise_signal(number)
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() gave us
-        self._previous = {}
+    def _restore(self, number: int) -> None:
+        if number in self._previous:
+            # Before it sets a handler, Python runs those of signals that have come meanwhile.
+            signal.signal(number, self._previous[number])  # type: ignore[arg-type]  # from signal()
+            self._previous.pop(number, None)
