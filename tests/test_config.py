@@ -38,7 +38,7 @@ REFUSED = {
     "no improvement": ({"max_no_improvement": 0}, "max_no_improvement must be"),
     "no improvement of lloyd": (
         {"max_no_improvement": 10, "algorithm": "lloyd"},
-        "needs algorithm='minibatch', not lloyd; use tol",
+        "needs algorithm='minibatch",
     ),
     "tol < 0": ({"tol": -1e-9}, "tol must be a finite number of at least 0"),
     "tol NaN": ({"tol": float("nan")}, "tol must be"),

@@ -86,7 +86,6 @@ TESTED_IN = {
     "runs/planning/fit_plan": "runs/planning/test_memory.py",
     "runs/planning/given_centroids": "estimators/test_inputs.py",
     "runs/reporting/out_of_memory": "runs/test_resources.py",
-    "runs/reporting/signals": "runs/test_processes.py",
     "runs/storage/model_file": "runs/storage/test_model.py",
     "runs/storage/tensor_file": "runs/storage/test_checkpoint.py",
 }

@@ -101,6 +101,12 @@ class KernelContract:
 
     # ---- assign -------------------------------------------------------------
 
+    # Breaks when distances are compared after a square root: both are 1 then, to rounding.
+    def test_the_nearest_by_less_than_a_distance_can_tell(self, make, device) -> None:
+        x_BD = torch.zeros((3, 2), device=device)
+        c_KD = torch.tensor([[1.0, 2.0**-26], [1.0, 0.0]], device=device)
+        assert self.assign(make, x_BD, c_KD).labels_B.tolist() == [1, 1, 1]
+
     # Breaks when a tile is scored against other rows, or precision is given away.
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize(("b", "k", "d"), SHAPES)

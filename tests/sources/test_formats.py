@@ -171,7 +171,9 @@ def test_a_suffix_is_of_one_format() -> None:
 
 # Breaks when a type checker knows other keywords than the openers.
 def test_the_keywords_of_open_source_are_the_options_of_the_table() -> None:
-    assert list(SourceOptions.__annotations__) == [option.name for option in source_options()]
+    named = [option.name for option in source_options()]
+    # A key for each option, in the order in which the lines of FORMATS first name them.
+    assert list(SourceOptions.__annotations__) == named, f"give SourceOptions the keys {named}"
 
 
 # ---- what is said of a location -----------------------------------------------
