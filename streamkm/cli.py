@@ -14,13 +14,13 @@ import json
 import logging
 import sys
 import tomllib
-from contextlib import closing, nullcontext
-from pathlib import Path
+from contextlib import closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, StreamkmError
+from streamkm.files import expanded
 from streamkm.options import (
     DRY_RUN_HELP,
     WEIGHTS_HELP,
@@ -39,6 +39,7 @@ from streamkm.runs.reporting.out_of_memory import memory_told
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from streamkm.runs.dry_run.report import DryRun
     from streamkm.sources import Source, Weights
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    print("streamkm: " + " ".join(message.split()), file=sys.stderr)
+    with suppress(OSError):  # The status tells it too, where stderr cannot be written.
+        print("streamkm: " + " ".join(message.split()), file=sys.stderr)
 
 
 # ---- commands ---------------------------------------------------------------
@@ -125,7 +127,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     execution = configured(ExecutionConfig, arguments)
     read_config(arguments.run)
     asked_for = (arguments.labels, arguments.distances)
-    targets = [path.expanduser() for path in asked_for if path is not None]
+    targets = [path for path in asked_for if path is not None]
     is_left_to_see = arguments.resume and may_be_finished(arguments.run, targets)
     if not (arguments.dry_run or is_left_to_see):
         check_free(arguments.run, targets, resume=arguments.resume)
@@ -171,7 +173,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from streamkm.runs.info import describe_run, describe_source
     from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
 
-    path = Path(arguments.source)
+    path = expanded(arguments.source)
     if (path / CONFIG).exists() or looks_like_a_run(path):
         print(describe_run(path))
     else:
@@ -289,14 +291,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     predict = command("predict", _predict, "Write the label of every row of an array.")
     evaluate = command("evaluate", _evaluate, "Exact inertia and cluster sizes on an array.")
     for parser_ in (predict, evaluate):
-        parser_.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+        parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)
         add_nan(parser_)
     predict.add_argument(
-        "--labels", metavar="OUT", type=Path, required=True, help="labels, .npy or .zarr"
+        "--labels", metavar="OUT", type=expanded, required=True, help="labels, .npy or .zarr"
     )
     predict.add_argument(
-        "--distances", metavar="OUT", type=Path, help="Euclidean distances, .npy or .zarr"
+        "--distances", metavar="OUT", type=expanded, help="Euclidean distances, .npy or .zarr"
     )
     predict.add_argument(
         "--resume",
@@ -306,7 +308,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     predict.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
     evaluate.add_argument("--json", action="store_true", help="print JSON, with every size")
     for parser_ in (fit, evaluate):
-        parser_.add_argument("--weights", metavar="LOCATION", type=Path, help=WEIGHTS_HELP)
+        parser_.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
     for name in ("fit", "predict", "evaluate"):
         add_execution_options(by_name[name], name)
     info = command("info", _info, "What a path holds: a source, or a run and how far it has come.")

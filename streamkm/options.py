@@ -12,11 +12,11 @@ import difflib
 import functools
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError
+from streamkm.files import expanded
 from streamkm.settings import setting_of, settings_of
 from streamkm.sources.formats import source_options, suffixes
 
@@ -92,10 +92,10 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     settings = settings_for("fit", FitConfig)
     _add_settings(parser, (each for each in settings if each.is_required))
     add = parser.add_argument
-    add("--out", metavar="RUN", type=Path, required=True, help="run folder to write")
+    add("--out", metavar="RUN", type=expanded, required=True, help="run folder to write")
     add("--resume", action="store_true", help="go on with RUN, or start it")
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
-    add("--config", metavar="TOML", type=Path, help="file of options; those given here win")
+    add("--config", metavar="TOML", type=expanded, help="file of options; those given here win")
     group = parser.add_argument_group("what to compute (decides the result)")
     _add_settings(group, (each for each in settings if not each.is_required))
 
