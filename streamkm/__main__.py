@@ -13,12 +13,27 @@ __all__ = ["main"]
 
 def main() -> NoReturn:
     """Run the command line and end the process with its exit status."""
+    _make_streams_usable()
     status = _run()
     # os._exit, because sys.exit joins reader threads, and one may hang on its disk or server.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # The command line has reported it, if it could.
             stream.flush()
     os._exit(status)
+
+
+def _make_streams_usable() -> None:
+    """Open closed streams on the null device, and escape what a stream cannot encode.
+
+    Where a descriptor is closed Python has None for its stream, and the next file that is opened
+    gets its number. What a C library says on stderr would be written into that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115  open to the end
+        elif stream.errors == "strict":  # A path may be no text in the locale's encoding.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run() -> int:

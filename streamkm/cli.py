@@ -13,13 +13,13 @@ import json
 import logging
 import sys
 import tomllib
-from contextlib import closing, nullcontext
-from pathlib import Path
+from contextlib import closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, StreamkmError
+from streamkm.files import expanded
 from streamkm.options import (
     DRY_RUN_HELP,
     WEIGHTS_HELP,
@@ -38,6 +38,7 @@ from streamkm.runs.reporting.out_of_memory import memory_told
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from streamkm.runs.dry_run.report import DryRun
     from streamkm.sources import Source, Weights
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    print("streamkm: " + " ".join(message.split()), file=sys.stderr)
+    with suppress(OSError):  # The status tells it too, where stderr cannot be written.
+        print("streamkm: " + " ".join(message.split()), file=sys.stderr)
 
 
 # ---- commands ---------------------------------------------------------------
@@ -132,7 +134,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     execution = configured(ExecutionConfig, arguments)
     read_config(arguments.run)
     outputs = (arguments.labels, arguments.distances)
-    targets = [path.expanduser() for path in outputs if path is not None]
+    targets = [path for path in outputs if path is not None]
     # Whether an output is finished shows only once the source is open: predict looks then.
     is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
     if not (arguments.dry_run or is_checked_later):
@@ -179,7 +181,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from streamkm.runs.info import describe_run, describe_source
     from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
 
-    path = Path(arguments.source)
+    path = expanded(arguments.source)
     if (path / CONFIG).exists() or looks_like_a_run(path):
         print(describe_run(path))
     else:
@@ -306,7 +308,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
     )
     for parser_ in (predict, evaluate):
-        parser_.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run")
+        parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)
         add_nan(parser_)
     _add_predict_options(predict)
@@ -314,7 +316,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
     for parser_ in (fit, evaluate):
-        parser_.add_argument("--weights", metavar="LOCATION", type=Path, help=WEIGHTS_HELP)
+        parser_.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
     for name in ("fit", "predict", "evaluate"):
         add_execution_options(by_name[name], name)
     info = command("info", "PATH", _info, "Describe an array, or a run and how far it has come.")
@@ -327,14 +329,14 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         metavar="OUT",
-        type=Path,
+        type=expanded,
         required=True,
         help="where to write the label of each row, a .npy or .zarr",
     )
     parser.add_argument(
         "--distances",
         metavar="OUT",
-        type=Path,
+        type=expanded,
         help="where to write the Euclidean distance of each row to its centroid, a .npy or .zarr",
     )
     parser.add_argument(

@@ -19,19 +19,20 @@ import hashlib
 import os
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamkm.errors import RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 __all__ = [
     "FileLock",
     "LineFile",
     "OutputFile",
     "discard",
+    "expanded",
     "file_sha256",
     "fsync_directory",
     "fsync_file",
@@ -66,6 +67,11 @@ _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.
 
 
 # ---- whole files ------------------------------------------------------------
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """`path` with the home folder for a leading ``~``; as it is where no user has that name."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises for `~nobody`
 
 
 def read_bytes(path: Path) -> bytes:

@@ -12,11 +12,11 @@ import difflib
 import functools
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError
+from streamkm.files import expanded
 from streamkm.settings import setting_of, settings_of
 from streamkm.sources.formats import source_options, suffixes
 
@@ -101,7 +101,7 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--out",
         metavar="RUN",
-        type=Path,
+        type=expanded,
         required=True,
         help="run folder to write; it must not exist, unless --resume is given",
     )
@@ -114,7 +114,7 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--config",
         metavar="TOML",
-        type=Path,
+        type=expanded,
         help="TOML file to read options from; options on the command line win",
     )
     group = parser.add_argument_group("what to compute (decides the result)")

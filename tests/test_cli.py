@@ -425,6 +425,21 @@ def test_words_of_several_lines_and_of_too_many_letters(x, done, tmp_path, refus
         assert "too long" in refused(*command)
 
 
+# Breaks with a traceback where no user has the name after `~`, or makes a folder called `~`.
+def test_a_path_may_begin_with_a_tilde(x, done, tmp_path, refused, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert "~nobody7/x.npy: does not exist" in refused("info", "~nobody7/x.npy")
+    assert "~nobody7 does not exist" in refused("predict", done, x, "--labels", "~nobody7/l.npy")
+    assert cli("fit", x, "--k", 2, "--out", "~/run") == 0
+    assert cli("predict", "~/run", x, "--labels", "~/l.npy") == 0
+    assert cli("info", "~/run") == 0
+    assert "finished" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["l.npy", "run"]
+    assert not (tmp_path / "~").exists()
+
+
 # Breaks when somebody who types the bare name gets an error, or an example that fails.
 def test_without_arguments_three_examples_are_shown(x, monkeypatch, capsys):
     assert cli() == 2

@@ -145,12 +145,12 @@ def output_dtypes(
     model: Model, labels: Path, distances: Path | None
 ) -> list[tuple[Path, np.dtype[Any]]]:
     """(path, dtype) of each output, labels first."""
-    outputs = [(labels.expanduser(), label_dtype(model.k))]
+    outputs = [(labels, label_dtype(model.k))]
     if distances is not None:
         if distances.resolve() == labels.resolve():
             both = f" must differ, both are {labels}"
             raise ConfigError(Option("labels"), " and ", Option("distances"), both)
-        outputs.append((distances.expanduser(), np.dtype(np.float32)))
+        outputs.append((distances, np.dtype(np.float32)))
     return outputs
 
 

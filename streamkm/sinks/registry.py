@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamkm.errors import ConfigError, ResumeError
-from streamkm.files import FileLock, read_bytes, remove_file
+from streamkm.files import FileLock, expanded, read_bytes, remove_file
 from streamkm.sealed import unseal
 from streamkm.sinks.base import PublishedSink, Sink, discard_partial, refuse_existing
 from streamkm.sources.layout import one_line
@@ -17,6 +16,7 @@ from streamkm.tables import load_class
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -117,7 +117,7 @@ def unfinished_rows(target: Path) -> int:
 
 def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
     """`path`, if an output can be begun or resumed there; otherwise raise as `open_sink` does."""
-    target = Path(path).expanduser()
+    target = expanded(path)
     if target.suffix.lower() not in SINKS:
         known = " or ".join(SINKS)
         raise ConfigError(f"{target}: an output ends in {known}, not '{target.suffix}'")

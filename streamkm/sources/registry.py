@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from streamkm.errors import Option, SourceError
+from streamkm.files import expanded
 from streamkm.sources.base import Source, check_dtype
 from streamkm.sources.bfloat16 import Bfloat16Source
 from streamkm.sources.concat import ConcatSource
@@ -93,7 +94,7 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
         refuse_foreign_options(location, given, ADDRESSES, ".zarr")
         source = ADDRESSES.open(location, given, keep_open=True)
     elif isinstance(location, str | os.PathLike):
-        source = _open_path(Path(location).expanduser(), given)
+        source = _open_path(expanded(location), given)
     else:
         source = _open_object(location)
         refuse_foreign_options(source.name, given, None, "")

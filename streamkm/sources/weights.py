@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import os
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamkm.errors import SourceError
+from streamkm.files import expanded
 from streamkm.sources.base import RowRange, check_dtype
 from streamkm.sources.layout import one_line
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.npy import open_npy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from streamkm.sources.base import Source
 
 __all__ = ["MAX_HEAVY", "Weights", "open_weights"]
@@ -148,7 +150,7 @@ def open_weights(location: Any, n_rows: int) -> Weights:
     if not isinstance(location, str | os.PathLike):
         source = _column(np.asarray(location), "sample weights")
     else:
-        path = Path(location).expanduser()
+        path = expanded(location)
         if not path.exists():
             raise SourceError(f"{path}: does not exist; weights are a .npy file or a Zarr array")
         if path.is_dir():

@@ -140,6 +140,55 @@ def test_a_file_of_settings_is_utf8_whatever_the_locale(x, toml, tmp_path):
     assert "--k must be a whole number of at least 1, not 0" in ended.stderr
 
 
+# ---- streams ----------------------------------------------------------------
+
+
+def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a shell makes of `command`, in which ``streamkm`` is the program."""
+    return subprocess.run(
+        ["sh", "-c", command.replace("streamkm", f"{sys.executable} -m streamkm")],
+        capture_output=True, text=True, errors="surrogateescape", cwd=folder, check=False,
+        timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+
+
+# Breaks with a traceback: Python has None for a stream that is closed.
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_may_be_closed(closed, x, tmp_path):
+    done = shell(f"streamkm fit x.npy --k 2 --out run {closed}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = shell(f"streamkm info run {closed}", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert shell(f"streamkm info nope.npy {closed}", tmp_path).returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_stderr_may_be_full(x, tmp_path):
+    assert shell("streamkm info nope.npy 2>/dev/full", tmp_path).returncode == 2
+
+
+# Breaks with a traceback: a stream may be strict about what it encodes.
+def test_a_path_is_printed_whatever_the_encoding(x, tmp_path):
+    x.rename(tmp_path / "\N{GREEK SMALL LETTER KAPPA}.npy")
+    done = shell("streamkm info *.npy", tmp_path, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    assert done.returncode == 0, done.stderr
+    assert "\\u03ba.npy" in done.stdout
+
+
+# Breaks when all rows are labelled, and only then the name of the output is found to be no text.
+def test_a_path_may_be_no_text(x, tmp_path):
+    try:
+        x.rename(tmp_path / "x\udcff.npy")
+    except (OSError, UnicodeError):
+        pytest.skip("file names are text here")
+    predict = "streamkm predict run? x?.npy --labels run?/l?.npy --distances run?/d?.zarr --resume"
+    fit = "streamkm fit x?.npy --k 2 --out run?"
+    command = f"{fit} && {predict} && {predict}".replace("?", "\udcff")
+    done = shell(command, tmp_path, PYTHONIOENCODING="utf-8", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert "are finished" in done.stderr
+
+
 # ---- resuming ---------------------------------------------------------------
 
 

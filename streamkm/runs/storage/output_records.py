@@ -7,6 +7,7 @@ A record counts only for the values that it was written for: it holds their chec
 
 from __future__ import annotations
 
+import os
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ def check_free(run_dir: Path, targets: list[Path], *, resume: bool) -> None:
 
 def _place(run_dir: Path, target: Path) -> Path:
     """Path of the record of `target`, from its whole path: file names may be the same."""
-    return run_dir / OUTPUTS / f"{sha256(str(target.resolve()).encode()).hexdigest()[:16]}.json"
+    return run_dir / OUTPUTS / f"{sha256(os.fsencode(target.resolve())).hexdigest()[:16]}.json"
 
 
 def _record(
