@@ -146,7 +146,7 @@ class Source(Protocol):
 
 def check_dtype(dtype: np.dtype[np.generic] | str, name: str) -> str:
     """Key of `DTYPES` for `dtype`, whatever its byte order; `SourceError` if there is none."""
-    key = dtype if isinstance(dtype, str) else dtype.newbyteorder("=").name
+    key = dtype if isinstance(dtype, str) else dtype.name
     if key not in DTYPES:
         remedy = "; store 0 and 1 as uint8 (array.view(numpy.uint8))" if key == "bool" else ""
         raise SourceError(
