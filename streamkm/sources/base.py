@@ -196,7 +196,7 @@ def check_dtype(dtype: np.dtype[np.generic] | str, name: str) -> str:
     SourceError
         If `DTYPES` has no such type.
     """
-    key = dtype if isinstance(dtype, str) else dtype.newbyteorder("=").name
+    key = dtype if isinstance(dtype, str) else dtype.name
     if key not in DTYPES:
         remedy = "; store 0 and 1 as uint8 (array.view(numpy.uint8))" if key == "bool" else ""
         raise SourceError(
