@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -27,7 +27,8 @@ def send(*numbers: int) -> None:
     """Signals that come while Python looks at none: at once, as during a long call of C."""
     signal.pthread_sigmask(signal.SIG_BLOCK, BOTH)
     for number in numbers:
-        os.kill(os.getpid(), number)
+        # To this thread: another one would take a signal that is sent to the process, later.
+        signal.pthread_kill(threading.get_ident(), number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BOTH)
 
 
