@@ -39,7 +39,7 @@ class Reservoir(NamedTuple):
     """float64; of shape (0,) if rows have no weights."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen: that takes twice as long to make, for every batch.
 class OfferedRows:
     """A batch of B rows, of which row `first` and every `stride`-th after it are offered."""
 
