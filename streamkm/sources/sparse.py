@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,10 +19,21 @@ from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, rows_for_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ["CsrArrays", "CsrInMemory", "CsrSource", "CsrStore"]
+__all__ = [
+    "CSR_MEMBERS",
+    "CsrArrays",
+    "CsrInMemory",
+    "CsrSource",
+    "CsrStore",
+    "csr_shape",
+    "sparse_format",
+]
+
+#: The names of the three arrays, as AnnData and scipy store them.
+CSR_MEMBERS = ("indptr", "indices", "data")
 
 #: Bytes of a block of dense rows: enough that three requests a block do not matter.
 BLOCK_BYTES = 4 << 20
@@ -47,20 +58,15 @@ class Vector(Protocol):
         """Those elements, as an ndarray."""
 
 
-class CsrArrays(Protocol):
+class CsrArrays(NamedTuple):
     """The three arrays of a CSR matrix."""
 
-    @property
-    def indptr(self) -> Vector:
-        """Of row i the entries ``indptr[i]`` up to but not including ``indptr[i + 1]``."""
-
-    @property
-    def indices(self) -> Vector:
-        """Column of each entry."""
-
-    @property
-    def data(self) -> Vector:
-        """Value of each entry."""
+    indptr: Vector
+    """Row i has the entries ``indptr[i]`` up to but not including ``indptr[i + 1]``."""
+    indices: Vector
+    """Column of each entry."""
+    data: Vector
+    """Value of each entry."""
 
 
 class CsrStore(Protocol):
@@ -126,6 +132,8 @@ class CsrSource:
             entry_bytes = arrays.data.dtype.itemsize + arrays.indices.dtype.itemsize
         self._store = store
         self._closed = False
+        # Less than a chunk would decode it twice.
+        self._piece = max(PIECE_ENTRIES, chunk_entries)
         row_bytes = n_features * arrays.data.dtype.itemsize
         block_rows = rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows)
         if chunk_entries and self._n_entries:
@@ -141,7 +149,7 @@ class CsrSource:
             block_rows=block_rows,
             layout=f"{kind}, CSR, {filled:.3g} % filled, made dense",
             # Of a piece: the entries as stored, their places twice, and two comparisons.
-            scratch_bytes=PIECE_ENTRIES * (entry_bytes + 2 * 8 + 2)
+            scratch_bytes=self._piece * (entry_bytes + 2 * 8 + 2)
             + (block_rows + 1) * (2 * indptr_bytes + 3 * 8)
             + library_bytes,
         )
@@ -165,8 +173,8 @@ class CsrSource:
         with self._store.opened(rows) as arrays:
             bounds = np.asarray(arrays.indptr[rows.start : rows.stop + 1]).astype(np.int64)
             self._check_bounds(bounds, rows)
-            for start in range(bounds[0], bounds[-1], PIECE_ENTRIES):
-                stop = min(start + PIECE_ENTRIES, int(bounds[-1]))
+            for start in range(bounds[0], bounds[-1], self._piece):
+                stop = min(start + self._piece, int(bounds[-1]))
                 self._scatter(arrays, slice(start, stop), bounds, rows, out)
 
     def fingerprint(self) -> str:
@@ -234,19 +242,19 @@ class CsrInMemory:
 
     name = "CSR matrix in memory"
 
-    def __init__(self, matrix: CsrArrays) -> None:
-        self._matrix = matrix
+    def __init__(self, matrix: Any) -> None:
+        self._arrays = CsrArrays(matrix.indptr, matrix.indices, matrix.data)
 
     @contextmanager
     def opened(self, rows: RowRange) -> Iterator[CsrArrays]:
-        """The matrix itself."""
+        """The arrays of the matrix."""
         del rows
-        yield self._matrix
+        yield self._arrays
 
     def fingerprint(self, layout: str) -> str:
         """Hex digest of `layout` and every byte of the arrays."""
         digest = hashlib.sha256(layout.encode())
-        for vector in (self._matrix.indptr, self._matrix.indices, self._matrix.data):
+        for vector in self._arrays:
             digest.update(np.ascontiguousarray(vector).view(np.uint8).data)
         return digest.hexdigest()
 
@@ -260,8 +268,7 @@ class CsrInMemory:
 
 def _check_arrays(arrays: CsrArrays, n_rows: int, name: str) -> None:
     """`SourceError` unless the arrays fit each other and the number of rows."""
-    for what in ("indptr", "indices", "data"):
-        vector = getattr(arrays, what)
+    for what, vector in arrays._asdict().items():
         if len(vector.shape) != 1 or (what != "data" and vector.dtype.kind not in "iu"):
             raise SourceError(
                 f"{name}: {what} of a CSR matrix has one dimension"
@@ -278,3 +285,33 @@ def _check_arrays(arrays: CsrArrays, n_rows: int, name: str) -> None:
             f"{name}: indices and data must be of one length, they have "
             f"{arrays.indices.shape[0]} and {arrays.data.shape[0]}; write the matrix again"
         )
+
+
+def sparse_format(attributes: Mapping[str, Any], members: Collection[str]) -> str | None:
+    """The format of a stored sparse matrix, such as ``csr`` or ``csc``; None if it is none.
+
+    AnnData calls it ``encoding-type``, and called it ``h5sparse_format`` before 0.7. A group of the
+    three arrays without either counts as CSR.
+    """
+    if not all(name in members for name in CSR_MEMBERS):
+        return None
+    encoding = _text(attributes.get("encoding-type", "")).removesuffix("_matrix")
+    return encoding or _text(attributes.get("h5sparse_format", "")) or "csr"
+
+
+def csr_shape(attributes: Mapping[str, Any], arrays: CsrArrays) -> tuple[tuple[int, ...], bool]:
+    """The shape of a stored CSR matrix, and whether its attributes told it.
+
+    Without a shape the largest column that has an entry is the last: columns after it are zeros.
+    """
+    for key in ("shape", "h5sparse_shape"):
+        if key in attributes:
+            return tuple(int(extent) for extent in attributes[key]), True
+    columns = 0
+    for start in range(0, arrays.indices.shape[0], PIECE_ENTRIES):
+        columns = max(columns, 1 + int(arrays.indices[start : start + PIECE_ENTRIES].max()))
+    return (arrays.indptr.shape[0] - 1, columns), False
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
