@@ -17,13 +17,16 @@ import numpy as np
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, rows_for_bytes
+from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
 __all__ = [
     "CSR_MEMBERS",
+    "PIECE_ENTRIES",
     "CsrArrays",
     "CsrInMemory",
     "CsrSource",
@@ -182,6 +185,10 @@ class CsrSource:
         spec = self._spec
         return self._store.fingerprint(f"{spec.n_rows} {spec.n_features} {spec.dtype} csr")
 
+    def would_take(self, path: Path) -> bool:
+        """Whether what is written at `path` would become part of the matrix."""
+        return would_take(self._store, path)
+
     def notes(self) -> list[str]:
         """The notes of the store."""
         return self._store.notes()
@@ -287,7 +294,7 @@ def _check_arrays(arrays: CsrArrays, n_rows: int, name: str) -> None:
         )
 
 
-def sparse_format(attributes: Mapping[str, Any], members: Collection[str]) -> str | None:
+def sparse_format(attributes: Mapping[str, Any], members: Container[str]) -> str | None:
     """The format of a stored sparse matrix, such as ``csr`` or ``csc``; None if it is none.
 
     AnnData calls it ``encoding-type``, and called it ``h5sparse_format`` before 0.7. A group of the
