@@ -21,10 +21,12 @@ from zarr.storage import ObjectStore
 
 from streamkm.errors import SourceError
 from streamkm.sources.layout import one_line
-from streamkm.sources.zarr.source import ZarrSource, open_zarr_node
+from streamkm.sources.zarr.source import open_zarr_node
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
+
+    from streamkm.sources.base import Source
 
 __all__ = ["SCHEMES", "open_remote"]
 
@@ -42,7 +44,7 @@ CONNECT_S, REQUEST_S = 10.0, 90.0
 _TRUE = ("1", "true", "on", "yes", "y")
 
 
-def open_remote(url: str) -> ZarrSource:
+def open_remote(url: str) -> Source:
     """Open the Zarr array at an address.
 
     Parameters
@@ -53,7 +55,7 @@ def open_remote(url: str) -> ZarrSource:
 
     Returns
     -------
-    ZarrSource
+    Source
 
     Raises
     ------

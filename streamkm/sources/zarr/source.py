@@ -24,6 +24,7 @@ from streamkm.errors import ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, one_line, row_boxes
 from streamkm.sources.within import is_inside
+from streamkm.sources.zarr.csr import is_sparse_group, open_csr_group, x_of_anndata
 from streamkm.sources.zarr.direct import direct_reader
 from streamkm.sources.zarr.listing import object_versions
 from streamkm.sources.zarr.store import WholeStore, codec_name
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+
+    from streamkm.sources.base import Source
 
     AnyArray = zarr.Array[Any]
 
@@ -45,7 +48,7 @@ SHARD_BYTES = 16 << 20
 NAMES_SHOWN = 5
 
 
-def open_zarr(path: Path) -> ZarrSource:
+def open_zarr(path: Path) -> Source:
     """Open the Zarr array in a folder.
 
     Parameters
@@ -55,12 +58,12 @@ def open_zarr(path: Path) -> ZarrSource:
 
     Returns
     -------
-    ZarrSource
+    Source
 
     Raises
     ------
     SourceError
-        If it holds a group, or nothing that zarr can open.
+        If it holds a group that is no CSR matrix, or nothing that zarr can open.
     """
     try:
         # The array's own folder is the store, so that no metadata of a group is needed.
@@ -70,26 +73,31 @@ def open_zarr(path: Path) -> ZarrSource:
     return open_zarr_node(node, str(path))
 
 
-def open_zarr_node(node: object, name: str | None = None) -> ZarrSource:
-    """Source of an open Zarr array.
+def open_zarr_node(node: object, name: str | None = None) -> Source:
+    """Source of an open Zarr array, or of a CSR matrix in a group.
 
     Parameters
     ----------
     node : zarr.Array or zarr.Group
-        The array; a group is refused.
+        The array, or the group of a CSR matrix, or one that AnnData wrote: its X. Any other group
+        is refused.
     name : str, optional
         Name of the array, for errors; by default its store and path.
 
     Returns
     -------
-    ZarrSource
+    Source
 
     Raises
     ------
     SourceError
-        If it is a group, whose arrays the message lists, or no array of numbers in two or more
-        dimensions, or if its metadata make no sense.
+        If it is another group, whose arrays the message lists, or no array of numbers in two or
+        more dimensions, or if its metadata make no sense.
     """
+    if isinstance(node, zarr.Array | zarr.Group):
+        node, name = x_of_anndata(node, name or str(node.store_path))
+    if isinstance(node, zarr.Group) and is_sparse_group(node):
+        return open_csr_group(node, name or str(node.store_path))
     if isinstance(node, zarr.Array):
         name = name or str(node.store_path)
         try:
