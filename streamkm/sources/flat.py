@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype
+from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import RowFile
@@ -31,7 +31,7 @@ BIN_DTYPES = {".fbin": "float32", ".u8bin": "uint8", ".i8bin": "int8"}
 _BIN_HEADER = struct.Struct("<II")
 
 
-class FlatSource:
+class FlatSource(Described):
     """Rows one after the other in a file, read straight into `out`.
 
     Parameters

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamkm.errors import ReadError, SourceError
-from streamkm.sources.base import DTYPES, ArraySpec, RowRange
+from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange
 from streamkm.sources.flat import BLOCK_BYTES, PIECE_BYTES
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
@@ -24,7 +24,7 @@ VECS_DTYPES = {".fvecs": "float32", ".bvecs": "uint8"}
 _LENGTH = np.dtype("<i4")
 
 
-class VecsSource:
+class VecsSource(Described):
     """Rows that each follow an int32, their length; all little-endian.
 
     Records pass through a scratch of one block. Reading rows straight into `out` was rejected: it
