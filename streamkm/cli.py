@@ -235,7 +235,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     check_options(argv, parser, commands)
     arguments, left = parser.parse_known_args(argv)
     if left:
-        arguments.parser.error(f"unrecognized arguments: {' '.join(left)}")
+        said = " ".join(left[:3]) + (" ..." if len(left) > 3 else "")
+        # Words without a dash are what a shell makes of a pattern without quotes.
+        if not any(word.startswith("-") for word in left):
+            said += "; one source is read: quote a pattern ('data/*.npy'), or list its files "
+            said += "in a text file (@files.txt)"
+        arguments.parser.error(f"unrecognized arguments: {said}")
     if getattr(arguments, "config", None) is not None:
         _apply_config(arguments.config, commands["fit"])
         arguments = parser.parse_args(argv)

@@ -14,7 +14,14 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
-from streamkm.sources import DTYPES, Source, Weights, open_source, open_weights
+from streamkm.sources import (
+    DTYPES,
+    Source,
+    Weights,
+    is_path_list,
+    open_source,
+    open_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +72,7 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     ----------
     estimator : BaseEstimator
         The estimator whose ``n_features_in_`` and ``feature_names_in_`` are set or compared.
-    X : array-like, sparse matrix, path, Zarr array or Source
+    X : array-like, sparse matrix, path, list of paths, Zarr array or Source
         The rows.
     reset : bool
         Set the features of `estimator`; if false, compare `X` with them.
@@ -110,7 +117,7 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
 
 def _is_location(X: Any) -> bool:
     """Whether the rows of `X` may be more than fit in memory."""
-    if isinstance(X, str | os.PathLike | np.memmap | Source):
+    if isinstance(X, str | os.PathLike | np.memmap | Source) or is_path_list(X):
         return True
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")

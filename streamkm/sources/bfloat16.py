@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from streamkm.sources.base import Described
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Bfloat16Source"]
 
 
-class Bfloat16Source:
+class Bfloat16Source(Described):
     """A source of uint16 whose elements are the bits of bfloat16.
 
     Parameters

@@ -8,9 +8,10 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, RowRange
+from streamkm.sources.base import ArraySpec, Described, RowRange
 from streamkm.sources.layout import check_read
 from streamkm.sources.within import would_take
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ __all__ = ["ConcatSource"]
 SHARD_BLOCK_BYTES = 64 << 20
 
 
-class ConcatSource:
+class ConcatSource(Described):
     """Sources with the same features and dtype, one after the other.
 
     Parameters
@@ -74,7 +75,8 @@ class ConcatSource:
             n_features=first.spec.n_features,
             dtype=first.spec.dtype,
             block_rows=block_rows,
-            layout=f"{len(specs)} parts, " + (layouts.pop() if len(layouts) == 1 else "mixed"),
+            layout=f"{counted(len(specs), 'part')}, "
+            + (layouts.pop() if len(layouts) == 1 else "mixed"),
             scratch_bytes=max(_scratch_bytes(spec, block_rows) for spec in specs),
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),

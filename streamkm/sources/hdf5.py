@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import h5py
 
 from streamkm.errors import Option, ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, Source, check_dtype, check_shape
+from streamkm.sources.base import ArraySpec, Described, RowRange, Source, check_dtype, check_shape
 from streamkm.sources.flat import BLOCK_BYTES, FlatSource
 from streamkm.sources.hdf5_csr import choose_member, open_csr
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
@@ -98,7 +98,7 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     return source
 
 
-class Hdf5Source:
+class Hdf5Source(Described):
     """A dataset that the HDF5 library reads.
 
     Parameters

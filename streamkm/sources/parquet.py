@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkm.errors import Option, ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype
+from streamkm.errors import NoRowsError, Option, ReadError, SourceError
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.rowfile import RowFile
 
@@ -34,7 +34,7 @@ _PAGE_BYTES = 4 << 20
 _LEVEL_BYTES = 4
 
 
-class ParquetSource:
+class ParquetSource(Described):
     """Rows of a Parquet file; a row group is a block.
 
     Parameters
@@ -68,7 +68,7 @@ class ParquetSource:
         if min(sizes, default=0) < 0 or stored < 0:
             raise SourceError(f"{path}: its metadata make no sense: {min(sizes)} rows in a group")
         if not sum(sizes):
-            raise SourceError(f"{path}: the file has no rows")
+            raise NoRowsError(f"{path}: the file has no rows")
         self._starts = list(accumulate(sizes[:-1], initial=0))
         row_bytes = n_features * np.dtype(dtype).itemsize
         self._spec = ArraySpec(

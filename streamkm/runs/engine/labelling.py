@@ -88,7 +88,8 @@ class Labelling:
         if spec.n_features != model.n_features:
             raise ConfigError(
                 f"{source.name} has {spec.n_features} features, the run's centroids have "
-                f"{model.n_features}: they must agree"
+                f"{model.n_features}: they must agree; name the array that was clustered, or one "
+                "with the same features in the same order"
             )
         self._source, self._weights = source, weights
         self._is_spherical = model.settings["metric"] == "cosine"

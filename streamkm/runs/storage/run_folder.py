@@ -245,6 +245,8 @@ def read_config(path: Path) -> dict[str, Any]:
                 "copy, or start anew with another ",
                 Option("run_dir"),
             ) from None
+        if not path.exists():
+            raise RunError(f"{path} does not exist; name a folder that a fit has written") from None
         raise RunError(
             f"{path} is no run: it has no {CONFIG}; name a folder that a fit has written"
         ) from None

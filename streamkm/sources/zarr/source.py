@@ -21,7 +21,7 @@ from zarr.buffer.cpu import NDBuffer, buffer_prototype
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from streamkm.errors import ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, one_line, row_boxes
 from streamkm.sources.within import is_inside
 from streamkm.sources.zarr.csr import is_sparse_group, open_csr_group, x_of_anndata
@@ -142,7 +142,7 @@ def _advice(group: zarr.Group, name: str) -> str:
     return f"it holds {listed}{more}: open {name.rstrip('/')}/{first}, for example"
 
 
-class ZarrSource:
+class ZarrSource(Described):
     """A Zarr array as rows, decoded straight into `out` or copied there by zarr.
 
     Parameters
