@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ROOT", "MemoryLimit", "cgroup_cores", "cgroup_memory", "memory_limit", "n_cores"]
+__all__ = [
+    "MemoryLimit",
+    "cgroup_cores",
+    "cgroup_memory",
+    "cores_by_quota",
+    "memory_limit",
+    "n_cores",
+]
 
 #: The folder that holds ``proc`` and ``sys``.
 ROOT = Path("/")
@@ -41,6 +48,12 @@ def n_cores() -> int:
         allowed = os.cpu_count() or 1
     granted = cgroup_cores(ROOT)
     return allowed if granted is None else min(allowed, granted)
+
+
+def cores_by_quota() -> int | None:
+    """`n_cores` where a quota of processor time decides it, else None."""
+    granted, allowed = cgroup_cores(ROOT), n_cores()
+    return allowed if granted == allowed else None
 
 
 @functools.cache

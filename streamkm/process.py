@@ -8,8 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 
-from streamkm.machine import ROOT, cgroup_cores, n_cores
-
 __all__ = ["prepare_process"]
 
 #: Bytes from which on a block of memory is mapped by itself.
@@ -18,8 +16,11 @@ LARGE_BLOCK_BYTES = 4 << 20
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
-def prepare_process() -> None:
-    """Return freed memory to the system, and let threads use the cores of the job and no more."""
+def prepare_process(most_threads: int | None = None) -> None:
+    """Return freed memory to the system, and let threads share the cores with others.
+
+    Arithmetic uses `most_threads` threads at most, unless the user has said how many.
+    """
     _give_back_large_blocks()
     # Readers share the cores with OpenMP's threads. By default these spin long at every barrier
     # for a thread that has no core: beside other work the arithmetic took twice as long. On a
@@ -27,9 +28,8 @@ def prepare_process() -> None:
     # variable once, when torch is imported; a value that the user has set stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # OpenMP sees an affinity, but no quota of a control group: threads beyond it only wait.
-    granted = cgroup_cores(ROOT)
-    if granted is not None and n_cores() == granted:
-        os.environ.setdefault("OMP_NUM_THREADS", str(granted))
+    if most_threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(most_threads))
 
 
 def _give_back_large_blocks() -> None:

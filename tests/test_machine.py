@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from streamkm import machine
-from streamkm.machine import MemoryLimit, cgroup_cores, cgroup_memory, memory_limit, n_cores
+from streamkm.machine import (
+    MemoryLimit,
+    cgroup_cores,
+    cgroup_memory,
+    cores_by_quota,
+    memory_limit,
+    n_cores,
+)
 
 GIB = 1 << 30
 #: What version 1 says where there is no limit.
@@ -137,6 +144,7 @@ def test_the_lesser_of_affinity_and_quota_counts(monkeypatch, granted, expected)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     monkeypatch.setattr(machine, "cgroup_cores", lambda root: granted)
     assert n_cores() == expected
+    assert cores_by_quota() == (4 if granted == 4 else None)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,5 @@ def test_arithmetic_has_no_more_threads_than_the_job_has_cores(
     monkeypatch.setenv("OMP_NUM_THREADS", given or "")
     if given is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(process, "cgroup_cores", lambda root: granted)
-    monkeypatch.setattr(process, "n_cores", lambda: 3)
-    process.prepare_process()
+    process.prepare_process(granted)
     assert os.environ.get("OMP_NUM_THREADS") == found
