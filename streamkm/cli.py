@@ -20,6 +20,7 @@ from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, StreamkmError
 from streamkm.files import expanded
+from streamkm.machine import cores_by_quota
 from streamkm.options import (
     DRY_RUN_HELP,
     WEIGHTS_HELP,
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint saved; 1 anything else.
     """
     logging.basicConfig(format="streamkm: %(message)s", level=logging.INFO)
-    prepare_process()
+    prepare_process(cores_by_quota())
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         # For a failed allocation where fit and predict do not name the phase themselves.
