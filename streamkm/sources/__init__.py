@@ -1,6 +1,7 @@
 """Sources of rows: arrays on disk, behind an address or in memory, read by row range."""
 
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
+from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.formats import SourceOptions
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights
@@ -8,6 +9,7 @@ from streamkm.sources.weights import Weights, open_weights
 __all__ = [
     "DTYPES",
     "ArraySpec",
+    "Part",
     "RowRange",
     "Source",
     "SourceOptions",
@@ -16,4 +18,5 @@ __all__ = [
     "check_shape",
     "open_source",
     "open_weights",
+    "parts_of",
 ]
