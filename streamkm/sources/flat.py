@@ -16,6 +16,8 @@ from streamkm.sources.rowfile import RowFile
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streamkm.sources.base import Grid
+
 __all__ = ["BIN_DTYPES", "BLOCK_BYTES", "PIECE_BYTES", "FlatSource", "open_bin", "open_raw"]
 
 #: Bytes of a block in a file without chunks: enough that the latency of a request does not
@@ -50,6 +52,8 @@ class FlatSource:
         Name of the format in `ArraySpec.layout`.
     remarks : tuple of str
         What `notes` returns.
+    grid : Grid, optional
+        The axes that rows count through.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class FlatSource:
         swapped: bool,
         kind: str,
         remarks: tuple[str, ...] = (),
+        grid: Grid | None = None,
     ) -> None:
         row_bytes = n_features * DTYPES[dtype].itemsize
         self._file = file
@@ -77,6 +82,7 @@ class FlatSource:
             layout=f"{kind}, C order" + (", byte-swapped" if swapped else ""),
             scratch_bytes=BUFFER_BYTES,
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
+            grid=grid,
         )
 
     @property
