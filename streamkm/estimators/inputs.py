@@ -95,7 +95,8 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         _check_features(estimator, source, reset=reset)
         yield InputRows(source, in_memory=True, array=None)
     elif _is_location(X):
-        source = open_source(X)
+        is_drop = getattr(estimator, "nan", None) == "drop"
+        source = open_source(X, fill_is_nan=is_drop)
         try:
             _check_features(estimator, source, reset=reset)
             yield InputRows(source, in_memory=False, array=None)
