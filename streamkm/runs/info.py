@@ -11,8 +11,9 @@ from streamkm.errors import RunError
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.model_file import MODEL, centroids_are_whole, read_model_file
-from streamkm.runs.storage.run_folder import read_config, run_owner
+from streamkm.runs.storage.run_folder import feature_names, read_config, run_owner
 from streamkm.sealed import DAMAGE, in_words
+from streamkm.sources.names import shown
 from streamkm.text import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def describe_source(source: Source) -> str:
     lines = [
         f"source       {source.name}",
         f"rows         {spec.n_rows:,}",
-        f"features     {spec.n_features:,}",
+        f"features     {spec.n_features:,}{_named(spec.feature_names)}",
         f"dtype        {spec.dtype}",
         f"size         {format_bytes(spec.nbytes)}",
         f"layout       {spec.layout}",
@@ -42,12 +43,18 @@ def describe_source(source: Source) -> str:
     return "\n".join([*lines, *(f"note         {note}" for note in source.notes())])
 
 
+def _named(names: tuple[str, ...]) -> str:
+    return f" ({shown(names)})" if names else ""
+
+
 def describe_run(path: Path) -> str:
     """Settings of the run in the folder `path` and how far it has come, a line each."""
     record = read_config(path)
     data, settings = record["data"], record["fit"]
     lines = [f"run          {path}", f"source       {record['source']}"]
     lines.append(f"shape        {data['shape'][0]:,} x {data['shape'][1]:,} {data['dtype']}")
+    if names := feature_names(path):
+        lines.append(f"features     {shown(names)}")
     given = FitConfig(k=settings["k"], algorithm=settings.get("algorithm", "minibatch"))
     usual = given.resolved(*data["shape"]).as_dict()
     lines += [

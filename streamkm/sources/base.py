@@ -101,6 +101,11 @@ class ArraySpec:
     alone. A piece begins at a multiple of this number. 0 if only whole blocks are worth reading."""
     is_remote: bool = False
     """Whether reads wait for a network, so that more readers than cores are of use."""
+    feature_names: tuple[str, ...] = ()
+    """Names of the features, in their order; empty if the format has none."""
+    member: str = ""
+    """Name of the array within its file, such as an HDF5 dataset, if it was chosen for being the
+    only one; else empty. Shards must agree in it."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:

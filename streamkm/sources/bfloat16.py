@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ class Bfloat16Source:
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Fill `out` with `rows`; see `Source.read`."""
         self._source.read(rows, out)
+
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features in the order of `names`."""
+        return Bfloat16Source(in_order(self._source, names, self.name))
 
     def fingerprint(self) -> str:
         """Hex digest of the stored array's fingerprint and the word bfloat16."""

@@ -50,6 +50,8 @@ class FlatSource:
         Name of the format in `ArraySpec.layout`.
     remarks : tuple of str
         What `notes` returns.
+    member : str
+        See `ArraySpec.member`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class FlatSource:
         swapped: bool,
         kind: str,
         remarks: tuple[str, ...] = (),
+        member: str = "",
     ) -> None:
         row_bytes = n_features * DTYPES[dtype].itemsize
         self._file = file
@@ -77,6 +80,7 @@ class FlatSource:
             layout=f"{kind}, C order" + (", byte-swapped" if swapped else ""),
             scratch_bytes=BUFFER_BYTES,
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
+            member=member,
         )
 
     @property

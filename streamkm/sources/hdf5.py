@@ -67,8 +67,9 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
             dtype = check_dtype(found.dtype, f"{path}: {found.name}")
             n_rows, n_features = check_shape(found.shape, f"{path}: {found.name}")
             offset = found.id.get_offset()
+            member = "" if dataset else found.name
             if offset is None:
-                return Hdf5Source(path, found, keep_open=keep_open)
+                return Hdf5Source(path, found, keep_open=keep_open, member=member)
             swapped, name = not found.dtype.isnative, found.name
     except SourceError:
         raise
@@ -82,6 +83,7 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
         offset=offset,
         swapped=swapped,
         kind=f"hdf5 {name}",
+        member=member,
     )
     expected = offset + source.spec.nbytes
     if path.stat().st_size < expected:
@@ -104,9 +106,13 @@ class Hdf5Source:
         Numbers in two or more dimensions. The source reads its layout, and keeps only its name.
     keep_open : bool
         As in `open_hdf5`.
+    member : str
+        See `ArraySpec.member`.
     """
 
-    def __init__(self, path: Path, dataset: h5py.Dataset, *, keep_open: bool) -> None:
+    def __init__(
+        self, path: Path, dataset: h5py.Dataset, *, keep_open: bool, member: str = ""
+    ) -> None:
         self._file = RowFile(path, keep_open=False)
         self._dataset = dataset.name
         self._shape = dataset.shape
@@ -125,6 +131,7 @@ class Hdf5Source:
             layout=f"hdf5 {self._dataset}, {how}",
             # A chunk as stored, as decoded, and once more between two filters.
             scratch_bytes=3 * chunk_bytes + _LIBRARY_BYTES,
+            member=member,
         )
         self._opened = h5py.File(path, "r") if keep_open else None
 

@@ -48,6 +48,7 @@ __all__ = [
     "MODEL",
     "RunFolder",
     "check_run_is_free",
+    "feature_names",
     "looks_like_a_run",
     "read_config",
     "run_owner",
@@ -260,6 +261,12 @@ def read_config(path: Path) -> dict[str, Any]:
             Option("run_dir"),
         ) from None
     return record
+
+
+def feature_names(path: Path) -> tuple[str, ...]:
+    """Names of the features of the run in the folder `path`; empty if it has none, or is no run."""
+    names = read_config(path).get("feature_names", ()) if (path / CONFIG).exists() else ()
+    return tuple(map(str, names))
 
 
 def looks_like_a_run(path: Path) -> bool:
