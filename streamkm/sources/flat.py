@@ -55,6 +55,8 @@ class FlatSource(Described):
         What `notes` returns.
     grid : Grid, optional
         The axes that rows count through.
+    member : str
+        See `ArraySpec.member`.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class FlatSource(Described):
         kind: str,
         remarks: tuple[str, ...] = (),
         grid: Grid | None = None,
+        member: str = "",
     ) -> None:
         row_bytes = n_features * DTYPES[dtype].itemsize
         self._file = file
@@ -85,6 +88,7 @@ class FlatSource(Described):
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
             is_remote=file.is_remote,
             grid=grid,
+            member=member,
         )
 
     @property
