@@ -5,6 +5,7 @@
     │   ├── ConfigError               a setting is out of range, or two contradict each other
     │   │   └── ParameterError        the same of an estimator's parameter (also a TypeError)
     │   ├── SourceError               the location holds no array that can be clustered
+    │   │   ├── EmptySourceError      an array without rows
     │   │   └── ReadError             rows cannot be read: truncated, corrupt, missing
     │   ├── NonFiniteError            NaN or infinity in the data, and nan="error"
     │   ├── OutputExistsError         a run folder or an output would be overwritten
@@ -29,6 +30,7 @@ __all__ = [
     "AllocationError",
     "ConfigError",
     "DeviceError",
+    "EmptySourceError",
     "InputError",
     "Interrupted",
     "MemoryBudgetError",
@@ -113,6 +115,10 @@ class ParameterError(ConfigError, TypeError):
 
 class SourceError(InputError):
     """A location holds no array that can be clustered."""
+
+
+class EmptySourceError(SourceError):
+    """An array has no rows; among shards it is left out."""
 
 
 class ReadError(SourceError):

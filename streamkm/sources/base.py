@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from streamkm.errors import SourceError
+from streamkm.errors import EmptySourceError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -238,5 +238,6 @@ def check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
     for extent in shape[:-1]:
         n_rows *= extent
     if n_rows == 0 or shape[-1] == 0:
-        raise SourceError(f"{name}: the array is empty, its shape is {shape}")
+        kind = EmptySourceError if n_rows == 0 else SourceError
+        raise kind(f"{name}: the array is empty, its shape is {shape}")
     return n_rows, shape[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
 from streamkm.sources.base import ArraySpec, RowRange
@@ -60,6 +60,7 @@ class ConcatSource:
     ) -> None:
         if not parts:
             raise SourceError(f"{name}: there is no part to read")
+        parts = _with_room_for_nulls(parts)
         first = parts[0]
         for part in parts[1:]:
             _check_alike(first, part)
@@ -138,6 +139,25 @@ class ConcatSource:
         self._closed = True
         for part in self._parts:
             part.close()
+
+
+@runtime_checkable
+class _Widenable(Protocol):
+    """A source of integers that can read them as floats."""
+
+    def with_room_for_nulls(self) -> Source:
+        """A view whose numbers are floats that hold the integers; closed with this source."""
+
+
+def _with_room_for_nulls(parts: Sequence[Source]) -> list[Source]:
+    """`parts` with floats in place of integers, if some of them are floats.
+
+    A column of integers is one of floats where a shard has nulls in it.
+    """
+    is_float = [part.spec.storage.kind == "f" for part in parts]
+    if any(is_float) and not all(is_float):
+        return [p.with_room_for_nulls() if isinstance(p, _Widenable) else p for p in parts]
+    return list(parts)
 
 
 def _check_alike(first: Source, part: Source) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype
+from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import RowFile
@@ -218,8 +218,7 @@ def _read_bin_header(file: RowFile, itemsize: int, dtype: str) -> tuple[int, int
     header = np.empty(_BIN_HEADER.size, np.uint8)
     file.read_into(header, 0, RowRange(0, 0))
     n_rows, n_features = _BIN_HEADER.unpack(header.tobytes())
-    if n_rows == 0 or n_features == 0:
-        raise SourceError(f"{file.path}: the array is empty, its shape is {(n_rows, n_features)}")
+    check_shape((n_rows, n_features), str(file.path))
     expected = _BIN_HEADER.size + n_rows * n_features * itemsize
     if file.size != expected:
         raise SourceError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from streamkm.errors import Option, SourceError
+from streamkm.errors import EmptySourceError, Option, SourceError
 from streamkm.files import expanded
 from streamkm.sources.base import Source, check_dtype
 from streamkm.sources.bfloat16 import Bfloat16Source
@@ -34,6 +34,7 @@ from streamkm.sources.formats import (
     suffixes,
 )
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.names import shown
 from streamkm.sources.within import folder_takes, pattern_takes
 
 if TYPE_CHECKING:
@@ -264,8 +265,18 @@ def _open_shards(
     limit = os.sysconf("SC_OPEN_MAX")
     keep_open = len(paths) <= (min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS)
     parts: list[Source] = []
+    empty: list[str] = []
     try:
-        parts.extend(_open_one(path, given, keep_open=keep_open) for path in paths)
+        for path in paths:
+            try:
+                parts.append(_open_one(path, given, keep_open=keep_open))
+            except EmptySourceError:
+                empty.append(path.name)
+        if not parts:
+            raise EmptySourceError(f"{name}: none of {len(paths):,} shards has a row")
+        if empty:
+            left_out = f"{name}: shards without rows are left out: {shown(empty)}"
+            remarks = (*remarks, left_out)
         return ConcatSource(parts, name, remarks=remarks, takes=takes)
     except SourceError:
         for part in parts:
