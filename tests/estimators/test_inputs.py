@@ -563,3 +563,20 @@ def test_features_lose_their_names_with_the_next_fit(estimator: type, named) -> 
     assert is_found(fitted.predict(x))
     fitted.fit(x)
     assert fitted.feature_names_in_.tolist() == ["a", "b", "c"]
+
+
+# Breaks when NaN of a frame, which pandas stores as null, is another row in a file of it.
+def test_nulls_are_dropped_as_nan_is(estimator: type, tmp_path: Path) -> None:
+    x = blobs().astype(np.float64)
+    x[::100, 1] = np.nan
+    frame = pd.DataFrame(x, columns=list("abc"))
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame.astype("Int64").to_parquet(tmp_path / "whole.parquet")
+    for name in ("x", "whole"):
+        fitted = estimator(4, nan="drop", random_state=0).fit(tmp_path / f"{name}.parquet")
+        assert fitted.counts_.sum() == 594
+        labels = fitted.predict(tmp_path / f"{name}.parquet")
+        assert np.array_equal(labels == -1, np.isnan(x[:, 1]))
+        assert np.array_equal(labels, fitted.predict(frame))
+        with pytest.raises(NonFiniteError, match=r"row 0 holds nan \(feature 1, 'b'; .*nan='drop'"):
+            estimator(4).fit(tmp_path / f"{name}.parquet")
