@@ -5,6 +5,7 @@
     │   ├── ConfigError               a setting is out of range, or two contradict each other
     │   │   └── ParameterError        the same of an estimator's parameter (also a TypeError)
     │   ├── SourceError               the location holds no array that can be clustered
+    │   │   ├── NoRowsError           the array there is empty; among shards it is passed over
     │   │   └── ReadError             rows cannot be read: truncated, corrupt, missing
     │   ├── NonFiniteError            NaN or infinity in the data, and nan="error"
     │   ├── OutputExistsError         a run folder or an output would be overwritten
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "MemoryBudgetError",
+    "NoRowsError",
     "NonFiniteError",
     "Option",
     "OutputExistsError",
@@ -113,6 +115,10 @@ class ParameterError(ConfigError, TypeError):
 
 class SourceError(InputError):
     """A location holds no array that can be clustered."""
+
+
+class NoRowsError(SourceError):
+    """The array at a location has no rows. Among other shards such an array is passed over."""
 
 
 class ReadError(SourceError):

@@ -121,7 +121,7 @@ class MiniBatchKMeans(BaseKMeans):
       more inertia than all others together. Here a cluster moves only if a whole pass of `fit`
       brought it no row.
     - float16, bfloat16 and integers are not widened in memory.
-    - Sparse input is refused.
+    - Sparse rows are made dense a block at a time; the result is that of the same rows dense.
 
     Examples
     --------
@@ -186,7 +186,7 @@ class MiniBatchKMeans(BaseKMeans):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+        X : array-like or sparse matrix of shape (n_samples, n_features), path, Zarr array or Source
             As in `fit`.
         y : Ignored
             Not used, present for scikit-learn's sake.
