@@ -77,7 +77,7 @@ def permuted(n_window: int, n_rows: int) -> torch.Tensor:
 class KernelContract:
     """Subclasses give a fixture `make` -> `MakeKernel`, and may override `device`."""
 
-    many_features, flat_rows = 16384, 100
+    many_features, flat_rows, many_rows = 16384, 100, 5000
     """Fewer where a kernel is interpreted."""
     threads_round = False
     """Whether the last bits of a distance may depend on the number of threads."""
@@ -334,8 +334,9 @@ class KernelContract:
 
     # Breaks when sums, or parts of them, are kept in the dtype of the rows: the mean of equal rows
     # is then another row.
-    @pytest.mark.parametrize(("n", "d"), [(1, 3), (7, 17), (37, 3), (1000, 17), (4999, 2)])
+    @pytest.mark.parametrize(("n", "d"), [(1, 3), (7, 17), (37, 3), (None, 17), (None, 2)])
     def test_the_mean_of_equal_rows_is_that_row(self, make, device, n, d) -> None:
+        n = n or self.many_rows
         rows_KD = 37 * normal(3, d, dtype=torch.float32, device=device)
         labels_B = torch.arange(3 * n, device=device) * 2 % 3
         sums_KD, counts_K = self.sums(make, rows_KD[labels_B], labels_B, 3)

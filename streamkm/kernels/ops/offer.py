@@ -53,7 +53,7 @@ class OfferedRows:
     weights_B: torch.Tensor | None
     """float64; they multiply the squared distances. None for 1."""
     skips_zeros: bool
-    """Whether rows of zeros never enter."""
+    """Whether rows are normalised: rows of zeros then never enter."""
     first: int
     stride: int
 
@@ -79,12 +79,16 @@ def offer_(reservoir: Reservoir, offered: OfferedRows, generator: torch.Generato
         _in_torch_(reservoir, offered, chances, uniform)
 
 
-def _rounding(dtype: torch.dtype) -> float:
+def _rounding(offered: OfferedRows) -> float:
     """Share of a row's squared length up to which its squared distance from a mean is rounding.
 
-    A mean is computed in float64, and then rounded to the dtype of centroids.
+    A mean is computed in float64. Rounded to float32 it is the row itself, if all rows are
+    equal; but a direction is not, since the length of a normalised row is rounded.
     """
-    return float(max(torch.finfo(dtype).eps, MEAN_EPS * torch.finfo(torch.float64).eps) ** 2)
+    eps = MEAN_EPS * torch.finfo(torch.float64).eps
+    if offered.skips_zeros:
+        eps = max(eps, torch.finfo(offered.x_ND.dtype).eps)
+    return float(eps**2)
 
 
 def _in_torch_(
@@ -110,7 +114,7 @@ def _in_torch_(
     keys.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # Rounding leaves a row on its centroid at some distance; a second one there is no gain.
     sq_norms = offered.sq_norms_B[numbers]
-    rounding = _rounding(sq_norms.dtype) * sq_norms
+    rounding = _rounding(offered) * sq_norms
     keys.masked_fill_(offered.sq_distances_B[numbers] <= rounding, torch.inf)
     if offered.skips_zeros:
         keys.masked_fill_(sq_norms == 0, torch.inf)
@@ -169,7 +173,7 @@ def _compiled_(
         reservoir.keys_R.data_ptr(),
         reservoir.labels_R.data_ptr(),
         address(None if weights_B is None else reservoir.weights_R),
-        _rounding(x_ND.dtype),
+        _rounding(offered),
         offered.first,
         offered.stride,
         len(uniform),

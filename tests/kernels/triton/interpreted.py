@@ -43,7 +43,7 @@ SMALL_SHAPES = [(1, 1, 1), (2, 3, 1), (7, 1, 3), (130, 5, 17), (140, 33, 257)]
 
 
 class TestInterpreted(KernelContract):
-    many_features, flat_rows = 64, 12  # all of them take minutes
+    many_features, flat_rows, many_rows = 64, 12, 50  # all of them take minutes
 
     @pytest.fixture
     def make(self) -> MakeKernel:
