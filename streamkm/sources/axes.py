@@ -8,6 +8,7 @@ copy of the cube is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,14 @@ from streamkm.errors import Option, SourceError
 from streamkm.sources.base import Grid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
 
     from streamkm.sources.layout import RowBox
 
-    #: What names the feature axes: one name or index, or several.
-    FeatureDims = str | int | Sequence[str | int]
+__all__ = ["Axes", "FeatureDims", "axes_note", "choose_axes"]
 
-__all__ = ["Axes", "axes_note", "choose_axes"]
+#: What names the feature axes: one name or index, or several.
+FeatureDims = str | int | Sequence[str | int]
 
 #: Names of axes that no user means by features, in lower case.
 _OF_ROWS = frozenset({"x", "y", "lon", "longitude", "lat", "latitude", "time"})

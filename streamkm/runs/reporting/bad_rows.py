@@ -30,7 +30,8 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             found = f"{n_found} such rows so far"
-            return sampled_row_error(source.name, rows.start + int(bad[0]), values[bad[0]], found)
+            row = rows.start + int(bad[0])
+            return sampled_row_error(source.name, row, values[bad[0]], found, spec.nodata)
         largest_B = np.abs(values).max(axis=1)
         if (most := float(largest_B.max())) > largest:
             too_long, largest = rows.start + int(largest_B.argmax()), most
@@ -44,11 +45,23 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
     )
 
 
-def sampled_row_error(name: str, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:
-    """The error for row number `row`, which is not finite; `found` counts such rows in words."""
+def sampled_row_error(
+    name: str,
+    row: int,
+    values_D: np.ndarray,
+    found: str,
+    nodata: tuple[float | int, ...] = (),
+) -> NonFiniteError:
+    """The error for row number `row`, which is not finite; `found` counts such rows in words.
+
+    NaN may stand for one of the stored values `nodata`, see `ArraySpec.nodata`.
+    """
     bad = np.flatnonzero(~np.isfinite(values_D))
+    value = str(values_D[bad[0]])
+    if nodata and np.isnan(values_D[bad[0]]):
+        value = f"no data, {' or '.join(f'{each:.9g}' for each in nodata)}"
     return NonFiniteError(
-        f"{name}: row {row} holds {values_D[bad[0]]} (feature {bad[0]}; {found}); ",
+        f"{name}: row {row} holds {value} (feature {bad[0]}; {found}); ",
         Option("nan", "drop"),
         " leaves rows with NaN or infinity out",
     )
