@@ -263,7 +263,8 @@ _COLUMNS = SourceOption(
 )
 _DATASET = SourceOption(
     "dataset",
-    "HDF5 and Zarr: name of the dataset, such as obsm/X_pca (default: the only one)",
+    "HDF5 and Zarr: name of the dataset, such as obsm/X_pca or layers/counts (default: X of "
+    "AnnData, or else the only one)",
     metavar="NAME",
 )
 _VARIABLE = SourceOption(

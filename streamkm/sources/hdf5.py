@@ -17,11 +17,13 @@ import h5py
 
 from streamkm.errors import Option, ReadError, SourceError
 from streamkm.sources.axes import Axes, axes_note, choose_axes
-from streamkm.sources.base import ArraySpec, RowRange, Source, check_dtype
+from streamkm.sources.base import ArraySpec, Described, RowRange, Source, check_dtype
 from streamkm.sources.decoded import Decoding, decoded, read_marks
 from streamkm.sources.flat import BLOCK_BYTES, FlatSource
+from streamkm.sources.hdf5_csr import choose_member, open_csr
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
 from streamkm.sources.rowfile import RowFile
+from streamkm.sources.sparse import refuse_dense_options
 from streamkm.sources.variables import open_variables
 
 if TYPE_CHECKING:
@@ -61,8 +63,9 @@ def open_hdf5(
     path : Path
         The file.
     dataset : str, optional
-        Name of the dataset, such as ``obsm/X_pca``; by default the only one of numbers in two or
-        more dimensions. With `variable`, the group that they lie in.
+        Name of the dataset, such as ``obsm/X_pca``, or of the group of a CSR matrix, such as
+        ``layers/counts``; by default the X of an ``.h5ad`` file, or else the only one of numbers in
+        two or more dimensions. With `variable`, the group that they lie in.
     variable : sequence of str
         Names of datasets of one shape, each of which is a feature, or several with `feature_dim`.
     feature_dim : str, int or sequence of them, optional
@@ -83,12 +86,19 @@ def open_hdf5(
     """
     how = Decoding(nodata, fill_is_nan, apply_scale)
     if not variable:
-        return _open_dataset(path, dataset, feature_dim, how, keep_open=keep_open)
+        is_named = dataset is not None
+        dataset, is_sparse = choose_member(path, dataset)
+        if is_sparse and dataset is not None:
+            refuse_dense_options(f"{path}: {dataset}", feature_dim, how)
+            return open_csr(path, dataset, keep_open=keep_open)
+        return _open_dataset(
+            path, dataset, feature_dim, how, is_named=is_named, keep_open=keep_open
+        )
     feature_dim = () if feature_dim is None else feature_dim
 
     def open_one(name: str) -> Source:
         inside = f"{dataset}/{name}" if dataset else name
-        return _open_dataset(path, inside, feature_dim, how, keep_open=keep_open)
+        return _open_dataset(path, inside, feature_dim, how, is_named=True, keep_open=keep_open)
 
     return open_variables(open_one, variable, str(path))
 
@@ -99,6 +109,7 @@ def _open_dataset(
     feature_dim: FeatureDims | None,
     how: Decoding,
     *,
+    is_named: bool,
     keep_open: bool,
 ) -> Source:
     try:
@@ -107,7 +118,9 @@ def _open_dataset(
             _check_own_numbers(found, path)
             home = Path(found.file.filename)
             if not home.samefile(path):
-                return _open_dataset(home, found.name, feature_dim, how, keep_open=keep_open)
+                return _open_dataset(
+                    home, found.name, feature_dim, how, is_named=is_named, keep_open=keep_open
+                )
             name = f"{path}: {found.name}"
             stored = _numpy_dtype(found)
             if stored is None:
@@ -118,8 +131,11 @@ def _open_dataset(
             dtype = check_dtype(stored, name)
             axes = choose_axes(found.shape, _dims(found), feature_dim, name)
             notes = (*axes_note(axes, name), *_unwritten(found, name))
+            member = "" if is_named else found.name
             return decoded(
-                lambda more: _source(path, found, axes, keep_open=keep_open, remarks=notes + more),
+                lambda more: _source(
+                    path, found, axes, keep_open=keep_open, member=member, remarks=notes + more
+                ),
                 read_marks(found.attrs, dtype),
                 how,
                 name,
@@ -133,13 +149,19 @@ def _open_dataset(
 
 
 def _source(
-    path: Path, dataset: h5py.Dataset, axes: Axes, *, keep_open: bool, remarks: tuple[str, ...]
+    path: Path,
+    dataset: h5py.Dataset,
+    axes: Axes,
+    *,
+    keep_open: bool,
+    member: str,
+    remarks: tuple[str, ...],
 ) -> Source:
     """The dataset as rows of a file if they are just that, else through the library."""
     offset = dataset.id.get_offset()
     lies_in_order = axes.are_last or not axes.features
     if offset is None or not lies_in_order or not _is_stored_as_in_memory(dataset):
-        return Hdf5Source(path, dataset, axes, keep_open=keep_open, remarks=remarks)
+        return Hdf5Source(path, dataset, axes, keep_open=keep_open, remarks=remarks, member=member)
     expected, size = offset + dataset.nbytes, path.stat().st_size
     if size < expected:
         raise SourceError(
@@ -156,10 +178,11 @@ def _source(
         kind=f"hdf5 {dataset.name}{axes.describe()}",
         remarks=remarks,
         grid=axes.grid(),
+        member=member,
     )
 
 
-class Hdf5Source:
+class Hdf5Source(Described):
     """A dataset that the HDF5 library reads.
 
     Parameters
@@ -173,6 +196,8 @@ class Hdf5Source:
         Which of its axes are features.
     keep_open : bool
         As in `open_hdf5`.
+    member : str
+        See `ArraySpec.member`.
     remarks : tuple of str
         Notes that come first.
     """
@@ -184,6 +209,7 @@ class Hdf5Source:
         axes: Axes,
         *,
         keep_open: bool,
+        member: str = "",
         remarks: tuple[str, ...] = (),
     ) -> None:
         self._file = RowFile(path, keep_open=False)
@@ -210,6 +236,7 @@ class Hdf5Source:
             # A chunk as stored, as decoded, and once more between two filters.
             scratch_bytes=3 * chunk_bytes + _LIBRARY_BYTES + swapped_bytes,
             grid=axes.grid(),
+            member=member,
         )
         self._opened = h5py.File(path, "r") if keep_open else None
 

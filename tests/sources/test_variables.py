@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
+from streamkm.cli import main
 from streamkm.errors import SourceError
 from streamkm.sources import open_source
 from streamkm.sources.base import Grid
@@ -119,3 +120,19 @@ def group(tmp_path: Path) -> Path:
 def test_variables_that_do_not_go_together(group: Path, names: list[str], said: str) -> None:
     with pytest.raises(SourceError, match=said):
         open_source(group, variable=names)
+
+
+# Breaks when a run takes the first variable of another order for its own first.
+def test_features_are_matched_by_name(tmp_path: Path) -> None:
+    made = zarr.create_group(tmp_path / "x.zarr")
+    columns = {"a": numbers((20,)), "b": 9 + numbers((20, 1))[:, 0]}
+    for name, column in columns.items():
+        made.create_array(name, data=column)
+    run, labels = tmp_path / "run", [tmp_path / "one.npy", tmp_path / "other.npy"]
+    store = str(tmp_path / "x.zarr")
+    fit = ["fit", store, "--variable", "a", "--variable", "b", "--k", "3", "--out", str(run)]
+    assert main(fit) == 0
+    for names, path in zip((("a", "b"), ("b", "a")), labels, strict=True):
+        flags = [word for name in names for word in ("--variable", name)]
+        assert main(["predict", str(run), store, *flags, "--labels", str(path)]) == 0
+    assert same_bytes(*(np.load(path) for path in labels))

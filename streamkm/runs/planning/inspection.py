@@ -72,8 +72,7 @@ def look_at(
         share = f"{np.count_nonzero(bad_S):,} of {len(rows):,} rows in a sample"
         if config.nan == "error":
             first = int(np.flatnonzero(bad_S)[0])
-            row, values = int(rows[first]), x_SD[first]
-            error = sampled_row_error(source.name, row, values, share, spec.nodata)
+            error = sampled_row_error(source, int(rows[first]), x_SD[first], share)
         else:
             notes.append(f"{share} hold NaN or infinity: they are left out")
     if reading is None:

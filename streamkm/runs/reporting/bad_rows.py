@@ -30,8 +30,7 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             found = f"{n_found} such rows so far"
-            row = rows.start + int(bad[0])
-            return sampled_row_error(source.name, row, values[bad[0]], found, spec.nodata)
+            return sampled_row_error(source, rows.start + int(bad[0]), values[bad[0]], found)
         largest_B = np.abs(values).max(axis=1)
         if (most := float(largest_B.max())) > largest:
             too_long, largest = rows.start + int(largest_B.argmax()), most
@@ -45,23 +44,19 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
     )
 
 
-def sampled_row_error(
-    name: str,
-    row: int,
-    values_D: np.ndarray,
-    found: str,
-    nodata: tuple[float | int, ...] = (),
-) -> NonFiniteError:
+def sampled_row_error(source: Source, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:
     """The error for row number `row`, which is not finite; `found` counts such rows in words.
 
-    NaN may stand for one of the stored values `nodata`, see `ArraySpec.nodata`.
+    NaN may stand for a stored value that is no data, see `ArraySpec.nodata`.
     """
-    bad = np.flatnonzero(~np.isfinite(values_D))
-    value = str(values_D[bad[0]])
-    if nodata and np.isnan(values_D[bad[0]]):
+    bad = int(np.flatnonzero(~np.isfinite(values_D))[0])
+    names, nodata = source.spec.feature_names, source.spec.nodata
+    value = str(values_D[bad])
+    if nodata and np.isnan(values_D[bad]):
         value = f"no data, {' or '.join(f'{each:.9g}' for each in nodata)}"
+    feature = f"feature {bad}, {names[bad]!r}" if names else f"feature {bad}"
     return NonFiniteError(
-        f"{name}: row {row} holds {value} (feature {bad[0]}; {found}); ",
+        f"{source.name}: row {row} holds {value} ({feature}; {found}); ",
         Option("nan", "drop"),
         " leaves rows with NaN or infinity out",
     )

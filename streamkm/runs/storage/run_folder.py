@@ -48,6 +48,7 @@ __all__ = [
     "MODEL",
     "RunFolder",
     "check_run_is_free",
+    "feature_names",
     "looks_like_a_run",
     "read_config",
     "reading_of",
@@ -246,6 +247,8 @@ def read_config(path: Path) -> dict[str, Any]:
                 "copy, or start anew with another ",
                 Option("run_dir"),
             ) from None
+        if not path.exists():
+            raise RunError(f"{path} does not exist; name a folder that a fit has written") from None
         raise RunError(
             f"{path} is no run: it has no {CONFIG}; name a folder that a fit has written"
         ) from None
@@ -271,6 +274,12 @@ def reading_of(record: dict[str, Any]) -> dict[str, Any]:
         "apply_scale": bool(data.get("scaled")),
         "nan": record["fit"].get("nan"),
     }
+
+
+def feature_names(path: Path) -> tuple[str, ...]:
+    """Names of the features of the run in the folder `path`; empty if it has none, or is no run."""
+    names = read_config(path).get("feature_names", ()) if (path / CONFIG).exists() else ()
+    return tuple(map(str, names))
 
 
 def looks_like_a_run(path: Path) -> bool:

@@ -16,7 +16,9 @@ from streamkm.sources.axes import axes_note, choose_axes
 from streamkm.sources.base import DTYPES, check_dtype
 from streamkm.sources.decoded import AS_STORED, Decoding, Marks, decoded, read_marks
 from streamkm.sources.layout import one_line
+from streamkm.sources.sparse import refuse_dense_options
 from streamkm.sources.variables import open_variables
+from streamkm.sources.zarr.csr import is_sparse_group, open_csr_group, x_of_anndata
 from streamkm.sources.zarr.source import ZarrSource
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ def open_zarr(
     Raises
     ------
     SourceError
-        If it holds a group, or nothing that zarr can open.
+        If it holds a group that is no CSR matrix, or nothing that zarr can open.
     """
     try:
         # The array's own folder is the store, so that no metadata of a group is needed.
@@ -96,7 +98,8 @@ def open_zarr_node(
     Parameters
     ----------
     node : zarr.Array or zarr.Group
-        The array, or a group with `dataset` or `variable`.
+        The array, or the group of a CSR matrix, or one that AnnData wrote: its X. Any other group
+        needs `dataset` or `variable`.
     name : str, optional
         Name of the array, for errors; by default its store and path.
     dataset, variable, feature_dim
@@ -111,8 +114,8 @@ def open_zarr_node(
     Raises
     ------
     SourceError
-        If it is a group, whose arrays the message lists, or no array of numbers in two or more
-        dimensions, or if its metadata make no sense.
+        If it is another group, whose arrays the message lists, or no array of numbers in two or
+        more dimensions, or if its metadata make no sense.
     """
     if not isinstance(node, zarr.Array | zarr.Group):
         raise SourceError(f"{name}: is no Zarr array but a {type(node).__name__}")
@@ -120,6 +123,10 @@ def open_zarr_node(
     if dataset is not None:
         node, name = _member(node, dataset, name, "dataset"), f"{name.rstrip('/')}/{dataset}"
     if not variable:
+        node, name = x_of_anndata(node, name)
+        if isinstance(node, zarr.Group) and is_sparse_group(node):
+            refuse_dense_options(name, feature_dim, how)
+            return open_csr_group(node, name)
         return _open_array(node, name, feature_dim, how)
     feature_dim = () if feature_dim is None else feature_dim
 

@@ -21,7 +21,7 @@ from zarr.buffer.cpu import NDBuffer, buffer_prototype
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from streamkm.errors import ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line, row_boxes
 from streamkm.sources.within import is_inside
 from streamkm.sources.zarr.direct import direct_reader
@@ -54,7 +54,7 @@ class _Extents(NamedTuple):
     itemsize: int
 
 
-class ZarrSource:
+class ZarrSource(Described):
     """A Zarr array as rows, decoded straight into `out` or copied there by zarr.
 
     Parameters
