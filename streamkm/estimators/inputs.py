@@ -14,7 +14,7 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
-from streamkm.sources import DTYPES, Source, Weights, open_source, open_weights
+from streamkm.sources import DTYPES, Source, Weights, is_lazy, open_source, open_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ class InputRows:
 
     source: Source
     in_memory: bool
-    """Whether X was an array, a list, a data frame, a tensor or a sparse matrix."""
+    """Whether X was an array, a memory map, a list, a data frame, a tensor or a sparse matrix."""
     array: Any
     """The array or CSR matrix behind `source`, if X was in memory and NumPy has its type; or
     None."""
@@ -89,9 +89,11 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         yield InputRows(source, in_memory=True, array=None)
     elif _is_location(X):
         source = open_source(X)
+        # A memory map is an array, such as joblib gives to its workers for one in memory.
+        array = np.asarray(X) if isinstance(X, np.memmap) else None
         try:
             _check_features(estimator, source, reset=reset)
-            yield InputRows(source, in_memory=False, array=None)
+            yield InputRows(source, in_memory=array is not None, array=array)
         finally:
             if source is not X:
                 source.close()
@@ -112,9 +114,11 @@ def _is_location(X: Any) -> bool:
     """Whether the rows of `X` may be more than fit in memory."""
     if isinstance(X, str | os.PathLike | np.memmap | Source):
         return True
+    if isinstance(X, list | tuple) and X:
+        return all(isinstance(entry, str | os.PathLike) for entry in X)  # shards
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")
-    return zarr is not None and isinstance(X, zarr.Array | zarr.Group)
+    return is_lazy(X) or (zarr is not None and isinstance(X, zarr.Array | zarr.Group))
 
 
 def _check_features(estimator: BaseEstimator, source: Source, *, reset: bool) -> None:

@@ -2,6 +2,7 @@
 
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
 from streamkm.sources.formats import SourceOptions
+from streamkm.sources.lazy import is_lazy
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights
 
@@ -14,6 +15,7 @@ __all__ = [
     "Weights",
     "check_dtype",
     "check_shape",
+    "is_lazy",
     "open_source",
     "open_weights",
 ]

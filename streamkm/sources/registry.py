@@ -33,6 +33,7 @@ from streamkm.sources.formats import (
     refuse_foreign_options,
     suffixes,
 )
+from streamkm.sources.lazy import is_lazy, open_lazy
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.sparse import CsrInMemory, CsrSource
 from streamkm.sources.within import folder_takes, pattern_takes
@@ -55,13 +56,14 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
 
     Parameters
     ----------
-    location : str, Path, ndarray, sparse matrix, zarr.Array or Source
+    location : str, Path, ndarray, sparse matrix, zarr.Array, lazy array or Source
         A path, a glob or a folder of shards, the address of a Zarr array (``s3://``, ``gs://``,
         ``https://``), or an array in memory. A sparse matrix of scipy is read as CSR, and each row
-        is made dense where it is read. A path names a file whose suffix is that of a known
-        format, the folder of a Zarr array, or any other file if `dtype` and `n_features` are
-        given. Shards are read as one array along rows, in natural order of their names
-        (``part-2`` before ``part-10``). A Source is returned as it is.
+        is made dense where it is read. A dataset of h5py, an array of dask or xarray, and the X of
+        a backed AnnData are streamed, never loaded as a whole. A path names a file whose suffix is
+        that of a known format, the folder of a Zarr array, or any other file if `dtype` and
+        `n_features` are given. Shards are read as one array along rows, in natural order of their
+        names (``part-2`` before ``part-10``). A Source is returned as it is.
     **options : SourceOptions
         What the location does not say of itself. ``dtype``, ``n_features`` and ``offset`` describe
         a raw file; ``columns`` chooses from a Parquet file, and ``dataset`` from an HDF5 file.
@@ -144,6 +146,8 @@ def _open_object(location: Any) -> Source:
     if scipy_sparse is not None and scipy_sparse.issparse(location):
         matrix = location.tocsr()
         return CsrSource(CsrInMemory(matrix), matrix.shape, "in memory")
+    if is_lazy(location):
+        return open_lazy(location)
     raise SourceError(
         "a source is a path, a NumPy array, a Zarr array, a sparse matrix or a Source, "
         f"not {type(location).__module__}.{type(location).__qualname__}"
