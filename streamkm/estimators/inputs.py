@@ -107,6 +107,8 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             dtype=KEPT_DTYPES,
             ensure_all_finite=False,
         )
+        if np.ma.is_masked(X):  # which scikit-learn takes for its data
+            array = np.ma.array(array, mask=X.mask)
         yield InputRows(open_source(array), in_memory=True, array=array)
 
 
