@@ -175,27 +175,24 @@ import resource, sys
 import h5py, dask.array
 from streamkm import MiniBatchKMeans
 file = h5py.File(sys.argv[1])
-x = {"h5py": file["x"], "dask": dask.array.from_array(file["x"], chunks=(10_000, 64))}[sys.argv[2]]
 MiniBatchKMeans(4, random_state=0).fit(file["x"][:5000])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-kmeans = MiniBatchKMeans(4, random_state=0, max_host_memory="100MiB").fit(x)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, kmeans.n_features_in_)
+for x in file["x"], dask.array.from_array(file["x"], chunks=(10_000, 64)):
+    MiniBatchKMeans(4, random_state=0, max_host_memory="180MiB").fit(x)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
 
 
-# Breaks when a lazy array is loaded as a whole: 195 MiB.
-@pytest.mark.parametrize("kind", ["h5py", "dask"])
-def test_a_fit_of_a_lazy_array_stays_within_the_budget(tmp_path: Path, kind: str) -> None:
+# Breaks when a lazy array is loaded as a whole, of h5py first and then of dask: 305 MiB.
+def test_fits_of_lazy_arrays_stay_within_the_budget(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        x = file.create_dataset("x", (800_000, 64), "f4", chunks=(10_000, 64))
-        for start in range(0, len(x), 100_000):
-            x[start : start + 100_000] = np.arange(64, dtype="f4") + np.float32(start)
+        x = file.create_dataset("x", (1_250_000, 64), "f4", chunks=(10_000, 64))
+        for start in range(0, len(x), 50_000):
+            x[start : start + 50_000] = np.arange(64, dtype="f4") + np.float32(start)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", GROWTH, str(path), kind],
+        [sys.executable, "-W", "ignore", "-c", GROWTH, str(path)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    grown, n_features = map(int, done.stdout.split())
-    assert n_features == 64
-    assert grown < 130
+    assert max(map(int, done.stdout.split())) < 230, done.stdout
