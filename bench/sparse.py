@@ -49,7 +49,9 @@ def make_files(folder: Path) -> dict[str, Path]:
         for member in ("data", "indices", "indptr"):
             group[member] = getattr(matrix, member)
     with h5py.File(paths["dense"], "w") as file:
-        file["X"] = matrix.toarray()
+        x = file.create_dataset("X", matrix.shape, matrix.dtype)
+        for start in range(0, N_ROWS, 1000):
+            x[start : start + 1000] = matrix[start : start + 1000].toarray()
     return paths
 
 
