@@ -182,7 +182,7 @@ def largest():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 before = largest()
 for x in file["x"], dask.array.from_array(file["x"], chunks=(10_000, 64)):
-    MiniBatchKMeans(4, random_state=0, max_host_memory="180MiB").fit(x)
+    MiniBatchKMeans(2, init="random", random_state=0, max_host_memory="180MiB").fit(x)
     print((largest() - before) >> 10)
 """
 
