@@ -324,6 +324,7 @@ RAW = Format("raw", "streamkm.sources.flat:open_raw", (), (_DTYPE, _N_FEATURES, 
 FORMATS: tuple[Format, ...] = (
     RAW,
     Format("NumPy", "streamkm.sources.npy:open_npy", (".npy",)),
+    Format("npz", "streamkm.sources.npz_csr:open_csr_npz", (".npz",)),
     Format(
         "Zarr",
         "streamkm.sources.zarr:open_zarr",
