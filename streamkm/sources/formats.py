@@ -60,11 +60,12 @@ class SourceOptions(TypedDict, total=False):
     offset: int | None
     """Bytes before the first row of a raw file, 0 by default."""
     columns: Sequence[str] | None
-    """Columns of a Parquet file: one column of lists, or columns of numbers in the order of the
-    features. By default the only column of lists, or else all columns."""
+    """Columns of a Parquet or Arrow file: one column of lists, or columns of numbers in the order
+    of the features. By default the only column of lists, or else all columns."""
     dataset: str | None
-    """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``. By default the only dataset of
-    numbers in two or more dimensions."""
+    """Name of the array in a file that holds several: a dataset of HDF5, such as ``obsm/X_pca``, an
+    array of ``.npz`` or of zipped Zarr, a tensor of safetensors. By default the only one of numbers
+    in two or more dimensions."""
 
 
 def _as_given(value: Any) -> Any:
@@ -209,15 +210,16 @@ _OFFSET = SourceOption(
 )
 _COLUMNS = SourceOption(
     "columns",
-    "Parquet: a column of lists, or a column of numbers; repeat the option for each feature "
-    "(default: the only column of lists, or else all columns)",
+    "Parquet, Arrow: a column of lists, or a column of numbers; repeat the option for each "
+    "feature (default: the only column of lists, or else all columns)",
     checked=_columns,
     metavar="NAME",
     is_repeatable=True,
 )
 _DATASET = SourceOption(
     "dataset",
-    "HDF5: name of the dataset, such as obsm/X_pca (default: the only one)",
+    "name of the array in a file that holds several, such as obsm/X_pca of HDF5 "
+    "(default: the only one)",
     metavar="NAME",
 )
 
@@ -247,6 +249,14 @@ FORMATS: tuple[Format, ...] = (
         extra="parquet",
         keeps_open=False,
     ),
+    Format(
+        "Arrow",
+        "streamkm.sources.arrow:ArrowSource",
+        (".arrow", ".arrows", ".feather"),
+        (_COLUMNS,),
+        extra="parquet",
+        keeps_open=False,
+    ),
     Format("bin", "streamkm.sources.flat:open_bin", tuple(BIN_DTYPES)),
     Format("vecs", "streamkm.sources.vecs:VecsSource", tuple(VECS_DTYPES)),
     Format(
@@ -255,6 +265,20 @@ FORMATS: tuple[Format, ...] = (
         (".h5", ".hdf5", ".h5ad"),
         (_DATASET,),
         extra="hdf5",
+    ),
+    Format(
+        "zipped Zarr",
+        "streamkm.sources.zarr:open_zip",
+        (".zip",),
+        (_DATASET,),
+        keeps_open=False,
+    ),
+    Format("npz", "streamkm.sources.npz:open_npz", (".npz",), (_DATASET,)),
+    Format(
+        "safetensors",
+        "streamkm.sources.safetensors:open_safetensors",
+        (".safetensors",),
+        (_DATASET,),
     ),
 )
 

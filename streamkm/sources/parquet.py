@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,13 @@ import pyarrow.parquet as pq
 from streamkm.errors import NoRowsError, Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line
-from streamkm.sources.rowfile import RowFile
+from streamkm.sources.rowfile import row_file, stream_of
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+
+    from streamkm.sources.rowfile import Stored
 
 __all__ = ["ParquetSource"]
 
@@ -36,6 +39,8 @@ _LEVEL_BYTES = 4
 
 class ParquetSource(Described):
     """Rows of a Parquet file; a row group is a block.
+
+    `streamkm.sources.arrow` reads Arrow's own files by the same rules, group by group.
 
     Parameters
     ----------
@@ -51,11 +56,14 @@ class ParquetSource(Described):
         If it is no Parquet file, or these columns do not make rows of numbers.
     """
 
-    def __init__(self, path: Path, *, columns: Sequence[str] | None = None) -> None:
+    #: Name of the format, and what it calls a group of rows.
+    kind, group = "Parquet", "row group"
+
+    def __init__(self, path: Path | Stored, *, columns: Sequence[str] | None = None) -> None:
         # It only knows whether the file has changed: pyarrow opens the file for each read.
-        self._file = RowFile(path, keep_open=False)
+        self._file = row_file(path, keep_open=False)
         try:
-            with pq.ParquetFile(path) as file:
+            with self._reader() as file:
                 self._metadata, schema = file.metadata, file.schema_arrow
                 self._columns = _chosen(schema, columns, str(path))
                 types = [schema.field(name).type for name in self._columns]
@@ -63,7 +71,9 @@ class ParquetSource(Described):
                 n_features = _n_features(file, self._columns, types[0], str(path))
                 sizes, stored = self._group_sizes()
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
-            raise SourceError(f"{path}: cannot be opened as Parquet: {one_line(error)}") from error
+            raise SourceError(
+                f"{path}: cannot be opened as {self.kind}: {one_line(error)}"
+            ) from error
         dtype = _common_dtype(types, self._columns, str(path))
         if min(sizes, default=0) < 0 or stored < 0:
             raise SourceError(f"{path}: its metadata make no sense: {min(sizes)} rows in a group")
@@ -77,9 +87,10 @@ class ParquetSource(Described):
             dtype=dtype,
             # One writer makes all groups of one size, except the last.
             block_rows=max(sizes),
-            layout=f"parquet, {len(sizes)} row groups of up to {max(sizes)}, "
+            layout=f"{self.kind.lower()}, {counted(len(sizes), self.group)} of up to {max(sizes)}, "
             + (f"column {self._columns[0]}" if self._is_list else f"{n_features} columns"),
             scratch_bytes=self._scratch_bytes(stored, max(sizes), row_bytes, n_features),
+            is_remote=self._file.is_remote,
         )
 
     @property
@@ -97,7 +108,7 @@ class ParquetSource(Described):
         check_read(self.name, self._spec, rows, out, closed=self._file.closed)
         self._file.check_unchanged(rows)
         try:
-            with pq.ParquetFile(self._file.path, metadata=self._metadata) as file:
+            with self._reader(self._metadata) as file:
                 self._read_groups(file, rows, out)
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise ReadError(
@@ -117,6 +128,12 @@ class ParquetSource(Described):
         """Refuse further reads; no file is held open."""
         self._file.close()
 
+    def _reader(self, metadata: Any = None) -> Any:
+        """What reads groups of columns, as `pyarrow.parquet.ParquetFile` does."""
+        path = self._file.path
+        place = path if isinstance(path, Path) else pa.PythonFile(stream_of(self._file), "r")
+        return pq.ParquetFile(place, metadata=metadata)
+
     def _read_groups(self, file: pq.ParquetFile, rows: RowRange, out: np.ndarray) -> None:
         done = rows.start
         while done < rows.stop:
@@ -125,7 +142,7 @@ class ParquetSource(Described):
             expected = self._metadata.row_group(index).num_rows
             if table.num_rows != expected:
                 raise ReadError(
-                    f"{self.name}: row group {index} holds {table.num_rows} rows, the file's "
+                    f"{self.name}: {self.group} {index} holds {table.num_rows} rows, the file's "
                     f"metadata say {expected}; the file is corrupt"
                 )
             first = self._starts[index]
@@ -157,7 +174,7 @@ class ParquetSource(Described):
             if wrong.size:
                 length = int(offsets[wrong[0] + 1] - offsets[wrong[0]])
                 raise ReadError(
-                    f"{self.name}: column {name!r}: a list of {length} elements in row group "
+                    f"{self.name}: column {name!r}: a list of {length} elements in {self.group} "
                     f"{group}, the first row has {n_features}; all lists must be of one length"
                 )
             start = int(offsets[0])
@@ -169,7 +186,7 @@ class ParquetSource(Described):
     def _check_nulls(self, array: pa.Array, name: str, group: int) -> None:
         if array.null_count:
             raise ReadError(
-                f"{self.name}: column {name!r} holds {array.null_count} nulls in row group "
+                f"{self.name}: column {name!r} holds {array.null_count} nulls in {self.group} "
                 f"{group}; fill them, or drop their rows first"
             )
 
