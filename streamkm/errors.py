@@ -15,7 +15,7 @@
     │   └── DeviceError               the chosen device or kernel is not available
     ├── StorageError (OSError)        exit status 1: the disk refused a write
     ├── AllocationError (MemoryError) exit status 1: the machine or the GPU refused memory
-    └── Interrupted                   exit status 75: stopped by a signal, a checkpoint is saved
+    └── Interrupted (SystemExit)      exit status 75: stopped by a signal, a checkpoint is saved
 
 A message is one line that names the rule, the value received and the remedy, because a user of
 the command line sees nothing else. A setting in a message has its name in Python when the error is
@@ -163,7 +163,12 @@ class AllocationError(StreamkmError, MemoryError):
     """
 
 
-class Interrupted(StreamkmError):
-    """A signal stopped the run; the message names the checkpoint that it can resume from."""
+class Interrupted(StreamkmError, SystemExit):
+    """A signal stopped the run; the message names the checkpoint that it can resume from.
+
+    It is a SystemExit: where nobody catches it the process ends with status 75, by which a batch
+    system knows that the job goes on if it is started again.
+    """
 
     exit_status = 75
+    code = exit_status

@@ -13,17 +13,21 @@ from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.model_file import MODEL, centroids_are_whole, read_model_file
 from streamkm.runs.storage.run_folder import read_config, run_owner
 from streamkm.sealed import DAMAGE, in_words
+from streamkm.sources import parts_of
 from streamkm.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamkm.sources import Source
+    from streamkm.sources import Part, Source
 
 __all__ = ["describe_run", "describe_source"]
 
 #: Settings of a run that are always shown; the others only if they differ from the default.
 ALWAYS_SHOWN = ("k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "seed")
+
+#: Files of a source that are listed, at most.
+PARTS_SHOWN = 12
 
 
 def describe_source(source: Source) -> str:
@@ -38,8 +42,18 @@ def describe_source(source: Source) -> str:
         f"layout       {spec.layout}",
         f"read by      {spec.block_rows:,} rows ({format_bytes(spec.block_rows * spec.row_bytes)})",
         f"fingerprint  {source.fingerprint()}",
+        *_order_lines(parts_of(source)),
     ]
     return "\n".join([*lines, *(f"note         {note}" for note in source.notes())])
+
+
+def _order_lines(parts: list[Part]) -> list[str]:
+    """The files of a source in the order of their rows; of many, the first and the last."""
+    shown = parts if len(parts) <= PARTS_SHOWN else [*parts[: PARTS_SHOWN - 1], parts[-1]]
+    lines = [f"{part.name} from row {part.first_row:,}" for part in shown]
+    if len(parts) > PARTS_SHOWN:
+        lines.insert(PARTS_SHOWN - 1, f"... ({len(parts) - PARTS_SHOWN:,} more)")
+    return [f"{'' if i else 'order':<12} {line}" for i, line in enumerate(lines)]
 
 
 def describe_run(path: Path) -> str:

@@ -21,7 +21,16 @@ from streamkm.errors import NoRowsError, SourceError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DTYPES", "ArraySpec", "Described", "RowRange", "Source", "check_dtype", "check_shape"]
+__all__ = [
+    "DTYPES",
+    "ArraySpec",
+    "Described",
+    "Grid",
+    "RowRange",
+    "Source",
+    "check_dtype",
+    "check_shape",
+]
 
 #: The NumPy dtype of the stored elements, in native byte order, by the name of the element type.
 #: NumPy has no bfloat16: its bits travel as uint16, and the device reinterprets them.
@@ -80,6 +89,19 @@ class RowRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """The axes that rows count through, in C order: ``y, x`` of a cube of bands."""
+
+    shape: tuple[int, ...]
+    """Their extents; the product is the number of rows."""
+    dims: tuple[str, ...] = ()
+    """Their names, ``""`` for one without a name; empty if the format has no names."""
+    group: str = ""
+    """Where the arrays lie that hold their coordinates, each with the name of its axis: the folder
+    of a Zarr group, or its address; ``""`` if there is no such place."""
+
+
+@dataclass(frozen=True, slots=True)
 class ArraySpec:
     """Shape, element type and layout of an array, known before any row is read."""
 
@@ -101,6 +123,15 @@ class ArraySpec:
     alone. A piece begins at a multiple of this number. 0 if only whole blocks are worth reading."""
     is_remote: bool = False
     """Whether reads wait for a network, so that more readers than cores are of use."""
+    feature_names: tuple[str, ...] = ()
+    """Names of the features, in their order; empty if the format has none."""
+    grid: Grid | None = None
+    """The axes that rows count through; None where rows are one axis without a name."""
+    nodata: tuple[float | int, ...] = ()
+    """Stored values that mean "no data". `streamkm.sources.open_source` has a source with such
+    values read as floats, with NaN in their place: a row that holds one counts as one with NaN."""
+    is_scaled: bool = False
+    """Whether ``scale_factor`` and ``add_offset`` of its attributes are applied."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:

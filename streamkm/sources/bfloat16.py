@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamkm.sources.base import Described
+from streamkm.sources.concat import parts_of
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
+    from streamkm.sources.concat import Part
 
 __all__ = ["Bfloat16Source"]
 
@@ -53,6 +55,10 @@ class Bfloat16Source(Described):
     def would_take(self, path: Path) -> bool:
         """Whether what is written at `path` would become part of the stored array."""
         return would_take(self._source, path)
+
+    def parts(self) -> list[Part]:
+        """The files of the stored array, if it has several."""
+        return parts_of(self._source)
 
     def notes(self) -> list[str]:
         """The notes of the stored array."""

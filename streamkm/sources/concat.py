@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange
@@ -21,10 +22,35 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import Source
 
-__all__ = ["ConcatSource"]
+__all__ = ["ConcatSource", "Part", "parts_of"]
 
 #: Bytes of a shard that is read as one block, at most, if the shards' own blocks do not line up.
 SHARD_BLOCK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where the rows of one file lie in a source of several files."""
+
+    name: str
+    """The file, as it was given."""
+    first_row: int
+    """Number of its first row in the whole."""
+    n_rows: int
+    """Its rows."""
+
+
+@runtime_checkable
+class _Joined(Protocol):
+    """A source of several files."""
+
+    def parts(self) -> list[Part]:
+        """Its files, in the order of their rows."""
+
+
+def parts_of(source: Source) -> list[Part]:
+    """The files of `source` in the order of their rows; none for a source of one file."""
+    return source.parts() if isinstance(source, _Joined) else []
 
 
 class ConcatSource(Described):
@@ -106,6 +132,14 @@ class ConcatSource(Described):
             done = stop
             index += 1
 
+    def parts(self) -> list[Part]:
+        """The files, in the order of their rows."""
+        found: list[Part] = []
+        for first, part in zip(self._starts, self._parts, strict=True):
+            inner = parts_of(part) or [Part(part.name, 0, part.spec.n_rows)]
+            found += [Part(each.name, first + each.first_row, each.n_rows) for each in inner]
+        return found
+
     def fingerprint(self) -> str:
         """Hex digest of the parts' fingerprints, in order."""
         digest = hashlib.sha256()
@@ -120,13 +154,29 @@ class ConcatSource(Described):
 
     def notes(self) -> list[str]:
         """The notes of the whole, then those of each part."""
-        return [*self._remarks, *(note for part in self._parts for note in part.notes())]
+        return [
+            *self._remarks,
+            *_order_notes(self._name, [part.name for part in self._parts]),
+            *(note for part in self._parts for note in part.notes()),
+        ]
 
     def close(self) -> None:
         """Close all parts."""
         self._closed = True
         for part in self._parts:
             part.close()
+
+
+def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
+    """A note if the rows of `names` come in another order than other tools read them in."""
+    for name, by_text in zip(names, sorted(names), strict=True):
+        if name != by_text:
+            note = (
+                f"{whole}: rows of {name} come before those of {by_text}; a tool that sorts names "
+                "as text has them the other way round, so join labels to rows by file or by id"
+            )
+            return [note]
+    return []
 
 
 def _check_alike(first: Source, part: Source) -> None:

@@ -16,6 +16,7 @@ from streamkm.sources.rowfile import row_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streamkm.sources.base import Grid
     from streamkm.sources.rowfile import ByteFile, Stored
 
 __all__ = ["BIN_DTYPES", "BLOCK_BYTES", "PIECE_BYTES", "FlatSource", "open_bin", "open_raw"]
@@ -52,6 +53,8 @@ class FlatSource(Described):
         Name of the format in `ArraySpec.layout`.
     remarks : tuple of str
         What `notes` returns.
+    grid : Grid, optional
+        The axes that rows count through.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class FlatSource(Described):
         swapped: bool,
         kind: str,
         remarks: tuple[str, ...] = (),
+        grid: Grid | None = None,
     ) -> None:
         row_bytes = n_features * DTYPES[dtype].itemsize
         self._file = file
@@ -80,6 +84,7 @@ class FlatSource(Described):
             scratch_bytes=max(BUFFER_BYTES, file.is_remote * BLOCK_BYTES),
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
             is_remote=file.is_remote,
+            grid=grid,
         )
 
     @property

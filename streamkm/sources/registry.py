@@ -22,6 +22,7 @@ from streamkm.files import expanded
 from streamkm.sources.base import Source, check_dtype
 from streamkm.sources.bfloat16 import Bfloat16Source
 from streamkm.sources.concat import ConcatSource
+from streamkm.sources.decoded import Decoding, honoured
 from streamkm.sources.formats import (
     ADDRESSES,
     RAW,
@@ -49,6 +50,7 @@ from streamkm.sources.places import (
     python_list,
     unread,
 )
+from streamkm.sources.sparse import CsrInMemory, CsrSource
 from streamkm.sources.within import folder_takes, pattern_takes, tree_takes
 from streamkm.text import counted
 
@@ -82,16 +84,19 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
 
     Parameters
     ----------
-    location : str, Path, list of paths, ndarray, zarr.Array or Source
+    location : str, Path, list of paths, ndarray, sparse matrix, zarr.Array or Source
         A path, a glob or a folder of shards, a list of paths, the address of a Zarr array
-        (``s3://``, ``gs://``, ``https://``), or an array in memory. A path names a file whose
+        (``s3://``, ``gs://``, ``https://``), or an array in memory. A sparse matrix of scipy is
+        read as CSR, and each row is made dense where it is read. A path names a file whose
         suffix is that of a known format, the folder of a Zarr array, or any other file if `dtype`
         and `n_features` are given. Shards are read as one array along rows, in natural order of
         their names (``part-2`` before ``part-10``). ``@files.txt`` names a text file with one path
         a line; it and a list of paths keep their own order. A Source is returned as it is.
     **options : SourceOptions
         What the location does not say of itself. ``dtype``, ``n_features`` and ``offset`` describe
-        a raw file; ``columns`` chooses from a Parquet file, and ``dataset`` from an HDF5 file.
+        a raw file; ``columns`` chooses from a Parquet file, and ``dataset`` and ``variable`` from
+        an HDF5 file or a Zarr group. ``feature_dim`` says which axes of theirs are features,
+        ``nodata``, ``fill_is_nan`` and ``apply_scale`` what stored values mean.
         ``dtype`` and ``n_features`` must agree with any other array, except that
         ``dtype="bfloat16"`` also reads arrays stored as uint16.
 
@@ -130,8 +135,7 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
     elif isinstance(location, str | os.PathLike):
         source = _open_path(expanded(location), given)
     else:
-        source = _open_object(location)
-        refuse_foreign_options(source.name, given, None, "")
+        source = _open_object(location, given)
     return _reconciled(source, given)
 
 
@@ -159,22 +163,35 @@ def _reconciled(source: Source, given: Given) -> Source:
     return source
 
 
-def _open_object(location: Any) -> Source:
+def _open_object(location: Any, given: Given) -> Source:
     """Source of an array in memory or an open Zarr array."""
-    if isinstance(location, np.ndarray):
-        return MemorySource(location)
-    if isinstance(location, Source):
-        return location
+    nodata = given.get("nodata", ())
+    source = MemorySource(location) if isinstance(location, np.ndarray) else location
+    if isinstance(source, Source):
+        refuse_foreign_options(source.name, given, None, "")
+        return honoured(source, nodata)
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")
     if zarr is not None and isinstance(location, zarr.Array | zarr.Group):
         from streamkm.sources.zarr import open_zarr_node
 
-        return open_zarr_node(location)
+        refuse_foreign_options("an open Zarr array", given, format_of(".zarr"), "")
+        how = Decoding(nodata, given.get("fill_is_nan", False), given.get("apply_scale", False))
+        chosen = ("dataset", "variable", "feature_dim")
+        return open_zarr_node(
+            location, **{name: given[name] for name in chosen if name in given}, how=how
+        )
+    # Likewise scipy, which need not be installed for anything else here.
+    scipy_sparse = sys.modules.get("scipy.sparse")
+    if scipy_sparse is not None and scipy_sparse.issparse(location):
+        refuse_foreign_options("a sparse matrix", given, None, "")
+        matrix = location.tocsr()
+        return honoured(CsrSource(CsrInMemory(matrix), matrix.shape, "in memory"), nodata)
     if isinstance(location, list | tuple) and not location:
         raise SourceError("a list of paths must name at least one, this one is empty")
     raise SourceError(
-        "a source is a path, a list of paths, a NumPy array, a Zarr array or a Source, "
+        "a source is a path, a list of paths, a NumPy array, a Zarr array, a sparse matrix or "
+        "a Source, "
         f"not {type(location).__module__}.{type(location).__qualname__}"
     )
 

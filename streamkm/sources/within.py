@@ -10,10 +10,7 @@ from __future__ import annotations
 import glob
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-if TYPE_CHECKING:
-    from streamkm.sources.base import Source
+from typing import Protocol, runtime_checkable
 
 __all__ = ["folder_takes", "is_inside", "pattern_takes", "tree_takes", "would_take"]
 
@@ -26,7 +23,7 @@ class _Extensible(Protocol):
         """Whether a file or folder written at `path` would become part of it."""
 
 
-def would_take(source: Source, path: Path) -> bool:
+def would_take(source: object, path: Path) -> bool:
     """Whether a file or folder written at `path` would become part of `source`."""
     return isinstance(source, _Extensible) and source.would_take(path)
 

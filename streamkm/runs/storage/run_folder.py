@@ -50,6 +50,7 @@ __all__ = [
     "check_run_is_free",
     "looks_like_a_run",
     "read_config",
+    "reading_of",
     "run_owner",
 ]
 
@@ -262,6 +263,12 @@ def read_config(path: Path) -> dict[str, Any]:
             Option("run_dir"),
         ) from None
     return record
+
+
+def reading_of(record: dict[str, Any]) -> dict[str, Any]:
+    """How a run, given what `read_config` returns, read stored values: options of a source."""
+    data = record["data"]
+    return {"nodata": data.get("nodata"), "apply_scale": bool(data.get("scaled"))}
 
 
 def looks_like_a_run(path: Path) -> bool:
