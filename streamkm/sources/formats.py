@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.sources.base import Source
+    from streamkm.sources.rowfile import Stored
 
 __all__ = [
     "ADDRESSES",
@@ -39,6 +40,7 @@ __all__ = [
     "folder_formats",
     "format_of",
     "given_options",
+    "imported",
     "refuse_foreign_options",
     "source_options",
     "suffixes",
@@ -62,9 +64,9 @@ class SourceOptions(TypedDict, total=False):
     offset: int | None
     """Bytes before the first row of a raw file, 0 by default."""
     dataset: str | None
-    """Name of the array in a file that holds several: a dataset of HDF5, such as ``obsm/X_pca``, the
-    path of an array in a Zarr group, an array of ``.npz``, a tensor of safetensors. By default the
-    only one of numbers in two or more dimensions."""
+    """Name of the array in a file that holds several: a dataset of HDF5, such as ``obsm/X_pca``,
+    the path of an array in a Zarr group, an array of ``.npz``, a tensor of safetensors. By default
+    the only one of numbers in two or more dimensions."""
     variable: Sequence[str] | None
     """Arrays of one shape in an HDF5 or netCDF file or a Zarr group: each is a feature, and all
     its axes are rows. With `dataset` they lie in that group."""
@@ -142,24 +144,19 @@ class Format:
     markers: tuple[str, ...] = ()
     """Of a format whose arrays are folders: an array's folder, or a group's, holds one of these
     files."""
+    reads_objects: bool = False
+    """Whether its opener takes a file behind an address as well, a `Stored`."""
     members: str | None = None
     """``module:function`` that lists, as a phrase, the arrays in such a folder."""
 
-    def open(self, location: Path | str, given: Mapping[str, Any], *, keep_open: bool) -> Source:
+    def open(
+        self, location: Path | Stored | str, given: Mapping[str, Any], *, keep_open: bool
+    ) -> Source:
         """Open the array at `location` with the options `given`, all of which it takes."""
         arguments = {o.name: given[o.name] for o in self.options if o.name in given}
         if self.keeps_open:
             arguments["keep_open"] = keep_open
-        try:
-            opener = pkgutil.resolve_name(self.home)
-        except ModuleNotFoundError as error:
-            if self.extra is None:
-                raise
-            raise SourceError(
-                f"{location}: reading it needs {error.name}, which is not installed; "
-                f"install streamkm[{self.extra}]"
-            ) from error
-        source: Source = opener(location, **arguments)
+        source: Source = imported(self.home, location, self.extra)(location, **arguments)
         # Openers that take the option decode by themselves, for each variable its own way.
         return source if _NODATA in self.options else honoured(source, given.get("nodata", ()))
 
@@ -172,6 +169,19 @@ class Format:
         if self.members is None:
             return ""
         return f"; of {folder}: {pkgutil.resolve_name(self.members)(folder)}"
+
+
+def imported(home: str, location: object, extra: str | None) -> Any:
+    """What ``module:name`` names; `SourceError` if a package of the `extra` is not installed."""
+    try:
+        return pkgutil.resolve_name(home)
+    except ModuleNotFoundError as error:
+        if extra is None:
+            raise
+        raise SourceError(
+            f"{location}: reading it needs {error.name}, which is not installed; "
+            f"install streamkm[{extra}]"
+        ) from error
 
 
 # ---- options -----------------------------------------------------------------
@@ -324,7 +334,7 @@ RAW = Format("raw", "streamkm.sources.flat:open_raw", (), (_DTYPE, _N_FEATURES, 
 #: All formats; a file belongs to the first that has its suffix.
 FORMATS: tuple[Format, ...] = (
     RAW,
-    Format("NumPy", "streamkm.sources.npy:open_npy", (".npy",)),
+    Format("NumPy", "streamkm.sources.npy:open_npy", (".npy",), reads_objects=True),
     Format(
         "Zarr",
         "streamkm.sources.zarr:open_zarr",
@@ -340,6 +350,7 @@ FORMATS: tuple[Format, ...] = (
         (".parquet",),
         (_COLUMNS,),
         extra="parquet",
+        reads_objects=True,
         keeps_open=False,
     ),
     Format(
@@ -348,10 +359,11 @@ FORMATS: tuple[Format, ...] = (
         (".arrow", ".arrows", ".feather"),
         (_COLUMNS,),
         extra="parquet",
+        reads_objects=True,
         keeps_open=False,
     ),
-    Format("bin", "streamkm.sources.flat:open_bin", tuple(BIN_DTYPES)),
-    Format("vecs", "streamkm.sources.vecs:VecsSource", tuple(VECS_DTYPES)),
+    Format("bin", "streamkm.sources.flat:open_bin", tuple(BIN_DTYPES), reads_objects=True),
+    Format("vecs", "streamkm.sources.vecs:VecsSource", tuple(VECS_DTYPES), reads_objects=True),
     Format(
         "HDF5",
         "streamkm.sources.hdf5:open_hdf5",
@@ -366,12 +378,13 @@ FORMATS: tuple[Format, ...] = (
         (_DATASET,),
         keeps_open=False,
     ),
-    Format("npz", "streamkm.sources.npz:open_npz", (".npz",), (_DATASET,)),
+    Format("npz", "streamkm.sources.npz:open_npz", (".npz",), (_DATASET,), reads_objects=True),
     Format(
         "safetensors",
         "streamkm.sources.safetensors:open_safetensors",
         (".safetensors",),
         (_DATASET,),
+        reads_objects=True,
     ),
 )
 

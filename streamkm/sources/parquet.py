@@ -132,7 +132,7 @@ class ParquetSource(Described):
         """What reads groups of columns, as `pyarrow.parquet.ParquetFile` does."""
         path = self._file.path
         place = path if isinstance(path, Path) else pa.PythonFile(stream_of(self._file), "r")
-        return pq.ParquetFile(place, metadata=metadata)
+        return pq.ParquetFile(place, metadata=metadata, pre_buffer=self._file.is_remote)
 
     def _read_groups(self, file: pq.ParquetFile, rows: RowRange, out: np.ndarray) -> None:
         done = rows.start
@@ -205,6 +205,8 @@ class ParquetSource(Described):
         decoded, levels = rows * row_bytes, _LEVEL_BYTES * rows * n_features * self._is_list
         # The chosen columns store no more: a dictionary holds each number at most once more.
         stored = min(stored, 2 * decoded + levels)
+        # What comes over a network is held once more before it is parsed.
+        stored *= 1 + self._file.is_remote
         return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
 
 

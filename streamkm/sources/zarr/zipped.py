@@ -11,10 +11,12 @@ from zarr.storage import ZipStore
 from streamkm.errors import SourceError
 from streamkm.sources.layout import one_line
 from streamkm.sources.members import chosen_member
-from streamkm.sources.zarr.source import ZarrSource, open_zarr_node
+from streamkm.sources.zarr.source import open_zarr_node
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from streamkm.sources.base import Source
 
 __all__ = ["open_zip"]
 
@@ -22,7 +24,7 @@ __all__ = ["open_zip"]
 _METADATA = ("zarr.json", ".zarray")
 
 
-def open_zip(path: Path, *, dataset: str | None = None) -> ZarrSource:
+def open_zip(path: Path, *, dataset: str | None = None) -> Source:
     """Open a Zarr array in a zip file.
 
     Parameters
@@ -35,7 +37,7 @@ def open_zip(path: Path, *, dataset: str | None = None) -> ZarrSource:
 
     Returns
     -------
-    ZarrSource
+    Source
 
     Raises
     ------
