@@ -14,7 +14,7 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
-from streamkm.sources import DTYPES, Source, Weights, open_source, open_weights
+from streamkm.sources import DTYPES, Source, Weights, check_dtype, open_source, open_weights
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.names import in_order
 
@@ -99,6 +99,8 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             if source is not X:
                 source.close()
     else:
+        if getattr(getattr(X, "dtype", None), "names", None) is not None:
+            check_dtype(X.dtype, "X")
         # The stream finds NaN and infinity at no cost, and names their row.
         array = validate_data(estimator, X, reset=reset, dtype=KEPT_DTYPES, ensure_all_finite=False)
         # A run in a folder keeps the names; they say nothing new where `estimator` has them.

@@ -18,6 +18,7 @@ from streamkm.errors import Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, Source, check_dtype, check_shape
 from streamkm.sources.flat import BLOCK_BYTES, FlatSource
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
+from streamkm.sources.names import shown as shown_names
 from streamkm.sources.rowfile import RowFile
 
 if TYPE_CHECKING:
@@ -188,17 +189,22 @@ class Hdf5Source:
 def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
     """The dataset `name`, or the only one; the error lists those that there are."""
     found: dict[str, h5py.Dataset] = {}
+    records: list[str] = []
 
     def note(member: str, node: h5py.Dataset | h5py.Group) -> None:
         # An empty dataset has the shape None.
         is_array = isinstance(node, h5py.Dataset) and len(node.shape or ()) >= 2
         if is_array and node.dtype.kind in "fiu":
             found[member] = node
+        elif isinstance(node, h5py.Dataset) and node.dtype.names is not None:
+            records.append(member)
 
     file.visititems(note)
     shown = [f"{member} {node.shape}" for member, node in list(found.items())[:NAMES_SHOWN]]
     more = ", ..." if len(found) > NAMES_SHOWN else ""
     there_are = f"it holds {', '.join(shown)}{more}" if found else "it holds none"
+    if records:
+        there_are += f", and records (compound types), which are no rows, in {shown_names(records)}"
     if name is None:
         if len(found) != 1:
             raise SourceError(
