@@ -14,7 +14,15 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
-from streamkm.sources import DTYPES, Source, Weights, check_dtype, open_source, open_weights
+from streamkm.sources import (
+    DTYPES,
+    Source,
+    Weights,
+    check_dtype,
+    is_path_list,
+    open_source,
+    open_weights,
+)
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.names import in_order
 
@@ -35,9 +43,10 @@ class InputRows:
 
     source: Source
     in_memory: bool
-    """Whether X was an array, a list, a data frame or a tensor."""
-    array: np.ndarray | None
-    """The array behind `source`, if X was in memory and NumPy has its type."""
+    """Whether X was an array, a list, a data frame, a tensor or a sparse matrix."""
+    array: Any
+    """The array or CSR matrix behind `source`, if X was in memory and NumPy has its type; or
+    None."""
 
     def weights(self, sample_weight: Any) -> Weights | None:
         """Open `sample_weight`: an array, one number for all rows, a path, or None."""
@@ -66,7 +75,7 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     ----------
     estimator : BaseEstimator
         The estimator whose ``n_features_in_`` and ``feature_names_in_`` are set or compared.
-    X : array-like, path, Zarr array or Source
+    X : array-like, sparse matrix, path, list of paths, Zarr array or Source
         The rows.
     reset : bool
         Set the features of `estimator`; if false, compare `X` with them.
@@ -77,8 +86,6 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
 
     Raises
     ------
-    TypeError
-        If `X` is sparse.
     ValueError
         If `X` cannot be clustered, or has other features than the estimator was fitted on.
     """
@@ -91,7 +98,8 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         _check_features(estimator, source, reset=reset)
         yield InputRows(source, in_memory=True, array=None)
     elif _is_location(X):
-        source = open_source(X)
+        is_drop = getattr(estimator, "nan", None) == "drop"
+        source = open_source(X, fill_is_nan=is_drop)
         try:
             _check_features(estimator, source, reset=reset)
             yield InputRows(source, in_memory=False, array=None)
@@ -102,16 +110,24 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         if getattr(getattr(X, "dtype", None), "names", None) is not None:
             check_dtype(X.dtype, "X")
         # The stream finds NaN and infinity at no cost, and names their row.
-        array = validate_data(estimator, X, reset=reset, dtype=KEPT_DTYPES, ensure_all_finite=False)
+        array = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            accept_sparse="csr",
+            dtype=KEPT_DTYPES,
+            ensure_all_finite=False,
+        )
         # A run in a folder keeps the names; they say nothing new where `estimator` has them.
         names = tuple(getattr(estimator, "feature_names_in_", ())) if reset else ()
-        source = MemorySource(array, feature_names=names)
+        is_dense = isinstance(array, np.ndarray)
+        source = MemorySource(array, feature_names=names) if is_dense else open_source(array)
         yield InputRows(source, in_memory=True, array=array)
 
 
 def _is_location(X: Any) -> bool:
     """Whether the rows of `X` may be more than fit in memory."""
-    if isinstance(X, str | os.PathLike | np.memmap | Source):
+    if isinstance(X, str | os.PathLike | np.memmap | Source) or is_path_list(X):
         return True
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")

@@ -155,6 +155,9 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
         wide_KD = given_KD.astype(np.float64)
         settings["init"] = f"array of sha256 {sha256(wide_KD.tobytes()).hexdigest()[:12]}"
     data = {
+        # Before the dtype and the fingerprint, which change with them: an error names the first.
+        "nodata": list(spec.nodata) or None,
+        "scaled": spec.is_scaled or None,
         "shape": [spec.n_rows, spec.n_features],
         "dtype": spec.dtype,
         "block_rows": spec.block_rows,

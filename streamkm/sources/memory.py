@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, row_boxes, rows_for_bytes
 
 __all__ = ["MemorySource"]
@@ -18,7 +18,7 @@ BLOCK_BYTES = 1 << 20
 PIECE_BYTES = 64 << 10
 
 
-class MemorySource:
+class MemorySource(Described):
     """An ndarray as a source; the array is neither copied nor changed.
 
     Parameters

@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkm.errors import EmptySourceError, Option, ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype
+from streamkm.errors import NoRowsError, Option, ReadError, SourceError
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.names import shown
 from streamkm.sources.parquet_footer import null_counts
-from streamkm.sources.rowfile import RowFile
+from streamkm.sources.rowfile import RowFile, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ _PAGE_BYTES = 4 << 20
 _LEVEL_BYTES = 4
 
 
-class ParquetSource:
+class ParquetSource(Described):
     """Rows of a Parquet file; a row group is a block.
 
     Parameters
@@ -80,7 +80,7 @@ class ParquetSource:
             with pq.ParquetFile(path) as file:
                 self._metadata, schema = file.metadata, file.schema_arrow
                 if not self._metadata.num_rows:
-                    raise EmptySourceError(f"{path}: the file has no rows")
+                    raise NoRowsError(f"{path}: the file has no rows")
                 index = _index_columns(schema)
                 self._columns = _chosen(schema, columns, str(path), index)
                 types = [schema.field(name).type for name in self._columns]
@@ -257,7 +257,8 @@ class ParquetSource:
     def _known_nulls(self, *, is_whole: bool) -> dict[str, int]:
         """The nulls of the columns that have some, as the footer tells; `is_whole`: of integers."""
         most_bytes = FOOTER_BYTES if is_whole else FOOTER_BYTES_FOR_NOTES
-        counts = null_counts(self._file.path, most_bytes=most_bytes)
+        with stream_of(self._file) as file:
+            counts = null_counts(file, most_bytes=most_bytes)
         return {name: counts[name] for name in self._columns if counts.get(name)}
 
     def _group_sizes(self) -> tuple[list[int], int]:

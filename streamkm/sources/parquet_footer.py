@@ -8,10 +8,8 @@ the definition of the format, and all others are stepped over.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import io
+from typing import IO, Any
 
 __all__ = ["null_counts"]
 
@@ -29,15 +27,15 @@ _FIXED = {1: 1, 2: 1, 3: 1, 7: 8}
 _GROUPS, _COLUMNS, _ABOUT, _PATH, _STATISTICS, _NULL_COUNT = 4, 1, 3, 3, 12, 3
 
 
-def null_counts(path: Path, *, most_bytes: int) -> dict[str, int]:
+def null_counts(file: IO[bytes], *, most_bytes: int) -> dict[str, int]:
     """The nulls of each column that says how many it has, by the name of the column.
 
     A null list counts as one null, and so do an empty list and each null in a list.
 
     Parameters
     ----------
-    path : Path
-        The file.
+    file : binary file
+        The Parquet file, which can seek.
     most_bytes : int
         Bytes of a footer that is read, at most. 2 million bytes take a second.
 
@@ -52,15 +50,14 @@ def null_counts(path: Path, *, most_bytes: int) -> dict[str, int]:
     OSError
         If the file cannot be read.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - _END_BYTES, 0))
-        end = file.read(_END_BYTES)
-        length = int.from_bytes(end[:4], "little")
-        if end[4:] != _MAGIC or not length <= min(size - _END_BYTES, most_bytes):
-            return {}
-        file.seek(size - _END_BYTES - length)
-        footer = file.read(length)
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(size - _END_BYTES, 0))
+    end = file.read(_END_BYTES)
+    length = int.from_bytes(end[:4], "little")
+    if end[4:] != _MAGIC or not length <= min(size - _END_BYTES, most_bytes):
+        return {}
+    file.seek(size - _END_BYTES - length)
+    footer = file.read(length)
     counts: dict[str, int | None] = {}
     try:
         for group in _struct(footer, 0, 0)[0][_GROUPS]:

@@ -134,7 +134,7 @@ def test_chosen_columns(tmp_path: Path) -> None:
     refused(path, "once each, not y0, y0", columns=["y0", "y0"])
     refused(path, "once each", columns=[])
     refused(path, "'key' holds int64, others floats, which would round it", columns=["key", "z"])
-    refused(path, "dataset is for .h5", dataset="x")
+    refused(path, "dataset is for .zarr .h5", dataset="x")
     refused(path, "offset is for raw files", columns=["x"], offset=8)
 
 

@@ -14,6 +14,11 @@ from streamkm.sources.parquet_footer import null_counts
 MOST = 1 << 20
 
 
+def counted(path: Path, *, most_bytes: int) -> dict[str, int]:
+    with path.open("rb") as file:
+        return null_counts(file, most_bytes=most_bytes)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Four rows in two groups, with columns of several types."""
@@ -33,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_nulls_are_counted_over_all_groups(path: Path) -> None:
     expected = {"a.b": 2, "list": 3, "text": 1, "flag": 1, "whole": 0}
-    assert null_counts(path, most_bytes=MOST) == expected
+    assert counted(path, most_bytes=MOST) == expected
 
 
 # pyarrow's own count, of many columns: field numbers beyond 15 and lists beyond 14 elements.
@@ -42,19 +47,19 @@ def test_many_columns_and_groups(path: Path) -> None:
     columns = {f"f{i}": pa.array(draws[:, i], mask=draws[:, i] < 0.5) for i in range(40)}
     pq.write_table(pa.table(columns), path, row_group_size=3)
     expected = {name: column.null_count for name, column in columns.items()}
-    assert null_counts(path, most_bytes=MOST) == expected
+    assert counted(path, most_bytes=MOST) == expected
 
 
 def test_what_is_not_counted_is_missing(path: Path) -> None:
     table = pa.table({"a": pa.array([1, None]), "b": pa.array([1, None])})
     pq.write_table(table, path, write_statistics=["b"])
-    assert null_counts(path, most_bytes=MOST) == {"b": 1}
+    assert counted(path, most_bytes=MOST) == {"b": 1}
     length = int.from_bytes(path.read_bytes()[-8:-4], "little")
-    assert null_counts(path, most_bytes=length) == {"b": 1}
-    assert null_counts(path, most_bytes=length - 1) == {}
+    assert counted(path, most_bytes=length) == {"b": 1}
+    assert counted(path, most_bytes=length - 1) == {}
     for content in (b"", b"PAR1", bytes(100), b"\xff" * 4 + b"PAR1"):
         path.write_bytes(content)
-        assert null_counts(path, most_bytes=MOST) == {}
+        assert counted(path, most_bytes=MOST) == {}
 
 
 # Breaks when a stranger's footer ends the process, or takes memory by what it says of itself.
@@ -66,8 +71,8 @@ def test_damage_ends_nothing(path: Path) -> None:
     for at in range(start, len(whole) - 8):
         for value in (whole[at] ^ 1, int(draws.integers(256)), 255):
             path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
-            counts = null_counts(path, most_bytes=MOST)
+            counts = counted(path, most_bytes=MOST)
             assert all(count >= 0 for count in counts.values())
     nested = b"\x19" * length  # A list in a list in a list.
     path.write_bytes(whole[:start] + nested + whole[-8:])
-    assert null_counts(path, most_bytes=MOST) == {}
+    assert counted(path, most_bytes=MOST) == {}

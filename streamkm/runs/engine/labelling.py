@@ -90,7 +90,8 @@ class Labelling:
         if spec.n_features != model.n_features:
             raise ConfigError(
                 f"{source.name} has {spec.n_features} features, the run's centroids have "
-                f"{model.n_features}: they must agree"
+                f"{model.n_features}: they must agree; name the array that was clustered, or one "
+                "with the same features in the same order"
             )
         source = in_order(source, model.feature_names, "the run")
         self._source, self._weights = source, weights

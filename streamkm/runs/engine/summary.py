@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from streamkm.tables import ALGORITHMS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -68,8 +70,9 @@ def median_size(ordered_K: Sequence[int]) -> int | float:
     return twice / 2 if twice % 2 else twice // 2
 
 
-def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
+def result_lines(figures: dict[str, Any], config: ResolvedFitConfig, phase: str) -> list[str]:
     """The result for people, from `final_figures` and the last `phase`."""
+    k = config.k
     per_row = f"result: inertia per row {figures['inertia_per_row'] or 0:.6g}"
     empty = f"{figures['empty']:,} of {k:,} clusters"
     if "least_rows" not in figures:
@@ -81,9 +84,11 @@ def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
     )
     lines = [f"{per_row} ({figures['inertia']:.9g} in all), each row in its cluster; {sizes}"]
     if figures["last_gain"] >= WORTH_SAYING:
+        closes = ALGORITHMS[config.algorithm].closes
+        more = "the passes of algorithm lloyd" if closes else "more epochs"
         lines.append(
-            f"note: the last pass lowered the inertia by {figures['last_gain']:.1%}; more "
-            "passes may lower it further (`evaluate` gives it by nearest centroids)"
+            f"note: the last pass lowered the inertia by {figures['last_gain']:.1%}; {more} may "
+            "lower it further (`evaluate` gives it by nearest centroids)"
         )
     if figures["empty"]:
         # Only a closing pass offers every row to empty clusters; it is repeated while that helps.
