@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from streamkm.errors import Option, SourceError
+from streamkm.errors import NoRowsError, Option, SourceError
 from streamkm.sources.base import Grid
 
 if TYPE_CHECKING:
@@ -137,7 +137,8 @@ def choose_axes(
             f"{name}: ", Option("feature_dim"), f" names all axes, no row is left; {there_are}"
         )
     if 0 in shape:
-        raise SourceError(f"{name}: the array is empty, its shape is {shape}")
+        kind = NoRowsError if 0 in axes.row_shape else SourceError
+        raise kind(f"{name}: the array is empty, its shape is {shape}")
     return axes
 
 
