@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,12 +23,14 @@ from sklearn.utils.validation import check_is_fitted
 from streamkm.config import FitConfig
 from streamkm.errors import Interrupted, ParameterError
 from streamkm.estimators.conversion import to_sklearn
+from streamkm.estimators.fitted import centers_of, model_from_centers, model_of
 from streamkm.estimators.inputs import KEPT_DTYPES, InputRows, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
     check_resumable,
     draw_seed,
     execution_config,
+    warn_of_no_effect,
 )
 from streamkm.runs.fit import fit, seed
 from streamkm.runs.in_memory import distance_rows, label_rows
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamkm.config import ExecutionConfig
+    from streamkm.runs.engine.listener import Listener
     from streamkm.runs.storage.model import Model
     from streamkm.sources import Weights
 
@@ -85,6 +89,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     _seed: int
     labels_ = _NoLabels()
 
+    _default_n_init: int
+    """Seedings of ``n_init="auto"`` where one of them may be poor, scikit-learn's number."""
+
     # ---- scikit-learn's methods ---------------------------------------------
 
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
@@ -126,6 +133,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """
         check_parameters(self)
         check_resumable(self)
+        warn_of_no_effect(self)
         with open_rows(self, X, reset=True) as rows:
             execution = self._execution(rows)
             self._check_n_rows(rows)
@@ -143,6 +151,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                     given_KD=given_KD,
                     weights=weights,
                     quiet=not self.verbose,
+                    listener=self._lines() if self.verbose else None,
                 )
             self._adopt(model.on_host())
             self._label(rows, execution, weights)
@@ -193,9 +202,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ValueError
             If the data cannot be used, or has another number of features.
         """
-        check_is_fitted(self, "cluster_centers_")
+        model = self._current_model()
         with open_rows(self, X, reset=False) as rows:
-            return label_rows(self._model, rows.source, self._execution(rows), nan=self.nan)[0]
+            return label_rows(model, rows.source, self._execution(rows), nan=self.nan)[0]
 
     def transform(self, X: Any) -> np.ndarray:
         """Compute the Euclidean distance of every row of `X` to every centroid.
@@ -219,9 +228,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ValueError
             As in `predict`.
         """
-        check_is_fitted(self, "cluster_centers_")
+        model = self._current_model()
         with open_rows(self, X, reset=False) as rows:
-            return distance_rows(self._model, rows.source, self._execution(rows), nan=self.nan)
+            return distance_rows(model, rows.source, self._execution(rows), nan=self.nan)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Compute minus the inertia of the rows of `X`; greater is better.
@@ -246,10 +255,10 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ValueError
             As in `predict`, or if `sample_weight` cannot be used.
         """
-        check_is_fitted(self, "cluster_centers_")
+        model = self._current_model()
         with open_rows(self, X, reset=False) as rows:
             _, inertia = label_rows(
-                self._model,
+                model,
                 rows.source,
                 self._execution(rows),
                 nan=self.nan,
@@ -268,8 +277,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             to rounding. It takes rows of float32 if the data was float32, else of float64. A
             ``MiniBatchKMeans`` continues ``partial_fit`` from the same counts, as floats.
         """
-        check_is_fitted(self, "cluster_centers_")
-        return to_sklearn(self, self._model)
+        return to_sklearn(self, self._current_model())
 
     @classmethod
     def from_model(cls, model: Model) -> Self:
@@ -284,6 +292,10 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return tags
 
     # ---- parameters and settings --------------------------------------------
+
+    def _lines(self) -> Listener:
+        """What prints scikit-learn's lines of progress on stdout."""
+        raise NotImplementedError
 
     def _settings(self) -> dict[str, Any]:
         """The settings of the run that only this estimator decides."""
@@ -304,17 +316,39 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             "nan": settings["nan"],
         }
 
+    # ---- what is fitted -----------------------------------------------------
+
+    @property
+    def _n_features_out(self) -> int:
+        """The number of clusters, where scikit-learn's mixin for names of features reads it."""
+        return len(self.cluster_centers_)
+
+    def _current_model(self) -> Model:
+        """The model of the centroids and counts as they are now: the user may have set them."""
+        check_is_fitted(self, "cluster_centers_")
+        if hasattr(self, "_model"):
+            self._model = model_of(self._model, self.cluster_centers_, self.counts_)
+            return self._model
+        check_parameters(self)
+        self._seed = 0  # which nothing draws by: there is no seeding
+        config = replace(self._config(is_given=True), k=len(self.cluster_centers_))
+        return model_from_centers(self.cluster_centers_, config)
+
     # ---- parts of fitting ---------------------------------------------------
 
-    def _n_init(self) -> int:
-        return 1 if self.n_init == "auto" else int(self.n_init)
+    def _seedings(self) -> int:
+        """The number of seedings that `n_init` asks for."""
+        if self.n_init != "auto":
+            return int(self.n_init)
+        is_poor = callable(self.init) or (isinstance(self.init, str) and self.init == "random")
+        return self._default_n_init if is_poor else 1
 
     def _config(self, *, is_given: bool) -> FitConfig:
         return FitConfig(
             k=int(self.n_clusters),
             epochs=int(self.max_iter),
             init="given" if is_given else self.init,
-            n_init=1 if is_given else self._n_init(),
+            n_init=1 if is_given else self._seedings(),
             metric=self.metric,
             scale=self.scale,
             tol=float(self.tol),
@@ -336,18 +370,18 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None
     ) -> np.ndarray | None:
         """The first centroids, if `init` is an array or a callable: then the best of `n_init`."""
-        n_init = self._n_init()
+        self._n_init = n_init = self._seedings()
         if isinstance(self.init, str):
             return None
         if not callable(self.init):
             if n_init > 1:
                 warnings.warn(
-                    "init is an array, so that there is one way to begin; "
-                    f"n_init={n_init} makes no difference, leave it out",
+                    "Explicit initial center position passed: performing only one init in "
+                    f"{type(self).__name__} instead of n_init={n_init}.",
                     RuntimeWarning,
                     stacklevel=3,
                 )
-            return self._checked(self.init)
+            return self._checked(self.init, rows)
         if rows.array is None:
             raise ParameterError(
                 "a callable init gets the rows as a NumPy array, which X is not; call it "
@@ -355,7 +389,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             )
         generator = check_random_state(self._seed)
         candidates = [
-            self._checked(self.init(rows.array, self.n_clusters, random_state=generator))
+            self._checked(self.init(rows.array, self.n_clusters, random_state=generator), rows)
             for _ in range(n_init)
         ]
         if n_init == 1:
@@ -370,20 +404,30 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             inertias.append(inertia)
         return candidates[int(np.argmin(inertias))]
 
-    @staticmethod
-    def _checked(centroids_KD: Any) -> np.ndarray:
+    def _checked(self, centroids_KD: Any, rows: InputRows) -> np.ndarray:
         # Their type is kept, so that an error names the one that the user gave.
         checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
+        n_features = rows.source.spec.n_features
+        for found, needed, what in zip(
+            checked_KD.shape,
+            (self.n_clusters, n_features),
+            (f"clusters {self.n_clusters}", f"features of the data {n_features}"),
+            strict=True,
+        ):
+            if found != needed:
+                raise ParameterError(
+                    f"The shape of the initial centers {checked_KD.shape} does not match the "
+                    f"number of {what}: {self.n_clusters} centroids of {n_features} features are "
+                    f"needed, these are {checked_KD.dtype} of shape {checked_KD.shape}"
+                )
         return checked_KD
 
     def _adopt(self, model: Model) -> None:
         """Take the fitted attributes from `model`, and forget those of an earlier fit."""
         self._model = model
-        # scikit-learn's mixin for names of features reads the number of clusters here.
-        self._n_features_out = model.k
-        centroids_KD = model.scaling.inverse(model.centroids_KD)
-        self.cluster_centers_ = centroids_KD.to(model.centroids_KD.dtype).numpy()
-        self.counts_ = model.counts_K.numpy()
+        # Copies: what a user changes in place must not change the model behind its back.
+        self.cluster_centers_ = centers_of(model)
+        self.counts_ = model.counts_K.numpy().copy()
         exact = model.inertia
         self.inertia_ = model.figures["epoch_inertia"] if exact is None else exact
         self.__dict__.pop("labels_", None)
@@ -410,8 +454,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         if n_found < self.n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({n_found}) found smaller than n_clusters "
-                f"({self.n_clusters}): X has no more distinct rows, or the last update has left "
-                "a centroid where it is the nearest to none; a smaller n_clusters gives the same",
+                f"({self.n_clusters}). Possibly due to duplicate points in X, or the last update "
+                "has left a centroid where it is the nearest to none; a smaller n_clusters gives "
+                "the same.",
                 ConvergenceWarning,
                 stacklevel=3,
             )

@@ -28,7 +28,7 @@ def to_sklearn(estimator: BaseEstimator, model: Model) -> Any:
     moved = model.scaling.normalize or estimator.scale in ("zscore", "minmax")
     centroids_KD = model.centroids_KD.double().numpy() if moved else estimator.cluster_centers_
     centroids_KD = centroids_KD.astype(dtype)
-    n_clusters = estimator.n_clusters
+    n_clusters = model.k
     mass_K = model.weights_K if len(model.weights_K) else model.counts_K
     # Fitted on the centroids, each of which is then the mean of its own cluster.
     if hasattr(estimator, "partial_fit"):
