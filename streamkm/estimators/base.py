@@ -99,9 +99,10 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+        X : array-like or sparse matrix of shape (n_samples, n_features), path, Zarr array or Source
             Anything that `streamkm.open_source` takes, torch tensors, and what NumPy makes an
-            array of. An array in memory must have two dimensions. An array on disk may have more:
+            array of. An array in memory must have two dimensions. A sparse matrix is read as CSR,
+            its rows made dense in the slots of the memory plan. An array on disk may have more:
             the last is features, all others are rows. Rows on disk are streamed. The stored type
             is kept, except that bool and objects become float64.
         y : Ignored
@@ -120,8 +121,6 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ------
         ValueError
             If a parameter or the data cannot be used; the message names a remedy.
-        TypeError
-            If `X` is sparse.
         streamkm.errors.AllocationError
             If the machine or the GPU refuses memory.
         streamkm.errors.StorageError
@@ -164,7 +163,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+        X : array-like or sparse matrix of shape (n_samples, n_features), path, Zarr array or Source
             As in `fit`.
         y : Ignored
             Not used, present for scikit-learn's sake.
@@ -188,7 +187,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+        X : array-like or sparse matrix of shape (n_samples, n_features), path, Zarr array or Source
             As in `fit`. If the labels do not fit in memory, the command ``streamkm predict``
             writes them to disk.
 
@@ -214,7 +213,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+        X : array-like or sparse matrix of shape (n_samples, n_features), path, Zarr array or Source
             As in `fit`.
 
         Returns
@@ -237,7 +236,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+        X : array-like or sparse matrix of shape (n_samples, n_features), path, Zarr array or Source
             As in `fit`.
         y : Ignored
             Not used, present for scikit-learn's sake.
@@ -288,6 +287,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 

@@ -33,9 +33,10 @@ class InputRows:
 
     source: Source
     in_memory: bool
-    """Whether X was an array, a list, a data frame or a tensor."""
-    array: np.ndarray | None
-    """The array behind `source`, if X was in memory and NumPy has its type."""
+    """Whether X was an array, a list, a data frame, a tensor or a sparse matrix."""
+    array: Any
+    """The array or CSR matrix behind `source`, if X was in memory and NumPy has its type; or
+    None."""
 
     def weights(self, sample_weight: Any) -> Weights | None:
         """Open `sample_weight`: an array, one number for all rows, a path, or None."""
@@ -64,7 +65,7 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     ----------
     estimator : BaseEstimator
         The estimator whose ``n_features_in_`` and ``feature_names_in_`` are set or compared.
-    X : array-like, path, Zarr array or Source
+    X : array-like, sparse matrix, path, Zarr array or Source
         The rows.
     reset : bool
         Set the features of `estimator`; if false, compare `X` with them.
@@ -75,8 +76,6 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
 
     Raises
     ------
-    TypeError
-        If `X` is sparse.
     ValueError
         If `X` cannot be clustered, or has other features than the estimator was fitted on.
     """
@@ -98,7 +97,14 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
                 source.close()
     else:
         # The stream finds NaN and infinity at no cost, and names their row.
-        array = validate_data(estimator, X, reset=reset, dtype=KEPT_DTYPES, ensure_all_finite=False)
+        array = validate_data(
+            estimator,
+            X,
+            reset=reset,
+            accept_sparse="csr",
+            dtype=KEPT_DTYPES,
+            ensure_all_finite=False,
+        )
         yield InputRows(open_source(array), in_memory=True, array=array)
 
 

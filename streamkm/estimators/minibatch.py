@@ -128,7 +128,7 @@ class MiniBatchKMeans(BaseKMeans):
       `ConvergenceWarning` tells if fewer than K clusters have rows in the end: X has fewer
       distinct rows, or the last update left a centroid that is nearest to none.
     - float16, bfloat16 and integers are not widened in memory.
-    - Sparse input is refused.
+    - Sparse rows are made dense a block at a time; the result is that of the same rows dense.
 
     Examples
     --------
@@ -195,7 +195,7 @@ class MiniBatchKMeans(BaseKMeans):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features), path, Zarr array or Source
+        X : array-like or sparse matrix of shape (n_samples, n_features), path, Zarr array or Source
             As in `fit`.
         y : Ignored
             Not used, present for scikit-learn's sake.

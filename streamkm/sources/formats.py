@@ -63,8 +63,9 @@ class SourceOptions(TypedDict, total=False):
     """Columns of a Parquet file: one column of lists, or columns of numbers in the order of the
     features. By default the only column of lists, or else all columns."""
     dataset: str | None
-    """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``. By default the only dataset of
-    numbers in two or more dimensions."""
+    """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``, or of a sparse matrix, such as
+    ``layers/counts``. By default the X of an ``.h5ad`` file, or else the only dataset of numbers in
+    two or more dimensions."""
 
 
 def _as_given(value: Any) -> Any:
@@ -217,7 +218,8 @@ _COLUMNS = SourceOption(
 )
 _DATASET = SourceOption(
     "dataset",
-    "HDF5: name of the dataset, such as obsm/X_pca (default: the only one)",
+    "HDF5: name of the dataset, such as obsm/X_pca or layers/counts (default: X of an .h5ad "
+    "file, or else the only one)",
     metavar="NAME",
 )
 

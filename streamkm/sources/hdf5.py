@@ -17,6 +17,7 @@ import h5py
 from streamkm.errors import Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, Source, check_dtype, check_shape
 from streamkm.sources.flat import BLOCK_BYTES, FlatSource
+from streamkm.sources.hdf5_csr import choose_member, open_csr
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
 from streamkm.sources.rowfile import RowFile
 
@@ -43,8 +44,9 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     path : Path
         The file.
     dataset : str, optional
-        Name of the dataset, such as ``obsm/X_pca``; by default the only one of numbers in two or
-        more dimensions.
+        Name of the dataset, such as ``obsm/X_pca``, or of the group of a CSR matrix, such as
+        ``layers/counts``; by default the X of an ``.h5ad`` file, or else the only one of numbers in
+        two or more dimensions.
     keep_open : bool
         Hold the file open until `close`; see `RowFile`.
 
@@ -57,6 +59,9 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     SourceError
         If it is no HDF5 file, or holds no such dataset.
     """
+    dataset, is_sparse = choose_member(path, dataset)
+    if is_sparse and dataset is not None:
+        return open_csr(path, dataset, keep_open=keep_open)
     try:
         with h5py.File(path, "r") as file:
             found = _dataset(file, dataset, str(path))

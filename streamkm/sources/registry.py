@@ -34,6 +34,7 @@ from streamkm.sources.formats import (
     suffixes,
 )
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.sparse import CsrInMemory, CsrSource
 from streamkm.sources.within import folder_takes, pattern_takes
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
 
     Parameters
     ----------
-    location : str, Path, ndarray, zarr.Array or Source
+    location : str, Path, ndarray, sparse matrix, zarr.Array or Source
         A path, a glob or a folder of shards, the address of a Zarr array (``s3://``, ``gs://``,
-        ``https://``), or an array in memory. A path names a file whose suffix is that of a known
+        ``https://``), or an array in memory. A sparse matrix of scipy is read as CSR, and each row
+        is made dense where it is read. A path names a file whose suffix is that of a known
         format, the folder of a Zarr array, or any other file if `dtype` and `n_features` are
         given. Shards are read as one array along rows, in natural order of their names
         (``part-2`` before ``part-10``). A Source is returned as it is.
@@ -137,8 +139,13 @@ def _open_object(location: Any) -> Source:
         from streamkm.sources.zarr import open_zarr_node
 
         return open_zarr_node(location)
+    # Likewise scipy, which need not be installed for anything else here.
+    scipy_sparse = sys.modules.get("scipy.sparse")
+    if scipy_sparse is not None and scipy_sparse.issparse(location):
+        matrix = location.tocsr()
+        return CsrSource(CsrInMemory(matrix), matrix.shape, "in memory")
     raise SourceError(
-        "a source is a path, a NumPy array, a Zarr array or a Source, "
+        "a source is a path, a NumPy array, a Zarr array, a sparse matrix or a Source, "
         f"not {type(location).__module__}.{type(location).__qualname__}"
     )
 
