@@ -94,6 +94,7 @@ _RULES = {
     "resume": Rule("True or False", FLAG.admits),
     # Parameters of scikit-learn that change nothing here.
     "algorithm": one_of("lloyd", "elkan", "auto", "full"),
+    "bisecting_strategy": one_of("biggest_inertia", "largest_cluster"),
     "copy_x": Rule("True or False", FLAG.admits),
     "init_size": _either(None, "None", whole(1)),
     "reassignment_ratio": finite(0),
@@ -126,7 +127,7 @@ def check_parameters(estimator: BaseEstimator, *, with_init: bool = True) -> Non
             continue
         if value is not _ABSENT and not rule.admits(_plain(value)):
             raise ParameterError(f"{name} must be {rule.text}; it is {value!r}")
-    if estimator.resume and estimator.run_dir is None:
+    if getattr(estimator, "resume", False) and estimator.run_dir is None:
         raise ParameterError("resume=True goes on from a run folder: give its path as run_dir")
 
 
