@@ -138,21 +138,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             self._check_n_rows(rows)
             self._seed = draw_seed(self.random_state)
             weights = rows.weights(sample_weight)
-            given_KD = self._given_centroids(rows, execution, weights)
-            with _stoppable(is_saved=self.run_dir is not None) as stop_request:
-                model = fit(
-                    rows.source,
-                    self._config(is_given=given_KD is not None),
-                    execution,
-                    None if self.run_dir is None else Path(self.run_dir),
-                    resume=bool(self.resume),
-                    stop_request=stop_request,
-                    given_KD=given_KD,
-                    weights=weights,
-                    quiet=not self.verbose,
-                    listener=self._lines() if self.verbose else None,
-                )
-            self._adopt(model.on_host())
+            self._n_init = self._seedings()
+            self._adopt(self._run(rows, execution, weights, self._n_init))
             self._label(rows, execution, weights)
         self.n_iter_ = self._model.figures["n_iter"]
         self._warn_of_empty_clusters()
@@ -331,7 +318,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             return self._model
         check_parameters(self)
         self._seed = 0  # which nothing draws by: there is no seeding
-        config = replace(self._config(is_given=True), k=len(self.cluster_centers_))
+        config = replace(self._config(is_given=True, n_init=1), k=len(self.cluster_centers_))
         return model_from_centers(self.cluster_centers_, config)
 
     # ---- parts of fitting ---------------------------------------------------
@@ -340,15 +327,18 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """The number of seedings that `n_init` asks for."""
         if self.n_init != "auto":
             return int(self.n_init)
-        is_poor = callable(self.init) or (isinstance(self.init, str) and self.init == "random")
-        return self._default_n_init if is_poor else 1
+        return self._default_n_init if self._starts_poorly() else 1
 
-    def _config(self, *, is_given: bool) -> FitConfig:
+    def _starts_poorly(self) -> bool:
+        """Whether seedings differ so much that one of them may be poor."""
+        return callable(self.init) or (isinstance(self.init, str) and self.init == "random")
+
+    def _config(self, *, is_given: bool, n_init: int) -> FitConfig:
         return FitConfig(
             k=int(self.n_clusters),
             epochs=int(self.max_iter),
             init="given" if is_given else self.init,
-            n_init=1 if is_given else self._seedings(),
+            n_init=1 if is_given else n_init,
             metric=self.metric,
             scale=self.scale,
             tol=float(self.tol),
@@ -366,11 +356,29 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         if n_rows < self.n_clusters:
             raise ParameterError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}.")
 
+    def _run(
+        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None, n_init: int
+    ) -> Model:
+        """The model of a run that begins from the best of `n_init` seedings."""
+        given_KD = self._given_centroids(rows, execution, weights, n_init)
+        with _stoppable(is_saved=self.run_dir is not None) as stop_request:
+            return fit(
+                rows.source,
+                self._config(is_given=given_KD is not None, n_init=n_init),
+                execution,
+                None if self.run_dir is None else Path(self.run_dir),
+                resume=bool(self.resume),
+                stop_request=stop_request,
+                given_KD=given_KD,
+                weights=weights,
+                quiet=not self.verbose,
+                listener=self._lines() if self.verbose else None,
+            ).on_host()
+
     def _given_centroids(
-        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None
+        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None, n_init: int
     ) -> np.ndarray | None:
         """The first centroids, if `init` is an array or a callable: then the best of `n_init`."""
-        self._n_init = n_init = self._seedings()
         if isinstance(self.init, str):
             return None
         if not callable(self.init):
@@ -394,7 +402,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ]
         if n_init == 1:
             return candidates[0]
-        config = self._config(is_given=True)
+        config = self._config(is_given=True, n_init=1)
         inertias = []
         for given_KD in candidates:
             first = seed(

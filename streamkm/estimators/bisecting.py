@@ -169,7 +169,7 @@ class BisectingKMeans(
                 f"init must be a name or a callable, which each split can use; it is {self.init!r}"
             )
         warn_of_no_effect(self)
-        with open_rows(self, X, reset=True) as opened:
+        with open_rows(self, _as_array(X), reset=True) as opened:
             x = _in_memory(opened)
             weights_N, n_usable = None, x.shape[0]
             if (weights := opened.weights(sample_weight)) is not None:
@@ -216,7 +216,7 @@ class BisectingKMeans(
                 "cluster_centers_ are not those of the hierarchy, by which this estimator "
                 "predicts: set them on a KMeans, which predicts by the nearest"
             )
-        with open_rows(self, X, reset=False) as opened:
+        with open_rows(self, _as_array(X), reset=False) as opened:
             x = _in_memory(opened)
         labels_N = np.empty(x.shape[0], np.int32)
         left = [(self._root, np.arange(x.shape[0]))]
@@ -342,6 +342,11 @@ class BisectingKMeans(
             if hasattr(self, name):
                 setattr(flat, name, getattr(self, name))
         return flat
+
+
+def _as_array(X: Any) -> Any:
+    """`X`, but an array that is mapped into memory as the plain array that it also is."""
+    return X.view(np.ndarray) if isinstance(X, np.memmap) else X
 
 
 def _in_memory(rows: InputRows) -> Any:

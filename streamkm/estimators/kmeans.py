@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sklearn.utils import check_random_state
+
 from streamkm.estimators.base import BaseKMeans
 from streamkm.estimators.verbose import PassLines
 
 if TYPE_CHECKING:
     import os
 
+    from streamkm.config import ExecutionConfig
+    from streamkm.estimators.inputs import InputRows
+    from streamkm.runs.storage.model import Model
+    from streamkm.sources import Weights
+
 __all__ = ["KMeans"]
+
+#: Seeds of fits beside the first are below it.
+MOST_SEED = 2**31 - 1
 
 
 class KMeans(BaseKMeans):
@@ -31,9 +41,9 @@ class KMeans(BaseKMeans):
         of the input, the path of a ``.npy`` file of them, or, if X is in memory, a callable
         ``init(X, n_clusters, random_state)`` that returns them.
     n_init : "auto" or int, default="auto"
-        Number of seedings, or of calls of a callable `init`. The fit goes on from the best.
-        ``"auto"`` is 10 for ``"random"`` and callables, else 1. (scikit-learn makes this number of
-        whole fits and keeps the best.)
+        Number of seedings. The fit goes on from the best. If X is in memory and there is no
+        `run_dir`, ``"random"`` and a callable make this number of whole fits, of which the best is
+        kept, as scikit-learn does for all. ``"auto"`` is 10 for these two, else 1.
     max_iter : int, default=300
         Passes over the data, at most.
     tol : float, default=1e-4
@@ -162,6 +172,23 @@ class KMeans(BaseKMeans):
         self.resume = resume
 
     _default_n_init = 10
+
+    def _run(
+        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None, n_init: int
+    ) -> Model:
+        """The best of `n_init` whole fits, where the cost of a seeding tells little of its end.
+
+        Rows on disk are too many for that, and a run folder holds one fit.
+        """
+        if not (self._starts_poorly() and rows.in_memory and self.run_dir is None):
+            return super()._run(rows, execution, weights, n_init)
+        first = self._seed
+        models = []
+        for seed in (first, *check_random_state(first).randint(MOST_SEED, size=n_init - 1)):
+            self._seed = int(seed)
+            models.append(super()._run(rows, execution, weights, 1))
+        self._seed = first
+        return min(models, key=lambda model: model.inertia or 0.0)
 
     def _lines(self) -> PassLines:
         return PassLines()

@@ -223,8 +223,9 @@ class MiniBatchKMeans(BaseKMeans):
                 self._check_can_start()
                 self._check_n_rows(rows)
                 self._seed = draw_seed(self.random_state)
-                given_KD = self._given_centroids(rows, execution, weights)
-                config = self._config(is_given=given_KD is not None)
+                self._n_init = self._seedings()
+                given_KD = self._given_centroids(rows, execution, weights, self._n_init)
+                config = self._config(is_given=given_KD is not None, n_init=self._n_init)
                 model = seed(
                     rows.source, config, execution, given_KD=given_KD, weights=weights, quiet=True
                 )

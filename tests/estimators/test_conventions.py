@@ -22,21 +22,11 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from streamkm import KMeans, MiniBatchKMeans
+from streamkm import BisectingKMeans, KMeans, MiniBatchKMeans
 from streamkm.errors import ParameterError
 
 ROOT = Path(__file__).parents[2]
 BOTH = [KMeans, MiniBatchKMeans]
-
-#: Checks that are expected to fail, each with its reason; scikit-learn's own list has the same.
-EXPECTED_FAILED = {
-    f"check_sample_weight_equivalence_on_{kind}_data": (
-        "rows with weights and repeated rows are other arrays, from which the same seed draws "
-        "other rows: the clusters are as good, but not the same; scikit-learn exempts its own "
-        "KMeans and MiniBatchKMeans for the same reason"
-    )
-    for kind in ("dense", "sparse")
-}
 
 #: What each prints with ``verbose``.
 PRINTED = {
@@ -49,21 +39,18 @@ CHECK = """
 import json, sys, warnings
 from sklearn.utils.estimator_checks import check_estimator
 import streamkm
-name, expected = sys.argv[1], json.loads(sys.argv[2])
 warnings.simplefilter("ignore")
-results = check_estimator(
-    getattr(streamkm, name)(), expected_failed_checks=expected, on_fail=None, on_skip=None
-)
+results = check_estimator(getattr(streamkm, sys.argv[1])(), on_fail=None, on_skip=None)
 print(json.dumps([[r["check_name"], r["status"], repr(r["exception"])] for r in results]))
 """
 
 
 # Breaks when an estimator is none to scikit-learn. In a process of its own because the
 # checks of array types ask for a variable that SciPy reads when it is imported.
-@pytest.mark.parametrize("estimator", BOTH)
+@pytest.mark.parametrize("estimator", [*BOTH, BisectingKMeans])
 def test_check_estimator(estimator: type) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CHECK, estimator.__name__, json.dumps(EXPECTED_FAILED)],
+        [sys.executable, "-c", CHECK, estimator.__name__],
         cwd=ROOT,
         env=os.environ | {"SCIPY_ARRAY_API": "1"},
         capture_output=True,
@@ -73,9 +60,8 @@ def test_check_estimator(estimator: type) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert len(results) > 50
-    assert [r for r in results if r[1] != "passed" and r[0] not in EXPECTED_FAILED] == []
-    # One that passes by now is no longer exempt.
-    assert {r[0] for r in results if r[1] == "xfail"} == set(EXPECTED_FAILED)
+    # None fails, and none is left out.
+    assert [result for result in results if result[1] != "passed"] == []
 
 
 # Breaks when a parameter of scikit-learn's is renamed, or its default refused.
