@@ -24,7 +24,7 @@ from streamkm.config import FitConfig
 from streamkm.errors import Interrupted, ParameterError
 from streamkm.estimators.conversion import to_sklearn
 from streamkm.estimators.fitted import centers_of, model_from_centers, model_of
-from streamkm.estimators.inputs import KEPT_DTYPES, InputRows, open_rows
+from streamkm.estimators.inputs import KEPT_DTYPES, InputRows, as_numpy, like, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
     check_resumable,
@@ -143,6 +143,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             self._label(rows, execution, weights)
         self.n_iter_ = self._model.figures["n_iter"]
         self._warn_of_empty_clusters()
+        self._give_like(X)
         return self
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> np.ndarray:
@@ -190,7 +191,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """
         model = self._current_model()
         with open_rows(self, X, reset=False) as rows:
-            return label_rows(model, rows.source, self._execution(rows), nan=self.nan)[0]
+            found_N = label_rows(model, rows.source, self._execution(rows), nan=self.nan)[0]
+        labels_N: np.ndarray = like(X, found_N)
+        return labels_N
 
     def transform(self, X: Any) -> np.ndarray:
         """Compute the Euclidean distance of every row of `X` to every centroid.
@@ -216,7 +219,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """
         model = self._current_model()
         with open_rows(self, X, reset=False) as rows:
-            return distance_rows(model, rows.source, self._execution(rows), nan=self.nan)
+            found_NK = distance_rows(model, rows.source, self._execution(rows), nan=self.nan)
+        distances_NK: np.ndarray = like(X, found_NK)
+        return distances_NK
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Compute minus the inertia of the rows of `X`; greater is better.
@@ -314,12 +319,19 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """The model of the centroids and counts as they are now: the user may have set them."""
         check_is_fitted(self, "cluster_centers_")
         if hasattr(self, "_model"):
-            self._model = model_of(self._model, self.cluster_centers_, self.counts_)
+            centers_KD, counts_K = as_numpy(self.cluster_centers_), as_numpy(self.counts_)
+            self._model = model_of(self._model, centers_KD, counts_K)
             return self._model
         check_parameters(self)
         self._seed = 0  # which nothing draws by: there is no seeding
         config = replace(self._config(is_given=True, n_init=1), k=len(self.cluster_centers_))
-        return model_from_centers(self.cluster_centers_, config)
+        return model_from_centers(as_numpy(self.cluster_centers_), config)
+
+    def _give_like(self, X: Any) -> None:
+        """Make tensors of the fitted arrays, if the rows were a tensor: see `like`."""
+        for name in ("cluster_centers_", "labels_"):
+            if name in vars(self):
+                setattr(self, name, like(X, getattr(self, name)))
 
     # ---- parts of fitting ---------------------------------------------------
 

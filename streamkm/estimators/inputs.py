@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sklearn import get_config
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from sklearn.base import BaseEstimator
 
-__all__ = ["KEPT_DTYPES", "InputRows", "open_rows"]
+__all__ = ["KEPT_DTYPES", "InputRows", "as_numpy", "like", "open_rows"]
 
 #: Types of arrays that are kept. Any other becomes the first of them, float64, if it can.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
@@ -106,6 +107,21 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             ensure_all_finite=False,
         )
         yield InputRows(open_source(array), in_memory=True, array=array)
+
+
+def like(X: Any, array: np.ndarray) -> Any:
+    """`array`, or a tensor on the device of `X` if that is a tensor and scikit-learn is told so.
+
+    It is told by its setting ``array_api_dispatch``: results are then of the kind of the input.
+    """
+    if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+        return torch.from_numpy(array).to(X.device)
+    return array
+
+
+def as_numpy(array: Any) -> Any:
+    """`array`, or the NumPy array of a tensor."""
+    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
 
 
 def _is_location(X: Any) -> bool:

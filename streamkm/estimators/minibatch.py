@@ -234,6 +234,7 @@ class MiniBatchKMeans(BaseKMeans):
                 model = self._current_model()
             self._adopt(update_once(model, rows.source, execution, nan=self.nan, weights=weights))
             self._label(rows, execution, weights)
+        self._give_like(X)
         return self
 
     def _check_counts(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse
 import torch
 import zarr
+from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from streamkm import KMeans, MiniBatchKMeans, open_source
@@ -514,3 +515,35 @@ def test_ways_to_give_weights(estimator: type, tmp_path: Path) -> None:
         np.testing.assert_array_equal(centroids, found[0])
     expected = [np.average(x[i::4], axis=0, weights=weights[i::4]) for i in range(4)]
     np.testing.assert_allclose(found[0], expected, rtol=1e-12)
+
+
+# Breaks when tensors come back as arrays, or are copied on the way in.
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_tensors_come_back_as_tensors(estimator: type, device: str) -> None:
+    x = torch.from_numpy(blobs()).to(device)
+    plain = estimator(4, random_state=0).fit(x)
+    assert isinstance(plain.predict(x), np.ndarray)
+    with config_context(array_api_dispatch=True):
+        kmeans = estimator(4, random_state=0).fit(x)
+        given = [kmeans.cluster_centers_, kmeans.labels_, kmeans.predict(x), kmeans.transform(x)]
+        kmeans.cluster_centers_[:] = kmeans.cluster_centers_.flip(0)
+        flipped = kmeans.predict(x)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in given)
+    assert {tensor.device for tensor in given} == {x.device}
+    np.testing.assert_array_equal(given[2].cpu(), plain.labels_)
+    np.testing.assert_array_equal(given[3].cpu(), plain.transform(x))
+    np.testing.assert_array_equal(3 - flipped.cpu(), plain.labels_)
+    np.testing.assert_array_equal(kmeans.to_sklearn().predict(blobs()), flipped.cpu())
+    assert isinstance(kmeans.fit(blobs()).cluster_centers_, np.ndarray)
