@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import warnings
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,14 +15,14 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamkm.config import FitConfig
-from streamkm.errors import Interrupted, ParameterError
+from streamkm.errors import ParameterError
 from streamkm.estimators.conversion import to_sklearn
 from streamkm.estimators.fitted import centers_of, model_from_centers, model_of
-from streamkm.estimators.inputs import KEPT_DTYPES, InputRows, as_numpy, like, open_rows
+from streamkm.estimators.inputs import InputRows, as_numpy, checked_centroids, like, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
     check_resumable,
@@ -32,13 +30,11 @@ from streamkm.estimators.parameters import (
     execution_config,
     warn_of_no_effect,
 )
+from streamkm.estimators.stopping import stoppable
 from streamkm.runs.fit import fit, seed
 from streamkm.runs.in_memory import distance_rows, label_rows
-from streamkm.runs.reporting.signals import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from streamkm.config import ExecutionConfig
     from streamkm.runs.engine.listener import Listener
     from streamkm.runs.storage.model import Model
@@ -48,26 +44,6 @@ __all__ = ["BaseKMeans"]
 
 #: Bytes of a small array, at most: in memory it is copied faster than a thread starts.
 SMALL_BYTES = 1 << 20
-
-
-@contextmanager
-def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
-    """Answer a signal between two batches; if nothing was saved, pass it on.
-
-    A KeyboardInterrupt at any other time could leave a lock locked, and reader threads would wait
-    for it forever.
-    """
-    stop_request = StopRequest()
-    try:
-        with stop_request:
-            yield stop_request
-    except Interrupted:
-        if not is_saved and stop_request.signal_name == "SIGINT":
-            # Raised, not signalled, because a process in the background may ignore SIGINT.
-            raise KeyboardInterrupt from None
-        if not is_saved and stop_request.signal_name is not None:
-            signal.raise_signal(signal.Signals[stop_request.signal_name])
-        raise
 
 
 class _NoLabels:
@@ -373,7 +349,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     ) -> Model:
         """The model of a run that begins from the best of `n_init` seedings."""
         given_KD = self._given_centroids(rows, execution, weights, n_init)
-        with _stoppable(is_saved=self.run_dir is not None) as stop_request:
+        with stoppable(is_saved=self.run_dir is not None) as stop_request:
             return fit(
                 rows.source,
                 self._config(is_given=given_KD is not None, n_init=n_init),
@@ -425,22 +401,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return candidates[int(np.argmin(inertias))]
 
     def _checked(self, centroids_KD: Any, rows: InputRows) -> np.ndarray:
-        # Their type is kept, so that an error names the one that the user gave.
-        checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
-        n_features = rows.source.spec.n_features
-        for found, needed, what in zip(
-            checked_KD.shape,
-            (self.n_clusters, n_features),
-            (f"clusters {self.n_clusters}", f"features of the data {n_features}"),
-            strict=True,
-        ):
-            if found != needed:
-                raise ParameterError(
-                    f"The shape of the initial centers {checked_KD.shape} does not match the "
-                    f"number of {what}: {self.n_clusters} centroids of {n_features} features are "
-                    f"needed, these are {checked_KD.dtype} of shape {checked_KD.shape}"
-                )
-        return checked_KD
+        shape = (self.n_clusters, rows.source.spec.n_features)
+        return checked_centroids(centroids_KD, shape)
 
     def _adopt(self, model: Model) -> None:
         """Take the fitted attributes from `model`, and forget those of an earlier fit."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from sklearn import get_config
+from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from sklearn.base import BaseEstimator
 
-__all__ = ["KEPT_DTYPES", "InputRows", "as_numpy", "like", "open_rows"]
+__all__ = ["KEPT_DTYPES", "InputRows", "as_numpy", "checked_centroids", "like", "open_rows"]
 
 #: Types of arrays that are kept. Any other becomes the first of them, float64, if it can.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
@@ -107,6 +108,21 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             ensure_all_finite=False,
         )
         yield InputRows(open_source(array), in_memory=True, array=array)
+
+
+def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
+    """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape."""
+    # Their type is kept, so that an error names the one that the user gave.
+    checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
+    whats = (f"clusters {shape[0]}", f"features of the data {shape[1]}")
+    for found, needed, what in zip(checked_KD.shape, shape, whats, strict=True):
+        if found != needed:
+            raise ParameterError(
+                f"The shape of the initial centers {checked_KD.shape} does not match the number "
+                f"of {what}: {shape[0]} centroids of {shape[1]} features are needed, these are "
+                f"{checked_KD.dtype} of shape {checked_KD.shape}"
+            )
+    return checked_KD
 
 
 def like(X: Any, array: np.ndarray) -> Any:
