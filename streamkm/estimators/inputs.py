@@ -17,6 +17,7 @@ from streamkm.errors import ParameterError
 from streamkm.sources import (
     DTYPES,
     Source,
+    SourceOptions,
     Weights,
     is_path_list,
     open_source,
@@ -26,11 +27,11 @@ from streamkm.sources.memory import MemorySource
 from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sklearn.base import BaseEstimator
 
-__all__ = ["KEPT_DTYPES", "InputRows", "open_rows"]
+__all__ = ["KEPT_DTYPES", "InputRows", "open_rows", "remember_reading"]
 
 #: Types of arrays that are kept. Any other becomes the first of them, float64, if it can.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
@@ -97,15 +98,23 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         _check_features(estimator, source, reset=reset)
         yield InputRows(source, in_memory=True, array=None)
     elif _is_location(X):
-        is_drop = getattr(estimator, "nan", None) == "drop"
-        source = open_source(X, fill_is_nan=is_drop)
+        # A source that the user has opened is read as it is.
+        known = SourceOptions() if reset or isinstance(X, Source) else _reading_of(estimator)
+        known["fill_is_nan"] = getattr(estimator, "nan", None) == "drop"
+        source = open_source(X, **known)
         try:
             _check_features(estimator, source, reset=reset)
+            if reset:
+                remember_reading(
+                    estimator, nodata=source.spec.nodata, apply_scale=source.spec.is_scaled
+                )
             yield InputRows(source, in_memory=False, array=None)
         finally:
             if source is not X:
                 source.close()
     else:
+        if reset:
+            remember_reading(estimator)
         # The stream finds NaN and infinity at no cost, and names their row.
         array = validate_data(
             estimator,
@@ -120,6 +129,21 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         is_dense = isinstance(array, np.ndarray)
         source = MemorySource(array, feature_names=names) if is_dense else open_source(array)
         yield InputRows(source, in_memory=True, array=array)
+
+
+def remember_reading(
+    estimator: BaseEstimator,
+    *,
+    nodata: Sequence[float | int] | None = None,
+    apply_scale: bool = False,
+) -> None:
+    """Keep how the rows of a fit were read from files, for later rows of the same kind."""
+    vars(estimator)["_reading"] = SourceOptions(nodata=nodata, apply_scale=apply_scale)
+
+
+def _reading_of(estimator: BaseEstimator) -> SourceOptions:
+    """What `remember_reading` has kept."""
+    return SourceOptions(**vars(estimator).get("_reading", {}))
 
 
 def _is_location(X: Any) -> bool:
