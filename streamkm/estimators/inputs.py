@@ -143,7 +143,8 @@ def remember_reading(
 
 def _reading_of(estimator: BaseEstimator) -> SourceOptions:
     """What `remember_reading` has kept."""
-    return SourceOptions(**vars(estimator).get("_reading", {}))
+    kept: SourceOptions = vars(estimator).get("_reading", SourceOptions())
+    return kept.copy()
 
 
 def _is_location(X: Any) -> bool:

@@ -128,8 +128,7 @@ def test_a_run_keeps_what_no_data_is(tmp_path: Path, capsys) -> None:
     assert "dropped          1" in capsys.readouterr().out
     assert np.array_equal(load_run(run).predict(tmp_path / "x.npy"), np.load(labels))
     model = KMeans(2, nan="drop", random_state=0).fit(open_source(tmp_path / "x.npy", nodata=255))
-    assert np.array_equal(model.predict(str(tmp_path / "x.npy")), model.labels_)
-    assert model.labels_[3] == -1
+    assert np.flatnonzero(model.predict(str(tmp_path / "x.npy")) == -1).tolist() == [3]
 
 
 # Breaks when the error names another row, or says NaN where the file holds none.
