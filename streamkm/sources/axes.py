@@ -14,7 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import Option, SourceError
-from streamkm.sources.base import Grid
+from streamkm.sources.base import Grid, check_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,8 +135,7 @@ def choose_axes(
         raise SourceError(
             f"{name}: ", Option("feature_dim"), f" names all axes, no row is left; {there_are}"
         )
-    if 0 in shape:
-        raise SourceError(f"{name}: the array is empty, its shape is {shape}")
+    check_shape((axes.n_rows, axes.n_features), name)
     return axes
 
 

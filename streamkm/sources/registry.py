@@ -13,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -25,22 +26,27 @@ from streamkm.sources.concat import ConcatSource
 from streamkm.sources.decoded import Decoding, honoured
 from streamkm.sources.formats import (
     ADDRESSES,
+    FORMATS,
     RAW,
     SourceOptions,
     folder_format,
     folder_formats,
     format_of,
     given_options,
+    imported,
     refuse_foreign_options,
     suffixes,
 )
+from streamkm.sources.lazy import is_lazy, open_lazy
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.names import shown
 from streamkm.sources.places import (
     absent,
     hive_shards,
     is_address,
     is_partition,
     is_path_list,
+    is_prefix,
     is_run,
     list_file,
     listed_paths,
@@ -56,9 +62,9 @@ from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from streamkm.sources.places import Listed
+    from streamkm.sources.rowfile import Stored
 
     #: The options that were given, by name.
     Given = Mapping[str, Any]
@@ -84,10 +90,12 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
 
     Parameters
     ----------
-    location : str, Path, list of paths, ndarray, sparse matrix, zarr.Array or Source
+    location : str, Path, list of paths, ndarray, sparse matrix, lazy array or Source
         A path, a glob or a folder of shards, a list of paths, the address of a Zarr array
         (``s3://``, ``gs://``, ``https://``), or an array in memory. A sparse matrix of scipy is
-        read as CSR, and each row is made dense where it is read. A path names a file whose
+        read as CSR, and each row is made dense where it is read. An array of zarr, dask or xarray,
+        a dataset of h5py, and the X of a backed AnnData are streamed, never loaded as a whole. A
+        path names a file whose
         suffix is that of a known format, the folder of a Zarr array, or any other file if `dtype`
         and `n_features` are given. Shards are read as one array along rows, in natural order of
         their names (``part-2`` before ``part-10``). ``@files.txt`` names a text file with one path
@@ -187,6 +195,9 @@ def _open_object(location: Any, given: Given) -> Source:
         refuse_foreign_options("a sparse matrix", given, None, "")
         matrix = location.tocsr()
         return honoured(CsrSource(CsrInMemory(matrix), matrix.shape, "in memory"), nodata)
+    if is_lazy(location):
+        refuse_foreign_options("a lazy array", given, None, "")
+        return honoured(open_lazy(location), nodata)
     if isinstance(location, list | tuple) and not location:
         raise SourceError("a list of paths must name at least one, this one is empty")
     raise SourceError(
@@ -212,9 +223,46 @@ def _open_path(path: Path, given: Given) -> Source:
 
 
 def _open_address(url: str, given: Given, *, keep_open: bool = True) -> Source:
-    """Source of what lies at an address."""
+    """Source of what lies at an address: an object, objects below a prefix, or a Zarr array."""
+    entry = format_of(Path(url).suffix.lower())
+    if is_prefix(url):
+        found = imported("streamkm.sources.objects:found_below", url, ADDRESSES.extra)(url)
+        names = {each.key.rpartition("/")[2] for each in found or ()}
+        markers = {name for each in folder_formats() for name in each.markers}
+        if found is not None and not names & markers:
+            return _open_objects(found, url, given)
+    elif entry.reads_objects:
+        stored = imported("streamkm.sources.objects:stored_object", url, ADDRESSES.extra)(url)
+        return _open_stored(stored, given, keep_open=keep_open)
     refuse_foreign_options(url, given, ADDRESSES, ".zarr")
     return ADDRESSES.open(url, given, keep_open=keep_open)
+
+
+def _open_objects(found: Sequence[Stored], url: str, given: Given) -> Source:
+    """Source of the objects below a prefix, or that a pattern names, in natural order."""
+    known = tuple(suffix for each in FORMATS if each.reads_objects for suffix in each.suffixes)
+    shards = [each for each in found if each.suffix.lower() in known]
+    if not shards:
+        raise SourceError(
+            f"{url}: there is no object below this address that ends in {' '.join(known)}"
+        )
+    kinds = {each.suffix.lower(): each for each in reversed(shards)}
+    if len(kinds) > 1:
+        one, other = list(kinds.values())[:2]
+        raise SourceError(
+            f"{url}: shards must be of one kind, {other} and {one} differ; choose with a pattern, "
+            f"such as '{url.rpartition('/')[0]}/*{shards[0].suffix}'"
+        )
+    n_others = len(found) - len(shards)
+    remarks = (f"{url}: {counted(n_others, 'other object')} not read",) if n_others else ()
+    return _open_shards(natural(shards), url, given, remarks=remarks)
+
+
+def _open_stored(stored: Stored, given: Given, *, keep_open: bool) -> Source:
+    """Source of one object behind an address."""
+    entry = format_of(stored.suffix.lower())
+    refuse_foreign_options(stored, given, entry, stored.suffix.lower())
+    return entry.open(stored, given, keep_open=keep_open)
 
 
 def _open_list(listed: Sequence[Listed], name: str, given: Given) -> Source:
@@ -324,7 +372,7 @@ def _kind(shard: Path) -> str:
 
 
 def _open_shards(
-    locations: Sequence[str | Path],
+    locations: Sequence[str | Path | Stored],
     name: str,
     given: Given,
     *,
@@ -333,7 +381,7 @@ def _open_shards(
 ) -> Source:
     """One source of shards in their order, without those that hold no rows.
 
-    `locations` are paths, or addresses as text; see `ConcatSource` for the other parameters.
+    `locations` are paths, addresses as text, or objects; see `ConcatSource` for the rest.
     """
     limit = os.sysconf("SC_OPEN_MAX")
     most = min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS
@@ -345,15 +393,18 @@ def _open_shards(
             try:
                 if isinstance(location, str):
                     parts.append(_open_address(location, given, keep_open=keep_open))
-                else:
+                elif isinstance(location, Path):
                     parts.append(_open_one(location, given, keep_open=keep_open))
+                else:
+                    parts.append(_open_stored(location, given, keep_open=keep_open))
             except NoRowsError:
                 empty.append(str(location))
         if empty:
             are = "hold" if len(empty) > 1 else "holds"
-            remarks += (f"{name}: {counted(len(empty), 'shard')} {are} no rows: {empty[0]}",)
+            named = shown(empty)
+            remarks += (f"{name}: {counted(len(empty), 'shard')} {are} no rows: {named}",)
         if not parts:
-            raise SourceError(f"{name}: all {counted(len(empty), 'shard')} hold no rows")
+            raise NoRowsError(f"{name}: all {counted(len(empty), 'shard')} hold no rows")
         return ConcatSource(parts, name, remarks=remarks, takes=takes)
     except SourceError:
         for part in parts:
