@@ -19,6 +19,7 @@ from streamkm.errors import ParameterError
 from streamkm.sources import (
     DTYPES,
     Source,
+    SourceOptions,
     Weights,
     check_dtype,
     is_lazy,
@@ -30,11 +31,19 @@ from streamkm.sources.memory import MemorySource
 from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sklearn.base import BaseEstimator
 
-__all__ = ["KEPT_DTYPES", "InputRows", "as_numpy", "checked_centroids", "like", "open_rows"]
+__all__ = [
+    "KEPT_DTYPES",
+    "InputRows",
+    "as_numpy",
+    "checked_centroids",
+    "like",
+    "open_rows",
+    "remember_reading",
+]
 
 #: Types of arrays that are kept. Any other becomes the first of them, float64, if it can.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
@@ -101,12 +110,18 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         _check_features(estimator, source, reset=reset)
         yield InputRows(source, in_memory=True, array=None)
     elif _is_location(X):
-        is_drop = getattr(estimator, "nan", None) == "drop"
-        source = open_source(X, fill_is_nan=is_drop)
+        # A source that the user has opened is read as it is.
+        known = SourceOptions() if reset or isinstance(X, Source) else _reading_of(estimator)
+        known["fill_is_nan"] = getattr(estimator, "nan", None) == "drop"
+        source = open_source(X, **known)
         # A memory map is an array, such as joblib gives to its workers for one in memory.
         array = np.asarray(X) if isinstance(X, np.memmap) else None
         try:
             _check_features(estimator, source, reset=reset)
+            if reset:
+                remember_reading(
+                    estimator, nodata=source.spec.nodata, apply_scale=source.spec.is_scaled
+                )
             yield InputRows(source, in_memory=array is not None, array=array)
         finally:
             if source is not X:
@@ -114,6 +129,8 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     else:
         if getattr(getattr(X, "dtype", None), "names", None) is not None:
             check_dtype(X.dtype, "X")
+        if reset:
+            remember_reading(estimator)
         # The stream finds NaN and infinity at no cost, and names their row.
         array = validate_data(
             estimator,
@@ -160,6 +177,22 @@ def like(X: Any, array: np.ndarray) -> Any:
 def as_numpy(array: Any) -> Any:
     """`array`, or the NumPy array of a tensor."""
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+
+
+def remember_reading(
+    estimator: BaseEstimator,
+    *,
+    nodata: Sequence[float | int] | None = None,
+    apply_scale: bool = False,
+) -> None:
+    """Keep how the rows of a fit were read from files, for later rows of the same kind."""
+    vars(estimator)["_reading"] = SourceOptions(nodata=nodata, apply_scale=apply_scale)
+
+
+def _reading_of(estimator: BaseEstimator) -> SourceOptions:
+    """What `remember_reading` has kept."""
+    kept: SourceOptions = vars(estimator).get("_reading", SourceOptions())
+    return kept.copy()
 
 
 def _is_location(X: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from streamkm import KMeans
+from streamkm import KMeans, load_run
 from streamkm.cli import main
 from streamkm.errors import NonFiniteError, SourceError
 from streamkm.sources import DTYPES, open_source
@@ -126,6 +126,9 @@ def test_a_run_keeps_what_no_data_is(tmp_path: Path, capsys) -> None:
     assert np.flatnonzero(np.load(labels) == -1).tolist() == [3]
     assert main(["evaluate", str(run), str(tmp_path / "x.npy")]) == 0
     assert "dropped          1" in capsys.readouterr().out
+    assert np.array_equal(load_run(run).predict(tmp_path / "x.npy"), np.load(labels))
+    model = KMeans(2, nan="drop", random_state=0).fit(open_source(tmp_path / "x.npy", nodata=255))
+    assert np.flatnonzero(model.predict(str(tmp_path / "x.npy")) == -1).tolist() == [3]
 
 
 # Breaks when the error names another row, or says NaN where the file holds none.
