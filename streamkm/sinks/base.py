@@ -25,6 +25,7 @@ from streamkm.files import (
     write_atomically,
 )
 from streamkm.sealed import seal
+from streamkm.sinks.places import beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,7 +90,7 @@ class Sink(ABC):
         self.path = target
         self.n_rows = n_rows
         self.dtype = dtype
-        self._partial = target.with_name(target.name + ".partial")
+        self._partial = beside(target, ".partial")
         self._cursor_path = self._partial.with_name(self._partial.name + ".json")
         self._durable_rows = 0 if state is None else int(state["durable_rows"])
         self._cursor: dict[str, Any] | None = None if state is None else state["cursor"]
@@ -103,8 +104,8 @@ class Sink(ABC):
     def durable_rows(self) -> int:
         """Rows, from the first on, that the last `flush` brought to disk: a cursor may claim them.
 
-        Only whole chunks of a ``.zarr`` output are written, so there this is a
-        multiple of the chunk until the last row is written.
+        Only whole chunks of a ``.zarr`` or ``.parquet`` output are written, so there this is
+        a multiple of the chunk until the last row is written.
         """
         return self._durable_rows
 

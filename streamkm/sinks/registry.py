@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from streamkm.errors import ConfigError, ResumeError
 from streamkm.files import FileLock, expanded, read_bytes, remove_file
 from streamkm.sealed import unseal
 from streamkm.sinks.base import PublishedSink, Sink, discard_partial, refuse_existing
+from streamkm.sinks.places import beside, kind_of
 from streamkm.sources.layout import one_line
 from streamkm.tables import load_class
 
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from streamkm.sources import IdColumn
+
 __all__ = [
     "CHUNK_ROWS",
     "SINKS",
     "check_target",
+    "is_table",
     "open_sink",
     "stored_crc32",
     "tidy",
@@ -31,14 +36,21 @@ __all__ = [
     "unfinished_rows",
 ]
 
-#: Rows of one chunk of a ``.zarr`` output; a crash costs at most the rows of one chunk.
+#: Rows of one chunk of a ``.zarr`` or ``.parquet`` output; a crash costs at most those of one.
 CHUNK_ROWS = 1 << 18
 
 #: ``module:Class`` of the sink for each suffix, imported when it is used: importing zarr is slow.
 SINKS = {
     ".npy": "streamkm.sinks.npy:NpySink",
     ".zarr": "streamkm.sinks.zarr:ZarrSink",
+    ".parquet": "streamkm.sinks.parquet:ParquetSink",
 }
+
+#: Kinds of outputs that have columns.
+_TABLES = {".parquet"}
+
+#: The package that a kind of output needs beside streamkm, and the extra that installs it.
+_NEEDS = {".parquet": ("pyarrow", "parquet")}
 
 
 def open_sink(
@@ -48,21 +60,25 @@ def open_sink(
     dtype: npt.DTypeLike,
     chunk_rows: int = CHUNK_ROWS,
     resume: bool = False,
+    ids: IdColumn | None = None,
 ) -> Sink:
-    """Begin or resume an output of one value a row.
+    """Begin or resume an output of one value a row, or of some columns of a table.
 
     Parameters
     ----------
     path : path
-        The target, ending in ``.npy`` or ``.zarr``. It appears at `Sink.commit`.
+        The target, ending in ``.npy``, ``.zarr`` or ``.parquet``. It appears at `Sink.commit`.
     n_rows : int
         Rows of the output, at least 1.
     dtype : dtype
-        An integer or floating type; stored in native byte order.
+        An integer or floating type, stored in native byte order; of a ``.parquet`` output a
+        structured type of those, whose fields are columns.
     chunk_rows : int
-        Rows of a chunk of a ``.zarr`` output.
+        Rows of a chunk of a ``.zarr`` output, or of a row group of a ``.parquet`` output.
     resume : bool
         Go on with an unfinished output, if there is one; if false, it is deleted.
+    ids : IdColumn, optional
+        Ids of the rows, the first column of a ``.parquet`` output; others go without.
 
     Returns
     -------
@@ -97,13 +113,20 @@ def open_sink(
             state = _state(cursor, n_rows) if resume and partial.exists() else None
             if state is None:
                 discard_partial(partial, cursor)
-            options = {"chunk_rows": chunk_rows} if _class_of(target).is_chunked else {}
-            sink = _class_of(target)(target, n_rows=n_rows, dtype=stored, state=state, **options)
+            kind = _class_of(target)
+            options: dict[str, Any] = {"chunk_rows": chunk_rows} if kind.is_chunked else {}
+            options |= {"ids": ids} if is_table(target) else {}
+            sink = kind(target, n_rows=n_rows, dtype=stored, state=state, **options)
     except BaseException:
         lock.release(remove=True)
         raise
     sink.hold(lock)
     return sink
+
+
+def is_table(target: Path) -> bool:
+    """Whether the output at `target` has columns, and room for ids."""
+    return kind_of(target) in _TABLES
 
 
 def unfinished_rows(target: Path) -> int:
@@ -118,9 +141,15 @@ def unfinished_rows(target: Path) -> int:
 def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
     """`path`, if an output can be begun or resumed there; otherwise raise as `open_sink` does."""
     target = expanded(path)
-    if target.suffix.lower() not in SINKS:
+    if kind_of(target) not in SINKS:
         known = " or ".join(SINKS)
         raise ConfigError(f"{target}: an output ends in {known}, not '{target.suffix}'")
+    package, extra = _NEEDS.get(kind_of(target), (None, None))
+    if package is not None and find_spec(package) is None:
+        raise ConfigError(
+            f"{target}: writing it needs {package}, which is not installed; "
+            f"install streamkm[{extra}]"
+        )
     if not target.parent.is_dir():
         raise ConfigError(f"{target}: the folder {target.parent} does not exist; create it first")
     partial, cursor = _beside(target)
@@ -151,7 +180,7 @@ def tidy(target: Path) -> None:
 
 
 def _lock_path(target: Path) -> Path:
-    return target.with_name(target.name + ".partial.lock")
+    return beside(target, ".partial.lock")
 
 
 def _take_lock(target: Path) -> FileLock:
@@ -167,13 +196,13 @@ def stored_crc32(target: Path, *, n_rows: int, dtype: np.dtype[Any]) -> int | No
 
 
 def _class_of(target: Path) -> type[Sink]:
-    sink: type[Sink] = load_class(SINKS[target.suffix.lower()])
+    sink: type[Sink] = load_class(SINKS[kind_of(target)])
     return sink
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
     """Paths of the unfinished output for `target` and of its cursor."""
-    partial = target.with_name(target.name + ".partial")
+    partial = beside(target, ".partial")
     return partial, partial.with_name(partial.name + ".json")
 
 
@@ -186,7 +215,9 @@ def _check_arguments(
             f"{target}: n_rows and chunk_rows must be at least 1, got {n_rows} and {chunk_rows}"
         )
     stored = np.dtype(dtype).newbyteorder("=")
-    if stored.kind not in "iuf":
+    kinds = [stored[name].kind for name in stored.names or ()] or [stored.kind]
+    fits = stored.names is None or is_table(target)
+    if not fits or any(kind not in "iuf" for kind in kinds):
         raise ConfigError(f"{target}: an output holds integers or floats, not {stored}")
     return stored
 

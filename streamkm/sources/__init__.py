@@ -3,12 +3,14 @@
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.formats import SourceOptions
+from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights
 
 __all__ = [
     "DTYPES",
     "ArraySpec",
+    "IdColumn",
     "Part",
     "RowRange",
     "Source",
@@ -16,6 +18,9 @@ __all__ = [
     "Weights",
     "check_dtype",
     "check_shape",
+    "id_notes",
+    "id_row_bytes",
+    "ids_of",
     "open_source",
     "open_weights",
     "parts_of",

@@ -62,6 +62,9 @@ class SourceOptions(TypedDict, total=False):
     columns: Sequence[str] | None
     """Columns of a Parquet file: one column of lists, or columns of numbers in the order of the
     features. By default the only column of lists, or else all columns."""
+    id_column: str | None
+    """Column of a Parquet file that names the rows; it is no feature, and outputs that are
+    Parquet files have it."""
     dataset: str | None
     """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``. By default the only dataset of
     numbers in two or more dimensions."""
@@ -215,6 +218,12 @@ _COLUMNS = SourceOption(
     metavar="NAME",
     is_repeatable=True,
 )
+_ID_COLUMN = SourceOption(
+    "id_column",
+    "Parquet: the column that names the rows; it is no feature, and predict writes it to outputs "
+    "that are .parquet files",
+    metavar="NAME",
+)
 _DATASET = SourceOption(
     "dataset",
     "HDF5: name of the dataset, such as obsm/X_pca (default: the only one)",
@@ -243,7 +252,7 @@ FORMATS: tuple[Format, ...] = (
         "Parquet",
         "streamkm.sources.parquet:ParquetSource",
         (".parquet",),
-        (_COLUMNS,),
+        (_COLUMNS, _ID_COLUMN),
         extra="parquet",
         keeps_open=False,
     ),

@@ -17,19 +17,22 @@ import pyarrow.parquet as pq
 
 from streamkm.errors import Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, RowRange, check_dtype
+from streamkm.sources.ids import ID_BATCH_ROWS
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.rowfile import RowFile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["ParquetSource"]
+__all__ = ["ParquetIds", "ParquetSource"]
 
 #: Columns that an error lists, at most.
 NAMES_SHOWN = 8
 #: Bytes that reading a group takes beside stored and decoded numbers: pages, dictionaries.
 _PAGE_BYTES = 4 << 20
+#: Bytes of one read of ids: a page or a few, so that no column chunk lies in memory as a whole.
+_ID_READ_BYTES = 1 << 20
 #: Bytes of the levels of one element of a list: definition and repetition, two each.
 _LEVEL_BYTES = 4
 
@@ -44,6 +47,8 @@ class ParquetSource:
     columns : sequence of str, optional
         One column of lists of numbers, or columns of numbers in the order of the features. By
         default the only column of lists, or else all columns, if all hold numbers of one type.
+    id_column : str, optional
+        A column that names the rows. It is no feature.
 
     Raises
     ------
@@ -51,13 +56,17 @@ class ParquetSource:
         If it is no Parquet file, or these columns do not make rows of numbers.
     """
 
-    def __init__(self, path: Path, *, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, path: Path, *, columns: Sequence[str] | None = None, id_column: str | None = None
+    ) -> None:
         # It only knows whether the file has changed: pyarrow opens the file for each read.
         self._file = RowFile(path, keep_open=False)
         try:
             with pq.ParquetFile(path) as file:
                 self._metadata, schema = file.metadata, file.schema_arrow
-                self._columns = _chosen(schema, columns, str(path))
+                self._id_field = _id_field(schema, columns, id_column, str(path))
+                features = _without(schema, self._id_field)
+                self._columns = _chosen(features, columns, str(path))
                 types = [schema.field(name).type for name in self._columns]
                 self._is_list = _is_list(types[0])
                 n_features = _n_features(file, self._columns, types[0], str(path))
@@ -108,6 +117,10 @@ class ParquetSource:
     def fingerprint(self) -> str:
         """Hex digest of layout and columns, and the file's size and modification time."""
         return self._file.fingerprint(f"{self._spec.layout} {self._columns}")
+
+    def ids(self) -> ParquetIds | None:
+        """The ids of the rows, if a column of them was named."""
+        return ParquetIds(self._file, self._metadata, self._id_field) if self._id_field else None
 
     def notes(self) -> list[str]:
         """No notes."""
@@ -191,6 +204,88 @@ class ParquetSource:
         return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
 
 
+class ParquetIds:
+    """The column of a Parquet file that names its rows; see `IdColumn`."""
+
+    def __init__(self, file: RowFile, metadata: pq.FileMetaData, field: pa.Field) -> None:
+        self._file, self._metadata = file, metadata
+        self.column = field.name
+        is_coded = pa.types.is_dictionary(field.type)
+        self.kind = field.type.value_type if is_coded else field.type
+
+    def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
+        """See `IdColumn`."""
+        sizes = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
+        ends = list(accumulate(sizes))
+        first = bisect_right(ends, start_row)
+        skipped = start_row - (ends[first] - sizes[first])
+        rows = RowRange(start_row, ends[-1])
+        self._file.check_unchanged(rows)
+        try:
+            with pq.ParquetFile(
+                self._file.path, metadata=self._metadata, buffer_size=_ID_READ_BYTES
+            ) as file:
+                for batch in file.iter_batches(
+                    ID_BATCH_ROWS, list(range(first, len(sizes))), [self.column], use_threads=False
+                ):
+                    ids = batch.column(0)[skipped:]
+                    skipped = max(skipped - len(batch), 0)
+                    if len(ids):
+                        yield ids.cast(self.kind) if ids.type != self.kind else ids
+        except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
+            raise ReadError(
+                f"{self._file.path}: ids of {rows} cannot be read: {one_line(error)}; "
+                "the file is corrupt, truncated or unreadable"
+            ) from error
+
+
+def _id_field(
+    schema: pa.Schema, columns: Sequence[str] | None, id_column: str | None, name: str
+) -> pa.Field | None:
+    """The field of `id_column`; `SourceError` if it can hold no ids, or is a feature too."""
+    if id_column is None:
+        return None
+    found = [field for field in schema if field.name == id_column]
+    if not found:
+        raise SourceError(f"{name}: there is no column {id_column!r}; {_listed(schema)}")
+    if columns is not None and id_column in columns:
+        raise SourceError(
+            f"{name}: column {id_column!r} cannot be both ",
+            Option("id_column"),
+            " and one of ",
+            Option("columns"),
+            "; leave one of them out",
+        )
+    kind = found[0].type
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not _can_name(plain.storage_type if isinstance(plain, pa.BaseExtensionType) else plain):
+        raise SourceError(
+            f"{name}: column {id_column!r} holds {kind}, ids are texts, bytes, integers or times; "
+            f"choose another; {_listed(schema)}"
+        )
+    return found[0]
+
+
+def _can_name(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary, pa.types.is_temporal, pa.types.is_decimal,
+    )  # fmt: skip
+    return any(test(kind) for test in tests) and not pa.types.is_interval(kind)
+
+
+def _without(schema: pa.Schema, field: pa.Field | None) -> pa.Schema:
+    return schema if field is None else pa.schema([f for f in schema if f.name != field.name])
+
+
+def _listed(schema: pa.Schema) -> str:
+    """A phrase that lists the columns of `schema`, the first few of many."""
+    listed = [f"{field.name} {field.type}" for field in schema]
+    more = ", ..." if len(listed) > NAMES_SHOWN else ""
+    return "there are " + ", ".join(listed[:NAMES_SHOWN]) + more
+
+
 def _is_list(kind: pa.DataType) -> bool:
     tests = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
     return any(test(kind) for test in tests)
@@ -203,9 +298,7 @@ def _is_number(kind: pa.DataType) -> bool:
 def _chosen(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> list[str]:
     """The names of the columns to read, in the order of the features."""
     fields = {field.name: field.type for field in schema}
-    listed = [f"{field} {kind}" for field, kind in fields.items()]
-    there_are = "there are " + ", ".join(listed[:NAMES_SHOWN])
-    there_are += ", ..." if len(listed) > NAMES_SHOWN else ""
+    there_are = _listed(schema)
     if len(fields) < len(schema):
         raise SourceError(f"{name}: two columns have the same name; {there_are}")
     if columns is None:
