@@ -68,8 +68,15 @@ def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE", or_else
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in source_options():
+        if not option.has_flag:
+            continue
         if option.heading not in groups:
             groups[option.heading] = parser.add_argument_group(option.heading)
+        if option.is_switch:
+            groups[option.heading].add_argument(
+                option.flag, dest=option.name, action="store_true", help=option.help
+            )
+            continue
         groups[option.heading].add_argument(
             option.flag,
             dest=option.name,
@@ -82,7 +89,8 @@ def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE", or_else
 
 def source_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of formats as keywords of `streamkm.sources.open_source`; None if not given."""
-    return {option.name: getattr(arguments, option.name) for option in source_options()}
+    flags = [option.name for option in source_options() if option.has_flag]
+    return {name: getattr(arguments, name) for name in flags}
 
 
 # ---- settings ----------------------------------------------------------------

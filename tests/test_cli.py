@@ -372,7 +372,7 @@ def test_labels_and_distances_of_one_name(x, done, tmp_path, refused):
 @pytest.mark.parametrize("command", ["predict", "evaluate"])
 def test_a_run_that_is_none_or_unfinished(command, x, done, tmp_path, refused):
     options = ["--labels", tmp_path / "l.npy"] if command == "predict" else []
-    assert "is no run" in refused(command, tmp_path / "nowhere", x, *options)
+    assert "nowhere does not exist" in refused(command, tmp_path / "nowhere", x, *options)
     (done / "model.safetensors").unlink()
     assert "not finished" in refused(command, done, x, *options)
 
@@ -520,7 +520,7 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
         ("predict r x.npy --labels l.npy --weights w", "--weights, fit and evaluate have (see"),
         ("evaluate r x.npy --lables l", "see streamkm evaluate --help"),
         ("info x.npy --zzz", "info has no option --zzz (see streamkm info --help)"),
-        ("fit x.npy extra --k 5 --out o", "arguments: extra (see streamkm fit --help)"),
+        ("fit x.npy extra --k 5 --out o", "unrecognized arguments: extra; one source is read"),
         ("fit x.npy -q --k 5 --out o", "arguments: -q (see streamkm fit --help)"),
         ("--k 5 fit x.npy --out o", "--k before the command: options follow it, as in fit"),
         ("--dry-run", "--dry-run before the command"),

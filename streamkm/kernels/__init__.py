@@ -1,7 +1,11 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
 from streamkm.kernels.base import Assignment, Kernel, KernelRequest, Rows, TwoNearest
-from streamkm.kernels.extension import cores_for_kernels, instruction_sets
+from streamkm.kernels.extension import (
+    cores_for_kernels,
+    instruction_sets,
+    torch_alone_after_fork,
+)
 from streamkm.kernels.ops.distances import (
     sq_distances_between,
     sq_distances_to,
@@ -45,4 +49,5 @@ __all__ = [
     "sq_distances_to",
     "sq_distances_with",
     "swap_gains",
+    "torch_alone_after_fork",
 ]

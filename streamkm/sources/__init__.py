@@ -4,6 +4,7 @@ from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dty
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.formats import SourceOptions
 from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
+from streamkm.sources.places import is_path_list
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights
 
@@ -21,6 +22,7 @@ __all__ = [
     "id_notes",
     "id_row_bytes",
     "ids_of",
+    "is_path_list",
     "open_source",
     "open_weights",
     "parts_of",

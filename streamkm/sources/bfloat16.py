@@ -6,8 +6,10 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from streamkm.sources.base import Described
 from streamkm.sources.concat import parts_of
 from streamkm.sources.ids import ids_of
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Bfloat16Source"]
 
 
-class Bfloat16Source:
+class Bfloat16Source(Described):
     """A source of uint16 whose elements are the bits of bfloat16.
 
     Parameters
@@ -48,6 +50,10 @@ class Bfloat16Source:
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Fill `out` with `rows`; see `Source.read`."""
         self._source.read(rows, out)
+
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features in the order of `names`."""
+        return Bfloat16Source(in_order(self._source, names, self.name))
 
     def fingerprint(self) -> str:
         """Hex digest of the stored array's fingerprint and the word bfloat16."""

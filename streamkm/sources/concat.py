@@ -9,10 +9,12 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, RowRange
+from streamkm.sources.base import ArraySpec, Described, RowRange
 from streamkm.sources.ids import JoinedIds, ids_of
 from streamkm.sources.layout import check_read
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,8 +56,10 @@ def parts_of(source: Source) -> list[Part]:
     return source.parts() if isinstance(source, _Joined) else []
 
 
-class ConcatSource:
+class ConcatSource(Described):
     """Sources with the same features and dtype, one after the other.
+
+    Features that have names are matched by name, in the order of the first part.
 
     Parameters
     ----------
@@ -71,7 +75,8 @@ class ConcatSource:
     Raises
     ------
     SourceError
-        If features or dtype differ; the message names both parts.
+        If features, their names, the name of the array or dtype differ; the message names both
+        parts.
     """
 
     def __init__(
@@ -87,7 +92,9 @@ class ConcatSource:
         first = parts[0]
         for part in parts[1:]:
             _check_alike(first, part)
-        self._parts = tuple(parts)
+        named = next((part for part in parts if part.spec.feature_names), first)
+        names = named.spec.feature_names
+        self._parts = tuple(in_order(part, names, named.name) for part in parts)
         self._name = name
         self._remarks = remarks
         self._takes = takes
@@ -102,10 +109,13 @@ class ConcatSource:
             n_features=first.spec.n_features,
             dtype=first.spec.dtype,
             block_rows=block_rows,
-            layout=f"{len(specs)} parts, " + (layouts.pop() if len(layouts) == 1 else "mixed"),
+            layout=f"{counted(len(specs), 'part')}, "
+            + (layouts.pop() if len(layouts) == 1 else "mixed"),
             scratch_bytes=max(_scratch_bytes(spec, block_rows) for spec in specs),
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
+            feature_names=names,
+            member=first.spec.member,
         )
 
     @property
@@ -144,6 +154,11 @@ class ConcatSource:
         """The ids of all parts, if the first has any."""
         has_ids = ids_of(self._parts[0]) is not None
         return JoinedIds(list(zip(self._parts, self._starts, strict=True))) if has_ids else None
+
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features of every part in the order of `names`."""
+        parts = [in_order(part, names, self._name) for part in self._parts]
+        return ConcatSource(parts, self._name, remarks=self._remarks, takes=self._takes)
 
     def fingerprint(self) -> str:
         """Hex digest of the parts' fingerprints, in order."""
@@ -185,7 +200,13 @@ def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
 
 
 def _check_alike(first: Source, part: Source) -> None:
-    """`SourceError` unless `part` has the features and the dtype of `first`."""
+    """`SourceError` unless `part` has the features, the dtype and the array name of `first`."""
+    one, other = first.spec.member, part.spec.member
+    if one and other and one != other:
+        raise SourceError(
+            f"shards must hold the same array: {first.name} has {one}, {part.name} has {other}; "
+            "choose an array that all of them hold, or take one of them out"
+        )
     for what, expected, found in (
         ("features", first.spec.n_features, part.spec.n_features),
         ("dtype", first.spec.dtype, part.spec.dtype),

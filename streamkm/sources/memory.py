@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, row_boxes, rows_for_bytes
 
 __all__ = ["MemorySource"]
@@ -18,7 +18,7 @@ BLOCK_BYTES = 1 << 20
 PIECE_BYTES = 64 << 10
 
 
-class MemorySource:
+class MemorySource(Described):
     """An ndarray as a source; the array is neither copied nor changed.
 
     Parameters
@@ -28,6 +28,8 @@ class MemorySource:
         named bfloat16, such as that of ml_dtypes, is read as its bits.
     name : str
         Name of the array, for errors.
+    feature_names : tuple of str
+        Names of the features, such as those of a data frame's columns; empty if it has none.
 
     Raises
     ------
@@ -35,7 +37,13 @@ class MemorySource:
         If the array is masked or empty, has fewer than two dimensions, or holds no real numbers.
     """
 
-    def __init__(self, array: np.ndarray, name: str = "array in memory") -> None:
+    def __init__(
+        self,
+        array: np.ndarray,
+        name: str = "array in memory",
+        *,
+        feature_names: tuple[str, ...] = (),
+    ) -> None:
         if isinstance(array, np.ma.MaskedArray):
             raise SourceError(
                 f"{name}: a masked array has values that are none; "
@@ -58,6 +66,7 @@ class MemorySource:
             block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
             layout=f"in memory, {order} order" if order != "strided" else "in memory, strided",
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
+            feature_names=feature_names,
         )
 
     @property

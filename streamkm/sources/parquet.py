@@ -1,13 +1,19 @@
 """Reads Parquet files: one column of lists of equal length, or several columns of numbers.
 
+Columns are known by their names: `ParquetSource.in_order` reads them in another order than they
+are stored in, and columns that hold the index of a data frame are no features.
+
 Each read opens a reader of its own, because pyarrow does not promise that one reader serves several
 threads. The numbers of a list column lie in one buffer, which is copied to the rows at once.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter
+from copy import copy
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -15,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkm.errors import Option, ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype
+from streamkm.errors import NoRowsError, Option, ReadError, SourceError
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.ids import ID_BATCH_ROWS
 from streamkm.sources.layout import check_read, one_line
+from streamkm.sources.names import shown
 from streamkm.sources.rowfile import RowFile
 
 if TYPE_CHECKING:
@@ -29,6 +36,8 @@ __all__ = ["ParquetIds", "ParquetSource"]
 
 #: Columns that an error lists, at most.
 NAMES_SHOWN = 8
+#: Columns that hold a data frame's index, whatever wrote the file: pandas and dask name them so.
+_INDEX_NAME = re.compile(r"__index_level_\d+__|__null_dask_index__")
 #: Bytes that reading a group takes beside stored and decoded numbers: pages, dictionaries.
 _PAGE_BYTES = 4 << 20
 #: Bytes of one read of ids: a page or a few, so that no column chunk lies in memory as a whole.
@@ -37,7 +46,7 @@ _ID_READ_BYTES = 1 << 20
 _LEVEL_BYTES = 4
 
 
-class ParquetSource:
+class ParquetSource(Described):
     """Rows of a Parquet file; a row group is a block.
 
     Parameters
@@ -46,7 +55,8 @@ class ParquetSource:
         The file.
     columns : sequence of str, optional
         One column of lists of numbers, or columns of numbers in the order of the features. By
-        default the only column of lists, or else all columns, if all hold numbers of one type.
+        default the only column of lists, or else all columns, if all hold numbers of one type. A
+        column that holds the index of a data frame is taken only if it is named.
     id_column : str, optional
         A column that names the rows. It is no feature.
 
@@ -65,8 +75,9 @@ class ParquetSource:
             with pq.ParquetFile(path) as file:
                 self._metadata, schema = file.metadata, file.schema_arrow
                 self._id_field = _id_field(schema, columns, id_column, str(path))
+                index = [each for each in _index_columns(schema) if each != id_column]
                 features = _without(schema, self._id_field)
-                self._columns = _chosen(features, columns, str(path))
+                self._columns = _chosen(features, columns, str(path), index)
                 types = [schema.field(name).type for name in self._columns]
                 self._is_list = _is_list(types[0])
                 n_features = _n_features(file, self._columns, types[0], str(path))
@@ -77,8 +88,14 @@ class ParquetSource:
         if min(sizes, default=0) < 0 or stored < 0:
             raise SourceError(f"{path}: its metadata make no sense: {min(sizes)} rows in a group")
         if not sum(sizes):
-            raise SourceError(f"{path}: the file has no rows")
+            raise NoRowsError(f"{path}: the file has no rows")
         self._starts = list(accumulate(sizes[:-1], initial=0))
+        self._remarks: list[str] = []
+        if columns is None and index:
+            self._remarks.append(
+                f"{path}: {shown(index)} is the index of a data frame, and no feature; choose it "
+                "by name if it is meant"
+            )
         row_bytes = n_features * np.dtype(dtype).itemsize
         self._spec = ArraySpec(
             n_rows=sum(sizes),
@@ -89,6 +106,8 @@ class ParquetSource:
             layout=f"parquet, {len(sizes)} row groups of up to {max(sizes)}, "
             + (f"column {self._columns[0]}" if self._is_list else f"{n_features} columns"),
             scratch_bytes=self._scratch_bytes(stored, max(sizes), row_bytes, n_features),
+            feature_names=() if self._is_list else tuple(self._columns),
+            member=self._columns[0] if self._is_list and columns is None else "",
         )
 
     @property
@@ -114,6 +133,12 @@ class ParquetSource:
                 "the file is corrupt, truncated or unreadable"
             ) from error
 
+    def in_order(self, names: tuple[str, ...]) -> ParquetSource:
+        """A view with the columns in the order of `names`; closed with this source."""
+        view = copy(self)
+        vars(view).update(_columns=list(names), _spec=replace(self._spec, feature_names=names))
+        return view
+
     def fingerprint(self) -> str:
         """Hex digest of layout and columns, and the file's size and modification time."""
         return self._file.fingerprint(f"{self._spec.layout} {self._columns}")
@@ -123,8 +148,8 @@ class ParquetSource:
         return ParquetIds(self._file, self._metadata, self._id_field) if self._id_field else None
 
     def notes(self) -> list[str]:
-        """No notes."""
-        return []
+        """A note on columns that are left out."""
+        return list(self._remarks)
 
     def close(self) -> None:
         """Refuse further reads; no file is held open."""
@@ -295,23 +320,46 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _chosen(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> list[str]:
-    """The names of the columns to read, in the order of the features."""
+def _index_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold the index of a data frame, by pandas' own metadata or by their name."""
+    try:
+        described = (schema.pandas_metadata or {}).get("index_columns", [])
+        # An index that is a range takes no column: it is described by a mapping.
+        of_pandas = [each for each in described if isinstance(each, str)]
+    except (ValueError, AttributeError, TypeError):  # What is no JSON, or not as pandas writes it.
+        of_pandas = []
+    return [each for each in schema.names if each in of_pandas or _INDEX_NAME.fullmatch(each)]
+
+
+def _chosen(
+    schema: pa.Schema, columns: Sequence[str] | None, name: str, index: Sequence[str]
+) -> list[str]:
+    """The names of the columns to read, in the order of the features; by default none of `index`.
+
+    Raises
+    ------
+    SourceError
+        If `columns` do not make rows of numbers, or if none are given and it is not clear which do.
+    """
     fields = {field.name: field.type for field in schema}
     there_are = _listed(schema)
     if len(fields) < len(schema):
-        raise SourceError(f"{name}: two columns have the same name; {there_are}")
+        twice = next(each for each, count in Counter(schema.names).items() if count > 1)
+        raise SourceError(
+            f"{name}: two columns have the same name, {twice!r}; rename one; {there_are}"
+        )
     if columns is None:
-        lists = [field for field, kind in fields.items() if _is_list(kind)]
+        usable = {field: kind for field, kind in fields.items() if field not in index}
+        lists = [field for field, kind in usable.items() if _is_list(kind)]
         if len(lists) == 1:
-            return _chosen(schema, lists, name)
-        if lists or not fields or len(set(fields.values())) > 1:
+            return _chosen(schema, lists, name, index)
+        if lists or not usable or len(set(usable.values())) > 1:
             raise SourceError(
-                f"{name}: which columns are meant is not clear{_odd_ones(fields)}, choose by ",
+                f"{name}: which columns are meant is not clear{_odd_ones(usable)}, choose by ",
                 Option("columns"),
                 f"; {there_are}",
             )
-        return _chosen(schema, list(fields), name)
+        return _chosen(schema, list(usable), name, index)
     chosen = list(columns)
     for column in chosen:
         if column not in fields:

@@ -10,12 +10,9 @@ from __future__ import annotations
 import glob
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    from streamkm.sources.base import Source
-
-__all__ = ["folder_takes", "is_inside", "pattern_takes", "would_take"]
+__all__ = ["folder_takes", "is_inside", "pattern_takes", "tree_takes", "would_take"]
 
 
 @runtime_checkable
@@ -26,7 +23,7 @@ class _Extensible(Protocol):
         """Whether a file or folder written at `path` would become part of it."""
 
 
-def would_take(source: Source, path: Path) -> bool:
+def would_take(source: object, path: Path) -> bool:
     """Whether a file or folder written at `path` would become part of `source`."""
     return isinstance(source, _Extensible) and source.would_take(path)
 
@@ -42,6 +39,15 @@ def folder_takes(folder: Path, suffixes: tuple[str, ...], path: Path) -> bool:
         return False
     entry = Path(*path.resolve().relative_to(folder.resolve()).parts[:1])
     return entry.name[:1] not in {"", ".", "_"} and entry.suffix.lower() in suffixes
+
+
+def tree_takes(folder: Path, suffixes: tuple[str, ...], path: Path) -> bool:
+    """Whether `path` is, or lies in, an entry that the partitions of `folder` hold or may hold."""
+    if not is_inside(path, folder):
+        return False
+    parts = path.resolve().relative_to(folder.resolve()).parts
+    entry = next((part for part in parts if "=" not in part), "")
+    return entry[:1] not in {"", ".", "_"} and Path(entry).suffix.lower() in suffixes
 
 
 def pattern_takes(pattern: Path, path: Path) -> bool:

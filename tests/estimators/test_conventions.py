@@ -28,11 +28,12 @@ BOTH = [KMeans, MiniBatchKMeans]
 
 #: Checks that are expected to fail, each with its reason; scikit-learn's own list has the same.
 EXPECTED_FAILED = {
-    "check_sample_weight_equivalence_on_dense_data": (
+    f"check_sample_weight_equivalence_on_{kind}_data": (
         "rows with weights and repeated rows are other arrays, from which the same seed draws "
         "other rows: the clusters are as good, but not the same; scikit-learn exempts its own "
         "KMeans and MiniBatchKMeans for the same reason"
-    ),
+    )
+    for kind in ("dense", "sparse")
 }
 
 CHECK = """

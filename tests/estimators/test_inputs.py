@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import zarr
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from streamkm import KMeans, MiniBatchKMeans, open_source
+from streamkm import KMeans, MiniBatchKMeans, load_run, open_source
 from streamkm.errors import NonFiniteError, ParameterError, SourceError
 
 BOTH = [KMeans, MiniBatchKMeans]
@@ -201,12 +202,58 @@ def test_the_rows_are_not_changed(estimator: type, settings: dict[str, Any]) -> 
     np.testing.assert_array_equal(x, before)
 
 
-@pytest.mark.parametrize("method", ["fit", "predict", "transform", "score", "fit_predict"])
-def test_sparse_input_is_refused_with_the_remedy(estimator: type, method: str) -> None:
-    sparse = scipy.sparse.csr_array(blobs())
-    kmeans = estimator(4, random_state=0).fit(blobs())
-    with pytest.raises(TypeError, match=r"toarray\(\)"):
-        getattr(kmeans, method)(sparse)
+def sparse_blobs(dtype: str = "float32") -> np.ndarray:
+    """Four groups of rows, half of whose features are 0."""
+    x = np.tile(blobs(), 2).astype(dtype)
+    x[np.random.default_rng(3).random(x.shape) < 0.5] = 0
+    return x
+
+
+# Breaks when a sparse row loses an entry, or takes a way of its own with weights or scaling.
+@pytest.mark.parametrize(
+    "settings", [{}, {"scale": "zscore"}, {"metric": "cosine"}, {"init": "k-means||"}], ids=str
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+def test_sparse_rows_give_what_dense_rows_give(
+    estimator: type, dtype: str, settings: dict[str, Any]
+) -> None:
+    dense = sparse_blobs(dtype)
+    sparse = scipy.sparse.csr_matrix(dense)
+    weights = np.random.default_rng(0).random(len(dense))
+    one, other = (
+        estimator(4, random_state=0, **settings).fit(x, sample_weight=weights)
+        for x in (dense, sparse)
+    )
+    np.testing.assert_allclose(other.cluster_centers_, one.cluster_centers_, rtol=1e-6, atol=1e-12)
+    np.testing.assert_array_equal(other.labels_, one.labels_)
+    np.testing.assert_array_equal(other.predict(sparse), one.labels_)
+    np.testing.assert_array_equal(one.transform(sparse), one.transform(dense))
+    assert one.score(sparse, sample_weight=weights) == one.score(dense, sample_weight=weights)
+    assert other.inertia_ == pytest.approx(one.inertia_)
+
+
+@pytest.mark.parametrize("kind", ["csc", "coo"])
+def test_partial_fit_and_a_callable_init_take_sparse_rows(kind: str) -> None:
+    dense = sparse_blobs()
+    sparse = scipy.sparse.coo_array(dense).asformat(kind)
+    seen = []
+
+    def first(rows: Any, k: int, random_state: Any) -> np.ndarray:
+        seen.append(rows.format)
+        return np.asarray(rows[:k].toarray())
+
+    kmeans = MiniBatchKMeans(4, init=first, random_state=0).partial_fit(sparse).partial_fit(sparse)
+    wanted = MiniBatchKMeans(4, init=dense[:4]).partial_fit(dense).partial_fit(dense)
+    assert seen == ["csr"]
+    np.testing.assert_array_equal(kmeans.cluster_centers_, wanted.cluster_centers_)
+
+
+def test_sparse_rows_of_bool_are_numbers(estimator: type) -> None:
+    dense = sparse_blobs() != 0
+    one, other = (
+        estimator(4, random_state=0).fit(x) for x in (dense, scipy.sparse.csr_matrix(dense))
+    )
+    np.testing.assert_array_equal(other.labels_, one.labels_)
 
 
 @pytest.mark.parametrize(
@@ -468,3 +515,51 @@ def test_ways_to_give_weights(estimator: type, tmp_path: Path) -> None:
         np.testing.assert_array_equal(centroids, found[0])
     expected = [np.average(x[i::4], axis=0, weights=weights[i::4]) for i in range(4)]
     np.testing.assert_allclose(found[0], expected, rtol=1e-12)
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> tuple[pd.DataFrame, Path, Path]:
+    """A frame, the same as a file, and one with the columns in another order."""
+    frame = pd.DataFrame(blobs().astype(np.float64), columns=list("abc"))
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame[list("cab")].to_parquet(tmp_path / "turned.parquet")
+    return frame, tmp_path / "x.parquet", tmp_path / "turned.parquet"
+
+
+# Breaks when a frame and a file of the same columns are not the same features.
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fitted_on", ["frame", "file", "run of a frame", "run of a file"])
+def test_features_have_their_names(estimator: type, fitted_on: str, named, tmp_path: Path) -> None:
+    frame, x, turned = named
+    fitted = estimator(4, random_state=0)
+    if "run" in fitted_on:
+        fitted.set_params(run_dir=tmp_path / "run")
+    fitted.fit(frame if "frame" in fitted_on else x)
+    if "run" in fitted_on:
+        fitted = load_run(tmp_path / "run")
+    assert fitted.feature_names_in_.tolist() == ["a", "b", "c"]
+    labels = fitted.predict(frame)
+    assert is_found(labels)
+    for path in (x, turned):
+        assert np.array_equal(fitted.predict(path), labels)
+        assert np.array_equal(fitted.transform(path), fitted.transform(frame))
+        assert fitted.score(path) == fitted.score(frame)
+    frame.rename(columns={"c": "d"}).to_parquet(x)
+    for method in (fitted.predict, fitted.transform, fitted.score):
+        with pytest.raises(ValueError, match=rf"has a, b, c, {x} has a, b, d"):
+            method(x)
+    if hasattr(fitted, "partial_fit"):
+        again = deepcopy(fitted).partial_fit(frame)
+        assert np.array_equal(fitted.partial_fit(turned).cluster_centers_, again.cluster_centers_)
+        with pytest.raises(ValueError, match="has a, b, c, "):
+            fitted.partial_fit(x)
+
+
+def test_features_lose_their_names_with_the_next_fit(estimator: type, named) -> None:
+    frame, x, _ = named
+    fitted = estimator(4, random_state=0).fit(x)
+    fitted.fit(frame.to_numpy())
+    assert not hasattr(fitted, "feature_names_in_")
+    assert is_found(fitted.predict(x))
+    fitted.fit(x)
+    assert fitted.feature_names_in_.tolist() == ["a", "b", "c"]

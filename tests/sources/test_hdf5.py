@@ -92,7 +92,7 @@ def test_many_files_are_not_held_open(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_chosen_dataset(tmp_path: Path) -> None:
-    path = tmp_path / "cells.h5ad"
+    path = tmp_path / "cells.h5"
     x, pca = numbers((30, 7)), numbers((30, 2), "f8")
     with h5py.File(path, "w") as file:
         file["X"] = x

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from streamkm.errors import ReadError, SourceError
-from streamkm.sources import ids_of, open_source
+from streamkm.sources import ids_of, open_source, parts_of
 from streamkm.sources.ids import id_notes, id_row_bytes
 
 if TYPE_CHECKING:
@@ -87,6 +87,28 @@ def test_ids_are_for_parquet(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((3, 2), "f4"))
     with pytest.raises(SourceError, match=r"is for \.parquet, not for \.npy"):
         open_source(tmp_path / "x.npy", id_column="id")
+
+
+# Breaks when ids and files are lost where stored values are read as no data.
+def test_ids_of_rows_with_no_data(tmp_path: Path) -> None:
+    written(tmp_path / "a.parquet", TEXTS)
+    written(tmp_path / "b.parquet", TEXTS)
+    source = open_source(tmp_path, id_column="id", nodata=[1.0])
+    ids = ids_of(source)
+    assert ids is not None
+    assert sum(map(len, ids.batches())) == 2 * N
+    assert [part.first_row for part in parts_of(source)] == [0, N]
+    source.close()
+
+
+# Breaks when the column of ids is told to be an index that nobody has chosen.
+def test_index_of_a_data_frame_as_ids(tmp_path: Path) -> None:
+    table = pa.table({"__index_level_0__": TEXTS, "a": np.zeros(N), "b": np.ones(N)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert read_all(tmp_path / "x.parquet", 990, "__index_level_0__") == TEXTS[990:]
+    source = open_source(tmp_path / "x.parquet", id_column="__index_level_0__")
+    assert source.notes() == []
+    source.close()
 
 
 def test_shards_whose_ids_differ_in_type(tmp_path: Path) -> None:

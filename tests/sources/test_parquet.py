@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -135,6 +136,52 @@ def test_chosen_columns(tmp_path: Path) -> None:
     refused(path, "'key' holds int64, others floats, which would round it", columns=["key", "z"])
     refused(path, "dataset is for .h5", dataset="x")
     refused(path, "offset is for raw files", columns=["x"], offset=8)
+
+
+# Breaks when the numbers of the rows are clustered beside what the rows hold.
+@pytest.mark.parametrize("index_name", [None, "key"])
+def test_the_index_of_a_data_frame_is_no_feature(tmp_path: Path, index_name) -> None:
+    path = tmp_path / "x.parquet"
+    x = numbers((30, 3), "i8")
+    index = pd.Index(range(5, 35)).append(pd.Index([]))[np.argsort(x[:, 0])]
+    frame = pd.DataFrame(x, columns=list("abc"), index=pd.Index(index, name=index_name))
+    frame.to_parquet(path)
+    stored = index_name or "__index_level_0__"
+    assert stored in pq.read_schema(path).names
+    source = open_source(path)
+    assert source.spec.feature_names == ("a", "b", "c")
+    assert same_bytes(read(source, 0, 30), x)
+    (note,) = source.notes()
+    assert note.startswith(f"{path}: {stored} is the index of a data frame, and no feature")
+    chosen = open_source(path, columns=["a", stored])
+    assert same_bytes(read(chosen, 0, 30)[:, 1].copy(), index.to_numpy())
+    assert chosen.notes() == []
+
+
+def test_an_index_is_known_by_its_name_or_by_whole_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"a": [1.0], "__index_level_0__": [2.0], "k": [3.0]})
+    for metadata, names in (
+        (None, ("a", "k")),
+        (b'{"index_columns": ["k"]}', ("a",)),
+        (b'{"index_columns": [{"kind": "range", "start": 0, "stop": 1}]}', ("a", "k")),
+        (b"{", ("a", "k")),
+        (b"[]", ("a", "k")),
+        (b'{"index_columns": null}', ("a", "k")),
+    ):
+        changed = table.replace_schema_metadata({"pandas": metadata} if metadata else None)
+        pq.write_table(changed, path)
+        assert open_source(path).spec.feature_names == names
+    pq.write_table(pa.table({"__index_level_0__": [2.0]}), path)
+    refused(path, "not clear, choose by columns; there are __index_level_0__ double")
+
+
+def test_a_name_that_appears_twice(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.Table.from_arrays([pa.array([1.0])] * 3, names=["a", "b", "b"])
+    pq.write_table(table, path)
+    refused(path, "two columns have the same name, 'b'; rename one; there are a double, b double")
+    refused(path, "two columns have the same name, 'b'", columns=["a"])
 
 
 # Breaks when a null passes for 0 or NaN, whatever part of a row it is.

@@ -235,4 +235,5 @@ class Attempt:
             plan.config.as_dict(),
             self._keeper.now.settled_inertia(),
             model_figures(state, scaling, plan.reading, plan.config, plan.source.spec.dtype),
+            plan.source.spec.feature_names,
         )
