@@ -350,7 +350,7 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
         type=expanded,
         required=True,
         help="where to write the label of each row, a .npy or .zarr; or a .parquet of labels, "
-        "distances and, with --id-column, ids",
+        "distances and, with --id-column, ids; or store.zarr/NAME, a map in the source's shape",
     )
     parser.add_argument(
         "--distances",

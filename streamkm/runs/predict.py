@@ -85,7 +85,8 @@ def predict(
     labels : Path
         ``.npy`` or ``.zarr`` of N labels, int32 (int64 from 2^31 clusters on); -1 for rows
         that were dropped. A ``.parquet`` holds the columns cluster and distance, and the
-        source's ids before them, if it was opened with some.
+        source's ids before them, if it was opened with some. An array in a Zarr store, such as
+        ``store.zarr/cluster``, has the shape of the source's rows.
     distances : Path, optional
         The same of the Euclidean distances (not squared) in the scaled space, float32; NaN
         for rows that were dropped. For cosine they are those of the unit vectors: half the
@@ -131,7 +132,10 @@ def predict(
         sinks = []
         for path, dtype in outputs:
             lost = 0 if resume else unfinished_rows(path)
-            sink = open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume, ids=ids)
+            sink = open_sink(
+                path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume, ids=ids,
+                grid=source.spec.grid,
+            )  # fmt: skip
             sinks.append(stack.enter_context(sink))
             if lost:  # Said only now: `open_sink` refuses an output that another process writes.
                 progress.say(

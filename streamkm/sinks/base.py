@@ -222,6 +222,12 @@ class Sink(ABC):
     def publish(self) -> None:
         """Give the finished output its name."""
         rename_durably(self._partial, self.path)
+        self.announce(self.path)
+
+    @classmethod
+    def announce(cls, path: Path) -> None:
+        """Tell what surrounds the output that has got the name `path`; may be done twice."""
+        del path  # A file stands alone.
 
     def forget(self) -> None:
         """Delete the cursor, after which there is nothing to resume."""
@@ -292,7 +298,17 @@ class Sink(ABC):
 
 
 class PublishedSink(Sink):
-    """An output that an interrupted `commit_together` had already given its name."""
+    """An output that an interrupted `commit_together` had already given its name.
+
+    Parameters
+    ----------
+    kind : type
+        The class of sink that wrote it.
+    """
+
+    def __init__(self, target: Path, *, kind: type[Sink], **options: Any) -> None:
+        super().__init__(target, **options)
+        self._kind = kind
 
     def _put(self, values: np.ndarray) -> None:
         raise AssertionError(f"{self.path} is complete, yet {len(values)} rows came")
@@ -307,7 +323,8 @@ class PublishedSink(Sink):
         """Do nothing: the rows are there."""
 
     def publish(self) -> None:
-        """Do nothing: the output has its name."""
+        """See `Sink`; the output has its name."""
+        self._kind.announce(self.path)
 
 
 def commit_together(sinks: Iterable[Sink]) -> None:

@@ -1,6 +1,14 @@
 """Sources of rows: arrays on disk, behind an address or in memory, read by row range."""
 
-from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
+from streamkm.sources.base import (
+    DTYPES,
+    ArraySpec,
+    Grid,
+    RowRange,
+    Source,
+    check_dtype,
+    check_shape,
+)
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.formats import SourceOptions
 from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
@@ -11,6 +19,7 @@ from streamkm.sources.weights import Weights, open_weights
 __all__ = [
     "DTYPES",
     "ArraySpec",
+    "Grid",
     "IdColumn",
     "Part",
     "RowRange",
