@@ -27,6 +27,7 @@ from streamkm.runs.storage.output_records import are_finished, check_free, recor
 from streamkm.runs.storage.parts_file import write_parts
 from streamkm.sinks import (
     CHUNK_ROWS,
+    beside,
     commit_together,
     is_table,
     open_sink,
@@ -129,19 +130,10 @@ def predict(
         for note in notes_on_ids(source, ids, execution):
             progress.say(f"note: {note}")
         labelling = Labelling(model, source, execution, output_bytes=table_bytes(outputs, ids))
-        sinks = []
-        for path, dtype in outputs:
-            lost = 0 if resume else unfinished_rows(path)
-            sink = open_sink(
-                path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume, ids=ids,
-                grid=source.spec.grid,
-            )  # fmt: skip
-            sinks.append(stack.enter_context(sink))
-            if lost:  # Said only now: `open_sink` refuses an output that another process writes.
-                progress.say(
-                    f"note: without --resume {path}.partial starts again; the {lost:,} rows "
-                    "that were in it are discarded"
-                )
+        sinks = [
+            stack.enter_context(_opened(path, dtype, source, ids, progress, resume=resume))
+            for path, dtype in outputs
+        ]
         for sink in sinks:
             _check_job(sink, job)
         writer = _Writer(sinks, job, execution, stop_request, model.scaling.unit)
@@ -214,6 +206,27 @@ def output_dtypes(
             raise ConfigError(Option("labels"), " and ", Option("distances"), both)
         outputs.append((distances, np.dtype([distance]) if is_table(distances) else distance[1]))
     return outputs
+
+
+def _opened(
+    path: Path,
+    dtype: np.dtype[Any],
+    source: Source,
+    ids: IdColumn | None,
+    progress: Progress,
+    *,
+    resume: bool,
+) -> Sink:
+    """The sink of one output; says how many saved rows it discards."""
+    lost = 0 if resume else unfinished_rows(path)
+    spec = source.spec
+    sink = open_sink(path, n_rows=spec.n_rows, dtype=dtype, resume=resume, ids=ids, grid=spec.grid)
+    if lost:  # Said only now: `open_sink` refuses an output that another process writes.
+        progress.say(
+            f"note: without --resume {beside(path, '.partial')} starts again; the {lost:,} rows "
+            "that were in it are discarded"
+        )
+    return sink
 
 
 @contextmanager
