@@ -35,6 +35,7 @@ from streamkm.options import (
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
+from streamkm.text import TIME_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done; 2 wrong arguments or unusable input; 75 interrupted, with a
         checkpoint saved; 1 anything else.
     """
-    logging.basicConfig(format="streamkm: %(message)s", level=logging.INFO)
+    stamp = "" if sys.stderr.isatty() else "%(asctime)s "
+    logging.basicConfig(
+        format=f"{stamp}streamkm: %(message)s", datefmt=TIME_FORMAT, level=logging.INFO
+    )
     prepare_process(cores_by_quota())
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
@@ -77,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         _complain("interrupted; what was not saved before is lost")
+        return 1
+    except BrokenPipeError:
+        # Who read the output, such as head, has seen enough.
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -101,7 +108,7 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     config = configured(FitConfig, arguments)
     execution = configured(ExecutionConfig, arguments)
-    with StopRequest() as stop_request, closing(_open(arguments, nan=config.nan)) as source:
+    with StopRequest() as stop_request, closing(_open(arguments)) as source:
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         check_fit(source.spec, config, source.name)
         check_outside(source, run_dir=arguments.out)
@@ -190,22 +197,22 @@ def _info(arguments: argparse.Namespace) -> None:
             print(describe_source(source))
 
 
-def _open(arguments: argparse.Namespace, *, nan: str = "error") -> Source:
-    """The source; values that its attributes mark as no data are NaN if `nan` is ``drop``."""
+def _open(arguments: argparse.Namespace) -> Source:
     from streamkm.sources import open_source
 
-    options = source_keywords(arguments)
-    return open_source(arguments.source, **options, fill_is_nan=nan == "drop")
+    # Values that a file's attributes mark as no data are left out like NaN.
+    fill_is_nan = getattr(arguments, "nan", None) == "drop"
+    return open_source(arguments.source, **source_keywords(arguments), fill_is_nan=fill_is_nan)
 
 
 def _open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
-    """The source, with stored values read as in a run where no option says otherwise."""
+    """The source, with stored values read as in `run` where no option says otherwise."""
     from streamkm.runs.storage.run_folder import reading_of
 
     for name, value in reading_of(run).items():
         if not getattr(arguments, name):
             setattr(arguments, name, value)
-    return _open(arguments, nan=arguments.nan or run["fit"].get("nan", "error"))
+    return _open(arguments)
 
 
 def _open_weights(
@@ -245,6 +252,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
     if not argv:
         parser.exit(2, f"{parser.format_usage()}\n{parser.description}\n{_EXAMPLES}")
+    if argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     check_options(argv, parser, commands)
     arguments, left = parser.parse_known_args(argv)
     if left:

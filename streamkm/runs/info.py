@@ -77,6 +77,7 @@ def describe_run(path: Path) -> str:
         if name in ALWAYS_SHOWN or value != usual.get(name)
     ]
     owner = run_owner(path)
+    stands = "unfinished" if owner is None else "running"
     if owner is not None:
         lines.append(f"working      {owner} is working on it")
     if (path / MODEL).exists():
@@ -85,11 +86,11 @@ def describe_run(path: Path) -> str:
         cursor = checkpoint.manifest["cursor"]
         hint = "" if owner is not None else "; add --resume to its fit command to go on"
         lines.append(
-            f"unfinished   {checkpoint.path.name}: {cursor['phase']}, epoch {cursor['epoch']}, "
+            f"{stands:<12} {checkpoint.path.name}: {cursor['phase']}, epoch {cursor['epoch']}, "
             f"batch {cursor['batch']}{hint}"
         )
     else:
-        lines.append("unfinished   no checkpoint yet")
+        lines.append(f"{stands:<12} no checkpoint yet")
     return "\n".join(lines)
 
 

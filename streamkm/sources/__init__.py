@@ -12,6 +12,7 @@ from streamkm.sources.base import (
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.formats import SourceOptions
 from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
+from streamkm.sources.lazy import is_lazy
 from streamkm.sources.places import is_path_list
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights
@@ -31,6 +32,7 @@ __all__ = [
     "id_notes",
     "id_row_bytes",
     "ids_of",
+    "is_lazy",
     "is_path_list",
     "open_source",
     "open_weights",

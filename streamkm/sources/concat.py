@@ -89,6 +89,7 @@ class ConcatSource(Described):
     ) -> None:
         if not parts:
             raise SourceError(f"{name}: there is no part to read")
+        parts = _with_room_for_nulls(parts)
         first = parts[0]
         for part in parts[1:]:
             _check_alike(first, part)
@@ -116,6 +117,8 @@ class ConcatSource(Described):
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
             member=first.spec.member,
+            nodata=tuple(dict.fromkeys(value for spec in specs for value in spec.nodata)),
+            is_scaled=any(spec.is_scaled for spec in specs),
         )
 
     @property
@@ -197,6 +200,25 @@ def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
             )
             return [note]
     return []
+
+
+@runtime_checkable
+class _Widenable(Protocol):
+    """A source of integers that can read them as floats."""
+
+    def with_room_for_nulls(self) -> Source:
+        """A view whose numbers are floats that hold the integers; closed with this source."""
+
+
+def _with_room_for_nulls(parts: Sequence[Source]) -> list[Source]:
+    """`parts` with floats in place of integers, if some of them are floats.
+
+    A column of integers is one of floats where a shard has nulls in it.
+    """
+    is_float = [part.spec.storage.kind == "f" for part in parts]
+    if any(is_float) and not all(is_float):
+        return [p.with_room_for_nulls() if isinstance(p, _Widenable) else p for p in parts]
+    return list(parts)
 
 
 def _check_alike(first: Source, part: Source) -> None:

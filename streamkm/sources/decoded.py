@@ -23,6 +23,7 @@ from streamkm.sources.base import Described
 from streamkm.sources.concat import parts_of
 from streamkm.sources.ids import ids_of
 from streamkm.sources.layout import check_read
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -214,14 +215,19 @@ class DecodedSource(Described):
                 piece = slice(start, start + PIECE_ELEMENTS)
                 self._decode(stored[piece].copy(), flat[piece])
 
-    def fingerprint(self) -> str:
-        """Hex digest of the stored numbers' fingerprint and of how they are read."""
-        how = f"{self._nodata} {self._scale!r} {self._offset!r}"
-        return hashlib.sha256(f"{how} {self._source.fingerprint()}".encode()).hexdigest()
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features in the order of `names`."""
+        source = in_order(self._source, names, self.name)
+        return DecodedSource(source, self._nodata, scale=self._scale, offset=self._offset)
 
     def parts(self) -> list[Part]:
         """The files of the stored array, if it has several."""
         return parts_of(self._source)
+
+    def fingerprint(self) -> str:
+        """Hex digest of the stored numbers' fingerprint and of how they are read."""
+        how = f"{self._nodata} {self._scale!r} {self._offset!r}"
+        return hashlib.sha256(f"{how} {self._source.fingerprint()}".encode()).hexdigest()
 
     def ids(self) -> IdColumn | None:
         """The ids of the stored array, if it has any."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.errors import NoRowsError, SourceError
-from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange, check_dtype
+from streamkm.errors import SourceError
+from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import row_file
@@ -226,9 +226,7 @@ def _read_bin_header(file: ByteFile, itemsize: int, dtype: str) -> tuple[int, in
     header = np.empty(_BIN_HEADER.size, np.uint8)
     file.read_into(header, 0, RowRange(0, 0))
     n_rows, n_features = _BIN_HEADER.unpack(header.tobytes())
-    if n_rows == 0 or n_features == 0:
-        error = NoRowsError if n_features else SourceError
-        raise error(f"{file.path}: the array is empty, its shape is {(n_rows, n_features)}")
+    check_shape((n_rows, n_features), str(file.path))
     expected = _BIN_HEADER.size + n_rows * n_features * itemsize
     if file.size != expected:
         raise SourceError(

@@ -196,6 +196,42 @@ def test_a_row_that_is_not_finite_is_told_by_the_name_of_its_feature(named, caps
     assert "row 1 holds nan (feature 1, 'v'; 1 such rows" in capsys.readouterr().err
 
 
+# Breaks when a row with a null ends a run that drops such rows, or takes another row's label.
+@pytest.mark.parametrize("kind", ["columns", "integers", "lists", "lists of one length"])
+def test_rows_with_nulls_are_dropped(kind, tmp_path, capsys):
+    rows = (np.random.default_rng(0).normal(size=(200, 2)) * 9).round()
+    values = rows.tolist()
+    lost = [0, 77, 199]
+    for row in lost:
+        values[row] = [1.0, None]
+    if "lists" in kind:
+        values[lost[1]] = None
+        number = pa.float32()
+        table = {"x": pa.array(values, pa.list_(number, 2) if "one" in kind else pa.list_(number))}
+    else:
+        number = pa.int32() if kind == "integers" else pa.float64()
+        table = {name: pa.array([row[i] for row in values], number) for i, name in enumerate("ab")}
+    x, run, labels = tmp_path / "x.parquet", tmp_path / "run", tmp_path / "labels.npy"
+    pq.write_table(pa.table(table), x, row_group_size=50)
+    fit = ("fit", x, "--k", 3, "--out", run)
+    for command in (fit, (*fit, "--dry-run")):
+        assert cli(*command) == 2
+        assert "row 0 holds nan" in capsys.readouterr().err
+    assert cli("info", x) == 0
+    assert "nulls in" in capsys.readouterr().out
+    assert cli(*fit, "--nan", "drop") == 0
+    assert load_model(run).counts_K.sum() == 197
+    assert cli("predict", run, x, "--labels", labels) == 0
+    assert np.flatnonzero(np.load(labels) == -1).tolist() == lost
+    capsys.readouterr()
+    assert cli("evaluate", run, x, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == 3
+    # The other rows are labelled as they are without these.
+    np.save(tmp_path / "kept.npy", np.delete(rows, lost, axis=0))
+    assert cli("predict", run, tmp_path / "kept.npy", "--labels", tmp_path / "kept-labels.npy") == 0
+    assert np.array_equal(np.load(tmp_path / "kept-labels.npy"), np.delete(np.load(labels), lost))
+
+
 # ---- tables with ids ---------------------------------------------------------
 
 
