@@ -1,4 +1,4 @@
-"""Ids: a column of Parquet that names rows."""
+"""Ids: a column of Parquet or Arrow that names rows."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ def test_ids_from_any_row_on(tmp_path: Path, start: int) -> None:
     assert read_all(written(tmp_path / "x.parquet", TEXTS), start) == TEXTS[start:]
 
 
+@pytest.mark.parametrize("start", [0, 299, 300, 999])
+def test_ids_of_an_arrow_file(tmp_path: Path, start: int) -> None:
+    table = pa.table({"id": TEXTS, "a": np.zeros(N), "b": np.ones(N)})
+    with pa.ipc.new_file(tmp_path / "x.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=300)
+    assert read_all(tmp_path / "x.arrow", start) == TEXTS[start:]
+
+
 # Breaks when ids of a shard are lost or doubled where the next one begins.
 @pytest.mark.parametrize("start", [0, 399, 400, 401, 1399])
 def test_ids_of_shards(tmp_path: Path, start: int) -> None:
@@ -85,7 +93,7 @@ def test_columns_that_cannot_be_ids(tmp_path: Path, options: Any, says: str) -> 
 
 def test_ids_are_for_parquet(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((3, 2), "f4"))
-    with pytest.raises(SourceError, match=r"is for \.parquet, not for \.npy"):
+    with pytest.raises(SourceError, match=r"is for \.parquet \.arrow .*, not for \.npy"):
         open_source(tmp_path / "x.npy", id_column="id")
 
 
