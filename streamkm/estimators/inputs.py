@@ -18,6 +18,7 @@ from streamkm.sources import (
     DTYPES,
     Source,
     Weights,
+    check_dtype,
     is_lazy,
     is_path_list,
     open_source,
@@ -109,6 +110,8 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             if source is not X:
                 source.close()
     else:
+        if getattr(getattr(X, "dtype", None), "names", None) is not None:
+            check_dtype(X.dtype, "X")
         # The stream finds NaN and infinity at no cost, and names their row.
         array = validate_data(
             estimator,

@@ -22,6 +22,7 @@ from streamkm.sources.decoded import Decoding, decoded, read_marks
 from streamkm.sources.flat import BLOCK_BYTES, FlatSource
 from streamkm.sources.hdf5_csr import choose_member, open_csr
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
+from streamkm.sources.names import shown as shown_names
 from streamkm.sources.rowfile import RowFile
 from streamkm.sources.sparse import refuse_dense_options
 from streamkm.sources.variables import open_variables
@@ -300,18 +301,24 @@ class Hdf5Source(Described):
 def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
     """The dataset `name`, or the only one; the error lists those that there are."""
     found: dict[str, h5py.Dataset] = {}
+    records: list[str] = []
 
     def note(member: str, node: h5py.Dataset | h5py.Group) -> None:
         # An empty dataset has the shape None.
-        is_array = isinstance(node, h5py.Dataset) and len(node.shape or ()) >= 2
-        stored = _numpy_dtype(node) if is_array else None
-        if stored is not None and stored.kind in "fiu":
+        stored = _numpy_dtype(node) if isinstance(node, h5py.Dataset) else None
+        if stored is None:
+            return
+        if len(node.shape or ()) >= 2 and stored.kind in "fiu":
             found[member] = node
+        elif stored.names is not None:
+            records.append(member)
 
     file.visititems(note)
     shown = [f"{member} {node.shape}" for member, node in list(found.items())[:NAMES_SHOWN]]
     more = ", ..." if len(found) > NAMES_SHOWN else ""
     there_are = f"it holds {', '.join(shown)}{more}" if found else "it holds none"
+    if records:
+        there_are += f", and records (compound types), which are no rows, in {shown_names(records)}"
     if name is None:
         if len(found) != 1:
             raise SourceError(

@@ -415,7 +415,7 @@ def _listed(schema: pa.Schema) -> str:
 def _widened(spec: ArraySpec) -> tuple[ArraySpec, bool]:
     """`spec` with floats in place of integers, and whether these may round the largest of them."""
     stored = spec.storage
-    wide = stored if stored.kind == "f" else np.result_type(stored, np.float16)
+    wide = stored if stored.kind == "f" else np.result_type(stored, np.float32)
     return replace(spec, dtype=wide.name), stored.kind != "f" and stored.itemsize == 8
 
 

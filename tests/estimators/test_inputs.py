@@ -616,3 +616,9 @@ def test_nulls_are_dropped_as_nan_is(estimator: type, tmp_path: Path) -> None:
         assert np.array_equal(labels, fitted.predict(frame))
         with pytest.raises(NonFiniteError, match=r"row 0 holds nan \(feature 1, 'b'; .*nan='drop'"):
             estimator(4).fit(tmp_path / f"{name}.parquet")
+
+
+def test_records_are_refused(estimator: type) -> None:
+    records = np.zeros((5, 1), [("mass", "f4"), ("charge", "f4")])
+    with pytest.raises(ValueError, match="X: elements are records of mass, charge; store them as"):
+        estimator(2).fit(records)
