@@ -358,13 +358,15 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         type=expanded,
         required=True,
-        help="where to write the label of each row, a .npy or .zarr",
+        help="where to write the label of each row, a .npy or .zarr; or a .parquet of labels, "
+        "distances and, with --id-column, ids; or store.zarr/NAME, a map in the source's shape",
     )
     parser.add_argument(
         "--distances",
         metavar="OUT",
         type=expanded,
-        help="where to write the Euclidean distance of each row to its centroid, a .npy or .zarr",
+        help="where to write the Euclidean distance of each row to its centroid, a .npy, .zarr "
+        "or .parquet",
     )
     parser.add_argument(
         "--resume",

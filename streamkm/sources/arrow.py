@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamkm.sources.base import RowRange
+from streamkm.sources.ids import ID_BATCH_ROWS
 from streamkm.sources.parquet import ParquetSource
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class ArrowSource(ParquetSource):
 
     def _reader(self, metadata: _Index | None = None) -> _Reader:
         return _Reader(self._file, metadata or _index(self._file))
+
+    def _id_batches(self, groups: range, column: str) -> Iterator[pa.RecordBatch]:
+        with self._reader(self._metadata) as file:
+            for group in groups:
+                table = file.read_row_group(group, columns=[column], use_threads=False)
+                yield from table.to_batches(max_chunksize=ID_BATCH_ROWS)
 
     def _scratch_bytes(self, stored: int, rows: int, row_bytes: int, n_features: int) -> int:
         """Bytes that reading the largest batch takes: all columns, and the chosen decoded."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from streamkm.sources.base import Described
 from streamkm.sources.concat import parts_of
+from streamkm.sources.ids import ids_of
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
     from streamkm.sources.concat import Part
+    from streamkm.sources.ids import IdColumn
 
 __all__ = ["Bfloat16Source"]
 
@@ -59,6 +61,10 @@ class Bfloat16Source(Described):
     def parts(self) -> list[Part]:
         """The files of the stored array, if it has several."""
         return parts_of(self._source)
+
+    def ids(self) -> IdColumn | None:
+        """The ids of the stored array, if it has any."""
+        return ids_of(self._source)
 
     def notes(self) -> list[str]:
         """The notes of the stored array."""

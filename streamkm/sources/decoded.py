@@ -21,6 +21,7 @@ import numpy as np
 
 from streamkm.sources.base import Described
 from streamkm.sources.concat import parts_of
+from streamkm.sources.ids import ids_of
 from streamkm.sources.layout import check_read
 from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
     from streamkm.sources.concat import Part
+    from streamkm.sources.ids import IdColumn
 
 __all__ = ["AS_STORED", "DecodedSource", "Decoding", "Marks", "decoded", "honoured", "read_marks"]
 
@@ -226,6 +228,10 @@ class DecodedSource(Described):
         """Hex digest of the stored numbers' fingerprint and of how they are read."""
         how = f"{self._nodata} {self._scale!r} {self._offset!r}"
         return hashlib.sha256(f"{how} {self._source.fingerprint()}".encode()).hexdigest()
+
+    def ids(self) -> IdColumn | None:
+        """The ids of the stored array, if it has any."""
+        return ids_of(self._source)
 
     def would_take(self, path: Path) -> bool:
         """Whether what is written at `path` would become part of the stored array."""

@@ -85,6 +85,9 @@ class SourceOptions(TypedDict, total=False):
     columns: Sequence[str] | None
     """Columns of a Parquet or Arrow file: one column of lists, or columns of numbers in the order
     of the features. By default the only column of lists, or else all columns."""
+    id_column: str | None
+    """Column of a Parquet or Arrow file that names the rows; it is no feature, and outputs that are
+    Parquet files have it."""
 
 
 def _as_given(value: Any) -> Any:
@@ -272,6 +275,12 @@ _COLUMNS = SourceOption(
     metavar="NAME",
     is_repeatable=True,
 )
+_ID_COLUMN = SourceOption(
+    "id_column",
+    "Parquet and Arrow: the column that names the rows; it is no feature, and predict writes it to "
+    "outputs that are .parquet files",
+    metavar="NAME",
+)
 _DATASET = SourceOption(
     "dataset",
     "name of the array in a file that holds several, such as obsm/X_pca or layers/counts of HDF5 "
@@ -348,7 +357,7 @@ FORMATS: tuple[Format, ...] = (
         "Parquet",
         "streamkm.sources.parquet:ParquetSource",
         (".parquet",),
-        (_COLUMNS,),
+        (_COLUMNS, _ID_COLUMN),
         extra="parquet",
         reads_objects=True,
         keeps_open=False,
@@ -357,7 +366,7 @@ FORMATS: tuple[Format, ...] = (
         "Arrow",
         "streamkm.sources.arrow:ArrowSource",
         (".arrow", ".arrows", ".feather"),
-        (_COLUMNS,),
+        (_COLUMNS, _ID_COLUMN),
         extra="parquet",
         reads_objects=True,
         keeps_open=False,

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from streamkm.errors import NoRowsError, Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
+from streamkm.sources.ids import ID_BATCH_ROWS
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.names import shown
 from streamkm.sources.parquet_footer import null_counts
@@ -35,11 +36,11 @@ from streamkm.sources.rowfile import row_file, stream_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from streamkm.sources.rowfile import Stored
+    from streamkm.sources.rowfile import ByteFile, Stored
 
-__all__ = ["ParquetSource"]
+__all__ = ["ParquetIds", "ParquetSource"]
 
 #: Columns that an error lists, at most.
 NAMES_SHOWN = 8
@@ -54,6 +55,8 @@ NULLS_AT_ONCE = 1024
 _INDEX_NAME = re.compile(r"__index_level_\d+__|__null_dask_index__")
 #: Bytes that reading a group takes beside stored and decoded numbers: pages, dictionaries.
 _PAGE_BYTES = 4 << 20
+#: Bytes of one read of ids: a page or a few, so that no column chunk lies in memory as a whole.
+_ID_READ_BYTES = 1 << 20
 #: Bytes of the levels of one element of a list: definition and repetition, two each.
 _LEVEL_BYTES = 4
 
@@ -71,6 +74,8 @@ class ParquetSource(Described):
         One column of lists of numbers, or columns of numbers in the order of the features. By
         default the only column of lists, or else all columns, if all hold numbers of one type. A
         column that holds the index of a data frame is taken only if it is named.
+    id_column : str, optional
+        A column that names the rows. It is no feature.
 
     Raises
     ------
@@ -81,7 +86,13 @@ class ParquetSource(Described):
     #: Name of the format, and what it calls a group of rows.
     kind, group = "Parquet", "row group"
 
-    def __init__(self, path: Path | Stored, *, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | Stored,
+        *,
+        columns: Sequence[str] | None = None,
+        id_column: str | None = None,
+    ) -> None:
         # It only knows whether the file has changed: pyarrow opens the file for each read.
         self._file = row_file(path, keep_open=False)
         try:
@@ -89,8 +100,10 @@ class ParquetSource(Described):
                 self._metadata, schema = file.metadata, file.schema_arrow
                 if not self._metadata.num_rows:
                     raise NoRowsError(f"{path}: the file has no rows")
-                index = _index_columns(schema)
-                self._columns = _chosen(schema, columns, str(path), index)
+                self._id_field = _id_field(schema, columns, id_column, str(path))
+                index = [each for each in _index_columns(schema) if each != id_column]
+                features = _without(schema, self._id_field)
+                self._columns = _chosen(features, columns, str(path), index)
                 types = [schema.field(name).type for name in self._columns]
                 self._is_list = _is_list(types[0])
                 n_features = _n_features(file, self._columns, types[0], str(path))
@@ -176,6 +189,14 @@ class ParquetSource(Described):
         """Hex digest of layout and columns, and the file's size and modification time."""
         return self._file.fingerprint(f"{self._spec.layout} {self._columns}")
 
+    def ids(self) -> ParquetIds | None:
+        """The ids of the rows, if a column of them was named."""
+        if self._id_field is None:
+            return None
+        groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
+        sizes = [group.num_rows for group in groups]
+        return ParquetIds(self._file, sizes, self._id_field, self._id_batches)
+
     def notes(self) -> list[str]:
         """A note on columns that are left out, and one on nulls that the file tells of."""
         return list(self._remarks)
@@ -186,9 +207,19 @@ class ParquetSource(Described):
 
     def _reader(self, metadata: Any = None) -> Any:
         """What reads groups of columns, as `pyarrow.parquet.ParquetFile` does."""
+        return pq.ParquetFile(self._place(), metadata=metadata, pre_buffer=self._file.is_remote)
+
+    def _place(self) -> Any:
+        """The file, as pyarrow takes it."""
         path = self._file.path
-        place = path if isinstance(path, Path) else pa.PythonFile(stream_of(self._file), "r")
-        return pq.ParquetFile(place, metadata=metadata, pre_buffer=self._file.is_remote)
+        return path if isinstance(path, Path) else pa.PythonFile(stream_of(self._file), "r")
+
+    def _id_batches(self, groups: range, column: str) -> Iterator[pa.RecordBatch]:
+        """A column of `groups`, `ID_BATCH_ROWS` at most at a time."""
+        with pq.ParquetFile(
+            self._place(), metadata=self._metadata, buffer_size=_ID_READ_BYTES
+        ) as file:
+            yield from file.iter_batches(ID_BATCH_ROWS, list(groups), [column], use_threads=False)
 
     def _read_groups(self, file: pq.ParquetFile, rows: RowRange, out: np.ndarray) -> None:
         done = rows.start
@@ -298,6 +329,89 @@ class ParquetSource(Described):
         return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
 
 
+class ParquetIds:
+    """The column of a Parquet or Arrow file that names its rows; see `IdColumn`."""
+
+    def __init__(
+        self,
+        file: ByteFile,
+        sizes: Sequence[int],
+        field: pa.Field,
+        read: Callable[[range, str], Iterator[pa.RecordBatch]],
+    ) -> None:
+        """`sizes` are the rows of the groups, `read` reads a column of some of them."""
+        self._file, self._sizes, self._read = file, sizes, read
+        self.column = field.name
+        is_coded = pa.types.is_dictionary(field.type)
+        self.kind = field.type.value_type if is_coded else field.type
+
+    def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
+        """See `IdColumn`."""
+        ends = list(accumulate(self._sizes))
+        first = bisect_right(ends, start_row)
+        skipped = start_row - (ends[first] - self._sizes[first])
+        rows = RowRange(start_row, ends[-1])
+        self._file.check_unchanged(rows)
+        try:
+            for batch in self._read(range(first, len(ends)), self.column):
+                ids = batch.column(0)[skipped:]
+                skipped = max(skipped - len(batch), 0)
+                if len(ids):
+                    yield ids.cast(self.kind) if ids.type != self.kind else ids
+        except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
+            raise ReadError(
+                f"{self._file.path}: ids of {rows} cannot be read: {one_line(error)}; "
+                "the file is corrupt, truncated or unreadable"
+            ) from error
+
+
+def _id_field(
+    schema: pa.Schema, columns: Sequence[str] | None, id_column: str | None, name: str
+) -> pa.Field | None:
+    """The field of `id_column`; `SourceError` if it can hold no ids, or is a feature too."""
+    if id_column is None:
+        return None
+    found = [field for field in schema if field.name == id_column]
+    if not found:
+        raise SourceError(f"{name}: there is no column {id_column!r}; {_listed(schema)}")
+    if columns is not None and id_column in columns:
+        raise SourceError(
+            f"{name}: column {id_column!r} cannot be both ",
+            Option("id_column"),
+            " and one of ",
+            Option("columns"),
+            "; leave one of them out",
+        )
+    kind = found[0].type
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not _can_name(plain.storage_type if isinstance(plain, pa.BaseExtensionType) else plain):
+        raise SourceError(
+            f"{name}: column {id_column!r} holds {kind}, ids are texts, bytes, integers or times; "
+            f"choose another; {_listed(schema)}"
+        )
+    return found[0]
+
+
+def _can_name(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary, pa.types.is_temporal, pa.types.is_decimal,
+    )  # fmt: skip
+    return any(test(kind) for test in tests) and not pa.types.is_interval(kind)
+
+
+def _without(schema: pa.Schema, field: pa.Field | None) -> pa.Schema:
+    return schema if field is None else pa.schema([f for f in schema if f.name != field.name])
+
+
+def _listed(schema: pa.Schema) -> str:
+    """A phrase that lists the columns of `schema`, the first few of many."""
+    listed = [f"{field.name} {field.type}" for field in schema]
+    more = ", ..." if len(listed) > NAMES_SHOWN else ""
+    return "there are " + ", ".join(listed[:NAMES_SHOWN]) + more
+
+
 def _widened(spec: ArraySpec) -> tuple[ArraySpec, bool]:
     """`spec` with floats in place of integers, and whether these may round the largest of them."""
     stored = spec.storage
@@ -350,9 +464,7 @@ def _chosen(
         If `columns` do not make rows of numbers, or if none are given and it is not clear which do.
     """
     fields = {field.name: field.type for field in schema}
-    listed = [f"{field} {kind}" for field, kind in fields.items()]
-    there_are = "there are " + ", ".join(listed[:NAMES_SHOWN])
-    there_are += ", ..." if len(listed) > NAMES_SHOWN else ""
+    there_are = _listed(schema)
     if len(fields) < len(schema):
         twice = next(each for each, count in Counter(schema.names).items() if count > 1)
         raise SourceError(
