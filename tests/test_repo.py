@@ -63,6 +63,7 @@ TESTED_IN = {
     "sources/concat": "sources/test_registry.py",
     "sinks/places": "sinks/test_registry.py",
     "sources/npy": "sources/test_flat.py",
+    "sources/parquet_ids": "sources/test_ids.py",
     "sources/rowfile": "sources/test_flat.py",
     "sources/vecs": "sources/test_flat.py",
     "sources/within": "runs/storage/test_output_records.py",

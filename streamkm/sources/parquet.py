@@ -32,18 +32,17 @@ from streamkm.sources.ids import ID_BATCH_ROWS
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.names import shown
 from streamkm.sources.parquet_footer import null_counts
+from streamkm.sources.parquet_ids import NAMES_SHOWN, ParquetIds, id_field, listed
 from streamkm.sources.rowfile import row_file, stream_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from streamkm.sources.rowfile import ByteFile, Stored
+    from streamkm.sources.rowfile import Stored
 
-__all__ = ["ParquetIds", "ParquetSource"]
+__all__ = ["ParquetSource"]
 
-#: Columns that an error lists, at most.
-NAMES_SHOWN = 8
 #: Bytes of a footer whose counts of nulls are read, at most: for columns of integers, whose type
 #: they decide, in 0.1 s; and for a note on other columns, of which there may be a thousand files.
 FOOTER_BYTES, FOOTER_BYTES_FOR_NOTES = 256 << 10, 32 << 10
@@ -100,10 +99,10 @@ class ParquetSource(Described):
                 self._metadata, schema = file.metadata, file.schema_arrow
                 if not self._metadata.num_rows:
                     raise NoRowsError(f"{path}: the file has no rows")
-                self._id_field = _id_field(schema, columns, id_column, str(path))
-                index = [each for each in _index_columns(schema) if each != id_column]
-                features = _without(schema, self._id_field)
-                self._columns = _chosen(features, columns, str(path), index)
+                self._id_field = id_field(schema, columns, id_column, str(path))
+                schema = _without(schema, self._id_field)
+                index = _index_columns(schema)
+                self._columns = _chosen(schema, columns, str(path), index)
                 types = [schema.field(name).type for name in self._columns]
                 self._is_list = _is_list(types[0])
                 n_features = _n_features(file, self._columns, types[0], str(path))
@@ -329,87 +328,8 @@ class ParquetSource(Described):
         return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
 
 
-class ParquetIds:
-    """The column of a Parquet or Arrow file that names its rows; see `IdColumn`."""
-
-    def __init__(
-        self,
-        file: ByteFile,
-        sizes: Sequence[int],
-        field: pa.Field,
-        read: Callable[[range, str], Iterator[pa.RecordBatch]],
-    ) -> None:
-        """`sizes` are the rows of the groups, `read` reads a column of some of them."""
-        self._file, self._sizes, self._read = file, sizes, read
-        self.column = field.name
-        is_coded = pa.types.is_dictionary(field.type)
-        self.kind = field.type.value_type if is_coded else field.type
-
-    def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
-        """See `IdColumn`."""
-        ends = list(accumulate(self._sizes))
-        first = bisect_right(ends, start_row)
-        skipped = start_row - (ends[first] - self._sizes[first])
-        rows = RowRange(start_row, ends[-1])
-        self._file.check_unchanged(rows)
-        try:
-            for batch in self._read(range(first, len(ends)), self.column):
-                ids = batch.column(0)[skipped:]
-                skipped = max(skipped - len(batch), 0)
-                if len(ids):
-                    yield ids.cast(self.kind) if ids.type != self.kind else ids
-        except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
-            raise ReadError(
-                f"{self._file.path}: ids of {rows} cannot be read: {one_line(error)}; "
-                "the file is corrupt, truncated or unreadable"
-            ) from error
-
-
-def _id_field(
-    schema: pa.Schema, columns: Sequence[str] | None, id_column: str | None, name: str
-) -> pa.Field | None:
-    """The field of `id_column`; `SourceError` if it can hold no ids, or is a feature too."""
-    if id_column is None:
-        return None
-    found = [field for field in schema if field.name == id_column]
-    if not found:
-        raise SourceError(f"{name}: there is no column {id_column!r}; {_listed(schema)}")
-    if columns is not None and id_column in columns:
-        raise SourceError(
-            f"{name}: column {id_column!r} cannot be both ",
-            Option("id_column"),
-            " and one of ",
-            Option("columns"),
-            "; leave one of them out",
-        )
-    kind = found[0].type
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not _can_name(plain.storage_type if isinstance(plain, pa.BaseExtensionType) else plain):
-        raise SourceError(
-            f"{name}: column {id_column!r} holds {kind}, ids are texts, bytes, integers or times; "
-            f"choose another; {_listed(schema)}"
-        )
-    return found[0]
-
-
-def _can_name(kind: pa.DataType) -> bool:
-    tests = (
-        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
-        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
-        pa.types.is_fixed_size_binary, pa.types.is_temporal, pa.types.is_decimal,
-    )  # fmt: skip
-    return any(test(kind) for test in tests) and not pa.types.is_interval(kind)
-
-
 def _without(schema: pa.Schema, field: pa.Field | None) -> pa.Schema:
     return schema if field is None else pa.schema([f for f in schema if f.name != field.name])
-
-
-def _listed(schema: pa.Schema) -> str:
-    """A phrase that lists the columns of `schema`, the first few of many."""
-    listed = [f"{field.name} {field.type}" for field in schema]
-    more = ", ..." if len(listed) > NAMES_SHOWN else ""
-    return "there are " + ", ".join(listed[:NAMES_SHOWN]) + more
 
 
 def _widened(spec: ArraySpec) -> tuple[ArraySpec, bool]:
@@ -464,7 +384,7 @@ def _chosen(
         If `columns` do not make rows of numbers, or if none are given and it is not clear which do.
     """
     fields = {field.name: field.type for field in schema}
-    there_are = _listed(schema)
+    there_are = listed(schema)
     if len(fields) < len(schema):
         twice = next(each for each, count in Counter(schema.names).items() if count > 1)
         raise SourceError(
