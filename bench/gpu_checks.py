@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from streamkm.machine import n_cores
+
 __all__ = ["CHECKS_S", "run_checks"]
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +26,7 @@ TESTS = ("tests/kernels/triton/test_kernel.py", "tests/runs/test_on_gpu.py")
 def run_checks(seconds: float = CHECKS_S) -> dict[str, Any]:
     """Whether the tests pass within `seconds`, and what they print."""
     # Compiling takes most of the time, so there is a process a core, up to 12.
-    workers = str(min(12, os.cpu_count() or 1))
+    workers = str(min(12, n_cores()))
     parallel = ["-n", workers] if importlib.util.find_spec("xdist") else []
     command = [
         sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *parallel,

@@ -16,6 +16,7 @@ import zarr
 from numcodecs import Zstd
 from zarr.buffer.cpu import NDBuffer
 
+from streamkm.machine import n_cores
 from streamkm.sources import pagecache, rowfile
 from streamkm.sources.base import RowRange
 from streamkm.sources.zarr import direct
@@ -60,7 +61,7 @@ def streamkm_reader(source: Source, buffer_ND: np.ndarray) -> Callable[[], None]
     ]
 
     def read() -> None:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(n_cores()) as pool:
             list(pool.map(lambda r: source.read(r, buffer_ND[r.start : r.stop]), ranges))
 
     return read
@@ -78,7 +79,7 @@ def no_spare_memory() -> Iterator[None]:
 def _memory(source: Source) -> tuple[ReadingPlan, StreamMemory]:
     plan = plan_reading(source.spec, batch_rows=source.spec.block_rows, seed=0)
     slot_bytes = plan.window_rows * source.spec.row_bytes
-    return plan, StreamMemory(N_SLOTS, plan.window_rows, slot_bytes, os.cpu_count() or 1)
+    return plan, StreamMemory(N_SLOTS, plan.window_rows, slot_bytes, n_cores())
 
 
 def first_touch(source: Source, pause_s: float) -> float:
@@ -160,7 +161,7 @@ def zstd_alone(path: Path) -> Callable[[], None]:
     As many threads as cores take a share of the chunks each. No reader can be faster.
     """
     array = zarr.open_array(path, mode="r")
-    rows, n_threads = array.chunks[0], os.cpu_count() or 1
+    rows, n_threads = array.chunks[0], n_cores()
     codec = Zstd(level=3)
     held: list[bytes] = []
     for start in range(0, array.shape[0], rows):

@@ -45,8 +45,10 @@ def _run() -> int:
 
             status = run_command()
         finally:
-            # All is said and saved, so that another Ctrl-C must not print a traceback.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # All is said and saved: another Ctrl-C must not print a traceback, and another
+            # warning of a batch system must not change the status.
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)
     return status
 
 

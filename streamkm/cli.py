@@ -20,6 +20,7 @@ from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, StreamkmError
 from streamkm.files import expanded
+from streamkm.machine import cores_by_quota
 from streamkm.options import (
     DRY_RUN_HELP,
     WEIGHTS_HELP,
@@ -34,6 +35,7 @@ from streamkm.options import (
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
+from streamkm.text import TIME_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,8 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done; 2 wrong arguments or unusable input; 75 interrupted, with a
         checkpoint saved; 1 anything else.
     """
-    logging.basicConfig(format="streamkm: %(message)s", level=logging.INFO)
-    prepare_process()
+    stamp = "" if sys.stderr.isatty() else "%(asctime)s "
+    logging.basicConfig(
+        format=f"{stamp}streamkm: %(message)s", datefmt=TIME_FORMAT, level=logging.INFO
+    )
+    prepare_process(cores_by_quota())
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
         # For a failed allocation where fit and predict do not name the phase themselves.
@@ -76,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         _complain("interrupted; what was not saved before is lost")
+        return 1
+    except BrokenPipeError:
+        # Who read the output, such as head, has seen enough.
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -100,7 +108,7 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     config = configured(FitConfig, arguments)
     execution = configured(ExecutionConfig, arguments)
-    with StopRequest() as stop_request, closing(_open(arguments)) as source:
+    with StopRequest() as stop_request, closing(_open(arguments, nan=config.nan)) as source:
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         check_fit(source.spec, config, source.name)
         check_outside(source, run_dir=arguments.out)
@@ -132,7 +140,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.storage.run_folder import read_config
 
     execution = configured(ExecutionConfig, arguments)
-    read_config(arguments.run)
+    run = read_config(arguments.run)
     outputs = (arguments.labels, arguments.distances)
     targets = [path for path in outputs if path is not None]
     # Whether an output is finished shows only once the source is open: predict looks then.
@@ -140,7 +148,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     if not (arguments.dry_run or is_checked_later):
         check_free(arguments.run, targets, resume=arguments.resume)
     options = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
-    with StopRequest() as stop_request, closing(_open(arguments)) as source:
+    with StopRequest() as stop_request, closing(_open_as_in(run, arguments)) as source:
         options["stop_request"] = stop_request
         check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
@@ -158,10 +166,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from streamkm.runs.storage.run_folder import read_config
 
     execution = configured(ExecutionConfig, arguments)
-    read_config(arguments.run)
+    run = read_config(arguments.run)
     with (
         StopRequest() as stop_request,
-        closing(_open(arguments)) as source,
+        closing(_open_as_in(run, arguments)) as source,
         _open_weights(arguments, source) as weights,
     ):
         from streamkm.runs.evaluate import evaluate
@@ -189,10 +197,22 @@ def _info(arguments: argparse.Namespace) -> None:
             print(describe_source(source))
 
 
-def _open(arguments: argparse.Namespace) -> Source:
+def _open(arguments: argparse.Namespace, *, nan: str = "error") -> Source:
+    """The source; values that its attributes mark as no data are NaN if `nan` is ``drop``."""
     from streamkm.sources import open_source
 
-    return open_source(arguments.source, **source_keywords(arguments))
+    options = source_keywords(arguments)
+    return open_source(arguments.source, **options, fill_is_nan=nan == "drop")
+
+
+def _open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
+    """The source, with stored values read as in a run where no option says otherwise."""
+    from streamkm.runs.storage.run_folder import reading_of
+
+    for name, value in reading_of(run).items():
+        if not getattr(arguments, name):
+            setattr(arguments, name, value)
+    return _open(arguments, nan=arguments.nan or run["fit"].get("nan", "error"))
 
 
 def _open_weights(
@@ -232,10 +252,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
     if not argv:
         parser.exit(2, f"{parser.format_usage()}\n{parser.description}\n{_EXAMPLES}")
+    if argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     check_options(argv, parser, commands)
     arguments, left = parser.parse_known_args(argv)
     if left:
-        arguments.parser.error(f"unrecognized arguments: {' '.join(left)}")
+        said = " ".join(left[:3]) + (" ..." if len(left) > 3 else "")
+        # Words without a dash are what a shell makes of a pattern without quotes.
+        if not any(word.startswith("-") for word in left):
+            said += "; one source is read: quote a pattern ('data/*.npy'), or list its files "
+            said += "in a text file (@files.txt)"
+        arguments.parser.error(f"unrecognized arguments: {said}")
     if getattr(arguments, "config", None) is not None:
         _apply_config(arguments.config, commands["fit"])
         arguments = parser.parse_args(argv)

@@ -38,6 +38,12 @@ def resolve_device(name: str) -> torch.device:
             there_are = f": there are {n_gpus} GPUs, counted from 0"
             raise DeviceError(Option("device", name), there_are)
         device = torch.device("cuda", index)
+        try:
+            torch.cuda.init()
+        except RuntimeError as error:
+            # In a forked child, for one: its message names spawn as the way to start processes.
+            because = f" cannot be used in this process: {' '.join(str(error).split())}"
+            raise DeviceError(Option("device", name), because) from error
     return device
 
 

@@ -5,6 +5,7 @@
     │   ├── ConfigError               a setting is out of range, or two contradict each other
     │   │   └── ParameterError        the same of an estimator's parameter (also a TypeError)
     │   ├── SourceError               the location holds no array that can be clustered
+    │   │   ├── NoRowsError           the array there is empty; among shards it is passed over
     │   │   └── ReadError             rows cannot be read: truncated, corrupt, missing
     │   ├── NonFiniteError            NaN or infinity in the data, and nan="error"
     │   ├── OutputExistsError         a run folder or an output would be overwritten
@@ -14,7 +15,7 @@
     │   └── DeviceError               the chosen device or kernel is not available
     ├── StorageError (OSError)        exit status 1: the disk refused a write
     ├── AllocationError (MemoryError) exit status 1: the machine or the GPU refused memory
-    └── Interrupted                   exit status 75: stopped by a signal, a checkpoint is saved
+    └── Interrupted (SystemExit)      exit status 75: stopped by a signal, a checkpoint is saved
 
 A message is one line that names the rule, the value received and the remedy, because a user of
 the command line sees nothing else. A setting in a message has its name in Python when the error is
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "Interrupted",
     "MemoryBudgetError",
+    "NoRowsError",
     "NonFiniteError",
     "Option",
     "OutputExistsError",
@@ -115,6 +117,10 @@ class SourceError(InputError):
     """A location holds no array that can be clustered."""
 
 
+class NoRowsError(SourceError):
+    """The array at a location has no rows. Among other shards such an array is passed over."""
+
+
 class ReadError(SourceError):
     """Rows of a source cannot be read: the file is truncated, corrupt or gone."""
 
@@ -157,7 +163,12 @@ class AllocationError(StreamkmError, MemoryError):
     """
 
 
-class Interrupted(StreamkmError):
-    """A signal stopped the run; the message names the checkpoint that it can resume from."""
+class Interrupted(StreamkmError, SystemExit):
+    """A signal stopped the run; the message names the checkpoint that it can resume from.
+
+    It is a SystemExit: where nobody catches it the process ends with status 75, by which a batch
+    system knows that the job goes on if it is started again.
+    """
 
     exit_status = 75
+    code = exit_status

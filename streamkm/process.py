@@ -1,6 +1,6 @@
 """Prepares the process of a command, before torch is imported.
 
-Both settings concern the whole process, so a program makes them and a library does not.
+These settings concern the whole process, so a program makes them and a library does not.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ LARGE_BLOCK_BYTES = 4 << 20
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
 
-def prepare_process() -> None:
-    """Return freed memory to the system, and let waiting threads leave their cores to others."""
+def prepare_process(most_threads: int | None = None) -> None:
+    """Return freed memory to the system, and let threads share the cores with others.
+
+    Arithmetic uses `most_threads` threads at most, unless the user has said how many.
+    """
     _give_back_large_blocks()
     # Readers share the cores with OpenMP's threads. By default these spin long at every barrier
     # for a thread that has no core: beside other work the arithmetic took twice as long. On a
     # quiet machine it takes half as long again if they do not spin at all. libgomp reads the
     # variable once, when torch is imported; a value that the user has set stays.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # OpenMP sees an affinity, but no quota of a control group: threads beyond it only wait.
+    if most_threads is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(most_threads))
 
 
 def _give_back_large_blocks() -> None:

@@ -15,6 +15,7 @@ CPU = torch.device("cpu")
 def n_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: request.param > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: request.param)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
 
 
 @pytest.mark.usefixtures("n_gpus")
@@ -39,6 +40,20 @@ def test_what_is_asked_for_is_taken(name: str, device: str) -> None:
 def test_what_is_not_there_is_refused(name: str, said: str) -> None:
     with pytest.raises(DeviceError, match=said):
         resolve_device(name)
+
+
+# Breaks when a forked child, which may not use CUDA if its parent has, ends with a traceback.
+@pytest.mark.usefixtures("n_gpus")
+@pytest.mark.parametrize("n_gpus", [2], indirect=True)
+@pytest.mark.parametrize("name", ["auto", "cuda:1"])
+def test_a_device_that_refuses_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.\nUse 'spawn'")
+
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    with pytest.raises(DeviceError, match=r"cuda.* cannot be used in this process: .* 'spawn'$"):
+        resolve_device(name)
+    assert resolve_device("cpu") == CPU
 
 
 def test_the_host_is_the_cpu() -> None:

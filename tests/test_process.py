@@ -39,3 +39,18 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("GOMP_SPINCOUNT", "77")
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     process.prepare_process()
+
+
+# Breaks when OpenMP starts a thread for each core of the machine where the job has time for fewer.
+@pytest.mark.parametrize(
+    ("granted", "given", "found"), [(3, None, "3"), (3, "5", "5"), (None, None, None)]
+)
+def test_arithmetic_has_no_more_threads_than_the_job_has_cores(
+    monkeypatch, granted, given, found
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    process.prepare_process(granted)
+    assert os.environ.get("OMP_NUM_THREADS") == found

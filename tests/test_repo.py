@@ -59,6 +59,7 @@ TESTED_IN = {
     "kernels/triton/update": "kernels/triton/test_kernel.py",
     "sources/bfloat16": "sources/test_registry.py",
     "sources/concat": "sources/test_registry.py",
+    "sinks/places": "sinks/test_registry.py",
     "sources/npy": "sources/test_flat.py",
     "sources/rowfile": "sources/test_flat.py",
     "sources/vecs": "sources/test_flat.py",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import warnings
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from streamkm.estimators.parameters import (
     draw_seed,
     execution_config,
 )
+from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.fit import fit, seed
 from streamkm.runs.in_memory import distance_rows, label_rows
 from streamkm.runs.reporting.signals import StopRequest
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseKMeans"]
 
+logger = logging.getLogger("streamkm")
+
 #: Bytes of a small array, at most: in memory it is copied faster than a thread starts.
 SMALL_BYTES = 1 << 20
 
@@ -53,16 +57,19 @@ def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
     A KeyboardInterrupt at any other time could leave a lock locked, and reader threads would wait
     for it forever.
     """
-    stop_request = StopRequest()
+    # Without a checkpoint a warning of the batch system does what it would do without streamkm.
+    stop_request = StopRequest(with_warnings=is_saved)
     try:
         with stop_request:
             yield stop_request
-    except Interrupted:
+    except Interrupted as interrupted:
         if not is_saved and stop_request.signal_name == "SIGINT":
             # Raised, not signalled, because a process in the background may ignore SIGINT.
             raise KeyboardInterrupt from None
         if not is_saved and stop_request.signal_name is not None:
             signal.raise_signal(signal.Signals[stop_request.signal_name])
+        # If nobody catches it, Python ends with its status and prints nothing.
+        logger.warning("%s", interrupted)
         raise
 
 
@@ -119,13 +126,14 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         streamkm.errors.StorageError
             If there is a `run_dir` and the disk refuses a write.
         streamkm.errors.Interrupted
-            If there is a `run_dir` and SIGINT or SIGTERM stops the fit, after a checkpoint is
-            saved. Without a `run_dir` SIGINT raises KeyboardInterrupt, and SIGTERM ends the
-            process, as usual.
+            If there is a `run_dir` and SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 stops the fit,
+            after a checkpoint is saved. Nobody need catch it: it is a SystemExit, and the process
+            ends with status 75. Without a `run_dir` signals act as usual: SIGINT raises
+            KeyboardInterrupt, the others end the process.
         """
         check_parameters(self)
         check_resumable(self)
-        with open_rows(self, X, reset=True) as rows:
+        with torch_alone_after_fork(), open_rows(self, X, reset=True) as rows:
             execution = self._execution(rows)
             self._check_n_rows(rows)
             self._seed = draw_seed(self.random_state)
@@ -193,7 +201,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             If the data cannot be used, or has another number of features.
         """
         check_is_fitted(self, "cluster_centers_")
-        with open_rows(self, X, reset=False) as rows:
+        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
             return label_rows(self._model, rows.source, self._execution(rows), nan=self.nan)[0]
 
     def transform(self, X: Any) -> np.ndarray:
@@ -219,7 +227,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             As in `predict`.
         """
         check_is_fitted(self, "cluster_centers_")
-        with open_rows(self, X, reset=False) as rows:
+        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
             return distance_rows(self._model, rows.source, self._execution(rows), nan=self.nan)
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
@@ -246,7 +254,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             As in `predict`, or if `sample_weight` cannot be used.
         """
         check_is_fitted(self, "cluster_centers_")
-        with open_rows(self, X, reset=False) as rows:
+        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
             _, inertia = label_rows(
                 self._model,
                 rows.source,
@@ -393,6 +401,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self._adopt(model)
         self._seed = model.settings["seed"]
         self.n_features_in_ = model.n_features
+        if model.feature_names:
+            self.feature_names_in_ = np.asarray(model.feature_names, dtype=object)
         self.n_iter_ = model.figures["n_iter"]
 
     def _label(self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None) -> None:

@@ -14,7 +14,17 @@ import torch
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
-from streamkm.sources import DTYPES, Source, Weights, is_lazy, open_source, open_weights
+from streamkm.sources import (
+    DTYPES,
+    Source,
+    Weights,
+    is_lazy,
+    is_path_list,
+    open_source,
+    open_weights,
+)
+from streamkm.sources.memory import MemorySource
+from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +75,7 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     ----------
     estimator : BaseEstimator
         The estimator whose ``n_features_in_`` and ``feature_names_in_`` are set or compared.
-    X : array-like, sparse matrix, path, Zarr array or Source
+    X : array-like, sparse matrix, path, list of paths, Zarr array or Source
         The rows.
     reset : bool
         Set the features of `estimator`; if false, compare `X` with them.
@@ -88,7 +98,8 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         _check_features(estimator, source, reset=reset)
         yield InputRows(source, in_memory=True, array=None)
     elif _is_location(X):
-        source = open_source(X)
+        is_drop = getattr(estimator, "nan", None) == "drop"
+        source = open_source(X, fill_is_nan=is_drop)
         # A memory map is an array, such as joblib gives to its workers for one in memory.
         array = np.asarray(X) if isinstance(X, np.memmap) else None
         try:
@@ -109,21 +120,32 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         )
         if np.ma.is_masked(X):  # which scikit-learn takes for its data
             array = np.ma.array(array, mask=X.mask)
-        yield InputRows(open_source(array), in_memory=True, array=array)
+        # A run in a folder keeps the names; they say nothing new where `estimator` has them.
+        names = tuple(getattr(estimator, "feature_names_in_", ())) if reset else ()
+        is_dense = isinstance(array, np.ndarray)
+        source = MemorySource(array, feature_names=names) if is_dense else open_source(array)
+        yield InputRows(source, in_memory=True, array=array)
 
 
 def _is_location(X: Any) -> bool:
     """Whether the rows of `X` may be more than fit in memory."""
-    if isinstance(X, str | os.PathLike | np.memmap | Source):
+    if isinstance(X, str | os.PathLike | np.memmap | Source) or is_path_list(X):
         return True
-    if isinstance(X, list | tuple) and X:
-        return all(isinstance(entry, str | os.PathLike) for entry in X)  # shards
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")
     return is_lazy(X) or (zarr is not None and isinstance(X, zarr.Array | zarr.Group))
 
 
 def _check_features(estimator: BaseEstimator, source: Source, *, reset: bool) -> None:
-    """Check the features of `source` as those of an array are checked, by its shape alone."""
+    """Check or set the features of `estimator` by those of `source`, as an array's are.
+
+    Names that are in another order are no error: whoever reads `source` puts them in order.
+    """
+    names = source.spec.feature_names
+    if not reset and names and hasattr(estimator, "feature_names_in_"):
+        in_order(source, tuple(estimator.feature_names_in_), type(estimator).__name__)
+        return
     shape = (source.spec.n_rows, source.spec.n_features)
     validate_data(estimator, np.broadcast_to(0, shape), reset=reset, skip_check_array=True)
+    if reset and names:
+        estimator.feature_names_in_ = np.asarray(names, dtype=object)

@@ -63,11 +63,11 @@ class KMeans(BaseKMeans):
         ``"cuda:1"``.
     max_host_memory : int or str, default=None
         Limit of the host memory for everything but X and the results, in bytes or such as
-        ``"8GiB"``. None is 8 GiB, or half of the machine's memory if that is less.
+        ``"8GiB"``. None is 8 GiB, or half of what this process may use if that is less.
     run_dir : path, default=None
         Folder to write: checkpoints, metrics and the model. It must not exist, unless `resume` is
-        true, and it needs an integer `random_state`. SIGINT and SIGTERM then save a checkpoint
-        before `fit` raises.
+        true, and it needs an integer `random_state`. Signals that ask for an end (see `fit`)
+        then save a checkpoint before `fit` raises.
     resume : bool, default=False
         Continue from the newest checkpoint in `run_dir`, or start if there is none. Data and
         parameters must be the same.

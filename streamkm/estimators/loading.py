@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamkm.errors import RunError
+from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.storage.model import load_model
 from streamkm.tables import ALGORITHMS, load_class
 
@@ -38,7 +39,8 @@ def load_run(path: str | os.PathLike[str]) -> KMeans | MiniBatchKMeans:
         If `path` is no run, or the run is not finished, or its model is damaged, or its algorithm
         is unknown.
     """
-    loaded = load_model(path)
+    with torch_alone_after_fork():
+        loaded = load_model(path)
     algorithm = loaded.settings["algorithm"]
     if algorithm not in ALGORITHMS:
         raise RunError(
@@ -46,5 +48,6 @@ def load_run(path: str | os.PathLike[str]) -> KMeans | MiniBatchKMeans:
             "labels rows by this run"
         )
     estimator: KMeans | MiniBatchKMeans
-    estimator = load_class(ALGORITHMS[algorithm].estimator).from_model(loaded)
+    with torch_alone_after_fork():
+        estimator = load_class(ALGORITHMS[algorithm].estimator).from_model(loaded)
     return estimator

@@ -8,6 +8,7 @@ from streamkm.errors import ParameterError
 from streamkm.estimators.base import BaseKMeans
 from streamkm.estimators.inputs import open_rows
 from streamkm.estimators.parameters import check_parameters, draw_seed
+from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.fit import seed
 from streamkm.runs.partial_fit import update_once
 
@@ -73,11 +74,11 @@ class MiniBatchKMeans(BaseKMeans):
         ``"cuda:1"``.
     max_host_memory : int or str, default=None
         Limit of the host memory for everything but X and the results, in bytes or such as
-        ``"8GiB"``. None is 8 GiB, or half of the machine's memory if that is less.
+        ``"8GiB"``. None is 8 GiB, or half of what this process may use if that is less.
     run_dir : path, default=None
         Folder to write: checkpoints, metrics and the model. It must not exist, unless `resume` is
-        true, and it needs an integer `random_state`. SIGINT and SIGTERM then save a checkpoint
-        before `fit` raises. `partial_fit` writes nothing.
+        true, and it needs an integer `random_state`. Signals that ask for an end (see `fit`)
+        then save a checkpoint before `fit` raises. `partial_fit` writes nothing.
     resume : bool, default=False
         Continue from the newest checkpoint in `run_dir`, or start if there is none. Data and
         parameters must be the same.
@@ -205,7 +206,7 @@ class MiniBatchKMeans(BaseKMeans):
         is_first = not hasattr(self, "cluster_centers_")
         # An estimator from load_run may have begun from an array, which no parameter holds.
         check_parameters(self, with_init=is_first)
-        with open_rows(self, X, reset=is_first) as rows:
+        with torch_alone_after_fork(), open_rows(self, X, reset=is_first) as rows:
             execution = self._execution(rows)
             weights = rows.weights(sample_weight)
             if is_first:

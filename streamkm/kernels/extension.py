@@ -6,8 +6,9 @@ to them must check dtype and shape and keep the tensors alive.
 
 from __future__ import annotations
 
+import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,6 +40,7 @@ __all__ = [
     "instruction_sets",
     "n_threads_for",
     "stored_types",
+    "torch_alone_after_fork",
 ]
 
 #: Without these options pip keeps what is installed, or reinstalls the wheel it built before.
@@ -100,9 +102,12 @@ def n_threads_for(n_products: int) -> int:
 class _Cores:
     """Counts who holds the cores for kernels, and remembers torch's number of threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_forked: bool = False) -> None:
+        self.is_forked = is_forked
+        """Whether this process was forked from one that had imported the package."""
         self._lock = threading.Lock()
         self._n_holders = 0
+        self._of_thread = threading.local()
         self.n_threads = 0
         """Torch's threads before the first holder; 0 while nobody holds the cores."""
 
@@ -111,18 +116,31 @@ class _Cores:
             if self._n_holders == 0:
                 self.n_threads = torch.get_num_threads()
             self._n_holders += 1
+        self._of_thread.depth = getattr(self._of_thread, "depth", 0) + 1
         torch.set_num_threads(1)
 
     def give_back(self) -> None:
+        self._of_thread.depth -= 1
         with self._lock:
             # torch keeps a number for each thread of the program: each restores its own.
-            torch.set_num_threads(self.n_threads)
+            if self._of_thread.depth == 0:
+                torch.set_num_threads(self.n_threads)
             self._n_holders -= 1
             if self._n_holders == 0:
                 self.n_threads = 0
 
 
 _cores = _Cores()
+
+
+def _begin_anew() -> None:
+    """In a forked child: its parent's lock may be locked, and its holders are not here."""
+    global _cores
+    _cores = _Cores(is_forked=True)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @contextmanager
@@ -133,11 +151,25 @@ def cores_for_kernels(kernel: str) -> Iterator[None]:
     threads of the kernels could use: with states of 100,000 numbers a batch took a fifth
     longer. Several threads may enter at once.
     """
-    if kernel != "cpu":
+    with _held(_cores) if kernel == "cpu" else nullcontext():
         yield
-        return
-    _cores.take()
+
+
+@contextmanager
+def torch_alone_after_fork() -> Iterator[None]:
+    """In a forked child keep torch to one thread; in any other process do nothing.
+
+    A child has none of its parent's threads, and OpenMP, with which torch shares its
+    operations, would wait for them without end. The kernels' own threads are started anew.
+    """
+    with _held(_cores) if _cores.is_forked else nullcontext():
+        yield
+
+
+@contextmanager
+def _held(cores: _Cores) -> Iterator[None]:
+    cores.take()
     try:
         yield
     finally:
-        _cores.give_back()
+        cores.give_back()

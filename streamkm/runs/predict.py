@@ -24,7 +24,9 @@ from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
+from streamkm.runs.storage.parts_file import write_parts
 from streamkm.sinks import commit_together, open_sink, tidy, unfinished_rows
+from streamkm.sources import parts_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
@@ -93,11 +95,13 @@ def predict(
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
     job = job_of(run_dir, source, nan)
+    parts = parts_of(source)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
         if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
             for path in paths:
                 tidy(path)
+                write_parts(path, parts)
             progress.say(finished_line(paths))
             return 0
         check_free(run_dir, paths, resume=resume)
@@ -121,8 +125,12 @@ def predict(
             # The last rows become durable, and their cursor names the job until the commit.
             writer.save()
             refused = record_outputs(run_dir, job, sinks)
+            lists = [write_parts(path, parts) for path in paths]
             commit_together(sinks)
         progress.say("written: " + " and ".join(map(str, paths)))
+        if parts:
+            says = "says" if len(lists) == 1 else "say"
+            progress.say(f"{' and '.join(map(str, lists))} {says} which rows are of which file")
         if refused is not None:
             progress.say(f"note: a later --resume will not know that this is finished ({refused})")
     return writer.n_dropped

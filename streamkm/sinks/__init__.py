@@ -1,6 +1,7 @@
 """Sinks: the files that labels and distances are written to."""
 
 from streamkm.sinks.base import Sink, commit_together
+from streamkm.sinks.places import beside
 from streamkm.sinks.registry import (
     SINKS,
     check_target,
@@ -14,6 +15,7 @@ from streamkm.sinks.registry import (
 __all__ = [
     "SINKS",
     "Sink",
+    "beside",
     "check_target",
     "commit_together",
     "open_sink",

@@ -1,14 +1,17 @@
 """Sources of rows: arrays on disk, behind an address or in memory, read by row range."""
 
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
+from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.formats import SourceOptions
 from streamkm.sources.lazy import is_lazy
+from streamkm.sources.places import is_path_list
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights
 
 __all__ = [
     "DTYPES",
     "ArraySpec",
+    "Part",
     "RowRange",
     "Source",
     "SourceOptions",
@@ -16,6 +19,8 @@ __all__ = [
     "check_dtype",
     "check_shape",
     "is_lazy",
+    "is_path_list",
     "open_source",
     "open_weights",
+    "parts_of",
 ]

@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from streamkm.errors import SourceError
+from streamkm.errors import NoRowsError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DTYPES", "ArraySpec", "RowRange", "Source", "check_dtype", "check_shape"]
+__all__ = [
+    "DTYPES",
+    "ArraySpec",
+    "Described",
+    "Grid",
+    "RowRange",
+    "Source",
+    "check_dtype",
+    "check_shape",
+]
 
 #: The NumPy dtype of the stored elements, in native byte order, by the name of the element type.
 #: NumPy has no bfloat16: its bits travel as uint16, and the device reinterprets them.
@@ -80,6 +89,19 @@ class RowRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """The axes that rows count through, in C order: ``y, x`` of a cube of bands."""
+
+    shape: tuple[int, ...]
+    """Their extents; the product is the number of rows."""
+    dims: tuple[str, ...] = ()
+    """Their names, ``""`` for one without a name; empty if the format has no names."""
+    group: str = ""
+    """Where the arrays lie that hold their coordinates, each with the name of its axis: the folder
+    of a Zarr group, or its address; ``""`` if there is no such place."""
+
+
+@dataclass(frozen=True, slots=True)
 class ArraySpec:
     """Shape, element type and layout of an array, known before any row is read."""
 
@@ -101,6 +123,18 @@ class ArraySpec:
     alone. A piece begins at a multiple of this number. 0 if only whole blocks are worth reading."""
     is_remote: bool = False
     """Whether reads wait for a network, so that more readers than cores are of use."""
+    feature_names: tuple[str, ...] = ()
+    """Names of the features, in their order; empty if the format has none."""
+    grid: Grid | None = None
+    """The axes that rows count through; None where rows are one axis without a name."""
+    nodata: tuple[float | int, ...] = ()
+    """Stored values that mean "no data". `streamkm.sources.open_source` has a source with such
+    values read as floats, with NaN in their place: a row that holds one counts as one with NaN."""
+    is_scaled: bool = False
+    """Whether ``scale_factor`` and ``add_offset`` of its attributes are applied."""
+    member: str = ""
+    """Name of the array within its file, such as an HDF5 dataset, if it was chosen for being the
+    only one; else empty. Shards must agree in it."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:
@@ -177,6 +211,15 @@ class Source(Protocol):
         """Release files. A later read is an error, a later close is not."""
 
 
+class Described:
+    """Gives a source a ``repr``: its class, name, shape, element type and layout."""
+
+    def __repr__(self: Source) -> str:
+        spec = self.spec
+        shape = f"{spec.n_rows:,} rows x {spec.n_features:,} features"
+        return f"<{type(self).__name__} {self.name}: {shape}, {spec.dtype}, {spec.layout}>"
+
+
 def check_dtype(dtype: np.dtype[np.generic] | str, name: str) -> str:
     """The key of `DTYPES` for an element type of either byte order.
 
@@ -221,8 +264,10 @@ def check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
 
     Raises
     ------
+    NoRowsError
+        If the array has no rows.
     SourceError
-        If the array has fewer than two dimensions, or is empty.
+        If the array has fewer than two dimensions, or no features.
     """
     if len(shape) < 2:
         raise SourceError(
@@ -233,5 +278,6 @@ def check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
     for extent in shape[:-1]:
         n_rows *= extent
     if n_rows == 0 or shape[-1] == 0:
-        raise SourceError(f"{name}: the array is empty, its shape is {shape}")
+        error = NoRowsError if shape[-1] else SourceError
+        raise error(f"{name}: the array is empty, its shape is {shape}; write rows into it first")
     return n_rows, shape[-1]

@@ -6,6 +6,9 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from streamkm.sources.base import Described
+from streamkm.sources.concat import parts_of
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -14,11 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
+    from streamkm.sources.concat import Part
 
 __all__ = ["Bfloat16Source"]
 
 
-class Bfloat16Source:
+class Bfloat16Source(Described):
     """A source of uint16 whose elements are the bits of bfloat16.
 
     Parameters
@@ -45,6 +49,10 @@ class Bfloat16Source:
         """Fill `out` with `rows`; see `Source.read`."""
         self._source.read(rows, out)
 
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features in the order of `names`."""
+        return Bfloat16Source(in_order(self._source, names, self.name))
+
     def fingerprint(self) -> str:
         """Hex digest of the stored array's fingerprint and the word bfloat16."""
         return hashlib.sha256(f"bfloat16 {self._source.fingerprint()}".encode()).hexdigest()
@@ -52,6 +60,10 @@ class Bfloat16Source:
     def would_take(self, path: Path) -> bool:
         """Whether what is written at `path` would become part of the stored array."""
         return would_take(self._source, path)
+
+    def parts(self) -> list[Part]:
+        """The files of the stored array, if it has several."""
+        return parts_of(self._source)
 
     def notes(self) -> list[str]:
         """The notes of the stored array."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, RowRange
+from streamkm.sources.base import ArraySpec, Described, RowRange
 from streamkm.sources.layout import check_read
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,14 +23,41 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import Source
 
-__all__ = ["ConcatSource"]
+__all__ = ["ConcatSource", "Part", "parts_of"]
 
 #: Bytes of a shard that is read as one block, at most, if the shards' own blocks do not line up.
 SHARD_BLOCK_BYTES = 64 << 20
 
 
-class ConcatSource:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where the rows of one file lie in a source of several files."""
+
+    name: str
+    """The file, as it was given."""
+    first_row: int
+    """Number of its first row in the whole."""
+    n_rows: int
+    """Its rows."""
+
+
+@runtime_checkable
+class _Joined(Protocol):
+    """A source of several files."""
+
+    def parts(self) -> list[Part]:
+        """Its files, in the order of their rows."""
+
+
+def parts_of(source: Source) -> list[Part]:
+    """The files of `source` in the order of their rows; none for a source of one file."""
+    return source.parts() if isinstance(source, _Joined) else []
+
+
+class ConcatSource(Described):
     """Sources with the same features and dtype, one after the other.
+
+    Features that have names are matched by name, in the order of the first part.
 
     Parameters
     ----------
@@ -43,7 +73,8 @@ class ConcatSource:
     Raises
     ------
     SourceError
-        If features or dtype differ; the message names both parts.
+        If features, their names, the name of the array or dtype differ; the message names both
+        parts.
     """
 
     def __init__(
@@ -56,10 +87,13 @@ class ConcatSource:
     ) -> None:
         if not parts:
             raise SourceError(f"{name}: there is no part to read")
+        parts = _with_room_for_nulls(parts)
         first = parts[0]
         for part in parts[1:]:
             _check_alike(first, part)
-        self._parts = tuple(parts)
+        named = next((part for part in parts if part.spec.feature_names), first)
+        names = named.spec.feature_names
+        self._parts = tuple(in_order(part, names, named.name) for part in parts)
         self._name = name
         self._remarks = remarks
         self._takes = takes
@@ -74,10 +108,13 @@ class ConcatSource:
             n_features=first.spec.n_features,
             dtype=first.spec.dtype,
             block_rows=block_rows,
-            layout=f"{len(specs)} parts, " + (layouts.pop() if len(layouts) == 1 else "mixed"),
+            layout=f"{counted(len(specs), 'part')}, "
+            + (layouts.pop() if len(layouts) == 1 else "mixed"),
             scratch_bytes=max(_scratch_bytes(spec, block_rows) for spec in specs),
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
+            feature_names=names,
+            member=first.spec.member,
         )
 
     @property
@@ -104,6 +141,19 @@ class ConcatSource:
             done = stop
             index += 1
 
+    def parts(self) -> list[Part]:
+        """The files, in the order of their rows."""
+        found: list[Part] = []
+        for first, part in zip(self._starts, self._parts, strict=True):
+            inner = parts_of(part) or [Part(part.name, 0, part.spec.n_rows)]
+            found += [Part(each.name, first + each.first_row, each.n_rows) for each in inner]
+        return found
+
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features of every part in the order of `names`."""
+        parts = [in_order(part, names, self._name) for part in self._parts]
+        return ConcatSource(parts, self._name, remarks=self._remarks, takes=self._takes)
+
     def fingerprint(self) -> str:
         """Hex digest of the parts' fingerprints, in order."""
         digest = hashlib.sha256()
@@ -118,7 +168,11 @@ class ConcatSource:
 
     def notes(self) -> list[str]:
         """The notes of the whole, then those of each part."""
-        return [*self._remarks, *(note for part in self._parts for note in part.notes())]
+        return [
+            *self._remarks,
+            *_order_notes(self._name, [part.name for part in self._parts]),
+            *(note for part in self._parts for note in part.notes()),
+        ]
 
     def close(self) -> None:
         """Close all parts."""
@@ -127,8 +181,45 @@ class ConcatSource:
             part.close()
 
 
+def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
+    """A note if the rows of `names` come in another order than other tools read them in."""
+    for name, by_text in zip(names, sorted(names), strict=True):
+        if name != by_text:
+            note = (
+                f"{whole}: rows of {name} come before those of {by_text}; a tool that sorts names "
+                "as text has them the other way round, so join labels to rows by file or by id"
+            )
+            return [note]
+    return []
+
+
+@runtime_checkable
+class _Widenable(Protocol):
+    """A source of integers that can read them as floats."""
+
+    def with_room_for_nulls(self) -> Source:
+        """A view whose numbers are floats that hold the integers; closed with this source."""
+
+
+def _with_room_for_nulls(parts: Sequence[Source]) -> list[Source]:
+    """`parts` with floats in place of integers, if some of them are floats.
+
+    A column of integers is one of floats where a shard has nulls in it.
+    """
+    is_float = [part.spec.storage.kind == "f" for part in parts]
+    if any(is_float) and not all(is_float):
+        return [p.with_room_for_nulls() if isinstance(p, _Widenable) else p for p in parts]
+    return list(parts)
+
+
 def _check_alike(first: Source, part: Source) -> None:
-    """`SourceError` unless `part` has the features and the dtype of `first`."""
+    """`SourceError` unless `part` has the features, the dtype and the array name of `first`."""
+    one, other = first.spec.member, part.spec.member
+    if one and other and one != other:
+        raise SourceError(
+            f"shards must hold the same array: {first.name} has {one}, {part.name} has {other}; "
+            "choose an array that all of them hold, or take one of them out"
+        )
     for what, expected, found in (
         ("features", first.spec.n_features, part.spec.n_features),
         ("dtype", first.spec.dtype, part.spec.dtype),

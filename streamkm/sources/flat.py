@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype
+from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
-from streamkm.sources.rowfile import RowFile
+from streamkm.sources.rowfile import row_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from streamkm.sources.base import Grid
+    from streamkm.sources.rowfile import ByteFile, Stored
 
 __all__ = ["BIN_DTYPES", "BLOCK_BYTES", "PIECE_BYTES", "FlatSource", "open_bin", "open_raw"]
 
@@ -31,12 +34,12 @@ BIN_DTYPES = {".fbin": "float32", ".u8bin": "uint8", ".i8bin": "int8"}
 _BIN_HEADER = struct.Struct("<II")
 
 
-class FlatSource:
+class FlatSource(Described):
     """Rows one after the other in a file, read straight into `out`.
 
     Parameters
     ----------
-    file : RowFile
+    file : ByteFile
         The open file; closed with the source.
     n_rows, n_features : int
         Extents of the array.
@@ -50,11 +53,15 @@ class FlatSource:
         Name of the format in `ArraySpec.layout`.
     remarks : tuple of str
         What `notes` returns.
+    grid : Grid, optional
+        The axes that rows count through.
+    member : str
+        See `ArraySpec.member`.
     """
 
     def __init__(
         self,
-        file: RowFile,
+        file: ByteFile,
         *,
         n_rows: int,
         n_features: int,
@@ -63,6 +70,8 @@ class FlatSource:
         swapped: bool,
         kind: str,
         remarks: tuple[str, ...] = (),
+        grid: Grid | None = None,
+        member: str = "",
     ) -> None:
         row_bytes = n_features * DTYPES[dtype].itemsize
         self._file = file
@@ -75,8 +84,11 @@ class FlatSource:
             dtype=dtype,
             block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
             layout=f"{kind}, C order" + (", byte-swapped" if swapped else ""),
-            scratch_bytes=BUFFER_BYTES,
+            scratch_bytes=max(BUFFER_BYTES, file.is_remote * BLOCK_BYTES),
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
+            is_remote=file.is_remote,
+            grid=grid,
+            member=member,
         )
 
     @property
@@ -147,7 +159,7 @@ def open_raw(
     key = check_dtype(dtype, str(path))
     swapped = not isinstance(dtype, str) and not dtype.isnative
     row_bytes = n_features * DTYPES[key].itemsize
-    file = RowFile(path, keep_open=keep_open)
+    file = row_file(path, keep_open=keep_open)
     payload = file.size - offset
     if payload <= 0 or payload % row_bytes:
         file.close()
@@ -167,7 +179,7 @@ def open_raw(
     )
 
 
-def open_bin(path: Path, *, keep_open: bool = True) -> FlatSource:
+def open_bin(path: Path | Stored, *, keep_open: bool = True) -> FlatSource:
     """Open an ``.fbin``, ``.u8bin`` or ``.i8bin`` file.
 
     Parameters
@@ -187,7 +199,7 @@ def open_bin(path: Path, *, keep_open: bool = True) -> FlatSource:
         If the header does not agree with the file's size.
     """
     dtype = BIN_DTYPES[path.suffix.lower()]
-    file = RowFile(path, keep_open=keep_open)
+    file = row_file(path, keep_open=keep_open)
     try:
         n_rows, n_features = _read_bin_header(file, DTYPES[dtype].itemsize, dtype)
     except SourceError:
@@ -204,7 +216,7 @@ def open_bin(path: Path, *, keep_open: bool = True) -> FlatSource:
     )
 
 
-def _read_bin_header(file: RowFile, itemsize: int, dtype: str) -> tuple[int, int]:
+def _read_bin_header(file: ByteFile, itemsize: int, dtype: str) -> tuple[int, int]:
     """(N, D) from the header, checked against the file's size."""
     if file.size < _BIN_HEADER.size:
         raise SourceError(
@@ -214,8 +226,7 @@ def _read_bin_header(file: RowFile, itemsize: int, dtype: str) -> tuple[int, int
     header = np.empty(_BIN_HEADER.size, np.uint8)
     file.read_into(header, 0, RowRange(0, 0))
     n_rows, n_features = _BIN_HEADER.unpack(header.tobytes())
-    if n_rows == 0 or n_features == 0:
-        raise SourceError(f"{file.path}: the array is empty, its shape is {(n_rows, n_features)}")
+    check_shape((n_rows, n_features), str(file.path))
     expected = _BIN_HEADER.size + n_rows * n_features * itemsize
     if file.size != expected:
         raise SourceError(

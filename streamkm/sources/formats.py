@@ -8,6 +8,7 @@ That is also why an option is declared here and not beside its opener.
 
 from __future__ import annotations
 
+import numbers
 import pkgutil
 from dataclasses import dataclass
 from itertools import chain
@@ -17,6 +18,7 @@ import numpy as np
 
 from streamkm.errors import Option, SourceError
 from streamkm.sources.base import DTYPES
+from streamkm.sources.decoded import honoured
 from streamkm.sources.flat import BIN_DTYPES
 from streamkm.sources.vecs import VECS_DTYPES
 
@@ -59,13 +61,27 @@ class SourceOptions(TypedDict, total=False):
     """Number of features of a raw file. Any other array must have as many."""
     offset: int | None
     """Bytes before the first row of a raw file, 0 by default."""
+    dataset: str | None
+    """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``, or path of the array in a Zarr
+    group. By default the only dataset of numbers in two or more dimensions."""
+    variable: Sequence[str] | None
+    """Arrays of one shape in an HDF5 or netCDF file or a Zarr group: each is a feature, and all
+    its axes are rows. With `dataset` they lie in that group."""
+    feature_dim: str | int | Sequence[str | int] | None
+    """The axes of an HDF5 or Zarr array that are features, by name or number, flattened in this
+    order; all others are rows. By default the last."""
+    nodata: Sequence[float | int] | None
+    """Stored values that mean "no data". They are read as NaN, so that a row which holds one is an
+    error or, with ``nan="drop"``, left out. Integers are read as floats then."""
+    apply_scale: bool | None
+    """Whether values are ``stored * scale_factor + add_offset``, where the attributes of an HDF5 or
+    Zarr array say so."""
+    fill_is_nan: bool | None
+    """Whether the values that the attributes ``_FillValue`` and ``missing_value`` of an HDF5 or
+    Zarr array name are no data, as in `nodata`. ``--nan drop`` says so on the command line."""
     columns: Sequence[str] | None
     """Columns of a Parquet file: one column of lists, or columns of numbers in the order of the
     features. By default the only column of lists, or else all columns."""
-    dataset: str | None
-    """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``, or of a sparse matrix, such as
-    ``layers/counts``. By default the X of an ``.h5ad`` file, or else the only dataset of numbers in
-    two or more dimensions."""
 
 
 def _as_given(value: Any) -> Any:
@@ -95,6 +111,10 @@ class SourceOption:
     """Whether other formats take it too; there it must agree with the array."""
     heading: str = "files that hold several arrays"
     """The heading that it stands under in the help."""
+    is_switch: bool = False
+    """Whether its flag takes no value."""
+    has_flag: bool = True
+    """Whether the command line has it as an option."""
 
     @property
     def flag(self) -> str:
@@ -139,7 +159,8 @@ class Format:
                 f"install streamkm[{self.extra}]"
             ) from error
         source: Source = opener(location, **arguments)
-        return source
+        # Openers that take the option decode by themselves, for each variable its own way.
+        return source if _NODATA in self.options else honoured(source, given.get("nodata", ()))
 
     def holds(self, folder: Path) -> bool:
         """Whether `folder` is an array of this format, or a group of arrays."""
@@ -181,6 +202,30 @@ def _columns(columns: Sequence[str]) -> tuple[str, ...]:
     return (columns,) if isinstance(columns, str) else tuple(columns)
 
 
+def _several(given: Any) -> tuple[Any, ...]:
+    return (given,) if isinstance(given, str | int | float) else tuple(given)
+
+
+def _number(text: str) -> float | int:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise SourceError(Option("nodata"), f" must be a number, not {text!r}") from None
+
+
+def _nodata(values: float | int | Sequence[float | int]) -> tuple[float | int, ...]:
+    found = []
+    for value in _several(values):
+        if not isinstance(value, numbers.Real):
+            raise SourceError(Option("nodata"), f" must be a number, not {value!r}")
+        found.append(int(value) if isinstance(value, numbers.Integral) else float(value))
+    return tuple(found)
+
+
 _DTYPE = SourceOption(
     "dtype",
     "element type, such as float16, bfloat16 or >f4 (big-endian float32)",
@@ -218,10 +263,56 @@ _COLUMNS = SourceOption(
 )
 _DATASET = SourceOption(
     "dataset",
-    "HDF5: name of the dataset, such as obsm/X_pca or layers/counts (default: X of an .h5ad "
-    "file, or else the only one)",
+    "HDF5 and Zarr: name of the dataset, such as obsm/X_pca or layers/counts (default: X of "
+    "AnnData, or else the only one)",
     metavar="NAME",
 )
+_VARIABLE = SourceOption(
+    "variable",
+    "HDF5, netCDF and Zarr: an array that is one feature, all its axes rows; repeat the option for "
+    "each feature",
+    checked=_several,
+    metavar="NAME",
+    is_repeatable=True,
+)
+_FEATURE_DIM = SourceOption(
+    "feature_dim",
+    "HDF5, netCDF and Zarr: the axis that is features, by name or number; repeat the option for "
+    "several (default: the last)",
+    checked=_several,
+    metavar="AXIS",
+    is_repeatable=True,
+    heading="what stored values mean",
+)
+_NODATA = SourceOption(
+    "nodata",
+    "a stored value that means no data: rows that hold it count as rows with NaN; "
+    "repeat the option for several values",
+    parse=_number,
+    checked=_nodata,
+    metavar="VALUE",
+    is_repeatable=True,
+    is_general=True,
+    heading="what stored values mean",
+)
+_APPLY_SCALE = SourceOption(
+    "apply_scale",
+    "read stored * scale_factor + add_offset where the array (HDF5, netCDF, Zarr) has such "
+    "attributes",
+    default=False,
+    is_general=True,
+    heading="what stored values mean",
+    is_switch=True,
+)
+_FILL_IS_NAN = SourceOption(
+    "fill_is_nan",
+    "values that attributes mark as no data are NaN",
+    default=False,
+    is_general=True,
+    has_flag=False,
+)
+#: The options of formats whose arrays lie in groups and have named axes and attributes.
+_OF_GROUPS = (_DATASET, _VARIABLE, _FEATURE_DIM, _NODATA, _APPLY_SCALE, _FILL_IS_NAN)
 
 
 # ---- the table ---------------------------------------------------------------
@@ -238,6 +329,7 @@ FORMATS: tuple[Format, ...] = (
         "Zarr",
         "streamkm.sources.zarr:open_zarr",
         (".zarr",),
+        _OF_GROUPS,
         keeps_open=False,
         markers=("zarr.json", ".zarray", ".zgroup"),
         members="streamkm.sources.zarr:array_names",
@@ -255,15 +347,20 @@ FORMATS: tuple[Format, ...] = (
     Format(
         "HDF5",
         "streamkm.sources.hdf5:open_hdf5",
-        (".h5", ".hdf5", ".h5ad"),
-        (_DATASET,),
+        (".h5", ".hdf5", ".h5ad", ".nc", ".nc4"),
+        _OF_GROUPS,
         extra="hdf5",
     ),
 )
 
 #: The format of every address (``s3://``, ``https://``), whatever its suffix.
 ADDRESSES = Format(
-    "Zarr", "streamkm.sources.zarr:open_remote", (".zarr",), extra="s3", keeps_open=False
+    "Zarr",
+    "streamkm.sources.zarr:open_remote",
+    (".zarr",),
+    _OF_GROUPS,
+    extra="s3",
+    keeps_open=False,
 )
 
 
@@ -346,7 +443,7 @@ def refuse_foreign_options(
         is_taken = option.is_general or (entry is not None and option in entry.options)
         if option.name in given and not is_taken:
             taking = [other.suffixes for other in FORMATS if option in other.options]
-            of = " ".join(chain.from_iterable(taking)) or "raw files"
+            of = " ".join(dict.fromkeys(chain.from_iterable(taking))) or "raw files"
             raise SourceError(
                 f"{location}: ",
                 Option(option.name),

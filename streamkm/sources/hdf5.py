@@ -1,8 +1,9 @@
 """Reads HDF5 datasets: contiguous ones as rows of a file, all others through the HDF5 library.
 
-The library holds one lock for the whole process. A contiguous dataset is rows behind an offset, so
-that several threads read it like any flat file. The library reads a dataset of chunks, straight
-into the caller's memory, for one thread at a time.
+The library holds one lock for the whole process. A contiguous dataset whose stored type is the
+NumPy type in memory is rows behind an offset, so that several threads read it like any flat file.
+The library reads all others, for one thread at a time: datasets of chunks, types that it must
+convert (12 bits of 16, bfloat16), and cubes whose features are not the last axis.
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ from typing import TYPE_CHECKING
 import h5py
 
 from streamkm.errors import Option, ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, Source, check_dtype, check_shape
+from streamkm.sources.axes import Axes, axes_note, choose_axes
+from streamkm.sources.base import ArraySpec, Described, RowRange, Source, check_dtype
+from streamkm.sources.decoded import Decoding, decoded, read_marks
 from streamkm.sources.flat import BLOCK_BYTES, FlatSource
 from streamkm.sources.hdf5_csr import choose_member, open_csr
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
 from streamkm.sources.rowfile import RowFile
+from streamkm.sources.sparse import refuse_dense_options
+from streamkm.sources.variables import open_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
+
+    from streamkm.sources.axes import FeatureDims
 
 __all__ = ["Hdf5Source", "open_hdf5"]
 
@@ -34,10 +41,22 @@ NAMES_SHOWN = 8
 SLAB_BYTES = 64 << 20
 #: Bytes of decoded chunks and metadata that the library keeps for a dataset.
 _LIBRARY_BYTES = 4 << 20
+#: The first bytes of a netCDF file of the classic format, which is no HDF5.
+_CLASSIC = b"CDF"
 
 
-def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True) -> Source:
-    """Open a dataset of two or more dimensions.
+def open_hdf5(
+    path: Path,
+    *,
+    dataset: str | None = None,
+    variable: Sequence[str] = (),
+    feature_dim: FeatureDims | None = None,
+    nodata: tuple[float | int, ...] = (),
+    fill_is_nan: bool = False,
+    apply_scale: bool = False,
+    keep_open: bool = True,
+) -> Source:
+    """Open a dataset of two or more dimensions, or several datasets as features.
 
     Parameters
     ----------
@@ -46,7 +65,13 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     dataset : str, optional
         Name of the dataset, such as ``obsm/X_pca``, or of the group of a CSR matrix, such as
         ``layers/counts``; by default the X of an ``.h5ad`` file, or else the only one of numbers in
-        two or more dimensions.
+        two or more dimensions. With `variable`, the group that they lie in.
+    variable : sequence of str
+        Names of datasets of one shape, each of which is a feature, or several with `feature_dim`.
+    feature_dim : str, int or sequence of them, optional
+        The axes that are features, by name or number; by default the last.
+    nodata, fill_is_nan, apply_scale
+        See `streamkm.sources.decoded.Decoding`.
     keep_open : bool
         Hold the file open until `close`; see `RowFile`.
 
@@ -59,46 +84,99 @@ def open_hdf5(path: Path, *, dataset: str | None = None, keep_open: bool = True)
     SourceError
         If it is no HDF5 file, or holds no such dataset.
     """
-    dataset, is_sparse = choose_member(path, dataset)
-    if is_sparse and dataset is not None:
-        return open_csr(path, dataset, keep_open=keep_open)
+    how = Decoding(nodata, fill_is_nan, apply_scale)
+    if not variable:
+        is_named = dataset is not None
+        dataset, is_sparse = choose_member(path, dataset)
+        if is_sparse and dataset is not None:
+            refuse_dense_options(f"{path}: {dataset}", feature_dim, how)
+            return open_csr(path, dataset, keep_open=keep_open)
+        return _open_dataset(
+            path, dataset, feature_dim, how, is_named=is_named, keep_open=keep_open
+        )
+    feature_dim = () if feature_dim is None else feature_dim
+
+    def open_one(name: str) -> Source:
+        inside = f"{dataset}/{name}" if dataset else name
+        return _open_dataset(path, inside, feature_dim, how, is_named=True, keep_open=keep_open)
+
+    return open_variables(open_one, variable, str(path))
+
+
+def _open_dataset(
+    path: Path,
+    dataset: str | None,
+    feature_dim: FeatureDims | None,
+    how: Decoding,
+    *,
+    is_named: bool,
+    keep_open: bool,
+) -> Source:
     try:
         with h5py.File(path, "r") as file:
             found = _dataset(file, dataset, str(path))
             _check_own_numbers(found, path)
             home = Path(found.file.filename)
             if not home.samefile(path):
-                return open_hdf5(home, dataset=found.name, keep_open=keep_open)
-            dtype = check_dtype(found.dtype, f"{path}: {found.name}")
-            n_rows, n_features = check_shape(found.shape, f"{path}: {found.name}")
+                return _open_dataset(
+                    home, found.name, feature_dim, how, is_named=is_named, keep_open=keep_open
+                )
+            name = f"{path}: {found.name}"
+            stored = _numpy_dtype(found)
+            if stored is None:
+                raise SourceError(
+                    f"{name}: NumPy has no type for its elements, such as integers of 24 bits; "
+                    "write them again as one that it has"
+                )
+            dtype = check_dtype(stored, name)
+            axes = choose_axes(found.shape, _dims(found), feature_dim, name)
+            remarks = (*axes_note(axes, name), *_unwritten(found, name))
+            marks = read_marks(found.attrs, dtype)
+            layout = f"hdf5 {found.name}"
             offset = found.id.get_offset()
-            if offset is None:
-                return Hdf5Source(path, found, keep_open=keep_open)
-            swapped, name = not found.dtype.isnative, found.name
+            member = "" if is_named else found.name
+            is_flat = axes.are_last or not axes.features
+            if offset is None or not is_flat or not _is_stored_as_in_memory(found):
+                return decoded(
+                    lambda more: Hdf5Source(
+                        path, found, axes, keep_open=keep_open, member=member,
+                        remarks=(*remarks, *more),
+                    ),
+                    marks, how, name,
+                )  # fmt: skip
     except SourceError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise SourceError(f"{path}: cannot be opened as HDF5: {one_line(error)}") from error
-    source = FlatSource(
-        RowFile(path, keep_open=keep_open),
-        n_rows=n_rows,
-        n_features=n_features,
-        dtype=dtype,
-        offset=offset,
-        swapped=swapped,
-        kind=f"hdf5 {name}",
-    )
-    expected = offset + source.spec.nbytes
+        raise SourceError(
+            f"{path}: cannot be opened as HDF5: {one_line(error)}{_classic(path)}"
+        ) from error
+
+    def flat(more: tuple[str, ...]) -> Source:
+        return FlatSource(
+            RowFile(path, keep_open=keep_open),
+            n_rows=axes.n_rows,
+            n_features=axes.n_features,
+            dtype=dtype,
+            offset=offset,
+            swapped=not stored.isnative,
+            kind=f"{layout}{axes.describe()}",
+            remarks=(*remarks, *more),
+            grid=axes.grid(),
+            member=member,
+        )
+
+    source = decoded(flat, marks, how, name)
+    expected = offset + axes.n_rows * axes.n_features * stored.itemsize
     if path.stat().st_size < expected:
         source.close()
         raise SourceError(
-            f"{path}: truncated: the dataset {name} ends at byte {expected}, the file has "
-            f"{path.stat().st_size}; copy or write it again"
+            f"{path}: truncated: the dataset {layout.removeprefix('hdf5 ')} ends at byte "
+            f"{expected}, the file has {path.stat().st_size}; copy or write it again"
         )
     return source
 
 
-class Hdf5Source:
+class Hdf5Source(Described):
     """A dataset that the HDF5 library reads.
 
     Parameters
@@ -106,30 +184,53 @@ class Hdf5Source:
     path : Path
         The file.
     dataset : h5py.Dataset
-        Numbers in two or more dimensions. The source reads its layout, and keeps only its name.
+        Numbers in as many dimensions as `axes`. The source reads its layout, and keeps only its
+        name.
+    axes : Axes
+        Which of its axes are features.
     keep_open : bool
         As in `open_hdf5`.
+    member : str
+        See `ArraySpec.member`.
+    remarks : tuple of str
+        Notes that come first.
     """
 
-    def __init__(self, path: Path, dataset: h5py.Dataset, *, keep_open: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dataset: h5py.Dataset,
+        axes: Axes,
+        *,
+        keep_open: bool,
+        member: str = "",
+        remarks: tuple[str, ...] = (),
+    ) -> None:
         self._file = RowFile(path, keep_open=False)
         self._dataset = dataset.name
-        self._shape = dataset.shape
-        n_rows, n_features = check_shape(dataset.shape, str(path))
-        row_bytes = n_features * dataset.dtype.itemsize
+        self._axes = axes
+        self._remarks = remarks
+        row_bytes = axes.n_features * dataset.dtype.itemsize
         chunks = dataset.chunks
         filters = dataset.compression or "uncompressed"
         how = f"chunks of {' x '.join(map(str, chunks))}, {filters}" if chunks else "pieces"
-        block_rows = _block_rows(dataset.shape, chunks, row_bytes)
+        shape = axes.rows_first(axes.shape)
+        block_rows = min(
+            _block_rows(shape, axes.rows_first(chunks) if chunks else None, row_bytes), axes.n_rows
+        )
         chunk_bytes = prod(chunks or (1,)) * dataset.dtype.itemsize
+        # The library fills only memory in the order of the file.
+        swapped_bytes = 0 if axes.are_last or not axes.features else block_rows * row_bytes
         self._spec = ArraySpec(
-            n_rows=n_rows,
-            n_features=n_features,
+            n_rows=axes.n_rows,
+            n_features=axes.n_features,
             dtype=check_dtype(dataset.dtype, str(path)),
-            block_rows=min(block_rows, n_rows),
-            layout=f"hdf5 {self._dataset}, {how}",
+            block_rows=block_rows,
+            layout=f"hdf5 {self._dataset}, {how}{axes.describe()}",
             # A chunk as stored, as decoded, and once more between two filters.
-            scratch_bytes=3 * chunk_bytes + _LIBRARY_BYTES,
+            scratch_bytes=3 * chunk_bytes + _LIBRARY_BYTES + swapped_bytes,
+            grid=axes.grid(),
+            member=member,
         )
         self._opened = h5py.File(path, "r") if keep_open else None
 
@@ -150,10 +251,14 @@ class Hdf5Source:
         try:
             with self._handle() as file:
                 dataset = file[self._dataset]
-                for box in row_boxes(self._shape[:-1], rows):
+                for box in row_boxes(self._axes.row_shape, rows):
                     target = out[box.start - rows.start : box.stop - rows.start]
-                    target = target.reshape(*box.shape, self._spec.n_features)
-                    dataset.read_direct(target, source_sel=(*box.selection, slice(None)))
+                    view = self._axes.stored_view(target, box)
+                    selection = self._axes.selection(box)
+                    if view.flags.c_contiguous:
+                        dataset.read_direct(view, source_sel=selection)
+                    else:
+                        view[...] = dataset[selection]
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise ReadError(
                 f"{self.name}: {rows} of {self._dataset} cannot be read: {one_line(error)}; "
@@ -162,11 +267,14 @@ class Hdf5Source:
 
     def fingerprint(self) -> str:
         """Hex digest of layout and shape, and the file's size and modification time."""
-        return self._file.fingerprint(f"{self._spec.layout} {self._spec.dtype} {self._shape}")
+        return self._file.fingerprint(f"{self._spec.layout} {self._spec.dtype} {self._axes.shape}")
 
     def notes(self) -> list[str]:
-        """A note that threads wait for each other."""
-        return [f"{self.name}: chunked HDF5 is read by one thread at a time, whatever their number"]
+        """The remarks of whoever opened the file, and that threads wait for each other."""
+        return [
+            *self._remarks,
+            f"{self.name}: chunked HDF5 is read by one thread at a time, whatever their number",
+        ]
 
     def close(self) -> None:
         """Release the file."""
@@ -190,7 +298,8 @@ def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
     def note(member: str, node: h5py.Dataset | h5py.Group) -> None:
         # An empty dataset has the shape None.
         is_array = isinstance(node, h5py.Dataset) and len(node.shape or ()) >= 2
-        if is_array and node.dtype.kind in "fiu":
+        stored = _numpy_dtype(node) if is_array else None
+        if stored is not None and stored.kind in "fiu":
             found[member] = node
 
     file.visititems(note)
@@ -203,7 +312,7 @@ def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
                 f"{path}: one dataset of numbers in two or more dimensions is needed, choose it "
                 "by ",
                 Option("dataset"),
-                f"; {there_are}",
+                f"; {there_are}{_or_variables(found)}",
             )
         return next(iter(found.values()))
     node = file.get(name)
@@ -211,6 +320,64 @@ def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
         what = "is no dataset" if node is not None else "does not exist"
         raise SourceError(f"{path}: {name!r} {what}; {there_are}")
     return node
+
+
+def _numpy_dtype(dataset: h5py.Dataset) -> np.dtype[np.generic] | None:
+    """The type of its elements in memory; None if NumPy has none, such as 24 bits."""
+    try:
+        dtype: np.dtype[np.generic] = dataset.dtype
+    except (TypeError, ValueError):
+        return None
+    return dtype
+
+
+def _is_stored_as_in_memory(dataset: h5py.Dataset) -> bool:
+    """Whether the stored bytes are those of the NumPy type, but for the byte order.
+
+    HDF5 stores numbers of any precision, at any bit, and floats with fields of any width; h5py
+    names the NumPy type that it converts them to.
+    """
+    return bool(dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)))
+
+
+def _dims(dataset: h5py.Dataset) -> list[str]:
+    """The name of each axis: its label, or the name of a scale of it; ``""`` without."""
+    names = []
+    for dim in dataset.dims:
+        scale = dim[0].name if not dim.label and len(dim) else None
+        names.append(dim.label or (scale or "").rpartition("/")[2])
+    return names
+
+
+def _unwritten(dataset: h5py.Dataset, name: str) -> list[str]:
+    """A note on chunks, or on a whole dataset, that were never written."""
+    if dataset.chunks:
+        grid = zip(dataset.shape, dataset.chunks, strict=True)
+        total = prod(-(-extent // size) for extent, size in grid)
+        missing = total - dataset.id.get_num_chunks()
+        what = f"{missing} of {total} chunks were"
+    else:
+        missing = int(dataset.id.get_storage_size() == 0)
+        what = "the dataset was"
+    if not missing:
+        return []
+    return [f"{name}: {what} never written, their rows read as the fill value {dataset.fillvalue}"]
+
+
+def _or_variables(found: dict[str, h5py.Dataset]) -> str | Option:
+    shapes = [node.shape for node in found.values()]
+    alike = len(shapes) != len(set(shapes))
+    return ", or several of one shape as features by --variable" if alike else ""
+
+
+def _classic(path: Path) -> str:
+    """Advice for a netCDF file of the classic format."""
+    try:
+        with path.open("rb") as file:
+            is_classic = file.read(len(_CLASSIC)) == _CLASSIC
+    except OSError:
+        return ""
+    return "; it is netCDF of the classic format: nccopy -k nc4 converts it" if is_classic else ""
 
 
 def _check_own_numbers(dataset: h5py.Dataset, path: Path) -> None:

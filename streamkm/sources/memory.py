@@ -10,7 +10,14 @@ import hashlib
 
 import numpy as np
 
-from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype, check_shape
+from streamkm.sources.base import (
+    DTYPES,
+    ArraySpec,
+    Described,
+    RowRange,
+    check_dtype,
+    check_shape,
+)
 from streamkm.sources.layout import check_read, row_boxes, rows_for_bytes
 
 __all__ = ["MemorySource"]
@@ -29,7 +36,7 @@ _WITH_NAN = {
 }
 
 
-class MemorySource:
+class MemorySource(Described):
     """An ndarray as a source; the array is neither copied nor changed.
 
     Parameters
@@ -39,6 +46,8 @@ class MemorySource:
         named bfloat16, such as that of ml_dtypes, is read as its bits.
     name : str
         Name of the array, for errors.
+    feature_names : tuple of str
+        Names of the features, such as those of a data frame's columns; empty if it has none.
 
     Raises
     ------
@@ -46,7 +55,13 @@ class MemorySource:
         If the array is empty, has fewer than two dimensions, or holds no real numbers.
     """
 
-    def __init__(self, array: np.ndarray, name: str = "array in memory") -> None:
+    def __init__(
+        self,
+        array: np.ndarray,
+        name: str = "array in memory",
+        *,
+        feature_names: tuple[str, ...] = (),
+    ) -> None:
         dtype = check_dtype(array.dtype, name)
         # Most masks mask nothing.
         self._mask = np.ma.getmaskarray(array) if np.ma.is_masked(array) else None
@@ -70,6 +85,7 @@ class MemorySource:
             layout=f"in memory, {order}{' order' if order != 'strided' else ''}"
             + (", masked" if self._mask is not None else ""),
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
+            feature_names=feature_names,
         )
 
     @property

@@ -14,14 +14,15 @@ from streamkm.sources.base import DTYPES, ArraySpec, RowRange, check_dtype, chec
 from streamkm.sources.flat import FlatSource
 from streamkm.sources.layout import check_read, one_line, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
-from streamkm.sources.rowfile import RowFile
+from streamkm.sources.rowfile import row_file, stream_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.sources.base import Source
+    from streamkm.sources.rowfile import ByteFile, Stored
 
-__all__ = ["FortranSource", "open_npy", "read_npy_header"]
+__all__ = ["FortranSource", "npy_source", "open_npy", "read_npy_header"]
 
 #: Bytes of a block in Fortran order: more than in C order, because each column is a request.
 FORTRAN_BLOCK_BYTES = 4 << 20
@@ -29,12 +30,12 @@ FORTRAN_BLOCK_BYTES = 4 << 20
 MAX_HEADER_BYTES = 10_000
 
 
-def open_npy(path: Path, *, keep_open: bool = True, column: bool = False) -> Source:
+def open_npy(path: Path | Stored, *, keep_open: bool = True, column: bool = False) -> Source:
     """Open an ``.npy`` file of two or more dimensions.
 
     Parameters
     ----------
-    path : Path
+    path : Path or Stored
         The file: format versions 1 to 3, either byte order. Fortran order is read in two
         dimensions only. Pickled objects are never read.
     keep_open : bool
@@ -51,51 +52,78 @@ def open_npy(path: Path, *, keep_open: bool = True, column: bool = False) -> Sou
     SourceError
         If it is no such file, or is truncated.
     """
-    with _open_binary(path) as stream:
-        shape, fortran, stored = read_npy_header(stream, path)
+    file = row_file(path, keep_open=keep_open)
+    try:
+        return npy_source(file, str(path), 0, file.size, kind="npy", column=column)
+    except SourceError:
+        file.close()
+        raise
+
+
+def npy_source(
+    file: ByteFile, name: str, start: int, stop: int, *, kind: str, column: bool = False
+) -> Source:
+    """The array that lies in `file` between two offsets, in the format of ``.npy``.
+
+    Parameters
+    ----------
+    file : ByteFile
+        The open file; closed with the source.
+    name : str
+        What lies there, for errors.
+    start, stop : int
+        Its first byte and the byte after its last one.
+    kind : str
+        Name of the format in `ArraySpec.layout`.
+    column : bool
+        As in `open_npy`.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    SourceError
+        If no such array lies there, or its numbers do not fit.
+    """
+    with stream_of(file) as stream:
+        stream.seek(start)
+        shape, fortran, stored = read_npy_header(stream, name)
         offset = stream.tell()
     if column and len(shape) == 1:
         shape = (*shape, 1)
-    dtype = check_dtype(stored, str(path))
-    n_rows, n_features = check_shape(shape, str(path))
+    dtype = check_dtype(stored, name)
+    n_rows, n_features = check_shape(shape, name)
     if fortran and len(shape) > 2:
         raise SourceError(
-            f"{path}: Fortran order is read for two dimensions only, this array has the shape "
+            f"{name}: Fortran order is read for two dimensions only, this array has the shape "
             f"{shape}; save it again with np.save(..., np.ascontiguousarray(array))"
         )
-    file = RowFile(path, keep_open=keep_open)
     expected = offset + n_rows * n_features * stored.itemsize
-    if file.size < expected:
-        file.close()
+    if stop < expected:
         raise SourceError(
-            f"{path}: truncated: an array of shape {shape} and dtype {dtype} takes {expected} "
-            f"bytes, the file has {file.size}; copy or write it again"
+            f"{name}: truncated: an array of shape {shape} and dtype {dtype} takes "
+            f"{expected - start} bytes, the file has {stop - start}; copy or write it again"
         )
     remarks: tuple[str, ...] = ()
-    if file.size > expected:
-        remarks = (f"{path}: {file.size - expected} bytes after the array are ignored",)
-    kind = FortranSource if fortran else FlatSource
-    return kind(
+    if stop > expected:
+        remarks = (f"{name}: {stop - expected} bytes after the array are ignored",)
+    source = FortranSource if fortran else FlatSource
+    return source(
         file,
         n_rows=n_rows,
         n_features=n_features,
         dtype=dtype,
         offset=offset,
         swapped=not stored.isnative,
-        kind="npy",
+        kind=kind,
         remarks=remarks,
     )
 
 
-def _open_binary(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be opened: {error.strerror}") from error
-
-
 def read_npy_header(
-    stream: BinaryIO, path: Path
+    stream: BinaryIO, path: Path | str
 ) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Read the header of an ``.npy`` file, up to the first element.
 
@@ -103,7 +131,7 @@ def read_npy_header(
     ----------
     stream : binary file
         At the first byte; left at the first element.
-    path : Path
+    path : Path or str
         The file, for the message.
 
     Returns
@@ -157,7 +185,7 @@ class FortranSource(FlatSource):
 
     def __init__(
         self,
-        file: RowFile,
+        file: ByteFile,
         *,
         n_rows: int,
         n_features: int,
@@ -185,7 +213,8 @@ class FortranSource(FlatSource):
             dtype=dtype,
             block_rows=block_rows,
             layout=f"{kind}, Fortran order" + (", byte-swapped" if swapped else ""),
-            scratch_bytes=BUFFER_BYTES + block_rows * row_bytes,
+            scratch_bytes=BUFFER_BYTES + (1 + file.is_remote) * block_rows * row_bytes,
+            is_remote=file.is_remote,
         )
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:

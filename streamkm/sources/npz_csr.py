@@ -143,6 +143,7 @@ class _CsrInNpz:
         self, path: Path, members: list[_Member], *, is_stored: bool, keep_open: bool
     ) -> None:
         self.name = str(path)
+        self._path = path
         self._file = RowFile(path, keep_open=keep_open)
         self._members = members
         self._is_stored = is_stored
@@ -164,7 +165,7 @@ class _CsrInNpz:
             if self._loaded is None:
                 self._file.check_unchanged(rows)
                 try:
-                    with np.load(self._file.path, allow_pickle=False) as arrays:
+                    with np.load(self._path, allow_pickle=False) as arrays:
                         self._loaded = CsrArrays(*(arrays[name] for name in CSR_MEMBERS))
                 except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
                     raise ReadError(f"{self.name}: {rows} cannot be read: {one_line(e)}") from e

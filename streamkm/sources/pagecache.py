@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamkm.machine import memory_limit
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -75,11 +77,17 @@ def forget(fd: int, offset: int, size: int) -> None:
 
 
 def has_spare_memory(size: int = 0) -> bool:
-    """Whether an eighth of the machine's memory is free, and twice `size` bytes."""
+    """Whether an eighth of the machine's memory is free, and twice `size` bytes of the job's.
+
+    The page cache counts towards the limit of a control group.
+    """
     if sys.platform != "linux":
         return True
     free, all_ = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES")
-    return free * _SPARE_PART > all_ and free * mmap.PAGESIZE > 2 * size
+    if free * _SPARE_PART <= all_:
+        return False
+    # Every read asks without a size: the limit is looked up for a whole array only.
+    return not size or min(free * mmap.PAGESIZE, memory_limit().n_bytes) > 2 * size
 
 
 class OpenFile:

@@ -1,27 +1,28 @@
 """Opens the source at a location: a path, an address, or an array that is already open.
 
-A path names a file, the folder of an array, or shards: all entries of a folder, or all names that a
-pattern fits. The table in `streamkm.sources.formats` says which format a file has and which options
-its opener takes. No format is named here, except Zarr for arrays that the caller has opened.
+A path names a file, the folder of an array, or shards: all entries of a folder, all names that a
+pattern fits, or the lines of a list (`streamkm.sources.places` finds them). The table in
+`streamkm.sources.formats` says which format a file has and which options its opener takes. No
+format is named here, except Zarr for arrays that the caller has opened.
 """
 
 from __future__ import annotations
 
 import glob
 import os
-import re
 import sys
+from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from streamkm.errors import Option, SourceError
+from streamkm.errors import NoRowsError, Option, SourceError
 from streamkm.files import expanded
 from streamkm.sources.base import Source, check_dtype
 from streamkm.sources.bfloat16 import Bfloat16Source
 from streamkm.sources.concat import ConcatSource
+from streamkm.sources.decoded import Decoding, honoured
 from streamkm.sources.formats import (
     ADDRESSES,
     RAW,
@@ -35,16 +36,45 @@ from streamkm.sources.formats import (
 )
 from streamkm.sources.lazy import is_lazy, open_lazy
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.names import shown
+from streamkm.sources.places import (
+    absent,
+    hive_shards,
+    is_address,
+    is_partition,
+    is_path_list,
+    is_run,
+    list_file,
+    listed_paths,
+    matches,
+    natural,
+    nested_advice,
+    python_list,
+    unread,
+)
 from streamkm.sources.sparse import CsrInMemory, CsrSource
-from streamkm.sources.within import folder_takes, pattern_takes
+from streamkm.sources.within import folder_takes, pattern_takes, tree_takes
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from streamkm.sources.places import Listed
 
     #: The options that were given, by name.
     Given = Mapping[str, Any]
 
 __all__ = ["open_source"]
+
+#: Suffixes of files that people have, but that are not read; what to do instead.
+REMEDIES = dict.fromkeys(
+    (".csv", ".tsv", ".txt", ".json", ".jsonl"),
+    "text is not streamed; convert it to Parquet (pandas.read_csv(...).to_parquet(...)) or .npy",
+) | dict.fromkeys(
+    (".pkl", ".pickle", ".joblib", ".pt", ".pth"),
+    "nothing is unpickled; save the array by numpy.save or safetensors",
+)
 
 #: Shards that are held open, at most, and never more than a quarter of the process's descriptors.
 #: If there are more shards, none is held open: each read opens its file anew.
@@ -56,17 +86,21 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
 
     Parameters
     ----------
-    location : str, Path, ndarray, sparse matrix, zarr.Array, lazy array or Source
-        A path, a glob or a folder of shards, the address of a Zarr array (``s3://``, ``gs://``,
-        ``https://``), or an array in memory. A sparse matrix of scipy is read as CSR, and each row
-        is made dense where it is read. A dataset of h5py, an array of dask or xarray, and the X of
-        a backed AnnData are streamed, never loaded as a whole. A path names a file whose suffix is
-        that of a known format, the folder of a Zarr array, or any other file if `dtype` and
-        `n_features` are given. Shards are read as one array along rows, in natural order of their
-        names (``part-2`` before ``part-10``). A Source is returned as it is.
+    location : path, list of paths, ndarray, sparse matrix, zarr.Array, lazy array or Source
+        A path, a glob or a folder of shards, a list of paths, the address of a Zarr array
+        (``s3://``, ``gs://``, ``https://``), or an array in memory. A sparse matrix of scipy is
+        read as CSR, and each row is made dense where it is read. A dataset of h5py, an array of
+        dask or xarray, and the X of a backed AnnData are streamed, never loaded as a whole. A
+        path names a file whose suffix is that of a known format, the folder of a Zarr array, or
+        any other file if `dtype` and `n_features` are given. Shards are read as one array along
+        rows, in natural order of their names (``part-2`` before ``part-10``). ``@files.txt`` names
+        a text file with one path a line; it and a list of paths keep their own order. A Source is
+        returned as it is.
     **options : SourceOptions
         What the location does not say of itself. ``dtype``, ``n_features`` and ``offset`` describe
-        a raw file; ``columns`` chooses from a Parquet file, and ``dataset`` from an HDF5 file.
+        a raw file; ``columns`` chooses from a Parquet file, and ``dataset`` and ``variable`` from
+        an HDF5 file or a Zarr group. ``feature_dim`` says which axes of theirs are features,
+        ``nodata``, ``fill_is_nan`` and ``apply_scale`` what stored values mean.
         ``dtype`` and ``n_features`` must agree with any other array, except that
         ``dtype="bfloat16"`` also reads arrays stored as uint16.
 
@@ -94,14 +128,18 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
     >>> source.close()
     """
     given = given_options(options)
-    if isinstance(location, str) and "://" in location:
-        refuse_foreign_options(location, given, ADDRESSES, ".zarr")
-        source = ADDRESSES.open(location, given, keep_open=True)
+    if is_path_list(location):
+        paths = [os.fspath(path) for path in location]
+        name = f"list of {counted(len(paths), 'path')} ({paths[0]}{', ...' * (len(paths) > 1)})"
+        source = _open_list(python_list(location), name, given)
+    elif (file := list_file(location)) is not None:
+        source = _open_list(listed_paths(file), f"@{file}", given)
+    elif is_address(location):
+        source = _open_address(location, given)
     elif isinstance(location, str | os.PathLike):
         source = _open_path(expanded(location), given)
     else:
-        source = _open_object(location)
-        refuse_foreign_options(source.name, given, None, "")
+        source = _open_object(location, given)
     return _reconciled(source, given)
 
 
@@ -129,27 +167,37 @@ def _reconciled(source: Source, given: Given) -> Source:
     return source
 
 
-def _open_object(location: Any) -> Source:
+def _open_object(location: Any, given: Given) -> Source:
     """Source of an array in memory or an open Zarr array."""
-    if isinstance(location, np.ndarray):
-        return MemorySource(location)
-    if isinstance(location, Source):
-        return location
+    nodata = given.get("nodata", ())
+    source = MemorySource(location) if isinstance(location, np.ndarray) else location
+    if isinstance(source, Source):
+        refuse_foreign_options(source.name, given, None, "")
+        return honoured(source, nodata)
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")
     if zarr is not None and isinstance(location, zarr.Array | zarr.Group):
         from streamkm.sources.zarr import open_zarr_node
 
-        return open_zarr_node(location)
+        refuse_foreign_options("an open Zarr array", given, format_of(".zarr"), "")
+        how = Decoding(nodata, given.get("fill_is_nan", False), given.get("apply_scale", False))
+        chosen = ("dataset", "variable", "feature_dim")
+        return open_zarr_node(
+            location, **{name: given[name] for name in chosen if name in given}, how=how
+        )
     # Likewise scipy, which need not be installed for anything else here.
     scipy_sparse = sys.modules.get("scipy.sparse")
     if scipy_sparse is not None and scipy_sparse.issparse(location):
+        refuse_foreign_options("a sparse matrix", given, None, "")
         matrix = location.tocsr()
-        return CsrSource(CsrInMemory(matrix), matrix.shape, "in memory")
+        return honoured(CsrSource(CsrInMemory(matrix), matrix.shape, "in memory"), nodata)
     if is_lazy(location):
-        return open_lazy(location)
+        return open_lazy(location, given)
+    if isinstance(location, list | tuple) and not location:
+        raise SourceError("a list of paths must name at least one, this one is empty")
     raise SourceError(
-        "a source is a path, a NumPy array, a Zarr array, a sparse matrix or a Source, "
+        "a source is a path, a list of paths, a NumPy array, a Zarr array, a sparse matrix or "
+        "a Source, "
         f"not {type(location).__module__}.{type(location).__qualname__}"
     )
 
@@ -162,28 +210,36 @@ def _open_path(path: Path, given: Given) -> Source:
     if path.exists():
         return _open_one(path, given)
     if glob.has_magic(str(path)):
-        found = _matches(path)
+        found = matches(path)
         if not found:
             raise SourceError(f"{path}: no file matches this pattern")
-        return _open_shards(_natural(found), str(path), given, partial(pattern_takes, path))
-    raise SourceError(_absent(path))
+        return _open_shards(found, str(path), given, takes=partial(pattern_takes, path))
+    raise SourceError(absent(path))
 
 
-def _matches(pattern: Path) -> list[Path]:
-    """The entries that `pattern` names, without hidden ones."""
-    # Path.glob takes only relative patterns, glob.glob any.
-    return [Path(name) for name in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207
+def _open_address(url: str, given: Given, *, keep_open: bool = True) -> Source:
+    """Source of what lies at an address."""
+    refuse_foreign_options(url, given, ADDRESSES, ".zarr")
+    return ADDRESSES.open(url, given, keep_open=keep_open)
 
 
-def _absent(path: Path) -> str:
-    """Why nothing is at `path`, and the arrays that the folder above it holds instead."""
-    for parent in path.parents:
-        if parent.is_dir():
-            entry = folder_format(parent)
-            instead = entry.members_of(parent) if entry else ""
-            instead = instead or f"; the folder {parent} does, check what follows"
-            return f"{path}: does not exist{instead}"
-    return f"{path}: does not exist"
+def _open_list(listed: Sequence[Listed], name: str, given: Given) -> Source:
+    """Source of the files of a list, in its order."""
+    paths: list[str | Path] = []
+    for where, location in listed:
+        if is_address(location):
+            paths.append(location)
+            continue
+        paths.append(path := expanded(location))
+        if not path.exists():
+            advice = "; write a pattern's files one by one" if glob.has_magic(location) else ""
+            raise SourceError(f"{where}: {absent(path)}{advice}")
+    twice = [str(path) for path, times in Counter(paths).items() if times > 1]
+    remarks: tuple[str, ...] = ()
+    if twice:
+        times = f"{counted(len(twice), 'path')} in it more than once, whose rows count as often"
+        remarks = (f"{name}: {times}: {twice[0]}",)
+    return _open_shards(paths, name, given, remarks=remarks)
 
 
 def _open_one(path: Path, given: Given, *, keep_open: bool = True) -> Source:
@@ -202,6 +258,8 @@ def _open_one(path: Path, given: Given, *, keep_open: bool = True) -> Source:
             raise SourceError(f"{path}: is a file, a {entry.name} array is a folder")
     refuse_foreign_options(path, given, entry, suffix)
     if entry is RAW and not _describes_raw(given):
+        if suffix in REMEDIES:
+            raise SourceError(f"{path}: {REMEDIES[suffix]}")
         raise SourceError(
             f"{path}: unknown kind of file '{suffix}'; known are {' '.join(suffixes())}, "
             "for raw rows give ",
@@ -230,18 +288,29 @@ def _raw_options() -> list[str | Option]:
 
 def _open_folder(folder: Path, given: Given) -> Source:
     """Source of all shards in `folder`, which must be of one kind."""
+    if is_run(folder):
+        raise SourceError(
+            f"{folder}: is a run folder, which holds results; name the array that was clustered"
+        )
     entries = [entry for entry in folder.iterdir() if entry.name[0] not in "._"]
     known = suffixes()
     shards = [entry for entry in entries if entry.suffix.lower() in known or folder_format(entry)]
+    remarks: list[str] = []
+    takes = partial(folder_takes, folder, known)
     if _describes_raw(given) and not shards:
         shards = [entry for entry in entries if entry.is_file()]
-    if not shards:
-        raise SourceError(
-            f"{folder}: is a folder without an array; shards end in {' '.join(known)}, "
-            "for raw shards give ",
-            *_raw_options(),
+    others = list(set(entries).difference(shards))
+    if not shards and any(is_partition(entry) for entry in entries):
+        shards, others, keys = hive_shards(folder)
+        takes = partial(tree_takes, folder, known)
+        remarks.append(
+            f"{folder}: the names of its folders give {', '.join(keys)}: these are no features"
         )
-    shards = _natural(shards)
+    if not shards:
+        advice = nested_advice(folder) or f"shards end in {' '.join(known)}, for raw shards give "
+        raw = [] if advice[-1] == "'" else _raw_options()
+        raise SourceError(f"{folder}: is a folder without an array; {advice}", *raw)
+    shards = natural(shards)
     kinds = {_kind(shard): shard for shard in reversed(shards)}
     if len(kinds) > 1:
         one, other = list(kinds.values())[:2]
@@ -249,13 +318,9 @@ def _open_folder(folder: Path, given: Given) -> Source:
             f"{folder}: shards must be of one kind, {other.name} and {one.name} differ; "
             f"choose with a pattern, such as '{folder}/*{shards[0].suffix}'"
         )
-    left = sorted(entry.name for entry in set(entries).difference(shards))
-    remarks: tuple[str, ...] = ()
-    if left:
-        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-        remarks = (f"{folder}: {len(left)} other entries are not read: {shown}",)
-    takes = partial(folder_takes, folder, known)
-    return _open_shards(shards, str(folder), given, takes, remarks)
+    if others:
+        remarks.append(f"{folder}: {len(others)} other entries are not read: {unread(others)}")
+    return _open_shards(shards, str(folder), given, takes=takes, remarks=tuple(remarks))
 
 
 def _kind(shard: Path) -> str:
@@ -265,31 +330,39 @@ def _kind(shard: Path) -> str:
 
 
 def _open_shards(
-    paths: Sequence[Path],
+    locations: Sequence[str | Path],
     name: str,
     given: Given,
-    takes: Callable[[Path], bool],
+    *,
+    takes: Callable[[Path], bool] | None = None,
     remarks: tuple[str, ...] = (),
 ) -> Source:
-    """One source of `paths` in their order; see `ConcatSource` for the other parameters."""
+    """One source of shards in their order, without those that hold no rows.
+
+    `locations` are paths, or addresses as text; see `ConcatSource` for the other parameters.
+    """
     limit = os.sysconf("SC_OPEN_MAX")
-    keep_open = len(paths) <= (min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS)
+    most = min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS
+    keep_open = len(locations) <= most
     parts: list[Source] = []
+    empty: list[str] = []
     try:
-        parts.extend(_open_one(path, given, keep_open=keep_open) for path in paths)
+        for location in locations:
+            try:
+                if isinstance(location, str):
+                    parts.append(_open_address(location, given, keep_open=keep_open))
+                else:
+                    parts.append(_open_one(location, given, keep_open=keep_open))
+            except NoRowsError:
+                empty.append(str(location))
+        if empty:
+            are = "hold" if len(empty) > 1 else "holds"
+            named = shown(empty)
+            remarks += (f"{name}: {counted(len(empty), 'shard')} {are} no rows: {named}",)
+        if not parts:
+            raise NoRowsError(f"{name}: all {counted(len(empty), 'shard')} hold no rows")
         return ConcatSource(parts, name, remarks=remarks, takes=takes)
     except SourceError:
         for part in parts:
             part.close()
         raise
-
-
-def _natural(paths: Sequence[Path]) -> list[Path]:
-    """Sort paths in natural order: runs of digits as numbers, the rest as text."""
-
-    def key(path: Path) -> tuple[list[tuple[int, str]], str]:
-        # Text and digits alternate, so that like is compared with like. The text decides a tie.
-        runs = re.split(r"(\d+)", str(path))
-        return [(int(r), "") if i % 2 else (0, r) for i, r in enumerate(runs)], str(path)
-
-    return sorted(paths, key=key)

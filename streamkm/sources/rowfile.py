@@ -4,27 +4,106 @@ A read is `os.preadv` into the caller's memory. A memory map was rejected: its p
 resident size grow with the file, a read error arrives as a signal and not as an exception, and
 copying out of it is slower when the file is not cached. `streamkm.sources.pagecache` decides which
 reads go around the page cache.
+
+A format that reads through `row_file` reads an object in a bucket as well
+(`streamkm.sources.objects`): it has the members of `ByteFile`, too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from streamkm.errors import ReadError, SourceError
+from streamkm.sources.base import RowRange
 from streamkm.sources.pagecache import OpenFile, has_spare_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from streamkm.sources.base import RowRange
+__all__ = ["ByteFile", "RowFile", "Stored", "row_file", "stream_of"]
 
-__all__ = ["RowFile"]
+
+class Stored(Protocol):
+    """The place of a file that is not on this machine: its address is its `str`."""
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its name."""
+
+    def row_file(self) -> ByteFile:
+        """The open file; `SourceError` if it is not there."""
+
+
+class ByteFile(Protocol):
+    """Bytes that any number of threads read at any offset; see `RowFile` for the members."""
+
+    path: Path | Stored
+    size: int
+    closed: bool
+    is_remote: bool
+    """Whether reads wait for a network; each then allocates as many bytes as it reads."""
+
+    def read_into(self, out: np.ndarray, offset: int, rows: RowRange) -> None:
+        """Fill `out` with the file's bytes from `offset` on."""
+
+    def check_unchanged(self, rows: RowRange) -> None:
+        """Raise `ReadError` if the file was replaced or changed since it was opened."""
+
+    def fingerprint(self, layout: str) -> str:
+        """Hex digest of `layout` and of what tells that the file changed."""
+
+    def close(self) -> None:
+        """Refuse further reads; closing twice is no error."""
+
+
+def row_file(path: Path | Stored, *, keep_open: bool = True) -> ByteFile:
+    """The file at `path`, on this machine or behind an address; `keep_open` as for `RowFile`."""
+    if isinstance(path, Path):
+        return RowFile(path, keep_open=keep_open)
+    return path.row_file()
+
+
+def stream_of(file: ByteFile, buffer_bytes: int = 16 << 10) -> io.BufferedReader:
+    """`file` as a stream, for libraries that read one; closing it leaves `file` open."""
+    return io.BufferedReader(_Stream(file), buffer_bytes)
+
+
+class _Stream(io.RawIOBase):
+    """A position in a `ByteFile`."""
+
+    def __init__(self, file: ByteFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
+        if start + offset < 0:
+            raise OSError("a position before the start of the file")
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        memory = np.frombuffer(buffer, np.uint8)
+        memory = memory[: max(0, min(len(memory), self._file.size - self._at))]
+        self._file.read_into(memory, self._at, RowRange(0, 0))
+        self._at += len(memory)
+        return len(memory)
 
 
 class RowFile:
@@ -47,8 +126,10 @@ class RowFile:
     """
 
     def __init__(self, path: Path, *, keep_open: bool = True) -> None:
-        self.path = path
+        self.path: Path | Stored = path
         self.closed = False
+        self.is_remote = False
+        self._local = path
         self._kept: OpenFile | None = None
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -102,7 +183,7 @@ class RowFile:
         if (kept := self._kept) is not None:
             yield kept
             return
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self._local, os.O_RDONLY | os.O_CLOEXEC)
         file = OpenFile(fd, str(self.path), fits=self._fits)
         try:
             if _identity(fd) != self._identity:
@@ -125,7 +206,7 @@ class RowFile:
     def fingerprint(self, layout: str) -> str:
         """Hex digest of `layout` and the file's size and modification time."""
         try:
-            stat = self.path.stat() if self._kept is None else os.fstat(self._kept.fd)
+            stat = self._local.stat() if self._kept is None else os.fstat(self._kept.fd)
         except OSError as error:
             raise ReadError(f"{self.path}: is gone: {error.strerror}") from error
         text = f"{layout}\n{stat.st_size}\n{stat.st_mtime_ns}"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from streamkm.errors import ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
+from streamkm.errors import Option, ReadError, SourceError
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.within import would_take
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from streamkm.sources.axes import FeatureDims
+    from streamkm.sources.decoded import Decoding
 
 __all__ = [
     "CSR_MEMBERS",
@@ -32,6 +35,7 @@ __all__ = [
     "CsrSource",
     "CsrStore",
     "csr_shape",
+    "refuse_dense_options",
     "sparse_format",
 ]
 
@@ -92,7 +96,7 @@ class CsrStore(Protocol):
         """Release files."""
 
 
-class CsrSource:
+class CsrSource(Described):
     """A CSR matrix as a source of dense rows.
 
     Entries of a row may be in any order. Entries of the same place are summed in their order, in
@@ -322,3 +326,16 @@ def csr_shape(attributes: Mapping[str, Any], arrays: CsrArrays) -> tuple[tuple[i
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def refuse_dense_options(name: str, feature_dim: FeatureDims | None, how: Decoding) -> None:
+    """Raise `SourceError` for options that have no meaning for a sparse matrix."""
+    if feature_dim is not None:
+        option = Option("feature_dim")
+    elif how.nodata:
+        option = Option("nodata")
+    elif how.apply_scale:
+        option = Option("apply_scale")
+    else:
+        return
+    raise SourceError(f"{name}: ", option, " is for dense arrays, this one is sparse; leave it out")

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamkm.errors import ReadError, SourceError
-from streamkm.sources.base import DTYPES, ArraySpec, RowRange
+from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange
 from streamkm.sources.flat import BLOCK_BYTES, PIECE_BYTES
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
-from streamkm.sources.rowfile import RowFile
+from streamkm.sources.rowfile import row_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from streamkm.sources.rowfile import Stored
 
 __all__ = ["VECS_DTYPES", "VecsSource"]
 
@@ -24,7 +26,7 @@ VECS_DTYPES = {".fvecs": "float32", ".bvecs": "uint8"}
 _LENGTH = np.dtype("<i4")
 
 
-class VecsSource:
+class VecsSource(Described):
     """Rows that each follow an int32, their length; all little-endian.
 
     Records pass through a scratch of one block. Reading rows straight into `out` was rejected: it
@@ -44,10 +46,10 @@ class VecsSource:
         differs from it.
     """
 
-    def __init__(self, path: Path, *, keep_open: bool = True) -> None:
+    def __init__(self, path: Path | Stored, *, keep_open: bool = True) -> None:
         kind = path.suffix.lower()
         dtype = VECS_DTYPES[kind]
-        self._file = RowFile(path, keep_open=keep_open)
+        self._file = row_file(path, keep_open=keep_open)
         try:
             n_rows, n_features = self._shape(DTYPES[dtype].itemsize)
         except SourceError:
@@ -63,8 +65,10 @@ class VecsSource:
             dtype=dtype,
             block_rows=block_rows,
             layout=kind[1:],
-            scratch_bytes=BUFFER_BYTES + block_rows * self._record.itemsize,
+            scratch_bytes=BUFFER_BYTES
+            + (1 + self._file.is_remote) * block_rows * self._record.itemsize,
             piece_rows=rows_for_bytes(PIECE_BYTES, self._record.itemsize, n_rows),
+            is_remote=self._file.is_remote,
         )
 
     @property

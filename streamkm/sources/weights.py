@@ -15,6 +15,7 @@ import numpy as np
 
 from streamkm.errors import SourceError
 from streamkm.files import expanded
+from streamkm.machine import memory_limit
 from streamkm.sources.base import RowRange, check_dtype
 from streamkm.sources.layout import one_line
 from streamkm.sources.memory import MemorySource
@@ -176,8 +177,8 @@ def open_weights(location: Any, n_rows: int) -> Weights:
 
 
 def _spare_bytes() -> int:
-    """Half of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Half of the memory that this process may use."""
+    return memory_limit().n_bytes // 2
 
 
 def _column(weights: np.ndarray, name: str) -> Source:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-__all__ = ["folder_takes", "is_inside", "pattern_takes", "would_take"]
+__all__ = ["folder_takes", "is_inside", "pattern_takes", "tree_takes", "would_take"]
 
 
 @runtime_checkable
@@ -39,6 +39,15 @@ def folder_takes(folder: Path, suffixes: tuple[str, ...], path: Path) -> bool:
         return False
     entry = Path(*path.resolve().relative_to(folder.resolve()).parts[:1])
     return entry.name[:1] not in {"", ".", "_"} and entry.suffix.lower() in suffixes
+
+
+def tree_takes(folder: Path, suffixes: tuple[str, ...], path: Path) -> bool:
+    """Whether `path` is, or lies in, an entry that the partitions of `folder` hold or may hold."""
+    if not is_inside(path, folder):
+        return False
+    parts = path.resolve().relative_to(folder.resolve()).parts
+    entry = next((part for part in parts if "=" not in part), "")
+    return entry[:1] not in {"", ".", "_"} and Path(entry).suffix.lower() in suffixes
 
 
 def pattern_takes(pattern: Path, path: Path) -> bool:

@@ -54,7 +54,13 @@ def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):
     assert re.search("^n-init +2$", out, re.MULTILINE)
     assert cli("info", run) == 0
     assert "working on it" not in capsys.readouterr().out
-    model = run / "model.safetensors"
+    whole = run / "model.safetensors"
+    whole.rename(tmp_path / "model")
+    with RunFolder(run, json.loads((run / "config.json").read_text()), resume=True):
+        assert cli("info", run) == 0
+    out = capsys.readouterr().out
+    assert ("running      step-" in out, "unfinished" in out) == (True, False)
+    model = (tmp_path / "model").rename(whole)
     model.write_bytes(model.read_bytes()[:-9])
     assert cli("info", run) == 2
     assert "model.safetensors is damaged" in capsys.readouterr().err
@@ -66,3 +72,16 @@ def test_info_takes_a_folder_of_shards_for_a_source(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     assert cli("info", tmp_path) == 0
     assert "7 rows" in capsys.readouterr().out
+
+
+# Breaks when the order of the files, which decides what a row number means, is not shown.
+def test_info_lists_the_files_of_a_source_in_the_order_of_their_rows(tmp_path, capsys):
+    for number in range(14):
+        np.save(tmp_path / f"part-{number}.npy", np.zeros((10, 2), np.float32))
+    assert cli("info", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert f"order        {tmp_path}/part-0.npy from row 0\n" in out
+    assert f"{tmp_path}/part-10.npy from row 100\n             ... (2 more)\n" in out
+    assert f"             {tmp_path}/part-13.npy from row 130\n" in out
+    assert "note         " in out
+    assert "part-2.npy come before" in out

@@ -136,7 +136,9 @@ def test_predict_that_is_killed_again_and_again_writes_the_same_labels(npy, tmp_
     assert not list(tmp_path.glob("*.partial*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+)
 def test_a_signal_saves_a_checkpoint_and_exits_with_75(number, npy, tmp_path):
     out = tmp_path / "run"
     arguments = fit_arguments(npy, [*LLOYD, "--epochs", 100])
@@ -155,6 +157,62 @@ def test_a_signal_saves_a_checkpoint_and_exits_with_75(number, npy, tmp_path):
     assert "Traceback" not in stderr
     assert not (out / "model.safetensors").exists()
     assert metrics_of(out) is not None
+
+
+def test_predict_answers_a_batch_systems_warning(npy, tmp_path):
+    out, labels = tmp_path / "run", tmp_path / "labels.npy"
+    assert run(*fit_arguments(npy, ["--init", "random"]), "--out", out)[0] == 0
+    arguments = ["predict", out, npy, "--labels", labels, "--checkpoint-every", 1]
+    process = start(*arguments)
+    cursor = tmp_path / "labels.npy.partial.json"
+    assert wait_until(cursor.exists, process)
+    process.send_signal(signal.SIGUSR1)
+    status, stderr = finish(process)
+    assert (status, "stopped by SIGUSR1; rows up to" in stderr) == (75, True)
+    assert run(*arguments, "--resume")[0] == 0
+    assert len(np.load(labels)) == N_ROWS
+
+
+# Breaks when closing the terminal stops a run that nohup was to keep.
+def test_nohup_keeps_a_run_going(npy, tmp_path):
+    arguments = [*fit_arguments(npy, [*LLOYD, "--epochs", 3]), "--out", tmp_path / "run"]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As nohup does; a child inherits it.
+    try:
+        process = start(*arguments)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    while process.poll() is None:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.02)
+    assert finish(process)[0] == 0
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+import numpy as np
+from streamkm import KMeans
+
+def send():
+    while not os.path.isdir(sys.argv[1]):
+        pass
+    os.kill(os.getpid(), int(sys.argv[2]))
+
+threading.Thread(target=send, daemon=True).start()
+x = np.random.default_rng(0).normal(size=(20_000, 16))
+KMeans(100, random_state=0, tol=0, max_iter=10_000, run_dir=sys.argv[1]).fit(x)
+"""
+
+
+# Breaks when a job written in Python fails instead of being started again.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_script_that_is_stopped_ends_with_75(number, tmp_path):
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 75, done.stderr
+    assert f"stopped by {number.name}; " in done.stderr
+    assert "repeat with resume=True" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert steps_saved(tmp_path / "run")
 
 
 # A second Ctrl-C wants out at once: it must not wait for a checkpoint.

@@ -180,7 +180,7 @@ def test_the_keywords_of_open_source_are_the_options_of_the_table() -> None:
 
 
 def test_a_keyword_that_no_format_has() -> None:
-    with pytest.raises(TypeError, match="'column'; there are dtype, n_features, offset, columns"):
+    with pytest.raises(TypeError, match="'column'; there are dtype, n_features, offset, dataset"):
         open_source(numbers((5, 2)), column="a")  # type: ignore[call-arg]
 
 

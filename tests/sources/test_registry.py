@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkm.errors import ReadError, SourceError
+from streamkm.errors import NoRowsError, ReadError, SourceError
 from streamkm.sources import ArraySpec, RowRange, open_source
-from streamkm.sources.concat import ConcatSource
+from streamkm.sources.concat import ConcatSource, parts_of
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
 from tests.sources.test_flat import write_bin
 
@@ -185,6 +189,40 @@ def test_other_files_of_a_folder_are_told(tmp_path: Path) -> None:
         (tmp_path / name).write_text("")
     source = open_source(tmp_path)
     assert source.notes() == [f"{tmp_path}: 1 other entries are not read: README.md"]
+    source.close()
+
+
+def shards_of(folder: Path, *counts: int) -> None:
+    """A folder of shards with so many rows each."""
+    for number, n_rows in enumerate(counts):
+        np.save(folder / f"part-{number}.npy", numbers((n_rows, 3), "uint16"))
+
+
+# Breaks when nobody can tell which rows are of which shard: label 20 is of part-2, not of part-10.
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_parts_tell_which_rows_are_of_which_file(tmp_path: Path, dtype: str | None) -> None:
+    shards_of(tmp_path, 4, 3, *[1] * 9)
+    source = open_source(tmp_path, dtype=dtype)
+    parts = parts_of(source)
+    assert [part.name for part in parts] == [str(tmp_path / f"part-{i}.npy") for i in range(11)]
+    assert [part.first_row for part in parts] == [0, 4, *range(7, 16)]
+    assert [part.n_rows for part in parts] == [4, 3, *[1] * 9]
+    source.close()
+    single = open_source(tmp_path / "part-3.npy", dtype=dtype)
+    assert parts_of(single) == []
+    single.close()
+
+
+# Breaks when labels are joined to ids that a tool has read in another order, without a warning.
+def test_another_order_than_that_of_text_is_told(tmp_path: Path) -> None:
+    shards_of(tmp_path, *[1] * 11)
+    source = open_source(tmp_path)
+    two, ten = tmp_path / "part-2.npy", tmp_path / "part-10.npy"
+    assert f"rows of {two} come before those of {ten}" in source.notes()[0]
+    source.close()
+    ten.unlink()
+    source = open_source(tmp_path)
+    assert source.notes() == []
     source.close()
 
 
@@ -371,3 +409,38 @@ def test_bfloat16_stored_as_uint16(tmp_path: Path) -> None:
 def test_folder_that_is_no_array_in_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     refused(tmp_path / "*", str(tmp_path / "a"), "no Zarr array")
+
+
+# Breaks when one file without rows, as Spark writes them, makes a whole folder unreadable.
+@pytest.mark.parametrize("suffix", ["npy", "parquet", "h5", "zarr", "fbin"])
+def test_shards_without_rows_are_left_out(tmp_path: Path, suffix: str) -> None:
+    def store(name: str, part: np.ndarray) -> None:
+        path = tmp_path / f"{name}.{suffix}"
+        match suffix:
+            case "npy":
+                np.save(path, part)
+            case "parquet":
+                pq.write_table(pa.table({"a": part[:, 0], "b": part[:, 1]}), path)
+            case "h5":
+                with h5py.File(path, "w") as file:
+                    file["x"] = part
+            case "zarr":
+                zarr.create_array(path, data=part, chunks=(5, 2))
+            case "fbin":
+                write_bin(path, part)
+
+    x = numbers((10, 2))
+    empty = x[:0]
+    for name, part in (("0", empty), ("1", x[:5]), ("2", empty), ("3", x[5:])):
+        store(name, part)
+    source = open_source(tmp_path)
+    assert same_bytes(read(source, 0, 10), x)
+    empty_ones = f"{tmp_path}/0.{suffix}, {tmp_path}/2.{suffix}"
+    left_out = f"{tmp_path}: 2 shards hold no rows: {empty_ones}"
+    assert left_out in source.notes()
+    for name in "13":
+        store(name, empty) if suffix != "zarr" else shutil.rmtree(tmp_path / f"{name}.zarr")
+    with pytest.raises(NoRowsError, match=r"all [24] shards hold no rows"):
+        open_source(tmp_path)
+    with pytest.raises(SourceError, match=r"is empty, its shape is|has no rows"):
+        open_source(tmp_path / f"0.{suffix}")

@@ -9,7 +9,6 @@ processor time of both. Afterwards the page cache holds what the probe read.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments
 from streamkm.clustering.state import KMeansState
 from streamkm.devices import is_host, synchronize
+from streamkm.machine import n_cores
 from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
@@ -197,7 +197,7 @@ class Prober:
             moving,
             arithmetic,
             rows,
-            _n_cores(),
+            n_cores(),
             on_host,
             plan.memory.stream.n_readers > 0,
             plan.source.spec.row_bytes,
@@ -333,13 +333,6 @@ class _Stopwatch:
 
 def _keep() -> None:
     """Do nothing, in place of `HostWindow.release`."""
-
-
-def _n_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def format_rate(rows_per_s: float) -> str:

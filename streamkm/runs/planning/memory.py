@@ -6,7 +6,6 @@ the seconds that importing it takes.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +17,14 @@ from streamkm.clustering.seeding.plan import (
     plan_seeding,
 )
 from streamkm.errors import MemoryBudgetError, Option
+from streamkm.machine import memory_limit, n_cores
 from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.machine import MemoryLimit
     from streamkm.sources.base import ArraySpec
     from streamkm.stream.plan import ReadingPlan
 
@@ -35,7 +36,8 @@ __all__ = [
     "predict_bytes",
 ]
 
-#: Budget where none is given, at most; half of the machine's memory if that is less.
+#: Budget where none is given, at most; half of the memory that this process may use if that is
+#: less.
 DEFAULT_HOST_MEMORY = 8 << 30
 #: Readers where no number is given: one a core but at most this many; this many for a remote
 #: source.
@@ -64,6 +66,8 @@ class MemoryPlan:
     """Bytes of everything else, whose size does not depend on slots and readers."""
     budget: int
     """Bytes that the run may take."""
+    origin: str = ""
+    """The limit that the budget is half of, in words; empty if none set by a job decides it."""
 
     @property
     def total_bytes(self) -> int:
@@ -72,8 +76,9 @@ class MemoryPlan:
         return self.fixed_bytes + slots + max(self.stream.n_readers, 1) * self.reader_bytes
 
     def __str__(self) -> str:
+        half = f" (half of the {self.origin})" if self.origin else ""
         return (
-            f"{format_bytes(self.total_bytes)} of {format_bytes(self.budget)} host memory: "
+            f"{format_bytes(self.total_bytes)} of {format_bytes(self.budget)} host memory{half}: "
             f"slots {self.stream.n_slots} x {format_bytes(self.stream.slot_bytes)}, "
             f"readers {self.stream.n_readers} x {format_bytes(self.reader_bytes)}, "
             f"arithmetic and libraries {format_bytes(self.fixed_bytes)}"
@@ -104,10 +109,14 @@ def plan_memory(
     MemoryBudgetError
         If one slot and one reader do not fit; the message names a budget that is enough.
     """
-    budget = execution.max_host_memory or _default_budget()
+    limit = memory_limit()
+    default, origin = DEFAULT_HOST_MEMORY, ""
+    if limit.n_bytes // 2 < default:
+        default, origin = limit.n_bytes // 2, limit.origin
+    budget = execution.max_host_memory or default
     wanted = execution.read_threads
     if wanted is None:
-        useful = MAX_READ_THREADS if spec.is_remote else os.cpu_count() or 1
+        useful = MAX_READ_THREADS if spec.is_remote else n_cores()
         wanted = min(useful, MAX_READ_THREADS)
     # If windows hold few blocks, several must be open for all readers to have work.
     enough = min(FULL_SLOTS - 1 + -(-wanted // reading.window_blocks), MAX_SLOTS)
@@ -122,6 +131,7 @@ def plan_memory(
             reader_bytes=reader_bytes,
             fixed_bytes=fixed_bytes,
             budget=budget,
+            origin="" if execution.max_host_memory else origin,
         )
 
     # A second slot comes before more readers: without it nothing overlaps.
@@ -132,14 +142,43 @@ def plan_memory(
     ):
         memory = sized(n_slots, n_readers)
         if memory.total_bytes <= budget:
+            _check_limit(memory, limit)
             return memory
-    least = sized(1, 1)
-    raise MemoryBudgetError(
-        Option("max_host_memory", format_bytes(budget)),
-        f" is too small: there must be room for {format_bytes(n_bytes)} of one window of "
-        f"{reading.window_rows:,} rows, {format_bytes(reader_bytes)} of one reader and "
-        f"{format_bytes(fixed_bytes)} of arithmetic and libraries; give at least ",
-        Option("max_host_memory", _round_up_mib(least.total_bytes)),
+    raise _too_small(sized(1, 1), limit)
+
+
+def _check_limit(memory: MemoryPlan, limit: MemoryLimit) -> None:
+    """Refuse a plan that takes more than the job may use: the system would end it midway."""
+    if limit.origin and memory.total_bytes > limit.n_bytes:
+        raise MemoryBudgetError(
+            Option("max_host_memory", format_bytes(memory.budget)),
+            f" is more than this job may use, {format_bytes(limit.n_bytes)} ({limit.origin}), and "
+            f"the run would take {format_bytes(memory.total_bytes)}; ask the batch system for "
+            "more, or give at most ",
+            Option("max_host_memory", format_bytes(limit.n_bytes // 2)),
+        )
+
+
+def _too_small(least: MemoryPlan, limit: MemoryLimit) -> MemoryBudgetError:
+    """The error for a budget below `least`, the smallest plan; it names one that is enough."""
+    window_rows, n_bytes = least.stream.slot_rows, least.stream.slot_bytes
+    parts = (
+        f"there must be room for {format_bytes(n_bytes)} of one window of {window_rows:,} rows, "
+        f"{format_bytes(least.reader_bytes)} of one reader and "
+        f"{format_bytes(least.fixed_bytes)} of arithmetic and libraries"
+    )
+    enough = _round_up_mib(least.total_bytes)
+    if least.origin:
+        return MemoryBudgetError(
+            f"this job may use {format_bytes(limit.n_bytes)} ({limit.origin}), and half of that "
+            f"is too small: {parts}; ask the batch system for at least "
+            f"{_round_up_mib(2 * least.total_bytes)}, or give ",
+            Option("max_host_memory", enough),
+        )
+    return MemoryBudgetError(
+        Option("max_host_memory", format_bytes(least.budget)),
+        f" is too small: {parts}; give at least ",
+        Option("max_host_memory", enough),
     )
 
 
@@ -237,11 +276,6 @@ def _batch_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
 def _compute_width(spec: ArraySpec) -> int:
     """Bytes of an element in the dtype in which distances are computed."""
     return 8 if spec.dtype in ("float64", "int32", "int64", "uint32", "uint64") else 4
-
-
-def _default_budget() -> int:
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(DEFAULT_HOST_MEMORY, physical // 2)
 
 
 def _round_up_mib(n_bytes: int) -> str:

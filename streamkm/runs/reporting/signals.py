@@ -1,4 +1,4 @@
-"""Turns SIGTERM and SIGINT into a request that a run answers at its next batch."""
+"""Turns signals into a request that a run answers at its next batch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,41 @@ if TYPE_CHECKING:
 
 __all__ = ["StopRequest"]
 
+#: Somebody, or the system, wants the process to end.
+INSISTENT = (signal.SIGTERM, signal.SIGINT)
+#: A batch system warns that it will end the job (SIGUSR1 or SIGUSR2, whichever it was told to
+#: send), or a terminal was closed. Such a warning comes to every process of a group, and may come
+#: from several senders at once, so that a second one means no more than the first.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
 
 class StopRequest:
-    """Within its ``with`` block the first SIGTERM or SIGINT only sets `signal_name`.
+    """Within its ``with`` block signals that would end the process only set `signal_name`.
 
-    A second one acts as usual: somebody who presses Ctrl-C twice wants out.
+    The second of SIGTERM and SIGINT acts as usual: somebody who presses Ctrl-C twice wants out. A
+    warning (SIGUSR1, SIGUSR2 and SIGHUP) never does, however often it comes. It is left alone where
+    it would not end the process: nohup ignores SIGHUP, and a program may have a handler.
     Outside the main thread Python allows no handlers, so none is installed and
     `signal_name` stays None.
+
+    Parameters
+    ----------
+    with_warnings : bool
+        Whether warnings are noted too. Without a checkpoint there is nothing to do on one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_warnings: bool = True) -> None:
         self.signal_name: str | None = None
+        self._is_asked = False
+        self._with_warnings = with_warnings
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            numbers = list(INSISTENT)
+            if self._with_warnings:
+                numbers += [n for n in WARNINGS if signal.getsignal(n) is signal.SIG_DFL]
+            for number in numbers:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -47,8 +66,10 @@ class StopRequest:
             raise StreamkmError(f"stopped by {name}; nothing was written")
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        is_first = self.signal_name is None
         self.signal_name = self.signal_name or signal.Signals(number).name
+        if number not in INSISTENT:
+            return
+        is_first, self._is_asked = not self._is_asked, True
         # The other signal keeps this handler. Both may have come while the main thread was in C,
         # and Python complains with a traceback of one that finds its handler gone by then.
         self._restore(number)

@@ -48,8 +48,10 @@ __all__ = [
     "MODEL",
     "RunFolder",
     "check_run_is_free",
+    "feature_names",
     "looks_like_a_run",
     "read_config",
+    "reading_of",
     "run_owner",
 ]
 
@@ -245,6 +247,8 @@ def read_config(path: Path) -> dict[str, Any]:
                 "copy, or start anew with another ",
                 Option("run_dir"),
             ) from None
+        if not path.exists():
+            raise RunError(f"{path} does not exist; name a folder that a fit has written") from None
         raise RunError(
             f"{path} is no run: it has no {CONFIG}; name a folder that a fit has written"
         ) from None
@@ -260,6 +264,18 @@ def read_config(path: Path) -> dict[str, Any]:
             Option("run_dir"),
         ) from None
     return record
+
+
+def reading_of(record: dict[str, Any]) -> dict[str, Any]:
+    """How a run, given what `read_config` returns, read stored values: options of a source."""
+    data = record["data"]
+    return {"nodata": data.get("nodata"), "apply_scale": bool(data.get("scaled"))}
+
+
+def feature_names(path: Path) -> tuple[str, ...]:
+    """Names of the features of the run in the folder `path`; empty if it has none, or is no run."""
+    names = read_config(path).get("feature_names", ()) if (path / CONFIG).exists() else ()
+    return tuple(map(str, names))
 
 
 def looks_like_a_run(path: Path) -> bool:

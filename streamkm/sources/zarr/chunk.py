@@ -81,7 +81,6 @@ class ChunkReader:
         self._is_blosc = name == "blosc"
         self._blosc_block = int(getattr(codec, "blocksize", 0))
         self._dtype = array.dtype
-        self._array_shape = array.shape
 
     def is_whole(self, part: Part) -> bool:
         """Whether a part is a whole chunk, and its target contiguous."""
@@ -174,8 +173,11 @@ class ChunkReader:
         cut = rows.view(self._dtype).reshape(-1, *self.shape[1:])
         part.target[...] = cut[:, *part.within[1:]]
 
-    def piece_rows(self) -> int:
-        """Rows of a piece of a chunk; 0 if chunks are read whole."""
+    def piece_rows(self, shape: tuple[int, ...], chunk: tuple[int, ...]) -> int:
+        """Rows of a piece of a chunk; 0 if chunks are read whole.
+
+        `shape` and `chunk` are the extents of the array and of a chunk, with features as the last.
+        """
         if self.decode is None:
             piece_bytes = _PIECE_BYTES
         elif self._is_blosc:
@@ -185,11 +187,11 @@ class ChunkReader:
                 return 0
         else:
             return 0
-        inner = self._array_shape[1:-1]
-        if any(size < extent for size, extent in zip(self.shape[1:-1], inner, strict=True)):
+        inner = shape[1:-1]
+        if any(size < extent for size, extent in zip(chunk[1:-1], inner, strict=True)):
             # Consecutive rows are scattered over such a chunk.
             return 0
-        return max(1, piece_bytes // (self.nbytes // self.shape[0])) * prod(inner)
+        return max(1, piece_bytes // (self.nbytes // chunk[0])) * prod(inner)
 
     def scratch_bytes(self, *, are_whole: bool) -> int:
         """Bytes that one thread allocates; `are_whole` says that every chunk is read whole."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import numpy as np
     import zarr
 
+    from streamkm.sources.axes import Axes
     from streamkm.sources.layout import RowBox
 
     AnyArray = zarr.Array[Any]
@@ -62,8 +63,11 @@ _CODECS = (
 )
 
 
-def direct_reader(array: AnyArray) -> DirectReader | None:
-    """A reader of `array` without zarr; None if only zarr is known to read it correctly."""
+def direct_reader(array: AnyArray, axes: Axes) -> DirectReader | None:
+    """A reader of `array`, with the features of `axes`, without zarr.
+
+    None if only zarr is known to read it correctly.
+    """
     if type(array.store) is not LocalStore or array.filters:
         return None
     index = None if array.shards is None else plain_index(array)
@@ -81,7 +85,7 @@ def direct_reader(array: AnyArray) -> DirectReader | None:
     codecs = tuple(array.compressors)
     if not (plain and native) or len(codecs) > 1 or not all(map(_known, codecs)):
         return None
-    return DirectReader(array, codecs[0] if codecs else None, index)
+    return DirectReader(array, axes, codecs[0] if codecs else None, index)
 
 
 def _known(codec: Any) -> bool:
@@ -100,14 +104,19 @@ class DirectReader:
     ----------
     array : zarr.Array
         An array that `direct_reader` accepts.
+    axes : Axes
+        Which of its axes are features.
     codec : object or None
         Its only compressor, if it has one.
     index : dict or None
         The configuration of its shards, from `plain_index`, if it has shards.
     """
 
-    def __init__(self, array: AnyArray, codec: Any, index: dict[str, Any] | None) -> None:
+    def __init__(
+        self, array: AnyArray, axes: Axes, codec: Any, index: dict[str, Any] | None
+    ) -> None:
         assert isinstance(array.store, LocalStore)
+        self._axes = axes
         self._folder = str(array.store.root / array.path)
         self._key = array.metadata.encode_chunk_key
         self._fill = 0 if array.fill_value is None else array.fill_value
@@ -118,14 +127,15 @@ class DirectReader:
         tail_is_whole = array.chunks[1:] == array.shape[1:]
         # Uncompressed bytes are read from any row to any row: only other axes can cut a chunk.
         rows_are_whole = codec is None or array.shape[0] % array.chunks[0] == 0
-        are_whole = tail_is_whole and rows_are_whole
+        are_whole = tail_is_whole and rows_are_whole and axes.are_last
         self.scratch_bytes = BUFFER_BYTES + self._chunks.scratch_bytes(are_whole=are_whole)
-        self.piece_rows = self._chunks.piece_rows()
+        # Those of the same rows with features last, so that both give the same sample.
+        shape, chunks = axes.rows_first(array.shape), axes.rows_first(array.chunks)
+        self.piece_rows = self._chunks.piece_rows(shape, chunks)
         if self._shards is not None:
             self.scratch_bytes += self._shards.scratch_bytes()
-            inner = prod(array.shape[1:-1])
-            if self.piece_rows == 0 and array.chunks[1:-1] == array.shape[1:-1]:
-                self.piece_rows = array.chunks[0] * inner
+            if self.piece_rows == 0 and chunks[1:-1] == shape[1:-1]:
+                self.piece_rows = chunks[0] * prod(shape[1:-1])
 
     def read(self, name: str, box: RowBox, out: np.ndarray) -> None:
         """Fill `out` with a box of rows.
@@ -137,7 +147,7 @@ class DirectReader:
         box : RowBox
             The rows to read.
         out : ndarray, C order
-            Filled completely; its shape is the box's extents and all features.
+            Filled completely; its shape is the rows of the box by all features.
 
         Raises
         ------
@@ -145,7 +155,7 @@ class DirectReader:
             If a chunk is truncated, corrupt or unreadable.
         """
         where = f"{name}: {RowRange(box.start, box.stop)}"
-        for key, parts in self._by_file(box, out).items():
+        for key, parts in self._by_file(box, self._axes.stored_view(out, box)).items():
             with _blaming(where, f"chunk {key}"), self._opened(key) as file:
                 if file is None:
                     self._fill_in(parts)
@@ -202,9 +212,8 @@ class DirectReader:
     def _parts(self, box: RowBox, out: np.ndarray) -> Iterator[Part]:
         """The parts of `box`, one for each chunk that it touches."""
         axes = []
-        bounds = [(along.start, along.stop) for along in box.selection]
-        chunk = self._chunks.shape
-        for (start, stop), size in zip((*bounds, (0, out.shape[-1])), chunk, strict=True):
+        for along, size in zip(self._axes.selection(box), self._chunks.shape, strict=True):
+            start, stop = along.start, along.stop
             places = []
             for index in range(start // size, -(-stop // size)):
                 first, last = max(start, index * size), min(stop, (index + 1) * size)

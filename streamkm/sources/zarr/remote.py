@@ -20,12 +20,16 @@ from obstore.store import from_url
 from zarr.storage import ObjectStore
 
 from streamkm.errors import SourceError
+from streamkm.sources.decoded import Decoding
 from streamkm.sources.layout import one_line
 from streamkm.sources.zarr.source import open_zarr_node
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from obstore.store import ClientConfig, RetryConfig
 
+    from streamkm.sources.axes import FeatureDims
     from streamkm.sources.base import Source
 
 __all__ = ["SCHEMES", "open_remote"]
@@ -44,7 +48,16 @@ CONNECT_S, REQUEST_S = 10.0, 90.0
 _TRUE = ("1", "true", "on", "yes", "y")
 
 
-def open_remote(url: str) -> Source:
+def open_remote(
+    url: str,
+    *,
+    dataset: str | None = None,
+    variable: Sequence[str] = (),
+    feature_dim: FeatureDims | None = None,
+    nodata: tuple[float | int, ...] = (),
+    fill_is_nan: bool = False,
+    apply_scale: bool = False,
+) -> Source:
     """Open the Zarr array at an address.
 
     Parameters
@@ -52,6 +65,8 @@ def open_remote(url: str) -> Source:
     url : str
         ``s3://bucket/path``, ``gs://bucket/path`` or ``https://host/path`` of
         the array itself, in a store or nested in a group.
+    dataset, variable, feature_dim, nodata, fill_is_nan, apply_scale
+        As those of `open_zarr`.
 
     Returns
     -------
@@ -89,7 +104,10 @@ def open_remote(url: str) -> Source:
         node = zarr.open(store=ObjectStore(store, read_only=True), mode="r")
     except Exception as error:  # neither metadata nor the network fail with one base class
         raise SourceError(f"{url}: cannot be opened as Zarr: {_advised(error)}") from error
-    return open_zarr_node(node, url)
+    how = Decoding(nodata, fill_is_nan, apply_scale)
+    return open_zarr_node(
+        node, url, dataset=dataset, variable=variable, feature_dim=feature_dim, how=how
+    )
 
 
 def _advised(error: Exception) -> str:

@@ -14,15 +14,19 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import zarr
 from zarr.buffer.cpu import NDBuffer, buffer_prototype
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from streamkm.errors import ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, check_dtype, check_shape
+from streamkm.errors import Option, ReadError, SourceError
+from streamkm.sources.axes import Axes, axes_note, choose_axes
+from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange, check_dtype
+from streamkm.sources.decoded import AS_STORED, Decoding, Marks, decoded, read_marks
 from streamkm.sources.layout import check_read, one_line, row_boxes
+from streamkm.sources.sparse import refuse_dense_options
+from streamkm.sources.variables import open_variables
 from streamkm.sources.within import is_inside
 from streamkm.sources.zarr.csr import is_sparse_group, open_csr_group, x_of_anndata
 from streamkm.sources.zarr.direct import direct_reader
@@ -30,10 +34,11 @@ from streamkm.sources.zarr.listing import object_versions
 from streamkm.sources.zarr.store import WholeStore, codec_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
+    from streamkm.sources.axes import FeatureDims
     from streamkm.sources.base import Source
 
     AnyArray = zarr.Array[Any]
@@ -44,17 +49,37 @@ __all__ = ["ZarrSource", "array_names", "open_zarr", "open_zarr_node"]
 SLAB_BYTES = 64 << 20
 #: Bytes of a shard that is one block, at most; a larger one is cut between inner chunks.
 SHARD_BYTES = 16 << 20
+#: The attribute by which xarray names the axes of an array of format 2.
+_DIMENSIONS = "_ARRAY_DIMENSIONS"
 #: Arrays of a group that an error lists, at most.
 NAMES_SHOWN = 5
 
 
-def open_zarr(path: Path) -> Source:
+def open_zarr(
+    path: Path,
+    *,
+    dataset: str | None = None,
+    variable: Sequence[str] = (),
+    feature_dim: FeatureDims | None = None,
+    nodata: tuple[float | int, ...] = (),
+    fill_is_nan: bool = False,
+    apply_scale: bool = False,
+) -> Source:
     """Open the Zarr array in a folder.
 
     Parameters
     ----------
     path : Path
-        The array's own folder, in a store or nested in a group.
+        The array's own folder, in a store or nested in a group; or a group's, with one of the
+        next two.
+    dataset : str, optional
+        Path of the array in the group; with `variable`, of the group that they lie in.
+    variable : sequence of str
+        Names of arrays of one shape, each of which is a feature, or several with `feature_dim`.
+    feature_dim : str, int or sequence of them, optional
+        The axes that are features, by name or number; by default the last.
+    nodata, fill_is_nan, apply_scale
+        See `streamkm.sources.decoded.Decoding`.
 
     Returns
     -------
@@ -70,19 +95,34 @@ def open_zarr(path: Path) -> Source:
         node = zarr.open(store=LocalStore(path, read_only=True), mode="r")
     except Exception as error:  # zarr has no base class for all that metadata may do wrong
         raise SourceError(f"{path}: cannot be opened as Zarr: {one_line(error)}") from error
-    return open_zarr_node(node, str(path))
+    how = Decoding(nodata, fill_is_nan, apply_scale)
+    return open_zarr_node(
+        node, str(path), dataset=dataset, variable=variable, feature_dim=feature_dim, how=how
+    )
 
 
-def open_zarr_node(node: object, name: str | None = None) -> Source:
-    """Source of an open Zarr array, or of a CSR matrix in a group.
+def open_zarr_node(
+    node: object,
+    name: str | None = None,
+    *,
+    dataset: str | None = None,
+    variable: Sequence[str] = (),
+    feature_dim: FeatureDims | None = None,
+    how: Decoding = AS_STORED,
+) -> Source:
+    """Source of an open Zarr array, or of arrays in an open group.
 
     Parameters
     ----------
     node : zarr.Array or zarr.Group
         The array, or the group of a CSR matrix, or one that AnnData wrote: its X. Any other group
-        is refused.
+        needs `dataset` or `variable`.
     name : str, optional
         Name of the array, for errors; by default its store and path.
+    dataset, variable, feature_dim
+        As of `open_zarr`.
+    how : Decoding
+        How stored values are read.
 
     Returns
     -------
@@ -94,23 +134,76 @@ def open_zarr_node(node: object, name: str | None = None) -> Source:
         If it is another group, whose arrays the message lists, or no array of numbers in two or
         more dimensions, or if its metadata make no sense.
     """
-    if isinstance(node, zarr.Array | zarr.Group):
-        node, name = x_of_anndata(node, name or str(node.store_path))
-    if isinstance(node, zarr.Group) and is_sparse_group(node):
-        return open_csr_group(node, name or str(node.store_path))
+    if not isinstance(node, zarr.Array | zarr.Group):
+        raise SourceError(f"{name}: is no Zarr array but a {type(node).__name__}")
+    name = name or str(node.store_path)
+    if dataset is not None:
+        node, name = _member(node, dataset, name, "dataset"), f"{name.rstrip('/')}/{dataset}"
+    if not variable:
+        node, name = x_of_anndata(node, name)
+        if isinstance(node, zarr.Group) and is_sparse_group(node):
+            refuse_dense_options(name, feature_dim, how)
+            return open_csr_group(node, name)
+        return _open_array(node, name, feature_dim, how)
+    feature_dim = () if feature_dim is None else feature_dim
+
+    def open_one(member: str) -> Source:
+        inside = _member(node, member, name, "variable")
+        return _open_array(inside, f"{name.rstrip('/')}/{member}", feature_dim, how)
+
+    return open_variables(open_one, variable, name)
+
+
+def _member(node: Any, member: str, name: str, option: str) -> Any:
+    """The array or group at the path `member` of a group."""
     if isinstance(node, zarr.Array):
-        name = name or str(node.store_path)
-        try:
-            return ZarrSource(node, name)
-        except SourceError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # zarr does not check all metadata: not chunks of 0 rows, nor settings of codecs.
-            raise SourceError(f"{name}: its metadata make no sense: {one_line(error)}") from error
+        raise SourceError(
+            f"{name}: ", Option(option, member), " chooses from a group, this is an array; leave "
+            "it out",
+        )  # fmt: skip
+    try:
+        return node[member]
+    except KeyError:
+        raise SourceError(
+            f"{name}: ", Option(option, member), f" does not exist; {_advice(node, name)}"
+        ) from None
+    except Exception as error:
+        raise SourceError(
+            f"{name}/{member}: cannot be opened as Zarr: {one_line(error)}"
+        ) from error
+
+
+def _open_array(node: Any, name: str, feature_dim: FeatureDims | None, how: Decoding) -> Source:
     if isinstance(node, zarr.Group):
-        name = name or str(node.store_path)
         raise SourceError(f"{name}: is a Zarr group, an array is needed; {_advice(node, name)}")
-    raise SourceError(f"{name}: is no Zarr array but a {type(node).__name__}")
+    try:
+        dtype = check_dtype(node.dtype, name)
+        axes = choose_axes(node.shape, _dims(node), feature_dim, name)
+        notes = axes_note(axes, name)
+        return decoded(
+            lambda more: ZarrSource(node, name, axes, remarks=(*notes, *more)),
+            _marks(node, dtype), how, name,
+        )  # fmt: skip
+    except SourceError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # zarr does not check all metadata: not chunks of 0 rows, nor settings of codecs.
+        raise SourceError(f"{name}: its metadata make no sense: {one_line(error)}") from error
+
+
+def _dims(array: AnyArray) -> Sequence[str | None]:
+    """Names of its axes: those of format 3, or the attribute by which xarray names them in 2."""
+    names: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get(_DIMENSIONS)
+    if not isinstance(names, list | tuple):
+        return ()
+    return [name if isinstance(name, str) else None for name in names]
+
+
+def _marks(array: AnyArray, dtype: str) -> Marks:
+    # In format 2 xarray has no other place for "no data" than the fill value of chunks.
+    is_mark = array.metadata.zarr_format == 2 and _DIMENSIONS in array.attrs
+    fill = array.fill_value if is_mark else None
+    return read_marks(array.attrs.asdict(), dtype, fill)
 
 
 def array_names(path: Path) -> str:
@@ -125,43 +218,64 @@ def array_names(path: Path) -> str:
 
 
 def _advice(group: zarr.Group, name: str) -> str:
-    names: list[str] = []
+    """The arrays of a group that can be opened, and how."""
+    found: dict[str, tuple[int, ...]] = {}
     try:
         for member, node in group.members(max_depth=None):
-            if isinstance(node, zarr.Array):
-                names.append(f"{member} {node.shape}")
-            if len(names) > NAMES_SHOWN:
+            if isinstance(node, zarr.Array) and _is_openable(node):
+                found[member] = node.shape
+            if len(found) > NAMES_SHOWN:
                 break
     except Exception as error:  # noqa: BLE001  only advice, as above
         return f"its members cannot be listed: {one_line(error)}"
-    if not names:
-        return "it holds none"
-    more = ", ..." if len(names) > NAMES_SHOWN else ""
-    listed = ", ".join(sorted(names[:NAMES_SHOWN]))
-    first = sorted(names)[0].split(" ")[0]
-    return f"it holds {listed}{more}: open {name.rstrip('/')}/{first}, for example"
+    if not found:
+        return "it holds none of numbers in two or more dimensions"
+    names = sorted(list(found)[:NAMES_SHOWN])
+    more = ", ..." if len(found) > NAMES_SHOWN else ""
+    listed = ", ".join(f"{member} {found[member]}" for member in names)
+    advice = f"it holds {listed}{more}: open {name.rstrip('/')}/{names[0]}, for example"
+    if len(set(found.values())) < len(found):
+        advice += ", or make several of one shape features with --variable"
+    return advice
 
 
-class ZarrSource:
+def _is_openable(array: AnyArray) -> bool:
+    """Whether an array can be opened by itself: no coordinate, no text, not empty."""
+    return array.ndim >= 2 and array.size > 0 and array.dtype.name in DTYPES
+
+
+class _Extents(NamedTuple):
+    """Extents of an array, of a chunk and of a shard, with all features as one last axis."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None
+    itemsize: int
+
+
+class ZarrSource(Described):
     """A Zarr array as rows, decoded straight into `out` or copied there by zarr.
 
     Parameters
     ----------
     array : zarr.Array
-        An open array of two or more dimensions.
+        An open array of real numbers.
     name : str
         Name of the array, for errors.
+    axes : Axes
+        Which of its axes are features.
+    remarks : tuple of str
+        Notes that come first.
 
     Raises
     ------
     SourceError
-        If the array or its chunks are empty, if it has fewer than two dimensions, or if it holds
-        no real numbers.
+        If its chunks are empty.
     """
 
-    def __init__(self, array: AnyArray, name: str) -> None:
-        dtype = check_dtype(array.dtype, name)
-        n_rows, n_features = check_shape(array.shape, name)
+    def __init__(
+        self, array: AnyArray, name: str, axes: Axes, *, remarks: tuple[str, ...] = ()
+    ) -> None:
         if min(array.chunks) < 1 or min(array.shards or (1,)) < 1:
             raise SourceError(f"{name}: its chunks are empty, their shape is {array.chunks}")
         self._store = array.store
@@ -171,21 +285,30 @@ class ZarrSource:
         self._array = zarr.open_array(store, path=array.path, mode=mode)
         store.learn(self._array)
         self._name = name
+        self._axes = axes
+        self._remarks = remarks
         self._closed = False
-        self._direct = direct_reader(array)
-        row_bytes = n_features * array.dtype.itemsize
-        block_rows = min(_block_rows(array, row_bytes), n_rows)
+        self._direct = direct_reader(array, axes)
+        extents = _Extents(
+            axes.rows_first(array.shape),
+            axes.rows_first(array.chunks),
+            axes.rows_first(array.shards) if array.shards else None,
+            array.dtype.itemsize,
+        )
+        block_rows = min(_block_rows(extents, axes.n_features * extents.itemsize), axes.n_rows)
+        how = "decoded in place" if self._direct else "through zarr"
         self._spec = ArraySpec(
-            n_rows=n_rows,
-            n_features=n_features,
-            dtype=dtype,
+            n_rows=axes.n_rows,
+            n_features=axes.n_features,
+            dtype=check_dtype(array.dtype, name),
             block_rows=block_rows,
-            layout=f"{_describe(array)}, {'decoded in place' if self._direct else 'through zarr'}",
+            layout=f"{_describe(array)}, {how}{axes.describe()}",
             scratch_bytes=(
-                self._direct.scratch_bytes if self._direct else _scratch_bytes(array, block_rows)
+                self._direct.scratch_bytes if self._direct else _scratch_bytes(extents, block_rows)
             ),
             piece_rows=self._direct.piece_rows if self._direct else 0,
             is_remote=isinstance(array.store, ObjectStore),
+            grid=axes.grid(_group_of(array, name)),
         )
 
     @property
@@ -201,15 +324,14 @@ class ZarrSource:
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Fill `out` with `rows`; see `Source.read`."""
         check_read(self._name, self._spec, rows, out, closed=self._closed)
-        for box in row_boxes(self._array.shape[:-1], rows):
+        for box in row_boxes(self._axes.row_shape, rows):
             target = out[box.start - rows.start : box.stop - rows.start]
-            target = target.reshape(*box.shape, self._spec.n_features)
             if self._direct:
                 self._direct.read(self._name, box, target)
                 continue
-            buffer = NDBuffer.from_numpy_array(target)
+            buffer = NDBuffer.from_numpy_array(self._axes.stored_view(target, box))
             try:
-                self._array.get_basic_selection((*box.selection, slice(None)), out=buffer)
+                self._array.get_basic_selection(self._axes.selection(box), out=buffer)
             except Exception as error:  # codecs and stores raise errors of any class
                 raise ReadError(
                     f"{self._name}: {RowRange(box.start, box.stop)} cannot be read: "
@@ -228,6 +350,8 @@ class ZarrSource:
         # Attributes are left out: they do not change rows, and people add to them later.
         metadata.pop("attributes", None)
         digest.update(json.dumps(metadata, sort_keys=True, default=str).encode())
+        if not self._axes.are_last:
+            digest.update(f"features {self._axes.features}".encode())
         try:
             self._digest_chunks(digest)
         except Exception as error:  # stores raise errors of any class
@@ -241,7 +365,7 @@ class ZarrSource:
 
     def notes(self) -> list[str]:
         """How many chunks were never written, and which changes `fingerprint` cannot see."""
-        notes = []
+        notes = list(self._remarks)
         missing, total, what = self._missing()
         if missing is None:
             notes.append(
@@ -327,7 +451,14 @@ def _run(coroutine: Any) -> None:
         pool.submit(asyncio.run, coroutine).result()
 
 
-def _block_rows(array: AnyArray, row_bytes: int) -> int:
+def _group_of(array: AnyArray, name: str) -> str:
+    """Where the array's group lies, which may hold coordinates; ``""`` if it has no address."""
+    if isinstance(array.store, LocalStore):
+        return str((array.store.root / array.path).parent)
+    return name.rpartition("/")[0] if isinstance(array.store, ObjectStore) else ""
+
+
+def _block_rows(array: _Extents, row_bytes: int) -> int:
     """Rows of a block: a shard, several inner chunks, or a slab of chunks along the first axes."""
     leading = array.shape[:-1]
     if array.shards:
@@ -340,9 +471,9 @@ def _block_rows(array: AnyArray, row_bytes: int) -> int:
     return next((rows for rows in slabs if rows * row_bytes <= SLAB_BYTES), slabs[-1])
 
 
-def _scratch_bytes(array: AnyArray, block_rows: int) -> int:
+def _scratch_bytes(array: _Extents, block_rows: int) -> int:
     """Bytes that zarr allocates to read a block: each chunk as stored and as decoded."""
-    itemsize = array.dtype.itemsize
+    itemsize = array.itemsize
     chunk_bytes = prod(array.chunks) * itemsize
     # A block touches one chunk along the axes before the one that cuts it.
     touched = ceil(array.shape[-1] / array.chunks[-1])

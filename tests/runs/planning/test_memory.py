@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, MemoryBudgetError
+from streamkm.machine import MemoryLimit
+from streamkm.runs.planning import memory
 from streamkm.runs.planning.checks import check_fit
 from streamkm.runs.planning.memory import fit_bytes, plan_memory, predict_bytes
 from streamkm.sources.base import ArraySpec
@@ -144,3 +146,52 @@ def test_a_budget_does_not_change_the_result(tmp_path):
     roomy = Job(job.source, tmp_path / "b", job.settings)
     roomy.attempt(max_host_memory=1 << 40, read_threads=2)
     assert job.results == roomy.results
+
+
+def limited(monkeypatch, n_bytes: int, origin: str = "cgroup limit /x/memory.max") -> None:
+    monkeypatch.setattr(memory, "memory_limit", lambda: MemoryLimit(n_bytes, origin))
+
+
+def plan_by_default(budget: int | None = None) -> memory.MemoryPlan:
+    spec = ArraySpec(10**6, 100, "float32", 1000, "test")
+    reading = plan_reading(spec, batch_rows=1000, seed=0)
+    execution = ExecutionConfig(max_host_memory=budget, read_threads=1)
+    return plan_memory(spec, reading, execution, fixed_bytes=FIXED)
+
+
+# Breaks when the budget follows the machine: the system ends a job that takes more than its own.
+def test_the_budget_is_half_of_what_the_job_may_use(monkeypatch):
+    limited(monkeypatch, 1 << 30)
+    plan = plan_by_default()
+    assert plan.budget == 1 << 29
+    assert "of 512.0 MiB host memory (half of the cgroup limit /x/memory.max): " in str(plan)
+    # A limit that decides nothing is not named; neither is one that the user went by.
+    limited(monkeypatch, 1 << 40)
+    assert "of 8.0 GiB host memory: " in str(plan_by_default())
+    assert "of 300.0 MiB host memory: " in str(plan_by_default(300 << 20))
+
+
+def test_a_limit_that_is_too_small_is_named_with_one_that_is_enough(monkeypatch):
+    limited(monkeypatch, 60 << 20)
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_by_default()
+    message = caught.value.for_command_line
+    assert message.startswith(
+        "this job may use 60.0 MiB (cgroup limit /x/memory.max), and half of that is too small: "
+    )
+    pattern = r"ask the batch system for at least (\d+)MiB, or give --max-host-memory (\d+)MiB"
+    found = re.search(pattern, message)
+    assert found
+    asked, given = found.groups()
+    limited(monkeypatch, int(asked) << 20)
+    plan_by_default()
+    assert int(given) <= int(asked) // 2 + 1
+
+
+# Breaks when a run begins that the system will end.
+def test_a_plan_beyond_the_limit_is_refused(monkeypatch):
+    limited(monkeypatch, 100 << 20)
+    with pytest.raises(MemoryBudgetError, match=r"more than this job may use, 100.0 MiB \(cgroup"):
+        plan_by_default(1 << 30)
+    limited(monkeypatch, 100 << 20, "")  # The machine may swap.
+    plan_by_default(1 << 30)

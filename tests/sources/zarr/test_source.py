@@ -102,7 +102,7 @@ DIRECT = [name for name in LAYOUTS if not any(part in name for part in THROUGH_Z
 
 def through_zarr(monkeypatch) -> None:
     """Have all arrays read by zarr that are opened from now on."""
-    monkeypatch.setattr(zarr_module, "direct_reader", lambda array: None)
+    monkeypatch.setattr(zarr_module, "direct_reader", lambda array, axes: None)
 
 
 @pytest.fixture(params=["direct", "general"])
