@@ -16,6 +16,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
+from streamkm.estimators.batches import is_batches
 from streamkm.sources import (
     DTYPES,
     Source,
@@ -101,6 +102,11 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     ValueError
         If `X` cannot be clustered, or has other features than the estimator was fitted on.
     """
+    if is_batches(X):
+        raise ParameterError(
+            "X is an iterator of batches, which only fit and partial_fit of MiniBatchKMeans take; "
+            "call this with each batch, or write them to a file and give its path"
+        )
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu()
         if X.dtype != torch.bfloat16:

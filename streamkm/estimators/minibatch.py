@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from streamkm.errors import ParameterError
 from streamkm.estimators.base import BaseKMeans
+from streamkm.estimators.batches import fit_batches, is_batches, update_by_batches
 from streamkm.estimators.inputs import open_rows
 from streamkm.estimators.parameters import check_parameters, draw_seed, warn_of_no_effect
 from streamkm.estimators.verbose import StepLines
@@ -187,6 +188,32 @@ class MiniBatchKMeans(BaseKMeans):
         self.run_dir = run_dir
         self.resume = resume
 
+    def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
+        """Cluster the rows of `X`.
+
+        Parameters
+        ----------
+        X : array-like or sparse matrix of shape (n_samples, n_features), path or iterable
+            As in `KMeans.fit`; or an iterator of batches, such as a generator or a ``DataLoader``
+            of PyTorch: arrays or tensors of shape (n_rows, n_features). Each is one update, as by
+            `partial_fit`, in each of `max_iter` passes. The first centroids are chosen from the
+            first batch alone. There are no ``labels_`` and no closing pass, `tol` and
+            `max_no_improvement` stop nothing, and scaling by statistics is refused.
+        y : Ignored
+            Not used, present for scikit-learn's sake.
+        sample_weight : array-like of shape (n_samples,), float or path, default=None
+            As in `KMeans.fit`; not for batches.
+
+        Returns
+        -------
+        self
+            The fitted estimator. The errors are those of `KMeans.fit`.
+        """
+        if is_batches(X):
+            fit_batches(self, X, sample_weight)
+            return self
+        return super().fit(X, y, sample_weight)
+
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Update the centroids once, by all rows of `X`.
 
@@ -197,7 +224,7 @@ class MiniBatchKMeans(BaseKMeans):
         Parameters
         ----------
         X : array-like or sparse matrix of shape (n_samples, n_features), path, Zarr array or Source
-            As in `fit`.
+            As in `fit`. Of an iterator of batches, each batch is one update.
         y : Ignored
             Not used, present for scikit-learn's sake.
         sample_weight : array-like of shape (n_samples,), float or path, default=None
@@ -213,6 +240,9 @@ class MiniBatchKMeans(BaseKMeans):
         ValueError, TypeError
             As in `fit`. An error leaves the estimator as it was.
         """
+        if is_batches(X):
+            update_by_batches(self, X, sample_weight)
+            return self
         is_first = not hasattr(self, "cluster_centers_")
         # An estimator from load_run may have begun from an array, which no parameter holds.
         check_parameters(self, with_init=is_first)

@@ -16,16 +16,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamkm.errors import ReadError, SourceError
-from streamkm.sources.base import ArraySpec, RowRange, Source, check_dtype, check_shape
+from streamkm.sources.base import (
+    ArraySpec,
+    Described,
+    RowRange,
+    Source,
+    check_dtype,
+    check_shape,
+)
+from streamkm.sources.decoded import Decoding, decoded, honoured, read_marks
+from streamkm.sources.formats import format_of, refuse_foreign_options
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["SlicedSource", "is_lazy", "open_lazy"]
 
 #: Bytes of a block of an array without chunks.
 BLOCK_BYTES = 4 << 20
+#: Options of `open_source` that an object of h5py does not answer by itself.
+_PASSED_ON = ("feature_dim", "nodata", "fill_is_nan", "apply_scale")
 
 
 def is_lazy(array: Any) -> bool:
@@ -39,18 +50,36 @@ def is_lazy(array: Any) -> bool:
     return opener is not None
 
 
-def open_lazy(array: Any) -> Source:
-    """Source of an object that `is_lazy`.
+def open_lazy(array: Any, given: Mapping[str, Any]) -> Source:
+    """Source of an object that `is_lazy`, with options as `open_source` takes them.
 
     Raises
     ------
     SourceError
         If it cannot be read by slices; the message names another way.
     """
-    return _OPENERS[_library(array)](array)
+    nodata, fill_is_nan = given.get("nodata", ()), given.get("fill_is_nan", False)
+    node = array.group if _library(array) == "anndata" and hasattr(array, "group") else array
+    if _library(node) == "h5py" and _is_same_as_file(node):
+        from streamkm.sources.hdf5 import open_hdf5
+
+        refuse_foreign_options("an h5py object", given, format_of(".h5"), "")
+        options = {key: value for key, value in given.items() if key in _PASSED_ON}
+        return open_hdf5(Path(node.file.filename), dataset=str(node.name), **options)
+    refuse_foreign_options("a lazy array", given, None, "")
+    source = _OPENERS[_library(array)](array)
+    if not isinstance(source, SlicedSource):
+        return honoured(source, nodata)
+
+    def noted(remarks: tuple[str, ...]) -> Source:
+        source.remarks = list(remarks)
+        return source
+
+    marks = read_marks(getattr(array, "attrs", {}), source.spec.dtype)
+    return decoded(noted, marks, Decoding(nodata, fill_is_nan), source.name)
 
 
-class SlicedSource:
+class SlicedSource(Described):
     """An array of two or more dimensions that is read by slices of an object.
 
     Parameters
@@ -88,6 +117,8 @@ class SlicedSource:
         how = f"chunks of {' x '.join(map(str, chunks))}" if chunks else "without chunks"
         self._array, self._name, self._load = array, name, load
         self._closed = False
+        #: What `notes` returns.
+        self.remarks: list[str] = []
         self._spec = ArraySpec(
             n_rows=n_rows,
             n_features=n_features,
@@ -134,8 +165,8 @@ class SlicedSource:
         return digest.hexdigest()
 
     def notes(self) -> list[str]:
-        """No notes."""
-        return []
+        """The remarks of whoever opened the array."""
+        return list(self.remarks)
 
     def close(self) -> None:
         """Refuse further reads; the array stays the caller's."""
@@ -146,26 +177,36 @@ def _library(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
 
 
-def _open_h5py(node: Any) -> Source:
-    """Source of a dataset or a sparse matrix: its file's, unless only the object has the data."""
-    from streamkm.sources.hdf5 import open_hdf5
+def _is_same_as_file(node: Any) -> bool:
+    """Whether an object of h5py has nothing that its file, opened by its path, has not.
+
+    A file that is open for writing cannot be opened again, and may hold what is not written yet.
+    """
+    if not node or not hasattr(node, "file"):
+        return False
+    is_member = type(node).__name__ == "Dataset" or _is_sparse(node)
+    return is_member and node.file.mode == "r" and Path(node.file.filename).is_file()
+
+
+def _is_sparse(node: Any) -> bool:
     from streamkm.sources.hdf5_csr import is_sparse_group
 
-    if not node:
+    return is_sparse_group(node)
+
+
+def _open_h5py(node: Any) -> Source:
+    """Source of a dataset whose file cannot be opened in its place."""
+    if not node or not hasattr(node, "file"):
         raise SourceError("the h5py object belongs to a closed file; open it again, or give a path")
     file, name = node.file.filename, str(node.name)
-    is_sparse = is_sparse_group(node)
-    if not is_sparse and type(node).__name__ != "Dataset":
-        raise SourceError(
-            f"{file}: {name} is a group of h5py; give one of its datasets, or the path and dataset="
-        )
-    # A file that is open for writing cannot be opened again, and may hold what is not written yet.
-    if node.file.mode == "r" and Path(file).is_file():
-        return open_hdf5(Path(file), dataset=name)
-    if is_sparse:
+    if _is_sparse(node):
         raise SourceError(
             f"{file}: the sparse matrix {name} is open for writing; open it with mode 'r' "
             "(anndata: backed='r'), or give the path and dataset="
+        )
+    if type(node).__name__ != "Dataset":
+        raise SourceError(
+            f"{file}: {name} is a group of h5py; give one of its datasets, or the path and dataset="
         )
     return SlicedSource(node, f"h5py dataset {name}", node.chunks)
 

@@ -90,16 +90,16 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
 
     Parameters
     ----------
-    location : str, Path, list of paths, ndarray, sparse matrix, lazy array or Source
+    location : path, list of paths, ndarray, sparse matrix, zarr.Array, lazy array or Source
         A path, a glob or a folder of shards, a list of paths, the address of a Zarr array
         (``s3://``, ``gs://``, ``https://``), or an array in memory. A sparse matrix of scipy is
-        read as CSR, and each row is made dense where it is read. An array of zarr, dask or xarray,
-        a dataset of h5py, and the X of a backed AnnData are streamed, never loaded as a whole. A
-        path names a file whose
-        suffix is that of a known format, the folder of a Zarr array, or any other file if `dtype`
-        and `n_features` are given. Shards are read as one array along rows, in natural order of
-        their names (``part-2`` before ``part-10``). ``@files.txt`` names a text file with one path
-        a line; it and a list of paths keep their own order. A Source is returned as it is.
+        read as CSR, and each row is made dense where it is read. A dataset of h5py, an array of
+        dask or xarray, and the X of a backed AnnData are streamed, never loaded as a whole. A
+        path names a file whose suffix is that of a known format, the folder of a Zarr array, or
+        any other file if `dtype` and `n_features` are given. Shards are read as one array along
+        rows, in natural order of their names (``part-2`` before ``part-10``). ``@files.txt`` names
+        a text file with one path a line; it and a list of paths keep their own order. A Source is
+        returned as it is.
     **options : SourceOptions
         What the location does not say of itself. ``dtype``, ``n_features`` and ``offset`` describe
         a raw file; ``columns`` chooses from a Parquet file, and ``dataset`` and ``variable`` from
@@ -196,8 +196,7 @@ def _open_object(location: Any, given: Given) -> Source:
         matrix = location.tocsr()
         return honoured(CsrSource(CsrInMemory(matrix), matrix.shape, "in memory"), nodata)
     if is_lazy(location):
-        refuse_foreign_options("a lazy array", given, None, "")
-        return honoured(open_lazy(location), nodata)
+        return open_lazy(location, given)
     if isinstance(location, list | tuple) and not location:
         raise SourceError("a list of paths must name at least one, this one is empty")
     raise SourceError(

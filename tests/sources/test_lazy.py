@@ -95,8 +95,20 @@ def test_a_dataset_of_a_file_is_that_file(tmp_path: Path) -> None:
     with h5py.File(path) as file:
         source = open_source(file["a/x"])
         assert same_bytes(read(source, 0, 203), array)
-        by_path = open_source(path)
+        by_path = open_source(path, dataset="a/x")
         assert (source.spec, source.fingerprint()) == (by_path.spec, by_path.fingerprint())
+
+
+# Breaks when marks of no data are known of files, but not of the objects that lie in them.
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_marks_of_no_data_are_heeded(tmp_path: Path, mode: str) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = np.array([[1, 2], [-9, 3]], "f4")
+        file["x"].attrs["_FillValue"] = -9
+    with h5py.File(tmp_path / "x.h5", mode) as file:
+        assert "marks -9 as no data" in " ".join(open_source(file["x"]).notes())
+        for options in ({"fill_is_nan": True}, {"nodata": (-9,)}):
+            assert np.isnan(read(open_source(file["x"], **options), 0, 2)).sum() == 1
 
 
 def test_a_dataset_in_memory_is_read_by_slices() -> None:
