@@ -182,7 +182,7 @@ def update(run: Run) -> None:
     for k in (64, 1024, 20_000):
         generator = torch.Generator(run.device).manual_seed(k)
         labels_B = torch.randint(k, (n_rows,), generator=generator, device=run.device)
-        sums_KD = torch.zeros((k, d), device=run.device)
+        sums_KD = torch.zeros((k, d), dtype=torch.float64, device=run.device)
         counts_K = torch.zeros(k, dtype=torch.int64, device=run.device)
         kernel = TritonKernel(n_rows, k, torch.float32, run.device)
         whole_s = run.seconds(
@@ -206,7 +206,7 @@ def small(run: Run) -> None:
     for k, d in shapes[:2] if run.is_rehearsal else shapes:
         x_BD, c_KD = run.normal(n_rows, d), run.normal(k, d)
         norms_B = x_BD.square().sum(dim=1)
-        sums_KD = x_BD.new_zeros((k + 1, d))
+        sums_KD = x_BD.new_zeros((k + 1, d), dtype=torch.float64)
         counts_K = torch.zeros(k + 1, dtype=torch.int64, device=run.device)
         kernel = TritonKernel(n_rows, k, torch.float32, run.device)
         given = Rows(x_BD, norms_B)
@@ -243,7 +243,8 @@ def iteration(run: Run) -> dict[str, Any]:
 
     def ours() -> None:
         labels_B, _ = kernel.assign(x_BD, norms_B, c_KD)
-        sums_KD, counts_K = torch.zeros_like(c_KD), torch.zeros_like(c_KD[:, 0], dtype=torch.int64)
+        sums_KD = torch.zeros_like(c_KD, dtype=torch.float64)
+        counts_K = torch.zeros_like(c_KD[:, 0], dtype=torch.int64)
         kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
         sums_KD / counts_K[:, None]
 

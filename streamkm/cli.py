@@ -35,6 +35,7 @@ from streamkm.options import (
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
+from streamkm.text import TIME_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done; 2 wrong arguments or unusable input; 75 interrupted, with a
         checkpoint saved; 1 anything else.
     """
-    logging.basicConfig(format="streamkm: %(message)s", level=logging.INFO)
+    stamp = "" if sys.stderr.isatty() else "%(asctime)s "
+    logging.basicConfig(
+        format=f"{stamp}streamkm: %(message)s", datefmt=TIME_FORMAT, level=logging.INFO
+    )
     prepare_process(cores_by_quota())
     try:
         arguments = _parse(sys.argv[1:] if argv is None else list(argv))
@@ -77,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         _complain("interrupted; what was not saved before is lost")
+        return 1
+    except BrokenPipeError:
+        # Who read the output, such as head, has seen enough.
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -245,6 +252,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser, commands = _parsers()
     if not argv:
         parser.exit(2, f"{parser.format_usage()}\n{parser.description}\n{_EXAMPLES}")
+    if argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     check_options(argv, parser, commands)
     arguments, left = parser.parse_known_args(argv)
     if left:

@@ -296,7 +296,7 @@ class ExecutionConfig:
         "limit of the host memory, such as 8GiB; what importing the package takes (about 250 MB) "
         "comes on top",
         default=None,
-        shown="8GiB, or half the machine's if that is less",
+        shown="8GiB, or half the job's if that is less",
         rule=whole(1),
         parse=parse_bytes,
         metavar="SIZE",

@@ -160,15 +160,15 @@ def _add_settings(parser: argparse._ActionsContainer, settings: Iterable[Setting
         else:
             parser.add_argument(
                 *names,
-                type=_with_own_error(each.parse),
+                type=_with_own_error(each.parse, each.rule.text),
                 choices=each.rule.choices or None,
                 metavar=each.metavar,
                 help=each.help,
             )
 
 
-def _with_own_error(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`parse`, whose message argparse then shows instead of its own, which says less."""
+def _with_own_error(parse: Callable[[str], Any], rule: str = "") -> Callable[[str], Any]:
+    """`parse`, with a message that argparse shows instead of its own, which says less."""
 
     @functools.wraps(parse, updated=())
     def parsed(text: str) -> Any:
@@ -176,6 +176,9 @@ def _with_own_error(parse: Callable[[str], Any]) -> Callable[[str], Any]:
             return parse(text)
         except ConfigError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+        except ValueError:
+            kind = rule or ("a whole number" if parse is int else "a number")
+            raise argparse.ArgumentTypeError(f"must be {kind}, not {text!r}") from None
 
     return parsed
 
@@ -188,9 +191,9 @@ def check_options(
     parser: argparse.ArgumentParser,
     commands: Mapping[str, argparse.ArgumentParser],
 ) -> None:
-    """Refuse an option that the command does not have, and name the one that was probably meant.
+    """Refuse a command or option that there is not, and name the one that was probably meant.
 
-    argparse suggests no option, and complains of a missing one before it comes to the wrong one.
+    argparse suggests none, and complains of a missing one before it comes to the wrong one.
     """
     command = ""
     for word in argv:
@@ -204,6 +207,10 @@ def check_options(
                 commands[command].error(f"{command} has no option {name}{advice}")
         elif not command and word in commands:
             command = word
+        elif not command and not word.startswith("-"):
+            near = difflib.get_close_matches(word, commands, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}"
+            parser.error(f"there is no command {word}; {advice}")
         elif not command and word.startswith("-") and name not in _options_of(parser):
             parser.error(f"{name} before the command: options follow it, as in fit x.npy --k 8")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import time
 
 from streamkm.errors import ConfigError
 
-__all__ = ["counted", "format_bytes", "parse_bytes", "plural"]
+__all__ = ["TIME_FORMAT", "counted", "format_bytes", "now", "parse_bytes", "plural"]
+
+#: The time at the beginning of a line in a log: ISO 8601, with the offset of the machine's zone.
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -45,3 +49,8 @@ def counted(n: int, noun: str) -> str:
 def plural(noun: str) -> str:
     """The plural of an English noun: ``rows``, ``batches``, ``passes``."""
     return noun + ("es" if noun.endswith(("tch", "ss")) else "s")
+
+
+def now() -> str:
+    """The time, as lines in a log have it: ``2026-11-30T07:20:31+0000``."""
+    return time.strftime(TIME_FORMAT)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import pytest
 import zarr
 
 from streamkm.cli import main
+from tests.runs.processes import ROOT
 
 
 @pytest.fixture
@@ -529,6 +533,55 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
 def test_an_option_that_there_is_not_points_to_the_one_that_was_meant(arguments, said, refused):
     message = refused(*arguments.split())
     assert said in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("fti x.npy", "there is no command fti; did you mean fit? (see streamkm --help)"),
+        ("cluster", "there is no command cluster; there are fit, predict, evaluate, info (see"),
+        ("help cluster", "there is no command cluster; there are fit, "),
+    ],
+)
+def test_a_command_that_there_is_not_points_to_those_that_there_are(arguments, said, refused):
+    assert said in refused(*arguments.split())
+
+
+@pytest.mark.parametrize("command", ["", "fit", "info"])
+def test_help_is_a_command_too(command, capsys):
+    words = command.split()
+    assert cli(*words, "--help") == 0
+    usual = capsys.readouterr().out
+    assert cli("help", *words) == 0
+    assert capsys.readouterr().out == usual
+
+
+# Breaks when a word of Python's (int, float) is all that is said of what may be given.
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--k three", "-k/--k: must be a whole number of at least 1, not 'three' (see"),
+        ("--k 3 --seed 1.5", "--seed: must be a whole number of at least 0, not '1.5'"),
+        ("--k 3 --tol x", "--tol: must be a finite number of at least 0, not 'x'"),
+        ("--k 3 --features x", "--features: must be a whole number, not 'x'"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_the_rule(arguments, said, refused):
+    assert said in refused("fit", "x.npy", "--out", "run", *arguments.split())
+
+
+# Breaks with "Broken pipe" where `head` has read all that it wants.
+def test_a_reader_that_leaves_early_is_no_error(done, x):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "streamkm", "evaluate", str(done), str(x), "--json"]
+    ended = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT
+    )
+    os.close(writer)
+    assert ended.returncode == 1
+    assert "pipe" not in ended.stderr.lower()
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("command", ["fit", "predict", "evaluate", "info"])

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 from sklearn.cluster import KMeans as ScikitKMeans
 
+from streamkm import KMeans, MiniBatchKMeans
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import NonFiniteError, SourceError, StreamkmError
 from streamkm.kernels import KernelRequest, make_kernel
@@ -301,3 +305,124 @@ def test_64_bit_integers_beyond_2_to_53_are_rounded_to_float64():
     model = fitted(rows, k=2)
     labels, _ = label_rows(model, open_source(rows), execution(), nan="error")
     assert labels[0] == labels[1] != labels[2]
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "torch"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extension, and without it."""
+    if not request.param:
+        for module in ("cpu", "ops.distances", "ops.offer", "ops.swaps", "ops.move"):
+            monkeypatch.setattr(f"streamkm.kernels.{module}.instruction_sets", tuple)
+
+
+def far_groups(far: float, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of 16 clusters 5 apart, of deviation 0.1, in two groups `far` from the origin."""
+    truth = rng.integers(0, 16, n)
+    centres = np.array([[side * far, 5 * place] for side in (1, -1) for place in range(8)])
+    return centres[truth] + rng.normal(size=(n, 2)) * 0.1, truth
+
+
+def within(rows: np.ndarray, labels: np.ndarray) -> float:
+    """Sum of squared distances to the means of the labels, in float64."""
+    rows = rows.astype(np.float64)
+    return sum(
+        float(np.square(rows[labels == label] - rows[labels == label].mean(axis=0)).sum())
+        for label in np.unique(labels)
+    )
+
+
+# Breaks where seeding takes distances by |x|^2 - 2 x.c + |c|^2 alone: up to 3,000 times the
+# inertia.
+@pytest.mark.parametrize("init", ["auto", "k-means++", "k-means||"])
+@pytest.mark.parametrize("far", [1e4, 3e4, 1e5])
+@pytest.mark.usefixtures("compiled")
+def test_seeding_of_groups_far_apart(far, init):
+    rows, truth = far_groups(far, 4000, np.random.default_rng(0))
+    rows = rows.astype(np.float32)
+    found = KMeans(16, init=init, random_state=0).fit(rows)
+    assert found.inertia_ <= 1.05 * within(rows, truth)
+    if init == "auto":
+        found = MiniBatchKMeans(16, random_state=0).fit(rows)
+        assert found.inertia_ <= 1.05 * within(rows, truth)
+
+
+# Breaks where any distance depends on where the origin is, or on the unit of the data.
+@examples(max_examples=8, deadline=None)
+@given(
+    far=st.floats(1e2, 1e5), shift=st.sampled_from([0.0, 1e3, -1e5]),
+    exponent=st.integers(-60, 60), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_groups_far_apart_wherever_they_lie(far, shift, exponent, seed):
+    rows, truth = far_groups(far, 2000, np.random.default_rng(seed))
+    rows = ((rows + shift) * 2.0**exponent).astype(np.float32)
+    found = KMeans(16, random_state=seed).fit(rows)
+    # Another seeding than the best costs 100 times as much, noise of the data nothing.
+    assert found.inertia_ <= 1.05 * within(rows, truth)
+
+
+def test_seeding_of_degrees_of_latitude_and_longitude():
+    rng = np.random.default_rng(0)
+    cities = np.array([[48.85, 2.35], [-33.87, 151.2], [40.71, -74.0], [35.68, 139.7]])
+    city, place = rng.integers(0, 4, 9000), rng.integers(0, 12, 9000)
+    rows = cities[city] + place[:, None] * [0.004, 0.003] + rng.normal(size=(9000, 2)) * 2e-4
+    rows = rows.astype(np.float32)
+    found = KMeans(48, random_state=0).fit(rows)
+    assert found.inertia_ <= 1.05 * within(rows, 12 * city + place)
+
+
+# Breaks where rows near a centroid, beside their length, count as lying on it.
+@pytest.mark.parametrize(("far", "dtype"), [(1e4, "f4"), (1e6, "f4"), (1e8, "f8")])
+def test_empty_clusters_get_rows_of_groups_far_apart(far, dtype, capsys):
+    rng = np.random.default_rng(0)
+    centres = np.array([[far, 0.5], [far, -0.5], [-far, 0.5], [-far, -0.5]])
+    rows = (centres[TRUTH] + rng.normal(size=(N, 2)) * 0.05).astype(dtype)
+    starts = np.array([[far, 0], [-far, 0], [0, 10 * far], [0, 20 * far]])
+    found = KMeans(4, init=starts, random_state=0, verbose=1).fit(rows)
+    assert np.bincount(found.labels_, minlength=4).min() > 0
+    assert "have no row" not in capsys.readouterr().err
+
+
+# Breaks where sums of a batch, or parts of them, are float32.
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("n", [10, 1000, 30_000])
+def test_equal_rows_are_their_centroid(n):
+    rng = np.random.default_rng(0)
+    distinct = (rng.normal(size=(3, 4)) * 37).astype(np.float32)
+    rows = np.repeat(distinct, n, axis=0)[rng.permutation(3 * n)]
+    found = KMeans(3, random_state=0).fit(rows)
+    assert np.array_equal(found.cluster_centers_[found.labels_], rows)
+    assert found.inertia_ == 0
+    two = np.repeat(np.array([[1000001.0], [-1000001.0]], np.float32), n, axis=0)
+    found = KMeans(2, random_state=0).fit(two[rng.permutation(2 * n)])
+    assert sorted(found.cluster_centers_.ravel().tolist()) == [-1000001.0, 1000001.0]
+    assert found.inertia_ == 0
+
+
+# Breaks where weights are divided by the heaviest in float32: light rows then sum up to 0.
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("light", [1e-30, 1e-42, 1e-60, 1e-200])
+def test_rows_of_little_weight_keep_their_centroid(light):
+    weights = np.where(TRUTH == 0, 1.0, light)
+    rows = X.astype(np.float32)
+    found = KMeans(K, init=X[:K]).fit(rows, sample_weight=weights)
+    for label in range(K):
+        mean = rows[label == TRUTH].astype(np.float64).mean(axis=0)
+        np.testing.assert_allclose(found.cluster_centers_[label], mean, rtol=1e-6)
+
+
+# Breaks where distances are expanded: those of rows on a centroid would be a millionth of their
+# length.
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_distances_to_all_centroids_keep_small_ones(dtype):
+    rng = np.random.default_rng(0)
+    rows = (np.array([[1e6, -2e6, 3e6], [-1e6, 2e6, 1.0]])[np.arange(40) % 2]
+            + rng.normal(size=(40, 3)).round(2)).astype(dtype)  # fmt: skip
+    found = KMeans(30, init=rows[:30].astype("f4"), algorithm="lloyd", max_iter=1).fit(rows)
+    centroids = found.cluster_centers_.astype(np.float64)
+    exact = np.sqrt(np.square(rows[:, None].astype(np.float64) - centroids).sum(axis=2))
+    distances = found.transform(rows)
+    np.testing.assert_allclose(distances, exact, rtol=1e-6, atol=1e-9)
+    if dtype == "f4":
+        assert (
+            distances.min(axis=1)[(rows[:, None] == centroids).all(axis=2).any(axis=1)] == 0
+        ).all()

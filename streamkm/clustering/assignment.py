@@ -78,9 +78,9 @@ def nearest_and_sums(
     to report. Rows left out are added to an extra cluster, which is then thrown away.
     """
     (k, n_features), weights_B = centroids_KD.shape, batch.weights_B
-    sums_KD = centroids_KD.new_zeros((k + 1, n_features))
+    sums_KD = centroids_KD.new_zeros((k + 1, n_features), dtype=torch.float64)
     counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
-    shares_B, unit = _shares(batch, sums_KD.dtype)
+    shares_B, unit = _shares(batch)
     if batch.lies_in_window:
         assignment = _nearest_in_window_(kernel, batch, centroids_KD, exact=exact)
         labels_B = assignment.labels_B
@@ -103,7 +103,7 @@ def nearest_and_sums(
             sq_distances_B = _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD)
         assignment = Assignment(labels_B, sq_distances_B)
     if weights_B is None:
-        no_weights = sums_KD.new_zeros(0, dtype=torch.float64)
+        no_weights = sums_KD.new_zeros(0)
         return assignment, BatchSums(Sums(sums_KD[:k], unit), counts_K[:k], no_weights)
     counts_K[k] = len(weights_B) - counts_K[:k].sum()
     labels_B = assignment.labels_B.masked_fill(weights_B == 0, k)
@@ -118,13 +118,12 @@ def sums_by_label(
 ) -> torch.Tensor:
     """Weighted sum of the rows of each cluster, float64, by labels that are already known."""
     k, n_features = centroids_KD.shape
-    sums_KD = centroids_KD.new_zeros((k + 1, n_features))
+    sums_KD = centroids_KD.new_zeros((k + 1, n_features), dtype=torch.float64)
     counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
     if batch.left_out_B is not None:
         labels_B = labels_B.masked_fill(batch.left_out_B, k)
-    shares_B, unit = _shares(batch, sums_KD.dtype)
-    x_BD = batch.x_BD if shares_B is None else batch.x_BD * shares_B[:, None]
-    kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    shares_B, unit = _shares(batch)
+    kernel.accumulate(batch.x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K, shares_B=shares_B)
     return Sums(sums_KD[:k], unit).wide()
 
 
@@ -169,15 +168,15 @@ def _exact(
     return sq_distances_B.double()
 
 
-def _shares(batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Weights divided by a unit, in `dtype`, and the unit, float64.
+def _shares(batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Weights divided by a unit, and the unit, float64.
 
-    The unit is a power of two just above the largest weight: weights of any size fit `dtype`,
-    and dividing by it rounds nothing.
+    The unit is a power of two just above the largest weight: sums of weights of any size fit
+    float64, and dividing by it rounds nothing.
     """
     weights_B = batch.weights_B
     if weights_B is None:
         return None, torch.ones((), dtype=torch.float64, device=batch.x_ND.device)
     _, exponent = torch.frexp(weights_B.max())
     unit = torch.exp2(exponent.double())
-    return (weights_B / unit).to(dtype), unit
+    return weights_B / unit, unit

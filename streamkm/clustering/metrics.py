@@ -129,7 +129,10 @@ class ClusterSums:
         spreads_U = self.distances_K[used_K] / self.masses_K[used_K]
         worst_U = torch.empty_like(spreads_U)
         for rows in torch.arange(len(centres_UD)).split(max(TILE_ELEMENTS // len(centres_UD), 1)):
-            apart_TU = torch.cdist(centres_UD[rows], centres_UD)
+            # (By differences: centroids that lie close together would be taken for one.)
+            apart_TU = torch.cdist(
+                centres_UD[rows], centres_UD, compute_mode="donot_use_mm_for_euclid_dist"
+            )
             # A cluster is not compared with itself nor, as in scikit-learn, with clusters that
             # have the same centroid.
             apart_TU.masked_fill_(apart_TU == 0, torch.inf)

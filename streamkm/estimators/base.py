@@ -401,6 +401,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self._adopt(model)
         self._seed = model.settings["seed"]
         self.n_features_in_ = model.n_features
+        if model.feature_names:
+            self.feature_names_in_ = np.asarray(model.feature_names, dtype=object)
         self.n_iter_ = model.figures["n_iter"]
 
     def _label(self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None) -> None:

@@ -22,6 +22,8 @@ from streamkm.sources import (
     open_source,
     open_weights,
 )
+from streamkm.sources.memory import MemorySource
+from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,7 +115,11 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             dtype=KEPT_DTYPES,
             ensure_all_finite=False,
         )
-        yield InputRows(open_source(array), in_memory=True, array=array)
+        # A run in a folder keeps the names; they say nothing new where `estimator` has them.
+        names = tuple(getattr(estimator, "feature_names_in_", ())) if reset else ()
+        is_dense = isinstance(array, np.ndarray)
+        source = MemorySource(array, feature_names=names) if is_dense else open_source(array)
+        yield InputRows(source, in_memory=True, array=array)
 
 
 def _is_location(X: Any) -> bool:
@@ -126,6 +132,15 @@ def _is_location(X: Any) -> bool:
 
 
 def _check_features(estimator: BaseEstimator, source: Source, *, reset: bool) -> None:
-    """Check the features of `source` as those of an array are checked, by its shape alone."""
+    """Check or set the features of `estimator` by those of `source`, as an array's are.
+
+    Names that are in another order are no error: whoever reads `source` puts them in order.
+    """
+    names = source.spec.feature_names
+    if not reset and names and hasattr(estimator, "feature_names_in_"):
+        in_order(source, tuple(estimator.feature_names_in_), type(estimator).__name__)
+        return
     shape = (source.spec.n_rows, source.spec.n_features)
     validate_data(estimator, np.broadcast_to(0, shape), reset=reset, skip_check_array=True)
+    if reset and names:
+        estimator.feature_names_in_ = np.asarray(names, dtype=object)

@@ -1,6 +1,7 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
 from streamkm.kernels.base import Assignment, Kernel, KernelRequest, Rows, TwoNearest
+from streamkm.kernels.exact import cancelling_share, pair_sq_distances
 from streamkm.kernels.extension import (
     cores_for_kernels,
     instruction_sets,
@@ -15,14 +16,13 @@ from streamkm.kernels.ops.gather import gather
 from streamkm.kernels.ops.moments import Moments, moments_in_parts
 from streamkm.kernels.ops.move import Sums, move_points_
 from streamkm.kernels.ops.normalize import normalize_, normalized
-from streamkm.kernels.ops.offer import ROUNDING_EPS, OfferedRows, Reservoir, offer_
+from streamkm.kernels.ops.offer import OfferedRows, Reservoir, offer_
 from streamkm.kernels.ops.swaps import MOST_STEPS, WEIGHT_STEPS, swap_gains
 from streamkm.kernels.reference import add_by_label
 from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 
 __all__ = [
     "MOST_STEPS",
-    "ROUNDING_EPS",
     "WEIGHT_STEPS",
     "Assignment",
     "Kernel",
@@ -34,6 +34,7 @@ __all__ = [
     "Sums",
     "TwoNearest",
     "add_by_label",
+    "cancelling_share",
     "cores_for_kernels",
     "gather",
     "instruction_sets",
@@ -44,6 +45,7 @@ __all__ = [
     "normalize_",
     "normalized",
     "offer_",
+    "pair_sq_distances",
     "resolve_kernel",
     "sq_distances_between",
     "sq_distances_to",

@@ -28,7 +28,7 @@ class Rows:
     sq_norms_B: torch.Tensor
     """Squared lengths of the rows."""
     shares_B: torch.Tensor | None = None
-    """Factor of each row in the sums, in the dtype of centroids; None for 1."""
+    """Factor of each row in the sums, float64; None for 1."""
     left_out_B: torch.Tensor | None = None
     """True for rows that no cluster counts; None if all rows count."""
     zeros_first: bool = False
@@ -41,7 +41,8 @@ class Assignment(NamedTuple):
     labels_B: torch.Tensor
     """Index of the nearest centroid, int64; the lowest index if several are nearest."""
     sq_distances_B: torch.Tensor
-    """Squared Euclidean distance to it, in the dtype of the rows, never negative."""
+    """Squared Euclidean distance to it, in the dtype of the rows, never negative; right to a few
+    parts in a hundred however small it is, and 0 for a row that equals its centroid."""
 
 
 class TwoNearest(NamedTuple):
@@ -117,7 +118,8 @@ class Kernel(Protocol):
     def distances_cancel(self) -> bool:
         """Whether its squared distances come from ``|x|^2 - 2 x.c + |c|^2``, which cancels.
 
-        Such distances are good enough to choose a centroid by, not to add up and report.
+        Such distances are good enough to choose a centroid and to draw rows by, not to add up
+        and report.
         """
 
     @property
@@ -145,10 +147,12 @@ class Kernel(Protocol):
         *,
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
+        shares_B: torch.Tensor | None = None,
     ) -> None:
-        """Add each row to the sum of its label, and 1 to the count (int64).
+        """Add each row to the sum of its label (float64), and 1 to the count (int64).
 
-        The same input gives the same bits on every call.
+        A row is first multiplied by its share, if there are any (float64). The same input gives
+        the same bits on every call. The sum of equal float32 rows is exact.
         """
 
     def step(
@@ -200,6 +204,7 @@ class InPlaceKernel(Protocol):
         *,
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
+        shares_B: torch.Tensor | None = None,
         positions_B: torch.Tensor | None = None,
     ) -> None:
         """`Kernel.accumulate`; with `positions_B` (int32), of those rows of the window `x_BD`."""
@@ -215,12 +220,12 @@ def assign_then_add(
 ) -> Assignment:
     """`Kernel.step` as `assign` followed by `accumulate`."""
     assignment = kernel.assign(rows.x_BD, rows.sq_norms_B, centroids_KD)
-    labels_B, x_BD = assignment.labels_B, rows.x_BD
+    labels_B = assignment.labels_B
     if rows.zeros_first:
         labels_B.masked_fill_(rows.sq_norms_B == 0, 0)
     if rows.left_out_B is not None:
         labels_B = labels_B.masked_fill(rows.left_out_B, len(centroids_KD))
-    if rows.shares_B is not None:
-        x_BD = x_BD * rows.shares_B[:, None]
-    kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
+    kernel.accumulate(
+        rows.x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K, shares_B=rows.shares_B
+    )
     return assignment

@@ -21,7 +21,7 @@ import torch
 
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import Assignment, InPlaceAssignment, Rows, TwoNearest, assign_then_add
-from streamkm.kernels.exact import recheck_second_, rounding_share
+from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
 from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
 from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
 
@@ -77,7 +77,7 @@ class CpuKernel:
         n_lanes = -(-k // panel) * panel
         self._packed = torch.empty((n_lanes, 0), dtype=dtype, device=device)
         self._zeros_D = self._packed.new_zeros(0)
-        self._rounding_share = 0.0
+        self._rounding_share = self._cancelling_share = 0.0
         self._c_sq = torch.empty(n_lanes, dtype=dtype, device=device)
         self._order = torch.empty(batch_rows, dtype=torch.int32, device=device)
         self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
@@ -159,6 +159,7 @@ class CpuKernel:
             self._packed = self._packed.new_empty((len(self._packed), n_features))
             self._zeros_D = self._packed.new_zeros(n_features)
             self._rounding_share = rounding_share(x_ND.dtype, n_features)
+            self._cancelling_share = 2 * cancelling_share(x_ND.dtype, n_features)
         labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped = assign_tiles_(
             self._set,
             x_ND.contiguous(),
@@ -170,11 +171,13 @@ class CpuKernel:
             self._zeros_D,
             wanted,
             rounding_share=self._rounding_share,
+            cancelling_share=self._cancelling_share,
             rechecks=self._rechecks,
         )
-        if self._rechecks and n_uncertain:
+        if self._rechecks:
             self.n_rechecked += n_uncertain
             if wanted.second_B is not None:
+                uncertain_B |= wanted.second_B < self._cancelling_share * sq_norms_B
                 recheck_second_(wanted.second_B, uncertain_B, x_ND, centroids_KD)
         return Assignment(labels_B, sq_distances_B), n_dropped
 
@@ -185,15 +188,23 @@ class CpuKernel:
         *,
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
+        shares_B: torch.Tensor | None = None,
         positions_B: torch.Tensor | None = None,
     ) -> None:
         """Add rows to their clusters, in the order of rows; see `Kernel` and `InPlaceKernel`."""
         k = len(sums_KD)
-        self._check(x_BD, positions_B, sums_KD, labels_B)
+        self._check(x_BD, positions_B, sums_KD, labels_B, points_dtype=torch.float64)
         if labels_B.dtype != torch.int64 or not sums_KD.is_contiguous():
             raise ValueError(
                 f"labels must be int64 and sums contiguous, not {labels_B.dtype} and of strides "
                 f"{sums_KD.stride()}"
+            )
+        if shares_B is not None and not (
+            positions_B is None and shares_B.dtype == torch.float64 and len(shares_B) == len(x_BD)
+        ):
+            raise ValueError(
+                f"shares must be float64, one for each of {len(x_BD)} rows without positions, not "
+                f"{len(shares_B)} of {shares_B.dtype}"
             )
         if counts_K.dtype != torch.int64 or counts_K.shape != (k,) or not counts_K.is_contiguous():
             raise ValueError(
@@ -204,6 +215,7 @@ class CpuKernel:
             self._set,
             x_BD.contiguous(),
             positions_B,
+            None if shares_B is None else shares_B.contiguous(),
             labels_B.contiguous(),
             self._order,
             sums_KD,
@@ -227,6 +239,8 @@ class CpuKernel:
         positions_B: torch.Tensor | None,
         points_KD: torch.Tensor,
         of_rows_B: torch.Tensor,
+        *,
+        points_dtype: torch.dtype | None = None,
     ) -> None:
         """Refuse tensors beyond whose end the extension, given bare addresses, would go."""
         n_features = x_BD.shape[1]
@@ -250,6 +264,8 @@ class CpuKernel:
                 f"this kernel takes rows of one feature or more on the CPU, not of {n_features} on "
                 f"{', '.join(sorted({str(tensor.device) for tensor in tensors}))}"
             )
-        found = {tensor.dtype for tensor in tensors} - {torch.int64}
+        if points_KD.dtype != (points_dtype or self._c_sq.dtype):
+            raise ValueError(f"this kernel takes no centroids or sums of {points_KD.dtype}")
+        found = {x_BD.dtype, of_rows_B.dtype} - {torch.int64}
         if found != {self._c_sq.dtype}:
             raise ValueError(f"this kernel is made for {self._c_sq.dtype}, not {found}")

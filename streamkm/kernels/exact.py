@@ -1,9 +1,13 @@
-"""Rechecks rows that a screen in low precision left in doubt, so that all labels are exact.
+"""Rechecks rows that a screen in low precision left in doubt, and distances that cancelled.
 
 A label is certain if the gap between the best and the second best score of the row
 exceeds what rounding can do. The few other rows are scored again in float64. Centroids
 whose float64 scores are still within rounding of the least are compared by sums of
 squared differences, in which nothing cancels; the lowest index wins a tie.
+
+A squared distance from ``|x|^2 - 2 x.c + |c|^2`` keeps few digits, or none, if it is small
+beside the squared lengths. If rounding may have changed it by more than a part in
+`LEAST_PRECISION`, it is computed anew as a sum of squared differences.
 """
 
 from __future__ import annotations
@@ -12,11 +16,22 @@ import math
 
 import torch
 
-__all__ = ["recheck_", "recheck_second_", "rounding_bound", "rounding_share"]
+__all__ = [
+    "cancelling_share",
+    "correct_",
+    "pair_sq_distances",
+    "recheck_",
+    "recheck_second_",
+    "rounding_bound",
+    "rounding_share",
+]
 
 #: The rounding errors of a sum of D products behave as a random walk. Bounds allow for this
 #: many standard deviations of it, as the contract test of kernels does.
 SIGMAS = 4.0
+#: An expanded squared distance serves if it is this many times what rounding can do to it. The
+#: bound is a wide one: the error is a hundredth in the usual case.
+LEAST_PRECISION = 16
 #: Elements of float64 scores, or differences, that are in memory at once: 8 MiB.
 TILE_ELEMENTS = 1 << 20
 
@@ -37,6 +52,29 @@ def rounding_bound(
 def rounding_share(dtype: torch.dtype, n_features: int) -> float:
     """`rounding_bound` as a share of ``(|x| + |c|)^2``."""
     return (SIGMAS * math.sqrt(n_features) + 3) * torch.finfo(dtype).eps / 2
+
+
+def cancelling_share(dtype: torch.dtype, n_features: int) -> float:
+    """Share of ``|x|^2 + |c|^2`` below which an expanded squared distance must not be used.
+
+    Of two points that are so near, both have about the same length, and ``(|x| + |c|)^2`` is
+    twice this sum.
+    """
+    return 2 * LEAST_PRECISION * rounding_share(dtype, n_features)
+
+
+def correct_(
+    sq_distances_B: torch.Tensor,
+    sq_norms_B: torch.Tensor,
+    labels_B: torch.Tensor,
+    x_BD: torch.Tensor,
+    centroids_KD: torch.Tensor,
+) -> None:
+    """Compute squared distances to the centroids of `labels_B` anew where they cancelled."""
+    share = 2 * cancelling_share(x_BD.dtype, x_BD.shape[1])
+    rows = (sq_distances_B < share * sq_norms_B).nonzero().squeeze(1)
+    exact = pair_sq_distances(x_BD, centroids_KD, rows, labels_B.index_select(0, rows))
+    sq_distances_B[rows] = exact.to(sq_distances_B.dtype)
 
 
 def recheck_(
@@ -69,7 +107,7 @@ def recheck_(
         bound_U = rounding_bound(sq_norms_U, c_sq_K.max(), x_UD.shape[1])
         limit_U = scores_UK.amin(dim=1) + 2 * bound_U
         near, candidates = (scores_UK <= limit_U[:, None]).nonzero(as_tuple=True)
-        distances = _pair_distances(x_UD, centroids_KD, near, candidates)
+        distances = pair_sq_distances(x_UD, centroids_KD, near, candidates)
         least_U = torch.full_like(sq_norms_U, torch.inf)
         least_U.scatter_reduce_(0, near, distances, "amin")
         is_least = distances == least_U.index_select(0, near)
@@ -87,7 +125,8 @@ def recheck_second_(
 ) -> None:
     """Replace every uncertain row's squared distance to its second nearest centroid, in place.
 
-    If the label was uncertain, the screen cannot tell the nearest from the second nearest.
+    If the label was uncertain, the screen cannot tell the nearest from the second nearest; if
+    the distance is a small one, it cancelled.
     """
     rows = uncertain_B.nonzero().squeeze(1)
     centroids_KD = centroids_KD.double()
@@ -102,15 +141,15 @@ def recheck_second_(
             second_sq_distances_B[part] = nearest_UT[:, 1].square().to(second_sq_distances_B.dtype)
 
 
-def _pair_distances(
-    x_UD: torch.Tensor, centroids_KD: torch.Tensor, rows_P: torch.Tensor, columns_P: torch.Tensor
+def pair_sq_distances(
+    x_BD: torch.Tensor, centroids_KD: torch.Tensor, rows_P: torch.Tensor, columns_P: torch.Tensor
 ) -> torch.Tensor:
-    """Squared distance of each pair of a row and a centroid, float64."""
-    result_P = torch.empty(len(rows_P), dtype=torch.float64, device=x_UD.device)
-    step = max(TILE_ELEMENTS // x_UD.shape[1], 1)
+    """Squared distance of each pair of a row and a centroid, float64, by differences."""
+    result_P = torch.empty(len(rows_P), dtype=torch.float64, device=x_BD.device)
+    step = max(TILE_ELEMENTS // x_BD.shape[1], 1)
     for start in range(0, len(rows_P), step):
         pairs = slice(start, start + step)
-        difference = x_UD.index_select(0, rows_P[pairs])
+        difference = x_BD.index_select(0, rows_P[pairs]).double()
         difference -= centroids_KD.index_select(0, columns_P[pairs])
         result_P[pairs] = difference.square_().sum(dim=1)
     return result_P

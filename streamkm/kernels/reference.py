@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
-from streamkm.kernels.exact import recheck_, recheck_second_, rounding_bound
+from streamkm.kernels.exact import (
+    cancelling_share,
+    correct_,
+    recheck_,
+    recheck_second_,
+    rounding_bound,
+)
 from streamkm.kernels.precision import full_precision
 
 if TYPE_CHECKING:
@@ -26,6 +32,8 @@ __all__ = ["ReferenceKernel", "add_by_label"]
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 #: Rows of a tile, at least: with fewer a matrix product loses its speed.
 MIN_TILE_ROWS = 128
+#: Rows that are widened to float64 at once to be added up.
+ADDED_ROWS = 16384
 
 
 class ReferenceKernel:
@@ -115,10 +123,13 @@ class ReferenceKernel:
             uncertain_B = n_near_B != 1
             self.n_rechecked += uncertain_B.sum()
             recheck_(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD)
+        correct_(sq_distances_B, sq_norms_B, labels_B, x_BD, centroids_KD.double())
         if second_B is not None:
             second_B.add_(sq_norms_B).clamp_min_(0)
             if self._rechecks:
-                recheck_second_(second_B, n_near_B != 1, x_BD, centroids_KD)
+                share = 2 * cancelling_share(x_BD.dtype, x_BD.shape[1])
+                doubtful_B = (n_near_B != 1) | (second_B < share * sq_norms_B)
+                recheck_second_(second_B, doubtful_B, x_BD, centroids_KD)
         return Assignment(labels_B, sq_distances_B)
 
     @staticmethod
@@ -144,11 +155,18 @@ class ReferenceKernel:
         *,
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
+        shares_B: torch.Tensor | None = None,
     ) -> None:
         """Add rows to their clusters; see `Kernel`."""
-        counts_B = torch.zeros_like(counts_K).index_add_(0, labels_B, torch.ones_like(labels_B))
-        counts_K += counts_B
-        add_by_label(x_BD, labels_B, counts_B, sums_KD)
+        for start in range(0, len(x_BD), ADDED_ROWS):
+            tile = slice(start, start + ADDED_ROWS)
+            wide_TD, labels_T = x_BD[tile].double(), labels_B[tile]
+            if shares_B is not None:
+                wide_TD = wide_TD * shares_B[tile, None]
+            counted_K = torch.zeros_like(counts_K)
+            counted_K.index_add_(0, labels_T, torch.ones_like(labels_T))
+            counts_K += counted_K
+            add_by_label(wide_TD, labels_T, counted_K, sums_KD)
 
     def step(
         self,

@@ -21,7 +21,8 @@ from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.checkpoint import Checkpointer, NoCheckpoints
 from streamkm.runs.storage.model import Model, load_model
 from streamkm.runs.storage.model_file import DamagedModelError
-from streamkm.runs.storage.run_folder import RunFolder
+from streamkm.runs.storage.run_folder import RunFolder, feature_names
+from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["finished_model", "fit", "plan_fit", "run_record", "seed"]
+__all__ = ["as_begun", "finished_model", "fit", "plan_fit", "run_record", "seed"]
 
 logger = logging.getLogger("streamkm")
 
@@ -82,6 +83,8 @@ def fit(
         earlier checkpoint that it refuses costs a warning; the run tries again at the next.
     """
     check_outside(source, run_dir=run_dir)
+    if resume and run_dir is not None:
+        source = as_begun(source, run_dir)
     plan = plan_fit(source, config, execution, given_KD, weights)
     if run_dir is None:
         with Progress(quiet=quiet) as progress:
@@ -103,6 +106,17 @@ def fit(
             _write(model, folder)
             progress.say(f"written: {folder.centroids} and {folder.model}")
     return model
+
+
+def as_begun(source: Source, run_dir: Path) -> Source:
+    """`source` with its features in the order in which the run in `run_dir` began, if there is one.
+
+    Raises
+    ------
+    SourceError
+        If the run's features have other names.
+    """
+    return in_order(source, feature_names(run_dir), f"the run {run_dir}")
 
 
 def plan_fit(
@@ -150,10 +164,13 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
         "fingerprint": source.fingerprint(),
         "weights": None if weights is None else weights.fingerprint,
     }
+    # Beside the data, because runs of older versions have none to compare.
+    names = {"feature_names": list(spec.feature_names)} if spec.feature_names else {}
     return {
         "source": source.name,
         "fit": settings,
         "data": data,
+        **names,
         "execution": asdict(plan.execution),
     }
 

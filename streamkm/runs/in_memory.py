@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from streamkm.kernels import pair_sq_distances
 from streamkm.runs.engine.labelling import Labelling, label_dtype
 from streamkm.runs.reporting.bad_rows import non_finite_error
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["distance_rows", "label_rows"]
 
+#: A squared distance that is less than this share of the squared lengths has lost too many digits:
+#: others are right to 1e-9, below the rounding of float32.
+CANCELLING_SHARE = 2.0**-20
 #: Distances that are computed at once, before they go to the caller's array: 8 MiB.
 TILE_ELEMENTS = 1 << 20
 
@@ -63,8 +67,8 @@ def distance_rows(
 ) -> np.ndarray:
     """The Euclidean distance of N rows to all K centroids, in the scaled space.
 
-    They are computed as ``|x|^2 - 2 x.c + |c|^2`` in float64: one much smaller than the rows'
-    lengths keeps half of its digits. (Labels, from `label_rows`, are exact.)
+    They are computed as ``|x|^2 - 2 x.c + |c|^2`` in float64, and where that cancels from
+    differences. The distance of a row to a centroid that equals it is 0.
 
     Returns
     -------
@@ -84,10 +88,17 @@ def distance_rows(
                     raise non_finite_error(source, n_dropped)
                 batch.x_BD.masked_fill_(batch.dropped_B[:, None], torch.nan)
             for x_TD in batch.x_BD.split(tile_rows):
-                distances_TK = torch.cdist(
-                    x_TD.double(), centroids_KD, compute_mode="use_mm_for_euclid_dist"
-                )
+                distances_TK = _sq_distances(x_TD.double(), centroids_KD).sqrt_()
                 distances_TK /= model.scaling.unit
                 distances_NK[start_row : start_row + len(x_TD)] = distances_TK.cpu().numpy()
                 start_row += len(x_TD)
     return distances_NK
+
+
+def _sq_distances(x_TD: torch.Tensor, centroids_KD: torch.Tensor) -> torch.Tensor:
+    """Squared distances of rows to all centroids, (T, K); both are float64."""
+    lengths_TK = x_TD.square().sum(dim=1)[:, None] + centroids_KD.square().sum(dim=1)
+    sq_distances_TK = torch.addmm(lengths_TK, x_TD, centroids_KD.T, alpha=-2)
+    rows_P, places_P = (sq_distances_TK < CANCELLING_SHARE * lengths_TK).nonzero(as_tuple=True)
+    sq_distances_TK[rows_P, places_P] = pair_sq_distances(x_TD, centroids_KD, rows_P, places_P)
+    return sq_distances_TK

@@ -11,9 +11,10 @@ from streamkm.errors import RunError
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.model_file import MODEL, centroids_are_whole, read_model_file
-from streamkm.runs.storage.run_folder import read_config, run_owner
+from streamkm.runs.storage.run_folder import feature_names, read_config, run_owner
 from streamkm.sealed import DAMAGE, in_words
 from streamkm.sources import parts_of
+from streamkm.sources.names import shown
 from streamkm.text import counted, format_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def describe_source(source: Source) -> str:
     lines = [
         f"source       {source.name}",
         f"rows         {spec.n_rows:,}",
-        f"features     {spec.n_features:,}",
+        f"features     {spec.n_features:,}{_named(spec.feature_names)}",
         f"dtype        {spec.dtype}",
         f"size         {format_bytes(spec.nbytes)}",
         f"layout       {spec.layout}",
@@ -49,11 +50,15 @@ def describe_source(source: Source) -> str:
 
 def _order_lines(parts: list[Part]) -> list[str]:
     """The files of a source in the order of their rows; of many, the first and the last."""
-    shown = parts if len(parts) <= PARTS_SHOWN else [*parts[: PARTS_SHOWN - 1], parts[-1]]
-    lines = [f"{part.name} from row {part.first_row:,}" for part in shown]
+    listed = parts if len(parts) <= PARTS_SHOWN else [*parts[: PARTS_SHOWN - 1], parts[-1]]
+    lines = [f"{part.name} from row {part.first_row:,}" for part in listed]
     if len(parts) > PARTS_SHOWN:
         lines.insert(PARTS_SHOWN - 1, f"... ({len(parts) - PARTS_SHOWN:,} more)")
     return [f"{'' if i else 'order':<12} {line}" for i, line in enumerate(lines)]
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return f" ({shown(names)})" if names else ""
 
 
 def describe_run(path: Path) -> str:
@@ -62,6 +67,8 @@ def describe_run(path: Path) -> str:
     data, settings = record["data"], record["fit"]
     lines = [f"run          {path}", f"source       {record['source']}"]
     lines.append(f"shape        {data['shape'][0]:,} x {data['shape'][1]:,} {data['dtype']}")
+    if names := feature_names(path):
+        lines.append(f"features     {shown(names)}")
     given = FitConfig(k=settings["k"], algorithm=settings.get("algorithm", "minibatch"))
     usual = given.resolved(*data["shape"]).as_dict()
     lines += [
@@ -70,6 +77,7 @@ def describe_run(path: Path) -> str:
         if name in ALWAYS_SHOWN or value != usual.get(name)
     ]
     owner = run_owner(path)
+    stands = "unfinished" if owner is None else "running"
     if owner is not None:
         lines.append(f"working      {owner} is working on it")
     if (path / MODEL).exists():
@@ -78,11 +86,11 @@ def describe_run(path: Path) -> str:
         cursor = checkpoint.manifest["cursor"]
         hint = "" if owner is not None else "; add --resume to its fit command to go on"
         lines.append(
-            f"unfinished   {checkpoint.path.name}: {cursor['phase']}, epoch {cursor['epoch']}, "
+            f"{stands:<12} {checkpoint.path.name}: {cursor['phase']}, epoch {cursor['epoch']}, "
             f"batch {cursor['batch']}{hint}"
         )
     else:
-        lines.append("unfinished   no checkpoint yet")
+        lines.append(f"{stands:<12} no checkpoint yet")
     return "\n".join(lines)
 
 

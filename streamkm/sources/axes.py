@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     #: What names the feature axes: one name or index, or several.
     FeatureDims = str | int | Sequence[str | int]
 
-__all__ = ["Axes", "axes_note", "choose_axes"]
+__all__ = ["Axes", "FeatureDims", "axes_note", "choose_axes"]
 
 #: Names of axes that no user means by features, in lower case.
 _OF_ROWS = frozenset({"x", "y", "lon", "longitude", "lat", "latitude", "time"})

@@ -132,6 +132,9 @@ class ArraySpec:
     values read as floats, with NaN in their place: a row that holds one counts as one with NaN."""
     is_scaled: bool = False
     """Whether ``scale_factor`` and ``add_offset`` of its attributes are applied."""
+    member: str = ""
+    """Name of the array within its file, such as an HDF5 dataset, if it was chosen for being the
+    only one; else empty. Shards must agree in it."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from streamkm.errors import SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange
 from streamkm.sources.layout import check_read
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 from streamkm.text import counted
 
@@ -56,6 +57,8 @@ def parts_of(source: Source) -> list[Part]:
 class ConcatSource(Described):
     """Sources with the same features and dtype, one after the other.
 
+    Features that have names are matched by name, in the order of the first part.
+
     Parameters
     ----------
     parts : sequence of Source
@@ -70,7 +73,8 @@ class ConcatSource(Described):
     Raises
     ------
     SourceError
-        If features or dtype differ; the message names both parts.
+        If features, their names, the name of the array or dtype differ; the message names both
+        parts.
     """
 
     def __init__(
@@ -83,10 +87,13 @@ class ConcatSource(Described):
     ) -> None:
         if not parts:
             raise SourceError(f"{name}: there is no part to read")
+        parts = _with_room_for_nulls(parts)
         first = parts[0]
         for part in parts[1:]:
             _check_alike(first, part)
-        self._parts = tuple(parts)
+        named = next((part for part in parts if part.spec.feature_names), first)
+        names = named.spec.feature_names
+        self._parts = tuple(in_order(part, names, named.name) for part in parts)
         self._name = name
         self._remarks = remarks
         self._takes = takes
@@ -107,6 +114,8 @@ class ConcatSource(Described):
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             is_remote=any(spec.is_remote for spec in specs),
+            feature_names=names,
+            member=first.spec.member,
         )
 
     @property
@@ -140,6 +149,11 @@ class ConcatSource(Described):
             inner = parts_of(part) or [Part(part.name, 0, part.spec.n_rows)]
             found += [Part(each.name, first + each.first_row, each.n_rows) for each in inner]
         return found
+
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features of every part in the order of `names`."""
+        parts = [in_order(part, names, self._name) for part in self._parts]
+        return ConcatSource(parts, self._name, remarks=self._remarks, takes=self._takes)
 
     def fingerprint(self) -> str:
         """Hex digest of the parts' fingerprints, in order."""
@@ -180,8 +194,33 @@ def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
     return []
 
 
+@runtime_checkable
+class _Widenable(Protocol):
+    """A source of integers that can read them as floats."""
+
+    def with_room_for_nulls(self) -> Source:
+        """A view whose numbers are floats that hold the integers; closed with this source."""
+
+
+def _with_room_for_nulls(parts: Sequence[Source]) -> list[Source]:
+    """`parts` with floats in place of integers, if some of them are floats.
+
+    A column of integers is one of floats where a shard has nulls in it.
+    """
+    is_float = [part.spec.storage.kind == "f" for part in parts]
+    if any(is_float) and not all(is_float):
+        return [p.with_room_for_nulls() if isinstance(p, _Widenable) else p for p in parts]
+    return list(parts)
+
+
 def _check_alike(first: Source, part: Source) -> None:
-    """`SourceError` unless `part` has the features and the dtype of `first`."""
+    """`SourceError` unless `part` has the features, the dtype and the array name of `first`."""
+    one, other = first.spec.member, part.spec.member
+    if one and other and one != other:
+        raise SourceError(
+            f"shards must hold the same array: {first.name} has {one}, {part.name} has {other}; "
+            "choose an array that all of them hold, or take one of them out"
+        )
     for what, expected, found in (
         ("features", first.spec.n_features, part.spec.n_features),
         ("dtype", first.spec.dtype, part.spec.dtype),

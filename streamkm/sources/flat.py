@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.errors import NoRowsError, SourceError
-from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange, check_dtype
+from streamkm.errors import SourceError
+from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import row_file
@@ -55,6 +55,8 @@ class FlatSource(Described):
         What `notes` returns.
     grid : Grid, optional
         The axes that rows count through.
+    member : str
+        See `ArraySpec.member`.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class FlatSource(Described):
         kind: str,
         remarks: tuple[str, ...] = (),
         grid: Grid | None = None,
+        member: str = "",
     ) -> None:
         row_bytes = n_features * DTYPES[dtype].itemsize
         self._file = file
@@ -85,6 +88,7 @@ class FlatSource(Described):
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
             is_remote=file.is_remote,
             grid=grid,
+            member=member,
         )
 
     @property
@@ -222,9 +226,7 @@ def _read_bin_header(file: ByteFile, itemsize: int, dtype: str) -> tuple[int, in
     header = np.empty(_BIN_HEADER.size, np.uint8)
     file.read_into(header, 0, RowRange(0, 0))
     n_rows, n_features = _BIN_HEADER.unpack(header.tobytes())
-    if n_rows == 0 or n_features == 0:
-        error = NoRowsError if n_features else SourceError
-        raise error(f"{file.path}: the array is empty, its shape is {(n_rows, n_features)}")
+    check_shape((n_rows, n_features), str(file.path))
     expected = _BIN_HEADER.size + n_rows * n_features * itemsize
     if file.size != expected:
         raise SourceError(

@@ -86,16 +86,19 @@ def open_hdf5(
     """
     how = Decoding(nodata, fill_is_nan, apply_scale)
     if not variable:
+        is_named = dataset is not None
         dataset, is_sparse = choose_member(path, dataset)
         if is_sparse and dataset is not None:
             refuse_dense_options(f"{path}: {dataset}", feature_dim, how)
             return open_csr(path, dataset, keep_open=keep_open)
-        return _open_dataset(path, dataset, feature_dim, how, keep_open=keep_open)
+        return _open_dataset(
+            path, dataset, feature_dim, how, is_named=is_named, keep_open=keep_open
+        )
     feature_dim = () if feature_dim is None else feature_dim
 
     def open_one(name: str) -> Source:
         inside = f"{dataset}/{name}" if dataset else name
-        return _open_dataset(path, inside, feature_dim, how, keep_open=keep_open)
+        return _open_dataset(path, inside, feature_dim, how, is_named=True, keep_open=keep_open)
 
     return open_variables(open_one, variable, str(path))
 
@@ -106,6 +109,7 @@ def _open_dataset(
     feature_dim: FeatureDims | None,
     how: Decoding,
     *,
+    is_named: bool,
     keep_open: bool,
 ) -> Source:
     try:
@@ -114,7 +118,9 @@ def _open_dataset(
             _check_own_numbers(found, path)
             home = Path(found.file.filename)
             if not home.samefile(path):
-                return _open_dataset(home, found.name, feature_dim, how, keep_open=keep_open)
+                return _open_dataset(
+                    home, found.name, feature_dim, how, is_named=is_named, keep_open=keep_open
+                )
             name = f"{path}: {found.name}"
             stored = _numpy_dtype(found)
             if stored is None:
@@ -128,11 +134,13 @@ def _open_dataset(
             marks = read_marks(found.attrs, dtype)
             layout = f"hdf5 {found.name}"
             offset = found.id.get_offset()
+            member = "" if is_named else found.name
             is_flat = axes.are_last or not axes.features
             if offset is None or not is_flat or not _is_stored_as_in_memory(found):
                 return decoded(
                     lambda more: Hdf5Source(
-                        path, found, axes, keep_open=keep_open, remarks=(*remarks, *more)
+                        path, found, axes, keep_open=keep_open, member=member,
+                        remarks=(*remarks, *more),
                     ),
                     marks, how, name,
                 )  # fmt: skip
@@ -154,6 +162,7 @@ def _open_dataset(
             kind=f"{layout}{axes.describe()}",
             remarks=(*remarks, *more),
             grid=axes.grid(),
+            member=member,
         )
 
     source = decoded(flat, marks, how, name)
@@ -181,6 +190,8 @@ class Hdf5Source(Described):
         Which of its axes are features.
     keep_open : bool
         As in `open_hdf5`.
+    member : str
+        See `ArraySpec.member`.
     remarks : tuple of str
         Notes that come first.
     """
@@ -192,6 +203,7 @@ class Hdf5Source(Described):
         axes: Axes,
         *,
         keep_open: bool,
+        member: str = "",
         remarks: tuple[str, ...] = (),
     ) -> None:
         self._file = RowFile(path, keep_open=False)
@@ -218,6 +230,7 @@ class Hdf5Source(Described):
             # A chunk as stored, as decoded, and once more between two filters.
             scratch_bytes=3 * chunk_bytes + _LIBRARY_BYTES + swapped_bytes,
             grid=axes.grid(),
+            member=member,
         )
         self._opened = h5py.File(path, "r") if keep_open else None
 

@@ -28,6 +28,8 @@ class MemorySource(Described):
         named bfloat16, such as that of ml_dtypes, is read as its bits.
     name : str
         Name of the array, for errors.
+    feature_names : tuple of str
+        Names of the features, such as those of a data frame's columns; empty if it has none.
 
     Raises
     ------
@@ -35,7 +37,13 @@ class MemorySource(Described):
         If the array is masked or empty, has fewer than two dimensions, or holds no real numbers.
     """
 
-    def __init__(self, array: np.ndarray, name: str = "array in memory") -> None:
+    def __init__(
+        self,
+        array: np.ndarray,
+        name: str = "array in memory",
+        *,
+        feature_names: tuple[str, ...] = (),
+    ) -> None:
         if isinstance(array, np.ma.MaskedArray):
             raise SourceError(
                 f"{name}: a masked array has values that are none; "
@@ -58,6 +66,7 @@ class MemorySource(Described):
             block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
             layout=f"in memory, {order} order" if order != "strided" else "in memory, strided",
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
+            feature_names=feature_names,
         )
 
     @property

@@ -84,8 +84,10 @@ def has_spare_memory(size: int = 0) -> bool:
     if sys.platform != "linux":
         return True
     free, all_ = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES")
-    usable = min(free * mmap.PAGESIZE, memory_limit().n_bytes)
-    return free * _SPARE_PART > all_ and usable > 2 * size
+    if free * _SPARE_PART <= all_:
+        return False
+    # Every read asks without a size: the limit is looked up for a whole array only.
+    return not size or min(free * mmap.PAGESIZE, memory_limit().n_bytes) > 2 * size
 
 
 class OpenFile:

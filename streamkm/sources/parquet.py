@@ -1,13 +1,23 @@
 """Reads Parquet files: one column of lists of equal length, or several columns of numbers.
 
+Columns are known by their names: `ParquetSource.in_order` reads them in another order than they
+are stored in, and columns that hold the index of a data frame are no features.
+
 Each read opens a reader of its own, because pyarrow does not promise that one reader serves several
 threads. The numbers of a list column lie in one buffer, which is copied to the rows at once.
+
+A null is read as NaN, and a null list as a row of NaN, so that a run treats such rows as any others
+with NaN. Columns of integers become floats that hold them without rounding, if their file says that
+there are nulls.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter
+from copy import copy
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +29,8 @@ import pyarrow.parquet as pq
 from streamkm.errors import NoRowsError, Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line
+from streamkm.sources.names import shown
+from streamkm.sources.parquet_footer import null_counts
 from streamkm.sources.rowfile import row_file, stream_of
 from streamkm.text import counted
 
@@ -31,6 +43,15 @@ __all__ = ["ParquetSource"]
 
 #: Columns that an error lists, at most.
 NAMES_SHOWN = 8
+#: Bytes of a footer whose counts of nulls are read, at most: for columns of integers, whose type
+#: they decide, in 0.1 s; and for a note on other columns, of which there may be a thousand files.
+FOOTER_BYTES, FOOTER_BYTES_FOR_NOTES = 256 << 10, 32 << 10
+#: Integers up to this are exact in float64.
+EXACT_IN_FLOAT64 = 1 << 53
+#: Rows that are read at once to find the first list that is no null.
+NULLS_AT_ONCE = 1024
+#: Columns that hold a data frame's index, whatever wrote the file: pandas and dask name them so.
+_INDEX_NAME = re.compile(r"__index_level_\d+__|__null_dask_index__")
 #: Bytes that reading a group takes beside stored and decoded numbers: pages, dictionaries.
 _PAGE_BYTES = 4 << 20
 #: Bytes of the levels of one element of a list: definition and repetition, two each.
@@ -48,7 +69,8 @@ class ParquetSource(Described):
         The file.
     columns : sequence of str, optional
         One column of lists of numbers, or columns of numbers in the order of the features. By
-        default the only column of lists, or else all columns, if all hold numbers of one type.
+        default the only column of lists, or else all columns, if all hold numbers of one type. A
+        column that holds the index of a data frame is taken only if it is named.
 
     Raises
     ------
@@ -65,21 +87,31 @@ class ParquetSource(Described):
         try:
             with self._reader() as file:
                 self._metadata, schema = file.metadata, file.schema_arrow
-                self._columns = _chosen(schema, columns, str(path))
+                if not self._metadata.num_rows:
+                    raise NoRowsError(f"{path}: the file has no rows")
+                index = _index_columns(schema)
+                self._columns = _chosen(schema, columns, str(path), index)
                 types = [schema.field(name).type for name in self._columns]
                 self._is_list = _is_list(types[0])
                 n_features = _n_features(file, self._columns, types[0], str(path))
                 sizes, stored = self._group_sizes()
+                dtype = _common_dtype(types, self._columns, str(path))
+                nulls = self._known_nulls(is_whole=np.dtype(dtype).kind in "iu")
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise SourceError(
                 f"{path}: cannot be opened as {self.kind}: {one_line(error)}"
             ) from error
-        dtype = _common_dtype(types, self._columns, str(path))
+        # Integers of 64 bits that are read as float64.
+        self._may_round = False
         if min(sizes, default=0) < 0 or stored < 0:
             raise SourceError(f"{path}: its metadata make no sense: {min(sizes)} rows in a group")
-        if not sum(sizes):
-            raise NoRowsError(f"{path}: the file has no rows")
         self._starts = list(accumulate(sizes[:-1], initial=0))
+        self._remarks: list[str] = []
+        if columns is None and index:
+            self._remarks.append(
+                f"{path}: {shown(index)} is the index of a data frame, and no feature; choose it "
+                "by name if it is meant"
+            )
         row_bytes = n_features * np.dtype(dtype).itemsize
         self._spec = ArraySpec(
             n_rows=sum(sizes),
@@ -91,7 +123,18 @@ class ParquetSource(Described):
             + (f"column {self._columns[0]}" if self._is_list else f"{n_features} columns"),
             scratch_bytes=self._scratch_bytes(stored, max(sizes), row_bytes, n_features),
             is_remote=self._file.is_remote,
+            feature_names=() if self._is_list else tuple(self._columns),
+            member=self._columns[0] if self._is_list and columns is None else "",
         )
+        if nulls:
+            self._spec, self._may_round = _widened(self._spec)
+            read_as = (
+                "" if dtype == self._spec.dtype else f"; {dtype} is read as {self._spec.dtype}"
+            )
+            self._remarks.append(
+                f"{path}: {sum(nulls.values()):,} nulls in {shown(list(nulls))}: a row that holds "
+                f"one counts as a row with NaN, an error unless such rows are dropped{read_as}"
+            )
 
     @property
     def name(self) -> str:
@@ -116,13 +159,26 @@ class ParquetSource(Described):
                 "the file is corrupt, truncated or unreadable"
             ) from error
 
+    def in_order(self, names: tuple[str, ...]) -> ParquetSource:
+        """A view with the columns in the order of `names`; closed with this source."""
+        view = copy(self)
+        vars(view).update(_columns=list(names), _spec=replace(self._spec, feature_names=names))
+        return view
+
+    def with_room_for_nulls(self) -> ParquetSource:
+        """A view whose numbers are floats, which hold the integers; closed with this source."""
+        spec, may_round = _widened(self._spec)
+        view = copy(self)
+        vars(view).update(_spec=spec, _may_round=self._may_round or may_round)
+        return view
+
     def fingerprint(self) -> str:
         """Hex digest of layout and columns, and the file's size and modification time."""
         return self._file.fingerprint(f"{self._spec.layout} {self._columns}")
 
     def notes(self) -> list[str]:
-        """No notes."""
-        return []
+        """A note on columns that are left out, and one on nulls that the file tells of."""
+        return list(self._remarks)
 
     def close(self) -> None:
         """Refuse further reads; no file is held open."""
@@ -152,43 +208,75 @@ class ParquetSource(Described):
             done = stop
 
     def _copy(self, table: pa.Table, group: int, out: np.ndarray) -> None:
+        self._copy_columns(table, group, out)
+        # Nulls are NaN by now, and no NaN is larger than anything.
+        if self._may_round and (np.abs(out) > EXACT_IN_FLOAT64).any():
+            raise ReadError(
+                f"{self.name}: {self.group} {group} holds {np.nanmax(np.abs(out)):.0f}: beside "
+                "nulls, or shards of floats, integers are read as float64, which is exact up to "
+                "2^53; fill the nulls, or store the columns as floats"
+            )
+
+    def _copy_columns(self, table: pa.Table, group: int, out: np.ndarray) -> None:
         for position, name in enumerate(self._columns):
             filled = 0
             for chunk in table.column(name).chunks:
-                self._check_nulls(chunk, name, group)
                 target = out[filled : filled + len(chunk)]
                 filled += len(chunk)
                 if self._is_list:
-                    target[...] = self._list_rows(chunk, name, group)
+                    self._copy_lists(chunk, name, group, target)
                 else:
-                    target[:, position] = chunk.to_numpy(zero_copy_only=True)
+                    target[:, position] = _stored(chunk)
+                    if chunk.null_count:
+                        self._check_can_hold_nulls(chunk.null_count, name, group)
+                        target[_nulls(chunk), position] = np.nan
 
-    def _list_rows(self, chunk: pa.Array, name: str, group: int) -> np.ndarray:
-        """The numbers of a list column as rows, a view of the memory that holds them."""
+    def _copy_lists(self, chunk: pa.Array, name: str, group: int, out: np.ndarray) -> None:
+        """Copy a list column: a list a row, a null a row of NaN."""
         n_features = self._spec.n_features
+        has_list = ~_nulls(chunk)
         if pa.types.is_fixed_size_list(chunk.type):
-            start = chunk.offset * n_features
+            # A null takes the space of a list, and its elements are nulls.
+            start, is_stored = chunk.offset * n_features, np.ones(len(chunk), bool)
         else:
             offsets = chunk.offsets.to_numpy()
-            wrong = np.flatnonzero(np.diff(offsets) != n_features)
+            lengths = np.diff(offsets)
+            wrong = np.flatnonzero(lengths != np.where(has_list, n_features, 0))
             if wrong.size:
-                length = int(offsets[wrong[0] + 1] - offsets[wrong[0]])
                 raise ReadError(
-                    f"{self.name}: column {name!r}: a list of {length} elements in {self.group} "
-                    f"{group}, the first row has {n_features}; all lists must be of one length"
+                    f"{self.name}: column {name!r}: a list of {lengths[wrong[0]]} elements in "
+                    f"{self.group} {group}, the first list has {n_features}; all lists must be of "
+                    "one length"
                 )
-            start = int(offsets[0])
-        child = chunk.values.slice(start, len(chunk) * n_features)
-        self._check_nulls(child, name, group)
-        rows: np.ndarray = child.to_numpy(zero_copy_only=True).reshape(len(chunk), n_features)
-        return rows
+            start, is_stored = int(offsets[0]), has_list
+        child = chunk.values.slice(start, np.count_nonzero(is_stored) * n_features)
+        numbers = _stored(child).reshape(-1, n_features)
+        n_nulls = chunk.null_count + child.null_count
+        if not n_nulls:
+            out[...] = numbers
+            return
+        self._check_can_hold_nulls(n_nulls, name, group)
+        out[is_stored] = numbers
+        is_null = np.ones(out.shape, bool)
+        is_null[is_stored] = _nulls(child).reshape(-1, n_features)
+        is_null[~has_list] = True
+        out[is_null] = np.nan
 
-    def _check_nulls(self, array: pa.Array, name: str, group: int) -> None:
-        if array.null_count:
+    def _check_can_hold_nulls(self, n_nulls: int, name: str, group: int) -> None:
+        """Refuse nulls among rows of integers, none of which stands for no value."""
+        if self._spec.storage.kind != "f":
             raise ReadError(
-                f"{self.name}: column {name!r} holds {array.null_count} nulls in {self.group} "
-                f"{group}; fill them, or drop their rows first"
+                f"{self.name}: column {name!r} holds {n_nulls} nulls in {self.group} {group}, and "
+                f"{self._spec.dtype} has no number that stands for a null; fill them, or store the "
+                "column as floats"
             )
+
+    def _known_nulls(self, *, is_whole: bool) -> dict[str, int]:
+        """The nulls of the columns that have some, as the footer tells; `is_whole`: of integers."""
+        most_bytes = FOOTER_BYTES if is_whole else FOOTER_BYTES_FOR_NOTES
+        with stream_of(self._file) as file:
+            counts = null_counts(file, most_bytes=most_bytes)
+        return {name: counts[name] for name in self._columns if counts.get(name)}
 
     def _group_sizes(self) -> tuple[list[int], int]:
         """Rows of each group, and the bytes of the largest group's pages without compression.
@@ -210,6 +298,27 @@ class ParquetSource(Described):
         return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
 
 
+def _widened(spec: ArraySpec) -> tuple[ArraySpec, bool]:
+    """`spec` with floats in place of integers, and whether these may round the largest of them."""
+    stored = spec.storage
+    wide = stored if stored.kind == "f" else np.result_type(stored, np.float16)
+    return replace(spec, dtype=wide.name), stored.kind != "f" and stored.itemsize == 8
+
+
+def _stored(array: pa.Array) -> np.ndarray:
+    """The numbers of `array`, a view of the memory that holds them; any number for a null."""
+    without_nulls = [None, array.buffers()[1]]
+    known = pa.Array.from_buffers(array.type, len(array), without_nulls, 0, array.offset)
+    numbers: np.ndarray = known.to_numpy(zero_copy_only=True)
+    return numbers
+
+
+def _nulls(array: pa.Array) -> np.ndarray:
+    """For each element of `array` whether it is null."""
+    is_null: np.ndarray = array.is_null().to_numpy(zero_copy_only=False)
+    return is_null
+
+
 def _is_list(kind: pa.DataType) -> bool:
     tests = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
     return any(test(kind) for test in tests)
@@ -219,25 +328,48 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _chosen(schema: pa.Schema, columns: Sequence[str] | None, name: str) -> list[str]:
-    """The names of the columns to read, in the order of the features."""
+def _index_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold the index of a data frame, by pandas' own metadata or by their name."""
+    try:
+        described = (schema.pandas_metadata or {}).get("index_columns", [])
+        # An index that is a range takes no column: it is described by a mapping.
+        of_pandas = [each for each in described if isinstance(each, str)]
+    except (ValueError, AttributeError, TypeError):  # What is no JSON, or not as pandas writes it.
+        of_pandas = []
+    return [each for each in schema.names if each in of_pandas or _INDEX_NAME.fullmatch(each)]
+
+
+def _chosen(
+    schema: pa.Schema, columns: Sequence[str] | None, name: str, index: Sequence[str]
+) -> list[str]:
+    """The names of the columns to read, in the order of the features; by default none of `index`.
+
+    Raises
+    ------
+    SourceError
+        If `columns` do not make rows of numbers, or if none are given and it is not clear which do.
+    """
     fields = {field.name: field.type for field in schema}
     listed = [f"{field} {kind}" for field, kind in fields.items()]
     there_are = "there are " + ", ".join(listed[:NAMES_SHOWN])
     there_are += ", ..." if len(listed) > NAMES_SHOWN else ""
     if len(fields) < len(schema):
-        raise SourceError(f"{name}: two columns have the same name; {there_are}")
+        twice = next(each for each, count in Counter(schema.names).items() if count > 1)
+        raise SourceError(
+            f"{name}: two columns have the same name, {twice!r}; rename one; {there_are}"
+        )
     if columns is None:
-        lists = [field for field, kind in fields.items() if _is_list(kind)]
+        usable = {field: kind for field, kind in fields.items() if field not in index}
+        lists = [field for field, kind in usable.items() if _is_list(kind)]
         if len(lists) == 1:
-            return _chosen(schema, lists, name)
-        if lists or not fields or len(set(fields.values())) > 1:
+            return _chosen(schema, lists, name, index)
+        if lists or not usable or len(set(usable.values())) > 1:
             raise SourceError(
-                f"{name}: which columns are meant is not clear{_odd_ones(fields)}, choose by ",
+                f"{name}: which columns are meant is not clear{_odd_ones(usable)}, choose by ",
                 Option("columns"),
                 f"; {there_are}",
             )
-        return _chosen(schema, list(fields), name)
+        return _chosen(schema, list(usable), name, index)
     chosen = list(columns)
     for column in chosen:
         if column not in fields:
@@ -268,17 +400,17 @@ def _odd_ones(fields: dict[str, pa.DataType]) -> str:
 
 
 def _n_features(file: pq.ParquetFile, columns: Sequence[str], kind: pa.DataType, name: str) -> int:
-    """Features of a row: the length of the first list, or the number of columns."""
+    """Features of a row: the length of the first list that is no null, or the number of columns."""
     if not _is_list(kind):
         return len(columns)
     if pa.types.is_fixed_size_list(kind):
         n_features = kind.list_size
     else:
-        first = next(file.iter_batches(batch_size=1, columns=columns), None)
-        value = first.column(0)[0].as_py() if first is not None and len(first) else None
-        n_features = len(value or ())
+        batches = file.iter_batches(batch_size=NULLS_AT_ONCE, columns=columns, use_threads=False)
+        lists = (batch.column(0).drop_null() for batch in batches)
+        n_features = next((len(some[0]) for some in lists if len(some)), 0)
     if n_features < 1:
-        raise SourceError(f"{name}: column {columns[0]!r} holds empty lists, or nulls")
+        raise SourceError(f"{name}: column {columns[0]!r} holds empty lists, or only nulls")
     return int(n_features)
 
 

@@ -38,6 +38,7 @@ from streamkm.sources.formats import (
     suffixes,
 )
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.names import shown
 from streamkm.sources.places import (
     absent,
     hive_shards,
@@ -394,9 +395,10 @@ def _open_shards(
                 empty.append(str(location))
         if empty:
             are = "hold" if len(empty) > 1 else "holds"
-            remarks += (f"{name}: {counted(len(empty), 'shard')} {are} no rows: {empty[0]}",)
+            named = shown(empty)
+            remarks += (f"{name}: {counted(len(empty), 'shard')} {are} no rows: {named}",)
         if not parts:
-            raise SourceError(f"{name}: all {counted(len(empty), 'shard')} hold no rows")
+            raise NoRowsError(f"{name}: all {counted(len(empty), 'shard')} hold no rows")
         return ConcatSource(parts, name, remarks=remarks, takes=takes)
     except SourceError:
         for part in parts:

@@ -34,7 +34,7 @@ class MetaKernel:
     def assign_two(self, x_BD, sq_norms_B, centroids_KD):
         raise AssertionError("no step needs the second nearest")
 
-    def accumulate(self, x_BD, labels_B, *, sums_KD, counts_K) -> None:
+    def accumulate(self, x_BD, labels_B, *, sums_KD, counts_K, shares_B=None) -> None:
         sums_KD.index_add_(0, labels_B, x_BD.to(sums_KD.dtype))
         counts_K.index_add_(0, labels_B, torch.ones_like(labels_B))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 import zarr
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from streamkm import KMeans, MiniBatchKMeans, open_source
+from streamkm import KMeans, MiniBatchKMeans, load_run, open_source
 from streamkm.errors import NonFiniteError, ParameterError, SourceError
 
 BOTH = [KMeans, MiniBatchKMeans]
@@ -514,3 +515,68 @@ def test_ways_to_give_weights(estimator: type, tmp_path: Path) -> None:
         np.testing.assert_array_equal(centroids, found[0])
     expected = [np.average(x[i::4], axis=0, weights=weights[i::4]) for i in range(4)]
     np.testing.assert_allclose(found[0], expected, rtol=1e-12)
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> tuple[pd.DataFrame, Path, Path]:
+    """A frame, the same as a file, and one with the columns in another order."""
+    frame = pd.DataFrame(blobs().astype(np.float64), columns=list("abc"))
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame[list("cab")].to_parquet(tmp_path / "turned.parquet")
+    return frame, tmp_path / "x.parquet", tmp_path / "turned.parquet"
+
+
+# Breaks when a frame and a file of the same columns are not the same features.
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fitted_on", ["frame", "file", "run of a frame", "run of a file"])
+def test_features_have_their_names(estimator: type, fitted_on: str, named, tmp_path: Path) -> None:
+    frame, x, turned = named
+    fitted = estimator(4, random_state=0)
+    if "run" in fitted_on:
+        fitted.set_params(run_dir=tmp_path / "run")
+    fitted.fit(frame if "frame" in fitted_on else x)
+    if "run" in fitted_on:
+        fitted = load_run(tmp_path / "run")
+    assert fitted.feature_names_in_.tolist() == ["a", "b", "c"]
+    labels = fitted.predict(frame)
+    assert is_found(labels)
+    for path in (x, turned):
+        assert np.array_equal(fitted.predict(path), labels)
+        assert np.array_equal(fitted.transform(path), fitted.transform(frame))
+        assert fitted.score(path) == fitted.score(frame)
+    frame.rename(columns={"c": "d"}).to_parquet(x)
+    for method in (fitted.predict, fitted.transform, fitted.score):
+        with pytest.raises(ValueError, match=rf"has a, b, c, {x} has a, b, d"):
+            method(x)
+    if hasattr(fitted, "partial_fit"):
+        again = deepcopy(fitted).partial_fit(frame)
+        assert np.array_equal(fitted.partial_fit(turned).cluster_centers_, again.cluster_centers_)
+        with pytest.raises(ValueError, match="has a, b, c, "):
+            fitted.partial_fit(x)
+
+
+def test_features_lose_their_names_with_the_next_fit(estimator: type, named) -> None:
+    frame, x, _ = named
+    fitted = estimator(4, random_state=0).fit(x)
+    fitted.fit(frame.to_numpy())
+    assert not hasattr(fitted, "feature_names_in_")
+    assert is_found(fitted.predict(x))
+    fitted.fit(x)
+    assert fitted.feature_names_in_.tolist() == ["a", "b", "c"]
+
+
+# Breaks when NaN of a frame, which pandas stores as null, is another row in a file of it.
+def test_nulls_are_dropped_as_nan_is(estimator: type, tmp_path: Path) -> None:
+    x = blobs().astype(np.float64)
+    x[::100, 1] = np.nan
+    frame = pd.DataFrame(x, columns=list("abc"))
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame.astype("Int64").to_parquet(tmp_path / "whole.parquet")
+    for name in ("x", "whole"):
+        fitted = estimator(4, nan="drop", random_state=0).fit(tmp_path / f"{name}.parquet")
+        assert fitted.counts_.sum() == 594
+        labels = fitted.predict(tmp_path / f"{name}.parquet")
+        assert np.array_equal(labels == -1, np.isnan(x[:, 1]))
+        assert np.array_equal(labels, fitted.predict(frame))
+        with pytest.raises(NonFiniteError, match=r"row 0 holds nan \(feature 1, 'b'; .*nan='drop'"):
+            estimator(4).fit(tmp_path / f"{name}.parquet")

@@ -77,7 +77,7 @@ def permuted(n_window: int, n_rows: int) -> torch.Tensor:
 class KernelContract:
     """Subclasses give a fixture `make` -> `MakeKernel`, and may override `device`."""
 
-    many_features, flat_rows = 16384, 100
+    many_features, flat_rows, many_rows = 16384, 100, 5000
     """Fewer where a kernel is interpreted."""
     threads_round = False
     """Whether the last bits of a distance may depend on the number of threads."""
@@ -93,7 +93,7 @@ class KernelContract:
     def sums(
         self, make: MakeKernel, x_BD: torch.Tensor, labels_B: torch.Tensor, k: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        sums_KD = x_BD.new_zeros((k, x_BD.shape[1]))
+        sums_KD = x_BD.new_zeros((k, x_BD.shape[1]), dtype=torch.float64)
         counts_K = torch.zeros(k, dtype=torch.int64, device=x_BD.device)
         kernel = make(len(x_BD), k, x_BD.dtype, x_BD.device)
         kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
@@ -144,6 +144,29 @@ class KernelContract:
         labels_B, distances_B = self.assign(make, x_BD, c_KD)
         assert (distances_B >= 0).all()
         assert torch.equal(labels_B, torch.arange(40, device=device).repeat(20))
+
+    # Breaks where |x|^2 - 2 x.c + |c|^2 is all that is computed: here it has no digit of the truth.
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(("k", "d"), [(6, 2), (40, 31), (3, 130)])
+    def test_small_distances_far_from_the_origin(self, make, device, k, d, dtype) -> None:
+        eps = torch.finfo(dtype).eps
+        c_KD = normal(k, d, dtype=dtype, device=device)
+        c_KD = torch.where(torch.arange(k, device=device)[:, None] % 2 == 0, 1, -1) * (
+            c_KD.abs() + 1
+        )
+        labels_B = torch.arange(200, device=device) % k
+        x_BD = c_KD[labels_B] * (1 + 64 * eps * normal(200, d, dtype=dtype, device=device))
+        x_BD[:k] = c_KD
+        found = self.assign(make, x_BD, c_KD)
+        assert torch.equal(found.labels_B, labels_B)
+        exact_B = exact_sq_distances(x_BD, c_KD)[np.arange(200), labels_B.cpu().numpy()]
+        np.testing.assert_allclose(found.sq_distances_B.cpu().numpy(), exact_B, rtol=1e-4)
+        assert (found.sq_distances_B[:k] == 0).all()
+        kernel = make(200, 2 * k, dtype, device)
+        both_KD = torch.cat((c_KD, c_KD * (1 + 8 * eps)))
+        _, _, second_B = kernel.assign_two(x_BD, sq_norms(x_BD), both_KD)
+        exact_B = np.sort(exact_sq_distances(x_BD, both_KD), axis=1)[:, 1]
+        np.testing.assert_allclose(second_B.cpu().numpy(), exact_B, rtol=0.1)
 
     # Breaks when the last columns of a product, or another tile, round otherwise
     # than the first, or the reduction prefers a later lane.
@@ -242,11 +265,11 @@ class KernelContract:
         rows = Rows(
             x_BD,
             sq_norms(x_BD),
-            torch.from_numpy(shares).to(device).float() if has_shares else None,
+            torch.from_numpy(shares).to(device) if has_shares else None,
             torch.from_numpy(left_out).to(device),
             zeros_first=has_shares,
         )
-        sums_KD = torch.full((k + 1, d), 3.0, device=device)
+        sums_KD = torch.full((k + 1, d), 3.0, dtype=torch.float64, device=device)
         counts_K = torch.full((k + 1,), 7, device=device)
         kernel = make(b, k, torch.float32, device)
         labels_B, distances_B = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
@@ -271,7 +294,7 @@ class KernelContract:
             -12, 13, 6, device=device
         )
         c_KD, counts_K = x_BD[:3].clone(), torch.zeros(4, dtype=torch.int64, device=device)
-        sums_KD = torch.zeros((4, 5), device=device)
+        sums_KD = torch.zeros((4, 5), dtype=torch.float64, device=device)
         kernel = make(300, 3, torch.float32, device)
         rows = Rows(x_BD, sq_norms(x_BD))
         labels_B, _ = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
@@ -309,11 +332,37 @@ class KernelContract:
         # In sequence, 1333 additions: sqrt(n) of them for errors of either sign.
         assert (error <= 4 * 1333**0.5 * torch.finfo(dtype).eps / 2 * sizes).all()
 
+    # Breaks when sums, or parts of them, are kept in the dtype of the rows: the mean of equal rows
+    # is then another row.
+    @pytest.mark.parametrize(("n", "d"), [(1, 3), (7, 17), (37, 3), (None, 17), (None, 2)])
+    def test_the_mean_of_equal_rows_is_that_row(self, make, device, n, d) -> None:
+        n = n or self.many_rows
+        rows_KD = 37 * normal(3, d, dtype=torch.float32, device=device)
+        labels_B = torch.arange(3 * n, device=device) * 2 % 3
+        sums_KD, counts_K = self.sums(make, rows_KD[labels_B], labels_B, 3)
+        assert torch.equal((sums_KD / counts_K[:, None]).float(), rows_KD)
+
+    # Breaks when shares are float32, where these are 0: a cluster of light rows would have no sum.
+    @pytest.mark.parametrize("d", [2, 17])
+    def test_shares_of_any_size(self, make, device, d) -> None:
+        x_BD = normal(50, d, dtype=torch.float32, device=device)
+        labels_B = torch.arange(50, device=device) % 2
+        shares_B = torch.exp2(-300 * labels_B.double())
+        sums_KD = torch.zeros((2, d), dtype=torch.float64, device=device)
+        counts_K = torch.zeros(2, dtype=torch.int64, device=device)
+        kernel = make(50, 2, torch.float32, device)
+        kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K, shares_B=shares_B)
+        sums_KD[1] *= 2.0**300
+        expected_KD = torch.zeros((2, d), dtype=torch.float64)
+        expected_KD.index_add_(0, labels_B.cpu(), x_BD.double().cpu())
+        torch.testing.assert_close(sums_KD.cpu(), expected_KD, rtol=1e-12, atol=1e-12)
+        assert counts_K.tolist() == [25, 25]
+
     # Breaks when buffers are overwritten, not added to.
     def test_adds_to_what_is_there(self, make, device) -> None:
         x_BD = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], device=device)
         labels_B = torch.tensor([2, 0, 2], device=device)
-        sums_KD = torch.full((3, 2), 100.0, device=device)
+        sums_KD = torch.full((3, 2), 100.0, dtype=torch.float64, device=device)
         counts_K = torch.full((3,), 10, device=device)
         kernel = make(3, 3, torch.float32, device)
         for _ in range(2):
@@ -328,7 +377,7 @@ class KernelContract:
         x_BD, labels_B = torch.ones((3, 1), device=device), torch.zeros(3, device=device).long()
         kernel = make(3, 2, torch.float32, device)
         for step in range(1, 4):
-            sums_KD = torch.zeros((2, 1), device=device)
+            sums_KD = torch.zeros((2, 1), dtype=torch.float64, device=device)
             kernel.accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
             assert counts_K.tolist() == [before + 3 * step, 0]
 

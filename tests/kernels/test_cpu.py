@@ -57,9 +57,9 @@ def test_sums_of_every_width(make, d) -> None:
     x_BD = torch.arange(500 * d, dtype=torch.float32).reshape(500, d) % 251
     labels_B = torch.arange(500) * 7 % 9
     labels_B[labels_B == 4] = 0
-    sums_KD, counts_K = torch.zeros((9, d)), torch.zeros(9, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros((9, d)).double(), torch.zeros(9, dtype=torch.int64)
     make(500, 9, torch.float32, CPU).accumulate(x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K)
-    expected_KD = torch.zeros((9, d)).index_add_(0, labels_B, x_BD)
+    expected_KD = torch.zeros((9, d)).double().index_add_(0, labels_B, x_BD.double())
     assert torch.equal(sums_KD, expected_KD)
     assert torch.equal(counts_K, labels_B.bincount(minlength=9))
 
@@ -68,11 +68,11 @@ def test_sums_of_every_width(make, d) -> None:
 @pytest.mark.parametrize("d", [3, 130])
 def test_sums_of_many_equal_rows(make, d) -> None:
     row_D = torch.linspace(0.1, 2.3, d)
-    sums_KD, counts_K = torch.zeros((1, d)), torch.zeros(1, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros((1, d)).double(), torch.zeros(1, dtype=torch.int64)
     make(16000, 1, torch.float32, CPU).accumulate(
         row_D.repeat(16000, 1), torch.zeros(16000).long(), sums_KD=sums_KD, counts_K=counts_K
     )
-    torch.testing.assert_close(sums_KD[0], 16000 * row_D, rtol=1e-5, atol=0)
+    assert torch.equal(sums_KD[0], 16000 * row_D.double())
 
 
 # Breaks when one bad centroid, or a score that overflows, decides other rows' labels.
@@ -113,13 +113,14 @@ def test_refuses_what_it_has_no_room_for() -> None:
     ):
         with pytest.raises(ValueError, match=r"kernel|rows"):
             kernel.assign(rows, norms, centroids)
-    sums_KD, counts_K = torch.zeros((4, 3)), torch.zeros(4, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros((4, 3)).double(), torch.zeros(4, dtype=torch.int64)
     for labels, sums in (
         (torch.full((10,), 4), sums_KD),
         (torch.full((10,), -1), sums_KD),
         (torch.zeros(9, dtype=torch.int64), sums_KD),
         (torch.zeros(10, dtype=torch.int32), sums_KD),
-        (torch.zeros(10, dtype=torch.int64), torch.zeros((3, 4)).T),
+        (torch.zeros(10, dtype=torch.int64), torch.zeros((3, 4)).double().T),
+        (torch.zeros(10, dtype=torch.int64), sums_KD.float()),
     ):
         with pytest.raises(ValueError, match=r"labels|kernel"):
             kernel.accumulate(x_BD, labels, sums_KD=sums, counts_K=counts_K)
@@ -131,7 +132,7 @@ def test_refuses_what_it_has_no_room_for() -> None:
 def test_default_device_of_torch_does_not_matter(make) -> None:
     x_BD, c_KD = normal(50, 3, dtype=torch.float32, device=CPU), torch.eye(3)
     expected = make(50, 3, torch.float32, CPU).assign(x_BD, sq_norms(x_BD), c_KD)
-    sums_KD, counts_K = torch.zeros((3, 3)), torch.zeros(3, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros((3, 3)).double(), torch.zeros(3, dtype=torch.int64)
     norms_B = sq_norms(x_BD)
     with torch.device("meta"):
         kernel = make(50, 3, torch.float32, CPU)
@@ -184,8 +185,11 @@ def test_is_what_gathering_first_gives(make, b, k, d, dtype, in_order) -> None:
     exact = take(exact=True)
     assert torch.equal(exact.labels_B, labels_B)
     close(exact.sq_distances_B, sq_distances_to(x_BD, labels_B, centroids_KD))
-    sums_KD, counts_K = torch.zeros_like(centroids_KD), torch.zeros(k, dtype=torch.int64)
-    expected_KD, expected_K = torch.zeros_like(centroids_KD), torch.zeros(k, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros_like(centroids_KD).double(), torch.zeros(k, dtype=torch.int64)
+    expected_KD, expected_K = (
+        torch.zeros_like(centroids_KD).double(),
+        torch.zeros(k, dtype=torch.int64),
+    )
     kernel.accumulate(
         window_ND, labels_B, sums_KD=sums_KD, counts_K=counts_K, positions_B=positions_B
     )
@@ -210,7 +214,7 @@ def before_a_wall(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("d", [1, 3, 7, 9, 15, 17, 31, 33, 130, 145])
 def test_nothing_is_read_beyond_the_end(make, d, dtype) -> None:
     window_ND, positions_B = normal(60, d, dtype=dtype, device=CPU), permuted(60, 50)
-    centroids_KD, sums_KD = normal(5, d, dtype=dtype, device=CPU), torch.zeros(5, d, dtype=dtype)
+    centroids_KD, sums_KD = normal(5, d, dtype=dtype, device=CPU), torch.zeros(5, d).double()
     kernel, found = make(50, 5, dtype, CPU), []
     for at_the_end in (torch.Tensor.clone, before_a_wall):
         window, positions, centroids, sums = map(
@@ -258,7 +262,7 @@ def test_only_the_compiled_kernel_takes_rows_where_they_lie() -> None:
 def test_refuses_positions_outside_the_window(make) -> None:
     kernel = make(10, 4, torch.float32, CPU)
     window_ND, centroids_KD = torch.zeros((20, 3)), torch.zeros((4, 3))
-    sums_KD, counts_K = torch.zeros((4, 3)), torch.zeros(4, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros((4, 3)).double(), torch.zeros(4, dtype=torch.int64)
     labels_B = torch.zeros(2, dtype=torch.int64)
     for positions in ([0, 20], [-1, 0]):
         positions_B = torch.tensor(positions, dtype=torch.int32)

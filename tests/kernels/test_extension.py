@@ -36,7 +36,7 @@ def test_many_callers_at_once() -> None:
         x_BD = normal(3000 + 97 * seed, 40 + seed, dtype=torch.float32, device=CPU)
         centroids_KD = x_BD[: 50 + seed].clone()
         kernel = CpuKernel(len(x_BD), len(centroids_KD), torch.float32, CPU)
-        sums_KD, counts_K = torch.zeros_like(centroids_KD), torch.zeros(50 + seed).long()
+        sums_KD, counts_K = torch.zeros_like(centroids_KD).double(), torch.zeros(50 + seed).long()
         first = kernel.assign(x_BD, sq_norms(x_BD), centroids_KD).labels_B
         for _ in range(20):
             again = kernel.assign(x_BD, sq_norms(x_BD), centroids_KD).labels_B

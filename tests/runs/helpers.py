@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -159,3 +160,9 @@ def content(output: Path) -> bytes:
     if output.is_file():
         return output.read_bytes()
     return b"".join(path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file())
+
+
+def untimed(stderr: str) -> list[str]:
+    """Lines of a log without the time that those of a run's progress begin with."""
+    stamp = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ")
+    return [stamp.sub("", line) for line in stderr.splitlines()]

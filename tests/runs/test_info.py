@@ -54,7 +54,13 @@ def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):
     assert re.search("^n-init +2$", out, re.MULTILINE)
     assert cli("info", run) == 0
     assert "working on it" not in capsys.readouterr().out
-    model = run / "model.safetensors"
+    whole = run / "model.safetensors"
+    whole.rename(tmp_path / "model")
+    with RunFolder(run, json.loads((run / "config.json").read_text()), resume=True):
+        assert cli("info", run) == 0
+    out = capsys.readouterr().out
+    assert ("running      step-" in out, "unfinished" in out) == (True, False)
+    model = (tmp_path / "model").rename(whole)
     model.write_bytes(model.read_bytes()[:-9])
     assert cli("info", run) == 2
     assert "model.safetensors is damaged" in capsys.readouterr().err

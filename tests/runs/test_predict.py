@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from streamkm.runs.storage.model import load_model
 from tests.runs.engine.cases import N_ROWS, Case, on_cases
 from tests.runs.helpers import Job, cli, predicted
 
@@ -98,3 +104,123 @@ def test_predict_of_another_run_does_not_complete_what_is_there(x, tmp_path, mon
     assert cli("predict", tmp_path / "run1", x, "--labels", labels, "--resume") == 2
     assert not labels.exists()
     assert cli("predict", tmp_path / "run0", x, "--labels", labels, "--resume") == 0
+
+
+@pytest.fixture
+def named(tmp_path) -> Path:
+    """Three clusters far apart along two features, in columns of other orders and names."""
+    centres = np.array([[0, 0, 0], [50, 0, 0], [0, 80, 0]])
+    rows = centres[np.arange(300) % 3] + np.random.default_rng(0).normal(size=(300, 3))
+    columns = dict(zip("abc", rows.T, strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    pq.write_table(pa.table({name: columns[name] for name in "cba"}), tmp_path / "turned.parquet")
+    renamed = dict(zip("abd", rows.T, strict=True))
+    pq.write_table(pa.table(renamed), tmp_path / "renamed.parquet")
+    np.save(tmp_path / "x.npy", rows)
+    folder: Path = tmp_path
+    return folder
+
+
+# Breaks when rows are labelled by the wrong columns: a third of the labels differed.
+def test_predict_and_evaluate_find_features_by_name(named, capsys):
+    run = named / "run"
+    assert cli("fit", named / "x.parquet", "--k", 3, "--out", run) == 0
+    assert load_model(run).feature_names == ("a", "b", "c")
+    for name in ("x.parquet", "turned.parquet", "x.npy"):
+        assert cli("predict", run, named / name, "--labels", named / f"{name}.npy") == 0
+        assert (named / f"{name}.npy").read_bytes() == (named / "x.parquet.npy").read_bytes()
+    capsys.readouterr()
+    figures = []
+    for name in ("x.parquet", "turned.parquet"):
+        assert cli("evaluate", run, named / name, "--json") == 0
+        figures.append(json.loads(capsys.readouterr().out))
+    assert figures[0] == figures[1]
+    labels = named / "no.npy"
+    both = f"the run has a, b, c, {named / 'renamed.parquet'} has a, b, d"
+    for command in (
+        ("predict", run, named / "renamed.parquet", "--labels", labels),
+        ("predict", run, named / "renamed.parquet", "--labels", labels, "--dry-run"),
+        ("evaluate", run, named / "renamed.parquet"),
+        ("predict", run, named / "x.parquet", "--labels", labels, *("--column", "a") * 2),
+    ):
+        assert cli(*command) == 2
+        said = capsys.readouterr().err
+        assert both in said or "must be chosen once each" in said
+        assert said.count("\n") == 1
+    assert cli("evaluate", run, named / "x.parquet", "--column", "b", "--column", "a") == 2
+    assert "the run has a, b, c, " in capsys.readouterr().err
+    assert not labels.exists()
+
+
+# Breaks when a run goes on with its columns in another order than it began with.
+def test_a_fit_goes_on_with_the_features_that_it_began_with(named, capsys):
+    run, x = named / "run", named / "x.parquet"
+    columns = [("--column", name) for name in "abc"]
+    fit = ("fit", x, "--k", 3, "--out", run)
+    assert cli(*fit, *chain(*columns)) == 0
+    before = (run / "model.safetensors").read_bytes()
+    (run / "model.safetensors").unlink()
+    assert cli(*fit, *chain(*columns[::-1]), "--resume", "--dry-run") == 0
+    assert cli(*fit, *chain(*columns[::-1]), "--resume") == 0
+    assert (run / "model.safetensors").read_bytes() == before
+    assert cli("info", run) == 0
+    assert re.search("^features     a, b, c$", capsys.readouterr().out, re.MULTILINE)
+    assert cli("info", x) == 0
+    assert re.search(r"^features     3 \(a, b, c\)$", capsys.readouterr().out, re.MULTILINE)
+    assert cli(*fit, *chain(*columns[:2]), "--resume") == 2
+    assert (
+        f"the run {run} has a, b, c, {x} has a, b (only one of them has c); "
+        in capsys.readouterr().err
+    )
+
+
+# Breaks when a run of an older version, which knows no names, cannot be used.
+def test_a_run_without_names_takes_features_by_position(named):
+    run = named / "run"
+    assert cli("fit", named / "x.npy", "--k", 3, "--out", run) == 0
+    assert "feature_names" not in json.loads((run / "config.json").read_text())
+    for name in ("x.npy", "x.parquet", "renamed.parquet"):
+        assert cli("predict", run, named / name, "--labels", named / f"{name}.npy") == 0
+        assert (named / f"{name}.npy").read_bytes() == (named / "x.npy.npy").read_bytes()
+
+
+def test_a_row_that_is_not_finite_is_told_by_the_name_of_its_feature(named, capsys):
+    pq.write_table(pa.table({"u": [1.0, 2.0], "v": [1.0, np.nan]}), named / "x.parquet")
+    assert cli("fit", named / "x.parquet", "--k", 1, "--out", named / "run") == 2
+    assert "row 1 holds nan (feature 1, 'v'; 1 such rows" in capsys.readouterr().err
+
+
+# Breaks when a row with a null ends a run that drops such rows, or takes another row's label.
+@pytest.mark.parametrize("kind", ["columns", "integers", "lists", "lists of one length"])
+def test_rows_with_nulls_are_dropped(kind, tmp_path, capsys):
+    rows = (np.random.default_rng(0).normal(size=(200, 2)) * 9).round()
+    values = rows.tolist()
+    lost = [0, 77, 199]
+    for row in lost:
+        values[row] = [1.0, None]
+    if "lists" in kind:
+        values[lost[1]] = None
+        number = pa.float32()
+        table = {"x": pa.array(values, pa.list_(number, 2) if "one" in kind else pa.list_(number))}
+    else:
+        number = pa.int32() if kind == "integers" else pa.float64()
+        table = {name: pa.array([row[i] for row in values], number) for i, name in enumerate("ab")}
+    x, run, labels = tmp_path / "x.parquet", tmp_path / "run", tmp_path / "labels.npy"
+    pq.write_table(pa.table(table), x, row_group_size=50)
+    fit = ("fit", x, "--k", 3, "--out", run)
+    for command in (fit, (*fit, "--dry-run")):
+        assert cli(*command) == 2
+        assert "row 0 holds nan" in capsys.readouterr().err
+    assert cli("info", x) == 0
+    assert "nulls in" in capsys.readouterr().out
+    assert cli(*fit, "--nan", "drop") == 0
+    assert load_model(run).counts_K.sum() == 197
+    assert cli("predict", run, x, "--labels", labels) == 0
+    assert np.flatnonzero(np.load(labels) == -1).tolist() == lost
+    capsys.readouterr()
+    assert cli("evaluate", run, x, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == 3
+    # The other rows are labelled as they are without these.
+    np.save(tmp_path / "kept.npy", np.delete(rows, lost, axis=0))
+    assert cli("predict", run, tmp_path / "kept.npy", "--labels", tmp_path / "kept-labels.npy") == 0
+    assert np.array_equal(np.load(tmp_path / "kept-labels.npy"), np.delete(np.load(labels), lost))

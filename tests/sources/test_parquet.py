@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -133,36 +134,162 @@ def test_chosen_columns(tmp_path: Path) -> None:
     refused(path, "once each, not y0, y0", columns=["y0", "y0"])
     refused(path, "once each", columns=[])
     refused(path, "'key' holds int64, others floats, which would round it", columns=["key", "z"])
-    refused(path, "dataset is for .h5", dataset="x")
+    refused(path, "dataset is for .zarr .h5", dataset="x")
     refused(path, "offset is for raw files", columns=["x"], offset=8)
 
 
-# Breaks when a null passes for 0 or NaN, whatever part of a row it is.
-@pytest.mark.parametrize("where", ["row", "element", "column"])
-def test_nulls(tmp_path: Path, where: str) -> None:
+# Breaks when the numbers of the rows are clustered beside what the rows hold.
+@pytest.mark.parametrize("index_name", [None, "key"])
+def test_the_index_of_a_data_frame_is_no_feature(tmp_path: Path, index_name) -> None:
     path = tmp_path / "x.parquet"
-    rows: list[Any] = [[float(i), 2.0] for i in range(20)]
-    table = {"x": pa.array(rows, pa.list_(pa.float32(), 2))}
-    if where == "row":
-        rows[13] = None
-    elif where == "element":
-        rows[13] = [1.0, None]
-    table = {"x": pa.array(rows, pa.list_(pa.float32(), 2))}
-    if where == "column":
-        table = {"x": pa.array([None if i == 13 else float(i) for i in range(20)])}
-    pq.write_table(pa.table(table), path, row_group_size=10)
+    x = numbers((30, 3), "i8")
+    index = pd.Index(range(5, 35)).append(pd.Index([]))[np.argsort(x[:, 0])]
+    frame = pd.DataFrame(x, columns=list("abc"), index=pd.Index(index, name=index_name))
+    frame.to_parquet(path)
+    stored = index_name or "__index_level_0__"
+    assert stored in pq.read_schema(path).names
     source = open_source(path)
-    assert read(source, 0, 10)[9, 0] == 9
-    with pytest.raises(
-        ReadError, match=r"^[^:]*x\.parquet: column 'x' holds 1 nulls in row group 1"
+    assert source.spec.feature_names == ("a", "b", "c")
+    assert same_bytes(read(source, 0, 30), x)
+    (note,) = source.notes()
+    assert note.startswith(f"{path}: {stored} is the index of a data frame, and no feature")
+    chosen = open_source(path, columns=["a", stored])
+    assert same_bytes(read(chosen, 0, 30)[:, 1].copy(), index.to_numpy())
+    assert chosen.notes() == []
+
+
+def test_an_index_is_known_by_its_name_or_by_whole_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"a": [1.0], "__index_level_0__": [2.0], "k": [3.0]})
+    for metadata, names in (
+        (None, ("a", "k")),
+        (b'{"index_columns": ["k"]}', ("a",)),
+        (b'{"index_columns": [{"kind": "range", "start": 0, "stop": 1}]}', ("a", "k")),
+        (b"{", ("a", "k")),
+        (b"[]", ("a", "k")),
+        (b'{"index_columns": null}', ("a", "k")),
     ):
-        read(source, 0, 20)
+        changed = table.replace_schema_metadata({"pandas": metadata} if metadata else None)
+        pq.write_table(changed, path)
+        assert open_source(path).spec.feature_names == names
+    pq.write_table(pa.table({"__index_level_0__": [2.0]}), path)
+    refused(path, "not clear, choose by columns; there are __index_level_0__ double")
+
+
+def test_a_name_that_appears_twice(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.Table.from_arrays([pa.array([1.0])] * 3, names=["a", "b", "b"])
+    pq.write_table(table, path)
+    refused(path, "two columns have the same name, 'b'; rename one; there are a double, b double")
+    refused(path, "two columns have the same name, 'b'", columns=["a"])
+
+
+def nullable(values: list[Any], kind: pa.DataType, path: Path, **options: Any) -> None:
+    pq.write_table(pa.table({"x": pa.array(values, kind)}), path, row_group_size=10, **options)
+
+
+#: Kinds of lists of two elements, by the type of an element.
+LISTS = {
+    "fixed": lambda kind: pa.list_(kind, 2),
+    "list": pa.list_,
+    "large": pa.large_list,
+}
+
+
+# Breaks when a null passes for 0, whatever part of a row it is, or takes another row's place.
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "u2", "i4", "i8"])
+@pytest.mark.parametrize("kind", [*LISTS, "columns"])
+def test_nulls_are_nan(tmp_path: Path, kind: str, dtype: str) -> None:
+    path = tmp_path / "x.parquet"
+    element = pa.from_numpy_dtype(np.dtype(dtype))
+    whole = np.arange(60).reshape(30, 2).astype(dtype)
+    rows: list[Any] = whole.tolist()
+    rows[4], rows[13], rows[29] = [8, None], None, [None, None]
+    wide = {"i1": "f2", "u2": "f4", "i4": "f8", "i8": "f8"}.get(dtype, dtype)
+    expected = whole.astype(wide)
+    expected[4, 1] = expected[13] = expected[29] = np.nan
+    if kind == "columns":
+        pairs = [(None, None) if row is None else row for row in rows]
+        one, other = (pa.array(list(column), element) for column in zip(*pairs, strict=True))
+        pq.write_table(pa.table({"x": one, "y": other}), path, row_group_size=10)
+    else:
+        nullable(rows, LISTS[kind](element), path)
+    source = open_source(path)
+    assert source.spec.dtype == np.dtype(wide).name
+    for start, stop in ((0, 30), (12, 15), (13, 14), (5, 30), (29, 30)):
+        assert np.array_equal(read(source, start, stop), expected[start:stop], equal_nan=True)
+    (note,) = source.notes()
+    assert note.startswith(f"{path}: 5 nulls in x, y:" if kind == "columns" else f"{path}: ")
+    assert "counts as a row with NaN" in note
+    assert ("is read as" in note) is (wide != dtype)
+
+
+# Breaks when the length of rows is asked of a list that is none.
+def test_the_first_lists_may_be_nulls(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    nullable([None] * 3000 + [[1.0, 2.0]], pa.list_(pa.float32()), path)
+    rows = read(open_source(path), 0, 3001)
+    assert np.isnan(rows[:3000]).all()
+    assert rows[3000].tolist() == [1, 2]
+    nullable([None] * 3000, pa.list_(pa.float32()), path)
+    refused(path, "holds empty lists, or only nulls")
+
+
+# Breaks when integers are widened for nulls that are not there: types and results would change.
+def test_integers_without_nulls_stay_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    nullable([1, 2, 3], pa.int16(), path)
+    assert open_source(path).spec.dtype == "int16"
+    assert open_source(path).notes() == []
+    table = pa.table({"x": pa.array([1, 2, 3], pa.int16()), "y": pa.array(["a", None, "b"])})
+    pq.write_table(table, path)
+    assert open_source(path, columns=["x"]).spec.dtype == "int16"
+
+
+def test_nulls_of_integers_that_the_file_does_not_count_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    nullable([*range(15), None], pa.int16(), path, write_statistics=False)
+    source = open_source(path)
+    assert source.spec.dtype == "int16"
+    assert read(source, 0, 10)[9, 0] == 9
+    message = r"^[^:]*x\.parquet: column 'x' holds 1 nulls in row group 1, and int16 has no number"
+    with pytest.raises(ReadError, match=message):
+        read(source, 0, 16)
+    nullable([[1, 2], [3, None]], pa.list_(pa.int16(), 2), path, write_statistics=False)
+    with pytest.raises(ReadError, match="holds 1 nulls in row group 0"):
+        read(open_source(path), 0, 2)
+
+
+# Breaks when large integers are rounded because a null is among them.
+def test_large_integers_beside_nulls(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    nullable([2**53, -(2**53), None], pa.int64(), path)
+    assert read(open_source(path), 0, 2)[:, 0].tolist() == [2.0**53, -(2.0**53)]
+    nullable([2**53 + 2, None], pa.int64(), path)
+    with pytest.raises(ReadError, match=r"holds 9007199254740994: .* exact up to 2\^53; fill"):
+        read(open_source(path), 0, 2)
+
+
+# Breaks when a shard with nulls, which pandas writes as floats, is of another type than the others.
+def test_shards_of_integers_some_of_which_are_null(tmp_path: Path) -> None:
+    for index, kind in enumerate((pa.int64(), pa.int64(), pa.float64())):
+        values = [1, 2, 3 if index == 0 else None]
+        nullable(values, kind, tmp_path / f"{index}.parquet")
+    source = open_source(tmp_path)
+    assert source.spec.dtype == "float64"
+    expected = np.array([1, 2, 3, 1, 2, np.nan, 1, 2, np.nan])
+    assert np.array_equal(read(source, 0, 9)[:, 0], expected, equal_nan=True)
+    nullable([1.0, 2.0], pa.float32(), tmp_path / "2.parquet")
+    with pytest.raises(SourceError, match="shards must agree in dtype"):
+        open_source(tmp_path)
 
 
 def test_lists_of_different_lengths(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"x": [[1.0, 2.0], [1.0, 2.0], [1.0]]}), path)
-    with pytest.raises(ReadError, match="a list of 1 elements in row group 0, the first row has 2"):
+    with pytest.raises(
+        ReadError, match="a list of 1 elements in row group 0, the first list has 2"
+    ):
         read(open_source(path), 0, 3)
     pq.write_table(pa.table({"x": pa.array([[], [1.0]])}), path)
     refused(path, "holds empty lists")

@@ -104,7 +104,7 @@ def test_a_path_that_stands_twice_is_told(tmp_path: Path) -> None:
     save(tmp_path, a=numbers((5, 2)), b=numbers((6, 2)))
     source = open_source([tmp_path / "a.npy", tmp_path / "b.npy", tmp_path / "a.npy"])
     assert source.spec.n_rows == 16
-    (note,) = source.notes()
+    note = source.notes()[0]
     assert note.endswith(
         f"1 path in it more than once, whose rows count as often: {tmp_path}/a.npy"
     )

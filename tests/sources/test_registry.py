@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkm.errors import ReadError, SourceError
+from streamkm.errors import NoRowsError, ReadError, SourceError
 from streamkm.sources import ArraySpec, RowRange, open_source
 from streamkm.sources.concat import ConcatSource, parts_of
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
@@ -405,3 +409,38 @@ def test_bfloat16_stored_as_uint16(tmp_path: Path) -> None:
 def test_folder_that_is_no_array_in_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     refused(tmp_path / "*", str(tmp_path / "a"), "no Zarr array")
+
+
+# Breaks when one file without rows, as Spark writes them, makes a whole folder unreadable.
+@pytest.mark.parametrize("suffix", ["npy", "parquet", "h5", "zarr", "fbin"])
+def test_shards_without_rows_are_left_out(tmp_path: Path, suffix: str) -> None:
+    def store(name: str, part: np.ndarray) -> None:
+        path = tmp_path / f"{name}.{suffix}"
+        match suffix:
+            case "npy":
+                np.save(path, part)
+            case "parquet":
+                pq.write_table(pa.table({"a": part[:, 0], "b": part[:, 1]}), path)
+            case "h5":
+                with h5py.File(path, "w") as file:
+                    file["x"] = part
+            case "zarr":
+                zarr.create_array(path, data=part, chunks=(5, 2))
+            case "fbin":
+                write_bin(path, part)
+
+    x = numbers((10, 2))
+    empty = x[:0]
+    for name, part in (("0", empty), ("1", x[:5]), ("2", empty), ("3", x[5:])):
+        store(name, part)
+    source = open_source(tmp_path)
+    assert same_bytes(read(source, 0, 10), x)
+    empty_ones = f"{tmp_path}/0.{suffix}, {tmp_path}/2.{suffix}"
+    left_out = f"{tmp_path}: 2 shards hold no rows: {empty_ones}"
+    assert left_out in source.notes()
+    for name in "13":
+        store(name, empty) if suffix != "zarr" else shutil.rmtree(tmp_path / f"{name}.zarr")
+    with pytest.raises(NoRowsError, match=r"all [24] shards hold no rows"):
+        open_source(tmp_path)
+    with pytest.raises(SourceError, match=r"is empty, its shape is|has no rows"):
+        open_source(tmp_path / f"0.{suffix}")

@@ -20,7 +20,7 @@ import torch
 
 from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER, N_ROUNDS
 from streamkm.clustering.seeding.sample import Draws, Sample
-from streamkm.kernels import ROUNDING_EPS, add_by_label
+from streamkm.kernels import add_by_label
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
@@ -76,9 +76,8 @@ class Candidates:
             len(labels_B), dtype=torch.float64, device=labels_B.device, generator=generator
         )
         keys_B = -torch.log1p(-uniform_B) / (sq_distances_B * kept_B)
-        # Rounding leaves a row on a candidate at some distance; a second one there is no gain.
-        rounding_B = ROUNDING_EPS * torch.finfo(sq_distances_B.dtype).eps * batch.sq_norms_B
-        keys_B.masked_fill_((sq_distances_B <= rounding_B) | (kept_B == 0), torch.inf)
+        # (0 times a weight may be 0 / 0 above. Rows that equal a candidate are at distance 0.)
+        keys_B.masked_fill_((sq_distances_B == 0) | (kept_B == 0), torch.inf)
         n_drawn = min(len(self.keys_R), len(keys_B))
         least_keys, least = torch.topk(keys_B, n_drawn, largest=False)
         keys = torch.cat((self.keys_R, least_keys))

@@ -25,7 +25,13 @@ import torch
 
 from streamkm.clustering.seeding.plan import CANDIDATES, around_step, rows_around
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_by_weight
-from streamkm.kernels import normalized, sq_distances_between, swap_gains
+from streamkm.kernels import (
+    cancelling_share,
+    normalized,
+    sq_distances_between,
+    sq_distances_to,
+    swap_gains,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,15 +164,35 @@ class LocalSearch:
         """Find the two nearest of all centroids for `rows_R`."""
         sample = self._sample
         c_sq_K = self.centroids_KD.square().sum(dim=1)
+        share = 2 * cancelling_share(sample.x_SD.dtype, sample.x_SD.shape[1])
         for rows_T in rows_R.split(min(max(TILE_ELEMENTS // len(c_sq_K), 1), TILE_ROWS)):
             x_TD, sq_norms_T = sample.x_SD[rows_T], sample.sq_norms_S[rows_T]
             scores_TK = torch.addmm(c_sq_K, x_TD, self.centroids_KD.T, alpha=-2)
             # Two minima, since torch's topk of two takes ten times as long.
-            first_T, label_T = scores_TK.min(dim=1)
+            label_T = scores_TK.argmin(dim=1)
             scores_TK.scatter_(1, label_T[:, None], torch.inf)
             second_T, runner_up_T = scores_TK.min(dim=1)
-            self._first_S[rows_T] = (first_T + sq_norms_T).clamp_min_(0)
+            self._first_S[rows_T] = sq_distances_to(x_TD, label_T, self.centroids_KD).to(x_TD.dtype)
             self._second_S[rows_T] = (second_T + sq_norms_T).clamp_min_(0)
+            self._label_S[rows_T], self._runner_up_S[rows_T] = label_T, runner_up_T
+            # Where the second nearest is so near that its distance cancels, so may others.
+            cancels_T = self._second_S[rows_T] < share * sq_norms_T
+            self._measure_(rows_T[cancels_T])
+
+    def _measure_(self, rows_R: torch.Tensor) -> None:
+        """Find the two nearest of all centroids for `rows_R` by differences, in float64."""
+        centroids_KD = self.centroids_KD.double()
+        for rows_T in rows_R.split(min(max(TILE_ELEMENTS // len(centroids_KD), 1), TILE_ROWS)):
+            distances_TK = torch.cdist(
+                self._sample.x_SD[rows_T].double(),
+                centroids_KD,
+                compute_mode="donot_use_mm_for_euclid_dist",
+            )
+            first_T, label_T = distances_TK.min(dim=1)
+            distances_TK.scatter_(1, label_T[:, None], torch.inf)
+            second_T, runner_up_T = distances_TK.min(dim=1)
+            self._first_S[rows_T] = first_T.square_().to(self._first_S.dtype)
+            self._second_S[rows_T] = second_T.square_().to(self._second_S.dtype)
             self._label_S[rows_T], self._runner_up_S[rows_T] = label_T, runner_up_T
 
 

@@ -119,6 +119,17 @@ INLINE void compare_points(const CompareJob<T>& job, int64_t start, int64_t stop
             const T sq_distance = sq_norms[row] + (length - 2 * of_point[row * n_points]);
             out[row] = sq_distance > 0 ? sq_distance : T(0);
         }
+        const T* const from = job.centroids + point * job.n_features;
+        const auto cancels = [=, &job](int64_t row) __attribute__((always_inline)) {
+            return out[row] < job.cancels * (sq_norms[row] + length);
+        };
+        int32_t n_cancelled = 0;
+        for (int64_t row = 0; row < stop - start; ++row) n_cancelled += cancels(row);
+        for (int64_t row = 0; n_cancelled > 0 && row < stop - start; ++row) {
+            if (!cancels(row)) continue;
+            const T* const x = job.x + (start + row) * job.n_features;
+            out[row] = static_cast<T>(sq_difference(x, from, job.n_features));
+        }
         if (job.own && job.own[point] >= start && job.own[point] < stop) {
             out[job.own[point] - start] = 0;
         }

@@ -128,6 +128,7 @@ struct Functions {
     void (*pack_points)(const CompareJob<T>&);
     void (*compare_block)(const CompareJob<T>&, int64_t start, int64_t stop, double* costs);
     void (*recheck_row)(const AssignJob<T>&, int64_t row);
+    void (*correct_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*measure_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
@@ -143,8 +144,8 @@ struct Functions {
         using namespace set;                                                          \
         using Element = T;                                                            \
         return {panel_width<T>(),     BLOCK_ROWS,       pack_panel<T>,    assign_block<T>,     \
-                pack_points<T>,       compare_block<T>, recheck_row<T>,   measure_block<T>,    \
-                accumulate_cluster<T>, measure_rows<T>, move_cluster<T>,                       \
+                pack_points<T>,       compare_block<T>, recheck_row<T>,   correct_block<T>,    \
+                measure_block<T>,      accumulate_cluster<T>, measure_rows<T>, move_cluster<T>, \
                 {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                          \
     }()
 
@@ -223,7 +224,11 @@ int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, 
         for (int64_t row = start; n_found > 0 && rechecks && row < stop; ++row) {
             if (job.uncertain[row]) functions.recheck_row(job, row);
         }
-        if (job.exact) functions.measure_block(job, start, stop);
+        if (job.exact) {
+            functions.measure_block(job, start, stop);
+        } else {
+            functions.correct_block(job, start, stop);
+        }
     });
     return n_uncertain;
 }

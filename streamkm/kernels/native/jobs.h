@@ -27,6 +27,7 @@ struct AssignJob {
     bool* uncertain;     // n_rows, to be filled: whether rounding may have decided the label
     int64_t n_rows, n_features, k;
     T rounding;    // error of a score, as a share of (|x| + |c|)^2
+    T cancels;     // share of a squared length below which a squared distance is taken anew
     T longest_sq;  // to be filled: squared length of the longest centroid
     T* second_sq_distances;  // n_rows, to be filled, or null: of the second least score
     bool* dropped;           // n_rows, to be filled, or null: whether a row is left out
@@ -57,9 +58,10 @@ struct CompareJob : AssignJob<T> {
 template <class T>
 struct AccumulateJob {
     const T* x;              // rows of n_features
+    const double* shares;    // what each row of x is multiplied by, or null for 1
     const int32_t* rows;     // positions in x, cluster after cluster, in the order of rows
     const int64_t* offsets;  // k + 1: where in `rows` each cluster begins
-    T* sums;                 // k x n_features, to be added to
+    double* sums;            // k x n_features, to be added to
     int64_t n_features, k;
 };
 
@@ -120,7 +122,7 @@ struct OfferJob {
 template <class T>
 struct MoveJob {
     double* sums;          // k x n_features: of all rows so far
-    const T* added;        // k x n_features, or null: times `unit`, added to the sums first
+    const double* added;   // k x n_features, or null: times `unit`, added to the sums first
     double unit;
     const double* masses;  // k: what sums are divided by, unless it is 0
     const bool* touched;   // k: which centroids move

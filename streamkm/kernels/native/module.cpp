@@ -58,7 +58,7 @@ struct AssignArguments {
     unsigned long long x, positions, sq_norms, centroids, packed, c_sq, labels, sq_distances,
         uncertain, second_sq_distances, dropped, zeros, exact;
     long long n_window, n_rows, n_features, k;
-    double rounding, most_sq_norm;
+    double rounding, cancels, most_sq_norm;
     int rechecks, n_threads;
 };
 
@@ -87,6 +87,7 @@ AssignJob<T> job_of(const AssignArguments& given) {
     job.n_features = given.n_features;
     job.k = given.k;
     job.rounding = static_cast<T>(given.rounding);
+    job.cancels = static_cast<T>(given.cancels);
     job.most_sq_norm = static_cast<T>(given.most_sq_norm);
     return job;
 }
@@ -100,13 +101,13 @@ int64_t assign_from(const InstructionSet& set, const AssignArguments& given) {
 PyObject* py_assign(PyObject*, PyObject* args) {
     int set, is_double;
     AssignArguments given{};
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKLLLLddpi", &set, &is_double, &given.x,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKLLLLdddpi", &set, &is_double, &given.x,
                           &given.positions, &given.sq_norms, &given.centroids, &given.packed,
                           &given.c_sq, &given.labels, &given.sq_distances, &given.uncertain,
                           &given.second_sq_distances, &given.dropped, &given.zeros,
                           &given.exact, &given.n_window, &given.n_rows, &given.n_features, &given.k,
-                          &given.rounding, &given.most_sq_norm, &given.rechecks,
-                          &given.n_threads)) {
+                          &given.rounding, &given.cancels, &given.most_sq_norm,
+                          &given.rechecks, &given.n_threads)) {
         return nullptr;
     }
     if (!lie_within(at<int32_t>(given.positions), given.n_rows, given.n_window)) {
@@ -134,10 +135,10 @@ PyObject* py_compare(PyObject*, PyObject* args) {
     int set, is_double;
     CompareArguments given{};
     AssignArguments& rows = given.rows;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKLLLi", &set, &is_double, &rows.x, &rows.sq_norms,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKLLLdi", &set, &is_double, &rows.x, &rows.sq_norms,
                           &rows.centroids, &rows.packed, &rows.c_sq, &rows.sq_distances,
                           &given.own, &given.closest, &given.weights, &given.costs, &rows.n_rows,
-                          &rows.n_features, &rows.k, &rows.n_threads)) {
+                          &rows.n_features, &rows.k, &rows.cancels, &rows.n_threads)) {
         return nullptr;
     }
     Py_BEGIN_ALLOW_THREADS;
@@ -182,10 +183,11 @@ PyObject* py_swap_gains(PyObject*, PyObject* args) {
 
 PyObject* py_accumulate(PyObject*, PyObject* args) {
     int set, is_double, n_threads;
-    unsigned long long x, positions, labels, rows, offsets, counts, sums;
+    unsigned long long x, positions, shares, labels, rows, offsets, counts, sums;
     long long n_window, n_rows, n_features, k;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKLLLLi", &set, &is_double, &x, &positions, &labels, &rows,
-                          &offsets, &counts, &sums, &n_window, &n_rows, &n_features, &k, &n_threads)) {
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKLLLLi", &set, &is_double, &x, &positions, &shares, &labels,
+                          &rows, &offsets, &counts, &sums, &n_window, &n_rows, &n_features, &k,
+                          &n_threads)) {
         return nullptr;
     }
     if (!lie_within(at<int32_t>(positions), n_rows, n_window)) return refuse_window(n_window);
@@ -198,13 +200,13 @@ PyObject* py_accumulate(PyObject*, PyObject* args) {
     }
     if (is_sorted && is_double) {
         accumulate(instruction_sets[set].of_double,
-                   AccumulateJob<double>{at<double>(x), at<int32_t>(rows), at<int64_t>(offsets),
-                                         at<double>(sums), n_features, k},
+                   AccumulateJob<double>{at<double>(x), at<double>(shares), at<int32_t>(rows),
+                                         at<int64_t>(offsets), at<double>(sums), n_features, k},
                    n_threads);
     } else if (is_sorted) {
         accumulate(instruction_sets[set].of_float,
-                   AccumulateJob<float>{at<float>(x), at<int32_t>(rows), at<int64_t>(offsets),
-                                        at<float>(sums), n_features, k},
+                   AccumulateJob<float>{at<float>(x), at<double>(shares), at<int32_t>(rows),
+                                        at<int64_t>(offsets), at<double>(sums), n_features, k},
                    n_threads);
     }
     Py_END_ALLOW_THREADS;
@@ -261,7 +263,7 @@ PyObject* py_move(PyObject*, PyObject* args) {
                      k, n_threads);
     } else {
         shift = move(instruction_sets[set].of_float,
-                     MoveJob<float>{at<double>(sums), at<float>(added), unit, at<double>(masses),
+                     MoveJob<float>{at<double>(sums), at<double>(added), unit, at<double>(masses),
                                     at<bool>(touched), at<float>(centroids), at<double>(sq_steps),
                                     n_features, spherical != 0},
                      k, n_threads);

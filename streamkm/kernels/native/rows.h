@@ -1,13 +1,5 @@
 // Arithmetic on rows one by one, for one instruction set. Included like tiles.h, after assign.h.
 
-// Squared distance of two points, as the sum of squared differences.
-template <class T>
-INLINE double sq_difference(const T* a, const T* b, int64_t n_features) {
-    return sum_of_squares(n_features, [a, b](int64_t feature) __attribute__((always_inline)) {
-        return static_cast<double>(a[feature]) - static_cast<double>(b[feature]);
-    });
-}
-
 // Dot product of two vectors, in parts for the reason given beside `FEATURES_AT_ONCE`.
 template <class T>
 INLINE T dot(const T* a, const T* b, int64_t n_features) {
@@ -53,6 +45,17 @@ void recheck_row(const AssignJob<T>& job, int64_t row) {
     }
 }
 
+// Takes distances in which most digits cancelled anew, as sums of squared differences.
+template <class T>
+void correct_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row) {
+        if (!(job.sq_distances[row] < job.cancels * job.sq_norms[row])) continue;
+        const T* const centroid = job.centroids + job.labels[row] * job.n_features;
+        const double exact = sq_difference(job.row(row), centroid, job.n_features);
+        job.sq_distances[row] = static_cast<T>(exact);
+    }
+}
+
 // Fills the exact distances of rows to the centroids of their final labels.
 template <class T>
 void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
@@ -62,83 +65,90 @@ void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     }
 }
 
-// Rows of a cluster that are added up before they join its sum: of a thousand equal rows, added one
-// by one, the last would each lose the same digits.
-constexpr int ROWS_AT_ONCE = 32;
+// Rows of a cluster that are added up before they join its sum, a power of two. They are added in
+// pairs, then pairs of pairs: of equal rows no addition rounds. Sums are double, so that sums of
+// equal float rows are exact.
+constexpr int ROWS_AT_ONCE = 16;
 
-// Vectors of columns that are added up at once, at most: one pass over rows that are no wider.
-constexpr int MOST_VECTORS = 8;
-
-// Adds rows, in their order, to `n_vectors` vectors of columns from `column` on. The last one ends
-// at `stop`. It may share columns with the one before; both compute the same sums for them.
-template <class T, int n_vectors>
-INLINE void accumulate_columns(const AccumulateJob<T>& job, const int32_t* first,
-                               const int32_t* last, T* sums, int64_t column, int64_t stop) {
-    using S = Simd<T>;
-    constexpr int n_others = n_vectors - 1;
-    const int64_t tail = stop - S::width - column;
-    const T* const x = job.x + column;
-    sums += column;
-    typename S::Vector held[n_vectors];
-    for (int v = 0; v < n_others; ++v) held[v] = S::load(sums + v * S::width);
-    held[n_others] = S::load(sums + tail);
-    for (const int32_t* begin = first; begin < last; begin += ROWS_AT_ONCE) {
-        const int32_t* const end = last - begin > ROWS_AT_ONCE ? begin + ROWS_AT_ONCE : last;
-        typename S::Vector part[n_vectors] = {};
-        for (const int32_t* row = begin; row < end; ++row) {
-            const T* const from = x + *row * job.n_features;
-#pragma GCC unroll 8
-            for (int v = 0; v < n_others; ++v) part[v] += S::load(from + v * S::width);
-            part[n_others] += S::load(from + tail);
-        }
-#pragma GCC unroll 8
-        for (int v = 0; v < n_vectors; ++v) held[v] += part[v];
+// The vectors at `column` of `n` rows, added in pairs.
+template <class T, int n>
+INLINE typename Simd<T>::Vector added_in_pairs(const T* const* rows, int64_t column) {
+    if constexpr (n == 1) {
+        return Simd<T>::load(*rows + column);
+    } else {
+        return added_in_pairs<T, n / 2>(rows, column) +
+               added_in_pairs<T, n / 2>(rows + n / 2, column);
     }
-    for (int v = 0; v < n_others; ++v) S::store(sums + v * S::width, held[v]);
-    S::store(sums + tail, held[n_others]);
 }
 
-template <class T, int n_vectors = MOST_VECTORS>
-INLINE void accumulate_vectors(int64_t n, const AccumulateJob<T>& job, const int32_t* first,
-                               const int32_t* last, T* sums, int64_t column, int64_t stop) {
-    if constexpr (n_vectors > 1) {
-        if (n < n_vectors) {
-            accumulate_vectors<T, n_vectors - 1>(n, job, first, last, sums, column, stop);
-            return;
-        }
+// The same of one column.
+template <class T, int n>
+INLINE T column_in_pairs(const T* const* rows, int64_t column) {
+    if constexpr (n == 1) {
+        return (*rows)[column];
+    } else {
+        return column_in_pairs<T, n / 2>(rows, column) +
+               column_in_pairs<T, n / 2>(rows + n / 2, column);
     }
-    accumulate_columns<T, n_vectors>(job, first, last, sums, column, stop);
+}
+
+// Adds `n` rows, those of numbers `from` on, to columns `column` to `stop` of a sum.
+template <class T, int n>
+INLINE void add_rows(const AccumulateJob<T>& job, const int32_t* from, const int32_t* last,
+                     double* __restrict sums, int64_t column, int64_t stop) {
+    using S = Simd<T>;
+    const T* rows[n];
+    for (int row = 0; row < n; ++row) rows[row] = job.x + from[row] * job.n_features;
+    const int n_ahead = static_cast<int>(std::min<int64_t>(last - from - n, n));
+    if (stop - column < S::width) {
+        for (; column < stop; ++column) sums[column] += column_in_pairs<T, n>(rows, column);
+        return;
+    }
+    T part[S::width];
+    for (; column + S::width <= stop; column += S::width) {
+        // The rows after these lie anywhere in the window, so no processor guesses them.
+        for (int row = 0; row < n_ahead; ++row) {
+            __builtin_prefetch(job.x + from[n + row] * job.n_features + column);
+        }
+        S::store(part, added_in_pairs<T, n>(rows, column));
+        for (int lane = 0; lane < S::width; ++lane) sums[column + lane] += part[lane];
+    }
+    if (column == stop) return;
+    // The last vector ends where the columns do; those that it shares are added already.
+    S::store(part, added_in_pairs<T, n>(rows, stop - S::width));
+    for (; column < stop; ++column) sums[column] += part[column - (stop - S::width)];
+}
+
+// Adds the last rows, fewer than `2 * n`.
+template <class T, int n>
+INLINE void add_last_rows(const AccumulateJob<T>& job, const int32_t* row, const int32_t* last,
+                          double* sums, int64_t column, int64_t stop) {
+    if (last - row >= n) {
+        add_rows<T, n>(job, row, last, sums, column, stop);
+        row += n;
+    }
+    if constexpr (n > 1) add_last_rows<T, n / 2>(job, row, last, sums, column, stop);
 }
 
 // Adds the rows of one cluster, in their order, to columns `column` to `stop` of its sum.
 template <class T>
-INLINE void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int64_t column,
-                               int64_t stop) {
-    using S = Simd<T>;
-    const int32_t* const first = job.rows + job.offsets[cluster];
+void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int64_t column,
+                        int64_t stop) {
+    const int32_t* row = job.rows + job.offsets[cluster];
     const int32_t* const last = job.rows + job.offsets[cluster + 1];
-    T* const sums = job.sums + cluster * job.n_features;
-    if (stop - column >= S::width) {
-        while (column < stop) {
-            // Leaves no vector alone at the end: it must share columns with one of the same pass.
-            const int64_t n_left = (stop - column + S::width - 1) / S::width;
-            const int64_t n =
-                n_left == MOST_VECTORS + 1 ? n_left - 2 : std::min<int64_t>(n_left, MOST_VECTORS);
-            const int64_t end = std::min<int64_t>(stop, column + n * S::width);
-            accumulate_vectors<T>(n, job, first, last, sums, column, end);
-            column = end;
+    double* __restrict const sums = job.sums + cluster * job.n_features;
+    if (job.shares != nullptr) {
+        for (; row < last; ++row) {
+            const T* const x = job.x + *row * job.n_features;
+            const double share = job.shares[*row];
+            for (int64_t i = column; i < stop; ++i) sums[i] += share * static_cast<double>(x[i]);
         }
         return;
     }
-    for (const int32_t* begin = first; begin < last; begin += ROWS_AT_ONCE) {
-        const int32_t* const end = last - begin > ROWS_AT_ONCE ? begin + ROWS_AT_ONCE : last;
-        T part[S::width] = {};
-        for (const int32_t* row = begin; row < end; ++row) {
-            const T* const x = job.x + *row * job.n_features;
-            for (int64_t i = column; i < stop; ++i) part[i - column] += x[i];
-        }
-        for (int64_t i = column; i < stop; ++i) sums[i] += part[i - column];
+    for (; last - row >= ROWS_AT_ONCE; row += ROWS_AT_ONCE) {
+        add_rows<T, ROWS_AT_ONCE>(job, row, last, sums, column, stop);
     }
+    add_last_rows<T, ROWS_AT_ONCE / 2>(job, row, last, sums, column, stop);
 }
 
 // Rows that are prefetched ahead, at most. They lie anywhere in the window, so no processor guesses
@@ -216,9 +226,9 @@ void move_cluster(const MoveJob<T>& job, int64_t cluster) {
     double* __restrict const sum = job.sums + cluster * job.n_features;
     T* __restrict const centroid = job.centroids + cluster * job.n_features;
     if (job.added != nullptr) {
-        const T* __restrict const added = job.added + cluster * job.n_features;
+        const double* __restrict const added = job.added + cluster * job.n_features;
         for (int64_t feature = 0; feature < job.n_features; ++feature) {
-            sum[feature] += static_cast<double>(added[feature]) * job.unit;
+            sum[feature] += added[feature] * job.unit;
         }
     }
     const double divisor = divisor_of(job, cluster);

@@ -243,6 +243,14 @@ INLINE double sq_length(const T* x, int64_t n_features) {
     });
 }
 
+// Squared distance of two points, as the sum of squared differences.
+template <class T>
+INLINE double sq_difference(const T* a, const T* b, int64_t n_features) {
+    return sum_of_squares(n_features, [a, b](int64_t feature) __attribute__((always_inline)) {
+        return static_cast<double>(a[feature]) - static_cast<double>(b[feature]);
+    });
+}
+
 // Finds where the rows of a tile lie. If rows may be dropped, first fills their squared lengths and
 // which are dropped.
 template <class T>

@@ -1,12 +1,14 @@
 """Squared distances: of all rows to a few points, and of each row to one known centroid.
 
-Those to a known centroid are sums of squared differences, in which nothing cancels.
+Those to a known centroid are sums of squared differences, in which nothing cancels. The others
+come from ``|x|^2 - 2 x.c + |c|^2``, and where that cancels from differences too.
 """
 
 from __future__ import annotations
 
 import torch
 
+from streamkm.kernels.exact import cancelling_share, pair_sq_distances
 from streamkm.kernels.extension import address, can_weigh, instruction_sets, n_threads_for
 
 __all__ = ["sq_distances_between", "sq_distances_to", "sq_distances_with"]
@@ -20,7 +22,8 @@ def sq_distances_between(
 ) -> torch.Tensor:
     """Squared distances of a few points to all rows, shape (L, S), never negative.
 
-    They come from ``|x|^2 - 2 x.c + |c|^2``; `sq_norms_S` are the squared lengths of the rows.
+    They come from ``|x|^2 - 2 x.c + |c|^2``, where `sq_norms_S` are the squared lengths of the
+    rows; small ones, in which most digits cancel, are sums of squared differences.
     The compiled code exists because a matrix product with one side of a few rows is bound by
     memory, for which libraries of matrix products are not made.
     """
@@ -28,7 +31,12 @@ def sq_distances_between(
         return _compare(points_LD, x_SD, sq_norms_S)
     distances_LS = torch.addmm(sq_norms_S, points_LD, x_SD.T, alpha=-2)
     point_norms_L1 = torch.linalg.vector_norm(points_LD, dim=1, keepdim=True).square_()
-    return distances_LS.add_(point_norms_L1).clamp_min_(0)
+    distances_LS.add_(point_norms_L1).clamp_min_(0)
+    share = cancelling_share(x_SD.dtype, x_SD.shape[1])
+    points_P, rows_P = (distances_LS < share * (sq_norms_S + point_norms_L1)).nonzero(as_tuple=True)
+    exact_P = pair_sq_distances(x_SD, points_LD.double(), rows_P, points_P)
+    distances_LS[points_P, rows_P] = exact_P.to(distances_LS.dtype)
+    return distances_LS
 
 
 def sq_distances_with(
@@ -124,6 +132,7 @@ def _compare(
         address(costs_PL),
         *x_SD.shape,
         n_points,
+        cancelling_share(x_SD.dtype, x_SD.shape[1]),
         n_threads_for(x_SD.numel() * n_points),
     )
     return distances_LS

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from streamkm.kernels.extension import instruction_sets, n_threads_for
+from streamkm.kernels.extension import address, instruction_sets, n_threads_for
 from streamkm.kernels.ops.normalize import normalized
 
 __all__ = ["Sums", "move_points_"]
@@ -20,18 +20,16 @@ MOVE_PRODUCTS = 32
 
 
 class Sums(NamedTuple):
-    """Sums of the rows of each cluster, in a unit that fits their dtype."""
+    """Sums of the rows of each cluster, in a unit in which no weight is too large."""
 
     sums_KD: torch.Tensor
-    """Sums divided by the unit, in the dtype of centroids."""
+    """Sums divided by the unit, float64."""
     unit: torch.Tensor
     """A power of two, float64: of the size of the weights, or 1 if rows have no weights."""
 
     def wide(self) -> torch.Tensor:
         """The sums times the unit, float64."""
-        wide_KD = self.sums_KD.double()
-        # In place only where that made a copy.
-        return wide_KD * self.unit if wide_KD is self.sums_KD else wide_KD.mul_(self.unit)
+        return self.sums_KD * self.unit
 
 
 def move_points_(
@@ -91,12 +89,13 @@ def _compiled_(
     added: Sums | None,
 ) -> torch.Tensor:
     best, masses_K = instruction_sets()[0], masses_K.double()
+    added_KD = None if added is None else added.sums_KD.double().contiguous()
     sq_steps_K = torch.empty_like(masses_K)
     shift = best.functions.move(
         best.number,
         points_KD.dtype == torch.float64,
         sums_KD.data_ptr(),
-        0 if added is None else added.sums_KD.data_ptr(),
+        address(added_KD),
         1.0 if added is None else float(added.unit),
         masses_K.data_ptr(),
         touched_K.data_ptr(),

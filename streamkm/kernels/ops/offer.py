@@ -14,16 +14,16 @@ import torch
 
 from streamkm.kernels.extension import address, can_weigh, instruction_sets
 
-__all__ = ["DRAWN_PER_BATCH", "ROUNDING_EPS", "OfferedRows", "Reservoir", "offer_"]
+__all__ = ["DRAWN_PER_BATCH", "OfferedRows", "Reservoir", "offer_"]
 
 #: Rows of one batch that enter the reservoir, at most: enough for variety, few enough to
 #: cost nothing beside the assignment.
 DRAWN_PER_BATCH = 32
 #: Logarithms taken in one call, few enough that torch uses one thread for them.
 SERIAL_ELEMENTS = 1024
-#: A row lies on its centroid if its squared distance is at most its squared length times the
-#: eps of the dtype times this.
-ROUNDING_EPS = 16
+#: What rounding does to a mean of equal rows: this many times the eps of float64, in which it is
+#: computed.
+MEAN_EPS = 16
 
 
 class Reservoir(NamedTuple):
@@ -53,7 +53,7 @@ class OfferedRows:
     weights_B: torch.Tensor | None
     """float64; they multiply the squared distances. None for 1."""
     skips_zeros: bool
-    """Whether rows of zeros never enter."""
+    """Whether rows are normalised: rows of zeros then never enter."""
     first: int
     stride: int
 
@@ -67,7 +67,7 @@ class OfferedRows:
 def offer_(reservoir: Reservoir, offered: OfferedRows, generator: torch.Generator) -> None:
     """Offer rows to `reservoir`; at most `DRAWN_PER_BATCH` of them enter.
 
-    Rows at distance 0, to rounding, and rows of weight 0 never enter.
+    Rows at distance 0, to the rounding of a mean, and rows of weight 0 never enter.
     """
     chances = offered.sq_distances_B[offered.first :: offered.stride].contiguous().double()
     uniform = torch.rand(
@@ -77,6 +77,18 @@ def offer_(reservoir: Reservoir, offered: OfferedRows, generator: torch.Generato
         _compiled_(reservoir, offered, chances, uniform)
     else:
         _in_torch_(reservoir, offered, chances, uniform)
+
+
+def _rounding(offered: OfferedRows) -> float:
+    """Share of a row's squared length up to which its squared distance from a mean is rounding.
+
+    A mean is computed in float64. Rounded to float32 it is the row itself, if all rows are
+    equal; but a direction is not, since the length of a normalised row is rounded.
+    """
+    eps = MEAN_EPS * torch.finfo(torch.float64).eps
+    if offered.skips_zeros:
+        eps = max(eps, torch.finfo(offered.x_ND.dtype).eps)
+    return float(eps**2)
 
 
 def _in_torch_(
@@ -102,7 +114,7 @@ def _in_torch_(
     keys.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # Rounding leaves a row on its centroid at some distance; a second one there is no gain.
     sq_norms = offered.sq_norms_B[numbers]
-    rounding = ROUNDING_EPS * torch.finfo(sq_norms.dtype).eps * sq_norms
+    rounding = _rounding(offered) * sq_norms
     keys.masked_fill_(offered.sq_distances_B[numbers] <= rounding, torch.inf)
     if offered.skips_zeros:
         keys.masked_fill_(sq_norms == 0, torch.inf)
@@ -161,7 +173,7 @@ def _compiled_(
         reservoir.keys_R.data_ptr(),
         reservoir.labels_R.data_ptr(),
         address(None if weights_B is None else reservoir.weights_R),
-        ROUNDING_EPS * torch.finfo(x_ND.dtype).eps,
+        _rounding(offered),
         offered.first,
         offered.stride,
         len(uniform),

@@ -46,6 +46,7 @@ def assign_tiles_(
     wanted: Wanted,
     *,
     rounding_share: float,
+    cancelling_share: float,
     rechecks: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
     """Nearest centroids of rows of `x_ND`; tensors are contiguous, and the caller checks shapes.
@@ -83,6 +84,7 @@ def assign_tiles_(
         n_features,
         k,
         rounding_share,
+        cancelling_share,
         wanted.most_sq_norm,
         rechecks,
         n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
@@ -94,12 +96,16 @@ def accumulate_tiles_(
     instruction_set: InstructionSet,
     x_ND: torch.Tensor,
     positions_B: torch.Tensor | None,
+    shares_B: torch.Tensor | None,
     labels_B: torch.Tensor,
     order_B: torch.Tensor,
     sums_KD: torch.Tensor,
     counts_K: torch.Tensor,
 ) -> None:
-    """Add rows to sums and counts, in the order of rows; `order_B` is scratch memory."""
+    """Add rows, times their shares, to float64 sums and to counts, in the order of rows.
+
+    `order_B` is scratch memory. Shares are not for rows that are given by positions.
+    """
     (n_window, n_features), n_rows, k = x_ND.shape, len(labels_B), len(sums_KD)
     offsets = x_ND.new_empty(k + 1, dtype=torch.int64)
     instruction_set.functions.accumulate(
@@ -107,6 +113,7 @@ def accumulate_tiles_(
         x_ND.dtype == torch.float64,
         x_ND.data_ptr(),
         address(positions_B),
+        address(shares_B),
         labels_B.data_ptr(),
         order_B.data_ptr(),
         offsets.data_ptr(),

@@ -179,6 +179,7 @@ class TritonKernel:
         *,
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
+        shares_B: torch.Tensor | None = None,
     ) -> None:
         """Add rows to their clusters; see `Kernel`."""
         n_rows, n_features = x_BD.shape
@@ -194,8 +195,9 @@ class TritonKernel:
         grid = (n_chunks, triton.cdiv(n_features, block_d))
         with torch.cuda.device_of(x_BD):
             add_chunks_kernel[grid](
-                x_BD, x_BD.stride(0), order_B, sorted_B, sums_KD, counts_K, pieces,
-                n_rows, n_features, CHUNK=CHUNK, BLOCK_D=block_d, num_warps=1, **OPTIONS,
+                x_BD, x_BD.stride(0), sums_KD if shares_B is None else shares_B, order_B,
+                sorted_B, sums_KD, counts_K, pieces, n_rows, n_features, CHUNK=CHUNK,
+                BLOCK_D=block_d, HAS_SHARES=shares_B is not None, num_warps=1, **OPTIONS,
             )  # fmt: skip
             join_kernel[grid](
                 sorted_B, sums_KD, pieces, n_rows, n_features,
@@ -366,7 +368,9 @@ class TritonKernel:
         n_spans = triton.cdiv(n_rows, span)
         span_sums = self._buffer("span_sums", MAX_SPANS * k * n_features, torch.float32)
         span_counts = self._buffer("span_counts", MAX_SPANS * k, torch.int32)
-        shares_B, left_out_B = rows.shares_B, rows.left_out_B
+        # In one read products of rows and shares are float32.
+        shares_B = None if rows.shares_B is None else rows.shares_B.to(self._dtype)
+        left_out_B = rows.left_out_B
         # Pointers that are not used must still be pointers.
         given = (
             rows.sq_norms_B if rows.zeros_first else centroids_KD,

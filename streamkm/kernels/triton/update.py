@@ -27,8 +27,9 @@ def _label_at(labels_ptr, position, n_rows):
 
 @triton.jit(do_not_specialize=["n_rows"])
 def add_chunks_kernel(
-    x_ptr, stride, order_ptr, labels_ptr, sums_ptr, counts_ptr, pieces_ptr, n_rows, n_features,
-    CHUNK: tl.constexpr, BLOCK_D: tl.constexpr,
+    x_ptr, stride, shares_ptr, order_ptr, labels_ptr, sums_ptr, counts_ptr, pieces_ptr,
+    n_rows, n_features,
+    CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, HAS_SHARES: tl.constexpr,
 ):  # fmt: skip
     """Add the rows of each cluster within one chunk of the sorted rows.
 
@@ -51,7 +52,10 @@ def add_chunks_kernel(
         following = _label_at(labels_ptr, position + 1, n_rows)
         row = tl.load(order_ptr + position).to(tl.int64)
         x = tl.load(x_ptr + row * stride + d, mask=d < n_features, other=0)
-        total += x.to(dtype)
+        if HAS_SHARES:
+            total += x.to(dtype) * tl.load(shares_ptr + row)
+        else:
+            total += x.to(dtype)
         ends = following != label
         is_last = ends | (position + 1 == end)
         came = (since == begin) & (label == from_before)

@@ -25,7 +25,7 @@ from streamkm.runs.engine.probe import Prober, format_rate
 from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.runs.engine.sampling import draw_sample, sample_pieces
 from streamkm.runs.engine.snapshot import Cursor, Snapshot
-from streamkm.runs.fit import finished_model, plan_fit, run_record
+from streamkm.runs.fit import as_begun, finished_model, plan_fit, run_record
 from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.planning.memory import FULL_SLOTS
 from streamkm.runs.reporting.progress import Progress
@@ -81,6 +81,8 @@ def dry_run(
         As `fit` does, if it comes before there is anything to report. Later errors are in
         `DryRun.errors`.
     """
+    if resume:
+        source = as_begun(source, run_dir)
     plan, pause = plan_fit(source, config, execution, weights=weights), stop_request.end_if_asked
     report, stands = DryRun(), None
     _add_plan(report, plan)

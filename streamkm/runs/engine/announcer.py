@@ -103,7 +103,12 @@ class Announcer:
         timing = stage_figures(self._times, self._probe, self._clock, assigned)
         self.progress.record({"phase": "end", "stopped_by": reason, **figures, **timing})
         say(f"stopped: {reason}; {counted(figures['step'], 'step')} in all")
-        for line in result_lines(figures, self._plan.config.k, now.cursor.phase):
+        all_on_centroids = now.state is None or not bool(
+            now.state.reservoir_keys_R.isfinite().any()
+        )
+        for line in result_lines(
+            figures, self._plan.config, now.cursor.phase, all_on_centroids=all_on_centroids
+        ):
             say(line)
         if figures["reseeded"]:
             say(f"reseeded: {counted(figures['reseeded'], 'cluster')}, empty or starved")

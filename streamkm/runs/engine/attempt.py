@@ -85,6 +85,8 @@ class Attempt:
                 with self._announcer.phase("close"):
                     self._close(slots, state, scaling)
         all_done = f"all epochs are done ({self._plan.config.epochs:,})"
+        if not ALGORITHMS[self._plan.config.algorithm].closes:
+            all_done += ", and centroids still move"
         self._announcer.conclude(self._keeper.now, STOP_REASONS.get(int(state.stop), all_done))
         return self._model(state, scaling)
 
@@ -235,4 +237,5 @@ class Attempt:
             plan.config.as_dict(),
             self._keeper.now.settled_inertia(),
             model_figures(state, scaling, plan.reading, plan.config, plan.source.spec.dtype),
+            plan.source.spec.feature_names,
         )

@@ -18,6 +18,7 @@ from streamkm.errors import ConfigError
 from streamkm.kernels import KernelRequest, cores_for_kernels, kernel_notes, make_kernel
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
+from streamkm.sources.names import in_order
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import plan_reading
 from streamkm.stream.slots import HostSlots
@@ -84,6 +85,7 @@ class Labelling:
         weights: Weights | None = None,
         batch_rows: int | None = None,
     ) -> None:
+        source = in_order(source, model.feature_names, "the run")
         spec = source.spec
         if spec.n_features != model.n_features:
             raise ConfigError(
@@ -91,6 +93,7 @@ class Labelling:
                 f"{model.n_features}: they must agree; name the array that was clustered, or one "
                 "with the same features in the same order"
             )
+        source = in_order(source, model.feature_names, "the run")
         self._source, self._weights = source, weights
         self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from streamkm.tables import ALGORITHMS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -68,8 +70,14 @@ def median_size(ordered_K: Sequence[int]) -> int | float:
     return twice / 2 if twice % 2 else twice // 2
 
 
-def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
-    """The result for people, from `final_figures` and the last `phase`."""
+def result_lines(
+    figures: dict[str, Any], config: ResolvedFitConfig, phase: str, *, all_on_centroids: bool
+) -> list[str]:
+    """The result for people, from `final_figures` and the last `phase`.
+
+    `all_on_centroids` says whether the last pass was offered no row off its centroid.
+    """
+    k = config.k
     per_row = f"result: inertia per row {figures['inertia_per_row'] or 0:.6g}"
     empty = f"{figures['empty']:,} of {k:,} clusters"
     if "least_rows" not in figures:
@@ -81,13 +89,22 @@ def result_lines(figures: dict[str, Any], k: int, phase: str) -> list[str]:
     )
     lines = [f"{per_row} ({figures['inertia']:.9g} in all), each row in its cluster; {sizes}"]
     if figures["last_gain"] >= WORTH_SAYING:
+        closes = ALGORITHMS[config.algorithm].closes
+        more = "the passes of algorithm lloyd" if closes else "more epochs"
         lines.append(
-            f"note: the last pass lowered the inertia by {figures['last_gain']:.1%}; more "
-            "passes may lower it further (`evaluate` gives it by nearest centroids)"
+            f"note: the last pass lowered the inertia by {figures['last_gain']:.1%}; {more} may "
+            "lower it further (`evaluate` gives it by nearest centroids)"
         )
     if figures["empty"]:
         # Only a closing pass offers every row to empty clusters; it is repeated while that helps.
-        why = f"the data has fewer than {k:,} distinct rows"
-        other = "more epochs may give them some, and a closing pass would"
-        lines.append(f"note: {empty} have no row: {why if phase == 'close' else other}")
+        if phase != "close":
+            why = "more epochs may give them some, and a closing pass would"
+        elif all_on_centroids:
+            why = f"the data has fewer than {k:,} distinct rows"
+        else:
+            why = (
+                "each row that is off its centroid is the only row of its cluster, or holds nearly "
+                "all of its weight"
+            )
+        lines.append(f"note: {empty} have no row: {why}")
     return lines

@@ -33,7 +33,10 @@ class PhaseClock:
 
     def __str__(self) -> str:
         total = time.perf_counter() - self._began
-        shares = (f"{name} {spent / total:.0%}" for name, spent in self.seconds.items())
+        # Between the phases: taking up a checkpoint, saving the last one.
+        rest = total - sum(self.seconds.values())
+        seconds = self.seconds | ({"other": rest} if rest >= total / 200 else {})
+        shares = (f"{name} {spent / total:.0%}" for name, spent in seconds.items())
         return f"time: {total:.1f} s ({', '.join(shares)})"
 
 

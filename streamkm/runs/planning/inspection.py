@@ -72,7 +72,7 @@ def look_at(
         share = f"{np.count_nonzero(bad_S):,} of {len(rows):,} rows in a sample"
         if config.nan == "error":
             first = int(np.flatnonzero(bad_S)[0])
-            error = sampled_row_error(source.name, int(rows[first]), x_SD[first], share)
+            error = sampled_row_error(source, int(rows[first]), x_SD[first], share)
         else:
             notes.append(f"{share} hold NaN or infinity: they are left out")
     if reading is None:

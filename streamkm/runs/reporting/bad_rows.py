@@ -30,7 +30,7 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             found = f"{n_found} such rows so far"
-            return sampled_row_error(source.name, rows.start + int(bad[0]), values[bad[0]], found)
+            return sampled_row_error(source, rows.start + int(bad[0]), values[bad[0]], found)
         largest_B = np.abs(values).max(axis=1)
         if (most := float(largest_B.max())) > largest:
             too_long, largest = rows.start + int(largest_B.argmax()), most
@@ -44,11 +44,13 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
     )
 
 
-def sampled_row_error(name: str, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:
+def sampled_row_error(source: Source, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:
     """The error for row number `row`, which is not finite; `found` counts such rows in words."""
-    bad = np.flatnonzero(~np.isfinite(values_D))
+    bad = int(np.flatnonzero(~np.isfinite(values_D))[0])
+    names = source.spec.feature_names
+    feature = f"feature {bad}, {names[bad]!r}" if names else f"feature {bad}"
     return NonFiniteError(
-        f"{name}: row {row} holds {values_D[bad[0]]} (feature {bad[0]}; {found}); ",
+        f"{source.name}: row {row} holds {values_D[bad]} ({feature}; {found}); ",
         Option("nan", "drop"),
         " leaves rows with NaN or infinity out",
     )

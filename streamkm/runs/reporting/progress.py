@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 from streamkm.files import LineFile
-from streamkm.text import format_bytes, plural
+from streamkm.text import format_bytes, now, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,13 +74,15 @@ class Progress:
             self._metrics = None
 
     def say(self, message: str) -> None:
-        """Write one line on stderr, above the bar if there is one."""
+        """Write one line on stderr: above a terminal's bar, or after the time in a log."""
         if self._quiet:
             return
         if self._bar is not None:
             self._bar.clear()
+        # A log is read later, and beside those of other machines; a terminal is watched.
+        stamp = "" if self._on_terminal else f"{now()} "
         with suppress(OSError):  # A log on a full disk is no reason to stop.
-            sys.stderr.write(message + "\n")
+            sys.stderr.write(f"{stamp}{message}\n")
             sys.stderr.flush()
         if self._bar is not None:
             self._bar.refresh()
@@ -127,9 +129,8 @@ class Progress:
 
     def report(self, figures: Mapping[str, float | int | str | None]) -> None:
         """Write a record with `figures` and refresh what is shown."""
-        now = time.monotonic()
-        self._last_report = now
-        elapsed = max(now - self._began, 1e-9)
+        at = self._last_report = time.monotonic()
+        elapsed = max(at - self._began, 1e-9)
         rate = (self._done - self._before) / elapsed
         bytes_per_s = (self._times.bytes_read - self._bytes_before) / elapsed
         self.record(
@@ -147,9 +148,11 @@ class Progress:
         text = f"inertia/row {inertia:.6g}" if isinstance(inertia, float) else ""
         if self._bar is not None and text:
             self._bar.set_postfix_str(text)
-        if not self._on_terminal and now >= self._line_due:
-            self._line_due = now + LINE_EVERY_S
+        if not self._on_terminal and at >= self._line_due:
+            self._line_due = at + LINE_EVERY_S
             left = (self._total - self._done) / rate if rate else float("inf")
+            # The last line of a phase comes before its end: "0 s left" would be untrue.
+            left = max(left, 1.0)
             self.say(
                 f"{self._phase}: {self._done:,} of {self._total:,} {plural(self._unit)} "
                 f"({self._done / max(self._total, 1):.0%}), {rate:,.0f} {plural(self._unit)}/s, "

@@ -55,6 +55,8 @@ class Model:
     figures: dict[str, Any]
     """``n_iter`` (epochs), ``n_steps`` (updates), ``epoch_inertia`` (of the last of those epochs,
     with each batch's distances taken before its update) and ``dtype`` (of the data)."""
+    feature_names: tuple[str, ...] = ()
+    """Names of the features; empty if the data had none."""
 
     @property
     def k(self) -> int:
@@ -106,6 +108,8 @@ class Model:
             "inertia": self.inertia,
             "centroids_sha256": hashlib.sha256(content).hexdigest(),
         }
+        if self.feature_names:
+            about["feature_names"] = list(self.feature_names)
         arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
         write_model_file(folder.model, arrays, about)
 
@@ -153,11 +157,20 @@ def load_model(path: str | os.PathLike[str]) -> Model:
             settings=settings,
             figures=about["figures"],
             inertia=about["inertia"],
+            feature_names=_names(about, tensors["centroids"].shape[1]),
         )
     except DAMAGE as error:
         raise RunError(
             f"{path / MODEL} is no model of a run: {in_words(error)}; restore it from a copy"
         ) from error
+
+
+def _names(about: dict[str, Any], n_features: int) -> tuple[str, ...]:
+    """Names of the features: those of older versions' runs, and of data without names, are none."""
+    names = tuple(about.get("feature_names", ()))
+    if names and (len(names) != n_features or not all(isinstance(name, str) for name in names)):
+        raise ValueError(f"its {len(names)} names are not one for each of {n_features} features")
+    return names
 
 
 def _check_shapes(tensors: dict[str, torch.Tensor]) -> None:

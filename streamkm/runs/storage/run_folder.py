@@ -48,6 +48,7 @@ __all__ = [
     "MODEL",
     "RunFolder",
     "check_run_is_free",
+    "feature_names",
     "looks_like_a_run",
     "read_config",
     "reading_of",
@@ -269,6 +270,12 @@ def reading_of(record: dict[str, Any]) -> dict[str, Any]:
     """How a run, given what `read_config` returns, read stored values: options of a source."""
     data = record["data"]
     return {"nodata": data.get("nodata"), "apply_scale": bool(data.get("scaled"))}
+
+
+def feature_names(path: Path) -> tuple[str, ...]:
+    """Names of the features of the run in the folder `path`; empty if it has none, or is no run."""
+    names = read_config(path).get("feature_names", ()) if (path / CONFIG).exists() else ()
+    return tuple(map(str, names))
 
 
 def looks_like_a_run(path: Path) -> bool:

@@ -81,6 +81,25 @@ def test_distances_between_a_few_points_and_all_rows(n_points, n_rows, n_feature
     np.testing.assert_allclose(result_LS.numpy(), exact_LS, rtol=0, atol=tolerance)
 
 
+# Breaks where the expanded form is all: of groups far apart, rows of one would be equally near.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("n_rows", "n_features"), [(300, 2), (517, 128)])
+def test_small_distances_between_rows_far_from_the_origin(n_rows, n_features, dtype) -> None:
+    eps = torch.finfo(dtype).eps
+    far_S1 = torch.where(torch.arange(n_rows) % 2 == 0, 1.0, -1.0).to(dtype)[:, None]
+    x_SD = far_S1 + 100 * eps * normal(n_rows, n_features, dtype=dtype, device=CPU)
+    x_SD[5] = x_SD[1]
+    exact_LS = exact_sq_distances(x_SD, x_SD[:9]).T
+    found_LS = sq_distances_between(x_SD[:9], x_SD, sq_norms(x_SD))
+    np.testing.assert_allclose(found_LS.numpy(), exact_LS, rtol=1e-5)
+    assert found_LS[1, 5] == found_LS[1, 1] == 0
+    with_LS, costs_L = sq_distances_with(
+        torch.arange(9), torch.full((n_rows,), torch.inf, dtype=dtype), x_SD, sq_norms(x_SD), None
+    )
+    np.testing.assert_allclose(with_LS.numpy(), exact_LS, rtol=1e-5)
+    np.testing.assert_allclose(costs_L.numpy(), exact_LS.sum(axis=1), rtol=1e-5)
+
+
 # Breaks when many features are added up in one sequence: where all are alike, all additions round
 # the same way.
 def test_distances_between_rows_of_many_features_that_are_alike(way) -> None:

@@ -78,7 +78,7 @@ def test_rows_of_no_use_are_never_taken() -> None:
     reservoir = empty(3)
     offer(reservoir, [[1.0], [2.0]], [0.0, 0.0], 0)
     assert reservoir.keys_R.isinf().all()
-    offer(reservoir, [[100.0], [7.0]], [1e4 * 1e-16, 1e-3], 1)
+    offer(reservoir, [[100.0], [7.0]], [1e4 * 1e-30, 1e-3], 1)
     assert reservoir.rows_RD[:, 0].tolist() == [7.0, 0.0, 0.0]
     offer(reservoir, [[0.0], [1.0]], [1.0, 0.5], 2, unit=True)
     assert sorted(reservoir.rows_RD[:, 0].tolist()) == [0.0, 1.0, 7.0]

@@ -43,7 +43,7 @@ SMALL_SHAPES = [(1, 1, 1), (2, 3, 1), (7, 1, 3), (130, 5, 17), (140, 33, 257)]
 
 
 class TestInterpreted(KernelContract):
-    many_features, flat_rows = 64, 12  # all of them take minutes
+    many_features, flat_rows, many_rows = 64, 12, 50  # all of them take minutes
 
     @pytest.fixture
     def make(self) -> MakeKernel:
@@ -256,13 +256,13 @@ def test_a_step_on_rows_as_they_are_stored(rng, dtype: torch.dtype, d: int) -> N
     assert fits_lanes(9, d) == (d == 3)
     x_BD = torch.from_numpy(rng.integers(0, 120, (70, d))).to(dtype)
     c_KD = x_BD[:9].float() + 0.25
-    sums_KD, counts_K = torch.zeros(10, d), torch.zeros(10, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros(10, d, dtype=torch.float64), torch.zeros(10, dtype=torch.int64)
     kernel = TritonKernel(70, 9, torch.float32, CPU)
     rows = Rows(x_BD, sq_norms(x_BD.float()))
     labels_B, _ = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
     truth_B = torch.from_numpy(exact_sq_distances(x_BD, c_KD).argmin(axis=1))
     assert torch.equal(labels_B, truth_B)
-    expected_KD = torch.zeros(9, d).index_add_(0, truth_B, x_BD.float())
+    expected_KD = torch.zeros(9, d).double().index_add_(0, truth_B, x_BD.double())
     assert torch.equal(sums_KD[:9], expected_KD)
     assert torch.equal(counts_K[:9], truth_B.bincount(minlength=9))
 
@@ -283,11 +283,14 @@ def test_a_step_of_several_tiles_and_spans(monkeypatch, b: int, k: int, d: int) 
     c_KD[k - 1] = c_KD[0]
     x_BD[::50] = c_KD[0] + 0.01
     left_out_B = torch.arange(b) % 5 == 2
-    shares_B = torch.from_numpy(np.random.default_rng(b).uniform(0.5, 2, b)).float()
+    shares_B = torch.from_numpy(np.random.default_rng(b).uniform(0.5, 2, b))
     truth_B = torch.from_numpy(exact_sq_distances(x_BD, c_KD).argmin(axis=1))
     kernel = TritonKernel(b, k, torch.float32, CPU)
     rows = Rows(x_BD, sq_norms(x_BD), shares_B=shares_B, left_out_B=left_out_B)
-    sums_KD, counts_K = torch.zeros(k + 1, d), torch.zeros(k + 1, dtype=torch.int64)
+    sums_KD, counts_K = (
+        torch.zeros(k + 1, d, dtype=torch.float64),
+        torch.zeros(k + 1, dtype=torch.int64),
+    )
     found = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
     # Not all of their tile.
     assert len(x_BD[::50]) <= int(kernel.n_rechecked) <= b // 4
@@ -306,7 +309,7 @@ def test_a_step_of_several_tiles_and_spans(monkeypatch, b: int, k: int, d: int) 
 def test_a_fast_step_settles_no_row(d: int) -> None:
     x_BD = normal(60, d, dtype=torch.float32, device=CPU)
     kernel = TritonKernel(60, 4, torch.float32, CPU, "fast")
-    sums_KD, counts_K = torch.zeros(5, d), torch.zeros(5, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros(5, d, dtype=torch.float64), torch.zeros(5, dtype=torch.int64)
     rows = Rows(x_BD, sq_norms(x_BD))
     labels_B, _ = kernel.step(rows, x_BD[:4].clone(), sums_KD=sums_KD, counts_K=counts_K)
     assert int(kernel.n_rechecked) == 0
@@ -326,7 +329,7 @@ def test_a_step_on_rows_far_out_or_not_finite(d: int) -> None:
     sizes_K[truth_B[[3, 4]]] -= 1 + (truth_B[3] == truth_B[4]).long()
     x_BD[3, 1], x_BD[4, 0] = torch.nan, torch.inf
     left_out_B = ~x_BD.isfinite().all(dim=1)
-    sums_KD, counts_K = torch.zeros(10, d), torch.zeros(10, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros(10, d, dtype=torch.float64), torch.zeros(10, dtype=torch.int64)
     kernel = TritonKernel(70, 9, torch.float32, CPU)
     rows = Rows(x_BD, sq_norms(x_BD), left_out_B=left_out_B)
     labels_B, sq_distances_B = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
@@ -375,7 +378,10 @@ def test_more_than_two_to_the_31_elements(k: int, d: int) -> None:
     labels_B, sq_distances_B = kernel.assign(x_BD, torch.empty(0), c_KD)
     assert labels_B.tolist() == [2, 0, 1]
     assert sq_distances_B.tolist() == [d, 0, 0]
-    sums_KD, counts_K = torch.zeros(k + 1, d), torch.zeros(k + 1, dtype=torch.int64)
+    sums_KD, counts_K = (
+        torch.zeros(k + 1, d, dtype=torch.float64),
+        torch.zeros(k + 1, dtype=torch.int64),
+    )
     rows = Rows(x_BD, torch.empty(0))
     found = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
     assert found.labels_B.tolist() == [2, 0, 1]
@@ -391,7 +397,7 @@ def test_no_rows_and_rows_that_are_not_contiguous() -> None:
     assert labels_B.tolist() == exact_sq_distances(x_BD, c_KD).argmin(axis=1).tolist()
     labels_B, sq_distances_B = kernel.assign(x_BD[:0], sq_norms(x_BD[:0]), c_KD)
     assert labels_B.shape == sq_distances_B.shape == (0,)
-    sums_KD, counts_K = torch.zeros(5, 6), torch.zeros(5, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros(5, 6, dtype=torch.float64), torch.zeros(5, dtype=torch.int64)
     kernel.accumulate(x_BD[:0], labels_B, sums_KD=sums_KD, counts_K=counts_K)
     kernel.step(Rows(x_BD[:0], sq_norms(x_BD[:0])), c_KD, sums_KD=sums_KD, counts_K=counts_K)
     assert not counts_K.any()
@@ -413,7 +419,7 @@ def test_tensors_that_do_not_fit_together(x_BD, c_KD, message: str) -> None:
     kernel = TritonKernel(8, 2, torch.float32, CPU)
     with pytest.raises(InputError, match=message):
         kernel.assign(x_BD, sq_norms(x_BD), c_KD)
-    sums_KD, counts_K = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
+    sums_KD, counts_K = torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
     with pytest.raises(InputError, match=message):
         kernel.step(Rows(x_BD, sq_norms(x_BD)), c_KD, sums_KD=sums_KD, counts_K=counts_K)
 

@@ -218,3 +218,18 @@ def test_what_a_run_says_names_the_bottleneck_and_the_reason(job, capsys):
     capped.settings = {**job.settings, "epochs": 50, "tol": 1e6}
     capped.attempt()
     assert "the centroid shift fell to tol" in capsys.readouterr().err
+
+
+# Breaks when a run that needs more epochs looks as finished as one that has converged.
+def test_lloyd_says_whether_it_has_converged(job, capsys):
+    job.settings.update(algorithm="lloyd", epochs=1, tol=0, k=40, init="random")
+    job.attempt()
+    err = capsys.readouterr().err
+    assert "stopped: all epochs are done (1), and centroids still move; " in err
+    assert "; more epochs may lower it further" in err
+    longer = replace(job, run=job.run.with_name("longer"))
+    longer.settings = {**job.settings, "epochs": 100}
+    longer.attempt()
+    err = capsys.readouterr().err
+    assert "stopped: converged: no centroid moves any more" in err
+    assert "still move" not in err

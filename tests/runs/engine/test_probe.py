@@ -115,6 +115,8 @@ def test_phases_are_given_as_shares_of_the_whole(monkeypatch):
         with clock.phase(name):
             now[0] += spent
     assert str(clock) == "time: 10.0 s (seed 40%, train 40%, close 20%)"
+    now[0] += 2.5  # A time that is no phase's is part of the whole.
+    assert str(clock) == "time: 12.5 s (seed 32%, train 32%, close 16%, other 20%)"
 
 
 # ---- in a run ---------------------------------------------------------------

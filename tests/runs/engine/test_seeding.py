@@ -23,7 +23,7 @@ from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.model import load_model
 from streamkm.sources import open_source
 from streamkm.stream.plan import plan_reading
-from tests.runs.helpers import RESULTS, Job, clusters, metrics_of, steps_saved
+from tests.runs.helpers import RESULTS, Job, clusters, metrics_of, steps_saved, untimed
 from tests.runs.processes import finish, run, start, wait_until
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def test_a_row_that_weighs_much_gets_its_cluster(n_init, tmp_path):
 def test_what_was_chosen_and_what_it_cost_is_said(init, said, tmp_path, capsys):
     rows = np.random.default_rng(0).normal(size=(900, 3)).astype(np.float32)
     job_on(tmp_path, rows, chunk=300, k=5, init=init, n_init=2).attempt()
-    line = next(s for s in capsys.readouterr().err.splitlines() if s.startswith("seeded"))
+    line = next(s for s in untimed(capsys.readouterr().err) if s.startswith("seeded"))
     assert line.startswith(f"seeded ({init})")
     assert said in line
     assert " s" in line.rpartition(";")[2]

@@ -7,7 +7,7 @@ import pytest
 
 from streamkm import MiniBatchKMeans
 from streamkm.cli import main
-from streamkm.runs.engine.summary import median_size
+from streamkm.runs.engine.summary import median_size, result_lines
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,21 @@ def test_every_face_says_the_same_median(tmp_path, capsys):
     assert out.count("198 least, 250.5 median, 303 most") == 2
     MiniBatchKMeans(2, random_state=0, verbose=1).fit(x)
     assert "250.5 in the median" in capsys.readouterr().err
+
+
+# Breaks when a reason is given that is not known: rows off their centroids are distinct rows.
+@pytest.mark.parametrize(
+    ("phase", "all_on_centroids", "said"),
+    [
+        ("close", True, "the data has fewer than 3 distinct rows"),
+        ("close", False, "each row that is off its centroid is the only row of its cluster"),
+        ("train", False, "more epochs may give them some, and a closing pass would"),
+    ],
+)
+def test_why_clusters_stay_empty(phase, all_on_centroids, said):
+    figures = {
+        "inertia": 1.0, "inertia_per_row": 0.5, "last_gain": 0.0, "empty": 1,
+        "least_rows": 0, "median_rows": 1, "most_rows": 1,
+    }  # fmt: skip
+    *_, note = result_lines(figures, 3, phase, all_on_centroids=all_on_centroids)
+    assert note.startswith(f"note: 1 of 3 clusters have no row: {said}")

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import pty
+import re
 import sys
 import termios
 import threading
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from streamkm.runs.reporting import progress
 from streamkm.runs.reporting.progress import Progress
 from streamkm.stream.stages import StageTimes
-from tests.runs.helpers import Job, clusters
+from tests.runs.helpers import Job, clusters, untimed
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_off_a_terminal_there_is_a_line_every_so_often(monkeypatch, tmp_path, ca
             shown.advance(10)
             if shown.is_due():
                 shown.report({"inertia_per_row": 0.5})
-    lines = capsys.readouterr().err.splitlines()
+    lines = untimed(capsys.readouterr().err)
     # The first soon, which says that all is well; then one in 30 seconds.
     assert [line[: line.index(",", 8)] for line in lines] == [
         "train: 60 of 1", "train: 360 of 1", "train: 660 of 1"
@@ -93,6 +95,16 @@ def test_rows_of_an_earlier_attempt_count_as_done_but_not_as_speed(monkeypatch, 
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert (record["rows"], record["rows_per_s"]) == (500, 10.0)
+
+
+# Breaks when nobody can tell from a log when something happened.
+def test_off_a_terminal_a_line_begins_with_the_time(capsys):
+    before = datetime.now(UTC).replace(microsecond=0)
+    with Progress() as shown:
+        shown.say("written: x.npy")
+    stamp, message = capsys.readouterr().err.rstrip().split(" ", 1)
+    assert before <= datetime.fromisoformat(stamp) <= datetime.now(UTC)
+    assert message == "written: x.npy"
 
 
 class Terminal:
@@ -132,6 +144,7 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
     assert "50%" in output
     assert "inertia/row 0.25" in output
     assert "a note beside the bar\r\n" in output
+    assert not re.search(r"\d{4}-\d\d-\d\dT", output)
 
 
 def test_a_run_on_a_terminal_ends_with_its_last_words(monkeypatch, job):

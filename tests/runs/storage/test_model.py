@@ -10,6 +10,7 @@ import torch
 
 from streamkm.errors import RunError
 from streamkm.runs.storage.model import load_model
+from streamkm.runs.storage.model_file import read_model_file, write_model_file
 from tests.runs.helpers import Job, clusters
 
 
@@ -94,3 +95,17 @@ def test_a_damaged_model_is_restored_by_removing_it_and_resuming(job):
         load_model(job.run)
     job.attempt()
     assert job.results == before
+
+
+# Breaks when a model whose names are not one for each feature passes as one to match by.
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", 3], "ab", 7])
+def test_names_that_are_not_one_for_each_feature_are_refused(names, job):
+    job.attempt()
+    tensors, about = read_model_file(job.run)
+    write_model_file(
+        job.run / "model.safetensors", tensors, {**about, "feature_names": list("abc")}
+    )
+    assert load_model(job.run).feature_names == ("a", "b", "c")
+    write_model_file(job.run / "model.safetensors", tensors, {**about, "feature_names": names})
+    with pytest.raises(RunError, match="is no model of a run"):
+        load_model(job.run)
