@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from streamkm.sources.base import Described
 from streamkm.sources.concat import parts_of
-from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -48,10 +47,6 @@ class Bfloat16Source(Described):
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Fill `out` with `rows`; see `Source.read`."""
         self._source.read(rows, out)
-
-    def in_order(self, names: tuple[str, ...]) -> Source:
-        """A view with the features in the order of `names`."""
-        return Bfloat16Source(in_order(self._source, names, self.name))
 
     def fingerprint(self) -> str:
         """Hex digest of the stored array's fingerprint and the word bfloat16."""

@@ -113,9 +113,11 @@ class ConcatSource(Described):
             scratch_bytes=max(_scratch_bytes(spec, block_rows) for spec in specs),
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
-            is_remote=any(spec.is_remote for spec in specs),
             feature_names=names,
             member=first.spec.member,
+            nodata=tuple(dict.fromkeys(value for spec in specs for value in spec.nodata)),
+            is_scaled=any(spec.is_scaled for spec in specs),
+            is_remote=any(spec.is_remote for spec in specs),
         )
 
     @property

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from streamkm.errors import Option, SourceError
+from streamkm.errors import ConfigError, Option, SourceError
 from streamkm.sources.base import DTYPES
 from streamkm.sources.decoded import honoured
 from streamkm.sources.flat import BIN_DTYPES
@@ -67,13 +67,13 @@ class SourceOptions(TypedDict, total=False):
     """Name of the array in a file that holds several: a dataset of HDF5, such as ``obsm/X_pca``,
     the path of an array in a Zarr group, an array of ``.npz``, a tensor of safetensors. By default
     the only one of numbers in two or more dimensions."""
-    variable: Sequence[str] | None
+    variable: str | Sequence[str] | None
     """Arrays of one shape in an HDF5 or netCDF file or a Zarr group: each is a feature, and all
     its axes are rows. With `dataset` they lie in that group."""
     feature_dim: str | int | Sequence[str | int] | None
     """The axes of an HDF5 or Zarr array that are features, by name or number, flattened in this
     order; all others are rows. By default the last."""
-    nodata: Sequence[float | int] | None
+    nodata: float | int | Sequence[float | int] | None
     """Stored values that mean "no data". They are read as NaN, so that a row which holds one is an
     error or, with ``nan="drop"``, left out. Integers are read as floats then."""
     apply_scale: bool | None
@@ -225,7 +225,7 @@ def _number(text: str) -> float | int:
     try:
         return float(text)
     except ValueError:
-        raise SourceError(Option("nodata"), f" must be a number, not {text!r}") from None
+        raise ConfigError(f"a number is needed, not {text!r}") from None
 
 
 def _nodata(values: float | int | Sequence[float | int]) -> tuple[float | int, ...]:

@@ -1,5 +1,7 @@
 """Reads ``.npz`` files, as `numpy.savez` writes them: one array, in place.
 
+A file of the members of a sparse matrix, as scipy writes it, is one of `streamkm.sources.npz_csr`.
+
 The file is a zip of ``.npy`` files that are stored as they are, so that an array is read by
 position like any ``.npy``. A compressed one (`numpy.savez_compressed`) would have to be unpacked
 from its first byte for every read: it is refused.
@@ -10,17 +12,17 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamkm.errors import SourceError
 from streamkm.sources.layout import one_line
 from streamkm.sources.members import chosen_member
 from streamkm.sources.npy import npy_source, read_npy_header
+from streamkm.sources.npz_csr import open_csr_npz
 from streamkm.sources.rowfile import row_file, stream_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from streamkm.sources.base import Source
     from streamkm.sources.rowfile import ByteFile, Stored
 
@@ -57,6 +59,9 @@ def open_npz(path: Path | Stored, *, dataset: str | None = None, keep_open: bool
     try:
         try:
             with stream_of(file) as stream, zipfile.ZipFile(stream) as archive:
+                if dataset is None and set(archive.namelist()) >= SPARSE_MEMBERS:
+                    file.close()
+                    return _open_sparse(path, keep_open=keep_open)
                 member = _chosen(archive, path, dataset)
             start = _first_byte(file, member)
         except (
@@ -79,14 +84,18 @@ def open_npz(path: Path | Stored, *, dataset: str | None = None, keep_open: bool
         raise
 
 
+def _open_sparse(path: Path | Stored, *, keep_open: bool) -> Source:
+    """Open the CSR matrix in the file."""
+    if not isinstance(path, Path):
+        raise SourceError(
+            f"{path}: holds a sparse matrix, which is read from a local disk alone; copy the file"
+        )
+    return open_csr_npz(path, keep_open=keep_open)
+
+
 def _chosen(archive: zipfile.ZipFile, path: Path | Stored, dataset: str | None) -> zipfile.ZipInfo:
     """The member that holds the array, stored as it is."""
     members = {each.filename: each for each in archive.infolist()}
-    if dataset is None and members.keys() >= SPARSE_MEMBERS:
-        raise SourceError(
-            f"{path}: holds a sparse matrix of scipy, not an array; hand "
-            "scipy.sparse.load_npz(...) to an estimator, or write rows to .npy"
-        )
     shapes: dict[str, tuple[int, ...]] = {}
     for filename, member in members.items():
         name = filename.removesuffix(".npy")

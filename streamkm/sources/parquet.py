@@ -122,9 +122,9 @@ class ParquetSource(Described):
             layout=f"{self.kind.lower()}, {counted(len(sizes), self.group)} of up to {max(sizes)}, "
             + (f"column {self._columns[0]}" if self._is_list else f"{n_features} columns"),
             scratch_bytes=self._scratch_bytes(stored, max(sizes), row_bytes, n_features),
-            is_remote=self._file.is_remote,
             feature_names=() if self._is_list else tuple(self._columns),
             member=self._columns[0] if self._is_list and columns is None else "",
+            is_remote=self._file.is_remote,
         )
         if nulls:
             self._spec, self._may_round = _widened(self._spec)
@@ -301,7 +301,7 @@ class ParquetSource(Described):
 def _widened(spec: ArraySpec) -> tuple[ArraySpec, bool]:
     """`spec` with floats in place of integers, and whether these may round the largest of them."""
     stored = spec.storage
-    wide = stored if stored.kind == "f" else np.result_type(stored, np.float16)
+    wide = stored if stored.kind == "f" else np.result_type(stored, np.float32)
     return replace(spec, dtype=wide.name), stored.kind != "f" and stored.itemsize == 8
 
 

@@ -14,6 +14,7 @@ import pytest
 import scipy.sparse
 import torch
 import zarr
+from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from streamkm import KMeans, MiniBatchKMeans, load_run, open_source
@@ -89,7 +90,6 @@ def saved(folder: Path, x: np.ndarray) -> Path:
 ON_DISK = {
     "npy": saved,
     "string": lambda folder, x: str(saved(folder, x)),
-    "memmap": lambda folder, x: np.load(saved(folder, x), mmap_mode="r"),
     "zarr array": lambda folder, x: zarr.create_array(folder / "x.zarr", data=x, chunks=(100, 3)),
     "zarr cube": lambda folder, x: zarr.create_array(
         folder / "x.zarr", data=x.reshape(20, 30, 3), chunks=(7, 30, 3)
@@ -202,6 +202,22 @@ def test_the_rows_are_not_changed(estimator: type, settings: dict[str, Any]) -> 
     np.testing.assert_array_equal(x, before)
 
 
+# Breaks when scikit-learn's check loses the mask, and what lies beneath it is clustered.
+@pytest.mark.parametrize("dtype", ["float32", "int16", "int64"])
+def test_masked_rows_are_refused_or_dropped(estimator: type, dtype: str) -> None:
+    masked = np.ma.array(blobs().astype(dtype))
+    masked[5, 1] = masked[9] = np.ma.masked
+    with pytest.raises(NonFiniteError, match=r"row 5.*drop"):
+        estimator(4, random_state=0).fit(masked)
+    kmeans = estimator(4, random_state=0, nan="drop").fit(masked)
+    kept = np.setdiff1d(np.arange(len(masked)), [5, 9])
+    assert np.flatnonzero(kmeans.labels_ < 0).tolist() == [5, 9]
+    assert kmeans.counts_.sum() == len(kept)
+    wanted = sorted(blobs()[kept][kept % 4 == i].mean(axis=0).tolist() for i in range(4))
+    np.testing.assert_allclose(sorted(kmeans.cluster_centers_.tolist()), wanted, rtol=1e-6)
+    assert np.isnan(kmeans.transform(masked)[5]).all()
+
+
 def sparse_blobs(dtype: str = "float32") -> np.ndarray:
     """Four groups of rows, half of whose features are 0."""
     x = np.tile(blobs(), 2).astype(dtype)
@@ -244,8 +260,29 @@ def test_partial_fit_and_a_callable_init_take_sparse_rows(kind: str) -> None:
 
     kmeans = MiniBatchKMeans(4, init=first, random_state=0).partial_fit(sparse).partial_fit(sparse)
     wanted = MiniBatchKMeans(4, init=dense[:4]).partial_fit(dense).partial_fit(dense)
-    assert seen == ["csr"]
+    assert seen == ["csr"] * 3  # scikit-learn's number of calls
     np.testing.assert_array_equal(kmeans.cluster_centers_, wanted.cluster_centers_)
+
+
+# Breaks when the array in shared memory that joblib hands to its workers is taken for a file.
+def test_a_memory_map_is_an_array_in_memory(estimator: type, tmp_path: Path) -> None:
+    x = blobs()
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    one, other = (estimator(4, random_state=0).fit(rows) for rows in (x, mapped))
+    np.testing.assert_array_equal(one.labels_, other.labels_)
+    estimator(4, init=lambda rows, k, random_state: rows[:k], random_state=0).fit(mapped)
+
+
+def test_a_dask_array_is_streamed(estimator: type) -> None:
+    dask_array = pytest.importorskip("dask.array")
+    x = blobs().astype("float32")
+    one, other = (
+        estimator(4, random_state=0, compute_labels=True).fit(rows)
+        for rows in (x, dask_array.from_array(x, chunks=(150, 3)))
+    )
+    np.testing.assert_allclose(other.cluster_centers_, one.cluster_centers_)
+    assert not hasattr(estimator(4).fit(dask_array.from_array(x, chunks=(150, 3))), "labels_")
 
 
 def test_sparse_rows_of_bool_are_numbers(estimator: type) -> None:
@@ -580,3 +617,41 @@ def test_nulls_are_dropped_as_nan_is(estimator: type, tmp_path: Path) -> None:
         assert np.array_equal(labels, fitted.predict(frame))
         with pytest.raises(NonFiniteError, match=r"row 0 holds nan \(feature 1, 'b'; .*nan='drop'"):
             estimator(4).fit(tmp_path / f"{name}.parquet")
+
+
+def test_records_are_refused(estimator: type) -> None:
+    records = np.zeros((5, 1), [("mass", "f4"), ("charge", "f4")])
+    with pytest.raises(ValueError, match="X: elements are records of mass, charge; store them as"):
+        estimator(2).fit(records)
+
+
+# Breaks when tensors come back as arrays, or are copied on the way in.
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_tensors_come_back_as_tensors(estimator: type, device: str) -> None:
+    x = torch.from_numpy(blobs()).to(device)
+    plain = estimator(4, random_state=0).fit(x)
+    assert isinstance(plain.predict(x), np.ndarray)
+    with config_context(array_api_dispatch=True):
+        kmeans = estimator(4, random_state=0).fit(x)
+        given = [kmeans.cluster_centers_, kmeans.labels_, kmeans.predict(x), kmeans.transform(x)]
+        kmeans.cluster_centers_[:] = kmeans.cluster_centers_.flip(0)
+        flipped = kmeans.predict(x)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in given)
+    assert {tensor.device for tensor in given} == {x.device}
+    np.testing.assert_array_equal(given[2].cpu(), plain.labels_)
+    np.testing.assert_array_equal(given[3].cpu(), plain.transform(x))
+    np.testing.assert_array_equal(3 - flipped.cpu(), plain.labels_)
+    np.testing.assert_array_equal(kmeans.to_sklearn().predict(blobs()), flipped.cpu())
+    assert isinstance(kmeans.fit(blobs()).cluster_centers_, np.ndarray)

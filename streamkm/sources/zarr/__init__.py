@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamkm.sources.zarr.opening import array_names, open_zarr, open_zarr_node
     from streamkm.sources.zarr.remote import open_remote
-    from streamkm.sources.zarr.source import array_names, open_zarr, open_zarr_node
     from streamkm.sources.zarr.zipped import open_zip
 
 __all__ = ["array_names", "open_remote", "open_zarr", "open_zarr_node", "open_zip"]
@@ -20,5 +20,5 @@ __all__ = ["array_names", "open_remote", "open_zarr", "open_zarr_node", "open_zi
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = {"open_remote": "remote", "open_zip": "zipped"}.get(name, "source")
+    home = {"open_remote": "remote", "open_zip": "zipped"}.get(name, "opening")
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)

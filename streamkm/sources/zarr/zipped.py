@@ -11,7 +11,7 @@ from zarr.storage import ZipStore
 from streamkm.errors import SourceError
 from streamkm.sources.layout import one_line
 from streamkm.sources.members import chosen_member
-from streamkm.sources.zarr.source import open_zarr_node
+from streamkm.sources.zarr.opening import open_zarr_node
 
 if TYPE_CHECKING:
     from pathlib import Path
