@@ -63,7 +63,8 @@ def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE", or_else
         metavar=metavar,
         help=f"{or_else}a file or folder ({' '.join(suffixes())}), an array in a Zarr group "
         "(store.zarr/group/array), a raw file with --dtype and --features, a folder or glob of "
-        "shards, or the address of a Zarr array (s3://, gs://, https://); the last axis is "
+        "shards, a list of files (@files.txt, one path a line), or an address (s3://, gs://, "
+        "az://, https://); the last axis is "
         "features, all others are rows",
     )
     groups: dict[str, argparse._ArgumentGroup] = {}

@@ -62,7 +62,11 @@ def test_the_command_line_is_answered_with_flags(rows, tmp_path, capsys):
         ("x.npy", (), "--nan drop leaves rows"),
         ("x.npy", ("--max-host-memory", "1MiB"), "--max-host-memory 1.0 MiB is too small"),
         ("x.dat", (), "for raw rows give --dtype and --features"),
-        ("x.npy", ("--column", "a"), "--column is for .parquet, not for .npy"),
+        (
+            "x.npy",
+            ("--column", "a"),
+            "--column is for .parquet .arrow .arrows .feather, not for .npy",
+        ),
     ):
         arguments = ["fit", str(tmp_path / source), "--k", "2", "--out", str(tmp_path / "run")]
         assert main([*arguments, *flags]) == 2

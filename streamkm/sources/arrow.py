@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -56,6 +57,11 @@ class ArrowSource(ParquetSource):
                 table = file.read_row_group(group, columns=[column], use_threads=False)
                 yield from table.to_batches(max_chunksize=ID_BATCH_ROWS)
 
+    def _known_nulls(self, *, is_whole: bool) -> dict[str, int]:  # noqa: ARG002  no cost to save
+        """The nulls of the columns that have some; every batch counts them."""
+        counts = {name: self._metadata.nulls_of(name) for name in self._columns}
+        return {name: count for name, count in counts.items() if count}
+
     def _scratch_bytes(self, stored: int, rows: int, row_bytes: int, n_features: int) -> int:
         """Bytes that reading the largest batch takes: all columns, and the chosen decoded."""
         return super()._scratch_bytes(0, rows, row_bytes, n_features) + stored
@@ -77,10 +83,26 @@ class _Index:
 
     schema: pa.Schema
     batches: tuple[_Batch, ...]
+    nulls: tuple[int, ...]
+    """The nulls of each array in all batches: a column, the arrays within it, the next column."""
 
     @property
     def num_rows(self) -> int:
         return sum(batch.num_rows for batch in self.batches)
+
+    def nulls_of(self, name: str) -> int:
+        """The nulls of a column, and of the lists in it."""
+        at = 0
+        for field in self.schema:
+            size = _n_arrays(field.type)
+            if field.name == name:
+                outer, *inner = self.nulls[at : at + size] or (0,)
+                if pa.types.is_fixed_size_list(field.type):
+                    # A null takes the space of a list, whose elements are nulls, too.
+                    inner = [max(0, sum(inner) - outer * field.type.list_size)]
+                return outer + sum(inner)
+            at += size
+        return 0
 
     @property
     def num_row_groups(self) -> int:
@@ -125,17 +147,25 @@ class _Reader:
         return table
 
     def iter_batches(
-        self, *, batch_size: int, columns: Sequence[str], use_threads: bool
-    ) -> Iterator[pa.RecordBatch]:
-        """The chosen columns of all rows, `batch_size` at most at a time."""
-        for index in range(len(self.metadata.batches)):
+        self, *, batch_size: int, columns: Sequence[str], use_threads: bool = False
+    ) -> Iterator[pa.Table]:
+        """All rows, at most `batch_size` at a time."""
+        for index, batch in enumerate(self.metadata.batches):
             table = self.read_row_group(index, columns=columns, use_threads=use_threads)
-            yield from table.to_batches(max_chunksize=batch_size)
+            for start in range(0, batch.num_rows, batch_size):
+                yield table.slice(start, batch_size)
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:
     """The type of what a batch itself stores: of a dictionary, the numbers of its entries."""
     return kind.index_type if pa.types.is_dictionary(kind) else kind
+
+
+def _n_arrays(kind: pa.DataType) -> int:
+    """Arrays that a column of this type is stored in, one within the other."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _n_arrays(kind.storage_type)
+    return 1 + sum(_n_arrays(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def _index(file: ByteFile) -> _Index:
@@ -152,6 +182,7 @@ def _index(file: ByteFile) -> _Index:
         start, end = 8, file.size - 10
     schema: pa.Schema | None = None
     batches: list[_Batch] = []
+    nulls: list[int] = []
     try:
         for offset, size, header in _messages(file, start, end):
             kind = header.number("B", header.root, 1)
@@ -160,11 +191,13 @@ def _index(file: ByteFile) -> _Index:
             elif kind == _BATCH:
                 table = header.table(header.root, 2)
                 batches.append(_Batch(offset, size, header.number("q", table, 0)))
+                counts = header.pairs(table, 1)
+                nulls = [sum(both) for both in zip_longest(nulls, counts, fillvalue=0)]
     except struct.error as error:
         raise pa.ArrowInvalid(f"the header of a message is damaged: {error}") from error
     if schema is None:
         raise pa.ArrowInvalid("it has no schema, so it is no Arrow file")
-    return _Index(schema, tuple(batches))
+    return _Index(schema, tuple(batches), tuple(nulls))
 
 
 def _messages(file: ByteFile, start: int, end: int) -> Iterator[tuple[int, int, _Header]]:
@@ -209,6 +242,17 @@ class _Header:
         if not at:
             raise struct.error("a table is left out")
         return at + self._get("I", at)
+
+    def pairs(self, table: int, index: int) -> list[int]:
+        """The second number of each pair of int64 that field `index` of the table lists."""
+        at = self._field(table, index)
+        if not at:
+            return []
+        start = at + self._get("I", at)
+        count = self._get("I", start)
+        if 16 * count > len(self._content):
+            raise struct.error("a list ends after the header")
+        return list(struct.unpack_from(f"<{2 * count}q", self._content, start + 4)[1::2])
 
     def _field(self, table: int, index: int) -> int:
         listing = table - self._get("i", table)

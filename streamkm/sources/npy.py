@@ -61,7 +61,14 @@ def open_npy(path: Path | Stored, *, keep_open: bool = True, column: bool = Fals
 
 
 def npy_source(
-    file: ByteFile, name: str, start: int, stop: int, *, kind: str, column: bool = False
+    file: ByteFile,
+    name: str,
+    start: int,
+    stop: int,
+    *,
+    kind: str,
+    column: bool = False,
+    member: str = "",
 ) -> Source:
     """The array that lies in `file` between two offsets, in the format of ``.npy``.
 
@@ -77,6 +84,8 @@ def npy_source(
         Name of the format in `ArraySpec.layout`.
     column : bool
         As in `open_npy`.
+    member : str
+        See `ArraySpec.member`.
 
     Returns
     -------
@@ -119,6 +128,7 @@ def npy_source(
         swapped=not stored.isnative,
         kind=kind,
         remarks=remarks,
+        member=member,
     )
 
 
@@ -194,6 +204,7 @@ class FortranSource(FlatSource):
         swapped: bool,
         kind: str,
         remarks: tuple[str, ...] = (),
+        member: str = "",
     ) -> None:
         super().__init__(
             file,
@@ -204,6 +215,7 @@ class FortranSource(FlatSource):
             swapped=swapped,
             kind=kind,
             remarks=remarks,
+            member=member,
         )
         row_bytes = n_features * DTYPES[dtype].itemsize
         block_rows = rows_for_bytes(FORTRAN_BLOCK_BYTES, row_bytes, n_rows)
@@ -215,6 +227,7 @@ class FortranSource(FlatSource):
             layout=f"{kind}, Fortran order" + (", byte-swapped" if swapped else ""),
             scratch_bytes=BUFFER_BYTES + (1 + file.is_remote) * block_rows * row_bytes,
             is_remote=file.is_remote,
+            member=member,
         )
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:

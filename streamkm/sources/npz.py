@@ -75,7 +75,10 @@ def open_npz(path: Path | Stored, *, dataset: str | None = None, keep_open: bool
             ) from error
         name = member.filename.removesuffix(".npy")
         stop = start + member.file_size
-        return npy_source(file, f"{path}: {name}", start, stop, kind=f"npz {name}")
+        member_name = "" if dataset else name
+        return npy_source(
+            file, f"{path}: {name}", start, stop, kind=f"npz {name}", member=member_name
+        )
     except SourceError:
         file.close()
         raise

@@ -242,9 +242,9 @@ class ParquetSource(Described):
         # Nulls are NaN by now, and no NaN is larger than anything.
         if self._may_round and (np.abs(out) > EXACT_IN_FLOAT64).any():
             raise ReadError(
-                f"{self.name}: row group {group} holds {np.nanmax(np.abs(out)):.0f}: beside nulls, "
-                "or shards of floats, integers are read as float64, which is exact up to 2^53; "
-                "fill the nulls, or store the columns as floats"
+                f"{self.name}: {self.group} {group} holds {np.nanmax(np.abs(out)):.0f}: beside "
+                "nulls, or shards of floats, integers are read as float64, which is exact up to "
+                "2^53; fill the nulls, or store the columns as floats"
             )
 
     def _copy_columns(self, table: pa.Table, group: int, out: np.ndarray) -> None:

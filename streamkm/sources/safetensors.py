@@ -97,6 +97,7 @@ def open_safetensors(
             offset=base + tensor.start,
             swapped=not np.dtype("<u4").isnative,
             kind=f"safetensors {name}",
+            member="" if dataset else name,
         )
     except SourceError:
         file.close()

@@ -121,22 +121,45 @@ def test_scratch_holds_a_batch(tmp_path: Path) -> None:
     assert out.nbytes < source.spec.scratch_bytes < 6 * out.nbytes
 
 
+# Breaks when the columns of a shard in another order are joined by position.
+def test_columns_go_by_their_names(tmp_path: Path) -> None:
+    a, b = numbers((30, 2)), numbers((20, 2))
+    write(tmp_path / "0.arrow", pa.table({"x": a[:, 0], "y": a[:, 1]}))
+    write(tmp_path / "1.arrow", pa.table({"y": b[:, 1], "x": b[:, 0]}), compression="lz4")
+    source = open_source(tmp_path)
+    assert source.spec.feature_names == ("x", "y")
+    assert same_bytes(read(source, 0, 50), np.concatenate([a, b]))
+
+
+# Breaks when integers with nulls lose them, or when an index counts as a feature.
+def test_integers_with_nulls_and_the_index_of_a_data_frame(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1, 2, 3], "b": [4, None, 6]}, index=[7, 8, 9], dtype="Int64")
+    write(tmp_path / "x.feather", pa.Table.from_pandas(frame))
+    source = open_source(tmp_path / "x.feather")
+    assert source.spec.feature_names == ("a", "b")
+    assert source.spec.dtype == "float64"
+    assert np.array_equal(
+        read(source, 0, 3), np.array([[1, 4], [2, np.nan], [3, 6]]), equal_nan=True
+    )
+    assert any("index of a data frame" in note for note in source.notes())
+
+
 # Breaks when a null passes for 0, as the memory behind it reads.
 def test_nulls(tmp_path: Path) -> None:
     rows: list[Any] = [[float(i), 2.0] for i in range(20)]
     rows[13] = [1.0, None]
-    write(tmp_path / "x.arrow", pa.table({"x": pa.array(rows, pa.list_(pa.float32(), 2))}))
-    source = open_source(tmp_path / "x.arrow")
-    rows[13] = [1.0, np.nan]
-    assert same_bytes(read(source, 0, 20), np.array(rows, "f4"))
-
-
-# Breaks when a null among integers, for which there is no number, is read as one.
-def test_nulls_among_integers(tmp_path: Path) -> None:
-    write(tmp_path / "x.arrow", pa.table({"x": pa.array([1, None, 3], pa.int32())}))
-    source = open_source(tmp_path / "x.arrow")
-    with pytest.raises(ReadError, match="holds 1 nulls in record batch 0"):
-        read(source, 0, 3)
+    rows[17] = None
+    for kind in (pa.list_(pa.float32(), 2), pa.list_(pa.float32())):
+        table = pa.table({"text": [None] * 20, "x": pa.array(rows, kind)})
+        write(tmp_path / "x.arrow", table, rows=8)
+        source = open_source(tmp_path / "x.arrow")
+        got = read(source, 0, 20)
+        assert np.isnan(got).sum() == 3
+        assert np.isnan(got[13]).tolist() == [False, True]
+        assert np.isnan(got[17]).all()
+        (note,) = source.notes()
+        assert f"{tmp_path}/x.arrow: 2 nulls in x: a row that holds one counts as a row" in note
 
 
 def test_lists_of_several_lengths(tmp_path: Path) -> None:

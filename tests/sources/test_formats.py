@@ -169,6 +169,17 @@ def test_a_suffix_is_of_one_format() -> None:
     assert format_of(".dat") is format_of("") is RAW
 
 
+# Breaks when a format is added without a word in the manual's table, or reads addresses unsaid.
+def test_the_manual_lists_every_format() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| [")]
+    for entry in FORMATS:
+        for suffix in entry.suffixes:
+            (row,) = [each for each in rows if f"`{suffix}`" in each]
+            assert row.endswith("| yes |" if entry.reads_objects or entry.markers else "| no |")
+            assert ("extra" in row) == (entry.extra is not None)
+
+
 # Breaks when a type checker knows other keywords than the openers.
 def test_the_keywords_of_open_source_are_the_options_of_the_table() -> None:
     named = [option.name for option in source_options()]

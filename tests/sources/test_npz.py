@@ -59,6 +59,16 @@ def test_an_array_without_others_needs_no_name(tmp_path: Path) -> None:
     assert open_source(tmp_path / "x.npz").spec.layout == "npz arr_0, C order"
 
 
+# Breaks when shards whose only arrays differ in name are joined.
+def test_shards_of_other_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "0.npz", a=numbers((5, 2)))
+    np.savez(tmp_path / "1.npz", b=numbers((5, 2)))
+    with pytest.raises(SourceError, match=r"must hold the same array: .*0\.npz.* has a,"):
+        open_source(tmp_path)
+    np.savez(tmp_path / "1.npz", a=np.asfortranarray(numbers((5, 2))))
+    assert open_source(tmp_path).spec.n_rows == 10
+
+
 def test_compressed(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "x.npz", x=numbers((50, 2)))
     refused(tmp_path / "x.npz", "x is compressed", "numpy.savez instead of", ".npy")

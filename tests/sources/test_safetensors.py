@@ -71,6 +71,14 @@ def test_which_tensor(tmp_path: Path) -> None:
         open_source(path)
 
 
+# Breaks when shards whose only tensors differ in name are joined.
+def test_shards_of_other_tensors(tmp_path: Path) -> None:
+    save_file({"a": numbers((5, 2))}, tmp_path / "0.safetensors")
+    save_file({"b": numbers((5, 2))}, tmp_path / "1.safetensors")
+    with pytest.raises(SourceError, match="must hold the same array"):
+        open_source(tmp_path)
+
+
 def header(path: Path, about: object, n_bytes: int = 24) -> None:
     """A file with the header `about`."""
     text = json.dumps(about).encode()
