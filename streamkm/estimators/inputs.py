@@ -19,6 +19,7 @@ from streamkm.sources import (
     Source,
     Weights,
     check_dtype,
+    is_lazy,
     is_path_list,
     open_source,
     open_weights,
@@ -43,7 +44,7 @@ class InputRows:
 
     source: Source
     in_memory: bool
-    """Whether X was an array, a list, a data frame, a tensor or a sparse matrix."""
+    """Whether X was an array, a memory map, a list, a data frame, a tensor or a sparse matrix."""
     array: Any
     """The array or CSR matrix behind `source`, if X was in memory and NumPy has its type; or
     None."""
@@ -100,9 +101,11 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     elif _is_location(X):
         is_drop = getattr(estimator, "nan", None) == "drop"
         source = open_source(X, fill_is_nan=is_drop)
+        # A memory map is an array, such as joblib gives to its workers for one in memory.
+        array = np.asarray(X) if isinstance(X, np.memmap) else None
         try:
             _check_features(estimator, source, reset=reset)
-            yield InputRows(source, in_memory=False, array=None)
+            yield InputRows(source, in_memory=array is not None, array=array)
         finally:
             if source is not X:
                 source.close()
@@ -118,6 +121,8 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             dtype=KEPT_DTYPES,
             ensure_all_finite=False,
         )
+        if np.ma.is_masked(X):  # which scikit-learn takes for its data
+            array = np.ma.array(array, mask=X.mask)
         # A run in a folder keeps the names; they say nothing new where `estimator` has them.
         names = tuple(getattr(estimator, "feature_names_in_", ())) if reset else ()
         is_dense = isinstance(array, np.ndarray)
@@ -131,7 +136,7 @@ def _is_location(X: Any) -> bool:
         return True
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.
     zarr = sys.modules.get("zarr")
-    return zarr is not None and isinstance(X, zarr.Array | zarr.Group)
+    return is_lazy(X) or (zarr is not None and isinstance(X, zarr.Array | zarr.Group))
 
 
 def _check_features(estimator: BaseEstimator, source: Source, *, reset: bool) -> None:

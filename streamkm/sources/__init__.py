@@ -3,6 +3,7 @@
 from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.formats import SourceOptions
+from streamkm.sources.lazy import is_lazy
 from streamkm.sources.places import is_path_list
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights
@@ -17,6 +18,7 @@ __all__ = [
     "Weights",
     "check_dtype",
     "check_shape",
+    "is_lazy",
     "is_path_list",
     "open_source",
     "open_weights",

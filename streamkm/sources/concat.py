@@ -115,6 +115,8 @@ class ConcatSource(Described):
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
             member=first.spec.member,
+            nodata=tuple(dict.fromkeys(value for spec in specs for value in spec.nodata)),
+            is_scaled=any(spec.is_scaled for spec in specs),
         )
 
     @property

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamkm.sources.base import Described
+from streamkm.sources.concat import parts_of
 from streamkm.sources.layout import check_read
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
+    from streamkm.sources.concat import Part
 
 __all__ = ["AS_STORED", "DecodedSource", "Decoding", "Marks", "decoded", "honoured", "read_marks"]
 
@@ -209,6 +212,15 @@ class DecodedSource(Described):
             for start in range(0, flat.size, PIECE_ELEMENTS):
                 piece = slice(start, start + PIECE_ELEMENTS)
                 self._decode(stored[piece].copy(), flat[piece])
+
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features in the order of `names`."""
+        source = in_order(self._source, names, self.name)
+        return DecodedSource(source, self._nodata, scale=self._scale, offset=self._offset)
+
+    def parts(self) -> list[Part]:
+        """The files of the stored array, if it has several."""
+        return parts_of(self._source)
 
     def fingerprint(self) -> str:
         """Hex digest of the stored numbers' fingerprint and of how they are read."""

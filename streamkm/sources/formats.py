@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from streamkm.errors import Option, SourceError
+from streamkm.errors import ConfigError, Option, SourceError
 from streamkm.sources.base import DTYPES
 from streamkm.sources.decoded import honoured
 from streamkm.sources.flat import BIN_DTYPES
@@ -64,13 +64,13 @@ class SourceOptions(TypedDict, total=False):
     dataset: str | None
     """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``, or path of the array in a Zarr
     group. By default the only dataset of numbers in two or more dimensions."""
-    variable: Sequence[str] | None
+    variable: str | Sequence[str] | None
     """Arrays of one shape in an HDF5 or netCDF file or a Zarr group: each is a feature, and all
     its axes are rows. With `dataset` they lie in that group."""
     feature_dim: str | int | Sequence[str | int] | None
     """The axes of an HDF5 or Zarr array that are features, by name or number, flattened in this
     order; all others are rows. By default the last."""
-    nodata: Sequence[float | int] | None
+    nodata: float | int | Sequence[float | int] | None
     """Stored values that mean "no data". They are read as NaN, so that a row which holds one is an
     error or, with ``nan="drop"``, left out. Integers are read as floats then."""
     apply_scale: bool | None
@@ -214,7 +214,7 @@ def _number(text: str) -> float | int:
     try:
         return float(text)
     except ValueError:
-        raise SourceError(Option("nodata"), f" must be a number, not {text!r}") from None
+        raise ConfigError(f"a number is needed, not {text!r}") from None
 
 
 def _nodata(values: float | int | Sequence[float | int]) -> tuple[float | int, ...]:
@@ -324,6 +324,7 @@ RAW = Format("raw", "streamkm.sources.flat:open_raw", (), (_DTYPE, _N_FEATURES, 
 FORMATS: tuple[Format, ...] = (
     RAW,
     Format("NumPy", "streamkm.sources.npy:open_npy", (".npy",)),
+    Format("npz", "streamkm.sources.npz_csr:open_csr_npz", (".npz",)),
     Format(
         "Zarr",
         "streamkm.sources.zarr:open_zarr",

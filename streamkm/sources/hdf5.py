@@ -131,20 +131,16 @@ def _open_dataset(
                 )
             dtype = check_dtype(stored, name)
             axes = choose_axes(found.shape, _dims(found), feature_dim, name)
-            remarks = (*axes_note(axes, name), *_unwritten(found, name))
-            marks = read_marks(found.attrs, dtype)
-            layout = f"hdf5 {found.name}"
-            offset = found.id.get_offset()
+            notes = (*axes_note(axes, name), *_unwritten(found, name))
             member = "" if is_named else found.name
-            is_flat = axes.are_last or not axes.features
-            if offset is None or not is_flat or not _is_stored_as_in_memory(found):
-                return decoded(
-                    lambda more: Hdf5Source(
-                        path, found, axes, keep_open=keep_open, member=member,
-                        remarks=(*remarks, *more),
-                    ),
-                    marks, how, name,
-                )  # fmt: skip
+            return decoded(
+                lambda more: _source(
+                    path, found, axes, keep_open=keep_open, member=member, remarks=notes + more
+                ),
+                read_marks(found.attrs, dtype),
+                how,
+                name,
+            )
     except SourceError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -152,29 +148,39 @@ def _open_dataset(
             f"{path}: cannot be opened as HDF5: {one_line(error)}{_classic(path)}"
         ) from error
 
-    def flat(more: tuple[str, ...]) -> Source:
-        return FlatSource(
-            RowFile(path, keep_open=keep_open),
-            n_rows=axes.n_rows,
-            n_features=axes.n_features,
-            dtype=dtype,
-            offset=offset,
-            swapped=not stored.isnative,
-            kind=f"{layout}{axes.describe()}",
-            remarks=(*remarks, *more),
-            grid=axes.grid(),
-            member=member,
-        )
 
-    source = decoded(flat, marks, how, name)
-    expected = offset + axes.n_rows * axes.n_features * stored.itemsize
-    if path.stat().st_size < expected:
-        source.close()
+def _source(
+    path: Path,
+    dataset: h5py.Dataset,
+    axes: Axes,
+    *,
+    keep_open: bool,
+    member: str,
+    remarks: tuple[str, ...],
+) -> Source:
+    """The dataset as rows of a file if they are just that, else through the library."""
+    offset = dataset.id.get_offset()
+    lies_in_order = axes.are_last or not axes.features
+    if offset is None or not lies_in_order or not _is_stored_as_in_memory(dataset):
+        return Hdf5Source(path, dataset, axes, keep_open=keep_open, remarks=remarks, member=member)
+    expected, size = offset + dataset.nbytes, path.stat().st_size
+    if size < expected:
         raise SourceError(
-            f"{path}: truncated: the dataset {layout.removeprefix('hdf5 ')} ends at byte "
-            f"{expected}, the file has {path.stat().st_size}; copy or write it again"
+            f"{path}: truncated: the dataset {dataset.name} ends at byte {expected}, the file has "
+            f"{size}; copy or write it again"
         )
-    return source
+    return FlatSource(
+        RowFile(path, keep_open=keep_open),
+        n_rows=axes.n_rows,
+        n_features=axes.n_features,
+        dtype=check_dtype(dataset.dtype, str(path)),
+        offset=offset,
+        swapped=not dataset.dtype.isnative,
+        kind=f"hdf5 {dataset.name}{axes.describe()}",
+        remarks=remarks,
+        grid=axes.grid(),
+        member=member,
+    )
 
 
 class Hdf5Source(Described):

@@ -171,6 +171,8 @@ class _CsrInFile:
         self._notes = notes
         self._cache_bytes = cache_bytes
         self._opened = self._open() if keep_open else None
+        # Looking them up takes longer than putting the entries of a block in their places.
+        self._kept = self._arrays(self._opened) if self._opened is not None else None
 
     def _open(self) -> h5py.File:
         return h5py.File(self._file.path, "r", rdcc_nbytes=self._cache_bytes)
@@ -180,8 +182,8 @@ class _CsrInFile:
         """The datasets of a file that is still the one that was opened."""
         self._file.check_unchanged(rows)
         try:
-            if self._opened is not None:
-                yield self._arrays(self._opened)
+            if self._kept is not None:
+                yield self._kept
             else:
                 with self._open() as file:
                     yield self._arrays(file)

@@ -1,4 +1,8 @@
-"""Reads arrays in memory, with any strides and in either byte order."""
+"""Reads arrays in memory, with any strides and in either byte order.
+
+Of a masked array, what is masked reads as NaN, so that its row is refused or dropped as any other
+with NaN. Integers are then read as the floats that the device would widen them to.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,14 @@ import hashlib
 
 import numpy as np
 
-from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype, check_shape
+from streamkm.sources.base import (
+    DTYPES,
+    ArraySpec,
+    Described,
+    RowRange,
+    check_dtype,
+    check_shape,
+)
 from streamkm.sources.layout import check_read, row_boxes, rows_for_bytes
 
 __all__ = ["MemorySource"]
@@ -16,6 +26,14 @@ __all__ = ["MemorySource"]
 BLOCK_BYTES = 1 << 20
 #: Bytes of a piece (`ArraySpec.piece_rows`), as in files without chunks.
 PIECE_BYTES = 64 << 10
+#: The bits of a NaN in bfloat16.
+BFLOAT16_NAN = 0x7FC0
+
+#: The type that integers with masked values are read as: what they are widened to anyway.
+_WITH_NAN = {
+    **dict.fromkeys(("int8", "int16", "uint8", "uint16"), "float32"),
+    **dict.fromkeys(("int32", "int64", "uint32", "uint64"), "float64"),
+}
 
 
 class MemorySource(Described):
@@ -34,7 +52,7 @@ class MemorySource(Described):
     Raises
     ------
     SourceError
-        If the array is masked or empty, has fewer than two dimensions, or holds no real numbers.
+        If the array is empty, has fewer than two dimensions, or holds no real numbers.
     """
 
     def __init__(
@@ -44,27 +62,28 @@ class MemorySource(Described):
         *,
         feature_names: tuple[str, ...] = (),
     ) -> None:
-        if isinstance(array, np.ma.MaskedArray):
-            raise SourceError(
-                f"{name}: a masked array has values that are none; "
-                "fill them (array.filled(...)) or drop their rows first"
-            )
         dtype = check_dtype(array.dtype, name)
+        # Most masks mask nothing.
+        self._mask = np.ma.getmaskarray(array) if np.ma.is_masked(array) else None
+        if self._mask is not None and dtype in _WITH_NAN:
+            dtype = _WITH_NAN[dtype]
+        self._no_value = BFLOAT16_NAN if dtype == "bfloat16" else np.nan
         n_rows, n_features = check_shape(array.shape, name)
         # A plain ndarray, because an np.matrix stays two-dimensional when it is sliced.
-        self._array = np.asarray(array)
+        self._array = np.asarray(np.ma.getdata(array))
         if dtype == "bfloat16":
             self._array = self._array.view(np.uint16)
         self._name = name
         self._closed = False
         order = "C" if array.flags.c_contiguous else "F" if array.flags.f_contiguous else "strided"
-        row_bytes = n_features * array.dtype.itemsize
+        row_bytes = n_features * DTYPES[dtype].itemsize
         self._spec = ArraySpec(
             n_rows=n_rows,
             n_features=n_features,
             dtype=dtype,
             block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
-            layout=f"in memory, {order} order" if order != "strided" else "in memory, strided",
+            layout=f"in memory, {order}{' order' if order != 'strided' else ''}"
+            + (", masked" if self._mask is not None else ""),
             piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
             feature_names=feature_names,
         )
@@ -84,7 +103,10 @@ class MemorySource(Described):
         check_read(self._name, self._spec, rows, out, closed=self._closed)
         for box in row_boxes(self._array.shape[:-1], rows):
             target = out[box.start - rows.start : box.stop - rows.start]
-            target.reshape(*box.shape, self._spec.n_features)[...] = self._array[box.selection]
+            target = target.reshape(*box.shape, self._spec.n_features)
+            target[...] = self._array[box.selection]
+            if self._mask is not None:
+                target[self._mask[box.selection]] = self._no_value
 
     def fingerprint(self) -> str:
         """Hex digest of shape, dtype and every byte; the same whatever the strides."""
@@ -98,8 +120,11 @@ class MemorySource(Described):
         return digest.hexdigest()
 
     def notes(self) -> list[str]:
-        """No notes."""
-        return []
+        """How many rows have a masked value."""
+        if self._mask is None:
+            return []
+        n_masked = int(self._mask.any(axis=-1).sum())
+        return [f"{self._name}: {n_masked} rows have masked values, which are read as NaN"]
 
     def close(self) -> None:
         """Refuse further reads; the array stays the caller's."""

@@ -34,6 +34,7 @@ from streamkm.sources.formats import (
     refuse_foreign_options,
     suffixes,
 )
+from streamkm.sources.lazy import is_lazy, open_lazy
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.names import shown
 from streamkm.sources.places import (
@@ -85,10 +86,12 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
 
     Parameters
     ----------
-    location : str, Path, list of paths, ndarray, sparse matrix, zarr.Array or Source
+    location : str, Path, list of paths, ndarray, sparse matrix, lazy array or Source
         A path, a glob or a folder of shards, a list of paths, the address of a Zarr array
         (``s3://``, ``gs://``, ``https://``), or an array in memory. A sparse matrix of scipy is
-        read as CSR, and each row is made dense where it is read. A path names a file whose
+        read as CSR, and each row is made dense where it is read. An array of zarr, dask or xarray,
+        a dataset of h5py, and the X of a backed AnnData are streamed, never loaded as a whole. A
+        path names a file whose
         suffix is that of a known format, the folder of a Zarr array, or any other file if `dtype`
         and `n_features` are given. Shards are read as one array along rows, in natural order of
         their names (``part-2`` before ``part-10``). ``@files.txt`` names a text file with one path
@@ -188,6 +191,9 @@ def _open_object(location: Any, given: Given) -> Source:
         refuse_foreign_options("a sparse matrix", given, None, "")
         matrix = location.tocsr()
         return honoured(CsrSource(CsrInMemory(matrix), matrix.shape, "in memory"), nodata)
+    if is_lazy(location):
+        refuse_foreign_options("a lazy array", given, None, "")
+        return honoured(open_lazy(location), nodata)
     if isinstance(location, list | tuple) and not location:
         raise SourceError("a list of paths must name at least one, this one is empty")
     raise SourceError(

@@ -85,10 +85,34 @@ def test_array_is_not_copied() -> None:
         (np.full((2, 2), "a", np.dtypes.StringDType()), "real numbers.*String"),
         (np.zeros((2, 2), [("a", "f4")]), "elements are records of a; store"),
         (np.zeros((2, 2), "M8[s]"), "real numbers.*datetime64"),
-        (np.ma.masked_array(np.zeros((2, 2)), mask=True), "masked.*filled"),
     ],
     ids=lambda value: value.dtype.name if isinstance(value, np.ndarray) else "",
 )
 def test_refuses_what_is_no_matrix_of_numbers(array: np.ndarray, says: str) -> None:
     with pytest.raises(SourceError, match=says):
         open_source(array)
+
+
+# Breaks when what lies beneath a mask is clustered.
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [("float16", "float16"), (">f8", "float64"), ("int16", "float32"), ("uint64", "float64")],
+)
+def test_masked_values_are_nan(stored: str, dtype: str) -> None:
+    array = numbers((7, 29, 5), stored)
+    masked = np.ma.array(array, mask=False)
+    masked[2, 3, 1] = masked[6, 28] = np.ma.masked
+    source = open_source(masked)
+    wanted = array.astype(dtype)
+    wanted[2, 3, 1] = wanted[6, 28] = np.nan
+    assert source.spec.dtype == dtype
+    assert same_bytes(read(source, 0, 203), wanted.reshape(203, 5))
+    assert "2 rows have masked values" in source.notes()[0]
+    assert source.fingerprint() != open_source(array.astype(dtype)).fingerprint()
+
+
+def test_a_mask_that_masks_nothing_changes_nothing() -> None:
+    array = numbers((20, 5), "int16")
+    source = open_source(np.ma.array(array, mask=np.zeros((20, 5), bool)))
+    assert source.spec == open_source(array).spec
+    assert same_bytes(read(source, 0, 20), array)

@@ -45,12 +45,18 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
 
 
 def sampled_row_error(source: Source, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:
-    """The error for row number `row`, which is not finite; `found` counts such rows in words."""
+    """The error for row number `row`, which is not finite; `found` counts such rows in words.
+
+    NaN may stand for a stored value that is no data, see `ArraySpec.nodata`.
+    """
     bad = int(np.flatnonzero(~np.isfinite(values_D))[0])
-    names = source.spec.feature_names
+    names, nodata = source.spec.feature_names, source.spec.nodata
+    value = str(values_D[bad])
+    if nodata and np.isnan(values_D[bad]):
+        value = f"no data, {' or '.join(f'{each:.9g}' for each in nodata)}"
     feature = f"feature {bad}, {names[bad]!r}" if names else f"feature {bad}"
     return NonFiniteError(
-        f"{source.name}: row {row} holds {values_D[bad]} ({feature}; {found}); ",
+        f"{source.name}: row {row} holds {value} ({feature}; {found}); ",
         Option("nan", "drop"),
         " leaves rows with NaN or infinity out",
     )

@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from streamkm.sources.zarr.opening import array_names, open_zarr, open_zarr_node
     from streamkm.sources.zarr.remote import open_remote
-    from streamkm.sources.zarr.source import array_names, open_zarr, open_zarr_node
 
 __all__ = ["array_names", "open_remote", "open_zarr", "open_zarr_node"]
 
@@ -19,5 +19,5 @@ __all__ = ["array_names", "open_remote", "open_zarr", "open_zarr_node"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "remote" if name == "open_remote" else "source"
+    home = "remote" if name == "open_remote" else "opening"
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -22,7 +22,7 @@ from zarr.storage import ObjectStore
 from streamkm.errors import SourceError
 from streamkm.sources.decoded import Decoding
 from streamkm.sources.layout import one_line
-from streamkm.sources.zarr.source import open_zarr_node
+from streamkm.sources.zarr.opening import open_zarr_node
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
