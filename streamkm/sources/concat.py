@@ -117,6 +117,7 @@ class ConcatSource(Described):
             member=first.spec.member,
             nodata=tuple(dict.fromkeys(value for spec in specs for value in spec.nodata)),
             is_scaled=any(spec.is_scaled for spec in specs),
+            is_remote=any(spec.is_remote for spec in specs),
         )
 
     @property

@@ -19,7 +19,8 @@ from collections import Counter
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,11 +31,13 @@ from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.names import shown
 from streamkm.sources.parquet_footer import null_counts
-from streamkm.sources.rowfile import RowFile, stream_of
+from streamkm.sources.rowfile import row_file, stream_of
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
+
+    from streamkm.sources.rowfile import Stored
 
 __all__ = ["ParquetSource"]
 
@@ -58,6 +61,8 @@ _LEVEL_BYTES = 4
 class ParquetSource(Described):
     """Rows of a Parquet file; a row group is a block.
 
+    `streamkm.sources.arrow` reads Arrow's own files by the same rules, group by group.
+
     Parameters
     ----------
     path : Path
@@ -73,11 +78,14 @@ class ParquetSource(Described):
         If it is no Parquet file, or these columns do not make rows of numbers.
     """
 
-    def __init__(self, path: Path, *, columns: Sequence[str] | None = None) -> None:
+    #: Name of the format, and what it calls a group of rows.
+    kind, group = "Parquet", "row group"
+
+    def __init__(self, path: Path | Stored, *, columns: Sequence[str] | None = None) -> None:
         # It only knows whether the file has changed: pyarrow opens the file for each read.
-        self._file = RowFile(path, keep_open=False)
+        self._file = row_file(path, keep_open=False)
         try:
-            with pq.ParquetFile(path) as file:
+            with self._reader() as file:
                 self._metadata, schema = file.metadata, file.schema_arrow
                 if not self._metadata.num_rows:
                     raise NoRowsError(f"{path}: the file has no rows")
@@ -90,7 +98,9 @@ class ParquetSource(Described):
                 dtype = _common_dtype(types, self._columns, str(path))
                 nulls = self._known_nulls(is_whole=np.dtype(dtype).kind in "iu")
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
-            raise SourceError(f"{path}: cannot be opened as Parquet: {one_line(error)}") from error
+            raise SourceError(
+                f"{path}: cannot be opened as {self.kind}: {one_line(error)}"
+            ) from error
         # Integers of 64 bits that are read as float64.
         self._may_round = False
         if min(sizes, default=0) < 0 or stored < 0:
@@ -109,11 +119,12 @@ class ParquetSource(Described):
             dtype=dtype,
             # One writer makes all groups of one size, except the last.
             block_rows=max(sizes),
-            layout=f"parquet, {len(sizes)} row groups of up to {max(sizes)}, "
+            layout=f"{self.kind.lower()}, {counted(len(sizes), self.group)} of up to {max(sizes)}, "
             + (f"column {self._columns[0]}" if self._is_list else f"{n_features} columns"),
             scratch_bytes=self._scratch_bytes(stored, max(sizes), row_bytes, n_features),
             feature_names=() if self._is_list else tuple(self._columns),
             member=self._columns[0] if self._is_list and columns is None else "",
+            is_remote=self._file.is_remote,
         )
         if nulls:
             self._spec, self._may_round = _widened(self._spec)
@@ -140,7 +151,7 @@ class ParquetSource(Described):
         check_read(self.name, self._spec, rows, out, closed=self._file.closed)
         self._file.check_unchanged(rows)
         try:
-            with pq.ParquetFile(self._file.path, metadata=self._metadata) as file:
+            with self._reader(self._metadata) as file:
                 self._read_groups(file, rows, out)
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise ReadError(
@@ -173,6 +184,12 @@ class ParquetSource(Described):
         """Refuse further reads; no file is held open."""
         self._file.close()
 
+    def _reader(self, metadata: Any = None) -> Any:
+        """What reads groups of columns, as `pyarrow.parquet.ParquetFile` does."""
+        path = self._file.path
+        place = path if isinstance(path, Path) else pa.PythonFile(stream_of(self._file), "r")
+        return pq.ParquetFile(place, metadata=metadata, pre_buffer=self._file.is_remote)
+
     def _read_groups(self, file: pq.ParquetFile, rows: RowRange, out: np.ndarray) -> None:
         done = rows.start
         while done < rows.stop:
@@ -181,7 +198,7 @@ class ParquetSource(Described):
             expected = self._metadata.row_group(index).num_rows
             if table.num_rows != expected:
                 raise ReadError(
-                    f"{self.name}: row group {index} holds {table.num_rows} rows, the file's "
+                    f"{self.name}: {self.group} {index} holds {table.num_rows} rows, the file's "
                     f"metadata say {expected}; the file is corrupt"
                 )
             first = self._starts[index]
@@ -227,9 +244,9 @@ class ParquetSource(Described):
             wrong = np.flatnonzero(lengths != np.where(has_list, n_features, 0))
             if wrong.size:
                 raise ReadError(
-                    f"{self.name}: column {name!r}: a list of {lengths[wrong[0]]} elements in row "
-                    f"group {group}, the first list has {n_features}; all lists must be of one "
-                    "length"
+                    f"{self.name}: column {name!r}: a list of {lengths[wrong[0]]} elements in "
+                    f"{self.group} {group}, the first list has {n_features}; all lists must be of "
+                    "one length"
                 )
             start, is_stored = int(offsets[0]), has_list
         child = chunk.values.slice(start, np.count_nonzero(is_stored) * n_features)
@@ -249,7 +266,7 @@ class ParquetSource(Described):
         """Refuse nulls among rows of integers, none of which stands for no value."""
         if self._spec.storage.kind != "f":
             raise ReadError(
-                f"{self.name}: column {name!r} holds {n_nulls} nulls in row group {group}, and "
+                f"{self.name}: column {name!r} holds {n_nulls} nulls in {self.group} {group}, and "
                 f"{self._spec.dtype} has no number that stands for a null; fill them, or store the "
                 "column as floats"
             )
@@ -276,6 +293,8 @@ class ParquetSource(Described):
         decoded, levels = rows * row_bytes, _LEVEL_BYTES * rows * n_features * self._is_list
         # The chosen columns store no more: a dictionary holds each number at most once more.
         stored = min(stored, 2 * decoded + levels)
+        # What comes over a network is held once more before it is parsed.
+        stored *= 1 + self._file.is_remote
         return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
 
 

@@ -25,7 +25,7 @@ from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read, one_line, row_boxes
 from streamkm.sources.within import is_inside
 from streamkm.sources.zarr.direct import direct_reader
-from streamkm.sources.zarr.listing import object_versions
+from streamkm.sources.zarr.listing import LISTED, object_versions
 from streamkm.sources.zarr.store import WholeStore, codec_name
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class ZarrSource(Described):
                 f"{self._name}: {missing} of {total} {what} were never written, "
                 f"their rows read as the fill value {0 if fill is None else fill}"
             )
-        if not isinstance(self._store, (LocalStore, MemoryStore, ObjectStore)):
+        if not isinstance(self._store, (*LISTED, MemoryStore)):
             notes.append(
                 f"{self._name}: of this store only the total size is watched: a change that "
                 "keeps it goes unnoticed when a run resumes"
@@ -194,7 +194,7 @@ class ZarrSource(Described):
 
     def _digest_chunks(self, digest: Any) -> None:
         store = self._store
-        if isinstance(store, (LocalStore, ObjectStore)):
+        if isinstance(store, LISTED):
             for key, version in sorted((object_versions(store, self._array.path) or {}).items()):
                 if Path(key).name not in _METADATA:
                     digest.update(f"{key}\n{version}\n".encode())
@@ -210,7 +210,7 @@ class ZarrSource(Described):
         grid = [-(-extent // size) for extent, size in zip(array.shape, stored, strict=True)]
         total = prod(grid)
         what = "shards" if array.shards else "chunks"
-        if isinstance(self._store, (LocalStore, ObjectStore)):
+        if isinstance(self._store, LISTED):
             # array.nchunks_initialized searches a list once a chunk: hours for a million chunks.
             present = object_versions(self._store, array.path)
             if present is None:
