@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sklearn import get_config
+from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from sklearn.base import BaseEstimator
 
-__all__ = ["KEPT_DTYPES", "InputRows", "open_rows"]
+__all__ = ["KEPT_DTYPES", "InputRows", "as_numpy", "checked_centroids", "like", "open_rows"]
 
 #: Types of arrays that are kept. Any other becomes the first of them, float64, if it can.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
@@ -128,6 +130,36 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         is_dense = isinstance(array, np.ndarray)
         source = MemorySource(array, feature_names=names) if is_dense else open_source(array)
         yield InputRows(source, in_memory=True, array=array)
+
+
+def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
+    """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape."""
+    # Their type is kept, so that an error names the one that the user gave.
+    checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
+    whats = (f"clusters {shape[0]}", f"features of the data {shape[1]}")
+    for found, needed, what in zip(checked_KD.shape, shape, whats, strict=True):
+        if found != needed:
+            raise ParameterError(
+                f"The shape of the initial centers {checked_KD.shape} does not match the number "
+                f"of {what}: {shape[0]} centroids of {shape[1]} features are needed, these are "
+                f"{checked_KD.dtype} of shape {checked_KD.shape}"
+            )
+    return checked_KD
+
+
+def like(X: Any, array: np.ndarray) -> Any:
+    """`array`, or a tensor on the device of `X` if that is a tensor and scikit-learn is told so.
+
+    It is told by its setting ``array_api_dispatch``: results are then of the kind of the input.
+    """
+    if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+        return torch.from_numpy(array).to(X.device)
+    return array
+
+
+def as_numpy(array: Any) -> Any:
+    """`array`, or the NumPy array of a tensor."""
+    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
 
 
 def _is_location(X: Any) -> bool:

@@ -72,6 +72,10 @@ class _Index:
     batches: tuple[_Batch, ...]
 
     @property
+    def num_rows(self) -> int:
+        return sum(batch.num_rows for batch in self.batches)
+
+    @property
     def num_row_groups(self) -> int:
         return len(self.batches)
 
@@ -113,11 +117,13 @@ class _Reader:
         table.validate(full=True)
         return table
 
-    def iter_batches(self, *, batch_size: int, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The first rows of each batch that has any."""
-        for index, batch in enumerate(self.metadata.batches):
-            if batch.num_rows:
-                yield self.read_row_group(index, columns=columns).slice(0, batch_size)
+    def iter_batches(
+        self, *, batch_size: int, columns: Sequence[str], use_threads: bool
+    ) -> Iterator[pa.RecordBatch]:
+        """The chosen columns of all rows, `batch_size` at most at a time."""
+        for index in range(len(self.metadata.batches)):
+            table = self.read_row_group(index, columns=columns, use_threads=use_threads)
+            yield from table.to_batches(max_chunksize=batch_size)
 
 
 def _stored(kind: pa.DataType) -> pa.DataType:

@@ -305,11 +305,12 @@ def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
 
     def note(member: str, node: h5py.Dataset | h5py.Group) -> None:
         # An empty dataset has the shape None.
-        is_array = isinstance(node, h5py.Dataset) and len(node.shape or ()) >= 2
-        stored = _numpy_dtype(node) if is_array else None
-        if stored is not None and stored.kind in "fiu":
+        stored = _numpy_dtype(node) if isinstance(node, h5py.Dataset) else None
+        if stored is None:
+            return
+        if len(node.shape or ()) >= 2 and stored.kind in "fiu":
             found[member] = node
-        elif isinstance(node, h5py.Dataset) and node.dtype.names is not None:
+        elif stored.names is not None:
             records.append(member)
 
     file.visititems(note)

@@ -127,8 +127,16 @@ def test_nulls(tmp_path: Path) -> None:
     rows[13] = [1.0, None]
     write(tmp_path / "x.arrow", pa.table({"x": pa.array(rows, pa.list_(pa.float32(), 2))}))
     source = open_source(tmp_path / "x.arrow")
+    rows[13] = [1.0, np.nan]
+    assert same_bytes(read(source, 0, 20), np.array(rows, "f4"))
+
+
+# Breaks when a null among integers, for which there is no number, is read as one.
+def test_nulls_among_integers(tmp_path: Path) -> None:
+    write(tmp_path / "x.arrow", pa.table({"x": pa.array([1, None, 3], pa.int32())}))
+    source = open_source(tmp_path / "x.arrow")
     with pytest.raises(ReadError, match="holds 1 nulls in record batch 0"):
-        read(source, 0, 20)
+        read(source, 0, 3)
 
 
 def test_lists_of_several_lengths(tmp_path: Path) -> None:

@@ -163,28 +163,6 @@ def test_without_h5py(tmp_path: Path, monkeypatch) -> None:
     refused(tmp_path / "x.h5", r"needs h5py.*install streamkm\[hdf5\]")
 
 
-# Breaks when a table of records passes for no array at all, and the user looks for one.
-def test_records_are_refused_as_such(tmp_path):
-    records = np.zeros((5, 1), [("mass", "f4"), ("charge", "f4")])
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["table"] = records[:, 0]
-        file["wide"] = records
-    message = r"it holds none, and records \(compound types\), which are no rows, in table, wide"
-    with pytest.raises(SourceError, match=message):
-        open_source(tmp_path / "x.h5")
-    np.save(tmp_path / "x.npy", records)
-    for location, dataset in (
-        (tmp_path / "x.h5", "table"),
-        (tmp_path / "x.h5", "wide"),
-        (tmp_path / "x.npy", None),
-        (records, None),
-    ):
-        with pytest.raises(
-            SourceError, match="elements are records of mass, charge; store them as"
-        ):
-            open_source(location, dataset=dataset)
-
-
 def stored_as(path: Path, kind: Any, values: np.ndarray, memory: Any, *, more: bool) -> None:
     """Write `values` in one piece as elements of the HDF5 type `kind`."""
     with h5py.File(path, "w") as file:
@@ -275,3 +253,25 @@ def test_several_datasets_suggest_variables(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "x.nc", "w") as file:
         file["red"], file["nir"], file["lat"] = numbers((4, 5)), numbers((4, 5)), numbers((4,))
     refused(tmp_path / "x.nc", r"nir \(4, 5\), red \(4, 5\), or several of one shape as features")
+
+
+# Breaks when a table of records passes for no array at all, and the user looks for one.
+def test_records_are_refused_as_such(tmp_path):
+    records = np.zeros((5, 1), [("mass", "f4"), ("charge", "f4")])
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["table"] = records[:, 0]
+        file["wide"] = records
+    message = r"it holds none, and records \(compound types\), which are no rows, in table, wide"
+    with pytest.raises(SourceError, match=message):
+        open_source(tmp_path / "x.h5")
+    np.save(tmp_path / "x.npy", records)
+    for location, dataset in (
+        (tmp_path / "x.h5", "table"),
+        (tmp_path / "x.h5", "wide"),
+        (tmp_path / "x.npy", None),
+        (records, None),
+    ):
+        with pytest.raises(
+            SourceError, match="elements are records of mass, charge; store them as"
+        ):
+            open_source(location, dataset=dataset)

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["as_float", "non_finite_error", "sampled_row_error"]
 
 
-def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
+def non_finite_error(source: Source, n_found: int, *, of_fit: bool = False) -> NonFiniteError:
     """The error for `n_found` rows that are not finite, with the number of the first.
+
+    With `of_fit` the remedies are those of a fit, which may still choose a scaling. Otherwise the
+    rows meet centroids whose scaling is settled.
 
     Reads the source from its first row on, because a shuffled stream meets another one first.
     """
@@ -34,13 +37,17 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
         largest_B = np.abs(values).max(axis=1)
         if (most := float(largest_B.max())) > largest:
             too_long, largest = rows.start + int(largest_B.argmax()), most
-    return NonFiniteError(
+    what = (
         f"{source.name}: the squared length of row {too_long} overflows {dtype}, it holds "
-        f"{largest:.3g} ({n_found} such rows so far); use ",
-        Option("scale", "zscore"),
-        ", which looks at every row first, or ",
-        Option("nan", "drop"),
-        " to leave such rows out",
+        f"{largest:.3g} ({n_found} such rows so far); use "
+    )
+    scale, drop = Option("scale", "zscore"), Option("nan", "drop")
+    if of_fit:
+        return NonFiniteError(
+            what, scale, ", which looks at every row first, or ", drop, " to leave such rows out"
+        )
+    return NonFiniteError(
+        what, drop, " to leave such rows out, or first fit with ", scale, " on rows like these"
     )
 
 
