@@ -6,16 +6,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamkm.estimators import KMeans, MiniBatchKMeans, load_run
+    from streamkm.estimators import (
+        BisectingKMeans,
+        KMeans,
+        MiniBatchKMeans,
+        k_means,
+        kmeans_plusplus,
+        load_run,
+    )
     from streamkm.sources import open_source
 
 __version__ = "0.1.0"
 
-__all__ = ["KMeans", "MiniBatchKMeans", "load_run", "open_source"]
+__all__ = [
+    "BisectingKMeans",
+    "KMeans",
+    "MiniBatchKMeans",
+    "k_means",
+    "kmeans_plusplus",
+    "load_run",
+    "open_source",
+]
 
 #: The module of each public name. A name is imported on first use, because ``--help`` and a
 #: mistyped path must not wait the seconds that importing torch takes.
 _HOMES = {
+    "BisectingKMeans": "streamkm.estimators",
+    "k_means": "streamkm.estimators",
+    "kmeans_plusplus": "streamkm.estimators",
     "KMeans": "streamkm.estimators",
     "MiniBatchKMeans": "streamkm.estimators",
     "load_run": "streamkm.estimators",

@@ -108,7 +108,7 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     config = configured(FitConfig, arguments)
     execution = configured(ExecutionConfig, arguments)
-    with StopRequest() as stop_request, closing(_open(arguments, nan=config.nan)) as source:
+    with StopRequest() as stop_request, closing(_open(arguments)) as source:
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         check_fit(source.spec, config, source.name)
         check_outside(source, run_dir=arguments.out)
@@ -197,22 +197,22 @@ def _info(arguments: argparse.Namespace) -> None:
             print(describe_source(source))
 
 
-def _open(arguments: argparse.Namespace, *, nan: str = "error") -> Source:
-    """The source; values that its attributes mark as no data are NaN if `nan` is ``drop``."""
+def _open(arguments: argparse.Namespace) -> Source:
     from streamkm.sources import open_source
 
-    options = source_keywords(arguments)
-    return open_source(arguments.source, **options, fill_is_nan=nan == "drop")
+    # Values that a file's attributes mark as no data are left out like NaN.
+    fill_is_nan = getattr(arguments, "nan", None) == "drop"
+    return open_source(arguments.source, **source_keywords(arguments), fill_is_nan=fill_is_nan)
 
 
 def _open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
-    """The source, with stored values read as in a run where no option says otherwise."""
+    """The source, with stored values read as in `run` where no option says otherwise."""
     from streamkm.runs.storage.run_folder import reading_of
 
     for name, value in reading_of(run).items():
         if not getattr(arguments, name):
             setattr(arguments, name, value)
-    return _open(arguments, nan=arguments.nan or run["fit"].get("nan", "error"))
+    return _open(arguments)
 
 
 def _open_weights(
@@ -358,13 +358,15 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         type=expanded,
         required=True,
-        help="where to write the label of each row, a .npy or .zarr",
+        help="where to write the label of each row, a .npy or .zarr; or a .parquet of labels, "
+        "distances and, with --id-column, ids; or store.zarr/NAME, a map in the source's shape",
     )
     parser.add_argument(
         "--distances",
         metavar="OUT",
         type=expanded,
-        help="where to write the Euclidean distance of each row to its centroid, a .npy or .zarr",
+        help="where to write the Euclidean distance of each row to its centroid, a .npy, .zarr "
+        "or .parquet",
     )
     parser.add_argument(
         "--resume",

@@ -47,7 +47,9 @@ TESTED_IN = {
     "sources/base": "sources/contract.py",
     # What holds the rows of one batch, and comes of preparing them.
     "clustering/batch": "clustering/test_preparation.py",
-    "clustering/seeding/sample": "runs/engine/test_sampling.py",
+    # What a fit prints, and whom it tells of its steps.
+    "estimators/verbose": "estimators/test_conventions.py",
+    "runs/engine/listener": "estimators/test_conventions.py",
     # Parts of one kernel, or of one way to decode.
     "kernels/ops/tiles": "kernels/test_cpu.py",
     "kernels/triton/assign": "kernels/triton/test_kernel.py",
@@ -61,6 +63,7 @@ TESTED_IN = {
     "sources/concat": "sources/test_registry.py",
     "sinks/places": "sinks/test_registry.py",
     "sources/npy": "sources/test_flat.py",
+    "sources/parquet_ids": "sources/test_ids.py",
     "sources/rowfile": "sources/test_flat.py",
     "sources/vecs": "sources/test_flat.py",
     "sources/within": "runs/storage/test_output_records.py",
@@ -71,6 +74,7 @@ TESTED_IN = {
     "sources/zarr/shards": "sources/zarr/test_direct.py",
     "sources/zarr/store": "sources/zarr/test_source.py",
     # What both estimators share.
+    "estimators/stopping": "estimators/test_runs.py",
     "estimators/base": "estimators/test_conventions.py",
     "estimators/loading": "estimators/test_runs.py",
     "estimators/parameters": "estimators/test_conventions.py",
@@ -209,7 +213,15 @@ def test_command_line_answers_before_torch_is_imported(
 
 # A name that appears or vanishes is a change of the interface: CHANGELOG.md names it.
 def test_public_names_are_those_promised() -> None:
-    assert streamkm.__all__ == ["KMeans", "MiniBatchKMeans", "load_run", "open_source"]
+    assert streamkm.__all__ == [
+        "BisectingKMeans",
+        "KMeans",
+        "MiniBatchKMeans",
+        "k_means",
+        "kmeans_plusplus",
+        "load_run",
+        "open_source",
+    ]
     assert all(callable(getattr(streamkm, name)) for name in streamkm.__all__)
 
 

@@ -1,7 +1,16 @@
-"""The scikit-learn interface: `KMeans`, `MiniBatchKMeans`, and `load_run` for finished runs."""
+"""The scikit-learn interface: estimators, functions, and `load_run` for finished runs."""
 
+from streamkm.estimators.bisecting import BisectingKMeans
+from streamkm.estimators.functions import k_means, kmeans_plusplus
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.loading import load_run
 from streamkm.estimators.minibatch import MiniBatchKMeans
 
-__all__ = ["KMeans", "MiniBatchKMeans", "load_run"]
+__all__ = [
+    "BisectingKMeans",
+    "KMeans",
+    "MiniBatchKMeans",
+    "k_means",
+    "kmeans_plusplus",
+    "load_run",
+]

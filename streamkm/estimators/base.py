@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 import warnings
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,60 +15,37 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamkm.config import FitConfig
-from streamkm.errors import Interrupted, ParameterError
+from streamkm.errors import ParameterError
 from streamkm.estimators.conversion import to_sklearn
-from streamkm.estimators.inputs import KEPT_DTYPES, InputRows, open_rows
+from streamkm.estimators.fitted import centers_of, model_from_centers, model_of
+from streamkm.estimators.inputs import InputRows, as_numpy, checked_centroids, like, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
     check_resumable,
     draw_seed,
     execution_config,
+    warn_of_no_effect,
 )
+from streamkm.estimators.stopping import stoppable
 from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.fit import fit, seed
 from streamkm.runs.in_memory import distance_rows, label_rows
-from streamkm.runs.reporting.signals import StopRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from streamkm.config import ExecutionConfig
+    from streamkm.runs.engine.listener import Listener
     from streamkm.runs.storage.model import Model
     from streamkm.sources import Weights
 
 __all__ = ["BaseKMeans"]
 
-logger = logging.getLogger("streamkm")
 
 #: Bytes of a small array, at most: in memory it is copied faster than a thread starts.
 SMALL_BYTES = 1 << 20
-
-
-@contextmanager
-def _stoppable(*, is_saved: bool) -> Iterator[StopRequest]:
-    """Answer a signal between two batches; if nothing was saved, pass it on.
-
-    A KeyboardInterrupt at any other time could leave a lock locked, and reader threads would wait
-    for it forever.
-    """
-    # Without a checkpoint a warning of the batch system does what it would do without streamkm.
-    stop_request = StopRequest(with_warnings=is_saved)
-    try:
-        with stop_request:
-            yield stop_request
-    except Interrupted as interrupted:
-        if not is_saved and stop_request.signal_name == "SIGINT":
-            # Raised, not signalled, because a process in the background may ignore SIGINT.
-            raise KeyboardInterrupt from None
-        if not is_saved and stop_request.signal_name is not None:
-            signal.raise_signal(signal.Signals[stop_request.signal_name])
-        # If nobody catches it, Python ends with its status and prints nothing.
-        logger.warning("%s", interrupted)
-        raise
 
 
 class _NoLabels:
@@ -91,6 +66,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
     _model: Model
     _seed: int
     labels_ = _NoLabels()
+
+    _default_n_init: int
+    """Seedings of ``n_init="auto"`` where one of them may be poor, scikit-learn's number."""
 
     # ---- scikit-learn's methods ---------------------------------------------
 
@@ -133,28 +111,18 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """
         check_parameters(self)
         check_resumable(self)
+        warn_of_no_effect(self)
         with torch_alone_after_fork(), open_rows(self, X, reset=True) as rows:
             execution = self._execution(rows)
             self._check_n_rows(rows)
             self._seed = draw_seed(self.random_state)
             weights = rows.weights(sample_weight)
-            given_KD = self._given_centroids(rows, execution, weights)
-            with _stoppable(is_saved=self.run_dir is not None) as stop_request:
-                model = fit(
-                    rows.source,
-                    self._config(is_given=given_KD is not None),
-                    execution,
-                    None if self.run_dir is None else Path(self.run_dir),
-                    resume=bool(self.resume),
-                    stop_request=stop_request,
-                    given_KD=given_KD,
-                    weights=weights,
-                    quiet=not self.verbose,
-                )
-            self._adopt(model.on_host())
+            self._n_init = self._seedings()
+            self._adopt(self._run(rows, execution, weights, self._n_init))
             self._label(rows, execution, weights)
         self.n_iter_ = self._model.figures["n_iter"]
         self._warn_of_empty_clusters()
+        self._give_like(X)
         return self
 
     def fit_predict(self, X: Any, y: None = None, sample_weight: Any = None) -> np.ndarray:
@@ -200,9 +168,11 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ValueError
             If the data cannot be used, or has another number of features.
         """
-        check_is_fitted(self, "cluster_centers_")
+        model = self._current_model()
         with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
-            return label_rows(self._model, rows.source, self._execution(rows), nan=self.nan)[0]
+            found_N = label_rows(model, rows.source, self._execution(rows), nan=self.nan)[0]
+        labels_N: np.ndarray = like(X, found_N)
+        return labels_N
 
     def transform(self, X: Any) -> np.ndarray:
         """Compute the Euclidean distance of every row of `X` to every centroid.
@@ -226,9 +196,11 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ValueError
             As in `predict`.
         """
-        check_is_fitted(self, "cluster_centers_")
+        model = self._current_model()
         with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
-            return distance_rows(self._model, rows.source, self._execution(rows), nan=self.nan)
+            found_NK = distance_rows(model, rows.source, self._execution(rows), nan=self.nan)
+        distances_NK: np.ndarray = like(X, found_NK)
+        return distances_NK
 
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Compute minus the inertia of the rows of `X`; greater is better.
@@ -253,10 +225,10 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         ValueError
             As in `predict`, or if `sample_weight` cannot be used.
         """
-        check_is_fitted(self, "cluster_centers_")
+        model = self._current_model()
         with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
             _, inertia = label_rows(
-                self._model,
+                model,
                 rows.source,
                 self._execution(rows),
                 nan=self.nan,
@@ -275,8 +247,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             to rounding. It takes rows of float32 if the data was float32, else of float64. A
             ``MiniBatchKMeans`` continues ``partial_fit`` from the same counts, as floats.
         """
-        check_is_fitted(self, "cluster_centers_")
-        return to_sklearn(self, self._model)
+        return to_sklearn(self, self._current_model())
 
     @classmethod
     def from_model(cls, model: Model) -> Self:
@@ -292,6 +263,10 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         return tags
 
     # ---- parameters and settings --------------------------------------------
+
+    def _lines(self) -> Listener:
+        """What prints scikit-learn's lines of progress on stdout."""
+        raise NotImplementedError
 
     def _settings(self) -> dict[str, Any]:
         """The settings of the run that only this estimator decides."""
@@ -312,17 +287,49 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             "nan": settings["nan"],
         }
 
+    # ---- what is fitted -----------------------------------------------------
+
+    @property
+    def _n_features_out(self) -> int:
+        """The number of clusters, where scikit-learn's mixin for names of features reads it."""
+        return len(self.cluster_centers_)
+
+    def _current_model(self) -> Model:
+        """The model of the centroids and counts as they are now: the user may have set them."""
+        check_is_fitted(self, "cluster_centers_")
+        if hasattr(self, "_model"):
+            centers_KD, counts_K = as_numpy(self.cluster_centers_), as_numpy(self.counts_)
+            self._model = model_of(self._model, centers_KD, counts_K)
+            return self._model
+        check_parameters(self)
+        self._seed = 0  # which nothing draws by: there is no seeding
+        config = replace(self._config(is_given=True, n_init=1), k=len(self.cluster_centers_))
+        return model_from_centers(as_numpy(self.cluster_centers_), config)
+
+    def _give_like(self, X: Any) -> None:
+        """Make tensors of the fitted arrays, if the rows were a tensor: see `like`."""
+        for name in ("cluster_centers_", "labels_"):
+            if name in vars(self):
+                setattr(self, name, like(X, getattr(self, name)))
+
     # ---- parts of fitting ---------------------------------------------------
 
-    def _n_init(self) -> int:
-        return 1 if self.n_init == "auto" else int(self.n_init)
+    def _seedings(self) -> int:
+        """The number of seedings that `n_init` asks for."""
+        if self.n_init != "auto":
+            return int(self.n_init)
+        return self._default_n_init if self._starts_poorly() else 1
 
-    def _config(self, *, is_given: bool) -> FitConfig:
+    def _starts_poorly(self) -> bool:
+        """Whether seedings differ so much that one of them may be poor."""
+        return callable(self.init) or (isinstance(self.init, str) and self.init == "random")
+
+    def _config(self, *, is_given: bool, n_init: int) -> FitConfig:
         return FitConfig(
             k=int(self.n_clusters),
             epochs=int(self.max_iter),
             init="given" if is_given else self.init,
-            n_init=1 if is_given else self._n_init(),
+            n_init=1 if is_given else n_init,
             metric=self.metric,
             scale=self.scale,
             tol=float(self.tol),
@@ -340,22 +347,40 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         if n_rows < self.n_clusters:
             raise ParameterError(f"n_samples={n_rows} should be >= n_clusters={self.n_clusters}.")
 
+    def _run(
+        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None, n_init: int
+    ) -> Model:
+        """The model of a run that begins from the best of `n_init` seedings."""
+        given_KD = self._given_centroids(rows, execution, weights, n_init)
+        with stoppable(is_saved=self.run_dir is not None) as stop_request:
+            return fit(
+                rows.source,
+                self._config(is_given=given_KD is not None, n_init=n_init),
+                execution,
+                None if self.run_dir is None else Path(self.run_dir),
+                resume=bool(self.resume),
+                stop_request=stop_request,
+                given_KD=given_KD,
+                weights=weights,
+                quiet=not self.verbose,
+                listener=self._lines() if self.verbose else None,
+            ).on_host()
+
     def _given_centroids(
-        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None
+        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None, n_init: int
     ) -> np.ndarray | None:
         """The first centroids, if `init` is an array or a callable: then the best of `n_init`."""
-        n_init = self._n_init()
         if isinstance(self.init, str):
             return None
         if not callable(self.init):
             if n_init > 1:
                 warnings.warn(
-                    "init is an array, so that there is one way to begin; "
-                    f"n_init={n_init} makes no difference, leave it out",
+                    "Explicit initial center position passed: performing only one init in "
+                    f"{type(self).__name__} instead of n_init={n_init}.",
                     RuntimeWarning,
                     stacklevel=3,
                 )
-            return self._checked(self.init)
+            return self._checked(self.init, rows)
         if rows.array is None:
             raise ParameterError(
                 "a callable init gets the rows as a NumPy array, which X is not; call it "
@@ -363,12 +388,12 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             )
         generator = check_random_state(self._seed)
         candidates = [
-            self._checked(self.init(rows.array, self.n_clusters, random_state=generator))
+            self._checked(self.init(rows.array, self.n_clusters, random_state=generator), rows)
             for _ in range(n_init)
         ]
         if n_init == 1:
             return candidates[0]
-        config = self._config(is_given=True)
+        config = self._config(is_given=True, n_init=1)
         inertias = []
         for given_KD in candidates:
             first = seed(
@@ -378,20 +403,16 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             inertias.append(inertia)
         return candidates[int(np.argmin(inertias))]
 
-    @staticmethod
-    def _checked(centroids_KD: Any) -> np.ndarray:
-        # Their type is kept, so that an error names the one that the user gave.
-        checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
-        return checked_KD
+    def _checked(self, centroids_KD: Any, rows: InputRows) -> np.ndarray:
+        shape = (self.n_clusters, rows.source.spec.n_features)
+        return checked_centroids(centroids_KD, shape)
 
     def _adopt(self, model: Model) -> None:
         """Take the fitted attributes from `model`, and forget those of an earlier fit."""
         self._model = model
-        # scikit-learn's mixin for names of features reads the number of clusters here.
-        self._n_features_out = model.k
-        centroids_KD = model.scaling.inverse(model.centroids_KD)
-        self.cluster_centers_ = centroids_KD.to(model.centroids_KD.dtype).numpy()
-        self.counts_ = model.counts_K.numpy()
+        # Copies: what a user changes in place must not change the model behind its back.
+        self.cluster_centers_ = centers_of(model)
+        self.counts_ = model.counts_K.numpy().copy()
         exact = model.inertia
         self.inertia_ = model.figures["epoch_inertia"] if exact is None else exact
         self.__dict__.pop("labels_", None)
@@ -420,8 +441,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         if n_found < self.n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({n_found}) found smaller than n_clusters "
-                f"({self.n_clusters}): X has no more distinct rows, or the last update has left "
-                "a centroid where it is the nearest to none; a smaller n_clusters gives the same",
+                f"({self.n_clusters}). Possibly due to duplicate points in X, or the last update "
+                "has left a centroid where it is the nearest to none; a smaller n_clusters gives "
+                "the same.",
                 ConvergenceWarning,
                 stacklevel=3,
             )

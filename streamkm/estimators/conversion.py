@@ -9,6 +9,9 @@ from sklearn import cluster
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
+from streamkm.estimators.fitted import centers_of
+from streamkm.estimators.inputs import as_numpy
+
 if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
 
@@ -26,9 +29,9 @@ def to_sklearn(estimator: BaseEstimator, model: Model) -> Any:
     # scikit-learn wants rows in the type of the centroids.
     dtype = np.dtype(np.float32 if model.figures["dtype"] == "float32" else np.float64)
     moved = model.scaling.normalize or estimator.scale in ("zscore", "minmax")
-    centroids_KD = model.centroids_KD.double().numpy() if moved else estimator.cluster_centers_
+    centroids_KD = model.centroids_KD.double().numpy() if moved else centers_of(model)
     centroids_KD = centroids_KD.astype(dtype)
-    n_clusters = estimator.n_clusters
+    n_clusters = model.k
     mass_K = model.weights_K if len(model.weights_K) else model.counts_K
     # Fitted on the centroids, each of which is then the mean of its own cluster.
     if hasattr(estimator, "partial_fit"):
@@ -44,7 +47,7 @@ def to_sklearn(estimator: BaseEstimator, model: Model) -> Any:
     theirs.cluster_centers_ = centroids_KD
     for name in ("labels_", "inertia_", "n_iter_"):
         if hasattr(estimator, name):
-            setattr(theirs, name, getattr(estimator, name))
+            setattr(theirs, name, as_numpy(getattr(estimator, name)))
     is_named = isinstance(estimator.init, str)
     theirs.set_params(
         init="k-means++" if is_named and estimator.init != "random" else estimator.init,

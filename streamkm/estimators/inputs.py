@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sklearn import get_config
+from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from streamkm.errors import ParameterError
@@ -18,7 +20,9 @@ from streamkm.estimators.batches import is_batches
 from streamkm.sources import (
     DTYPES,
     Source,
+    SourceOptions,
     Weights,
+    check_dtype,
     is_lazy,
     is_path_list,
     open_source,
@@ -28,11 +32,19 @@ from streamkm.sources.memory import MemorySource
 from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sklearn.base import BaseEstimator
 
-__all__ = ["KEPT_DTYPES", "InputRows", "open_rows"]
+__all__ = [
+    "KEPT_DTYPES",
+    "InputRows",
+    "as_numpy",
+    "checked_centroids",
+    "like",
+    "open_rows",
+    "remember_reading",
+]
 
 #: Types of arrays that are kept. Any other becomes the first of them, float64, if it can.
 KEPT_DTYPES = [np.float64, *(np.dtype(name) for name in DTYPES if name != "bfloat16")]
@@ -104,17 +116,27 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         _check_features(estimator, source, reset=reset)
         yield InputRows(source, in_memory=True, array=None)
     elif _is_location(X):
-        is_drop = getattr(estimator, "nan", None) == "drop"
-        source = open_source(X, fill_is_nan=is_drop)
+        # A source that the user has opened is read as it is.
+        known = SourceOptions() if reset or isinstance(X, Source) else _reading_of(estimator)
+        known["fill_is_nan"] = getattr(estimator, "nan", None) == "drop"
+        source = open_source(X, **known)
         # A memory map is an array, such as joblib gives to its workers for one in memory.
         array = np.asarray(X) if isinstance(X, np.memmap) else None
         try:
             _check_features(estimator, source, reset=reset)
+            if reset:
+                remember_reading(
+                    estimator, nodata=source.spec.nodata, apply_scale=source.spec.is_scaled
+                )
             yield InputRows(source, in_memory=array is not None, array=array)
         finally:
             if source is not X:
                 source.close()
     else:
+        if getattr(getattr(X, "dtype", None), "names", None) is not None:
+            check_dtype(X.dtype, "X")
+        if reset:
+            remember_reading(estimator)
         # The stream finds NaN and infinity at no cost, and names their row.
         array = validate_data(
             estimator,
@@ -131,6 +153,52 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         is_dense = isinstance(array, np.ndarray)
         source = MemorySource(array, feature_names=names) if is_dense else open_source(array)
         yield InputRows(source, in_memory=True, array=array)
+
+
+def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
+    """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape."""
+    # Their type is kept, so that an error names the one that the user gave.
+    checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
+    whats = (f"clusters {shape[0]}", f"features of the data {shape[1]}")
+    for found, needed, what in zip(checked_KD.shape, shape, whats, strict=True):
+        if found != needed:
+            raise ParameterError(
+                f"The shape of the initial centers {checked_KD.shape} does not match the number "
+                f"of {what}: {shape[0]} centroids of {shape[1]} features are needed, these are "
+                f"{checked_KD.dtype} of shape {checked_KD.shape}"
+            )
+    return checked_KD
+
+
+def like(X: Any, array: np.ndarray) -> Any:
+    """`array`, or a tensor on the device of `X` if that is a tensor and scikit-learn is told so.
+
+    It is told by its setting ``array_api_dispatch``: results are then of the kind of the input.
+    """
+    if isinstance(X, torch.Tensor) and get_config()["array_api_dispatch"]:
+        return torch.from_numpy(array).to(X.device)
+    return array
+
+
+def as_numpy(array: Any) -> Any:
+    """`array`, or the NumPy array of a tensor."""
+    return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+
+
+def remember_reading(
+    estimator: BaseEstimator,
+    *,
+    nodata: Sequence[float | int] | None = None,
+    apply_scale: bool = False,
+) -> None:
+    """Keep how the rows of a fit were read from files, for later rows of the same kind."""
+    vars(estimator)["_reading"] = SourceOptions(nodata=nodata, apply_scale=apply_scale)
+
+
+def _reading_of(estimator: BaseEstimator) -> SourceOptions:
+    """What `remember_reading` has kept."""
+    kept: SourceOptions = vars(estimator).get("_reading", SourceOptions())
+    return kept.copy()
 
 
 def _is_location(X: Any) -> bool:

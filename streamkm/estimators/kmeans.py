@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sklearn.utils import check_random_state
+
 from streamkm.estimators.base import BaseKMeans
+from streamkm.estimators.verbose import PassLines
 
 if TYPE_CHECKING:
     import os
 
+    from streamkm.config import ExecutionConfig
+    from streamkm.estimators.inputs import InputRows
+    from streamkm.runs.storage.model import Model
+    from streamkm.sources import Weights
+
 __all__ = ["KMeans"]
+
+#: Seeds of fits beside the first are below it.
+MOST_SEED = 2**31 - 1
 
 
 class KMeans(BaseKMeans):
@@ -30,22 +41,24 @@ class KMeans(BaseKMeans):
         of the input, the path of a ``.npy`` file of them, or, if X is in memory, a callable
         ``init(X, n_clusters, random_state)`` that returns them.
     n_init : "auto" or int, default="auto"
-        Number of seedings, or of calls of a callable `init`. The fit goes on from the best.
-        ``"auto"`` is 1. (scikit-learn makes this number of whole fits and keeps the best.)
+        Number of seedings. The fit goes on from the best. If X is in memory and there is no
+        `run_dir`, ``"random"`` and a callable make this number of whole fits, of which the best is
+        kept, as scikit-learn does for all. ``"auto"`` is 10 for these two, else 1.
     max_iter : int, default=300
         Passes over the data, at most.
     tol : float, default=1e-4
         Stop when the squared shift of the centroids in a pass is at most `tol` times the mean
         variance of the features. 0 stops when no centroid moves any more.
     verbose : bool or int, default=0
-        Whether to report progress on stderr, on a terminal with a bar.
+        Whether to report progress: on stderr as the command line does, on a terminal with a bar;
+        on stdout in scikit-learn's words, a line for each pass.
     random_state : int, RandomState or None, default=None
         An integer is the seed and gives the same result each time. From anything else a seed is
         drawn.
-    copy_x : True
-        X is never written to, and never copied as a whole. No other value is allowed.
-    algorithm : "lloyd"
-        No other value is allowed: Elkan's algorithm would find the same clusters.
+    copy_x : bool, default=True
+        Without effect: X is never written to, and never copied as a whole.
+    algorithm : {"lloyd", "elkan", "auto", "full"}, default="lloyd"
+        It is Lloyd's in any case. ``"elkan"``, which finds the same clusters, gets a warning.
     metric : {"euclidean", "cosine"}, default="euclidean"
         ``"cosine"`` is spherical k-means: rows and centroids have unit length. A row of zeros has
         no direction: it gets the label 0, has the distance 1, and moves no centroid.
@@ -76,7 +89,8 @@ class KMeans(BaseKMeans):
     ----------
     cluster_centers_ : ndarray of shape (n_clusters, n_features)
         Centroids in the space of the input; with cosine and l2 they lie among the unit vectors.
-        float64 for data of float64 and of integers of 32 bits or more, else float32.
+        float64 for data of float64 and of integers of 32 bits or more, else float32. It may be
+        set or changed in place: all methods but `fit` go by what it is.
     labels_ : ndarray of shape (n_samples,), int32
         Index of the nearest centroid of each row; only with `compute_labels`.
     inertia_ : float
@@ -84,7 +98,7 @@ class KMeans(BaseKMeans):
         times its weight. Without ``labels_`` it is an upper bound: the distances of rows to the
         centroids that they were assigned to, after the last pass has moved these.
     counts_ : ndarray of shape (n_clusters,), int64
-        Number of rows that each centroid is the mean of.
+        Number of rows that each centroid is the mean of. It may be set, like `cluster_centers_`.
     n_iter_ : int
         Passes over the data, without a closing pass.
     n_features_in_ : int
@@ -156,6 +170,28 @@ class KMeans(BaseKMeans):
         self.max_host_memory = max_host_memory
         self.run_dir = run_dir
         self.resume = resume
+
+    _default_n_init = 10
+
+    def _run(
+        self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None, n_init: int
+    ) -> Model:
+        """The best of `n_init` whole fits, where the cost of a seeding tells little of its end.
+
+        Rows on disk are too many for that, and a run folder holds one fit.
+        """
+        if not (self._starts_poorly() and rows.in_memory and self.run_dir is None):
+            return super()._run(rows, execution, weights, n_init)
+        first = self._seed
+        models = []
+        for seed in (first, *check_random_state(first).randint(MOST_SEED, size=n_init - 1)):
+            self._seed = int(seed)
+            models.append(super()._run(rows, execution, weights, 1))
+        self._seed = first
+        return min(models, key=lambda model: model.inertia or 0.0)
+
+    def _lines(self) -> PassLines:
+        return PassLines()
 
     def _settings(self) -> dict[str, Any]:
         return {"algorithm": "lloyd"}

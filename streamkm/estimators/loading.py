@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamkm.errors import RunError
+from streamkm.estimators.inputs import remember_reading
 from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.storage.model import load_model
+from streamkm.runs.storage.run_folder import read_config, reading_of
 from streamkm.tables import ALGORITHMS, load_class
 
 if TYPE_CHECKING:
@@ -50,4 +53,6 @@ def load_run(path: str | os.PathLike[str]) -> KMeans | MiniBatchKMeans:
     estimator: KMeans | MiniBatchKMeans
     with torch_alone_after_fork():
         estimator = load_class(ALGORITHMS[algorithm].estimator).from_model(loaded)
+        reading = reading_of(read_config(Path(path)))
+        remember_reading(estimator, nodata=reading["nodata"], apply_scale=reading["apply_scale"])
     return estimator

@@ -8,7 +8,8 @@ from streamkm.errors import ParameterError
 from streamkm.estimators.base import BaseKMeans
 from streamkm.estimators.batches import fit_batches, is_batches, update_by_batches
 from streamkm.estimators.inputs import open_rows
-from streamkm.estimators.parameters import check_parameters, draw_seed
+from streamkm.estimators.parameters import check_parameters, draw_seed, warn_of_no_effect
+from streamkm.estimators.verbose import StepLines
 from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.fit import seed
 from streamkm.runs.partial_fit import update_once
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from streamkm.runs.storage.model import Model
 
 __all__ = ["MiniBatchKMeans"]
+
+#: `max_no_improvement` where several passes are asked for and nothing else is: scikit-learn's.
+PATIENCE = 10
 
 
 class MiniBatchKMeans(BaseKMeans):
@@ -43,7 +47,8 @@ class MiniBatchKMeans(BaseKMeans):
     batch_size : "auto" or int, default="auto"
         Rows of a batch, at most. ``"auto"`` is 1024 to 16384, by the shape of X.
     verbose : bool or int, default=0
-        Whether to report progress on stderr, on a terminal with a bar.
+        Whether to report progress: on stderr as the command line does, on a terminal with a bar;
+        on stdout in scikit-learn's words, a line for each batch.
     compute_labels : bool or "auto", default="auto"
         Whether `fit` ends with a pass for ``labels_`` and their ``inertia_``. ``"auto"`` makes the
         pass if X is in memory, but not if it is on disk. False also leaves out the closing pass.
@@ -53,14 +58,19 @@ class MiniBatchKMeans(BaseKMeans):
     tol : float, default=0.0
         Stop when the squared shift of the centroids in a batch is at most `tol` times the mean
         variance of the features. 0 is off.
-    max_no_improvement : int or None, default=None
+    max_no_improvement : int, "auto" or None, default="auto"
         Stop when the smoothed inertia has not improved for this number of batches. None is off.
-    init_size : None
-        The shape of X and `n_clusters` decide how many rows seeding looks at. No other value is
-        allowed.
+        ``"auto"`` is scikit-learn's 10 if `max_iter` is more than 1, else off: one pass is made to
+        its end.
+    init_size : int or None, default=None
+        Without effect, with a warning: the shape of X and `n_clusters` decide how many rows seeding
+        looks at.
     n_init : "auto" or int, default="auto"
         Number of seedings, or of calls of a callable `init`. The fit goes on from the best.
-        ``"auto"`` is 1.
+        ``"auto"`` is 3 for ``"random"`` and callables, else 1.
+    reassignment_ratio : float, default=0.0
+        Without effect, with a warning if it is more than 0: a small cluster may save more inertia
+        than all others together, so only one that a whole pass of `fit` brought no row is moved.
     metric : {"euclidean", "cosine"}, default="euclidean"
         ``"cosine"`` is spherical k-means: rows and centroids have unit length. A row of zeros has
         no direction: it gets the label 0, has the distance 1, and moves no centroid.
@@ -88,7 +98,8 @@ class MiniBatchKMeans(BaseKMeans):
     ----------
     cluster_centers_ : ndarray of shape (n_clusters, n_features)
         Centroids in the space of the input; with cosine and l2 they lie among the unit vectors.
-        float64 for data of float64 and of integers of 32 bits or more, else float32.
+        float64 for data of float64 and of integers of 32 bits or more, else float32. It may be
+        set or changed in place: all methods but `fit` go by what it is.
     labels_ : ndarray of shape (n_samples,), int32
         Index of the nearest centroid of each row; only with `compute_labels`.
     inertia_ : float
@@ -98,7 +109,7 @@ class MiniBatchKMeans(BaseKMeans):
         ``labels_`` and closing pass it is the sum over the last pass, or the last `partial_fit`,
         with each batch scored before it moves the centroids.
     counts_ : ndarray of shape (n_clusters,), int64
-        Number of rows that each centroid is the mean of.
+        Number of rows that each centroid is the mean of. It may be set, like `cluster_centers_`.
     n_iter_ : int
         Passes of `fit` over the data, without the closing pass.
     n_steps_ : int
@@ -118,9 +129,6 @@ class MiniBatchKMeans(BaseKMeans):
     - A cluster without rows is put on a row that is drawn by its squared distance. A
       `ConvergenceWarning` tells if fewer than K clusters have rows in the end: X has fewer
       distinct rows, or the last update left a centroid that is nearest to none.
-    - There is no ``reassignment_ratio``. It moves small clusters, and a small cluster may save
-      more inertia than all others together. Here a cluster moves only if a whole pass of `fit`
-      brought it no row.
     - float16, bfloat16 and integers are not widened in memory.
     - Sparse rows are made dense a block at a time; the result is that of the same rows dense.
 
@@ -148,9 +156,10 @@ class MiniBatchKMeans(BaseKMeans):
         compute_labels: bool | str = "auto",
         random_state: Any = None,
         tol: float = 0.0,
-        max_no_improvement: int | None = None,
-        init_size: None = None,
+        max_no_improvement: int | str | None = "auto",
+        init_size: int | None = None,
         n_init: int | str = "auto",
+        reassignment_ratio: float = 0.0,
         metric: str = "euclidean",
         scale: str = "none",
         nan: str = "error",
@@ -170,6 +179,7 @@ class MiniBatchKMeans(BaseKMeans):
         self.max_no_improvement = max_no_improvement
         self.init_size = init_size
         self.n_init = n_init
+        self.reassignment_ratio = reassignment_ratio
         self.metric = metric
         self.scale = scale
         self.nan = nan
@@ -240,19 +250,32 @@ class MiniBatchKMeans(BaseKMeans):
             execution = self._execution(rows)
             weights = rows.weights(sample_weight)
             if is_first:
+                warn_of_no_effect(self)
                 self._check_can_start()
                 self._check_n_rows(rows)
                 self._seed = draw_seed(self.random_state)
-                given_KD = self._given_centroids(rows, execution, weights)
-                config = self._config(is_given=given_KD is not None)
+                self._n_init = self._seedings()
+                given_KD = self._given_centroids(rows, execution, weights, self._n_init)
+                config = self._config(is_given=given_KD is not None, n_init=self._n_init)
                 model = seed(
                     rows.source, config, execution, given_KD=given_KD, weights=weights, quiet=True
                 )
             else:
-                model = self._model
+                self._check_counts()
+                model = self._current_model()
             self._adopt(update_once(model, rows.source, execution, nan=self.nan, weights=weights))
             self._label(rows, execution, weights)
+        self._give_like(X)
         return self
+
+    def _check_counts(self) -> None:
+        """Refuse centroids of another number than the counts, by which they would move."""
+        n_counts = len(getattr(self, "counts_", self.cluster_centers_))
+        if n_counts != len(self.cluster_centers_):
+            raise ParameterError(
+                f"cluster_centers_ has {len(self.cluster_centers_)} rows and counts_ {n_counts}: "
+                "set counts_ as well, to 0 for centroids that go to the mean of their first rows"
+            )
 
     def _check_can_start(self) -> None:
         if self.scale in ("zscore", "minmax"):
@@ -261,8 +284,15 @@ class MiniBatchKMeans(BaseKMeans):
                 "not see: call fit first, or use scale='none' behind a StandardScaler"
             )
 
+    _default_n_init = 3
+
+    def _lines(self) -> StepLines:
+        return StepLines()
+
     def _settings(self) -> dict[str, Any]:
         patience = self.max_no_improvement
+        if patience == "auto":
+            patience = PATIENCE if self.max_iter > 1 else None
         return {
             "algorithm": "minibatch",
             "batch_rows": None if self.batch_size == "auto" else int(self.batch_size),

@@ -8,6 +8,7 @@ setting of the same name is checked by `FitConfig` or `ExecutionConfig`.
 from __future__ import annotations
 
 import os
+import warnings
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,22 @@ from sklearn.utils import check_random_state
 
 from streamkm.config import INITS, ExecutionConfig, FitConfig
 from streamkm.errors import ParameterError
-from streamkm.settings import FLAG, Rule, setting_of, whole
+from streamkm.settings import FLAG, Rule, finite, one_of, setting_of, whole
 from streamkm.text import parse_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sklearn.base import BaseEstimator
 
 
-__all__ = ["check_parameters", "check_resumable", "draw_seed", "execution_config"]
+__all__ = [
+    "check_parameters",
+    "check_resumable",
+    "draw_seed",
+    "execution_config",
+    "warn_of_no_effect",
+]
 
 
 def _plain(value: Any) -> Any:
@@ -67,8 +76,12 @@ _RULES = {
         lambda value: FLAG.admits(value) or _LEVEL.admits(value),
     ),
     "batch_size": _either("auto", "'auto' (by the array's shape)", _rule_of("batch_rows")),
-    "max_no_improvement": _either(
-        None, "None (do not watch the inertia)", _rule_of("max_no_improvement")
+    "max_no_improvement": Rule(
+        "'auto' (10 if max_iter is more than 1, else off), None (do not watch the inertia) or "
+        + _rule_of("max_no_improvement").text,
+        lambda value: (
+            value is None or value == "auto" or _rule_of("max_no_improvement").admits(value)
+        ),
     ),
     "compute_labels": Rule(
         "True, False or 'auto' (for arrays in memory)",
@@ -79,19 +92,28 @@ _RULES = {
         lambda value: value is None or isinstance(value, str | os.PathLike),
     ),
     "resume": Rule("True or False", FLAG.admits),
-    # Parameters of scikit-learn that take one value here.
-    "algorithm": Rule(
-        "'lloyd': Elkan's algorithm finds the same clusters and keeps a bound for every row "
-        "and cluster in memory",
-        lambda value: value == "lloyd",
+    # Parameters of scikit-learn that change nothing here.
+    "algorithm": one_of("lloyd", "elkan", "auto", "full"),
+    "bisecting_strategy": one_of("biggest_inertia", "largest_cluster"),
+    "copy_x": Rule("True or False", FLAG.admits),
+    "init_size": _either(None, "None", whole(1)),
+    "reassignment_ratio": finite(0),
+}
+
+#: Parameters of scikit-learn that can ask for what is not done here: whether a value does, and
+#: what is done instead.
+_WITHOUT_EFFECT: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "algorithm": (
+        lambda value: value == "elkan",
+        "Lloyd's algorithm finds the same clusters, without a bound for every row and cluster",
     ),
-    "copy_x": Rule(
-        "True: the rows that are given are never written to, nor copied as a whole",
-        lambda value: value is True,
+    "init_size": (
+        lambda value: value is not None,
+        "the shape of X and n_clusters decide how many rows seeding looks at",
     ),
-    "init_size": Rule(
-        "None: how many rows seeding looks at follows from the shape of the data and n_clusters",
-        lambda value: value is None,
+    "reassignment_ratio": (
+        lambda value: value > 0,
+        "a cluster moves to other rows only if a whole pass brought it none",
     ),
 }
 
@@ -105,8 +127,37 @@ def check_parameters(estimator: BaseEstimator, *, with_init: bool = True) -> Non
             continue
         if value is not _ABSENT and not rule.admits(_plain(value)):
             raise ParameterError(f"{name} must be {rule.text}; it is {value!r}")
-    if estimator.resume and estimator.run_dir is None:
+    if getattr(estimator, "resume", False) and estimator.run_dir is None:
         raise ParameterError("resume=True goes on from a run folder: give its path as run_dir")
+
+
+def warn_of_no_effect(estimator: BaseEstimator) -> None:
+    """Warn, once for all of them, of parameters whose value means nothing here."""
+    values = {name: getattr(estimator, name, None) for name in _WITHOUT_EFFECT}
+    n_clusters, init_size = estimator.n_clusters, values["init_size"]
+    if values["algorithm"] == "elkan" and n_clusters == 1:
+        warnings.warn(
+            "algorithm='elkan' doesn't make sense for a single cluster; 'lloyd' is used, as "
+            "always here",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        del values["algorithm"]
+    if init_size is not None and init_size < n_clusters:
+        warnings.warn(
+            f"init_size={init_size} should be larger than n_clusters={n_clusters}; leave it out: "
+            f"{_WITHOUT_EFFECT['init_size'][1]}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        del values["init_size"]
+    said = [
+        f"{name}={value!r} ({_WITHOUT_EFFECT[name][1]})"
+        for name, value in values.items()
+        if value is not None and _WITHOUT_EFFECT[name][0](value)
+    ]
+    if said:
+        warnings.warn(f"without effect in streamkm: {'; '.join(said)}", UserWarning, stacklevel=3)
 
 
 def check_resumable(estimator: BaseEstimator) -> None:

@@ -26,6 +26,7 @@ from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.runs.engine.listener import Listener
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -46,6 +47,7 @@ def fit(
     given_KD: np.ndarray | None = None,
     quiet: bool = False,
     weights: Weights | None = None,
+    listener: Listener | None = None,
 ) -> Model:
     """Cluster `source`, write the run folder `run_dir` if one is given, and return the model.
 
@@ -69,6 +71,8 @@ def fit(
     weights : Weights, optional
         How much each row counts, from `open_weights`. A row of weight 0 leaves no trace; one
         of weight 2 counts as two rows.
+    listener : Listener, optional
+        Hears of every step and pass.
 
     Raises
     ------
@@ -88,7 +92,7 @@ def fit(
     plan = plan_fit(source, config, execution, given_KD, weights)
     if run_dir is None:
         with Progress(quiet=quiet) as progress:
-            attempt = Attempt(plan, NoCheckpoints(), progress, stop_request)
+            attempt = Attempt(plan, NoCheckpoints(), progress, stop_request, listener)
             with memory_told(attempt.doing, resumable=False):
                 return attempt.run()
     record = run_record(plan, given_KD)
@@ -99,7 +103,7 @@ def fit(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
-            attempt = Attempt(plan, checkpoints, progress, stop_request)
+            attempt = Attempt(plan, checkpoints, progress, stop_request, listener)
             with memory_told(attempt.doing, resumable=True):
                 model = attempt.run()
             checkpoints.conclude()

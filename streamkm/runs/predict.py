@@ -25,8 +25,16 @@ from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
 from streamkm.runs.storage.parts_file import write_parts
-from streamkm.sinks import commit_together, open_sink, tidy, unfinished_rows
-from streamkm.sources import parts_of
+from streamkm.sinks import (
+    CHUNK_ROWS,
+    beside,
+    commit_together,
+    is_table,
+    open_sink,
+    tidy,
+    unfinished_rows,
+)
+from streamkm.sources import id_notes, id_row_bytes, ids_of, parts_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
@@ -38,9 +46,20 @@ if TYPE_CHECKING:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.model import Model
     from streamkm.sinks import Sink
-    from streamkm.sources import Source
+    from streamkm.sources import IdColumn, Source
 
-__all__ = ["finished_line", "job_of", "output_dtypes", "predict"]
+__all__ = [
+    "finished_line",
+    "job_of",
+    "notes_on_ids",
+    "output_dtypes",
+    "predict",
+    "table_bytes",
+    "written_ids",
+]
+
+#: Names of the columns of a table.
+CLUSTER, DISTANCE = "cluster", "distance"
 
 
 def predict(
@@ -66,7 +85,9 @@ def predict(
         How to carry it out; `checkpoint_every` says how often rows are made durable.
     labels : Path
         ``.npy`` or ``.zarr`` of N labels, int32 (int64 from 2^31 clusters on); -1 for rows
-        that were dropped.
+        that were dropped. A ``.parquet`` holds the columns cluster and distance, and the
+        source's ids before them, if it was opened with some. An array in a Zarr store, such as
+        ``store.zarr/cluster``, has the shape of the source's rows.
     distances : Path, optional
         The same of the Euclidean distances (not squared) in the scaled space, float32; NaN
         for rows that were dropped. For cosine they are those of the unit vectors: half the
@@ -94,8 +115,9 @@ def predict(
     outputs = output_dtypes(model, labels, distances)
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
-    job = job_of(run_dir, source, nan)
+    job = job_of(run_dir, source, nan, paths)
     parts = parts_of(source)
+    ids = written_ids(source, paths)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress())
         if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
@@ -105,17 +127,13 @@ def predict(
             progress.say(finished_line(paths))
             return 0
         check_free(run_dir, paths, resume=resume)
-        labelling = Labelling(model, source, execution)
-        sinks = []
-        for path, dtype in outputs:
-            lost = 0 if resume else unfinished_rows(path)
-            sink = open_sink(path, n_rows=source.spec.n_rows, dtype=dtype, resume=resume)
-            sinks.append(stack.enter_context(sink))
-            if lost:  # Said only now: `open_sink` refuses an output that another process writes.
-                progress.say(
-                    f"note: without --resume {path}.partial starts again; the {lost:,} rows "
-                    "that were in it are discarded"
-                )
+        for note in notes_on_ids(source, ids, execution):
+            progress.say(f"note: {note}")
+        labelling = Labelling(model, source, execution, output_bytes=table_bytes(outputs, ids))
+        sinks = [
+            stack.enter_context(_opened(path, dtype, source, ids, progress, resume=resume))
+            for path, dtype in outputs
+        ]
         for sink in sinks:
             _check_job(sink, job)
         writer = _Writer(sinks, job, execution, stop_request, model.scaling.unit)
@@ -136,10 +154,37 @@ def predict(
     return writer.n_dropped
 
 
-def job_of(run_dir: Path, source: Source, nan: str) -> dict[str, str]:
-    """What decides the values of an output: the model, the data and `nan`."""
+def job_of(run_dir: Path, source: Source, nan: str, outputs: list[Path]) -> dict[str, str]:
+    """What decides the values of `outputs`: the model, the data, `nan`, and the column of ids."""
     model = file_sha256(run_dir / "model.safetensors")
-    return {"model": model, "data": source.fingerprint(), "nan": nan}
+    job = {"model": model, "data": source.fingerprint(), "nan": nan}
+    ids = written_ids(source, outputs)
+    return job if ids is None else {**job, "ids": ids.column}
+
+
+def written_ids(source: Source, outputs: list[Path]) -> IdColumn | None:
+    """The ids of `source`, if one of `outputs` is a table that has them."""
+    return ids_of(source) if any(is_table(path) for path in outputs) else None
+
+
+def notes_on_ids(source: Source, ids: IdColumn | None, execution: ExecutionConfig) -> list[str]:
+    """Notes on the `ids` that are written, or on those of `source` if none are."""
+    if ids is not None:
+        return id_notes(ids, execution.max_host_memory)
+    unwritten = ids_of(source)
+    if unwritten is None:
+        return []
+    return [f"ids of column {unwritten.column!r} are not written: only .parquet outputs have them"]
+
+
+def table_bytes(outputs: list[tuple[Path, np.dtype[Any]]], ids: IdColumn | None) -> int:
+    """Host bytes of a chunk of each output that is a table: values and ids, three times each.
+
+    Once as they come, once as the columns of a chunk, once as the chunk is written.
+    """
+    id_bytes = 0 if ids is None else id_row_bytes(ids)
+    rows = [dtype.itemsize + id_bytes for path, dtype in outputs if is_table(path)]
+    return 3 * CHUNK_ROWS * sum(rows)
 
 
 def finished_line(paths: list[Path]) -> str:
@@ -152,14 +197,36 @@ def finished_line(paths: list[Path]) -> str:
 def output_dtypes(
     model: Model, labels: Path, distances: Path | None
 ) -> list[tuple[Path, np.dtype[Any]]]:
-    """(path, dtype) of each output, labels first."""
-    outputs = [(labels, label_dtype(model.k))]
+    """(path, dtype) of each output, labels first; a table has a field for each column."""
+    cluster, distance = (CLUSTER, label_dtype(model.k)), (DISTANCE, np.dtype(np.float32))
+    outputs = [(labels, np.dtype([cluster, distance]) if is_table(labels) else cluster[1])]
     if distances is not None:
         if distances.resolve() == labels.resolve():
             both = f" must differ, both are {labels}"
             raise ConfigError(Option("labels"), " and ", Option("distances"), both)
-        outputs.append((distances, np.dtype(np.float32)))
+        outputs.append((distances, np.dtype([distance]) if is_table(distances) else distance[1]))
     return outputs
+
+
+def _opened(
+    path: Path,
+    dtype: np.dtype[Any],
+    source: Source,
+    ids: IdColumn | None,
+    progress: Progress,
+    *,
+    resume: bool,
+) -> Sink:
+    """The sink of one output; says how many saved rows it discards."""
+    lost = 0 if resume else unfinished_rows(path)
+    spec = source.spec
+    sink = open_sink(path, n_rows=spec.n_rows, dtype=dtype, resume=resume, ids=ids, grid=spec.grid)
+    if lost:  # Said only now: `open_sink` refuses an output that another process writes.
+        progress.say(
+            f"note: without --resume {beside(path, '.partial')} starts again; the {lost:,} rows "
+            "that were in it are discarded"
+        )
+    return sink
 
 
 @contextmanager
@@ -227,13 +294,14 @@ class _Writer:
     def write(self, batch: LabelledBatch) -> None:
         """Write one batch; make it durable if that is due; raise `Interrupted` if asked."""
         labels_B = batch.labels_B.cpu().numpy()
-        values = (labels_B, (batch.sq_distances_B.sqrt() / self._unit).cpu().numpy())
+        distances_B = (batch.sq_distances_B.sqrt() / self._unit).cpu().numpy()
+        columns = {CLUSTER: labels_B, DISTANCE: distances_B}
         # A resumed predict begins with the batch of the first missing row: some of it was counted.
         fresh = labels_B[max(self._counted_to - batch.start_row, 0) :]
         self.n_dropped += int((fresh < 0).sum())
         self._counted_to = batch.start_row + len(labels_B)
-        for sink, value in zip(self._sinks, values, strict=False):
-            sink.write(batch.start_row, value.astype(sink.dtype, copy=False))
+        for sink, column in zip(self._sinks, columns.values(), strict=False):
+            sink.write(batch.start_row, _as_stored(sink.dtype, column, columns))
         self._batches += 1
         asked = self._stop_request.signal_name
         elapsed_s = time.monotonic() - self._saved_at
@@ -256,6 +324,18 @@ class _Writer:
         for sink in self._sinks:
             sink.write_cursor(self._job)
         self._saved_at, self._batches = time.monotonic(), 0
+
+
+def _as_stored(
+    dtype: np.dtype[Any], column: np.ndarray, columns: dict[str, np.ndarray]
+) -> np.ndarray:
+    """`column` in `dtype`, or the `columns` that its fields name."""
+    if dtype.names is None:
+        return column.astype(dtype, copy=False)
+    table = np.empty(len(column), dtype)
+    for name in dtype.names:
+        table[name] = columns[name]
+    return table
 
 
 def _check_job(sink: Sink, job: dict[str, str]) -> None:

@@ -3,8 +3,10 @@
 from streamkm.sinks.base import Sink, commit_together
 from streamkm.sinks.places import beside
 from streamkm.sinks.registry import (
+    CHUNK_ROWS,
     SINKS,
     check_target,
+    is_table,
     open_sink,
     stored_crc32,
     tidy,
@@ -13,11 +15,13 @@ from streamkm.sinks.registry import (
 )
 
 __all__ = [
+    "CHUNK_ROWS",
     "SINKS",
     "Sink",
     "beside",
     "check_target",
     "commit_together",
+    "is_table",
     "open_sink",
     "stored_crc32",
     "tidy",

@@ -25,6 +25,7 @@ from streamkm.files import (
     write_atomically,
 )
 from streamkm.sealed import seal
+from streamkm.sinks.places import beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,7 +90,7 @@ class Sink(ABC):
         self.path = target
         self.n_rows = n_rows
         self.dtype = dtype
-        self._partial = target.with_name(target.name + ".partial")
+        self._partial = beside(target, ".partial")
         self._cursor_path = self._partial.with_name(self._partial.name + ".json")
         self._durable_rows = 0 if state is None else int(state["durable_rows"])
         self._cursor: dict[str, Any] | None = None if state is None else state["cursor"]
@@ -103,8 +104,8 @@ class Sink(ABC):
     def durable_rows(self) -> int:
         """Rows, from the first on, that the last `flush` brought to disk: a cursor may claim them.
 
-        Only whole chunks of a ``.zarr`` output are written, so there this is a
-        multiple of the chunk until the last row is written.
+        Only whole chunks of a ``.zarr`` or ``.parquet`` output are written, so there this is
+        a multiple of the chunk until the last row is written.
         """
         return self._durable_rows
 
@@ -221,6 +222,12 @@ class Sink(ABC):
     def publish(self) -> None:
         """Give the finished output its name."""
         rename_durably(self._partial, self.path)
+        self.announce(self.path)
+
+    @classmethod
+    def announce(cls, path: Path) -> None:
+        """Tell what surrounds the output that has got the name `path`; may be done twice."""
+        del path  # A file stands alone.
 
     def forget(self) -> None:
         """Delete the cursor, after which there is nothing to resume."""
@@ -291,7 +298,17 @@ class Sink(ABC):
 
 
 class PublishedSink(Sink):
-    """An output that an interrupted `commit_together` had already given its name."""
+    """An output that an interrupted `commit_together` had already given its name.
+
+    Parameters
+    ----------
+    kind : type
+        The class of sink that wrote it.
+    """
+
+    def __init__(self, target: Path, *, kind: type[Sink], **options: Any) -> None:
+        super().__init__(target, **options)
+        self._kind = kind
 
     def _put(self, values: np.ndarray) -> None:
         raise AssertionError(f"{self.path} is complete, yet {len(values)} rows came")
@@ -306,7 +323,8 @@ class PublishedSink(Sink):
         """Do nothing: the rows are there."""
 
     def publish(self) -> None:
-        """Do nothing: the output has its name."""
+        """See `Sink`; the output has its name."""
+        self._kind.announce(self.path)
 
 
 def commit_together(sinks: Iterable[Sink]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamkm.errors import ConfigError, ResumeError
-from streamkm.files import FileLock, expanded, read_bytes, remove_file
+from streamkm.files import FileLock, expanded, names_in, read_bytes, remove_file
 from streamkm.sealed import unseal
 from streamkm.sinks.base import PublishedSink, Sink, discard_partial, refuse_existing
+from streamkm.sinks.places import IN_STORE, beside, kind_of, store_of
+from streamkm.sources.formats import folder_format
 from streamkm.sources.layout import one_line
 from streamkm.tables import load_class
 
@@ -20,10 +24,13 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from streamkm.sources import Grid, IdColumn
+
 __all__ = [
     "CHUNK_ROWS",
     "SINKS",
     "check_target",
+    "is_table",
     "open_sink",
     "stored_crc32",
     "tidy",
@@ -31,14 +38,23 @@ __all__ = [
     "unfinished_rows",
 ]
 
-#: Rows of one chunk of a ``.zarr`` output; a crash costs at most the rows of one chunk.
+#: Rows of one chunk of a ``.zarr`` or ``.parquet`` output; a crash costs at most those of one.
 CHUNK_ROWS = 1 << 18
 
-#: ``module:Class`` of the sink for each suffix, imported when it is used: importing zarr is slow.
+#: ``module:Class`` of the sink for each suffix, and for arrays in a Zarr store, imported when it is
+#: used: importing zarr is slow.
 SINKS = {
     ".npy": "streamkm.sinks.npy:NpySink",
     ".zarr": "streamkm.sinks.zarr:ZarrSink",
+    ".parquet": "streamkm.sinks.parquet:ParquetSink",
+    IN_STORE: "streamkm.sinks.zarr_map:ZarrMapSink",
 }
+
+#: Kinds of outputs that have columns.
+_TABLES = {".parquet"}
+
+#: The package that a kind of output needs beside streamkm, and the extra that installs it.
+_NEEDS = {".parquet": ("pyarrow", "parquet")}
 
 
 def open_sink(
@@ -48,21 +64,29 @@ def open_sink(
     dtype: npt.DTypeLike,
     chunk_rows: int = CHUNK_ROWS,
     resume: bool = False,
+    ids: IdColumn | None = None,
+    grid: Grid | None = None,
 ) -> Sink:
-    """Begin or resume an output of one value a row.
+    """Begin or resume an output of one value a row, or of some columns of a table.
 
     Parameters
     ----------
     path : path
-        The target, ending in ``.npy`` or ``.zarr``. It appears at `Sink.commit`.
+        The target, ending in ``.npy``, ``.zarr`` or ``.parquet``, or an array in a
+        Zarr store, such as ``store.zarr/cluster``. It appears at `Sink.commit`.
     n_rows : int
         Rows of the output, at least 1.
     dtype : dtype
-        An integer or floating type; stored in native byte order.
+        An integer or floating type, stored in native byte order; of a ``.parquet`` output a
+        structured type of those, whose fields are columns.
     chunk_rows : int
-        Rows of a chunk of a ``.zarr`` output.
+        Rows of a chunk of a ``.zarr`` output, or of a row group of a ``.parquet`` output.
     resume : bool
         Go on with an unfinished output, if there is one; if false, it is deleted.
+    ids : IdColumn, optional
+        Ids of the rows, the first column of a ``.parquet`` output; others go without.
+    grid : Grid, optional
+        The axes of the rows, for an array in a Zarr store; others have one axis.
 
     Returns
     -------
@@ -91,19 +115,31 @@ def open_sink(
         check_target(target, resume=resume)  # Again: it may have appeared before the lock was ours.
         if target.exists():
             sink: Sink = PublishedSink(
-                target, n_rows=n_rows, dtype=stored, state=_state(cursor, n_rows)
+                target,
+                n_rows=n_rows,
+                dtype=stored,
+                state=_state(cursor, n_rows),
+                kind=_class_of(target),
             )
         else:
             state = _state(cursor, n_rows) if resume and partial.exists() else None
             if state is None:
                 discard_partial(partial, cursor)
-            options = {"chunk_rows": chunk_rows} if _class_of(target).is_chunked else {}
-            sink = _class_of(target)(target, n_rows=n_rows, dtype=stored, state=state, **options)
+            kind = _class_of(target)
+            options: dict[str, Any] = {"chunk_rows": chunk_rows} if kind.is_chunked else {}
+            options |= {"ids": ids} if is_table(target) else {}
+            options |= {"grid": grid} if kind_of(target) == IN_STORE else {}
+            sink = kind(target, n_rows=n_rows, dtype=stored, state=state, **options)
     except BaseException:
         lock.release(remove=True)
         raise
     sink.hold(lock)
     return sink
+
+
+def is_table(target: Path) -> bool:
+    """Whether the output at `target` has columns, and room for ids."""
+    return kind_of(target) in _TABLES
 
 
 def unfinished_rows(target: Path) -> int:
@@ -118,16 +154,54 @@ def unfinished_rows(target: Path) -> int:
 def check_target(path: str | os.PathLike[str], *, resume: bool = False) -> Path:
     """`path`, if an output can be begun or resumed there; otherwise raise as `open_sink` does."""
     target = expanded(path)
-    if target.suffix.lower() not in SINKS:
-        known = " or ".join(SINKS)
-        raise ConfigError(f"{target}: an output ends in {known}, not '{target.suffix}'")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target}: the folder {target.parent} does not exist; create it first")
+    if kind_of(target) not in SINKS:
+        known = " or ".join(kind for kind in SINKS if kind != IN_STORE)
+        raise ConfigError(
+            f"{target}: an output ends in {known}, not '{target.suffix}', or lies in a store, such "
+            "as labels.zarr/cluster"
+        )
+    package, extra = _NEEDS.get(kind_of(target), (None, None))
+    if package is not None and find_spec(package) is None:
+        raise ConfigError(
+            f"{target}: writing it needs {package}, which is not installed; "
+            f"install streamkm[{extra}]"
+        )
+    folder = beside(target, "").parent
+    if not folder.is_dir():
+        raise ConfigError(f"{target}: the folder {folder} does not exist; create it first")
+    _check_store(target)
     partial, cursor = _beside(target)
     # An interrupted commit leaves the cursor of an output that has its name already.
     if not (resume and cursor.exists() and not partial.exists()):
         refuse_existing(target)
     return target
+
+
+def _check_store(target: Path) -> None:
+    """Refuse an array in something that is no Zarr group, and cannot become one."""
+    store = store_of(target)
+    for folder in target.parents if store is not None else ():
+        if folder.exists():
+            entry = folder_format(folder)
+            is_empty = folder.is_dir() and not names_in(folder)
+            if not is_empty and (entry is None or entry.members is None or _is_array(folder)):
+                raise ConfigError(
+                    f"{target}: {folder} is no Zarr group, so no array can be added to it; choose "
+                    "another store"
+                )
+        if folder == store:
+            return
+
+
+def _is_array(folder: Path) -> bool:
+    """Whether a folder with the metadata of Zarr is an array."""
+    try:
+        node = json.loads(read_bytes(folder / "zarr.json"))
+    except FileNotFoundError:
+        return (folder / ".zarray").exists()
+    except ValueError:
+        return True
+    return not isinstance(node, dict) or node.get("node_type") != "group"
 
 
 def unfinished_bytes(target: Path) -> int:
@@ -151,7 +225,7 @@ def tidy(target: Path) -> None:
 
 
 def _lock_path(target: Path) -> Path:
-    return target.with_name(target.name + ".partial.lock")
+    return beside(target, ".partial.lock")
 
 
 def _take_lock(target: Path) -> FileLock:
@@ -167,13 +241,13 @@ def stored_crc32(target: Path, *, n_rows: int, dtype: np.dtype[Any]) -> int | No
 
 
 def _class_of(target: Path) -> type[Sink]:
-    sink: type[Sink] = load_class(SINKS[target.suffix.lower()])
+    sink: type[Sink] = load_class(SINKS[kind_of(target)])
     return sink
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
     """Paths of the unfinished output for `target` and of its cursor."""
-    partial = target.with_name(target.name + ".partial")
+    partial = beside(target, ".partial")
     return partial, partial.with_name(partial.name + ".json")
 
 
@@ -186,7 +260,9 @@ def _check_arguments(
             f"{target}: n_rows and chunk_rows must be at least 1, got {n_rows} and {chunk_rows}"
         )
     stored = np.dtype(dtype).newbyteorder("=")
-    if stored.kind not in "iuf":
+    kinds = [stored[name].kind for name in stored.names or ()] or [stored.kind]
+    fits = stored.names is None or is_table(target)
+    if not fits or any(kind not in "iuf" for kind in kinds):
         raise ConfigError(f"{target}: an output holds integers or floats, not {stored}")
     return stored
 

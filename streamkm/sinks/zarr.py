@@ -1,8 +1,14 @@
-"""Outputs as Zarr arrays: written and synced chunk by chunk."""
+"""Outputs as Zarr arrays: written and synced chunk by chunk.
+
+A chunk holds rows that follow each other, also where the array has more than one axis: it is as
+large as the array along the last axes, and one element long along the first.
+"""
 
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +25,86 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["ZarrSink"]
+
+#: Files of a Zarr array, of either version, that are no chunks.
+_METADATA = {"zarr.json", ".zarray", ".zattrs"}
+
+
+@dataclass(frozen=True, slots=True)
+class RowChunks:
+    """Chunks of an array whose rows are its elements in C order."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+
+    @classmethod
+    def of_rows(cls, shape: tuple[int, ...], chunk_rows: int) -> RowChunks:
+        """Chunks of about `chunk_rows`, at most those unless the last axes are longer."""
+        chunks = [1] * len(shape)
+        left = max(chunk_rows, 1)
+        for axis in reversed(range(len(shape))):
+            chunks[axis] = min(shape[axis], left)
+            left //= shape[axis]
+            if left < 1:
+                break
+        return cls(shape, tuple(chunks))
+
+    @property
+    def axis(self) -> int:
+        """The axis that chunks cut: they are whole along all that follow."""
+        cut = (axis for axis in reversed(range(len(self.shape))) if self._is_cut(axis))
+        return next(cut, 0)
+
+    def _is_cut(self, axis: int) -> bool:
+        return self.chunks[axis] < self.shape[axis]
+
+    @property
+    def are_rows(self) -> bool:
+        """Whether each chunk holds rows that follow each other."""
+        return all(size == 1 for size in self.chunks[: self.axis])
+
+    @property
+    def unit(self) -> int:
+        """Rows of one element of `axis`."""
+        return prod(self.shape[self.axis + 1 :])
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of a chunk that is no last one."""
+        return self.chunks[self.axis] * self.unit
+
+    def starts(self, n_rows: int) -> list[int]:
+        """First row of each chunk before row `n_rows`, and the row after the last of them."""
+        period = self.shape[self.axis] * self.unit
+        within = range(0, period, self.most_rows)
+        starts = [
+            outer + start
+            for outer in range(0, n_rows, period)
+            for start in within
+            if outer + start < n_rows
+        ]
+        last = min(starts[-1] + self.most_rows, starts[-1] // period * period + period)
+        return [*starts, last]
+
+    def rows_at(self, row: int) -> int:
+        """Rows of the chunk that begins at `row`."""
+        period = self.shape[self.axis] * self.unit
+        return min(self.most_rows, period - row % period)
+
+    def index(self, row: int) -> tuple[int, ...]:
+        """The place of the chunk that begins at `row` among the chunks."""
+        corner = self._corner(row)
+        return tuple(at // size for at, size in zip(corner, self.chunks, strict=True))
+
+    def selection(self, row: int) -> tuple[slice, ...]:
+        """The elements of the chunk that begins at `row`."""
+        return tuple(
+            slice(at, min(at + size, extent))
+            for at, size, extent in zip(self._corner(row), self.chunks, self.shape, strict=True)
+        )
+
+    def _corner(self, row: int) -> tuple[int, ...]:
+        return tuple(int(at) for at in np.unravel_index(row, self.shape))
 
 
 class ZarrSink(Sink):
@@ -49,7 +135,8 @@ class ZarrSink(Sink):
     ) -> None:
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
         self._array = self._create(chunk_rows) if state is None else self._check(chunk_rows)
-        self._buffer = np.empty(self._array.chunks[0], dtype)
+        self._layout = RowChunks(self._array.shape, self._array.chunks)
+        self._buffer = np.empty(self._layout.most_rows, dtype)
         self._filled = 0
         self._stored = self._durable_rows
         self._unsynced: list[Path] = []
@@ -59,29 +146,42 @@ class ZarrSink(Sink):
         """See `Sink`."""
         try:
             array = zarr.open_array(LocalStore(path, read_only=True), mode="r")
-            if array.shape != (n_rows,) or array.dtype != dtype:
+            layout = RowChunks(array.shape, array.chunks)
+            if prod(array.shape) != n_rows or array.dtype != dtype or not layout.are_rows:
                 return None
             crc = 0
-            for row in range(0, n_rows, array.chunks[0]):
-                values = np.ascontiguousarray(array[row : row + array.chunks[0]])
+            for row in layout.starts(n_rows)[:-1]:
+                values = np.ascontiguousarray(array[layout.selection(row)]).reshape(-1)
                 crc = zlib.crc32(values.view(np.uint8).data, crc)
         except Exception:  # noqa: BLE001  of whatever type, it means that the output was altered
             return None
         return crc
 
     def _create(self, chunk_rows: int) -> zarr.Array[Any]:
+        layout = RowChunks.of_rows(self._shape(), chunk_rows)
         array = zarr.create_array(
             LocalStore(self._partial),
-            shape=(self.n_rows,),
+            shape=layout.shape,
             dtype=self.dtype,
-            chunks=(min(chunk_rows, self.n_rows),),
+            chunks=layout.chunks,
             # Without it Zarr leaves out a chunk of zeros, which would look like a missing one.
             config={"write_empty_chunks": True},
+            **self._about(),
         )
-        fsync_file(self._partial / "zarr.json")
+        for name in sorted(_METADATA):
+            if (self._partial / name).is_file():
+                fsync_file(self._partial / name)
         fsync_directory(self._partial)
         fsync_directory(self._partial.parent)
         return array
+
+    def _shape(self) -> tuple[int, ...]:
+        """Shape of the array; its elements in C order are the rows."""
+        return (self.n_rows,)
+
+    def _about(self) -> dict[str, Any]:
+        """More arguments of `zarr.create_array`."""
+        return {}
 
     def _check(self, chunk_rows: int) -> zarr.Array[Any]:
         """Open the unfinished array, if it fits, and delete the chunks that no cursor claims."""
@@ -98,61 +198,63 @@ class ZarrSink(Sink):
                 f"{self._partial}: cannot be opened: {one_line(error)}; "
                 "start again without resuming"
             ) from error
-        if array.shape != (self.n_rows,) or array.dtype != self.dtype:
-            raise self._mismatch(array.shape[0] if array.shape else 0, array.dtype)
-        size = array.chunks[0]
-        if self._durable_rows % size and self._durable_rows != self.n_rows:
+        if array.shape != self._shape() or array.dtype != self.dtype:
+            raise self._mismatch(prod(array.shape), array.dtype)
+        layout = RowChunks(array.shape, array.chunks)
+        claimed = self._durable_rows
+        if not layout.are_rows or (claimed and layout.starts(claimed)[-1] != claimed):
             raise ResumeError(
-                f"{self._partial}: its cursor claims {self._durable_rows} rows, no whole number "
-                f"of chunks of {size}; start again without resuming"
+                f"{self._partial}: its cursor claims {claimed} rows, no whole number "
+                f"of chunks of {layout.most_rows}; start again without resuming"
             )
         self._drop_unclaimed(array)
         self._check_stored(self._stored_values(array))
         return array
 
     def _stored_values(self, array: zarr.Array[Any]) -> Iterator[np.ndarray]:
-        for row in self._rows_of_chunks(array):
+        layout = RowChunks(array.shape, array.chunks)
+        for row in self._durable_chunks(array):
             try:
-                values = array[row : min(row + array.chunks[0], self._durable_rows)]
+                values = array[layout.selection(row)]
             except Exception as error:
                 raise ResumeError(
-                    f"{self._chunk_path(array, row)}: cannot be read: {one_line(error)}; "
+                    f"{_chunk_path(self._partial, array, row)}: cannot be read: {one_line(error)}; "
                     "check the disk, and start again without resuming"
                 ) from error
-            yield np.ascontiguousarray(values)
+            yield np.ascontiguousarray(values).reshape(-1)
 
     def _drop_unclaimed(self, array: zarr.Array[Any]) -> None:
         """Delete chunks after the durable rows, and parts of chunks that a killed run left."""
-        claimed = {self._chunk_path(array, row) for row in self._rows_of_chunks(array)}
+        claimed = {_chunk_path(self._partial, array, row) for row in self._durable_chunks(array)}
         missing = [path for path in sorted(claimed) if not path.is_file()]
         if missing:
             raise ResumeError(
                 f"{missing[0]}: is gone, but its rows are claimed; start again without resuming"
             )
         for path in self._partial.rglob("*"):
-            if path.is_file() and path not in claimed and path.name != "zarr.json":
+            if path.is_file() and path not in claimed and path.name not in _METADATA:
                 remove_file(path)
 
-    def _rows_of_chunks(self, array: zarr.Array[Any]) -> range:
+    def _durable_chunks(self, array: zarr.Array[Any]) -> list[int]:
         """First row of each durable chunk."""
-        return range(0, self._durable_rows, array.chunks[0])
-
-    def _chunk_path(self, array: zarr.Array[Any], row: int) -> Path:
-        return self._partial / array.metadata.encode_chunk_key((row // array.chunks[0],))
+        claimed = self._durable_rows
+        return RowChunks(array.shape, array.chunks).starts(claimed)[:-1] if claimed else []
 
     def _put(self, values: np.ndarray) -> None:
         while values.size:
-            taken = values[: self._buffer.size - self._filled]
+            size = self._layout.rows_at(self._stored)
+            taken = values[: size - self._filled]
             self._buffer[self._filled : self._filled + taken.size] = taken
             self._filled += taken.size
             values = values[taken.size :]
-            last = self._stored + self._filled == self.n_rows
-            if self._filled == self._buffer.size or last:
-                values_C = self._buffer[: self._filled]
-                self._array[self._stored : self._stored + self._filled] = values_C
+            if self._filled == size:
+                selection = self._layout.selection(self._stored)
+                values_C = self._buffer[:size]
+                shape = [along.stop - along.start for along in selection]
+                self._array[selection] = values_C.reshape(shape)
                 self._count(values_C)
-                self._unsynced.append(self._chunk_path(self._array, self._stored))
-                self._stored += self._filled
+                self._unsynced.append(_chunk_path(self._partial, self._array, self._stored))
+                self._stored += size
                 self._filled = 0
 
     def _sync(self) -> int:
@@ -168,3 +270,9 @@ class ZarrSink(Sink):
 
     def _release(self) -> None:
         """Zarr keeps no file open."""
+
+
+def _chunk_path(folder: Path, array: zarr.Array[Any], row: int) -> Path:
+    """Path of the chunk of the array in `folder` that begins at `row`."""
+    index = RowChunks(array.shape, array.chunks).index(row)
+    return folder / array.metadata.encode_chunk_key(index)

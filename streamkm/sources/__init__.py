@@ -1,8 +1,17 @@
 """Sources of rows: arrays on disk, behind an address or in memory, read by row range."""
 
-from streamkm.sources.base import DTYPES, ArraySpec, RowRange, Source, check_dtype, check_shape
+from streamkm.sources.base import (
+    DTYPES,
+    ArraySpec,
+    Grid,
+    RowRange,
+    Source,
+    check_dtype,
+    check_shape,
+)
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.formats import SourceOptions
+from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
 from streamkm.sources.lazy import is_lazy
 from streamkm.sources.places import is_path_list
 from streamkm.sources.registry import open_source
@@ -11,6 +20,8 @@ from streamkm.sources.weights import Weights, open_weights
 __all__ = [
     "DTYPES",
     "ArraySpec",
+    "Grid",
+    "IdColumn",
     "Part",
     "RowRange",
     "Source",
@@ -18,6 +29,9 @@ __all__ = [
     "Weights",
     "check_dtype",
     "check_shape",
+    "id_notes",
+    "id_row_bytes",
+    "ids_of",
     "is_lazy",
     "is_path_list",
     "open_source",

@@ -8,24 +8,23 @@ copy of the cube is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import Option, SourceError
-from streamkm.sources.base import Grid
+from streamkm.sources.base import Grid, check_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
 
     from streamkm.sources.layout import RowBox
 
-    #: What names the feature axes: one name or index, or several.
-    FeatureDims = str | int | Sequence[str | int]
-
 __all__ = ["Axes", "FeatureDims", "axes_note", "choose_axes"]
+
+#: What names the feature axes: one name or index, or several.
+FeatureDims = str | int | Sequence[str | int]
 
 #: Names of axes that no user means by features, in lower case.
 _OF_ROWS = frozenset({"x", "y", "lon", "longitude", "lat", "latitude", "time"})
@@ -136,8 +135,7 @@ def choose_axes(
         raise SourceError(
             f"{name}: ", Option("feature_dim"), f" names all axes, no row is left; {there_are}"
         )
-    if 0 in shape:
-        raise SourceError(f"{name}: the array is empty, its shape is {shape}")
+    check_shape((axes.n_rows, axes.n_features), name)
     return axes
 
 

@@ -239,6 +239,11 @@ def check_dtype(dtype: np.dtype[np.generic] | str, name: str) -> str:
     SourceError
         If `DTYPES` has no such type.
     """
+    if not isinstance(dtype, str) and dtype.names is not None:
+        raise SourceError(
+            f"{name}: elements are records of {', '.join(dtype.names)}; store them as an array of "
+            "rows x features (numpy.lib.recfunctions.structured_to_unstructured makes one)"
+        )
     key = dtype if isinstance(dtype, str) else dtype.name
     if key not in DTYPES:
         remedy = "; store 0 and 1 as uint8 (array.view(numpy.uint8))" if key == "bool" else ""

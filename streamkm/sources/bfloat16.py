@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from streamkm.sources.base import Described
 from streamkm.sources.concat import parts_of
-from streamkm.sources.names import in_order
+from streamkm.sources.ids import ids_of
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
     from streamkm.sources.concat import Part
+    from streamkm.sources.ids import IdColumn
 
 __all__ = ["Bfloat16Source"]
 
@@ -49,10 +50,6 @@ class Bfloat16Source(Described):
         """Fill `out` with `rows`; see `Source.read`."""
         self._source.read(rows, out)
 
-    def in_order(self, names: tuple[str, ...]) -> Source:
-        """A view with the features in the order of `names`."""
-        return Bfloat16Source(in_order(self._source, names, self.name))
-
     def fingerprint(self) -> str:
         """Hex digest of the stored array's fingerprint and the word bfloat16."""
         return hashlib.sha256(f"bfloat16 {self._source.fingerprint()}".encode()).hexdigest()
@@ -64,6 +61,10 @@ class Bfloat16Source(Described):
     def parts(self) -> list[Part]:
         """The files of the stored array, if it has several."""
         return parts_of(self._source)
+
+    def ids(self) -> IdColumn | None:
+        """The ids of the stored array, if it has any."""
+        return ids_of(self._source)
 
     def notes(self) -> list[str]:
         """The notes of the stored array."""

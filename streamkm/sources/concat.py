@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange
+from streamkm.sources.ids import JoinedIds, ids_of
 from streamkm.sources.layout import check_read
 from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from streamkm.sources.base import Source
+    from streamkm.sources.ids import IdColumn
 
 __all__ = ["ConcatSource", "Part", "parts_of"]
 
@@ -115,6 +117,9 @@ class ConcatSource(Described):
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
             member=first.spec.member,
+            nodata=tuple(dict.fromkeys(value for spec in specs for value in spec.nodata)),
+            is_scaled=any(spec.is_scaled for spec in specs),
+            is_remote=any(spec.is_remote for spec in specs),
         )
 
     @property
@@ -148,6 +153,11 @@ class ConcatSource(Described):
             inner = parts_of(part) or [Part(part.name, 0, part.spec.n_rows)]
             found += [Part(each.name, first + each.first_row, each.n_rows) for each in inner]
         return found
+
+    def ids(self) -> IdColumn | None:
+        """The ids of all parts, if the first has any."""
+        has_ids = ids_of(self._parts[0]) is not None
+        return JoinedIds(list(zip(self._parts, self._starts, strict=True))) if has_ids else None
 
     def in_order(self, names: tuple[str, ...]) -> Source:
         """A view with the features of every part in the order of `names`."""

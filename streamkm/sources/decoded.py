@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamkm.sources.base import Described
+from streamkm.sources.concat import parts_of
+from streamkm.sources.ids import ids_of
 from streamkm.sources.layout import check_read
+from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
+    from streamkm.sources.concat import Part
+    from streamkm.sources.ids import IdColumn
 
 __all__ = ["AS_STORED", "DecodedSource", "Decoding", "Marks", "decoded", "honoured", "read_marks"]
 
@@ -210,10 +215,23 @@ class DecodedSource(Described):
                 piece = slice(start, start + PIECE_ELEMENTS)
                 self._decode(stored[piece].copy(), flat[piece])
 
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the features in the order of `names`."""
+        source = in_order(self._source, names, self.name)
+        return DecodedSource(source, self._nodata, scale=self._scale, offset=self._offset)
+
+    def parts(self) -> list[Part]:
+        """The files of the stored array, if it has several."""
+        return parts_of(self._source)
+
     def fingerprint(self) -> str:
         """Hex digest of the stored numbers' fingerprint and of how they are read."""
         how = f"{self._nodata} {self._scale!r} {self._offset!r}"
         return hashlib.sha256(f"{how} {self._source.fingerprint()}".encode()).hexdigest()
+
+    def ids(self) -> IdColumn | None:
+        """The ids of the stored array, if it has any."""
+        return ids_of(self._source)
 
     def would_take(self, path: Path) -> bool:
         """Whether what is written at `path` would become part of the stored array."""

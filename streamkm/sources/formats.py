@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from streamkm.errors import Option, SourceError
+from streamkm.errors import ConfigError, Option, SourceError
 from streamkm.sources.base import DTYPES
 from streamkm.sources.decoded import honoured
 from streamkm.sources.flat import BIN_DTYPES
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.sources.base import Source
+    from streamkm.sources.rowfile import Stored
 
 __all__ = [
     "ADDRESSES",
@@ -39,6 +40,7 @@ __all__ = [
     "folder_formats",
     "format_of",
     "given_options",
+    "imported",
     "refuse_foreign_options",
     "source_options",
     "suffixes",
@@ -62,15 +64,16 @@ class SourceOptions(TypedDict, total=False):
     offset: int | None
     """Bytes before the first row of a raw file, 0 by default."""
     dataset: str | None
-    """Name of the dataset in an HDF5 file, such as ``obsm/X_pca``, or path of the array in a Zarr
-    group. By default the only dataset of numbers in two or more dimensions."""
-    variable: Sequence[str] | None
+    """Name of the array in a file that holds several: a dataset of HDF5, such as ``obsm/X_pca``,
+    the path of an array in a Zarr group, an array of ``.npz``, a tensor of safetensors. By default
+    the only one of numbers in two or more dimensions."""
+    variable: str | Sequence[str] | None
     """Arrays of one shape in an HDF5 or netCDF file or a Zarr group: each is a feature, and all
     its axes are rows. With `dataset` they lie in that group."""
     feature_dim: str | int | Sequence[str | int] | None
     """The axes of an HDF5 or Zarr array that are features, by name or number, flattened in this
     order; all others are rows. By default the last."""
-    nodata: Sequence[float | int] | None
+    nodata: float | int | Sequence[float | int] | None
     """Stored values that mean "no data". They are read as NaN, so that a row which holds one is an
     error or, with ``nan="drop"``, left out. Integers are read as floats then."""
     apply_scale: bool | None
@@ -80,8 +83,11 @@ class SourceOptions(TypedDict, total=False):
     """Whether the values that the attributes ``_FillValue`` and ``missing_value`` of an HDF5 or
     Zarr array name are no data, as in `nodata`. ``--nan drop`` says so on the command line."""
     columns: Sequence[str] | None
-    """Columns of a Parquet file: one column of lists, or columns of numbers in the order of the
-    features. By default the only column of lists, or else all columns."""
+    """Columns of a Parquet or Arrow file: one column of lists, or columns of numbers in the order
+    of the features. By default the only column of lists, or else all columns."""
+    id_column: str | None
+    """Column of a Parquet or Arrow file that names the rows; it is no feature, and outputs that are
+    Parquet files have it."""
 
 
 def _as_given(value: Any) -> Any:
@@ -141,24 +147,19 @@ class Format:
     markers: tuple[str, ...] = ()
     """Of a format whose arrays are folders: an array's folder, or a group's, holds one of these
     files."""
+    reads_objects: bool = False
+    """Whether its opener takes a file behind an address as well, a `Stored`."""
     members: str | None = None
     """``module:function`` that lists, as a phrase, the arrays in such a folder."""
 
-    def open(self, location: Path | str, given: Mapping[str, Any], *, keep_open: bool) -> Source:
+    def open(
+        self, location: Path | Stored | str, given: Mapping[str, Any], *, keep_open: bool
+    ) -> Source:
         """Open the array at `location` with the options `given`, all of which it takes."""
         arguments = {o.name: given[o.name] for o in self.options if o.name in given}
         if self.keeps_open:
             arguments["keep_open"] = keep_open
-        try:
-            opener = pkgutil.resolve_name(self.home)
-        except ModuleNotFoundError as error:
-            if self.extra is None:
-                raise
-            raise SourceError(
-                f"{location}: reading it needs {error.name}, which is not installed; "
-                f"install streamkm[{self.extra}]"
-            ) from error
-        source: Source = opener(location, **arguments)
+        source: Source = imported(self.home, location, self.extra)(location, **arguments)
         # Openers that take the option decode by themselves, for each variable its own way.
         return source if _NODATA in self.options else honoured(source, given.get("nodata", ()))
 
@@ -171,6 +172,19 @@ class Format:
         if self.members is None:
             return ""
         return f"; of {folder}: {pkgutil.resolve_name(self.members)(folder)}"
+
+
+def imported(home: str, location: object, extra: str | None) -> Any:
+    """What ``module:name`` names; `SourceError` if a package of the `extra` is not installed."""
+    try:
+        return pkgutil.resolve_name(home)
+    except ModuleNotFoundError as error:
+        if extra is None:
+            raise
+        raise SourceError(
+            f"{location}: reading it needs {error.name}, which is not installed; "
+            f"install streamkm[{extra}]"
+        ) from error
 
 
 # ---- options -----------------------------------------------------------------
@@ -214,7 +228,7 @@ def _number(text: str) -> float | int:
     try:
         return float(text)
     except ValueError:
-        raise SourceError(Option("nodata"), f" must be a number, not {text!r}") from None
+        raise ConfigError(f"a number is needed, not {text!r}") from None
 
 
 def _nodata(values: float | int | Sequence[float | int]) -> tuple[float | int, ...]:
@@ -255,16 +269,22 @@ _OFFSET = SourceOption(
 )
 _COLUMNS = SourceOption(
     "columns",
-    "Parquet: a column of lists, or a column of numbers; repeat the option for each feature "
-    "(default: the only column of lists, or else all columns)",
+    "Parquet, Arrow: a column of lists, or a column of numbers; repeat the option for each "
+    "feature (default: the only column of lists, or else all columns)",
     checked=_columns,
     metavar="NAME",
     is_repeatable=True,
 )
+_ID_COLUMN = SourceOption(
+    "id_column",
+    "Parquet and Arrow: the column that names the rows; it is no feature, and predict writes it to "
+    "outputs that are .parquet files",
+    metavar="NAME",
+)
 _DATASET = SourceOption(
     "dataset",
-    "HDF5 and Zarr: name of the dataset, such as obsm/X_pca or layers/counts (default: X of "
-    "AnnData, or else the only one)",
+    "name of the array in a file that holds several, such as obsm/X_pca or layers/counts of HDF5 "
+    "and Zarr (default: X of AnnData, or else the only one)",
     metavar="NAME",
 )
 _VARIABLE = SourceOption(
@@ -323,8 +343,7 @@ RAW = Format("raw", "streamkm.sources.flat:open_raw", (), (_DTYPE, _N_FEATURES, 
 #: All formats; a file belongs to the first that has its suffix.
 FORMATS: tuple[Format, ...] = (
     RAW,
-    Format("NumPy", "streamkm.sources.npy:open_npy", (".npy",)),
-    Format("npz", "streamkm.sources.npz_csr:open_csr_npz", (".npz",)),
+    Format("NumPy", "streamkm.sources.npy:open_npy", (".npy",), reads_objects=True),
     Format(
         "Zarr",
         "streamkm.sources.zarr:open_zarr",
@@ -338,18 +357,43 @@ FORMATS: tuple[Format, ...] = (
         "Parquet",
         "streamkm.sources.parquet:ParquetSource",
         (".parquet",),
-        (_COLUMNS,),
+        (_COLUMNS, _ID_COLUMN),
         extra="parquet",
+        reads_objects=True,
         keeps_open=False,
     ),
-    Format("bin", "streamkm.sources.flat:open_bin", tuple(BIN_DTYPES)),
-    Format("vecs", "streamkm.sources.vecs:VecsSource", tuple(VECS_DTYPES)),
+    Format(
+        "Arrow",
+        "streamkm.sources.arrow:ArrowSource",
+        (".arrow", ".arrows", ".feather"),
+        (_COLUMNS, _ID_COLUMN),
+        extra="parquet",
+        reads_objects=True,
+        keeps_open=False,
+    ),
+    Format("bin", "streamkm.sources.flat:open_bin", tuple(BIN_DTYPES), reads_objects=True),
+    Format("vecs", "streamkm.sources.vecs:VecsSource", tuple(VECS_DTYPES), reads_objects=True),
     Format(
         "HDF5",
         "streamkm.sources.hdf5:open_hdf5",
         (".h5", ".hdf5", ".h5ad", ".nc", ".nc4"),
         _OF_GROUPS,
         extra="hdf5",
+    ),
+    Format(
+        "zipped Zarr",
+        "streamkm.sources.zarr:open_zip",
+        (".zip",),
+        (_DATASET,),
+        keeps_open=False,
+    ),
+    Format("npz", "streamkm.sources.npz:open_npz", (".npz",), (_DATASET,), reads_objects=True),
+    Format(
+        "safetensors",
+        "streamkm.sources.safetensors:open_safetensors",
+        (".safetensors",),
+        (_DATASET,),
+        reads_objects=True,
     ),
 )
 

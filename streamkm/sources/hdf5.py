@@ -22,6 +22,7 @@ from streamkm.sources.decoded import Decoding, decoded, read_marks
 from streamkm.sources.flat import BLOCK_BYTES, FlatSource
 from streamkm.sources.hdf5_csr import choose_member, open_csr
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
+from streamkm.sources.names import shown as shown_names
 from streamkm.sources.rowfile import RowFile
 from streamkm.sources.sparse import refuse_dense_options
 from streamkm.sources.variables import open_variables
@@ -130,20 +131,16 @@ def _open_dataset(
                 )
             dtype = check_dtype(stored, name)
             axes = choose_axes(found.shape, _dims(found), feature_dim, name)
-            remarks = (*axes_note(axes, name), *_unwritten(found, name))
-            marks = read_marks(found.attrs, dtype)
-            layout = f"hdf5 {found.name}"
-            offset = found.id.get_offset()
+            notes = (*axes_note(axes, name), *_unwritten(found, name))
             member = "" if is_named else found.name
-            is_flat = axes.are_last or not axes.features
-            if offset is None or not is_flat or not _is_stored_as_in_memory(found):
-                return decoded(
-                    lambda more: Hdf5Source(
-                        path, found, axes, keep_open=keep_open, member=member,
-                        remarks=(*remarks, *more),
-                    ),
-                    marks, how, name,
-                )  # fmt: skip
+            return decoded(
+                lambda more: _source(
+                    path, found, axes, keep_open=keep_open, member=member, remarks=notes + more
+                ),
+                read_marks(found.attrs, dtype),
+                how,
+                name,
+            )
     except SourceError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -151,29 +148,39 @@ def _open_dataset(
             f"{path}: cannot be opened as HDF5: {one_line(error)}{_classic(path)}"
         ) from error
 
-    def flat(more: tuple[str, ...]) -> Source:
-        return FlatSource(
-            RowFile(path, keep_open=keep_open),
-            n_rows=axes.n_rows,
-            n_features=axes.n_features,
-            dtype=dtype,
-            offset=offset,
-            swapped=not stored.isnative,
-            kind=f"{layout}{axes.describe()}",
-            remarks=(*remarks, *more),
-            grid=axes.grid(),
-            member=member,
-        )
 
-    source = decoded(flat, marks, how, name)
-    expected = offset + axes.n_rows * axes.n_features * stored.itemsize
-    if path.stat().st_size < expected:
-        source.close()
+def _source(
+    path: Path,
+    dataset: h5py.Dataset,
+    axes: Axes,
+    *,
+    keep_open: bool,
+    member: str,
+    remarks: tuple[str, ...],
+) -> Source:
+    """The dataset as rows of a file if they are just that, else through the library."""
+    offset = dataset.id.get_offset()
+    lies_in_order = axes.are_last or not axes.features
+    if offset is None or not lies_in_order or not _is_stored_as_in_memory(dataset):
+        return Hdf5Source(path, dataset, axes, keep_open=keep_open, remarks=remarks, member=member)
+    expected, size = offset + dataset.nbytes, path.stat().st_size
+    if size < expected:
         raise SourceError(
-            f"{path}: truncated: the dataset {layout.removeprefix('hdf5 ')} ends at byte "
-            f"{expected}, the file has {path.stat().st_size}; copy or write it again"
+            f"{path}: truncated: the dataset {dataset.name} ends at byte {expected}, the file has "
+            f"{size}; copy or write it again"
         )
-    return source
+    return FlatSource(
+        RowFile(path, keep_open=keep_open),
+        n_rows=axes.n_rows,
+        n_features=axes.n_features,
+        dtype=check_dtype(dataset.dtype, str(path)),
+        offset=offset,
+        swapped=not dataset.dtype.isnative,
+        kind=f"hdf5 {dataset.name}{axes.describe()}",
+        remarks=remarks,
+        grid=axes.grid(),
+        member=member,
+    )
 
 
 class Hdf5Source(Described):
@@ -294,18 +301,24 @@ class Hdf5Source(Described):
 def _dataset(file: h5py.File, name: str | None, path: str) -> h5py.Dataset:
     """The dataset `name`, or the only one; the error lists those that there are."""
     found: dict[str, h5py.Dataset] = {}
+    records: list[str] = []
 
     def note(member: str, node: h5py.Dataset | h5py.Group) -> None:
         # An empty dataset has the shape None.
-        is_array = isinstance(node, h5py.Dataset) and len(node.shape or ()) >= 2
-        stored = _numpy_dtype(node) if is_array else None
-        if stored is not None and stored.kind in "fiu":
+        stored = _numpy_dtype(node) if isinstance(node, h5py.Dataset) else None
+        if stored is None:
+            return
+        if len(node.shape or ()) >= 2 and stored.kind in "fiu":
             found[member] = node
+        elif stored.names is not None:
+            records.append(member)
 
     file.visititems(note)
     shown = [f"{member} {node.shape}" for member, node in list(found.items())[:NAMES_SHOWN]]
     more = ", ..." if len(found) > NAMES_SHOWN else ""
     there_are = f"it holds {', '.join(shown)}{more}" if found else "it holds none"
+    if records:
+        there_are += f", and records (compound types), which are no rows, in {shown_names(records)}"
     if name is None:
         if len(found) != 1:
             raise SourceError(

@@ -7,14 +7,22 @@ sides have names. A side without names is read by position, as nothing else is k
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import numpy as np
+
 from streamkm.errors import Option, SourceError
+from streamkm.sources.base import Described
+from streamkm.sources.layout import check_read
+from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from streamkm.sources.base import Source
+    from streamkm.sources.base import ArraySpec, RowRange, Source
 
 __all__ = ["in_order", "shown"]
 
@@ -24,7 +32,7 @@ NAMES_SHOWN = 8
 
 @runtime_checkable
 class _Orderable(Protocol):
-    """A source that can read its features in another order."""
+    """A source that can read its features in another order, without a copy of what it reads."""
 
     def in_order(self, names: tuple[str, ...]) -> Source:
         """A view of this source with its features in the order of `names`, closed with it."""
@@ -51,7 +59,7 @@ def in_order(source: Source, names: Sequence[str], whose: str) -> Source:
     Raises
     ------
     SourceError
-        If the names differ, or `source` cannot change the order; the message names both orders.
+        If the names differ; the message names both orders.
     """
     found, wanted = source.spec.feature_names, tuple(names)
     if not found or not wanted or found == wanted:
@@ -65,9 +73,56 @@ def in_order(source: Source, names: Sequence[str], whose: str) -> Source:
             f"names of features must agree: {both}{odd}; rename columns, or choose by ",
             Option("columns"),
         )
-    if not isinstance(source, _Orderable):
-        raise SourceError(f"features must be in one order: {both}; bring them into the first one")
-    return source.in_order(wanted)
+    return source.in_order(wanted) if isinstance(source, _Orderable) else _Reordered(source, wanted)
+
+
+class _Reordered(Described):
+    """A view of a source with its features in another order; each read takes a copy."""
+
+    def __init__(self, source: Source, names: tuple[str, ...]) -> None:
+        spec = source.spec
+        self._source = source
+        self._order = [spec.feature_names.index(name) for name in names]
+        self._spec = replace(
+            spec,
+            feature_names=names,
+            scratch_bytes=spec.scratch_bytes + spec.block_rows * spec.row_bytes,
+        )
+
+    @property
+    def name(self) -> str:
+        """Where the rows come from."""
+        return self._source.name
+
+    @property
+    def spec(self) -> ArraySpec:
+        """That of the source, with the names in their new order."""
+        return self._spec
+
+    def read(self, rows: RowRange, out: np.ndarray) -> None:
+        """Fill `out` with `rows`; see `Source.read`."""
+        check_read(self.name, self._spec, rows, out, closed=False)
+        for some in rows.split(self._spec.block_rows):
+            stored = np.empty((len(some), self._spec.n_features), self._spec.storage)
+            self._source.read(some, stored)
+            target = out[some.start - rows.start : some.stop - rows.start]
+            np.take(stored, self._order, axis=1, out=target)
+
+    def fingerprint(self) -> str:
+        """Hex digest of the source's fingerprint and the order."""
+        return hashlib.sha256(f"{self._order} {self._source.fingerprint()}".encode()).hexdigest()
+
+    def would_take(self, path: Path) -> bool:
+        """Whether what is written at `path` would become part of the source."""
+        return would_take(self._source, path)
+
+    def notes(self) -> list[str]:
+        """The notes of the source."""
+        return self._source.notes()
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
 
 
 def shown(names: Sequence[str]) -> str:

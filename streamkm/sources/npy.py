@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from tokenize import TokenError
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -123,7 +123,7 @@ def npy_source(
 
 
 def read_npy_header(
-    stream: BinaryIO, path: Path | str
+    stream: IO[bytes], path: Path | str
 ) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """Read the header of an ``.npy`` file, up to the first element.
 
@@ -168,7 +168,7 @@ def read_npy_header(
     return shape, fortran, dtype
 
 
-def _check_header_length(stream: BinaryIO, version: tuple[int, int]) -> None:
+def _check_header_length(stream: IO[bytes], version: tuple[int, int]) -> None:
     """Refuse a header that is too long, before memory is allocated for it."""
     start, size = stream.tell(), 2 if version == (1, 0) else 4
     length = int.from_bytes(stream.read(size), "little")

@@ -17,7 +17,7 @@ import numpy as np
 
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources.layout import one_line
-from streamkm.sources.rowfile import RowFile
+from streamkm.sources.rowfile import RowFile, stream_of
 from streamkm.sources.sparse import CSR_MEMBERS, CsrArrays, CsrSource
 
 if TYPE_CHECKING:
@@ -165,7 +165,10 @@ class _CsrInNpz:
             if self._loaded is None:
                 self._file.check_unchanged(rows)
                 try:
-                    with np.load(self._path, allow_pickle=False) as arrays:
+                    with (
+                        stream_of(self._file) as stream,
+                        np.load(stream, allow_pickle=False) as arrays,
+                    ):
                         self._loaded = CsrArrays(*(arrays[name] for name in CSR_MEMBERS))
                 except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
                     raise ReadError(f"{self.name}: {rows} cannot be read: {one_line(e)}") from e

@@ -19,7 +19,8 @@ from collections import Counter
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,19 +28,21 @@ import pyarrow.parquet as pq
 
 from streamkm.errors import NoRowsError, Option, ReadError, SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
+from streamkm.sources.ids import ID_BATCH_ROWS
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.names import shown
 from streamkm.sources.parquet_footer import null_counts
-from streamkm.sources.rowfile import RowFile, stream_of
+from streamkm.sources.parquet_ids import NAMES_SHOWN, ParquetIds, id_field, listed
+from streamkm.sources.rowfile import row_file, stream_of
+from streamkm.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
+
+    from streamkm.sources.rowfile import Stored
 
 __all__ = ["ParquetSource"]
 
-#: Columns that an error lists, at most.
-NAMES_SHOWN = 8
 #: Bytes of a footer whose counts of nulls are read, at most: for columns of integers, whose type
 #: they decide, in 0.1 s; and for a note on other columns, of which there may be a thousand files.
 FOOTER_BYTES, FOOTER_BYTES_FOR_NOTES = 256 << 10, 32 << 10
@@ -51,12 +54,16 @@ NULLS_AT_ONCE = 1024
 _INDEX_NAME = re.compile(r"__index_level_\d+__|__null_dask_index__")
 #: Bytes that reading a group takes beside stored and decoded numbers: pages, dictionaries.
 _PAGE_BYTES = 4 << 20
+#: Bytes of one read of ids: a page or a few, so that no column chunk lies in memory as a whole.
+_ID_READ_BYTES = 1 << 20
 #: Bytes of the levels of one element of a list: definition and repetition, two each.
 _LEVEL_BYTES = 4
 
 
 class ParquetSource(Described):
     """Rows of a Parquet file; a row group is a block.
+
+    `streamkm.sources.arrow` reads Arrow's own files by the same rules, group by group.
 
     Parameters
     ----------
@@ -66,6 +73,8 @@ class ParquetSource(Described):
         One column of lists of numbers, or columns of numbers in the order of the features. By
         default the only column of lists, or else all columns, if all hold numbers of one type. A
         column that holds the index of a data frame is taken only if it is named.
+    id_column : str, optional
+        A column that names the rows. It is no feature.
 
     Raises
     ------
@@ -73,14 +82,25 @@ class ParquetSource(Described):
         If it is no Parquet file, or these columns do not make rows of numbers.
     """
 
-    def __init__(self, path: Path, *, columns: Sequence[str] | None = None) -> None:
+    #: Name of the format, and what it calls a group of rows.
+    kind, group = "Parquet", "row group"
+
+    def __init__(
+        self,
+        path: Path | Stored,
+        *,
+        columns: Sequence[str] | None = None,
+        id_column: str | None = None,
+    ) -> None:
         # It only knows whether the file has changed: pyarrow opens the file for each read.
-        self._file = RowFile(path, keep_open=False)
+        self._file = row_file(path, keep_open=False)
         try:
-            with pq.ParquetFile(path) as file:
+            with self._reader() as file:
                 self._metadata, schema = file.metadata, file.schema_arrow
                 if not self._metadata.num_rows:
                     raise NoRowsError(f"{path}: the file has no rows")
+                self._id_field = id_field(schema, columns, id_column, str(path))
+                schema = _without(schema, self._id_field)
                 index = _index_columns(schema)
                 self._columns = _chosen(schema, columns, str(path), index)
                 types = [schema.field(name).type for name in self._columns]
@@ -90,7 +110,9 @@ class ParquetSource(Described):
                 dtype = _common_dtype(types, self._columns, str(path))
                 nulls = self._known_nulls(is_whole=np.dtype(dtype).kind in "iu")
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
-            raise SourceError(f"{path}: cannot be opened as Parquet: {one_line(error)}") from error
+            raise SourceError(
+                f"{path}: cannot be opened as {self.kind}: {one_line(error)}"
+            ) from error
         # Integers of 64 bits that are read as float64.
         self._may_round = False
         if min(sizes, default=0) < 0 or stored < 0:
@@ -109,11 +131,12 @@ class ParquetSource(Described):
             dtype=dtype,
             # One writer makes all groups of one size, except the last.
             block_rows=max(sizes),
-            layout=f"parquet, {len(sizes)} row groups of up to {max(sizes)}, "
+            layout=f"{self.kind.lower()}, {counted(len(sizes), self.group)} of up to {max(sizes)}, "
             + (f"column {self._columns[0]}" if self._is_list else f"{n_features} columns"),
             scratch_bytes=self._scratch_bytes(stored, max(sizes), row_bytes, n_features),
             feature_names=() if self._is_list else tuple(self._columns),
             member=self._columns[0] if self._is_list and columns is None else "",
+            is_remote=self._file.is_remote,
         )
         if nulls:
             self._spec, self._may_round = _widened(self._spec)
@@ -140,7 +163,7 @@ class ParquetSource(Described):
         check_read(self.name, self._spec, rows, out, closed=self._file.closed)
         self._file.check_unchanged(rows)
         try:
-            with pq.ParquetFile(self._file.path, metadata=self._metadata) as file:
+            with self._reader(self._metadata) as file:
                 self._read_groups(file, rows, out)
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise ReadError(
@@ -165,6 +188,14 @@ class ParquetSource(Described):
         """Hex digest of layout and columns, and the file's size and modification time."""
         return self._file.fingerprint(f"{self._spec.layout} {self._columns}")
 
+    def ids(self) -> ParquetIds | None:
+        """The ids of the rows, if a column of them was named."""
+        if self._id_field is None:
+            return None
+        groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
+        sizes = [group.num_rows for group in groups]
+        return ParquetIds(self._file, sizes, self._id_field, self._id_batches)
+
     def notes(self) -> list[str]:
         """A note on columns that are left out, and one on nulls that the file tells of."""
         return list(self._remarks)
@@ -172,6 +203,22 @@ class ParquetSource(Described):
     def close(self) -> None:
         """Refuse further reads; no file is held open."""
         self._file.close()
+
+    def _reader(self, metadata: Any = None) -> Any:
+        """What reads groups of columns, as `pyarrow.parquet.ParquetFile` does."""
+        return pq.ParquetFile(self._place(), metadata=metadata, pre_buffer=self._file.is_remote)
+
+    def _place(self) -> Any:
+        """The file, as pyarrow takes it."""
+        path = self._file.path
+        return path if isinstance(path, Path) else pa.PythonFile(stream_of(self._file), "r")
+
+    def _id_batches(self, groups: range, column: str) -> Iterator[pa.RecordBatch]:
+        """A column of `groups`, `ID_BATCH_ROWS` at most at a time."""
+        with pq.ParquetFile(
+            self._place(), metadata=self._metadata, buffer_size=_ID_READ_BYTES
+        ) as file:
+            yield from file.iter_batches(ID_BATCH_ROWS, list(groups), [column], use_threads=False)
 
     def _read_groups(self, file: pq.ParquetFile, rows: RowRange, out: np.ndarray) -> None:
         done = rows.start
@@ -181,7 +228,7 @@ class ParquetSource(Described):
             expected = self._metadata.row_group(index).num_rows
             if table.num_rows != expected:
                 raise ReadError(
-                    f"{self.name}: row group {index} holds {table.num_rows} rows, the file's "
+                    f"{self.name}: {self.group} {index} holds {table.num_rows} rows, the file's "
                     f"metadata say {expected}; the file is corrupt"
                 )
             first = self._starts[index]
@@ -227,9 +274,9 @@ class ParquetSource(Described):
             wrong = np.flatnonzero(lengths != np.where(has_list, n_features, 0))
             if wrong.size:
                 raise ReadError(
-                    f"{self.name}: column {name!r}: a list of {lengths[wrong[0]]} elements in row "
-                    f"group {group}, the first list has {n_features}; all lists must be of one "
-                    "length"
+                    f"{self.name}: column {name!r}: a list of {lengths[wrong[0]]} elements in "
+                    f"{self.group} {group}, the first list has {n_features}; all lists must be of "
+                    "one length"
                 )
             start, is_stored = int(offsets[0]), has_list
         child = chunk.values.slice(start, np.count_nonzero(is_stored) * n_features)
@@ -249,7 +296,7 @@ class ParquetSource(Described):
         """Refuse nulls among rows of integers, none of which stands for no value."""
         if self._spec.storage.kind != "f":
             raise ReadError(
-                f"{self.name}: column {name!r} holds {n_nulls} nulls in row group {group}, and "
+                f"{self.name}: column {name!r} holds {n_nulls} nulls in {self.group} {group}, and "
                 f"{self._spec.dtype} has no number that stands for a null; fill them, or store the "
                 "column as floats"
             )
@@ -276,13 +323,19 @@ class ParquetSource(Described):
         decoded, levels = rows * row_bytes, _LEVEL_BYTES * rows * n_features * self._is_list
         # The chosen columns store no more: a dictionary holds each number at most once more.
         stored = min(stored, 2 * decoded + levels)
+        # What comes over a network is held once more before it is parsed.
+        stored *= 1 + self._file.is_remote
         return stored + (1 + self._is_list) * decoded + levels + _PAGE_BYTES
+
+
+def _without(schema: pa.Schema, field: pa.Field | None) -> pa.Schema:
+    return schema if field is None else pa.schema([f for f in schema if f.name != field.name])
 
 
 def _widened(spec: ArraySpec) -> tuple[ArraySpec, bool]:
     """`spec` with floats in place of integers, and whether these may round the largest of them."""
     stored = spec.storage
-    wide = stored if stored.kind == "f" else np.result_type(stored, np.float16)
+    wide = stored if stored.kind == "f" else np.result_type(stored, np.float32)
     return replace(spec, dtype=wide.name), stored.kind != "f" and stored.itemsize == 8
 
 
@@ -331,9 +384,7 @@ def _chosen(
         If `columns` do not make rows of numbers, or if none are given and it is not clear which do.
     """
     fields = {field.name: field.type for field in schema}
-    listed = [f"{field} {kind}" for field, kind in fields.items()]
-    there_are = "there are " + ", ".join(listed[:NAMES_SHOWN])
-    there_are += ", ..." if len(listed) > NAMES_SHOWN else ""
+    there_are = listed(schema)
     if len(fields) < len(schema):
         twice = next(each for each, count in Counter(schema.names).items() if count > 1)
         raise SourceError(

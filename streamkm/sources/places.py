@@ -11,7 +11,7 @@ import os
 import re
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from streamkm.errors import SourceError
 from streamkm.files import expanded
@@ -27,6 +27,7 @@ __all__ = [
     "is_address",
     "is_partition",
     "is_path_list",
+    "is_prefix",
     "is_run",
     "list_file",
     "listed_paths",
@@ -36,6 +37,8 @@ __all__ = [
     "python_list",
     "unread",
 ]
+
+P = TypeVar("P")
 
 #: Folders that are searched for shards, at most, to make an error helpful.
 FOLDERS_SEARCHED = 1000
@@ -55,6 +58,12 @@ class Listed(NamedTuple):
 def is_address(location: object) -> bool:
     """Whether `location` is an address such as ``s3://bucket/x.npy``."""
     return isinstance(location, str) and "://" in location
+
+
+def is_prefix(url: str) -> bool:
+    """Whether an address may name several objects: it ends with ``/``, or is a pattern."""
+    is_web = url.lower().startswith("http")
+    return url.endswith("/") or (glob.has_magic(url) and not is_web)
 
 
 # ---- lists -----------------------------------------------------------------------
@@ -199,10 +208,10 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(parent)
 
 
-def natural(paths: Sequence[Path]) -> list[Path]:
+def natural(paths: Sequence[P]) -> list[P]:
     """Sort paths in natural order: runs of digits as numbers, the rest as text."""
 
-    def key(path: Path) -> tuple[list[tuple[int, str]], str]:
+    def key(path: P) -> tuple[list[tuple[int, str]], str]:
         # Text and digits alternate, so that like is compared with like. The text decides a tie.
         runs = re.split(r"(\d+)", str(path))
         return [(int(r), "") if i % 2 else (0, r) for i, r in enumerate(runs)], str(path)

@@ -13,6 +13,7 @@ import os
 import sys
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -25,12 +26,14 @@ from streamkm.sources.concat import ConcatSource
 from streamkm.sources.decoded import Decoding, honoured
 from streamkm.sources.formats import (
     ADDRESSES,
+    FORMATS,
     RAW,
     SourceOptions,
     folder_format,
     folder_formats,
     format_of,
     given_options,
+    imported,
     refuse_foreign_options,
     suffixes,
 )
@@ -43,6 +46,7 @@ from streamkm.sources.places import (
     is_address,
     is_partition,
     is_path_list,
+    is_prefix,
     is_run,
     list_file,
     listed_paths,
@@ -58,9 +62,9 @@ from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from streamkm.sources.places import Listed
+    from streamkm.sources.rowfile import Stored
 
     #: The options that were given, by name.
     Given = Mapping[str, Any]
@@ -218,9 +222,46 @@ def _open_path(path: Path, given: Given) -> Source:
 
 
 def _open_address(url: str, given: Given, *, keep_open: bool = True) -> Source:
-    """Source of what lies at an address."""
+    """Source of what lies at an address: an object, objects below a prefix, or a Zarr array."""
+    entry = format_of(Path(url).suffix.lower())
+    if is_prefix(url):
+        found = imported("streamkm.sources.objects:found_below", url, ADDRESSES.extra)(url)
+        names = {each.key.rpartition("/")[2] for each in found or ()}
+        markers = {name for each in folder_formats() for name in each.markers}
+        if found is not None and not names & markers:
+            return _open_objects(found, url, given)
+    elif entry.reads_objects:
+        stored = imported("streamkm.sources.objects:stored_object", url, ADDRESSES.extra)(url)
+        return _open_stored(stored, given, keep_open=keep_open)
     refuse_foreign_options(url, given, ADDRESSES, ".zarr")
     return ADDRESSES.open(url, given, keep_open=keep_open)
+
+
+def _open_objects(found: Sequence[Stored], url: str, given: Given) -> Source:
+    """Source of the objects below a prefix, or that a pattern names, in natural order."""
+    known = tuple(suffix for each in FORMATS if each.reads_objects for suffix in each.suffixes)
+    shards = [each for each in found if each.suffix.lower() in known]
+    if not shards:
+        raise SourceError(
+            f"{url}: there is no object below this address that ends in {' '.join(known)}"
+        )
+    kinds = {each.suffix.lower(): each for each in reversed(shards)}
+    if len(kinds) > 1:
+        one, other = list(kinds.values())[:2]
+        raise SourceError(
+            f"{url}: shards must be of one kind, {other} and {one} differ; choose with a pattern, "
+            f"such as '{url.rpartition('/')[0]}/*{shards[0].suffix}'"
+        )
+    n_others = len(found) - len(shards)
+    remarks = (f"{url}: {counted(n_others, 'other object')} not read",) if n_others else ()
+    return _open_shards(natural(shards), url, given, remarks=remarks)
+
+
+def _open_stored(stored: Stored, given: Given, *, keep_open: bool) -> Source:
+    """Source of one object behind an address."""
+    entry = format_of(stored.suffix.lower())
+    refuse_foreign_options(stored, given, entry, stored.suffix.lower())
+    return entry.open(stored, given, keep_open=keep_open)
 
 
 def _open_list(listed: Sequence[Listed], name: str, given: Given) -> Source:
@@ -330,7 +371,7 @@ def _kind(shard: Path) -> str:
 
 
 def _open_shards(
-    locations: Sequence[str | Path],
+    locations: Sequence[str | Path | Stored],
     name: str,
     given: Given,
     *,
@@ -339,7 +380,7 @@ def _open_shards(
 ) -> Source:
     """One source of shards in their order, without those that hold no rows.
 
-    `locations` are paths, or addresses as text; see `ConcatSource` for the other parameters.
+    `locations` are paths, addresses as text, or objects; see `ConcatSource` for the rest.
     """
     limit = os.sysconf("SC_OPEN_MAX")
     most = min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS
@@ -351,8 +392,10 @@ def _open_shards(
             try:
                 if isinstance(location, str):
                     parts.append(_open_address(location, given, keep_open=keep_open))
-                else:
+                elif isinstance(location, Path):
                     parts.append(_open_one(location, given, keep_open=keep_open))
+                else:
+                    parts.append(_open_stored(location, given, keep_open=keep_open))
             except NoRowsError:
                 empty.append(str(location))
         if empty:

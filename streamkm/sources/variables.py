@@ -12,6 +12,7 @@ import numpy as np
 from streamkm.errors import Option, SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
 from streamkm.sources.layout import check_read
+from streamkm.sources.names import shown
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
@@ -128,6 +129,16 @@ class VariablesSource(Described):
                 if spec.dtype == "bfloat16" and self._spec.dtype != "bfloat16":
                     stored = (stored.astype(np.uint32) << 16).view(np.float32)
                 target[...] = stored
+
+    def in_order(self, names: tuple[str, ...]) -> Source:
+        """A view with the variables in the order of `names`."""
+        if self._spec.n_features != len(self._parts):
+            raise SourceError(
+                f"{self._name}: features must be in one order: it has {shown(names)} elsewhere, "
+                f"and {shown(self._spec.feature_names)} here; name the variables in the first order"
+            )
+        by_name = dict(zip(self._names, self._parts, strict=True))
+        return VariablesSource([by_name[name] for name in names], names, self._name)
 
     def fingerprint(self) -> str:
         """Hex digest of the variables' names and fingerprints, in order."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle  # noqa: TID251  # users pickle estimators; streamkm itself reads no pickle
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +22,35 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from streamkm import KMeans, MiniBatchKMeans
+from streamkm import BisectingKMeans, KMeans, MiniBatchKMeans
 from streamkm.errors import ParameterError
 
 ROOT = Path(__file__).parents[2]
 BOTH = [KMeans, MiniBatchKMeans]
 
-#: Checks that are expected to fail, each with its reason; scikit-learn's own list has the same.
-EXPECTED_FAILED = {
-    f"check_sample_weight_equivalence_on_{kind}_data": (
-        "rows with weights and repeated rows are other arrays, from which the same seed draws "
-        "other rows: the clusters are as good, but not the same; scikit-learn exempts its own "
-        "KMeans and MiniBatchKMeans for the same reason"
-    )
-    for kind in ("dense", "sparse")
+#: What each prints with ``verbose``.
+PRINTED = {
+    KMeans: r"Initialization complete\nIteration 0, inertia [0-9.]+\n.*Converged at iteration "
+    r"[0-9]+: (strict convergence|center shift [0-9.e-]+ within tolerance [0-9.e-]+)",
+    MiniBatchKMeans: r"Initialization complete\nMinibatch step 1/1: mean batch inertia: [0-9.]+\n$",
 }
 
 CHECK = """
 import json, sys, warnings
 from sklearn.utils.estimator_checks import check_estimator
 import streamkm
-name, expected = sys.argv[1], json.loads(sys.argv[2])
 warnings.simplefilter("ignore")
-results = check_estimator(
-    getattr(streamkm, name)(), expected_failed_checks=expected, on_fail=None, on_skip=None
-)
+results = check_estimator(getattr(streamkm, sys.argv[1])(), on_fail=None, on_skip=None)
 print(json.dumps([[r["check_name"], r["status"], repr(r["exception"])] for r in results]))
 """
 
 
 # Breaks when an estimator is none to scikit-learn. In a process of its own because the
 # checks of array types ask for a variable that SciPy reads when it is imported.
-@pytest.mark.parametrize("estimator", BOTH)
+@pytest.mark.parametrize("estimator", [*BOTH, BisectingKMeans])
 def test_check_estimator(estimator: type) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CHECK, estimator.__name__, json.dumps(EXPECTED_FAILED)],
+        [sys.executable, "-c", CHECK, estimator.__name__],
         cwd=ROOT,
         env=os.environ | {"SCIPY_ARRAY_API": "1"},
         capture_output=True,
@@ -64,9 +60,8 @@ def test_check_estimator(estimator: type) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert len(results) > 50
-    assert [r for r in results if r[1] != "passed" and r[0] not in EXPECTED_FAILED] == []
-    # One that passes by now is no longer exempt.
-    assert {r[0] for r in results if r[1] == "xfail"} == set(EXPECTED_FAILED)
+    # None fails, and none is left out.
+    assert [result for result in results if result[1] != "passed"] == []
 
 
 # Breaks when a parameter of scikit-learn's is renamed, or its default refused.
@@ -75,10 +70,13 @@ def test_parameters_of_scikit_learn_are_taken(name: str) -> None:
     # The best of several: one seeding of iris in some ends 80 % higher, theirs as ours.
     theirs = getattr(cluster, name)(3, random_state=0, n_init=10)
     parameters = theirs.get_params()
-    parameters.pop("reassignment_ratio", None)  # not here, as the docstring says
     ours = {"KMeans": KMeans, "MiniBatchKMeans": MiniBatchKMeans}[name](**parameters)
     x = load_iris().data
-    assert ours.fit(x).inertia_ <= 1.02 * theirs.fit(x).inertia_
+    with warnings.catch_warnings():
+        # What a reassignment_ratio asks for is not done, which is said.
+        warnings.filterwarnings("ignore", "without effect in streamkm: reassignment_ratio")
+        ours.fit(x)
+    assert ours.inertia_ <= 1.02 * theirs.fit(x).inertia_
     fitted = {key for key in vars(theirs) if key.endswith("_") and not key.startswith("_")}
     assert fitted <= set(vars(ours))
 
@@ -166,7 +164,8 @@ def test_verbose(estimator: type, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
     estimator(3, random_state=0, verbose=1).fit(x)
     shown = capfd.readouterr()
-    assert shown.out == ""
+    # What people look for in a log, on stdout as scikit-learn has it.
+    assert re.match(PRINTED[estimator], shown.out, re.DOTALL)
     assert "150 rows x 4 features" in shown.err
     assert "stopped: " in shown.err
 
@@ -212,12 +211,13 @@ def test_wrong_parameters(estimator: type, parameters: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("estimator", "parameters", "message"),
     [
-        (KMeans, {"algorithm": "elkan"}, "algorithm must be 'lloyd'"),
-        (KMeans, {"copy_x": False}, "copy_x must be True"),
-        (MiniBatchKMeans, {"init_size": 100}, "init_size must be None"),
+        (KMeans, {"algorithm": "hartigan"}, "algorithm must be one of lloyd, elkan"),
+        (KMeans, {"copy_x": "no"}, "copy_x must be True or False"),
+        (MiniBatchKMeans, {"init_size": 0}, "init_size must be None or a whole number"),
+        (MiniBatchKMeans, {"reassignment_ratio": -1}, "reassignment_ratio must be"),
         (MiniBatchKMeans, {"batch_size": 0}, "batch_size must be 'auto'"),
         (MiniBatchKMeans, {"batch_size": "large"}, "batch_size must be 'auto'"),
-        (MiniBatchKMeans, {"max_no_improvement": 0}, "max_no_improvement must be None"),
+        (MiniBatchKMeans, {"max_no_improvement": 0}, "max_no_improvement must be .auto."),
     ],
 )
 def test_wrong_parameters_of_one(estimator: type, parameters: Any, message: str) -> None:
@@ -244,3 +244,66 @@ def test_numbers_of_numpy_are_numbers(estimator: type, parameters: dict[str, Any
     x = load_iris().data
     fitted = [estimator(3, random_state=0, **given).fit(x) for given in (parameters, plain)]
     np.testing.assert_array_equal(fitted[0].cluster_centers_, fitted[1].cluster_centers_)
+
+
+# Breaks when a value of scikit-learn's is refused, or without effect and nothing says so.
+@pytest.mark.parametrize(
+    ("estimator", "parameters", "said"),
+    [
+        (KMeans, {"algorithm": "elkan"}, r"algorithm='elkan' \(Lloyd's algorithm finds the same"),
+        (MiniBatchKMeans, {"init_size": 100}, "init_size=100"),
+        (MiniBatchKMeans, {"reassignment_ratio": 0.05}, "reassignment_ratio=0.05"),
+        (
+            MiniBatchKMeans,
+            {"reassignment_ratio": 0.05, "init_size": 100},
+            "init_size=100 .*; reassignment_ratio=0.05",
+        ),
+    ],
+)
+def test_one_warning_of_what_has_no_effect(estimator: type, parameters: Any, said: str) -> None:
+    x = load_iris().data
+    with pytest.warns(UserWarning, match=said) as caught:
+        given = estimator(3, random_state=0, **parameters).fit(x)
+    assert len(caught) == 1
+    plain = estimator(3, random_state=0).fit(x)
+    np.testing.assert_array_equal(given.cluster_centers_, plain.cluster_centers_)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"algorithm": "auto"}, {"algorithm": "full"}, {"copy_x": False}], ids=str
+)
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_of_what_is_done_anyway(parameters: dict[str, Any]) -> None:
+    x = load_iris().data
+    given = KMeans(3, random_state=0, **parameters).fit(x)
+    plain = KMeans(3, random_state=0).fit(x)
+    np.testing.assert_array_equal(given.cluster_centers_, plain.cluster_centers_)
+
+
+# Breaks when "auto" is one poor seeding where scikit-learn takes the best of several.
+@pytest.mark.parametrize(("estimator", "several"), [(KMeans, 10), (MiniBatchKMeans, 3)])
+def test_n_init_auto_is_scikit_learn_s(estimator: type, several: int) -> None:
+    x = load_iris().data
+    calls = []
+
+    def init(rows: Any, n_clusters: int, random_state: Any) -> Any:
+        calls.append(n_clusters)
+        return rows[random_state.permutation(len(rows))[:n_clusters]]
+
+    estimator(3, init=init).fit(x)
+    assert len(calls) == several
+    auto = estimator(3, init="random", random_state=0).fit(x)
+    named = estimator(3, init="random", n_init=several, random_state=0).fit(x)
+    np.testing.assert_array_equal(auto.cluster_centers_, named.cluster_centers_)
+
+
+# Breaks when many passes are made to their end where scikit-learn's stop after a few.
+def test_several_passes_stop_early_unless_told(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(5000, 2))
+    settings: dict[str, Any] = {"random_state": 0, "batch_size": 500, "max_iter": 100}
+    assert MiniBatchKMeans(4, **settings).fit(x).n_iter_ < 20
+    assert cluster.MiniBatchKMeans(4, n_init=1, **settings).fit(x).n_iter_ < 20
+    assert MiniBatchKMeans(4, max_no_improvement=None, **settings).fit(x).n_iter_ == 100
+    # One pass is made to its end, as ever.
+    one = MiniBatchKMeans(4, random_state=0, batch_size=20).fit(x)
+    assert one.n_steps_ == 250

@@ -14,6 +14,7 @@ import pytest
 import scipy.sparse
 import torch
 import zarr
+from sklearn import get_config
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from streamkm import KMeans, MiniBatchKMeans, load_run, open_source
@@ -259,7 +260,7 @@ def test_partial_fit_and_a_callable_init_take_sparse_rows(kind: str) -> None:
 
     kmeans = MiniBatchKMeans(4, init=first, random_state=0).partial_fit(sparse).partial_fit(sparse)
     wanted = MiniBatchKMeans(4, init=dense[:4]).partial_fit(dense).partial_fit(dense)
-    assert seen == ["csr"]
+    assert seen == ["csr"] * 3  # scikit-learn's number of calls
     np.testing.assert_array_equal(kmeans.cluster_centers_, wanted.cluster_centers_)
 
 
@@ -616,3 +617,46 @@ def test_nulls_are_dropped_as_nan_is(estimator: type, tmp_path: Path) -> None:
         assert np.array_equal(labels, fitted.predict(frame))
         with pytest.raises(NonFiniteError, match=r"row 0 holds nan \(feature 1, 'b'; .*nan='drop'"):
             estimator(4).fit(tmp_path / f"{name}.parquet")
+
+
+def test_records_are_refused(estimator: type) -> None:
+    records = np.zeros((5, 1), [("mass", "f4"), ("charge", "f4")])
+    with pytest.raises(ValueError, match="X: elements are records of mass, charge; store them as"):
+        estimator(2).fit(records)
+
+
+# Breaks when tensors come back as arrays, or are copied on the way in.
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_tensors_come_back_as_tensors(
+    estimator: type, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.from_numpy(blobs()).to(device)
+    plain = estimator(4, random_state=0).fit(x)
+    assert isinstance(plain.predict(x), np.ndarray)
+    with monkeypatch.context() as patched:
+        # config_context would ask for a variable that SciPy reads when it is imported.
+        told = {**get_config(), "array_api_dispatch": True}
+        patched.setattr("streamkm.estimators.inputs.get_config", lambda: told)
+        kmeans = estimator(4, random_state=0).fit(x)
+        given = [kmeans.cluster_centers_, kmeans.labels_, kmeans.predict(x), kmeans.transform(x)]
+        kmeans.cluster_centers_[:] = kmeans.cluster_centers_.flip(0)
+        flipped = kmeans.predict(x)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in given)
+    assert {tensor.device for tensor in given} == {x.device}
+    np.testing.assert_array_equal(given[2].cpu(), plain.labels_)
+    np.testing.assert_array_equal(given[3].cpu(), plain.transform(x))
+    np.testing.assert_array_equal(3 - flipped.cpu(), plain.labels_)
+    np.testing.assert_array_equal(kmeans.to_sklearn().predict(blobs()), flipped.cpu())
+    assert isinstance(kmeans.fit(blobs()).cluster_centers_, np.ndarray)

@@ -82,3 +82,15 @@ def test_weights_are_scikit_learn_s(data: DataSet) -> None:
         kmeans.partial_fit(x[rows], sample_weight=batch_weights)
         assert_close(kmeans.cluster_centers_, online.cluster_centers_)
         assert kmeans.inertia_ == pytest.approx(online.inertia_, rel=1e-9)
+
+
+# Breaks when the error names a remedy that partial_fit refuses.
+def test_what_an_error_advises_is_accepted(rng: np.random.Generator) -> None:
+    near = rng.normal(size=(500, 3)).astype(np.float32)
+    far = near * np.float32(1e20)
+    kmeans = MiniBatchKMeans(3, random_state=0).partial_fit(near)
+    with pytest.raises(ValueError, match=r"use nan='drop' .* or first fit with scale='zscore'"):
+        kmeans.partial_fit(far)
+    assert kmeans.set_params(nan="drop").partial_fit(far).counts_.sum() == len(near)
+    kmeans.set_params(nan="error", scale="zscore").fit(far)
+    assert kmeans.partial_fit(far).counts_.sum() == 2 * len(far)

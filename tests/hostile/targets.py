@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 from numcodecs import LZ4, Blosc, GZip, Zlib, Zstd
-from safetensors.numpy import load
+from safetensors.numpy import load, save_file
 
 from streamkm import cli
 from streamkm.config import ExecutionConfig, FitConfig
@@ -276,6 +276,30 @@ TARGETS["parquet"] = _file(
     ".parquet",
     lambda path: pq.write_table(pa.table({"a": FEW[:, 0], "b": FEW[:, 1]}), path),
     lambda path: pq.write_table(pa.table({"a": list(FEW)}), path, row_group_size=16),
+    bounded=False,
+)
+
+
+def _write_arrow(path: Path, *, stream: bool = False, **options: Any) -> None:
+    table = pa.table({"a": list(FEW), "text": ["x"] * len(FEW)})
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    settings = pa.ipc.IpcWriteOptions(**options)
+    with pa.OSFile(str(path), "wb") as file, new(file, table.schema, options=settings) as out:
+        out.write_table(table, max_chunksize=16)
+
+
+TARGETS["arrow"] = _file(
+    ".arrow",
+    _write_arrow,
+    partial(_write_arrow, compression="zstd"),
+    partial(_write_arrow, stream=True, compression="lz4"),
+    bounded=False,
+)
+TARGETS["npz"] = _file(".npz", lambda path: np.savez(path, rows=FEW, other=FEW[:, 0]))
+TARGETS["safetensors"] = _file(".safetensors", lambda path: save_file({"rows": FEW}, path))
+TARGETS["zipped zarr"] = _file(
+    ".zip",
+    lambda path: zarr.create_array(zarr.storage.ZipStore(path, mode="w"), data=FEW).store.close(),
     bounded=False,
 )
 TARGETS["hdf5"] = _file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -13,9 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from streamkm.config import ExecutionConfig
+from streamkm.errors import Interrupted
+from streamkm.runs.predict import predict
 from streamkm.runs.storage.model import load_model
+from streamkm.sinks import open_sink
+from streamkm.sources import open_source
 from tests.runs.engine.cases import N_ROWS, Case, on_cases
-from tests.runs.helpers import Job, cli, predicted
+from tests.runs.helpers import Job, StopAfter, cli, predicted
 
 
 @pytest.fixture
@@ -224,3 +230,110 @@ def test_rows_with_nulls_are_dropped(kind, tmp_path, capsys):
     np.save(tmp_path / "kept.npy", np.delete(rows, lost, axis=0))
     assert cli("predict", run, tmp_path / "kept.npy", "--labels", tmp_path / "kept-labels.npy") == 0
     assert np.array_equal(np.load(tmp_path / "kept-labels.npy"), np.delete(np.load(labels), lost))
+
+
+# ---- tables with ids ---------------------------------------------------------
+
+
+@pytest.fixture
+def embeddings(tmp_path) -> Path:
+    """Twelve Parquet files of 100 rows; the group of a row stands in its id."""
+    folder: Path = tmp_path / "embeddings"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        rows = (50 * number + rng.normal(size=(100, 4))).astype(np.float32)
+        ids = [f"{number}-{i}" for i in range(100)]
+        table = pa.table({"name": ids, "e": pa.FixedSizeListArray.from_arrays(rows.ravel(), 4)})
+        pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=30)
+    return folder
+
+
+# Breaks when an id gets the label of another row: as text, part-10 comes before part-2.
+def test_ids_and_labels_are_of_one_row(embeddings, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out.parquet"
+    assert cli("fit", embeddings, "--k", 12, "--out", run) == 0
+    labels, distances = tmp_path / "labels.npy", tmp_path / "distances.npy"
+    assert cli("predict", run, embeddings, "--labels", labels, "--distances", distances) == 0
+    predict = ("predict", run, embeddings, "--labels", out)
+    assert cli(*predict, "--id-column", "name") == 0
+    table = pq.read_table(out)
+    assert table.schema.names == ["name", "cluster", "distance"]
+    assert table.schema.field("cluster").type == pa.int32()
+    assert table.schema.field("distance").type == pa.float32()
+    assert table["name"].to_pylist() == [f"{n}-{i}" for n in range(12) for i in range(100)]
+    np.testing.assert_array_equal(table["cluster"], np.load(labels))
+    np.testing.assert_array_equal(table["distance"], np.load(distances))
+    of_group = {name.split("-")[0]: label for name, label in zip(
+        table["name"].to_pylist(), table["cluster"].to_pylist(), strict=True
+    )}  # fmt: skip
+    assert len(set(of_group.values())) == 12
+
+    assert cli(*predict, "--id-column", "name", "--resume") == 0
+    assert "nothing is left to do" in capsys.readouterr().err
+    # Without ids it is another table.
+    assert cli(*predict, "--resume") == 2
+    out.unlink()
+    assert cli(*predict) == 0
+    assert pq.read_table(out).equals(table.drop_columns("name"))
+
+
+def test_distances_may_be_a_table_too(embeddings, tmp_path):
+    run, labels = tmp_path / "run", tmp_path / "labels.npy"
+    distances = tmp_path / "distances.parquet"
+    assert cli("fit", embeddings, "--k", 3, "--out", run) == 0
+    outputs = ("--labels", labels, "--distances", distances, "--id-column", "name")
+    assert cli("predict", run, embeddings, *outputs) == 0
+    assert pq.read_table(distances).schema.names == ["name", "distance"]
+    assert len(np.load(labels)) == 1200
+
+
+def test_what_is_wrong_with_ids_is_told(embeddings, tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out.parquet"
+    assert cli("fit", embeddings, "--k", 3, "--out", run) == 0
+    capsys.readouterr()
+    predict = ("predict", run, embeddings, "--labels", out, "--id-column")
+    assert cli(*predict, "id") == 2
+    err = capsys.readouterr().err
+    assert "there is no column 'id'; there are name string, e fixed_size_list" in err
+    assert err.count("\n") == 1
+    npy = ("predict", run, embeddings, "--labels", tmp_path / "l.npy", "--id-column", "name")
+    assert cli(*npy) == 0
+    assert "note: ids of column 'name' are not written" in capsys.readouterr().err
+    path = embeddings / "part-3.parquet"
+    table = pq.read_table(path)
+    ids = ["3-0", "3-0", None, *[f"3-{i}" for i in range(3, 100)]]
+    pq.write_table(table.set_column(0, "name", [ids]), path)
+    for more in ((), ("--dry-run",)):
+        assert cli(*predict, "name", *more) == 0
+        told = "".join(capsys.readouterr())
+        assert "1 row with a null id in column 'name'" in told
+        assert "1 row with an id in column 'name' that an earlier row has" in told
+        if out.exists():
+            out.unlink()
+
+
+# Breaks when rows that were labelled under one column of ids go on under another.
+def test_a_table_is_resumed_with_its_own_ids_only(embeddings, tmp_path, monkeypatch, capsys):
+    run, out = tmp_path / "run", tmp_path / "out.parquet"
+    assert cli("fit", embeddings, "--k", 3, "--out", run) == 0
+    monkeypatch.setattr("streamkm.config.MIN_BATCH_ROWS", 25)
+    monkeypatch.setattr("streamkm.runs.predict.open_sink", partial(open_sink, chunk_rows=100))
+    source = open_source(embeddings, id_column="name")
+    with pytest.raises(Interrupted):
+        predict(
+            run, source, ExecutionConfig(device="cpu"), labels=out, resume=False,
+            stop_request=StopAfter(9),
+        )  # fmt: skip
+    source.close()
+    assert not out.exists()
+    capsys.readouterr()
+    command = ("predict", run, embeddings, "--labels", out, "--resume")
+    assert cli(*command) == 2
+    assert "was begun with other columns (name, cluster, distance)" in capsys.readouterr().err
+    assert cli(*command, "--id-column", "name") == 0
+    assert "resumed: from row " in capsys.readouterr().err
+    assert pq.read_table(out)["name"][-1].as_py() == "11-99"
+    whole = tmp_path / "whole.parquet"
+    assert cli("predict", run, embeddings, "--labels", whole, "--id-column", "name") == 0
+    assert whole.read_bytes() == out.read_bytes()

@@ -10,6 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
@@ -133,6 +135,46 @@ def test_predict_that_is_killed_again_and_again_writes_the_same_labels(npy, tmp_
     assert kills >= 2
     assert labels.read_bytes() == whole.read_bytes()
     assert len(np.load(distances)) == N_ROWS
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+# Breaks when ids and labels part, or when a kill leaves a file that cannot be gone on with: while
+# rows are written, and while the finished stream becomes a Parquet file.
+def test_a_table_with_ids_is_the_same_however_often_predict_was_killed(rows, tmp_path):
+    source, out = tmp_path / "x.parquet", tmp_path / "run"
+    features = pa.FixedSizeListArray.from_arrays(rows.ravel(), N_FEATURES)
+    ids = pa.array(np.random.default_rng(0).permutation(N_ROWS)).cast(pa.string())
+    pq.write_table(pa.table({"id": ids, "e": features}), source, row_group_size=70_000)
+    assert run(*fit_arguments(source, ["--init", "random"]), "--out", out)[0] == 0
+    whole, table = tmp_path / "whole.parquet", tmp_path / "table.parquet"
+    assert run("predict", out, source, "--labels", whole, "--id-column", "id")[0] == 0
+    found = pq.read_table(whole)
+    assert found["id"].combine_chunks().equals(ids)
+    partial = tmp_path / "table.parquet.partial"
+    rng = random.Random(2)
+    kills = 0
+    for _ in range(20):
+        before = partial.stat().st_size if partial.exists() else 0
+        process = start(
+            "predict", out, source, "--labels", table, "--id-column", "id", "--resume",
+            "--checkpoint-every", 1,
+        )  # fmt: skip
+
+        def has_grown(before=before):
+            return partial.exists() and partial.stat().st_size != before
+
+        if wait_until(has_grown, process):
+            time.sleep(rng.uniform(0, 0.1))
+        if not kill(process):
+            assert process.returncode == 0
+            break
+        if table.exists() and not partial.exists():
+            break  # It was killed when everything was done.
+        kills += 1
+    assert kills >= 2
+    command = ("predict", out, source, "--labels", table, "--id-column", "id", "--resume")
+    assert run(*command)[0] == 0
+    assert table.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.partial*"))
 
 

@@ -114,7 +114,7 @@ def test_chosen_dataset(tmp_path: Path) -> None:
     refused(path, "'obsm' is no dataset", dataset="obsm")
     refused(path, "at least two dimensions", dataset="obs/n")
     refused(path, "real numbers", dataset="obs/names")
-    refused(path, "real numbers", dataset="obs/pairs")
+    refused(path, "are records of a", dataset="obs/pairs")
     refused(path, "real numbers", dataset="obs/flags")
     refused(path, "'nothing' is no dataset", dataset="nothing")
     refused(path, "empty", dataset="no rows")
@@ -161,3 +161,117 @@ def test_without_h5py(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "streamkm.sources.hdf5", raising=False)
     monkeypatch.setitem(sys.modules, "h5py", None)
     refused(tmp_path / "x.h5", r"needs h5py.*install streamkm\[hdf5\]")
+
+
+def stored_as(path: Path, kind: Any, values: np.ndarray, memory: Any, *, more: bool) -> None:
+    """Write `values` in one piece as elements of the HDF5 type `kind`."""
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple(values.shape)
+        made = h5py.h5d.create(file.id, b"x", kind, space)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, values, memory)
+        if more:
+            file["more"] = np.zeros(100_000)
+
+
+def bits(base: Any, precision: int, offset: int = 0) -> Any:
+    kind = base.copy()
+    kind.set_precision(precision)
+    kind.set_offset(offset)
+    return kind
+
+
+def bfloat16() -> Any:
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    return kind
+
+
+# Breaks when the bytes of a type that NumPy lacks are taken for those of one that it has.
+@pytest.mark.parametrize("more", [False, True], ids=["alone", "something behind it"])
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "dtype", "memory"),
+    [
+        (bits(h5py.h5t.STD_U16LE, 12, 4), 0, 4096, "u2", h5py.h5t.NATIVE_UINT16),
+        (bits(h5py.h5t.STD_I16LE, 12), -2048, 2048, "i2", h5py.h5t.NATIVE_INT16),
+        (bits(h5py.h5t.STD_U32LE, 24, 8), 0, 2**24, "u4", h5py.h5t.NATIVE_UINT32),
+        (bfloat16(), -64, 64, "f4", h5py.h5t.NATIVE_FLOAT),
+    ],
+    ids=["12 bits at 4", "signed 12 bits", "24 bits at 8", "bfloat16"],
+)
+def test_types_that_the_library_converts(
+    tmp_path: Path, kind, low, high, dtype, memory, more: bool
+) -> None:
+    values = np.random.default_rng(0).integers(low, high, (400, 4)).astype(dtype)
+    stored_as(tmp_path / "x.h5", kind, values, memory, more=more)
+    source = open_source(tmp_path / "x.h5")
+    assert same_bytes(read(source, 0, 400), values)
+
+
+# Breaks when one dataset of a type that NumPy lacks makes the file unreadable.
+def test_a_type_that_numpy_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    rows = numbers((20, 3))
+    kind = bits(h5py.h5t.STD_I32LE, 24)
+    kind.set_size(3)
+    with h5py.File(path, "w") as file:
+        h5py.h5d.create(file.id, b"audio", kind, h5py.h5s.create_simple((10, 2)))
+        file["x"] = rows
+    assert same_bytes(read(open_source(path), 0, 20), rows)
+    assert same_bytes(read(open_source(path, dataset="x"), 0, 20), rows)
+    refused(path, "/audio: NumPy has no type for its elements", dataset="audio")
+
+
+# Breaks when rows that nobody wrote are clustered without a word.
+@pytest.mark.parametrize(
+    ("chunks", "written", "said"),
+    [
+        ((10, 3), 25, "2 of 5 chunks were never written, their rows read as the fill value 7"),
+        ((10, 3), 50, ""),
+        (None, 0, "the dataset was never written, their rows read as the fill value 7"),
+        (None, 50, ""),
+    ],
+)
+def test_what_was_never_written_is_noted(tmp_path: Path, chunks, written: int, said: str) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        made = file.create_dataset("x", (50, 3), "i2", chunks=chunks, fillvalue=7)
+        if written:
+            made[:written] = 1
+    source = open_source(tmp_path / "x.h5")
+    assert bool(said) == any("never written" in note for note in source.notes())
+    assert any(said in note for note in source.notes()) or not said
+    assert (read(source, 49, 50) == (1 if written == 50 else 7)).all()
+
+
+def test_netcdf_of_the_classic_format(tmp_path: Path) -> None:
+    (tmp_path / "x.nc").write_bytes(b"CDF\x01" + bytes(100))
+    refused(tmp_path / "x.nc", "classic format: nccopy -k nc4 converts it")
+
+
+def test_several_datasets_suggest_variables(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.nc", "w") as file:
+        file["red"], file["nir"], file["lat"] = numbers((4, 5)), numbers((4, 5)), numbers((4,))
+    refused(tmp_path / "x.nc", r"nir \(4, 5\), red \(4, 5\), or several of one shape as features")
+
+
+# Breaks when a table of records passes for no array at all, and the user looks for one.
+def test_records_are_refused_as_such(tmp_path):
+    records = np.zeros((5, 1), [("mass", "f4"), ("charge", "f4")])
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["table"] = records[:, 0]
+        file["wide"] = records
+    message = r"it holds none, and records \(compound types\), which are no rows, in table, wide"
+    with pytest.raises(SourceError, match=message):
+        open_source(tmp_path / "x.h5")
+    np.save(tmp_path / "x.npy", records)
+    for location, dataset in (
+        (tmp_path / "x.h5", "table"),
+        (tmp_path / "x.h5", "wide"),
+        (tmp_path / "x.npy", None),
+        (records, None),
+    ):
+        with pytest.raises(
+            SourceError, match="elements are records of mass, charge; store them as"
+        ):
+            open_source(location, dataset=dataset)

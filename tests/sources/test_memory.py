@@ -83,7 +83,7 @@ def test_array_is_not_copied() -> None:
         (np.full((2, 2), None), "real numbers.*object"),
         (np.full((2, 2), "a"), "real numbers.*U1"),
         (np.full((2, 2), "a", np.dtypes.StringDType()), "real numbers.*String"),
-        (np.zeros((2, 2), [("a", "f4")]), "real numbers.*'a'"),
+        (np.zeros((2, 2), [("a", "f4")]), "elements are records of a; store"),
         (np.zeros((2, 2), "M8[s]"), "real numbers.*datetime64"),
     ],
     ids=lambda value: value.dtype.name if isinstance(value, np.ndarray) else "",

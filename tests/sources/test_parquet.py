@@ -205,7 +205,7 @@ def test_nulls_are_nan(tmp_path: Path, kind: str, dtype: str) -> None:
     whole = np.arange(60).reshape(30, 2).astype(dtype)
     rows: list[Any] = whole.tolist()
     rows[4], rows[13], rows[29] = [8, None], None, [None, None]
-    wide = {"i1": "f2", "u2": "f4", "i4": "f8", "i8": "f8"}.get(dtype, dtype)
+    wide = {"i1": "f4", "u2": "f4", "i4": "f8", "i8": "f8"}.get(dtype, dtype)
     expected = whole.astype(wide)
     expected[4, 1] = expected[13] = expected[29] = np.nan
     if kind == "columns":

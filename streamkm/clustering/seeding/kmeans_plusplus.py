@@ -112,6 +112,13 @@ class GreedyPlusPlus(_PlusPlus):
     cost, as in the authors' own implementation and scikit-learn's.
     """
 
+    def __init__(
+        self, sample: Sample, k: int, seed: int, number: int = 0, *, trials: int | None = None
+    ) -> None:
+        """`trials` rows are drawn a step, if it is given."""
+        super().__init__(sample, k, seed, number)
+        self._trials = trials or greedy_trials(k)
+
     def step_(self, index: int) -> bool:
         """Choose centroid number `index`, and return whether there is another to choose."""
         sample = self._sample
@@ -122,7 +129,7 @@ class GreedyPlusPlus(_PlusPlus):
         weights_S = sample.weighted(self._closest_S)
         # If all rows lie on centroids, to rounding, any other row will do.
         weights_S = torch.where(weights_S.max() > 0, weights_S, self._left_S)
-        candidates = draw_by_weight(weights_S, greedy_trials(self.n_units), generator)
+        candidates = draw_by_weight(weights_S, self._trials, generator)
         distances_LS, cost_L = sample.sq_distances_with(candidates, self._closest_S)
         best = cost_L.argmin()
         # index_select and not []: with an index that lies on the GPU, [] would make the host

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from streamkm.kernels import Kernel
 
-__all__ = ["Draws", "Sample", "Stage", "draw_by_weight", "draw_distinct", "sample_cost"]
+__all__ = ["Draws", "Sample", "Stage", "draw_by_weight", "draw_distinct", "merged", "sample_cost"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,40 @@ class Sample:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`closest_S` with each of a few rows chosen as well, (L, S), and the `total` of each."""
         return sq_distances_with(rows_L, closest_S, self.x_SD, self.sq_norms_S, self.weights_S)
+
+
+def merged(sample: Sample, k: int) -> Sample:
+    """`sample` with equal rows as one row of their weight, in an order of its own.
+
+    So an array whose rows have weights, and one whose rows are repeated instead, in whatever
+    order, are the same sample, from which the same seed draws the same rows. A sample without
+    weights or equal rows stays as it is, and so does one of fewer than `k` distinct rows.
+
+    The order is that of 64-bit hashes, which two different rows share by chance in one of 10^10
+    samples; one of the two is then not drawn.
+    """
+    hashes_S = _row_hashes(sample.x_SD)
+    distinct, group_S = torch.unique(hashes_S, return_inverse=True)
+    if len(distinct) < k or (sample.weights_S is None and len(distinct) == len(sample)):
+        return sample
+    positions_S = torch.arange(len(sample), device=group_S.device)
+    first = positions_S.new_full((len(distinct),), len(sample))
+    first.scatter_reduce_(0, group_S, positions_S, "amin")
+    mass_S = sample.weighted(torch.ones_like(group_S, dtype=torch.float64))
+    mass = mass_S.new_zeros(len(distinct)).index_add_(0, group_S, mass_S)
+    return Sample(sample.x_SD[first], mass)
+
+
+def _row_hashes(x_SD: torch.Tensor) -> torch.Tensor:
+    """A hash of each row, int64: sums of whole numbers, which no order of adding changes."""
+    words_SD = (x_SD + 0.0).view(torch.int64 if x_SD.dtype == torch.float64 else torch.int32)
+    generator = torch.Generator().manual_seed(0)
+    limits = torch.iinfo(torch.int64)
+    odd_D = torch.randint(limits.min, limits.max, (x_SD.shape[1],), generator=generator) | 1
+    # Mixed, so that the low bits of the words, often all 0, do not decide the low bits of the sum.
+    mixed_SD = words_SD.long()
+    mixed_SD = (mixed_SD ^ (mixed_SD >> 29)) * odd_D.to(x_SD.device)
+    return (mixed_SD ^ (mixed_SD >> 32)).sum(dim=1)
 
 
 class Stage(Protocol):

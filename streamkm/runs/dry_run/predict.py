@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from streamkm.config import FitConfig
 from streamkm.errors import InputError
@@ -12,17 +12,23 @@ from streamkm.runs.dry_run.report import DryRun, format_duration
 from streamkm.runs.engine.labelling import Labelling
 from streamkm.runs.engine.probe import PROBE_S, format_rate
 from streamkm.runs.planning.inspection import look_at
-from streamkm.runs.predict import finished_line, job_of, output_dtypes
+from streamkm.runs.predict import (
+    finished_line,
+    job_of,
+    notes_on_ids,
+    output_dtypes,
+    table_bytes,
+    written_ids,
+)
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free
-from streamkm.sinks import unfinished_bytes
+from streamkm.sinks import is_table, unfinished_bytes
+from streamkm.sources import id_row_bytes
 from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import numpy as np
 
     from streamkm.config import ExecutionConfig
     from streamkm.runs.reporting.signals import StopRequest
@@ -58,10 +64,11 @@ def dry_predict(
     model = load_model(run_dir)
     outputs = output_dtypes(model, labels, distances)
     paths = [path for path, _ in outputs]
-    job = job_of(run_dir, source, nan or model.settings["nan"])
+    job = job_of(run_dir, source, nan or model.settings["nan"], paths)
+    ids = written_ids(source, paths)
     if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
         return DryRun([("source", source.name), ("resume", finished_line(paths))])
-    labelling = Labelling(model, source, execution)
+    labelling = Labelling(model, source, execution, output_bytes=table_bytes(outputs, ids))
     spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
     config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
     look = look_at(source, None, config, pause)
@@ -75,8 +82,18 @@ def dry_predict(
         ("device", f"{labelling.device}, {labelling.kernel_description}"),
         ("time", f"about {format_duration(spec.n_rows / rate)} at {format_rate(rate)}"),
     ]
-    report.notes = [*source.notes(), *labelling.notes, *look.notes]
-    space = _space(report, outputs, spec.n_rows, run_dir, resume=resume)
+    report.notes = [
+        *source.notes(),
+        *notes_on_ids(source, ids, execution),
+        *labelling.notes,
+        *look.notes,
+    ]
+    id_bytes = 0 if ids is None else id_row_bytes(ids)
+    row_bytes = [
+        (path, 2 * (dtype.itemsize + id_bytes) if is_table(path) else dtype.itemsize)
+        for path, dtype in outputs
+    ]
+    space = _space(report, row_bytes, spec.n_rows, run_dir, resume=resume)
     report.errors += [look.error] if look.error is not None else []
     for folder, (most, least) in space.items():
         report.add_space(folder, most, "outputs", least=least)
@@ -86,19 +103,22 @@ def dry_predict(
 
 def _space(
     report: DryRun,
-    outputs: list[tuple[Path, np.dtype[Any]]],
+    row_bytes: list[tuple[Path, int]],
     n_rows: int,
     run_dir: Path,
     *,
     resume: bool,
 ) -> dict[Path, tuple[int, int]]:
-    """(most, least) bytes that the outputs take in each folder; refusals go to the report."""
+    """(most, least) bytes that the outputs take in each folder; refusals go to the report.
+
+    A row of a table takes its bytes twice: unfinished and finished lie side by side for a while.
+    """
     space: dict[Path, tuple[int, int]] = {}
-    for path, dtype in outputs:
+    for path, each in row_bytes:
         # An unfinished output has part of its space already.
         there = unfinished_bytes(path) if resume else 0
-        missing = max(n_rows * dtype.itemsize - there, 0)
-        # Chunks of Zarr are compressed; an .npy file takes its space at the start.
+        missing = max(n_rows * each - there, 0)
+        # Chunks of Zarr and Parquet are compressed; an .npy file takes its space at the start.
         is_whole = path.suffix.lower() == ".npy"
         most, least = space.get(path.parent, (0, 0))
         space[path.parent] = most + missing, least + is_whole * missing

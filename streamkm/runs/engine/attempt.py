@@ -40,6 +40,7 @@ from streamkm.tables import ALGORITHMS
 if TYPE_CHECKING:
     from streamkm.clustering.algorithm import Algorithm
     from streamkm.clustering.state import KMeansState
+    from streamkm.runs.engine.listener import Listener
     from streamkm.runs.engine.passes import Passes
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.progress import Progress
@@ -57,8 +58,9 @@ class Attempt:
         checkpoints: Checkpointer | NoCheckpoints,
         progress: Progress,
         stop_request: StopRequest,
+        listener: Listener | None = None,
     ) -> None:
-        self._plan = plan
+        self._plan, self._listener = plan, listener
         self._kernel = RunKernel(plan)
         self._announcer = Announcer(plan, self._kernel, progress)
         now = Snapshot.beginning(plan)
@@ -137,6 +139,8 @@ class Attempt:
         now.state = Seeder(self._plan, self._kernel, slots, progress, keeper).run()
         now.candidates, now.seeding = None, {}
         keeper.move_to(Cursor("train"))
+        if self._listener is not None:
+            self._listener.after_seeding()
         # A step of its own: an attempt that was stopped after the last step of seeding has saved
         # a checkpoint under that step's number.
         now.step += 1
@@ -195,6 +199,8 @@ class Attempt:
         with self._kernel.cores(), open_passes(plan, first, epochs, slots, times) as passes:
             for epoch in epochs:
                 self._epoch(passes, prepare, algorithm, state, epoch)
+                if self._listener is not None and phase == "train":
+                    self._listener.after_pass(state, self._unit, epoch)
                 if keeper.is_stopped:
                     break
         keeper.check_dropped(state.n_dropped)
@@ -215,12 +221,23 @@ class Attempt:
             algorithm.update_(state, batch, epoch=epoch, index=index)
             self._kernel.assigned[phase] += len(batch)
             keeper.after_batch(Cursor(phase, epoch, index + 1), len(batch))
+            if self._listener is not None and phase == "train":
+                self._listener.after_step(state, self._unit, self._most_steps)
             if keeper.is_stopped:
                 break
         algorithm.finish_epoch_(state)
         keeper.after_epoch(Cursor(phase, epoch + 1))
 
     # ---- what comes out -----------------------------------------------------------------------
+
+    @property
+    def _most_steps(self) -> int:
+        return self._plan.reading.n_batches(0) * self._plan.config.epochs
+
+    @property
+    def _unit(self) -> float:
+        assert self._keeper.now.scaling is not None
+        return self._keeper.now.scaling.unit
 
     @property
     def _phase(self) -> str:

@@ -99,7 +99,7 @@ class Keeper:
     def check_dropped(self, n_dropped: torch.Tensor) -> None:
         """Refuse rows that are not finite, unless the settings say to drop them."""
         if self._plan.config.nan == "error" and (n_found := int(n_dropped)):
-            raise non_finite_error(self._plan.source, n_found)
+            raise non_finite_error(self._plan.source, n_found, of_fit=True)
 
     def save(self, *, is_last: bool = False) -> Path | None:
         """Save a checkpoint, but none that counts rows which `check_dropped` refuses."""

@@ -84,7 +84,9 @@ class Labelling:
         execution: ExecutionConfig,
         weights: Weights | None = None,
         batch_rows: int | None = None,
+        output_bytes: int = 0,
     ) -> None:
+        """`output_bytes` are those that outputs hold at once."""
         source = in_order(source, model.feature_names, "the run")
         spec = source.spec
         if spec.n_features != model.n_features:
@@ -101,6 +103,7 @@ class Labelling:
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
         on_host = is_host(self.device)
         needed = predict_bytes(spec, self._reading, model.k, on_host=on_host)
+        needed += output_bytes
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None

@@ -20,7 +20,7 @@ from streamkm.clustering.seeding.kmeans_parallel import first_candidate
 from streamkm.clustering.seeding.kmeans_plusplus import BatchedPlusPlus, GreedyPlusPlus, RandomRows
 from streamkm.clustering.seeding.local_search import LocalSearch
 from streamkm.clustering.seeding.plan import N_ROUNDS, PASSES_BETWEEN
-from streamkm.clustering.seeding.sample import Sample, sample_cost
+from streamkm.clustering.seeding.sample import Sample, merged, sample_cost
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
 from streamkm.clustering.state import initial_state
 from streamkm.errors import RunError
@@ -80,6 +80,8 @@ class Seeder:
         n_judged = plan.seeding.judged_rows
         share = n_judged / (n_judged + plan.seeding.sample_rows)
         sample, judged = split_sample(sample, config.k, share)
+        if plan.seeding.sample_rows >= plan.reading.n_rows:
+            sample = merged(sample, config.k)
         if plan.seeding.candidate_rows:
             sample = self._candidates(sample)
         stages = StageRunner(plan, self.kernel, sample, judged, self.progress, self.keeper)

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["as_float", "non_finite_error", "sampled_row_error"]
 
 
-def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
+def non_finite_error(source: Source, n_found: int, *, of_fit: bool = False) -> NonFiniteError:
     """The error for `n_found` rows that are not finite, with the number of the first.
+
+    With `of_fit` the remedies are those of a fit, which may still choose a scaling. Otherwise the
+    rows meet centroids whose scaling is settled.
 
     Reads the source from its first row on, because a shuffled stream meets another one first.
     """
@@ -34,23 +37,33 @@ def non_finite_error(source: Source, n_found: int) -> NonFiniteError:
         largest_B = np.abs(values).max(axis=1)
         if (most := float(largest_B.max())) > largest:
             too_long, largest = rows.start + int(largest_B.argmax()), most
-    return NonFiniteError(
+    what = (
         f"{source.name}: the squared length of row {too_long} overflows {dtype}, it holds "
-        f"{largest:.3g} ({n_found} such rows so far); use ",
-        Option("scale", "zscore"),
-        ", which looks at every row first, or ",
-        Option("nan", "drop"),
-        " to leave such rows out",
+        f"{largest:.3g} ({n_found} such rows so far); use "
+    )
+    scale, drop = Option("scale", "zscore"), Option("nan", "drop")
+    if of_fit:
+        return NonFiniteError(
+            what, scale, ", which looks at every row first, or ", drop, " to leave such rows out"
+        )
+    return NonFiniteError(
+        what, drop, " to leave such rows out, or first fit with ", scale, " on rows like these"
     )
 
 
 def sampled_row_error(source: Source, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:
-    """The error for row number `row`, which is not finite; `found` counts such rows in words."""
+    """The error for row number `row`, which is not finite; `found` counts such rows in words.
+
+    NaN may stand for a stored value that is no data, see `ArraySpec.nodata`.
+    """
     bad = int(np.flatnonzero(~np.isfinite(values_D))[0])
-    names = source.spec.feature_names
+    names, nodata = source.spec.feature_names, source.spec.nodata
+    value = str(values_D[bad])
+    if nodata and np.isnan(values_D[bad]):
+        value = f"no data, {' or '.join(f'{each:.9g}' for each in nodata)}"
     feature = f"feature {bad}, {names[bad]!r}" if names else f"feature {bad}"
     return NonFiniteError(
-        f"{source.name}: row {row} holds {values_D[bad]} ({feature}; {found}); ",
+        f"{source.name}: row {row} holds {value} ({feature}; {found}); ",
         Option("nan", "drop"),
         " leaves rows with NaN or infinity out",
     )

@@ -93,5 +93,5 @@ def _place(run_dir: Path, target: Path) -> Path:
 def _record(
     target: Path, n_rows: int, dtype: np.dtype[Any], crc32: object, job: dict[str, str]
 ) -> dict[str, object]:
-    output = {"output": str(target.resolve()), "rows": n_rows, "dtype": dtype.name}
+    output = {"output": str(target.resolve()), "rows": n_rows, "dtype": str(dtype)}
     return {**output, "crc32": crc32, **job}

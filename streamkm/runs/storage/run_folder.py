@@ -267,9 +267,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def reading_of(record: dict[str, Any]) -> dict[str, Any]:
-    """How a run, given what `read_config` returns, read stored values: options of a source."""
+    """How a run, by its record, read stored values: options of a source, and ``nan``."""
     data = record["data"]
-    return {"nodata": data.get("nodata"), "apply_scale": bool(data.get("scaled"))}
+    return {
+        "nodata": data.get("nodata"),
+        "apply_scale": bool(data.get("scaled")),
+        "nan": record["fit"].get("nan"),
+    }
 
 
 def feature_names(path: Path) -> tuple[str, ...]:

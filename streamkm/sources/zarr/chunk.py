@@ -42,6 +42,8 @@ _BLOSC_BLOCKS, _BLOSC_BLOCK_BYTES = 3, 1 << 20
 _PIECE_BYTES = 64 << 10
 #: Elements of a piece of a Blosc chunk: about those of a Blosc block at the middle levels.
 _BLOSC_PIECE_ELEMENTS = 128 << 10
+#: Elements of a plane that is worth a copy of its own.
+_MIN_PLANE_ELEMENTS = 4096
 #: A stored chunk is refused if it has more bytes than twice the decoded ones plus these.
 _SLACK_BYTES = 64 << 10
 
@@ -166,12 +168,12 @@ class ChunkReader:
         return part.within[0].start * step, part.within[0].stop * step
 
     def _take(self, chunk: np.ndarray, part: Part) -> None:
-        part.target[...] = chunk.view(self._dtype).reshape(self.shape)[part.within]
+        _copy(chunk.view(self._dtype).reshape(self.shape)[part.within], part.target)
 
     def _take_rows(self, rows: np.ndarray, part: Part) -> None:
         """As `_take`, from a chunk cut along its first axis to `part`."""
         cut = rows.view(self._dtype).reshape(-1, *self.shape[1:])
-        part.target[...] = cut[:, *part.within[1:]]
+        _copy(cut[:, *part.within[1:]], part.target)
 
     def piece_rows(self, shape: tuple[int, ...], chunk: tuple[int, ...]) -> int:
         """Rows of a piece of a chunk; 0 if chunks are read whole.
@@ -242,6 +244,22 @@ def _contiguous(shape: tuple[int, ...], chunk: tuple[int, ...]) -> bool:
     """Whether a box of `shape` is contiguous within a chunk."""
     axis = next((axis for axis, extent in enumerate(shape) if extent > 1), len(shape) - 1)
     return shape[axis + 1 :] == chunk[axis + 1 :]
+
+
+def _copy(values: np.ndarray, target: np.ndarray) -> None:
+    """Fill `target`, whose memory may be in another order of axes than that of `values`.
+
+    A cube with its bands first is copied band by band: that reads in order, and took a half to a
+    quarter of the time of NumPy's own order, which goes through the few bands of each pixel.
+    """
+    fastest = target.strides.index(min(target.strides))
+    is_swapped = fastest != target.ndim - 1
+    if not is_swapped or target.size < _MIN_PLANE_ELEMENTS * target.shape[fastest]:
+        target[...] = values
+        return
+    values, target = np.moveaxis(values, fastest, 0), np.moveaxis(target, fastest, 0)
+    for plane, out in zip(values, target, strict=True):
+        out[...] = plane
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -46,6 +46,16 @@ _indices: OrderedDict[tuple[object, ...], np.ndarray] = OrderedDict()
 _lock = threading.Lock()
 
 
+def _unlock() -> None:
+    """In a forked child: a thread that holds the lock in the parent is not here to release it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+
 def plain_index(array: AnyArray) -> dict[str, Any] | None:
     """The configuration of `array`'s shards, if their index has one of the two usual forms.
 

@@ -7,6 +7,7 @@ import pytest
 
 from streamkm import MiniBatchKMeans
 from streamkm.cli import main
+from streamkm.config import FitConfig
 from streamkm.runs.engine.summary import median_size, result_lines
 
 
@@ -53,5 +54,6 @@ def test_why_clusters_stay_empty(phase, all_on_centroids, said):
         "inertia": 1.0, "inertia_per_row": 0.5, "last_gain": 0.0, "empty": 1,
         "least_rows": 0, "median_rows": 1, "most_rows": 1,
     }  # fmt: skip
-    *_, note = result_lines(figures, 3, phase, all_on_centroids=all_on_centroids)
+    config = FitConfig(k=3).resolved(100, 2)
+    *_, note = result_lines(figures, config, phase, all_on_centroids=all_on_centroids)
     assert note.startswith(f"note: 1 of 3 clusters have no row: {said}")

@@ -34,6 +34,6 @@ def test_bfloat16_is_read_by_its_bits():
 def test_a_row_whose_squared_length_overflows_is_named_as_such():
     rows = np.ones((100_000, 3), np.float32)
     rows[70_000] = 1e20
-    error = str(non_finite_error(MemorySource(rows, "x"), 1))
+    error = str(non_finite_error(MemorySource(rows, "x"), 1, of_fit=True))
     assert "the squared length of row 70000 overflows float32" in error
     assert "scale='zscore'" in error

@@ -6,6 +6,8 @@ import contextlib
 import gzip
 import itertools
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 import zlib
@@ -592,3 +594,39 @@ def test_scratch_is_what_the_spec_says(tmp_path: Path, version, codec: str, shap
         tracemalloc.stop()
     assert peak < source.spec.scratch_bytes + 50_000
     assert same_bytes(read(source, 0, shape[0]), data)
+
+
+# Breaks (hangs) when a process is forked while another thread looks for an index.
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys, threading
+import numpy as np
+from streamkm.sources import open_source
+from streamkm.sources.base import RowRange
+from streamkm.sources.zarr import shards
+
+source, out = open_source(sys.argv[1]), np.empty((8, 2), np.float32)
+held, done = threading.Event(), threading.Event()
+
+def hold():
+    with shards._lock:
+        held.set()
+        done.wait(60)
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait(60)
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    source.read(RowRange(0, 8), out)
+    os._exit(int(out.sum()))
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+done.set()
+thread.join()
+sys.exit(status)
+"""
+    ones = np.ones((8, 2), np.float32)
+    zarr.create_array(tmp_path / "x.zarr", data=ones, chunks=(2, 2), shards=(4, 2))
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "x.zarr")]
+    assert subprocess.run(command, check=False, timeout=120).returncode == 16

@@ -23,8 +23,7 @@ from streamkm.cli import main
 from streamkm.config import ExecutionConfig
 from streamkm.errors import ReadError, SourceError
 from streamkm.runs.planning.memory import MAX_READ_THREADS, plan_memory
-from streamkm.sources import open_source
-from streamkm.sources.zarr import remote
+from streamkm.sources import objects, open_source
 from streamkm.stream.plan import plan_reading
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
 from tests.sources.zarr.s3 import Proxy, moto_server
@@ -52,7 +51,7 @@ def proxy(server, monkeypatch):
         monkeypatch.setenv(name, value)
     # As patient as users want it, a test of every failure would take minutes.
     for name, seconds in {"FIRST_WAIT_S": 0.01, "LONGEST_WAIT_S": 0.05, "REQUEST_S": 1.0}.items():
-        monkeypatch.setattr(remote, name, seconds)
+        monkeypatch.setattr(objects, name, seconds)
     yield server
     server.forget()
 
@@ -115,7 +114,7 @@ def test_failures_that_pass(proxy, stored, fault: str) -> None:
 # Breaks when a server that is gone makes a run hang, or fill values pass for data.
 @pytest.mark.parametrize("fault", ["500", "truncate", "silence"])
 def test_failures_that_stay(proxy, stored, monkeypatch, fault: str) -> None:
-    monkeypatch.setattr(remote, "MAX_RETRIES", 2)
+    monkeypatch.setattr(objects, "MAX_RETRIES", 2)
     url, array = stored
     source = open_source(url)
     proxy.fault = lambda path: fault if "/c/3/" in path else None
@@ -130,7 +129,7 @@ def test_failures_that_stay(proxy, stored, monkeypatch, fault: str) -> None:
 
 @pytest.mark.parametrize("fault", ["500", "truncate", "silence"])
 def test_server_that_fails_at_once(proxy, stored, monkeypatch, fault: str) -> None:
-    monkeypatch.setattr(remote, "MAX_RETRIES", 1)
+    monkeypatch.setattr(objects, "MAX_RETRIES", 1)
     proxy.fault = lambda path: fault
     with pytest.raises(SourceError, match=f"{stored[0]}: cannot be opened as Zarr") as caught:
         open_source(stored[0])
@@ -140,7 +139,7 @@ def test_server_that_fails_at_once(proxy, stored, monkeypatch, fault: str) -> No
 # Breaks when more is asked at once than the readers that the memory plan allows.
 # obstore shows the insides of its errors, a page of them.
 def test_a_server_that_is_not_there_is_told_in_one_short_line(monkeypatch) -> None:
-    monkeypatch.setattr(remote, "MAX_RETRIES", 0)
+    monkeypatch.setattr(objects, "MAX_RETRIES", 0)
     with socket() as held:  # Bound and not listening: nobody else has the port meanwhile.
         held.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{held.getsockname()[1]}/x.zarr"
@@ -248,6 +247,7 @@ def test_fit_over_a_network(proxy, stored, tmp_path) -> None:
 
 def test_without_obstore(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "streamkm.sources.zarr.remote")
+    monkeypatch.delitem(sys.modules, "streamkm.sources.objects")
     monkeypatch.setitem(sys.modules, "obstore.exceptions", None)
     with pytest.raises(SourceError, match=r"needs obstore.*install streamkm\[s3\]"):
         open_source("s3://bucket/x")

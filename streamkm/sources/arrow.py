@@ -1,0 +1,229 @@
+"""Reads Arrow's own files: ``.arrow`` and ``.feather``, in the file or the stream format.
+
+A file is a row of messages: the schema, then record batches, each behind a header that says how
+long it is and how many rows it holds. The headers are read once. A read takes the bytes of one
+batch by position and has pyarrow decode the chosen columns, compressed by LZ4, Zstandard or not.
+
+pyarrow's reader of files was rejected: it tells the rows of a batch only after it has read all of
+it, and it does not take the stream format, in which Hugging Face's datasets are stored. So was a
+memory map, which ends the process where a file is truncated under it (`streamkm.sources.rowfile`).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from streamkm.sources.base import RowRange
+from streamkm.sources.ids import ID_BATCH_ROWS
+from streamkm.sources.parquet import ParquetSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from streamkm.sources.rowfile import ByteFile
+
+__all__ = ["ArrowSource"]
+
+#: Begins a file, padded to 8 bytes, and ends it. The stream format has neither.
+MAGIC = b"ARROW1"
+#: Begins a file of the format before: Feather 1.
+FEATHER_1 = b"FEA1"
+#: Before the header of a message: a mark and the length of the header. 0 ends the messages.
+_PREFIX = struct.Struct("<Ii")
+_MARK = 0xFFFFFFFF
+#: Bytes of a header, at most: more than the schema of a million columns takes.
+MAX_HEADER_BYTES = 256 << 20
+#: Kinds of message that matter here, by their number in the header.
+_SCHEMA, _BATCH = 1, 3
+
+
+class ArrowSource(ParquetSource):
+    """Rows of an Arrow file; a record batch is a block. Parameters as for `ParquetSource`."""
+
+    kind, group = "Arrow", "record batch"
+
+    def _reader(self, metadata: _Index | None = None) -> _Reader:
+        return _Reader(self._file, metadata or _index(self._file))
+
+    def _id_batches(self, groups: range, column: str) -> Iterator[pa.RecordBatch]:
+        with self._reader(self._metadata) as file:
+            for group in groups:
+                table = file.read_row_group(group, columns=[column], use_threads=False)
+                yield from table.to_batches(max_chunksize=ID_BATCH_ROWS)
+
+    def _scratch_bytes(self, stored: int, rows: int, row_bytes: int, n_features: int) -> int:
+        """Bytes that reading the largest batch takes: all columns, and the chosen decoded."""
+        return super()._scratch_bytes(0, rows, row_bytes, n_features) + stored
+
+
+class _Batch(NamedTuple):
+    """Where a record batch lies."""
+
+    offset: int
+    """Of the mark before its header."""
+    total_byte_size: int
+    """Bytes of mark, header and body."""
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """All batches of a file, under the names of Parquet's metadata."""
+
+    schema: pa.Schema
+    batches: tuple[_Batch, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(batch.num_rows for batch in self.batches)
+
+    @property
+    def num_row_groups(self) -> int:
+        return len(self.batches)
+
+    def row_group(self, index: int) -> _Batch:
+        return self.batches[index]
+
+
+class _Reader:
+    """Reads batches of an Arrow file, under the names of `pyarrow.parquet.ParquetFile`."""
+
+    def __init__(self, file: ByteFile, index: _Index) -> None:
+        self._file = file
+        self.metadata = index
+        self.schema_arrow = index.schema
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read_row_group(
+        self, index: int, *, columns: Sequence[str], use_threads: bool = False
+    ) -> pa.Table:
+        """The chosen columns of a batch."""
+        batch = self.metadata.batches[index]
+        schema = pa.schema([field.with_type(_stored(field.type)) for field in self.schema_arrow])
+        head = np.frombuffer(schema.serialize(), np.uint8)
+        whole = np.empty(len(head) + batch.total_byte_size, np.uint8)
+        whole[: len(head)] = head
+        self._file.read_into(whole[len(head) :], batch.offset, RowRange(0, 0))
+        options = pa.ipc.IpcReadOptions(
+            included_fields=[schema.get_field_index(name) for name in columns],
+            use_threads=use_threads,
+        )
+        with pa.ipc.open_stream(pa.py_buffer(whole), options=options) as stream:
+            table = stream.read_all()
+        # A damaged batch may hold offsets that lead outside of it.
+        table.validate(full=True)
+        return table
+
+    def iter_batches(
+        self, *, batch_size: int, columns: Sequence[str], use_threads: bool
+    ) -> Iterator[pa.RecordBatch]:
+        """The chosen columns of all rows, `batch_size` at most at a time."""
+        for index in range(len(self.metadata.batches)):
+            table = self.read_row_group(index, columns=columns, use_threads=use_threads)
+            yield from table.to_batches(max_chunksize=batch_size)
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """The type of what a batch itself stores: of a dictionary, the numbers of its entries."""
+    return kind.index_type if pa.types.is_dictionary(kind) else kind
+
+
+def _index(file: ByteFile) -> _Index:
+    """Read the headers of all messages."""
+    head = _bytes(file, 0, min(8, file.size))
+    if head[:4] == FEATHER_1:
+        raise pa.ArrowInvalid(
+            "it is of Feather's first version; read it by pandas.read_feather, write it again"
+        )
+    start, end = 0, file.size
+    if head[:6] == MAGIC:
+        if file.size < 20 or _bytes(file, file.size - 6, 6) != MAGIC:
+            raise pa.ArrowInvalid("the file is truncated: its end is missing")
+        start, end = 8, file.size - 10
+    schema: pa.Schema | None = None
+    batches: list[_Batch] = []
+    try:
+        for offset, size, header in _messages(file, start, end):
+            kind = header.number("B", header.root, 1)
+            if kind == _SCHEMA and schema is None:
+                schema = pa.ipc.read_schema(pa.py_buffer(_bytes(file, offset, size)))
+            elif kind == _BATCH:
+                table = header.table(header.root, 2)
+                batches.append(_Batch(offset, size, header.number("q", table, 0)))
+    except struct.error as error:
+        raise pa.ArrowInvalid(f"the header of a message is damaged: {error}") from error
+    if schema is None:
+        raise pa.ArrowInvalid("it has no schema, so it is no Arrow file")
+    return _Index(schema, tuple(batches))
+
+
+def _messages(file: ByteFile, start: int, end: int) -> Iterator[tuple[int, int, _Header]]:
+    """Offset, bytes with the body, and header of each message."""
+    at = start
+    while at + _PREFIX.size <= end:
+        mark, length = _PREFIX.unpack(_bytes(file, at, _PREFIX.size))
+        if mark != _MARK:
+            raise pa.ArrowInvalid(f"there is no message at byte {at}")
+        if length == 0:
+            return
+        if not 0 < length <= min(MAX_HEADER_BYTES, end - at - _PREFIX.size):
+            raise pa.ArrowInvalid(f"the message at byte {at} has a header of {length} bytes")
+        header = _Header(_bytes(file, at + _PREFIX.size, length))
+        body = header.number("q", header.root, 3)
+        size = _PREFIX.size + length + body
+        if body < 0 or at + size > end:
+            raise pa.ArrowInvalid(
+                f"the file is truncated: the message at byte {at} takes {size} bytes"
+            )
+        yield at, size, header
+        at += size
+    if start < at < end:
+        raise pa.ArrowInvalid(f"the file is truncated at byte {end}")
+
+
+class _Header:
+    """The header of a message, a flatbuffer: tables of fields at offsets that a table lists."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.root = self._get("I", 0)
+
+    def number(self, form: str, table: int, index: int) -> int:
+        """Field `index` of the table at `table`, of a type of `struct`; 0 if it is left out."""
+        at = self._field(table, index)
+        return self._get(form, at) if at else 0
+
+    def table(self, table: int, index: int) -> int:
+        """Position of the table that field `index` of the table at `table` leads to."""
+        at = self._field(table, index)
+        if not at:
+            raise struct.error("a table is left out")
+        return at + self._get("I", at)
+
+    def _field(self, table: int, index: int) -> int:
+        listing = table - self._get("i", table)
+        slot = 4 + 2 * index
+        place = self._get("H", listing + slot) if slot < self._get("H", listing) else 0
+        return table + place if place else 0
+
+    def _get(self, form: str, at: int) -> int:
+        if at < 0:
+            raise struct.error("a position before the header")
+        value: Any = struct.unpack_from(f"<{form}", self._content, at)[0]
+        return int(value)
+
+
+def _bytes(file: ByteFile, offset: int, size: int) -> bytes:
+    out = np.empty(size, np.uint8)
+    file.read_into(out, offset, RowRange(0, 0))
+    return out.tobytes()

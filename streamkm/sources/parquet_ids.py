@@ -1,0 +1,109 @@
+"""The column of a Parquet or Arrow file that names its rows."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from streamkm.errors import Option, ReadError, SourceError
+from streamkm.sources.base import RowRange
+from streamkm.sources.layout import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streamkm.sources.rowfile import ByteFile
+
+__all__ = ["NAMES_SHOWN", "ParquetIds", "id_field", "listed"]
+
+#: Columns that an error lists, at most.
+NAMES_SHOWN = 8
+
+
+class ParquetIds:
+    """The column of a Parquet or Arrow file that names its rows; see `IdColumn`."""
+
+    def __init__(
+        self,
+        file: ByteFile,
+        sizes: Sequence[int],
+        field: pa.Field,
+        read: Callable[[range, str], Iterator[pa.RecordBatch]],
+    ) -> None:
+        """`sizes` are the rows of the groups, `read` reads a column of some of them."""
+        self._file, self._sizes, self._read = file, sizes, read
+        self.column = field.name
+        is_coded = pa.types.is_dictionary(field.type)
+        self.kind = field.type.value_type if is_coded else field.type
+
+    def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
+        """See `IdColumn`."""
+        ends = list(accumulate(self._sizes))
+        first = bisect_right(ends, start_row)
+        skipped = start_row - (ends[first] - self._sizes[first])
+        rows = RowRange(start_row, ends[-1])
+        self._file.check_unchanged(rows)
+        try:
+            for batch in self._read(range(first, len(ends)), self.column):
+                ids = batch.column(0)[skipped:]
+                skipped = max(skipped - len(batch), 0)
+                if len(ids):
+                    yield ids.cast(self.kind) if ids.type != self.kind else ids
+        except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
+            raise ReadError(
+                f"{self._file.path}: ids of {rows} cannot be read: {one_line(error)}; "
+                "the file is corrupt, truncated or unreadable"
+            ) from error
+
+
+def id_field(
+    schema: pa.Schema, columns: Sequence[str] | None, id_column: str | None, name: str
+) -> pa.Field | None:
+    """The field of `id_column`; `SourceError` if it can hold no ids, or is a feature too."""
+    if id_column is None:
+        return None
+    found = [field for field in schema if field.name == id_column]
+    if not found:
+        raise SourceError(f"{name}: there is no column {id_column!r}; {listed(schema)}")
+    if columns is not None and id_column in columns:
+        raise SourceError(
+            f"{name}: column {id_column!r} cannot be both ",
+            Option("id_column"),
+            " and one of ",
+            Option("columns"),
+            "; leave one of them out",
+        )
+    kind = found[0].type
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not _can_name(plain.storage_type if isinstance(plain, pa.BaseExtensionType) else plain):
+        raise SourceError(
+            f"{name}: column {id_column!r} holds {kind}, ids are texts, bytes, integers or times; "
+            f"choose another; {listed(schema)}"
+        )
+    return found[0]
+
+
+def _can_name(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary, pa.types.is_temporal, pa.types.is_decimal,
+    )  # fmt: skip
+    return any(test(kind) for test in tests) and not pa.types.is_interval(kind)
+
+
+def _listed(schema: pa.Schema) -> str:
+    """A phrase that lists the columns of `schema`, the first few of many."""
+    listed = [f"{field.name} {field.type}" for field in schema]
+    more = ", ..." if len(listed) > NAMES_SHOWN else ""
+    return "there are " + ", ".join(listed[:NAMES_SHOWN]) + more
+
+
+def listed(schema: pa.Schema) -> str:
+    """A phrase that lists the columns of `schema`, the first few of many."""
+    columns = [f"{field.name} {field.type}" for field in schema]
+    more = ", ..." if len(columns) > NAMES_SHOWN else ""
+    return "there are " + ", ".join(columns[:NAMES_SHOWN]) + more

@@ -1,0 +1,224 @@
+"""Outputs that are arrays of a Zarr group, in the shape of the source's rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from streamkm.errors import ConfigError, OutputExistsError
+from streamkm.sinks import open_sink
+from streamkm.sinks.base import commit_together
+from streamkm.sinks.zarr_map import ZarrMapSink
+from streamkm.sources import Grid, open_source
+from tests.runs.helpers import cli
+from tests.sinks.contract import SinkContract, around, labels
+
+
+class TestZarrMapSink(SinkContract):
+    sink = ZarrMapSink
+    suffix = ""
+    durable_of_130 = 128
+    synced = ("0", "store.zarr.out.partial", "c")
+
+    def place(self, folder: Path) -> Path:
+        zarr.create_group(folder / "store.zarr")
+        return folder / "store.zarr"
+
+    def load(self, path: Path) -> np.ndarray:
+        return np.asarray(zarr.open_array(path, mode="r")[...])
+
+    def leave_a_beginning(self, partial: Path) -> None:
+        partial.mkdir()
+
+    def lose_rows(self, partial: Path) -> None:
+        (partial / "c" / "1").unlink()
+
+
+NY, NX = 6, 10
+
+
+def cube(path: Path, *, version: int, consolidated: bool = False) -> Path:
+    """A cube of bands as xarray writes one, with coordinates of every kind."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(NY, NX, 3)) + 20.0 * (np.arange(NX) // 5)[:, None]
+    values[0, 0] = np.nan
+    data = xr.DataArray(
+        values.astype("f4"),
+        dims=("y", "x", "band"),
+        coords={
+            "y": np.linspace(50, 49, NY),
+            "x": np.linspace(7, 8, NX),
+            "band": [1, 2, 3],
+            "lat": (("y", "x"), rng.normal(size=(NY, NX))),
+            "time": np.datetime64("2024-05-01", "ns"),
+            "spatial_ref": np.int64(0),
+        },
+    )
+    data.coords["spatial_ref"].attrs["crs_wkt"] = "a projection"
+    data.encoding["grid_mapping"] = "spatial_ref"
+    data.to_dataset(name="data").to_zarr(path, zarr_format=version, consolidated=consolidated)
+    return path
+
+
+@pytest.fixture(params=[2, 3], ids=["v2", "v3"])
+def version(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
+def opened(store: Path) -> xr.Dataset:
+    with xr.open_zarr(store, chunks=None) as found:
+        loaded: xr.Dataset = found.load()
+        return loaded
+
+
+def expected(run: Path, source: Path, tmp_path: Path) -> np.ndarray:
+    plain = tmp_path / "plain.npy"
+    assert cli("predict", run, source, "--labels", plain) == 0
+    found: np.ndarray = np.load(plain).reshape(NY, NX)
+    return found
+
+
+# Breaks when labels lie at other places than their pixels, or are drawn without coordinates; when
+# pixels without data are drawn as a cluster.
+@pytest.mark.filterwarnings("ignore")
+def test_labels_are_a_map_with_the_coordinates_of_the_source(version: int, tmp_path: Path) -> None:
+    source = cube(tmp_path / "cube.zarr", version=version) / "data"
+    run, store = tmp_path / "run", tmp_path / "map.zarr"
+    assert cli("fit", source, "--k", 2, "--nan", "drop", "--out", run) == 0
+    outputs = ("--labels", store / "cluster", "--distances", store / "distance")
+    assert cli("predict", run, source, *outputs) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cube.zarr", "map.zarr", "run"]
+    plain = expected(run, source, tmp_path)
+    found = opened(store)
+    assert found["cluster"].dims == ("y", "x")
+    assert np.isnan(found["cluster"].values[0, 0])
+    np.testing.assert_array_equal(found["cluster"].fillna(-1), plain)
+    assert np.isnan(found["distance"].values[0, 0])
+    assert zarr.open_array(store / "cluster").dtype == "int32"
+    with_bands = opened(tmp_path / "cube.zarr")
+    # As xarray reads the source too, the projection is a variable that `grid_mapping` names.
+    assert {*found["cluster"].coords} == {"y", "x", "lat", "time"}
+    for name in ("y", "x", "lat", "time", "spatial_ref"):
+        assert found[name].variable.identical(with_bands[name].variable)
+    assert found["cluster"].attrs["grid_mapping"] == "spatial_ref"
+    assert found["spatial_ref"].attrs["crs_wkt"] == "a projection"
+    # It is finished, and known to be.
+    assert cli("predict", run, source, *outputs, "--resume") == 0
+    assert cli("predict", run, source, *outputs) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("consolidated", [False, True])
+def test_labels_are_added_to_the_group_of_the_source(
+    version: int, consolidated: bool, tmp_path: Path
+) -> None:
+    store = cube(tmp_path / "cube.zarr", version=version, consolidated=consolidated)
+    run, before = tmp_path / "run", opened(store)
+    assert cli("fit", store / "data", "--k", 2, "--nan", "drop", "--out", run) == 0
+    assert cli("predict", run, store / "data", "--labels", store / "cluster") == 0
+    found = opened(store)
+    plain = expected(run, store / "data", tmp_path)
+    np.testing.assert_array_equal(found["cluster"].fillna(-1), plain)
+    assert found.drop_vars("cluster").equals(before)
+
+
+# Breaks when a map is joined to coordinates, or to a grid, that are not its own.
+@pytest.mark.filterwarnings("ignore")
+def test_a_group_of_another_grid_is_refused(version: int, tmp_path: Path) -> None:
+    source = open_source(cube(tmp_path / "cube.zarr", version=version) / "data")
+    grid = source.spec.grid
+    store = tmp_path / "map.zarr"
+    shifted = xr.Dataset({"a": (("y", "x"), np.zeros((NY, NX)))}, {"y": np.arange(NY)})
+    shifted.to_zarr(store, zarr_format=version)
+    with pytest.raises(ConfigError, match=r"y in .*map\.zarr differs from the coordinate y"):
+        open_sink(store / "cluster", n_rows=NY * NX, dtype="int32", grid=grid)
+    longer = xr.Dataset({"a": (("y", "x"), np.zeros((NY + 1, NX)))})
+    longer.to_zarr(tmp_path / "longer.zarr", zarr_format=version)
+    with pytest.raises(ConfigError, match=r"a in .* has 7 along y, this output 6"):
+        open_sink(tmp_path / "longer.zarr" / "c", n_rows=NY * NX, dtype="int32", grid=grid)
+    source.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"cube.zarr", "map.zarr", "longer.zarr"}
+
+
+@pytest.mark.parametrize("shape", [(7, 30), (3, 5, 14), (2, 105), (1, 210), (210, 1), (5, 1, 42)])
+@pytest.mark.parametrize("chunk_rows", [1, 16, 40, 100, 1000])
+def test_maps_of_every_shape_are_resumed(
+    shape: tuple[int, ...], chunk_rows: int, tmp_path: Path
+) -> None:
+    """Breaks when rows and elements of the array part at the end of an axis."""
+    n_rows, target = 210, tmp_path / "s.zarr" / "cluster"
+    options: dict[str, Any] = {
+        "n_rows": n_rows, "dtype": "int32", "grid": Grid(shape), "chunk_rows": chunk_rows,
+    }  # fmt: skip
+    for stop in (50, 120, n_rows):
+        with open_sink(target, resume=True, **options) as sink:
+            start = sink.next_row
+            assert start == sink.durable_rows
+            sink.write(start, labels(n_rows)[start:stop])
+            sink.write_cursor({})
+            if stop == n_rows:
+                sink.commit()
+    np.testing.assert_array_equal(zarr.open_array(target)[...], labels(n_rows).reshape(shape))
+    assert around(target) == [target]
+
+
+def test_a_source_without_axes_is_one_axis(tmp_path: Path) -> None:
+    target = tmp_path / "new.zarr" / "deep" / "cluster"
+    with open_sink(target, n_rows=10, dtype="int32") as sink:
+        assert not (tmp_path / "new.zarr").exists()
+        sink.write(0, labels(10))
+        sink.commit()
+    found = xr.open_zarr(tmp_path / "new.zarr", group="deep", consolidated=False)
+    assert found["cluster"].dims == ("row",)
+    assert "deep/cluster" in zarr.open_group(tmp_path / "new.zarr", mode="r")
+
+
+# Breaks when what is there is overwritten, or an array is put into something that is no group.
+def test_places_that_are_refused(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "g.zarr")
+    group.create_array("there", shape=(3,), dtype="i4")
+    options: dict[str, Any] = {"n_rows": 10, "dtype": "int32"}
+    with pytest.raises(OutputExistsError, match="exists already"):
+        open_sink(tmp_path / "g.zarr" / "there", **options)
+    with pytest.raises(ConfigError, match=r"there is no Zarr group"):
+        open_sink(tmp_path / "g.zarr" / "there" / "cluster", **options)
+    (tmp_path / "f.zarr").write_text("mine")
+    (tmp_path / "d.zarr").mkdir()
+    (tmp_path / "d.zarr" / "notes.txt").write_text("mine")
+    for name in ("f.zarr", "d.zarr"):
+        with pytest.raises(ConfigError, match=rf"{name} is no Zarr group"):
+            open_sink(tmp_path / name / "cluster", **options)
+    with pytest.raises(ConfigError, match=r"none does not exist"):
+        open_sink(tmp_path / "none" / "x.zarr" / "cluster", **options)
+
+
+# Breaks when a crash after the array has its name keeps it out of the group's list of members.
+@pytest.mark.filterwarnings("ignore")
+def test_an_interrupted_commit_is_announced_when_it_is_resumed(
+    version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = cube(tmp_path / "cube.zarr", version=version, consolidated=True)
+    source = open_source(store / "data")
+    options: dict[str, Any] = {"n_rows": NY * NX, "dtype": "int32", "grid": source.spec.grid}
+    source.close()
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    sink = open_sink(store / "cluster", **options)
+    sink.write(0, labels(NY * NX))
+    with monkeypatch.context() as patch:
+        patch.setattr(ZarrMapSink, "announce", crash)
+        with pytest.raises(KeyboardInterrupt):
+            commit_together([sink])
+    sink.close()
+    assert "cluster" not in xr.open_zarr(store, consolidated=True)
+    with open_sink(store / "cluster", resume=True, **options) as sink:
+        sink.commit()
+    assert "cluster" in xr.open_zarr(store, consolidated=True)

@@ -1,0 +1,255 @@
+"""Stored values that mean no data, and scaled ones."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from streamkm import KMeans, load_run
+from streamkm.cli import main
+from streamkm.errors import NonFiniteError, SourceError
+from streamkm.sources import DTYPES, open_source
+from streamkm.sources.decoded import PIECE_ELEMENTS, DecodedSource, read_marks
+from streamkm.sources.memory import MemorySource
+from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Stored type, the type that it is read as, and the value that means no data.
+KINDS = {
+    "int8": ("float32", -128),
+    "uint16": ("float32", 65535),
+    "int32": ("float64", -9999),
+    "int64": ("float64", -(2**63)),
+    "float16": ("float16", -9999.0),
+    "float32": ("float32", -3.4e38),
+    "float64": ("float64", 1e20),
+}
+
+
+def read_as(dtype: str, value: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of whole numbers as stored, with `value` in some, and as they must be read."""
+    wide = np.dtype(KINDS[dtype][0])
+    stored = np.random.default_rng(5).integers(0, 100, (211, 5)).astype(dtype)
+    stored[::7, 2] = value
+    rows = stored.astype(wide)
+    rows[::7, 2] = np.nan
+    return stored, rows
+
+
+class TestDecoded(SourceContract):
+    @pytest.fixture(params=KINDS)
+    def case(self, request, tmp_path: Path) -> Case:
+        dtype, (wide, value) = request.param, KINDS[request.param]
+        path = tmp_path / "x.npy"
+
+        def store(changed: np.ndarray) -> None:
+            kept = np.where(np.isnan(changed), 0, changed).astype(dtype)
+            kept[np.isnan(changed)] = value
+            np.save(path, kept)
+
+        _, rows = read_as(dtype, value)
+        store(rows)
+        return Case(rows, wide, store, lambda: open_source(path, nodata=[value]), tmp_path)
+
+
+# Breaks when widening in place overwrites numbers that are not yet read.
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name not in ("bfloat16", "float16")])
+def test_every_type_over_several_pieces(dtype: str) -> None:
+    rows = np.random.default_rng(6).integers(0, 120, (PIECE_ELEMENTS, 3)).astype(dtype)
+    found = read(DecodedSource(MemorySource(rows), [7, 300]), 0, len(rows))
+    wanted = rows.astype(found.dtype)
+    wanted[(rows == 7) | (rows == 300)] = np.nan
+    assert same_bytes(found, wanted)
+
+
+def test_bfloat16_keeps_its_type() -> None:
+    values = np.array([[1.5, -9999], [2.5, 3]], "f4")
+    bits = (values.view(np.uint32) + 0x8000 >> 16).astype(np.uint16)
+    source = DecodedSource(open_source(bits, dtype="bfloat16"), [-9999])
+    assert source.spec.dtype == "bfloat16"
+    found = (read(source, 0, 2).astype(np.uint32) << 16).view(np.float32)
+    assert np.isnan(found).tolist() == [[False, True], [False, False]]
+    assert found[0, 0] == 1.5
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """A Zarr array of int16 in which every tenth row is no data, by its attribute."""
+    rows = np.random.default_rng(0).integers(0, 100, (1000, 2)).astype("i2")
+    rows[::10, 1] = -9999
+    attributes: dict[str, Any] = {"_FillValue": -9999, "scale_factor": 0.01, "add_offset": 5}
+    path = tmp_path / "x.zarr"
+    zarr.create_array(path, data=rows, chunks=(100, 2), attributes=attributes)
+    return path, rows
+
+
+# Breaks when a run clusters values that the file marks as missing, or does not say so.
+def test_attributes_are_noted_and_dropped(marked, tmp_path: Path, capsys) -> None:
+    path, _ = marked
+    notes = open_source(path).notes()
+    assert any("_FillValue marks -9999 as no data" in n and "--nan drop" in n for n in notes)
+    assert any("scale_factor 0.01 and add_offset 5" in n and "--apply-scale" in n for n in notes)
+    model = KMeans(2, nan="drop", random_state=0).fit(path)
+    assert model.counts_.sum() == 900
+    assert model.cluster_centers_.min() >= 0
+    run = tmp_path / "run"
+    fit = ["fit", str(path), "--k", "2", "--out", str(run)]
+    assert main([*fit, "--nan", "drop"]) == 0
+    assert "dropped: 100 rows" in capsys.readouterr().err
+    labels = tmp_path / "labels.npy"
+    assert main(["predict", str(run), str(path), "--labels", str(labels)]) == 0
+    assert np.flatnonzero(np.load(labels) == -1).tolist() == list(range(0, 1000, 10))
+
+
+# Breaks when predict forgets what fit was told.
+def test_a_run_keeps_what_no_data_is(tmp_path: Path, capsys) -> None:
+    rows = np.random.default_rng(0).integers(0, 100, (1000, 2)).astype("u1")
+    rows[3] = 255
+    np.save(tmp_path / "x.npy", rows)
+    run, labels = tmp_path / "run", tmp_path / "labels.npy"
+    fit = ["fit", str(tmp_path / "x.npy"), "--k", "2", "--out", str(run), "--nan", "drop"]
+    assert main([*fit, "--nodata", "255"]) == 0
+    assert main([*fit, "--nodata", "255", "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*fit, "--resume"]) == 2
+    assert "nodata: [255] -> None" in capsys.readouterr().err
+    predict = ["predict", str(run), str(tmp_path / "x.npy"), "--labels", str(labels)]
+    assert main(predict) == 0
+    assert np.flatnonzero(np.load(labels) == -1).tolist() == [3]
+    assert main(["evaluate", str(run), str(tmp_path / "x.npy")]) == 0
+    assert "dropped          1" in capsys.readouterr().out
+    assert np.array_equal(load_run(run).predict(tmp_path / "x.npy"), np.load(labels))
+    model = KMeans(2, nan="drop", random_state=0).fit(open_source(tmp_path / "x.npy", nodata=255))
+    assert np.flatnonzero(model.predict(str(tmp_path / "x.npy")) == -1).tolist() == [3]
+
+
+# Breaks when the error names another row, or says NaN where the file holds none.
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+def test_no_data_is_an_error_that_names_the_row(tmp_path: Path, capsys, kernel: str) -> None:
+    rows = np.random.default_rng(0).integers(0, 100, (5000, 2)).astype("i4")
+    rows[4321, 1] = -1
+    np.save(tmp_path / "x.npy", rows)
+    fit = ["fit", str(tmp_path / "x.npy"), "--k", "2", "--nodata=-1", "--kernel", kernel]
+    assert main([*fit, "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "row 4321 holds no data, -1 (feature 1" in said
+    assert "--nan drop" in said
+    with pytest.raises(NonFiniteError, match="row 4321 holds no data, -1"):
+        KMeans(2).fit(open_source(tmp_path / "x.npy", nodata=-1))
+
+
+# Breaks when rows that hold no data bypass a path: the result is that of the other rows alone.
+@pytest.mark.parametrize("dtype", ["int8", "float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"scale": "zscore"}, {"init": "k-means||"}, {"n_init": 2}])
+def test_same_as_with_nan(dtype: str, options: dict[str, Any]) -> None:
+    rows = np.random.default_rng(1).integers(0, 100, (3000, 3)).astype(dtype)
+    rows[5::9, 0] = -77
+    with_nan = rows.astype("f4" if dtype != "float64" else "f8")
+    with_nan[rows == -77] = np.nan
+    one = KMeans(4, nan="drop", random_state=3, **options).fit(open_source(rows, nodata=-77))
+    other = KMeans(4, nan="drop", random_state=3, **options).fit(with_nan)
+    assert same_bytes(one.cluster_centers_, other.cluster_centers_)
+    assert one.counts_.sum() == (rows[:, 0] != -77).sum()
+
+
+def test_scale_is_applied(marked) -> None:
+    path, stored = marked
+    source = open_source(path, apply_scale=True, fill_is_nan=True)
+    wanted = stored.astype("f4") * np.float32(0.01) + np.float32(5)
+    wanted[stored == -9999] = np.nan
+    assert same_bytes(read(source, 0, 1000), wanted)
+    assert any("values are stored * 0.01 + 5" in note for note in source.notes())
+
+
+def test_a_run_keeps_the_scale(marked, tmp_path: Path) -> None:
+    path, stored = marked
+    run, labels = tmp_path / "run", tmp_path / "labels.npy"
+    fit = ["fit", str(path), "--k", "2", "--out", str(run), "--nan", "drop", "--apply-scale"]
+    assert main(fit) == 0
+    centroids = np.load(run / "centroids.npy")
+    assert 5 < centroids.min() < centroids.max() < 6
+    assert main(["predict", str(run), str(path), "--labels", str(labels)]) == 0
+    values = stored * 0.01 + 5
+    nearest = ((values[:, None] - centroids) ** 2).sum(axis=2).argmin(axis=1)
+    nearest[::10] = -1
+    assert np.array_equal(np.load(labels), nearest)
+
+
+def as_base64(value: float) -> str:
+    return base64.standard_b64encode(struct.pack("<d", value)).decode()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "dtype", "nodata"),
+    [
+        ({"_FillValue": -9999, "missing_value": -1}, "int16", (-9999, -1)),
+        ({"_FillValue": as_base64(-9999.5)}, "float32", (-9999.5,)),
+        ({"_FillValue": as_base64(1e20)}, "float32", (float(np.float32(1e20)),)),
+        ({"_FillValue": as_base64(float("nan"))}, "float32", ()),
+        ({"_FillValue": "NaN", "missing_value": "-5"}, "float64", (-5.0,)),
+        ({"missing_value": np.array([1, 2], "i2")}, "int16", (1, 2)),
+        ({"_FillValue": -9999}, "uint8", ()),
+        ({"_FillValue": 0.5}, "uint8", ()),
+        ({"_FillValue": 1e20}, "float16", ()),
+        ({"_FillValue": [], "missing_value": {"a": 1}}, "float32", ()),
+        ({"_FillValue": "no number"}, "float32", ()),
+        ({"_FillValue": True}, "uint8", ()),
+    ],
+)
+def test_marks_as_programs_write_them(attributes, dtype: str, nodata) -> None:
+    assert read_marks(attributes, dtype).nodata == nodata
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("dtype", ["i2", "f4"])
+def test_marks_as_xarray_writes_them(tmp_path: Path, version: int, dtype: str) -> None:
+    xarray = pytest.importorskip("xarray")
+    values = numbers((40, 3), "u1").astype(dtype)
+    values[5] = -99
+    data = xarray.DataArray(values, dims=("n", "feature"), name="v").to_dataset()
+    encoding = {"v": {"_FillValue": np.dtype(dtype).type(-99)}}
+    path = tmp_path / "d.zarr"
+    data.to_zarr(path, zarr_format=version, encoding=encoding, consolidated=False)
+    assert any("marks -99 as no data" in note for note in open_source(path / "v").notes())
+    found = read(open_source(path / "v", fill_is_nan=True), 0, 40)
+    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [5]
+
+
+# Breaks when the fill value of chunks, 0 unless one is given, makes every 0 no data.
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_plain_fill_value_is_no_mark(tmp_path: Path, version: Any) -> None:
+    rows = np.eye(20, 2, dtype="i2")
+    zarr.create_array(tmp_path / "x.zarr", data=rows, fill_value=0, zarr_format=version)
+    source = open_source(tmp_path / "x.zarr", fill_is_nan=True)
+    assert source.notes() == []
+    assert source.spec.dtype == "int16"
+
+
+def test_marks_of_netcdf(tmp_path: Path) -> None:
+    values = numbers((40, 3), "u1").astype("i2")
+    values[4] = -99
+    with h5py.File(tmp_path / "x.nc", "w") as file:
+        file["v"] = values
+        file["v"].attrs["_FillValue"] = np.array([-99], "i2")
+    source = open_source(tmp_path / "x.nc", fill_is_nan=True)
+    assert np.isnan(read(source, 4, 5)).all()
+    assert not np.isnan(read(source, 5, 40)).any()
+
+
+def test_a_value_that_the_type_cannot_hold_is_said(tmp_path: Path, capsys) -> None:
+    np.save(tmp_path / "x.npy", numbers((40, 3), "u1"))
+    source = open_source(tmp_path / "x.npy", nodata=[-9999])
+    assert any("no row holds -9999 as no data, uint8" in note for note in source.notes())
+    with pytest.raises(SystemExit, match="2"):
+        main(["info", str(tmp_path / "x.npy"), "--nodata", "none"])
+    assert "argument --nodata: a number is needed, not 'none'" in capsys.readouterr().err
+    with pytest.raises(SourceError, match="nodata must be a number, not 'none'"):
+        open_source(tmp_path / "x.npy", nodata="none")  # type: ignore[arg-type]
