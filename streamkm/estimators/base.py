@@ -72,6 +72,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     # ---- scikit-learn's methods ---------------------------------------------
 
+    @torch_alone_after_fork()
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Cluster the rows of `X`.
 
@@ -112,7 +113,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         check_parameters(self)
         check_resumable(self)
         warn_of_no_effect(self)
-        with torch_alone_after_fork(), open_rows(self, X, reset=True) as rows:
+        with open_rows(self, X, reset=True) as rows:
             execution = self._execution(rows)
             self._check_n_rows(rows)
             self._seed = draw_seed(self.random_state)
@@ -146,6 +147,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         labels_N: np.ndarray = self.labels_ if hasattr(self, "labels_") else self.predict(X)
         return labels_N
 
+    @torch_alone_after_fork()
     def predict(self, X: Any) -> np.ndarray:
         """Find the exact nearest centroid of every row of `X`.
 
@@ -169,11 +171,12 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             If the data cannot be used, or has another number of features.
         """
         model = self._current_model()
-        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
+        with open_rows(self, X, reset=False) as rows:
             found_N = label_rows(model, rows.source, self._execution(rows), nan=self.nan)[0]
         labels_N: np.ndarray = like(X, found_N)
         return labels_N
 
+    @torch_alone_after_fork()
     def transform(self, X: Any) -> np.ndarray:
         """Compute the Euclidean distance of every row of `X` to every centroid.
 
@@ -197,11 +200,12 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             As in `predict`.
         """
         model = self._current_model()
-        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
+        with open_rows(self, X, reset=False) as rows:
             found_NK = distance_rows(model, rows.source, self._execution(rows), nan=self.nan)
         distances_NK: np.ndarray = like(X, found_NK)
         return distances_NK
 
+    @torch_alone_after_fork()
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Compute minus the inertia of the rows of `X`; greater is better.
 
@@ -226,7 +230,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             As in `predict`, or if `sample_weight` cannot be used.
         """
         model = self._current_model()
-        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
+        with open_rows(self, X, reset=False) as rows:
             _, inertia = label_rows(
                 model,
                 rows.source,
