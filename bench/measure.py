@@ -9,9 +9,18 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-__all__ = ["DEFAULT_FOLDER", "SESSION_PLUGIN", "Comparison", "Session", "Target", "rate", "seconds"]
+__all__ = [
+    "DEFAULT_FOLDER",
+    "SESSION_PLUGIN",
+    "Comparison",
+    "Session",
+    "Target",
+    "rate",
+    "seconds",
+    "take_turns",
+]
 
 #: Folder of generated arrays: beside the code, but outside git.
 DEFAULT_FOLDER = Path(__file__).parent / ".data"
@@ -102,3 +111,19 @@ def rate(work: float, action: Callable[[], object]) -> Callable[[], float]:
     """A contender whose samples are `work` divided by the seconds that `action` takes."""
     timed = seconds(action)
     return lambda: work / timed()
+
+
+def take_turns(
+    actions: Mapping[str, Callable[[], object]], n_rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each of `actions` in every round, after one that does not count.
+
+    Their order changes from round to round.
+    """
+    for action in actions.values():
+        action()
+    samples: dict[str, list[float]] = {name: [] for name in actions}
+    for round_ in range(n_rounds):
+        for name in sorted(actions, reverse=bool(round_ % 2)):
+            samples[name].append(seconds(actions[name])())
+    return samples

@@ -14,22 +14,25 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import h5py
 import numpy as np
 import scipy.sparse
 
+from bench.measure import take_turns
 from bench.report import environment
 from streamkm import MiniBatchKMeans
 from streamkm.sources import RowRange, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from streamkm.sources import SourceOptions
 
 N_ROWS, N_FEATURES, FILLED = 20_000, 2_000, 0.05
 N_ROUNDS = 9
@@ -56,9 +59,9 @@ def make_files(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def read_all(path: Path) -> None:
+def read_all(path: Path, **options: Unpack[SourceOptions]) -> None:
     """Read every block into one buffer."""
-    source = open_source(path)
+    source = open_source(path, **options)
     spec = source.spec
     buffer = np.empty((spec.block_rows, spec.n_features), spec.storage)
     for rows in RowRange(0, spec.n_rows).split(spec.block_rows):
@@ -99,14 +102,8 @@ def main() -> int:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             grown = pool.submit(grown_mib, paths["csr"]).result()
         for name, work in works.items():
-            for path in paths.values():
-                work(path)
-            samples[name] = {kind: [] for kind in paths}
-            for round_ in range(N_ROUNDS):
-                for kind in sorted(paths, reverse=bool(round_ % 2)):
-                    begin = time.perf_counter()
-                    work(paths[kind])
-                    samples[name][kind].append(time.perf_counter() - begin)
+            actions = {kind: partial(work, path) for kind, path in paths.items()}
+            samples[name] = take_turns(actions, N_ROUNDS)
     medians = {
         name: {kind: N_ROWS / statistics.median(seconds) for kind, seconds in by_kind.items()}
         for name, by_kind in samples.items()

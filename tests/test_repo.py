@@ -63,6 +63,8 @@ TESTED_IN = {
     "sources/concat": "sources/test_registry.py",
     "sinks/places": "sinks/test_registry.py",
     "sources/npy": "sources/test_flat.py",
+    "sources/options": "sources/test_formats.py",
+    "sources/parquet_columns": "sources/test_parquet.py",
     "sources/parquet_ids": "sources/test_ids.py",
     "sources/rowfile": "sources/test_flat.py",
     "sources/vecs": "sources/test_flat.py",

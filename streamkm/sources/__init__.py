@@ -10,9 +10,9 @@ from streamkm.sources.base import (
     check_shape,
 )
 from streamkm.sources.concat import Part, parts_of
-from streamkm.sources.formats import SourceOptions
 from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
 from streamkm.sources.lazy import is_lazy
+from streamkm.sources.options import SourceOptions
 from streamkm.sources.places import is_path_list
 from streamkm.sources.registry import open_source
 from streamkm.sources.weights import Weights, open_weights

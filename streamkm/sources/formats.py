@@ -3,30 +3,36 @@
 `open_source`, the command line and its help read `FORMATS`, so that a new format is its file, its
 line here and its test. A line names the opener as text, and the first file of the format imports
 it: a mistyped path must not wait for zarr, pyarrow or h5py, and the last two need not be installed.
-That is also why an option is declared here and not beside its opener.
 """
 
 from __future__ import annotations
 
-import numbers
 import pkgutil
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from streamkm.errors import ConfigError, Option, SourceError
-from streamkm.sources.base import DTYPES
+from streamkm.errors import Option, SourceError
 from streamkm.sources.decoded import honoured
 from streamkm.sources.flat import BIN_DTYPES
+from streamkm.sources.options import (
+    COLUMNS,
+    DATASET,
+    DTYPE,
+    ID_COLUMN,
+    N_FEATURES,
+    NODATA,
+    OF_GROUPS,
+    OFFSET,
+)
 from streamkm.sources.vecs import VECS_DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from streamkm.sources.base import Source
+    from streamkm.sources.options import SourceOption
     from streamkm.sources.rowfile import Stored
 
 __all__ = [
@@ -34,8 +40,6 @@ __all__ = [
     "FORMATS",
     "RAW",
     "Format",
-    "SourceOption",
-    "SourceOptions",
     "folder_format",
     "folder_formats",
     "format_of",
@@ -45,87 +49,6 @@ __all__ = [
     "source_options",
     "suffixes",
 ]
-
-DtypeLike = str | np.dtype[np.generic] | type[np.generic]
-
-
-class SourceOptions(TypedDict, total=False):
-    """The options of `open_source`: what a location does not say of itself.
-
-    A key that is missing, or None, says nothing.
-    """
-
-    dtype: DtypeLike | None
-    """Element type of a raw file: ``"bfloat16"``, or anything that NumPy takes for a dtype, in
-    either byte order. Of any other array it must be the type, except that ``"bfloat16"`` also
-    reads arrays stored as uint16."""
-    n_features: int | None
-    """Number of features of a raw file. Any other array must have as many."""
-    offset: int | None
-    """Bytes before the first row of a raw file, 0 by default."""
-    dataset: str | None
-    """Name of the array in a file that holds several: a dataset of HDF5, such as ``obsm/X_pca``,
-    the path of an array in a Zarr group, an array of ``.npz``, a tensor of safetensors. By default
-    the only one of numbers in two or more dimensions."""
-    variable: str | Sequence[str] | None
-    """Arrays of one shape in an HDF5 or netCDF file or a Zarr group: each is a feature, and all
-    its axes are rows. With `dataset` they lie in that group."""
-    feature_dim: str | int | Sequence[str | int] | None
-    """The axes of an HDF5 or Zarr array that are features, by name or number, flattened in this
-    order; all others are rows. By default the last."""
-    nodata: float | int | Sequence[float | int] | None
-    """Stored values that mean "no data". They are read as NaN, so that a row which holds one is an
-    error or, with ``nan="drop"``, left out. Integers are read as floats then."""
-    apply_scale: bool | None
-    """Whether values are ``stored * scale_factor + add_offset``, where the attributes of an HDF5 or
-    Zarr array say so."""
-    fill_is_nan: bool | None
-    """Whether the values that the attributes ``_FillValue`` and ``missing_value`` of an HDF5 or
-    Zarr array name are no data, as in `nodata`. ``--nan drop`` says so on the command line."""
-    columns: Sequence[str] | None
-    """Columns of a Parquet or Arrow file: one column of lists, or columns of numbers in the order
-    of the features. By default the only column of lists, or else all columns."""
-    id_column: str | None
-    """Column of a Parquet or Arrow file that names the rows; it is no feature, and outputs that are
-    Parquet files have it."""
-
-
-def _as_given(value: Any) -> Any:
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class SourceOption:
-    """One option of a format: something that its files do not say of themselves."""
-
-    name: str
-    """Its keyword in Python; `streamkm.errors.Option` makes the flag from it."""
-    help: str
-    """What it is, for the help of the command line."""
-    parse: Callable[[str], Any] = str
-    """Turns the text of the command line into a value."""
-    checked: Callable[[Any], Any] = _as_given
-    """Turns a value into the opener's argument; raises `SourceError` for an impossible value."""
-    default: Any = None
-    """A value that counts as not given."""
-    metavar: str | None = None
-    is_repeatable: bool = False
-    """Whether the command line takes it several times, for a list."""
-    is_needed: bool = False
-    """Whether a file of the format cannot be opened without it."""
-    is_general: bool = False
-    """Whether other formats take it too; there it must agree with the array."""
-    heading: str = "files that hold several arrays"
-    """The heading that it stands under in the help."""
-    is_switch: bool = False
-    """Whether its flag takes no value."""
-    has_flag: bool = True
-    """Whether the command line has it as an option."""
-
-    @property
-    def flag(self) -> str:
-        """Its name on the command line."""
-        return Option(self.name).flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +84,7 @@ class Format:
             arguments["keep_open"] = keep_open
         source: Source = imported(self.home, location, self.extra)(location, **arguments)
         # Openers that take the option decode by themselves, for each variable its own way.
-        return source if _NODATA in self.options else honoured(source, given.get("nodata", ()))
+        return source if NODATA in self.options else honoured(source, given.get("nodata", ()))
 
     def holds(self, folder: Path) -> bool:
         """Whether `folder` is an array of this format, or a group of arrays."""
@@ -187,158 +110,10 @@ def imported(home: str, location: object, extra: str | None) -> Any:
         ) from error
 
 
-# ---- options -----------------------------------------------------------------
-
-
-def _dtype(dtype: DtypeLike) -> str | np.dtype[np.generic]:
-    if isinstance(dtype, str) and dtype in DTYPES:
-        return dtype
-    try:
-        return np.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError):  # NumPy parses a text with Python's grammar.
-        known = ", ".join(DTYPES)
-        raise SourceError(Option("dtype"), f" must be one of {known}, not {dtype!r}") from None
-
-
-def _n_features(n_features: int) -> int:
-    if n_features < 1:
-        raise SourceError(Option("n_features"), f" must be at least 1, got {n_features}")
-    return n_features
-
-
-def _offset(offset: int) -> int:
-    if offset < 0:
-        raise SourceError(Option("offset"), f" must be at least 0 bytes, got {offset}")
-    return offset
-
-
-def _columns(columns: Sequence[str]) -> tuple[str, ...]:
-    return (columns,) if isinstance(columns, str) else tuple(columns)
-
-
-def _several(given: Any) -> tuple[Any, ...]:
-    return (given,) if isinstance(given, str | int | float) else tuple(given)
-
-
-def _number(text: str) -> float | int:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"a number is needed, not {text!r}") from None
-
-
-def _nodata(values: float | int | Sequence[float | int]) -> tuple[float | int, ...]:
-    found = []
-    for value in _several(values):
-        if not isinstance(value, numbers.Real):
-            raise SourceError(Option("nodata"), f" must be a number, not {value!r}")
-        found.append(int(value) if isinstance(value, numbers.Integral) else float(value))
-    return tuple(found)
-
-
-_DTYPE = SourceOption(
-    "dtype",
-    "element type, such as float16, bfloat16 or >f4 (big-endian float32)",
-    checked=_dtype,
-    is_needed=True,
-    is_general=True,
-    heading="raw files",
-)
-_N_FEATURES = SourceOption(
-    "n_features",
-    "number of features",
-    parse=int,
-    checked=_n_features,
-    metavar="D",
-    is_needed=True,
-    is_general=True,
-    heading="raw files",
-)
-_OFFSET = SourceOption(
-    "offset",
-    "bytes before the first row (default: 0)",
-    parse=int,
-    checked=_offset,
-    default=0,
-    metavar="BYTES",
-    heading="raw files",
-)
-_COLUMNS = SourceOption(
-    "columns",
-    "Parquet, Arrow: a column of lists, or a column of numbers; repeat the option for each "
-    "feature (default: the only column of lists, or else all columns)",
-    checked=_columns,
-    metavar="NAME",
-    is_repeatable=True,
-)
-_ID_COLUMN = SourceOption(
-    "id_column",
-    "Parquet and Arrow: the column that names the rows; it is no feature, and predict writes it to "
-    "outputs that are .parquet files",
-    metavar="NAME",
-)
-_DATASET = SourceOption(
-    "dataset",
-    "name of the array in a file that holds several, such as obsm/X_pca or layers/counts of HDF5 "
-    "and Zarr (default: X of AnnData, or else the only one)",
-    metavar="NAME",
-)
-_VARIABLE = SourceOption(
-    "variable",
-    "HDF5, netCDF and Zarr: an array that is one feature, all its axes rows; repeat the option for "
-    "each feature",
-    checked=_several,
-    metavar="NAME",
-    is_repeatable=True,
-)
-_FEATURE_DIM = SourceOption(
-    "feature_dim",
-    "HDF5, netCDF and Zarr: the axis that is features, by name or number; repeat the option for "
-    "several (default: the last)",
-    checked=_several,
-    metavar="AXIS",
-    is_repeatable=True,
-    heading="what stored values mean",
-)
-_NODATA = SourceOption(
-    "nodata",
-    "a stored value that means no data: rows that hold it count as rows with NaN; "
-    "repeat the option for several values",
-    parse=_number,
-    checked=_nodata,
-    metavar="VALUE",
-    is_repeatable=True,
-    is_general=True,
-    heading="what stored values mean",
-)
-_APPLY_SCALE = SourceOption(
-    "apply_scale",
-    "read stored * scale_factor + add_offset where the array (HDF5, netCDF, Zarr) has such "
-    "attributes",
-    default=False,
-    is_general=True,
-    heading="what stored values mean",
-    is_switch=True,
-)
-_FILL_IS_NAN = SourceOption(
-    "fill_is_nan",
-    "values that attributes mark as no data are NaN",
-    default=False,
-    is_general=True,
-    has_flag=False,
-)
-#: The options of formats whose arrays lie in groups and have named axes and attributes.
-_OF_GROUPS = (_DATASET, _VARIABLE, _FEATURE_DIM, _NODATA, _APPLY_SCALE, _FILL_IS_NAN)
-
-
 # ---- the table ---------------------------------------------------------------
 
 #: Files of any suffix that no other format has, if the options that it needs are given.
-RAW = Format("raw", "streamkm.sources.flat:open_raw", (), (_DTYPE, _N_FEATURES, _OFFSET))
+RAW = Format("raw", "streamkm.sources.flat:open_raw", (), (DTYPE, N_FEATURES, OFFSET))
 
 #: All formats; a file belongs to the first that has its suffix.
 FORMATS: tuple[Format, ...] = (
@@ -348,7 +123,7 @@ FORMATS: tuple[Format, ...] = (
         "Zarr",
         "streamkm.sources.zarr:open_zarr",
         (".zarr",),
-        _OF_GROUPS,
+        OF_GROUPS,
         keeps_open=False,
         markers=("zarr.json", ".zarray", ".zgroup"),
         members="streamkm.sources.zarr:array_names",
@@ -357,7 +132,7 @@ FORMATS: tuple[Format, ...] = (
         "Parquet",
         "streamkm.sources.parquet:ParquetSource",
         (".parquet",),
-        (_COLUMNS, _ID_COLUMN),
+        (COLUMNS, ID_COLUMN),
         extra="parquet",
         reads_objects=True,
         keeps_open=False,
@@ -366,7 +141,7 @@ FORMATS: tuple[Format, ...] = (
         "Arrow",
         "streamkm.sources.arrow:ArrowSource",
         (".arrow", ".arrows", ".feather"),
-        (_COLUMNS, _ID_COLUMN),
+        (COLUMNS, ID_COLUMN),
         extra="parquet",
         reads_objects=True,
         keeps_open=False,
@@ -377,22 +152,22 @@ FORMATS: tuple[Format, ...] = (
         "HDF5",
         "streamkm.sources.hdf5:open_hdf5",
         (".h5", ".hdf5", ".h5ad", ".nc", ".nc4"),
-        _OF_GROUPS,
+        OF_GROUPS,
         extra="hdf5",
     ),
     Format(
         "zipped Zarr",
         "streamkm.sources.zarr:open_zip",
         (".zip",),
-        (_DATASET,),
+        (DATASET,),
         keeps_open=False,
     ),
-    Format("npz", "streamkm.sources.npz:open_npz", (".npz",), (_DATASET,), reads_objects=True),
+    Format("npz", "streamkm.sources.npz:open_npz", (".npz",), (DATASET,), reads_objects=True),
     Format(
         "safetensors",
         "streamkm.sources.safetensors:open_safetensors",
         (".safetensors",),
-        (_DATASET,),
+        (DATASET,),
         reads_objects=True,
     ),
 )
@@ -402,7 +177,7 @@ ADDRESSES = Format(
     "Zarr",
     "streamkm.sources.zarr:open_remote",
     (".zarr",),
-    _OF_GROUPS,
+    OF_GROUPS,
     extra="s3",
     keeps_open=False,
 )

@@ -13,9 +13,7 @@ there are nulls.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
-from collections import Counter
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
@@ -26,13 +24,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkm.errors import NoRowsError, Option, ReadError, SourceError
-from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
+from streamkm.errors import NoRowsError, ReadError, SourceError
+from streamkm.sources.base import ArraySpec, Described, RowRange
 from streamkm.sources.ids import ID_BATCH_ROWS
 from streamkm.sources.layout import check_read, one_line
 from streamkm.sources.names import shown
+from streamkm.sources.parquet_columns import (
+    chosen_columns,
+    common_dtype,
+    features_of,
+    index_columns,
+    is_list,
+)
 from streamkm.sources.parquet_footer import null_counts
-from streamkm.sources.parquet_ids import NAMES_SHOWN, ParquetIds, id_field, listed
+from streamkm.sources.parquet_ids import ParquetIds, id_field
 from streamkm.sources.rowfile import row_file, stream_of
 from streamkm.text import counted
 
@@ -48,10 +53,6 @@ __all__ = ["ParquetSource"]
 FOOTER_BYTES, FOOTER_BYTES_FOR_NOTES = 256 << 10, 32 << 10
 #: Integers up to this are exact in float64.
 EXACT_IN_FLOAT64 = 1 << 53
-#: Rows that are read at once to find the first list that is no null.
-NULLS_AT_ONCE = 1024
-#: Columns that hold a data frame's index, whatever wrote the file: pandas and dask name them so.
-_INDEX_NAME = re.compile(r"__index_level_\d+__|__null_dask_index__")
 #: Bytes that reading a group takes beside stored and decoded numbers: pages, dictionaries.
 _PAGE_BYTES = 4 << 20
 #: Bytes of one read of ids: a page or a few, so that no column chunk lies in memory as a whole.
@@ -101,13 +102,13 @@ class ParquetSource(Described):
                     raise NoRowsError(f"{path}: the file has no rows")
                 self._id_field = id_field(schema, columns, id_column, str(path))
                 schema = _without(schema, self._id_field)
-                index = _index_columns(schema)
-                self._columns = _chosen(schema, columns, str(path), index)
+                index = index_columns(schema)
+                self._columns = chosen_columns(schema, columns, str(path), index)
                 types = [schema.field(name).type for name in self._columns]
-                self._is_list = _is_list(types[0])
-                n_features = _n_features(file, self._columns, types[0], str(path))
+                self._is_list = is_list(types[0])
+                n_features = features_of(file, self._columns, types[0], str(path))
                 sizes, stored = self._group_sizes()
-                dtype = _common_dtype(types, self._columns, str(path))
+                dtype = common_dtype(types, self._columns, str(path))
                 nulls = self._known_nulls(is_whole=np.dtype(dtype).kind in "iu")
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise SourceError(
@@ -139,14 +140,7 @@ class ParquetSource(Described):
             is_remote=self._file.is_remote,
         )
         if nulls:
-            self._spec, self._may_round = _widened(self._spec)
-            read_as = (
-                "" if dtype == self._spec.dtype else f"; {dtype} is read as {self._spec.dtype}"
-            )
-            self._remarks.append(
-                f"{path}: {sum(nulls.values()):,} nulls in {shown(list(nulls))}: a row that holds "
-                f"one counts as a row with NaN, an error unless such rows are dropped{read_as}"
-            )
+            self._make_room_for(nulls)
 
     @property
     def name(self) -> str:
@@ -308,6 +302,16 @@ class ParquetSource(Described):
             counts = null_counts(file, most_bytes=most_bytes)
         return {name: counts[name] for name in self._columns if counts.get(name)}
 
+    def _make_room_for(self, nulls: dict[str, int]) -> None:
+        """Read integers as floats, which have NaN for the `nulls` of columns, and say so."""
+        dtype = self._spec.dtype
+        self._spec, self._may_round = _widened(self._spec)
+        read_as = "" if dtype == self._spec.dtype else f"; {dtype} is read as {self._spec.dtype}"
+        self._remarks.append(
+            f"{self.name}: {sum(nulls.values()):,} nulls in {shown(list(nulls))}: a row that holds "
+            f"one counts as a row with NaN, an error unless such rows are dropped{read_as}"
+        )
+
     def _group_sizes(self) -> tuple[list[int], int]:
         """Rows of each group, and the bytes of the largest group's pages without compression.
 
@@ -351,115 +355,3 @@ def _nulls(array: pa.Array) -> np.ndarray:
     """For each element of `array` whether it is null."""
     is_null: np.ndarray = array.is_null().to_numpy(zero_copy_only=False)
     return is_null
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
-    return any(test(kind) for test in tests)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _index_columns(schema: pa.Schema) -> list[str]:
-    """The columns that hold the index of a data frame, by pandas' own metadata or by their name."""
-    try:
-        described = (schema.pandas_metadata or {}).get("index_columns", [])
-        # An index that is a range takes no column: it is described by a mapping.
-        of_pandas = [each for each in described if isinstance(each, str)]
-    except (ValueError, AttributeError, TypeError):  # What is no JSON, or not as pandas writes it.
-        of_pandas = []
-    return [each for each in schema.names if each in of_pandas or _INDEX_NAME.fullmatch(each)]
-
-
-def _chosen(
-    schema: pa.Schema, columns: Sequence[str] | None, name: str, index: Sequence[str]
-) -> list[str]:
-    """The names of the columns to read, in the order of the features; by default none of `index`.
-
-    Raises
-    ------
-    SourceError
-        If `columns` do not make rows of numbers, or if none are given and it is not clear which do.
-    """
-    fields = {field.name: field.type for field in schema}
-    there_are = listed(schema)
-    if len(fields) < len(schema):
-        twice = next(each for each, count in Counter(schema.names).items() if count > 1)
-        raise SourceError(
-            f"{name}: two columns have the same name, {twice!r}; rename one; {there_are}"
-        )
-    if columns is None:
-        usable = {field: kind for field, kind in fields.items() if field not in index}
-        lists = [field for field, kind in usable.items() if _is_list(kind)]
-        if len(lists) == 1:
-            return _chosen(schema, lists, name, index)
-        if lists or not usable or len(set(usable.values())) > 1:
-            raise SourceError(
-                f"{name}: which columns are meant is not clear{_odd_ones(usable)}, choose by ",
-                Option("columns"),
-                f"; {there_are}",
-            )
-        return _chosen(schema, list(usable), name, index)
-    chosen = list(columns)
-    for column in chosen:
-        if column not in fields:
-            raise SourceError(f"{name}: there is no column {column!r}; {there_are}")
-        kind = fields[column]
-        if not _is_number(kind.value_type if _is_list(kind) else kind):
-            raise SourceError(f"{name}: column {column!r} holds no numbers but {kind}; {there_are}")
-        if _is_list(kind) and len(chosen) > 1:
-            raise SourceError(
-                f"{name}: column {column!r} holds lists, which are whole rows; choose it alone"
-            )
-    if len(set(chosen)) < len(chosen) or not chosen:
-        raise SourceError(f"{name}: columns must be chosen once each, not {', '.join(chosen)}")
-    return chosen
-
-
-def _odd_ones(fields: dict[str, pa.DataType]) -> str:
-    """A phrase that names the columns of another type, if most are numbers of one type."""
-    counts = Counter(fields.values())
-    if not counts:
-        return ""
-    usual, n_usual = counts.most_common(1)[0]
-    odd = [f"{field} {kind}" for field, kind in fields.items() if kind != usual]
-    if not _is_number(usual) or n_usual <= len(odd):
-        return ""
-    shown = ", ".join(odd[:NAMES_SHOWN]) + (", ..." if len(odd) > NAMES_SHOWN else "")
-    return f" (most are {usual}, but not {shown})"
-
-
-def _n_features(file: pq.ParquetFile, columns: Sequence[str], kind: pa.DataType, name: str) -> int:
-    """Features of a row: the length of the first list that is no null, or the number of columns."""
-    if not _is_list(kind):
-        return len(columns)
-    if pa.types.is_fixed_size_list(kind):
-        n_features = kind.list_size
-    else:
-        batches = file.iter_batches(batch_size=NULLS_AT_ONCE, columns=columns, use_threads=False)
-        lists = (batch.column(0).drop_null() for batch in batches)
-        n_features = next((len(some[0]) for some in lists if len(some)), 0)
-    if n_features < 1:
-        raise SourceError(f"{name}: column {columns[0]!r} holds empty lists, or only nulls")
-    return int(n_features)
-
-
-def _common_dtype(types: Sequence[pa.DataType], columns: Sequence[str], name: str) -> str:
-    """The key of `DTYPES` whose type holds the numbers of all columns without rounding."""
-    dtypes = [
-        np.dtype((kind.value_type if _is_list(kind) else kind).to_pandas_dtype()) for kind in types
-    ]
-    common = np.result_type(*dtypes)
-    # NumPy calls it safe to turn 64-bit integers into float64, which rounds large ones.
-    rounded = [d for d in dtypes if d.kind in "iu" and d.itemsize == 8 and common.kind == "f"]
-    if rounded:
-        column = columns[dtypes.index(rounded[0])]
-        raise SourceError(
-            f"{name}: column {column!r} holds {rounded[0]}, others floats, which would round it; "
-            "choose by ",
-            Option("columns"),
-            ", or convert it",
-        )
-    return check_dtype(common, name)

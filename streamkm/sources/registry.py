@@ -28,7 +28,6 @@ from streamkm.sources.formats import (
     ADDRESSES,
     FORMATS,
     RAW,
-    SourceOptions,
     folder_format,
     folder_formats,
     format_of,
@@ -63,6 +62,7 @@ from streamkm.text import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from streamkm.sources.options import SourceOptions
     from streamkm.sources.places import Listed
     from streamkm.sources.rowfile import Stored
 

@@ -19,11 +19,11 @@ from streamkm.sources.formats import (
     FORMATS,
     RAW,
     Format,
-    SourceOption,
     format_of,
     source_options,
     suffixes,
 )
+from streamkm.sources.options import SourceOption
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
 
 #: The file of a format that there is not: several arrays under names, as NumPy saves them.
