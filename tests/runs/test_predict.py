@@ -23,7 +23,7 @@ from streamkm.sinks import open_sink
 from streamkm.sources import open_source
 from tests.runs.engine.cases import N_ROWS, Case, on_cases
 from tests.runs.helpers import Job, StopAfter, cli, predicted
-from tests.sinks.test_h5ad import write_cells
+from tests.sinks.cells import write_cells
 
 
 @pytest.fixture

@@ -15,29 +15,8 @@ import pytest
 from streamkm.errors import ConfigError, ReadError, ResumeError
 from streamkm.sinks import open_sink
 from streamkm.sinks.h5ad import H5adSink
+from tests.sinks.cells import write_cells
 from tests.sinks.contract import N, SinkContract, labels, partial_of
-
-
-def write_cells(path: Path, n: int = N, *, index: str = "array", columns: int = 2) -> Path:
-    """Write what anndata 0.12 writes of `n` cells and 3 genes."""
-    with h5py.File(path, "w") as file:
-        file.attrs["encoding-type"], file.attrs["encoding-version"] = "anndata", "0.1.0"
-        file["X"] = np.random.default_rng(n).normal(size=(n, 3)).astype("f4")
-        file["varm/P"] = np.ones((3, 2), "f4")
-        obs = file.create_group("obs")
-        obs.attrs["encoding-type"], obs.attrs["encoding-version"] = "dataframe", "0.2.0"
-        obs.attrs["_index"] = "cell"
-        names = [f"c{i}" for i in range(columns)]
-        # Without columns anndata writes an empty array of floats.
-        order: Any = np.array(names, object) if names else np.empty(0)
-        obs.attrs["column-order"] = order
-        for name in names:
-            obs[name] = np.arange(n)
-        cells = [f"cell-{i}" for i in range(n)]
-        obs["cell" if index == "array" else "cell/values"] = cells
-        if index != "array":
-            obs["cell/mask"] = np.zeros(n, bool)
-    return path
 
 
 class TestH5adSink(SinkContract):
