@@ -304,7 +304,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         check_parameters(self)
         self._seed = 0  # which nothing draws by: there is no seeding
         config = replace(self._config(is_given=True, n_init=1), k=len(self.cluster_centers_))
-        return model_from_centers(as_numpy(self.cluster_centers_), config)
+        names = tuple(getattr(self, "feature_names_in_", ()))
+        return model_from_centers(as_numpy(self.cluster_centers_), config, names)
 
     def _give_like(self, X: Any) -> None:
         """Make tensors of the fitted arrays, if the rows were a tensor: see `like`."""

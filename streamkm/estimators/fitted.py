@@ -73,8 +73,10 @@ def model_of(model: Model, centers: Any, counts: Any) -> Model:
     )
 
 
-def model_from_centers(centers: Any, config: FitConfig) -> Model:
+def model_from_centers(centers: Any, config: FitConfig, names: tuple[str, ...]) -> Model:
     """A model with these `centers` that has seen no row; `config` is of an unfitted estimator.
+
+    `names` are those of the features, empty if they have none.
 
     Raises
     ------
@@ -104,6 +106,7 @@ def model_from_centers(centers: Any, config: FitConfig) -> Model:
         settings=config.as_dict(),
         inertia=None,
         figures={"n_iter": 0, "n_steps": 0, "epoch_inertia": float("nan"), "dtype": dtype},
+        feature_names=names,
     )
     points_KD = _scaled(empty, centers_KD).to(centers_KD.dtype)
     return _counted_anew(empty, points_KD, torch.zeros(len(points_KD), dtype=torch.int64))

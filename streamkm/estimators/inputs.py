@@ -130,7 +130,7 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
                 )
             yield InputRows(source, in_memory=array is not None, array=array)
         finally:
-            if source is not X:
+            if not isinstance(X, Source):
                 source.close()
     else:
         if getattr(getattr(X, "dtype", None), "names", None) is not None:

@@ -19,7 +19,7 @@ import numpy as np
 from streamkm.errors import NoRowsError, SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "DTYPES",
@@ -30,6 +30,7 @@ __all__ = [
     "Source",
     "check_dtype",
     "check_shape",
+    "common_nodata",
 ]
 
 #: The NumPy dtype of the stored elements, in native byte order, by the name of the element type.
@@ -129,7 +130,10 @@ class ArraySpec:
     """The axes that rows count through; None where rows are one axis without a name."""
     nodata: tuple[float | int, ...] = ()
     """Stored values that mean "no data". `streamkm.sources.open_source` has a source with such
-    values read as floats, with NaN in their place: a row that holds one counts as one with NaN."""
+    values read as floats, with NaN in their place: a row that holds one counts as one with NaN.
+    Of several files or variables, those that all of them have."""
+    is_decoded: bool = False
+    """Whether NaN is read in place of all such values already, those of each file or variable."""
     is_scaled: bool = False
     """Whether ``scale_factor`` and ``add_offset`` of its attributes are applied."""
     member: str = ""
@@ -289,3 +293,11 @@ def check_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
         error = NoRowsError if shape[-1] else SourceError
         raise error(f"{name}: the array is empty, its shape is {shape}; write rows into it first")
     return n_rows, shape[-1]
+
+
+def common_nodata(specs: Sequence[ArraySpec]) -> tuple[float | int, ...]:
+    """The values that mean "no data" in all of several arrays, in the order of the first.
+
+    What a single one has is a number in the others, and its own attributes tell it again.
+    """
+    return tuple(value for value in specs[0].nodata if all(value in s.nodata for s in specs[1:]))

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, Described, RowRange
+from streamkm.sources.base import ArraySpec, Described, RowRange, common_nodata
 from streamkm.sources.ids import JoinedIds, ids_of
 from streamkm.sources.layout import check_read
 from streamkm.sources.names import in_order
@@ -117,7 +117,8 @@ class ConcatSource(Described):
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
             member=first.spec.member,
-            nodata=tuple(dict.fromkeys(value for spec in specs for value in spec.nodata)),
+            nodata=common_nodata(specs),
+            is_decoded=any(spec.is_decoded for spec in specs),
             is_scaled=any(spec.is_scaled for spec in specs),
             is_remote=any(spec.is_remote for spec in specs),
         )

@@ -149,7 +149,8 @@ def decoded(
 
 def honoured(source: Source, nodata: tuple[float | int, ...] = ()) -> Source:
     """`source`, with NaN for `nodata` and for the values that its `ArraySpec.nodata` names."""
-    if isinstance(source, DecodedSource):
+    if source.spec.is_decoded:
+        # Values of before would be looked for among those that they have become.
         return DecodedSource(source, nodata) if nodata else source
     nodata = tuple(dict.fromkeys((*source.spec.nodata, *nodata)))
     return DecodedSource(source, nodata) if nodata else source
@@ -180,6 +181,7 @@ class DecodedSource(Described):
         given = tuple(nodata)
         pairs = [(value, _stored(value, spec.dtype)) for value in given]
         self._source = source
+        self._given = tuple(value for value in given if value == value)  # without NaN
         self._nodata = tuple(stored for _, stored in pairs if stored is not None)
         self._impossible = [value for value, stored in pairs if stored is None and value == value]
         self._scale, self._offset = scale, offset
@@ -188,8 +190,10 @@ class DecodedSource(Described):
             spec,
             dtype=_wide(spec.dtype, scaled=self._is_scaled),
             scratch_bytes=spec.scratch_bytes + _PIECE_BYTES,
-            nodata=self._nodata,
-            is_scaled=self._is_scaled,
+            # Also those that this type has not: another file or variable may have them.
+            nodata=tuple(dict.fromkeys((*spec.nodata, *self._given))),
+            is_decoded=True,
+            is_scaled=self._is_scaled or spec.is_scaled,
         )
 
     @property
@@ -218,7 +222,7 @@ class DecodedSource(Described):
     def in_order(self, names: tuple[str, ...]) -> Source:
         """A view with the features in the order of `names`."""
         source = in_order(self._source, names, self.name)
-        return DecodedSource(source, self._nodata, scale=self._scale, offset=self._offset)
+        return DecodedSource(source, self._given, scale=self._scale, offset=self._offset)
 
     def parts(self) -> list[Part]:
         """The files of the stored array, if it has several."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import h5py
 
 from streamkm.errors import Option, ReadError, SourceError
+from streamkm.sources.anndata import named_by_var, var_names
 from streamkm.sources.axes import Axes, axes_note, choose_axes
 from streamkm.sources.base import ArraySpec, Described, RowRange, Source, check_dtype
 from streamkm.sources.decoded import Decoding, decoded, read_marks
@@ -91,10 +92,12 @@ def open_hdf5(
         dataset, is_sparse = choose_member(path, dataset)
         if is_sparse and dataset is not None:
             refuse_dense_options(f"{path}: {dataset}", feature_dim, how)
-            return open_csr(path, dataset, keep_open=keep_open)
-        return _open_dataset(
-            path, dataset, feature_dim, how, is_named=is_named, keep_open=keep_open
-        )
+            source: Source = open_csr(path, dataset, keep_open=keep_open)
+        else:
+            source = _open_dataset(
+                path, dataset, feature_dim, how, is_named=is_named, keep_open=keep_open
+            )
+        return _named(source, path, dataset or source.spec.member)
     feature_dim = () if feature_dim is None else feature_dim
 
     def open_one(name: str) -> Source:
@@ -102,6 +105,17 @@ def open_hdf5(
         return _open_dataset(path, inside, feature_dim, how, is_named=True, keep_open=keep_open)
 
     return open_variables(open_one, variable, str(path))
+
+
+def _named(source: Source, path: Path, member: str) -> Source:
+    """`source` with the names of AnnData's ``var``, if they lie beside `member`."""
+    try:
+        with h5py.File(path, "r") as file:
+            names = var_names(file, member)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        source.close()
+        raise SourceError(f"{path}: names in var cannot be read: {one_line(error)}") from error
+    return named_by_var(source, names)
 
 
 def _open_dataset(

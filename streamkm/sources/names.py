@@ -82,7 +82,8 @@ class _Reordered(Described):
     def __init__(self, source: Source, names: tuple[str, ...]) -> None:
         spec = source.spec
         self._source = source
-        self._order = [spec.feature_names.index(name) for name in names]
+        places = {name: place for place, name in enumerate(spec.feature_names)}
+        self._order = [places[name] for name in names]
         self._spec = replace(
             spec,
             feature_names=names,

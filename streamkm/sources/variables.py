@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamkm.errors import Option, SourceError
-from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
+from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype, common_nodata
 from streamkm.sources.layout import check_read
 from streamkm.sources.names import shown
 from streamkm.sources.within import would_take
@@ -96,7 +96,8 @@ class VariablesSource(Described):
                 for variable, spec in zip(names, specs, strict=True)
                 for index in range(spec.n_features)
             ),
-            nodata=tuple(dict.fromkeys(value for spec in specs for value in spec.nodata)),
+            nodata=common_nodata(specs),
+            is_decoded=any(spec.is_decoded for spec in specs),
             is_scaled=any(spec.is_scaled for spec in specs),
         )
 

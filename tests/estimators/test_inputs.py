@@ -17,7 +17,7 @@ import zarr
 from sklearn import get_config
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from streamkm import KMeans, MiniBatchKMeans, load_run, open_source
+from streamkm import BisectingKMeans, KMeans, MiniBatchKMeans, load_run, open_source
 from streamkm.errors import NonFiniteError, ParameterError, SourceError
 
 BOTH = [KMeans, MiniBatchKMeans]
@@ -590,6 +590,18 @@ def test_features_have_their_names(estimator: type, fitted_on: str, named, tmp_p
         assert np.array_equal(fitted.partial_fit(turned).cluster_centers_, again.cluster_centers_)
         with pytest.raises(ValueError, match="has a, b, c, "):
             fitted.partial_fit(x)
+
+
+# Breaks when centroids that were set, or lie in a hierarchy, meet columns in another order.
+def test_centroids_that_no_run_found_have_names(estimator: type, named) -> None:
+    frame, _, turned = named
+    bisecting = BisectingKMeans(4, random_state=0).fit(frame)
+    given = estimator(4)
+    for name in ("cluster_centers_", "n_features_in_", "feature_names_in_"):
+        setattr(given, name, getattr(bisecting, name))
+    for fitted in (bisecting, given):
+        assert np.array_equal(fitted.transform(turned), fitted.transform(frame))
+        assert fitted.score(turned) == fitted.score(frame)
 
 
 def test_features_lose_their_names_with_the_next_fit(estimator: type, named) -> None:

@@ -253,3 +253,56 @@ def test_a_value_that_the_type_cannot_hold_is_said(tmp_path: Path, capsys) -> No
     assert "argument --nodata: a number is needed, not 'none'" in capsys.readouterr().err
     with pytest.raises(SourceError, match="nodata must be a number, not 'none'"):
         open_source(tmp_path / "x.npy", nodata="none")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def differing(tmp_path: Path) -> Path:
+    """A folder of two shards, of which one marks -1 and one 0; 0 also stands for 10, stored."""
+    rows = np.array([[0, 0], [10, 11], [-1, -1], [50, 50]], "i2")
+    for index, fill in enumerate((-1, 0)):
+        array = zarr.create_array(tmp_path / "shards" / f"{index}.zarr", data=rows)
+        array.attrs.update({"_FillValue": fill, "add_offset": -10.0})
+    return tmp_path / "shards"
+
+
+# Breaks when what one shard marks is left out of another, or looked for among scaled values.
+def test_shards_that_mark_different_values(differing: Path, tmp_path: Path) -> None:
+    dropped = [2, 4]
+    source = open_source(differing, fill_is_nan=True, apply_scale=True)
+    wanted = np.tile(np.array([[-10, -10], [0, 1], [-11, -11], [40, 40]], "f4"), (2, 1))
+    wanted[dropped] = np.nan
+    np.testing.assert_array_equal(read(source, 0, 8), wanted)
+    np.testing.assert_array_equal(read(open_source(source), 0, 8), wanted)
+    fitted = KMeans(2, nan="drop", random_state=0, compute_labels=True, run_dir=tmp_path / "run")
+    labels = fitted.fit(source).labels_
+    assert np.flatnonzero(labels == -1).tolist() == dropped
+    for rows in (source, differing):
+        for estimator in (fitted, load_run(tmp_path / "run")):
+            assert np.array_equal(estimator.predict(rows), labels)
+
+
+# Breaks when what one variable marks is left out of another.
+def test_variables_that_mark_different_values(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "x.zarr")
+    for name, fill in (("red", 0), ("green", 255)):
+        values = np.array([[0, 1, 2, 255, 200, 201]], "u1")
+        group.create_array(name, data=values).attrs["_FillValue"] = fill
+    source = open_source(tmp_path / "x.zarr", variable=("red", "green"), fill_is_nan=True)
+    fitted = KMeans(2, nan="drop", random_state=0, compute_labels=True, run_dir=tmp_path / "run")
+    assert np.flatnonzero(fitted.fit(source).labels_ == -1).tolist() == [0, 3]
+    green = zarr.open_array(tmp_path / "x.zarr" / "green")
+    green[:] = np.array([[1, 0, 2, 200, 255, 201]], "u1")
+    labels, run = tmp_path / "labels.npy", str(tmp_path / "run")
+    predict = ["predict", run, str(tmp_path / "x.zarr"), "--labels", str(labels)]
+    assert main([*predict, "--variable", "red", "--variable", "green"]) == 0
+    assert np.flatnonzero(np.load(labels) == -1).tolist() == [0, 4]
+
+
+# Breaks when a value that one variable cannot hold is forgotten for the others.
+def test_a_value_that_one_variable_cannot_hold_is_kept(tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "x.zarr")
+    group.create_array("one", data=np.zeros((1, 4), "u1"))
+    group.create_array("two", data=np.array([[0, -9999, 1, 2]], "i2"))
+    source = open_source(tmp_path / "x.zarr", variable=("one", "two"), nodata=-9999)
+    assert source.spec.nodata == (-9999,)
+    assert np.isnan(read(source, 0, 4)[:, 1]).tolist() == [False, True, False, False]

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Draws", "Sample", "Stage", "draw_by_weight", "draw_distinct", "merged", "sample_cost"]
 
+#: Elements that are hashed at a time.
+HASHED_ELEMENTS = 1 << 20
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -121,14 +124,21 @@ def merged(sample: Sample, k: int) -> Sample:
 
 def _row_hashes(x_SD: torch.Tensor) -> torch.Tensor:
     """A hash of each row, int64: sums of whole numbers, which no order of adding changes."""
-    words_SD = (x_SD + 0.0).view(torch.int64 if x_SD.dtype == torch.float64 else torch.int32)
+    kind = torch.int64 if x_SD.dtype == torch.float64 else torch.int32
     generator = torch.Generator().manual_seed(0)
     limits = torch.iinfo(torch.int64)
     odd_D = torch.randint(limits.min, limits.max, (x_SD.shape[1],), generator=generator) | 1
-    # Mixed, so that the low bits of the words, often all 0, do not decide the low bits of the sum.
-    mixed_SD = words_SD.long()
-    mixed_SD = (mixed_SD ^ (mixed_SD >> 29)) * odd_D.to(x_SD.device)
-    return (mixed_SD ^ (mixed_SD >> 32)).sum(dim=1)
+    odd_D = odd_D.to(x_SD.device)
+    hashes_S = torch.empty(len(x_SD), dtype=torch.int64, device=x_SD.device)
+    # A few rows at a time, since the words take several times the memory of the rows.
+    rows = max(HASHED_ELEMENTS // x_SD.shape[1], 1)
+    for x_PD, hashes_P in zip(x_SD.split(rows), hashes_S.split(rows), strict=True):
+        words_PD = (x_PD + 0.0).view(kind).long()
+        # Mixed, so that the low bits of the words, often all 0, do not decide the low bits of the
+        # sum. Shifts are logical: an arithmetic one mixes a word and its complement into the same.
+        mixed_PD = (words_PD ^ ((words_PD >> 29) & (1 << 35) - 1)) * odd_D
+        torch.sum(mixed_PD ^ ((mixed_PD >> 32) & (1 << 32) - 1), dim=1, out=hashes_P)
+    return hashes_S
 
 
 class Stage(Protocol):

@@ -37,3 +37,19 @@ def test_enough_rows_are_left() -> None:
     sample = Sample(torch.tensor([[0.0], [0.0], [-0.0], [1.0]]))
     assert merged(sample, 3) is sample  # 2 distinct rows: 0 and -0 are equal.
     assert len(merged(sample, 2)) == 2
+
+
+# Breaks when a number and the one of all other bits, such as 2 and just above -2, have one hash.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_of_complementary_bits_are_two(dtype: torch.dtype) -> None:
+    kind = torch.int64 if dtype == torch.float64 else torch.int32
+    rows = torch.arange(1.0, 101.0, dtype=dtype)[:, None]
+    others = (~rows.view(kind)).view(dtype)
+    assert len(merged(Sample(torch.cat((rows, others, rows[:1]))), 3)) == 200
+
+
+def test_hashes_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (100, 3))).float()
+    whole = merged(Sample(rows), 2)
+    monkeypatch.setattr("streamkm.clustering.seeding.sample.HASHED_ELEMENTS", 7)
+    assert torch.equal(merged(Sample(rows), 2).x_SD, whole.x_SD)
