@@ -14,6 +14,7 @@ import binascii
 import hashlib
 import math
 import struct
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +57,13 @@ class Marks:
     """``scale_factor``."""
     offset: float = 0.0
     """``add_offset``."""
+    are_unsigned: bool = False
+    """Whether signed integers stand for unsigned ones of the same bits: ``_Unsigned``."""
 
     @property
     def are_scaled(self) -> bool:
         """Whether stored numbers mean others."""
-        return self.scale != 1 or self.offset != 0
+        return self.scale != 1 or self.offset != 0 or self.are_unsigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,14 @@ def read_marks(attributes: Mapping[str, Any], dtype: str, fill_value: Any = None
     """
     named = {name: attributes.get(name) for name in ("_FillValue", "missing_value")}
     named["fill_value"] = fill_value
+    # As netCDF 3 and programs after it store unsigned integers, for which it has no types.
+    are_unsigned = _is_true(attributes.get("_Unsigned")) and dtype.startswith("int")
     found: dict[float | int, str] = {}
     for name, given in named.items():
         for value in _numbers(given):
-            stored = _stored(value, dtype)
+            bits = _stored(value, f"u{dtype}") if are_unsigned else None
+            whole = value if bits is None else np.array(bits, f"u{dtype}").astype(dtype).item()
+            stored = _stored(whole, dtype)
             if stored is not None and stored not in found:
                 found[stored] = name
     scale, offset = (_numbers(attributes.get(name)) for name in ("scale_factor", "add_offset"))
@@ -105,6 +112,7 @@ def read_marks(attributes: Mapping[str, Any], dtype: str, fill_value: Any = None
         " and ".join(dict.fromkeys(found.values())),
         float(scale[0]) if scale else 1.0,
         float(offset[0]) if offset else 0.0,
+        are_unsigned,
     )
 
 
@@ -136,15 +144,17 @@ def decoded(
         )
     if marks.are_scaled and not how.apply_scale:
         remarks.append(
-            f"{name}: scale_factor {marks.scale:g} and add_offset {marks.offset:g} stand in its "
-            "attributes and are not applied; --apply-scale applies them"
+            f"{name}: {'_Unsigned, ' * marks.are_unsigned}scale_factor {marks.scale:g} and "
+            f"add_offset {marks.offset:g} stand in its attributes and are not applied; "
+            "--apply-scale applies them"
         )
     scaled = how.apply_scale and marks.are_scaled
     source = make(tuple(remarks))
     if not nodata and not scaled:
         return source
     scale, offset = (marks.scale, marks.offset) if scaled else (1.0, 0.0)
-    return DecodedSource(source, nodata, scale=scale, offset=offset)
+    unsigned = scaled and marks.are_unsigned
+    return DecodedSource(source, nodata, scale=scale, offset=offset, unsigned=unsigned)
 
 
 def honoured(source: Source, nodata: tuple[float | int, ...] = ()) -> Source:
@@ -167,6 +177,8 @@ class DecodedSource(Described):
         Stored values that are no data. Those that the type cannot hold are left out, with a note.
     scale, offset : float
         A stored number ``s`` is read as ``s * scale + offset``.
+    unsigned : bool
+        Whether signed integers are taken for unsigned ones of the same bits before that.
     """
 
     def __init__(
@@ -176,6 +188,7 @@ class DecodedSource(Described):
         *,
         scale: float = 1.0,
         offset: float = 0.0,
+        unsigned: bool = False,
     ) -> None:
         spec = source.spec
         given = tuple(nodata)
@@ -185,7 +198,8 @@ class DecodedSource(Described):
         self._nodata = tuple(stored for _, stored in pairs if stored is not None)
         self._impossible = [value for value, stored in pairs if stored is None and value == value]
         self._scale, self._offset = scale, offset
-        self._is_scaled = scale != 1 or offset != 0
+        self._unsigned = unsigned
+        self._is_scaled = scale != 1 or offset != 0 or unsigned
         self._spec: ArraySpec = replace(
             spec,
             dtype=_wide(spec.dtype, scaled=self._is_scaled),
@@ -222,7 +236,14 @@ class DecodedSource(Described):
     def in_order(self, names: tuple[str, ...]) -> Source:
         """A view with the features in the order of `names`."""
         source = in_order(self._source, names, self.name)
-        return DecodedSource(source, self._given, scale=self._scale, offset=self._offset)
+        view = copy(self)
+        spec = replace(
+            self._spec,
+            feature_names=names,
+            scratch_bytes=source.spec.scratch_bytes + _PIECE_BYTES,
+        )
+        vars(view).update(_source=source, _spec=spec)
+        return view
 
     def parts(self) -> list[Part]:
         """The files of the stored array, if it has several."""
@@ -230,7 +251,7 @@ class DecodedSource(Described):
 
     def fingerprint(self) -> str:
         """Hex digest of the stored numbers' fingerprint and of how they are read."""
-        how = f"{self._nodata} {self._scale!r} {self._offset!r}"
+        how = f"{self._nodata} {self._scale!r} {self._offset!r}{' unsigned' * self._unsigned}"
         return hashlib.sha256(f"{how} {self._source.fingerprint()}".encode()).hexdigest()
 
     def ids(self) -> IdColumn | None:
@@ -253,8 +274,8 @@ class DecodedSource(Described):
             notes.append(f"{self.name}: no row holds {values} as no data, {stored} has no such")
         if self._is_scaled:
             notes.append(
-                f"{self.name}: values are stored * {self._scale:g} + {self._offset:g}, as its "
-                "attributes say"
+                f"{self.name}: values are stored{' as unsigned' * self._unsigned} * "
+                f"{self._scale:g} + {self._offset:g}, as its attributes say"
             )
         return notes
 
@@ -276,7 +297,7 @@ class DecodedSource(Described):
             if missing is not None:
                 np.putmask(out, missing, _BFLOAT16_NAN)
             return
-        out[:] = values
+        out[:] = values.view(f"u{dtype}") if self._unsigned else values
         if self._is_scaled:
             out *= self._scale
             out += self._offset
@@ -291,6 +312,11 @@ def _wide(dtype: str, *, scaled: bool) -> str:
     if dtype in ("float32", "float64"):
         return dtype
     return "float32" if dtype in ("int8", "uint8", "int16", "uint16") else "float64"
+
+
+def _is_true(given: Any) -> bool:
+    text = given.decode("ascii", "replace") if isinstance(given, bytes) else str(given)
+    return text.lower() == "true"
 
 
 def _numbers(given: Any) -> list[float | int]:

@@ -146,7 +146,7 @@ class SlicedSource(Described):
             target = out[box.start - rows.start : box.stop - rows.start]
             target = target.reshape(*box.shape, self._spec.n_features)
             try:
-                target[...] = self._load(self._array[(*box.selection, slice(None))])
+                target[...] = _plain(self._load(self._array[(*box.selection, slice(None))]))
             except Exception as error:  # a graph may raise anything
                 raise ReadError(
                     f"{self._name}: {RowRange(box.start, box.stop)} cannot be read: "
@@ -171,6 +171,17 @@ class SlicedSource(Described):
     def close(self) -> None:
         """Refuse further reads; the array stays the caller's."""
         self._closed = True
+
+
+def _plain(part: Any) -> Any:
+    """What a slice became as a plain array, with NaN where it is masked: NumPy drops a mask."""
+    if hasattr(part, "toarray"):  # blocks of sparse matrices
+        return part.toarray()
+    if not np.ma.is_masked(part):
+        return part
+    if part.dtype.kind != "f":
+        raise ValueError(f"{part.dtype} has no NaN for masked values; convert it by astype(float)")
+    return part.filled(np.nan)
 
 
 def _library(array: Any) -> str:

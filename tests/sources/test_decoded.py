@@ -306,3 +306,18 @@ def test_a_value_that_one_variable_cannot_hold_is_kept(tmp_path: Path) -> None:
     source = open_source(tmp_path / "x.zarr", variable=("one", "two"), nodata=-9999)
     assert source.spec.nodata == (-9999,)
     assert np.isnan(read(source, 0, 4)[:, 1]).tolist() == [False, True, False, False]
+
+
+# Breaks when bits of an unsigned integer are taken for a negative number.
+@pytest.mark.parametrize("fill", [-1, 65535])
+def test_unsigned_numbers_in_signed_types(fill: int, tmp_path: Path) -> None:
+    stored = np.array([[0, 1], [40000, 65534], [65535, 3]], "u2")
+    array = zarr.create_array(tmp_path / "x.zarr", data=stored.view("i2"))
+    array.attrs.update({"_Unsigned": "true", "scale_factor": 0.5, "_FillValue": fill})
+    source = open_source(tmp_path / "x.zarr")
+    assert any("_Unsigned, scale_factor 0.5 and add_offset 0 " in note for note in source.notes())
+    source = open_source(tmp_path / "x.zarr", apply_scale=True, fill_is_nan=True)
+    wanted = stored * 0.5
+    wanted[2, 0] = np.nan
+    np.testing.assert_array_equal(read(source, 0, 3), wanted)
+    assert any("stored as unsigned * 0.5 + 0" in note for note in source.notes())

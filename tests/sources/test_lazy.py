@@ -11,6 +11,7 @@ import dask.array
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse
 import xarray
 
 from streamkm.errors import ReadError, SourceError
@@ -212,3 +213,24 @@ def test_fits_of_lazy_arrays_stay_within_the_budget(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert max(map(int, done.stdout.split())) < 230, done.stdout
+
+
+# Breaks when what a block masks is clustered as the number behind the mask.
+def test_masked_blocks_are_nan_or_refused() -> None:
+    array = numbers((40, 3))
+    masked = np.ma.masked_greater(array, 1)
+    source = open_source(dask.array.from_array(masked, chunks=(10, 3)))
+    np.testing.assert_array_equal(read(source, 0, 40), masked.filled(np.nan))
+    whole = np.ma.masked_equal(np.arange(12).reshape(4, 3), 5)
+    source = open_source(dask.array.from_array(whole, chunks=(2, 3)))
+    with pytest.raises(ReadError, match=r"int64 has no NaN.*astype\(float\)"):
+        read(source, 0, 4)
+    wide = open_source(dask.array.from_array(whole, chunks=(2, 3)).astype(float))
+    wanted = np.ma.filled(whole.astype(float), np.nan)
+    np.testing.assert_array_equal(read(wide, 0, 4), wanted)
+
+
+def test_blocks_of_sparse_matrices_are_made_dense() -> None:
+    array = holed((40, 3))
+    blocks = dask.array.from_array(array, chunks=(10, 3)).map_blocks(scipy.sparse.csr_matrix)
+    assert same_bytes(read(open_source(blocks), 0, 40), array)
