@@ -6,20 +6,28 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from streamkm.stream.prefetch import prefetch
+from streamkm.stream.slots import HostSlots
 from streamkm.stream.tensor_source import tensor_on
 from streamkm.stream.transfer import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Window
-    from streamkm.stream.slots import HostSlots
+    from streamkm.stream.slots import StreamMemory
     from streamkm.stream.stages import StageTimes
     from streamkm.stream.transfer import DeviceWindow
 
-__all__ = ["stream"]
+__all__ = ["open_slots", "stream"]
+
+
+def open_slots(source: Source, memory: StreamMemory, device: torch.device) -> HostSlots:
+    """The slots of a run of `source` on `device`, page-locked there if rows are read into them."""
+    return HostSlots(memory, device, locked=tensor_on(source, device) is None)
 
 
 @contextmanager
