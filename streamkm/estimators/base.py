@@ -345,7 +345,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     def _execution(self, rows: InputRows) -> ExecutionConfig:
         is_small = rows.in_memory and rows.source.spec.nbytes <= SMALL_BYTES
-        return execution_config(self.device, self.max_host_memory, is_small=is_small)
+        device = rows.device if self.device == "auto" else self.device
+        return execution_config(device, self.max_host_memory, is_small=is_small)
 
     def _check_n_rows(self, rows: InputRows) -> None:
         n_rows = rows.source.spec.n_rows
