@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from streamkm.config import FitConfig
 from streamkm.errors import ParameterError
 from streamkm.estimators.conversion import to_sklearn
-from streamkm.estimators.fitted import centers_of, model_from_centers, model_of
+from streamkm.estimators.fitted import NoLabels, centers_of, model_from_centers, model_of
 from streamkm.estimators.inputs import InputRows, as_numpy, checked_centroids, like, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
@@ -48,24 +48,12 @@ __all__ = ["BaseKMeans"]
 SMALL_BYTES = 1 << 20
 
 
-class _NoLabels:
-    """Explains an absent ``labels_``; the attribute of an instance that has labels hides it."""
-
-    def __get__(self, estimator: BaseKMeans | None, owner: type) -> np.ndarray:
-        if estimator is None or not hasattr(estimator, "_model"):
-            raise AttributeError(f"{owner.__name__!r} object has no attribute 'labels_'")
-        raise AttributeError(
-            "there are no labels_: fit keeps them of rows in memory, and of others with "
-            "compute_labels=True; predict(X) gives them"
-        )
-
-
 class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Fits by a run, and takes labels, distances and scores from its model."""
 
     _model: Model
     _seed: int
-    labels_ = _NoLabels()
+    labels_ = NoLabels()
 
     _default_n_init: int
     """Seedings of ``n_init="auto"`` where one of them may be poor, scikit-learn's number."""
