@@ -359,7 +359,8 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
         type=expanded,
         required=True,
         help="where to write the label of each row, a .npy or .zarr; or a .parquet of labels, "
-        "distances and, with --id-column, ids; or store.zarr/NAME, a map in the source's shape",
+        "distances and the ids of --id-column; or store.zarr/NAME, a map in the source's shape; or "
+        "a .h5ad, a copy of the source with the labels in its obs",
     )
     parser.add_argument(
         "--distances",

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from streamkm.config import FitConfig
 from streamkm.errors import ParameterError
 from streamkm.estimators.conversion import to_sklearn
-from streamkm.estimators.fitted import centers_of, model_from_centers, model_of
+from streamkm.estimators.fitted import NoLabels, centers_of, model_from_centers, model_of
 from streamkm.estimators.inputs import InputRows, as_numpy, checked_centroids, like, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
@@ -48,30 +48,19 @@ __all__ = ["BaseKMeans"]
 SMALL_BYTES = 1 << 20
 
 
-class _NoLabels:
-    """Explains an absent ``labels_``; the attribute of an instance that has labels hides it."""
-
-    def __get__(self, estimator: BaseKMeans | None, owner: type) -> np.ndarray:
-        if estimator is None or not hasattr(estimator, "_model"):
-            raise AttributeError(f"{owner.__name__!r} object has no attribute 'labels_'")
-        raise AttributeError(
-            "there are no labels_: fit keeps them of rows in memory, and of others with "
-            "compute_labels=True; predict(X) gives them"
-        )
-
-
 class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Fits by a run, and takes labels, distances and scores from its model."""
 
     _model: Model
     _seed: int
-    labels_ = _NoLabels()
+    labels_ = NoLabels()
 
     _default_n_init: int
     """Seedings of ``n_init="auto"`` where one of them may be poor, scikit-learn's number."""
 
     # ---- scikit-learn's methods ---------------------------------------------
 
+    @torch_alone_after_fork()
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Cluster the rows of `X`.
 
@@ -112,7 +101,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         check_parameters(self)
         check_resumable(self)
         warn_of_no_effect(self)
-        with torch_alone_after_fork(), open_rows(self, X, reset=True) as rows:
+        with open_rows(self, X, reset=True) as rows:
             execution = self._execution(rows)
             self._check_n_rows(rows)
             self._seed = draw_seed(self.random_state)
@@ -146,6 +135,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         labels_N: np.ndarray = self.labels_ if hasattr(self, "labels_") else self.predict(X)
         return labels_N
 
+    @torch_alone_after_fork()
     def predict(self, X: Any) -> np.ndarray:
         """Find the exact nearest centroid of every row of `X`.
 
@@ -169,11 +159,12 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             If the data cannot be used, or has another number of features.
         """
         model = self._current_model()
-        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
+        with open_rows(self, X, reset=False) as rows:
             found_N = label_rows(model, rows.source, self._execution(rows), nan=self.nan)[0]
         labels_N: np.ndarray = like(X, found_N)
         return labels_N
 
+    @torch_alone_after_fork()
     def transform(self, X: Any) -> np.ndarray:
         """Compute the Euclidean distance of every row of `X` to every centroid.
 
@@ -197,11 +188,12 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             As in `predict`.
         """
         model = self._current_model()
-        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
+        with open_rows(self, X, reset=False) as rows:
             found_NK = distance_rows(model, rows.source, self._execution(rows), nan=self.nan)
         distances_NK: np.ndarray = like(X, found_NK)
         return distances_NK
 
+    @torch_alone_after_fork()
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Compute minus the inertia of the rows of `X`; greater is better.
 
@@ -226,7 +218,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             As in `predict`, or if `sample_weight` cannot be used.
         """
         model = self._current_model()
-        with torch_alone_after_fork(), open_rows(self, X, reset=False) as rows:
+        with open_rows(self, X, reset=False) as rows:
             _, inertia = label_rows(
                 model,
                 rows.source,
@@ -341,7 +333,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     def _execution(self, rows: InputRows) -> ExecutionConfig:
         is_small = rows.in_memory and rows.source.spec.nbytes <= SMALL_BYTES
-        return execution_config(self.device, self.max_host_memory, is_small=is_small)
+        device = rows.device if self.device == "auto" else self.device
+        return execution_config(device, self.max_host_memory, is_small=is_small)
 
     def _check_n_rows(self, rows: InputRows) -> None:
         n_rows = rows.source.spec.n_rows

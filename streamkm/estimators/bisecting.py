@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import torch
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -18,7 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamkm.errors import ParameterError
-from streamkm.estimators.inputs import InputRows, open_rows
+from streamkm.estimators.inputs import InputRows, as_numpy, open_rows
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.parameters import check_parameters, draw_seed, warn_of_no_effect
 from streamkm.sources import RowRange
@@ -345,7 +346,9 @@ class BisectingKMeans(
 
 
 def _as_array(X: Any) -> Any:
-    """`X`, but an array that is mapped into memory as the plain array that it also is."""
+    """`X`, but a tensor as an array, and a map of a file as the plain array that it also is."""
+    if isinstance(X, torch.Tensor) and X.dtype != torch.bfloat16:
+        return as_numpy(X)
     return X.view(np.ndarray) if isinstance(X, np.memmap) else X
 
 

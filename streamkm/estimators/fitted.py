@@ -22,7 +22,19 @@ from streamkm.runs.storage.model import Model
 if TYPE_CHECKING:
     from streamkm.config import FitConfig
 
-__all__ = ["centers_of", "model_from_centers", "model_of"]
+__all__ = ["NoLabels", "centers_of", "model_from_centers", "model_of"]
+
+
+class NoLabels:
+    """Explains an absent ``labels_``; the attribute of an instance that has labels hides it."""
+
+    def __get__(self, estimator: object | None, owner: type) -> np.ndarray:
+        if estimator is None or not hasattr(estimator, "_model"):
+            raise AttributeError(f"{owner.__name__!r} object has no attribute 'labels_'")
+        raise AttributeError(
+            "there are no labels_: fit keeps them of rows in memory, and of others with "
+            "compute_labels=True; predict(X) gives them"
+        )
 
 
 def centers_of(model: Model) -> np.ndarray:

@@ -15,6 +15,7 @@ from sklearn import get_config
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from streamkm.devices import is_host, resolve_device
 from streamkm.errors import ParameterError
 from streamkm.estimators.batches import is_batches
 from streamkm.sources import (
@@ -30,6 +31,7 @@ from streamkm.sources import (
 )
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.names import in_order
+from streamkm.stream.tensor_source import TensorSource, dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,8 +60,14 @@ class InputRows:
     in_memory: bool
     """Whether X was an array, a memory map, a list, a data frame, a tensor or a sparse matrix."""
     array: Any
-    """The array or CSR matrix behind `source`, if X was in memory and NumPy has its type; or
+    """The array or CSR matrix behind `source`, if X was in host memory and NumPy has its type; or
     None."""
+
+    @property
+    def device(self) -> str:
+        """What ``device="auto"`` means for them: a tensor that stays on its device, that one."""
+        source = self.source
+        return str(source.tensor.device) if isinstance(source, TensorSource) else "auto"
 
     def weights(self, sample_weight: Any) -> Weights | None:
         """Open `sample_weight`: an array, one number for all rows, a path, or None."""
@@ -69,7 +77,7 @@ class InputRows:
         if isinstance(sample_weight, Number):
             sample_weight = np.full(n_rows, sample_weight, np.float64)
         elif not isinstance(sample_weight, str | os.PathLike):
-            sample_weight = np.asarray(sample_weight)
+            sample_weight = np.asarray(as_numpy(sample_weight))
             if sample_weight.ndim != 1:
                 raise ParameterError(
                     f"sample_weight must have one dimension, a number for each row; it has "
@@ -107,15 +115,15 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             "X is an iterator of batches, which only fit and partial_fit of MiniBatchKMeans take; "
             "call this with each batch, or write them to a file and give its path"
         )
-    if isinstance(X, torch.Tensor):
-        X = X.detach().cpu()
-        if X.dtype != torch.bfloat16:
-            X = X.numpy()
-    if isinstance(X, torch.Tensor):
-        source = open_source(X.view(torch.uint16).numpy(), dtype="bfloat16")
+    source = _source_of_tensor(estimator, X) if isinstance(X, torch.Tensor) else None
+    if source is not None:
+        if reset:
+            remember_reading(estimator)
         _check_features(estimator, source, reset=reset)
         yield InputRows(source, in_memory=True, array=None)
-    elif _is_location(X):
+        return
+    X = as_numpy(X)
+    if _is_location(X):
         # A source that the user has opened is read as it is.
         known = SourceOptions() if reset or isinstance(X, Source) else _reading_of(estimator)
         known["fill_is_nan"] = getattr(estimator, "nan", None) == "drop"
@@ -199,6 +207,27 @@ def _reading_of(estimator: BaseEstimator) -> SourceOptions:
     """What `remember_reading` has kept."""
     kept: SourceOptions = vars(estimator).get("_reading", SourceOptions())
     return kept.copy()
+
+
+def _source_of_tensor(estimator: BaseEstimator, X: torch.Tensor) -> Source | None:
+    """A tensor as a source if it is clustered on its own GPU, or NumPy has not its type; or None.
+
+    What a source refuses goes the way of an array, whose errors are scikit-learn's. A callable init
+    takes an array too.
+    """
+    is_matrix = X.layout == torch.strided and X.ndim == 2 and X.numel() > 0
+    is_taken = is_matrix and dtype_name(X) in DTYPES and not callable(estimator.init)
+    if is_taken and not is_host(X.device) and _is_own_device(estimator.device, X.device):
+        return TensorSource(X)
+    if X.dtype == torch.bfloat16:
+        return open_source(X.detach().cpu().view(torch.uint16).numpy(), dtype="bfloat16")
+    return None
+
+
+def _is_own_device(name: str, device: torch.device) -> bool:
+    """Whether rows on `device` stay there, if the parameter ``device`` is `name`."""
+    chosen = resolve_device(name)
+    return chosen.type == device.type if name == "auto" else chosen == device
 
 
 def _is_location(X: Any) -> bool:

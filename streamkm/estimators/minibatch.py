@@ -214,6 +214,7 @@ class MiniBatchKMeans(BaseKMeans):
             return self
         return super().fit(X, y, sample_weight)
 
+    @torch_alone_after_fork()
     def partial_fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Update the centroids once, by all rows of `X`.
 
@@ -246,7 +247,7 @@ class MiniBatchKMeans(BaseKMeans):
         is_first = not hasattr(self, "cluster_centers_")
         # An estimator from load_run may have begun from an array, which no parameter holds.
         check_parameters(self, with_init=is_first)
-        with torch_alone_after_fork(), open_rows(self, X, reset=is_first) as rows:
+        with open_rows(self, X, reset=is_first) as rows:
             execution = self._execution(rows)
             weights = rows.weights(sample_weight)
             if is_first:

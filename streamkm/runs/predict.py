@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from streamkm.sinks import (
     CHUNK_ROWS,
     beside,
     commit_together,
+    is_copy,
     is_table,
     open_sink,
     tidy,
@@ -39,7 +41,6 @@ from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from streamkm.config import ExecutionConfig
     from streamkm.runs.engine.labelling import LabelledBatch
@@ -52,6 +53,7 @@ __all__ = [
     "finished_line",
     "job_of",
     "notes_on_ids",
+    "origin_of",
     "output_dtypes",
     "predict",
     "table_bytes",
@@ -86,7 +88,8 @@ def predict(
     labels : Path
         ``.npy`` or ``.zarr`` of N labels, int32 (int64 from 2^31 clusters on); -1 for rows
         that were dropped. A ``.parquet`` holds the columns cluster and distance, and the
-        source's ids before them, if it was opened with some. An array in a Zarr store, such as
+        source's ids before them, if it was opened with some. An ``.h5ad`` is a copy of the
+        source, whose obs gets the column cluster. An array in a Zarr store, such as
         ``store.zarr/cluster``, has the shape of the source's rows.
     distances : Path, optional
         The same of the Euclidean distances (not squared) in the scaled space, float32; NaN
@@ -167,6 +170,11 @@ def written_ids(source: Source, outputs: list[Path]) -> IdColumn | None:
     return ids_of(source) if any(is_table(path) for path in outputs) else None
 
 
+def origin_of(source: Source) -> Path | None:
+    """The local file that `source` reads, of which an output may be a copy; None if it is none."""
+    return Path(source.spec.file) if source.spec.file else None
+
+
 def notes_on_ids(source: Source, ids: IdColumn | None, execution: ExecutionConfig) -> list[str]:
     """Notes on the `ids` that are written, or on those of `source` if none are."""
     if ids is not None:
@@ -204,6 +212,12 @@ def output_dtypes(
         if distances.resolve() == labels.resolve():
             both = f" must differ, both are {labels}"
             raise ConfigError(Option("labels"), " and ", Option("distances"), both)
+        if is_copy(distances):
+            raise ConfigError(
+                f"{distances}: only ",
+                Option("labels"),
+                " can be a copy of the source; write the distances as .npy or .parquet",
+            )
         outputs.append((distances, np.dtype([distance]) if is_table(distances) else distance[1]))
     return outputs
 
@@ -220,7 +234,10 @@ def _opened(
     """The sink of one output; says how many saved rows it discards."""
     lost = 0 if resume else unfinished_rows(path)
     spec = source.spec
-    sink = open_sink(path, n_rows=spec.n_rows, dtype=dtype, resume=resume, ids=ids, grid=spec.grid)
+    sink = open_sink(
+        path, n_rows=spec.n_rows, dtype=dtype, resume=resume, ids=ids, grid=spec.grid,
+        origin=origin_of(source),
+    )  # fmt: skip
     if lost:  # Said only now: `open_sink` refuses an output that another process writes.
         progress.say(
             f"note: without --resume {beside(path, '.partial')} starts again; the {lost:,} rows "

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["IN_STORE", "beside", "kind_of", "store_of"]
+__all__ = ["COLUMN_BYTES", "IN_STORE", "beside", "kind_of", "store_of"]
 
 #: The kind of an output that lies in a store; any other kind is a suffix.
 IN_STORE = ".zarr/"
+#: Bytes that a column adds to a copy of the source beside its values, at most.
+COLUMN_BYTES = 1 << 20
 #: Suffixes of outputs that are files, or folders of their own.
-_SUFFIXES = (".npy", ".zarr", ".parquet")
+_SUFFIXES = (".npy", ".zarr", ".parquet", ".h5ad")
 
 
 def kind_of(target: Path) -> str:

@@ -13,7 +13,7 @@ from streamkm.errors import ConfigError, ResumeError
 from streamkm.files import FileLock, expanded, names_in, read_bytes, remove_file
 from streamkm.sealed import unseal
 from streamkm.sinks.base import PublishedSink, Sink, discard_partial, refuse_existing
-from streamkm.sinks.places import IN_STORE, beside, kind_of, store_of
+from streamkm.sinks.places import COLUMN_BYTES, IN_STORE, beside, kind_of, store_of
 from streamkm.sources.formats import folder_format
 from streamkm.sources.layout import one_line
 from streamkm.tables import load_class
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CHUNK_ROWS",
     "SINKS",
+    "check_origin",
     "check_target",
+    "copied_bytes",
+    "is_copy",
     "is_table",
     "open_sink",
     "stored_crc32",
@@ -47,14 +50,18 @@ SINKS = {
     ".npy": "streamkm.sinks.npy:NpySink",
     ".zarr": "streamkm.sinks.zarr:ZarrSink",
     ".parquet": "streamkm.sinks.parquet:ParquetSink",
+    ".h5ad": "streamkm.sinks.h5ad:H5adSink",
     IN_STORE: "streamkm.sinks.zarr_map:ZarrMapSink",
 }
 
 #: Kinds of outputs that have columns.
 _TABLES = {".parquet"}
 
+#: Kinds of outputs that are copies of the source, with its labels.
+_COPIES = {".h5ad"}
+
 #: The package that a kind of output needs beside streamkm, and the extra that installs it.
-_NEEDS = {".parquet": ("pyarrow", "parquet")}
+_NEEDS = {".parquet": ("pyarrow", "parquet"), ".h5ad": ("h5py", "hdf5")}
 
 
 def open_sink(
@@ -66,13 +73,14 @@ def open_sink(
     resume: bool = False,
     ids: IdColumn | None = None,
     grid: Grid | None = None,
+    origin: Path | None = None,
 ) -> Sink:
     """Begin or resume an output of one value a row, or of some columns of a table.
 
     Parameters
     ----------
     path : path
-        The target, ending in ``.npy``, ``.zarr`` or ``.parquet``, or an array in a
+        The target, ending in ``.npy``, ``.zarr``, ``.parquet`` or ``.h5ad``, or an array in a
         Zarr store, such as ``store.zarr/cluster``. It appears at `Sink.commit`.
     n_rows : int
         Rows of the output, at least 1.
@@ -87,6 +95,8 @@ def open_sink(
         Ids of the rows, the first column of a ``.parquet`` output; others go without.
     grid : Grid, optional
         The axes of the rows, for an array in a Zarr store; others have one axis.
+    origin : Path, optional
+        The local file that the rows lie in, of which an ``.h5ad`` output is a copy.
 
     Returns
     -------
@@ -96,8 +106,8 @@ def open_sink(
     Raises
     ------
     ConfigError
-        If the suffix is unknown, the folder is missing, a number is out of range, or the
-        dtype holds no integers or floats.
+        If the suffix is unknown, the folder is missing, a number is out of range, the dtype
+        holds no integers or floats, or the source does not fit an ``.h5ad`` output.
     OutputExistsError
         If the target exists.
     ResumeError
@@ -128,6 +138,7 @@ def open_sink(
             kind = _class_of(target)
             options: dict[str, Any] = {"chunk_rows": chunk_rows} if kind.is_chunked else {}
             options |= {"ids": ids} if is_table(target) else {}
+            options |= {"origin": origin} if is_copy(target) else {}
             options |= {"grid": grid} if kind_of(target) == IN_STORE else {}
             sink = kind(target, n_rows=n_rows, dtype=stored, state=state, **options)
     except BaseException:
@@ -140,6 +151,24 @@ def open_sink(
 def is_table(target: Path) -> bool:
     """Whether the output at `target` has columns, and room for ids."""
     return kind_of(target) in _TABLES
+
+
+def is_copy(target: Path) -> bool:
+    """Whether the output at `target` is a copy of the source, with its labels."""
+    return kind_of(target) in _COPIES
+
+
+def check_origin(target: Path, origin: Path | None, n_rows: int) -> None:
+    """Raise `ConfigError` if the output at `target` cannot be a copy of `origin`, as it must be."""
+    if is_copy(target):
+        load_class(SINKS[kind_of(target)]).check_origin(target, origin, n_rows)
+
+
+def copied_bytes(target: Path, origin: Path | None) -> int:
+    """Bytes that the output at `target` takes for being a copy of `origin`, beside its values."""
+    if origin is None or not is_copy(target):
+        return 0
+    return origin.stat().st_size + COLUMN_BYTES
 
 
 def unfinished_rows(target: Path) -> int:

@@ -4,10 +4,13 @@
 coordinates and the fill value that xarray expects, so that ``xarray.open_zarr("store.zarr")`` shows
 a map. The array grows beside the store and is moved into it when it is complete. A group that is
 there is added to; nothing in it is changed, apart from its list of members if it has one.
+
+In a table of AnnData, such as ``store.zarr/obs``, the array is one more column.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,7 @@ from streamkm.files import (
     read_bytes,
     remove_tree,
     rename_durably,
+    write_atomically,
     write_durably,
 )
 from streamkm.sinks.places import beside, store_of
@@ -60,15 +64,19 @@ class ZarrMapSink(ZarrSink):
         chunk_rows: int,
         grid: Grid | None = None,
     ) -> None:
+        self._group = target.parent
+        in_group = _group_at(self._group)
+        self._is_column = in_group is not None and _is_table(in_group)
+        if in_group is not None and self._is_column:
+            _refuse_other_length(target, in_group, n_rows)
+            grid = None  # A table has one axis, and knows no coordinates.
         self._extents = grid.shape if grid is not None else (n_rows,)
         self._dims = _names(grid, len(self._extents))
-        self._group = target.parent
         source = _group_at(Path(grid.group)) if grid is not None and grid.group else None
         there = _nearest_group(target)
         # A group that is there decides; a new one is like the source, whose coordinates it gets.
         formats = [g.metadata.zarr_format for g in (there, source) if g is not None]
         self._format = formats[0] if formats else 3
-        in_group = _group_at(self._group)
         present = {} if in_group is None else _arrays(in_group)
         self._refuse_other_extents(target, present)
         found = {} if source is None else _coordinates(source, self._dims)
@@ -87,6 +95,7 @@ class ZarrMapSink(ZarrSink):
     def announce(cls, path: Path) -> None:
         """List the array in the metadata of every group above it that lists its members."""
         store = store_of(path)
+        _list_column(path)
         for group in path.parents:
             if _is_consolidated(group):
                 with warnings.catch_warnings():
@@ -130,6 +139,9 @@ class ZarrMapSink(ZarrSink):
 
     def _about(self) -> dict[str, Any]:
         attributes: dict[str, Any] = {}
+        if self._is_column:
+            attributes |= {"encoding-type": "array", "encoding-version": "0.2.0"}
+            return {"zarr_format": self._format, "attributes": attributes}
         if self._auxiliary:
             attributes["coordinates"] = " ".join(self._auxiliary)
         if self._mapping is not None:
@@ -172,6 +184,39 @@ def _group_at(folder: Path) -> zarr.Group | None:
         return zarr.open_group(LocalStore(folder, read_only=True), mode="r", use_consolidated=False)
     except Exception:  # noqa: BLE001  of whatever type, it is no group that can be read
         return None
+
+
+def _is_table(group: zarr.Group) -> bool:
+    """Whether `group` is a table of AnnData, such as obs."""
+    is_table = group.attrs.get("encoding-type") == "dataframe"
+    return is_table and str(group.attrs.get("_index", "")) in group
+
+
+def _refuse_other_length(target: Path, table: zarr.Group, n_rows: int) -> None:
+    """Refuse a table of AnnData that has more or fewer rows."""
+    index: Any = table[str(table.attrs["_index"])]
+    if isinstance(index, zarr.Group):  # Values and a mask, or codes and categories.
+        index = index["values" if "values" in index else "codes"]
+    if index.shape[0] != n_rows:
+        raise ConfigError(
+            f"{target}: {target.parent} has {index.shape[0]:,} rows, this output {n_rows:,}; "
+            "choose another group or another store"
+        )
+
+
+def _list_column(path: Path) -> None:
+    """Name the array at `path` among the columns of its group, if that is a table of AnnData."""
+    group = _group_at(path.parent)
+    if group is None or not _is_table(group):
+        return
+    is_v3 = group.metadata.zarr_format == 3
+    home = path.parent / ("zarr.json" if is_v3 else ".zattrs")
+    node = json.loads(read_bytes(home))
+    attributes = node["attributes"] if is_v3 else node
+    columns = attributes.setdefault("column-order", [])
+    if path.name not in columns:
+        columns.append(path.name)
+        write_atomically(home, json.dumps(node, indent=2).encode())
 
 
 def _nearest_group(target: Path) -> zarr.Group | None:

@@ -89,6 +89,7 @@ class FlatSource(Described):
             is_remote=file.is_remote,
             grid=grid,
             member=member,
+            file="" if file.is_remote else str(file.path),
         )
 
     @property

@@ -252,6 +252,7 @@ class Hdf5Source(Described):
             scratch_bytes=3 * chunk_bytes + _LIBRARY_BYTES + swapped_bytes,
             grid=axes.grid(),
             member=member,
+            file=str(path),
         )
         self._opened = h5py.File(path, "r") if keep_open else None
 

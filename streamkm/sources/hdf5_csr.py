@@ -156,6 +156,7 @@ def open_csr(path: Path, group: str, *, keep_open: bool = True) -> CsrSource:
         chunk_entries=max(chunks[1:]),
         # What the library keeps; and a chunk as stored, as decoded, and between two filters.
         library_bytes=3 * cache_bytes + 3 * max(nbytes),
+        file=str(path),
     )
 
 

@@ -15,12 +15,13 @@ from streamkm.sources.base import (
     ArraySpec,
     Described,
     RowRange,
+    Source,
     check_dtype,
     check_shape,
 )
 from streamkm.sources.layout import check_read, row_boxes, rows_for_bytes
 
-__all__ = ["MemorySource"]
+__all__ = ["MemorySource", "digest_of_rows", "spec_in_memory"]
 
 #: Bytes of a block, the rows that are copied or hashed at a time.
 BLOCK_BYTES = 1 << 20
@@ -76,17 +77,9 @@ class MemorySource(Described):
         self._name = name
         self._closed = False
         order = "C" if array.flags.c_contiguous else "F" if array.flags.f_contiguous else "strided"
-        row_bytes = n_features * DTYPES[dtype].itemsize
-        self._spec = ArraySpec(
-            n_rows=n_rows,
-            n_features=n_features,
-            dtype=dtype,
-            block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
-            layout=f"in memory, {order}{' order' if order != 'strided' else ''}"
-            + (", masked" if self._mask is not None else ""),
-            piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
-            feature_names=feature_names,
-        )
+        layout = f"in memory, {order}{' order' if order != 'strided' else ''}"
+        layout += ", masked" if self._mask is not None else ""
+        self._spec = spec_in_memory((n_rows, n_features), dtype, layout, feature_names)
 
     @property
     def name(self) -> str:
@@ -110,14 +103,7 @@ class MemorySource(Described):
 
     def fingerprint(self) -> str:
         """Hex digest of shape, dtype and every byte; the same whatever the strides."""
-        spec = self._spec
-        digest = hashlib.sha256(f"{spec.n_rows} {spec.n_features} {spec.dtype}".encode())
-        scratch = np.empty((spec.block_rows, spec.n_features), spec.storage)
-        for rows in RowRange(0, spec.n_rows).split(spec.block_rows):
-            block = scratch[: len(rows)]
-            self.read(rows, block)
-            digest.update(block.reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+        return digest_of_rows(self)
 
     def notes(self) -> list[str]:
         """How many rows have a masked value."""
@@ -129,3 +115,32 @@ class MemorySource(Described):
     def close(self) -> None:
         """Refuse further reads; the array stays the caller's."""
         self._closed = True
+
+
+def spec_in_memory(
+    shape: tuple[int, int], dtype: str, layout: str, feature_names: tuple[str, ...] = ()
+) -> ArraySpec:
+    """The spec of N x D numbers in memory, whose blocks and pieces are for it to choose."""
+    n_rows, n_features = shape
+    row_bytes = n_features * DTYPES[dtype].itemsize
+    return ArraySpec(
+        n_rows=n_rows,
+        n_features=n_features,
+        dtype=dtype,
+        block_rows=rows_for_bytes(BLOCK_BYTES, row_bytes, n_rows),
+        layout=layout,
+        piece_rows=rows_for_bytes(PIECE_BYTES, row_bytes, n_rows),
+        feature_names=feature_names,
+    )
+
+
+def digest_of_rows(source: Source) -> str:
+    """Hex digest of shape, dtype and every byte of `source`, which are read."""
+    spec = source.spec
+    digest = hashlib.sha256(f"{spec.n_rows} {spec.n_features} {spec.dtype}".encode())
+    scratch = np.empty((spec.block_rows, spec.n_features), spec.storage)
+    for rows in RowRange(0, spec.n_rows).split(spec.block_rows):
+        block = scratch[: len(rows)]
+        source.read(rows, block)
+        digest.update(block.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

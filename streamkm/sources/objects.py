@@ -205,18 +205,19 @@ def found_below(url: str) -> list[StoredObject] | None:
     if urlsplit(url).scheme.lower() in ("http", "https"):
         return None
     root, key = _split(url)
-    fixed = key if key.endswith("/") else "/".join(_fixed(key.split("/")))
+    is_pattern = glob.has_magic(key)
+    fixed = "/".join(_fixed(key.split("/"))) if is_pattern else key
     try:
         store = open_store(root)
-        if key.endswith("/"):
-            objects = store.list_with_delimiter(fixed)["objects"]
-        else:
+        if is_pattern:
             objects = [each for batch in store.list(fixed or None) for each in batch]
+        else:
+            objects = store.list_with_delimiter(fixed or None)["objects"]
     except SourceError:
         raise
     except Exception as error:  # the network and the servers fail in many ways
         raise SourceError(f"{url}: cannot be listed: {advised(error)}") from error
-    if not key.endswith("/"):
+    if is_pattern:
         pattern = _expression(key)
         objects = [each for each in objects if pattern.fullmatch(each["path"])]
     found = [StoredObject(f"{root}/{each['path']}", store, each["path"], each) for each in objects]

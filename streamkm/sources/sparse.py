@@ -114,6 +114,8 @@ class CsrSource(Described):
         Entries of a stored chunk, which are decoded together; 0 if there are no chunks.
     library_bytes : int
         Bytes that a library holds to read a range, at most.
+    file : str
+        See `ArraySpec.file`.
 
     Raises
     ------
@@ -129,6 +131,7 @@ class CsrSource(Described):
         *,
         chunk_entries: int = 0,
         library_bytes: int = 0,
+        file: str = "",
     ) -> None:
         n_rows, n_features = check_shape(shape, store.name)
         with store.opened(RowRange(0, 0)) as arrays:
@@ -159,6 +162,7 @@ class CsrSource(Described):
             scratch_bytes=self._piece * (entry_bytes + 2 * 8 + 2)
             + (block_rows + 1) * (2 * indptr_bytes + 3 * 8)
             + library_bytes,
+            file=file,
         )
 
     @property

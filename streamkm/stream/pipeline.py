@@ -6,19 +6,28 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from streamkm.stream.prefetch import prefetch
+from streamkm.stream.slots import HostSlots
+from streamkm.stream.tensor_source import tensor_on
 from streamkm.stream.transfer import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
+
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Window
-    from streamkm.stream.slots import HostSlots
+    from streamkm.stream.slots import StreamMemory
     from streamkm.stream.stages import StageTimes
     from streamkm.stream.transfer import DeviceWindow
 
-__all__ = ["stream"]
+__all__ = ["open_slots", "stream"]
+
+
+def open_slots(source: Source, memory: StreamMemory, device: torch.device) -> HostSlots:
+    """The slots of a run of `source` on `device`, page-locked there if rows are read into them."""
+    return HostSlots(memory, device, locked=tensor_on(source, device) is None)
 
 
 @contextmanager
@@ -32,11 +41,15 @@ def stream(
     """Yield an iterator of `windows` of `source` on the slots' device, in order.
 
     Windows are read ahead as far as the slots allow. With `weights` each window brings those of
-    its rows.
+    its rows. Rows that lie on the device already are copied there, not read.
     """
     times.n_readers = max(slots.memory.n_readers, 1)
+    there_ND = tensor_on(source, slots.device)
+    ahead = prefetch(
+        source, windows, slots, slots.memory.n_readers, times, weights, rows=there_ND is None
+    )
     with (
-        prefetch(source, windows, slots, slots.memory.n_readers, times, weights) as host_windows,
-        closing(to_device(host_windows, source.spec, slots, times)) as device_windows,
+        ahead as host_windows,
+        closing(to_device(host_windows, source.spec, slots, times, there_ND)) as device_windows,
     ):
         yield device_windows

@@ -60,10 +60,13 @@ def prefetch(
     n_threads: int,
     times: StageTimes,
     weights: Weights | None = None,
+    *,
+    rows: bool = True,
 ) -> Iterator[Iterator[HostWindow]]:
     """Read `windows` of `source` in order with `n_threads` threads, as far ahead as slots allow.
 
-    With `weights` those of the rows are read with them.
+    With `weights` those of the rows are read with them. With `rows` false only weights and the
+    order of rows are made: the rows of the slots hold anything.
 
     Yields an iterator of `HostWindow`. Each keeps its slot until it is released. When the
     ``with`` block ends, for whatever reason, the threads stop and are joined. With 0 threads
@@ -74,7 +77,7 @@ def prefetch(
     ReadError
         From the iterator, if a read failed; the message names the source and the rows.
     """
-    readers = _Readers(source, windows, slots, times, weights)
+    readers = _Readers(source, windows, slots, times, weights, rows=rows)
     if n_threads == 0:
         yield readers.one_by_one()
         return
@@ -103,8 +106,11 @@ class _Readers:
         slots: HostSlots,
         times: StageTimes,
         weights: Weights | None,
+        *,
+        rows: bool,
     ) -> None:
         self._source = source
+        self._reads_rows = rows
         self._weights = weights
         self._windows = windows
         self._times = times
@@ -198,11 +204,12 @@ class _Readers:
             host_window.weights_N = weights
         self._tasks.append((host_window, self._orderer(host_window)))
         offset = 0
-        for rows in window.reads:
+        reads = window.reads if self._reads_rows or self._weights is not None else ()
+        for rows in reads:
             part = slice(offset, offset + len(rows))
             self._tasks.append((host_window, self._reader(rows, host_window, part)))
             offset += len(rows)
-        host_window.unfinished = len(window.reads) + 1
+        host_window.unfinished = len(reads) + 1
         self._opened.append(host_window)
         self._changed.notify_all()
 
@@ -216,9 +223,10 @@ class _Readers:
         out, weights_N = host_window.rows_ND[part], host_window.weights_N
 
         def run() -> None:
-            with self._times.working("reading", out.nbytes):
+            with self._times.working("reading", out.nbytes if self._reads_rows else 0):
                 try:
-                    self._source.read(rows, out)
+                    if self._reads_rows:
+                        self._source.read(rows, out)
                     if self._weights is not None and weights_N is not None:
                         self._weights.read(rows, weights_N[part])
                 except StreamkmError:

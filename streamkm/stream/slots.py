@@ -57,11 +57,16 @@ class StreamMemory:
 
 
 class HostSlots:
-    """The slots of one run, used by one stream after the other; page-locked on CUDA while open."""
+    """The slots of one run, used by one stream after the other; page-locked on CUDA while open.
 
-    def __init__(self, memory: StreamMemory, device: torch.device) -> None:
+    With `locked` false they are not, which is for rows that lie on the device: then no row is read
+    into the slots, and their pages are never touched.
+    """
+
+    def __init__(self, memory: StreamMemory, device: torch.device, *, locked: bool = True) -> None:
         self.memory = memory
         self.device = device
+        self._locked = locked
         self._maps = [
             # Private pages are twice as fast to touch for the first time as shared ones.
             mmap.mmap(-1, memory.slot_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -79,7 +84,7 @@ class HostSlots:
         return len(self.buffers)
 
     def __enter__(self) -> HostSlots:
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and self._locked:
             self._pin()
         return self
 

@@ -5,13 +5,15 @@ works on the other. The copy of a window is queued before the window ahead of it
 is handed over, so it runs beside the work that the caller queues for that one.
 Events make each stream wait for the other. The host waits for a copy only when
 it gives the host slot back to the readers. On the CPU a window is used where it
-lies. Either way the caller sees one iterator of `DeviceWindow`.
+lies. Rows of a tensor on the device go through the same slots and streams, by
+copies within the device. The caller sees one iterator of `DeviceWindow`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,15 +77,23 @@ def to_device(
     spec: ArraySpec,
     slots: HostSlots,
     times: StageTimes,
+    there_ND: torch.Tensor | None = None,
 ) -> Generator[DeviceWindow]:
-    """Move each window to the slots' device and release its host slot as soon as possible."""
+    """Move each window to the slots' device and release its host slot as soon as possible.
+
+    `there_ND` is all rows of the array, if they lie on the device: windows are then copies of its
+    rows, because who uses a window may change it, and bring only the rest from the host.
+    """
     if slots.device.type == "cuda":
-        return _copy_to_cuda(host_windows, spec, slots, times)
-    return _use_in_place(host_windows, spec, times)
+        return _copy_to_cuda(host_windows, spec, slots, times, there_ND)
+    return _use_in_place(host_windows, spec, times, there_ND)
 
 
 def _use_in_place(
-    host_windows: Iterator[HostWindow], spec: ArraySpec, times: StageTimes
+    host_windows: Iterator[HostWindow],
+    spec: ArraySpec,
+    times: StageTimes,
+    there_ND: torch.Tensor | None,
 ) -> Generator[DeviceWindow]:
     while True:
         with times.waiting("arithmetic"):
@@ -91,8 +101,11 @@ def _use_in_place(
         if host is None:
             return
         order_N = None if host.order is None else torch.from_numpy(host.order)
+        x_ND = as_stored_tensor(host.rows_ND, spec.dtype)
+        if there_ND is not None:
+            with times.working("copying", host.rows_ND.nbytes):
+                _copy_rows(x_ND, there_ND, host.window)
         with times.working("arithmetic"):
-            x_ND = as_stored_tensor(host.rows_ND, spec.dtype)
             weights_N = None if host.weights_N is None else torch.from_numpy(host.weights_N)
             yield DeviceWindow(host.window, x_ND, order_N, weights_N)
         host.release()
@@ -103,6 +116,7 @@ def _copy_to_cuda(
     spec: ArraySpec,
     host_slots: HostSlots,
     times: StageTimes,
+    there_ND: torch.Tensor | None = None,
 ) -> Generator[DeviceWindow]:
     compute = torch.cuda.current_stream(host_slots.device)
     copy = torch.cuda.Stream(host_slots.device)
@@ -116,7 +130,9 @@ def _copy_to_cuda(
         for i, host in enumerate(host_windows):
             slot = slots[i % N_DEVICE_SLOTS]
             with torch.cuda.stream(copy), clock.timing("copying", copy):
-                window = slot.fill(host, spec, copy)
+                window = slot.fill(host, spec, copy, there_ND)
+            if there_ND is not None:
+                times.add("copying", n_bytes=host.rows_ND.nbytes)
             held.append((slot, host))
             if ahead is not None:
                 yield from _hand_over(*ahead, compute, clock)
@@ -160,11 +176,20 @@ class _DeviceSlot:
         self._host_order_N = _pinned(slot_rows, torch.int32)
         self.copied, self.freed = torch.cuda.Event(), torch.cuda.Event()
 
-    def fill(self, host: HostWindow, spec: ArraySpec, copy: torch.cuda.Stream) -> DeviceWindow:
+    def fill(
+        self,
+        host: HostWindow,
+        spec: ArraySpec,
+        copy: torch.cuda.Stream,
+        there_ND: torch.Tensor | None,
+    ) -> DeviceWindow:
         """Queue the copy of `host`, to begin when the window in the slot has been used."""
         copy.wait_event(self.freed)
         x_ND, order_N = self._x_ND[: len(host.rows_ND)], None
-        x_ND.copy_(as_stored_tensor(host.rows_ND, spec.dtype), non_blocking=True)
+        if there_ND is None:
+            x_ND.copy_(as_stored_tensor(host.rows_ND, spec.dtype), non_blocking=True)
+        else:
+            _copy_rows(x_ND, there_ND, host.window)
         if host.order is not None:
             # The last copy from this memory: two windows ago, so it is over by now.
             self.copied.synchronize()
@@ -178,6 +203,13 @@ class _DeviceSlot:
             weights_N.copy_(torch.from_numpy(host.weights_N), non_blocking=True)
         self.copied.record(copy)
         return DeviceWindow(host.window, x_ND, order_N, weights_N)
+
+
+def _copy_rows(out_ND: torch.Tensor, there_ND: torch.Tensor, window: Window) -> None:
+    """Copy the rows that `window` reads, from the tensor of all rows on the same device."""
+    stops = accumulate(map(len, window.reads))
+    for rows, stop in zip(window.reads, stops, strict=True):
+        out_ND[stop - len(rows) : stop].copy_(there_ND[rows.start : rows.stop])
 
 
 def _pinned(n_elements: int, dtype: torch.dtype) -> torch.Tensor:

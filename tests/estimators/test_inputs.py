@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from streamkm import BisectingKMeans, KMeans, MiniBatchKMeans, load_run, open_source
 from streamkm.errors import NonFiniteError, ParameterError, SourceError
+from streamkm.stream.tensor_source import TensorSource
 
 BOTH = [KMeans, MiniBatchKMeans]
 
@@ -637,20 +638,17 @@ def test_records_are_refused(estimator: type) -> None:
         estimator(2).fit(records)
 
 
-# Breaks when tensors come back as arrays, or are copied on the way in.
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-            ],
-        ),
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
     ],
 )
+
+
+# Breaks when tensors come back as arrays, or are copied on the way in.
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_tensors_come_back_as_tensors(
     estimator: type, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -672,3 +670,67 @@ def test_tensors_come_back_as_tensors(
     np.testing.assert_array_equal(3 - flipped.cpu(), plain.labels_)
     np.testing.assert_array_equal(kmeans.to_sklearn().predict(blobs()), flipped.cpu())
     assert isinstance(kmeans.fit(blobs()).cluster_centers_, np.ndarray)
+
+
+def on_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no row go through the host; for a tensor on the CPU, take that for a GPU."""
+    if device == "cpu":
+        monkeypatch.setattr("streamkm.estimators.inputs.is_host", lambda device: False)
+
+    def fail(source: TensorSource, rows: object, out: np.ndarray) -> None:
+        raise AssertionError(f"{rows} of {source} went through the host")
+
+    monkeypatch.setattr(TensorSource, "read", fail)
+
+
+# Breaks when rows that lie on the device go through the host, are changed, or count otherwise.
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "uint8", "int16", "uint16"])
+def test_rows_on_a_gpu_stay_there(
+    estimator: type, dtype: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = blobs() // 2 * 2
+    x = torch.from_numpy(array).to(getattr(torch, dtype))
+    options = {"n_clusters": 4, "random_state": 0, "scale": "zscore"}
+    weights = np.arange(600) % 3
+    wanted = estimator(**options, device=device).fit(x, sample_weight=weights)
+    distances, score = wanted.transform(x), wanted.score(x)
+    x = x.to(device)
+    on_gpu(device, monkeypatch)
+    for name in ("auto", device):
+        found = estimator(**options, device=name).fit(
+            x, sample_weight=torch.from_numpy(weights).to(device)
+        )
+        np.testing.assert_allclose(found.cluster_centers_, wanted.cluster_centers_, rtol=1e-5)
+        np.testing.assert_array_equal(found.labels_, wanted.labels_)
+        np.testing.assert_array_equal(found.predict(x), wanted.labels_)
+        np.testing.assert_allclose(found.transform(x), distances, rtol=1e-5)
+        assert found.score(x) == pytest.approx(score, rel=1e-5)
+        assert (found.n_features_in_, found.counts_.sum()) == (3, 400)
+    np.testing.assert_array_equal(x.cpu().double(), array)
+    with pytest.raises(ValueError, match=r"X has 2 features, but .* is expecting 3"):
+        wanted.predict(x[:, :2])
+    if estimator is MiniBatchKMeans:
+        online = MiniBatchKMeans(4, random_state=0, device=device).partial_fit(x).partial_fit(x)
+        assert is_found(online.labels_)
+
+
+# Breaks when what only an array has (a callable's argument, an index of rows, an error in
+# scikit-learn's words, a bool widened) is asked of a tensor on a GPU.
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_what_takes_an_array_gets_one_of_a_tensor(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu(device, monkeypatch)
+    x = torch.from_numpy(blobs()).to(device)
+    first = KMeans(4, init=lambda rows, k, random_state: rows[:k]).fit(x)
+    assert is_found(first.labels_)
+    assert is_found(BisectingKMeans(4, random_state=0).fit(x).predict(x))
+    for wrong, says in (
+        (x[0], "Expected 2D array, got 1D array instead"),
+        (x[:0], r"Found array with 0 sample\(s\)"),
+        (x[:, :0], r"0 feature\(s\)"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            KMeans(4).fit(wrong)
+    assert KMeans(2, random_state=0).fit(x > 50).counts_.sum() == 600

@@ -31,6 +31,7 @@ from streamkm.sinks import open_sink
 from streamkm.sinks.registry import unfinished_rows
 from tests.runs.faults import KINDS, Disk, FaultyDisk, applies
 from tests.runs.helpers import Job, clusters, content, every, label, steps_saved
+from tests.sinks.cells import write_cells
 
 pytestmark = pytest.mark.usefixtures("no_fsync", "no_reports")
 
@@ -54,7 +55,7 @@ def job(request, quick_path) -> Job:
         "runs/storage/checkpoint.py", "runs/storage/run_folder.py", "runs/storage/model.py",
         "runs/storage/model_file.py", "runs/storage/output_records.py",
         "runs/reporting/progress.py", "runs/info.py", "runs/predict.py", "runs/fit.py",
-        "sinks/base.py", "sinks/npy.py", "sinks/registry.py", "sinks/zarr.py",
+        "sinks/base.py", "sinks/h5ad.py", "sinks/npy.py", "sinks/registry.py", "sinks/zarr.py",
     ],
 )  # fmt: skip
 def test_own_files_are_touched_by_one_module_only(name):
@@ -186,10 +187,10 @@ def test_a_fit_survives_a_disk_that_refuses_for_good(job, kind, quick_path, monk
     assert n_last > 25  # It went on computing up to the result, each time.
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+@pytest.mark.parametrize("suffix", [".npy", ".zarr", ".h5ad"])
 def test_predict_survives_any_fault_of_its_files(suffix, quick_path, monkeypatch):
-    np.save(quick_path / "x.npy", clusters(205, 3))
-    job = Job(quick_path / "x.npy", quick_path / "run", {"k": 3, "init": "random"})
+    cells = write_cells(quick_path / "cells.h5ad", 205)
+    job = Job(cells, quick_path / "run", {"k": 3, "init": "random"})
     job.attempt()
     monkeypatch.setattr("streamkm.config.MIN_BATCH_ROWS", 25)
     monkeypatch.setattr(predict_module, "open_sink", partial(open_sink, chunk_rows=40))

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from streamkm.sinks import open_sink
 from streamkm.sources import open_source
 from tests.runs.engine.cases import N_ROWS, Case, on_cases
 from tests.runs.helpers import Job, StopAfter, cli, predicted
+from tests.sinks.cells import write_cells
 
 
 @pytest.fixture
@@ -337,3 +339,41 @@ def test_a_table_is_resumed_with_its_own_ids_only(embeddings, tmp_path, monkeypa
     whole = tmp_path / "whole.parquet"
     assert cli("predict", run, embeddings, "--labels", whole, "--id-column", "name") == 0
     assert whole.read_bytes() == out.read_bytes()
+
+
+# Breaks when labels in obs differ from those in a file of their own; when a dry run promises space,
+# or a run, that is not there.
+def test_labels_in_the_obs_of_a_copy(tmp_path, monkeypatch, capsys):
+    cells, run, out = write_cells(tmp_path / "cells.h5ad"), tmp_path / "run", tmp_path / "out.h5ad"
+    content = cells.read_bytes()
+    assert cli("fit", cells, "--k", 3, "--out", run) == 0
+    assert cli("predict", run, cells, "--labels", tmp_path / "l.npy") == 0
+    capsys.readouterr()
+    predict_ = ("predict", run, cells, "--labels", out)
+    assert cli(*predict_, "--dry-run") == 0
+    most = (len(content) + 2 * 4 * 1000 + (1 << 20)) / (1 << 20)
+    assert f"outputs: {most:.1f} MiB at most" in capsys.readouterr().out
+    monkeypatch.setattr("streamkm.config.MIN_BATCH_ROWS", 25)
+    source = open_source(cells)
+    with pytest.raises(Interrupted):
+        predict(
+            run, source, ExecutionConfig(device="cpu"), labels=out, resume=False,
+            stop_request=StopAfter(9),
+        )  # fmt: skip
+    source.close()
+    assert not out.exists()
+    assert cli(*predict_, "--resume") == 0
+    assert "resumed: from row " in capsys.readouterr().err
+    with h5py.File(out) as file:
+        assert file["obs/cluster"][:].tolist() == np.load(tmp_path / "l.npy").tolist()
+    assert cells.read_bytes() == content
+    assert cli(*predict_, "--resume") == 0
+    assert "is finished" in capsys.readouterr().err
+    for arguments, says in (
+        ((out, "--labels", tmp_path / "again.h5ad"), "has a column cluster already"),
+        ((tmp_path / "*.h5ad", "--labels", run / "x.h5ad"), "must be one local .h5ad file"),
+        ((cells, "--labels", tmp_path / "x.npy", "--distances", tmp_path / "x.h5ad"), "only --la"),
+    ):
+        for more in ((), ("--dry-run",)):
+            assert cli("predict", run, *arguments, *more) == 2
+            assert says in capsys.readouterr().err

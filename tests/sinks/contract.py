@@ -58,11 +58,14 @@ def around(target: Path) -> list[Path]:
 
 CRASH = """
 import os, sys
+from pathlib import Path
 import numpy as np
 from streamkm.sinks import open_sink
 target, stop = sys.argv[1], int(sys.argv[2])
+origin = Path(sys.argv[3]) if sys.argv[3:] else None
 values = (np.arange(1000) * 7 % 311 - 1).astype(np.int32)
-sink = open_sink(target, n_rows=1000, dtype="int32", chunk_rows=64, resume=True)
+options = {"n_rows": 1000, "dtype": "int32", "chunk_rows": 64}
+sink = open_sink(target, **options, resume=True, origin=origin)
 start = sink.next_row
 while start < stop:
     sink.write(start, values[start : start + 37])
@@ -100,6 +103,15 @@ class SinkContract:
     def target(self, tmp_path: Path) -> Path:
         return self.place(tmp_path) / f"out{self.suffix}"
 
+    def open(self, target: Path, *, n_rows: int, **options: Any) -> Sink:
+        """The sink for `target`."""
+        return open_sink(target, n_rows=n_rows, **{**self.options(target, n_rows), **options})
+
+    def options(self, target: Path, n_rows: int) -> dict[str, Any]:
+        """What else the format needs: nothing, or the file that an output is a copy of."""
+        del target, n_rows
+        return {}
+
     def place(self, folder: Path) -> Path:
         """Where in `folder` the outputs are."""
         return folder
@@ -111,7 +123,7 @@ class SinkContract:
     @pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
     def test_round_trip(self, target: Path, size: int, dtype: str) -> None:
         values = labels(dtype=dtype)
-        with open_sink(target, n_rows=N, dtype=dtype, chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype=dtype, chunk_rows=CHUNK_ROWS) as sink:
             assert type(sink) is self.sink
             for start in range(0, N, size):
                 sink.write(start, values[start : start + size])
@@ -132,7 +144,7 @@ class SinkContract:
         target = self.place(tmp_path_factory.mktemp("sink")) / f"x{self.suffix}"
         n = max(1, sum(length for length, _ in pieces))
         values = labels(n)
-        with open_sink(target, n_rows=n, dtype="int32", chunk_rows=chunk_rows) as sink:
+        with self.open(target, n_rows=n, dtype="int32", chunk_rows=chunk_rows) as sink:
             for length, flush in pieces:
                 start = sink.next_row
                 sink.write(start, values[start : start + length])
@@ -145,13 +157,13 @@ class SinkContract:
 
     # Breaks when zeros are left out, and look like rows that were never written.
     def test_zeros_are_stored_by_a_resumed_output_too(self, target: Path) -> None:
-        with open_sink(target, n_rows=100, dtype="int32", chunk_rows=10) as sink:
+        with self.open(target, n_rows=100, dtype="int32", chunk_rows=10) as sink:
             sink.write(0, labels(20))
             sink.write_cursor({})
-        with open_sink(target, n_rows=100, dtype="int32", resume=True) as sink:
+        with self.open(target, n_rows=100, dtype="int32", resume=True) as sink:
             sink.write(20, np.zeros(80, np.int32))
             sink.write_cursor({})
-        with open_sink(target, n_rows=100, dtype="int32", resume=True) as sink:
+        with self.open(target, n_rows=100, dtype="int32", resume=True) as sink:
             assert sink.durable_rows == 100
             sink.commit()
         assert (self.load(target)[:20] == labels(20)).all()
@@ -159,7 +171,7 @@ class SinkContract:
 
     def test_strided_values(self, target: Path) -> None:
         values = labels(200)
-        with open_sink(target, n_rows=100, dtype="int32", chunk_rows=7) as sink:
+        with self.open(target, n_rows=100, dtype="int32", chunk_rows=7) as sink:
             sink.write(0, values[::2])
             sink.commit()
         assert (self.load(target) == values[::2]).all()
@@ -167,7 +179,7 @@ class SinkContract:
     # Breaks when `durable_rows` claims what is still in memory.
     def test_durable_rows(self, target: Path) -> None:
         values = labels()
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
             sink.write(0, values[:130])
             assert sink.durable_rows == 0
             sink.flush()
@@ -178,7 +190,7 @@ class SinkContract:
 
     # Breaks when gaps read as zeros: label 0 is a cluster.
     def test_refuses_gaps_and_overruns(self, target: Path) -> None:
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
             with pytest.raises(ValueError, match=r"rows 1:11 .*next is 0"):
                 sink.write(1, labels(10))
             with pytest.raises(ValueError, match="rows 0:1001"):
@@ -200,33 +212,33 @@ class SinkContract:
         target.write_text("mine")
         for resume in (False, True):
             with pytest.raises(OutputExistsError, match=r"out.*remove it or choose another"):
-                open_sink(target, n_rows=N, dtype="int32", resume=resume)
+                self.open(target, n_rows=N, dtype="int32", resume=resume)
         target.unlink()
         target.symlink_to("nowhere")
         with pytest.raises(OutputExistsError):
-            open_sink(target, n_rows=N, dtype="int32")
+            self.open(target, n_rows=N, dtype="int32")
 
     # Breaks when a file that appears during a run is overwritten by it.
     def test_output_that_appears(self, target: Path) -> None:
-        with open_sink(target, n_rows=10, dtype="int32") as sink:
+        with self.open(target, n_rows=10, dtype="int32") as sink:
             sink.write(0, labels(10))
             target.write_text("mine")
             with pytest.raises(OutputExistsError):
                 sink.commit()
         assert target.read_text() == "mine"
         target.unlink()
-        with open_sink(target, n_rows=10, dtype="int32", resume=True) as sink:
+        with self.open(target, n_rows=10, dtype="int32", resume=True) as sink:
             sink.write(0, labels(10))
             sink.commit()
         assert (self.load(target) == labels(10)).all()
 
     # Breaks when rows of an older run are taken over into a new one.
     def test_stale_partial_is_replaced(self, target: Path) -> None:
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
             sink.write(0, labels()[:500])
             sink.write_cursor({"batch": 5})
         assert leftovers(target) == [partial_of(target).name, cursor_of(target).name]
-        with open_sink(target, n_rows=30, dtype="float32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=30, dtype="float32", chunk_rows=CHUNK_ROWS) as sink:
             assert sink.read_cursor() is None
             assert sink.durable_rows == sink.next_row == 0
             sink.write(0, labels(30, "float32"))
@@ -236,17 +248,17 @@ class SinkContract:
 
     # Breaks without a lock: the first would publish the second's half-written file.
     def test_two_writers_of_one_output(self, target: Path) -> None:
-        first = open_sink(target, n_rows=10, dtype="int32")
+        first = self.open(target, n_rows=10, dtype="int32")
         first.write(0, labels(10))
         for resume in (False, True):
             with pytest.raises(RunError, match=r"process \d+ on \S+ is writing this output"):
-                open_sink(target, n_rows=10, dtype="int32", resume=resume)
+                self.open(target, n_rows=10, dtype="int32", resume=resume)
         first.commit()
         assert self.load(target).tolist() == labels(10).tolist()
 
     # Breaks when an output that is not to be resumed is left behind.
     def test_discarding_leaves_nothing(self, target: Path) -> None:
-        sink = open_sink(target, n_rows=10, dtype="int32")
+        sink = self.open(target, n_rows=10, dtype="int32")
         sink.write_cursor({})
         assert around(target)
         sink.discard()
@@ -258,7 +270,7 @@ class SinkContract:
     ) -> None:
         place = self.place(tmp_path)
         paths = [place / f"labels{self.suffix}", place / f"distances{self.suffix}"]
-        sinks = [open_sink(path, n_rows=10, dtype="int32") for path in paths]
+        sinks = [self.open(path, n_rows=10, dtype="int32") for path in paths]
         for sink in sinks:
             sink.write(0, labels(10))
 
@@ -273,27 +285,27 @@ class SinkContract:
         assert paths[0].exists()
         assert not paths[1].exists()
         with pytest.raises(OutputExistsError):
-            open_sink(paths[0], n_rows=10, dtype="int32")
+            self.open(paths[0], n_rows=10, dtype="int32")
 
-        sinks = [open_sink(path, n_rows=10, dtype="int32", resume=True) for path in paths]
+        sinks = [self.open(path, n_rows=10, dtype="int32", resume=True) for path in paths]
         assert [sink.next_row for sink in sinks] == [10, 10]
         commit_together(sinks)
         assert sorted(around(paths[0])) == sorted(paths)
         # Nothing is left that would let a later run take the complete outputs for its own.
         with pytest.raises(OutputExistsError):
-            open_sink(paths[0], n_rows=10, dtype="int32", resume=True)
+            self.open(paths[0], n_rows=10, dtype="int32", resume=True)
 
     # ---- going on -----------------------------------------------------------------
 
     @pytest.mark.parametrize("written", [0, 5, 64, 130, 1000])
     def test_resume(self, target: Path, written: int) -> None:
         values = labels()
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
             sink.write(0, values[:written])
             sink.flush()
             sink.write_cursor({"row": sink.durable_rows})
             assert sink.read_cursor() == {"row": sink.durable_rows}
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS, resume=True) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS, resume=True) as sink:
             cursor = sink.read_cursor()
             assert cursor is not None
             row = cursor["row"]
@@ -311,14 +323,15 @@ class SinkContract:
         root = Path(__file__).parents[2]
         rows = []
         for stop in (400, 800):
-            command = [sys.executable, "-c", CRASH, str(target), str(stop)]
+            more = map(str, self.options(target, N).values())
+            command = [sys.executable, "-c", CRASH, str(target), str(stop), *more]
             assert subprocess.run(command, cwd=root, check=False).returncode == 9
             assert not target.exists()
-            with open_sink(target, n_rows=N, dtype="int32", resume=True) as sink:
+            with self.open(target, n_rows=N, dtype="int32", resume=True) as sink:
                 assert sink.read_cursor() == {"row": sink.durable_rows}
                 rows.append(sink.durable_rows)
         assert 0 < rows[0] < 437 < rows[1] < 837
-        with open_sink(target, n_rows=N, dtype="int32", resume=True) as sink:
+        with self.open(target, n_rows=N, dtype="int32", resume=True) as sink:
             sink.write(rows[1], labels()[rows[1] :])
             sink.commit()
         assert (self.load(target) == labels()).all()
@@ -333,17 +346,17 @@ class SinkContract:
     def test_resume_of_another_output(
         self, target: Path, options: dict[str, Any], says: str, cursor: bool
     ) -> None:
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
             sink.write(0, labels()[:200])
             if cursor:
                 sink.write_cursor({})
         with pytest.raises(ResumeError, match=says):
-            open_sink(target, **{"n_rows": N, "dtype": "int32", "resume": True, **options})
+            self.open(target, **{"n_rows": N, "dtype": "int32", "resume": True, **options})
 
     def test_resume_of_nothing(self, target: Path) -> None:
         # A cursor whose rows are gone claims nothing.
         cursor_of(target).write_text('{"durable_rows": 5, "cursor": {}}')
-        with open_sink(target, n_rows=10, dtype="int32", resume=True) as sink:
+        with self.open(target, n_rows=10, dtype="int32", resume=True) as sink:
             assert sink.read_cursor() is None
             assert sink.next_row == 0
             sink.write(0, labels(10))
@@ -361,33 +374,33 @@ class SinkContract:
         ],
     )
     def test_damaged_cursor(self, target: Path, text: str) -> None:
-        open_sink(target, n_rows=N, dtype="int32").close()
+        self.open(target, n_rows=N, dtype="int32").close()
         cursor_of(target).write_text(text)
         with pytest.raises(ResumeError, match=r"partial\.json.*start again"):
-            open_sink(target, n_rows=N, dtype="int32", resume=True)
+            self.open(target, n_rows=N, dtype="int32", resume=True)
 
     # Breaks when a crash during creation keeps a run from ever resuming.
     def test_partial_without_a_header(self, target: Path) -> None:
         self.leave_a_beginning(partial_of(target))
-        with open_sink(target, n_rows=10, dtype="int32", resume=True) as sink:
+        with self.open(target, n_rows=10, dtype="int32", resume=True) as sink:
             sink.write(0, labels(10))
             sink.commit()
         assert (self.load(target) == labels(10)).all()
 
     # Breaks when claimed rows that are gone are given out as the fill value.
     def test_partial_that_lost_claimed_rows(self, target: Path) -> None:
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
             sink.write(0, labels()[:200])
             sink.write_cursor({})
         self.lose_rows(partial_of(target))
         with pytest.raises(ResumeError, match=r"\.partial.*start again"):
-            open_sink(target, n_rows=N, dtype="int32", resume=True)
+            self.open(target, n_rows=N, dtype="int32", resume=True)
 
     # ---- a disk that refuses --------------------------------------------------------
 
     # Breaks when a failed fsync is tried again: it then succeeds without the rows that were lost.
     def test_failed_flush_is_final(self, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
             sink.write(0, labels()[:200])
             with monkeypatch.context() as patch:
 
@@ -422,7 +435,7 @@ class SinkContract:
                 order.append("cursor")
             replace(path, to)
 
-        with open_sink(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
+        with self.open(target, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
             sink.write(0, labels()[:64])
             monkeypatch.setattr(os, "fsync", fsync)
             monkeypatch.setattr(os, "replace", noted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -222,3 +222,60 @@ def test_an_interrupted_commit_is_announced_when_it_is_resumed(
     with open_sink(store / "cluster", resume=True, **options) as sink:
         sink.commit()
     assert "cluster" in xr.open_zarr(store, consolidated=True)
+
+
+def obs_store(path: Path, *, version: Literal[2, 3], consolidated: bool) -> Path:
+    """A store of AnnData with 10 cells, as far as obs goes."""
+    root = zarr.create_group(path, zarr_format=version)
+    obs = root.create_group("obs")
+    obs.attrs.update(
+        {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "cell"}
+        | {"column-order": ["n"]}
+    )
+    for name in ("cell", "n"):
+        array = obs.create_array(name, shape=(10,), dtype="i8")
+        array[...] = np.arange(10)
+    if consolidated:
+        zarr.consolidate_metadata(root.store)
+    return path
+
+
+# Breaks when anndata would not find the column; when it is listed before it is there, or twice, or
+# never after a crash.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("consolidated", [False, True])
+def test_labels_are_a_column_of_a_table_of_anndata(
+    version: Literal[2, 3], consolidated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def obs() -> Any:
+        return zarr.open_group(store, mode="r", use_consolidated=consolidated)["obs"]
+
+    store = obs_store(tmp_path / "c.zarr", version=version, consolidated=consolidated)
+    # Its rows lie along two axes: a table has one.
+    options: dict[str, Any] = {"n_rows": 10, "dtype": "int32", "grid": Grid((2, 5), ("y", "x"))}
+    sink = open_sink(store / "obs" / "cluster", **options)
+    sink.write(0, labels(10))
+    with monkeypatch.context() as patch:
+        patch.setattr("streamkm.sinks.zarr_map.write_atomically", crash)
+        with pytest.raises(KeyboardInterrupt):
+            commit_together([sink])
+    sink.close()
+    assert obs().attrs["column-order"] == ["n"]
+    with open_sink(store / "obs" / "cluster", resume=True, **options) as sink:
+        sink.commit()
+    ZarrMapSink.announce(store / "obs" / "cluster")
+    assert dict(obs().attrs) == {
+        "encoding-type": "dataframe",
+        "encoding-version": "0.2.0",
+        "_index": "cell",
+        "column-order": ["n", "cluster"],
+    }
+    column = obs()["cluster"]
+    assert dict(column.attrs) == {"encoding-type": "array", "encoding-version": "0.2.0"}
+    assert column[...].tolist() == labels(10).tolist()
+    assert obs()["n"][...].tolist() == list(range(10))
+    with pytest.raises(ConfigError, match="obs has 10 rows, this output 7; choose another group"):
+        open_sink(store / "obs" / "other", n_rows=7, dtype="int32")

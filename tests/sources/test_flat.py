@@ -279,7 +279,7 @@ def test_npy_of_a_negative_shape(tmp_path: Path) -> None:
         (np.zeros((3, 2), bool), "bool"),
         (np.zeros((3, 2), "c8"), "complex64"),
         (np.zeros((3, 2), "S4"), "S4"),
-        (np.zeros((3, 2), [("a", "f4")]), "'a'"),
+        (np.zeros((3, 2), [("a", "f4")]), "records of a"),
     ],
 )
 def test_npy_of_no_numbers(tmp_path: Path, array: np.ndarray, part: str) -> None:

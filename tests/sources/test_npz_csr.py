@@ -50,11 +50,11 @@ def test_other_files_are_refused_with_a_remedy(tmp_path: Path) -> None:
     scipy.sparse.save_npz(path, scipy.sparse.csc_array(holed((20, 6))))
     with pytest.raises(SourceError, match=r"stored as csc.*tocsr\(\)"):
         open_source(path)
-    np.savez(path, a=np.ones((3, 2)))
-    with pytest.raises(SourceError, match=r"holds a.npy, but no CSR matrix"):
+    np.savez(path, format=np.ones(2), shape=np.ones(2), data=np.ones(2))
+    with pytest.raises(SourceError, match=r"holds format.npy, .*, but no CSR matrix"):
         open_source(path)
     path.write_bytes(b"no zip")
-    with pytest.raises(SourceError, match="cannot be opened as npz"):
+    with pytest.raises(SourceError, match=r"cannot be opened as \.npz"):
         open_source(path)
 
 

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 
 import torch
 
-from streamkm.stream.pipeline import stream
+from streamkm.stream.pipeline import open_slots, stream
 from streamkm.stream.plan import ReadingPlan
 from streamkm.stream.slots import HostSlots, StreamMemory
 from streamkm.stream.stages import StageTimes
+from streamkm.stream.tensor_source import TensorSource
 from tests.stream.helpers import FakeSource, slots_for
 
 
@@ -59,3 +60,16 @@ def test_a_registration_that_fails_leaves_no_error_behind(monkeypatch, caplog):
         assert calls == ["register", "register", "launch"]
     assert calls[3:] == ["unregister"]
     assert "page-locking 80 bytes of host memory failed" in caplog.text
+
+
+# Breaks when slots that no row is read into are page-locked: that touches every page of them.
+def test_slots_of_rows_on_the_device_are_not_page_locked(monkeypatch):
+    pinned: list[HostSlots] = []
+    monkeypatch.setattr(HostSlots, "_pin", lambda slots: pinned.append(slots))  # a method
+    memory, gpu = StreamMemory(3, 10, 80, 1), torch.device("cuda", 0)
+    there = TensorSource(torch.zeros((10, 2)))
+    with open_slots(there, memory, gpu):  # the tensor is on the CPU
+        assert len(pinned) == 1
+    monkeypatch.setattr("streamkm.stream.pipeline.tensor_on", lambda source, device: source.tensor)
+    with open_slots(there, memory, gpu):
+        assert len(pinned) == 1

@@ -104,20 +104,21 @@ def merged(sample: Sample, k: int) -> Sample:
     """`sample` with equal rows as one row of their weight, in an order of its own.
 
     So an array whose rows have weights, and one whose rows are repeated instead, in whatever
-    order, are the same sample, from which the same seed draws the same rows. A sample without
-    weights or equal rows stays as it is, and so does one of fewer than `k` distinct rows.
+    order, are the same sample, from which the same seed draws the same rows. A sample of distinct
+    rows that weigh the same stays as it is, and so does one of fewer than `k` distinct rows.
 
     The order is that of 64-bit hashes, which two different rows share by chance in one of 10^10
     samples; one of the two is then not drawn.
     """
     hashes_S = _row_hashes(sample.x_SD)
     distinct, group_S = torch.unique(hashes_S, return_inverse=True)
-    if len(distinct) < k or (sample.weights_S is None and len(distinct) == len(sample)):
+    mass_S = sample.weighted(torch.ones_like(group_S, dtype=torch.float64))
+    all_alike = len(distinct) == len(sample) and bool((mass_S == mass_S[0]).all())
+    if len(distinct) < k or all_alike:
         return sample
     positions_S = torch.arange(len(sample), device=group_S.device)
     first = positions_S.new_full((len(distinct),), len(sample))
     first.scatter_reduce_(0, group_S, positions_S, "amin")
-    mass_S = sample.weighted(torch.ones_like(group_S, dtype=torch.float64))
     mass = mass_S.new_zeros(len(distinct)).index_add_(0, group_S, mass_S)
     return Sample(sample.x_SD[first], mass)
 

@@ -16,13 +16,14 @@ from streamkm.runs.predict import (
     finished_line,
     job_of,
     notes_on_ids,
+    origin_of,
     output_dtypes,
     table_bytes,
     written_ids,
 )
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free
-from streamkm.sinks import is_table, unfinished_bytes
+from streamkm.sinks import check_origin, copied_bytes, is_copy, is_table, unfinished_bytes
 from streamkm.sources import id_row_bytes
 from streamkm.text import format_bytes
 
@@ -89,11 +90,8 @@ def dry_predict(
         *look.notes,
     ]
     id_bytes = 0 if ids is None else id_row_bytes(ids)
-    row_bytes = [
-        (path, 2 * (dtype.itemsize + id_bytes) if is_table(path) else dtype.itemsize)
-        for path, dtype in outputs
-    ]
-    space = _space(report, row_bytes, spec.n_rows, run_dir, resume=resume)
+    row_bytes = [(path, dtype.itemsize + id_bytes * is_table(path)) for path, dtype in outputs]
+    space = _space(report, row_bytes, source, run_dir, resume=resume)
     report.errors += [look.error] if look.error is not None else []
     for folder, (most, least) in space.items():
         report.add_space(folder, most, "outputs", least=least)
@@ -104,26 +102,30 @@ def dry_predict(
 def _space(
     report: DryRun,
     row_bytes: list[tuple[Path, int]],
-    n_rows: int,
+    source: Source,
     run_dir: Path,
     *,
     resume: bool,
 ) -> dict[Path, tuple[int, int]]:
     """(most, least) bytes that the outputs take in each folder; refusals go to the report.
 
-    A row of a table takes its bytes twice: unfinished and finished lie side by side for a while.
+    A row of a table or of a copy takes its bytes twice: unfinished and finished lie side by side
+    for a while.
     """
     space: dict[Path, tuple[int, int]] = {}
+    n_rows, origin = source.spec.n_rows, origin_of(source)
     for path, each in row_bytes:
         # An unfinished output has part of its space already.
         there = unfinished_bytes(path) if resume else 0
-        missing = max(n_rows * each - there, 0)
+        times = 2 if is_table(path) or is_copy(path) else 1
+        missing = max(times * n_rows * each + copied_bytes(path, origin) - there, 0)
         # Chunks of Zarr and Parquet are compressed; an .npy file takes its space at the start.
-        is_whole = path.suffix.lower() == ".npy"
+        is_whole = path.suffix.lower() == ".npy" or is_copy(path)
         most, least = space.get(path.parent, (0, 0))
         space[path.parent] = most + missing, least + is_whole * missing
         try:
             check_free(run_dir, [path], resume=resume)
+            check_origin(path, origin, n_rows)
         except InputError as error:
             report.errors.append(error)
     return space

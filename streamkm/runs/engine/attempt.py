@@ -34,7 +34,7 @@ from streamkm.runs.engine.summary import model_figures
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.runs.storage.checkpoint import NoCheckpoints
 from streamkm.runs.storage.model import Model
-from streamkm.stream.slots import HostSlots
+from streamkm.stream.pipeline import open_slots
 from streamkm.tables import ALGORITHMS
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.progress import Progress
     from streamkm.runs.storage.checkpoint import Checkpointer
+    from streamkm.stream.slots import HostSlots
 
 __all__ = ["Attempt"]
 
@@ -75,7 +76,7 @@ class Attempt:
         """Go through the phases that are left, and return the model."""
         self._announcer.introduce()
         self._keeper.restore()
-        with HostSlots(self._plan.memory.stream, self._plan.device) as slots:
+        with self._slots() as slots:
             state, scaling = self._until_seeded(slots)
             if self._plan.execution.probe:
                 with self._announcer.phase("probe"):
@@ -95,7 +96,7 @@ class Attempt:
     def seed(self) -> Model:
         """Find the first centroids only, and return them as a model that counts no row."""
         self._announcer.introduce()
-        with HostSlots(self._plan.memory.stream, self._plan.device) as slots:
+        with self._slots() as slots:
             return self._model(*self._until_seeded(slots))
 
     def doing(self) -> str:
@@ -104,6 +105,10 @@ class Attempt:
         return f"fitting, after step {now.step:,} ({now.cursor})"
 
     # ---- the phases ---------------------------------------------------------------------------
+
+    def _slots(self) -> HostSlots:
+        plan = self._plan
+        return open_slots(plan.source, plan.memory.stream, plan.device)
 
     def _until_seeded(self, slots: HostSlots) -> tuple[KMeansState, Scaling]:
         """Scale and seed, as far as that is left; the state and the scaling to train with."""

@@ -19,9 +19,8 @@ from streamkm.kernels import KernelRequest, cores_for_kernels, kernel_notes, mak
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
 from streamkm.sources.names import in_order
-from streamkm.stream.pipeline import stream
+from streamkm.stream.pipeline import open_slots, stream
 from streamkm.stream.plan import plan_reading
-from streamkm.stream.slots import HostSlots
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import as_stored_tensor
 
@@ -166,7 +165,7 @@ class Labelling:
         windows = self._reading.windows(0, first)
         self.times = StageTimes()
         with (
-            HostSlots(self.memory.stream, self.device) as slots,
+            open_slots(self._source, self.memory.stream, self.device) as slots,
             stream(self._source, windows, slots, self.times, self._weights) as on_device,
         ):
             yield (
