@@ -14,6 +14,7 @@ from streamkm.errors import NonFiniteError, ParameterError
 from streamkm.estimators.inputs import open_rows
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.parameters import draw_seed
+from streamkm.kernels import torch_alone_after_fork
 from streamkm.settings import whole
 from streamkm.sources import RowRange, Source
 from streamkm.stream.transfer import as_stored_tensor
@@ -88,6 +89,7 @@ def k_means(
     return (*found, kmeans.n_iter_) if return_n_iter else found
 
 
+@torch_alone_after_fork()
 def kmeans_plusplus(
     X: Any,
     n_clusters: int,

@@ -15,7 +15,7 @@ PROGRAM = """
 import os, signal, sys
 import numpy as np
 import streamkm, torch
-from streamkm import KMeans, MiniBatchKMeans
+from streamkm import BisectingKMeans, KMeans, MiniBatchKMeans
 
 source, run = sys.argv[1:]
 torch.set_num_threads(3)
@@ -40,6 +40,8 @@ doings = {
     "transform": lambda: lloyd.transform(x),
     "score": lambda: np.float64(lloyd.score(x)),
     "partial_fit": lambda: partial(x).cluster_centers_,
+    "kmeans_plusplus": lambda: streamkm.kmeans_plusplus(x, 20, random_state=0)[0],
+    "bisecting": lambda: BisectingKMeans(4, random_state=0).fit(x).labels_,
     "load_run": lambda: streamkm.load_run(run).predict(source),
 }
 KMeans(1100, init=given, max_iter=1, random_state=0, run_dir=run).fit(x)
