@@ -51,7 +51,7 @@ __all__ = ["ParquetSource"]
 #: Bytes of a footer whose counts of nulls are read, at most: for columns of integers, whose type
 #: they decide, in 0.1 s; and for a note on other columns, of which there may be a thousand files.
 FOOTER_BYTES, FOOTER_BYTES_FOR_NOTES = 256 << 10, 32 << 10
-#: Integers up to this are exact in float64.
+#: Integers below this are exact in float64; the next one becomes this very number.
 EXACT_IN_FLOAT64 = 1 << 53
 #: Bytes that reading a group takes beside stored and decoded numbers: pages, dictionaries.
 _PAGE_BYTES = 4 << 20
@@ -234,11 +234,11 @@ class ParquetSource(Described):
     def _copy(self, table: pa.Table, group: int, out: np.ndarray) -> None:
         self._copy_columns(table, group, out)
         # Nulls are NaN by now, and no NaN is larger than anything.
-        if self._may_round and (np.abs(out) > EXACT_IN_FLOAT64).any():
+        if self._may_round and (np.abs(out) >= EXACT_IN_FLOAT64).any():
             raise ReadError(
                 f"{self.name}: {self.group} {group} holds {np.nanmax(np.abs(out)):.0f}: beside "
-                "nulls, or shards of floats, integers are read as float64, which is exact up to "
-                "2^53; fill the nulls, or store the columns as floats"
+                "nulls, or shards of floats, integers are read as float64, which is exact "
+                "below 2^53; fill the nulls, or store the columns as floats"
             )
 
     def _copy_columns(self, table: pa.Table, group: int, out: np.ndarray) -> None:

@@ -95,13 +95,6 @@ def _can_name(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests) and not pa.types.is_interval(kind)
 
 
-def _listed(schema: pa.Schema) -> str:
-    """A phrase that lists the columns of `schema`, the first few of many."""
-    listed = [f"{field.name} {field.type}" for field in schema]
-    more = ", ..." if len(listed) > NAMES_SHOWN else ""
-    return "there are " + ", ".join(listed[:NAMES_SHOWN]) + more
-
-
 def listed(schema: pa.Schema) -> str:
     """A phrase that lists the columns of `schema`, the first few of many."""
     columns = [f"{field.name} {field.type}" for field in schema]

@@ -263,10 +263,10 @@ def test_nulls_of_integers_that_the_file_does_not_count_are_refused(tmp_path: Pa
 # Breaks when large integers are rounded because a null is among them.
 def test_large_integers_beside_nulls(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
-    nullable([2**53, -(2**53), None], pa.int64(), path)
-    assert read(open_source(path), 0, 2)[:, 0].tolist() == [2.0**53, -(2.0**53)]
-    nullable([2**53 + 2, None], pa.int64(), path)
-    with pytest.raises(ReadError, match=r"holds 9007199254740994: .* exact up to 2\^53; fill"):
+    nullable([2**53 - 1, -(2**53) + 1, None], pa.int64(), path)
+    assert read(open_source(path), 0, 2)[:, 0].tolist() == [2.0**53 - 1, 1 - 2.0**53]
+    nullable([2**53 + 1, None], pa.int64(), path)
+    with pytest.raises(ReadError, match=r"holds 9007199254740992: .* exact below 2\^53; fill"):
         read(open_source(path), 0, 2)
 
 
