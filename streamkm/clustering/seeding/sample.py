@@ -105,22 +105,33 @@ def merged(sample: Sample, k: int) -> Sample:
 
     So an array whose rows have weights, and one whose rows are repeated instead, in whatever
     order, are the same sample, from which the same seed draws the same rows. A sample of distinct
-    rows that weigh the same stays as it is, and so does one of fewer than `k` distinct rows.
+    rows that weigh 1 each stays as it is, and so does one of fewer than `k` distinct rows.
 
-    The order is that of 64-bit hashes, which two different rows share by chance in one of 10^10
-    samples; one of the two is then not drawn.
+    The order is that of a projection on one fixed direction, so that rounding the rows to another
+    type hardly changes it. Equal rows are found by 64-bit hashes, which two different rows share by
+    chance in one of 10^10 samples; one of the two is then not drawn.
     """
     hashes_S = _row_hashes(sample.x_SD)
     distinct, group_S = torch.unique(hashes_S, return_inverse=True)
     mass_S = sample.weighted(torch.ones_like(group_S, dtype=torch.float64))
-    all_alike = len(distinct) == len(sample) and bool((mass_S == mass_S[0]).all())
-    if len(distinct) < k or all_alike:
+    is_plain = len(distinct) == len(sample) and bool((mass_S == 1).all())
+    if len(distinct) < k or is_plain:
         return sample
     positions_S = torch.arange(len(sample), device=group_S.device)
     first = positions_S.new_full((len(distinct),), len(sample))
     first.scatter_reduce_(0, group_S, positions_S, "amin")
     mass = mass_S.new_zeros(len(distinct)).index_add_(0, group_S, mass_S)
-    return Sample(sample.x_SD[first], mass)
+    order = _projections(sample.x_SD, first).argsort(stable=True)
+    return Sample(sample.x_SD[first[order]], mass[order])
+
+
+def _projections(x_SD: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The inner products of chosen rows with one direction, float64, a few rows at a time."""
+    generator = torch.Generator().manual_seed(0)
+    direction_D = torch.randn(x_SD.shape[1], dtype=torch.float64, generator=generator)
+    direction_D = direction_D.to(x_SD.device)
+    parts = chosen.split(max(HASHED_ELEMENTS // x_SD.shape[1], 1))
+    return torch.cat([(x_SD[part].double() * direction_D).sum(dim=1) for part in parts])
 
 
 def _row_hashes(x_SD: torch.Tensor) -> torch.Tensor:
