@@ -47,7 +47,7 @@ def model_of(model: Model, centers: Any, counts: Any) -> Model:
     """`model` with the `centers` and `counts` that its estimator has now.
 
     A count says how many rows have a centroid as their mean. So a centroid that was moved gets
-    the sum of so many rows at its new place, and goes on from there, as scikit-learn's does.
+    the sum of that number of rows at its new place, and goes on from there, as scikit-learn's does.
     Rows that were not touched keep their sums to the bit. Where the number of centroids has
     changed and the counts have not, no row is counted.
 
@@ -125,7 +125,7 @@ def model_from_centers(centers: Any, config: FitConfig, names: tuple[str, ...]) 
 
 
 def _counted_anew(model: Model, points_KD: torch.Tensor, counts_K: torch.Tensor) -> Model:
-    """`model` with these centroids, each the mean of so many rows."""
+    """`model` with these centroids; each is the mean of as many rows as its count says."""
     return replace(
         model,
         centroids_KD=points_KD,

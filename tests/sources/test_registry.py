@@ -193,7 +193,7 @@ def test_other_files_of_a_folder_are_told(tmp_path: Path) -> None:
 
 
 def shards_of(folder: Path, *counts: int) -> None:
-    """A folder of shards with so many rows each."""
+    """A folder of shards; `counts` are their rows."""
     for number, n_rows in enumerate(counts):
         np.save(folder / f"part-{number}.npy", numbers((n_rows, 3), "uint16"))
 
