@@ -159,7 +159,7 @@ FORMATS: tuple[Format, ...] = (
         "zipped Zarr",
         "streamkm.sources.zarr:open_zip",
         (".zip",),
-        (DATASET,),
+        OF_GROUPS,
         keeps_open=False,
     ),
     Format("npz", "streamkm.sources.npz:open_npz", (".npz",), (DATASET,), reads_objects=True),
