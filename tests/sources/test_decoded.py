@@ -169,6 +169,22 @@ def test_scale_is_applied(marked) -> None:
     assert any("values are stored * 0.01 + 5" in note for note in source.notes())
 
 
+# Breaks when the first of several numbers, such as one for each band, scales all features.
+@pytest.mark.parametrize("name", ["scale_factor", "add_offset"])
+def test_a_scale_of_several_numbers_is_refused(tmp_path: Path, name: str) -> None:
+    for path, several in (("three", [0.1, 0.2, 0.3]), ("same", [0.5, 0.5]), ("none", [])):
+        zarr.create_array(
+            tmp_path / f"{path}.zarr", data=np.ones((4, 3), "i2"), attributes={name: several}
+        )
+    (note,) = open_source(tmp_path / "three.zarr").notes()
+    assert "no single finite number, and not applied" in note
+    with pytest.raises(SourceError, match="cannot be applied; leave out apply_scale"):
+        open_source(tmp_path / "three.zarr", apply_scale=True)
+    source = open_source(tmp_path / "same.zarr", apply_scale=True)
+    assert read(source, 0, 1)[0, 0] == (0.5 if name == "scale_factor" else 1.5)
+    assert open_source(tmp_path / "none.zarr", apply_scale=True).spec.dtype == "int16"
+
+
 def test_a_run_keeps_the_scale(marked, tmp_path: Path) -> None:
     path, stored = marked
     run, labels = tmp_path / "run", tmp_path / "labels.npy"
