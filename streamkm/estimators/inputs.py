@@ -183,7 +183,7 @@ def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
 def _refuse_masked(array: Any, name: str, remedy: str) -> None:
     """Raise `ParameterError` if anything in `array` is masked: as an ndarray it would count."""
     if np.ma.is_masked(array):
-        n_masked = np.ma.count_masked(array)
+        n_masked = int(np.ma.getmaskarray(array).sum())
         raise ParameterError(f"{name} must hold no masked numbers, it holds {n_masked}; {remedy}")
 
 
