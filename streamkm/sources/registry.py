@@ -154,6 +154,14 @@ def _reconciled(source: Source, given: Given) -> Source:
     wanted = check_dtype(given["dtype"], source.name) if "dtype" in given else None
     if wanted == "bfloat16" and spec.dtype == "uint16":
         source = Bfloat16Source(source)
+    elif wanted == "bfloat16" and spec.is_decoded and spec.dtype != wanted:
+        source.close()
+        raise SourceError(
+            f"{source.name}: ",
+            Option("dtype", wanted),
+            " reads numbers as they are stored, and some are decoded here (no data, or a scale); "
+            "write the array as float32",
+        )
     elif wanted is not None and wanted != spec.dtype:
         source.close()
         raise SourceError(

@@ -80,6 +80,25 @@ def test_bfloat16_keeps_its_type() -> None:
     assert found[0, 0] == 1.5
 
 
+# Breaks when no data is looked for among bits, or --dtype is to be left out, which clusters bits.
+def test_bfloat16_that_is_stored_as_uint16(tmp_path: Path) -> None:
+    values = np.array([[1, 2], [-9, 4], [5, -9]], "f4")
+    bits = (values.view("u4") >> 16).astype("u2")
+    (tmp_path / "shards").mkdir()
+    for path in ("x.npy", "shards/a.npy", "shards/b.npy"):
+        np.save(tmp_path / path, bits)
+    np.savez(tmp_path / "x.npz", bits)
+    for path, times in (("x.npy", 1), ("x.npz", 1), ("shards", 2)):
+        source = open_source(tmp_path / path, dtype="bfloat16", nodata=-9)
+        found = read(source, 0, 3 * times).astype("u4") << 16
+        wanted = np.where(values == -9, np.nan, values)
+        assert source.spec.dtype == "bfloat16"
+        np.testing.assert_array_equal(found.view("f4"), np.concatenate([wanted] * times))
+    zarr.create_array(tmp_path / "x.zarr", data=bits, attributes={"_FillValue": 7})
+    with pytest.raises(SourceError, match="write the array as float32"):
+        open_source(tmp_path / "x.zarr", dtype="bfloat16", fill_is_nan=True)
+
+
 @pytest.fixture
 def marked(tmp_path: Path) -> tuple[Path, np.ndarray]:
     """A Zarr array of int16 in which every tenth row is no data, by its attribute."""
