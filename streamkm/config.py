@@ -77,8 +77,11 @@ def _is_file(init: str) -> bool:
     return init.endswith(".npy")
 
 
-#: The algorithms that take ``max_no_improvement``.
+#: The algorithms that take ``max_no_improvement``, and those that take ``rate``.
 _BATCH_WATCHERS = _names(lambda entry: entry.watches_batches)
+_RATED = _names(lambda entry: bool(entry.rates))
+#: Every rate that some algorithm takes.
+_RATES = tuple(dict.fromkeys(rate for entry in ALGORITHMS.values() for rate in entry.rates))
 
 
 @config_class
@@ -148,6 +151,13 @@ class FitConfig:
         rule=whole(1),
         metavar="STEPS",
     )
+    rate: str | None = setting(
+        f"{_RATED} only: how many rows a centroid is the mean of: annealed, the latest few at "
+        "first and more and more along the run; mean, all so far, as in scikit-learn",
+        default=None,
+        shown=next(iter(_RATES)),
+        rule=one_of(*_RATES),
+    )
     seed: int = setting(
         "decides the order of the rows and every random draw", default=0, rule=whole(0)
     )
@@ -177,6 +187,13 @@ class FitConfig:
                 f", not {self.algorithm}; use ",
                 Option("tol"),
             )
+        if self.rate is not None and self.rate not in self._entry.rates:
+            raise ConfigError(
+                Option("rate"),
+                " is how long a centroid remembers batches and needs ",
+                Option("algorithm", _RATED),
+                f", not {self.algorithm}; leave it out",
+            )
         if self.n_init > 1 and (self.init == "given" or _is_file(self.init)):
             raise ConfigError(
                 Option("n_init", self.n_init),
@@ -203,6 +220,7 @@ class FitConfig:
                 "epochs": self.epochs or self._entry.epochs,
                 "batch_rows": min(batch_rows, n_rows),
                 "tol": self._entry.tol if self.tol is None else self.tol,
+                "rate": self.rate or next(iter(self._entry.rates), None),
             }
         )
 
@@ -349,8 +367,10 @@ def largest_batch_rows(n_rows: int, n_features: int) -> int:
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``name: before -> now`` for each setting that differs between two `FitConfig.as_dict`."""
-    # A setting that is newer than the run had its default.
+    # A setting that is newer than the run had its default, but of the rates `mean` came first.
     defaults = {field.name: field.default for field in fields(FitConfig)}
+    if now.get("rate"):
+        before = {"rate": "mean"} | before
     values = [
         (name, before.get(name, default), now.get(name, default))
         for name, default in defaults.items()

@@ -33,6 +33,8 @@ class AlgorithmEntry:
     """Whether a closing pass follows in any case; if not, only if a cluster has no row."""
     watches_batches: bool
     """Whether it takes ``max_no_improvement``."""
+    rates: tuple[str, ...]
+    """What ``rate`` may be, the default first; empty if it takes none."""
     estimator: str
     """``module:Class`` of the estimator that `streamkm.load_run` makes of its runs."""
 
@@ -59,6 +61,7 @@ ALGORITHMS = {
         shuffles=True,
         closes=True,
         watches_batches=True,
+        rates=("annealed", "mean"),
         estimator="streamkm.estimators:MiniBatchKMeans",
     ),
     "lloyd": AlgorithmEntry(
@@ -69,6 +72,7 @@ ALGORITHMS = {
         shuffles=False,
         closes=False,
         watches_batches=False,
+        rates=(),
         estimator="streamkm.estimators:KMeans",
     ),
 }

@@ -51,6 +51,7 @@ class Lloyd:
         """Forget the sums and counts of the pass before."""
         state.begin_epoch_(closing=self.closing)
         state.sums_KD.zero_()
+        state.mass_K.zero_()
         state.counts_K.zero_()
         state.weights_K.zero_()
 
@@ -67,6 +68,7 @@ class Lloyd:
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
         state.epoch_weights_K += weights_K
+        state.mass_K += weights_K if state.is_weighted else counts_K
         n_offered = len(labels_B) if self.closing else OFFERED_PER_BATCH
         generator = step_generator(labels_B.device, self.seed, epoch, index)
         draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)

@@ -122,9 +122,13 @@ def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:
             n_left[donor] -= 1
             place = places.pop(0)
             sq_distances += weight * (row_D - state.centroids_KD[donor].double()).square().sum()
-            state.sums_KD[donor] -= weight * row_D
+            # Of the rows that it got, the donor remembers a share, and loses as much of this one.
+            share = weight * (state.mass_K[donor] / state.masses_K[donor])
+            state.sums_KD[donor] -= share * row_D
+            state.mass_K[donor] -= share
             state.counts_K[donor] -= 1
-            state.sums_KD[place], state.counts_K[place] = weight * row_D, 1
+            state.sums_KD[place], state.mass_K[place] = weight * row_D, weight
+            state.counts_K[place] = 1
             if state.is_weighted:
                 state.weights_K[donor] -= weight
                 state.weights_K[place] = weight

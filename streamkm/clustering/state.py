@@ -51,9 +51,13 @@ class KMeansState:
     centroids_KD: torch.Tensor
     """In the scaled space, float32 or float64."""
     sums_KD: torch.Tensor
-    """Sums of the rows of each cluster, float64: over the run (minibatch) or the pass (lloyd)."""
+    """Sums of the rows that each cluster remembers, float64: of the pass (lloyd), or of the run
+    (minibatch), in which older rows may count less."""
+    mass_K: torch.Tensor
+    """Mass of the remembered rows, float64: sums divided by it are means."""
     counts_K: torch.Tensor
-    """Numbers of those rows, int64; rows of weight 0 are not counted."""
+    """Numbers of rows of each cluster over the run (minibatch) or the pass (lloyd), int64; rows of
+    weight 0 are not counted."""
     weights_K: torch.Tensor
     """Sums of their weights, float64; of shape (0,) where rows have no weights."""
     epoch_counts_K: torch.Tensor
@@ -106,8 +110,14 @@ class KMeansState:
 
     @property
     def masses_K(self) -> torch.Tensor:
-        """Mass of each cluster: sums divided by masses are means."""
+        """Mass of the rows of each cluster, whether it remembers them or not."""
         return self.weights_K if self.is_weighted else self.counts_K
+
+    @property
+    def whole_sums_KD(self) -> torch.Tensor:
+        """Sums as if each centroid were the mean of all rows that its cluster got."""
+        known_K = self.mass_K > 0
+        return self.sums_KD * torch.where(known_K, self.masses_K / self.mass_K, 1)[:, None]
 
     @property
     def epoch_mass(self) -> torch.Tensor:
@@ -129,12 +139,18 @@ class KMeansState:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def move_(
-        self, touched_K: torch.Tensor, *, spherical: bool, added: Sums | None = None
+        self,
+        touched_K: torch.Tensor,
+        *,
+        spherical: bool,
+        added: Sums | None = None,
+        kept_K: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Move touched centroids to the means of their clusters, or the directions of their sums.
 
-        First `added`, the sums of a batch, is added to the sums of these clusters. A spherical
-        cluster whose sum has no direction keeps its centroid.
+        First the sums of these clusters keep the share `kept_K`, or all, and `added`, the sums of
+        a batch, is added to them; `mass_K` must already be so. A spherical cluster whose sum has
+        no direction keeps its centroid.
 
         Returns
         -------
@@ -144,10 +160,11 @@ class KMeansState:
         return move_points_(
             self.centroids_KD,
             self.sums_KD,
-            self.masses_K,
+            self.mass_K,
             touched_K,
             spherical=spherical,
             added=added,
+            kept_K=kept_K,
         )
 
     def begin_epoch_(self, *, closing: bool = False) -> None:
@@ -181,6 +198,7 @@ def initial_state(
     return KMeansState(
         centroids_KD=centroids_KD,
         sums_KD=torch.zeros((k, n_features), dtype=torch.float64, device=device),
+        mass_K=torch.zeros(k, dtype=torch.float64, device=device),
         counts_K=torch.zeros(k, dtype=torch.int64, device=device),
         weights_K=weights(k),
         epoch_counts_K=torch.zeros(k, dtype=torch.int64, device=device),

@@ -28,8 +28,9 @@ PATIENCE = 10
 class MiniBatchKMeans(BaseKMeans):
     """Mini-batch k-means in one pass over the data, for arrays of any size.
 
-    The centroids move after every batch: each is the mean of all rows that it was ever assigned.
-    `partial_fit` takes the steps of `sklearn.cluster.MiniBatchKMeans`, to rounding.
+    The centroids move after every batch. In `fit` each is the mean of the latest rows that it was
+    assigned, of few at first and of more and more along the run, which ends lower than the mean of
+    all rows. `partial_fit` takes the steps of `sklearn.cluster.MiniBatchKMeans`, to rounding.
 
     Parameters
     ----------
@@ -62,6 +63,11 @@ class MiniBatchKMeans(BaseKMeans):
         Stop when the smoothed inertia has not improved for this number of batches. None is off.
         ``"auto"`` is scikit-learn's 10 if `max_iter` is more than 1, else off: one pass is made to
         its end.
+    rate : {"annealed", "mean"}, default="annealed"
+        How many rows a centroid is the mean of during `fit`. ``"annealed"``: at most 4 at first,
+        rising to 4 times the square root of the rows that an average cluster gets in the run, or in
+        10 of its passes; a centroid of the seeding counts as 4 rows. ``"mean"``: all rows so far,
+        as in scikit-learn and in `partial_fit`.
     init_size : int or None, default=None
         Without effect, with a warning: the shape of X and `n_clusters` decide how many rows seeding
         looks at.
@@ -157,6 +163,7 @@ class MiniBatchKMeans(BaseKMeans):
         random_state: Any = None,
         tol: float = 0.0,
         max_no_improvement: int | str | None = "auto",
+        rate: str = "annealed",
         init_size: int | None = None,
         n_init: int | str = "auto",
         reassignment_ratio: float = 0.0,
@@ -177,6 +184,7 @@ class MiniBatchKMeans(BaseKMeans):
         self.random_state = random_state
         self.tol = tol
         self.max_no_improvement = max_no_improvement
+        self.rate = rate
         self.init_size = init_size
         self.n_init = n_init
         self.reassignment_ratio = reassignment_ratio
@@ -298,6 +306,7 @@ class MiniBatchKMeans(BaseKMeans):
             "algorithm": "minibatch",
             "batch_rows": None if self.batch_size == "auto" else int(self.batch_size),
             "max_no_improvement": patience if patience is None else int(patience),
+            "rate": self.rate,
             "closing_pass": self.compute_labels is not False,
         }
 
@@ -306,6 +315,7 @@ class MiniBatchKMeans(BaseKMeans):
         return super()._parameters(settings) | {
             "batch_size": settings["batch_rows"],
             "max_no_improvement": settings["max_no_improvement"],
+            "rate": settings.get("rate") or "mean",
             "compute_labels": "auto" if settings["closing_pass"] else False,
         }
 

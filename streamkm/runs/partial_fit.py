@@ -60,6 +60,7 @@ def update_once(
         before_K = model.weights_K if len(model.weights_K) else model.counts_K
         state.weights_K = state.masses_K.double() + before_K.to(labelling.device)
     state.counts_K += model.counts_K.to(labelling.device)
+    state.mass_K.copy_(state.masses_K)
     state.move_(touched_K, spherical=spherical)
     inertia = float(state.inertia) / model.scaling.unit**2
     return replace(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_digits, load_iris
 
-from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
+from streamkm.clustering.minibatch import MiniBatch
+from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING, initial_state
+from streamkm.config import FitConfig, setting_differences
 from tests.clustering.contract import AlgorithmContract
 from tests.clustering.streams import (
     batch_of,
@@ -29,7 +33,99 @@ class TestMiniBatch(AlgorithmContract):
     @pytest.fixture
     def settings(self) -> dict[str, Any]:
         """Watching the inertia, but not so that it ends a run here."""
-        return {"max_no_improvement": 1000}
+        return {"max_no_improvement": 1000, "rate": "mean"}
+
+
+class TestAnnealed(AlgorithmContract):
+    name = "minibatch"
+    remembers_all = False
+
+
+def annealed(k: int, n_rows: int, **options: Any) -> MiniBatch:
+    return minibatch(k, n_rows, rate="annealed", **options)
+
+
+# Breaks when the seed has another mass, the memory is not 4 rows at first, or a cluster that
+# gets more rows than it may remember forgets some of the new ones.
+def test_annealed_batches_by_hand() -> None:
+    state = state_from([[0.0], [100.0]])
+    algorithm = annealed(2, 8, batch_rows=4)
+    state.begin_epoch_()
+    algorithm.update_(state, batch_of([[4.0], [108.0], [108.0], [108.0]]), epoch=0, index=0)
+    # Of the first centroids remain the rows that fill the memory of 4: three, and one.
+    assert state.mass_K.tolist() == [4.0, 4.0]
+    assert state.centroids_KD[:, 0].tolist() == [1.0, 106.0]
+    assert state.counts_K.tolist() == [1, 3]
+    # Halfway through a run of 4 rows a cluster: 4 * 4 ** (1 / 2 / 2) rows.
+    memory = algorithm.memory(2, 0, 1)
+    assert memory == pytest.approx(4 * 2**0.5)
+    algorithm.update_(state, batch_of([[9.0], [106.0]] + [[6.0]] * 6), epoch=0, index=1)
+    # Seven rows are more than the memory; one row fits beside the four.
+    assert state.mass_K.tolist() == pytest.approx([7.0, 5.0])
+    assert state.centroids_KD[:, 0].tolist() == pytest.approx([45 / 7, 106.0])
+    algorithm.update_(state, batch_of([[45 / 7], [106.0], [106.0], [112.0]]), epoch=0, index=1)
+    # The first cluster has more than the memory now, and forgets: so does the second.
+    assert state.mass_K.tolist() == pytest.approx([memory, memory])
+    assert float(state.centroids_KD[1, 0]) == pytest.approx(106 + 6 / memory)
+    assert state.counts_K.tolist() == [9, 7]
+
+
+# Breaks when the memory depends on the number of batches, falls, goes on growing after ten
+# epochs, or does not end at 4 times the square root of the rows a cluster gets.
+def test_memory_rises_in_geometric_progression() -> None:
+    one, four = annealed(10, 1000, epochs=1, batch_rows=100), annealed(10, 1000, epochs=4)
+    assert one.memory(10, 0, 0) == four.memory(10, 0, 0) == 4
+    steps = [one.memory(10, 0, index) for index in range(11)]
+    ratios = [after / before for before, after in pairwise(steps)]
+    assert ratios == pytest.approx([ratios[0]] * 10)
+    assert steps[-1] == pytest.approx(4 * 100**0.5)
+    assert four.memory(10, 4, 0) == pytest.approx(4 * 400**0.5)
+    many = annealed(10, 1000, epochs=10**6)
+    assert many.memory(10, 10, 0) == many.memory(10, 999, 0) == pytest.approx(4 * 1000**0.5)
+
+
+# Breaks when m rows are m units of weight: with all weights a thousand times as large, nothing
+# would be forgotten, or all.
+@pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
+def test_annealing_does_not_depend_on_the_unit_of_weights(rng, factor: float) -> None:
+    rows, weights_B = rng.normal(size=(60, 3)), torch.as_tensor(rng.uniform(1, 3, 60))
+    start_KD = torch.as_tensor(rows[:5] + 0.1)
+    states = []
+    for unit in (1.0, factor):
+        state = initial_state(start_KD.clone(), 0.0, weighted=True)
+        algorithm = annealed(5, 600, batch_rows=60)
+        for index in range(6):
+            batch = replace(batch_of(rows), weights_B=weights_B * unit)
+            algorithm.update_(state, batch, epoch=0, index=index)
+        states.append(state)
+    one, other = states
+    assert torch.equal(one.centroids_KD, other.centroids_KD)
+    assert torch.equal(one.mass_K * factor, other.mass_K)
+    assert (one.mass_K < 0.9 * one.weights_K).any()
+
+
+# Breaks when more epochs hardly help, as with `mean`, which remembers what came while the
+# centroids were still wrong: both begin from two seeds in one group.
+def test_annealed_leaves_a_wrong_beginning_behind(rng) -> None:
+    rows = rng.permutation(np.concatenate([rng.normal(5 * i, 1, (500, 2)) for i in range(4)]))
+    start = [[0.0, 0.0], [0.1, 0.0], [0.0, 0.1], [0.1, 0.1]]
+    inertias = {}
+    for rate in ("mean", "annealed"):
+        state = state_from(start)
+        algorithm = minibatch(4, 2000, rate=rate, batch_rows=50)
+        run_epoch(algorithm, state, cut(rows, 50), 0)
+        inertias[rate] = inertia_of(rows, state)
+    assert inertias["annealed"] < 0.9 * inertias["mean"]
+
+
+# Breaks when a run of the old rule goes on by the new one: two rules would have made its sums.
+def test_a_run_without_a_rate_was_of_means() -> None:
+    config = FitConfig(k=3).resolved(100, 4).as_dict()
+    before = {name: value for name, value in config.items() if name != "rate"}
+    assert setting_differences(before, config) == ["rate: mean -> annealed"]
+    assert not setting_differences(before, config | {"rate": "mean"})
+    lloyd = FitConfig(k=3, algorithm="lloyd").resolved(100, 4).as_dict()
+    assert not setting_differences({n: v for n, v in lloyd.items() if n != "rate"}, lloyd)
 
 
 # Breaks when a rate is not 1 / count, the seed is counted as a row, or inertia is

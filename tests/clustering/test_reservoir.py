@@ -84,6 +84,7 @@ def filled_reservoir(rows: list[float], labels: list[int], counts: list[int]):
     state = state_from([[10.0]] * len(counts))
     state.sums_KD += 5
     state.counts_K += torch.tensor(counts)
+    state.mass_K += state.counts_K
     state.epoch_counts_K += state.counts_K
     n = len(state.reservoir_keys_R)
     padding = [0.0] * (n - len(rows))
@@ -105,6 +106,16 @@ def test_starved_clusters_get_the_rows_in_order() -> None:
     assert state.sums_KD[:, 0].tolist() == [3.0, 1.0, 4.0, 2.0]
     assert state.counts_K.tolist() == [4, 1, 4, 1]
     assert int(state.n_reseeded) == 2
+
+
+# Breaks when a cluster that has forgotten most rows loses a whole one: its mass turns negative.
+def test_a_donor_loses_as_much_of_a_row_as_it_remembers() -> None:
+    state = filled_reservoir([1.0], [0], [50, 0])
+    state.mass_K[0] = 0.5  # A hundredth of its rows.
+    reseed_(state, state.counts_K == 0)
+    assert state.counts_K.tolist() == [49, 1]
+    assert state.mass_K.tolist() == pytest.approx([0.49, 1])
+    assert state.sums_KD[:, 0].tolist() == pytest.approx([5 - 0.01, 1])
 
 
 # Breaks when places without a row (infinite keys) are used as if they had one.

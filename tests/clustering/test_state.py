@@ -90,6 +90,16 @@ def test_begin_epoch_leaves_a_stopped_state_alone(rng) -> None:
     assert BY_TOL in STOP_REASONS
 
 
+# Breaks when the sums of a model are those of the few rows that a cluster remembers: they would be
+# divided by the counts of all rows when `partial_fit` goes on.
+def test_whole_sums_are_the_counts_times_the_means() -> None:
+    state = state_from([[2.0], [3.0], [7.0]])
+    state.sums_KD.copy_(torch.tensor([[8.0], [30.0], [0.0]]))
+    state.mass_K.copy_(torch.tensor([4.0, 10.0, 0.0]))
+    state.counts_K.copy_(torch.tensor([100, 10, 0]))
+    assert state.whole_sums_KD[:, 0].tolist() == [200.0, 30.0, 0.0]
+
+
 # Breaks when a mean is divided by the number of rows where they have weights, when a centroid
 # that was not touched moves, or sums of a batch are forgotten or added to all clusters.
 @pytest.mark.parametrize("weighted", [False, True])
@@ -100,6 +110,7 @@ def test_means_directions_and_the_shift(weighted: bool) -> None:
         state.sums_KD += torch.tensor([[3.0, 1.0], [5.0, 5.0]])
         state.counts_K += 7 if weighted else 2
         state.weights_K += 2
+        state.mass_K += 2
         added = Sums(torch.tensor([[1.0, 2.0], [9.0, 9.0]]), ones)
         touched_K = torch.tensor([True, False])
         shift = state.move_(touched_K, spherical=spherical, added=added)

@@ -121,8 +121,9 @@ struct OfferJob {
 // Sums that have grown, and the centroids that follow them.
 template <class T>
 struct MoveJob {
-    double* sums;          // k x n_features: of all rows so far
-    const double* added;   // k x n_features, or null: times `unit`, added to the sums first
+    double* sums;          // k x n_features: of the rows so far
+    const double* kept;    // k, or null: share of its sum that each cluster keeps
+    const double* added;   // k x n_features, or null: times `unit`, added to what is kept
     double unit;
     const double* masses;  // k: what sums are divided by, unless it is 0
     const bool* touched;   // k: which centroids move

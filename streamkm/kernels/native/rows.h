@@ -227,8 +227,9 @@ void move_cluster(const MoveJob<T>& job, int64_t cluster) {
     T* __restrict const centroid = job.centroids + cluster * job.n_features;
     if (job.added != nullptr) {
         const double* __restrict const added = job.added + cluster * job.n_features;
+        const double kept = job.kept == nullptr ? 1 : job.kept[cluster];
         for (int64_t feature = 0; feature < job.n_features; ++feature) {
-            sum[feature] += added[feature] * job.unit;
+            sum[feature] = sum[feature] * kept + added[feature] * job.unit;
         }
     }
     const double divisor = divisor_of(job, cluster);

@@ -40,6 +40,7 @@ def move_points_(
     *,
     spherical: bool,
     added: Sums | None = None,
+    kept_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Add to the sums of touched clusters, then move their points, in place.
 
@@ -58,6 +59,8 @@ def move_points_(
         is 0 then stays.
     added : Sums, optional
         Sums of a batch.
+    kept_K : float64 Tensor of shape (K,), optional
+        Share of its sum that each touched cluster keeps before `added` is added; 1 by default.
 
     Returns
     -------
@@ -66,8 +69,10 @@ def move_points_(
     """
     lie_ready = points_KD.is_contiguous() and sums_KD.is_contiguous()
     if sums_KD.device.type == "cpu" and lie_ready and instruction_sets():
-        return _compiled_(points_KD, sums_KD, masses_K, touched_K, spherical, added)
+        return _compiled_(points_KD, sums_KD, masses_K, touched_K, spherical, added, kept_K)
     if added is not None:
+        if kept_K is not None:
+            sums_KD.mul_(torch.where(touched_K, kept_K, 1)[:, None])
         sums_KD.add_(torch.where(touched_K[:, None], added.wide(), 0))
     if spherical:
         centres_KD = normalized(sums_KD)
@@ -87,6 +92,7 @@ def _compiled_(
     touched_K: torch.Tensor,
     spherical: bool,
     added: Sums | None,
+    kept_K: torch.Tensor | None,
 ) -> torch.Tensor:
     best, masses_K = instruction_sets()[0], masses_K.double()
     added_KD = None if added is None else added.sums_KD.double().contiguous()
@@ -95,6 +101,7 @@ def _compiled_(
         best.number,
         points_KD.dtype == torch.float64,
         sums_KD.data_ptr(),
+        address(kept_K),
         address(added_KD),
         1.0 if added is None else float(added.unit),
         masses_K.data_ptr(),

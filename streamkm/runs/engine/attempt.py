@@ -253,7 +253,7 @@ class Attempt:
         return Model(
             state.centroids_KD,
             state.counts_K,
-            state.sums_KD,
+            state.whole_sums_KD,
             state.weights_K,
             scaling,
             plan.config.as_dict(),

@@ -44,11 +44,14 @@ _GROUPS = {
 def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
     """Check that the run of `plan` could have saved `checkpoint`.
 
+    A checkpoint from before clusters could forget rows gets the mass of all rows first.
+
     Raises
     ------
     KeyError, TypeError, ValueError
         If it could not.
     """
+    _add_mass_(checkpoint.tensors)
     cursor = _cursor(checkpoint, plan)
     must, may = _groups(cursor, plan)
     found = {name.partition(".")[0] for name in checkpoint.tensors}
@@ -65,6 +68,13 @@ def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
     _compare(checkpoint.tensors, expected, plan)
     if not all(isinstance(value, str) for value in checkpoint.manifest["environment"].values()):
         raise TypeError("its environment holds a value that is no text")
+
+
+def _add_mass_(tensors: dict[str, np.ndarray]) -> None:
+    counts_K, weights_K = tensors.get("state.counts_K"), tensors.get("state.weights_K")
+    if counts_K is not None and weights_K is not None:
+        whole_K = weights_K if weights_K.size else counts_K
+        tensors.setdefault("state.mass_K", whole_K.astype("float64"))
 
 
 def _compare(tensors: dict[str, np.ndarray], expected: Demand, plan: FitPlan) -> None:

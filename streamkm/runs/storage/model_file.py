@@ -84,13 +84,15 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         is_whole = about.pop("sha256") == _digest(about, tensors)
     except (SafetensorError, *DAMAGE) as error:
         raise DamagedModelError(file, in_words(error)) from error
-    if version != FORMAT:
+    if version != FORMAT and is_whole:
         raise RunError(
             f"{file}: its format is {version}, this version of streamkm reads {FORMAT}; use the "
             "version that wrote it"
         )
     if not is_whole:
-        raise DamagedModelError(file, "its checksum does not match")
+        # Another format may also have another checksum.
+        other = "" if version == FORMAT else f", or it is of format {version}, not {FORMAT}"
+        raise DamagedModelError(file, f"its checksum does not match{other}")
     return tensors, about
 
 
