@@ -13,7 +13,18 @@ from sklearn.datasets import load_digits, load_sample_images
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["LAYOUTS", "Mixture", "digits", "gauss_mixture", "overlapping", "patches", "separated"]
+__all__ = [
+    "LAYOUTS",
+    "Mixture",
+    "digits",
+    "gauss_mixture",
+    "heavy_tailed",
+    "overlapping",
+    "patches",
+    "separated",
+    "three_scales",
+    "unbalanced",
+]
 
 #: How the rows lie on disk: as they come, by true cluster, or in shards of different mixtures.
 LAYOUTS = ("mixed", "sorted", "16 shards")
@@ -130,3 +141,33 @@ def patches(k: int = 256) -> Mixture:
     rows = np.concatenate(parts)
     labels = np.arange(len(rows)) * N_STRIPS // len(rows)
     return Mixture("image patches", rows, labels, k)
+
+
+@cache
+def unbalanced(n_rows: int = 100_000) -> Mixture:
+    """One Gaussian with half of the rows, and 100 with the others, in 16 dimensions."""
+    rng = np.random.default_rng(7)
+    centres = rng.normal(scale=3, size=(101, 16))
+    shares = np.array([0.5] + [0.005] * 100)
+    return _drawn("unbalanced Gaussians", rng, centres, shares, n_rows, 101)
+
+
+@cache
+def three_scales(n_rows: int = 300_000, k: int = 4096) -> Mixture:
+    """16 groups of 16 groups of 16 Gaussians in 48 dimensions."""
+    rng = np.random.default_rng(3)
+    scales = [rng.normal(size=(16**level, 48)) * 0.3 ** (level - 1) for level in (1, 2, 3)]
+    labels = rng.integers(4096, size=n_rows)
+    rows = scales[0][labels // 256] + scales[1][labels // 16] + scales[2][labels]
+    rows += rng.normal(size=rows.shape) * 0.07
+    return Mixture("three scales", rows.astype(np.float32), labels, k)
+
+
+@cache
+def heavy_tailed(n_rows: int = 2_000_000) -> Mixture:
+    """100 groups in 24 dimensions whose centres and rows follow Student's t."""
+    rng = np.random.default_rng(4)
+    centres = rng.standard_t(3, size=(100, 24))
+    labels = rng.integers(100, size=n_rows)
+    rows = centres[labels] + rng.standard_t(4, size=(n_rows, 24)) * 0.7
+    return Mixture("heavy tails", rows.astype(np.float32), labels, 100)

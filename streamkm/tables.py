@@ -33,10 +33,10 @@ class AlgorithmEntry:
     """Whether a closing pass follows in any case; if not, only if a cluster has no row."""
     watches_batches: bool
     """Whether it takes ``max_no_improvement``."""
-    rates: tuple[str, ...]
-    """What ``rate`` may be, the default first; empty if it takes none."""
     estimator: str
     """``module:Class`` of the estimator that `streamkm.load_run` makes of its runs."""
+    rates: tuple[str, ...] = ()
+    """What ``rate`` may be, the default first; empty if it takes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ ALGORITHMS = {
         shuffles=True,
         closes=True,
         watches_batches=True,
-        rates=("annealed", "mean"),
         estimator="streamkm.estimators:MiniBatchKMeans",
+        rates=("annealed", "mean"),
     ),
     "lloyd": AlgorithmEntry(
         "streamkm.clustering.lloyd:Lloyd",
@@ -72,7 +72,6 @@ ALGORITHMS = {
         shuffles=False,
         closes=False,
         watches_batches=False,
-        rates=(),
         estimator="streamkm.estimators:KMeans",
     ),
 }

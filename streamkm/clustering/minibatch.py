@@ -9,13 +9,13 @@ centroids were still wrong, and more epochs hardly mend that.
 
 ``annealed`` remembers at most m rows, so that a row moves its centroid by 1 / m at least; m begins
 at `FIRST_MEMORY` and rises in geometric progression to `FIRST_MEMORY` times the square root of
-the rows that an average cluster gets in the run. Short memories shake the centroids out of poor
-arrangements, long ones let them settle, as in simulated annealing. The centroids of the seeding
-count as `FIRST_MEMORY` rows. Rejected, since they end higher on embeddings, patches or overlapping
-Gaussians: one length of memory for the whole run; a rise with the rows that a cluster got, from
-which the run need not know its length; a new rise in every epoch; and the rate
-sqrt(rows of the cluster in the batch / rows of the batch) of Schwartzman (2023), whose memory
-follows the length of a batch. bench/LOG.md has the figures.
+the rows that an average cluster gets in the run, or in its first `ANNEALED_EPOCHS`. Short memories
+shake the centroids out of poor arrangements, long ones let them settle, as in simulated annealing.
+The centroids of the seeding count as `FIRST_MEMORY` rows. Rejected, since they end higher on
+embeddings, patches or overlapping Gaussians: one length of memory for the whole run; a rise with
+the rows that a cluster got, from which the run need not know its length; a new rise in every epoch;
+and the rate sqrt(rows of the cluster in the batch / rows of the batch) of Schwartzman (2023), whose
+memory follows the length of a batch. bench/LOG.md has the figures.
 
 With row weights, sums are weighted and divided by the sum of the weights, as in scikit-learn, and
 m rows are m rows of the cluster's mean weight.
@@ -23,6 +23,7 @@ m rows are m rows of the cluster's mean weight.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -46,7 +47,7 @@ MOST_STEPS = 2**63 - 1
 
 #: Rows that a cluster remembers at first. 3 and 5 end within 0.1 % of it; 2 and 10 do not.
 FIRST_MEMORY = 4.0
-#: Epochs after which memories stay as long as they are, however many more are allowed.
+#: Epochs after which every row is remembered, so that centroids come to rest.
 ANNEALED_EPOCHS = 10
 
 
@@ -128,8 +129,8 @@ class MiniBatch:
     def memory(self, k: int, epoch: int, index: int) -> float:
         """Rows that each of `k` clusters remembers at most, after batch `index` of `epoch`."""
         n_annealed = min(self.epochs, ANNEALED_EPOCHS) * self.n_rows
-        done = min((epoch * self.n_rows + index * self.batch_rows) / n_annealed, 1.0)
-        return float(FIRST_MEMORY * (n_annealed / k) ** (done / 2))
+        done = (epoch * self.n_rows + index * self.batch_rows) / n_annealed
+        return float(FIRST_MEMORY * (n_annealed / k) ** (done / 2)) if done < 1 else math.inf
 
     def _watch(
         self,
