@@ -236,6 +236,9 @@ def _seeding_bytes(
     total += n_rows * (96 + n_trials * (3 * width + 24))
     # Centroids before and after a pass, their sums, and the best seeding so far.
     total += k * n_features * (5 * width + 24) + _kernel_bytes(spec, reading, k)
+    if seeding.tree is not None:
+        # Sums before and after a step, and those of halves and of pairs of clusters.
+        total += k * n_features * (3 * width + 40)
     total += min(k, MAX_PROPOSED) ** 2 * 2 * width
     total += reading.batch_rows * (n_features + 8) * (width + 8)
     if seeding.candidate_rows:
