@@ -34,10 +34,11 @@ SAMPLE_ROWS_PER_CLUSTER, MIN_SAMPLE_ROWS = 16, 16384
 #: ``auto`` wants at least 32,768 rows, or as many as fit 64 MiB as float32 if these are fewer.
 AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES = 32768, 64 << 20
 #: From this number of clusters on, ``auto`` grows a tree. It wants 64 rows a cluster, but at least
-#: `AUTO_SAMPLE_ROWS`, and of these as many as fit 64 MiB or 16 a cluster if that is more.
-TREE_CLUSTERS, TREE_ROWS_PER_CLUSTER = 64, 64
-#: It may take a second of one core where an epoch takes less: twice what other stages may.
-TREE_PRODUCTS = 10 << 33
+#: `AUTO_SAMPLE_ROWS`, and of these as many as fit 96 MiB, or 16 a cluster if these are more.
+TREE_CLUSTERS, TREE_ROWS_PER_CLUSTER, TREE_SAMPLE_BYTES = 64, 64, 96 << 20
+#: It may take 0.85 of the work of all epochs, but of 8 at most; or a second of one core if that is
+#: more, since the passes of a fit by Lloyd's algorithm are only as good as what they begin with.
+TREE_EPOCHS, TREE_PRODUCTS = 8, 10 << 33
 #: Several seedings are compared by their costs on other rows, half as many as the sample has.
 JUDGED_FRACTION = 2
 
@@ -134,13 +135,18 @@ class SeedingPlan:
         return seedings + (sum(found) / k if self.candidate_rows else 0.0)
 
 
-def plan_seeding(n_rows: int, n_features: int, k: int, init: str, n_init: int) -> SeedingPlan:
-    """The seeding plan for `k` clusters of an array of this shape, by the method `init`."""
+def plan_seeding(
+    n_rows: int, n_features: int, k: int, init: str, n_init: int, epochs: int = 1
+) -> SeedingPlan:
+    """The seeding plan for `k` clusters of an array of this shape, by the method `init`.
+
+    `epochs` are those of training, at most.
+    """
     sample_rows = min(n_rows, max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER * k))
     pass_per_row = k * (n_features + SCORE_PRODUCTS)
     budget = max(int(EPOCH_SHARE * n_rows * pass_per_row), FREE_PRODUCTS)
     if init == "auto":
-        found = _tree(n_rows, n_features, k, budget)
+        found = _tree(n_rows, n_features, k, epochs)
         if found is not None:
             sample_rows, tree = found
             return SeedingPlan(sample_rows, _judged(n_rows, sample_rows, n_init), tree=tree)
@@ -171,17 +177,18 @@ def _judged(n_rows: int, sample_rows: int, n_init: int) -> int:
     return min(n_rows - sample_rows, sample_rows // JUDGED_FRACTION) if n_init > 1 else 0
 
 
-def _tree(n_rows: int, n_features: int, k: int, budget: int) -> tuple[int, TreePlan] | None:
-    """Rows of the sample and the tree on it within `budget`; None for few or too many clusters."""
+def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreePlan] | None:
+    """Rows of the sample and the tree on it; None for few clusters, or clusters of few rows."""
     if k < TREE_CLUSTERS:
         return None
     rows = min(
         n_rows,
         max(AUTO_SAMPLE_ROWS, TREE_ROWS_PER_CLUSTER * k),
-        max(AUTO_SAMPLE_BYTES // (4 * n_features), SAMPLE_ROWS_PER_CLUSTER * k),
+        max(TREE_SAMPLE_BYTES // (4 * n_features), SAMPLE_ROWS_PER_CLUSTER * k),
     )
-    pair, budget = n_features + SCORE_PRODUCTS, max(budget, TREE_PRODUCTS)
+    pair = n_features + SCORE_PRODUCTS
     epoch = n_rows * k * pair
+    budget = max(int(EPOCH_SHARE * epoch * min(epochs, TREE_EPOCHS)), TREE_PRODUCTS)
     while rows >= ROWS_WORTH_PASSES * k:
         tree = plan_tree(rows, n_features, k, budget=budget, epoch=epoch, pair=pair)
         if tree.epochs * epoch <= budget:

@@ -22,6 +22,16 @@ shapes = st.tuples(st.integers(1, 10**10), st.integers(1, 10**5), st.integers(1,
 inits = st.sampled_from(["auto", "random", "k-means++", "k-means||"])
 
 
+# Breaks when a fit of many epochs gets the seeds of one, or spends more than 8 on them.
+def test_a_tree_for_many_epochs_may_take_longer() -> None:
+    trees = [plan_seeding(48_000, 384, 1000, "auto", 1, epochs).tree for epochs in (1, 8, 300)]
+    assert None not in trees
+    one, eight, many = (tree for tree in trees if tree is not None)
+    assert one.exchanges < eight.exchanges
+    assert eight == many
+    assert eight.epochs <= 8 * EPOCH_SHARE
+
+
 # Breaks when a sample has fewer rows than clusters, or more than there are.
 @given(shapes, inits, st.integers(1, 20))
 def test_there_are_enough_rows(shape, init, n_init) -> None:
