@@ -36,9 +36,9 @@ AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES = 32768, 64 << 20
 #: From this number of clusters on, ``auto`` grows a tree. It wants 64 rows a cluster, but at least
 #: `AUTO_SAMPLE_ROWS`, and of these as many as fit 96 MiB, or 16 a cluster if these are more.
 TREE_CLUSTERS, TREE_ROWS_PER_CLUSTER, TREE_SAMPLE_BYTES = 64, 64, 96 << 20
-#: It may take 0.85 of the work of all epochs, but of 8 at most; or a second of one core if that is
+#: It may take 0.85 of the work of all epochs, but of 10 at most; or a second of one core if that is
 #: more, since the passes of a fit by Lloyd's algorithm are only as good as what they begin with.
-TREE_EPOCHS, TREE_PRODUCTS = 8, 10 << 33
+TREE_EPOCHS, TREE_PRODUCTS = 10, 10 << 33
 #: Several seedings are compared by their costs on other rows, half as many as the sample has.
 JUDGED_FRACTION = 2
 
