@@ -77,6 +77,7 @@ class InputRows:
         if isinstance(sample_weight, Number):
             sample_weight = np.full(n_rows, sample_weight, np.float64)
         elif not isinstance(sample_weight, str | os.PathLike):
+            _refuse_masked(sample_weight, "sample_weight", "fill it with 0 to leave rows out")
             sample_weight = np.asarray(as_numpy(sample_weight))
             if sample_weight.ndim != 1:
                 raise ParameterError(
@@ -165,6 +166,7 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
 
 def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
     """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape."""
+    _refuse_masked(centroids_KD, "init", "fill what is masked")
     # Their type is kept, so that an error names the one that the user gave.
     checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
     whats = (f"clusters {shape[0]}", f"features of the data {shape[1]}")
@@ -176,6 +178,13 @@ def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
                 f"{checked_KD.dtype} of shape {checked_KD.shape}"
             )
     return checked_KD
+
+
+def _refuse_masked(array: Any, name: str, remedy: str) -> None:
+    """Raise `ParameterError` if anything in `array` is masked: as an ndarray it would count."""
+    if np.ma.is_masked(array):
+        n_masked = int(np.ma.getmaskarray(array).sum())
+        raise ParameterError(f"{name} must hold no masked numbers, it holds {n_masked}; {remedy}")
 
 
 def like(X: Any, array: np.ndarray) -> Any:

@@ -1,8 +1,10 @@
 """Reads Arrow's own files: ``.arrow`` and ``.feather``, in the file or the stream format.
 
-A file is a row of messages: the schema, then record batches, each behind a header that says how
-long it is and how many rows it holds. The headers are read once. A read takes the bytes of one
-batch by position and has pyarrow decode the chosen columns, compressed by LZ4, Zstandard or not.
+Both are rows of messages: the schema, then record batches, each behind a header that says how long
+it is and how many rows it holds. A file ends with a footer, which has the schema and says where the
+batches lie; what else is in it does not matter (polars begins its files with no proper message).
+The headers are read once. A read takes the bytes of one batch by position and has pyarrow decode
+the chosen columns, compressed by LZ4, Zstandard or not.
 
 pyarrow's reader of files was rejected: it tells the rows of a batch only after it has read all of
 it, and it does not take the stream format, in which Hugging Face's datasets are stored. So was a
@@ -34,6 +36,8 @@ __all__ = ["ArrowSource"]
 MAGIC = b"ARROW1"
 #: Begins a file of the format before: Feather 1.
 FEATHER_1 = b"FEA1"
+#: At the end of a file: the length of the footer before it, and `MAGIC`.
+_TAIL = struct.Struct("<i6s")
 #: Before the header of a message: a mark and the length of the header. 0 ends the messages.
 _PREFIX = struct.Struct("<Ii")
 _MARK = 0xFFFFFFFF
@@ -175,16 +179,15 @@ def _index(file: ByteFile) -> _Index:
         raise pa.ArrowInvalid(
             "it is of Feather's first version; read it by pandas.read_feather, write it again"
         )
-    start, end = 0, file.size
-    if head[:6] == MAGIC:
-        if file.size < 20 or _bytes(file, file.size - 6, 6) != MAGIC:
-            raise pa.ArrowInvalid("the file is truncated: its end is missing")
-        start, end = 8, file.size - 10
     schema: pa.Schema | None = None
     batches: list[_Batch] = []
     nulls: list[int] = []
     try:
-        for offset, size, header in _messages(file, start, end):
+        if head[:6] == MAGIC:
+            schema, found = _by_footer(file)
+        else:
+            found = _by_stream(file)
+        for offset, size, header in found:
             kind = header.number("B", header.root, 1)
             if kind == _SCHEMA and schema is None:
                 schema = pa.ipc.read_schema(pa.py_buffer(_bytes(file, offset, size)))
@@ -200,28 +203,51 @@ def _index(file: ByteFile) -> _Index:
     return _Index(schema, tuple(batches), tuple(nulls))
 
 
-def _messages(file: ByteFile, start: int, end: int) -> Iterator[tuple[int, int, _Header]]:
-    """Offset, bytes with the body, and header of each message."""
-    at = start
-    while at + _PREFIX.size <= end:
-        mark, length = _PREFIX.unpack(_bytes(file, at, _PREFIX.size))
-        if mark != _MARK:
-            raise pa.ArrowInvalid(f"there is no message at byte {at}")
-        if length == 0:
+def _by_footer(file: ByteFile) -> tuple[pa.Schema, Iterator[tuple[int, int, _Header]]]:
+    """The schema of the file format, and the messages of its record batches; see `_message`."""
+    end = file.size - _TAIL.size
+    length, magic = _TAIL.unpack(_bytes(file, end, _TAIL.size)) if end > len(MAGIC) else (0, b"")
+    if magic != MAGIC:
+        raise pa.ArrowInvalid("the file is truncated: its end is missing")
+    if not 0 < length <= min(MAX_HEADER_BYTES, end - len(MAGIC)):
+        raise pa.ArrowInvalid(f"its footer has {length} bytes")
+    end -= length
+    footer = _bytes(file, end, length)
+    # A file without messages, of which pyarrow reads nothing but the footer.
+    bare = MAGIC + bytes(2) + footer + _TAIL.pack(length, MAGIC)
+    schema = pa.ipc.open_file(pa.py_buffer(bare)).schema
+    header = _Header(footer)
+    offsets = header.first_of_each(header.root, 3, size=24)
+    return schema, (_message(file, offset, end) for offset in offsets)
+
+
+def _by_stream(file: ByteFile) -> Iterator[tuple[int, int, _Header]]:
+    """The messages of the stream format; see `_message`."""
+    at = 0
+    while at + _PREFIX.size <= file.size:
+        if _PREFIX.unpack(_bytes(file, at, _PREFIX.size)) == (_MARK, 0):
             return
-        if not 0 < length <= min(MAX_HEADER_BYTES, end - at - _PREFIX.size):
-            raise pa.ArrowInvalid(f"the message at byte {at} has a header of {length} bytes")
-        header = _Header(_bytes(file, at + _PREFIX.size, length))
-        body = header.number("q", header.root, 3)
-        size = _PREFIX.size + length + body
-        if body < 0 or at + size > end:
-            raise pa.ArrowInvalid(
-                f"the file is truncated: the message at byte {at} takes {size} bytes"
-            )
-        yield at, size, header
-        at += size
-    if start < at < end:
-        raise pa.ArrowInvalid(f"the file is truncated at byte {end}")
+        yield (found := _message(file, at, file.size))
+        at += found[1]
+    if 0 < at < file.size:
+        raise pa.ArrowInvalid(f"the file is truncated at byte {file.size}")
+
+
+def _message(file: ByteFile, at: int, end: int) -> tuple[int, int, _Header]:
+    """Offset, bytes with the body, and header of the message at `at`, before `end`."""
+    if not 0 <= at <= end - _PREFIX.size:
+        raise pa.ArrowInvalid(f"there is no message at byte {at}")
+    mark, length = _PREFIX.unpack(_bytes(file, at, _PREFIX.size))
+    if mark != _MARK:
+        raise pa.ArrowInvalid(f"there is no message at byte {at}")
+    if not 0 < length <= min(MAX_HEADER_BYTES, end - at - _PREFIX.size):
+        raise pa.ArrowInvalid(f"the message at byte {at} has a header of {length} bytes")
+    header = _Header(_bytes(file, at + _PREFIX.size, length))
+    body = header.number("q", header.root, 3)
+    size = _PREFIX.size + length + body
+    if body < 0 or at + size > end:
+        raise pa.ArrowInvalid(f"the file is truncated: the message at byte {at} takes {size} bytes")
+    return at, size, header
 
 
 class _Header:
@@ -245,14 +271,23 @@ class _Header:
 
     def pairs(self, table: int, index: int) -> list[int]:
         """The second number of each pair of int64 that field `index` of the table lists."""
+        return self._each(table, index, size=16, skip=8)
+
+    def first_of_each(self, table: int, index: int, *, size: int) -> list[int]:
+        """The int64 that begins each struct of `size` bytes that field `index` lists."""
+        return self._each(table, index, size=size, skip=0)
+
+    def _each(self, table: int, index: int, *, size: int, skip: int) -> list[int]:
+        """An int64 of each struct that field `index` of the table lists."""
         at = self._field(table, index)
         if not at:
             return []
         start = at + self._get("I", at)
         count = self._get("I", start)
-        if 16 * count > len(self._content):
+        if start + 4 + size * count > len(self._content):
             raise struct.error("a list ends after the header")
-        return list(struct.unpack_from(f"<{2 * count}q", self._content, start + 4)[1::2])
+        listed = np.frombuffer(self._content, np.uint8, size * count, start + 4)
+        return [int(number) for number in listed.view("<i8")[skip // 8 :: size // 8]]
 
     def _field(self, table: int, index: int) -> int:
         listing = table - self._get("i", table)

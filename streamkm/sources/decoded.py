@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamkm.errors import Option, SourceError
 from streamkm.sources.base import Described
 from streamkm.sources.concat import parts_of
 from streamkm.sources.ids import ids_of
@@ -54,9 +55,9 @@ class Marks:
     source: str = ""
     """Names of the attributes that they come from."""
     scale: float = 1.0
-    """``scale_factor``."""
+    """``scale_factor``; NaN if it is several numbers."""
     offset: float = 0.0
-    """``add_offset``."""
+    """``add_offset``; NaN likewise."""
     are_unsigned: bool = False
     """Whether signed integers stand for unsigned ones of the same bits: ``_Unsigned``."""
 
@@ -106,12 +107,11 @@ def read_marks(attributes: Mapping[str, Any], dtype: str, fill_value: Any = None
             stored = _stored(whole, dtype)
             if stored is not None and stored not in found:
                 found[stored] = name
-    scale, offset = (_numbers(attributes.get(name)) for name in ("scale_factor", "add_offset"))
     return Marks(
         tuple(found),
         " and ".join(dict.fromkeys(found.values())),
-        float(scale[0]) if scale else 1.0,
-        float(offset[0]) if offset else 0.0,
+        _one_number(attributes.get("scale_factor"), 1.0),
+        _one_number(attributes.get("add_offset"), 0.0),
         are_unsigned,
     )
 
@@ -131,6 +131,11 @@ def decoded(
         What the user says.
     name : str
         The source, for the notes.
+
+    Raises
+    ------
+    SourceError
+        If values are to be scaled, and the attributes have no single number for it.
     """
     remarks = []
     nodata = how.nodata
@@ -142,7 +147,16 @@ def decoded(
             f"{name}: {marks.source} marks {values} as no data, and rows that hold it are "
             "clustered as they are; --nan drop leaves them out"
         )
-    if marks.are_scaled and not how.apply_scale:
+    if not math.isfinite(marks.scale + marks.offset):
+        several = f"{name}: scale_factor or add_offset in its attributes is no single finite number"
+        if how.apply_scale:
+            raise SourceError(
+                f"{several}, so it cannot be applied; leave out ",
+                Option("apply_scale"),
+                ", or write a scaled copy",
+            )
+        remarks.append(f"{several}, and not applied")
+    elif marks.are_scaled and not how.apply_scale:
         remarks.append(
             f"{name}: {'_Unsigned, ' * marks.are_unsigned}scale_factor {marks.scale:g} and "
             f"add_offset {marks.offset:g} stand in its attributes and are not applied; "
@@ -317,6 +331,14 @@ def _wide(dtype: str, *, scaled: bool) -> str:
 def _is_true(given: Any) -> bool:
     text = given.decode("ascii", "replace") if isinstance(given, bytes) else str(given)
     return text.lower() == "true"
+
+
+def _one_number(given: Any, default: float) -> float:
+    """The number in the value of an attribute, which may be repeated; NaN if there are several."""
+    found = set(_numbers(given))
+    if not found:
+        return default
+    return float(found.pop()) if len(found) == 1 else math.nan
 
 
 def _numbers(given: Any) -> list[float | int]:

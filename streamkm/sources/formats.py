@@ -13,6 +13,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import Option, SourceError
+from streamkm.sources.base import check_dtype
+from streamkm.sources.bfloat16 import Bfloat16Source
 from streamkm.sources.decoded import honoured
 from streamkm.sources.flat import BIN_DTYPES
 from streamkm.sources.options import (
@@ -84,7 +86,14 @@ class Format:
             arguments["keep_open"] = keep_open
         source: Source = imported(self.home, location, self.extra)(location, **arguments)
         # Openers that take the option decode by themselves, for each variable its own way.
-        return source if NODATA in self.options else honoured(source, given.get("nodata", ()))
+        if NODATA in self.options:
+            return source
+        nodata = given.get("nodata", ())
+        # Values are compared as numbers, not as the bits that an array of uint16 holds.
+        is_bits = nodata and "dtype" in given and source.spec.dtype == "uint16"
+        if is_bits and check_dtype(given["dtype"], source.name) == "bfloat16":
+            source = Bfloat16Source(source)
+        return honoured(source, nodata)
 
     def holds(self, folder: Path) -> bool:
         """Whether `folder` is an array of this format, or a group of arrays."""
@@ -159,7 +168,7 @@ FORMATS: tuple[Format, ...] = (
         "zipped Zarr",
         "streamkm.sources.zarr:open_zip",
         (".zip",),
-        (DATASET,),
+        OF_GROUPS,
         keeps_open=False,
     ),
     Format("npz", "streamkm.sources.npz:open_npz", (".npz",), (DATASET,), reads_objects=True),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from streamkm.errors import Option, SourceError
+from streamkm.errors import SourceError
 from streamkm.sources.base import Described
 from streamkm.sources.layout import check_read
 from streamkm.sources.within import would_take
@@ -70,8 +70,7 @@ def in_order(source: Source, names: Sequence[str], whose: str) -> Source:
         # Of many names those that differ may not be among the first.
         odd = f" (only one of them has {shown(only)})" if len(only) < len(wanted) else ""
         raise SourceError(
-            f"names of features must agree: {both}{odd}; rename columns, or choose by ",
-            Option("columns"),
+            f"names of features must agree: {both}{odd}; rename those of one, or choose the same"
         )
     return source.in_order(wanted) if isinstance(source, _Orderable) else _Reordered(source, wanted)
 

@@ -36,7 +36,15 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import RowRange
 
-__all__ = ["SCHEMES", "StoredObject", "advised", "found_below", "open_store", "stored_object"]
+__all__ = [
+    "SCHEMES",
+    "Below",
+    "StoredObject",
+    "advised",
+    "found_below",
+    "open_store",
+    "stored_object",
+]
 
 #: Schemes of an address.
 SCHEMES = ("s3", "gs", "http", "https", "az")
@@ -189,13 +197,22 @@ def stored_object(url: str) -> StoredObject:
         raise SourceError(f"{url}: cannot be opened: {advised(error)}") from error
 
 
-def found_below(url: str) -> list[StoredObject] | None:
+@dataclass(frozen=True)
+class Below:
+    """What a prefix or a pattern names, in the order of the store and without hidden names."""
+
+    objects: list[StoredObject]
+    folders: list[str]
+    """Names of prefixes below a prefix; their objects are not among `objects`."""
+
+
+def found_below(url: str) -> Below | None:
     """The objects that a prefix, which ends with ``/``, or a pattern names.
 
     Returns
     -------
-    list of StoredObject or None
-        In the order of the store, without hidden ones. None from a web server, which has no list.
+    Below or None
+        None from a web server, which has no list.
 
     Raises
     ------
@@ -209,10 +226,12 @@ def found_below(url: str) -> list[StoredObject] | None:
     fixed = "/".join(_fixed(key.split("/"))) if is_pattern else key
     try:
         store = open_store(root)
+        folders: list[str] = []
         if is_pattern:
             objects = [each for batch in store.list(fixed or None) for each in batch]
         else:
-            objects = store.list_with_delimiter(fixed or None)["objects"]
+            listed = store.list_with_delimiter(fixed or None)
+            objects, folders = listed["objects"], listed["common_prefixes"]
     except SourceError:
         raise
     except Exception as error:  # the network and the servers fail in many ways
@@ -221,7 +240,10 @@ def found_below(url: str) -> list[StoredObject] | None:
         pattern = _expression(key)
         objects = [each for each in objects if pattern.fullmatch(each["path"])]
     found = [StoredObject(f"{root}/{each['path']}", store, each["path"], each) for each in objects]
-    return [each for each in found if not _is_hidden(each.key.removeprefix(fixed))]
+    return Below(
+        [each for each in found if not _is_hidden(each.key.removeprefix(fixed))],
+        [name for each in folders if not _is_hidden(name := PurePosixPath(each).name)],
+    )
 
 
 def _is_hidden(key: str) -> bool:

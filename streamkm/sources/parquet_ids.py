@@ -36,8 +36,7 @@ class ParquetIds:
         """`sizes` are the rows of the groups, `read` reads a column of some of them."""
         self._file, self._sizes, self._read = file, sizes, read
         self.column = field.name
-        is_coded = pa.types.is_dictionary(field.type)
-        self.kind = field.type.value_type if is_coded else field.type
+        self.kind = _plain(field.type)
 
     def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
         """See `IdColumn`."""
@@ -77,7 +76,7 @@ def id_field(
             "; leave one of them out",
         )
     kind = found[0].type
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    plain = _plain(kind)
     if not _can_name(plain.storage_type if isinstance(plain, pa.BaseExtensionType) else plain):
         raise SourceError(
             f"{name}: column {id_column!r} holds {kind}, ids are texts, bytes, integers or times; "
@@ -86,10 +85,21 @@ def id_field(
     return found[0]
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type that ids are read as: of a dictionary's entries, and no views.
+
+    Few functions of pyarrow take views, which polars stores.
+    """
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
+
+
 def _can_name(kind: pa.DataType) -> bool:
     tests = (
-        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
-        pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+        pa.types.is_integer, pa.types.is_string, pa.types.is_large_string,
+        pa.types.is_binary, pa.types.is_large_binary,
         pa.types.is_fixed_size_binary, pa.types.is_temporal, pa.types.is_decimal,
     )  # fmt: skip
     return any(test(kind) for test in tests) and not pa.types.is_interval(kind)

@@ -62,6 +62,7 @@ from streamkm.text import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from streamkm.sources.objects import Below
     from streamkm.sources.options import SourceOptions
     from streamkm.sources.places import Listed
     from streamkm.sources.rowfile import Stored
@@ -153,6 +154,14 @@ def _reconciled(source: Source, given: Given) -> Source:
     wanted = check_dtype(given["dtype"], source.name) if "dtype" in given else None
     if wanted == "bfloat16" and spec.dtype == "uint16":
         source = Bfloat16Source(source)
+    elif wanted == "bfloat16" and spec.is_decoded and spec.dtype != wanted:
+        source.close()
+        raise SourceError(
+            f"{source.name}: ",
+            Option("dtype", wanted),
+            " reads numbers as they are stored, and some are decoded here (no data, or a scale); "
+            "write the array as float32",
+        )
     elif wanted is not None and wanted != spec.dtype:
         source.close()
         raise SourceError(
@@ -226,7 +235,7 @@ def _open_address(url: str, given: Given, *, keep_open: bool = True) -> Source:
     entry = format_of(Path(url).suffix.lower())
     if is_prefix(url):
         found = imported("streamkm.sources.objects:found_below", url, ADDRESSES.extra)(url)
-        names = {each.key.rpartition("/")[2] for each in found or ()}
+        names = {each.key.rpartition("/")[2] for each in found.objects} if found else set()
         markers = {name for each in folder_formats() for name in each.markers}
         if found is not None and not names & markers:
             return _open_objects(found, url, given)
@@ -237,13 +246,15 @@ def _open_address(url: str, given: Given, *, keep_open: bool = True) -> Source:
     return ADDRESSES.open(url, given, keep_open=keep_open)
 
 
-def _open_objects(found: Sequence[Stored], url: str, given: Given) -> Source:
+def _open_objects(found: Below, url: str, given: Given) -> Source:
     """Source of the objects below a prefix, or that a pattern names, in natural order."""
     known = tuple(suffix for each in FORMATS if each.reads_objects for suffix in each.suffixes)
-    shards = [each for each in found if each.suffix.lower() in known]
+    shards: list[Stored] = [each for each in found.objects if each.suffix.lower() in known]
     if not shards:
+        advice = f"; for those in its folders give a pattern, such as '{url}**/*.npy'"
         raise SourceError(
             f"{url}: there is no object below this address that ends in {' '.join(known)}"
+            f"{advice * bool(found.folders)}"
         )
     kinds = {each.suffix.lower(): each for each in reversed(shards)}
     if len(kinds) > 1:
@@ -252,8 +263,13 @@ def _open_objects(found: Sequence[Stored], url: str, given: Given) -> Source:
             f"{url}: shards must be of one kind, {other} and {one} differ; choose with a pattern, "
             f"such as '{url.rpartition('/')[0]}/*{shards[0].suffix}'"
         )
-    n_others = len(found) - len(shards)
-    remarks = (f"{url}: {counted(n_others, 'other object')} not read",) if n_others else ()
+    n_others = len(found.objects) - len(shards)
+    remarks: tuple[str, ...] = ()
+    if n_others:
+        remarks = (f"{url}: {counted(n_others, 'other object')} not read",)
+    if found.folders:
+        are = f"{counted(len(found.folders), 'folder')} below it not read: {shown(found.folders)}"
+        remarks += (f"{url}: {are}",)
     return _open_shards(natural(shards), url, given, remarks=remarks)
 
 

@@ -44,11 +44,14 @@ class Stored(Protocol):
 class ByteFile(Protocol):
     """Bytes that any number of threads read at any offset; see `RowFile` for the members."""
 
-    path: Path | Stored
     size: int
     closed: bool
     is_remote: bool
     """Whether reads wait for a network; each then allocates as many bytes as it reads."""
+
+    @property
+    def path(self) -> Path | Stored:
+        """Where it lies."""
 
     def read_into(self, out: np.ndarray, offset: int, rows: RowRange) -> None:
         """Fill `out` with the file's bytes from `offset` on."""

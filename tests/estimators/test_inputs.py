@@ -734,3 +734,17 @@ def test_what_takes_an_array_gets_one_of_a_tensor(
         with pytest.raises(ValueError, match=says):
             KMeans(4).fit(wrong)
     assert KMeans(2, random_state=0).fit(x > 50).counts_.sum() == 600
+
+
+# Breaks when a mask is lost: what it hides would count, and nobody would be told.
+def test_masked_weights_and_centroids_are_refused(estimator: type) -> None:
+    x = blobs(40).astype(float)
+    weights = np.ma.masked_equal(np.arange(40) % 4, 0)
+    with pytest.raises(
+        ParameterError, match="sample_weight must hold no masked numbers, it holds 10"
+    ):
+        estimator(4).fit(x, sample_weight=weights)
+    with pytest.raises(ParameterError, match="init must hold no masked numbers, it holds 1;"):
+        estimator(4, init=np.ma.masked_greater(x[:4], x[:4].max() - 0.5)).fit(x)
+    unmasked = np.ma.array(np.ones(40), mask=False)
+    assert is_found(estimator(4, random_state=0).fit(x, sample_weight=unmasked).labels_)

@@ -78,6 +78,27 @@ def test_batches_of_any_length(tmp_path: Path) -> None:
     assert same_bytes(read(source, 39, 100), array[39:])
 
 
+# Breaks when a file is read from its front: polars begins its files with a schema in no message.
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_the_footer_says_where_batches_lie(tmp_path: Path, compression: str | None) -> None:
+    array = numbers((120, 3))
+    path = tmp_path / "x.arrow"
+    write(path, as_table(array, "columns"), compression=compression)
+    content = bytearray(path.read_bytes())
+    size = int.from_bytes(content[12:16], "little")
+    content[8:16] = b"\4\0\0\0\xf2\xff\xff\xff"  # in place of mark and length
+    path.write_bytes(content)
+    source = open_source(path)
+    assert same_bytes(read(source, 0, 120), array)
+    assert source.spec.block_rows == 50
+    # A damaged footer that leads to no message is an error.
+    at = content.index((16 + size).to_bytes(8, "little"), len(content) - 800)
+    content[at : at + 8] = (24 + size).to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=f"no message at byte {24 + size}"):
+        open_source(path)
+
+
 # The stream format under the other's suffix, as Hugging Face's datasets have it.
 def test_stream_format_by_its_content(tmp_path: Path) -> None:
     array = numbers((100, 3))

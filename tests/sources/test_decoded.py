@@ -80,6 +80,25 @@ def test_bfloat16_keeps_its_type() -> None:
     assert found[0, 0] == 1.5
 
 
+# Breaks when no data is looked for among bits, or --dtype is to be left out, which clusters bits.
+def test_bfloat16_that_is_stored_as_uint16(tmp_path: Path) -> None:
+    values = np.array([[1, 2], [-9, 4], [5, -9]], "f4")
+    bits = (values.view("u4") >> 16).astype("u2")
+    (tmp_path / "shards").mkdir()
+    for path in ("x.npy", "shards/a.npy", "shards/b.npy"):
+        np.save(tmp_path / path, bits)
+    np.savez(tmp_path / "x.npz", bits)
+    for path, times in (("x.npy", 1), ("x.npz", 1), ("shards", 2)):
+        source = open_source(tmp_path / path, dtype="bfloat16", nodata=-9)
+        found = read(source, 0, 3 * times).astype("u4") << 16
+        wanted = np.where(values == -9, np.nan, values)
+        assert source.spec.dtype == "bfloat16"
+        np.testing.assert_array_equal(found.view("f4"), np.concatenate([wanted] * times))
+    zarr.create_array(tmp_path / "x.zarr", data=bits, attributes={"_FillValue": 7})
+    with pytest.raises(SourceError, match="write the array as float32"):
+        open_source(tmp_path / "x.zarr", dtype="bfloat16", fill_is_nan=True)
+
+
 @pytest.fixture
 def marked(tmp_path: Path) -> tuple[Path, np.ndarray]:
     """A Zarr array of int16 in which every tenth row is no data, by its attribute."""
@@ -167,6 +186,22 @@ def test_scale_is_applied(marked) -> None:
     wanted[stored == -9999] = np.nan
     assert same_bytes(read(source, 0, 1000), wanted)
     assert any("values are stored * 0.01 + 5" in note for note in source.notes())
+
+
+# Breaks when the first of several numbers, such as one for each band, scales all features.
+@pytest.mark.parametrize("name", ["scale_factor", "add_offset"])
+def test_a_scale_of_several_numbers_is_refused(tmp_path: Path, name: str) -> None:
+    for path, several in (("three", [0.1, 0.2, 0.3]), ("same", [0.5, 0.5]), ("none", [])):
+        zarr.create_array(
+            tmp_path / f"{path}.zarr", data=np.ones((4, 3), "i2"), attributes={name: several}
+        )
+    (note,) = open_source(tmp_path / "three.zarr").notes()
+    assert "no single finite number, and not applied" in note
+    with pytest.raises(SourceError, match="cannot be applied; leave out apply_scale"):
+        open_source(tmp_path / "three.zarr", apply_scale=True)
+    source = open_source(tmp_path / "same.zarr", apply_scale=True)
+    assert read(source, 0, 1)[0, 0] == (0.5 if name == "scale_factor" else 1.5)
+    assert open_source(tmp_path / "none.zarr", apply_scale=True).spec.dtype == "int16"
 
 
 def test_a_run_keeps_the_scale(marked, tmp_path: Path) -> None:

@@ -52,6 +52,26 @@ def test_ids_of_an_arrow_file(tmp_path: Path, start: int) -> None:
     assert read_all(tmp_path / "x.arrow", start) == TEXTS[start:]
 
 
+# Breaks when a type that polars stores texts in gets as far as functions that do not take it.
+@pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
+def test_ids_that_are_views(tmp_path: Path, suffix: str) -> None:
+    ids = pa.array(["a", None, "a longer text than a view holds by itself", "a"], pa.string_view())
+    table = pa.table({"id": ids, "x": np.zeros(4), "y": np.ones(4)})
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    assert read_all(path, 1) == ids.to_pylist()[1:]
+    column = ids_of(open_source(path, id_column="id"))
+    assert column is not None
+    assert column.kind == pa.large_string()
+    nulls, repeats = id_notes(column)
+    assert "1 row with a null id" in nulls
+    assert "1 row with an id" in repeats
+
+
 # Breaks when ids of a shard are lost or doubled where the next one begins.
 @pytest.mark.parametrize("start", [0, 399, 400, 401, 1399])
 def test_ids_of_shards(tmp_path: Path, start: int) -> None:

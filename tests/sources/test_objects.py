@@ -230,6 +230,22 @@ def test_what_is_not_there(proxy, stored, tmp_path, capsys) -> None:
         open_source(stored[0], columns=["a"])
 
 
+# Breaks when rows of deeper folders are left out without a word.
+def test_folders_below_a_prefix_are_told(proxy, tmp_path) -> None:
+    base = f"s3://bucket/{tmp_path.name}"
+    for name in ("d/x.npy", "d/k=1/y.npy", "d/k=2/deep/z.npy", "d/_tmp/y.npy", "e/k=1/y.npy"):
+        put(f"{base}/{name}", npy(numbers((5, 5))))
+    source = open_source(f"{base}/d/")
+    assert source.spec.n_rows == 5
+    assert [note.partition("/d/: ")[2] for note in source.notes()] == [
+        "2 folders below it not read: k=1, k=2"
+    ]
+    with pytest.raises(SourceError, match=r"in its folders give a pattern, such as '.*/e/\*\*/\*"):
+        open_source(f"{base}/e/")
+    with pytest.raises(SourceError, match=r"\.safetensors$"):
+        open_source(f"{base}/none/")
+
+
 def test_access_that_is_denied(proxy, stored, monkeypatch, capsys) -> None:
     def denied(*_: object) -> None:
         raise BaseError("Client error with status 403 Forbidden: AccessDenied")

@@ -9,13 +9,17 @@ import zarr
 from zarr.storage import ZipStore
 
 from streamkm.errors import SourceError
+from streamkm.sources.decoded import Decoding
 from streamkm.sources.layout import one_line
 from streamkm.sources.members import chosen_member
+from streamkm.sources.variables import open_variables
 from streamkm.sources.zarr.opening import open_zarr_node
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from streamkm.sources.axes import FeatureDims
     from streamkm.sources.base import Source
 
 __all__ = ["open_zip"]
@@ -24,7 +28,16 @@ __all__ = ["open_zip"]
 _METADATA = ("zarr.json", ".zarray")
 
 
-def open_zip(path: Path, *, dataset: str | None = None) -> Source:
+def open_zip(
+    path: Path,
+    *,
+    dataset: str | None = None,
+    variable: Sequence[str] = (),
+    feature_dim: FeatureDims | None = None,
+    nodata: tuple[float | int, ...] = (),
+    fill_is_nan: bool = False,
+    apply_scale: bool = False,
+) -> Source:
     """Open a Zarr array in a zip file.
 
     Parameters
@@ -33,7 +46,9 @@ def open_zip(path: Path, *, dataset: str | None = None) -> Source:
         The file, ``x.zarr.zip`` or ``x.zip``.
     dataset : str, optional
         Path of the array within the store; by default the only array of numbers in two or more
-        dimensions.
+        dimensions. With `variable` the group that they lie in.
+    variable, feature_dim, nodata, fill_is_nan, apply_scale
+        As of `streamkm.sources.zarr.open_zarr`.
 
     Returns
     -------
@@ -58,8 +73,19 @@ def open_zip(path: Path, *, dataset: str | None = None) -> Source:
     store = ZipStore(path, mode="r", read_only=True)
     arrays = {folder or "/": node for folder in sorted(folders) if (node := _array(store, folder))}
     shapes = {name: node.shape for name, node in arrays.items() if node.dtype.kind in "fiu"}
-    name = chosen_member(path, shapes, dataset.strip("/") or "/" if dataset else None)
-    return open_zarr_node(arrays[name], str(path) if name == "/" else f"{path}: {name}")
+    how = Decoding(nodata, fill_is_nan, apply_scale)
+
+    def open_one(member: str | None, axes: FeatureDims | None) -> Source:
+        chosen = chosen_member(path, shapes, member)
+        name = str(path) if chosen == "/" else f"{path}: {chosen}"
+        return open_zarr_node(arrays[chosen], name, feature_dim=axes, how=how)
+
+    member = dataset.strip("/") or "/" if dataset else None
+    if not variable:
+        return open_one(member, feature_dim)
+    group = f"{member}/" if member not in (None, "/") else ""
+    axes = () if feature_dim is None else feature_dim
+    return open_variables(lambda each: open_one(f"{group}{each}", axes), variable, str(path))
 
 
 def _array(store: ZipStore, folder: str) -> zarr.Array[Any] | None:

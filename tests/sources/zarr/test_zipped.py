@@ -81,3 +81,38 @@ def test_zip_of_other_things(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"no zip")
     with pytest.raises(SourceError, match="cannot be opened as a zip file"):
         open_source(tmp_path / "x.zip")
+
+
+# Breaks when a zip's attributes are noted but not honoured: its fill values were clustered.
+@pytest.mark.parametrize("version", [2, 3])
+def test_marks_and_scale(tmp_path: Path, version: int) -> None:
+    stored = np.array([[1, -9], [3, 4]], "i2")
+    marks = {"_FillValue": -9, "scale_factor": 0.5, "add_offset": 1.0}
+    store = ZipStore(tmp_path / "x.zip", mode="w")
+    zarr.create_array(store, data=stored, attributes=marks, zarr_format=version)
+    store.close()
+    source = open_source(tmp_path / "x.zip", fill_is_nan=True, apply_scale=True)
+    assert same_bytes(read(source, 0, 2), np.array([[1.5, np.nan], [2.5, 3]], "f4"))
+    source = open_source(tmp_path / "x.zip", nodata=3)
+    assert same_bytes(read(source, 0, 2), np.array([[1, -9], [np.nan, 4]], "f4"))
+
+
+def test_axes_and_variables(tmp_path: Path) -> None:
+    cube = numbers((3, 4, 5))
+    store = ZipStore(tmp_path / "x.zip", mode="w")
+    group = zarr.create_group(store)
+    names = ("band", "y", "x")
+    group.create_array("cube", data=cube, chunks=(3, 2, 5), dimension_names=names)
+    for name, band in zip("rgb", cube, strict=True):
+        group.create_array(f"bands/{name}", data=band, chunks=(2, 5))
+    store.close()
+    rows = cube.reshape(3, 20).T.copy()
+    source = open_source(tmp_path / "x.zip", dataset="cube", feature_dim="band")
+    assert same_bytes(read(source, 0, 20), rows)
+    for given in (
+        {"dataset": "bands", "variable": ["b", "r"]},
+        {"variable": ["bands/b", "bands/r"]},
+    ):
+        assert same_bytes(read(open_source(tmp_path / "x.zip", **given), 0, 20), rows[:, [2, 0]])
+    with pytest.raises(SourceError, match="no array 'bands/z'"):
+        open_source(tmp_path / "x.zip", dataset="bands", variable="z")
