@@ -253,6 +253,8 @@ def _written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple
     n_sought = is_sought * max(seeding.sample_rows, seeding.candidate_rows)
     in_seeding = 2 * k * row_bytes + n_sought * SEEDING_ROW_BYTES
     in_seeding += seeding.candidate_rows * row_bytes
+    if seeding.tree is not None:
+        in_seeding += k * spec.n_features * 8  # The sums of the clusters, float64.
     held = (state.centroids_KD, state.sums_KD, state.counts_K, state.weights_K)
     model = sum(tensor.nbytes for tensor in held) + 4 * k * spec.n_features
     return max(training, in_seeding), model
