@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from streamkm.clustering.seeding import plan as seeding_plan
+from streamkm.clustering.seeding import tree_plan
 from streamkm.runs.reporting import progress
 from streamkm.stream import plan
 
@@ -61,6 +62,7 @@ def short_seeding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of every stage, for tests that stop at each of them."""
     for name, value in (
         ("SEARCHES", 1), ("MIN_DRAWS", 1), ("MAX_DRAWS", 3), ("MAX_DRAWS_PER_CLUSTER", 0),
-        ("FINAL_PASSES", 2),
+        ("FINAL_PASSES", 2), ("TREE_CLUSTERS", 40),
     ):  # fmt: skip
         monkeypatch.setattr(seeding_plan, name, value)
+    monkeypatch.setattr(tree_plan, "MAX_EXCHANGES", 1)

@@ -2,14 +2,16 @@
 
 The memory plan, the fit plan and the stages must agree on it. It depends on the shape
 of the array and the settings alone: if the memory at hand decided the size of the
-sample, it would decide the result. This module imports neither torch nor other modules
-of the package.
+sample, it would decide the result. This module imports no torch, and of the package only
+the plan of a tree.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+from streamkm.clustering.seeding.tree_plan import TreePlan, plan_tree
 
 __all__ = [
     "CANDIDATES",
@@ -31,6 +33,12 @@ __all__ = [
 SAMPLE_ROWS_PER_CLUSTER, MIN_SAMPLE_ROWS = 16, 16384
 #: ``auto`` wants at least 32,768 rows, or as many as fit 64 MiB as float32 if these are fewer.
 AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES = 32768, 64 << 20
+#: From this number of clusters on, ``auto`` grows a tree. It wants 64 rows a cluster, but at least
+#: `AUTO_SAMPLE_ROWS`, and of these as many as fit 96 MiB, or 16 a cluster if these are more.
+TREE_CLUSTERS, TREE_ROWS_PER_CLUSTER, TREE_SAMPLE_BYTES = 64, 64, 96 << 20
+#: It may take 0.85 of the work of all epochs, but of 10 at most; or a second of one core if that is
+#: more, since the passes of a fit by Lloyd's algorithm are only as good as what they begin with.
+TREE_EPOCHS, TREE_PRODUCTS = 10, 10 << 33
 #: Several seedings are compared by their costs on other rows, half as many as the sample has.
 JUDGED_FRACTION = 2
 
@@ -98,11 +106,15 @@ class SeedingPlan:
     candidate_rows: int = 0
     """Candidates that the rounds of k-means|| find, at most; 0 for other methods."""
     refinement: Refinement | None = None
-    """None if the method has none, or if ``auto`` cannot afford one and takes random rows."""
+    """None if the method has none, or if ``auto`` grows a tree or can afford neither."""
+    tree: TreePlan | None = None
+    """The tree that ``auto`` grows for many clusters."""
 
     def stages(self, init: str) -> list[str]:
         """Kinds of the stages of one seeding by the method `init`, in order."""
         refinement = self.refinement
+        if self.tree is not None:
+            return ["tree"]
         if refinement is None:
             return ["greedy" if init == "k-means++" else "random"]
         # Passes first: a centroid that is a single row carries the noise of that row. A search
@@ -116,18 +128,28 @@ class SeedingPlan:
 
         Stages of a seeding without a refinement are not counted.
         """
-        seedings = n_init * self.refinement.epochs if self.refinement is not None else 0.0
+        chosen = self.tree or self.refinement
+        seedings = n_init * chosen.epochs if chosen is not None else 0.0
         # Each pass compares the rows with the candidates of the rounds before.
         found = [1 + i * CANDIDATES_PER_CLUSTER * k for i in range(N_ROUNDS + 1)]
         return seedings + (sum(found) / k if self.candidate_rows else 0.0)
 
 
-def plan_seeding(n_rows: int, n_features: int, k: int, init: str, n_init: int) -> SeedingPlan:
-    """The seeding plan for `k` clusters of an array of this shape, by the method `init`."""
+def plan_seeding(
+    n_rows: int, n_features: int, k: int, init: str, n_init: int, epochs: int = 1
+) -> SeedingPlan:
+    """The seeding plan for `k` clusters of an array of this shape, by the method `init`.
+
+    `epochs` are those of training, at most.
+    """
     sample_rows = min(n_rows, max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER * k))
     pass_per_row = k * (n_features + SCORE_PRODUCTS)
     budget = max(int(EPOCH_SHARE * n_rows * pass_per_row), FREE_PRODUCTS)
     if init == "auto":
+        found = _tree(n_rows, n_features, k, epochs)
+        if found is not None:
+            sample_rows, tree = found
+            return SeedingPlan(sample_rows, _judged(n_rows, sample_rows, n_init), tree=tree)
         ample = min(AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES // (4 * n_features))
         wanted = min(n_rows, max(ample, SAMPLE_ROWS_PER_CLUSTER * k))
         # First a sample with enough rows a cluster for passes of Lloyd's algorithm. If that takes
@@ -153,6 +175,26 @@ def plan_seeding(n_rows: int, n_features: int, k: int, init: str, n_init: int) -
 def _judged(n_rows: int, sample_rows: int, n_init: int) -> int:
     """Rows to compare seedings on; 0 if the sample is the array and so gives exact costs."""
     return min(n_rows - sample_rows, sample_rows // JUDGED_FRACTION) if n_init > 1 else 0
+
+
+def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreePlan] | None:
+    """Rows of the sample and the tree on it; None for few clusters, or clusters of few rows."""
+    if k < TREE_CLUSTERS:
+        return None
+    rows = min(
+        n_rows,
+        max(AUTO_SAMPLE_ROWS, TREE_ROWS_PER_CLUSTER * k),
+        max(TREE_SAMPLE_BYTES // (4 * n_features), SAMPLE_ROWS_PER_CLUSTER * k),
+    )
+    pair = n_features + SCORE_PRODUCTS
+    epoch = n_rows * k * pair
+    budget = max(int(EPOCH_SHARE * epoch * min(epochs, TREE_EPOCHS)), TREE_PRODUCTS)
+    while rows >= ROWS_WORTH_PASSES * k:
+        tree = plan_tree(rows, n_features, k, budget=budget, epoch=epoch, pair=pair)
+        if tree.epochs * epoch <= budget:
+            return rows, tree
+        rows = rows * 3 // 4
+    return None
 
 
 def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) -> Refinement:

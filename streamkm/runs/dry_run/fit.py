@@ -249,10 +249,12 @@ def _written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple
     training = sum(tensor.nbytes for tensor in now.tensors().values())
     # The best seeding so far, the one under way, and what is known of every row of the sample.
     row_bytes = spec.n_features * plan.dtype.itemsize
-    is_sought = seeding.refinement is not None or plan.config.init == "k-means++"
+    is_sought = (seeding.tree or seeding.refinement) is not None or plan.config.init == "k-means++"
     n_sought = is_sought * max(seeding.sample_rows, seeding.candidate_rows)
     in_seeding = 2 * k * row_bytes + n_sought * SEEDING_ROW_BYTES
     in_seeding += seeding.candidate_rows * row_bytes
+    if seeding.tree is not None:
+        in_seeding += k * spec.n_features * 8  # The sums of the clusters, float64.
     held = (state.centroids_KD, state.sums_KD, state.counts_K, state.weights_K)
     model = sum(tensor.nbytes for tensor in held) + 4 * k * spec.n_features
     return max(training, in_seeding), model

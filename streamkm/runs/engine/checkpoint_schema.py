@@ -157,6 +157,14 @@ def _seeding(cursor: Cursor, plan: FitPlan) -> Demand:
             "label_S": index_S,
             "runner_up_S": index_S,
         },
+        "tree": {
+            "centroids_KD": centroids_KD,
+            "sums_KD": ("float64", centroids_KD[1]),
+            "mass_K": ("float64", (k,)),
+            "branch_K": ("int64", (k,)),
+            "label_S": index_S,
+            "closest_S": each_S,
+        },
         "passes": passes,
         "final passes": passes,
     }

@@ -22,12 +22,14 @@ from streamkm.clustering.seeding.local_search import LocalSearch
 from streamkm.clustering.seeding.plan import N_ROUNDS, PASSES_BETWEEN
 from streamkm.clustering.seeding.sample import Sample, merged, sample_cost
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
+from streamkm.clustering.seeding.tree import Tree
 from streamkm.clustering.state import initial_state
 from streamkm.errors import RunError
 from streamkm.runs.engine.passes import open_passes
 from streamkm.runs.engine.sampling import check_usable, draw_sample, split_sample, usable_rows
 from streamkm.runs.engine.snapshot import Cursor
 from streamkm.stream.stages import StageTimes
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from streamkm.clustering.seeding.kmeans_parallel import Candidates
@@ -181,8 +183,14 @@ class Seeder:
                 method += f"{refinement.searches} local search{plural} of "
                 method += f"{refinement.draws:,} draws, "
             method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
+        if seeding.tree is not None:
+            levels = " x ".join(f"{n:,}" for n in seeding.tree.levels)
+            exchanges = counted(seeding.tree.exchanges, "exchange")
+            method = f"a tree of {levels} clusters, {exchanges}"
+        chosen = seeding.tree or refinement
+        if chosen is not None:
             work = f": at most the work of {seeding.epochs(config.k, config.n_init):.2f} epochs"
-            if refinement.epochs > 1:
+            if chosen.epochs > 1:
                 work = ", which may be more than an epoch takes: epochs are short here"
         rows = f"{n_rows:,} of {self.plan.reading.n_rows:,} rows"
         if seeding.candidate_rows:
@@ -272,6 +280,19 @@ class StageRunner:
             return RandomRows(sample, config.k, config.seed, number)
         if kind == "greedy":
             return GreedyPlusPlus(sample, config.k, config.seed, number)
+        if kind == "tree":
+            assert self.plan.seeding.tree is not None
+            return Tree(
+                sample,
+                config.k,
+                self.plan.seeding.tree,
+                config.seed,
+                number,
+                make_kernel=self.kernel.for_centroids,
+                batch_rows=config.batch_rows,
+                spherical=spherical,
+                pause=pause,
+            )
         assert refinement is not None
         if kind == "batched":
             return BatchedPlusPlus(

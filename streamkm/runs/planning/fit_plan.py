@@ -91,7 +91,12 @@ class FitPlan:
             device=device,
             reading=reading,
             seeding=plan_seeding(
-                spec.n_rows, spec.n_features, config.k, config.init, config.n_init
+                spec.n_rows,
+                spec.n_features,
+                config.k,
+                config.init,
+                config.n_init,
+                config.epochs,
             ),
             memory=plan_memory(spec, reading, execution, fixed_bytes=needed, weighted=weighted),
             stored=stored,

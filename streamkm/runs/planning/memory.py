@@ -23,7 +23,7 @@ from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
-    from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.machine import MemoryLimit
     from streamkm.sources.base import ArraySpec
     from streamkm.stream.plan import ReadingPlan
@@ -185,7 +185,7 @@ def _too_small(least: MemoryPlan, limit: MemoryLimit) -> MemoryBudgetError:
 def fit_bytes(
     spec: ArraySpec,
     reading: ReadingPlan,
-    config: FitConfig,
+    config: ResolvedFitConfig,
     *,
     on_host: bool,
     weighted: bool = False,
@@ -195,7 +195,7 @@ def fit_bytes(
 
     Parameters
     ----------
-    spec, reading, config : ArraySpec, ReadingPlan, FitConfig
+    spec, reading, config : ArraySpec, ReadingPlan, ResolvedFitConfig
         The array, the order in which it is read, and the settings.
     on_host : bool
         Whether the device is the CPU.
@@ -220,11 +220,11 @@ def fit_bytes(
 
 
 def _seeding_bytes(
-    spec: ArraySpec, reading: ReadingPlan, config: FitConfig, *, weighted: bool
+    spec: ArraySpec, reading: ReadingPlan, config: ResolvedFitConfig, *, weighted: bool
 ) -> int:
     """Bytes of the sample and of the stages that work on it."""
     width, k, n_features = _compute_width(spec), config.k, spec.n_features
-    seeding = plan_seeding(spec.n_rows, n_features, k, config.init, config.n_init)
+    seeding = plan_seeding(spec.n_rows, n_features, k, config.init, config.n_init, config.epochs)
     n_heavy = weighted * min(MAX_HEAVY, spec.n_rows)
     n_drawn = seeding.sample_rows + seeding.judged_rows + n_heavy
     n_trials = max(greedy_trials(k), CANDIDATES)
@@ -236,6 +236,9 @@ def _seeding_bytes(
     total += n_rows * (96 + n_trials * (3 * width + 24))
     # Centroids before and after a pass, their sums, and the best seeding so far.
     total += k * n_features * (5 * width + 24) + _kernel_bytes(spec, reading, k)
+    if seeding.tree is not None:
+        # Sums before and after a step, and those of halves and of pairs of clusters.
+        total += k * n_features * (3 * width + 40)
     total += min(k, MAX_PROPOSED) ** 2 * 2 * width
     total += reading.batch_rows * (n_features + 8) * (width + 8)
     if seeding.candidate_rows:

@@ -13,11 +13,23 @@ from streamkm.clustering.seeding.plan import (
     PASSES_BETWEEN,
     SAMPLE_ROWS_PER_CLUSTER,
     SCORE_PRODUCTS,
+    TREE_CLUSTERS,
+    TREE_PRODUCTS,
     plan_seeding,
 )
 
 shapes = st.tuples(st.integers(1, 10**10), st.integers(1, 10**5), st.integers(1, 10**6))
 inits = st.sampled_from(["auto", "random", "k-means++", "k-means||"])
+
+
+# Breaks when a fit of many epochs gets the seeds of one, or spends more than 10 on them.
+def test_a_tree_for_many_epochs_may_take_longer() -> None:
+    trees = [plan_seeding(48_000, 384, 1000, "auto", 1, epochs).tree for epochs in (1, 10, 300)]
+    assert None not in trees
+    one, ten, many = (tree for tree in trees if tree is not None)
+    assert one.exchanges < ten.exchanges
+    assert ten == many
+    assert ten.epochs <= 10 * EPOCH_SHARE
 
 
 # Breaks when a sample has fewer rows than clusters, or more than there are.
@@ -39,10 +51,13 @@ def test_there_are_enough_rows(shape, init, n_init) -> None:
 def test_auto_costs_less_than_an_epoch(shape) -> None:
     n_rows, n_features, k = shape
     k = min(k, n_rows)
-    refinement = plan_seeding(n_rows, n_features, k, "auto", 1).refinement
-    if refinement is None:
-        return
+    plan = plan_seeding(n_rows, n_features, k, "auto", 1)
     epoch = n_rows * k * (n_features + SCORE_PRODUCTS)
+    if plan.tree is not None:
+        most = max(EPOCH_SHARE * epoch, TREE_PRODUCTS)
+        assert plan.tree.epochs * epoch <= most * (1 + 1e-9)
+    if (refinement := plan.refinement) is None:
+        return
     assert refinement.epochs * epoch <= max(EPOCH_SHARE * epoch, FREE_PRODUCTS) * (1 + 1e-9)
     assert refinement.final_passes >= 0
     assert (refinement.searches > 0) == (refinement.draws > 0)
@@ -50,9 +65,10 @@ def test_auto_costs_less_than_an_epoch(shape) -> None:
 
 @pytest.mark.parametrize("k", [16, 1000, 100_000])
 def test_auto_refines_at_every_k(k: int) -> None:
-    refinement = plan_seeding(100 * k, 32, k, "auto", 1).refinement
-    assert refinement is not None
-    assert refinement.searches * PASSES_BETWEEN + refinement.final_passes >= 2
+    plan = plan_seeding(100 * k, 32, k, "auto", 1)
+    assert (plan.tree is None) == (k < TREE_CLUSTERS)
+    if (refinement := plan.refinement) is not None:
+        assert refinement.searches * PASSES_BETWEEN + refinement.final_passes >= 2
 
 
 def test_small_data_gets_the_full_treatment() -> None:
@@ -64,7 +80,7 @@ def test_small_data_gets_the_full_treatment() -> None:
 
 
 # Breaks when auto falls to random rows as soon as a sample with passes takes too long.
-@pytest.mark.parametrize("k", [99_000, 101_000, 300_000])
+@pytest.mark.parametrize("k", [300_000, 400_000])
 def test_many_clusters_of_few_rows_get_k_means_plus_plus(k: int) -> None:
     plan = plan_seeding(10**6, 32, k, "auto", 1)
     assert plan.refinement is not None
@@ -79,8 +95,9 @@ def test_what_seeding_costs_is_told_as_a_whole() -> None:
     assert plan.refinement is not None
     assert min(plan.refinement.searches, plan.refinement.final_passes) >= 0
     assert plan.epochs(10_000, 1) > 30
-    one = plan_seeding(10**6, 64, 100, "auto", 1)
-    assert one.epochs(100, 3) == pytest.approx(3 * one.epochs(100, 1))
+    for k in (10, 1000):
+        one = plan_seeding(10**6, 64, k, "auto", 1)
+        assert one.epochs(k, 3) == pytest.approx(3 * one.epochs(k, 1))
 
 
 # A cluster of one or two rows is found by no sample: comparing would cost more than it brings.

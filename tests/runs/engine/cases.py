@@ -56,6 +56,9 @@ LLOYD = {"algorithm": "lloyd"}
 CASES = [
     Case("minibatch", {"epochs": 2}),
     Case("minibatch, best of two", {"n_init": 2, "k": 3}),
+    # As many clusters as `short_seeding` takes a tree for.
+    Case("minibatch, tree, best of two, weighted", {"k": 45, "n_init": 2}, weighted=True),
+    Case("minibatch, tree, cosine", {"k": 45, "metric": "cosine"}),
     Case("minibatch, k-means||, cosine", {"init": "k-means||", "metric": "cosine", "k": 4}),
     Case("minibatch, k-means++", {"init": "k-means++"}),
     Case("minibatch, random, cosine", {"init": "random", "metric": "cosine"}),

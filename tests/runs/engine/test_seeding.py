@@ -128,17 +128,18 @@ def test_a_row_that_weighs_much_gets_its_cluster(n_init, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("init", "said"),
+    ("init", "k", "said"),
     [
-        ("auto", "local searches of 72 draws, Lloyd's algorithm on 900 of 900 rows"),
-        ("k-means||", "candidates from 5 rounds of k-means||"),
-        ("k-means++", "greedy k-means++ on 900 of 900 rows, best of 2"),
-        ("random", "random rows on 900 of 900 rows"),
+        ("auto", 70, "a tree of 5 x 70 clusters, 8 exchanges on 900 of 900 rows, best of 2"),
+        ("auto", 5, "local searches of 72 draws, Lloyd's algorithm on 900 of 900 rows"),
+        ("k-means||", 5, "candidates from 5 rounds of k-means||"),
+        ("k-means++", 5, "greedy k-means++ on 900 of 900 rows, best of 2"),
+        ("random", 5, "random rows on 900 of 900 rows"),
     ],
 )
-def test_what_was_chosen_and_what_it_cost_is_said(init, said, tmp_path, capsys):
+def test_what_was_chosen_and_what_it_cost_is_said(init, k, said, tmp_path, capsys):
     rows = np.random.default_rng(0).normal(size=(900, 3)).astype(np.float32)
-    job_on(tmp_path, rows, chunk=300, k=5, init=init, n_init=2).attempt()
+    job_on(tmp_path, rows, chunk=300, k=k, init=init, n_init=2).attempt()
     line = next(s for s in untimed(capsys.readouterr().err) if s.startswith("seeded"))
     assert line.startswith(f"seeded ({init})")
     assert said in line
@@ -149,11 +150,12 @@ def test_what_was_chosen_and_what_it_cost_is_said(init, said, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("init", ["auto", "k-means||", "k-means++", "random"])
-def test_fewer_distinct_rows_than_clusters_is_said(init, tmp_path, capsys):
+@pytest.mark.parametrize("k", [5, 70])
+def test_fewer_distinct_rows_than_clusters_is_said(init, k, tmp_path, capsys):
     rows = np.repeat(np.eye(3, 4, dtype=np.float32), 100, axis=0)
-    job = job_on(tmp_path, rows, chunk=50, k=5, init=init, epochs=2)
+    job = job_on(tmp_path, rows, chunk=50, k=k, init=init, epochs=2)
     job.attempt()
-    assert "fewer than 5 distinct rows" in capsys.readouterr().err
+    assert f"fewer than {k} distinct rows" in capsys.readouterr().err
     found = load_model(job.run).centroids
     assert np.isfinite(found).all()
     assert {tuple(row) for row in found.tolist()} >= {tuple(row) for row in np.eye(3, 4).tolist()}
@@ -180,10 +182,10 @@ def test_as_many_clusters_as_distinct_rows(init, tmp_path, capsys):
 def test_stopped_in_the_middle_of_seeding(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.normal(size=(60_000, 16)).astype(np.float32))
-    arguments = ["fit", tmp_path / "x.npy", "--device", "cpu", "--k", 200]
+    arguments = ["fit", tmp_path / "x.npy", "--device", "cpu", "--k", 2000]
     assert run(*arguments, "--out", tmp_path / "whole")[0] == 0
     out = tmp_path / "stopped"
-    process = start(*arguments, "--out", out, "--checkpoint-every", 20)
+    process = start(*arguments, "--out", out, "--checkpoint-every", 2)
     assert wait_until(lambda: bool(steps_saved(out)), process)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)

@@ -96,8 +96,9 @@ def test_weights_are_part_of_the_plan(spec, threads):
     extra = weighted.stream.slot_bytes - bare.stream.slot_bytes
     assert 8 * plan.window_rows <= extra < 8 * plan.window_rows + 8
     assert weighted.reader_bytes == bare.reader_bytes + 8 * plan.block_rows
+    config = FitConfig(k=3).resolved(spec.n_rows, spec.n_features)
     needed = {
-        weighted: fit_bytes(spec, plan, FitConfig(k=3), on_host=True, weighted=weighted)
+        weighted: fit_bytes(spec, plan, config, on_host=True, weighted=weighted)
         for weighted in (False, True)
     }
     assert needed[True] >= needed[False]
@@ -115,7 +116,8 @@ def test_what_a_run_takes_grows_with_what_it_does():
     def needed(k: int, n_features: int, dtype: str = "float32") -> int:
         spec = ArraySpec(10**6, n_features, dtype, 4096, "test")
         plan = plan_reading(spec, batch_rows=4096, seed=0)
-        return fit_bytes(spec, plan, FitConfig(k=k), on_host=True)
+        config = FitConfig(k=k).resolved(10**6, n_features)
+        return fit_bytes(spec, plan, config, on_host=True)
 
     assert needed(10, 8) < needed(1000, 8) < needed(1000, 128) < needed(1000, 128, "float64")
     # Centroids and their float64 sums at the very least.

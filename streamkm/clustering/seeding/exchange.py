@@ -1,0 +1,86 @@
+"""Exchanges: clusters that save little are given up, and others that cost much are halved.
+
+k-means++ and a tree leave some groups of rows without a centroid of their own, and give others two.
+Passes of Lloyd's algorithm never mend that. An exchange finds for all clusters at once what it
+would cost to do without each, and what halving each would save, and makes the exchanges that pay:
+the split and merge of ISODATA (Ball & Hall 1965), with measured gains instead of thresholds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["choose_exchanges", "cost_of_joining", "draw_of_each"]
+
+
+def cost_of_joining(
+    one: tuple[torch.Tensor, torch.Tensor],
+    other: tuple[torch.Tensor, torch.Tensor],
+    *,
+    spherical: bool,
+) -> torch.Tensor:
+    """What each of K clusters costs more as one than as two halves, float64; 0 for no rows.
+
+    A half is given by its sums (K, D) and masses (K,). The squared distances of rows to the mean of
+    both halves are those to the means of the halves, and ``m n / (m + n)`` times that between the
+    means. With rows and centroids of unit length they are ``2 mass - 2 |sum|``.
+    """
+    (one_KD, one_K), (other_KD, other_K) = one, other
+    if spherical:
+        apart_K = torch.linalg.vector_norm(one_KD, dim=1)
+        apart_K += torch.linalg.vector_norm(other_KD, dim=1)
+        lost_K: torch.Tensor = apart_K - torch.linalg.vector_norm(one_KD + other_KD, dim=1)
+        return 2 * lost_K
+    apart_KD = one_KD / one_K[:, None] - other_KD / other_K[:, None]
+    cost_K = one_K * other_K / (one_K + other_K) * apart_KD.square().sum(dim=1)
+    return torch.where((one_K > 0) & (other_K > 0), cost_K, 0)
+
+
+def draw_of_each(
+    label_S: torch.Tensor, weights_S: torch.Tensor, k: int, generator: torch.Generator
+) -> torch.Tensor:
+    """A row of each of `k` clusters, drawn with probability proportional to the weights.
+
+    Uses exponential keys, as `draw_distinct`. A cluster whose weights are all 0 gets row 0.
+    """
+    uniform_S = torch.rand(
+        len(label_S), dtype=torch.float64, device=label_S.device, generator=generator
+    )
+    keys_S = -torch.log1p(-uniform_S) / weights_S.double()
+    keys_S.nan_to_num_(nan=torch.inf, posinf=torch.inf)
+    least_K = keys_S.new_full((k,), torch.inf).scatter_reduce_(0, label_S, keys_S, "amin")
+    is_least_S = (keys_S == least_K[label_S]) & keys_S.isfinite()
+    positions_S = torch.arange(len(label_S), device=label_S.device)
+    positions_S = torch.where(is_least_S, positions_S, len(label_S))
+    first_K = positions_S.new_full((k,), len(label_S))
+    first_K.scatter_reduce_(0, label_S, positions_S, "amin")
+    return torch.where(first_K < len(label_S), first_K, 0)
+
+
+def choose_exchanges(
+    gains: Sequence[float], losses: Sequence[float], heirs: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Pairs of a cluster to halve and one to give up, whose gain is more than the loss.
+
+    A cluster takes part once, as the heir of the rows of one given up too: what was measured
+    holds only if nothing else changes there.
+    """
+    by_gain = sorted(range(len(gains)), key=lambda cluster: (-gains[cluster], cluster))
+    by_loss = iter(sorted(range(len(losses)), key=lambda cluster: (losses[cluster], cluster)))
+    taken, pairs = set[int](), []
+    given_up = next(by_loss, None)
+    for halved in by_gain:
+        if halved in taken:
+            continue
+        while given_up is not None and {given_up, heirs[given_up]} & (taken | {halved}):
+            given_up = next(by_loss, None)
+        if given_up is None or gains[halved] <= losses[given_up]:
+            break
+        taken |= {halved, given_up, heirs[given_up]}
+        pairs.append((halved, given_up))
+    return pairs
