@@ -70,9 +70,9 @@ class MiniBatch:
     def make(cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Self:
         """See `Algorithm`."""
         spherical = config.metric == "cosine"
-        assert config.rate is not None
         return cls(
-            kernel, n_rows, config.seed, spherical, config.max_no_improvement, config.rate,
+            kernel, n_rows, config.seed, spherical, config.max_no_improvement,
+            config.rate or "mean",
             config.epochs, config.batch_rows,
         )  # fmt: skip
 
