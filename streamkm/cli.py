@@ -197,11 +197,11 @@ def _info(arguments: argparse.Namespace) -> None:
             print(describe_source(source))
 
 
-def _open(arguments: argparse.Namespace) -> Source:
+def _open(arguments: argparse.Namespace, marked: Sequence[float | int] = ()) -> Source:
     from streamkm.sources import open_source
 
     # Values that a file's attributes mark as no data are left out like NaN.
-    fill_is_nan = getattr(arguments, "nan", None) == "drop"
+    fill_is_nan = marked or getattr(arguments, "nan", None) == "drop"
     return open_source(arguments.source, **source_keywords(arguments), fill_is_nan=fill_is_nan)
 
 
@@ -209,10 +209,12 @@ def _open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
     """The source, with stored values read as in `run` where no option says otherwise."""
     from streamkm.runs.storage.run_folder import reading_of
 
-    for name, value in reading_of(run).items():
+    reading = reading_of(run)
+    marked = () if arguments.nodata else reading["marked"]
+    for name in ("nodata", "apply_scale", "nan"):
         if not getattr(arguments, name):
-            setattr(arguments, name, value)
-    return _open(arguments)
+            setattr(arguments, name, reading[name])
+    return _open(arguments, marked)
 
 
 def _open_weights(

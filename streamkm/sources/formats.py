@@ -84,7 +84,9 @@ class Format:
             arguments["keep_open"] = keep_open
         source: Source = imported(self.home, location, self.extra)(location, **arguments)
         # Openers that take the option decode by themselves, for each variable its own way.
-        return source if NODATA in self.options else honoured(source, given.get("nodata", ()))
+        if NODATA in self.options:
+            return source
+        return honoured(source, given.get("nodata", ()), given.get("fill_is_nan", False))
 
     def holds(self, folder: Path) -> bool:
         """Whether `folder` is an array of this format, or a group of arrays."""

@@ -34,7 +34,7 @@ def open_remote(
     variable: Sequence[str] = (),
     feature_dim: FeatureDims | None = None,
     nodata: tuple[float | int, ...] = (),
-    fill_is_nan: bool = False,
+    fill_is_nan: bool | tuple[float | int, ...] = False,
     apply_scale: bool = False,
 ) -> Source:
     """Open the Zarr array at an address.
