@@ -318,6 +318,28 @@ def test_marks_of_the_fitted_file_are_not_those_of_another(tmp_path: Path) -> No
             assert np.flatnonzero(estimator.predict(place) == -1).tolist() == [dropped], name
 
 
+# Breaks when a thousand tiles say the same a thousand times.
+def test_a_note_of_several_tiles_is_said_once(tmp_path: Path) -> None:
+    for number in range(4):
+        group = zarr.create_group(tmp_path / f"{number}.zarr")
+        for name, fill in (("red", -9999), ("nir", -1 if number == 2 else -9999)):
+            array = group.create_array(name, data=np.ones((3, 2), "i2"))
+            array.attrs.update({"_FillValue": fill, "scale_factor": 0.5})
+    first, third = tmp_path / "0.zarr", tmp_path / "2.zarr"
+    is_no_data = "is no data: a row that holds it counts as NaN"
+    scaled = "values are stored * 0.5 + 0, as its attributes say"
+    source = open_source(
+        f"{tmp_path}/*.zarr", variable=["red", "nir"], fill_is_nan=True, apply_scale=True
+    )
+    assert source.notes() == [
+        f"{first}/red and 3 more: -9999 {is_no_data}",
+        f"{first}/red and 3 more: {scaled}",
+        f"{first}/nir and 2 more: -9999 {is_no_data}",
+        f"{first}/nir and 3 more: {scaled}",
+        f"{third}/nir: -1 {is_no_data}",
+    ]
+
+
 # What the user names is no data in every file, beside the marks of each.
 def test_given_values_join_the_marks_of_every_file(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(1, 255, (60, 2)).astype("u1")
