@@ -143,8 +143,8 @@ class ArraySpec:
     """Name of the array within its file, such as an HDF5 dataset, if it was chosen for being the
     only one; else empty. Shards must agree in it."""
     file: str = ""
-    """Path of the local file that all rows lie in; empty if there are several, or the format has
-    another kind of place."""
+    """Path of the local file that all rows lie in, or of the folder of a Zarr array; empty if there
+    are several, or the format has another kind of place."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:
