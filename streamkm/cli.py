@@ -197,10 +197,11 @@ def _info(arguments: argparse.Namespace) -> None:
             print(describe_source(source))
 
 
-def _open(arguments: argparse.Namespace, marked: Sequence[float | int] = ()) -> Source:
+def _open(arguments: argparse.Namespace) -> Source:
     from streamkm.sources import open_source
 
     # Values that a file's attributes mark as no data are left out like NaN.
+    marked = getattr(arguments, "marked", ())
     fill_is_nan = marked or getattr(arguments, "nan", None) == "drop"
     return open_source(arguments.source, **source_keywords(arguments), fill_is_nan=fill_is_nan)
 
@@ -210,11 +211,11 @@ def _open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
     from streamkm.runs.storage.run_folder import reading_of
 
     reading = reading_of(run)
-    marked = () if arguments.nodata else reading["marked"]
+    arguments.marked = () if arguments.nodata else reading["marked"]
     for name in ("nodata", "apply_scale", "nan"):
         if not getattr(arguments, name):
             setattr(arguments, name, reading[name])
-    return _open(arguments, marked)
+    return _open(arguments)
 
 
 def _open_weights(
