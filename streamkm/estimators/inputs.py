@@ -127,15 +127,19 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     if _is_location(X):
         # A source that the user has opened is read as it is.
         known = SourceOptions() if reset or isinstance(X, Source) else _reading_of(estimator)
-        known["fill_is_nan"] = getattr(estimator, "nan", None) == "drop"
+        known.setdefault("fill_is_nan", getattr(estimator, "nan", None) == "drop")
         source = open_source(X, **known)
         # A memory map is an array, such as joblib gives to its workers for one in memory.
         array = np.asarray(X) if isinstance(X, np.memmap) else None
         try:
             _check_features(estimator, source, reset=reset)
             if reset:
+                spec = source.spec
                 remember_reading(
-                    estimator, nodata=source.spec.nodata, apply_scale=source.spec.is_scaled
+                    estimator,
+                    nodata=[value for value in spec.nodata if value not in spec.marked],
+                    apply_scale=spec.is_scaled,
+                    marked=spec.marked,
                 )
             yield InputRows(source, in_memory=array is not None, array=array)
         finally:
@@ -207,9 +211,11 @@ def remember_reading(
     *,
     nodata: Sequence[float | int] | None = None,
     apply_scale: bool = False,
+    marked: Sequence[float | int] = (),
 ) -> None:
     """Keep how the rows of a fit were read from files, for later rows of the same kind."""
-    vars(estimator)["_reading"] = SourceOptions(nodata=nodata, apply_scale=apply_scale)
+    kept = SourceOptions(nodata=nodata, apply_scale=apply_scale)
+    vars(estimator)["_reading"] = {**kept, "fill_is_nan": marked} if marked else kept
 
 
 def _reading_of(estimator: BaseEstimator) -> SourceOptions:

@@ -171,7 +171,7 @@ def written_ids(source: Source, outputs: list[Path]) -> IdColumn | None:
 
 
 def origin_of(source: Source) -> Path | None:
-    """The local file that `source` reads, of which an output may be a copy; None if it is none."""
+    """The local file that `source` reads, or the folder of its Zarr array; None if it is none."""
     return Path(source.spec.file) if source.spec.file else None
 
 

@@ -96,7 +96,8 @@ def open_sink(
     grid : Grid, optional
         The axes of the rows, for an array in a Zarr store; others have one axis.
     origin : Path, optional
-        The local file that the rows lie in, of which an ``.h5ad`` output is a copy.
+        The local file that the rows lie in, of which an ``.h5ad`` output is a copy, or the folder
+        of their Zarr array. A column of obs in a Zarr store must be of the same cells.
 
     Returns
     -------
@@ -139,7 +140,7 @@ def open_sink(
             options: dict[str, Any] = {"chunk_rows": chunk_rows} if kind.is_chunked else {}
             options |= {"ids": ids} if is_table(target) else {}
             options |= {"origin": origin} if is_copy(target) else {}
-            options |= {"grid": grid} if kind_of(target) == IN_STORE else {}
+            options |= {"grid": grid, "origin": origin} if kind_of(target) == IN_STORE else {}
             sink = kind(target, n_rows=n_rows, dtype=stored, state=state, **options)
     except BaseException:
         lock.release(remove=True)

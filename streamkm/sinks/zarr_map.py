@@ -52,6 +52,9 @@ class ZarrMapSink(ZarrSink):
         See `ZarrSink`.
     grid : Grid, optional
         The axes of the rows; by default they are one axis.
+    origin : Path, optional
+        The file or the Zarr array of the rows: if it is of AnnData, a column of obs must be of
+        the same cells.
     """
 
     def __init__(
@@ -63,12 +66,14 @@ class ZarrMapSink(ZarrSink):
         state: dict[str, Any] | None,
         chunk_rows: int,
         grid: Grid | None = None,
+        origin: Path | None = None,
     ) -> None:
         self._group = target.parent
         in_group = _group_at(self._group)
         self._is_column = in_group is not None and _is_table(in_group)
         if in_group is not None and self._is_column:
             _refuse_other_length(target, in_group, n_rows)
+            _refuse_other_cells(target, in_group, origin)
             grid = None  # A table has one axis, and knows no coordinates.
         self._extents = grid.shape if grid is not None else (n_rows,)
         self._dims = _names(grid, len(self._extents))
@@ -202,6 +207,48 @@ def _refuse_other_length(target: Path, table: zarr.Group, n_rows: int) -> None:
             f"{target}: {target.parent} has {index.shape[0]:,} rows, this output {n_rows:,}; "
             "choose another group or another store"
         )
+
+
+def _refuse_other_cells(target: Path, table: zarr.Group, origin: Path | None) -> None:
+    """Refuse obs with other cells than the AnnData of `origin` has, or in another order."""
+    if origin is None or target.parent.name != "obs":
+        return
+    known, found = _cells_of(origin), _index(table)
+    if known is None or found is None or len(known) != len(found):
+        return  # The rows are no cells, or have no names.
+    if known != found:
+        row = next(
+            i for i, (one, other) in enumerate(zip(known, found, strict=True)) if one != other
+        )
+        raise ConfigError(
+            f"{target}: its cells must be those of {origin}, in the same order: row {row} is "
+            f"{known[row]} there and {found[row]} in {target.parent}; write the labels as .npy or "
+            ".parquet, and join them by name"
+        )
+
+
+def _cells_of(origin: Path) -> list[str] | None:
+    """Names of the cells of the AnnData that `origin` is, or lies in; None if there are none."""
+    if origin.suffix == ".h5ad":
+        import h5py
+
+        with h5py.File(origin, "r") as file:
+            obs = file.get("obs")
+            return _index(obs) if isinstance(obs, h5py.Group) else None
+    for folder in origin.parents if origin.is_dir() else ():
+        group = _group_at(folder)
+        obs = group.get("obs") if group is not None else None
+        if group is None or isinstance(obs, zarr.Group):
+            return _index(obs) if obs is not None else None
+    return None
+
+
+def _index(table: Any) -> list[str] | None:
+    """The index of a table of AnnData as texts; None if it is stored in another way."""
+    index = table.get(str(table.attrs.get("_index", "")) or "_index")
+    if len(getattr(index, "shape", ())) != 1:
+        return None
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in index[:]]
 
 
 def _list_column(path: Path) -> None:

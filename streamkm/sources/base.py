@@ -132,6 +132,9 @@ class ArraySpec:
     """Stored values that mean "no data". `streamkm.sources.open_source` has a source with such
     values read as floats, with NaN in their place: a row that holds one counts as one with NaN.
     Of several files or variables, those that all of them have."""
+    marked: tuple[float | int, ...] = ()
+    """Those of `nodata` that only attributes name. They are no data in a file that marks none; one
+    with marks of its own may hold them as numbers."""
     is_decoded: bool = False
     """Whether NaN is read in place of all such values already, those of each file or variable."""
     is_scaled: bool = False
@@ -140,8 +143,8 @@ class ArraySpec:
     """Name of the array within its file, such as an HDF5 dataset, if it was chosen for being the
     only one; else empty. Shards must agree in it."""
     file: str = ""
-    """Path of the local file that all rows lie in; empty if there are several, or the format has
-    another kind of place."""
+    """Path of the local file that all rows lie in, or of the folder of a Zarr array; empty if there
+    are several, or the format has another kind of place."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -117,7 +118,8 @@ class ConcatSource(Described):
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
             member=first.spec.member,
-            nodata=common_nodata(specs),
+            nodata=(nodata := common_nodata(specs)),
+            marked=tuple(value for value in specs[0].marked if value in nodata),
             is_decoded=any(spec.is_decoded for spec in specs),
             is_scaled=any(spec.is_scaled for spec in specs),
             is_remote=any(spec.is_remote for spec in specs),
@@ -178,11 +180,11 @@ class ConcatSource(Described):
         return is_part or any(would_take(part, path) for part in self._parts)
 
     def notes(self) -> list[str]:
-        """The notes of the whole, then those of each part."""
+        """The notes of the whole, then those of the parts, each once."""
         return [
             *self._remarks,
             *_order_notes(self._name, [part.name for part in self._parts]),
-            *(note for part in self._parts for note in part.notes()),
+            *_notes_of_parts(self._parts),
         ]
 
     def close(self) -> None:
@@ -190,6 +192,24 @@ class ConcatSource(Described):
         self._closed = True
         for part in self._parts:
             part.close()
+
+
+def _notes_of_parts(parts: Sequence[Source]) -> list[str]:
+    """The notes of all parts; one that several have names the first and the number of others."""
+    first: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for part in parts:
+        for note in part.notes():
+            words = note.removeprefix(part.name)
+            first.setdefault(words, note)
+            times[words] += 1
+    notes = []
+    for words, note in first.items():
+        whose, colon, what = words.partition(": ")
+        if times[words] > 1 and len(words) < len(note):
+            note = f"{note.removesuffix(words)}{whose} and {times[words] - 1:,} more{colon}{what}"
+        notes.append(note)
+    return notes
 
 
 def _order_notes(whole: str, names: Sequence[str]) -> list[str]:

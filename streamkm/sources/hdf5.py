@@ -54,7 +54,7 @@ def open_hdf5(
     variable: Sequence[str] = (),
     feature_dim: FeatureDims | None = None,
     nodata: tuple[float | int, ...] = (),
-    fill_is_nan: bool = False,
+    fill_is_nan: bool | tuple[float | int, ...] = False,
     apply_scale: bool = False,
     keep_open: bool = True,
 ) -> Source:

@@ -69,7 +69,7 @@ def open_lazy(array: Any, given: Mapping[str, Any]) -> Source:
     refuse_foreign_options("a lazy array", given, None, "")
     source = _OPENERS[_library(array)](array)
     if not isinstance(source, SlicedSource):
-        return honoured(source, nodata)
+        return honoured(source, nodata, fill_is_nan)
 
     def noted(remarks: tuple[str, ...]) -> Source:
         source.remarks = list(remarks)

@@ -70,7 +70,8 @@ def in_order(source: Source, names: Sequence[str], whose: str) -> Source:
         # Of many names those that differ may not be among the first.
         odd = f" (only one of them has {shown(only)})" if len(only) < len(wanted) else ""
         raise SourceError(
-            f"names of features must agree: {both}{odd}; rename those of one, or choose the same"
+            f"names of features must agree: {both}{odd}; rename those of one, or choose the same "
+            "columns or variables of both"
         )
     return source.in_order(wanted) if isinstance(source, _Orderable) else _Reordered(source, wanted)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py
 import numpy as np
 import pytest
+import scipy.sparse
 import xarray as xr
 import zarr
 
+from streamkm.cli import main
 from streamkm.errors import ConfigError, OutputExistsError
 from streamkm.sinks import open_sink
 from streamkm.sinks.base import commit_together
@@ -279,3 +282,49 @@ def test_labels_are_a_column_of_a_table_of_anndata(
     assert obs()["n"][...].tolist() == list(range(10))
     with pytest.raises(ConfigError, match="obs has 10 rows, this output 7; choose another group"):
         open_sink(store / "obs" / "other", n_rows=7, dtype="int32")
+
+
+# Breaks when labels go to the cells of another store, by their place alone.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["h5ad", "dense", "sparse"])
+def test_a_column_of_obs_is_of_the_same_cells(kind: str, tmp_path: Path) -> None:
+    names = [f"cell-{number}" for number in range(60)]
+    x = np.random.default_rng(0).poisson(1, (60, 4)).astype("f4")
+
+    def store(path: Path, cells: list[str]) -> Path:
+        root: Any = h5py.File(path, "w") if kind == "h5ad" else zarr.open_group(path, zarr_format=2)
+        put = root.create_dataset if kind == "h5ad" else root.create_array
+        put("obsm/X_pca", data=x)
+        if kind == "sparse":
+            group, matrix = root.create_group("X"), scipy.sparse.csr_array(x)
+            group.attrs.update({"encoding-type": "csr_matrix", "shape": list(x.shape)})
+            for part in ("data", "indices", "indptr"):
+                group.create_array(part, data=getattr(matrix, part))
+        else:
+            put("X", data=x)
+        table(root.create_group("obs"), cells)
+        return path
+
+    def table(obs: Any, cells: list[str]) -> None:
+        obs.attrs.update({"encoding-type": "dataframe", "_index": "cell"})
+        if isinstance(obs, h5py.Group):
+            obs.create_dataset("cell", data=cells, dtype=h5py.string_dtype())
+        else:
+            obs.create_array("cell", shape=(60,), dtype=str)[:] = np.array(cells, object)
+
+    source = store(tmp_path / ("x.h5ad" if kind == "h5ad" else "x.zarr"), names)
+    for name, cells in (("same", names), ("turned", names[::-1])):
+        root = zarr.open_group(tmp_path / f"{name}.zarr", zarr_format=2)
+        table(root.create_group("obs"), cells)
+    run = str(tmp_path / "run")
+    for dataset in ("X", "obsm/X_pca"):
+        assert main(["fit", str(source), "--dataset", dataset, "--k", "3", "--out", run]) == 0
+        predict = ["predict", run, str(source), "--dataset", dataset, "--labels"]
+        assert main([*predict, str(tmp_path / "same.zarr" / "obs" / dataset[-1])]) == 0
+        assert main([*predict, str(tmp_path / "turned.zarr" / "obs" / "cluster")]) == 2
+        run += "-2"
+    with pytest.raises(ConfigError, match=r"row 0 is cell-0 there and cell-59 in .*obs; write"):
+        open_sink(
+            tmp_path / "turned.zarr" / "obs" / "cluster", n_rows=60, dtype="int32",
+            origin=source if kind == "h5ad" else source / "X",
+        )  # fmt: skip

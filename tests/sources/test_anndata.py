@@ -88,6 +88,33 @@ def test_genes_are_matched_by_name(suffix: str, sparse: bool, tmp_path: Path) ->
         open_source([one, other])
 
 
+# Breaks when the path of a matrix in a store, or an open array, loses the names beside it.
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_matrix_named_by_its_own_path_has_the_names(sparse: bool, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.zarr", numbers((20, 4)), GENES, sparse=sparse)
+    fill(
+        zarr.open_group(path / "raw", mode="w", zarr_format=2),
+        numbers((20, 4)),
+        GENES,
+        sparse=sparse,
+    )
+    group = zarr.open_group(path, mode="r")
+    for member in ("X", "layers/counts", "raw/X"):
+        places = (path / member, group[member], zarr.open(path / member, mode="r"))
+        for place in places:
+            assert open_source(place).spec.feature_names == GENES, place
+        named = open_source(path, dataset=member)
+        assert open_source(path / member).fingerprint() == named.fingerprint()
+    assert open_source(path / "layers", dataset="counts").spec.feature_names == GENES
+
+
+def test_an_array_called_x_without_anndata_has_no_names(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "X", data=numbers((20, 4)))
+    assert open_source(tmp_path / "X").spec.feature_names == ()
+    inner = zarr.create_group({}).create_array("layers/X", data=numbers((20, 4)))
+    assert open_source(inner).spec.feature_names == ()
+
+
 def test_a_name_that_is_there_twice_names_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "x.h5ad", numbers((20, 4)), ("a", "b", "a", "c"))
     source = open_source(path)

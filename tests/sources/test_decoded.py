@@ -333,6 +333,66 @@ def test_variables_that_mark_different_values(tmp_path: Path) -> None:
     assert np.flatnonzero(np.load(labels) == -1).tolist() == [0, 4]
 
 
+# Breaks when what one file's attributes mark is looked for in a file with marks of its own.
+def test_marks_of_the_fitted_file_are_not_those_of_another(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(1, 255, (60, 2)).astype("u1")
+    x[0], x[1], x[2] = 0, 255, 7
+    for name, fill in (("a", 0), ("b", 255), ("c", None)):
+        array = zarr.create_array(tmp_path / name, data=x)
+        array.attrs.update({} if fill is None else {"_FillValue": fill})
+    np.save(tmp_path / "d.npy", x)
+    fitted = KMeans(3, nan="drop", random_state=0, run_dir=tmp_path / "run").fit(tmp_path / "a")
+    run, labels = str(tmp_path / "run"), tmp_path / "labels.npy"
+    # A file without marks is read as the fitted one was.
+    for name, dropped in (("a", 0), ("b", 1), ("c", 0), ("d.npy", 0)):
+        place = str(tmp_path / name)
+        assert main(["predict", run, place, "--labels", str(labels)]) == 0
+        assert np.flatnonzero(np.load(labels) == -1).tolist() == [dropped], name
+        labels.unlink()
+        for estimator in (fitted, load_run(run)):
+            assert np.flatnonzero(estimator.predict(place) == -1).tolist() == [dropped], name
+
+
+# Breaks when a thousand tiles say the same a thousand times.
+def test_a_note_of_several_tiles_is_said_once(tmp_path: Path) -> None:
+    for number in range(4):
+        group = zarr.create_group(tmp_path / f"{number}.zarr")
+        for name, fill in (("red", -9999), ("nir", -1 if number == 2 else -9999)):
+            array = group.create_array(name, data=np.ones((3, 2), "i2"))
+            array.attrs.update({"_FillValue": fill, "scale_factor": 0.5})
+    first, third = tmp_path / "0.zarr", tmp_path / "2.zarr"
+    is_no_data = "is no data: a row that holds it counts as NaN"
+    scaled = "values are stored * 0.5 + 0, as its attributes say"
+    source = open_source(
+        f"{tmp_path}/*.zarr", variable=["red", "nir"], fill_is_nan=True, apply_scale=True
+    )
+    assert source.notes() == [
+        f"{first}/red and 3 more: -9999 {is_no_data}",
+        f"{first}/red and 3 more: {scaled}",
+        f"{first}/nir and 2 more: -9999 {is_no_data}",
+        f"{first}/nir and 3 more: {scaled}",
+        f"{third}/nir: -1 {is_no_data}",
+    ]
+
+
+# What the user names is no data in every file, beside the marks of each.
+def test_given_values_join_the_marks_of_every_file(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(1, 255, (60, 2)).astype("u1")
+    x[0], x[1], x[2] = 0, 255, 7
+    for name, fill in (("a", 0), ("b", 255)):
+        zarr.create_array(tmp_path / name, data=x).attrs["_FillValue"] = fill
+    run, labels = str(tmp_path / "run"), tmp_path / "labels.npy"
+    options = ["--nodata", "7", "--nan", "drop", "--k", "3", "--out", run]
+    assert main(["fit", str(tmp_path / "a"), *options]) == 0
+    n_given = int((x == 7).any(axis=1).sum())
+    for name, dropped in (("a", 0), ("b", 1)):
+        assert main(["predict", run, str(tmp_path / name), "--labels", str(labels)]) == 0
+        found = np.flatnonzero(np.load(labels) == -1)
+        assert {dropped, 2} <= set(found.tolist())
+        assert len(found) == n_given + 1
+        labels.unlink()
+
+
 # Breaks when a value that one variable cannot hold is forgotten for the others.
 def test_a_value_that_one_variable_cannot_hold_is_kept(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "x.zarr")

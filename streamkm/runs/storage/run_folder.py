@@ -268,9 +268,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def reading_of(record: dict[str, Any]) -> dict[str, Any]:
     """How a run, by its record, read stored values: options of a source, and ``nan``."""
-    data = record["data"]
+    data, marked = record["data"], record.get("marked", [])
     return {
-        "nodata": data.get("nodata"),
+        "nodata": [value for value in data.get("nodata") or () if value not in marked] or None,
+        "marked": marked,
         "apply_scale": bool(data.get("scaled")),
         "nan": record["fit"].get("nan"),
     }
