@@ -9,6 +9,7 @@ holds their checksum.
 from __future__ import annotations
 
 import errno
+import os
 import zlib
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ __all__ = [
 
 def refuse_existing(target: Path) -> None:
     """Raise `OutputExistsError` if anything is at `target`, even a dangling link."""
-    if target.is_symlink() or target.exists():
+    if os.path.lexists(target):
         raise OutputExistsError(f"{target}: exists already; remove it or choose another name")
 
 
