@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, Described, RowRange, common_nodata
+from streamkm.sources.base import ArraySpec, Described, Grid, RowRange, common_nodata
 from streamkm.sources.ids import JoinedIds, ids_of
 from streamkm.sources.layout import check_read
 from streamkm.sources.names import in_order
@@ -116,6 +116,7 @@ class ConcatSource(Described):
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
+            grid=_joined_grid([spec.grid for spec in specs]),
             member=first.spec.member,
             nodata=common_nodata(specs),
             is_decoded=any(spec.is_decoded for spec in specs),
@@ -182,8 +183,23 @@ class ConcatSource(Described):
         return [
             *self._remarks,
             *_order_notes(self._name, [part.name for part in self._parts]),
+            *self._grid_notes(),
             *(note for part in self._parts for note in part.notes()),
         ]
+
+    def _grid_notes(self) -> list[str]:
+        """A note if the parts are maps that do not join to one."""
+        first = self._parts[0]
+        for part in self._parts[1:]:
+            grids = [first.spec.grid, part.spec.grid]
+            if _joined_grid(grids) is None and any(grid and len(grid.shape) > 1 for grid in grids):
+                note = (
+                    f"{self._name}: {_axes(first)} and {_axes(part)} do not join along the first "
+                    "axis, so their labels in a Zarr store have one axis; predict them one by one "
+                    "for maps"
+                )
+                return [note]
+        return []
 
     def close(self) -> None:
         """Close all parts."""
@@ -202,6 +218,31 @@ def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
             )
             return [note]
     return []
+
+
+def _joined_grid(grids: Sequence[Grid | None]) -> Grid | None:
+    """The grids one after the other along their first axis; None if they differ in another.
+
+    The coordinates of several are those of none: the first axis goes on from part to part, and
+    tiles that lie side by side have the same shape too.
+    """
+    known = [grid for grid in grids if grid is not None]
+    if len(known) < len(grids) or len({(grid.dims, grid.shape[1:]) for grid in known}) > 1:
+        return None
+    if len(known) == 1:
+        return known[0]
+    first = known[0]
+    return Grid((sum(grid.shape[0] for grid in known), *first.shape[1:]), first.dims)
+
+
+def _axes(part: Source) -> str:
+    """The row axes of `part` in words: ``y 5, x 6 of tile.zarr``."""
+    grid = part.spec.grid
+    if grid is None:
+        return f"{part.spec.n_rows} rows of {part.name}"
+    names = grid.dims or ("",) * len(grid.shape)
+    extents = zip(names, grid.shape, strict=True)
+    return f"{', '.join(f'{name} {extent}'.strip() for name, extent in extents)} of {part.name}"
 
 
 @runtime_checkable

@@ -81,7 +81,7 @@ def opened(store: Path) -> xr.Dataset:
 def expected(run: Path, source: Path, tmp_path: Path) -> np.ndarray:
     plain = tmp_path / "plain.npy"
     assert cli("predict", run, source, "--labels", plain) == 0
-    found: np.ndarray = np.load(plain).reshape(NY, NX)
+    found: np.ndarray = np.load(plain).reshape(-1, NX)
     return found
 
 
@@ -181,6 +181,24 @@ def test_a_source_without_axes_is_one_axis(tmp_path: Path) -> None:
 
 
 # Breaks when what is there is overwritten, or an array is put into something that is no group.
+# Breaks when the shards of a map have no map as labels, or one with the first shard's coordinates.
+@pytest.mark.filterwarnings("ignore")
+def test_shards_along_the_first_axis_are_one_map(tmp_path: Path) -> None:
+    shards = tmp_path / "years"
+    for year in (2023, 2024):
+        shards.mkdir(exist_ok=True)
+        whole = cube(tmp_path / f"{year}.zarr", version=3)
+        (whole / "data").rename(shards / f"{year}.zarr")
+    assert cli("fit", shards, "--k", 2, "--out", tmp_path / "run", "--nan", "drop") == 0
+    assert cli("predict", tmp_path / "run", shards, "--labels", tmp_path / "map.zarr/labels") == 0
+    found = opened(tmp_path / "map.zarr")
+    assert found["labels"].dims == ("y", "x")
+    assert found["labels"].shape == (2 * NY, NX)
+    assert not found["labels"].coords
+    plain = expected(tmp_path / "run", shards, tmp_path)
+    np.testing.assert_array_equal(found["labels"].fillna(-1), plain)
+
+
 # Breaks where a group, or a coordinate, that appears between a look and the write is an error.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("step", ["create_group", "_copy"])
