@@ -23,7 +23,7 @@ from streamkm.files import expanded
 from streamkm.sources.base import Source, check_dtype
 from streamkm.sources.bfloat16 import Bfloat16Source
 from streamkm.sources.concat import ConcatSource
-from streamkm.sources.decoded import Decoding, honoured
+from streamkm.sources.decoded import Decoding, decoded_alike, honoured
 from streamkm.sources.formats import (
     ADDRESSES,
     FORMATS,
@@ -404,7 +404,7 @@ def _open_shards(
             remarks += (f"{name}: {counted(len(empty), 'shard')} {are} no rows: {named}",)
         if not parts:
             raise NoRowsError(f"{name}: all {counted(len(empty), 'shard')} hold no rows")
-        return ConcatSource(parts, name, remarks=remarks, takes=takes)
+        return ConcatSource(decoded_alike(parts), name, remarks=remarks, takes=takes)
     except SourceError:
         for part in parts:
             part.close()
