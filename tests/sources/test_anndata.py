@@ -88,11 +88,33 @@ def test_genes_are_matched_by_name(suffix: str, sparse: bool, tmp_path: Path) ->
         open_source([one, other])
 
 
+# Breaks when a matrix that is opened by its own folder has no names, and genes go by position.
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("dataset", ["X", "layers/counts", "raw/X"])
+def test_a_matrix_opened_by_its_own_path_has_names(
+    dataset: str, sparse: bool, tmp_path: Path, monkeypatch
+) -> None:
+    path = write(tmp_path / "x.zarr", numbers((20, 4)), GENES, sparse=sparse)
+    fill(zarr.open_group(path).create_group("raw"), numbers((20, 4)), GENES, sparse=sparse)
+    assert open_source(path / dataset).spec.feature_names == GENES
+    assert (
+        open_source(path / dataset).fingerprint()
+        == open_source(path, dataset=dataset).fingerprint()
+    )
+    group, _, member = dataset.rpartition("/")
+    monkeypatch.chdir(path / group)
+    assert open_source(member).spec.feature_names == GENES
+    assert open_source(path / group, dataset=member).spec.feature_names == GENES
+
+
 def test_a_name_that_is_there_twice_names_nothing(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.h5ad", numbers((20, 4)), ("a", "b", "a", "c"))
-    source = open_source(path)
-    assert source.spec.feature_names == ()
-    assert any("index of var has a more than once" in note for note in source.notes())
+    for name in ("x.h5ad", "x.zarr"):
+        path = write(tmp_path / name, numbers((20, 4)), ("a", "b", "a", "c"))
+        for location in (path, path / "X") if name == "x.zarr" else (path,):
+            source = open_source(location)
+            assert source.spec.feature_names == ()
+            noted = [note for note in source.notes() if "index of var has a more than" in note]
+            assert len(noted) == 1
 
 
 @pytest.mark.parametrize("index", [None, "absent"])

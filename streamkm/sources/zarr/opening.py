@@ -12,7 +12,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from streamkm.errors import Option, SourceError
-from streamkm.sources.anndata import named_by_var, var_names
+from streamkm.sources.anndata import VarSource, named_by_var, var_names
 from streamkm.sources.axes import axes_note, choose_axes
 from streamkm.sources.base import DTYPES, check_dtype
 from streamkm.sources.decoded import AS_STORED, Decoding, Marks, decoded, read_marks
@@ -80,9 +80,10 @@ def open_zarr(
     except Exception as error:  # zarr has no base class for all that metadata may do wrong
         raise SourceError(f"{path}: cannot be opened as Zarr: {one_line(error)}") from error
     how = Decoding(nodata, fill_is_nan, apply_scale)
-    return open_zarr_node(
+    source = open_zarr_node(
         node, str(path), dataset=dataset, variable=variable, feature_dim=feature_dim, how=how
     )
+    return source if variable else _named_from_above(source, path / (dataset or "").strip("/"))
 
 
 def open_zarr_node(
@@ -151,6 +152,20 @@ def _named(source: Source, root: zarr.Group, member: str) -> Source:
             f"{source.name}: names in var cannot be read: {one_line(error)}"
         ) from error
     return named_by_var(source, names)
+
+
+def _named_from_above(source: Source, path: Path) -> Source:
+    """`source` with the names of the AnnData that its folder `path` lies in, if it has none yet."""
+    path = path.absolute()
+    levels = 2 if path.parent.name == "layers" else 1 if path.name == "X" else 0
+    if not levels or isinstance(source, VarSource):
+        return source
+    home = path.parents[levels - 1]
+    try:
+        root = zarr.open_group(LocalStore(home, read_only=True), mode="r")
+    except Exception:  # noqa: BLE001  of whatever type: what is above it is no group
+        return source
+    return _named(source, root, path.relative_to(home).as_posix())
 
 
 def _member(node: Any, member: str, name: str, option: str) -> Any:
