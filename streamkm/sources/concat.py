@@ -182,7 +182,6 @@ class ConcatSource(Described):
         """The notes of the whole, then those of each part."""
         return [
             *self._remarks,
-            *_order_notes(self._name, [part.name for part in self._parts]),
             *self._grid_notes(),
             *(note for part in self._parts for note in part.notes()),
         ]
@@ -206,18 +205,6 @@ class ConcatSource(Described):
         self._closed = True
         for part in self._parts:
             part.close()
-
-
-def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
-    """A note if the rows of `names` come in another order than other tools read them in."""
-    for name, by_text in zip(names, sorted(names), strict=True):
-        if name != by_text:
-            note = (
-                f"{whole}: rows of {name} come before those of {by_text}; a tool that sorts names "
-                "as text has them the other way round, so join labels to rows by file or by id"
-            )
-            return [note]
-    return []
 
 
 def _joined_grid(grids: Sequence[Grid | None]) -> Grid | None:

@@ -189,7 +189,7 @@ def test_other_files_of_a_folder_are_told(tmp_path: Path) -> None:
     for name in ("README.md", ".hidden.npy", "_SUCCESS"):
         (tmp_path / name).write_text("")
     source = open_source(tmp_path)
-    assert source.notes() == [f"{tmp_path}: 1 other entries are not read: README.md"]
+    assert source.notes() == [f"{tmp_path}: 1 other entry is not read: README.md"]
     source.close()
 
 
@@ -221,6 +221,13 @@ def test_another_order_than_that_of_text_is_told(tmp_path: Path) -> None:
     two, ten = tmp_path / "part-2.npy", tmp_path / "part-10.npy"
     assert f"rows of {two} come before those of {ten}" in source.notes()[0]
     source.close()
+    # The order of a list is the user's own.
+    (tmp_path / "list.txt").write_text(f"{two}\n{ten}\n")
+    for location in ([ten, two], [two, ten], f"@{tmp_path}/list.txt"):
+        source = open_source(location)
+        assert source.notes() == []
+        source.close()
+    (tmp_path / "list.txt").unlink()
     ten.unlink()
     source = open_source(tmp_path)
     assert source.notes() == []
