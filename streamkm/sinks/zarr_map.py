@@ -10,13 +10,16 @@ In a table of AnnData, such as ``store.zarr/obs``, the array is one more column.
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from zarr.errors import ContainsGroupError
 from zarr.storage import LocalStore
 
 from streamkm.errors import ConfigError
@@ -120,7 +123,7 @@ class ZarrMapSink(ZarrSink):
             remove_tree(partial)
             if not (self._group / name).exists():
                 _copy(array, partial, self._format)
-                rename_durably(partial, self._group / name)
+                _move_in(partial, self._group / name)
 
     def publish(self) -> None:
         """See `Sink`."""
@@ -136,7 +139,9 @@ class ZarrMapSink(ZarrSink):
         for folder in reversed(missing):
             if _group_at(folder) is None:
                 make_directory(folder)
-                zarr.create_group(LocalStore(folder), zarr_format=self._format)
+                # Another output of the same store may make it at the same moment.
+                with suppress(ContainsGroupError):
+                    zarr.create_group(LocalStore(folder), zarr_format=self._format)
                 _sync_metadata(folder)
 
     def _shape(self) -> tuple[int, ...]:
@@ -346,6 +351,16 @@ def _copy(array: zarr.Array[Any], folder: Path, zarr_format: int) -> None:
             copy[rows] = array[rows]
     else:
         copy[...] = array[...]
+
+
+def _move_in(partial: Path, folder: Path) -> None:
+    """Give `partial` its name, unless another output of the group has brought the same array."""
+    try:
+        rename_durably(partial, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        remove_tree(partial)
 
 
 def _copy_files(source: Path, folder: Path) -> None:

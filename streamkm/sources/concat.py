@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, Described, RowRange, common_nodata
+from streamkm.sources.base import ArraySpec, Described, Grid, RowRange, common_nodata
 from streamkm.sources.ids import JoinedIds, ids_of
 from streamkm.sources.layout import check_read
 from streamkm.sources.names import in_order
@@ -117,6 +117,7 @@ class ConcatSource(Described):
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
+            grid=_joined_grid([spec.grid for spec in specs]),
             member=first.spec.member,
             nodata=(nodata := common_nodata(specs)),
             marked=tuple(value for value in specs[0].marked if value in nodata),
@@ -183,9 +184,23 @@ class ConcatSource(Described):
         """The notes of the whole, then those of the parts, each once."""
         return [
             *self._remarks,
-            *_order_notes(self._name, [part.name for part in self._parts]),
+            *self._grid_notes(),
             *_notes_of_parts(self._parts),
         ]
+
+    def _grid_notes(self) -> list[str]:
+        """A note if the parts are maps that do not join to one."""
+        first = self._parts[0]
+        for part in self._parts[1:]:
+            grids = [first.spec.grid, part.spec.grid]
+            if _joined_grid(grids) is None and any(grid and len(grid.shape) > 1 for grid in grids):
+                note = (
+                    f"{self._name}: {_axes(first)} and {_axes(part)} do not join along the first "
+                    "axis, so their labels in a Zarr store have one axis; predict them one by one "
+                    "for maps"
+                )
+                return [note]
+        return []
 
     def close(self) -> None:
         """Close all parts."""
@@ -212,16 +227,29 @@ def _notes_of_parts(parts: Sequence[Source]) -> list[str]:
     return notes
 
 
-def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
-    """A note if the rows of `names` come in another order than other tools read them in."""
-    for name, by_text in zip(names, sorted(names), strict=True):
-        if name != by_text:
-            note = (
-                f"{whole}: rows of {name} come before those of {by_text}; a tool that sorts names "
-                "as text has them the other way round, so join labels to rows by file or by id"
-            )
-            return [note]
-    return []
+def _joined_grid(grids: Sequence[Grid | None]) -> Grid | None:
+    """The grids one after the other along their first axis; None if they differ in another.
+
+    The coordinates of several are those of none: the first axis goes on from part to part, and
+    tiles that lie side by side have the same shape too.
+    """
+    known = [grid for grid in grids if grid is not None]
+    if len(known) < len(grids) or len({(grid.dims, grid.shape[1:]) for grid in known}) > 1:
+        return None
+    if len(known) == 1:
+        return known[0]
+    first = known[0]
+    return Grid((sum(grid.shape[0] for grid in known), *first.shape[1:]), first.dims)
+
+
+def _axes(part: Source) -> str:
+    """The row axes of `part` in words: ``y 5, x 6 of tile.zarr``."""
+    grid = part.spec.grid
+    if grid is None:
+        return f"{part.spec.n_rows} rows of {part.name}"
+    names = grid.dims or ("",) * len(grid.shape)
+    extents = zip(names, grid.shape, strict=True)
+    return f"{', '.join(f'{name} {extent}'.strip() for name, extent in extents)} of {part.name}"
 
 
 @runtime_checkable

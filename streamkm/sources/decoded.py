@@ -29,14 +29,23 @@ from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
     from streamkm.sources.concat import Part
     from streamkm.sources.ids import IdColumn
 
-__all__ = ["AS_STORED", "DecodedSource", "Decoding", "Marks", "decoded", "honoured", "read_marks"]
+__all__ = [
+    "AS_STORED",
+    "DecodedSource",
+    "Decoding",
+    "Marks",
+    "decoded",
+    "decoded_alike",
+    "honoured",
+    "read_marks",
+]
 
 #: Elements that are decoded at a time, so that they stay in the cache.
 PIECE_ELEMENTS = 32 << 10
@@ -193,6 +202,24 @@ def honoured(
 def _stand_ins(fill_is_nan: bool | tuple[float | int, ...]) -> tuple[float | int, ...]:
     """The values that are no data where no attribute marks any."""
     return () if isinstance(fill_is_nan, bool) else fill_is_nan
+
+
+def decoded_alike(parts: Sequence[Source]) -> list[Source]:
+    """The shards `parts`, all of floats if some are for the sake of their no data.
+
+    A program may leave out ``_FillValue`` where a file has no such pixel. Whether numbers are
+    scaled is no such detail: shards that differ in it keep the types by which they are refused.
+    """
+    specs = [part.spec for part in parts]
+    if not any(spec.is_decoded for spec in specs) or any(spec.is_scaled for spec in specs):
+        return list(parts)
+    are_plain = [
+        not spec.is_decoded and _wide(spec.dtype, scaled=False) != spec.dtype for spec in specs
+    ]
+    return [
+        DecodedSource(part, ()) if is_plain else part
+        for part, is_plain in zip(parts, are_plain, strict=True)
+    ]
 
 
 class DecodedSource(Described):

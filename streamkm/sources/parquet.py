@@ -103,7 +103,9 @@ class ParquetSource(Described):
                 self._id_field = id_field(schema, columns, id_column, str(path))
                 schema = _without(schema, self._id_field)
                 index = index_columns(schema)
-                self._columns = chosen_columns(schema, columns, str(path), index)
+                self._columns = chosen_columns(
+                    schema, columns, str(path), index, has_ids=self._id_field is not None
+                )
                 types = [schema.field(name).type for name in self._columns]
                 self._is_list = is_list(types[0])
                 n_features = features_of(file, self._columns, types[0], str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import zarr
 
 from streamkm.cli import main
 from streamkm.errors import ConfigError, OutputExistsError
-from streamkm.sinks import open_sink
+from streamkm.sinks import open_sink, zarr_map
 from streamkm.sinks.base import commit_together
 from streamkm.sinks.zarr_map import ZarrMapSink
 from streamkm.sources import Grid, open_source
@@ -83,7 +84,7 @@ def opened(store: Path) -> xr.Dataset:
 def expected(run: Path, source: Path, tmp_path: Path) -> np.ndarray:
     plain = tmp_path / "plain.npy"
     assert cli("predict", run, source, "--labels", plain) == 0
-    found: np.ndarray = np.load(plain).reshape(NY, NX)
+    found: np.ndarray = np.load(plain).reshape(-1, NX)
     return found
 
 
@@ -183,6 +184,56 @@ def test_a_source_without_axes_is_one_axis(tmp_path: Path) -> None:
 
 
 # Breaks when what is there is overwritten, or an array is put into something that is no group.
+# Breaks when the shards of a map have no map as labels, or one with the first shard's coordinates.
+@pytest.mark.filterwarnings("ignore")
+def test_shards_along_the_first_axis_are_one_map(tmp_path: Path) -> None:
+    shards = tmp_path / "years"
+    for year in (2023, 2024):
+        shards.mkdir(exist_ok=True)
+        whole = cube(tmp_path / f"{year}.zarr", version=3)
+        (whole / "data").rename(shards / f"{year}.zarr")
+    assert cli("fit", shards, "--k", 2, "--out", tmp_path / "run", "--nan", "drop") == 0
+    assert cli("predict", tmp_path / "run", shards, "--labels", tmp_path / "map.zarr/labels") == 0
+    found = opened(tmp_path / "map.zarr")
+    assert found["labels"].dims == ("y", "x")
+    assert found["labels"].shape == (2 * NY, NX)
+    assert not found["labels"].coords
+    plain = expected(tmp_path / "run", shards, tmp_path)
+    np.testing.assert_array_equal(found["labels"].fillna(-1), plain)
+
+
+# Breaks where a group, or a coordinate, that appears between a look and the write is an error.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("step", ["create_group", "_copy"])
+def test_two_outputs_make_one_group_at_once(step: str, tmp_path: Path, monkeypatch) -> None:
+    with closing(open_source(cube(tmp_path / "cube.zarr", version=3) / "data")) as source:
+        grid = source.spec.grid
+    sinks = [
+        open_sink(tmp_path / "map.zarr" / name, n_rows=NY * NX, dtype="int32", grid=grid)
+        for name in ("one", "other")
+    ]
+    for sink in sinks:
+        sink.write(0, labels(NY * NX))
+    home = zarr if step == "create_group" else zarr_map
+    real = getattr(home, step)
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        if step == "create_group":
+            monkeypatch.undo()
+            commit_together([sinks[1]])
+            return real(*arguments, **options)
+        real(*arguments, **options)
+        monkeypatch.undo()
+        return commit_together([sinks[1]])
+
+    monkeypatch.setattr(home, step, late)
+    commit_together([sinks[0]])
+    found = opened(tmp_path / "map.zarr")
+    assert {"one", "other"} <= set(found.data_vars)
+    assert {"y", "x"} <= set(found.coords)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cube.zarr", "map.zarr"]
+
+
 def test_places_that_are_refused(tmp_path: Path) -> None:
     group = zarr.create_group(tmp_path / "g.zarr")
     group.create_array("there", shape=(3,), dtype="i4")

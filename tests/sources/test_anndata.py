@@ -90,7 +90,9 @@ def test_genes_are_matched_by_name(suffix: str, sparse: bool, tmp_path: Path) ->
 
 # Breaks when the path of a matrix in a store, or an open array, loses the names beside it.
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_matrix_named_by_its_own_path_has_the_names(sparse: bool, tmp_path: Path) -> None:
+def test_a_matrix_named_by_its_own_path_has_the_names(
+    sparse: bool, tmp_path: Path, monkeypatch
+) -> None:
     path = write(tmp_path / "x.zarr", numbers((20, 4)), GENES, sparse=sparse)
     fill(
         zarr.open_group(path / "raw", mode="w", zarr_format=2),
@@ -105,7 +107,10 @@ def test_a_matrix_named_by_its_own_path_has_the_names(sparse: bool, tmp_path: Pa
             assert open_source(place).spec.feature_names == GENES, place
         named = open_source(path, dataset=member)
         assert open_source(path / member).fingerprint() == named.fingerprint()
-    assert open_source(path / "layers", dataset="counts").spec.feature_names == GENES
+        folder, _, last = member.rpartition("/")
+        assert open_source(path / folder, dataset=last).spec.feature_names == GENES
+        monkeypatch.chdir(path / folder)
+        assert open_source(last).spec.feature_names == GENES
 
 
 def test_an_array_called_x_without_anndata_has_no_names(tmp_path: Path) -> None:
@@ -116,10 +121,13 @@ def test_an_array_called_x_without_anndata_has_no_names(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_there_twice_names_nothing(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.h5ad", numbers((20, 4)), ("a", "b", "a", "c"))
-    source = open_source(path)
-    assert source.spec.feature_names == ()
-    assert any("index of var has a more than once" in note for note in source.notes())
+    for name in ("x.h5ad", "x.zarr"):
+        path = write(tmp_path / name, numbers((20, 4)), ("a", "b", "a", "c"))
+        for location in (path, path / "X") if name == "x.zarr" else (path,):
+            source = open_source(location)
+            assert source.spec.feature_names == ()
+            noted = [note for note in source.notes() if "index of var has a more than" in note]
+            assert len(noted) == 1
 
 
 @pytest.mark.parametrize("index", [None, "absent"])

@@ -316,6 +316,45 @@ def test_shards_that_mark_different_values(differing: Path, tmp_path: Path) -> N
             assert np.array_equal(estimator.predict(rows), labels)
 
 
+# Breaks when the manual is wrong on what a fitted model does with numbers in memory.
+def test_numbers_in_memory_are_taken_as_they_are(tmp_path: Path) -> None:
+    stored = np.array([[0, 0], [10, 10], [0, 1], [10, 11], [-9, -9]], "i2")
+    path = tmp_path / "x.zarr"
+    zarr.create_array(path, data=stored).attrs.update({"scale_factor": 10.0, "_FillValue": -9})
+    source = open_source(path, apply_scale=True, fill_is_nan=True)
+    fitted = KMeans(2, nan="drop", random_state=0).fit(source)
+    seen = np.where(stored == -9, np.nan, stored * 10.0)
+    assert np.array_equal(fitted.predict(seen), fitted.predict(path))
+    assert fitted.predict(path)[-1] == -1
+    # Stored ones are near 0 as they are, and -9 is a number.
+    assert len(set(fitted.predict(stored).tolist())) == 1
+
+
+# Breaks when a shard in which no pixel is missing, and which marks none, is another array.
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("marked_one", [0, 1])
+def test_shards_of_which_one_marks_none(dtype: str, marked_one: int, tmp_path: Path) -> None:
+    rows = np.array([[0, 0], [7, 8], [90, 91]], dtype)
+    for index in range(2):
+        array = zarr.create_array(tmp_path / f"{index}.zarr", data=rows)
+        if index == marked_one:
+            array.attrs["_FillValue"] = 7
+    source = open_source(str(tmp_path / "*.zarr"), fill_is_nan=True)
+    wanted = np.tile(rows.astype(KINDS[dtype][0]), (2, 1))
+    wanted[3 * marked_one + 1, 0] = np.nan
+    np.testing.assert_array_equal(read(source, 0, 6), wanted)
+    assert source.spec.dtype == KINDS[dtype][0]
+
+
+# Breaks when numbers of one shard are scaled and those of the next are taken as they are.
+def test_shards_of_which_one_is_scaled_stay_apart(tmp_path: Path) -> None:
+    rows = np.ones((3, 2), "i2")
+    zarr.create_array(tmp_path / "0.zarr", data=rows, attributes={"scale_factor": 0.1})
+    zarr.create_array(tmp_path / "1.zarr", data=rows)
+    with pytest.raises(SourceError, match=r"agree in dtype: .*0\.zarr has float32, .*has int16"):
+        open_source(str(tmp_path / "*.zarr"), apply_scale=True, fill_is_nan=True)
+
+
 # Breaks when what one variable marks is left out of another.
 def test_variables_that_mark_different_values(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "x.zarr")

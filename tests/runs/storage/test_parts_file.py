@@ -70,6 +70,29 @@ def test_a_finished_output_gets_its_list_again(shards, tmp_path):
     assert beside.read_text() == "mine"
 
 
+# Breaks when somebody else's file is overwritten by the list without a word.
+def test_what_is_no_list_is_refused_and_kept(shards, tmp_path, capsys):
+    run, labels = tmp_path / "run", tmp_path / "labels.npy"
+    beside = Path(f"{labels}.shards.csv")
+    assert cli("fit", shards, "--k", 3, "--out", run) == 0
+    predict = ("predict", run, shards, "--labels", labels)
+    beside.write_text("mine")
+    for options in ((), ("--resume",), ("--dry-run",)):
+        capsys.readouterr()
+        assert cli(*predict, *options) == 2
+        assert f"{beside}: exists already and is no list of shards" in capsys.readouterr().err
+        assert beside.read_text() == "mine"
+        assert not labels.exists()
+    beside.unlink()
+    assert cli(*predict) == 0
+    beside.unlink()
+    beside.mkdir()
+    assert cli(*predict, "--resume") == 2
+    beside.rmdir()
+    assert cli(*predict, "--resume") == 0
+    assert len(listed(beside)) == 12
+
+
 # Breaks when a process that ends between the list and the name of the output leaves no list.
 def test_an_interrupted_commit_is_resumed_with_its_list(shards, tmp_path, monkeypatch):
     run, labels = tmp_path / "run", tmp_path / "labels.npy"
