@@ -16,6 +16,7 @@ from sklearn.utils import check_array
 
 from streamkm.clustering.scaling import Scaling
 from streamkm.errors import ParameterError
+from streamkm.estimators.inputs import with_nan
 from streamkm.kernels import normalized
 from streamkm.runs.storage.model import Model
 
@@ -149,7 +150,10 @@ def _scaled(model: Model, centers_KD: torch.Tensor) -> torch.Tensor:
 def _checked_centers(centers: Any, n_features: int | None) -> torch.Tensor:
     """`centers` as a tensor of float32 or float64 with memory of its own."""
     checked_KD = check_array(
-        centers, dtype=[np.float64, np.float32], copy=True, input_name="cluster_centers_"
+        with_nan(centers),
+        dtype=[np.float64, np.float32],
+        copy=True,
+        input_name="cluster_centers_",
     )
     if n_features is not None and checked_KD.shape[1] != n_features:
         raise ParameterError(

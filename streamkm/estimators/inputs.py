@@ -46,6 +46,7 @@ __all__ = [
     "like",
     "open_rows",
     "remember_reading",
+    "with_nan",
 ]
 
 #: Types of arrays that are kept. Any other becomes the first of them, float64, if it can.
@@ -77,7 +78,8 @@ class InputRows:
         if isinstance(sample_weight, Number):
             sample_weight = np.full(n_rows, sample_weight, np.float64)
         elif not isinstance(sample_weight, str | os.PathLike):
-            sample_weight = np.asarray(as_numpy(sample_weight))
+            # With its mask, if it has one: a weight that is masked is none.
+            sample_weight = np.asanyarray(as_numpy(sample_weight))
             if sample_weight.ndim != 1:
                 raise ParameterError(
                     f"sample_weight must have one dimension, a number for each row; it has "
@@ -166,7 +168,9 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
 def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
     """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape."""
     # Their type is kept, so that an error names the one that the user gave.
-    checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
+    checked_KD: np.ndarray = check_array(
+        with_nan(centroids_KD), dtype=KEPT_DTYPES, input_name="init"
+    )
     whats = (f"clusters {shape[0]}", f"features of the data {shape[1]}")
     for found, needed, what in zip(checked_KD.shape, shape, whats, strict=True):
         if found != needed:
@@ -191,6 +195,11 @@ def like(X: Any, array: np.ndarray) -> Any:
 def as_numpy(array: Any) -> Any:
     """`array`, or the NumPy array of a tensor."""
     return array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array
+
+
+def with_nan(array: Any) -> Any:
+    """`array`, with NaN for what is masked: scikit-learn takes what lies beneath a mask."""
+    return array.astype(np.float64).filled(np.nan) if np.ma.is_masked(array) else array
 
 
 def remember_reading(

@@ -149,7 +149,7 @@ def open_weights(location: Any, n_rows: int) -> Weights:
     resident_bytes = 0
     source: Source
     if not isinstance(location, str | os.PathLike):
-        source = _column(np.asarray(location), "sample weights")
+        source = _column(np.asanyarray(location), "sample weights")
     else:
         path = expanded(location)
         if not path.exists():

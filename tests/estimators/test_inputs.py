@@ -17,7 +17,14 @@ import zarr
 from sklearn import get_config
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from streamkm import BisectingKMeans, KMeans, MiniBatchKMeans, load_run, open_source
+from streamkm import (
+    BisectingKMeans,
+    KMeans,
+    MiniBatchKMeans,
+    kmeans_plusplus,
+    load_run,
+    open_source,
+)
 from streamkm.errors import NonFiniteError, ParameterError, SourceError
 from streamkm.stream.tensor_source import TensorSource
 
@@ -217,6 +224,37 @@ def test_masked_rows_are_refused_or_dropped(estimator: type, dtype: str) -> None
     wanted = sorted(blobs()[kept][kept % 4 == i].mean(axis=0).tolist() for i in range(4))
     np.testing.assert_allclose(sorted(kmeans.cluster_centers_.tolist()), wanted, rtol=1e-6)
     assert np.isnan(kmeans.transform(masked)[5]).all()
+
+
+# Breaks when what lies beneath the mask counts: here a row that would weigh as much as all others.
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "bool"])
+def test_masked_weights_are_refused(estimator: type, dtype: str) -> None:
+    x = blobs()
+    weights = np.ma.array(np.ones(len(x)), dtype=dtype)
+    weights.data[7] = len(x)
+    weights[7] = np.ma.masked
+    with pytest.raises(SourceError, match="finite and not negative, that of row 7 is nan"):
+        estimator(4, random_state=0).fit(x, sample_weight=weights)
+    kmeans = estimator(4, random_state=0).fit(x, sample_weight=weights.filled(0))
+    with pytest.raises(SourceError, match="that of row 7 is nan"):
+        kmeans.score(x, sample_weight=weights)
+    with pytest.raises(SourceError, match="that of row 7 is nan"):
+        kmeans_plusplus(x, 4, sample_weight=weights)
+    weights.mask = False
+    kmeans.fit(x, sample_weight=weights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_masked_centroids_are_refused(dtype: str) -> None:
+    x = blobs()
+    first = np.ma.array(x[:4].astype(dtype))
+    kmeans = KMeans(4, init=first, n_init=1).fit(x)
+    first[1, 1] = np.ma.masked
+    with pytest.raises(ValueError, match="init contains NaN"):
+        KMeans(4, init=first, n_init=1).fit(x)
+    kmeans.cluster_centers_ = first
+    with pytest.raises(ValueError, match="cluster_centers_ contains NaN"):
+        kmeans.predict(x)
 
 
 def sparse_blobs(dtype: str = "float32") -> np.ndarray:
