@@ -21,6 +21,8 @@ __all__ = ["NAMES_SHOWN", "ParquetIds", "id_field", "listed"]
 
 #: Columns that an error lists, at most.
 NAMES_SHOWN = 8
+#: The types that ids have in memory, of those that are views.
+_WITHOUT_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 class ParquetIds:
@@ -37,7 +39,9 @@ class ParquetIds:
         self._file, self._sizes, self._read = file, sizes, read
         self.column = field.name
         is_coded = pa.types.is_dictionary(field.type)
-        self.kind = field.type.value_type if is_coded else field.type
+        kind = field.type.value_type if is_coded else field.type
+        # pyarrow computes little with views, and a slice of them counts the bytes of all.
+        self.kind = _WITHOUT_VIEWS.get(kind, kind)
 
     def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
         """See `IdColumn`."""
@@ -51,12 +55,20 @@ class ParquetIds:
                 ids = batch.column(0)[skipped:]
                 skipped = max(skipped - len(batch), 0)
                 if len(ids):
-                    yield ids.cast(self.kind) if ids.type != self.kind else ids
+                    yield _cast(ids, self.kind)
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise ReadError(
                 f"{self._file.path}: ids of {rows} cannot be read: {one_line(error)}; "
                 "the file is corrupt, truncated or unreadable"
             ) from error
+
+
+def _cast(ids: pa.Array, kind: pa.DataType) -> pa.Array:
+    if ids.type == kind:
+        return ids
+    if pa.types.is_dictionary(ids.type):
+        ids = pa.DictionaryArray.from_arrays(ids.indices, _cast(ids.dictionary, kind))
+    return ids.cast(kind)
 
 
 def id_field(

@@ -204,6 +204,40 @@ def test_truncated_anywhere(tmp_path: Path, suffix: str) -> None:
         assert "\n" not in str(caught.value)
 
 
+# Breaks when the messages of a file are walked: polars writes no message for the schema.
+def test_a_file_is_read_by_its_footer(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+    array = numbers((40, 3))
+    write(path, as_table(array, "fixed"), rows=16)
+    whole = bytearray(path.read_bytes())
+    with pa.OSFile(str(path)) as file:
+        file.seek(8)
+        pa.ipc.read_message(file)
+        whole[8 : file.tell()] = bytes(file.tell() - 8)
+    path.write_bytes(whole)
+    assert same_bytes(read(open_source(path), 0, 40), array)
+
+
+# Breaks when a place that a damaged footer names is read unseen.
+def test_a_damaged_footer(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+    array = numbers((40, 3))
+    write(path, as_table(array, "fixed"), rows=16)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[-10:-6], "little")
+    errors = []
+    for at in range(len(whole) - 10 - length, len(whole) - 6, 3):
+        for value in (0, 0x7F, 0xFF):
+            path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            try:
+                source = open_source(path)
+                read(source, 0, source.spec.n_rows)
+            except (SourceError, ReadError) as error:
+                errors.append(str(error))
+    assert len(errors) > 50
+    assert all(str(path) in error for error in errors)
+
+
 def test_the_first_version_of_feather(tmp_path: Path) -> None:
     (tmp_path / "x.feather").write_bytes(b"FEA1" + bytes(60))
     with pytest.raises(SourceError, match="first version; read it by pandas"):

@@ -67,6 +67,62 @@ def test_ids_that_are_stored_as_a_dictionary(tmp_path: Path) -> None:
     assert read_all(path) == ["x", "y", None, "x"] * 10
 
 
+# Breaks when the dictionary is left out, or a stream's first one serves all batches.
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize("start", [0, 5, 30, 41])
+def test_ids_that_an_arrow_file_stores_as_a_dictionary(
+    tmp_path: Path, new: Any, start: int
+) -> None:
+    kind = pa.string_view() if start == 5 else pa.string()
+    parts: list[list[Any]] = [["x", "y", None, "x"], ["y", "z", "x", "z"], ["w", None, "x", "y"]]
+    if new is pa.ipc.new_file:  # There a dictionary may grow, but nothing in it may change.
+        parts[1:] = [["x", "y", "z", None], ["x", "y", "z", "w"]]
+    entries = [list(dict.fromkeys(filter(None, part))) for part in parts]
+    texts = [text for part in parts for text in part * 5]
+    with new(
+        tmp_path / "x.arrow",
+        pa.schema(
+            {
+                # A dictionary before it, so that its own is not the first.
+                "other": pa.dictionary(pa.int8(), pa.string()),
+                "id": pa.dictionary(pa.int32(), kind),
+                "a": pa.list_(pa.float32(), 2),
+            }
+        ),
+        options=pa.ipc.IpcWriteOptions(emit_dictionary_deltas=new is pa.ipc.new_file),
+    ) as writer:
+        for part, listed in zip(parts, entries, strict=True):
+            codes = pa.array(
+                [listed.index(text) if text else None for text in part * 5], pa.int32()
+            )
+            ids = pa.DictionaryArray.from_arrays(codes, pa.array(listed, kind))
+            other = pa.array(["p", "q"] * 10).cast(pa.dictionary(pa.int8(), pa.string()))
+            rows = pa.FixedSizeListArray.from_arrays(np.zeros(40, "f4"), 2)
+            writer.write_batch(pa.record_batch([other, ids, rows], ["other", "id", "a"]))
+    assert read_all(tmp_path / "x.arrow", start) == texts[start:]
+
+
+# Breaks where pyarrow cannot count or cut views: polars writes texts as such.
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_ids_that_are_views(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    texts = [f"a row with a long name, {i}" for i in range(N)]
+    texts[-1] = texts[0]
+    kinds: dict[pa.DataType, list[Any]] = {
+        pa.string_view(): texts,
+        pa.binary_view(): [text.encode() for text in texts],
+    }
+    for kind, ids in kinds.items():
+        table = pa.table({"id": pa.array(ids, kind), "a": np.zeros(N), "b": np.ones(N)})
+        if suffix == ".parquet":
+            pq.write_table(table, path, row_group_size=300)
+        else:
+            with pa.ipc.new_file(path, table.schema) as writer:
+                writer.write_table(table)
+        assert read_all(path, 7) == ids[7:]
+        assert [note[:5] for note in notes_on(path)] == ["1 row"]
+
+
 def test_ids_are_no_feature(tmp_path: Path) -> None:
     path = written(tmp_path / "x.parquet", np.arange(N), a=np.arange(N), b=np.zeros(N, np.int64))
     source = open_source(path, id_column="id")
