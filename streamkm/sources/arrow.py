@@ -49,6 +49,13 @@ _END = struct.Struct("<i6s")
 _BLOCK = struct.Struct("<qi4xq")
 #: The length of an array and its nulls.
 _FIELD_NODE = struct.Struct("<qq")
+#: Kinds of lists: what recognizes one, and what makes one of a field.
+_LISTS = {
+    pa.types.is_list: pa.list_,
+    pa.types.is_large_list: pa.large_list,
+    pa.types.is_list_view: pa.list_view,
+    pa.types.is_large_list_view: pa.large_list_view,
+}
 #: Kinds of message that matter here, by their number in the header.
 _SCHEMA, _BATCH = 1, 3
 
@@ -198,7 +205,22 @@ def _validated(batch: pa.RecordBatch) -> pa.Table:
 
 def _stored(kind: pa.DataType) -> pa.DataType:
     """The type of what a batch itself stores: of a dictionary, the numbers of its entries."""
-    return kind.index_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_dictionary(kind):
+        return kind.index_type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _stored(kind.storage_type)
+    inner = [kind.field(i).with_type(_stored(kind.field(i).type)) for i in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        return pa.struct(inner)
+    if pa.types.is_map(kind):
+        # What a map stores is a list of pairs.
+        return pa.list_(inner[0])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(inner[0], kind.list_size)
+    for test, new in _LISTS.items():
+        if test(kind):
+            return new(inner[0])
+    return kind
 
 
 def _n_arrays(kind: pa.DataType) -> int:

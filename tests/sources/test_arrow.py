@@ -108,6 +108,30 @@ def test_chosen_columns_beside_others(tmp_path: Path) -> None:
 
 
 # Breaks when a batch takes more memory than the plan has for it.
+# Breaks when pyarrow waits for the dictionary of a column that is not asked for.
+@pytest.mark.parametrize("suffix", [".arrow", ".arrows"])
+def test_dictionaries_within_other_columns(tmp_path: Path, suffix: str) -> None:
+    array = numbers((40, 3))
+    texts = pa.array(["p", "q", None, "p"] * 10).dictionary_encode()
+    ends = pa.array(range(41), pa.int32())
+    others = {
+        "plain": texts,
+        "list": pa.ListArray.from_arrays(ends, texts),
+        "large list": pa.LargeListArray.from_arrays(ends.cast(pa.int64()), texts),
+        "fixed list": pa.FixedSizeListArray.from_arrays(texts, 1),
+        "struct": pa.StructArray.from_arrays([texts], ["k"]),
+        "map": pa.MapArray.from_arrays(ends, pa.array(range(40)), texts),
+        "lists": pa.ListArray.from_arrays(ends, pa.FixedSizeListArray.from_arrays(texts, 1)),
+    }
+    table = as_table(array, "fixed")
+    for name, column in others.items():
+        table = table.append_column(name, column)
+    path = tmp_path / f"x{suffix}"
+    write(path, table)
+    source = open_source(path, columns=table.column_names[:1])
+    assert same_bytes(read(source, 0, 40), array)
+
+
 def test_scratch_holds_a_batch(tmp_path: Path) -> None:
     array = numbers((200_000, 16))
     write(tmp_path / "x.arrow", as_table(array, "fixed"), rows=100_000, compression="zstd")
