@@ -308,8 +308,9 @@ class ParquetSource(Described):
         self._spec, self._may_round = _widened(self._spec)
         read_as = "" if dtype == self._spec.dtype else f"; {dtype} is read as {self._spec.dtype}"
         self._remarks.append(
-            f"{self.name}: {counted(sum(nulls.values()), 'null')} in {shown(list(nulls))}: a row "
-            f"that holds one counts as a row with NaN, an error unless such rows are dropped{read_as}"
+            f"{self.name}: {counted(sum(nulls.values()), 'null')} in {shown(list(nulls))}: "
+            "a row that holds one counts as a row with NaN, an error unless such rows are "
+            f"dropped{read_as}"
         )
 
     def _group_sizes(self) -> tuple[list[int], int]:
