@@ -30,7 +30,7 @@ from streamkm.sources import (
     open_weights,
 )
 from streamkm.sources.memory import MemorySource
-from streamkm.sources.names import in_order
+from streamkm.sources.names import in_order, shown
 from streamkm.stream.tensor_source import TensorSource, dtype_name
 
 if TYPE_CHECKING:
@@ -165,8 +165,20 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         yield InputRows(source, in_memory=True, array=array)
 
 
-def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
-    """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape."""
+def checked_centroids(
+    centroids_KD: Any, shape: tuple[int, int], names: tuple[str, ...] = ()
+) -> np.ndarray:
+    """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape.
+
+    Those of a data frame are also refused if it has the features `names` in another order.
+    """
+    columns = getattr(centroids_KD, "columns", ())
+    given = tuple(name for name in columns if isinstance(name, str))
+    if given != names and set(given) == set(names):
+        raise ParameterError(
+            f"the features of init must be in the order of those of the data, {shown(names)}; "
+            f"they are {shown(given)}"
+        )
     # Their type is kept, so that an error names the one that the user gave.
     checked_KD: np.ndarray = check_array(
         with_nan(centroids_KD), dtype=KEPT_DTYPES, input_name="init"

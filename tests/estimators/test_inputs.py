@@ -230,7 +230,7 @@ def test_masked_rows_are_refused_or_dropped(estimator: type, dtype: str) -> None
 @pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "bool"])
 def test_masked_weights_are_refused(estimator: type, dtype: str) -> None:
     x = blobs()
-    weights = np.ma.array(np.ones(len(x)), dtype=dtype)
+    weights: Any = np.ma.array(np.ones(len(x)), dtype=dtype)
     weights.data[7] = len(x)
     weights[7] = np.ma.masked
     with pytest.raises(SourceError, match="finite and not negative, that of row 7 is nan"):
@@ -255,6 +255,21 @@ def test_masked_centroids_are_refused(dtype: str) -> None:
     kmeans.cluster_centers_ = first
     with pytest.raises(ValueError, match="cluster_centers_ contains NaN"):
         kmeans.predict(x)
+
+
+# Breaks when the centroids of a data frame are taken by position, whatever its columns say.
+def test_centroids_with_features_in_another_order(estimator: type) -> None:
+    frame = pd.DataFrame(blobs(), columns=["a", "b", "c"])
+    first = frame.iloc[:4]
+    turned = first[["c", "a", "b"]]
+    message = "order of those of the data, a, b, c; they are c, a, b"
+    for init in (turned, lambda x, k, random_state: turned):
+        with pytest.raises(ParameterError, match=message):
+            estimator(4, init=init, n_init=1).fit(frame)
+    kmeans = estimator(4, init=first, n_init=1).fit(frame)
+    for init, x in ((first.to_numpy(), frame), (turned.set_axis([0, 1, 2], axis=1), frame)):
+        assert estimator(4, init=init, n_init=1).fit(x).n_features_in_ == 3
+    assert is_found(kmeans.labels_)
 
 
 def sparse_blobs(dtype: str = "float32") -> np.ndarray:
