@@ -16,7 +16,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from streamkm.devices import is_host, resolve_device
-from streamkm.errors import ParameterError
+from streamkm.errors import NonFiniteError, ParameterError
 from streamkm.estimators.batches import is_batches
 from streamkm.sources import (
     DTYPES,
@@ -44,6 +44,7 @@ __all__ = [
     "as_numpy",
     "checked_centroids",
     "like",
+    "nan_is_refused",
     "open_rows",
     "remember_reading",
     "with_nan",
@@ -88,6 +89,16 @@ class InputRows:
             if sample_weight.dtype == bool:
                 sample_weight = sample_weight.astype(np.float64)
         return open_weights(sample_weight, n_rows)
+
+
+@contextmanager
+def nan_is_refused() -> Iterator[None]:
+    """For what has no parameter ``nan``: errors about NaN or infinity do not name it."""
+    try:
+        yield
+    except NonFiniteError as error:
+        what = str(error.args[0]).removesuffix("use ")
+        raise NonFiniteError(f"{what}leave such rows out") from None
 
 
 @contextmanager

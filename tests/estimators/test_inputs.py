@@ -21,6 +21,7 @@ from streamkm import (
     BisectingKMeans,
     KMeans,
     MiniBatchKMeans,
+    k_means,
     kmeans_plusplus,
     load_run,
     open_source,
@@ -270,6 +271,22 @@ def test_centroids_with_features_in_another_order(estimator: type) -> None:
     for init, x in ((first.to_numpy(), frame), (turned.set_axis([0, 1, 2], axis=1), frame)):
         assert estimator(4, init=init, n_init=1).fit(x).n_features_in_ == 3
     assert is_found(kmeans.labels_)
+
+
+# Breaks when an error names nan="drop" to those who cannot give it.
+def test_errors_about_nan_name_no_parameter_that_is_not_there() -> None:
+    x = blobs().astype(np.float32)
+    kmeans = BisectingKMeans(4, random_state=0).fit(x)
+    cases: list[tuple[float, list[Any]]] = [
+        (3e38, [kmeans.predict, kmeans.transform, kmeans.score]),
+        (np.nan, [kmeans.predict, BisectingKMeans(4).fit, lambda x: k_means(x, 4)]),
+    ]
+    for value, calls in cases:
+        spoiled = x.copy()
+        spoiled[7] = value
+        for call in calls:
+            with pytest.raises(NonFiniteError, match=r"row 7 .*; leave such rows out$"):
+                call(spoiled)
 
 
 def sparse_blobs(dtype: str = "float32") -> np.ndarray:
