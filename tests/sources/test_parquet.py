@@ -252,11 +252,11 @@ def test_nulls_of_integers_that_the_file_does_not_count_are_refused(tmp_path: Pa
     source = open_source(path)
     assert source.spec.dtype == "int16"
     assert read(source, 0, 10)[9, 0] == 9
-    message = r"^[^:]*x\.parquet: column 'x' holds 1 nulls in row group 1, and int16 has no number"
+    message = r"^[^:]*x\.parquet: column 'x' holds 1 null in row group 1, and int16 has no number"
     with pytest.raises(ReadError, match=message):
         read(source, 0, 16)
     nullable([[1, 2], [3, None]], pa.list_(pa.int16(), 2), path, write_statistics=False)
-    with pytest.raises(ReadError, match="holds 1 nulls in row group 0"):
+    with pytest.raises(ReadError, match="holds 1 null in row group 0"):
         read(open_source(path), 0, 2)
 
 
