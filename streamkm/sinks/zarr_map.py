@@ -34,6 +34,7 @@ from streamkm.files import (
     write_atomically,
     write_durably,
 )
+from streamkm.sinks.hdf5_coordinates import hdf5_coordinates
 from streamkm.sinks.places import beside, store_of
 from streamkm.sinks.zarr import ZarrSink
 
@@ -80,7 +81,8 @@ class ZarrMapSink(ZarrSink):
             grid = None  # A table has one axis, and knows no coordinates.
         self._extents = grid.shape if grid is not None else (n_rows,)
         self._dims = _names(grid, len(self._extents))
-        source = _group_at(Path(grid.group)) if grid is not None and grid.group else None
+        home = Path(grid.group) if grid is not None and grid.group else None
+        source = (_group_at(home) or hdf5_coordinates(home)) if home is not None else None
         there = _nearest_group(target)
         # A group that is there decides; a new one is like the source, whose coordinates it gets.
         formats = [g.metadata.zarr_format for g in (there, source) if g is not None]
@@ -319,10 +321,13 @@ def _refuse_other_values(
     target: Path, name: str, ours: zarr.Array[Any], theirs: zarr.Array[Any]
 ) -> None:
     """Refuse a group whose coordinate `name` is another than the source's."""
-    if ours.shape == theirs.shape and (
-        not ours.size or np.array_equal(np.asarray(ours[...]), np.asarray(theirs[...]))
-    ):
-        return
+    if ours.shape == theirs.shape:
+        one, other = np.asarray(ours[...]), np.asarray(theirs[...])
+        # Latitudes of pixels beyond the limb are NaN in both.
+        if not ours.size or np.array_equal(
+            one, other, equal_nan=one.dtype.kind == "f" == other.dtype.kind
+        ):
+            return
     raise ConfigError(
         f"{target}: {name} in {target.parent} differs from the coordinate {name} of the source; "
         "choose another store, or another group in it"
@@ -340,10 +345,14 @@ def _copy(array: zarr.Array[Any], folder: Path, zarr_format: int) -> None:
     if zarr_format == 2:
         attributes["_ARRAY_DIMENSIONS"] = list(_dims_of(array))
     else:
-        about["dimension_names"] = attributes.pop("_ARRAY_DIMENSIONS", None)
+        attributes.pop("_ARRAY_DIMENSIONS", None)
+        about["dimension_names"] = _dims_of(array) if array.shape else None
+    # Of version 2 xarray takes the fill value for a mark of no data, of version 3 it does not.
+    is_older = zarr_format == 2 and array.metadata.zarr_format == 3
+    fill = None if is_older else array.fill_value
     copy = zarr.create_array(
         LocalStore(folder), shape=array.shape, dtype=array.dtype, chunks=array.chunks or "auto",
-        fill_value=array.fill_value, config={"write_empty_chunks": True}, **about,
+        fill_value=fill, config={"write_empty_chunks": True}, **about,
     )  # fmt: skip
     if array.shape:
         for start in range(0, array.shape[0], max(array.chunks[0], 1)):

@@ -99,7 +99,8 @@ class Grid:
     """Their names, ``""`` for one without a name; empty if the format has no names."""
     group: str = ""
     """Where the arrays lie that hold their coordinates, each with the name of its axis: the folder
-    of a Zarr group, or its address; ``""`` if there is no such place."""
+    of a Zarr group, or its address; of HDF5, whose datasets name them, the file and below it the
+    dataset; ``""`` if there is no such place."""
 
 
 @dataclass(frozen=True, slots=True)
