@@ -2,7 +2,7 @@
 
 Two files may have the same genes in another order. So X and layers carry the names of their
 columns, and are matched by name as the columns of tables are. An index with a name twice names
-nothing; a note says so.
+nothing, and a note says so; beside features that have names it is refused.
 """
 
 from __future__ import annotations
@@ -92,7 +92,11 @@ class VarSource(Described):
         self._source = source
         self._names = names
         self._twice = [name for name, times in Counter(names).items() if times > 1]
-        self._spec = replace(source.spec, feature_names=() if self._twice else names)
+        self._spec = replace(
+            source.spec,
+            feature_names=() if self._twice else names,
+            repeated_name=self._twice[0] if self._twice else "",
+        )
 
     @property
     def name(self) -> str:

@@ -127,6 +127,9 @@ class ArraySpec:
     """Whether reads wait for a network, so that more readers than cores are of use."""
     feature_names: tuple[str, ...] = ()
     """Names of the features, in their order; empty if the format has none."""
+    repeated_name: str = ""
+    """A name that several features have. Then `feature_names` is empty, and what has names for its
+    features cannot be matched with these; else empty."""
     grid: Grid | None = None
     """The axes that rows count through; None where rows are one axis without a name."""
     nodata: tuple[float | int, ...] = ()

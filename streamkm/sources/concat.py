@@ -117,6 +117,7 @@ class ConcatSource(Described):
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
+            repeated_name=first.spec.repeated_name,
             grid=_joined_grid([spec.grid for spec in specs]),
             member=first.spec.member,
             nodata=(nodata := common_nodata(specs)),

@@ -11,6 +11,7 @@ import scipy.sparse
 import zarr
 
 from streamkm import KMeans, load_run
+from streamkm.cli import main
 from streamkm.errors import SourceError
 from streamkm.sources import open_source
 from tests.sources.contract import Case, SourceContract, numbers, read
@@ -128,6 +129,23 @@ def test_a_name_that_is_there_twice_names_nothing(tmp_path: Path) -> None:
             assert source.spec.feature_names == ()
             noted = [note for note in source.notes() if "index of var has a more than" in note]
             assert len(noted) == 1
+
+
+# Breaks when genes go by position where one side says which is which.
+def test_a_name_that_is_there_twice_meets_no_names(tmp_path: Path, capsys) -> None:
+    run, folder = str(tmp_path / "run"), tmp_path / "shards"
+    folder.mkdir()
+    named = write(tmp_path / "named.h5ad", numbers((20, 4)), ("a", "b", "d", "c"))
+    assert main(["fit", str(named), "--k", "2", "--out", run]) == 0
+    for name in ("x", "y"):
+        write(folder / f"{name}.h5ad", numbers((20, 4)), ("a", "b", "a", "c"))
+    for location in (folder / "x.h5ad", folder):
+        assert main(["predict", run, str(location), "--labels", str(tmp_path / "x.npy")]) == 2
+        assert "has a more than once; make them unique" in capsys.readouterr().err
+    with pytest.raises(SourceError, match="must be unique where they are matched"):
+        open_source([named, folder / "x.h5ad"])
+    # Without names on either side features are matched by position, as a note says.
+    assert open_source(folder).spec.n_rows == 40
 
 
 @pytest.mark.parametrize("index", [None, "absent"])
