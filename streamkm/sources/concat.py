@@ -72,6 +72,8 @@ class ConcatSource(Described):
         Notes that come before those of the parts.
     takes : callable, optional
         Tells whether a file written at a path would be one more part.
+    empty : sequence of (int, str)
+        Files without rows: how many of `parts` come before each, and its name.
 
     Raises
     ------
@@ -87,6 +89,7 @@ class ConcatSource(Described):
         *,
         remarks: tuple[str, ...] = (),
         takes: Callable[[Path], bool] | None = None,
+        empty: Sequence[tuple[int, str]] = (),
     ) -> None:
         if not parts:
             raise SourceError(f"{name}: there is no part to read")
@@ -100,6 +103,7 @@ class ConcatSource(Described):
         self._name = name
         self._remarks = remarks
         self._takes = takes
+        self._empty = tuple(empty)
         self._closed = False
         #: First row of each part.
         self._starts = list(accumulate((part.spec.n_rows for part in parts[:-1]), initial=0))
@@ -152,12 +156,17 @@ class ConcatSource(Described):
             index += 1
 
     def parts(self) -> list[Part]:
-        """The files, in the order of their rows."""
-        found: list[Part] = []
+        """The files, in the order of their rows, those without rows in their places."""
+        found: list[list[Part]] = []
         for first, part in zip(self._starts, self._parts, strict=True):
             inner = parts_of(part) or [Part(part.name, 0, part.spec.n_rows)]
-            found += [Part(each.name, first + each.first_row, each.n_rows) for each in inner]
-        return found
+            found.append([Part(each.name, first + each.first_row, each.n_rows) for each in inner])
+        starts = [*self._starts, self._spec.n_rows]
+        found.append([])
+        # From the last on, so that each comes before those that were inserted already.
+        for before, name in reversed(self._empty):
+            found[before].insert(0, Part(name, starts[before], 0))
+        return [part for several in found for part in several]
 
     def ids(self) -> IdColumn | None:
         """The ids of all parts, if the first has any."""
@@ -167,7 +176,9 @@ class ConcatSource(Described):
     def in_order(self, names: tuple[str, ...]) -> Source:
         """A view with the features of every part in the order of `names`."""
         parts = [in_order(part, names, self._name) for part in self._parts]
-        return ConcatSource(parts, self._name, remarks=self._remarks, takes=self._takes)
+        return ConcatSource(
+            parts, self._name, remarks=self._remarks, takes=self._takes, empty=self._empty
+        )
 
     def fingerprint(self) -> str:
         """Hex digest of the parts' fingerprints, in order."""

@@ -166,6 +166,11 @@ def decoded(
                 ", or write a scaled copy",
             )
         remarks.append(f"{several}, and not applied")
+    elif how.apply_scale and not marks.are_scaled:
+        remarks.append(
+            f"{name}: --apply-scale scales nothing: its attributes have no scale_factor and no "
+            "add_offset"
+        )
     elif marks.are_scaled and not how.apply_scale:
         remarks.append(
             f"{name}: {'_Unsigned, ' * marks.are_unsigned}scale_factor {marks.scale:g} and "

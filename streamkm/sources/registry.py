@@ -407,7 +407,7 @@ def _open_shards(
     most = min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS
     keep_open = len(locations) <= most
     parts: list[Source] = []
-    empty: list[str] = []
+    empty: list[tuple[int, str]] = []
     try:
         for location in locations:
             try:
@@ -418,16 +418,17 @@ def _open_shards(
                 else:
                     parts.append(_open_stored(location, given, keep_open=keep_open))
             except NoRowsError:
-                empty.append(str(location))
+                empty.append((len(parts), str(location)))
         if empty:
             are = "hold" if len(empty) > 1 else "holds"
-            named = shown(empty)
+            named = shown([each for _, each in empty])
             remarks += (f"{name}: {counted(len(empty), 'shard')} {are} no rows: {named}",)
         if not parts:
             raise NoRowsError(f"{name}: all {counted(len(empty), 'shard')} hold no rows")
         if by_name:
             remarks += order_notes(name, [part.name for part in parts])
-        return ConcatSource(decoded_alike(parts), name, remarks=remarks, takes=takes)
+        parts = decoded_alike(parts)
+        return ConcatSource(parts, name, remarks=remarks, takes=takes, empty=empty)
     except SourceError:
         for part in parts:
             part.close()

@@ -201,7 +201,10 @@ def test_a_scale_of_several_numbers_is_refused(tmp_path: Path, name: str) -> Non
         open_source(tmp_path / "three.zarr", apply_scale=True)
     source = open_source(tmp_path / "same.zarr", apply_scale=True)
     assert read(source, 0, 1)[0, 0] == (0.5 if name == "scale_factor" else 1.5)
-    assert open_source(tmp_path / "none.zarr", apply_scale=True).spec.dtype == "int16"
+    source = open_source(tmp_path / "none.zarr", apply_scale=True)
+    assert source.spec.dtype == "int16"
+    (note,) = source.notes()
+    assert "none.zarr: --apply-scale scales nothing" in note
 
 
 def test_a_run_keeps_the_scale(marked, tmp_path: Path) -> None:
