@@ -97,8 +97,10 @@ def nan_is_refused() -> Iterator[None]:
     try:
         yield
     except NonFiniteError as error:
-        what = str(error.args[0]).removesuffix("use ")
-        raise NonFiniteError(f"{what}leave such rows out") from None
+        what = str(error.args[0])
+        # Rows may also be finite, and too long.
+        which = "such rows" if what.endswith("use ") else "rows with NaN or infinity"
+        raise NonFiniteError(f"{what.removesuffix('use ')}leave {which} out") from None
 
 
 @contextmanager

@@ -286,8 +286,9 @@ def test_errors_about_nan_name_no_parameter_that_is_not_there() -> None:
     for value, calls in cases:
         spoiled = x.copy()
         spoiled[7] = value
+        rows = "rows with NaN or infinity" if np.isnan(value) else "such rows"
         for call in calls:
-            with pytest.raises(NonFiniteError, match=r"row 7 .*; leave such rows out$"):
+            with pytest.raises(NonFiniteError, match=rf"row 7 .*; leave {rows} out$"):
                 call(spoiled)
 
 
