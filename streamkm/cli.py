@@ -201,7 +201,8 @@ def _open(arguments: argparse.Namespace) -> Source:
     from streamkm.sources import open_source
 
     # Values that a file's attributes mark as no data are left out like NaN.
-    fill_is_nan = getattr(arguments, "nan", None) == "drop"
+    marked = getattr(arguments, "marked", ())
+    fill_is_nan = marked or getattr(arguments, "nan", None) == "drop"
     return open_source(arguments.source, **source_keywords(arguments), fill_is_nan=fill_is_nan)
 
 
@@ -209,9 +210,11 @@ def _open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
     """The source, with stored values read as in `run` where no option says otherwise."""
     from streamkm.runs.storage.run_folder import reading_of
 
-    for name, value in reading_of(run).items():
+    reading = reading_of(run)
+    arguments.marked = () if arguments.nodata else reading["marked"]
+    for name in ("nodata", "apply_scale", "nan"):
         if not getattr(arguments, name):
-            setattr(arguments, name, value)
+            setattr(arguments, name, reading[name])
     return _open(arguments)
 
 

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "file_sha256",
     "fsync_directory",
     "fsync_file",
+    "is_folder",
     "make_directory",
     "names_in",
     "new_directory",
@@ -148,6 +150,14 @@ def make_directory(path: Path) -> None:
 def new_directory(path: Path) -> None:
     """Make a folder that must not exist; the caller fsyncs the one above it."""
     os.mkdir(path)  # noqa: PTH102
+
+
+def is_folder(path: Path) -> bool | None:
+    """Whether `path` is a folder, by one look at it; None if nothing is there."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def names_in(directory: Path) -> list[str]:

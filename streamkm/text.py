@@ -47,7 +47,9 @@ def counted(n: int, noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """The plural of an English noun: ``rows``, ``batches``, ``passes``."""
+    """The plural of an English noun: ``rows``, ``batches``, ``passes``, ``entries``."""
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
     return noun + ("es" if noun.endswith(("tch", "ss")) else "s")
 
 

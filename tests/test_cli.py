@@ -570,6 +570,15 @@ def test_what_is_no_number_is_refused_by_the_rule(arguments, said, refused):
     assert said in refused("fit", "x.npy", "--out", "run", *arguments.split())
 
 
+# Breaks when a name that is too long moves its value out of the column.
+def test_values_of_evaluate_stand_in_one_column(done, x, capsys):
+    assert cli("evaluate", done, x) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 12
+    assert all(line[16] == " " != line[17] for line in lines)
+    assert any(line.endswith("(Calinski-Harabasz)") for line in lines)
+
+
 # Breaks with "Broken pipe" where `head` has read all that it wants.
 def test_a_reader_that_leaves_early_is_no_error(done, x):
     reader, writer = os.pipe()

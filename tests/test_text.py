@@ -80,7 +80,14 @@ def test_what_is_printed_can_be_read(n_bytes: int) -> None:
 
 @pytest.mark.parametrize(
     ("n", "noun", "text"),
-    [(1, "row", "1 row"), (0, "row", "0 rows"), (2000, "batch", "2,000 batches")],
+    [
+        (1, "row", "1 row"),
+        (0, "row", "0 rows"),
+        (2000, "batch", "2,000 batches"),
+        (1, "entry", "1 entry"),
+        (2, "entry", "2 entries"),
+        (2, "array", "2 arrays"),
+    ],
 )
 def test_one_thing_or_many(n, noun, text):
     assert counted(n, noun) == text

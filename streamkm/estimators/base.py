@@ -399,7 +399,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
 
     def _checked(self, centroids_KD: Any, rows: InputRows) -> np.ndarray:
         shape = (self.n_clusters, rows.source.spec.n_features)
-        return checked_centroids(centroids_KD, shape)
+        names = getattr(self, "feature_names_in_", ())
+        return checked_centroids(centroids_KD, shape, names=tuple(names))
 
     def _adopt(self, model: Model) -> None:
         """Take the fitted attributes from `model`, and forget those of an earlier fit."""

@@ -19,7 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamkm.errors import ParameterError
-from streamkm.estimators.inputs import InputRows, as_numpy, open_rows
+from streamkm.estimators.inputs import InputRows, as_numpy, nan_is_refused, open_rows
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.parameters import check_parameters, draw_seed, warn_of_no_effect
 from streamkm.sources import RowRange
@@ -142,6 +142,7 @@ class BisectingKMeans(
 
     # ---- scikit-learn's methods ---------------------------------------------
 
+    @nan_is_refused()
     def fit(self, X: Any, y: None = None, sample_weight: Any = None) -> Self:
         """Cluster the rows of `X`.
 
@@ -189,6 +190,7 @@ class BisectingKMeans(
         self._adopt(root)
         return self
 
+    @nan_is_refused()
     def predict(self, X: Any) -> np.ndarray:
         """Go down the hierarchy with every row of `X`, to the nearer of two centroids each time.
 
@@ -230,6 +232,7 @@ class BisectingKMeans(
             left += [(part, rows[sides == side]) for side, part in enumerate(node.parts)]
         return labels_N
 
+    @nan_is_refused()
     def transform(self, X: Any) -> np.ndarray:
         """Compute the Euclidean distance of every row of `X` to every centroid.
 
@@ -245,6 +248,7 @@ class BisectingKMeans(
         """
         return self._flat().transform(X)
 
+    @nan_is_refused()
     def score(self, X: Any, y: None = None, sample_weight: Any = None) -> float:
         """Compute minus the inertia of the rows of `X` about their nearest centroids.
 

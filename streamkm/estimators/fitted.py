@@ -16,6 +16,7 @@ from sklearn.utils import check_array
 
 from streamkm.clustering.scaling import Scaling
 from streamkm.errors import ParameterError
+from streamkm.estimators.inputs import refuse_masked
 from streamkm.kernels import normalized
 from streamkm.runs.storage.model import Model
 
@@ -148,6 +149,7 @@ def _scaled(model: Model, centers_KD: torch.Tensor) -> torch.Tensor:
 
 def _checked_centers(centers: Any, n_features: int | None) -> torch.Tensor:
     """`centers` as a tensor of float32 or float64 with memory of its own."""
+    refuse_masked(centers, "cluster_centers_", "fill what is masked")
     checked_KD = check_array(
         centers, dtype=[np.float64, np.float32], copy=True, input_name="cluster_centers_"
     )

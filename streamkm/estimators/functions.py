@@ -11,7 +11,7 @@ from streamkm.clustering.scaling import RunningMoments, Scaling, compute_dtype
 from streamkm.clustering.seeding.kmeans_plusplus import GreedyPlusPlus
 from streamkm.clustering.seeding.sample import Sample
 from streamkm.errors import NonFiniteError, ParameterError
-from streamkm.estimators.inputs import open_rows
+from streamkm.estimators.inputs import nan_is_refused, open_rows
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.parameters import draw_seed
 from streamkm.kernels import torch_alone_after_fork
@@ -24,6 +24,7 @@ __all__ = ["k_means", "kmeans_plusplus"]
 _COUNT = whole(1)
 
 
+@nan_is_refused()
 def k_means(
     X: Any,
     n_clusters: int,

@@ -16,7 +16,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from streamkm.devices import is_host, resolve_device
-from streamkm.errors import ParameterError
+from streamkm.errors import NonFiniteError, ParameterError
 from streamkm.estimators.batches import is_batches
 from streamkm.sources import (
     DTYPES,
@@ -30,7 +30,7 @@ from streamkm.sources import (
     open_weights,
 )
 from streamkm.sources.memory import MemorySource
-from streamkm.sources.names import in_order
+from streamkm.sources.names import in_order, shown
 from streamkm.stream.tensor_source import TensorSource, dtype_name
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ __all__ = [
     "as_numpy",
     "checked_centroids",
     "like",
+    "nan_is_refused",
     "open_rows",
+    "refuse_masked",
     "remember_reading",
 ]
 
@@ -77,7 +79,7 @@ class InputRows:
         if isinstance(sample_weight, Number):
             sample_weight = np.full(n_rows, sample_weight, np.float64)
         elif not isinstance(sample_weight, str | os.PathLike):
-            _refuse_masked(sample_weight, "sample_weight", "fill it with 0 to leave rows out")
+            refuse_masked(sample_weight, "sample_weight", "fill it with 0 to leave rows out")
             sample_weight = np.asarray(as_numpy(sample_weight))
             if sample_weight.ndim != 1:
                 raise ParameterError(
@@ -87,6 +89,18 @@ class InputRows:
             if sample_weight.dtype == bool:
                 sample_weight = sample_weight.astype(np.float64)
         return open_weights(sample_weight, n_rows)
+
+
+@contextmanager
+def nan_is_refused() -> Iterator[None]:
+    """For what has no parameter ``nan``: errors about NaN or infinity do not name it."""
+    try:
+        yield
+    except NonFiniteError as error:
+        what = str(error.args[0])
+        # Rows may also be finite, and too long.
+        which = "such rows" if what.endswith("use ") else "rows with NaN or infinity"
+        raise NonFiniteError(f"{what.removesuffix('use ')}leave {which} out") from None
 
 
 @contextmanager
@@ -127,15 +141,19 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
     if _is_location(X):
         # A source that the user has opened is read as it is.
         known = SourceOptions() if reset or isinstance(X, Source) else _reading_of(estimator)
-        known["fill_is_nan"] = getattr(estimator, "nan", None) == "drop"
+        known.setdefault("fill_is_nan", getattr(estimator, "nan", None) == "drop")
         source = open_source(X, **known)
         # A memory map is an array, such as joblib gives to its workers for one in memory.
         array = np.asarray(X) if isinstance(X, np.memmap) else None
         try:
             _check_features(estimator, source, reset=reset)
             if reset:
+                spec = source.spec
                 remember_reading(
-                    estimator, nodata=source.spec.nodata, apply_scale=source.spec.is_scaled
+                    estimator,
+                    nodata=[value for value in spec.nodata if value not in spec.marked],
+                    apply_scale=spec.is_scaled,
+                    marked=spec.marked,
                 )
             yield InputRows(source, in_memory=array is not None, array=array)
         finally:
@@ -164,9 +182,21 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
         yield InputRows(source, in_memory=True, array=array)
 
 
-def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
-    """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape."""
-    _refuse_masked(centroids_KD, "init", "fill what is masked")
+def checked_centroids(
+    centroids_KD: Any, shape: tuple[int, int], names: tuple[str, ...] = ()
+) -> np.ndarray:
+    """`centroids_KD` as an array, refused in scikit-learn's words unless it has this shape.
+
+    Those of a data frame are also refused if it has the features `names` in another order.
+    """
+    columns = getattr(centroids_KD, "columns", ())
+    given = tuple(name for name in columns if isinstance(name, str))
+    if given != names and set(given) == set(names):
+        raise ParameterError(
+            f"the features of init must be in the order of those of the data, {shown(names)}; "
+            f"they are {shown(given)}"
+        )
+    refuse_masked(centroids_KD, "init", "fill what is masked")
     # Their type is kept, so that an error names the one that the user gave.
     checked_KD: np.ndarray = check_array(centroids_KD, dtype=KEPT_DTYPES, input_name="init")
     whats = (f"clusters {shape[0]}", f"features of the data {shape[1]}")
@@ -180,7 +210,7 @@ def checked_centroids(centroids_KD: Any, shape: tuple[int, int]) -> np.ndarray:
     return checked_KD
 
 
-def _refuse_masked(array: Any, name: str, remedy: str) -> None:
+def refuse_masked(array: Any, name: str, remedy: str) -> None:
     """Raise `ParameterError` if anything in `array` is masked: as an ndarray it would count."""
     if np.ma.is_masked(array):
         n_masked = int(np.ma.getmaskarray(array).sum())
@@ -207,9 +237,11 @@ def remember_reading(
     *,
     nodata: Sequence[float | int] | None = None,
     apply_scale: bool = False,
+    marked: Sequence[float | int] = (),
 ) -> None:
     """Keep how the rows of a fit were read from files, for later rows of the same kind."""
-    vars(estimator)["_reading"] = SourceOptions(nodata=nodata, apply_scale=apply_scale)
+    kept = SourceOptions(nodata=nodata, apply_scale=apply_scale)
+    vars(estimator)["_reading"] = {**kept, "fill_is_nan": marked} if marked else kept
 
 
 def _reading_of(estimator: BaseEstimator) -> SourceOptions:

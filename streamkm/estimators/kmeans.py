@@ -117,7 +117,7 @@ class KMeans(BaseKMeans):
       `ConvergenceWarning` tells if fewer than K clusters have rows in the end: X has fewer
       distinct rows, or the last update left a centroid that is nearest to none.
     - float16, bfloat16 and integers are not widened in memory.
-    - Sparse rows are made dense a block at a time; the result is that of the same rows dense.
+    - Sparse rows are made dense a block at a time, and read as those of the same matrix dense.
 
     Examples
     --------

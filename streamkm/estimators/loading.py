@@ -54,5 +54,6 @@ def load_run(path: str | os.PathLike[str]) -> KMeans | MiniBatchKMeans:
     with torch_alone_after_fork():
         estimator = load_class(ALGORITHMS[algorithm].estimator).from_model(loaded)
         reading = reading_of(read_config(Path(path)))
-        remember_reading(estimator, nodata=reading["nodata"], apply_scale=reading["apply_scale"])
+        del reading["nan"]
+        remember_reading(estimator, **reading)
     return estimator

@@ -136,7 +136,8 @@ class MiniBatchKMeans(BaseKMeans):
       `ConvergenceWarning` tells if fewer than K clusters have rows in the end: X has fewer
       distinct rows, or the last update left a centroid that is nearest to none.
     - float16, bfloat16 and integers are not widened in memory.
-    - Sparse rows are made dense a block at a time; the result is that of the same rows dense.
+    - Sparse rows are made dense a block at a time. Batches take them in another order than those of
+      the same matrix dense, whose blocks are of another size.
 
     Examples
     --------

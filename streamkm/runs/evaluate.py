@@ -78,7 +78,7 @@ class Evaluation:
             f"inertia per row  {self.inertia_per_row:.9g}"
             + ("" if self.weights is None else " (per unit of weight)"),
             f"silhouette       {_shown(self.silhouette)} (simplified, of distances to centroids)",
-            f"Calinski-Harabasz {_shown(self.calinski_harabasz)}",
+            f"variance ratio   {_shown(self.calinski_harabasz)} (Calinski-Harabasz)",
             f"Davies-Bouldin   {_shown(self.davies_bouldin)}",
             f"clusters         {len(self.sizes):,}",
             f"empty clusters   {self.sizes.count(0):,}",
@@ -88,7 +88,7 @@ class Evaluation:
             ),
         ]
         if len(self.sizes) <= SIZES_SHOWN:
-            lines += [f"  cluster {i:<8} {size:,}" for i, size in enumerate(self.sizes)]
+            lines += [f"  cluster {i:<6} {size:,}" for i, size in enumerate(self.sizes)]
         else:
             lines.append("  (every size: --json)")
         return "\n".join(lines)

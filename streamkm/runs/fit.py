@@ -170,11 +170,13 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
     }
     # Beside the data, because runs of older versions have none to compare.
     names = {"feature_names": list(spec.feature_names)} if spec.feature_names else {}
+    marked = {"marked": list(spec.marked)} if spec.marked else {}
     return {
         "source": source.name,
         "fit": settings,
         "data": data,
         **names,
+        **marked,
         "execution": asdict(plan.execution),
     }
 

@@ -58,7 +58,9 @@ def _order_lines(parts: list[Part]) -> list[str]:
 
 
 def _named(names: tuple[str, ...]) -> str:
-    return f" ({shown(names)})" if names else ""
+    # How many there are stands before them.
+    listed = shown(names).removesuffix(f" ({len(names):,} in all)")
+    return f" ({listed})" if names else ""
 
 
 def describe_run(path: Path) -> str:

@@ -25,7 +25,7 @@ from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
-from streamkm.runs.storage.parts_file import write_parts
+from streamkm.runs.storage.parts_file import check_parts, write_parts
 from streamkm.sinks import (
     CHUNK_ROWS,
     beside,
@@ -130,6 +130,8 @@ def predict(
             progress.say(finished_line(paths))
             return 0
         check_free(run_dir, paths, resume=resume)
+        for path in paths:
+            check_parts(path, parts)
         for note in notes_on_ids(source, ids, execution):
             progress.say(f"note: {note}")
         labelling = Labelling(model, source, execution, output_bytes=table_bytes(outputs, ids))
@@ -171,7 +173,7 @@ def written_ids(source: Source, outputs: list[Path]) -> IdColumn | None:
 
 
 def origin_of(source: Source) -> Path | None:
-    """The local file that `source` reads, of which an output may be a copy; None if it is none."""
+    """The local file that `source` reads, or the folder of its Zarr array; None if it is none."""
     return Path(source.spec.file) if source.spec.file else None
 
 

@@ -9,6 +9,7 @@ holds their checksum.
 from __future__ import annotations
 
 import errno
+import os
 import zlib
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import numpy as np
 
 from streamkm.errors import OutputExistsError, ResumeError
 from streamkm.files import (
+    discard,
     fsync_directory,
     remove_file,
     remove_tree,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from streamkm.files import FileLock
 
 __all__ = [
+    "JoiningSink",
     "PublishedSink",
     "Sink",
     "commit_together",
@@ -44,7 +47,7 @@ __all__ = [
 
 def refuse_existing(target: Path) -> None:
     """Raise `OutputExistsError` if anything is at `target`, even a dangling link."""
-    if target.is_symlink() or target.exists():
+    if os.path.lexists(target):
         raise OutputExistsError(f"{target}: exists already; remove it or choose another name")
 
 
@@ -295,6 +298,42 @@ class Sink(ABC):
     @abstractmethod
     def _release(self) -> None:
         """Release files."""
+
+
+class JoiningSink(Sink):
+    """An output that gets its format when all its rows are there.
+
+    Its final file is written under a third name, which it loses only when it is on disk: a crash
+    before that leaves the unfinished output to be resumed.
+    """
+
+    def __init__(self, target: Path, **options: Any) -> None:
+        self._joined = beside(target, ".partial.joined")
+        self._is_joined = False
+        remove_file(self._joined)
+        super().__init__(target, **options)
+
+    def finish(self) -> None:
+        """See `Sink`; the final file takes the place of the unfinished output."""
+        super().finish()
+        if self._is_joined:
+            return
+        try:
+            self._join()
+        except BaseException:
+            discard(self._joined)  # It may be what fills the disk.
+            raise
+        rename_durably(self._joined, self._partial)
+        self._is_joined = True
+
+    def discard(self) -> None:
+        """See `Sink`."""
+        remove_file(self._joined)
+        super().discard()
+
+    @abstractmethod
+    def _join(self) -> None:
+        """Write and sync the final file under the name `_joined`, from the unfinished output."""
 
 
 class PublishedSink(Sink):

@@ -1,9 +1,8 @@
 """Outputs as AnnData: a copy of the source's ``.h5ad`` file, with the values as a column of obs.
 
 An unfinished output is an ``.npy`` file, because HDF5 promises nothing about a file after a crash.
-The copy is made when all values are there: under a third name, which it loses only when it is on
-disk. The source is never written to: a crash in the middle of that could cost the user's data.
-anndata is not needed.
+The copy is made when all values are there. The source is never written to: a crash in the middle of
+that could cost the user's data. anndata is not needed.
 """
 
 from __future__ import annotations
@@ -16,16 +15,10 @@ import h5py
 import numpy as np
 
 from streamkm.errors import ConfigError, ReadError, ResumeError
-from streamkm.files import (
-    OutputFile,
-    discard,
-    fsync_file,
-    pieces_of,
-    remove_file,
-    rename_durably,
-)
+from streamkm.files import OutputFile, fsync_file, pieces_of
+from streamkm.sinks.base import JoiningSink
 from streamkm.sinks.npy import NpySink
-from streamkm.sinks.places import COLUMN_BYTES, beside
+from streamkm.sinks.places import COLUMN_BYTES
 from streamkm.sources.layout import one_line
 
 if TYPE_CHECKING:
@@ -41,7 +34,7 @@ _ROWS = 1 << 18
 _DAMAGED = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 
 
-class H5adSink(NpySink):
+class H5adSink(JoiningSink, NpySink):
     """A copy of an ``.h5ad`` file whose obs has one column more.
 
     Parameters
@@ -63,9 +56,6 @@ class H5adSink(NpySink):
     ) -> None:
         self._origin = self.check_origin(target, origin, n_rows)
         self._identity = _identity(self._origin)
-        self._joined = beside(target, ".partial.joined")
-        self._is_joined = False
-        remove_file(self._joined)
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
 
     @classmethod
@@ -124,17 +114,6 @@ class H5adSink(NpySink):
             return None
         return crc
 
-    def finish(self) -> None:
-        """See `Sink`; the copy is made."""
-        super().finish()
-        if not self._is_joined:
-            self._join()
-
-    def discard(self) -> None:
-        """See `Sink`."""
-        remove_file(self._joined)
-        super().discard()
-
     def _open(self) -> OutputFile:
         """Open the unfinished output, which may be the copy of an interrupted commit."""
         if self._durable_rows == self.n_rows and h5py.is_hdf5(self._partial):
@@ -148,16 +127,10 @@ class H5adSink(NpySink):
         return super()._open()
 
     def _join(self) -> None:
-        """Copy the source, add the column, and give the copy the name of the unfinished output."""
-        try:
-            self._copy()
-            self._add_column()
-            fsync_file(self._joined)
-        except BaseException:
-            discard(self._joined)  # It may be what fills the disk.
-            raise
-        rename_durably(self._joined, self._partial)
-        self._is_joined = True
+        """See `JoiningSink`: copy the source, and add the column."""
+        self._copy()
+        self._add_column()
+        fsync_file(self._joined)
 
     def _copy(self) -> None:
         """Copy the source, with room for the column behind it."""

@@ -19,13 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkm.errors import ConfigError, ReadError, ResumeError
-from streamkm.files import (
-    OutputFile,
-    fsync_directory,
-    remove_file,
-    rename_durably,
-)
-from streamkm.sinks.base import Sink
+from streamkm.files import OutputFile, fsync_directory, remove_file
+from streamkm.sinks.base import JoiningSink
 from streamkm.sources.layout import one_line
 
 if TYPE_CHECKING:
@@ -46,7 +41,7 @@ _MAGIC = b"PAR1"
 _DAMAGED = (pa.ArrowException, OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError)
 
 
-class ParquetSink(Sink):
+class ParquetSink(JoiningSink):
     """A Parquet table, written in whole chunks, which become its row groups.
 
     Parameters
@@ -78,10 +73,7 @@ class ParquetSink(Sink):
                 "values is; rename it in the source"
             )
         self._ids = ids
-        self._joined = self._partial.with_name(self._partial.name + ".joined")
         self._chunk_rows = min(chunk_rows, n_rows)
-        self._is_joined = False
-        remove_file(self._joined)
         self._file = self._create() if state is None else self._open()
         self._buffer = np.empty(self._chunk_rows, dtype)
         self._filled = 0
@@ -104,17 +96,6 @@ class ParquetSink(Sink):
         except _DAMAGED:
             return None
         return crc
-
-    def finish(self) -> None:
-        """See `Sink`; the stream of chunks becomes the Parquet file."""
-        super().finish()
-        if not self._is_joined:
-            self._join()
-
-    def discard(self) -> None:
-        """See `Sink`."""
-        remove_file(self._joined)
-        super().discard()
 
     # ---- the unfinished output -----------------------------------------------
 
@@ -215,11 +196,7 @@ class ParquetSink(Sink):
     # ---- the finished output -------------------------------------------------
 
     def _join(self) -> None:
-        """Turn the stream into the Parquet file, a chunk at a time, under the name of the stream.
-
-        The stream stays until the file is on disk; a crash before that leaves it to be resumed.
-        """
-        remove_file(self._joined)
+        """See `JoiningSink`: turn the stream of chunks into the Parquet file, a chunk at a time."""
         file = OutputFile(self._joined, create=True)
         try:
             with pa.OSFile(str(self._partial)) as stream:
@@ -231,8 +208,6 @@ class ParquetSink(Sink):
             file.sync()
         finally:
             file.close()
-        rename_durably(self._joined, self._partial)
-        self._is_joined = True
 
     # ---- rows that come -----------------------------------------------------------
 

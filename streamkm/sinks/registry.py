@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import stat
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm.errors import ConfigError, ResumeError
-from streamkm.files import FileLock, expanded, names_in, read_bytes, remove_file
+from streamkm.errors import ConfigError, ResumeError, RunError
+from streamkm.files import FileLock, expanded, is_folder, names_in, read_bytes, remove_file
 from streamkm.sealed import unseal
 from streamkm.sinks.base import PublishedSink, Sink, discard_partial, refuse_existing
 from streamkm.sinks.places import COLUMN_BYTES, IN_STORE, beside, kind_of, store_of
@@ -96,7 +97,8 @@ def open_sink(
     grid : Grid, optional
         The axes of the rows, for an array in a Zarr store; others have one axis.
     origin : Path, optional
-        The local file that the rows lie in, of which an ``.h5ad`` output is a copy.
+        The local file that the rows lie in, of which an ``.h5ad`` output is a copy, or the folder
+        of their Zarr array. A column of obs in a Zarr store must be of the same cells.
 
     Returns
     -------
@@ -139,7 +141,7 @@ def open_sink(
             options: dict[str, Any] = {"chunk_rows": chunk_rows} if kind.is_chunked else {}
             options |= {"ids": ids} if is_table(target) else {}
             options |= {"origin": origin} if is_copy(target) else {}
-            options |= {"grid": grid} if kind_of(target) == IN_STORE else {}
+            options |= {"grid": grid, "origin": origin} if kind_of(target) == IN_STORE else {}
             sink = kind(target, n_rows=n_rows, dtype=stored, state=state, **options)
     except BaseException:
         lock.release(remove=True)
@@ -210,16 +212,22 @@ def _check_store(target: Path) -> None:
     """Refuse an array in something that is no Zarr group, and cannot become one."""
     store = store_of(target)
     for folder in target.parents if store is not None else ():
-        if folder.exists():
-            entry = folder_format(folder)
-            is_empty = folder.is_dir() and not names_in(folder)
-            if not is_empty and (entry is None or entry.members is None or _is_array(folder)):
-                raise ConfigError(
-                    f"{target}: {folder} is no Zarr group, so no array can be added to it; choose "
-                    "another store"
-                )
+        is_one = is_folder(folder)
+        # Of a group that another process makes right now there is only what Zarr will rename.
+        is_empty = all(name.endswith(".partial") for name in names_in(folder)) if is_one else False
+        if is_one is not None and not (is_empty or _is_group(folder)):
+            raise ConfigError(
+                f"{target}: {folder} is no Zarr group, so no array can be added to it; choose "
+                "another store"
+            )
         if folder == store:
             return
+
+
+def _is_group(folder: Path) -> bool:
+    """Whether arrays can be added to what is in `folder`."""
+    entry = folder_format(folder)
+    return entry is not None and entry.members is not None and not _is_array(folder)
 
 
 def _is_array(folder: Path) -> bool:
@@ -236,16 +244,25 @@ def _is_array(folder: Path) -> bool:
 def unfinished_bytes(target: Path) -> int:
     """Bytes that the unfinished output for `target` takes on disk; 0 if there is none."""
     partial, _ = _beside(target)
-    if partial.is_dir():
-        return sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    return partial.stat().st_size if partial.exists() else 0
+    files = partial.rglob("*") if is_folder(partial) else [partial]
+    return sum(map(_file_bytes, files))
+
+
+def _file_bytes(path: Path) -> int:
+    """Bytes of a file; 0 if it is none, or gone: another process may be writing this output."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def tidy(target: Path) -> None:
     """Delete what a crash left beside a finished output: its cursor and its lock."""
     cursor = _beside(target)[1]
     if cursor.exists() or _lock_path(target).exists():
-        with suppress(OSError):  # Left where they are, they do no harm.
+        # Left where they are, they do no harm: to another process that tidies, too.
+        with suppress(OSError, RunError):
             lock = _take_lock(target)
             try:
                 remove_file(cursor)

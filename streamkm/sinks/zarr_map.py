@@ -10,13 +10,16 @@ In a table of AnnData, such as ``store.zarr/obs``, the array is one more column.
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
+from zarr.errors import ContainsGroupError
 from zarr.storage import LocalStore
 
 from streamkm.errors import ConfigError
@@ -31,6 +34,7 @@ from streamkm.files import (
     write_atomically,
     write_durably,
 )
+from streamkm.sinks.hdf5_coordinates import hdf5_coordinates
 from streamkm.sinks.places import beside, store_of
 from streamkm.sinks.zarr import ZarrSink
 
@@ -52,6 +56,9 @@ class ZarrMapSink(ZarrSink):
         See `ZarrSink`.
     grid : Grid, optional
         The axes of the rows; by default they are one axis.
+    origin : Path, optional
+        The file or the Zarr array of the rows: if it is of AnnData, a column of obs must be of
+        the same cells.
     """
 
     def __init__(
@@ -63,16 +70,19 @@ class ZarrMapSink(ZarrSink):
         state: dict[str, Any] | None,
         chunk_rows: int,
         grid: Grid | None = None,
+        origin: Path | None = None,
     ) -> None:
         self._group = target.parent
         in_group = _group_at(self._group)
         self._is_column = in_group is not None and _is_table(in_group)
         if in_group is not None and self._is_column:
             _refuse_other_length(target, in_group, n_rows)
+            _refuse_other_cells(target, in_group, origin)
             grid = None  # A table has one axis, and knows no coordinates.
         self._extents = grid.shape if grid is not None else (n_rows,)
         self._dims = _names(grid, len(self._extents))
-        source = _group_at(Path(grid.group)) if grid is not None and grid.group else None
+        home = Path(grid.group) if grid is not None and grid.group else None
+        source = (_group_at(home) or hdf5_coordinates(home)) if home is not None else None
         there = _nearest_group(target)
         # A group that is there decides; a new one is like the source, whose coordinates it gets.
         formats = [g.metadata.zarr_format for g in (there, source) if g is not None]
@@ -115,7 +125,7 @@ class ZarrMapSink(ZarrSink):
             remove_tree(partial)
             if not (self._group / name).exists():
                 _copy(array, partial, self._format)
-                rename_durably(partial, self._group / name)
+                _move_in(partial, self._group / name)
 
     def publish(self) -> None:
         """See `Sink`."""
@@ -131,7 +141,9 @@ class ZarrMapSink(ZarrSink):
         for folder in reversed(missing):
             if _group_at(folder) is None:
                 make_directory(folder)
-                zarr.create_group(LocalStore(folder), zarr_format=self._format)
+                # Another output of the same store may make it at the same moment.
+                with suppress(ContainsGroupError):
+                    zarr.create_group(LocalStore(folder), zarr_format=self._format)
                 _sync_metadata(folder)
 
     def _shape(self) -> tuple[int, ...]:
@@ -204,6 +216,48 @@ def _refuse_other_length(target: Path, table: zarr.Group, n_rows: int) -> None:
         )
 
 
+def _refuse_other_cells(target: Path, table: zarr.Group, origin: Path | None) -> None:
+    """Refuse obs with other cells than the AnnData of `origin` has, or in another order."""
+    if origin is None or target.parent.name != "obs":
+        return
+    known, found = _cells_of(origin), _index(table)
+    if known is None or found is None or len(known) != len(found):
+        return  # The rows are no cells, or have no names.
+    if known != found:
+        row = next(
+            i for i, (one, other) in enumerate(zip(known, found, strict=True)) if one != other
+        )
+        raise ConfigError(
+            f"{target}: its cells must be those of {origin}, in the same order: row {row} is "
+            f"{known[row]} there and {found[row]} in {target.parent}; write the labels as .npy or "
+            ".parquet, and join them by name"
+        )
+
+
+def _cells_of(origin: Path) -> list[str] | None:
+    """Names of the cells of the AnnData that `origin` is, or lies in; None if there are none."""
+    if origin.suffix == ".h5ad":
+        import h5py
+
+        with h5py.File(origin, "r") as file:
+            obs = file.get("obs")
+            return _index(obs) if isinstance(obs, h5py.Group) else None
+    for folder in origin.parents if origin.is_dir() else ():
+        group = _group_at(folder)
+        obs = group.get("obs") if group is not None else None
+        if group is None or isinstance(obs, zarr.Group):
+            return _index(obs) if obs is not None else None
+    return None
+
+
+def _index(table: Any) -> list[str] | None:
+    """The index of a table of AnnData as texts; None if it is stored in another way."""
+    index = table.get(str(table.attrs.get("_index", "")) or "_index")
+    if len(getattr(index, "shape", ())) != 1:
+        return None
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in index[:]]
+
+
 def _list_column(path: Path) -> None:
     """Name the array at `path` among the columns of its group, if that is a table of AnnData."""
     group = _group_at(path.parent)
@@ -267,10 +321,13 @@ def _refuse_other_values(
     target: Path, name: str, ours: zarr.Array[Any], theirs: zarr.Array[Any]
 ) -> None:
     """Refuse a group whose coordinate `name` is another than the source's."""
-    if ours.shape == theirs.shape and (
-        not ours.size or np.array_equal(np.asarray(ours[...]), np.asarray(theirs[...]))
-    ):
-        return
+    if ours.shape == theirs.shape:
+        one, other = np.asarray(ours[...]), np.asarray(theirs[...])
+        # Latitudes of pixels beyond the limb are NaN in both.
+        if not ours.size or np.array_equal(
+            one, other, equal_nan=one.dtype.kind == "f" == other.dtype.kind
+        ):
+            return
     raise ConfigError(
         f"{target}: {name} in {target.parent} differs from the coordinate {name} of the source; "
         "choose another store, or another group in it"
@@ -288,10 +345,14 @@ def _copy(array: zarr.Array[Any], folder: Path, zarr_format: int) -> None:
     if zarr_format == 2:
         attributes["_ARRAY_DIMENSIONS"] = list(_dims_of(array))
     else:
-        about["dimension_names"] = attributes.pop("_ARRAY_DIMENSIONS", None)
+        attributes.pop("_ARRAY_DIMENSIONS", None)
+        about["dimension_names"] = _dims_of(array) if array.shape else None
+    # Of version 2 xarray takes the fill value for a mark of no data, of version 3 it does not.
+    is_older = zarr_format == 2 and array.metadata.zarr_format == 3
+    fill = None if is_older else array.fill_value
     copy = zarr.create_array(
         LocalStore(folder), shape=array.shape, dtype=array.dtype, chunks=array.chunks or "auto",
-        fill_value=array.fill_value, config={"write_empty_chunks": True}, **about,
+        fill_value=fill, config={"write_empty_chunks": True}, **about,
     )  # fmt: skip
     if array.shape:
         for start in range(0, array.shape[0], max(array.chunks[0], 1)):
@@ -299,6 +360,16 @@ def _copy(array: zarr.Array[Any], folder: Path, zarr_format: int) -> None:
             copy[rows] = array[rows]
     else:
         copy[...] = array[...]
+
+
+def _move_in(partial: Path, folder: Path) -> None:
+    """Give `partial` its name, unless another output of the group has brought the same array."""
+    try:
+        rename_durably(partial, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        remove_tree(partial)
 
 
 def _copy_files(source: Path, folder: Path) -> None:

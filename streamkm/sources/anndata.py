@@ -2,7 +2,7 @@
 
 Two files may have the same genes in another order. So X and layers carry the names of their
 columns, and are matched by name as the columns of tables are. An index with a name twice names
-nothing; a note says so.
+nothing, and a note says so; beside features that have names it is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,28 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
 
-__all__ = ["VarSource", "named_by_var", "var_names"]
+__all__ = ["VarSource", "home_of", "named_by_var", "var_names"]
+
+
+def home_of(path: str) -> tuple[str, str] | None:
+    """Path of the group whose ``var`` names the columns of a matrix, and the matrix's path in it.
+
+    Parameters
+    ----------
+    path : str
+        Path of the matrix: ``X``, ``layers/counts``, ``raw/X``, or an address that ends so.
+
+    Returns
+    -------
+    tuple of str or None
+        None if AnnData keeps no such matrix there.
+    """
+    folders = path.strip("/") and path.rstrip("/").split("/")
+    if folders and folders[-1] == "X":
+        return "/".join(folders[:-1]), "X"
+    if folders and folders[-2:-1] == ["layers"]:
+        return "/".join(folders[:-2]), "/".join(folders[-2:])
+    return None
 
 
 def var_names(group: Any, member: str) -> tuple[str, ...]:
@@ -40,14 +61,10 @@ def var_names(group: Any, member: str) -> tuple[str, ...]:
     tuple of str
         Empty if it is no such matrix, or has no names.
     """
-    folders = member.strip("/").split("/")
-    if folders[-2:-1] == ["layers"]:
-        home = folders[:-2]
-    elif folders[-1] == "X":
-        home = folders[:-1]
-    else:
+    found = home_of(member.strip("/"))
+    if found is None:
         return ()
-    var = group.get("/".join([*home, "var"]))
+    var = group.get(f"{found[0]}/var".lstrip("/"))
     index = var.attrs.get("_index") if hasattr(var, "keys") else None
     values = var.get(index) if isinstance(index, str) else None
     if values is None or len(getattr(values, "shape", ())) != 1:
@@ -75,7 +92,11 @@ class VarSource(Described):
         self._source = source
         self._names = names
         self._twice = [name for name, times in Counter(names).items() if times > 1]
-        self._spec = replace(source.spec, feature_names=() if self._twice else names)
+        self._spec = replace(
+            source.spec,
+            feature_names=() if self._twice else names,
+            repeated_name=self._twice[0] if self._twice else "",
+        )
 
     @property
     def name(self) -> str:

@@ -1,21 +1,22 @@
 """Reads Arrow's own files: ``.arrow`` and ``.feather``, in the file or the stream format.
 
-Both are rows of messages: the schema, then record batches, each behind a header that says how long
-it is and how many rows it holds. A file ends with a footer, which has the schema and says where the
-batches lie; what else is in it does not matter (polars begins its files with no proper message).
-The headers are read once. A read takes the bytes of one batch by position and has pyarrow decode
-the chosen columns, compressed by LZ4, Zstandard or not.
+A stream is a row of messages: the schema, then record batches, each behind a header that says how
+long it is and how many rows it holds. A file also has a footer, which holds the schema and says
+where the batches lie. The headers are read once. A read takes the bytes of one batch by position
+and has pyarrow decode the chosen columns, compressed by LZ4, Zstandard or not.
 
-pyarrow's reader of files was rejected: it tells the rows of a batch only after it has read all of
-it, and it does not take the stream format, in which Hugging Face's datasets are stored. So was a
-memory map, which ends the process where a file is truncated under it (`streamkm.sources.rowfile`).
+pyarrow's reader of files was rejected for rows: it tells the rows of a batch only after it has read
+all of it, and it does not take the stream format, in which Hugging Face's datasets are stored. So
+was a memory map, which ends the process where a file is truncated under it
+(`streamkm.sources.rowfile`). Walking the messages of a file was rejected too: polars writes files
+without a message for the schema.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ import pyarrow as pa
 from streamkm.sources.base import RowRange
 from streamkm.sources.ids import ID_BATCH_ROWS
 from streamkm.sources.parquet import ParquetSource
+from streamkm.sources.rowfile import stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,13 +38,24 @@ __all__ = ["ArrowSource"]
 MAGIC = b"ARROW1"
 #: Begins a file of the format before: Feather 1.
 FEATHER_1 = b"FEA1"
-#: At the end of a file: the length of the footer before it, and `MAGIC`.
-_TAIL = struct.Struct("<i6s")
 #: Before the header of a message: a mark and the length of the header. 0 ends the messages.
 _PREFIX = struct.Struct("<Ii")
 _MARK = 0xFFFFFFFF
 #: Bytes of a header, at most: more than the schema of a million columns takes.
 MAX_HEADER_BYTES = 256 << 20
+#: Ends a file: the length of the footer before it, and `MAGIC`.
+_END = struct.Struct("<i6s")
+#: Where a message of a file lies: its offset, the bytes of mark and header, those of the body.
+_BLOCK = struct.Struct("<qi4xq")
+#: The length of an array and its nulls.
+_FIELD_NODE = struct.Struct("<qq")
+#: Kinds of lists: what recognizes one, and what makes one of a field.
+_LISTS = {
+    pa.types.is_list: pa.list_,
+    pa.types.is_large_list: pa.large_list,
+    pa.types.is_list_view: pa.list_view,
+    pa.types.is_large_list_view: pa.large_list_view,
+}
 #: Kinds of message that matter here, by their number in the header.
 _SCHEMA, _BATCH = 1, 3
 
@@ -56,10 +69,14 @@ class ArrowSource(ParquetSource):
         return _Reader(self._file, metadata or _index(self._file))
 
     def _id_batches(self, groups: range, column: str) -> Iterator[pa.RecordBatch]:
-        with self._reader(self._metadata) as file:
-            for group in groups:
-                table = file.read_row_group(group, columns=[column], use_threads=False)
-                yield from table.to_batches(max_chunksize=ID_BATCH_ROWS)
+        index: _Index = self._metadata
+        if pa.types.is_dictionary(index.schema.field(column).type):
+            tables = _decoded(self._file, index, groups, column)
+        else:
+            file = self._reader(index)
+            tables = (file.read_row_group(group, columns=[column]) for group in groups)
+        for table in tables:
+            yield from table.to_batches(max_chunksize=ID_BATCH_ROWS)
 
     def _known_nulls(self, *, is_whole: bool) -> dict[str, int]:  # noqa: ARG002  no cost to save
         """The nulls of the columns that have some; every batch counts them."""
@@ -89,6 +106,8 @@ class _Index:
     batches: tuple[_Batch, ...]
     nulls: tuple[int, ...]
     """The nulls of each array in all batches: a column, the arrays within it, the next column."""
+    is_stream: bool
+    """Whether the file is in the stream format."""
 
     @property
     def num_rows(self) -> int:
@@ -160,9 +179,48 @@ class _Reader:
                 yield table.slice(start, batch_size)
 
 
+def _decoded(file: ByteFile, index: _Index, groups: range, column: str) -> Iterator[pa.Table]:
+    """A column of `groups` with its dictionary, which lies in messages of its own."""
+    options = pa.ipc.IpcReadOptions(
+        included_fields=[index.schema.get_field_index(column)], use_threads=False
+    )
+    place = pa.PythonFile(stream_of(file), "r")
+    if index.is_stream:
+        # A stream may replace a dictionary between two batches: the batches before `groups` are
+        # read, too.
+        with pa.ipc.open_stream(place, options=options) as stream:
+            for batch in islice(stream, groups.start, groups.stop):
+                yield _validated(batch)
+    else:
+        with pa.ipc.open_file(place, options=options) as reader:
+            for group in groups:
+                yield _validated(reader.get_batch(group))
+
+
+def _validated(batch: pa.RecordBatch) -> pa.Table:
+    # A damaged batch may hold offsets, or numbers of entries, that lead outside of it.
+    batch.validate(full=True)
+    return pa.Table.from_batches([batch])
+
+
 def _stored(kind: pa.DataType) -> pa.DataType:
     """The type of what a batch itself stores: of a dictionary, the numbers of its entries."""
-    return kind.index_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_dictionary(kind):
+        return kind.index_type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _stored(kind.storage_type)
+    inner = [kind.field(i).with_type(_stored(kind.field(i).type)) for i in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        return pa.struct(inner)
+    if pa.types.is_map(kind):
+        # What a map stores is a list of pairs.
+        return pa.list_(inner[0])
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(inner[0], kind.list_size)
+    for test, new in _LISTS.items():
+        if test(kind):
+            return new(inner[0])
+    return kind
 
 
 def _n_arrays(kind: pa.DataType) -> int:
@@ -179,75 +237,91 @@ def _index(file: ByteFile) -> _Index:
         raise pa.ArrowInvalid(
             "it is of Feather's first version; read it by pandas.read_feather, write it again"
         )
+    is_stream = head[:6] != MAGIC
     schema: pa.Schema | None = None
     batches: list[_Batch] = []
     nulls: list[int] = []
     try:
-        if head[:6] == MAGIC:
-            schema, found = _by_footer(file)
+        if is_stream:
+            messages = _messages(file)
         else:
-            found = _by_stream(file)
-        for offset, size, header in found:
+            footer = _footer(file)
+            schema, messages = _schema(footer), _listed(file, footer)
+        for offset, size, header in messages:
             kind = header.number("B", header.root, 1)
             if kind == _SCHEMA and schema is None:
                 schema = pa.ipc.read_schema(pa.py_buffer(_bytes(file, offset, size)))
             elif kind == _BATCH:
                 table = header.table(header.root, 2)
                 batches.append(_Batch(offset, size, header.number("q", table, 0)))
-                counts = header.pairs(table, 1)
+                counts = [nulls for _, nulls in header.structs(_FIELD_NODE, table, 1)]
                 nulls = [sum(both) for both in zip_longest(nulls, counts, fillvalue=0)]
     except struct.error as error:
         raise pa.ArrowInvalid(f"the header of a message is damaged: {error}") from error
     if schema is None:
         raise pa.ArrowInvalid("it has no schema, so it is no Arrow file")
-    return _Index(schema, tuple(batches), tuple(nulls))
+    return _Index(schema, tuple(batches), tuple(nulls), is_stream)
 
 
-def _by_footer(file: ByteFile) -> tuple[pa.Schema, Iterator[tuple[int, int, _Header]]]:
-    """The schema of the file format, and the messages of its record batches; see `_message`."""
-    end = file.size - _TAIL.size
-    length, magic = _TAIL.unpack(_bytes(file, end, _TAIL.size)) if end > len(MAGIC) else (0, b"")
+def _footer(file: ByteFile) -> bytes:
+    """What lies before the end of a file: its schema, and where the messages lie."""
+    if file.size < 2 * 8 + _END.size:
+        raise pa.ArrowInvalid("the file is truncated: its end is missing")
+    length, magic = _END.unpack(_bytes(file, file.size - _END.size, _END.size))
     if magic != MAGIC:
         raise pa.ArrowInvalid("the file is truncated: its end is missing")
-    if not 0 < length <= min(MAX_HEADER_BYTES, end - len(MAGIC)):
-        raise pa.ArrowInvalid(f"its footer has {length} bytes")
-    end -= length
-    footer = _bytes(file, end, length)
-    # A file without messages, of which pyarrow reads nothing but the footer.
-    bare = MAGIC + bytes(2) + footer + _TAIL.pack(length, MAGIC)
-    schema = pa.ipc.open_file(pa.py_buffer(bare)).schema
-    header = _Header(footer)
-    offsets = header.first_of_each(header.root, 3, size=24)
-    return schema, (_message(file, offset, end) for offset in offsets)
+    if not 0 < length <= min(MAX_HEADER_BYTES, file.size - 8 - _END.size):
+        raise pa.ArrowInvalid(f"the footer takes {length} bytes")
+    return _bytes(file, file.size - _END.size - length, length)
 
 
-def _by_stream(file: ByteFile) -> Iterator[tuple[int, int, _Header]]:
-    """The messages of the stream format; see `_message`."""
-    at = 0
-    while at + _PREFIX.size <= file.size:
-        if _PREFIX.unpack(_bytes(file, at, _PREFIX.size)) == (_MARK, 0):
+def _schema(footer: bytes) -> pa.Schema:
+    """The schema in a footer, by pyarrow's reader: of a file that holds nothing else."""
+    whole = MAGIC.ljust(8, b"\0") + footer + _END.pack(len(footer), MAGIC)
+    return pa.ipc.open_file(pa.py_buffer(whole)).schema
+
+
+def _listed(file: ByteFile, footer: bytes) -> Iterator[tuple[int, int, _Header]]:
+    """Offset, bytes with the body, and header of each batch that a footer lists."""
+    fields = _Header(footer)
+    for offset, head_bytes, body_bytes in fields.structs(_BLOCK, fields.root, 3):
+        size = head_bytes + body_bytes
+        if (
+            not _PREFIX.size < head_bytes <= MAX_HEADER_BYTES
+            or min(offset, body_bytes) < 0
+            or offset + size > file.size
+        ):
+            raise pa.ArrowInvalid(
+                f"the footer has a batch of {size} bytes at byte {offset} of {file.size}"
+            )
+        head = _bytes(file, offset, head_bytes)
+        if _PREFIX.unpack_from(head)[0] != _MARK:
+            raise pa.ArrowInvalid(f"there is no message at byte {offset}")
+        yield offset, size, _Header(head[_PREFIX.size :])
+
+
+def _messages(file: ByteFile) -> Iterator[tuple[int, int, _Header]]:
+    """Offset, bytes with the body, and header of each message of a stream."""
+    at, end = 0, file.size
+    while at + _PREFIX.size <= end:
+        mark, length = _PREFIX.unpack(_bytes(file, at, _PREFIX.size))
+        if mark != _MARK:
+            raise pa.ArrowInvalid(f"there is no message at byte {at}")
+        if length == 0:
             return
-        yield (found := _message(file, at, file.size))
-        at += found[1]
-    if 0 < at < file.size:
-        raise pa.ArrowInvalid(f"the file is truncated at byte {file.size}")
-
-
-def _message(file: ByteFile, at: int, end: int) -> tuple[int, int, _Header]:
-    """Offset, bytes with the body, and header of the message at `at`, before `end`."""
-    if not 0 <= at <= end - _PREFIX.size:
-        raise pa.ArrowInvalid(f"there is no message at byte {at}")
-    mark, length = _PREFIX.unpack(_bytes(file, at, _PREFIX.size))
-    if mark != _MARK:
-        raise pa.ArrowInvalid(f"there is no message at byte {at}")
-    if not 0 < length <= min(MAX_HEADER_BYTES, end - at - _PREFIX.size):
-        raise pa.ArrowInvalid(f"the message at byte {at} has a header of {length} bytes")
-    header = _Header(_bytes(file, at + _PREFIX.size, length))
-    body = header.number("q", header.root, 3)
-    size = _PREFIX.size + length + body
-    if body < 0 or at + size > end:
-        raise pa.ArrowInvalid(f"the file is truncated: the message at byte {at} takes {size} bytes")
-    return at, size, header
+        if not 0 < length <= min(MAX_HEADER_BYTES, end - at - _PREFIX.size):
+            raise pa.ArrowInvalid(f"the message at byte {at} has a header of {length} bytes")
+        header = _Header(_bytes(file, at + _PREFIX.size, length))
+        body = header.number("q", header.root, 3)
+        size = _PREFIX.size + length + body
+        if body < 0 or at + size > end:
+            raise pa.ArrowInvalid(
+                f"the file is truncated: the message at byte {at} takes {size} bytes"
+            )
+        yield at, size, header
+        at += size
+    if 0 < at < end:
+        raise pa.ArrowInvalid(f"the file is truncated at byte {end}")
 
 
 class _Header:
@@ -269,25 +343,17 @@ class _Header:
             raise struct.error("a table is left out")
         return at + self._get("I", at)
 
-    def pairs(self, table: int, index: int) -> list[int]:
-        """The second number of each pair of int64 that field `index` of the table lists."""
-        return self._each(table, index, size=16, skip=8)
-
-    def first_of_each(self, table: int, index: int, *, size: int) -> list[int]:
-        """The int64 that begins each struct of `size` bytes that field `index` lists."""
-        return self._each(table, index, size=size, skip=0)
-
-    def _each(self, table: int, index: int, *, size: int, skip: int) -> list[int]:
-        """An int64 of each struct that field `index` of the table lists."""
+    def structs(self, form: struct.Struct, table: int, index: int) -> list[tuple[int, ...]]:
+        """The structs that field `index` of the table lists, each of the numbers of `form`."""
         at = self._field(table, index)
         if not at:
             return []
         start = at + self._get("I", at)
         count = self._get("I", start)
-        if start + 4 + size * count > len(self._content):
+        content = self._content[start + 4 : start + 4 + form.size * count]
+        if len(content) < form.size * count:
             raise struct.error("a list ends after the header")
-        listed = np.frombuffer(self._content, np.uint8, size * count, start + 4)
-        return [int(number) for number in listed.view("<i8")[skip // 8 :: size // 8]]
+        return list(form.iter_unpack(content))
 
     def _field(self, table: int, index: int) -> int:
         listing = table - self._get("i", table)

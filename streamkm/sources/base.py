@@ -99,7 +99,8 @@ class Grid:
     """Their names, ``""`` for one without a name; empty if the format has no names."""
     group: str = ""
     """Where the arrays lie that hold their coordinates, each with the name of its axis: the folder
-    of a Zarr group, or its address; ``""`` if there is no such place."""
+    of a Zarr group, or its address; of HDF5, whose datasets name them, the file and below it the
+    dataset; ``""`` if there is no such place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,18 @@ class ArraySpec:
     """Whether reads wait for a network, so that more readers than cores are of use."""
     feature_names: tuple[str, ...] = ()
     """Names of the features, in their order; empty if the format has none."""
+    repeated_name: str = ""
+    """A name that several features have. Then `feature_names` is empty, and what has names for its
+    features cannot be matched with these; else empty."""
     grid: Grid | None = None
     """The axes that rows count through; None where rows are one axis without a name."""
     nodata: tuple[float | int, ...] = ()
     """Stored values that mean "no data". `streamkm.sources.open_source` has a source with such
     values read as floats, with NaN in their place: a row that holds one counts as one with NaN.
     Of several files or variables, those that all of them have."""
+    marked: tuple[float | int, ...] = ()
+    """Those of `nodata` that only attributes name. They are no data in a file that marks none; one
+    with marks of its own may hold them as numbers."""
     is_decoded: bool = False
     """Whether NaN is read in place of all such values already, those of each file or variable."""
     is_scaled: bool = False
@@ -140,8 +147,8 @@ class ArraySpec:
     """Name of the array within its file, such as an HDF5 dataset, if it was chosen for being the
     only one; else empty. Shards must agree in it."""
     file: str = ""
-    """Path of the local file that all rows lie in; empty if there are several, or the format has
-    another kind of place."""
+    """Path of the local file that all rows lie in, or of the folder of a Zarr array; empty if there
+    are several, or the format has another kind of place."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
-from streamkm.sources.base import ArraySpec, Described, RowRange, common_nodata
+from streamkm.sources.base import ArraySpec, Described, Grid, RowRange, common_nodata
 from streamkm.sources.ids import JoinedIds, ids_of
 from streamkm.sources.layout import check_read
 from streamkm.sources.names import in_order
@@ -71,6 +72,8 @@ class ConcatSource(Described):
         Notes that come before those of the parts.
     takes : callable, optional
         Tells whether a file written at a path would be one more part.
+    empty : sequence of (int, str)
+        Files without rows: how many of `parts` come before each, and its name.
 
     Raises
     ------
@@ -86,6 +89,7 @@ class ConcatSource(Described):
         *,
         remarks: tuple[str, ...] = (),
         takes: Callable[[Path], bool] | None = None,
+        empty: Sequence[tuple[int, str]] = (),
     ) -> None:
         if not parts:
             raise SourceError(f"{name}: there is no part to read")
@@ -99,6 +103,7 @@ class ConcatSource(Described):
         self._name = name
         self._remarks = remarks
         self._takes = takes
+        self._empty = tuple(empty)
         self._closed = False
         #: First row of each part.
         self._starts = list(accumulate((part.spec.n_rows for part in parts[:-1]), initial=0))
@@ -116,8 +121,11 @@ class ConcatSource(Described):
             # The largest, because every part reads it at its share of a block's cost.
             piece_rows=max(spec.piece_rows or spec.block_rows for spec in specs),
             feature_names=names,
+            repeated_name=first.spec.repeated_name,
+            grid=_joined_grid([spec.grid for spec in specs]),
             member=first.spec.member,
-            nodata=common_nodata(specs),
+            nodata=(nodata := common_nodata(specs)),
+            marked=tuple(value for value in specs[0].marked if value in nodata),
             is_decoded=any(spec.is_decoded for spec in specs),
             is_scaled=any(spec.is_scaled for spec in specs),
             is_remote=any(spec.is_remote for spec in specs),
@@ -148,12 +156,17 @@ class ConcatSource(Described):
             index += 1
 
     def parts(self) -> list[Part]:
-        """The files, in the order of their rows."""
-        found: list[Part] = []
+        """The files, in the order of their rows, those without rows in their places."""
+        found: list[list[Part]] = []
         for first, part in zip(self._starts, self._parts, strict=True):
             inner = parts_of(part) or [Part(part.name, 0, part.spec.n_rows)]
-            found += [Part(each.name, first + each.first_row, each.n_rows) for each in inner]
-        return found
+            found.append([Part(each.name, first + each.first_row, each.n_rows) for each in inner])
+        starts = [*self._starts, self._spec.n_rows]
+        found.append([])
+        # From the last on, so that each comes before those that were inserted already.
+        for before, name in reversed(self._empty):
+            found[before].insert(0, Part(name, starts[before], 0))
+        return [part for several in found for part in several]
 
     def ids(self) -> IdColumn | None:
         """The ids of all parts, if the first has any."""
@@ -163,7 +176,9 @@ class ConcatSource(Described):
     def in_order(self, names: tuple[str, ...]) -> Source:
         """A view with the features of every part in the order of `names`."""
         parts = [in_order(part, names, self._name) for part in self._parts]
-        return ConcatSource(parts, self._name, remarks=self._remarks, takes=self._takes)
+        return ConcatSource(
+            parts, self._name, remarks=self._remarks, takes=self._takes, empty=self._empty
+        )
 
     def fingerprint(self) -> str:
         """Hex digest of the parts' fingerprints, in order."""
@@ -178,12 +193,26 @@ class ConcatSource(Described):
         return is_part or any(would_take(part, path) for part in self._parts)
 
     def notes(self) -> list[str]:
-        """The notes of the whole, then those of each part."""
+        """The notes of the whole, then those of the parts, each once."""
         return [
             *self._remarks,
-            *_order_notes(self._name, [part.name for part in self._parts]),
-            *(note for part in self._parts for note in part.notes()),
+            *self._grid_notes(),
+            *_notes_of_parts(self._parts),
         ]
+
+    def _grid_notes(self) -> list[str]:
+        """A note if the parts are maps that do not join to one."""
+        first = self._parts[0]
+        for part in self._parts[1:]:
+            grids = [first.spec.grid, part.spec.grid]
+            if _joined_grid(grids) is None and any(grid and len(grid.shape) > 1 for grid in grids):
+                note = (
+                    f"{self._name}: {_axes(first)} and {_axes(part)} do not join along the first "
+                    "axis, so their labels in a Zarr store have one axis; predict them one by one "
+                    "for maps"
+                )
+                return [note]
+        return []
 
     def close(self) -> None:
         """Close all parts."""
@@ -192,16 +221,47 @@ class ConcatSource(Described):
             part.close()
 
 
-def _order_notes(whole: str, names: Sequence[str]) -> list[str]:
-    """A note if the rows of `names` come in another order than other tools read them in."""
-    for name, by_text in zip(names, sorted(names), strict=True):
-        if name != by_text:
-            note = (
-                f"{whole}: rows of {name} come before those of {by_text}; a tool that sorts names "
-                "as text has them the other way round, so join labels to rows by file or by id"
-            )
-            return [note]
-    return []
+def _notes_of_parts(parts: Sequence[Source]) -> list[str]:
+    """The notes of all parts; one that several have names the first and the number of others."""
+    first: dict[str, str] = {}
+    times: Counter[str] = Counter()
+    for part in parts:
+        for note in part.notes():
+            words = note.removeprefix(part.name)
+            first.setdefault(words, note)
+            times[words] += 1
+    notes = []
+    for words, note in first.items():
+        whose, colon, what = words.partition(": ")
+        if times[words] > 1 and len(words) < len(note):
+            note = f"{note.removesuffix(words)}{whose} and {times[words] - 1:,} more{colon}{what}"
+        notes.append(note)
+    return notes
+
+
+def _joined_grid(grids: Sequence[Grid | None]) -> Grid | None:
+    """The grids one after the other along their first axis; None if they differ in another.
+
+    The coordinates of several are those of none: the first axis goes on from part to part, and
+    tiles that lie side by side have the same shape too.
+    """
+    known = [grid for grid in grids if grid is not None]
+    if len(known) < len(grids) or len({(grid.dims, grid.shape[1:]) for grid in known}) > 1:
+        return None
+    if len(known) == 1:
+        return known[0]
+    first = known[0]
+    return Grid((sum(grid.shape[0] for grid in known), *first.shape[1:]), first.dims)
+
+
+def _axes(part: Source) -> str:
+    """The row axes of `part` in words: ``y 5, x 6 of tile.zarr``."""
+    grid = part.spec.grid
+    if grid is None:
+        return f"{part.spec.n_rows} rows of {part.name}"
+    names = grid.dims or ("",) * len(grid.shape)
+    extents = zip(names, grid.shape, strict=True)
+    return f"{', '.join(f'{name} {extent}'.strip() for name, extent in extents)} of {part.name}"
 
 
 @runtime_checkable

@@ -29,14 +29,23 @@ from streamkm.sources.names import in_order
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
     from streamkm.sources.concat import Part
     from streamkm.sources.ids import IdColumn
 
-__all__ = ["AS_STORED", "DecodedSource", "Decoding", "Marks", "decoded", "honoured", "read_marks"]
+__all__ = [
+    "AS_STORED",
+    "DecodedSource",
+    "Decoding",
+    "Marks",
+    "decoded",
+    "decoded_alike",
+    "honoured",
+    "read_marks",
+]
 
 #: Elements that are decoded at a time, so that they stay in the cache.
 PIECE_ELEMENTS = 32 << 10
@@ -73,8 +82,8 @@ class Decoding:
 
     nodata: tuple[float | int, ...] = ()
     """Values that are no data, as the user gives them."""
-    fill_is_nan: bool = False
-    """Whether values that attributes mark are no data too."""
+    fill_is_nan: bool | tuple[float | int, ...] = False
+    """Whether values that attributes mark are no data too; or those that are, where none do."""
     apply_scale: bool = False
     """Whether ``scale_factor`` and ``add_offset`` are applied."""
 
@@ -139,8 +148,9 @@ def decoded(
     """
     remarks = []
     nodata = how.nodata
+    marked: tuple[float | int, ...] = ()
     if how.fill_is_nan:
-        nodata = tuple(dict.fromkeys((*nodata, *marks.nodata)))
+        marked = marks.nodata or _stand_ins(how.fill_is_nan)
     elif left := [value for value in marks.nodata if value not in nodata]:
         values = " and ".join(map(_shown, left))
         remarks.append(
@@ -156,6 +166,11 @@ def decoded(
                 ", or write a scaled copy",
             )
         remarks.append(f"{several}, and not applied")
+    elif how.apply_scale and not marks.are_scaled:
+        remarks.append(
+            f"{name}: --apply-scale scales nothing: its attributes have no scale_factor and no "
+            "add_offset"
+        )
     elif marks.are_scaled and not how.apply_scale:
         remarks.append(
             f"{name}: {'_Unsigned, ' * marks.are_unsigned}scale_factor {marks.scale:g} and "
@@ -164,20 +179,52 @@ def decoded(
         )
     scaled = how.apply_scale and marks.are_scaled
     source = make(tuple(remarks))
-    if not nodata and not scaled:
+    if not nodata and not marked and not scaled:
         return source
     scale, offset = (marks.scale, marks.offset) if scaled else (1.0, 0.0)
     unsigned = scaled and marks.are_unsigned
-    return DecodedSource(source, nodata, scale=scale, offset=offset, unsigned=unsigned)
+    return DecodedSource(
+        source, nodata, marked=marked, scale=scale, offset=offset, unsigned=unsigned
+    )
 
 
-def honoured(source: Source, nodata: tuple[float | int, ...] = ()) -> Source:
-    """`source`, with NaN for `nodata` and for the values that its `ArraySpec.nodata` names."""
-    if source.spec.is_decoded:
+def honoured(
+    source: Source,
+    nodata: tuple[float | int, ...] = (),
+    fill_is_nan: bool | tuple[float | int, ...] = False,
+) -> Source:
+    """`source`, with NaN for `nodata` and for the values that its `ArraySpec.nodata` names.
+
+    If it names none, the values of `fill_is_nan` stand in for them.
+    """
+    marked = () if source.spec.nodata else _stand_ins(fill_is_nan)
+    if not source.spec.is_decoded:
         # Values of before would be looked for among those that they have become.
-        return DecodedSource(source, nodata) if nodata else source
-    nodata = tuple(dict.fromkeys((*source.spec.nodata, *nodata)))
-    return DecodedSource(source, nodata) if nodata else source
+        nodata = (*source.spec.nodata, *nodata)
+    return DecodedSource(source, nodata, marked=marked) if nodata or marked else source
+
+
+def _stand_ins(fill_is_nan: bool | tuple[float | int, ...]) -> tuple[float | int, ...]:
+    """The values that are no data where no attribute marks any."""
+    return () if isinstance(fill_is_nan, bool) else fill_is_nan
+
+
+def decoded_alike(parts: Sequence[Source]) -> list[Source]:
+    """The shards `parts`, all of floats if some are for the sake of their no data.
+
+    A program may leave out ``_FillValue`` where a file has no such pixel. Whether numbers are
+    scaled is no such detail: shards that differ in it keep the types by which they are refused.
+    """
+    specs = [part.spec for part in parts]
+    if not any(spec.is_decoded for spec in specs) or any(spec.is_scaled for spec in specs):
+        return list(parts)
+    are_plain = [
+        not spec.is_decoded and _wide(spec.dtype, scaled=False) != spec.dtype for spec in specs
+    ]
+    return [
+        DecodedSource(part, ()) if is_plain else part
+        for part, is_plain in zip(parts, are_plain, strict=True)
+    ]
 
 
 class DecodedSource(Described):
@@ -189,6 +236,8 @@ class DecodedSource(Described):
         The stored numbers; closed with this one.
     nodata : iterable of numbers
         Stored values that are no data. Those that the type cannot hold are left out, with a note.
+    marked : iterable of numbers
+        More of them, which only attributes name.
     scale, offset : float
         A stored number ``s`` is read as ``s * scale + offset``.
     unsigned : bool
@@ -200,12 +249,14 @@ class DecodedSource(Described):
         source: Source,
         nodata: Iterable[float | int],
         *,
+        marked: Iterable[float | int] = (),
         scale: float = 1.0,
         offset: float = 0.0,
         unsigned: bool = False,
     ) -> None:
         spec = source.spec
-        given = tuple(nodata)
+        by_user = tuple(nodata)
+        given = tuple(dict.fromkeys((*by_user, *marked)))
         pairs = [(value, _stored(value, spec.dtype)) for value in given]
         self._source = source
         self._given = tuple(value for value in given if value == value)  # without NaN
@@ -220,6 +271,7 @@ class DecodedSource(Described):
             scratch_bytes=spec.scratch_bytes + _PIECE_BYTES,
             # Also those that this type has not: another file or variable may have them.
             nodata=tuple(dict.fromkeys((*spec.nodata, *self._given))),
+            marked=tuple(v for v in self._given if v not in by_user) or spec.marked,
             is_decoded=True,
             is_scaled=self._is_scaled or spec.is_scaled,
         )
@@ -280,7 +332,7 @@ class DecodedSource(Described):
         """The notes of the stored numbers, and how they are read."""
         notes = self._source.notes()
         if self._nodata:
-            values = " and ".join(map(_shown, self._nodata))
+            values = " or ".join(map(_shown, self._nodata))
             notes.append(f"{self.name}: {values} is no data: a row that holds it counts as NaN")
         if self._impossible:
             values = " and ".join(map(_shown, self._impossible))

@@ -88,12 +88,13 @@ class Format:
         # Openers that take the option decode by themselves, for each variable its own way.
         if NODATA in self.options:
             return source
-        nodata = given.get("nodata", ())
+        nodata, fill = given.get("nodata", ()), given.get("fill_is_nan", False)
         # Values are compared as numbers, not as the bits that an array of uint16 holds.
-        is_bits = nodata and "dtype" in given and source.spec.dtype == "uint16"
+        has_values = nodata or not isinstance(fill, bool)
+        is_bits = has_values and "dtype" in given and source.spec.dtype == "uint16"
         if is_bits and check_dtype(given["dtype"], source.name) == "bfloat16":
             source = Bfloat16Source(source)
-        return honoured(source, nodata)
+        return honoured(source, nodata, fill)
 
     def holds(self, folder: Path) -> bool:
         """Whether `folder` is an array of this format, or a group of arrays."""

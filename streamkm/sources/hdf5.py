@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from streamkm.sources.axes import FeatureDims
 
-__all__ = ["Hdf5Source", "open_hdf5"]
+__all__ = ["Hdf5Source", "axis_names", "open_hdf5"]
 
 #: Datasets that an error lists, at most.
 NAMES_SHOWN = 8
@@ -54,7 +54,7 @@ def open_hdf5(
     variable: Sequence[str] = (),
     feature_dim: FeatureDims | None = None,
     nodata: tuple[float | int, ...] = (),
-    fill_is_nan: bool = False,
+    fill_is_nan: bool | tuple[float | int, ...] = False,
     apply_scale: bool = False,
     keep_open: bool = True,
 ) -> Source:
@@ -144,7 +144,7 @@ def _open_dataset(
                     "write them again as one that it has"
                 )
             dtype = check_dtype(stored, name)
-            axes = choose_axes(found.shape, _dims(found), feature_dim, name)
+            axes = choose_axes(found.shape, axis_names(found), feature_dim, name)
             notes = (*axes_note(axes, name), *_unwritten(found, name))
             member = "" if is_named else found.name
             return decoded(
@@ -192,7 +192,7 @@ def _source(
         swapped=not dataset.dtype.isnative,
         kind=f"hdf5 {dataset.name}{axes.describe()}",
         remarks=remarks,
-        grid=axes.grid(),
+        grid=axes.grid(f"{path}{dataset.name}"),
         member=member,
     )
 
@@ -250,7 +250,7 @@ class Hdf5Source(Described):
             layout=f"hdf5 {self._dataset}, {how}{axes.describe()}",
             # A chunk as stored, as decoded, and once more between two filters.
             scratch_bytes=3 * chunk_bytes + _LIBRARY_BYTES + swapped_bytes,
-            grid=axes.grid(),
+            grid=axes.grid(f"{path}{dataset.name}"),
             member=member,
             file=str(path),
         )
@@ -368,7 +368,7 @@ def _is_stored_as_in_memory(dataset: h5py.Dataset) -> bool:
     return bool(dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)))
 
 
-def _dims(dataset: h5py.Dataset) -> list[str]:
+def axis_names(dataset: h5py.Dataset) -> list[str]:
     """The name of each axis: its label, or the name of a scale of it; ``""`` without."""
     names = []
     for dim in dataset.dims:

@@ -75,19 +75,33 @@ class JoinedIds:
         source, _, ids = self._parts[0]
         self.column, self.kind = ids.column, ids.kind
         for other, _, more in self._parts[1:]:
-            if more.kind != self.kind:
+            if more.kind == self.kind:
+                continue
+            if _widest(more.kind) != _widest(self.kind):
                 raise SourceError(
                     f"shards must agree in the type of their ids: {source.name} has {self.kind}, "
                     f"{other.name} has {more.kind}; convert one of them"
                 )
+            self.kind = _widest(self.kind)
 
     def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
         """See `IdColumn`."""
-        return chain.from_iterable(
+        arrays = chain.from_iterable(
             ids.batches(max(start_row - first, 0))
             for source, first, ids in self._parts
             if start_row < first + source.spec.n_rows
         )
+        return (ids if ids.type == self.kind else ids.cast(self.kind) for ids in arrays)
+
+
+def _widest(kind: pa.DataType) -> pa.DataType:
+    """The type that holds all texts, or all bytes, if `kind` is one for some; else `kind`.
+
+    Texts are of one type in pyarrow and of another in pandas 3 and polars.
+    """
+    import pyarrow as pa
+
+    return {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind, kind)
 
 
 def _ids(source: Source) -> IdColumn:

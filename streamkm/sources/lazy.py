@@ -8,7 +8,6 @@ who has such an object has imported its library, and nobody else needs it.
 
 from __future__ import annotations
 
-import hashlib
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from streamkm.sources.base import (
 from streamkm.sources.decoded import Decoding, decoded, honoured, read_marks
 from streamkm.sources.formats import format_of, refuse_foreign_options
 from streamkm.sources.layout import check_read, one_line, row_boxes, rows_for_bytes
+from streamkm.sources.memory import digest_of_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,7 +69,7 @@ def open_lazy(array: Any, given: Mapping[str, Any]) -> Source:
     refuse_foreign_options("a lazy array", given, None, "")
     source = _OPENERS[_library(array)](array)
     if not isinstance(source, SlicedSource):
-        return honoured(source, nodata)
+        return honoured(source, nodata, fill_is_nan)
 
     def noted(remarks: tuple[str, ...]) -> Source:
         source.remarks = list(remarks)
@@ -155,14 +155,7 @@ class SlicedSource(Described):
 
     def fingerprint(self) -> str:
         """Hex digest of shape, dtype and every byte, all of which are read."""
-        spec = self._spec
-        digest = hashlib.sha256(f"{spec.n_rows} {spec.n_features} {spec.dtype}".encode())
-        scratch = np.empty((spec.block_rows, spec.n_features), spec.storage)
-        for rows in RowRange(0, spec.n_rows).split(spec.block_rows):
-            block = scratch[: len(rows)]
-            self.read(rows, block)
-            digest.update(block.reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
+        return digest_of_rows(self)
 
     def notes(self) -> list[str]:
         """The remarks of whoever opened the array."""

@@ -59,9 +59,16 @@ def in_order(source: Source, names: Sequence[str], whose: str) -> Source:
     Raises
     ------
     SourceError
-        If the names differ; the message names both orders.
+        If the names differ; the message names both orders. Or if `source` has names, and one of
+        them several times.
     """
     found, wanted = source.spec.feature_names, tuple(names)
+    if wanted and (repeated := source.spec.repeated_name):
+        raise SourceError(
+            f"names of features must be unique where they are matched: {whose} has "
+            f"{shown(wanted)}, {source.name} has {repeated} more than once; make them unique, "
+            "as AnnData's var_names_make_unique() does"
+        )
     if not found or not wanted or found == wanted:
         return source
     both = f"{whose} has {shown(wanted)}, {source.name} has {shown(found)}"
@@ -70,7 +77,8 @@ def in_order(source: Source, names: Sequence[str], whose: str) -> Source:
         # Of many names those that differ may not be among the first.
         odd = f" (only one of them has {shown(only)})" if len(only) < len(wanted) else ""
         raise SourceError(
-            f"names of features must agree: {both}{odd}; rename those of one, or choose the same"
+            f"names of features must agree: {both}{odd}; rename those of one, or choose the same "
+            "columns or variables of both"
         )
     return source.in_order(wanted) if isinstance(source, _Orderable) else _Reordered(source, wanted)
 

@@ -65,9 +65,10 @@ class SourceOptions(TypedDict, total=False):
     apply_scale: bool | None
     """Whether values are ``stored * scale_factor + add_offset``, where the attributes of an HDF5 or
     Zarr array say so."""
-    fill_is_nan: bool | None
+    fill_is_nan: bool | Sequence[float | int] | None
     """Whether the values that the attributes ``_FillValue`` and ``missing_value`` of an HDF5 or
-    Zarr array name are no data, as in `nodata`. ``--nan drop`` says so on the command line."""
+    Zarr array name are no data, as in `nodata`. ``--nan drop`` says so on the command line. Numbers
+    say so too, and are no data themselves where an array has no such attributes."""
     columns: Sequence[str] | None
     """Columns of a Parquet or Arrow file: one column of lists, or columns of numbers in the order
     of the features. By default the only column of lists, or else all columns."""
@@ -153,6 +154,10 @@ def _number(text: str) -> float | int:
         return float(text)
     except ValueError:
         raise ConfigError(f"a number is needed, not {text!r}") from None
+
+
+def _fill_is_nan(given: bool | Sequence[float | int]) -> bool | tuple[float | int, ...]:
+    return given if isinstance(given, bool) else _nodata(given)
 
 
 def _nodata(values: float | int | Sequence[float | int]) -> tuple[float | int, ...]:
@@ -251,6 +256,7 @@ APPLY_SCALE = SourceOption(
 FILL_IS_NAN = SourceOption(
     "fill_is_nan",
     "values that attributes mark as no data are NaN",
+    checked=_fill_is_nan,
     default=False,
     is_general=True,
     has_flag=False,

@@ -103,7 +103,9 @@ class ParquetSource(Described):
                 self._id_field = id_field(schema, columns, id_column, str(path))
                 schema = _without(schema, self._id_field)
                 index = index_columns(schema)
-                self._columns = chosen_columns(schema, columns, str(path), index)
+                self._columns = chosen_columns(
+                    schema, columns, str(path), index, has_ids=self._id_field is not None
+                )
                 types = [schema.field(name).type for name in self._columns]
                 self._is_list = is_list(types[0])
                 n_features = features_of(file, self._columns, types[0], str(path))
@@ -290,9 +292,9 @@ class ParquetSource(Described):
         """Refuse nulls among rows of integers, none of which stands for no value."""
         if self._spec.storage.kind != "f":
             raise ReadError(
-                f"{self.name}: column {name!r} holds {n_nulls} nulls in {self.group} {group}, and "
-                f"{self._spec.dtype} has no number that stands for a null; fill them, or store the "
-                "column as floats"
+                f"{self.name}: column {name!r} holds {counted(n_nulls, 'null')} in {self.group} "
+                f"{group}, and {self._spec.dtype} has no number that stands for a null; fill them, "
+                "or store the column as floats"
             )
 
     def _known_nulls(self, *, is_whole: bool) -> dict[str, int]:
@@ -308,8 +310,9 @@ class ParquetSource(Described):
         self._spec, self._may_round = _widened(self._spec)
         read_as = "" if dtype == self._spec.dtype else f"; {dtype} is read as {self._spec.dtype}"
         self._remarks.append(
-            f"{self.name}: {sum(nulls.values()):,} nulls in {shown(list(nulls))}: a row that holds "
-            f"one counts as a row with NaN, an error unless such rows are dropped{read_as}"
+            f"{self.name}: {counted(sum(nulls.values()), 'null')} in {shown(list(nulls))}: "
+            "a row that holds one counts as a row with NaN, an error unless such rows are "
+            f"dropped{read_as}"
         )
 
     def _group_sizes(self) -> tuple[list[int], int]:

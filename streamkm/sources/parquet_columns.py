@@ -48,9 +48,16 @@ def index_columns(schema: pa.Schema) -> list[str]:
 
 
 def chosen_columns(
-    schema: pa.Schema, columns: Sequence[str] | None, name: str, index: Sequence[str]
+    schema: pa.Schema,
+    columns: Sequence[str] | None,
+    name: str,
+    index: Sequence[str],
+    *,
+    has_ids: bool = False,
 ) -> list[str]:
     """The names of the columns to read, in the order of the features; by default none of `index`.
+
+    With `has_ids` the column of ids is known, and not in `schema`.
 
     Raises
     ------
@@ -66,16 +73,14 @@ def chosen_columns(
         )
     if columns is None:
         usable = {field: kind for field, kind in fields.items() if field not in index}
-        lists = [field for field, kind in usable.items() if is_list(kind)]
-        if len(lists) == 1:
-            return chosen_columns(schema, lists, name, index)
-        if lists or not usable or len(set(usable.values())) > 1:
+        if not _are_clear(usable):
             raise SourceError(
-                f"{name}: which columns are meant is not clear{_odd_ones(usable)}, choose by ",
-                Option("columns"),
+                f"{name}: which columns are meant is not clear{_odd_ones(usable)}, ",
+                *_choice(usable, has_ids=has_ids),
                 f"; {there_are}",
             )
-        return chosen_columns(schema, list(usable), name, index)
+        lists = [field for field, kind in usable.items() if is_list(kind)]
+        return chosen_columns(schema, lists or list(usable), name, index)
     chosen = list(columns)
     for column in chosen:
         if column not in fields:
@@ -90,6 +95,28 @@ def chosen_columns(
     if len(set(chosen)) < len(chosen) or not chosen:
         raise SourceError(f"{name}: columns must be chosen once each, not {', '.join(chosen)}")
     return chosen
+
+
+def _are_clear(fields: dict[str, pa.DataType]) -> bool:
+    """Whether there is one column of lists, or there are only columns of one other type."""
+    n_lists = sum(map(is_list, fields.values()))
+    return n_lists == 1 or (n_lists == 0 and len(set(fields.values())) == 1)
+
+
+def _choice(fields: dict[str, pa.DataType], *, has_ids: bool) -> list[str | Option]:
+    """The remedy as parts of a message; one column of text may hold the ids."""
+    texts = [field for field, kind in fields.items() if _is_text(kind)]
+    if has_ids or len(texts) != 1:
+        return ["choose by ", Option("columns")]
+    by_ids = Option("id_column", texts[0])
+    if _are_clear({field: kind for field, kind in fields.items() if field != texts[0]}):
+        return ["name the ids by ", by_ids, ", or choose by ", Option("columns")]
+    return ["choose by ", Option("columns"), ", and ids by ", by_ids]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def _odd_ones(fields: dict[str, pa.DataType]) -> str:

@@ -50,12 +50,20 @@ class ParquetIds:
                 ids = batch.column(0)[skipped:]
                 skipped = max(skipped - len(batch), 0)
                 if len(ids):
-                    yield ids.cast(self.kind) if ids.type != self.kind else ids
+                    yield _cast(ids, self.kind)
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise ReadError(
                 f"{self._file.path}: ids of {rows} cannot be read: {one_line(error)}; "
                 "the file is corrupt, truncated or unreadable"
             ) from error
+
+
+def _cast(ids: pa.Array, kind: pa.DataType) -> pa.Array:
+    if ids.type == kind:
+        return ids
+    if pa.types.is_dictionary(ids.type):
+        ids = pa.DictionaryArray.from_arrays(ids.indices, _cast(ids.dictionary, kind))
+    return ids.cast(kind)
 
 
 def id_field(
@@ -88,7 +96,8 @@ def id_field(
 def _plain(kind: pa.DataType) -> pa.DataType:
     """The type that ids are read as: of a dictionary's entries, and no views.
 
-    Few functions of pyarrow take views, which polars stores.
+    Few functions of pyarrow take views, which polars stores, and a slice of them counts the bytes
+    of all.
     """
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_string_view(kind):

@@ -34,6 +34,7 @@ __all__ = [
     "matches",
     "natural",
     "nested_advice",
+    "order_notes",
     "python_list",
     "unread",
 ]
@@ -217,6 +218,18 @@ def natural(paths: Sequence[P]) -> list[P]:
         return [(int(r), "") if i % 2 else (0, r) for i, r in enumerate(runs)], str(path)
 
     return sorted(paths, key=key)
+
+
+def order_notes(whole: str, names: Sequence[str]) -> tuple[str, ...]:
+    """A note if the rows of `names` come in another order than other tools read them in."""
+    for name, by_text in zip(names, sorted(names), strict=True):
+        if name != by_text:
+            note = (
+                f"{whole}: rows of {name} come before those of {by_text}; a tool that sorts names "
+                "as text has them the other way round, so join labels to rows by file or by id"
+            )
+            return (note,)
+    return ()
 
 
 def absent(path: Path) -> str:

@@ -23,7 +23,7 @@ from streamkm.files import expanded
 from streamkm.sources.base import Source, check_dtype
 from streamkm.sources.bfloat16 import Bfloat16Source
 from streamkm.sources.concat import ConcatSource
-from streamkm.sources.decoded import Decoding, honoured
+from streamkm.sources.decoded import Decoding, decoded_alike, honoured
 from streamkm.sources.formats import (
     ADDRESSES,
     FORMATS,
@@ -52,6 +52,7 @@ from streamkm.sources.places import (
     matches,
     natural,
     nested_advice,
+    order_notes,
     python_list,
     unread,
 )
@@ -296,7 +297,7 @@ def _open_list(listed: Sequence[Listed], name: str, given: Given) -> Source:
     if twice:
         times = f"{counted(len(twice), 'path')} in it more than once, whose rows count as often"
         remarks = (f"{name}: {times}: {twice[0]}",)
-    return _open_shards(paths, name, given, remarks=remarks)
+    return _open_shards(paths, name, given, remarks=remarks, by_name=False)
 
 
 def _open_one(path: Path, given: Given, *, keep_open: bool = True) -> Source:
@@ -376,7 +377,9 @@ def _open_folder(folder: Path, given: Given) -> Source:
             f"choose with a pattern, such as '{folder}/*{shards[0].suffix}'"
         )
     if others:
-        remarks.append(f"{folder}: {len(others)} other entries are not read: {unread(others)}")
+        are = "are" if len(others) > 1 else "is"
+        n_others = counted(len(others), "other entry")
+        remarks.append(f"{folder}: {n_others} {are} not read: {unread(others)}")
     return _open_shards(shards, str(folder), given, takes=takes, remarks=tuple(remarks))
 
 
@@ -393,16 +396,18 @@ def _open_shards(
     *,
     takes: Callable[[Path], bool] | None = None,
     remarks: tuple[str, ...] = (),
+    by_name: bool = True,
 ) -> Source:
     """One source of shards in their order, without those that hold no rows.
 
-    `locations` are paths, addresses as text, or objects; see `ConcatSource` for the rest.
+    `locations` are paths, addresses as text, or objects. With `by_name` they are in the natural
+    order of their names, not in one that the user chose. See `ConcatSource` for the rest.
     """
     limit = os.sysconf("SC_OPEN_MAX")
     most = min(MAX_OPEN_SHARDS, limit // 4) if limit > 0 else MAX_OPEN_SHARDS
     keep_open = len(locations) <= most
     parts: list[Source] = []
-    empty: list[str] = []
+    empty: list[tuple[int, str]] = []
     try:
         for location in locations:
             try:
@@ -413,14 +418,17 @@ def _open_shards(
                 else:
                     parts.append(_open_stored(location, given, keep_open=keep_open))
             except NoRowsError:
-                empty.append(str(location))
+                empty.append((len(parts), str(location)))
         if empty:
             are = "hold" if len(empty) > 1 else "holds"
-            named = shown(empty)
+            named = shown([each for _, each in empty])
             remarks += (f"{name}: {counted(len(empty), 'shard')} {are} no rows: {named}",)
         if not parts:
             raise NoRowsError(f"{name}: all {counted(len(empty), 'shard')} hold no rows")
-        return ConcatSource(parts, name, remarks=remarks, takes=takes)
+        if by_name:
+            remarks += order_notes(name, [part.name for part in parts])
+        parts = decoded_alike(parts)
+        return ConcatSource(parts, name, remarks=remarks, takes=takes, empty=empty)
     except SourceError:
         for part in parts:
             part.close()

@@ -96,7 +96,8 @@ class VariablesSource(Described):
                 for variable, spec in zip(names, specs, strict=True)
                 for index in range(spec.n_features)
             ),
-            nodata=common_nodata(specs),
+            nodata=(nodata := common_nodata(specs)),
+            marked=tuple(value for value in specs[0].marked if value in nodata),
             is_decoded=any(spec.is_decoded for spec in specs),
             is_scaled=any(spec.is_scaled for spec in specs),
         )

@@ -17,7 +17,15 @@ import zarr
 from sklearn import get_config
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from streamkm import BisectingKMeans, KMeans, MiniBatchKMeans, load_run, open_source
+from streamkm import (
+    BisectingKMeans,
+    KMeans,
+    MiniBatchKMeans,
+    k_means,
+    kmeans_plusplus,
+    load_run,
+    open_source,
+)
 from streamkm.errors import NonFiniteError, ParameterError, SourceError
 from streamkm.stream.tensor_source import TensorSource
 
@@ -217,6 +225,71 @@ def test_masked_rows_are_refused_or_dropped(estimator: type, dtype: str) -> None
     wanted = sorted(blobs()[kept][kept % 4 == i].mean(axis=0).tolist() for i in range(4))
     np.testing.assert_allclose(sorted(kmeans.cluster_centers_.tolist()), wanted, rtol=1e-6)
     assert np.isnan(kmeans.transform(masked)[5]).all()
+
+
+# Breaks when what lies beneath a mask counts: here a row that would weigh as much as all others.
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "bool"])
+def test_masked_weights_are_refused(estimator: type, dtype: str) -> None:
+    x = blobs()
+    weights: Any = np.ma.array(np.ones(len(x)), dtype=dtype)
+    weights.data[7] = len(x)
+    weights[[7, 9]] = np.ma.masked
+    says = "sample_weight must hold no masked numbers, it holds 2; fill it with 0"
+    with pytest.raises(ParameterError, match=says):
+        estimator(4, random_state=0).fit(x, sample_weight=weights)
+    kmeans = estimator(4, random_state=0).fit(x, sample_weight=weights.filled(0))
+    with pytest.raises(ParameterError, match=says):
+        kmeans.score(x, sample_weight=weights)
+    with pytest.raises(ParameterError, match=says):
+        kmeans_plusplus(x, 4, sample_weight=weights)
+    weights.mask = False
+    assert is_found(kmeans.fit(x, sample_weight=weights).labels_)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_masked_centroids_are_refused(estimator: type, dtype: str) -> None:
+    x = blobs()
+    first = np.ma.array(x[:4].astype(dtype))
+    kmeans = estimator(4, init=first, n_init=1).fit(x)
+    first[1, 1] = np.ma.masked
+    for init in (first, lambda x, k, random_state: first):
+        with pytest.raises(ParameterError, match="init must hold no masked numbers, it holds 1;"):
+            estimator(4, init=init, n_init=1).fit(x)
+    kmeans.cluster_centers_ = first
+    with pytest.raises(ParameterError, match="cluster_centers_ must hold no masked numbers"):
+        kmeans.predict(x)
+
+
+# Breaks when the centroids of a data frame are taken by position, whatever its columns say.
+def test_centroids_with_features_in_another_order(estimator: type) -> None:
+    frame = pd.DataFrame(blobs(), columns=["a", "b", "c"])
+    first = frame.iloc[:4]
+    turned = first[["c", "a", "b"]]
+    message = "order of those of the data, a, b, c; they are c, a, b"
+    for init in (turned, lambda x, k, random_state: turned):
+        with pytest.raises(ParameterError, match=message):
+            estimator(4, init=init, n_init=1).fit(frame)
+    kmeans = estimator(4, init=first, n_init=1).fit(frame)
+    for init, x in ((first.to_numpy(), frame), (turned.set_axis([0, 1, 2], axis=1), frame)):
+        assert estimator(4, init=init, n_init=1).fit(x).n_features_in_ == 3
+    assert is_found(kmeans.labels_)
+
+
+# Breaks when an error names nan="drop" to those who cannot give it.
+def test_errors_about_nan_name_no_parameter_that_is_not_there() -> None:
+    x = blobs().astype(np.float32)
+    kmeans = BisectingKMeans(4, random_state=0).fit(x)
+    cases: list[tuple[float, list[Any]]] = [
+        (3e38, [kmeans.predict, kmeans.transform, kmeans.score]),
+        (np.nan, [kmeans.predict, BisectingKMeans(4).fit, lambda x: k_means(x, 4)]),
+    ]
+    for value, calls in cases:
+        spoiled = x.copy()
+        spoiled[7] = value
+        rows = "rows with NaN or infinity" if np.isnan(value) else "such rows"
+        for call in calls:
+            with pytest.raises(NonFiniteError, match=rf"row 7 .*; leave {rows} out$"):
+                call(spoiled)
 
 
 def sparse_blobs(dtype: str = "float32") -> np.ndarray:
@@ -734,17 +807,3 @@ def test_what_takes_an_array_gets_one_of_a_tensor(
         with pytest.raises(ValueError, match=says):
             KMeans(4).fit(wrong)
     assert KMeans(2, random_state=0).fit(x > 50).counts_.sum() == 600
-
-
-# Breaks when a mask is lost: what it hides would count, and nobody would be told.
-def test_masked_weights_and_centroids_are_refused(estimator: type) -> None:
-    x = blobs(40).astype(float)
-    weights = np.ma.masked_equal(np.arange(40) % 4, 0)
-    with pytest.raises(
-        ParameterError, match="sample_weight must hold no masked numbers, it holds 10"
-    ):
-        estimator(4).fit(x, sample_weight=weights)
-    with pytest.raises(ParameterError, match="init must hold no masked numbers, it holds 1;"):
-        estimator(4, init=np.ma.masked_greater(x[:4], x[:4].max() - 0.5)).fit(x)
-    unmasked = np.ma.array(np.ones(40), mask=False)
-    assert is_found(estimator(4, random_state=0).fit(x, sample_weight=unmasked).labels_)

@@ -89,7 +89,8 @@ def test_what_an_error_advises_is_accepted(rng: np.random.Generator) -> None:
     near = rng.normal(size=(500, 3)).astype(np.float32)
     far = near * np.float32(1e20)
     kmeans = MiniBatchKMeans(3, random_state=0).partial_fit(near)
-    with pytest.raises(ValueError, match=r"use nan='drop' .* or first fit with scale='zscore'"):
+    advice = r"use nan='drop' .* or let fit make another model, with scale='zscore', from rows"
+    with pytest.raises(ValueError, match=advice):
         kmeans.partial_fit(far)
     assert kmeans.set_params(nan="drop").partial_fit(far).counts_.sum() == len(near)
     kmeans.set_params(nan="error", scale="zscore").fit(far)

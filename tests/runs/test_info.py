@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from streamkm.runs.storage.model import load_model
@@ -72,6 +74,14 @@ def test_info_takes_a_folder_of_shards_for_a_source(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     assert cli("info", tmp_path) == 0
     assert "7 rows" in capsys.readouterr().out
+
+
+def test_info_gives_the_number_of_features_once(tmp_path, capsys):
+    table = {f"f{i}": np.zeros(5, np.float32) for i in range(20)}
+    pq.write_table(pa.table(table), tmp_path / "x.parquet")
+    assert cli("info", tmp_path / "x.parquet") == 0
+    printed = capsys.readouterr().out
+    assert "\nfeatures     20 (f0, f1, f2, f3, f4, f5, f6, f7, ...)\n" in printed
 
 
 # Breaks when the order of the files, which decides what a row number means, is not shown.

@@ -96,7 +96,7 @@ class Crash(BaseException):
 
 # Breaks when a crash while the copy is made, or right after, cannot be resumed; when a copy that
 # a killed run left in the middle is taken for whole, or stays.
-@pytest.mark.parametrize("at", ["h5ad.pieces_of", "h5ad.rename_durably", "base.rename_durably"])
+@pytest.mark.parametrize("at", ["h5ad.pieces_of", "base.rename_durably", "base.Sink.publish"])
 def test_a_crash_during_the_commit(
     cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -110,7 +110,7 @@ def test_a_crash_during_the_commit(
     sink.write_cursor({"row": N})
     with monkeypatch.context() as patch:
         patch.setattr(f"streamkm.sinks.{at}", end)
-        patch.setattr("streamkm.sinks.h5ad.discard", lambda _: None)  # As where it is killed.
+        patch.setattr("streamkm.sinks.base.discard", lambda _: None)  # As where it is killed.
         with pytest.raises(Crash):
             sink.commit()
     sink.close()
@@ -132,7 +132,7 @@ def test_a_copy_that_was_damaged_before_it_got_its_name(
     sink = open_sink(target, n_rows=N, dtype="int32", origin=cells)
     sink.write(0, labels())
     with monkeypatch.context() as patch:
-        patch.setattr("streamkm.sinks.base.rename_durably", end)
+        patch.setattr("streamkm.sinks.base.Sink.publish", end)
         with pytest.raises(Crash):
             sink.commit()
     sink.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import errno
 import os
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,7 @@ def test_a_resumed_table_has_the_same_bytes(target: Path, tmp_path: Path, writte
 
 
 # Breaks when a crash while the stream becomes a Parquet file, or right after, cannot be resumed.
-@pytest.mark.parametrize("crash", ["before the file has a name", "after"])
+@pytest.mark.parametrize("crash", ["rename_durably", "Sink.publish"])
 def test_a_crash_during_the_commit(
     target: Path, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
@@ -139,8 +140,7 @@ def test_a_crash_during_the_commit(
     sink = open_sink(target, n_rows=N, dtype=TABLE, chunk_rows=CHUNK_ROWS, ids=texts())
     sink.write(0, table())
     with monkeypatch.context() as patch:
-        name = "streamkm.sinks.parquet.rename_durably" if crash[0] == "b" else None
-        patch.setattr(name or "streamkm.sinks.base.rename_durably", end)
+        patch.setattr(f"streamkm.sinks.base.{crash}", end)
         with pytest.raises(Crash):
             sink.commit()
     sink.close()
@@ -149,6 +149,27 @@ def test_a_crash_during_the_commit(
         assert sink.next_row == N
         sink.commit()
     assert pq.read_table(target)["id"].combine_chunks().equals(next_all(texts()))
+    assert [path.name for path in target.parent.iterdir()] == ["out.parquet"]
+
+
+# Breaks when the half of a Parquet file keeps the disk full, or rows are lost with it.
+def test_a_disk_that_has_no_room_for_the_parquet_file(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sink = open_sink(target, n_rows=N, dtype=TABLE, chunk_rows=CHUNK_ROWS, ids=texts())
+    sink.write(0, table())
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.ParquetWriter.write_batch", full)
+        with pytest.raises(OSError, match="No space left"):
+            sink.commit()
+    sink.close()
+    assert not list(target.parent.glob("*.joined"))
+    with open_sink(target, n_rows=N, dtype=TABLE, resume=True, ids=texts()) as sink:
+        assert sink.next_row == N
+        sink.commit()
     assert [path.name for path in target.parent.iterdir()] == ["out.parquet"]
 
 

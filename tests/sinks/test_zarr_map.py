@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py
 import numpy as np
 import pytest
+import scipy.sparse
 import xarray as xr
 import zarr
 
+from streamkm.cli import main
 from streamkm.errors import ConfigError, OutputExistsError
-from streamkm.sinks import open_sink
+from streamkm.sinks import open_sink, zarr_map
 from streamkm.sinks.base import commit_together
 from streamkm.sinks.zarr_map import ZarrMapSink
 from streamkm.sources import Grid, open_source
@@ -80,7 +84,7 @@ def opened(store: Path) -> xr.Dataset:
 def expected(run: Path, source: Path, tmp_path: Path) -> np.ndarray:
     plain = tmp_path / "plain.npy"
     assert cli("predict", run, source, "--labels", plain) == 0
-    found: np.ndarray = np.load(plain).reshape(NY, NX)
+    found: np.ndarray = np.load(plain).reshape(-1, NX)
     return found
 
 
@@ -180,6 +184,56 @@ def test_a_source_without_axes_is_one_axis(tmp_path: Path) -> None:
 
 
 # Breaks when what is there is overwritten, or an array is put into something that is no group.
+# Breaks when the shards of a map have no map as labels, or one with the first shard's coordinates.
+@pytest.mark.filterwarnings("ignore")
+def test_shards_along_the_first_axis_are_one_map(tmp_path: Path) -> None:
+    shards = tmp_path / "years"
+    for year in (2023, 2024):
+        shards.mkdir(exist_ok=True)
+        whole = cube(tmp_path / f"{year}.zarr", version=3)
+        (whole / "data").rename(shards / f"{year}.zarr")
+    assert cli("fit", shards, "--k", 2, "--out", tmp_path / "run", "--nan", "drop") == 0
+    assert cli("predict", tmp_path / "run", shards, "--labels", tmp_path / "map.zarr/labels") == 0
+    found = opened(tmp_path / "map.zarr")
+    assert found["labels"].dims == ("y", "x")
+    assert found["labels"].shape == (2 * NY, NX)
+    assert not found["labels"].coords
+    plain = expected(tmp_path / "run", shards, tmp_path)
+    np.testing.assert_array_equal(found["labels"].fillna(-1), plain)
+
+
+# Breaks where a group, or a coordinate, that appears between a look and the write is an error.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("step", ["create_group", "_copy"])
+def test_two_outputs_make_one_group_at_once(step: str, tmp_path: Path, monkeypatch) -> None:
+    with closing(open_source(cube(tmp_path / "cube.zarr", version=3) / "data")) as source:
+        grid = source.spec.grid
+    sinks = [
+        open_sink(tmp_path / "map.zarr" / name, n_rows=NY * NX, dtype="int32", grid=grid)
+        for name in ("one", "other")
+    ]
+    for sink in sinks:
+        sink.write(0, labels(NY * NX))
+    home = zarr if step == "create_group" else zarr_map
+    real = getattr(home, step)
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        if step == "create_group":
+            monkeypatch.undo()
+            commit_together([sinks[1]])
+            return real(*arguments, **options)
+        real(*arguments, **options)
+        monkeypatch.undo()
+        return commit_together([sinks[1]])
+
+    monkeypatch.setattr(home, step, late)
+    commit_together([sinks[0]])
+    found = opened(tmp_path / "map.zarr")
+    assert {"one", "other"} <= set(found.data_vars)
+    assert {"y", "x"} <= set(found.coords)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cube.zarr", "map.zarr"]
+
+
 def test_places_that_are_refused(tmp_path: Path) -> None:
     group = zarr.create_group(tmp_path / "g.zarr")
     group.create_array("there", shape=(3,), dtype="i4")
@@ -279,3 +333,49 @@ def test_labels_are_a_column_of_a_table_of_anndata(
     assert obs()["n"][...].tolist() == list(range(10))
     with pytest.raises(ConfigError, match="obs has 10 rows, this output 7; choose another group"):
         open_sink(store / "obs" / "other", n_rows=7, dtype="int32")
+
+
+# Breaks when labels go to the cells of another store, by their place alone.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["h5ad", "dense", "sparse"])
+def test_a_column_of_obs_is_of_the_same_cells(kind: str, tmp_path: Path) -> None:
+    names = [f"cell-{number}" for number in range(60)]
+    x = np.random.default_rng(0).poisson(1, (60, 4)).astype("f4")
+
+    def store(path: Path, cells: list[str]) -> Path:
+        root: Any = h5py.File(path, "w") if kind == "h5ad" else zarr.open_group(path, zarr_format=2)
+        put = root.create_dataset if kind == "h5ad" else root.create_array
+        put("obsm/X_pca", data=x)
+        if kind == "sparse":
+            group, matrix = root.create_group("X"), scipy.sparse.csr_array(x)
+            group.attrs.update({"encoding-type": "csr_matrix", "shape": list(x.shape)})
+            for part in ("data", "indices", "indptr"):
+                group.create_array(part, data=getattr(matrix, part))
+        else:
+            put("X", data=x)
+        table(root.create_group("obs"), cells)
+        return path
+
+    def table(obs: Any, cells: list[str]) -> None:
+        obs.attrs.update({"encoding-type": "dataframe", "_index": "cell"})
+        if isinstance(obs, h5py.Group):
+            obs.create_dataset("cell", data=cells, dtype=h5py.string_dtype())
+        else:
+            obs.create_array("cell", shape=(60,), dtype=str)[:] = np.array(cells, object)
+
+    source = store(tmp_path / ("x.h5ad" if kind == "h5ad" else "x.zarr"), names)
+    for name, cells in (("same", names), ("turned", names[::-1])):
+        root = zarr.open_group(tmp_path / f"{name}.zarr", zarr_format=2)
+        table(root.create_group("obs"), cells)
+    run = str(tmp_path / "run")
+    for dataset in ("X", "obsm/X_pca"):
+        assert main(["fit", str(source), "--dataset", dataset, "--k", "3", "--out", run]) == 0
+        predict = ["predict", run, str(source), "--dataset", dataset, "--labels"]
+        assert main([*predict, str(tmp_path / "same.zarr" / "obs" / dataset[-1])]) == 0
+        assert main([*predict, str(tmp_path / "turned.zarr" / "obs" / "cluster")]) == 2
+        run += "-2"
+    with pytest.raises(ConfigError, match=r"row 0 is cell-0 there and cell-59 in .*obs; write"):
+        open_sink(
+            tmp_path / "turned.zarr" / "obs" / "cluster", n_rows=60, dtype="int32",
+            origin=source if kind == "h5ad" else source / "X",
+        )  # fmt: skip

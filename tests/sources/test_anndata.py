@@ -11,6 +11,7 @@ import scipy.sparse
 import zarr
 
 from streamkm import KMeans, load_run
+from streamkm.cli import main
 from streamkm.errors import SourceError
 from streamkm.sources import open_source
 from tests.sources.contract import Case, SourceContract, numbers, read
@@ -88,11 +89,63 @@ def test_genes_are_matched_by_name(suffix: str, sparse: bool, tmp_path: Path) ->
         open_source([one, other])
 
 
+# Breaks when the path of a matrix in a store, or an open array, loses the names beside it.
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_matrix_named_by_its_own_path_has_the_names(
+    sparse: bool, tmp_path: Path, monkeypatch
+) -> None:
+    path = write(tmp_path / "x.zarr", numbers((20, 4)), GENES, sparse=sparse)
+    fill(
+        zarr.open_group(path / "raw", mode="w", zarr_format=2),
+        numbers((20, 4)),
+        GENES,
+        sparse=sparse,
+    )
+    group = zarr.open_group(path, mode="r")
+    for member in ("X", "layers/counts", "raw/X"):
+        places = (path / member, group[member], zarr.open(path / member, mode="r"))
+        for place in places:
+            assert open_source(place).spec.feature_names == GENES, place
+        named = open_source(path, dataset=member)
+        assert open_source(path / member).fingerprint() == named.fingerprint()
+        folder, _, last = member.rpartition("/")
+        assert open_source(path / folder, dataset=last).spec.feature_names == GENES
+        monkeypatch.chdir(path / folder)
+        assert open_source(last).spec.feature_names == GENES
+
+
+def test_an_array_called_x_without_anndata_has_no_names(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "X", data=numbers((20, 4)))
+    assert open_source(tmp_path / "X").spec.feature_names == ()
+    inner = zarr.create_group({}).create_array("layers/X", data=numbers((20, 4)))
+    assert open_source(inner).spec.feature_names == ()
+
+
 def test_a_name_that_is_there_twice_names_nothing(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.h5ad", numbers((20, 4)), ("a", "b", "a", "c"))
-    source = open_source(path)
-    assert source.spec.feature_names == ()
-    assert any("index of var has a more than once" in note for note in source.notes())
+    for name in ("x.h5ad", "x.zarr"):
+        path = write(tmp_path / name, numbers((20, 4)), ("a", "b", "a", "c"))
+        for location in (path, path / "X") if name == "x.zarr" else (path,):
+            source = open_source(location)
+            assert source.spec.feature_names == ()
+            noted = [note for note in source.notes() if "index of var has a more than" in note]
+            assert len(noted) == 1
+
+
+# Breaks when genes go by position where one side says which is which.
+def test_a_name_that_is_there_twice_meets_no_names(tmp_path: Path, capsys) -> None:
+    run, folder = str(tmp_path / "run"), tmp_path / "shards"
+    folder.mkdir()
+    named = write(tmp_path / "named.h5ad", numbers((20, 4)), ("a", "b", "d", "c"))
+    assert main(["fit", str(named), "--k", "2", "--out", run]) == 0
+    for name in ("x", "y"):
+        write(folder / f"{name}.h5ad", numbers((20, 4)), ("a", "b", "a", "c"))
+    for location in (folder / "x.h5ad", folder):
+        assert main(["predict", run, str(location), "--labels", str(tmp_path / "x.npy")]) == 2
+        assert "has a more than once; make them unique" in capsys.readouterr().err
+    with pytest.raises(SourceError, match="must be unique where they are matched"):
+        open_source([named, folder / "x.h5ad"])
+    # Without names on either side features are matched by position, as a note says.
+    assert open_source(folder).spec.n_rows == 40
 
 
 @pytest.mark.parametrize("index", [None, "absent"])

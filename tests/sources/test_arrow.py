@@ -128,6 +128,30 @@ def test_chosen_columns_beside_others(tmp_path: Path) -> None:
         open_source(path, columns=["z"])
 
 
+# Breaks when pyarrow waits for the dictionary of a column that is not asked for.
+@pytest.mark.parametrize("suffix", [".arrow", ".arrows"])
+def test_dictionaries_within_other_columns(tmp_path: Path, suffix: str) -> None:
+    array = numbers((40, 3))
+    texts = pa.array(["p", "q", None, "p"] * 10).dictionary_encode()
+    ends = pa.array(range(41), pa.int32())
+    others = {
+        "plain": texts,
+        "list": pa.ListArray.from_arrays(ends, texts),
+        "large list": pa.LargeListArray.from_arrays(ends.cast(pa.int64()), texts),
+        "fixed list": pa.FixedSizeListArray.from_arrays(texts, 1),
+        "struct": pa.StructArray.from_arrays([texts], ["k"]),
+        "map": pa.MapArray.from_arrays(ends, pa.array(range(40)), texts),
+        "lists": pa.ListArray.from_arrays(ends, pa.FixedSizeListArray.from_arrays(texts, 1)),
+    }
+    table = as_table(array, "fixed")
+    for name, column in others.items():
+        table = table.append_column(name, column)
+    path = tmp_path / f"x{suffix}"
+    write(path, table)
+    source = open_source(path, columns=table.column_names[:1])
+    assert same_bytes(read(source, 0, 40), array)
+
+
 # Breaks when a batch takes more memory than the plan has for it.
 def test_scratch_holds_a_batch(tmp_path: Path) -> None:
     array = numbers((200_000, 16))
@@ -223,6 +247,26 @@ def test_truncated_anywhere(tmp_path: Path, suffix: str) -> None:
             open_source(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+# Breaks when a place that a damaged footer names is read unseen.
+def test_a_damaged_footer(tmp_path: Path) -> None:
+    path = tmp_path / "x.arrow"
+    array = numbers((40, 3))
+    write(path, as_table(array, "fixed"), rows=16)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[-10:-6], "little")
+    errors = []
+    for at in range(len(whole) - 10 - length, len(whole) - 6, 3):
+        for value in (0, 0x7F, 0xFF):
+            path.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+            try:
+                source = open_source(path)
+                read(source, 0, source.spec.n_rows)
+            except (SourceError, ReadError) as error:
+                errors.append(str(error))
+    assert len(errors) > 50
+    assert all(str(path) in error for error in errors)
 
 
 def test_the_first_version_of_feather(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_names_as_netcdf_writes_them(tmp_path: Path) -> None:
             file[name].make_scale(name)
             made.dims[axis].attach_scale(file[name])
     source = open_source(path)
-    assert source.spec.grid == Grid((4, 5), ("band", "lat"))
+    assert source.spec.grid == Grid((4, 5), ("band", "lat"), str(path / "v"))
     assert any("the last, lon, is taken" in note for note in source.notes())
     rows = read(open_source(path, feature_dim="band"), 0, 30)
     assert same_bytes(rows, values.reshape(4, 30).T.copy())

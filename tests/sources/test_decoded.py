@@ -201,7 +201,10 @@ def test_a_scale_of_several_numbers_is_refused(tmp_path: Path, name: str) -> Non
         open_source(tmp_path / "three.zarr", apply_scale=True)
     source = open_source(tmp_path / "same.zarr", apply_scale=True)
     assert read(source, 0, 1)[0, 0] == (0.5 if name == "scale_factor" else 1.5)
-    assert open_source(tmp_path / "none.zarr", apply_scale=True).spec.dtype == "int16"
+    source = open_source(tmp_path / "none.zarr", apply_scale=True)
+    assert source.spec.dtype == "int16"
+    (note,) = source.notes()
+    assert "none.zarr: --apply-scale scales nothing" in note
 
 
 def test_a_run_keeps_the_scale(marked, tmp_path: Path) -> None:
@@ -316,6 +319,45 @@ def test_shards_that_mark_different_values(differing: Path, tmp_path: Path) -> N
             assert np.array_equal(estimator.predict(rows), labels)
 
 
+# Breaks when the manual is wrong on what a fitted model does with numbers in memory.
+def test_numbers_in_memory_are_taken_as_they_are(tmp_path: Path) -> None:
+    stored = np.array([[0, 0], [10, 10], [0, 1], [10, 11], [-9, -9]], "i2")
+    path = tmp_path / "x.zarr"
+    zarr.create_array(path, data=stored).attrs.update({"scale_factor": 10.0, "_FillValue": -9})
+    source = open_source(path, apply_scale=True, fill_is_nan=True)
+    fitted = KMeans(2, nan="drop", random_state=0).fit(source)
+    seen = np.where(stored == -9, np.nan, stored * 10.0)
+    assert np.array_equal(fitted.predict(seen), fitted.predict(path))
+    assert fitted.predict(path)[-1] == -1
+    # Stored ones are near 0 as they are, and -9 is a number.
+    assert len(set(fitted.predict(stored).tolist())) == 1
+
+
+# Breaks when a shard in which no pixel is missing, and which marks none, is another array.
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("marked_one", [0, 1])
+def test_shards_of_which_one_marks_none(dtype: str, marked_one: int, tmp_path: Path) -> None:
+    rows = np.array([[0, 0], [7, 8], [90, 91]], dtype)
+    for index in range(2):
+        array = zarr.create_array(tmp_path / f"{index}.zarr", data=rows)
+        if index == marked_one:
+            array.attrs["_FillValue"] = 7
+    source = open_source(str(tmp_path / "*.zarr"), fill_is_nan=True)
+    wanted = np.tile(rows.astype(KINDS[dtype][0]), (2, 1))
+    wanted[3 * marked_one + 1, 0] = np.nan
+    np.testing.assert_array_equal(read(source, 0, 6), wanted)
+    assert source.spec.dtype == KINDS[dtype][0]
+
+
+# Breaks when numbers of one shard are scaled and those of the next are taken as they are.
+def test_shards_of_which_one_is_scaled_stay_apart(tmp_path: Path) -> None:
+    rows = np.ones((3, 2), "i2")
+    zarr.create_array(tmp_path / "0.zarr", data=rows, attributes={"scale_factor": 0.1})
+    zarr.create_array(tmp_path / "1.zarr", data=rows)
+    with pytest.raises(SourceError, match=r"agree in dtype: .*0\.zarr has float32, .*has int16"):
+        open_source(str(tmp_path / "*.zarr"), apply_scale=True, fill_is_nan=True)
+
+
 # Breaks when what one variable marks is left out of another.
 def test_variables_that_mark_different_values(tmp_path: Path) -> None:
     group = zarr.open_group(tmp_path / "x.zarr")
@@ -331,6 +373,66 @@ def test_variables_that_mark_different_values(tmp_path: Path) -> None:
     predict = ["predict", run, str(tmp_path / "x.zarr"), "--labels", str(labels)]
     assert main([*predict, "--variable", "red", "--variable", "green"]) == 0
     assert np.flatnonzero(np.load(labels) == -1).tolist() == [0, 4]
+
+
+# Breaks when what one file's attributes mark is looked for in a file with marks of its own.
+def test_marks_of_the_fitted_file_are_not_those_of_another(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(1, 255, (60, 2)).astype("u1")
+    x[0], x[1], x[2] = 0, 255, 7
+    for name, fill in (("a", 0), ("b", 255), ("c", None)):
+        array = zarr.create_array(tmp_path / name, data=x)
+        array.attrs.update({} if fill is None else {"_FillValue": fill})
+    np.save(tmp_path / "d.npy", x)
+    fitted = KMeans(3, nan="drop", random_state=0, run_dir=tmp_path / "run").fit(tmp_path / "a")
+    run, labels = str(tmp_path / "run"), tmp_path / "labels.npy"
+    # A file without marks is read as the fitted one was.
+    for name, dropped in (("a", 0), ("b", 1), ("c", 0), ("d.npy", 0)):
+        place = str(tmp_path / name)
+        assert main(["predict", run, place, "--labels", str(labels)]) == 0
+        assert np.flatnonzero(np.load(labels) == -1).tolist() == [dropped], name
+        labels.unlink()
+        for estimator in (fitted, load_run(run)):
+            assert np.flatnonzero(estimator.predict(place) == -1).tolist() == [dropped], name
+
+
+# Breaks when a thousand tiles say the same a thousand times.
+def test_a_note_of_several_tiles_is_said_once(tmp_path: Path) -> None:
+    for number in range(4):
+        group = zarr.create_group(tmp_path / f"{number}.zarr")
+        for name, fill in (("red", -9999), ("nir", -1 if number == 2 else -9999)):
+            array = group.create_array(name, data=np.ones((3, 2), "i2"))
+            array.attrs.update({"_FillValue": fill, "scale_factor": 0.5})
+    first, third = tmp_path / "0.zarr", tmp_path / "2.zarr"
+    is_no_data = "is no data: a row that holds it counts as NaN"
+    scaled = "values are stored * 0.5 + 0, as its attributes say"
+    source = open_source(
+        f"{tmp_path}/*.zarr", variable=["red", "nir"], fill_is_nan=True, apply_scale=True
+    )
+    assert source.notes() == [
+        f"{first}/red and 3 more: -9999 {is_no_data}",
+        f"{first}/red and 3 more: {scaled}",
+        f"{first}/nir and 2 more: -9999 {is_no_data}",
+        f"{first}/nir and 3 more: {scaled}",
+        f"{third}/nir: -1 {is_no_data}",
+    ]
+
+
+# What the user names is no data in every file, beside the marks of each.
+def test_given_values_join_the_marks_of_every_file(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(1, 255, (60, 2)).astype("u1")
+    x[0], x[1], x[2] = 0, 255, 7
+    for name, fill in (("a", 0), ("b", 255)):
+        zarr.create_array(tmp_path / name, data=x).attrs["_FillValue"] = fill
+    run, labels = str(tmp_path / "run"), tmp_path / "labels.npy"
+    options = ["--nodata", "7", "--nan", "drop", "--k", "3", "--out", run]
+    assert main(["fit", str(tmp_path / "a"), *options]) == 0
+    n_given = int((x == 7).any(axis=1).sum())
+    for name, dropped in (("a", 0), ("b", 1)):
+        assert main(["predict", run, str(tmp_path / name), "--labels", str(labels)]) == 0
+        found = np.flatnonzero(np.load(labels) == -1)
+        assert {dropped, 2} <= set(found.tolist())
+        assert len(found) == n_given + 1
+        labels.unlink()
 
 
 # Breaks when a value that one variable cannot hold is forgotten for the others.

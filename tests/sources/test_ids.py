@@ -52,26 +52,6 @@ def test_ids_of_an_arrow_file(tmp_path: Path, start: int) -> None:
     assert read_all(tmp_path / "x.arrow", start) == TEXTS[start:]
 
 
-# Breaks when a type that polars stores texts in gets as far as functions that do not take it.
-@pytest.mark.parametrize("suffix", [".arrow", ".parquet"])
-def test_ids_that_are_views(tmp_path: Path, suffix: str) -> None:
-    ids = pa.array(["a", None, "a longer text than a view holds by itself", "a"], pa.string_view())
-    table = pa.table({"id": ids, "x": np.zeros(4), "y": np.ones(4)})
-    path = tmp_path / f"x{suffix}"
-    if suffix == ".parquet":
-        pq.write_table(table, path)
-    else:
-        with pa.ipc.new_file(path, table.schema) as writer:
-            writer.write_table(table)
-    assert read_all(path, 1) == ids.to_pylist()[1:]
-    column = ids_of(open_source(path, id_column="id"))
-    assert column is not None
-    assert column.kind == pa.large_string()
-    nulls, repeats = id_notes(column)
-    assert "1 row with a null id" in nulls
-    assert "1 row with an id" in repeats
-
-
 # Breaks when ids of a shard are lost or doubled where the next one begins.
 @pytest.mark.parametrize("start", [0, 399, 400, 401, 1399])
 def test_ids_of_shards(tmp_path: Path, start: int) -> None:
@@ -85,6 +65,67 @@ def test_ids_that_are_stored_as_a_dictionary(tmp_path: Path) -> None:
     ids = pa.array(["x", "y", None, "x"] * 10).dictionary_encode()
     path = written(tmp_path / "x.parquet", ids)
     assert read_all(path) == ["x", "y", None, "x"] * 10
+
+
+# Breaks when the dictionary is left out, or a stream's first one serves all batches.
+@pytest.mark.parametrize("new", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize("start", [0, 5, 30, 41])
+def test_ids_that_an_arrow_file_stores_as_a_dictionary(
+    tmp_path: Path, new: Any, start: int
+) -> None:
+    kind = pa.string_view() if start == 5 else pa.string()
+    parts: list[list[Any]] = [["x", "y", None, "x"], ["y", "z", "x", "z"], ["w", None, "x", "y"]]
+    if new is pa.ipc.new_file:  # There a dictionary may grow, but nothing in it may change.
+        parts[1:] = [["x", "y", "z", None], ["x", "y", "z", "w"]]
+    entries = [list(dict.fromkeys(filter(None, part))) for part in parts]
+    texts = [text for part in parts for text in part * 5]
+    with new(
+        tmp_path / "x.arrow",
+        pa.schema(
+            {
+                # A dictionary before it, so that its own is not the first.
+                "other": pa.dictionary(pa.int8(), pa.string()),
+                "id": pa.dictionary(pa.int32(), kind),
+                "a": pa.list_(pa.float32(), 2),
+            }
+        ),
+        options=pa.ipc.IpcWriteOptions(emit_dictionary_deltas=new is pa.ipc.new_file),
+    ) as writer:
+        for part, listed in zip(parts, entries, strict=True):
+            codes = pa.array(
+                [listed.index(text) if text else None for text in part * 5], pa.int32()
+            )
+            ids = pa.DictionaryArray.from_arrays(codes, pa.array(listed, kind))
+            other = pa.array(["p", "q"] * 10).cast(pa.dictionary(pa.int8(), pa.string()))
+            rows = pa.FixedSizeListArray.from_arrays(np.zeros(40, "f4"), 2)
+            writer.write_batch(pa.record_batch([other, ids, rows], ["other", "id", "a"]))
+    assert read_all(tmp_path / "x.arrow", start) == texts[start:]
+
+
+# Breaks where pyarrow cannot count or cut views: polars writes texts as such.
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_ids_that_are_views(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    texts: list[Any] = [f"a row with a long name, {i}" for i in range(N)]
+    texts[1], texts[2], texts[-1] = "a", None, texts[0]
+    kinds: dict[pa.DataType, list[Any]] = {
+        pa.string_view(): texts,
+        pa.binary_view(): [text and text.encode() for text in texts],
+    }
+    for kind, ids in kinds.items():
+        table = pa.table({"id": pa.array(ids, kind), "a": np.zeros(N), "b": np.ones(N)})
+        if suffix == ".parquet":
+            pq.write_table(table, path, row_group_size=300)
+        else:
+            with pa.ipc.new_file(path, table.schema) as writer:
+                writer.write_table(table)
+        assert read_all(path, 7) == ids[7:]
+        column = ids_of(open_source(path, id_column="id"))
+        assert column is not None
+        assert column.kind in (pa.large_string(), pa.large_binary())
+        nulls, repeats = id_notes(column)
+        assert "1 row with a null id" in nulls
+        assert "1 row with an id" in repeats
 
 
 def test_ids_are_no_feature(tmp_path: Path) -> None:
@@ -145,6 +186,21 @@ def test_shards_whose_ids_differ_in_type(tmp_path: Path) -> None:
     source = open_source(tmp_path, id_column="id")
     with pytest.raises(SourceError, match=r"a\.parquet has string.*b\.parquet has int64"):
         ids_of(source)
+    source.close()
+
+
+# Breaks when the same texts are refused because pandas wrote some of them and pyarrow others.
+@pytest.mark.parametrize("turned", [False, True])
+def test_shards_whose_ids_are_texts_of_several_types(tmp_path: Path, turned: bool) -> None:
+    kinds = [pa.string(), pa.large_string(), pa.string_view()]
+    for name, kind in zip("abc", kinds[::-1] if turned else kinds, strict=True):
+        written(tmp_path / f"{name}.parquet", pa.array(TEXTS, kind))
+    source = open_source(tmp_path, id_column="id")
+    ids = ids_of(source)
+    assert ids is not None
+    assert ids.kind == pa.large_string()
+    assert all(batch.type == ids.kind for batch in ids.batches(5))
+    assert read_all(tmp_path, 5) == (3 * TEXTS)[5:]
     source.close()
 
 

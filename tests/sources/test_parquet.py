@@ -127,7 +127,7 @@ def test_chosen_columns(tmp_path: Path) -> None:
     assert open_source(path, columns=["y0"]).fingerprint() != (
         open_source(path, columns=["y1"]).fingerprint()
     )
-    refused(path, "not clear, choose by columns; there are id string, key int64, x fixed_size")
+    refused(path, "not clear, choose by columns, and ids by id_column='id'; there are id string")
     refused(path, "there is no column 'w'", columns=["w"])
     refused(path, "column 'id' holds no numbers but string", columns=["id"])
     refused(path, "'x' holds lists, which are whole rows", columns=["x", "y0"])
@@ -252,11 +252,11 @@ def test_nulls_of_integers_that_the_file_does_not_count_are_refused(tmp_path: Pa
     source = open_source(path)
     assert source.spec.dtype == "int16"
     assert read(source, 0, 10)[9, 0] == 9
-    message = r"^[^:]*x\.parquet: column 'x' holds 1 nulls in row group 1, and int16 has no number"
+    message = r"^[^:]*x\.parquet: column 'x' holds 1 null in row group 1, and int16 has no number"
     with pytest.raises(ReadError, match=message):
         read(source, 0, 16)
     nullable([[1, 2], [3, None]], pa.list_(pa.int16(), 2), path, write_statistics=False)
-    with pytest.raises(ReadError, match="holds 1 nulls in row group 0"):
+    with pytest.raises(ReadError, match="holds 1 null in row group 0"):
         read(open_source(path), 0, 2)
 
 
@@ -341,7 +341,14 @@ def test_columns_that_are_unlike_the_others_are_named(tmp_path):
     columns = {f"y{i:02}": np.zeros(3) for i in range(20)}
     table = pa.table({**columns, "id": ["a", "b", "c"], "day": np.arange(3)})
     pq.write_table(table, path)
-    refused(path, r"not clear \(most are double, but not id string, day int64\), choose by columns")
+    odd = r"not clear \(most are double, but not id string, day int64\)"
+    refused(path, rf"{odd}, choose by columns, and ids by id_column='id'; there are")
+    pq.write_table(table.drop_columns("day"), path)
+    refused(path, r"but not id string\), name the ids by id_column='id', or choose by columns")
+    assert open_source(path, id_column="id").spec.n_features == 20
+    pq.write_table(table.append_column("town", [["x", "y", "z"]]), path)
+    refused(path, r"town string\), choose by columns; there are")
+    refused(path, r"day int64, town string\), choose by columns; there are", id_column="id")
 
 
 DAMAGED_STATISTICS = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import h5py
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkm.errors import NoRowsError, ReadError, SourceError
-from streamkm.sources import ArraySpec, RowRange, open_source
+from streamkm.sources import ArraySpec, Grid, RowRange, open_source
 from streamkm.sources.concat import ConcatSource, parts_of
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
 from tests.sources.test_flat import write_bin
@@ -188,7 +189,7 @@ def test_other_files_of_a_folder_are_told(tmp_path: Path) -> None:
     for name in ("README.md", ".hidden.npy", "_SUCCESS"):
         (tmp_path / name).write_text("")
     source = open_source(tmp_path)
-    assert source.notes() == [f"{tmp_path}: 1 other entries are not read: README.md"]
+    assert source.notes() == [f"{tmp_path}: 1 other entry is not read: README.md"]
     source.close()
 
 
@@ -220,6 +221,13 @@ def test_another_order_than_that_of_text_is_told(tmp_path: Path) -> None:
     two, ten = tmp_path / "part-2.npy", tmp_path / "part-10.npy"
     assert f"rows of {two} come before those of {ten}" in source.notes()[0]
     source.close()
+    # The order of a list is the user's own.
+    (tmp_path / "list.txt").write_text(f"{two}\n{ten}\n")
+    for location in ([ten, two], [two, ten], f"@{tmp_path}/list.txt"):
+        source = open_source(location)
+        assert source.notes() == []
+        source.close()
+    (tmp_path / "list.txt").unlink()
     ten.unlink()
     source = open_source(tmp_path)
     assert source.notes() == []
@@ -303,6 +311,34 @@ def test_fingerprint_depends_on_the_order() -> None:
         ConcatSource([one, other], "x").fingerprint()
         != ConcatSource([other, one], "x").fingerprint()
     )
+
+
+# Breaks when shards of a map have no axes, or other axes than they have together.
+@pytest.mark.parametrize(
+    ("grids", "joined"),
+    [
+        ([Grid((2, 5), ("y", "x"), "a")], Grid((2, 5), ("y", "x"), "a")),
+        ([Grid((2, 5), ("y", "x"), "a"), Grid((1, 5), ("y", "x"), "b")], Grid((3, 5), ("y", "x"))),
+        ([Grid((3,), ("t",)), Grid((3,), ("t",))], Grid((6,), ("t",))),
+        ([Grid((2, 5), ("y", "x")), Grid((5, 2), ("y", "x"))], None),
+        ([Grid((2, 5), ("y", "x")), Grid((2, 5), ("t", "x"))], None),
+        ([Grid((2, 5), ("y", "x")), None], None),
+        ([Grid((3,), ("t",)), Grid((3,), ("s",))], None),
+        ([None, None], None),
+    ],
+)
+def test_axes_of_parts(grids: list[Grid | None], joined: Grid | None) -> None:
+    shards = [Part(0, 10, 5) for _ in grids]
+    for shard, grid in zip(shards, grids, strict=True):
+        shard.spec = replace(shard.spec, grid=grid)
+    source = ConcatSource(shards, "tiles")
+    assert source.spec.grid == joined
+    is_map = any(grid is not None and len(grid.shape) > 1 for grid in grids)
+    notes = [note for note in source.notes() if "one by one for maps" in note]
+    assert len(notes) == (is_map and joined is None)
+    if grids[-1] == Grid((5, 2), ("y", "x")):
+        assert "y 2, x 5 of" in notes[0]
+        assert "y 5, x 2 of" in notes[0]
 
 
 def test_no_parts() -> None:

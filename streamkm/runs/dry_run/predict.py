@@ -23,8 +23,9 @@ from streamkm.runs.predict import (
 )
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free
+from streamkm.runs.storage.parts_file import check_parts
 from streamkm.sinks import check_origin, copied_bytes, is_copy, is_table, unfinished_bytes
-from streamkm.sources import id_row_bytes
+from streamkm.sources import id_row_bytes, parts_of
 from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _space(
         try:
             check_free(run_dir, [path], resume=resume)
             check_origin(path, origin, n_rows)
+            check_parts(path, parts_of(source))
         except InputError as error:
             report.errors.append(error)
     return space

@@ -62,7 +62,9 @@ class DryRun:
     def __str__(self) -> str:
         lines = [f"{name:<12} {value}" for name, value in self.facts]
         lines += [f"note         {note}" for note in self.notes]
-        lines += [f"forbids      {error.for_command_line}" for error in self.errors]
+        # The command ends with the first error, which need not be read twice.
+        lines += ["forbids      the error that follows on stderr"] if self.errors else []
+        lines += [f"forbids too  {error.for_command_line}" for error in self.errors[1:]]
         if not self.notes and not self.errors:
             lines.append("note         nothing that was looked at speaks against this run")
         return "\n".join(lines)

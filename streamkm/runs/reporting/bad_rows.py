@@ -47,8 +47,9 @@ def non_finite_error(source: Source, n_found: int, *, of_fit: bool = False) -> N
             what, scale, ", which looks at every row first, or ", drop, " to leave such rows out"
         )
     return NonFiniteError(
-        what, drop, " to leave such rows out, or first fit with ", scale, " on rows like these"
-    )
+        what, drop, " to leave such rows out, or let fit make another model, with ", scale,
+        ", from rows as long as these",
+    )  # fmt: skip
 
 
 def sampled_row_error(source: Source, row: int, values_D: np.ndarray, found: str) -> NonFiniteError:

@@ -33,6 +33,7 @@ from streamkm.files import (
     discard,
     file_sha256,
     fsync_directory,
+    is_folder,
     make_directory,
     names_in,
     new_directory,
@@ -241,30 +242,33 @@ def load_checkpoint(
     """The newest valid checkpoint in `directory`; None if there is none at all.
 
     Damaged ones are named in the log and passed over. One for which `check` raises one of
-    `DAMAGE` counts as damaged: it is whole, but no run with these settings saved it.
+    `DAMAGE` counts as damaged: it is whole, but no run with these settings saved it. Those that a
+    fit at work deletes meanwhile, because it has saved newer ones, are looked for again.
 
     Raises
     ------
     RunError
         If there are checkpoints and every one of them is damaged, or one has another format.
     """
-    found = _newest_first(directory)
-    for path in found:
-        try:
-            checkpoint = _load(path)
-            if check is not None:
-                with _reading():
-                    check(checkpoint)
-            return checkpoint
-        except _Damaged as error:
-            goes_on = "" if path == found[-1] else "; trying the checkpoint before it"
-            logger.warning("%s is damaged (%s)%s", path, error, goes_on)
-    if found:
-        raise RunError(
-            f"{directory}: none of its {len(found)} checkpoints is intact; "
-            "restore one from a backup, or start anew with another ",
-            Option("run_dir"),
-        )
+    while found := _newest_first(directory):
+        for path in found:
+            try:
+                checkpoint = _load(path)
+                if check is not None:
+                    with _reading():
+                        check(checkpoint)
+                return checkpoint
+            except _Damaged as error:
+                if is_folder(path) is None:
+                    break
+                goes_on = "" if path == found[-1] else "; trying the checkpoint before it"
+                logger.warning("%s is damaged (%s)%s", path, error, goes_on)
+        if found == _newest_first(directory):
+            raise RunError(
+                f"{directory}: none of its {len(found)} checkpoints is intact; "
+                "restore one from a backup, or start anew with another ",
+                Option("run_dir"),
+            )
     return None
 
 

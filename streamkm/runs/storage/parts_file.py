@@ -11,6 +11,7 @@ import csv
 import io
 from typing import TYPE_CHECKING
 
+from streamkm.errors import OutputExistsError
 from streamkm.files import read_bytes, remove_file, write_atomically
 from streamkm.sinks import beside
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from streamkm.sources import Part
 
-__all__ = ["write_parts"]
+__all__ = ["check_parts", "write_parts"]
 
 HEADER = ("file", "first_row", "rows")
 
@@ -35,20 +36,52 @@ def write_parts(target: Path, parts: Sequence[Part]) -> Path | None:
     -------
     Path or None
         The list; None without parts.
+
+    Raises
+    ------
+    OutputExistsError
+        As `check_parts`.
     """
-    path = beside(target, ".shards.csv")
-    try:
-        found = read_bytes(path)
-    except FileNotFoundError:
-        found = b""
+    path = _path(target)
+    found = _found(path)
     if not parts:
-        if found.startswith(_text([])):
+        if _is_list(found):
             remove_file(path)
         return None
+    check_parts(target, parts)
     text = _text(parts)
     if found != text:
         write_atomically(path, text)
     return path
+
+
+def check_parts(target: Path, parts: Sequence[Part]) -> None:
+    """Raise `OutputExistsError` if the list of `parts` would overwrite what is no such list."""
+    path = _path(target)
+    found = _found(path) if parts else b""
+    if found != b"" and not _is_list(found):
+        raise OutputExistsError(
+            f"{path}: exists already and is no list of shards, as there will be one beside "
+            f"{target.name}; move it or choose another name for the output"
+        )
+
+
+def _path(target: Path) -> Path:
+    return beside(target, ".shards.csv")
+
+
+def _found(path: Path) -> bytes | None:
+    """The content of `path`, empty if it is not there; None if it is no file."""
+    try:
+        return read_bytes(path)
+    except FileNotFoundError:
+        return b""
+    except IsADirectoryError:
+        return None
+
+
+def _is_list(content: bytes | None) -> bool:
+    return content is not None and content.startswith(_text([]))
 
 
 def _text(parts: Sequence[Part]) -> bytes:

@@ -32,6 +32,7 @@ from streamkm.errors import (
 from streamkm.files import (
     FileLock,
     discard,
+    is_folder,
     make_directory,
     names_in,
     read_bytes,
@@ -89,8 +90,8 @@ class RunFolder:
         check_run_is_free(self.path, resume=self._resume)
         if (owner := self._lock.owner()) is not None:
             raise self._lock.refusal(owner)
-        if (self.path / CONFIG).exists():
-            self._check_record(read_config(self.path))
+        if (before := _config_in(self.path)) is not None:
+            self._check_record(before)
 
     def __enter__(self) -> RunFolder:
         check_run_is_free(self.path, resume=self._resume)
@@ -155,9 +156,11 @@ class RunFolder:
     def _leave(self, *, nothing_saved: bool) -> None:
         """Release the lock; delete the folder if this process made it and `nothing_saved`."""
         if nothing_saved and self._is_new and self._lock.is_held:
-            # The lock goes last: after it another process may begin.
+            # The lock goes last: after it another process may begin. Settings go just before it:
+            # to one that looks meanwhile the folder is a run all the time.
             with suppress(OSError):
-                discard(*(self.path / name for name in names_in(self.path) if name != LOCK))
+                others = (name for name in names_in(self.path) if name not in (LOCK, CONFIG))
+                discard(*(self.path / name for name in (*others, CONFIG)))
                 self._lock.release(remove=True)
                 remove_empty(self.path)
         # Otherwise the lock file stays: it names the process that was here last.
@@ -210,13 +213,15 @@ def _described(record: dict[str, Any]) -> str:
 
 
 def check_run_is_free(path: Path, *, resume: bool) -> None:
-    """Refuse a `path` that exists, unless it is empty or holds a run to `resume`."""
-    if not path.exists():
-        return
+    """Refuse a `path` that exists, unless it is empty or holds a run to `resume`.
+
+    One that another process removes meanwhile is free, whichever look finds it gone.
+    """
     out = Option("run_dir")
-    if not path.is_dir():
+    is_one = is_folder(path)
+    if is_one is False:
         raise OutputExistsError(f"{path} exists and is no folder; choose another ", out)
-    names = names_in(path)
+    names = names_in(path) if is_one else []
     if not resume and names:
         if CONFIG not in names:
             raise OutputExistsError(f"{path} exists and is no run; choose another ", out)
@@ -227,12 +232,34 @@ def check_run_is_free(path: Path, *, resume: bool) -> None:
             out,
         )
     # A run that was killed in its first moment has only a lock.
-    if set(names) - {LOCK, f".{CONFIG}.tmp"}:
-        read_config(path)
+    is_begun = bool(set(names) - {LOCK, f".{CONFIG}.tmp"})
+    if is_begun and _config_in(path) is None and CONFIG not in names:
+        raise _no_run(path)
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The content of config.json in the run folder `path`; `RunError` if it cannot be used."""
+    record = _config_in(path)
+    if record is None:
+        raise _no_run(path)
+    return record
+
+
+def _no_run(path: Path) -> RunError:
+    """The error for a `path` without config.json."""
+    if looks_like_a_run(path):
+        return RunError(
+            f"{path} looks like a run folder that has lost its {CONFIG}; restore it from a "
+            "copy, or start anew with another ",
+            Option("run_dir"),
+        )
+    if not path.exists():
+        return RunError(f"{path} does not exist; name a folder that a fit has written")
+    return RunError(f"{path} is no run: it has no {CONFIG}; name a folder that a fit has written")
+
+
+def _config_in(path: Path) -> dict[str, Any] | None:
+    """The content of config.json in the folder `path`, or None; `RunError` if it is damaged."""
     try:
         record = unseal(read_bytes(path / CONFIG))
         record["source"], record["fit"]["k"], record["data"]["dtype"]
@@ -241,17 +268,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if not whole or type(rows) is not int or type(features) is not int:
             raise TypeError("its settings and shape are of other types")
     except (FileNotFoundError, NotADirectoryError):
-        if looks_like_a_run(path):
-            raise RunError(
-                f"{path} looks like a run folder that has lost its {CONFIG}; restore it from a "
-                "copy, or start anew with another ",
-                Option("run_dir"),
-            ) from None
-        if not path.exists():
-            raise RunError(f"{path} does not exist; name a folder that a fit has written") from None
-        raise RunError(
-            f"{path} is no run: it has no {CONFIG}; name a folder that a fit has written"
-        ) from None
+        return None
     except OSError as error:
         raise RunError(
             f"{path / CONFIG} cannot be read ({error.strerror}); see to its permissions and its "
@@ -268,9 +285,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def reading_of(record: dict[str, Any]) -> dict[str, Any]:
     """How a run, by its record, read stored values: options of a source, and ``nan``."""
-    data = record["data"]
+    data, marked = record["data"], record.get("marked", [])
     return {
-        "nodata": data.get("nodata"),
+        "nodata": [value for value in data.get("nodata") or () if value not in marked] or None,
+        "marked": marked,
         "apply_scale": bool(data.get("scaled")),
         "nan": record["fit"].get("nan"),
     }
@@ -278,8 +296,8 @@ def reading_of(record: dict[str, Any]) -> dict[str, Any]:
 
 def feature_names(path: Path) -> tuple[str, ...]:
     """Names of the features of the run in the folder `path`; empty if it has none, or is no run."""
-    names = read_config(path).get("feature_names", ()) if (path / CONFIG).exists() else ()
-    return tuple(map(str, names))
+    record = _config_in(path) or {}
+    return tuple(map(str, record.get("feature_names", ())))
 
 
 def looks_like_a_run(path: Path) -> bool:

@@ -27,7 +27,7 @@ from streamkm.sources.sparse import (
 )
 from streamkm.sources.within import is_inside
 from streamkm.sources.zarr.listing import object_versions
-from streamkm.sources.zarr.store import WholeStore, codec_name
+from streamkm.sources.zarr.store import WholeStore, codec_name, folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,6 +100,7 @@ def open_csr_group(group: zarr.Group, name: str) -> CsrSource:
             2 * (piece + 2 * array.chunks[0]) * array.dtype.itemsize for array in (data, indices)
         )
         + 4 * indptr.chunks[0] * indptr.dtype.itemsize,
+        file=folder_of(group),
     )
 
 

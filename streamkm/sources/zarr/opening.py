@@ -12,7 +12,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from streamkm.errors import Option, SourceError
-from streamkm.sources.anndata import named_by_var, var_names
+from streamkm.sources.anndata import home_of, named_by_var, var_names
 from streamkm.sources.axes import axes_note, choose_axes
 from streamkm.sources.base import DTYPES, check_dtype
 from streamkm.sources.decoded import AS_STORED, Decoding, Marks, decoded, read_marks
@@ -46,7 +46,7 @@ def open_zarr(
     variable: Sequence[str] = (),
     feature_dim: FeatureDims | None = None,
     nodata: tuple[float | int, ...] = (),
-    fill_is_nan: bool = False,
+    fill_is_nan: bool | tuple[float | int, ...] = False,
     apply_scale: bool = False,
 ) -> Source:
     """Open the Zarr array in a folder.
@@ -121,18 +121,16 @@ def open_zarr_node(
     if not isinstance(node, zarr.Array | zarr.Group):
         raise SourceError(f"{name}: is no Zarr array but a {type(node).__name__}")
     name = name or str(node.store_path)
-    root = node
     if dataset is not None:
         node, name = _member(node, dataset, name, "dataset"), f"{name.rstrip('/')}/{dataset}"
     if not variable:
         x, name = x_of_anndata(node, name)
-        member = f"{dataset or ''}/X" if x is not node else dataset or ""
         if isinstance(x, zarr.Group) and is_sparse_group(x):
             refuse_dense_options(name, feature_dim, how)
             source: Source = open_csr_group(x, name)
         else:
             source = _open_array(x, name, feature_dim, how)
-        return _named(source, root, member) if isinstance(root, zarr.Group) else source
+        return _named(source, x)
     feature_dim = () if feature_dim is None else feature_dim
 
     def open_one(member: str) -> Source:
@@ -142,10 +140,22 @@ def open_zarr_node(
     return open_variables(open_one, variable, name)
 
 
-def _named(source: Source, root: zarr.Group, member: str) -> Source:
-    """`source` with the names of AnnData's ``var``, if they lie beside `member`."""
+def _named(source: Source, node: Any) -> Source:
+    """`source` with the names of AnnData's ``var``, if `node` is a matrix that they are of."""
+    store, path = node.store, node.path
+    if isinstance(store, LocalStore):
+        # A store may begin at the matrix itself, in the midst of an AnnData.
+        path = (store.root.absolute() / path).as_posix()
+    found = home_of(path)
+    if found is None:
+        return source
+    home, member = found
     try:
-        names = var_names(root, member)
+        if isinstance(store, LocalStore):
+            store, home = LocalStore(home, read_only=True), ""
+        names = var_names(zarr.open_group(store, path=home, mode="r"), member)
+    except FileNotFoundError:
+        return source
     except Exception as error:  # codecs and stores raise errors of any class
         raise SourceError(
             f"{source.name}: names in var cannot be read: {one_line(error)}"

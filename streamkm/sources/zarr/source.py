@@ -26,7 +26,7 @@ from streamkm.sources.layout import check_read, one_line, row_boxes
 from streamkm.sources.within import is_inside
 from streamkm.sources.zarr.direct import direct_reader
 from streamkm.sources.zarr.listing import LISTED, object_versions
-from streamkm.sources.zarr.store import WholeStore, codec_name
+from streamkm.sources.zarr.store import WholeStore, codec_name, folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +110,7 @@ class ZarrSource(Described):
             piece_rows=self._direct.piece_rows if self._direct else 0,
             is_remote=isinstance(array.store, ObjectStore),
             grid=axes.grid(_group_of(array, name)),
+            file=folder_of(array),
         )
 
     @property
@@ -254,8 +255,8 @@ def _run(coroutine: Any) -> None:
 
 def _group_of(array: AnyArray, name: str) -> str:
     """Where the array's group lies, which may hold coordinates; ``""`` if it has no address."""
-    if isinstance(array.store, LocalStore):
-        return str((array.store.root / array.path).parent)
+    if folder := folder_of(array):
+        return str(Path(folder).parent)
     return name.rpartition("/")[0] if isinstance(array.store, ObjectStore) else ""
 
 

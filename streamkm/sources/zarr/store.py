@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
-from zarr.storage import WrapperStore
+from zarr.storage import LocalStore, WrapperStore
 
 if TYPE_CHECKING:
     import zarr
     from zarr.abc.buffer import Buffer, BufferPrototype
     from zarr.abc.store import ByteRequest
 
-__all__ = ["WholeStore", "codec_name"]
+__all__ = ["WholeStore", "codec_name", "folder_of"]
 
 #: Bytes of a Blosc header; the last four are the length of the chunk with its header.
 _BLOSC_HEADER = 16
@@ -28,6 +28,11 @@ def codec_name(codec: Any) -> str:
     """Name of a codec of Zarr v2 or v3, without the prefix that v3 gives to numcodecs' codecs."""
     name = codec.codec_id if hasattr(codec, "codec_id") else codec.to_dict()["name"]
     return str(name).removeprefix("numcodecs.")
+
+
+def folder_of(node: zarr.Array[Any] | zarr.Group) -> str:
+    """The local folder of an array or a group; ``""`` if its store is elsewhere."""
+    return str(node.store.root / node.path) if isinstance(node.store, LocalStore) else ""
 
 
 class WholeStore(WrapperStore[Store]):

@@ -13,6 +13,7 @@ import pytest
 
 from streamkm.config import Cadence
 from streamkm.errors import RunError
+from streamkm.runs.storage import checkpoint
 from streamkm.runs.storage.checkpoint import (
     Checkpoint,
     Checkpointer,
@@ -68,6 +69,23 @@ def test_no_folder_and_an_empty_one_have_no_checkpoint(folder):
     assert load_checkpoint(folder) is None
     folder.mkdir()
     assert load_checkpoint(folder) is None
+
+
+# Breaks when `info` finds no intact checkpoint in the folder of a fit that saves a newer one.
+@pytest.mark.parametrize("keep", [1, 2])
+def test_one_that_is_deleted_for_a_newer_one_is_not_damaged(keep, folder, monkeypatch, caplog):
+    save(folder, 1, keep=keep)
+    real = checkpoint._load
+
+    def late(path: Path) -> Checkpoint:
+        if not (folder / "step-00000004").exists():
+            for step in (2, 3, 4):
+                save(folder, step, keep=keep)
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "_load", late)
+    assert newest(folder).step == 4
+    assert not caplog.records
 
 
 # Sorting names as text would take step 99999999 for newer than 100000000.

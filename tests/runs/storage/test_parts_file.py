@@ -48,6 +48,22 @@ def test_labels_are_joined_to_their_files_by_the_list(shards, tmp_path, capsys):
         np.testing.assert_allclose(of_file, 100 * number, atol=3)
 
 
+# Breaks when a file without rows is missing in the list, as if it had been forgotten.
+def test_files_without_rows_are_listed(shards, tmp_path):
+    names = ("part-0a", "part-0b", "part-99")
+    for name in names:
+        np.save(shards / f"{name}.npy", np.empty((0, 2), np.float32))
+    run, labels = tmp_path / "run", tmp_path / "labels.npy"
+    assert cli("fit", shards, "--k", 3, "--out", run) == 0
+    assert cli("predict", run, shards, "--labels", labels) == 0
+    rows_of = listed(Path(f"{labels}.shards.csv"))
+    assert len(rows_of) == 15
+    assert [rows_of[str(shards / f"{name}.npy")] for name in names] == [
+        slice(10, 10), slice(10, 10), slice(120, 120)
+    ]  # fmt: skip
+    assert list(rows_of)[:4] == [str(shards / f"part-{n}.npy") for n in ("0", "0a", "0b", "1")]
+
+
 # Breaks when a list that is lost, or that was written over, stays so, or an old one tells of
 # another source.
 def test_a_finished_output_gets_its_list_again(shards, tmp_path):
@@ -68,6 +84,29 @@ def test_a_finished_output_gets_its_list_again(shards, tmp_path):
     labels.unlink()
     assert cli("predict", run, shards / "part-0.npy", "--labels", labels) == 0
     assert beside.read_text() == "mine"
+
+
+# Breaks when somebody else's file is overwritten by the list without a word.
+def test_what_is_no_list_is_refused_and_kept(shards, tmp_path, capsys):
+    run, labels = tmp_path / "run", tmp_path / "labels.npy"
+    beside = Path(f"{labels}.shards.csv")
+    assert cli("fit", shards, "--k", 3, "--out", run) == 0
+    predict = ("predict", run, shards, "--labels", labels)
+    beside.write_text("mine")
+    for options in ((), ("--resume",), ("--dry-run",)):
+        capsys.readouterr()
+        assert cli(*predict, *options) == 2
+        assert f"{beside}: exists already and is no list of shards" in capsys.readouterr().err
+        assert beside.read_text() == "mine"
+        assert not labels.exists()
+    beside.unlink()
+    assert cli(*predict) == 0
+    beside.unlink()
+    beside.mkdir()
+    assert cli(*predict, "--resume") == 2
+    beside.rmdir()
+    assert cli(*predict, "--resume") == 0
+    assert len(listed(beside)) == 12
 
 
 # Breaks when a process that ends between the list and the name of the output leaves no list.

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streamkm.errors import OutputExistsError, ResumeError, RunError
+from streamkm import files
+from streamkm.errors import NonFiniteError, OutputExistsError, ResumeError, RunError
+from streamkm.runs.storage import run_folder
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.run_folder import RunFolder, check_run_is_free, read_config
 from tests.runs.helpers import Job, clusters, every
@@ -50,6 +52,46 @@ def test_an_empty_folder_is_free_and_any_other_is_not(tmp_path):
     entered(tmp_path / "run", resume=False)
     with pytest.raises(OutputExistsError, match="resume=True"):
         entered(tmp_path / "run", resume=False)
+
+
+# Breaks where two looks at the folder must agree: another process may remove it between them.
+@pytest.mark.parametrize("look", ["is_folder", "names_in", "_config_in"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_that_is_removed_while_it_is_looked_at_is_free(look, when, tmp_path, monkeypatch):
+    entered(tmp_path / "run")
+    real = getattr(run_folder, look)
+
+    def vanishing(path: Path):
+        found = real(path) if when == "after" else None
+        shutil.rmtree(tmp_path / "run")
+        return found if when == "after" else real(path)
+
+    monkeypatch.setattr(run_folder, look, vanishing)
+    check_run_is_free(tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+# Breaks where a folder that is being removed looks like one that lost its settings.
+def test_a_run_that_saved_nothing_keeps_its_settings_to_the_last(tmp_path, monkeypatch):
+    run, discarded = tmp_path / "run", []
+
+    def discard(*paths: Path) -> None:
+        for path in paths:
+            discarded.append(path.name)
+            check_run_is_free(run, resume=True)
+            files.discard(path)
+
+    def fail() -> None:
+        with RunFolder(run, RECORD, resume=True) as folder:
+            (folder.path / "metrics.jsonl").touch()
+            raise NonFiniteError("nothing came of it")
+
+    monkeypatch.setattr(run_folder, "discard", discard)
+    with pytest.raises(NonFiniteError):
+        fail()
+    assert discarded[-1] == "config.json"
+    assert set(discarded) == {"metrics.jsonl", "checkpoints", "config.json"}
+    assert not run.exists()
 
 
 # Killed between taking the lock and writing config.json, or while writing it.

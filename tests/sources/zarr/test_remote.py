@@ -192,6 +192,21 @@ def test_missing_chunks_and_what_is_there(proxy, stored, capsys) -> None:
 
 
 # A web server gives single objects and no list: right rows, and a note of what is not known.
+# Breaks when the address of X itself is read by position, while that of its store is read by name.
+def test_the_address_of_x_has_the_names_of_its_anndata(proxy, tmp_path: Path) -> None:
+    url = f"s3://bucket/{tmp_path.name}/cells.zarr"
+    store: Any = ObjectStore(from_url(url))
+    root = zarr.create_group(store, zarr_format=2, attributes={"encoding-type": "anndata"})
+    root.create_array("X", data=numbers((20, 2)))
+    root.create_group("layers").create_array("counts", data=numbers((20, 2)))
+    root.create_array("obsm/X", data=numbers((20, 2)))
+    var = root.create_group("var", attributes={"_index": "gene"})
+    var.create_array("gene", shape=(2,), dtype=str)[:] = np.array(["Actb", "Xist"], object)
+    for place in (f"{url}/X", f"{url}/layers/counts", f"{url}/"[:-1]):
+        assert open_source(place).spec.feature_names == ("Actb", "Xist"), place
+    assert open_source(f"{url}/obsm/X").spec.feature_names == ()
+
+
 def test_over_http(tmp_path: Path) -> None:
     array = numbers((400, 50))
     zarr.create_array(tmp_path / "x.zarr/a", data=array, chunks=(50, 50))

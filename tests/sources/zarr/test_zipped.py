@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -85,9 +85,9 @@ def test_zip_of_other_things(tmp_path: Path) -> None:
 
 # Breaks when a zip's attributes are noted but not honoured: its fill values were clustered.
 @pytest.mark.parametrize("version", [2, 3])
-def test_marks_and_scale(tmp_path: Path, version: int) -> None:
+def test_marks_and_scale(tmp_path: Path, version: Literal[2, 3]) -> None:
     stored = np.array([[1, -9], [3, 4]], "i2")
-    marks = {"_FillValue": -9, "scale_factor": 0.5, "add_offset": 1.0}
+    marks: dict[str, Any] = {"_FillValue": -9, "scale_factor": 0.5, "add_offset": 1.0}
     store = ZipStore(tmp_path / "x.zip", mode="w")
     zarr.create_array(store, data=stored, attributes=marks, zarr_format=version)
     store.close()
