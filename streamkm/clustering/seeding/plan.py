@@ -191,7 +191,7 @@ def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreeP
     budget = max(int(EPOCH_SHARE * epoch * min(epochs, TREE_EPOCHS)), TREE_PRODUCTS)
     while rows >= ROWS_WORTH_PASSES * k:
         tree = plan_tree(rows, n_features, k, budget=budget, epoch=epoch, pair=pair)
-        if tree.epochs * epoch <= budget:
+        if tree is not None:
             return rows, tree
         rows = rows * 3 // 4
     return None

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from streamkm.clustering.seeding.tree_plan import MAX_EXCHANGES, TreePlan, plan_tree
 
 
-def planned(rows: int, k: int, budget: int = 0, n_features: int = 32) -> TreePlan:
-    pair = n_features + 64
-    return plan_tree(rows, n_features, k, budget=budget, epoch=rows * k * pair, pair=pair)
+def planned(rows: int, k: int, budget: int = 10**18) -> TreePlan:
+    found = plan_tree(rows, 32, k, budget=budget, epoch=rows * k * 96, pair=96)
+    assert found is not None
+    return found
 
 
 # Breaks when levels do not lead to k, or a row is compared with more clusters than there are.
@@ -26,17 +27,21 @@ def test_levels_grow_to_k(k, rows_per_cluster) -> None:
     assert min(plan.batches) >= 1
 
 
-# Breaks when the budget is not used, or not kept: from one exchange on, each costs the same.
-def test_exchanges_are_what_the_budget_leaves() -> None:
-    least, most = planned(64_000, 1000), planned(64_000, 1000, 10**15)
-    assert (least.exchanges, most.exchanges) == (1, MAX_EXCHANGES)
-    products = 64_000 * 1000 * 96
-    each = (most.epochs - least.epochs) / (MAX_EXCHANGES - 1)
-    for n in (2, 5):
-        enough = int((least.epochs + (n - 1) * each) * products) + 1
-        assert planned(64_000, 1000, enough).exchanges == n
-        assert planned(64_000, 1000, enough - 10**6).exchanges == n - 1
-        assert planned(64_000, 1000, enough).epochs * products <= enough
+# Breaks when the budget is not used, or not kept; exchanges are worth less than a tree at all.
+def test_a_budget_is_used_and_kept() -> None:
+    products, before = 64_000 * 1000 * 96, (0, 0)
+    budgets = [int(1.02**i * 1e9) for i in range(400)]
+    trees = [plan_tree(64_000, 32, 1000, budget=b, epoch=products, pair=96) for b in budgets]
+    assert trees[0] is None
+    for budget, tree in zip(budgets, trees, strict=True):
+        if tree is not None:
+            assert tree.epochs * products <= budget * (1 + 1e-9)
+            now = (tree.near[-1], tree.exchanges)
+            assert now[0] > before[0] or now >= before
+            before = now
+    assert before == (252, MAX_EXCHANGES)
+    found = {(tree.near[-1], tree.exchanges) for tree in trees if tree is not None}
+    assert {(126, 0), (126, 1), *((252, n) for n in range(1, 9))} <= found
 
 
 def test_the_steps_in_order() -> None:
