@@ -15,10 +15,9 @@ __all__ = ["HALF_LIFE", "POOL", "ROWS_PER_CHILD", "TreePlan", "plan_tree"]
 #: a quarter of the square root of all, but at least 16. Fewer would make many small products of
 #: matrices, more would compare rows with clusters that lie far off.
 FIRST_LEVEL, MIN_CHILDREN, CHILDREN_SHARE = 24, 16, 1 / 4
-#: Clusters that each row is compared with: 8 times the square root of all, but at least 64. Half
-#: as many do, if these take too long; and then a tree without exchanges, if that does.
-MIN_NEAR, NEAR_SHARE = 64, 8
-LESSER_TREES = ((NEAR_SHARE, 1), (NEAR_SHARE // 2, 1), (NEAR_SHARE // 2, 0))
+#: Clusters that each row is compared with: 8 times the square root of all, or 4 times if that takes
+#: too long, but at least 64.
+MIN_NEAR, NEAR_SHARES = 64, (8, 4)
 #: Rows of a cluster that k-means++ divides it by, for each of its children.
 ROWS_PER_CHILD = 256
 #: A row counts half after 8 more rows of its cluster. A batch brings each cluster 10 rows, if the
@@ -68,19 +67,18 @@ class TreePlan:
 
 
 def plan_tree(
-    rows: int, n_features: int, k: int, *, budget: int, epoch: int, pair: int
+    rows: int, n_features: int, k: int, *, exchanges: int, budget: int, epoch: int, pair: int
 ) -> TreePlan | None:
-    """The tree of `k` clusters on `rows` rows that makes the most of `budget` products, if any.
+    """The tree with `exchanges` or more that makes the most of `budget` products, if any.
 
     `epoch` are the products of an epoch of training, `pair` those of comparing a row with a
     centroid.
     """
-    for near_share, least_exchanges in LESSER_TREES:
+    for near_share in NEAR_SHARES:
         work, exchange, tree = _tree(rows, n_features, k, near_share, pair)
-        exchanges = min(int((budget - work) / exchange), MAX_EXCHANGES)
-        if work <= budget and exchanges >= least_exchanges:
-            epochs = (work + exchanges * exchange) / epoch
-            return replace(tree, exchanges=exchanges, epochs=epochs)
+        most = min(int((budget - work) / exchange), MAX_EXCHANGES)
+        if work <= budget and most >= exchanges:
+            return replace(tree, exchanges=most, epochs=(work + most * exchange) / epoch)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from streamkm.clustering.seeding.tree_plan import MAX_EXCHANGES, TreePlan, plan_
 
 
 def planned(rows: int, k: int, budget: int = 10**18) -> TreePlan:
-    found = plan_tree(rows, 32, k, budget=budget, epoch=rows * k * 96, pair=96)
+    found = plan_tree(rows, 32, k, exchanges=1, budget=budget, epoch=rows * k * 96, pair=96)
     assert found is not None
     return found
 
@@ -27,21 +28,27 @@ def test_levels_grow_to_k(k, rows_per_cluster) -> None:
     assert min(plan.batches) >= 1
 
 
-# Breaks when the budget is not used, or not kept; exchanges are worth less than a tree at all.
-def test_a_budget_is_used_and_kept() -> None:
-    products, before = 64_000 * 1000 * 96, (0, 0)
-    budgets = [int(1.02**i * 1e9) for i in range(400)]
-    trees = [plan_tree(64_000, 32, 1000, budget=b, epoch=products, pair=96) for b in budgets]
-    assert trees[0] is None
-    for budget, tree in zip(budgets, trees, strict=True):
-        if tree is not None:
-            assert tree.epochs * products <= budget * (1 + 1e-9)
-            now = (tree.near[-1], tree.exchanges)
-            assert now[0] > before[0] or now >= before
-            before = now
-    assert before == (252, MAX_EXCHANGES)
-    found = {(tree.near[-1], tree.exchanges) for tree in trees if tree is not None}
-    assert {(126, 0), (126, 1), *((252, n) for n in range(1, 9))} <= found
+# Breaks when the budget is not used, or not kept, or a tree has fewer exchanges than it must.
+@pytest.mark.parametrize("exchanges", [0, 2])
+def test_a_budget_is_used_and_kept(exchanges: int) -> None:
+    products, found = 64_000 * 1000 * 96, list[tuple[int, int]]()
+    for budget in (int(1.02**i * 1e9) for i in range(400)):
+        tree = plan_tree(
+            64_000, 32, 1000, exchanges=exchanges, budget=budget, epoch=products, pair=96
+        )
+        if tree is None:
+            assert not found
+            continue
+        assert tree.epochs * products <= budget * (1 + 1e-9)
+        found.append((tree.near[-1], tree.exchanges))
+    near, made = zip(*found, strict=True)
+    assert list(near) == sorted(near)
+    assert set(near) == {126, 252}
+    for width in (126, 252):
+        of_width = [n for n, w in zip(made, near, strict=True) if w == width]
+        assert of_width == sorted(of_width)
+        assert of_width[0] == exchanges
+    assert made[-1] == MAX_EXCHANGES
 
 
 def test_the_steps_in_order() -> None:
