@@ -181,7 +181,7 @@ def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreeP
     """Rows of the sample and the tree on it; None for few clusters, or clusters of few rows."""
     if k < TREE_CLUSTERS:
         return None
-    rows = min(
+    most = min(
         n_rows,
         max(AUTO_SAMPLE_ROWS, TREE_ROWS_PER_CLUSTER * k),
         max(TREE_SAMPLE_BYTES // (4 * n_features), SAMPLE_ROWS_PER_CLUSTER * k),
@@ -189,11 +189,18 @@ def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreeP
     pair = n_features + SCORE_PRODUCTS
     epoch = n_rows * k * pair
     budget = max(int(EPOCH_SHARE * epoch * min(epochs, TREE_EPOCHS)), TREE_PRODUCTS)
-    while rows >= ROWS_WORTH_PASSES * k:
-        tree = plan_tree(rows, n_features, k, budget=budget, epoch=epoch, pair=pair)
-        if tree.epochs * epoch <= budget:
-            return rows, tree
-        rows = rows * 3 // 4
+    # A second exchange is worth more than rows beyond 32 a cluster; of fewer rows, a row is.
+    for least_rows, wanted in ((TREE_ROWS_PER_CLUSTER // 2, (2,)), (ROWS_WORTH_PASSES, (1, 0))):
+        rows = most
+        while rows >= least_rows * k:
+            for exchanges in wanted:
+                tree = plan_tree(
+                    rows, n_features, k,
+                    exchanges=exchanges, budget=budget, epoch=epoch, pair=pair,
+                )  # fmt: skip
+                if tree is not None:
+                    return rows, tree
+            rows = rows * 3 // 4
     return None
 
 

@@ -7,7 +7,7 @@ neither torch nor other modules of the package.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["HALF_LIFE", "POOL", "ROWS_PER_CHILD", "TreePlan", "plan_tree"]
 
@@ -15,8 +15,9 @@ __all__ = ["HALF_LIFE", "POOL", "ROWS_PER_CHILD", "TreePlan", "plan_tree"]
 #: a quarter of the square root of all, but at least 16. Fewer would make many small products of
 #: matrices, more would compare rows with clusters that lie far off.
 FIRST_LEVEL, MIN_CHILDREN, CHILDREN_SHARE = 24, 16, 1 / 4
-#: Clusters that each row is compared with: 8 times the square root of all, but at least 64.
-MIN_NEAR, NEAR_SHARE = 64, 8
+#: Clusters that each row is compared with: 8 times the square root of all, or 4 times if that takes
+#: too long, but at least 64.
+MIN_NEAR, NEAR_SHARES = 64, (8, 4)
 #: Rows of a cluster that k-means++ divides it by, for each of its children.
 ROWS_PER_CHILD = 256
 #: A row counts half after 8 more rows of its cluster. A batch brings each cluster 10 rows, if the
@@ -66,17 +67,29 @@ class TreePlan:
 
 
 def plan_tree(
-    rows: int, n_features: int, k: int, *, budget: int, epoch: int, pair: int
-) -> TreePlan:
-    """The tree of `k` clusters on `rows` rows that makes the most of `budget` products.
+    rows: int, n_features: int, k: int, *, exchanges: int, budget: int, epoch: int, pair: int
+) -> TreePlan | None:
+    """The tree with `exchanges` or more that makes the most of `budget` products, if any.
 
     `epoch` are the products of an epoch of training, `pair` those of comparing a row with a
-    centroid. A tree with one exchange is returned even if it takes more than the budget.
+    centroid.
     """
+    for near_share in NEAR_SHARES:
+        work, exchange, tree = _tree(rows, n_features, k, near_share, pair)
+        most = min(int((budget - work) / exchange), MAX_EXCHANGES)
+        if work <= budget and most >= exchanges:
+            return replace(tree, exchanges=most, epochs=(work + most * exchange) / epoch)
+    return None
+
+
+def _tree(
+    rows: int, n_features: int, k: int, near_share: int, pair: int
+) -> tuple[float, float, TreePlan]:
+    """A tree without exchanges, and the work of it and of each exchange, in products."""
     levels = [k]
     while levels[0] > FIRST_LEVEL:
         levels.insert(0, -(-levels[0] // _children(levels[0])))
-    near = [min(n, max(MIN_NEAR, int(NEAR_SHARE * math.sqrt(n)))) for n in levels]
+    near = [min(n, max(MIN_NEAR, int(near_share * math.sqrt(n)))) for n in levels]
     most = [*[MAX_BATCHES_ABOVE] * (len(levels) - 1), MAX_BATCHES]
     batches = [
         min(max(rows // (BATCH_ROWS_PER_CLUSTER * n), 1), limit)
@@ -93,9 +106,8 @@ def plan_tree(
         work += 2 * one_pass
         above = n
     exchange = one_pass + EXCHANGE_READS * read
-    exchanges = min(max(int((budget - work) / exchange), 1), MAX_EXCHANGES)
-    epochs = (work + exchanges * exchange) / epoch
-    return TreePlan(tuple(levels), tuple(near), tuple(batches), exchanges, epochs)
+    tree = TreePlan(tuple(levels), tuple(near), tuple(batches), exchanges=0, epochs=0.0)
+    return work, exchange, tree
 
 
 def _children(n: int) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkm.clustering.seeding.tree_plan import MAX_EXCHANGES, TreePlan, plan_tree
 
 
-def planned(rows: int, k: int, budget: int = 0, n_features: int = 32) -> TreePlan:
-    pair = n_features + 64
-    return plan_tree(rows, n_features, k, budget=budget, epoch=rows * k * pair, pair=pair)
+def planned(rows: int, k: int, budget: int = 10**18) -> TreePlan:
+    found = plan_tree(rows, 32, k, exchanges=1, budget=budget, epoch=rows * k * 96, pair=96)
+    assert found is not None
+    return found
 
 
 # Breaks when levels do not lead to k, or a row is compared with more clusters than there are.
@@ -26,17 +28,27 @@ def test_levels_grow_to_k(k, rows_per_cluster) -> None:
     assert min(plan.batches) >= 1
 
 
-# Breaks when the budget is not used, or not kept: from one exchange on, each costs the same.
-def test_exchanges_are_what_the_budget_leaves() -> None:
-    least, most = planned(64_000, 1000), planned(64_000, 1000, 10**15)
-    assert (least.exchanges, most.exchanges) == (1, MAX_EXCHANGES)
-    products = 64_000 * 1000 * 96
-    each = (most.epochs - least.epochs) / (MAX_EXCHANGES - 1)
-    for n in (2, 5):
-        enough = int((least.epochs + (n - 1) * each) * products) + 1
-        assert planned(64_000, 1000, enough).exchanges == n
-        assert planned(64_000, 1000, enough - 10**6).exchanges == n - 1
-        assert planned(64_000, 1000, enough).epochs * products <= enough
+# Breaks when the budget is not used, or not kept, or a tree has fewer exchanges than it must.
+@pytest.mark.parametrize("exchanges", [0, 2])
+def test_a_budget_is_used_and_kept(exchanges: int) -> None:
+    products, found = 64_000 * 1000 * 96, list[tuple[int, int]]()
+    for budget in (int(1.02**i * 1e9) for i in range(400)):
+        tree = plan_tree(
+            64_000, 32, 1000, exchanges=exchanges, budget=budget, epoch=products, pair=96
+        )
+        if tree is None:
+            assert not found
+            continue
+        assert tree.epochs * products <= budget * (1 + 1e-9)
+        found.append((tree.near[-1], tree.exchanges))
+    near, made = zip(*found, strict=True)
+    assert list(near) == sorted(near)
+    assert set(near) == {126, 252}
+    for width in (126, 252):
+        of_width = [n for n, w in zip(made, near, strict=True) if w == width]
+        assert of_width == sorted(of_width)
+        assert of_width[0] == exchanges
+    assert made[-1] == MAX_EXCHANGES
 
 
 def test_the_steps_in_order() -> None:
