@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from streamkm.sources import Grid
 
 __all__ = ["ZarrMapSink"]
+
+logger = logging.getLogger("streamkm")
 
 #: Name of the only dimension of a source that has no names.
 _ROW = "row"
@@ -90,6 +93,13 @@ class ZarrMapSink(ZarrSink):
         present = {} if in_group is None else _arrays(in_group)
         self._refuse_other_extents(target, present)
         found = {} if source is None else _coordinates(source, self._dims)
+        unseen = [dim for dim in self._dims if dim in present and dim not in found]
+        if grid is not None and unseen:
+            logger.warning(
+                "note: %s: whether %s in %s fits the rows was not checked, because the source "
+                "shows no coordinates",
+                target, ", ".join(unseen), target.parent,
+            )  # fmt: skip
         self._mapping = _grid_mapping(source) if source is not None else None
         self._auxiliary = [
             name for name in found if name not in self._dims and name != self._mapping

@@ -150,6 +150,18 @@ def test_a_group_of_another_grid_is_refused(version: int, tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"cube.zarr", "map.zarr", "longer.zarr"}
 
 
+# Breaks when rows whose place is not known, as those of a zipped store, are joined to coordinates
+# without a word.
+def test_coordinates_that_cannot_be_compared_are_told(version, tmp_path, caplog) -> None:
+    store = tmp_path / "map.zarr"
+    there = xr.Dataset({"a": (("y", "x"), np.zeros((NY, NX)))}, {"y": np.arange(NY)})
+    there.to_zarr(store, zarr_format=version, consolidated=False)
+    for grid, is_told in ((Grid((NY, NX), ("y", "x")), True), (Grid((NY, NX), ("u", "v")), False)):
+        caplog.clear()
+        with closing(open_sink(store / "c", n_rows=NY * NX, dtype="int32", grid=grid)):
+            assert ("whether y in" in caplog.text) is is_told
+
+
 @pytest.mark.parametrize("shape", [(7, 30), (3, 5, 14), (2, 105), (1, 210), (210, 1), (5, 1, 42)])
 @pytest.mark.parametrize("chunk_rows", [1, 16, 40, 100, 1000])
 def test_maps_of_every_shape_are_resumed(
