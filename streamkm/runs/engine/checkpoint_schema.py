@@ -134,18 +134,18 @@ def _candidates(plan: FitPlan) -> Demand:
 def _seeding(cursor: Cursor, plan: FitPlan) -> Demand:
     k, dtype = plan.config.k, _name(plan.dtype)
     centroids_KD = (dtype, (k, plan.source.spec.n_features))
-    cost, each_S, index_S = ("float64", ()), (dtype, ("S",)), ("int64", ("S",))
+    cost, each_S = ("float64", ()), (dtype, ("S",))
     plus_plus: Demand = {"chosen_K": ("int64", (k,)), "closest_S": each_S}
     passes: Demand = {"centroids_KD": centroids_KD, "cost": cost}
     under_way: dict[str, Demand] = {
         "greedy": plus_plus,
         "batched": plus_plus,
-        "search": {
-            "centroids_KD": centroids_KD,
-            "first_S": each_S,
-            "second_S": each_S,
-            "label_S": index_S,
-            "runner_up_S": index_S,
+        "breathing": passes
+        | {
+            "sq_distances_S": each_S,
+            "label_S": ("int64", ("S",)),
+            "size": ("int64", ()),
+            "n_refused": ("int64", ()),
         },
         "passes": passes,
         "final passes": passes,

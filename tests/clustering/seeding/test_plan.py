@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from streamkm.clustering.seeding.plan import (
     EPOCH_SHARE,
+    FIRST_PASSES,
     FREE_PRODUCTS,
     MIN_SAMPLE_ROWS,
-    PASSES_BETWEEN,
     SAMPLE_ROWS_PER_CLUSTER,
     SCORE_PRODUCTS,
     plan_seeding,
@@ -45,14 +45,14 @@ def test_auto_costs_less_than_an_epoch(shape) -> None:
     epoch = n_rows * k * (n_features + SCORE_PRODUCTS)
     assert refinement.epochs * epoch <= max(EPOCH_SHARE * epoch, FREE_PRODUCTS) * (1 + 1e-9)
     assert refinement.final_passes >= 0
-    assert (refinement.searches > 0) == (refinement.draws > 0)
+    assert refinement.breaths >= 0
 
 
 @pytest.mark.parametrize("k", [16, 1000, 100_000])
 def test_auto_refines_at_every_k(k: int) -> None:
     refinement = plan_seeding(100 * k, 32, k, "auto", 1).refinement
     assert refinement is not None
-    assert refinement.searches * PASSES_BETWEEN + refinement.final_passes >= 2
+    assert (refinement.breaths > 0) * FIRST_PASSES + refinement.final_passes >= 2
 
 
 def test_small_data_gets_the_full_treatment() -> None:
@@ -60,7 +60,7 @@ def test_small_data_gets_the_full_treatment() -> None:
         plan = plan_seeding(*shape, "auto", 1)
         assert plan.sample_rows == shape[0]
         assert plan.refinement is not None
-        assert plan.refinement.searches * plan.refinement.draws >= 288
+        assert plan.refinement.breaths >= 4
 
 
 # Breaks when auto falls to random rows as soon as a sample with passes takes too long.
@@ -70,14 +70,14 @@ def test_many_clusters_of_few_rows_get_k_means_plus_plus(k: int) -> None:
     assert plan.refinement is not None
     assert plan.sample_rows > k
     assert plan.refinement.epochs <= EPOCH_SHARE
-    assert plan.refinement.searches >= 0
+    assert plan.refinement.breaths >= 0
 
 
 # k-means|| has more rows to work on than are affordable; best of several costs several times.
 def test_what_seeding_costs_is_told_as_a_whole() -> None:
     plan = plan_seeding(100_000, 8, 10_000, "k-means||", 1)
     assert plan.refinement is not None
-    assert min(plan.refinement.searches, plan.refinement.final_passes) >= 0
+    assert min(plan.refinement.breaths, plan.refinement.final_passes) >= 0
     assert plan.epochs(10_000, 1) > 30
     one = plan_seeding(10**6, 64, 100, "auto", 1)
     assert one.epochs(100, 3) == pytest.approx(3 * one.epochs(100, 1))
@@ -88,8 +88,8 @@ def test_nearly_as_many_clusters_as_rows() -> None:
     assert plan_seeding(10**6, 32, 700_000, "auto", 1).refinement is None
 
 
-# One cluster has nothing to swap.
+# One cluster has nothing to add to.
 def test_one_cluster() -> None:
     refinement = plan_seeding(1000, 3, 1, "auto", 1).refinement
     assert refinement is not None
-    assert refinement.searches == 0
+    assert refinement.breaths == 0

@@ -130,7 +130,7 @@ def test_a_row_that_weighs_much_gets_its_cluster(n_init, tmp_path):
 @pytest.mark.parametrize(
     ("init", "said"),
     [
-        ("auto", "local searches of 72 draws, Lloyd's algorithm on 900 of 900 rows"),
+        ("auto", "breaths, Lloyd's algorithm on 900 of 900 rows"),
         ("k-means||", "candidates from 5 rounds of k-means||"),
         ("k-means++", "greedy k-means++ on 900 of 900 rows, best of 2"),
         ("random", "random rows on 900 of 900 rows"),
