@@ -188,11 +188,11 @@ def missed_most(
             len(mass_K), dtype=torch.float64, device=mass_K.device, generator=blurred_by
         )
         blur_K = (-torch.log1p(-uniform_K)) ** BLUR
-    for rows_T in torch.arange(len(wide_KD), device=wide_KD.device).split(
-        max(TILE_ELEMENTS // len(wide_KD), 1)
-    ):
-        mass_T1 = mass_K[rows_T][:, None]
-        costs_TK = sq_norms_K[rows_T][:, None] + sq_norms_K - 2 * wide_KD[rows_T] @ wide_KD.T
+    places_K = torch.arange(len(wide_KD), device=wide_KD.device)
+    for rows_T in places_K.split(max(TILE_ELEMENTS // len(wide_KD), 1)):
+        mass_T1 = mass_K[rows_T, None]
+        costs_TK = torch.addmm(sq_norms_K, wide_KD[rows_T], wide_KD.T, alpha=-2)
+        costs_TK += sq_norms_K[rows_T, None]
         costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min(torch.finfo().tiny)
         costs_TK.scatter_(1, rows_T[:, None], torch.inf)
         least_T, partner_T = costs_TK.min(dim=1)

@@ -82,14 +82,18 @@ class SamplePass:
             mass_K += found.counts_K if weights_B is None else found.weights_K
             self._pause()
         centres_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
-        moved_K = (sums_KD != 0).any(dim=1) if self._spherical else mass_K > 0
-        after_KD = torch.where(moved_K[:, None], centres_KD.to(centroids_KD.dtype), centroids_KD)
+        is_empty_K = mass_K == 0
+        stays_K = (sums_KD == 0).all(dim=1) if self._spherical else is_empty_K
+        after_KD = centres_KD.to(centroids_KD.dtype)
+        if bool(stays_K.any()):
+            after_KD = torch.where(stays_K[:, None], centroids_KD, after_KD)
         cost = sample.total(sq_distances_S)
         # |x - c|^2 - |x - c'|^2 = (c' - c) . (2 x - c - c'), summed over the rows of a cluster.
         before_KD, wide_KD = centroids_KD.double(), after_KD.double()
         from_both_KD = 2 * sums_KD - mass_K[:, None] * (before_KD + wide_KD)
         gain = ((wide_KD - before_KD) * from_both_KD).sum()
-        self._fill_(after_KD, mass_K == 0, sample.weighted(sq_distances_S), generator)
+        if bool(is_empty_K.any()):
+            self._fill_(after_KD, is_empty_K, sample.weighted(sq_distances_S), generator)
         return Moved(after_KD, mass_K, label_S, sq_distances_S, cost, cost - gain)
 
     def _fill_(
@@ -101,7 +105,7 @@ class SamplePass:
     ) -> None:
         """Put empty clusters on rows drawn by squared distance, as far as such rows go."""
         places = empty_K.nonzero().squeeze(1)
-        n_useful = min(len(places), int((weights_S > 0).sum())) if len(places) else 0
+        n_useful = min(len(places), int((weights_S > 0).sum()))
         if n_useful:
             drawn = draw_distinct(weights_S, n_useful, generator)
             centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]
