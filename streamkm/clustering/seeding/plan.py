@@ -63,9 +63,9 @@ GREEDY_PRODUCTS, GREEDY_SHARE, BATCHED_FACTOR = 100, 1 / 3, 1.25
 
 #: The budget of seeding: 0.85 of the work of one epoch, but at least that of ten starts of greedy
 #: k-means++ and 20 passes each, up to 4.3e10 products, which take less than half a second of one
-#: core. To this comes what a hundred passes cost on the host.
+#: core. To this comes what 60 passes cost on the host.
 EPOCH_SHARE, FREE_PRODUCTS = 0.85, 5 << 33
-FREE_STARTS, FREE_PASSES, FREE_STEPS = 10, 20, 100
+FREE_STARTS, FREE_PASSES, FREE_STEPS = 10, 20, 60
 #: ``auto`` prefers a sample small enough for k-means++ and 3 passes of Lloyd's algorithm.
 LEAST_PASSES = 3
 #: Passes are worth their time from 4 rows a cluster on; with fewer, centroids hardly move.
