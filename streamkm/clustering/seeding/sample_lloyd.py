@@ -66,35 +66,35 @@ class SamplePass:
         Without `exact`, distances are good enough to choose a centroid by, not to compare costs of
         rows that lie far from the origin.
         """
-        sample = self._sample
+        sample, labels, distances = self._sample, [], []
         sums_KD = torch.zeros_like(centroids_KD, dtype=torch.float64)
         mass_K = sums_KD.new_zeros(len(centroids_KD))
-        sq_distances_S = torch.empty_like(sample.sq_norms_S)
-        label_S = torch.empty(len(sample), dtype=torch.int64, device=mass_K.device)
         for rows in sample.batches(self._batch_rows):
             weights_B = None if sample.weights_S is None else sample.weights_S[rows]
             batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
             assignment, found = nearest_and_sums(
                 self._kernel, batch, centroids_KD, spherical=False, exact=exact
             )
-            sq_distances_S[rows], label_S[rows] = assignment.sq_distances_B, assignment.labels_B
+            labels.append(assignment.labels_B)
+            distances.append(assignment.sq_distances_B)
             sums_KD += found.sums.wide()
             mass_K += found.counts_K if weights_B is None else found.weights_K
             self._pause()
-        centres_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
-        is_empty_K = mass_K == 0
+        sq_distances_S = _joined(distances).to(sample.x_SD.dtype)
+        after_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
+        after_KD, is_empty_K = after_KD.to(centroids_KD.dtype), mass_K == 0
         stays_K = (sums_KD == 0).all(dim=1) if self._spherical else is_empty_K
-        after_KD = centres_KD.to(centroids_KD.dtype)
-        if bool(stays_K.any()):
+        some_stay = bool(stays_K.any())
+        if some_stay:
             after_KD = torch.where(stays_K[:, None], centroids_KD, after_KD)
         cost = sample.total(sq_distances_S)
         # |x - c|^2 - |x - c'|^2 = (c' - c) . (2 x - c - c'), summed over the rows of a cluster.
         before_KD, wide_KD = centroids_KD.double(), after_KD.double()
         from_both_KD = 2 * sums_KD - mass_K[:, None] * (before_KD + wide_KD)
         gain = ((wide_KD - before_KD) * from_both_KD).sum()
-        if bool(is_empty_K.any()):
+        if some_stay:
             self._fill_(after_KD, is_empty_K, sample.weighted(sq_distances_S), generator)
-        return Moved(after_KD, mass_K, label_S, sq_distances_S, cost, cost - gain)
+        return Moved(after_KD, mass_K, _joined(labels), sq_distances_S, cost, cost - gain)
 
     def _fill_(
         self,
@@ -109,6 +109,11 @@ class SamplePass:
         if n_useful:
             drawn = draw_distinct(weights_S, n_useful, generator)
             centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The `parts` one after the other; the only one itself."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class SampleLloyd:
