@@ -46,10 +46,10 @@ MAX_PROPOSED = 1024
 #: row with a centroid takes one product for each feature, and the work of 64 for the score.
 SCORE_PRODUCTS = 64
 #: To compare the sample with a few candidates is bound by memory, not by arithmetic: each pair
-#: of a row and a candidate takes as long as 7 products for each feature, and 480 more.
-THIN_FACTOR, THIN_PRODUCTS = 7, 480
+#: of a row and a candidate takes as long as 7 products for each feature, and `GREEDY_PRODUCTS`.
+THIN_FACTOR = 7
 #: What a step costs on the host beside its arithmetic: a centroid of k-means++, a pass.
-CENTROID_PRODUCTS, PASS_PRODUCTS = 10 << 20, 20 << 20
+CENTROID_PRODUCTS, PASS_PRODUCTS = 10 << 20, 10 << 20
 #: One breath adds this share of a centroid for each, at least one in all, and makes so many passes
 #: with them and so many without.
 BREATH_SHARE, PASSES_IN, PASSES_OUT = 1 / 10, 2, 2

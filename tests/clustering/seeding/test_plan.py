@@ -13,6 +13,7 @@ from streamkm.clustering.seeding.plan import (
     MIN_SAMPLE_ROWS,
     SAMPLE_ROWS_PER_CLUSTER,
     SCORE_PRODUCTS,
+    greedy_trials,
     plan_seeding,
 )
 
@@ -61,6 +62,19 @@ def test_small_data_gets_the_full_treatment() -> None:
         assert plan.sample_rows == shape[0]
         assert plan.refinement is not None
         assert plan.refinement.breaths >= 4
+
+
+# Breaks when seeding may take half a second however few the rows are. A start is greedy k-means++
+# and 20 passes; what 60 steps cost on the host, 10 MiB of products each, comes on top.
+@pytest.mark.parametrize("shape", [(150, 4, 3), (1797, 64, 10), (10_000, 16, 8), (10_000, 16, 50)])
+def test_small_data_costs_no_more_than_ten_starts(shape: tuple[int, int, int]) -> None:
+    n_rows, n_features, k = shape
+    refinement = plan_seeding(*shape, "auto", 1).refinement
+    assert refinement is not None
+    greedy = n_rows * k * greedy_trials(k) * (7 * n_features + 100)
+    one_pass = n_rows * k * (n_features + SCORE_PRODUCTS)
+    limit = 10 * (greedy + 20 * one_pass) + 60 * (10 << 20)
+    assert 0.8 * limit <= refinement.epochs * one_pass <= min(limit, FREE_PRODUCTS)
 
 
 # Breaks when auto falls to random rows as soon as a sample with passes takes too long.
