@@ -311,7 +311,7 @@ def test_64_bit_integers_beyond_2_to_53_are_rounded_to_float64():
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the extension, and without it."""
     if not request.param:
-        for module in ("cpu", "ops.distances", "ops.offer", "ops.swaps", "ops.move"):
+        for module in ("cpu", "ops.distances", "ops.offer", "ops.move"):
             monkeypatch.setattr(f"streamkm.kernels.{module}.instruction_sets", tuple)
 
 

@@ -38,10 +38,10 @@ class MiniBatchKMeans(BaseKMeans):
         Number of clusters, K.
     init : {"auto", "k-means++", "k-means||", "random"}, array, path or callable, default="auto"
         Where the centroids begin. ``"k-means++"`` and ``"random"`` choose from a sample of rows
-        from all over the data, ``"k-means||"`` from all rows. ``"auto"`` runs k-means++, local
-        search and Lloyd's algorithm on such a sample. Or an array of K x D centroids in the space
-        of the input, the path of a ``.npy`` file of them, or, if X is in memory, a callable
-        ``init(X, n_clusters, random_state)`` that returns them.
+        from all over the data, ``"k-means||"`` from all rows. ``"auto"`` runs k-means++,
+        breathing k-means and Lloyd's algorithm on such a sample. Or an array of K x D centroids in
+        the space of the input, the path of a ``.npy`` file of them, or, if X is in memory, a
+        callable ``init(X, n_clusters, random_state)`` that returns them.
     max_iter : int, default=1
         Passes over the data, at most. A pass reads every row once, in random order.
         (scikit-learn draws rows with replacement, and by default stops after about 2 passes.)

@@ -17,13 +17,10 @@ from streamkm.kernels.ops.moments import Moments, moments_in_parts
 from streamkm.kernels.ops.move import Sums, move_points_
 from streamkm.kernels.ops.normalize import normalize_, normalized
 from streamkm.kernels.ops.offer import OfferedRows, Reservoir, offer_
-from streamkm.kernels.ops.swaps import MOST_STEPS, WEIGHT_STEPS, swap_gains
 from streamkm.kernels.reference import add_by_label
 from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 
 __all__ = [
-    "MOST_STEPS",
-    "WEIGHT_STEPS",
     "Assignment",
     "Kernel",
     "KernelRequest",
@@ -50,6 +47,5 @@ __all__ = [
     "sq_distances_between",
     "sq_distances_to",
     "sq_distances_with",
-    "swap_gains",
     "torch_alone_after_fork",
 ]

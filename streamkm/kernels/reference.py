@@ -97,12 +97,14 @@ class ReferenceKernel:
         second_B: torch.Tensor | None,
     ) -> Assignment:
         c_sq_K = centroids_KD.square().sum(dim=1)
-        largest = c_sq_K.max()
+        largest, k = c_sq_K.max(), len(c_sq_K)
+        # Of fewer centroids than there is room for, the scores still lie one after the other.
+        scores_MK = self._scores.view(-1)[: len(self._scores) * k].view(-1, k)
         best_B, labels_B = torch.empty_like(sq_norms_B), torch.empty_like(sq_norms_B)
         n_near_B = torch.empty_like(sq_norms_B)
         for start in range(0, len(x_BD), len(self._scores)):
             tile = slice(start, min(start + len(self._scores), len(x_BD)))
-            scores_TK = self._scores[: tile.stop - tile.start]
+            scores_TK = scores_MK[: tile.stop - tile.start]
             torch.addmm(c_sq_K, x_BD[tile], centroids_KD.T, alpha=-2, out=scores_TK)
             if second_B is not None:
                 second_B[tile] = _second_least(scores_TK)
@@ -115,7 +117,7 @@ class ReferenceKernel:
             # its index, which torch does not vectorise.
             limit_T = best_B[tile] + self._slack(sq_norms_B[tile], best_B[tile], largest, x_BD)
             near_TK = scores_TK.le_(limit_T[:, None])
-            torch.mv(near_TK, self._indices, out=labels_B[tile])
+            torch.mv(near_TK, self._indices[:k], out=labels_B[tile])
             torch.sum(near_TK, dim=1, out=n_near_B[tile])
         labels_B, sq_distances_B = labels_B.long(), best_B.add_(sq_norms_B).clamp_min_(0)
         if self._rechecks:

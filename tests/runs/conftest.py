@@ -60,9 +60,6 @@ def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_seeding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few steps of every stage, for tests that stop at each of them."""
-    for name, value in (
-        ("SEARCHES", 1), ("MIN_DRAWS", 1), ("MAX_DRAWS", 3), ("MAX_DRAWS_PER_CLUSTER", 0),
-        ("FINAL_PASSES", 2), ("TREE_CLUSTERS", 40),
-    ):  # fmt: skip
+    for name, value in (("MAX_BREATHS", 3), ("FINAL_PASSES", 2), ("TREE_CLUSTERS", 40)):
         monkeypatch.setattr(seeding_plan, name, value)
     monkeypatch.setattr(tree_plan, "MAX_EXCHANGES", 1)

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from streamkm.clustering.seeding.tree_plan import TreePlan, plan_tree
 
 __all__ = [
-    "CANDIDATES",
     "CANDIDATES_PER_CLUSTER",
+    "FIRST_PASSES",
     "MAX_PROPOSED",
     "N_ROUNDS",
-    "PASSES_BETWEEN",
+    "PASSES_IN",
+    "PASSES_OUT",
     "SCORE_PRODUCTS",
     "Refinement",
     "SeedingPlan",
     "around_step",
+    "breath_size",
     "greedy_epochs",
     "greedy_trials",
     "plan_seeding",
@@ -52,31 +54,35 @@ MAX_PROPOSED = 1024
 #: row with a centroid takes one product for each feature, and the work of 64 for the score.
 SCORE_PRODUCTS = 64
 #: To compare the sample with a few candidates is bound by memory, not by arithmetic: each pair
-#: of a row and a candidate takes as long as 7 products for each feature, and 480 more.
-THIN_FACTOR, THIN_PRODUCTS = 7, 480
-#: Candidates of one draw of the local search, and the cost of a draw beside that of its rows.
-CANDIDATES, DRAW_PRODUCTS = 4, 20 << 20
-#: A candidate is the mean of a row and the rows around it. These are half as many as a cluster
-#: has on average (1 / CLUSTERS_AROUND); of more than 64, an even choice gives the mean as well.
-CLUSTERS_AROUND, MOST_ROWS_AROUND = 2, 64
-#: Greedy k-means++ does less for each pair than the local search. It is chosen if it takes at
-#: most a third of the budget. Otherwise k-means++ goes in batches, which compare the sample
-#: with a quarter more centroids than they accept.
+#: of a row and a candidate takes as long as 7 products for each feature, and `GREEDY_PRODUCTS`.
+THIN_FACTOR = 7
+#: What a step costs on the host beside its arithmetic: a centroid of k-means++, a pass.
+CENTROID_PRODUCTS, PASS_PRODUCTS = 10 << 20, 10 << 20
+#: One breath adds this share of a centroid for each, at least one in all, and makes so many passes
+#: with them and so many without.
+BREATH_SHARE, PASSES_IN, PASSES_OUT = 1 / 10, 2, 2
+#: A centroid is added in the mean of a row and the rows around it. These are half as many as a
+#: cluster has on average (1 / CLUSTERS_AROUND); of more than 64, an even choice gives the mean as
+#: well. To find them takes as long as comparing a cluster's rows with `AROUND_PAIRS` centroids.
+CLUSTERS_AROUND, MOST_ROWS_AROUND, AROUND_PAIRS = 2, 64, 8
+#: Greedy k-means++ is chosen if it takes at most a third of the budget. Otherwise k-means++ goes
+#: in batches, which compare the sample with a quarter more centroids than they accept.
 GREEDY_PRODUCTS, GREEDY_SHARE, BATCHED_FACTOR = 100, 1 / 3, 1.25
 
-#: The budget of seeding: 0.85 of the work of one epoch, but at least 4.3e10 products, which
-#: take less than half a second of one core.
+#: The budget of seeding: 0.85 of the work of one epoch, but at least that of ten starts of greedy
+#: k-means++ and 20 passes each, up to 4.3e10 products, which take less than half a second of one
+#: core. To this comes what 60 passes cost on the host.
 EPOCH_SHARE, FREE_PRODUCTS = 0.85, 5 << 33
+FREE_STARTS, FREE_PASSES, FREE_STEPS = 10, 20, 60
 #: ``auto`` prefers a sample small enough for k-means++ and 3 passes of Lloyd's algorithm.
 LEAST_PASSES = 3
 #: Passes are worth their time from 4 rows a cluster on; with fewer, centroids hardly move.
 ROWS_WORTH_PASSES = 4
-#: Passes at the end of the refinement, at most, and passes before each local search.
-FINAL_PASSES, PASSES_BETWEEN = 30, 2
-#: Local searches, at most; draws of each, at least 8 and at least one for every 16 clusters.
-SEARCHES, MIN_DRAWS, CLUSTERS_PER_DRAW = 4, 8, 16
-#: Draws of all searches, at most: 288, which repaired the worst seeds, or 2 a cluster if more.
-MAX_DRAWS, MAX_DRAWS_PER_CLUSTER = 288, 2
+#: Passes before the first breath, and at the end, at most; of the passes that are affordable an
+#: eighth are kept for the end.
+FIRST_PASSES, FINAL_PASSES, FINAL_SHARE = 2, 30, 8
+#: Breaths, at most.
+MAX_BREATHS = 400
 
 
 @dataclass(frozen=True)
@@ -85,10 +91,8 @@ class Refinement:
 
     greedy: bool
     """Whether k-means++ is greedy; otherwise it goes in batches."""
-    searches: int
-    """Number of local searches; `PASSES_BETWEEN` passes of Lloyd's algorithm precede each."""
-    draws: int
-    """Draws of each local search."""
+    breaths: int
+    """Breaths, at most; `FIRST_PASSES` passes of Lloyd's algorithm precede them."""
     final_passes: int
     """Passes of Lloyd's algorithm at the end, at most."""
     epochs: float
@@ -117,11 +121,11 @@ class SeedingPlan:
             return ["tree"]
         if refinement is None:
             return ["greedy" if init == "k-means++" else "random"]
-        # Passes first: a centroid that is a single row carries the noise of that row. A search
-        # would replace it by a mean for that reason alone, and one pass mends it at less cost.
+        # Passes first: where centroids are single rows, each would seem worth a new one beside it.
         chosen = "greedy" if refinement.greedy else "batched"
+        breathing = ["passes", "breathing"] if refinement.breaths else []
         final = ["final passes"] if refinement.final_passes else []
-        return [chosen, *["passes", "search"] * refinement.searches, *final]
+        return [chosen, *breathing, *final]
 
     def epochs(self, k: int, n_init: int) -> float:
         """Work of `n_init` seedings, at most, in epochs of training with `k` centroids.
@@ -144,7 +148,9 @@ def plan_seeding(
     """
     sample_rows = min(n_rows, max(MIN_SAMPLE_ROWS, SAMPLE_ROWS_PER_CLUSTER * k))
     pass_per_row = k * (n_features + SCORE_PRODUCTS)
-    budget = max(int(EPOCH_SHARE * n_rows * pass_per_row), FREE_PRODUCTS)
+    budget = max(
+        int(EPOCH_SHARE * n_rows * pass_per_row), _free(n_rows, n_features, k, FREE_PRODUCTS)
+    )
     if init == "auto":
         found = _tree(n_rows, n_features, k, epochs)
         if found is not None:
@@ -188,7 +194,8 @@ def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreeP
     )
     pair = n_features + SCORE_PRODUCTS
     epoch = n_rows * k * pair
-    budget = max(int(EPOCH_SHARE * epoch * min(epochs, TREE_EPOCHS)), TREE_PRODUCTS)
+    free = _free(n_rows, n_features, k, TREE_PRODUCTS)
+    budget = max(int(EPOCH_SHARE * epoch * min(epochs, TREE_EPOCHS)), free)
     # A second exchange is worth more than rows beyond 32 a cluster; of fewer rows, a row is.
     for least_rows, wanted in ((TREE_ROWS_PER_CLUSTER // 2, (2,)), (ROWS_WORTH_PASSES, (1, 0))):
         rows = most
@@ -204,33 +211,44 @@ def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreeP
     return None
 
 
+def _free(n_rows: int, n_features: int, k: int, most: int) -> int:
+    """Products that seeding may always take, `most` at most."""
+    start = _greedy(n_rows, n_features, k) + FREE_PASSES * n_rows * k * (
+        n_features + SCORE_PRODUCTS
+    )
+    return min(FREE_STARTS * start + FREE_STEPS * PASS_PRODUCTS, most)
+
+
+def _greedy(rows: int, n_features: int, k: int) -> int:
+    return rows * k * greedy_trials(k) * (THIN_FACTOR * n_features + GREEDY_PRODUCTS)
+
+
 def _refinement(rows: int, n_features: int, k: int, n_rows: int, budget: int) -> Refinement:
     """The refinement on `rows` rows within `budget`, in products."""
-    one_pass = rows * k * (n_features + SCORE_PRODUCTS)
-    pairs = rows * (CANDIDATES + 1) + rows // around_step(rows, k) * CANDIDATES
-    one_draw = DRAW_PRODUCTS + pairs * (THIN_FACTOR * n_features + THIN_PRODUCTS)
-    pair = THIN_FACTOR * n_features + GREEDY_PRODUCTS
-    plus_plus = rows * k * greedy_trials(k) * pair
+    arithmetic = rows * k * (n_features + SCORE_PRODUCTS)
+    one_pass = arithmetic + PASS_PRODUCTS
+    plus_plus = _greedy(rows, n_features, k) + k * CENTROID_PRODUCTS
     greedy = plus_plus <= GREEDY_SHARE * budget
     if not greedy:
-        plus_plus = int(BATCHED_FACTOR * one_pass)
-    # The first passes gain most. Beyond them, passes get a third of what k-means++ leaves, and
-    # draws the rest. A search begins by comparing every row with all centroids: one more pass.
-    left, between = max(budget - plus_plus, 0), PASSES_BETWEEN + 1
-    passes = max(min(left // one_pass, LEAST_PASSES), left // (3 * one_pass))
-    passes = min(passes, SEARCHES * between + FINAL_PASSES)
-    draws = min((left - passes * one_pass) // one_draw, max(MAX_DRAWS, MAX_DRAWS_PER_CLUSTER * k))
-    # A few draws among many clusters change nothing.
-    searches = 0
-    if k > 1 and passes > 0:
-        searches = min(
-            draws * CLUSTERS_PER_DRAW // k, draws // MIN_DRAWS, (passes - 1) // between, SEARCHES
-        )
-    draws = draws // searches if searches else 0
-    final_passes = min(passes - searches * between, FINAL_PASSES)
-    work = plus_plus + searches * draws * one_draw + (searches * between + final_passes) * one_pass
+        plus_plus = int(BATCHED_FACTOR * arithmetic)
+    passes = max(budget - plus_plus, 0) // one_pass
+    added = breath_size(k)
+    one_breath = (PASSES_IN + PASSES_OUT) * one_pass + added * CENTROID_PRODUCTS
+    one_breath += (PASSES_IN * k + AROUND_PAIRS) * added * arithmetic // k**2
+    # Breathing begins by comparing every row with all centroids: one more pass.
+    final_passes = passes // FINAL_SHARE
+    left = passes - final_passes - FIRST_PASSES - 1
+    breaths = min(max(left, 0) * one_pass // one_breath, MAX_BREATHS) if k > 1 else 0
+    before = FIRST_PASSES + 1 if breaths else 0
+    final_passes = min(passes - before - -(-breaths * one_breath // one_pass), FINAL_PASSES)
+    work = plus_plus + breaths * one_breath + (before + final_passes) * one_pass
     epochs = work / (n_rows * k * (n_features + SCORE_PRODUCTS))
-    return Refinement(greedy, searches, draws, final_passes, epochs)
+    return Refinement(greedy, breaths, final_passes, epochs)
+
+
+def breath_size(k: int) -> int:
+    """Centroids that the first breath adds to `k` and removes again."""
+    return max(int(BREATH_SHARE * k), 1)
 
 
 def rows_around(rows: int, k: int) -> int:

@@ -1,6 +1,6 @@
 """The sample that seeding works on, and what the stages of seeding share.
 
-k-means++, local search and Lloyd's algorithm on the sample are each a `Stage`. A stage
+k-means++, breathing and Lloyd's algorithm on the sample are each a `Stage`. A stage
 advances step by step, and its tensors hold all that the steps so far have decided. The
 generator of a step is seeded by (seed, kind of stage, number of the stage, step). So a
 stage that was saved between two steps goes on with the same bits.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from streamkm.clustering.reservoir import step_generator
-from streamkm.kernels import MOST_STEPS, WEIGHT_STEPS, sq_distances_between, sq_distances_with
+from streamkm.kernels import sq_distances_between, sq_distances_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Draws", "Sample", "Stage", "draw_by_weight", "draw_distinct", "merged", "sample_cost"]
 
+#: Weights that are drawn by are first rounded down to integers. Of S weights the largest becomes
+#: `WEIGHT_STEPS`, or ``MOST_STEPS / S`` if that is less, so that their sum fits int64.
+WEIGHT_STEPS, MOST_STEPS = 2.0**40, 2.0**62
 #: Elements that are hashed at a time.
 HASHED_ELEMENTS = 1 << 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,12 +17,103 @@ if TYPE_CHECKING:
 
     from streamkm.kernels import Kernel
 
-__all__ = ["SampleLloyd"]
+__all__ = ["Moved", "SampleLloyd", "SamplePass"]
 
 #: Kind of these draws, which fill empty clusters; see `Draws`.
 _PASSES = -4
 #: Passes end when one lowers the cost by at most this share of the cost.
 LEAST_GAIN = 1e-4
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one pass over a sample found, and the centroids after it."""
+
+    centroids_KD: torch.Tensor
+    """Means of the rows; a cluster without a row is put on a row drawn by its squared distance."""
+    mass_K: torch.Tensor
+    """Weights of the rows of each cluster, float64."""
+    label_S: torch.Tensor
+    """Nearest centroid of each row before the pass."""
+    sq_distances_S: torch.Tensor
+    """Squared distances to these."""
+    cost: torch.Tensor
+    """Their weighted sum, float64."""
+    cost_after: torch.Tensor
+    """The cost with the same rows in each cluster and the centroids after the pass, float64."""
+
+
+class SamplePass:
+    """Passes of Lloyd's algorithm over a sample, one at a time."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        *,
+        kernel: Kernel,
+        batch_rows: int,
+        spherical: bool = False,
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._sample, self._kernel, self._batch_rows = sample, kernel, batch_rows
+        self._spherical, self._pause = spherical, pause
+
+    def after(
+        self, centroids_KD: torch.Tensor, generator: torch.Generator, *, exact: bool = False
+    ) -> Moved:
+        """Make one pass; `generator` decides what fills empty clusters.
+
+        Without `exact`, distances are good enough to choose a centroid by, not to compare costs of
+        rows that lie far from the origin.
+        """
+        sample, labels, distances = self._sample, [], []
+        sums_KD = torch.zeros_like(centroids_KD, dtype=torch.float64)
+        mass_K = sums_KD.new_zeros(len(centroids_KD))
+        for rows in sample.batches(self._batch_rows):
+            weights_B = None if sample.weights_S is None else sample.weights_S[rows]
+            batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
+            assignment, found = nearest_and_sums(
+                self._kernel, batch, centroids_KD, spherical=False, exact=exact
+            )
+            labels.append(assignment.labels_B)
+            distances.append(assignment.sq_distances_B)
+            sums_KD += found.sums.wide()
+            mass_K += found.counts_K if weights_B is None else found.weights_K
+            self._pause()
+        sq_distances_S = _joined(distances).to(sample.x_SD.dtype)
+        after_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
+        after_KD, is_empty_K = after_KD.to(centroids_KD.dtype), mass_K == 0
+        stays_K = (sums_KD == 0).all(dim=1) if self._spherical else is_empty_K
+        some_stay = bool(stays_K.any())
+        if some_stay:
+            after_KD = torch.where(stays_K[:, None], centroids_KD, after_KD)
+        cost = sample.total(sq_distances_S)
+        # |x - c|^2 - |x - c'|^2 = (c' - c) . (2 x - c - c'), summed over the rows of a cluster.
+        before_KD, wide_KD = centroids_KD.double(), after_KD.double()
+        from_both_KD = 2 * sums_KD - mass_K[:, None] * (before_KD + wide_KD)
+        gain = ((wide_KD - before_KD) * from_both_KD).sum()
+        if some_stay:
+            self._fill_(after_KD, is_empty_K, sample.weighted(sq_distances_S), generator)
+        return Moved(after_KD, mass_K, _joined(labels), sq_distances_S, cost, cost - gain)
+
+    def _fill_(
+        self,
+        centroids_KD: torch.Tensor,
+        empty_K: torch.Tensor,
+        weights_S: torch.Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        """Put empty clusters on rows drawn by squared distance, as far as such rows go."""
+        places = empty_K.nonzero().squeeze(1)
+        n_useful = min(len(places), int((weights_S > 0).sum()))
+        if n_useful:
+            drawn = draw_distinct(weights_S, n_useful, generator)
+            centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The `parts` one after the other; the only one itself."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class SampleLloyd:
@@ -46,9 +138,10 @@ class SampleLloyd:
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.n_units, self.n_done = n_passes, 0
-        self._sample, self._draws = sample, Draws(seed, _PASSES, number)
-        self._kernel, self._batch_rows, self._spherical = kernel, batch_rows, spherical
-        self._pause, self.centroids_KD = pause, centroids_KD
+        self._draws, self.centroids_KD = Draws(seed, _PASSES, number), centroids_KD
+        self._pass = SamplePass(
+            sample, kernel=kernel, batch_rows=batch_rows, spherical=spherical, pause=pause
+        )
         self.cost = torch.full((), torch.inf, dtype=torch.float64, device=centroids_KD.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -61,35 +154,9 @@ class SampleLloyd:
 
     def step_(self, index: int) -> bool:
         """Make one pass, and return whether another may follow."""
-        sample, before_KD = self._sample, self.centroids_KD
-        sums_KD = torch.zeros_like(before_KD, dtype=torch.float64)
-        mass_K = sums_KD.new_zeros(len(before_KD))
-        sq_distances_S = torch.empty_like(sample.sq_norms_S)
-        for rows in sample.batches(self._batch_rows):
-            weights_B = None if sample.weights_S is None else sample.weights_S[rows]
-            batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
-            assignment, found = nearest_and_sums(
-                self._kernel, batch, before_KD, spherical=False, exact=False
-            )
-            sq_distances_S[rows] = assignment.sq_distances_B
-            sums_KD += found.sums.wide()
-            mass_K += found.counts_K if weights_B is None else found.weights_K
-            self._pause()
-        centres_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
-        moved_K = (sums_KD != 0).any(dim=1) if self._spherical else mass_K > 0
-        self.centroids_KD = torch.where(moved_K[:, None], centres_KD.to(before_KD.dtype), before_KD)
-        self._fill_(mass_K == 0, sample.weighted(sq_distances_S), index)
-        cost_before, self.cost = self.cost, sample.total(sq_distances_S)
+        generator = self._draws.generator(self.centroids_KD.device, index)
+        found = self._pass.after(self.centroids_KD, generator)
+        cost_before, self.cost, self.centroids_KD = self.cost, found.cost, found.centroids_KD
         self.n_done = index + 1
         is_worth_it = bool(cost_before - self.cost > LEAST_GAIN * self.cost)
         return is_worth_it and self.n_done < self.n_units
-
-    def _fill_(self, empty_K: torch.Tensor, weights_S: torch.Tensor, index: int) -> None:
-        """Put empty clusters on rows drawn by squared distance, as far as such rows go."""
-        places = empty_K.nonzero().squeeze(1)
-        n_useful = min(len(places), int((weights_S > 0).sum()))
-        if n_useful == 0:
-            return
-        generator = self._draws.generator(empty_K.device, index)
-        drawn = draw_distinct(weights_S, n_useful, generator)
-        self.centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]

@@ -87,18 +87,6 @@ struct DistanceJob {
     int64_t n_rows, n_features;
 };
 
-// Candidates, each of which may take the place of any centroid.
-template <class T>
-struct SwapJob {
-    const T* sq_distances;   // n_rows for each candidate: to every row
-    const T* first;          // n_rows: to the nearest centroid
-    const T* second;         // n_rows: to the second nearest
-    const int64_t* labels;   // n_rows: the nearest centroid
-    const double* weights;   // n_rows, or null
-    double* gains;           // k for each candidate, to be filled: how far the cost falls
-    int64_t n_rows, k;
-};
-
 // Every `stride`-th row of a batch, from `first` on, which is offered to the reservoir.
 template <class T>
 struct OfferJob {

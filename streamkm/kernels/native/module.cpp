@@ -17,7 +17,6 @@
 
 #include "dispatch.h"
 #include "reservoir.h"
-#include "swaps.h"
 
 namespace {
 
@@ -146,36 +145,6 @@ PyObject* py_compare(PyObject*, PyObject* args) {
         compare_from<double>(instruction_sets[set], given);
     } else {
         compare_from<float>(instruction_sets[set], given);
-    }
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
-}
-
-template <class T>
-SwapJob<T> swap_job(unsigned long long sq_distances, unsigned long long first,
-                    unsigned long long second, unsigned long long labels,
-                    unsigned long long weights, unsigned long long gains, int64_t n_rows,
-                    int64_t k) {
-    return {at<T>(sq_distances), at<T>(first),      at<T>(second), at<int64_t>(labels),
-            at<double>(weights), at<double>(gains), n_rows,        k};
-}
-
-PyObject* py_swap_gains(PyObject*, PyObject* args) {
-    int is_double, n_threads;
-    unsigned long long sq_distances, first, second, labels, weights, gains;
-    long long n_candidates, n_rows, k;
-    if (!PyArg_ParseTuple(args, "iKKKKKKLLLi", &is_double, &sq_distances, &first, &second, &labels,
-                          &weights, &gains, &n_candidates, &n_rows, &k, &n_threads)) {
-        return nullptr;
-    }
-    if (!are_labels(at<int64_t>(labels), n_rows, k)) return refuse_labels(k);
-    Py_BEGIN_ALLOW_THREADS;
-    if (is_double) {
-        swap_gains(swap_job<double>(sq_distances, first, second, labels, weights, gains, n_rows, k),
-                   n_candidates, n_threads);
-    } else {
-        swap_gains(swap_job<float>(sq_distances, first, second, labels, weights, gains, n_rows, k),
-                   n_candidates, n_threads);
     }
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
@@ -399,7 +368,6 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 PyMethodDef methods[] = {
     {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/ops/tiles.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/ops/distances.py."},
-    {"swap_gains", py_swap_gains, METH_VARARGS, "What candidates gain in the places of centroids; see kernels/ops/swaps.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/ops/tiles.py."},
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/ops/distances.py."},

@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["dry_run"]
 
-#: Bytes of a row of the sample in a checkpoint of seeding, at most, beside the row itself: two
-#: positions, two squared distances and the weight of a candidate, 8 each.
-SEEDING_ROW_BYTES = 40
+#: Bytes of a row of the sample in a checkpoint of seeding, at most, beside the row itself: a
+#: position, a squared distance and the weight of a candidate, 8 each.
+SEEDING_ROW_BYTES = 24
 #: Seconds that a product takes in seeding, at most. The probe finds more where batches are small:
 #: most of that is overhead, of which seeding has less.
 SLOW_PRODUCT_S = 3e-11

@@ -150,12 +150,12 @@ def _seeding(cursor: Cursor, plan: FitPlan) -> Demand:
     under_way: dict[str, Demand] = {
         "greedy": plus_plus,
         "batched": plus_plus,
-        "search": {
-            "centroids_KD": centroids_KD,
-            "first_S": each_S,
-            "second_S": each_S,
+        "breathing": passes
+        | {
+            "sq_distances_S": each_S,
             "label_S": index_S,
-            "runner_up_S": index_S,
+            "size": ("int64", ()),
+            "n_refused": ("int64", ()),
         },
         "tree": {
             "centroids_KD": centroids_KD,

@@ -16,10 +16,10 @@ import torch
 
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
+from streamkm.clustering.seeding.breathing import Breathing
 from streamkm.clustering.seeding.kmeans_parallel import first_candidate
 from streamkm.clustering.seeding.kmeans_plusplus import BatchedPlusPlus, GreedyPlusPlus, RandomRows
-from streamkm.clustering.seeding.local_search import LocalSearch
-from streamkm.clustering.seeding.plan import N_ROUNDS, PASSES_BETWEEN
+from streamkm.clustering.seeding.plan import FIRST_PASSES, N_ROUNDS, breath_size
 from streamkm.clustering.seeding.sample import Sample, merged, sample_cost
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
 from streamkm.clustering.seeding.tree import Tree
@@ -178,10 +178,9 @@ class Seeder:
         method = "random rows" if config.init != "k-means++" else "greedy k-means++"
         if refinement is not None:
             method = "greedy k-means++, " if refinement.greedy else "k-means++ in batches, "
-            if refinement.searches:
-                plural = "es" if refinement.searches > 1 else ""
-                method += f"{refinement.searches} local search{plural} of "
-                method += f"{refinement.draws:,} draws, "
+            if refinement.breaths:
+                plural = "s" if refinement.breaths > 1 else ""
+                method += f"up to {refinement.breaths:,} breath{plural}, "
             method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
         if seeding.tree is not None:
             levels = " x ".join(f"{n:,}" for n in seeding.tree.levels)
@@ -304,20 +303,22 @@ class StageRunner:
                 batch_rows=config.batch_rows,
             )
         centroids_KD = self.keeper.now.seeding["centroids_KD"]
-        if kind == "search":
-            return LocalSearch(
+        if kind == "breathing":
+            return Breathing(
                 sample,
                 centroids_KD,
-                refinement.draws,
+                refinement.breaths,
                 config.seed,
                 number,
+                kernel=self.kernel.for_centroids(config.k + breath_size(config.k)),
+                batch_rows=config.batch_rows,
                 spherical=spherical,
                 pause=pause,
             )
         return SampleLloyd(
             sample,
             centroids_KD,
-            refinement.final_passes if kind == "final passes" else PASSES_BETWEEN,
+            refinement.final_passes if kind == "final passes" else FIRST_PASSES,
             config.seed,
             number,
             kernel=self._for_clusters(),

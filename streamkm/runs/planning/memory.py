@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from streamkm.clustering.seeding.plan import (
-    CANDIDATES,
     CANDIDATES_PER_CLUSTER,
     MAX_PROPOSED,
+    breath_size,
     greedy_trials,
     plan_seeding,
 )
@@ -227,15 +227,15 @@ def _seeding_bytes(
     seeding = plan_seeding(spec.n_rows, n_features, k, config.init, config.n_init, config.epochs)
     n_heavy = weighted * min(MAX_HEAVY, spec.n_rows)
     n_drawn = seeding.sample_rows + seeding.judged_rows + n_heavy
-    n_trials = max(greedy_trials(k), CANDIDATES)
+    n_trials, most = greedy_trials(k), k + breath_size(k)
     # Twice the sample: leaving rows out copies the others.
     total = n_drawn * 2 * n_features * width
     n_rows = max(seeding.sample_rows + n_heavy, seeding.candidate_rows)
-    # For each row: its two nearest centroids, their copy in a checkpoint, and the cumulative
-    # weights of the draws. For each row and candidate of a draw: distances and their integers.
+    # For each row: its nearest centroid before and after a breath, a copy in a checkpoint, and the
+    # cumulative weights of the draws. For each row and candidate of a draw: distances.
     total += n_rows * (96 + n_trials * (3 * width + 24))
     # Centroids before and after a pass, their sums, and the best seeding so far.
-    total += k * n_features * (5 * width + 24) + _kernel_bytes(spec, reading, k)
+    total += most * n_features * (5 * width + 40) + _kernel_bytes(spec, reading, most)
     if seeding.tree is not None:
         # Sums before and after a step, and those of halves and of pairs of clusters.
         total += k * n_features * (3 * width + 40)

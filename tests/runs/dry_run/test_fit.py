@@ -319,7 +319,7 @@ def test_no_checkpoint_is_larger_than_was_said(init, x, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "tensor_file", measured)
     settings = {"k": 4, "init": init, "n_init": 2, "batch_rows": 100}
     job = Job(x, tmp_path / "run", settings)
-    job.attempt(checkpoint_every=every(19))
+    job.attempt(checkpoint_every=every(3))
     assert max(sizes) <= checkpoint
     # Of k-means|| the candidates that may be found are more than were.
     assert checkpoint <= {"random": 1.0, "auto": 2.0, "k-means||": 20}[init] * max(sizes)

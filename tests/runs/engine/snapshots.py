@@ -46,18 +46,18 @@ def snapshots() -> dict[str, Snapshot]:
     between = best | {"centroids_KD": rows[:4]}
     passes = {"centroids_KD": rows[:4], "cost": cost}
     each, index = rows[:, 0].abs(), torch.zeros(9, dtype=torch.int64)
-    search = {
-        "centroids_KD": rows[:4], "first_S": each, "second_S": each, "label_S": index,
-        "runner_up_S": index,
+    number = torch.tensor(1)
+    breathing = passes | {
+        "sq_distances_S": each, "label_S": index, "size": number, "n_refused": number,
     }  # fmt: skip
     return {
         "scale": Snapshot(Cursor("scale", 0, 1), moments, 7),
         "sample": Snapshot(Cursor("seed", 0, 0), moments, 7, scaling),
         "rounds": Snapshot(Cursor("rounds", 2, 1), moments, 8, scaling, candidates),
         "first": Snapshot(Cursor("seed", 0, 2), moments, 8, scaling, candidates, chosen),
-        "search": Snapshot(Cursor("seed", 2, 1), moments, 9, scaling, candidates, search),
-        "between": Snapshot(Cursor("seed", 12), moments, 9, scaling, candidates, between),
-        "seed": Snapshot(Cursor("seed", 19, 3), moments, 9, scaling, candidates, best | passes),
+        "breathing": Snapshot(Cursor("seed", 2, 1), moments, 9, scaling, candidates, breathing),
+        "between": Snapshot(Cursor("seed", 6), moments, 9, scaling, candidates, between),
+        "seed": Snapshot(Cursor("seed", 7, 3), moments, 9, scaling, candidates, best | passes),
         "train": Snapshot(Cursor("train", 3, 1), moments, 31, scaling, state=state),
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamkm.errors import RunError
 from streamkm.runs.engine.snapshot import Cursor
 from streamkm.runs.storage.checkpoint import (
     save_checkpoint,
@@ -40,6 +41,20 @@ def test_a_checkpoint_of_other_tensors_is_damaged_and_the_one_before_taken(folde
             # (Of two that disagree, which is right nobody knows.)
             assert re.search(r"` is \w+ of shape .*, this run's is \w+ of shape", caplog.text), name
         shutil.rmtree(folder / f"step-{step:08d}")
+
+
+# Breaks when a run goes on from a stage of another plan, such as the local search that once stood
+# in this place.
+def test_a_checkpoint_from_another_stage_is_damaged(folder):
+    before = snapshots()["breathing"]
+    others = ("centroids_KD", "first_S", "second_S", "label_S", "runner_up_S")
+    each = before.seeding["sq_distances_S"]
+    before.seeding = dict.fromkeys(others, each) | {
+        name: before.seeding[name] for name in ("centroids_KD", "label_S")
+    }
+    save_snapshot(folder, before, 1)
+    with pytest.raises(RunError, match="none of its 1 checkpoints is intact"):
+        restored(folder)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_row_that_weighs_much_gets_its_cluster(n_init, tmp_path):
     ("init", "k", "said"),
     [
         ("auto", 70, "a tree of 5 x 70 clusters, 8 exchanges on 900 of 900 rows, best of 2"),
-        ("auto", 5, "local searches of 72 draws, Lloyd's algorithm on 900 of 900 rows"),
+        ("auto", 5, "breaths, Lloyd's algorithm on 900 of 900 rows"),
         ("k-means||", 5, "candidates from 5 rounds of k-means||"),
         ("k-means++", 5, "greedy k-means++ on 900 of 900 rows, best of 2"),
         ("random", 5, "random rows on 900 of 900 rows"),

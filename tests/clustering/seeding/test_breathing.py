@@ -1,0 +1,213 @@
+"""Breathing: who is removed, by hand and by brute force, and what breaths lead to."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from streamkm.clustering.seeding.breathing import Breathing, missed_most
+from streamkm.clustering.seeding.plan import breath_size
+from streamkm.clustering.seeding.sample import Sample
+from streamkm.kernels.reference import ReferenceKernel
+from tests.clustering.streams import CPU
+
+BATCH = 64
+
+
+def stage_for(sample: Sample, centroids: torch.Tensor, n: int, seed: int = 0, **options):
+    k = len(centroids) + breath_size(len(centroids))
+    kernel = ReferenceKernel(BATCH, k, centroids.dtype, CPU)
+    return Breathing(sample, centroids, n, seed, kernel=kernel, batch_rows=BATCH, **options)
+
+
+def finished(stage: Breathing) -> torch.Tensor:
+    index = 0
+    while stage.step_(index):
+        index += 1
+    return stage.centroids_KD
+
+
+def cost(x_SD: torch.Tensor, centroids_KD: torch.Tensor, weights_S=None) -> float:
+    nearest_S = torch.cdist(x_SD.double(), centroids_KD.double()).min(dim=1).values.square()
+    return float(nearest_S.sum() if weights_S is None else (nearest_S * weights_S).sum())
+
+
+# ---- who is removed ---------------------------------------------------------
+
+
+def test_who_is_missed_least_by_hand() -> None:
+    centroids = torch.tensor([[0.0], [1.0], [10.0], [12.0], [50.0]])
+    mass = torch.tensor([4.0, 4, 1, 3, 9]).double()
+    # Mergers cost 4*4/8 * 1 = 2 for the first two, 1*3/4 * 4 = 3 for the next.
+    assert missed_most(centroids, mass, 4).tolist() == [False, True, True, True, True]
+    # Of the second pair the lighter one goes; nobody goes to one that is gone.
+    assert missed_most(centroids, mass, 3).tolist() == [False, True, False, True, True]
+    # Without mass a centroid is missed by nobody.
+    mass[4] = 0
+    assert missed_most(centroids, mass, 4).tolist() == [True, True, True, True, False]
+
+
+# Breaks when too few have a partner that stays: here all but one would go to the same one.
+@pytest.mark.parametrize("n_left", range(1, 9))
+def test_as_many_are_left_as_asked_for(n_left: int) -> None:
+    centroids = torch.cat((torch.zeros(1, 8), torch.eye(8)))
+    mass = torch.tensor([1e-3] + [1.0] * 8).double()
+    assert int(missed_most(centroids, mass, n_left).sum()) == n_left
+
+
+# Breaks when the cost of a merger is anything but what the means of two clusters lose by it.
+def test_the_one_that_is_removed_is_the_cheapest_by_brute_force(rng) -> None:
+    rows = torch.as_tensor(rng.normal(size=(300, 3)))
+    labels = torch.cdist(rows, rows[:9]).argmin(dim=1)
+    means = torch.stack([rows[labels == i].mean(dim=0) for i in range(9)])
+    rises = {}
+    for i in range(9):
+        for j in range(i):
+            both = rows[(labels == i) | (labels == j)]
+            alone = sum(cost(rows[labels == one], means[one][None]) for one in (i, j))
+            rises[i, j] = cost(both, both.mean(dim=0)[None]) - alone
+    mass = labels.bincount().double()
+    (gone,) = (~missed_most(means, mass, 8)).nonzero().squeeze(1).tolist()
+    pair = min(rises, key=rises.__getitem__)
+    assert gone == min(pair, key=lambda i: float(mass[i]))
+
+
+# Breaks when the blur is too weak to try another removal, or so strong that anyone goes.
+def test_blurred_removals_by_their_shares() -> None:
+    centroids, mass = torch.tensor([[0.0], [1.0], [100.0], [101.2]]), torch.ones(4).double()
+    cheap = 0
+    for seed in range(2000):
+        generator = torch.Generator().manual_seed(seed)
+        left = missed_most(centroids, mass, 3, blurred_by=generator)
+        cheap += int(not left[:2].all())
+    # Two draws each: a merger costs 1/2 or 0.72.
+    share = 0.72**4 / (0.5**4 + 0.72**4)
+    assert cheap / 2000 == pytest.approx(share, abs=0.05)
+
+
+# ---- what breaths lead to ---------------------------------------------------
+
+
+# Breaks when a move must lower the cost at once: between two centroids that each stand between
+# two groups none does. Seven groups, one of them far away, as pixels without data are.
+@pytest.mark.parametrize("k", [5, 6, 7])
+def test_few_centroids_among_separated_groups_are_not_stuck(k: int) -> None:
+    rng = np.random.default_rng(0)
+    centres = 200 * rng.uniform(0, 0.5, size=(6, 12))
+    rows = (centres[rng.integers(6, size=4000)] + rng.normal(0, 2, size=(4000, 12))).round()
+    rows[:50] = -128
+    best = KMeans(k, n_init=30, random_state=0).fit(rows).inertia_
+    sample = Sample(torch.as_tensor(rows).float())
+    for seed in range(8):
+        start = sample.x_SD[torch.as_tensor(rng.choice(4000, k, replace=False))]
+        found = finished(stage_for(sample, start, 60, seed))
+        assert cost(sample.x_SD, found) <= 1.01 * best
+
+
+# Two centroids in one cluster and none in another: what passes never repair.
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bad_seed_is_repaired(seed, rng) -> None:
+    centres = 50 * rng.normal(size=(8, 4))
+    labels = np.arange(800) % 8
+    rows = torch.as_tensor(centres[labels] + rng.normal(size=(800, 4))).float()
+    bad = rows[8 * torch.arange(8)]  # Rows of cluster 0 alone.
+    found = finished(stage_for(Sample(rows), bad, 40, seed))
+    owners = torch.cdist(torch.as_tensor(centres).float(), found).argmin(dim=1)
+    assert len(set(owners.tolist())) == 8
+
+
+# Breaks when single rows are all that is added: of many features each is a worse centroid than a
+# row in the middle of all, which keeps nearly everything for itself.
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_row_in_the_middle_of_all_does_not_stay(rng, weighted) -> None:
+    centres = 0.7 * rng.normal(size=(100, 64))
+    rows = torch.as_tensor(centres[np.arange(4000) % 100] + rng.normal(size=(4000, 64))).float()
+    rows[::100] = 0
+    weights = torch.ones(4000, dtype=torch.float64) if weighted else None
+    found = finished(stage_for(Sample(rows, weights), rows[:10], 30))
+    assert torch.cdist(rows, found).argmin(dim=1).bincount().max() < 1000
+
+
+# Breaks when a breath is kept that costs more, or the cost is not that of the centroids.
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_cost_never_rises(rng, weighted, offset) -> None:
+    rows = torch.as_tensor(offset + rng.normal(size=(500, 3))).float()
+    weights = torch.as_tensor(rng.integers(0, 4, size=500)).double() if weighted else None
+    stage, costs = stage_for(Sample(rows, weights), rows[:7], 40), []
+    for index in range(40):
+        goes_on = stage.step_(index)
+        costs.append(float(stage.cost))
+        assert cost(rows, stage.centroids_KD, weights) <= costs[-1] * (1 + 1e-5)
+        if not goes_on:
+            break
+    assert all(later <= earlier for earlier, later in pairwise(costs))
+    assert costs[-1] < 0.99 * costs[0]
+
+
+def test_spherical_centroids_have_unit_length_and_the_cost_never_rises(rng) -> None:
+    rows = torch.nn.functional.normalize(torch.as_tensor(rng.normal(size=(400, 5))))
+    stage, costs = stage_for(Sample(rows), rows[:6], 20, spherical=True), []
+    index = 0
+    while stage.step_(index):
+        index += 1
+        costs.append(float(stage.cost))
+    torch.testing.assert_close(stage.centroids_KD.norm(dim=1), torch.ones(6).double())
+    assert costs == sorted(costs, reverse=True)
+    assert cost(rows, stage.centroids_KD) <= costs[-1] * (1 + 1e-9)
+
+
+def test_rows_without_weight_move_nothing() -> None:
+    rows = torch.tensor([[0.0], [1.0], [1000.0], [3.0], [4.0]])
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    for seed in range(10):
+        found = finished(stage_for(Sample(rows, weights), rows[:2], 20, seed))
+        assert sorted(found.flatten().tolist()) == [0.5, 3.5]
+
+
+# All rows lie on centroids: there is nothing to draw by, and nothing may be divided by.
+def test_nothing_left_to_gain() -> None:
+    rows = torch.tensor([[1.0], [2.0]]).repeat(5, 1)
+    stage = stage_for(Sample(rows), rows[:2], 10)
+    assert not stage.step_(0)
+    assert stage.centroids_KD.tolist() == [[1.0], [2.0]]
+
+
+# ---- a stage ----------------------------------------------------------------
+
+
+# Breaks when anything that a step decides is not among the tensors, or the draws depend on more
+# than the seed, the number of the stage and the step.
+@pytest.mark.parametrize("stop", [1, 3, 9])
+def test_it_goes_on_with_the_same_bits_from_between_two_steps(rng, stop) -> None:
+    rows = torch.as_tensor(rng.normal(size=(600, 3))).float()
+    sample, start = Sample(rows), rows[:20].clone()
+    whole = stage_for(sample, start, 12, 5)
+    saved: dict[str, torch.Tensor] = {}
+    for index in range(12):
+        if index == stop:
+            saved = {name: tensor.clone() for name, tensor in whole.tensors().items()}
+        whole.step_(index)
+    torch.rand(3)
+    other = stage_for(sample, start, 12, 5)
+    other.restore_(saved)
+    for index in range(stop, 12):
+        other.step_(index)
+    assert whole.tensors().keys() == other.tensors().keys()
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name]), name
+    assert torch.equal(start, rows[:20])
+    assert not torch.equal(whole.centroids_KD, stage_for(sample, start, 12, 6).centroids_KD)
+
+
+# Breaks when breaths go on for ever where none is kept.
+def test_breaths_end_when_none_is_kept() -> None:
+    rows = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    stage = stage_for(Sample(rows), torch.tensor([[0.5], [10.5]]), 1000)
+    finished(stage)
+    assert stage.n_done < 100
+    assert stage.centroids_KD.flatten().tolist() == [0.5, 10.5]
