@@ -77,10 +77,11 @@ def choose_exchanges(
     for halved in by_gain:
         if halved in taken:
             continue
-        while given_up is not None and {given_up, heirs[given_up]} & (taken | {halved}):
+        taken.add(halved)
+        while given_up is not None and not taken.isdisjoint((given_up, heirs[given_up])):
             given_up = next(by_loss, None)
         if given_up is None or gains[halved] <= losses[given_up]:
             break
-        taken |= {halved, given_up, heirs[given_up]}
+        taken |= {given_up, heirs[given_up]}
         pairs.append((halved, given_up))
     return pairs

@@ -22,13 +22,24 @@ if TYPE_CHECKING:
 
     from streamkm.kernels import Kernel
 
-__all__ = ["Draws", "Sample", "Stage", "draw_by_weight", "draw_distinct", "merged", "sample_cost"]
+__all__ = [
+    "Draws",
+    "Sample",
+    "Stage",
+    "draw_by_weight",
+    "draw_distinct",
+    "merged",
+    "near_one",
+    "sample_cost",
+]
 
 #: Weights that are drawn by are first rounded down to integers. Of S weights the largest becomes
 #: `WEIGHT_STEPS`, or ``MOST_STEPS / S`` if that is less, so that their sum fits int64.
 WEIGHT_STEPS, MOST_STEPS = 2.0**40, 2.0**62
 #: Elements that are hashed at a time.
 HASHED_ELEMENTS = 1 << 20
+#: The least exponent of a weight by which others are divided: 2 to minus it is still finite.
+LEAST_EXPONENT = -1000
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,15 @@ class Sample:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`closest_S` with each of a few rows chosen as well, (L, S), and the `total` of each."""
         return sq_distances_with(rows_L, closest_S, self.x_SD, self.sq_norms_S, self.weights_S)
+
+
+def near_one(weights_S: torch.Tensor) -> torch.Tensor:
+    """Weights times a power of two, which rounds nothing, that puts the largest in [1, 2).
+
+    Seeding multiplies and divides weights, which would give 0 or infinity for 1e-300 or 1e300.
+    """
+    exponent = torch.frexp(weights_S.max())[1].double().clamp_min(LEAST_EXPONENT) - 1
+    return weights_S * torch.exp2(-exponent)
 
 
 def merged(sample: Sample, k: int) -> Sample:

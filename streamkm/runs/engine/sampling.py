@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
-from streamkm.clustering.seeding.sample import Sample
+from streamkm.clustering.seeding.sample import Sample, near_one
 from streamkm.errors import ConfigError
 from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.pipeline import stream
@@ -122,7 +122,8 @@ def draw_sample(
 def usable_rows(sample: Batch, n_heavy: int) -> Sample:
     """The rows of a scaled sample that a centroid may stand on; its last `n_heavy` are heavy.
 
-    They are finite, have a direction where rows are normalised, and weigh more than 0.
+    They are finite, have a direction where rows are normalised, and weigh more than 0; see
+    `near_one` for their weights.
     """
     usable_S = torch.ones_like(sample.sq_norms_B, dtype=torch.bool)
     if sample.left_out_B is not None:
@@ -135,6 +136,9 @@ def usable_rows(sample: Batch, n_heavy: int) -> Sample:
         rows_SD = rows_SD[usable_S]
         weights_S = None if weights_S is None else weights_S[usable_S]
         n_heavy = int(usable_S[len(usable_S) - n_heavy :].sum())
+    # Without usable rows, the sample is refused or drawn anew.
+    if weights_S is not None and len(weights_S):
+        weights_S = near_one(weights_S)
     return Sample(rows_SD, weights_S, n_heavy)
 
 

@@ -20,7 +20,7 @@ from streamkm.clustering.seeding.breathing import Breathing
 from streamkm.clustering.seeding.kmeans_parallel import first_candidate
 from streamkm.clustering.seeding.kmeans_plusplus import BatchedPlusPlus, GreedyPlusPlus, RandomRows
 from streamkm.clustering.seeding.plan import FIRST_PASSES, N_ROUNDS, breath_size
-from streamkm.clustering.seeding.sample import Sample, merged, sample_cost
+from streamkm.clustering.seeding.sample import Sample, merged, near_one, sample_cost
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
 from streamkm.clustering.seeding.tree import Tree
 from streamkm.clustering.state import initial_state
@@ -140,7 +140,8 @@ class Seeder:
         # With fewer than k distinct rows in the data, any rows will do for the rest.
         n_lacking = max(config.k - len(found), 0)
         rows_CD = torch.cat((found.x_SD, sample.x_SD[:n_lacking]))
-        return Sample(rows_CD, torch.cat((found.weights_S, found.weights_S.new_zeros(n_lacking))))
+        weights_C = torch.cat((found.weights_S, found.weights_S.new_zeros(n_lacking)))
+        return Sample(rows_CD, near_one(weights_C))
 
     def _rounds(self, candidates: Candidates) -> None:
         """Make the passes of k-means|| that are left: `N_ROUNDS` that draw, one that counts."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -66,3 +68,13 @@ def test_the_exchanges_that_pay_are_made() -> None:
 def test_no_exchange_where_none_pays() -> None:
     assert choose_exchanges([1.0, 2.0, 0.0], [2.0, 3.0, 2.0], [1, 2, 0]) == []
     assert choose_exchanges([5.0, 0.0], [5.0, 1.0], [1, 0]) == []  # The heir would be halved.
+
+
+# Breaks when the time grows with the square of the clusters: it took minutes for so many.
+def test_many_exchanges_take_little_time() -> None:
+    k = 60_000
+    heirs = [cluster ^ 1 for cluster in range(k)]
+    began = time.process_time()
+    pairs = choose_exchanges([2.0] * (k // 2) + [0.0] * (k // 2), [3.0, 1.0] * (k // 2), heirs)
+    assert time.process_time() - began < 5
+    assert len(pairs) == k // 6  # 0 for 3, 1 for 5; 6 for 9, 7 for 11; and so on.

@@ -124,6 +124,25 @@ def test_a_row_that_weighs_much_gets_its_cluster(n_init, tmp_path):
         assert float(distances.min(dim=1).values.max()) < 1e-2
 
 
+# Breaks when a product of two weights, or one divided by another, is 0 or infinite: seeds then
+# cost up to three times as much.
+@pytest.mark.parametrize("k", [10, 70])
+@pytest.mark.parametrize("init", ["auto", "k-means||"])
+def test_light_and_heavy_weights_seed_alike(k, init, tmp_path):
+    rng = np.random.default_rng(8)
+    rows = rng.normal(size=(80, 4))[rng.integers(80, size=1500)] + rng.normal(0, 0.1, (1500, 4))
+    weights, found = rng.uniform(0.1, 1, size=len(rows)), []
+    job = job_on(tmp_path, rows, chunk=500, k=k, init=init)
+    job.weights = tmp_path / "w.npy"
+    for exponent in (0, -990, 990):
+        np.save(job.weights, weights * 2.0**exponent)
+        job.run = tmp_path / f"{exponent}"
+        job.attempt()
+        found.append(load_model(job.run).centroids)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
 # ---- what is said -----------------------------------------------------------
 
 
