@@ -116,7 +116,7 @@ def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:
                 break
             if content in seen or n_left[donor] < 2:
                 continue
-            if weight > (1 - LEAST_SHARE) * float(state.masses_K[donor]):
+            if weight > (1 - LEAST_SHARE) * float(state.whole_mass_K[donor]):
                 continue
             seen.add(content)
             n_left[donor] -= 1
@@ -124,7 +124,7 @@ def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:
             sq_distances += weight * (row_D - state.centroids_KD[donor].double()).square().sum()
             # The donor loses the share of this row that it remembers of all its rows, on average.
             # It remembers more than it got where the centroid of the seeding counts as rows.
-            share = (state.mass_K[donor] / state.masses_K[donor]).clamp_max(1)
+            share = (state.mass_K[donor] / state.whole_mass_K[donor]).clamp_max(1)
             lost = weight * share
             state.sums_KD[donor] -= lost * row_D
             state.mass_K[donor] -= lost
