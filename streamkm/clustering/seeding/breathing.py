@@ -180,6 +180,8 @@ def missed_most(
     which that rise is least. If it is removed, its partner stays. With `blurred_by`, a centroid
     that is missed by a is removed before one missed by b with probability ``b^4 / (a^4 + b^4)``.
     """
+    # In a unit, a power of two: products of huge masses would overflow.
+    mass_K = mass_K / torch.exp2(torch.frexp(mass_K.max())[1].double())
     wide_KD, costs, partners = centroids_KD.double(), [], []
     sq_norms_K, blur_K = wide_KD.square().sum(dim=1), torch.ones_like(mass_K)
     if blurred_by is not None:
@@ -194,7 +196,7 @@ def missed_most(
         mass_T1 = mass_K[rows_T, None]
         costs_TK = torch.addmm(sq_norms_K, wide_KD[rows_T], wide_KD.T, alpha=-2)
         costs_TK += sq_norms_K[rows_T, None]
-        costs_TK *= mass_T1 * (mass_K / (mass_T1 + mass_K).clamp_min(least))
+        costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min(least)
         costs_TK.scatter_(1, rows_T[:, None], torch.inf)
         least_T, partner_T = costs_TK.min(dim=1)
         costs += (least_T * blur_K[rows_T]).tolist()
