@@ -190,7 +190,7 @@ class FitConfig:
         if self.rate is not None and self.rate not in self._entry.rates:
             raise ConfigError(
                 Option("rate"),
-                " is how long a centroid remembers batches and needs ",
+                " is how many rows a centroid remembers and needs ",
                 Option("algorithm", _RATED),
                 f", not {self.algorithm}; leave it out",
             )

@@ -116,7 +116,7 @@ def _settled_inertia(
     mass n and sum S, moving its centroid from c to c - d adds ``2 d.(S - n c) + n |d|^2``,
     whether or not c - d is the mean. A reseeded cluster is one row at distance 0.
     """
-    masses_K = state.masses_K.double()
+    masses_K = state.whole_mass_K.double()
     before_KD = before_KD.double()
     delta_KD = before_KD - state.centroids_KD
     change_K = masses_K * delta_KD.square().sum(dim=1)

@@ -116,16 +116,18 @@ def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:
                 break
             if content in seen or n_left[donor] < 2:
                 continue
-            if weight > (1 - LEAST_SHARE) * float(state.masses_K[donor]):
+            if weight > (1 - LEAST_SHARE) * float(state.whole_mass_K[donor]):
                 continue
             seen.add(content)
             n_left[donor] -= 1
             place = places.pop(0)
             sq_distances += weight * (row_D - state.centroids_KD[donor].double()).square().sum()
-            # Of the rows that it got, the donor remembers a share, and loses as much of this one.
-            share = weight * (state.mass_K[donor] / state.masses_K[donor])
-            state.sums_KD[donor] -= share * row_D
-            state.mass_K[donor] -= share
+            # The donor loses the share of this row that it remembers of all its rows, on average.
+            # It remembers more than it got where the centroid of the seeding counts as rows.
+            share = (state.mass_K[donor] / state.whole_mass_K[donor]).clamp_max(1)
+            lost = weight * share
+            state.sums_KD[donor] -= lost * row_D
+            state.mass_K[donor] -= lost
             state.counts_K[donor] -= 1
             state.sums_KD[place], state.mass_K[place] = weight * row_D, weight
             state.counts_K[place] = 1

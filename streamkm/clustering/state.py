@@ -51,8 +51,8 @@ class KMeansState:
     centroids_KD: torch.Tensor
     """In the scaled space, float32 or float64."""
     sums_KD: torch.Tensor
-    """Sums of the rows that each cluster remembers, float64: of the pass (lloyd), or of the run
-    (minibatch), in which older rows may count less."""
+    """Sums of the rows that each cluster remembers, float64: those of the pass (lloyd), or of the
+    run (minibatch), of which older rows may count less."""
     mass_K: torch.Tensor
     """Mass of the remembered rows, float64: sums divided by it are means."""
     counts_K: torch.Tensor
@@ -109,15 +109,15 @@ class KMeansState:
         return len(self.weights_K) > 0
 
     @property
-    def masses_K(self) -> torch.Tensor:
-        """Mass of the rows of each cluster, whether it remembers them or not."""
+    def whole_mass_K(self) -> torch.Tensor:
+        """Mass of the rows that `counts_K` counts, whether their cluster remembers them or not."""
         return self.weights_K if self.is_weighted else self.counts_K
 
     @property
     def whole_sums_KD(self) -> torch.Tensor:
-        """Sums as if each centroid were the mean of all rows that its cluster got."""
+        """Sums of that mass whose means are those of `sums_KD`; 0 where a cluster got no row."""
         known_K = self.mass_K > 0
-        return self.sums_KD * torch.where(known_K, self.masses_K / self.mass_K, 1)[:, None]
+        return self.sums_KD * torch.where(known_K, self.whole_mass_K / self.mass_K, 1)[:, None]
 
     @property
     def epoch_mass(self) -> torch.Tensor:

@@ -36,10 +36,11 @@ class KMeans(BaseKMeans):
         Number of clusters, K.
     init : {"auto", "k-means++", "k-means||", "random"}, array, path or callable, default="auto"
         Where the centroids begin. ``"k-means++"`` and ``"random"`` choose from a sample of rows
-        from all over the data, ``"k-means||"`` from all rows. ``"auto"`` runs k-means++,
-        breathing k-means and Lloyd's algorithm on such a sample. Or an array of K x D centroids in
-        the space of the input, the path of a ``.npy`` file of them, or, if X is in memory, a
-        callable ``init(X, n_clusters, random_state)`` that returns them.
+        from all over the data, ``"k-means||"`` from all rows. ``"auto"`` runs k-means++, breathing
+        k-means and Lloyd's algorithm on such a sample, or grows a tree of clusters from 64 clusters
+        on. Or an array of K x D centroids in the space of the input, the path of a ``.npy`` file of
+        them, or, if X is in memory, a callable ``init(X, n_clusters, random_state)`` that returns
+        them.
     n_init : "auto" or int, default="auto"
         Number of seedings. The fit goes on from the best. If X is in memory and there is no
         `run_dir`, ``"random"`` and a callable make this number of whole fits, of which the best is

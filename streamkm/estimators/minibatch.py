@@ -28,9 +28,9 @@ PATIENCE = 10
 class MiniBatchKMeans(BaseKMeans):
     """Mini-batch k-means in one pass over the data, for arrays of any size.
 
-    The centroids move after every batch. In `fit` each is the mean of the latest rows that it was
-    assigned, of few at first and of more and more along the run, which ends lower than the mean of
-    all rows. `partial_fit` takes the steps of `sklearn.cluster.MiniBatchKMeans`, to rounding.
+    The centroids move after every batch. In `fit` each is the mean of the latest rows of its
+    cluster, of few at first and of more and more along the run (see `rate`). `partial_fit` takes
+    the steps of `sklearn.cluster.MiniBatchKMeans`, to rounding.
 
     Parameters
     ----------
@@ -38,10 +38,11 @@ class MiniBatchKMeans(BaseKMeans):
         Number of clusters, K.
     init : {"auto", "k-means++", "k-means||", "random"}, array, path or callable, default="auto"
         Where the centroids begin. ``"k-means++"`` and ``"random"`` choose from a sample of rows
-        from all over the data, ``"k-means||"`` from all rows. ``"auto"`` runs k-means++,
-        breathing k-means and Lloyd's algorithm on such a sample. Or an array of K x D centroids in
-        the space of the input, the path of a ``.npy`` file of them, or, if X is in memory, a
-        callable ``init(X, n_clusters, random_state)`` that returns them.
+        from all over the data, ``"k-means||"`` from all rows. ``"auto"`` runs k-means++, breathing
+        k-means and Lloyd's algorithm on such a sample, or grows a tree of clusters from 64 clusters
+        on. Or an array of K x D centroids in the space of the input, the path of a ``.npy`` file of
+        them, or, if X is in memory, a callable ``init(X, n_clusters, random_state)`` that returns
+        them.
     max_iter : int, default=1
         Passes over the data, at most. A pass reads every row once, in random order.
         (scikit-learn draws rows with replacement, and by default stops after about 2 passes.)
@@ -64,10 +65,10 @@ class MiniBatchKMeans(BaseKMeans):
         ``"auto"`` is scikit-learn's 10 if `max_iter` is more than 1, else off: one pass is made to
         its end.
     rate : {"annealed", "mean"}, default="annealed"
-        How many rows a centroid is the mean of during `fit`. ``"annealed"``: at most 4 at first,
-        rising to 4 times the square root of the rows that an average cluster gets in the run, or in
-        10 of its passes; a centroid of the seeding counts as 4 rows. ``"mean"``: all rows so far,
-        as in scikit-learn and in `partial_fit`.
+        How many rows a centroid is the mean of during `fit`. ``"annealed"``: the latest 4 at first,
+        and in the end 4 times the square root of the rows that an average cluster gets in all
+        passes, or in 10 if there are more. A centroid of the seeding counts as 4 rows. This ends
+        lower than ``"mean"``: all rows so far, as in scikit-learn and in `partial_fit`.
     init_size : int or None, default=None
         Without effect, with a warning: the shape of X and `n_clusters` decide how many rows seeding
         looks at.

@@ -58,9 +58,9 @@ def update_once(
     if state.is_weighted or len(model.weights_K):
         # A row without a weight counts as one of weight 1.
         before_K = model.weights_K if len(model.weights_K) else model.counts_K
-        state.weights_K = state.masses_K.double() + before_K.to(labelling.device)
+        state.weights_K = state.whole_mass_K.double() + before_K.to(labelling.device)
     state.counts_K += model.counts_K.to(labelling.device)
-    state.mass_K.copy_(state.masses_K)
+    state.mass_K.copy_(state.whole_mass_K)
     state.move_(touched_K, spherical=spherical)
     inertia = float(state.inertia) / model.scaling.unit**2
     return replace(

@@ -256,7 +256,7 @@ class AlgorithmContract:
                 np.testing.assert_allclose(state.weights_K.sum(), total, rtol=1e-12)
                 np.testing.assert_allclose(state.epoch_weights_K.sum(), weights_N.sum(), rtol=1e-12)
             if self.remembers_all:
-                torch.testing.assert_close(state.mass_K, state.masses_K.double())
+                torch.testing.assert_close(state.mass_K, state.whole_mass_K.double())
                 np.testing.assert_allclose(
                     state.sums_KD.sum(dim=0), n_epochs * weights_N @ x_ND, rtol=1e-4, atol=1e-4
                 )

@@ -118,6 +118,15 @@ def test_a_donor_loses_as_much_of_a_row_as_it_remembers() -> None:
     assert state.sums_KD[:, 0].tolist() == pytest.approx([5 - 0.01, 1])
 
 
+# Breaks when the rows that the seeding counts as are lost with a row: it would be lost thrice.
+def test_a_donor_loses_a_row_once() -> None:
+    state = filled_reservoir([1.0], [0], [2, 0])
+    state.mass_K[0] = 6.0
+    reseed_(state, state.counts_K == 0)
+    assert state.mass_K.tolist() == [5, 1]
+    assert state.sums_KD[:, 0].tolist() == [4, 1]
+
+
 # Breaks when places without a row (infinite keys) are used as if they had one.
 def test_no_more_clusters_are_moved_than_there_are_rows() -> None:
     state = filled_reservoir([1.0], [2], [0, 0, 7])

@@ -78,7 +78,7 @@ def test_a_state_without_weights_has_none() -> None:
     state = initial_state(torch.zeros((2, 3)), 0.5)
     assert not state.is_weighted
     assert {t.shape for n, t in state.tensors().items() if "weights" in n} == {(0,)}
-    assert state.masses_K is state.counts_K
+    assert state.whole_mass_K is state.counts_K
 
 
 def test_begin_epoch_leaves_a_stopped_state_alone(rng) -> None:

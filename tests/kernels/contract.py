@@ -215,6 +215,30 @@ class KernelContract:
         # A result is the caller's: the next call must not write into it.
         assert torch.equal(whole.labels_B, self.assign(make, x_BD, c_KD).labels_B)
 
+    # Breaks when a kernel refuses fewer centroids than it is made for, which seeding gives it, or
+    # goes on over what its buffers hold of the others.
+    @pytest.mark.parametrize("k", [1, 2, 70])
+    def test_one_kernel_serves_any_number_of_centroids(self, make, device, k) -> None:
+        x_BD = normal(20, 6, dtype=torch.float32, device=device)
+        every_KD = normal(130, 6, dtype=torch.float32, device=device)
+        exact_BK, kernel = exact_sq_distances(x_BD, every_KD), make(20, 130, torch.float32, device)
+        for n in (130, k, 130):
+            c_KD, labels = every_KD[:n], exact_BK[:, :n].argmin(axis=1).tolist()
+            sums_KD = torch.zeros((n + 1, 6), dtype=torch.float64, device=device)
+            counts_K = torch.zeros(n + 1, dtype=torch.int64, device=device)
+            rows = Rows(x_BD, sq_norms(x_BD))
+            found = kernel.step(rows, c_KD, sums_KD=sums_KD, counts_K=counts_K)
+            assert found.labels_B.tolist() == labels
+            assert kernel.assign(x_BD, sq_norms(x_BD), c_KD).labels_B.tolist() == labels
+            assert counts_K[:n].tolist() == np.bincount(labels, minlength=n).tolist()
+            labels_B, _, second_B = kernel.assign_two(x_BD, sq_norms(x_BD), c_KD)
+            assert labels_B.tolist() == labels
+            if n > 1:
+                second = np.sort(exact_BK[:, :n], axis=1)[:, 1]
+                np.testing.assert_allclose(second_B.cpu().numpy(), second, rtol=1e-3)
+            else:
+                assert second_B.isinf().all()
+
     # Breaks when input is scaled or centred in place.
     def test_leaves_its_input_alone(self, make, device) -> None:
         x_BD = normal(50, 6, dtype=torch.float32, device=device)

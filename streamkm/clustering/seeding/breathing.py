@@ -6,11 +6,11 @@ removes as many, and makes two more. Its centroids are kept if they cost less th
 So a move is judged by where passes lead from it, not by its cost at once: between centroids
 that each stand between two groups, every move raises the cost at first.
 
-A new centroid begins in a row drawn by its squared distance to the nearest centroid, as in
-k-means++, and the rows around it in its cluster. A centroid is removed where a merger with
-another costs least: the product of their masses over the sum, times their squared distance (Ward
-1963). A breath that is not kept makes the next one smaller, and blurs these costs: the same
-centroids would be removed again and again.
+For a new centroid a row is drawn by its squared distance to the nearest centroid, as in
+k-means++. The centroid begins in the mean of that row and the rows of its cluster around it.
+Centroids are removed whose merger with another costs least: the product of their masses over the
+sum, times their squared distance (Ward 1963). After a breath that is not kept the next one is
+smaller, and its costs of mergers are blurred. Otherwise the same centroids would be removed again.
 
 Rejected: swaps that must lower the cost at once (Lattanzi & Sohler 2019), which leave one seed
 in four of a few separated groups 5 to 40 % above the best; the removal of a random centroid instead
@@ -45,9 +45,9 @@ __all__ = ["Breathing"]
 _BREATHS = -6
 #: Products of the masses and distances of pairs of centroids that are held at a time.
 TILE_ELEMENTS = 1 << 20
-#: The share of its size that a breath keeps after one that was not kept.
+#: Size of a breath, as a share of the one before that was not kept.
 SHRUNK = 0.7
-#: Exponent of the exponential variables by which the costs of mergers are multiplied.
+#: Costs of mergers are blurred by exponential variables to this power: see `missed_most`.
 BLUR = 0.25
 #: A breath is kept if it lowers the cost by more than this share, which rounding may do.
 LEAST_GAIN = 1e-7
@@ -56,7 +56,7 @@ PATIENCE = 24
 
 
 class Breathing:
-    """Up to `n_breaths` breaths, each of which lowers the cost or changes nothing."""
+    """Up to `n_breaths` breaths, each of which lowers the cost or leaves the centroids alone."""
 
     name, unit = "breathing k-means", "breath"
 
@@ -146,9 +146,9 @@ class Breathing:
         return self._pass.after(centroids_KD, generator, exact=True)
 
     def _mean_around(self, row: torch.Tensor) -> torch.Tensor:
-        """Mean of a row and the rows around it, (1, D): at most half of the rows of its cluster.
+        """Mean of a row and its `rows_around` nearest rows, (1, D).
 
-        Around it are its `rows_around` nearest, and rows as near as the last of these.
+        These are of its cluster, half of it at most; rows as near as the last of them count too.
         """
         sample, k = self._sample, len(self.centroids_KD)
         members = (self._label_S == self._label_S[row]).nonzero().squeeze(1)
@@ -174,26 +174,29 @@ def missed_most(
     *,
     blurred_by: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Whether each centroid is left where `n_left` are: the others are missed least.
+    """Whether each centroid is one of the `n_left` that are missed most.
 
-    What a centroid is missed is the rise of the cost if it is merged with another. The one that it
-    would be merged with stays. With `blurred_by`, one centroid goes before another with probability
-    ``b^4 / (a^4 + b^4)`` if they are missed by a and b.
+    A centroid is missed by the rise of the cost if it is merged with its partner, the one with
+    which that rise is least. If it is removed, its partner stays. With `blurred_by`, a centroid
+    that is missed by a is removed before one missed by b with probability ``b^4 / (a^4 + b^4)``.
     """
+    # In a unit, a power of two: products of huge masses would overflow.
+    mass_K = mass_K / torch.exp2(torch.frexp(mass_K.max())[1].double())
     wide_KD, costs, partners = centroids_KD.double(), [], []
     sq_norms_K, blur_K = wide_KD.square().sum(dim=1), torch.ones_like(mass_K)
     if blurred_by is not None:
-        # Of two numbers times exponential variables, one is the lesser with its share of their sum.
+        # Of a E and b F with exponential E and F, a E is the lesser with probability b / (a + b).
         uniform_K = torch.rand(
             len(mass_K), dtype=torch.float64, device=mass_K.device, generator=blurred_by
         )
         blur_K = (-torch.log1p(-uniform_K)) ** BLUR
     places_K = torch.arange(len(wide_KD), device=wide_KD.device)
+    least = torch.finfo(mass_K.dtype).tiny
     for rows_T in places_K.split(max(TILE_ELEMENTS // len(wide_KD), 1)):
         mass_T1 = mass_K[rows_T, None]
         costs_TK = torch.addmm(sq_norms_K, wide_KD[rows_T], wide_KD.T, alpha=-2)
         costs_TK += sq_norms_K[rows_T, None]
-        costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min(torch.finfo().tiny)
+        costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min(least)
         costs_TK.scatter_(1, rows_T[:, None], torch.inf)
         least_T, partner_T = costs_TK.min(dim=1)
         costs += (least_T * blur_K[rows_T]).tolist()

@@ -1,9 +1,10 @@
 """Exchanges: clusters that save little are given up, and others that cost much are halved.
 
 k-means++ and a tree leave some groups of rows without a centroid of their own, and give others two.
-Passes of Lloyd's algorithm never mend that. An exchange finds for all clusters at once what it
-would cost to do without each, and what halving each would save, and makes the exchanges that pay:
-the split and merge of ISODATA (Ball & Hall 1965), with measured gains instead of thresholds.
+Passes of Lloyd's algorithm never mend that. For every cluster, two numbers are found: what it would
+cost to do without it, and what halving it would save. Then one cluster is given up and another
+halved wherever that pays. This is the split and merge of ISODATA (Ball & Hall 1965), with these
+numbers instead of thresholds.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def cost_of_joining(
     *,
     spherical: bool,
 ) -> torch.Tensor:
-    """What each of K clusters costs more as one than as two halves, float64; 0 for no rows.
+    """Rise of the cost of each of K clusters if its two halves are joined, float64.
 
-    A half is given by its sums (K, D) and masses (K,). The squared distances of rows to the mean of
-    both halves are those to the means of the halves, and ``m n / (m + n)`` times that between the
-    means. With rows and centroids of unit length they are ``2 mass - 2 |sum|``.
+    A half is given by its sums (K, D) and masses (K,), m and n. The cost rises by ``m n / (m + n)``
+    times the squared distance between the means of the halves (Ward 1963); by 0 if a half has no
+    rows. With rows and centroids of unit length the cost of a cluster is ``2 mass - 2 |sum|``.
     """
     (one_KD, one_K), (other_KD, other_K) = one, other
     if spherical:
@@ -37,7 +38,8 @@ def cost_of_joining(
         lost_K: torch.Tensor = apart_K - torch.linalg.vector_norm(one_KD + other_KD, dim=1)
         return 2 * lost_K
     apart_KD = one_KD / one_K[:, None] - other_KD / other_K[:, None]
-    cost_K = one_K * other_K / (one_K + other_K) * apart_KD.square().sum(dim=1)
+    # Not ``m n`` first, which overflows where weights are huge.
+    cost_K = one_K * (other_K / (one_K + other_K)) * apart_KD.square().sum(dim=1)
     return torch.where((one_K > 0) & (other_K > 0), cost_K, 0)
 
 
@@ -65,10 +67,10 @@ def draw_of_each(
 def choose_exchanges(
     gains: Sequence[float], losses: Sequence[float], heirs: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Pairs of a cluster to halve and one to give up, whose gain is more than the loss.
+    """Pairs of a cluster to halve and one to give up, where halving gains more than is lost.
 
-    A cluster takes part once, as the heir of the rows of one given up too: what was measured
-    holds only if nothing else changes there.
+    The heir of a cluster is the one that gets its rows. A cluster takes part once, be it as an
+    heir: its gain and loss hold only if nothing else changes there.
     """
     by_gain = sorted(range(len(gains)), key=lambda cluster: (-gains[cluster], cluster))
     by_loss = iter(sorted(range(len(losses)), key=lambda cluster: (losses[cluster], cluster)))

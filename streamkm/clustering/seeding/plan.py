@@ -35,11 +35,12 @@ __all__ = [
 SAMPLE_ROWS_PER_CLUSTER, MIN_SAMPLE_ROWS = 16, 16384
 #: ``auto`` wants at least 32,768 rows, or as many as fit 64 MiB as float32 if these are fewer.
 AUTO_SAMPLE_ROWS, AUTO_SAMPLE_BYTES = 32768, 64 << 20
-#: From this number of clusters on, ``auto`` grows a tree. It wants 64 rows a cluster, but at least
-#: `AUTO_SAMPLE_ROWS`, and of these as many as fit 96 MiB, or 16 a cluster if these are more.
+#: From 64 clusters on ``auto`` grows a tree: from about 50 on it is the better. It wants 64 rows a
+#: cluster, but at least `AUTO_SAMPLE_ROWS`. It takes as many of these as fit 96 MiB, or 16 a
+#: cluster if that is more.
 TREE_CLUSTERS, TREE_ROWS_PER_CLUSTER, TREE_SAMPLE_BYTES = 64, 64, 96 << 20
-#: It may take 0.85 of the work of all epochs, but of 10 at most; or a second of one core if that is
-#: more, since the passes of a fit by Lloyd's algorithm are only as good as what they begin with.
+#: A tree may take 0.85 of the work of all epochs, of 10 at most. Where these are short it may take
+#: more, up to a second of one core: Lloyd's algorithm ends only as low as its beginning allows.
 TREE_EPOCHS, TREE_PRODUCTS = 10, 10 << 33
 #: Several seedings are compared by their costs on other rows, half as many as the sample has.
 JUDGED_FRACTION = 2
@@ -54,24 +55,24 @@ MAX_PROPOSED = 1024
 #: row with a centroid takes one product for each feature, and the work of 64 for the score.
 SCORE_PRODUCTS = 64
 #: To compare the sample with a few candidates is bound by memory, not by arithmetic: each pair
-#: of a row and a candidate takes as long as 7 products for each feature, and `GREEDY_PRODUCTS`.
+#: of a row and a candidate takes as long as 7 products for each feature and `GREEDY_PRODUCTS` more.
 THIN_FACTOR = 7
-#: What a step costs on the host beside its arithmetic: a centroid of k-means++, a pass.
+#: What a centroid of k-means++ and a pass cost on the host beside their arithmetic, as measured.
 CENTROID_PRODUCTS, PASS_PRODUCTS = 10 << 20, 10 << 20
-#: One breath adds this share of a centroid for each, at least one in all, and makes so many passes
-#: with them and so many without.
+#: A breath adds one centroid for every ten, at least one, and makes 2 passes. Then it removes as
+#: many and makes 2 more.
 BREATH_SHARE, PASSES_IN, PASSES_OUT = 1 / 10, 2, 2
-#: A centroid is added in the mean of a row and the rows around it. These are half as many as a
-#: cluster has on average (1 / CLUSTERS_AROUND); of more than 64, an even choice gives the mean as
-#: well. To find them takes as long as comparing a cluster's rows with `AROUND_PAIRS` centroids.
+#: A centroid is added in the mean of a row and the rows around it: half as many rows as a cluster
+#: has on average (1 / CLUSTERS_AROUND). Of more than 64, every n-th gives the mean as well. To find
+#: them takes as long as comparing a cluster's rows with `AROUND_PAIRS` centroids.
 CLUSTERS_AROUND, MOST_ROWS_AROUND, AROUND_PAIRS = 2, 64, 8
 #: Greedy k-means++ is chosen if it takes at most a third of the budget. Otherwise k-means++ goes
 #: in batches, which compare the sample with a quarter more centroids than they accept.
 GREEDY_PRODUCTS, GREEDY_SHARE, BATCHED_FACTOR = 100, 1 / 3, 1.25
 
 #: The budget of seeding: 0.85 of the work of one epoch, but at least that of ten starts of greedy
-#: k-means++ and 20 passes each, up to 4.3e10 products, which take less than half a second of one
-#: core. To this comes what 60 passes cost on the host.
+#: k-means++ and 20 passes each, and what 60 passes cost on the host; of that up to 4.3e10 products,
+#: less than half a second of one core.
 EPOCH_SHARE, FREE_PRODUCTS = 0.85, 5 << 33
 FREE_STARTS, FREE_PASSES, FREE_STEPS = 10, 20, 60
 #: ``auto`` prefers a sample small enough for k-means++ and 3 passes of Lloyd's algorithm.
@@ -81,7 +82,7 @@ ROWS_WORTH_PASSES = 4
 #: Passes before the first breath, and at the end, at most; of the passes that are affordable an
 #: eighth are kept for the end.
 FIRST_PASSES, FINAL_PASSES, FINAL_SHARE = 2, 30, 8
-#: Breaths, at most.
+#: Breaths, at most; a seeding ends before if `breathing.PATIENCE` in a row were not kept.
 MAX_BREATHS = 400
 
 
@@ -184,7 +185,7 @@ def _judged(n_rows: int, sample_rows: int, n_init: int) -> int:
 
 
 def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreePlan] | None:
-    """Rows of the sample and the tree on it; None for few clusters, or clusters of few rows."""
+    """Rows of the sample and the tree on it; None for few clusters, or if no tree is affordable."""
     if k < TREE_CLUSTERS:
         return None
     most = min(
@@ -196,7 +197,7 @@ def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreeP
     epoch = n_rows * k * pair
     free = _free(n_rows, n_features, k, TREE_PRODUCTS)
     budget = max(int(EPOCH_SHARE * epoch * min(epochs, TREE_EPOCHS)), free)
-    # A second exchange is worth more than rows beyond 32 a cluster; of fewer rows, a row is.
+    # Beyond 32 rows a cluster a second exchange is worth more than further rows. Below, rows are.
     for least_rows, wanted in ((TREE_ROWS_PER_CLUSTER // 2, (2,)), (ROWS_WORTH_PASSES, (1, 0))):
         rows = most
         while rows >= least_rows * k:
@@ -212,7 +213,7 @@ def _tree(n_rows: int, n_features: int, k: int, epochs: int) -> tuple[int, TreeP
 
 
 def _free(n_rows: int, n_features: int, k: int, most: int) -> int:
-    """Products that seeding may always take, `most` at most."""
+    """Products that seeding may take however short epochs are, `most` at most."""
     start = _greedy(n_rows, n_features, k) + FREE_PASSES * n_rows * k * (
         n_features + SCORE_PRODUCTS
     )
@@ -252,12 +253,12 @@ def breath_size(k: int) -> int:
 
 
 def rows_around(rows: int, k: int) -> int:
-    """Number of rows around another that are averaged with it, of the rows looked at."""
+    """Number of rows that are averaged with the one they lie around, of every `around_step`-th."""
     return min(max(_all_around(rows, k), 1), MOST_ROWS_AROUND)
 
 
 def around_step(rows: int, k: int) -> int:
-    """Step between the rows looked at, so that `rows_around` of them represent all around."""
+    """Step between the rows of a cluster among which those around another are sought."""
     return max(_all_around(rows, k) // MOST_ROWS_AROUND, 1)
 
 

@@ -1,6 +1,6 @@
 """The sample that seeding works on, and what the stages of seeding share.
 
-k-means++, breathing and Lloyd's algorithm on the sample are each a `Stage`. A stage
+k-means++, a tree, breathing and Lloyd's algorithm on the sample are each a `Stage`. A stage
 advances step by step, and its tensors hold all that the steps so far have decided. The
 generator of a step is seeded by (seed, kind of stage, number of the stage, step). So a
 stage that was saved between two steps goes on with the same bits.

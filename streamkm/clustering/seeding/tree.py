@@ -3,11 +3,11 @@
 k-means++ and Lloyd's algorithm compare each row with every centroid. Here a few clusters are
 divided into more, level by level, each into as many as its cost says, and a row is compared with
 those near its own cluster alone (cluster closures: Wang et al. 2012, "Fast approximate k-means via
-cluster closures"). So there are means for many passes.
+cluster closures"). A pass is so cheap that many are affordable.
 
 The passes are those of mini-batch k-means with a short memory: sums and masses fade, so that a row
 counts half after `HALF_LIFE` more rows of its cluster. Such centroids carry some noise, which leads
-them out of poor minima; passes of Lloyd's algorithm then take it away. Exchanges
+them out of poor minima; a pass of Lloyd's algorithm then takes it away. Exchanges
 (see `exchange`) mend what no pass can: a level above may have given a branch too many clusters.
 
 Rejected: a tree without passes across the borders of its branches, which ends twice as far above
@@ -42,19 +42,20 @@ TILE_CLUSTERS = 256
 
 
 class Near(NamedTuple):
-    """The clusters near those of each branch, and the nearest to each cluster."""
+    """The clusters near each branch, and the heir of each cluster."""
 
     of_branches: list[torch.Tensor]
-    """Clusters that the rows of a branch are compared with, ascending; empty for no clusters."""
+    """Clusters that the rows of a branch are compared with, ascending; none if it has none."""
     heir_K: torch.Tensor
-    """The nearest other cluster; the cluster itself if it is the only one."""
+    """The nearest other cluster, which gets the rows of one given up; the cluster itself if it is
+    the only one."""
 
 
 class Half(NamedTuple):
-    """One half of every cluster."""
+    """One half of every cluster; the other half is the rest."""
 
     is_in_S: torch.Tensor
-    """Whether a row is in the half of its cluster."""
+    """Whether a row is in this half of its cluster."""
     sums_KD: torch.Tensor
     mass_K: torch.Tensor
 
@@ -77,12 +78,12 @@ class Tree:
         spherical: bool = False,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
-        """`make_kernel` makes one for `batch_rows` rows and a number of centroids."""
+        """`make_kernel` makes one for `batch_rows` rows and at most a number of centroids."""
         self._plan, self._steps = plan, plan.steps()
         self.n_units, self.n_done = len(self._steps), 0
         self._sample, self._seed, self._number = sample, seed, number
         self._draws = Draws(seed, _TREE, number)
-        # One for each number of near clusters, which are few.
+        # One for each level and its number of near clusters.
         self._kernel_for, self._batch_rows = cache(make_kernel), batch_rows
         self._spherical, self._pause = spherical, pause
         x_SD = sample.x_SD
@@ -194,8 +195,10 @@ class Tree:
         if not forgets:
             self._sums_KD[:k], self._mass_K[:k] = all_sums_KD, all_mass_K
             self._move_(k)
-        self._fill_(all_mass_K == 0, generator)
-        if second_S is not None:
+        if second_S is None:
+            self._fill_(all_mass_K == 0, generator)
+        else:
+            # It gives up the empty clusters first, since nothing is lost without them.
             self._exchange_(all_sums_KD, all_mass_K, second_S, near.heir_K, generator)
 
     def _find_near(self, level: int) -> Near:
@@ -250,9 +253,9 @@ class Tree:
         label_R, closest_R = torch.empty_like(rows_R), torch.empty_like(sq_norms_R)
         second_R = torch.empty_like(sq_norms_R)
         counts_B = torch.bincount(branch_R, minlength=len(near.of_branches))
+        kernel = self._kernel_for(max(map(len, near.of_branches)))
         for branch, part in self._parts(counts_B):
             near_N = near.of_branches[branch]
-            kernel = self._kernel_for(len(near_N))
             rows = (x_RD[part], sq_norms_R[part], c_KD.index_select(0, near_N))
             if second_S is None:
                 label_P, closest_R[part] = kernel.assign(*rows)
@@ -328,11 +331,14 @@ class Tree:
         heir_K: torch.Tensor,
         generator: torch.Generator,
     ) -> None:
-        """Halve the clusters that gain most, in the places of those that are missed least.
+        """Halve the clusters that gain most; one half of each replaces one that is missed least.
 
         `sums_KD` and `mass_K` are those of all rows, by their labels.
         """
         sample, label_S, k = self._sample, self._label_S, len(mass_K)
+        every_K = torch.arange(k, device=label_S.device)
+        # An empty cluster needs no heir.
+        heir_K = torch.where(mass_K > 0, heir_K, every_K)
         # Its rows go to their second nearest, or all of them to the nearest other cluster.
         loss_K1 = sums_KD.new_zeros((k, 1))
         losses_S = sample.weighted((second_S - self._closest_S).double())
@@ -340,8 +346,7 @@ class Tree:
         heirs = (sums_KD[heir_K], mass_K[heir_K])
         joined_K = cost_of_joining((sums_KD, mass_K), heirs, spherical=self._spherical)
         loss_K = torch.minimum(loss_K1[:, 0], joined_K)
-        every_K = torch.arange(k, device=label_S.device)
-        loss_K.masked_fill_(heir_K == every_K, torch.inf)
+        loss_K.masked_fill_((heir_K == every_K) & (mass_K > 0), torch.inf)
 
         drawn_K = draw_of_each(label_S, sample.weighted(self._closest_S), k, generator)
         half = self._half(sample.x_SD[drawn_K], self._centres(sums_KD, mass_K))
@@ -379,8 +384,9 @@ class Tree:
 def deal(costs: list[float], rows: list[int], k: int, n_features: int) -> list[int]:
     """Deal `k` children to clusters by their costs: at least 1 and at most their rows.
 
-    By ``cost^(D / (D + 2))``, which costs least where the density within a cluster is even
-    (Zador 1982; Gersho 1979); rounded by largest remainders. A cluster without rows gets none.
+    Children are dealt in proportion to ``cost^(D / (D + 2))``, which ends lowest where the density
+    within each cluster is even (Zador 1982; Gersho 1979), and rounded by largest remainders. A
+    cluster without rows gets none.
     """
     power = n_features / (n_features + 2)
     shares = [cost**power if cost > 0 else 0.0 for cost in costs]

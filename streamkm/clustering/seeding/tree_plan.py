@@ -1,6 +1,6 @@
-"""The plan of a tree of clusters: its levels, its rounds, and what they cost.
+"""The plan of a tree of clusters: its levels, its exchanges, and what they cost.
 
-It depends on the shape of the sample alone, as all of the seeding plan does. This module imports
+Like the rest of the seeding plan it depends on shapes and settings alone. This module imports
 neither torch nor other modules of the package.
 """
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 __all__ = ["HALF_LIFE", "POOL", "ROWS_PER_CHILD", "TreePlan", "plan_tree"]
 
-#: Clusters of the first level, at most; and clusters that one cluster is divided into on average:
-#: a quarter of the square root of all, but at least 16. Fewer would make many small products of
-#: matrices, more would compare rows with clusters that lie far off.
+#: Clusters of the first level, at most; and clusters that one cluster is divided into, on average:
+#: a quarter of the square root of all clusters of the level, but at least 16. Fewer would make many
+#: small products of matrices. More would compare rows with clusters that lie far off.
 FIRST_LEVEL, MIN_CHILDREN, CHILDREN_SHARE = 24, 16, 1 / 4
 #: Clusters that each row is compared with: 8 times the square root of all, or 4 times if that takes
 #: too long, but at least 64.
@@ -26,14 +26,14 @@ HALF_LIFE, BATCH_ROWS_PER_CLUSTER, MAX_BATCHES, MAX_BATCHES_ABOVE = 8, 10, 16, 4
 #: Exchanges at the last level, at most: with more, little is gained.
 MAX_EXCHANGES = 8
 
-#: Work in products of two numbers (see `plan`), as measured: of a call of a kernel, for itself and
-#: for each number of the centroids it copies; of reading a row, for each feature; of a step of
-#: k-means++; and of comparing a row with a candidate of k-means++, in comparisons in a kernel.
+#: Work in products of two numbers (see `plan`), as measured: a call of a kernel, and in it each
+#: number of the centroids that it copies; reading one feature of one row; and a step of k-means++.
+#: Comparing a row with a candidate of k-means++ takes as long as 2 comparisons in a kernel.
 CALL_PRODUCTS, COPY_PRODUCTS, READ_PRODUCTS = 4 << 20, 40, 70
 STEP_PRODUCTS, THIN_PAIRS = 8 << 20, 2
-#: Readings of all rows by one pass and, more, by one exchange.
+#: How often a pass reads all rows, and how often an exchange reads them on top of its pass.
 PASS_READS, EXCHANGE_READS = 2, 5
-#: Clusters whose distances to those of a branch are found, for each near one.
+#: The near clusters of a branch are chosen among 8 times as many.
 POOL = 8
 
 
@@ -50,7 +50,7 @@ class TreePlan:
     exchanges: int
     """Exchanges at the last level."""
     epochs: float
-    """Work of all steps, at most, in epochs of training."""
+    """Work of all steps in epochs of training, at most."""
 
     def steps(self) -> list[tuple[int, str]]:
         """The steps in order: the level of each, and its kind.
@@ -69,10 +69,10 @@ class TreePlan:
 def plan_tree(
     rows: int, n_features: int, k: int, *, exchanges: int, budget: int, epoch: int, pair: int
 ) -> TreePlan | None:
-    """The tree with `exchanges` or more that makes the most of `budget` products, if any.
+    """The widest tree with at least `exchanges` that `budget` products pay for; None if none is.
 
-    `epoch` are the products of an epoch of training, `pair` those of comparing a row with a
-    centroid.
+    Wide is how many clusters a row is compared with. `epoch` is the work of an epoch of training,
+    `pair` that of comparing a row with a centroid, both in products.
     """
     for near_share in NEAR_SHARES:
         work, exchange, tree = _tree(rows, n_features, k, near_share, pair)
@@ -85,7 +85,7 @@ def plan_tree(
 def _tree(
     rows: int, n_features: int, k: int, near_share: int, pair: int
 ) -> tuple[float, float, TreePlan]:
-    """A tree without exchanges, and the work of it and of each exchange, in products."""
+    """The work of a tree without exchanges, that of one exchange, both in products; the tree."""
     levels = [k]
     while levels[0] > FIRST_LEVEL:
         levels.insert(0, -(-levels[0] // _children(levels[0])))

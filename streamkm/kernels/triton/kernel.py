@@ -127,7 +127,7 @@ class TritonKernel:
         self._n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
         n_queued = batch_rows if self._exact else 0
         self._queue = torch.empty((n_queued, 2 + N_LISTED), dtype=torch.int32, device=device)
-        self._buffers: dict[tuple[str, int], torch.Tensor] = {}
+        self._buffers: dict[str, torch.Tensor] = {}
         on_gpu = device.type == "cuda"
         card = torch.cuda.get_device_properties(device) if on_gpu else None
         self._major = card.major if card else 9
@@ -167,8 +167,8 @@ class TritonKernel:
     ) -> TwoNearest:
         """The two nearest centroids of each row; see `Kernel`."""
         del sq_norms_B
-        results = self._assign(x_BD, centroids_KD, two=self._k > 1)
-        if self._k == 1:
+        results = self._assign(x_BD, centroids_KD, two=len(centroids_KD) > 1)
+        if len(centroids_KD) == 1:
             return TwoNearest(*results[:2], torch.full_like(results[1], torch.inf))
         return TwoNearest(*results)
 
@@ -213,7 +213,7 @@ class TritonKernel:
         counts_K: torch.Tensor,
     ) -> Assignment:
         """Assign rows and add them up, in one read if `fits_one_read`; see `Kernel`."""
-        if not fits_one_read(self._k, rows.x_BD.shape[1], self._dtype):
+        if not fits_one_read(len(centroids_KD), rows.x_BD.shape[1], self._dtype):
             return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
         self._check(rows.x_BD, centroids_KD)
         x_BD, centroids_KD = _with_dense_rows(rows.x_BD), centroids_KD.contiguous()
@@ -250,7 +250,7 @@ class TritonKernel:
             if self._exact:
                 settle_kernel[(self._n_settlers,)](
                     x_BD, x_BD.stride(0), centroids_KD, *results, self._queue, self._about[3:],
-                    self._k, n_features,
+                    len(centroids_KD), n_features,
                     BLOCK_N=tile.centroids, KEPT_N=tile.centroids // tile.fold, BLOCK_K=16,
                     BLOCK_D=32, STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED,
                     WIDE=WIDE[self._dtype], SECOND=two, **SETTLE_OPTIONS, **OPTIONS,
@@ -260,7 +260,8 @@ class TritonKernel:
 
     def _tile_for(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> Tile:
         """The given tile, the tuned one, or the default; tuning waits for the device."""
-        if self._tunes and self._tile is None:
+        # Fewer centroids than the kernel is made for say little of the tile that suits all of them.
+        if self._tunes and self._tile is None and len(centroids_KD) == self._k:
             key = key_of(x_BD.device, x_BD.dtype, x_BD.shape[1], self._k, self._dtype)
 
             def seconds(tile: Tile) -> float | None:
@@ -274,15 +275,17 @@ class TritonKernel:
                 among = tiles(x_BD.shape[1], self._dtype, x_BD.dtype, self._major)
                 self._tile = tuned_tile(cache_folder(), key, among, seconds)
         return self._tile or default_tile(
-            x_BD.shape[1], self._k, self._dtype, x_BD.dtype, self._major
+            x_BD.shape[1], len(centroids_KD), self._dtype, x_BD.dtype, self._major
         )
 
     def _check(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
         """Refuse tensors that the device code would misread, or read out of bounds."""
-        if centroids_KD.shape != (self._k, x_BD.shape[1]) or centroids_KD.dtype != self._dtype:
+        k, n_features = centroids_KD.shape
+        fits = 1 <= k <= self._k and n_features == x_BD.shape[1]
+        if not fits or centroids_KD.dtype != self._dtype:
             raise InputError(
-                f"centroids must be {self._k} x {x_BD.shape[1]}, {self._dtype}, for these rows; "
-                f"they are {tuple(centroids_KD.shape)}, {centroids_KD.dtype}"
+                f"centroids must be {self._k} x {x_BD.shape[1]} at most, {self._dtype}, for these "
+                f"rows; they are {k} x {n_features}, {centroids_KD.dtype}"
             )
         taken = (self._dtype, *self.stored_dtypes)
         if x_BD.dtype not in taken:
@@ -299,18 +302,18 @@ class TritonKernel:
         self, centroids_KD: torch.Tensor, padded_d: int, block_k: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Centroids as scaled float16, their squared lengths, and `AMAX`, `NORM`, `RESIDUAL`."""
-        n_features = centroids_KD.shape[1]
-        padded_k = triton.cdiv(self._k, block_k) * block_k
+        k, n_features = centroids_KD.shape
+        padded_k = triton.cdiv(k, block_k) * block_k
         c16 = self._buffer("c16", padded_k * padded_d, torch.float16)
         c_sq = self._buffer("c_sq", padded_k, torch.float32)
         about = self._about.view(torch.float32)
         self._about.zero_()
         block_d = min(padded_d, 64)
-        measure_kernel[(triton.cdiv(self._k, 16),)](
-            centroids_KD, about, self._k, n_features, BLOCK_K=16, BLOCK_D=block_d, **OPTIONS
+        measure_kernel[(triton.cdiv(k, 16),)](
+            centroids_KD, about, k, n_features, BLOCK_K=16, BLOCK_D=block_d, **OPTIONS
         )
         round_kernel[(padded_k // 16,)](
-            centroids_KD, c16, c_sq, about, self._k, n_features, padded_d,
+            centroids_KD, c16, c_sq, about, k, n_features, padded_d,
             BLOCK_K=16, BLOCK_D=block_d, **OPTIONS,
         )  # fmt: skip
         return c16, c_sq, about
@@ -326,7 +329,7 @@ class TritonKernel:
         *,
         two: bool,
     ) -> None:
-        n_rows, n_features = x_BD.shape
+        (n_rows, n_features), k = x_BD.shape, len(centroids_KD)
         wide = WIDE[self._dtype]
         stays = is_resident(n_features, self._dtype, x_BD.dtype)
         x16 = x_about = rounded[1]
@@ -337,12 +340,12 @@ class TritonKernel:
                 x_BD, x_BD.stride(0), x16, x_about, n_rows, n_features, padded_d,
                 BLOCK_M=16, BLOCK_D=64, WIDE=wide, **OPTIONS,
             )  # fmt: skip
-        n_tiles = triton.cdiv(self._k, tile.centroids)
+        n_tiles = triton.cdiv(k, tile.centroids)
         index_bits = (n_tiles - 1).bit_length()
         screen_kernel[(triton.cdiv(n_rows, tile.rows),)](
             x_BD, x_BD.stride(0), x16, x_about, centroids_KD, *rounded, *results,
             self._queue, self._about[3:],
-            n_rows, self._k, n_features, padded_d, n_tiles, -1 << index_bits,
+            n_rows, k, n_features, padded_d, n_tiles, -1 << index_bits,
             2.0 ** (index_bits - 22),
             BLOCK_M=tile.rows, BLOCK_N=tile.centroids, FOLD=tile.fold,
             BLOCK_D=padded_d if stays else 64, STEP_D=STEP_D[self._dtype],
@@ -361,7 +364,7 @@ class TritonKernel:
         sums_KD: torch.Tensor,
         counts_K: torch.Tensor,
     ) -> None:
-        (n_rows, n_features), k = x_BD.shape, self._k
+        (n_rows, n_features), k = x_BD.shape, len(centroids_KD)
         in_lanes = fits_lanes(k, n_features)
         tile_rows = LANES_ROWS if in_lanes else ONE_READ_ROWS
         span = triton.cdiv(triton.cdiv(n_rows, tile_rows), MAX_SPANS) * tile_rows
@@ -407,11 +410,12 @@ class TritonKernel:
         )  # fmt: skip
 
     def _buffer(self, name: str, n_elements: int, dtype: torch.dtype) -> torch.Tensor:
-        """Scratch memory, allocated on first use and kept."""
-        key = (name, n_elements)
-        if key not in self._buffers:
-            self._buffers[key] = torch.empty(n_elements, dtype=dtype, device=self._about.device)
-        return self._buffers[key]
+        """Scratch memory of `n_elements` or more, allocated when a call needs more than before."""
+        held = self._buffers.get(name)
+        if held is None or len(held) < n_elements:
+            held = torch.empty(n_elements, dtype=dtype, device=self._about.device)
+            self._buffers[name] = held
+        return held
 
 
 def fits_one_read(k: int, n_features: int, dtype: torch.dtype) -> bool:

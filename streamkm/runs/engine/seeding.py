@@ -180,18 +180,17 @@ class Seeder:
         if refinement is not None:
             method = "greedy k-means++, " if refinement.greedy else "k-means++ in batches, "
             if refinement.breaths:
-                plural = "s" if refinement.breaths > 1 else ""
-                method += f"up to {refinement.breaths:,} breath{plural}, "
+                method += f"up to {counted(refinement.breaths, 'breath')}, "
             method += "Lloyd's algorithm" if refinement.final_passes else "no passes"
         if seeding.tree is not None:
-            levels = " x ".join(f"{n:,}" for n in seeding.tree.levels)
+            levels = " -> ".join(f"{n:,}" for n in seeding.tree.levels)
             exchanges = counted(seeding.tree.exchanges, "exchange")
             method = f"a tree of {levels} clusters, {exchanges}"
         chosen = seeding.tree or refinement
         if chosen is not None:
             work = f": at most the work of {seeding.epochs(config.k, config.n_init):.2f} epochs"
-            if chosen.epochs > 1:
-                work = ", which may be more than an epoch takes: epochs are short here"
+            if chosen.epochs > config.epochs:
+                work = ", which may be more than all epochs take: they are short here"
         rows = f"{n_rows:,} of {self.plan.reading.n_rows:,} rows"
         if seeding.candidate_rows:
             rows = f"{n_rows:,} candidates from {N_ROUNDS} rounds of k-means||"

@@ -56,7 +56,7 @@ def final_figures(now: Snapshot) -> dict[str, Any]:
         "inertia": inertia,
         # `state.inertia` is about the centroids before the last pass moved them.
         "last_gain": max(1 - inertia / (float(state.inertia) or 1), 0.0) if inertia else 0.0,
-        "inertia_per_row": inertia / (float(state.masses_K.sum()) or 1),
+        "inertia_per_row": inertia / (float(state.whole_mass_K.sum()) or 1),
         "empty": sizes.count(0),
         "least_rows": sizes[0],
         "median_rows": median_size(sizes),

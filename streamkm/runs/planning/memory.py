@@ -231,7 +231,7 @@ def _seeding_bytes(
     # Twice the sample: leaving rows out copies the others.
     total = n_drawn * 2 * n_features * width
     n_rows = max(seeding.sample_rows + n_heavy, seeding.candidate_rows)
-    # For each row: its nearest centroid before and after a breath, a copy in a checkpoint, and the
+    # For each row: its nearest centroid before and after a step, a copy in a checkpoint, and the
     # cumulative weights of the draws. For each row and candidate of a draw: distances.
     total += n_rows * (96 + n_trials * (3 * width + 24))
     # Centroids before and after a pass, their sums, and the best seeding so far.

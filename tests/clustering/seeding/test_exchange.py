@@ -36,6 +36,15 @@ def test_the_cost_of_joining_is_that_of_all_rows(rng, spherical) -> None:
     assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
+# Breaks when masses are multiplied, which overflows.
+def test_the_cost_of_joining_huge_masses() -> None:
+    one, other = (
+        (torch.tensor([[sum_]], dtype=torch.float64), torch.tensor([1e200], dtype=torch.float64))
+        for sum_ in (3e200, 0.0)
+    )
+    assert float(cost_of_joining(one, other, spherical=False)) == pytest.approx(4.5e200)
+
+
 # Breaks when an empty half is 0 / 0.
 @pytest.mark.parametrize("spherical", [False, True])
 def test_nothing_is_lost_with_an_empty_half(spherical) -> None:

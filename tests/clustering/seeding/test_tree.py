@@ -152,6 +152,24 @@ def test_spherical_centroids_have_unit_length(rng) -> None:
     assert cost(rows, centroids) < 1.1 * cost(rows, kmeans_plusplus(rows, 30, 0))
 
 
+# Breaks when an exchange goes by the sums of rows that have just changed their labels: an empty
+# cluster would get a mass below 0, and its centroid would lie opposite to its rows.
+@pytest.mark.parametrize("spherical", [False, True])
+def test_an_exchange_gives_empty_clusters_halves_of_others(rng, spherical) -> None:
+    rows = torch.nn.functional.normalize(torch.as_tensor(rng.normal(size=(400, 3))))
+    stage = tree_for(Sample(rows), (3, 30), spherical=spherical, exchanges=1)
+    kinds = [kind for _, kind in stage._plan.steps()]
+    last = len(kinds) - 1 - kinds[::-1].index("exchange")
+    for index in range(last):
+        stage.step_(index)
+    stage.centroids_KD[1:10] = stage.centroids_KD[0]
+    stage._sums_KD[1:10], stage._mass_K[1:10] = 0, 0
+    stage.step_(last)
+    assert (stage._mass_K >= 0).all()
+    assert len(stage._label_S.unique()) == 30
+    assert (torch.cdist(rows, stage.centroids_KD).amin(dim=0) < 0.5).all()
+
+
 # Breaks when a branch of equal rows is divided by zero, or rows that no centroid stands on are
 # forgotten.
 @pytest.mark.parametrize("n_distinct", [3, 29, 31])

@@ -51,6 +51,23 @@ class Points:
         return float(shift)
 
 
+# Breaks when the two ways keep different shares of the sums, or one forgets what is not touched.
+@pytest.mark.parametrize("spherical", [False, True])
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_extension), False])
+def test_touched_sums_keep_a_share(spherical, compiled, monkeypatch) -> None:
+    points, kept_K = Points.drawn(7, 3, torch.float64), torch.linspace(0, 1, 7).double()
+    share_K1 = torch.where(points.touched_K, kept_K, 1)[:, None]
+    added_KD = torch.where(points.touched_K[:, None], points.added.wide(), 0)
+    expected_KD = points.sums_KD * share_K1 + added_KD
+    if not compiled:
+        monkeypatch.setattr(module, "instruction_sets", tuple)
+    move_points_(
+        points.points_KD, points.sums_KD, points.masses_K, points.touched_K,
+        spherical=spherical, added=points.added, kept_K=kept_K,
+    )  # fmt: skip
+    torch.testing.assert_close(points.sums_KD, expected_KD)
+
+
 # Breaks when an untouched point moves, a sum is added twice or not at all, or the shift is not
 # the sum of the squared distances that points moved.
 @needs_extension

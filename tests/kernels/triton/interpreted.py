@@ -408,8 +408,8 @@ def test_no_rows_and_rows_that_are_not_contiguous() -> None:
 @pytest.mark.parametrize(
     ("x_BD", "c_KD", "message"),
     [
-        (torch.zeros(3, 4), torch.zeros(2, 5), "centroids must be 2 x 4"),
-        (torch.zeros(3, 4), torch.zeros(3, 4), "centroids must be 2 x 4"),
+        (torch.zeros(3, 4), torch.zeros(2, 5), "centroids must be 2 x 4 at most"),
+        (torch.zeros(3, 4), torch.zeros(3, 4), "centroids must be 2 x 4 at most"),
         (torch.zeros(3, 4), torch.zeros(2, 4).double(), "torch.float32, for these rows"),
         (torch.zeros(3, 4).double(), torch.zeros(2, 4), "not torch.float64"),
         (torch.zeros(9, 4), torch.zeros(2, 4), "at most the 8 rows"),

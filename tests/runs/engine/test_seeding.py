@@ -68,7 +68,7 @@ def test_every_separated_cluster_is_found(init, order, tmp_path):
         assert float(distances.min(dim=1).values.max()) < 1.0
 
 
-# Breaks when passes come before searches, which then find nothing: the excess was 1.7 %. The
+# Breaks when breaths find nothing: the excess of passes alone is 1.7 %. The
 # best of 30 converged Lloyd runs is 1,165,188.
 def test_digits_by_default(tmp_path):
     rows = load_digits().data
@@ -149,7 +149,7 @@ def test_light_and_heavy_weights_seed_alike(k, init, tmp_path):
 @pytest.mark.parametrize(
     ("init", "k", "said"),
     [
-        ("auto", 70, "a tree of 5 x 70 clusters, 8 exchanges on 900 of 900 rows, best of 2"),
+        ("auto", 70, "a tree of 5 -> 70 clusters, 8 exchanges on 900 of 900 rows, best of 2"),
         ("auto", 5, "breaths, Lloyd's algorithm on 900 of 900 rows"),
         ("k-means||", 5, "candidates from 5 rounds of k-means||"),
         ("k-means++", 5, "greedy k-means++ on 900 of 900 rows, best of 2"),
