@@ -123,6 +123,9 @@ class MiniBatchKMeans(BaseKMeans):
         Number of rows that each centroid is the mean of. It may be set, like `cluster_centers_`.
     n_iter_ : int
         Passes of `fit` over the data, without the closing pass.
+    stop_reason_ : str
+        Why `fit` made no more passes, in the words of the run's log. Runs of older versions say
+        that it is not recorded.
     n_steps_ : int
         Number of updates, each by one batch or one `partial_fit`.
     n_features_in_ : int
