@@ -77,8 +77,9 @@ def _is_file(init: str) -> bool:
     return init.endswith(".npy")
 
 
-#: The algorithms that take ``max_no_improvement``, and those that take ``rate``.
+#: The algorithms that take ``max_no_improvement``, ``min_gain`` and ``rate``.
 _BATCH_WATCHERS = _names(lambda entry: entry.watches_batches)
+_EPOCH_WATCHERS = _names(lambda entry: entry.min_gain is not None)
 _RATED = _names(lambda entry: bool(entry.rates))
 #: Every rate that some algorithm takes.
 _RATES = tuple(dict.fromkeys(rate for entry in ALGORITHMS.values() for rate in entry.rates))
@@ -151,6 +152,14 @@ class FitConfig:
         rule=whole(1),
         metavar="STEPS",
     )
+    min_gain: float | None = setting(
+        f"{_EPOCH_WATCHERS} only: stop when an epoch lowered the inertia by at most SHARE of it; "
+        "0 is off",
+        default=None,
+        shown=next(f"{entry.min_gain:g}" for entry in ALGORITHMS.values() if entry.min_gain),
+        rule=finite(0, below=1),
+        metavar="SHARE",
+    )
     rate: str | None = setting(
         f"{_RATED} only: how many rows a centroid is the mean of: annealed, the latest few at "
         "first and more and more along the run; mean, all so far, as in scikit-learn",
@@ -187,6 +196,14 @@ class FitConfig:
                 f", not {self.algorithm}; use ",
                 Option("tol"),
             )
+        if self.min_gain is not None and self._entry.min_gain is None:
+            raise ConfigError(
+                Option("min_gain"),
+                " compares epochs of batches and needs ",
+                Option("algorithm", _EPOCH_WATCHERS),
+                f", not {self.algorithm}; use ",
+                Option("tol"),
+            )
         if self.rate is not None and self.rate not in self._entry.rates:
             raise ConfigError(
                 Option("rate"),
@@ -220,6 +237,7 @@ class FitConfig:
                 "epochs": self.epochs or self._entry.epochs,
                 "batch_rows": min(batch_rows, n_rows),
                 "tol": self._entry.tol if self.tol is None else self.tol,
+                "min_gain": self._entry.min_gain if self.min_gain is None else self.min_gain,
                 "rate": self.rate or next(iter(self._entry.rates), None),
             }
         )
@@ -367,10 +385,11 @@ def largest_batch_rows(n_rows: int, n_features: int) -> int:
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``name: before -> now`` for each setting that differs between two `FitConfig.as_dict`."""
-    # A setting that is newer than the run had its default, but of the rates `mean` came first.
+    # A setting that is newer than the run had its default, but of the rates `mean` came first, and
+    # no run ended by its gain.
     defaults = {field.name: field.default for field in fields(FitConfig)}
-    if now.get("rate"):
-        before = {"rate": "mean"} | before
+    first = {"rate": "mean", "min_gain": 0.0}
+    before = {name: value for name, value in first.items() if now.get(name) is not None} | before
     values = [
         (name, before.get(name, default), now.get(name, default))
         for name, default in defaults.items()

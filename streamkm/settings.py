@@ -74,14 +74,15 @@ def whole(least: int) -> Rule:
     )
 
 
-def finite(least: float) -> Rule:
-    """Numbers from `least` on, except infinity and NaN."""
+def finite(least: float, below: float = math.inf) -> Rule:
+    """Numbers from `least` on and below `below`, never infinity or NaN."""
     return Rule(
-        f"a finite number of at least {least}",
+        f"a finite number of at least {least}"
+        + (f" and below {below}" if below < math.inf else ""),
         lambda value: (
             isinstance(value, int | float)
             and not isinstance(value, bool)
-            and least <= value < math.inf
+            and least <= value < below
         ),
     )
 

@@ -35,6 +35,8 @@ class AlgorithmEntry:
     """Whether it takes ``max_no_improvement``."""
     estimator: str
     """``module:Class`` of the estimator that `streamkm.load_run` makes of its runs."""
+    min_gain: float | None = None
+    """Default of ``min_gain``; None if it takes none."""
     rates: tuple[str, ...] = ()
     """What ``rate`` may be, the default first; empty if it takes none."""
 
@@ -62,6 +64,7 @@ ALGORITHMS = {
         closes=True,
         watches_batches=True,
         estimator="streamkm.estimators:MiniBatchKMeans",
+        min_gain=1e-4,
         rates=("annealed", "mean"),
     ),
     "lloyd": AlgorithmEntry(

@@ -43,6 +43,10 @@ REFUSED = {
     "tol < 0": ({"tol": -1e-9}, "tol must be a finite number of at least 0"),
     "tol NaN": ({"tol": float("nan")}, "tol must be"),
     "tol infinite": ({"tol": float("inf")}, "tol must be"),
+    "gain < 0": ({"min_gain": -0.1}, "min_gain must be a finite number of at least 0 and below 1"),
+    "gain of all": ({"min_gain": 1}, "min_gain must be"),
+    "gain NaN": ({"min_gain": float("nan")}, "min_gain must be"),
+    "gain of lloyd": ({"min_gain": 0.0, "algorithm": "lloyd"}, "needs algorithm='minibatch'.*tol"),
     "init": ({"init": "centroids.txt"}, "not 'centroids.txt'"),
     "init ''": ({"init": ""}, "init must be"),
     "n-init": ({"n_init": 0}, "n_init must be a whole number of at least 1"),
@@ -67,6 +71,7 @@ def test_fit_refuses(settings: dict[str, Any], message: str) -> None:
     [
         {"algorithm": "lloyd", "tol": 0},
         {"max_no_improvement": 1},
+        {"min_gain": 0},
         {"init": "random"},
         {"init": "somewhere/first.npy"},
         {"metric": "cosine", "scale": "l2"},
@@ -92,6 +97,8 @@ def test_defaults_by_algorithm() -> None:
     lloyd = FitConfig(k=3, algorithm="lloyd").resolved(10**6, 16)
     assert (minibatch.epochs, minibatch.tol) == (1, 0.0)
     assert (lloyd.epochs, lloyd.tol) == (100, 1e-4)
+    assert (minibatch.min_gain, lloyd.min_gain) == (1e-4, None)
+    assert FitConfig(k=3, min_gain=0.0).resolved(10**6, 16).min_gain == 0
 
 
 # Breaks when a setting that was given is taken for one that was not: a tol of 0 above all.
@@ -155,6 +162,17 @@ def test_a_setting_missing_before_had_its_default() -> None:
     before = {name: value for name, value in now.items() if name != "nan"}
     assert setting_differences(before, now) == []
     assert setting_differences(before, now | {"nan": "drop"}) == ["nan: error -> drop"]
+
+
+# Breaks when a run of before epochs were compared ends by another rule than it began with, or when
+# none is left under which it can be resumed.
+def test_a_run_without_a_gain_had_none() -> None:
+    now = FitConfig(k=3).resolved(100, 4).as_dict()
+    before = {name: value for name, value in now.items() if name != "min_gain"}
+    assert setting_differences(before, now) == ["min-gain: 0.0 -> 0.0001"]
+    assert not setting_differences(before, now | {"min_gain": 0.0})
+    lloyd = FitConfig(k=3, algorithm="lloyd").resolved(100, 4).as_dict()
+    assert not setting_differences({n: v for n, v in lloyd.items() if n != "min_gain"}, lloyd)
 
 
 # ---- execution --------------------------------------------------------------

@@ -39,7 +39,7 @@ EVERY = [
 ]
 
 #: One of these is a value of each setting that is no flag and takes more than a few names.
-TEXTS = ("7", "random", "cpu", "5m", "1GiB")
+TEXTS = ("7", "0.5", "random", "cpu", "5m", "1GiB")
 
 
 def other_value(each: Setting) -> tuple[str, Any]:

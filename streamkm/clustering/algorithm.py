@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, Self
 
 from streamkm.clustering.lloyd import Lloyd
+from streamkm.clustering.state import STOP_REASONS
 from streamkm.tables import ALGORITHMS, load_class
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from streamkm.config import ResolvedFitConfig
     from streamkm.kernels import Kernel
 
-__all__ = ["Algorithm", "closing_algorithm", "make_algorithm"]
+__all__ = ["Algorithm", "closing_algorithm", "make_algorithm", "stop_reason"]
 
 
 class Algorithm(Protocol):
@@ -55,6 +56,14 @@ def make_algorithm(kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Al
     """The algorithm that ``--algorithm`` names, on an array of `n_rows` rows."""
     made: Algorithm = load_class(ALGORITHMS[config.algorithm].home).make(kernel, config, n_rows)
     return made
+
+
+def stop_reason(code: int, algorithm: str, epochs: int) -> str:
+    """Why training ended: the words for the `code` of a state, or that all `epochs` are done."""
+    all_done = f"all epochs are done ({epochs:,})"
+    if not ALGORITHMS[algorithm].closes:
+        all_done += ", and centroids still move"
+    return STOP_REASONS.get(code, all_done)
 
 
 def closing_algorithm(kernel: Kernel, config: ResolvedFitConfig) -> Algorithm:

@@ -17,6 +17,11 @@ the rows that a cluster got, from which the run need not know its length; a new 
 and the rate sqrt(rows of the cluster in the batch / rows of the batch) of Schwartzman (2023), whose
 memory follows the length of a batch. bench/LOG.md has the figures.
 
+With several epochs the run ends when another would not pay, by the rule of Linde, Buzo & Gray
+(1980): when an epoch lowered the inertia by no more than a share of it, `min_gain`. The inertia is
+the mean per unit of mass, each batch scored before it moves. While memories grow longer it falls by
+itself, or rises, so ``annealed`` compares epochs only after `ANNEALED_EPOCHS`.
+
 With row weights, sums are weighted and divided by the sum of the weights, as in scikit-learn, and
 m rows are m rows of the cluster's mean weight.
 """
@@ -31,7 +36,7 @@ import torch
 
 from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
 from streamkm.clustering.reservoir import draw_, reseed_, step_generator
-from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING
+from streamkm.clustering.state import BY_MIN_GAIN, BY_NO_IMPROVEMENT, BY_TOL, RUNNING
 from streamkm.devices import is_host
 
 if TYPE_CHECKING:
@@ -61,6 +66,7 @@ class MiniBatch:
     seed: int
     spherical: bool = False
     max_no_improvement: int | None = None
+    min_gain: float = 0.0
     rate: str = "mean"
     epochs: int = 1
     batch_rows: int = 1
@@ -72,7 +78,7 @@ class MiniBatch:
         spherical = config.metric == "cosine"
         return cls(
             kernel, n_rows, config.seed, spherical, config.max_no_improvement,
-            config.rate or "mean",
+            config.min_gain or 0.0, config.rate or "mean",
             config.epochs, config.batch_rows,
         )  # fmt: skip
 
@@ -109,6 +115,8 @@ class MiniBatch:
         if self.rate == "annealed":
             if epoch == index == 0:
                 _remember_seeds_(state, torch.where(n_rows > 0, mass / n_rows, 1))
+            if index == 0 and epoch <= ANNEALED_EPOCHS:
+                state.former_inertia.masked_fill_(live, torch.nan)
             kept_K = _kept(state, added_K, self.memory(state.k, epoch, index))
             state.mass_K *= kept_K
         state.mass_K += added_K
@@ -125,12 +133,25 @@ class MiniBatch:
         reseeding = reseed_(state, (state.epoch_counts_K == 0) & live)
         changed_K = reseeding.filled_K | reseeding.donors_K
         state.move_(changed_K, spherical=self.spherical)
+        if self.min_gain:
+            self._compare_epochs_(state, live & ~reseeding.filled_K.any())
 
     def memory(self, k: int, epoch: int, index: int) -> float:
         """Rows that each of `k` clusters remembers at most, after batch `index` of `epoch`."""
         n_annealed = min(self.epochs, ANNEALED_EPOCHS) * self.n_rows
         done = (epoch * self.n_rows + index * self.batch_rows) / n_annealed
         return float(FIRST_MEMORY * (n_annealed / k) ** (done / 2)) if done < 1 else math.inf
+
+    def _compare_epochs_(self, state: KMeansState, may_stop: torch.Tensor) -> None:
+        """Stop the state if the epoch gained little, and remember its inertia for the next."""
+        mass = state.epoch_mass
+        # With a mass of 0 the epoch says nothing; a stopped state stays as it is.
+        judged = (state.stop == RUNNING) & (mass > 0)
+        mean = state.inertia / torch.where(mass > 0, mass, 1)
+        # False where the former inertia is NaN; an inertia of 0 cannot fall.
+        is_idle = mean >= (1 - self.min_gain) * state.former_inertia
+        state.former_inertia.copy_(torch.where(judged, mean, state.former_inertia))
+        state.stop.masked_fill_(judged & may_stop & is_idle, BY_MIN_GAIN)
 
     def _watch(
         self,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from streamkm.kernels import Sums
 
 __all__ = [
+    "BY_MIN_GAIN",
     "BY_NO_IMPROVEMENT",
     "BY_TOL",
     "CONVERGED",
@@ -29,12 +30,13 @@ __all__ = [
     "reservoir_rows",
 ]
 
-RUNNING, BY_TOL, BY_NO_IMPROVEMENT, CONVERGED = range(4)
+RUNNING, BY_TOL, BY_NO_IMPROVEMENT, CONVERGED, BY_MIN_GAIN = range(5)
 #: Why a state has stopped, by its `stop` code.
 STOP_REASONS = {
     BY_TOL: "the centroid shift fell to tol",
     BY_NO_IMPROVEMENT: "the smoothed inertia did not improve for max-no-improvement steps",
     CONVERGED: "converged: no centroid moves any more, every row is with its nearest",
+    BY_MIN_GAIN: "the last epoch lowered the inertia by no more than min-gain",
 }
 
 #: Size of the reservoir: one row for every 16 clusters, but at least 256 and at most one each.
@@ -76,6 +78,9 @@ class KMeansState:
     """Squared centroid shift at which the run stops."""
     inertia: torch.Tensor
     """Sum of squared distances since the epoch began, each taken when its row was assigned."""
+    former_inertia: torch.Tensor
+    """Mean squared distance of the rows of the epoch before, taken as `inertia`; NaN where the
+    next is not to be compared with it."""
     settled_inertia: torch.Tensor
     """Sum of squared distances of the last full pass (lloyd, closing pass), from rows to the
     centroids of their clusters after the pass moved them; NaN before."""
@@ -209,6 +214,7 @@ def initial_state(
         reservoir_weights_R=weights(n_reservoir),
         tolerance=scalar(tolerance),
         inertia=scalar(0),
+        former_inertia=scalar(torch.nan),
         settled_inertia=scalar(torch.nan),
         batch_inertia=scalar(torch.nan),
         shift=scalar(torch.nan),

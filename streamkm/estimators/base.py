@@ -109,7 +109,7 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             self._n_init = self._seedings()
             self._adopt(self._run(rows, execution, weights, self._n_init))
             self._label(rows, execution, weights)
-        self.n_iter_ = self._model.figures["n_iter"]
+        self._tell_passes()
         self._warn_of_empty_clusters()
         self._give_like(X)
         return self
@@ -419,7 +419,12 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         self.n_features_in_ = model.n_features
         if model.feature_names:
             self.feature_names_in_ = np.asarray(model.feature_names, dtype=object)
-        self.n_iter_ = model.figures["n_iter"]
+        self._tell_passes()
+
+    def _tell_passes(self) -> None:
+        """Set the number of passes, and why there were no more."""
+        figures = self._model.figures
+        self.n_iter_, self.stop_reason_ = figures["n_iter"], figures["stop_reason"]
 
     def _label(self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None) -> None:
         """Set ``labels_`` and their inertia, if `compute_labels` asks for them."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from sklearn.base import clone
 
+from streamkm.clustering.algorithm import stop_reason
+from streamkm.clustering.state import RUNNING
 from streamkm.errors import ParameterError
 
 __all__ = ["fit_batches", "is_batches", "update_by_batches"]
@@ -70,7 +72,7 @@ def fit_batches(estimator: Any, batches: Iterable[Any], weights: Any) -> None:
     fresh = clone(estimator).set_params(compute_labels=False)
     for _ in range(passes):
         update_by_batches(fresh, batches, weights)
-    fresh.n_iter_ = passes
+    fresh.n_iter_, fresh.stop_reason_ = passes, stop_reason(RUNNING, "minibatch", passes)
     parameters = estimator.get_params(deep=False)
     fitted = {name: value for name, value in vars(fresh).items() if name not in parameters}
     for name in ("labels_", "feature_names_in_"):

@@ -102,6 +102,9 @@ class KMeans(BaseKMeans):
         Number of rows that each centroid is the mean of. It may be set, like `cluster_centers_`.
     n_iter_ : int
         Passes over the data, without a closing pass.
+    stop_reason_ : str
+        Why `fit` made no more passes, in the words of the run's log. Runs of older versions say
+        that it is not recorded.
     n_features_in_ : int
         Number of features, D.
     feature_names_in_ : ndarray of shape (n_features_in_,)

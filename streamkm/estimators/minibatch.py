@@ -64,6 +64,11 @@ class MiniBatchKMeans(BaseKMeans):
         Stop when the smoothed inertia has not improved for this number of batches. None is off.
         ``"auto"`` is scikit-learn's 10 if `max_iter` is more than 1, else off: one pass is made to
         its end.
+    min_gain : float, default=1e-4
+        Stop when a pass lowered the inertia per row by at most this share of it, with each batch
+        scored before it moves the centroids (Linde, Buzo & Gray 1980). 0 is off. Passes in which
+        centroids forget rows, or clusters were put on other rows, do not stop a fit: with the rate
+        ``"annealed"`` 12 passes are made at least.
     rate : {"annealed", "mean"}, default="annealed"
         How many rows a centroid is the mean of during `fit`. ``"annealed"``: the latest 4 at first,
         and in the end 4 times the square root of the rows that an average cluster gets in all
@@ -119,6 +124,9 @@ class MiniBatchKMeans(BaseKMeans):
         Number of rows that each centroid is the mean of. It may be set, like `cluster_centers_`.
     n_iter_ : int
         Passes of `fit` over the data, without the closing pass.
+    stop_reason_ : str
+        Why `fit` made no more passes, in the words of the run's log. Runs of older versions say
+        that it is not recorded.
     n_steps_ : int
         Number of updates, each by one batch or one `partial_fit`.
     n_features_in_ : int
@@ -165,6 +173,7 @@ class MiniBatchKMeans(BaseKMeans):
         random_state: Any = None,
         tol: float = 0.0,
         max_no_improvement: int | str | None = "auto",
+        min_gain: float = 1e-4,
         rate: str = "annealed",
         init_size: int | None = None,
         n_init: int | str = "auto",
@@ -186,6 +195,7 @@ class MiniBatchKMeans(BaseKMeans):
         self.random_state = random_state
         self.tol = tol
         self.max_no_improvement = max_no_improvement
+        self.min_gain = min_gain
         self.rate = rate
         self.init_size = init_size
         self.n_init = n_init
@@ -207,8 +217,8 @@ class MiniBatchKMeans(BaseKMeans):
             As in `KMeans.fit`; or an iterator of batches, such as a generator or a ``DataLoader``
             of PyTorch: arrays or tensors of shape (n_rows, n_features). Each is one update, as by
             `partial_fit`, in each of `max_iter` passes. The first centroids are chosen from the
-            first batch alone. There are no ``labels_`` and no closing pass, `tol` and
-            `max_no_improvement` stop nothing, and scaling by statistics is refused.
+            first batch alone. There are no ``labels_`` and no closing pass, `tol`,
+            `max_no_improvement` and `min_gain` stop nothing, and scaling by statistics is refused.
         y : Ignored
             Not used, present for scikit-learn's sake.
         sample_weight : array-like of shape (n_samples,), float or path, default=None
@@ -308,6 +318,7 @@ class MiniBatchKMeans(BaseKMeans):
             "algorithm": "minibatch",
             "batch_rows": None if self.batch_size == "auto" else int(self.batch_size),
             "max_no_improvement": patience if patience is None else int(patience),
+            "min_gain": float(self.min_gain),
             "rate": self.rate,
             "closing_pass": self.compute_labels is not False,
         }
@@ -317,6 +328,7 @@ class MiniBatchKMeans(BaseKMeans):
         return super()._parameters(settings) | {
             "batch_size": settings["batch_rows"],
             "max_no_improvement": settings["max_no_improvement"],
+            "min_gain": settings.get("min_gain") or 0.0,
             "rate": settings.get("rate") or "mean",
             "compute_labels": "auto" if settings["closing_pass"] else False,
         }

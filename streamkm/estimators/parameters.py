@@ -83,6 +83,7 @@ _RULES = {
             value is None or value == "auto" or _rule_of("max_no_improvement").admits(value)
         ),
     ),
+    "min_gain": _rule_of("min_gain"),
     "compute_labels": Rule(
         "True, False or 'auto' (for arrays in memory)",
         lambda value: FLAG.admits(value) or value == "auto",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, CONVERGED, RUNNING
+from streamkm.clustering.state import BY_MIN_GAIN, BY_NO_IMPROVEMENT, BY_TOL, CONVERGED, RUNNING
 
 if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
@@ -69,6 +69,11 @@ class StepLines(_Lines):
         elif stop == BY_NO_IMPROVEMENT:
             _say(f"Converged (lack of improvement in inertia) at step {step}/{n_steps}")
         self._is_over = stop != RUNNING
+
+    def after_pass(self, state: KMeansState, unit: float, epoch: int) -> None:
+        """See `Listener`."""
+        if int(state.stop) == BY_MIN_GAIN:
+            _say(f"Converged (small gain of pass {epoch}) at step {int(state.n_steps)}")
 
 
 def _say(line: str) -> None:

@@ -10,7 +10,12 @@ from streamkm.config import FitConfig
 from streamkm.errors import RunError
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.storage.checkpoint import load_checkpoint
-from streamkm.runs.storage.model_file import MODEL, centroids_are_whole, read_model_file
+from streamkm.runs.storage.model_file import (
+    MODEL,
+    NEWER_FIGURES,
+    centroids_are_whole,
+    read_model_file,
+)
 from streamkm.runs.storage.run_folder import feature_names, read_config, run_owner
 from streamkm.sealed import DAMAGE, in_words
 from streamkm.sources import parts_of
@@ -115,8 +120,8 @@ def _finished_lines(path: Path) -> list[str]:
 
 
 def _result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.ndarray) -> list[str]:
-    """Inertia, sizes and steps, from the model file's header, sorted sizes and weights."""
-    inertia, figures = about["inertia"], about["figures"]
+    """What came out and why training ended, from the model file's header, sizes and weights."""
+    inertia, figures = about["inertia"], NEWER_FIGURES | about["figures"]
     said = "not known without a closing pass; `evaluate` gives it"
     if inertia is not None:
         mass = float(weights_K.sum()) if len(weights_K) else int(ordered_K.sum())
@@ -128,4 +133,5 @@ def _result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.nd
             f"{ordered_K[-1]:,} most, {counted(int((ordered_K == 0).sum()), 'cluster')} empty"
         ),
         f"steps        {figures['n_steps']:,} in {counted(figures['n_iter'], 'epoch')}",
+        f"stopped      {figures['stop_reason']}",
     ]

@@ -13,8 +13,17 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_digits, load_iris
 
-from streamkm.clustering.minibatch import MiniBatch
-from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL, RUNNING, initial_state
+from streamkm.clustering import minibatch as module
+from streamkm.clustering.minibatch import ANNEALED_EPOCHS, MiniBatch
+from streamkm.clustering.reservoir import Reseeding
+from streamkm.clustering.state import (
+    BY_MIN_GAIN,
+    BY_NO_IMPROVEMENT,
+    BY_TOL,
+    RUNNING,
+    KMeansState,
+    initial_state,
+)
 from streamkm.config import FitConfig, setting_differences
 from tests.clustering.contract import AlgorithmContract
 from tests.clustering.streams import (
@@ -294,12 +303,99 @@ def test_no_improvement_is_scikit_learn_s_step_by_step(rng, n_rows: int) -> None
     assert stopped_at is not None
 
 
+def epochs_of(
+    algorithm: MiniBatch, state: KMeansState, *passes: list[list[float]], first: int = 0
+) -> list[int]:
+    """Codes of why the state has stopped, after each epoch of one batch."""
+    found = []
+    for epoch, rows in enumerate(passes, first):
+        run_epoch(algorithm, state, [batch_of(rows)], epoch)
+        found.append(int(state.stop))
+    return found
+
+
+# Breaks when the gain is not a share of the former inertia, inertia is not per row, or the sign is
+# strict. With means of all rows: 5 a row at first (0, 10 against 1, 7), then 1 (1, 9 against 0, 10)
+# of twice as many rows, which is a gain of 0.8.
+@pytest.mark.parametrize(
+    ("min_gain", "stop"), [(0.81, BY_MIN_GAIN), (0.79, RUNNING), (0.0, RUNNING)]
+)
+def test_stops_when_an_epoch_gained_no_more_than_a_share(min_gain: float, stop: int) -> None:
+    state = state_from([[1.0], [7.0]])
+    algorithm = minibatch(2, 2, min_gain=min_gain)
+    passes = [[0.0], [10.0]], [[1.0], [9.0], [1.0], [9.0]]
+    assert epochs_of(algorithm, state, *passes) == [RUNNING, stop]
+    if min_gain:
+        assert float(state.former_inertia) == 1.0
+    else:
+        assert state.former_inertia.isnan()
+
+
+# Breaks when rows of weight count as rows: 16 and 4 of weights 3 and 1 are 13 per unit of weight.
+def test_the_inertia_of_an_epoch_is_per_unit_of_weight() -> None:
+    state = initial_state(torch.tensor([[0.0]], dtype=torch.float64), 0.0, weighted=True)
+    weights_B = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    batch = replace(batch_of([[4.0], [2.0]]), weights_B=weights_B)
+    run_epoch(minibatch(1, 2, min_gain=0.5), state, [batch], 0)
+    assert float(state.former_inertia) == 13.0
+
+
+# Breaks when an inertia of 0, which cannot fall, is asked to.
+def test_rows_on_their_centroids_end_the_run() -> None:
+    rows, state = [[1.0], [8.0]], state_from([[1.0], [8.0]])
+    assert epochs_of(minibatch(2, 2, min_gain=1e-4), state, rows, rows) == [RUNNING, BY_MIN_GAIN]
+
+
+# Breaks when epochs in which memories grow, or the first after them and the last of them, are
+# compared: the inertia rises while short memories shake the centroids.
+def test_annealed_compares_epochs_without_forgetting() -> None:
+    rows, state = [[0.0], [2.0]], state_from([[1.0]])
+    algorithm = annealed(1, 2, epochs=100, batch_rows=2, min_gain=1e-4)
+    stops = epochs_of(algorithm, state, *([rows] * 13))
+    assert ANNEALED_EPOCHS == 10
+    assert stops == [RUNNING] * 11 + [BY_MIN_GAIN] * 2
+    assert int(state.n_steps) == 12
+
+
+# Breaks when rows that are dropped count as an inertia of 0, or are no gain over the epoch before.
+def test_an_epoch_of_dropped_rows_decides_nothing() -> None:
+    rows, nothing = [[0.0], [2.0]], [[np.nan], [np.nan]]
+    state = state_from([[1.0]])
+    algorithm = minibatch(1, 2, min_gain=1e-4)
+    assert epochs_of(algorithm, state, nothing, rows, nothing) == [RUNNING] * 3
+    assert float(state.former_inertia) == 1.0
+    assert epochs_of(algorithm, state, rows, first=3) == [BY_MIN_GAIN]
+
+
+# Breaks when a run ends with a centroid that has just been put elsewhere.
+def test_an_epoch_that_reseeded_is_not_the_last() -> None:
+    rows, state = [[0.0], [2.0]], state_from([[1.0], [99.0]])
+    algorithm = minibatch(2, 2, min_gain=1e-4)
+    state.former_inertia.fill_(1.0)
+    assert epochs_of(algorithm, state, rows) == [RUNNING]
+    assert int(state.n_reseeded) == 1
+    state.epoch_counts_K.fill_(1)
+    algorithm.finish_epoch_(state)
+    assert int(state.stop) == BY_MIN_GAIN
+
+
+# Breaks when the verdict is asked for on the host: torch's device ``meta`` has no values.
+@pytest.mark.parametrize("weighted", [False, True])
+def test_comparing_epochs_asks_for_no_value(monkeypatch: pytest.MonkeyPatch, weighted) -> None:
+    # Reseeding alone does, and it does not decide here.
+    monkeypatch.setattr(module, "reseed_", lambda state, at_K: Reseeding(at_K, at_K, state.inertia))
+    state = initial_state(torch.empty((3, 2), device="meta"), 0.0, weighted=weighted)
+    monkeypatch.setattr(type(state), "move_", lambda *_, **__: None)
+    minibatch(3, 9, min_gain=0.5).finish_epoch_(state)
+    assert state.former_inertia.is_meta
+
+
 # Breaks when anything at all is written after the verdict: the host learns of it late,
 # at a time that depends on the machine.
 @pytest.mark.parametrize("n_before", [0, 1, 3])
 def test_a_stopped_state_stays_as_it_is_to_the_bit(rng, n_before: int) -> None:
     state = state_from(rng.normal(size=(40, 3)), tolerance=0.0)
-    algorithm = minibatch(40, 30, max_no_improvement=3)
+    algorithm = minibatch(40, 30, max_no_improvement=3, min_gain=0.5)
     state.begin_epoch_()
     for index in range(n_before):
         algorithm.update_(state, batch_of(rng.normal(size=(5, 3))), epoch=0, index=index)

@@ -40,6 +40,7 @@ def test_a_loader_is_read_once_a_pass() -> None:
     loader: Any = torch.utils.data.DataLoader(rows, batch_size=200)
     kmeans = MiniBatchKMeans(4, random_state=0, max_iter=3, max_no_improvement=None).fit(loader)
     assert (kmeans.n_steps_, kmeans.n_iter_, kmeans.n_features_in_) == (9, 3, 3)
+    assert kmeans.stop_reason_ == "all epochs are done (3)"
     assert not hasattr(kmeans, "labels_")
     assert len(np.unique(kmeans.predict(blobs()))) == 4
 

@@ -218,6 +218,7 @@ def test_wrong_parameters(estimator: type, parameters: dict[str, Any], message: 
         (MiniBatchKMeans, {"batch_size": 0}, "batch_size must be 'auto'"),
         (MiniBatchKMeans, {"batch_size": "large"}, "batch_size must be 'auto'"),
         (MiniBatchKMeans, {"max_no_improvement": 0}, "max_no_improvement must be .auto."),
+        (MiniBatchKMeans, {"min_gain": None}, "min_gain must be a finite number of at least 0 and"),
     ],
 )
 def test_wrong_parameters_of_one(estimator: type, parameters: Any, message: str) -> None:
@@ -236,6 +237,7 @@ def test_wrong_parameters_of_one(estimator: type, parameters: Any, message: str)
         (KMeans, {"n_init": np.int16(2), "max_iter": np.int64(3), "tol": np.float32(0)}),
         (KMeans, {"verbose": np.float32(0) > 1, "max_host_memory": np.int64(1 << 30)}),
         (MiniBatchKMeans, {"batch_size": np.int64(50), "max_no_improvement": np.int64(3)}),
+        (MiniBatchKMeans, {"min_gain": np.float32(0.5), "max_iter": np.int64(3)}),
     ],
     ids=str,
 )
@@ -303,7 +305,11 @@ def test_several_passes_stop_early_unless_told(rng: np.random.Generator) -> None
     settings: dict[str, Any] = {"random_state": 0, "batch_size": 500, "max_iter": 100}
     assert MiniBatchKMeans(4, **settings).fit(x).n_iter_ < 20
     assert cluster.MiniBatchKMeans(4, n_init=1, **settings).fit(x).n_iter_ < 20
-    assert MiniBatchKMeans(4, max_no_improvement=None, **settings).fit(x).n_iter_ == 100
+    settings["max_no_improvement"] = None
+    assert MiniBatchKMeans(4, min_gain=0, **settings).fit(x).n_iter_ == 100
+    # Passes in which rows are forgotten are not compared.
+    assert 11 < MiniBatchKMeans(4, **settings).fit(x).n_iter_ < 50
+    assert 1 < MiniBatchKMeans(4, rate="mean", min_gain=0.01, **settings).fit(x).n_iter_ < 10
     # One pass is made to its end, as ever.
     one = MiniBatchKMeans(4, random_state=0, batch_size=20).fit(x)
     assert one.n_steps_ == 250

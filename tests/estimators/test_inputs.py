@@ -518,10 +518,11 @@ def test_n_init_with_centroids_warns(estimator: type) -> None:
 # ---- data with little in it ------------------------------------------------
 
 
-def test_fewer_distinct_rows_than_clusters(estimator: type) -> None:
+@pytest.mark.parametrize("max_iter", [1, 20])
+def test_fewer_distinct_rows_than_clusters(estimator: type, max_iter: int) -> None:
     x = np.repeat([[0.0, 0], [5, 5], [9, 0]], 50, axis=0)
     with pytest.warns(ConvergenceWarning, match=r"distinct clusters \(3\) found .* \(5\)"):
-        kmeans = estimator(5, random_state=0).fit(x)
+        kmeans = estimator(5, random_state=0, max_iter=max_iter).fit(x)
     assert len(set(kmeans.labels_)) == 3
     assert kmeans.inertia_ == 0
     assert np.isfinite(kmeans.cluster_centers_).all()

@@ -49,6 +49,17 @@ def test_known_figures_of_lloyd() -> None:
     assert (kmeans.n_iter_, round(kmeans.inertia_, 6)) == (14, 1167859.384007)
 
 
+# Breaks when the reason is not the one that ended the passes, or stays that of an earlier fit.
+def test_why_it_stopped() -> None:
+    digits = load_digits().data
+    kmeans = KMeans(10, init=digits[:10], tol=0).fit(digits)
+    assert kmeans.stop_reason_.startswith("converged: no centroid moves any more")
+    kmeans.set_params(tol=0.01).fit(digits)
+    assert kmeans.stop_reason_ == "the centroid shift fell to tol"
+    kmeans.set_params(tol=0, max_iter=3).fit(digits)
+    assert kmeans.stop_reason_ == "all epochs are done (3), and centroids still move"
+
+
 # Breaks when a weight is left out of a mean, an inertia or a count of what came before.
 @on_data_sets
 def test_weights_are_scikit_learn_s(data: DataSet) -> None:

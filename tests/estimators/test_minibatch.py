@@ -67,6 +67,32 @@ def test_counts_grow_beyond_float32() -> None:
     assert kmeans.cluster_centers_[0, 0] == np.float32(3 * 2.0**22 / (n_rows + 3))
 
 
+# Breaks when the reason is not the one that ended the passes, or stays that of an earlier fit.
+def test_why_it_stopped() -> None:
+    digits = load_digits().data
+    kmeans = MiniBatchKMeans(10, init=digits[:10], rate="mean", max_iter=50, batch_size=100)
+    kmeans.set_params(random_state=0, max_no_improvement=None, min_gain=0.01).fit(digits)
+    assert kmeans.stop_reason_ == "the last epoch lowered the inertia by no more than min-gain"
+    assert 1 < kmeans.n_iter_ < 50
+    assert kmeans.n_steps_ == 18 * kmeans.n_iter_
+    kmeans.set_params(min_gain=0, max_no_improvement=3).fit(digits)
+    assert "for max-no-improvement steps" in kmeans.stop_reason_
+    kmeans.set_params(max_iter=1, max_no_improvement=None).fit(digits)
+    assert kmeans.stop_reason_ == "all epochs are done (1)"
+    # What came last was no fit.
+    assert not hasattr(MiniBatchKMeans(10).partial_fit(digits), "stop_reason_")
+
+
+# Breaks when the end of a run is not said in scikit-learn's words, nor the pass that gained little.
+def test_verbose_says_that_a_pass_gained_little(capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.array([[0.0], [2.0], [10.0], [12.0]])
+    kmeans = MiniBatchKMeans(2, init=x[[0, 2]], rate="mean", max_iter=9, verbose=1, random_state=0)
+    kmeans.set_params(max_no_improvement=None).fit(x)
+    said = f"Converged (small gain of pass {kmeans.n_iter_ - 1}) at step {kmeans.n_steps_}\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert kmeans.n_iter_ < 9
+
+
 # Breaks when a weight is left out of a mean, an inertia or a count of what came before.
 @on_data_sets
 def test_weights_are_scikit_learn_s(data: DataSet) -> None:

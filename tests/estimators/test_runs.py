@@ -40,8 +40,9 @@ def test_load_run_is_the_estimator_that_wrote_it(
     fitted = estimator(5, random_state=3, run_dir=tmp_path / "run", **settings).fit(x)
     loaded = load_run(tmp_path / "run")
     assert type(loaded) is estimator
-    for name in ("cluster_centers_", "counts_", "n_iter_", "n_features_in_"):
+    for name in ("cluster_centers_", "counts_", "n_iter_", "stop_reason_"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(fitted, name))
+    assert loaded.n_features_in_ == 4
     np.testing.assert_array_equal(loaded.predict(x), fitted.labels_)
     np.testing.assert_array_equal(loaded.transform(x), fitted.transform(x))
     np.testing.assert_array_equal(loaded.to_sklearn().predict(x), fitted.to_sklearn().predict(x))

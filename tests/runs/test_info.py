@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from streamkm import load_run
 from streamkm.runs.storage.model import load_model
+from streamkm.runs.storage.model_file import read_model_file, write_model_file
 from streamkm.runs.storage.run_folder import RunFolder
 from tests.runs.helpers import cli
 
@@ -37,12 +39,24 @@ def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     sizes = sorted(model.counts_K.tolist())
     # Of the 200 rows of two clusters one has 100 in the median, whatever their sizes.
     assert f"sizes        {sizes[0]} least, 100 median, {sizes[1]} most, 0 clusters" in out
-    assert "steps        10 in 1 epoch" in out
+    assert "steps        10 in 1 epoch\nstopped      all epochs are done (1)" in out
     assert re.search("^batch-rows +20$", out, re.MULTILINE)
     assert "n-init" not in out  # as by default
     (run / "model.safetensors").unlink()
     assert cli("info", run) == 0
     assert "unfinished   step-00000022: close, epoch 1, batch 10" in capsys.readouterr().out
+
+
+# Breaks when a model of before the reason was kept is refused.
+def test_a_run_of_before_reasons_were_kept_says_so(x, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli("fit", x, "--k", 2, "--out", run) == 0
+    tensors, about = read_model_file(run)
+    del about["figures"]["stop_reason"]
+    write_model_file(run / "model.safetensors", tensors, about)
+    assert cli("info", run) == 0
+    assert "stopped      not recorded: an older version" in capsys.readouterr().out
+    assert load_run(run).stop_reason_.startswith("not recorded")
 
 
 def test_info_tells_who_is_working_on_a_run(x, tmp_path, capsys):

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from streamkm.clustering.algorithm import closing_algorithm, make_algorithm
+from streamkm.clustering.algorithm import closing_algorithm, make_algorithm, stop_reason
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import Scaling
-from streamkm.clustering.state import STOP_REASONS
 from streamkm.runs.engine.announcer import Announcer
 from streamkm.runs.engine.keeper import Keeper
 from streamkm.runs.engine.passes import open_passes
@@ -87,11 +86,10 @@ class Attempt:
             if self._phase == "close":
                 with self._announcer.phase("close"):
                     self._close(slots, state, scaling)
-        all_done = f"all epochs are done ({self._plan.config.epochs:,})"
-        if not ALGORITHMS[self._plan.config.algorithm].closes:
-            all_done += ", and centroids still move"
-        self._announcer.conclude(self._keeper.now, STOP_REASONS.get(int(state.stop), all_done))
-        return self._model(state, scaling)
+        config = self._plan.config
+        reason = stop_reason(int(state.stop), config.algorithm, config.epochs)
+        self._announcer.conclude(self._keeper.now, reason)
+        return self._model(state, scaling, stop_reason=reason)
 
     def seed(self) -> Model:
         """Find the first centroids only, and return them as a model that counts no row."""
@@ -248,8 +246,10 @@ class Attempt:
     def _phase(self) -> str:
         return self._keeper.now.cursor.phase
 
-    def _model(self, state: KMeansState, scaling: Scaling) -> Model:
+    def _model(self, state: KMeansState, scaling: Scaling, **more: str) -> Model:
+        """The model of `state`, with `more` figures."""
         plan = self._plan
+        figures = model_figures(state, scaling, plan.reading, plan.config, plan.source.spec.dtype)
         return Model(
             state.centroids_KD,
             state.counts_K,
@@ -258,6 +258,6 @@ class Attempt:
             scaling,
             plan.config.as_dict(),
             self._keeper.now.settled_inertia(),
-            model_figures(state, scaling, plan.reading, plan.config, plan.source.spec.dtype),
+            figures | more,
             plan.source.spec.feature_names,
         )

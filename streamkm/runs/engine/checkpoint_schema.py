@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from streamkm.clustering.scaling import RunningMoments
@@ -18,8 +19,6 @@ from streamkm.runs.engine.snapshot import Cursor
 
 if TYPE_CHECKING:
     from typing import TypeAlias
-
-    import numpy as np
 
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.storage.checkpoint import Checkpoint
@@ -44,14 +43,15 @@ _GROUPS = {
 def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
     """Check that the run of `plan` could have saved `checkpoint`.
 
-    A checkpoint from before clusters could forget rows gets the mass of all rows first.
+    A checkpoint from before clusters could forget rows gets the mass of all rows first, one from
+    before epochs were compared an unknown inertia of the epoch before.
 
     Raises
     ------
     KeyError, TypeError, ValueError
         If it could not.
     """
-    _add_mass_(checkpoint.tensors)
+    _add_newer_(checkpoint.tensors)
     cursor = _cursor(checkpoint, plan)
     must, may = _groups(cursor, plan)
     found = {name.partition(".")[0] for name in checkpoint.tensors}
@@ -70,11 +70,12 @@ def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
         raise TypeError("its environment holds a value that is no text")
 
 
-def _add_mass_(tensors: dict[str, np.ndarray]) -> None:
+def _add_newer_(tensors: dict[str, np.ndarray]) -> None:
     counts_K, weights_K = tensors.get("state.counts_K"), tensors.get("state.weights_K")
     if counts_K is not None and weights_K is not None:
         whole_K = weights_K if weights_K.size else counts_K
         tensors.setdefault("state.mass_K", whole_K.astype("float64"))
+        tensors.setdefault("state.former_inertia", np.array(np.nan))
 
 
 def _compare(tensors: dict[str, np.ndarray], expected: Demand, plan: FitPlan) -> None:

@@ -16,6 +16,7 @@ from streamkm.errors import RunError
 from streamkm.files import write_atomically
 from streamkm.runs.storage.model_file import (
     MODEL,
+    NEWER_FIGURES,
     centroids_are_whole,
     read_model_file,
     write_model_file,
@@ -54,7 +55,8 @@ class Model:
     bound of it. None for minibatch without a closing pass."""
     figures: dict[str, Any]
     """``n_iter`` (epochs), ``n_steps`` (updates), ``epoch_inertia`` (of the last of those epochs,
-    with each batch's distances taken before its update) and ``dtype`` (of the data)."""
+    with each batch's distances taken before its update), ``dtype`` (of the data) and
+    ``stop_reason`` (why training ended, in words; models that no run has trained have none)."""
     feature_names: tuple[str, ...] = ()
     """Names of the features; empty if the data had none."""
 
@@ -155,7 +157,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
                 keeps_units=settings["scale"] == "none",
             ),
             settings=settings,
-            figures=about["figures"],
+            figures=NEWER_FIGURES | about["figures"],
             inertia=about["inertia"],
             feature_names=_names(about, tensors["centroids"].shape[1]),
         )

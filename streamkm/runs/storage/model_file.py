@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODEL",
+    "NEWER_FIGURES",
     "DamagedModelError",
     "centroids_are_whole",
     "read_model_file",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 FORMAT, METADATA = "2", "streamkm"
+
+#: Figures that older versions did not write, and what is said in their place.
+NEWER_FIGURES = {"stop_reason": "not recorded: an older version of streamkm made this run"}
 
 
 class DamagedModelError(RunError):

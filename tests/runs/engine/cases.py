@@ -68,6 +68,8 @@ CASES = [
     Case("minibatch, stopped by tol", {"epochs": 9, "tol": 2e-3, "init": "random"}),
     Case("minibatch, stopped by inertia",
          {"epochs": 9, "max_no_improvement": 4, "init": "random"}),
+    Case("minibatch, stopped by gain",
+         {"epochs": 9, "rate": "mean", "min_gain": 0.1, "init": "random"}),
     Case("minibatch, no closing pass", {"epochs": 2, "closing_pass": False}),
     # Closing passes that find ever more rows for clusters, and some that find none.
     Case("minibatch, few distinct rows", {"epochs": 1}, starts_far=True, few_distinct=True),

@@ -43,6 +43,22 @@ def test_a_checkpoint_of_other_tensors_is_damaged_and_the_one_before_taken(folde
         shutil.rmtree(folder / f"step-{step:08d}")
 
 
+# Breaks when a run of before clusters could forget rows, or before epochs were compared, cannot go
+# on: what it lacks follows from what it has, or is not known.
+def test_a_checkpoint_of_before_a_tensor_was_saved_gets_it(folder):
+    before = snapshots()["train"]
+    tensors = before.tensors()
+    mass_K = tensors["state.counts_K"].astype(np.float64)
+    for name in ("state.mass_K", "state.former_inertia"):
+        del tensors[name]
+    manifest = {**before.manifest(), "environment": {"device": "cpu"}}
+    save_checkpoint(folder, 1, tensors, manifest, keep=9)
+    state = restored(folder).state
+    assert state is not None
+    assert np.array_equal(state.mass_K.numpy(), mass_K)
+    assert state.former_inertia.isnan()
+
+
 # Breaks when a run goes on from a stage of another plan, such as the local search that once stood
 # in this place.
 def test_a_checkpoint_from_another_stage_is_damaged(folder):
