@@ -13,7 +13,7 @@ are made from the field (see `streamkm.settings`). Rules between several setting
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamkm.errors import ConfigError, Option
@@ -232,7 +232,7 @@ class FitConfig:
         """The same settings with nothing left open, for an array of this shape."""
         batch_rows = self.batch_rows or default_batch_rows(n_rows, n_features)
         return ResolvedFitConfig(
-            **asdict(self)
+            **self.as_dict()
             | {
                 "epochs": self.epochs or self._entry.epochs,
                 "batch_rows": min(batch_rows, n_rows),
@@ -258,7 +258,8 @@ class FitConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings by name, as plain values for JSON."""
-        return asdict(self)
+        # Not `asdict`, which copies every value: none can be changed.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @config_class

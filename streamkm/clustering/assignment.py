@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from streamkm.clustering.batch import MOST_SQ_NORM
-from streamkm.kernels import Assignment, Rows, Sums, TwoNearest, add_by_label, sq_distances_to
+from streamkm.kernels import Assignment, Rows, Sums, TwoNearest, mass_by_label, sq_distances_to
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
@@ -80,7 +80,7 @@ def nearest_and_sums(
     (k, n_features), weights_B = centroids_KD.shape, batch.weights_B
     sums_KD = centroids_KD.new_zeros((k + 1, n_features), dtype=torch.float64)
     counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
-    shares_B, unit = _shares(batch)
+    shares_B, unit = batch.shares
     if batch.lies_in_window:
         assignment = _nearest_in_window_(kernel, batch, centroids_KD, exact=exact)
         labels_B = assignment.labels_B
@@ -102,15 +102,10 @@ def nearest_and_sums(
         if exact:
             sq_distances_B = _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD)
         assignment = Assignment(labels_B, sq_distances_B)
+    sums, counts_K = Sums(sums_KD[:k], unit), counts_K[:k]
     if weights_B is None:
-        no_weights = sums_KD.new_zeros(0)
-        return assignment, BatchSums(Sums(sums_KD[:k], unit), counts_K[:k], no_weights)
-    counts_K[k] = len(weights_B) - counts_K[:k].sum()
-    labels_B = assignment.labels_B.masked_fill(weights_B == 0, k)
-    weights_K1 = weights_B.new_zeros((k + 1, 1))
-    add_by_label(weights_B[:, None], labels_B, counts_K, weights_K1)
-    sums = Sums(sums_KD[:k], unit)
-    return assignment, BatchSums(sums, counts_K[:k], weights_K1[:k, 0])
+        return assignment, BatchSums(sums, counts_K, sums_KD.new_zeros(0))
+    return assignment, BatchSums(sums, counts_K, mass_by_label(weights_B, assignment.labels_B, k))
 
 
 def sums_by_label(
@@ -122,7 +117,7 @@ def sums_by_label(
     counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
     if batch.left_out_B is not None:
         labels_B = labels_B.masked_fill(batch.left_out_B, k)
-    shares_B, unit = _shares(batch)
+    shares_B, unit = batch.shares
     kernel.accumulate(batch.x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K, shares_B=shares_B)
     return Sums(sums_KD[:k], unit).wide()
 
@@ -166,17 +161,3 @@ def _exact(
     if kernel.distances_cancel:
         return sq_distances_to(batch.x_BD, labels_B, centroids_KD)
     return sq_distances_B.double()
-
-
-def _shares(batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Weights divided by a unit, and the unit, float64.
-
-    The unit is a power of two just above the largest weight: sums of weights of any size fit
-    float64, and dividing by it rounds nothing.
-    """
-    weights_B = batch.weights_B
-    if weights_B is None:
-        return None, torch.ones((), dtype=torch.float64, device=batch.x_ND.device)
-    _, exponent = torch.frexp(weights_B.max())
-    unit = torch.exp2(exponent.double())
-    return weights_B / unit, unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -52,4 +53,22 @@ class Batch:
     @property
     def left_out_B(self) -> torch.Tensor | None:
         """True for rows that no cluster counts: dropped rows and rows of weight 0."""
-        return self.dropped_B if self.weights_B is None else self.weights_B == 0
+        return self.dropped_B if self.weights_B is None else self._weightless_B
+
+    @cached_property
+    def shares(self) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Weights divided by a unit, or None without weights; and the unit, float64.
+
+        The unit is a power of two just above the largest weight: sums of weights of any size fit
+        float64, and dividing by it rounds nothing.
+        """
+        if self.weights_B is None:
+            return None, torch.ones((), dtype=torch.float64, device=self.x_ND.device)
+        _, exponent = torch.frexp(self.weights_B.max())
+        unit = torch.exp2(exponent.double())
+        return self.weights_B / unit, unit
+
+    @cached_property
+    def _weightless_B(self) -> torch.Tensor:
+        assert self.weights_B is not None
+        return self.weights_B == 0

@@ -55,6 +55,9 @@ def _is_init(value: Any) -> bool:
     return callable(value) or hasattr(value, "__len__")
 
 
+#: The greatest seed that NumPy's generator takes.
+LARGEST_SEED = 2**32 - 1
+
 #: Stands for a parameter that only the other estimator has.
 _ABSENT = object()
 
@@ -176,10 +179,10 @@ def draw_seed(random_state: Any) -> int:
     None draws from NumPy's global generator, as everywhere in scikit-learn. The system seeds that
     generator, unless the user has.
     """
-    generator = check_random_state(random_state)
-    if isinstance(random_state, Integral):
+    if isinstance(random_state, Integral) and 0 <= int(random_state) <= LARGEST_SEED:
         return int(random_state)
-    return int(generator.randint(np.iinfo(np.int32).max))
+    # It refuses other integers, and what is no generator.
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
 def execution_config(

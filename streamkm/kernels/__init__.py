@@ -14,10 +14,10 @@ from streamkm.kernels.ops.distances import (
 )
 from streamkm.kernels.ops.gather import gather
 from streamkm.kernels.ops.moments import Moments, moments_in_parts
-from streamkm.kernels.ops.move import Sums, move_points_
+from streamkm.kernels.ops.move import Sums, means_of, move_points_
 from streamkm.kernels.ops.normalize import normalize_, normalized
 from streamkm.kernels.ops.offer import OfferedRows, Reservoir, offer_
-from streamkm.kernels.reference import add_by_label
+from streamkm.kernels.reference import add_by_label, mass_by_label
 from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 
 __all__ = [
@@ -37,6 +37,8 @@ __all__ = [
     "instruction_sets",
     "kernel_notes",
     "make_kernel",
+    "mass_by_label",
+    "means_of",
     "moments_in_parts",
     "move_points_",
     "normalize_",

@@ -25,7 +25,7 @@ from streamkm.kernels.precision import full_precision
 if TYPE_CHECKING:
     from streamkm.kernels.base import KernelRequest
 
-__all__ = ["ReferenceKernel", "add_by_label"]
+__all__ = ["ReferenceKernel", "add_by_label", "mass_by_label"]
 
 #: Bytes of the scores of one tile, at most: on a CPU a core's share of the cache, on a GPU
 #: enough to keep it busy.
@@ -205,3 +205,14 @@ def add_by_label(
     sums_KD += torch.segment_reduce(
         x_BD.index_select(0, order_B), "sum", lengths=counts_K, axis=0, unsafe=True
     )
+
+
+def mass_by_label(weights_B: torch.Tensor, labels_B: torch.Tensor, k: int) -> torch.Tensor:
+    """Sum of the weights of each of `k` labels, added in the same order on every call."""
+    if weights_B.device.type == "cpu":
+        return torch.bincount(labels_B, weights_B, minlength=k)
+    counts_K = torch.zeros(k, dtype=torch.int64, device=labels_B.device)
+    counts_K.index_add_(0, labels_B, torch.ones_like(labels_B))  # whole numbers: in any order
+    mass_K1 = weights_B.new_zeros((k, 1))
+    add_by_label(weights_B[:, None], labels_B, counts_K, mass_K1)
+    return mass_K1[:, 0]

@@ -210,7 +210,7 @@ class ReadingPlan:
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Blocks in order of use; rows of each window; first batch of each, and the total."""
         blocks = np.arange(self.n_blocks)
-        if self.seed is not None:
+        if self.seed is not None and self.n_blocks > 1:
             blocks = _rng(self.seed, _BLOCK_ORDER, epoch).permutation(blocks)
         lengths = np.minimum(self.block_rows, self.n_rows - blocks * self.block_rows)
         window_starts = np.arange(0, self.n_blocks, self.window_blocks)

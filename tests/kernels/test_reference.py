@@ -8,7 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkm.kernels.reference import MIN_TILE_ROWS, TILE_BYTES, ReferenceKernel
+from streamkm.kernels.reference import (
+    MIN_TILE_ROWS,
+    TILE_BYTES,
+    ReferenceKernel,
+    mass_by_label,
+)
 from tests.kernels.contract import (
     KernelContract,
     MakeKernel,
@@ -64,3 +69,9 @@ def test_tiles_fit_the_cache_down_to_a_least(k: int) -> None:
     assert MIN_TILE_ROWS <= rows <= 16384
     assert rows * k * 4 <= max(TILE_BYTES["cpu"], MIN_TILE_ROWS * k * 4)
     assert ReferenceKernel.tile_rows(3, k, torch.float32, CPU) == 3
+
+
+# Breaks when a label without a row has no place in the masses, or a weight goes elsewhere.
+def test_mass_of_each_label() -> None:
+    weights, labels = torch.tensor([0.5, 2, 0, 4], dtype=torch.float64), torch.tensor([1, 0, 2, 1])
+    assert mass_by_label(weights, labels, 4).tolist() == [2, 4.5, 0, 0]

@@ -10,7 +10,7 @@ import torch
 from streamkm.clustering.assignment import nearest_and_sums
 from streamkm.clustering.batch import Batch
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
-from streamkm.kernels import normalized
+from streamkm.kernels import means_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +55,17 @@ class SamplePass:
         spherical: bool = False,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
-        self._sample, self._kernel, self._batch_rows = sample, kernel, batch_rows
-        self._spherical, self._pause = spherical, pause
+        self._sample, self._kernel, self._spherical, self._pause = sample, kernel, spherical, pause
+        weights_S = sample.weights_S
+        self._batches = [
+            Batch(
+                sample.x_SD[rows],
+                sample.sq_norms_S[rows],
+                None,
+                weights_B=None if weights_S is None else weights_S[rows],
+            )
+            for rows in sample.batches(batch_rows)
+        ]
 
     def after(
         self, centroids_KD: torch.Tensor, generator: torch.Generator, *, exact: bool = False
@@ -66,33 +75,22 @@ class SamplePass:
         Without `exact`, distances are good enough to choose a centroid by, not to compare costs of
         rows that lie far from the origin.
         """
-        sample, labels, distances = self._sample, [], []
-        sums_KD = torch.zeros_like(centroids_KD, dtype=torch.float64)
-        mass_K = sums_KD.new_zeros(len(centroids_KD))
-        for rows in sample.batches(self._batch_rows):
-            weights_B = None if sample.weights_S is None else sample.weights_S[rows]
-            batch = Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
+        sample, labels, distances, sums, masses = self._sample, [], [], [], []
+        for batch in self._batches:
             assignment, found = nearest_and_sums(
                 self._kernel, batch, centroids_KD, spherical=False, exact=exact
             )
             labels.append(assignment.labels_B)
             distances.append(assignment.sq_distances_B)
-            sums_KD += found.sums.wide()
-            mass_K += found.counts_K if weights_B is None else found.weights_K
+            sums.append(found.sums.wide())
+            masses.append(found.counts_K.double() if batch.weights_B is None else found.weights_K)
             self._pause()
+        sums_KD, mass_K = _added(sums), _added(masses)
         sq_distances_S = _joined(distances).to(sample.x_SD.dtype)
-        after_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
-        after_KD, is_empty_K = after_KD.to(centroids_KD.dtype), mass_K == 0
-        stays_K = (sums_KD == 0).all(dim=1) if self._spherical else is_empty_K
-        some_stay = bool(stays_K.any())
-        if some_stay:
-            after_KD = torch.where(stays_K[:, None], centroids_KD, after_KD)
+        after_KD, gain = means_of(sums_KD, mass_K, centroids_KD, spherical=self._spherical)
         cost = sample.total(sq_distances_S)
-        # |x - c|^2 - |x - c'|^2 = (c' - c) . (2 x - c - c'), summed over the rows of a cluster.
-        before_KD, wide_KD = centroids_KD.double(), after_KD.double()
-        from_both_KD = 2 * sums_KD - mass_K[:, None] * (before_KD + wide_KD)
-        gain = ((wide_KD - before_KD) * from_both_KD).sum()
-        if some_stay:
+        is_empty_K = mass_K == 0
+        if bool(is_empty_K.any()):
             self._fill_(after_KD, is_empty_K, sample.weighted(sq_distances_S), generator)
         return Moved(after_KD, mass_K, _joined(labels), sq_distances_S, cost, cost - gain)
 
@@ -114,6 +112,14 @@ class SamplePass:
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     """The `parts` one after the other; the only one itself."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _added(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The sum of the `parts` in order; the only one itself."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 class SampleLloyd:

@@ -117,6 +117,8 @@ struct MoveJob {
     const bool* touched;   // k: which centroids move
     T* centroids;          // k x n_features
     double* sq_steps;      // k, to be filled: squared distance that each centroid moved
+    double* gains;         // k, to be filled, or null: how much less the squared distances of the
+                           // rows, `sums` in all, are to the moved centroid
     int64_t n_features;
     bool spherical;        // whether a centroid is the direction of its sum, not the mean
 };

@@ -214,11 +214,11 @@ PyObject* py_sq_distances(PyObject*, PyObject* args) {
 
 PyObject* py_move(PyObject*, PyObject* args) {
     int set, is_double, n_threads, spherical;
-    unsigned long long sums, kept, added, masses, touched, centroids, sq_steps;
+    unsigned long long sums, kept, added, masses, touched, centroids, sq_steps, gains;
     double unit;
     long long n_features, k;
-    if (!PyArg_ParseTuple(args, "iiKKKdKKKKLLpi", &set, &is_double, &sums, &kept, &added, &unit, &masses,
-                          &touched, &centroids, &sq_steps, &k, &n_features, &spherical,
+    if (!PyArg_ParseTuple(args, "iiKKKdKKKKKLLpi", &set, &is_double, &sums, &kept, &added, &unit, &masses,
+                          &touched, &centroids, &sq_steps, &gains, &k, &n_features, &spherical,
                           &n_threads)) {
         return nullptr;
     }
@@ -228,13 +228,13 @@ PyObject* py_move(PyObject*, PyObject* args) {
         shift = move(instruction_sets[set].of_double,
                      MoveJob<double>{at<double>(sums), at<double>(kept), at<double>(added), unit, at<double>(masses),
                                      at<bool>(touched), at<double>(centroids), at<double>(sq_steps),
-                                     n_features, spherical != 0},
+                                     at<double>(gains), n_features, spherical != 0},
                      k, n_threads);
     } else {
         shift = move(instruction_sets[set].of_float,
                      MoveJob<float>{at<double>(sums), at<double>(kept), at<double>(added), unit, at<double>(masses),
                                     at<bool>(touched), at<float>(centroids), at<double>(sq_steps),
-                                    n_features, spherical != 0},
+                                    at<double>(gains), n_features, spherical != 0},
                      k, n_threads);
     }
     Py_END_ALLOW_THREADS;

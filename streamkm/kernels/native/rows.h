@@ -222,6 +222,7 @@ INLINE double divisor_of(const MoveJob<T>& job, int64_t cluster) {
 template <class T>
 void move_cluster(const MoveJob<T>& job, int64_t cluster) {
     job.sq_steps[cluster] = 0;
+    if (job.gains != nullptr) job.gains[cluster] = 0;
     if (!job.touched[cluster]) return;
     double* __restrict const sum = job.sums + cluster * job.n_features;
     T* __restrict const centroid = job.centroids + cluster * job.n_features;
@@ -234,6 +235,11 @@ void move_cluster(const MoveJob<T>& job, int64_t cluster) {
     }
     const double divisor = divisor_of(job, cluster);
     if (divisor == 0) return;
+    // |x - c|^2 - |x - c'|^2 = (c' - c) . (2 x - c - c'), summed over the rows of the cluster.
+    for (int64_t feature = 0; job.gains != nullptr && feature < job.n_features; ++feature) {
+        const double from = centroid[feature], to = static_cast<T>(sum[feature] / divisor);
+        job.gains[cluster] += (to - from) * (2 * sum[feature] - job.masses[cluster] * (from + to));
+    }
     const auto step = [=](int64_t feature) __attribute__((always_inline)) {
         const T moved = static_cast<T>(sum[feature] / divisor);
         const double difference = moved - centroid[feature];

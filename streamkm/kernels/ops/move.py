@@ -13,7 +13,7 @@ import torch
 from streamkm.kernels.extension import address, instruction_sets, n_threads_for
 from streamkm.kernels.ops.normalize import normalized
 
-__all__ = ["Sums", "move_points_"]
+__all__ = ["Sums", "means_of", "move_points_"]
 
 #: Cost of moving one feature of a point, above all a division, in products.
 MOVE_PRODUCTS = 32
@@ -67,8 +67,7 @@ def move_points_(
     Tensor of shape (), float64
         Sum of the squared distances that points moved.
     """
-    lie_ready = points_KD.is_contiguous() and sums_KD.is_contiguous()
-    if sums_KD.device.type == "cpu" and lie_ready and instruction_sets():
+    if _can_move(points_KD, sums_KD):
         return _compiled_(points_KD, sums_KD, masses_K, touched_K, spherical, added, kept_K)
     if added is not None:
         if kept_K is not None:
@@ -85,14 +84,42 @@ def move_points_(
     return shift
 
 
+def means_of(
+    sums_KD: torch.Tensor, masses_K: torch.Tensor, points_KD: torch.Tensor, *, spherical: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The means of clusters whose points were `points_KD`, and what that gains, float64.
+
+    The gain is how much less the squared distances of the rows of each cluster are, in all, to
+    their mean than to the point. Parameters are those of `move_points_`. A cluster of mass 0 keeps
+    its point.
+    """
+    means_KD, touched_K = points_KD.clone(memory_format=torch.contiguous_format), masses_K > 0
+    if _can_move(means_KD, sums_KD):
+        gains_K = torch.empty_like(masses_K, dtype=torch.float64)
+        _compiled_(means_KD, sums_KD, masses_K, touched_K, spherical, gains_K=gains_K)
+        return means_KD, gains_K.sum()
+    move_points_(means_KD, sums_KD, masses_K, touched_K, spherical=spherical)
+    # |x - c|^2 - |x - c'|^2 = (c' - c) . (2 x - c - c'), summed over the rows of a cluster.
+    from_KD, to_KD = points_KD.double(), means_KD.double()
+    from_both_KD = 2 * sums_KD - masses_K[:, None] * (from_KD + to_KD)
+    return means_KD, ((to_KD - from_KD) * from_both_KD).sum()
+
+
+def _can_move(points_KD: torch.Tensor, sums_KD: torch.Tensor) -> bool:
+    """Whether there is compiled code for these tensors."""
+    lie_ready = points_KD.is_contiguous() and sums_KD.is_contiguous()
+    return sums_KD.device.type == "cpu" and lie_ready and bool(instruction_sets())
+
+
 def _compiled_(
     points_KD: torch.Tensor,
     sums_KD: torch.Tensor,
     masses_K: torch.Tensor,
     touched_K: torch.Tensor,
     spherical: bool,
-    added: Sums | None,
-    kept_K: torch.Tensor | None,
+    added: Sums | None = None,
+    kept_K: torch.Tensor | None = None,
+    gains_K: torch.Tensor | None = None,
 ) -> torch.Tensor:
     best, masses_K = instruction_sets()[0], masses_K.double()
     added_KD = None if added is None else added.sums_KD.double().contiguous()
@@ -108,6 +135,7 @@ def _compiled_(
         touched_K.data_ptr(),
         points_KD.data_ptr(),
         sq_steps_K.data_ptr(),
+        address(gains_K),
         *points_KD.shape,
         spherical,
         n_threads_for(points_KD.numel() * MOVE_PRODUCTS),

@@ -40,6 +40,8 @@ class Announcer:
 
     def introduce(self) -> None:
         """Say what is clustered, under which settings, on which device, in how much memory."""
+        if self.progress.is_silent:
+            return
         plan, config, say = self._plan, self._plan.config, self.progress.say
         self.progress.introduce(plan.source, kernel_notes(plan.execution.kernel, plan.device))
         if plan.weights is not None:
@@ -86,7 +88,8 @@ class Announcer:
 
     def report(self, now: Snapshot) -> None:
         """Show and record the figures of `now`, and the share of rows rechecked."""
-        self.progress.report({**now.figures(), **self._kernel.rechecked()})
+        if not self.progress.is_silent:  # Fetching the figures waits for the device.
+            self.progress.report({**now.figures(), **self._kernel.rechecked()})
 
     def probed(self, probe: Probe) -> None:
         """Say and record what `probe` found; `conclude` compares the passes with it."""
@@ -99,6 +102,8 @@ class Announcer:
 
     def conclude(self, now: Snapshot, reason: str) -> None:
         """Say how the run ended, what came out and where the time went."""
+        if self.progress.is_silent:
+            return
         figures, say, assigned = final_figures(now), self.progress.say, self._kernel.assigned
         timing = stage_figures(self._times, self._probe, self._clock, assigned)
         self.progress.record({"phase": "end", "stopped_by": reason, **figures, **timing})

@@ -14,6 +14,7 @@ from streamkm.errors import Interrupted, Option, StorageError
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
 from streamkm.runs.engine.snapshot import Snapshot
 from streamkm.runs.reporting.bad_rows import non_finite_error
+from streamkm.runs.storage.checkpoint import NoCheckpoints
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from streamkm.runs.engine.snapshot import Cursor
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.runs.storage.checkpoint import Checkpointer, NoCheckpoints
+    from streamkm.runs.storage.checkpoint import Checkpointer
 
 __all__ = ["Keeper"]
 
@@ -106,6 +107,8 @@ class Keeper:
         now = self.now
         if now.state is not None:
             self.check_dropped(now.state.n_dropped)
+        if isinstance(self._checkpoints, NoCheckpoints):
+            return None
         manifest = {**now.manifest(), "environment": self._announcer.environment}
         return self._checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
 

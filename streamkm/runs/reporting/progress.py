@@ -73,6 +73,11 @@ class Progress:
             self._metrics.close()
             self._metrics = None
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing that is said or recorded reaches anybody."""
+        return self._quiet and self._metrics is None
+
     def say(self, message: str) -> None:
         """Write one line on stderr: above a terminal's bar, or after the time in a log."""
         if self._quiet:
@@ -106,16 +111,16 @@ class Progress:
         self._done = self._before = done
         self._began, self._bytes_before = time.monotonic(), times.bytes_read
         self._unit = unit
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=phase,
-            unit=unit,
-            unit_scale=True,
-            dynamic_ncols=True,
-            leave=False,
-            disable=not self._on_terminal,
-        )
+        if self._on_terminal:
+            self._bar = tqdm(
+                total=total,
+                initial=done,
+                desc=phase,
+                unit=unit,
+                unit_scale=True,
+                dynamic_ncols=True,
+                leave=False,
+            )
 
     def advance(self, n_rows: int) -> None:
         """Count `n_rows` more units as done."""

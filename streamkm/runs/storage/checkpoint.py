@@ -164,16 +164,6 @@ class NoCheckpoints:
         """Never due."""
         return False
 
-    def save(
-        self,
-        _step: int,
-        _tensors: dict[str, np.ndarray],
-        _manifest: dict[str, Any],
-        *,
-        is_last: bool = False,
-    ) -> None:
-        """Save nothing."""
-
 
 def save_checkpoint(
     directory: Path,

@@ -8,7 +8,7 @@ from typing import Self
 import pytest
 import torch
 
-from streamkm.kernels import Sums, move_points_
+from streamkm.kernels import Sums, means_of, move_points_
 from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.ops import move as module
 
@@ -130,3 +130,27 @@ def test_bits_do_not_depend_on_threads(monkeypatch) -> None:
 def test_sums_are_the_same_however_often_they_are_asked_for(dtype: torch.dtype) -> None:
     sums = Sums(torch.ones((2, 3), dtype=dtype), torch.tensor(4.0, dtype=torch.float64))
     assert sums.wide().tolist() == sums.wide().tolist() == [[4.0] * 3] * 2
+
+
+# Breaks when the gain is not the rows' own: it must hold where no mean is exact, for directions
+# as for means, and a cluster without a row must gain nothing.
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_extension), False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("spherical", [False, True])
+def test_means_gain_what_rows_are_nearer_to_them(monkeypatch, compiled, dtype, spherical) -> None:
+    if not compiled:
+        monkeypatch.setattr(module, "instruction_sets", tuple)
+    generator = torch.Generator().manual_seed(0)
+    x_BD = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    labels_B, points_KD = torch.arange(50) % 4, torch.eye(5, 3).to(dtype)
+    sums_KD = torch.zeros(5, 3, dtype=torch.float64).index_add_(0, labels_B, x_BD)
+    masses_K = torch.bincount(labels_B, minlength=5).double()
+    means_KD, gain = means_of(sums_KD, masses_K, points_KD, spherical=spherical)
+    assert means_KD.dtype == dtype
+    assert torch.equal(means_KD[4], points_KD[4])
+    assert torch.equal(points_KD, torch.eye(5, 3).to(dtype))
+    before, after = ((x_BD - p_KD[labels_B]).square().sum() for p_KD in (points_KD, means_KD))
+    assert float(gain) == pytest.approx(float(before - after), rel=1e-12)
+    if not spherical:
+        expected_KD = (sums_KD[:4] / masses_K[:4, None]).to(dtype)
+        assert torch.equal(means_KD[:4], expected_KD)
