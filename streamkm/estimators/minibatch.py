@@ -64,9 +64,9 @@ class MiniBatchKMeans(BaseKMeans):
         ``"auto"`` is scikit-learn's 10 if `max_iter` is more than 1, else off: one pass is made to
         its end.
     rate : {"annealed", "mean"}, default="annealed"
-        How many rows a centroid is the mean of during `fit`. ``"annealed"``: at most 4 at first,
+        How many rows a centroid is the mean of during `fit`. ``"annealed"``: at most 16 at first,
         rising to 4 times the square root of the rows that an average cluster gets in the run, or in
-        10 of its passes; a centroid of the seeding counts as 4 rows. ``"mean"``: all rows so far,
+        10 of its passes; a centroid of the seeding counts as 16 rows. ``"mean"``: all rows so far,
         as in scikit-learn and in `partial_fit`.
     init_size : int or None, default=None
         Without effect, with a warning: the shape of X and `n_clusters` decide how many rows seeding
