@@ -8,7 +8,7 @@ Sculley 2010). That is scikit-learn's update. It also remembers the rows that ca
 centroids were still wrong, and more epochs hardly mend that.
 
 ``annealed`` remembers at most m rows, so that a row moves its centroid by 1 / m at least; m begins
-at `FIRST_MEMORY` and rises in geometric progression to `FIRST_MEMORY` times the square root of
+at `FIRST_MEMORY` and rises in geometric progression to `LAST_MEMORY` times the square root of
 the rows that an average cluster gets in the run, or in its first `ANNEALED_EPOCHS`. Short memories
 shake the centroids out of poor arrangements, long ones let them settle, as in simulated annealing.
 The centroids of the seeding count as `FIRST_MEMORY` rows. Rejected, since they end higher on
@@ -50,8 +50,11 @@ __all__ = ["MiniBatch"]
 #: The greatest int64, in which steps are counted.
 MOST_STEPS = 2**63 - 1
 
-#: Rows that a cluster remembers at first. 3 and 5 end within 0.3 % of it, 10 up to 1 % higher.
-FIRST_MEMORY = 4.0
+#: Rows that a cluster remembers at first. With 4, the noise drives centroids out of good seeds:
+#: 200 clusters of one Gaussian in 2 to 16 features ended up to 5 % higher than with ``mean``.
+FIRST_MEMORY = 16.0
+#: What the square root of the rows of a cluster is multiplied by for the memory at the end.
+LAST_MEMORY = 4.0
 #: Epochs after which every row is remembered, so that centroids come to rest.
 ANNEALED_EPOCHS = 10
 
@@ -140,7 +143,8 @@ class MiniBatch:
         """Rows that each of `k` clusters remembers at most, after batch `index` of `epoch`."""
         n_annealed = min(self.epochs, ANNEALED_EPOCHS) * self.n_rows
         done = (epoch * self.n_rows + index * self.batch_rows) / n_annealed
-        return float(FIRST_MEMORY * (n_annealed / k) ** (done / 2)) if done < 1 else math.inf
+        rise = max(LAST_MEMORY * math.sqrt(n_annealed / k) / FIRST_MEMORY, 1.0)
+        return float(FIRST_MEMORY * rise**done) if done < 1 else math.inf
 
     def _compare_epochs_(self, state: KMeansState, may_stop: torch.Tensor) -> None:
         """Stop the state if the epoch gained little, and remember its inertia for the next."""

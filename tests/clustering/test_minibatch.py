@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.cluster import MiniBatchKMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import load_digits, load_iris
 
 from streamkm.clustering import minibatch as module
@@ -55,44 +55,57 @@ def annealed(k: int, n_rows: int, **options: Any) -> MiniBatch:
     return minibatch(k, n_rows, rate="annealed", **options)
 
 
-# Breaks when the seed has another mass, the memory is not 4 rows at first, or a cluster that
+# Breaks when the seed has another mass, the memory is not 16 rows at first, or a cluster that
 # gets more rows than it may remember forgets some of the new ones.
 def test_annealed_batches_by_hand() -> None:
     state = state_from([[0.0], [100.0]])
-    algorithm = annealed(2, 8, batch_rows=4)
+    algorithm = annealed(2, 512, batch_rows=256)
     state.begin_epoch_()
     algorithm.update_(state, batch_of([[4.0], [108.0], [108.0], [108.0]]), epoch=0, index=0)
-    # Of the first centroids remain the rows that fill the memory of 4: three, and one.
-    assert state.mass_K.tolist() == [4.0, 4.0]
-    assert state.centroids_KD[:, 0].tolist() == [1.0, 106.0]
+    # Of the first centroids remain the rows that fill the memory of 16: 15, and 13.
+    assert state.mass_K.tolist() == [16.0, 16.0]
+    assert state.centroids_KD[:, 0].tolist() == [0.25, 101.5]
     assert state.counts_K.tolist() == [1, 3]
-    # Halfway through a run of 4 rows a cluster: 4 * 4 ** (1 / 2 / 2) rows.
-    memory = algorithm.memory(2, 0, 1)
-    assert memory == pytest.approx(4 * 2**0.5)
-    algorithm.update_(state, batch_of([[9.0], [106.0]] + [[6.0]] * 6), epoch=0, index=1)
-    # Seven rows are more than the memory; one row fits beside the four.
-    assert state.mass_K.tolist() == pytest.approx([7.0, 5.0])
-    assert state.centroids_KD[:, 0].tolist() == pytest.approx([45 / 7, 106.0])
-    algorithm.update_(state, batch_of([[45 / 7], [106.0], [106.0], [112.0]]), epoch=0, index=1)
+    # Halfway through a run of 256 rows a cluster: from 16 to 4 * 256 ** (1 / 2).
+    assert algorithm.memory(2, 0, 1) == 32
+    algorithm.update_(state, batch_of([[6.0]] * 35 + [[101.5]]), epoch=0, index=1)
+    # 35 rows are more than the memory; one row fits beside the sixteen.
+    assert state.mass_K.tolist() == [35.0, 17.0]
+    assert state.centroids_KD[:, 0].tolist() == [6.0, 101.5]
+    algorithm.update_(state, batch_of([[6.0], [133.5]] + [[101.5]] * 19), epoch=0, index=1)
     # The first cluster has more than the memory now, and forgets: so does the second.
-    assert state.mass_K.tolist() == pytest.approx([memory, memory])
-    assert float(state.centroids_KD[1, 0]) == pytest.approx(106 + 6 / memory)
-    assert state.counts_K.tolist() == [9, 7]
+    assert state.mass_K.tolist() == pytest.approx([32, 32])
+    assert state.centroids_KD[:, 0].tolist() == pytest.approx([6.0, 102.5])
+    assert state.counts_K.tolist() == [37, 24]
 
 
 # Breaks when the memory depends on the number of batches, falls, does not end at 4 times the
 # square root of the rows a cluster gets, or forgets rows after ten epochs: no centroid would rest.
 def test_memory_rises_in_geometric_progression() -> None:
     one, four = annealed(10, 1000, epochs=1, batch_rows=10), annealed(10, 1000, epochs=4)
-    assert one.memory(10, 0, 0) == four.memory(10, 0, 0) == 4
+    assert one.memory(10, 0, 0) == four.memory(10, 0, 0) == 16
     steps = [one.memory(10, 0, index) for index in range(100)]
     ratios = [after / before for before, after in pairwise(steps)]
     assert ratios == pytest.approx([ratios[0]] * 99)
-    assert steps[-1] == pytest.approx(4 * 100 ** (0.99 / 2))
+    assert steps[-1] == pytest.approx(16 * 2.5**0.99)
     assert four.memory(10, 3, 999) == pytest.approx(4 * 400**0.5, rel=1e-2)
     many = annealed(10, 1000, epochs=10**6)
     assert many.memory(10, 9, 999) == pytest.approx(4 * 1000**0.5, rel=1e-2)
     assert many.memory(10, 10, 0) == many.memory(10, 999, 0) == math.inf
+    few = annealed(10, 50)
+    assert few.memory(10, 0, 0) == few.memory(10, 0, 49) == 16
+
+
+# Breaks when short memories throw away good seeds: converged ones ended higher by 4 rows at first.
+def test_annealed_keeps_what_is_good_in_a_beginning(rng) -> None:
+    rows = rng.normal(size=(6000, 8))
+    start_KD = KMeans(60, n_init=1, random_state=0).fit(rows).cluster_centers_
+    state = state_from(start_KD.tolist())
+    before = inertia_of(rows, state)
+    algorithm = annealed(60, len(rows), batch_rows=200, epochs=3)
+    for epoch in range(3):
+        run_epoch(algorithm, state, cut(rng.permutation(rows), 200), epoch)
+    assert inertia_of(rows, state) < before
 
 
 # Breaks when m rows are m units of weight: with all weights a thousand times as large, nothing
@@ -123,8 +136,9 @@ def test_annealed_leaves_a_wrong_beginning_behind(rng) -> None:
     inertias = {}
     for rate in ("mean", "annealed"):
         state = state_from(start)
-        algorithm = minibatch(4, 2000, rate=rate, batch_rows=50)
-        run_epoch(algorithm, state, cut(rows, 50), 0)
+        algorithm = minibatch(4, 2000, rate=rate, batch_rows=50, epochs=2)
+        for epoch in range(2):
+            run_epoch(algorithm, state, cut(rows, 50), epoch)
         inertias[rate] = inertia_of(rows, state)
     assert inertias["annealed"] < 0.9 * inertias["mean"]
 
