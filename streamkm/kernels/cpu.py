@@ -129,7 +129,7 @@ class CpuKernel:
         exact: bool,
     ) -> InPlaceAssignment:
         """Nearest centroids of rows where they lie in a window; see `InPlaceKernel`."""
-        n_rows = len(x_ND if positions_B is None else positions_B)
+        n_rows = (x_ND if positions_B is None else positions_B).shape[0]
         sq_norms_B = x_ND.new_empty(n_rows)
         dropped_B = x_ND.new_empty(n_rows, dtype=torch.bool)
         exact_B = x_ND.new_empty(n_rows, dtype=torch.float64) if exact else None
@@ -151,9 +151,9 @@ class CpuKernel:
         wanted: Wanted = LABELS_ALONE,
     ) -> tuple[Assignment, int]:
         """Labels and squared distances, and the number of dropped rows."""
-        n_features, k = x_ND.shape[1], len(centroids_KD)
+        n_features, k = x_ND.shape[1], centroids_KD.shape[0]
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
-        if not 0 < k <= len(self._c_sq):
+        if not 0 < k <= self._c_sq.shape[0]:
             raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
         if self._packed.shape[1] != n_features:
             self._packed = self._packed.new_empty((len(self._packed), n_features))
@@ -192,7 +192,7 @@ class CpuKernel:
         positions_B: torch.Tensor | None = None,
     ) -> None:
         """Add rows to their clusters, in the order of rows; see `Kernel` and `InPlaceKernel`."""
-        k = len(sums_KD)
+        k = sums_KD.shape[0]
         self._check(x_BD, positions_B, sums_KD, labels_B, points_dtype=torch.float64)
         if labels_B.dtype != torch.int64 or not sums_KD.is_contiguous():
             raise ValueError(
@@ -200,7 +200,9 @@ class CpuKernel:
                 f"{sums_KD.stride()}"
             )
         if shares_B is not None and not (
-            positions_B is None and shares_B.dtype == torch.float64 and len(shares_B) == len(x_BD)
+            positions_B is None
+            and shares_B.dtype == torch.float64
+            and shares_B.shape == x_BD.shape[:1]
         ):
             raise ValueError(
                 f"shares must be float64, one for each of {len(x_BD)} rows without positions, not "
@@ -243,9 +245,10 @@ class CpuKernel:
         points_dtype: torch.dtype | None = None,
     ) -> None:
         """Refuse tensors beyond whose end the extension, given bare addresses, would go."""
-        n_features = x_BD.shape[1]
-        n_rows = len(x_BD if positions_B is None else positions_B)
-        if n_rows > len(self._order) or len(of_rows_B) != n_rows:
+        # Not by len() and device.type, which take five times as long: small batches feel it.
+        n_window, n_features = x_BD.shape
+        n_rows = n_window if positions_B is None else positions_B.shape[0]
+        if n_rows > self._order.shape[0] or of_rows_B.shape[0] != n_rows:
             raise ValueError(
                 f"a batch has at most {len(self._order)} rows here, and as many labels and norms: "
                 f"not {n_rows} rows and {len(of_rows_B)}"
@@ -259,7 +262,7 @@ class CpuKernel:
         ):
             raise ValueError(f"positions must be int32 and contiguous, not {positions_B.dtype}")
         tensors = (x_BD, points_KD, of_rows_B)
-        if n_features == 0 or any(tensor.device.type != "cpu" for tensor in tensors):
+        if n_features == 0 or not (x_BD.is_cpu and points_KD.is_cpu and of_rows_B.is_cpu):
             raise ValueError(
                 f"this kernel takes rows of one feature or more on the CPU, not of {n_features} on "
                 f"{', '.join(sorted({str(tensor.device) for tensor in tensors}))}"

@@ -209,7 +209,7 @@ def add_by_label(
 
 def mass_by_label(weights_B: torch.Tensor, labels_B: torch.Tensor, k: int) -> torch.Tensor:
     """Sum of the weights of each of `k` labels, added in the same order on every call."""
-    if weights_B.device.type == "cpu":
+    if weights_B.is_cpu:
         return torch.bincount(labels_B, weights_B, minlength=k)
     counts_K = torch.zeros(k, dtype=torch.int64, device=labels_B.device)
     counts_K.index_add_(0, labels_B, torch.ones_like(labels_B))  # whole numbers: in any order

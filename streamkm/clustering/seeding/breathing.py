@@ -150,19 +150,20 @@ class Breathing:
 
         These are of its cluster, half of it at most; rows as near as the last of them count too.
         """
-        sample, k = self._sample, len(self.centroids_KD)
-        members = (self._label_S == self._label_S[row]).nonzero().squeeze(1)
+        sample, k, row = self._sample, self.centroids_KD.shape[0], row.view(1)
+        members = (self._label_S == self._label_S.index_select(0, row)).nonzero().squeeze(1)
         members = members[:: around_step(len(sample), k)]
-        x_MD, own_LD = sample.x_SD[members], sample.x_SD[row][None]
-        distances_M = sq_distances_between(own_LD, x_MD, sample.sq_norms_S[members])[0]
-        n_rows = min(rows_around(len(sample), k), (len(members) + 1) // 2)
+        x_MD, own_LD = sample.x_SD.index_select(0, members), sample.x_SD.index_select(0, row)
+        norms_M = sample.sq_norms_S.index_select(0, members)
+        distances_M = sq_distances_between(own_LD, x_MD, norms_M)[0]
+        n_rows = min(rows_around(len(sample), k), (members.shape[0] + 1) // 2)
         limit = distances_M.topk(n_rows, largest=False, sorted=False).values.amax()
         near = (distances_M <= limit).nonzero().squeeze(1)
-        x_ND = torch.cat((own_LD, x_MD[near]))
+        x_ND = torch.cat((own_LD, x_MD.index_select(0, near)))
         if sample.weights_S is None:
             mean_LD = x_ND.mean(dim=0, keepdim=True)
         else:
-            weights_N = torch.cat((sample.weights_S[row][None], sample.weights_S[members][near]))
+            weights_N = sample.weights_S.index_select(0, torch.cat((row, members[near])))
             mean_LD = (weights_N @ x_ND.double() / weights_N.sum()).to(x_ND.dtype)[None]
         return normalized(mean_LD) if self._spherical else mean_LD
 
@@ -182,35 +183,35 @@ def missed_most(
     """
     # In a unit, a power of two: products of huge masses would overflow.
     mass_K = mass_K / torch.exp2(torch.frexp(mass_K.max())[1].double())
-    wide_KD, costs, partners = centroids_KD.double(), [], []
-    sq_norms_K, blur_K = wide_KD.square().sum(dim=1), torch.ones_like(mass_K)
+    wide_KD, costs, partners, n_now = centroids_KD.double(), [], [], centroids_KD.shape[0]
+    sq_norms_K, blur_K = wide_KD.square().sum(dim=1), None
     if blurred_by is not None:
         # Of a E and b F with exponential E and F, a E is the lesser with probability b / (a + b).
         uniform_K = torch.rand(
-            len(mass_K), dtype=torch.float64, device=mass_K.device, generator=blurred_by
+            n_now, dtype=torch.float64, device=mass_K.device, generator=blurred_by
         )
         blur_K = (-torch.log1p(-uniform_K)) ** BLUR
-    places_K = torch.arange(len(wide_KD), device=wide_KD.device)
-    least = torch.finfo(mass_K.dtype).tiny
-    for rows_T in places_K.split(max(TILE_ELEMENTS // len(wide_KD), 1)):
-        mass_T1 = mass_K[rows_T, None]
-        costs_TK = torch.addmm(sq_norms_K, wide_KD[rows_T], wide_KD.T, alpha=-2)
-        costs_TK += sq_norms_K[rows_T, None]
-        costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min(least)
-        costs_TK.scatter_(1, rows_T[:, None], torch.inf)
+    tile = max(TILE_ELEMENTS // n_now, 1)
+    for start in range(0, n_now, tile):
+        rows = slice(start, start + tile)
+        mass_T1 = mass_K[rows, None]
+        costs_TK = torch.addmm(sq_norms_K, wide_KD[rows], wide_KD.T, alpha=-2)
+        costs_TK += sq_norms_K[rows, None]
+        costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min_(torch.finfo(mass_K.dtype).tiny)
+        costs_TK.diagonal(start).fill_(torch.inf)
         least_T, partner_T = costs_TK.min(dim=1)
-        costs += (least_T * blur_K[rows_T]).tolist()
+        costs += (least_T if blur_K is None else least_T * blur_K[rows]).tolist()
         partners += partner_T.tolist()
-    order = sorted(zip(costs, mass_K.tolist(), range(len(costs)), strict=True))
+    order = sorted(zip(costs, mass_K.tolist(), range(n_now), strict=True))
     removed: set[int] = set()
     stays: set[int] = set()
     # Those whose partner is gone, or which are a partner themselves, come last.
     for is_last in (False, True):
         for _, _, place in order:
-            if len(removed) == len(costs) - n_left:
+            if len(removed) == n_now - n_left:
                 break
             if is_last or not (place in stays or partners[place] in removed):
                 removed.add(place)
                 stays.add(partners[place])
-    left = [place not in removed for place in range(len(costs))]
+    left = [place not in removed for place in range(n_now)]
     return torch.tensor(left, device=centroids_KD.device)

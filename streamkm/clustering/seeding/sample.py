@@ -68,7 +68,7 @@ class Sample:
     """Rows at the end that are so heavy that every sample has them."""
 
     def __len__(self) -> int:
-        return len(self.x_SD)
+        return self.x_SD.shape[0]
 
     @cached_property
     def sq_norms_S(self) -> torch.Tensor:

@@ -92,9 +92,9 @@ def _can_compare(points_LD: torch.Tensor, x_SD: torch.Tensor, sq_norms_S: torch.
     """Whether there is compiled code for these tensors."""
     return (
         bool(instruction_sets())
-        and x_SD.device.type == "cpu"
+        and x_SD.is_cpu
         and {points_LD.dtype, x_SD.dtype, sq_norms_S.dtype} in ({torch.float32}, {torch.float64})
-        and x_SD.shape == (len(sq_norms_S), points_LD.shape[1])
+        and x_SD.shape == (*sq_norms_S.shape, points_LD.shape[1])
         and min(points_LD.numel(), x_SD.numel()) > 0
     )
 
@@ -109,14 +109,14 @@ def _compare(
     costs_PL: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Distances by the extension: of `sq_distances_with` if the last four are given."""
-    best, n_points = instruction_sets()[0], len(points_LD)
+    best, n_points = instruction_sets()[0], points_LD.shape[0]
     is_double = x_SD.dtype == torch.float64
     panel = best.float64_panel if is_double else best.float32_panel
     n_lanes, n_padded = (-(-n // panel) * panel for n in points_LD.shape)
     points_LD, x_SD = points_LD.contiguous(), x_SD.contiguous()
     sq_norms_S = sq_norms_S.contiguous()
     packed, c_sq = x_SD.new_empty((n_lanes, n_padded)), x_SD.new_empty(n_lanes)
-    distances_LS = x_SD.new_empty((n_points, len(x_SD)))
+    distances_LS = x_SD.new_empty((n_points, x_SD.shape[0]))
     best.functions.compare(
         best.number,
         is_double,
@@ -146,14 +146,14 @@ def sq_distances_to(
     A sum of squared differences, in which nothing cancels: more exact than
     ``|x|^2 - 2 x.c + |c|^2``, by which the nearest centroid is found.
     """
-    result_B = torch.empty(len(x_BD), dtype=torch.float64, device=x_BD.device)
+    result_B = torch.empty(x_BD.shape[0], dtype=torch.float64, device=x_BD.device)
     available = instruction_sets()
     can_compile = (
-        x_BD.device.type == "cpu"
+        x_BD.is_cpu
         and x_BD.dtype == centroids_KD.dtype
         and x_BD.dtype in (torch.float32, torch.float64)
         and labels_B.dtype == torch.int64
-        and x_BD.shape == (len(labels_B), centroids_KD.shape[1])
+        and x_BD.shape == (*labels_B.shape, centroids_KD.shape[1])
     )
     if available and can_compile:
         x_BD, labels_B = x_BD.contiguous(), labels_B.contiguous()
@@ -166,7 +166,7 @@ def sq_distances_to(
             centroids_KD.data_ptr(),
             result_B.data_ptr(),
             *x_BD.shape,
-            len(centroids_KD),
+            centroids_KD.shape[0],
             n_threads_for(x_BD.numel()),
         )
         return result_B

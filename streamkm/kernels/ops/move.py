@@ -108,7 +108,7 @@ def means_of(
 def _can_move(points_KD: torch.Tensor, sums_KD: torch.Tensor) -> bool:
     """Whether there is compiled code for these tensors."""
     lie_ready = points_KD.is_contiguous() and sums_KD.is_contiguous()
-    return sums_KD.device.type == "cpu" and lie_ready and bool(instruction_sets())
+    return sums_KD.is_cpu and lie_ready and bool(instruction_sets())
 
 
 def _compiled_(

@@ -59,7 +59,7 @@ def assign_tiles_(
         Rows that the screen left in doubt; rechecked if `rechecks`.
     n_uncertain, n_dropped : int
     """
-    (n_window, n_features), n_rows, k = x_ND.shape, len(sq_norms_B), len(centroids_KD)
+    (n_window, n_features), (n_rows,), k = x_ND.shape, sq_norms_B.shape, centroids_KD.shape[0]
     labels_B = x_ND.new_empty(n_rows, dtype=torch.int64)
     sq_distances_B = torch.empty_like(sq_norms_B)
     uncertain_B = x_ND.new_empty(n_rows, dtype=torch.bool)
@@ -106,7 +106,7 @@ def accumulate_tiles_(
 
     `order_B` is scratch memory. Shares are not for rows that are given by positions.
     """
-    (n_window, n_features), n_rows, k = x_ND.shape, len(labels_B), len(sums_KD)
+    (n_window, n_features), (n_rows,), k = x_ND.shape, labels_B.shape, sums_KD.shape[0]
     offsets = x_ND.new_empty(k + 1, dtype=torch.int64)
     instruction_set.functions.accumulate(
         instruction_set.number,
