@@ -50,9 +50,10 @@ __all__ = ["MiniBatch"]
 #: The greatest int64, in which steps are counted.
 MOST_STEPS = 2**63 - 1
 
-#: Rows that a cluster remembers at first. With 4, the noise drives centroids out of good seeds:
-#: 200 clusters of one Gaussian in 2 to 16 features ended up to 5 % higher than with ``mean``.
-FIRST_MEMORY = 16.0
+#: Rows that a cluster remembers at first. With 4, noise drives centroids out of good seeds: 200
+#: clusters of one Gaussian end up to 1 % higher after an epoch than with 8. With 16, 1000 clusters
+#: of embeddings end 0.3 % higher after four epochs.
+FIRST_MEMORY = 8.0
 #: What the square root of the rows of a cluster is multiplied by for the memory at the end.
 LAST_MEMORY = 4.0
 #: Epochs after which every row is remembered, so that centroids come to rest.

@@ -70,9 +70,9 @@ class MiniBatchKMeans(BaseKMeans):
         centroids forget rows, or clusters were put on other rows, do not stop a fit: with the rate
         ``"annealed"`` 12 passes are made at least.
     rate : {"annealed", "mean"}, default="annealed"
-        How many rows a centroid is the mean of during `fit`. ``"annealed"``: the latest 16 at
+        How many rows a centroid is the mean of during `fit`. ``"annealed"``: the latest 8 at
         first, and in the end 4 times the square root of the rows that an average cluster gets in
-        all passes, or in 10 if there are more. A centroid of the seeding counts as 16 rows. This
+        all passes, or in 10 if there are more. A centroid of the seeding counts as 8 rows. This
         ends lower than ``"mean"``: all rows so far, as in scikit-learn and in `partial_fit`.
     init_size : int or None, default=None
         Without effect, with a warning: the shape of X and `n_clusters` decide how many rows seeding

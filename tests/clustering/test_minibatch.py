@@ -55,45 +55,45 @@ def annealed(k: int, n_rows: int, **options: Any) -> MiniBatch:
     return minibatch(k, n_rows, rate="annealed", **options)
 
 
-# Breaks when the seed has another mass, the memory is not 16 rows at first, or a cluster that
+# Breaks when the seed has another mass, the memory is not 8 rows at first, or a cluster that
 # gets more rows than it may remember forgets some of the new ones.
 def test_annealed_batches_by_hand() -> None:
     state = state_from([[0.0], [100.0]])
-    algorithm = annealed(2, 512, batch_rows=256)
+    algorithm = annealed(2, 128, batch_rows=64)
     state.begin_epoch_()
     algorithm.update_(state, batch_of([[4.0], [108.0], [108.0], [108.0]]), epoch=0, index=0)
-    # Of the first centroids remain the rows that fill the memory of 16: 15, and 13.
-    assert state.mass_K.tolist() == [16.0, 16.0]
-    assert state.centroids_KD[:, 0].tolist() == [0.25, 101.5]
+    # Of the first centroids remain the rows that fill the memory of 8: seven, and five.
+    assert state.mass_K.tolist() == [8.0, 8.0]
+    assert state.centroids_KD[:, 0].tolist() == [0.5, 103.0]
     assert state.counts_K.tolist() == [1, 3]
-    # Halfway through a run of 256 rows a cluster: from 16 to 4 * 256 ** (1 / 2).
-    assert algorithm.memory(2, 0, 1) == 32
-    algorithm.update_(state, batch_of([[6.0]] * 35 + [[101.5]]), epoch=0, index=1)
-    # 35 rows are more than the memory; one row fits beside the sixteen.
-    assert state.mass_K.tolist() == [35.0, 17.0]
-    assert state.centroids_KD[:, 0].tolist() == [6.0, 101.5]
-    algorithm.update_(state, batch_of([[6.0], [133.5]] + [[101.5]] * 19), epoch=0, index=1)
+    # Halfway through a run of 64 rows a cluster: from 8 to 4 * 64 ** (1 / 2).
+    assert algorithm.memory(2, 0, 1) == 16
+    algorithm.update_(state, batch_of([[6.0]] * 19 + [[103.0]]), epoch=0, index=1)
+    # 19 rows are more than the memory; one row fits beside the eight.
+    assert state.mass_K.tolist() == [19.0, 9.0]
+    assert state.centroids_KD[:, 0].tolist() == [6.0, 103.0]
+    algorithm.update_(state, batch_of([[6.0], [119.0]] + [[103.0]] * 9), epoch=0, index=1)
     # The first cluster has more than the memory now, and forgets: so does the second.
-    assert state.mass_K.tolist() == pytest.approx([32, 32])
-    assert state.centroids_KD[:, 0].tolist() == pytest.approx([6.0, 102.5])
-    assert state.counts_K.tolist() == [37, 24]
+    assert state.mass_K.tolist() == pytest.approx([16, 16])
+    assert state.centroids_KD[:, 0].tolist() == pytest.approx([6.0, 104.0])
+    assert state.counts_K.tolist() == [21, 14]
 
 
 # Breaks when the memory depends on the number of batches, falls, does not end at 4 times the
 # square root of the rows a cluster gets, or forgets rows after ten epochs: no centroid would rest.
 def test_memory_rises_in_geometric_progression() -> None:
     one, four = annealed(10, 1000, epochs=1, batch_rows=10), annealed(10, 1000, epochs=4)
-    assert one.memory(10, 0, 0) == four.memory(10, 0, 0) == 16
+    assert one.memory(10, 0, 0) == four.memory(10, 0, 0) == 8
     steps = [one.memory(10, 0, index) for index in range(100)]
     ratios = [after / before for before, after in pairwise(steps)]
     assert ratios == pytest.approx([ratios[0]] * 99)
-    assert steps[-1] == pytest.approx(16 * 2.5**0.99)
+    assert steps[-1] == pytest.approx(8 * 5**0.99)
     assert four.memory(10, 3, 999) == pytest.approx(4 * 400**0.5, rel=1e-2)
     many = annealed(10, 1000, epochs=10**6)
     assert many.memory(10, 9, 999) == pytest.approx(4 * 1000**0.5, rel=1e-2)
     assert many.memory(10, 10, 0) == many.memory(10, 999, 0) == math.inf
-    few = annealed(10, 50)
-    assert few.memory(10, 0, 0) == few.memory(10, 0, 49) == 16
+    few = annealed(10, 30)
+    assert few.memory(10, 0, 0) == few.memory(10, 0, 29) == 8
 
 
 # Breaks when short memories throw away good seeds: converged ones ended higher by 4 rows at first.
