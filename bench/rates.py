@@ -101,8 +101,11 @@ def main() -> int:
     parser.add_argument("--k", type=int, action="append")
     parser.add_argument("--best", type=float, action="append")
     parser.add_argument("--seeds", type=int, default=11)
+    parser.add_argument("--epochs", type=int, nargs="+")
     args = parser.parse_args()
     cases = {name: CASES[name] for name in args.case or ([] if args.embeddings else CASES)}
+    if args.embeddings and not args.k:
+        parser.error("--embeddings needs --k")
     best = {}
     if args.embeddings:
         rows = np.load(args.embeddings)
@@ -115,7 +118,7 @@ def main() -> int:
         mixture = make()
         print(f"{name}: {mixture.rows.shape[0]:,} x {mixture.rows.shape[1]}, k={mixture.k}")
         n_seeds = args.seeds if mixture.rows.size <= LARGE * 2 else FEW_SEEDS
-        found = study(mixture, epochs, n_seeds)
+        found = study(mixture, args.epochs or epochs, n_seeds)
         least = min(best.get(name, np.inf), *(min(values) for values in found.values()))
         known = best.get(name, np.inf)
         base = known if known < np.inf else least
