@@ -88,7 +88,9 @@ def result_lines(
         f"{figures['median_rows']:,} in the median"
     )
     lines = [f"{per_row} ({figures['inertia']:.9g} in all), each row in its cluster; {sizes}"]
-    if figures["last_gain"] >= WORTH_SAYING:
+    # Centroids that have forgotten rows carry noise: what a closing pass gains by taking it away
+    # does not tell whether more passes would gain anything.
+    if figures["last_gain"] >= WORTH_SAYING and config.rate != "annealed":
         closes = ALGORITHMS[config.algorithm].closes
         more = "the passes of algorithm lloyd" if closes else "more epochs"
         lines.append(

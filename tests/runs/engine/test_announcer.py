@@ -115,8 +115,10 @@ def test_the_last_record_belongs_to_the_saved_centroids(case, job, capsys):
     assert f"result: inertia per row {end['inertia_per_row']:.6g}" in said
     assert f"clusters of {sizes[0]:,} to {sizes[-1]:,} rows" in said
     share = re.search(r"note: the last pass lowered the inertia by ([0-9.]+)%", said)
-    assert share
-    assert float(share[1]) / 100 == pytest.approx(end["last_gain"], abs=6e-4)
+    # After mini-batches the closing pass takes their noise away: its gain promises nothing.
+    assert (share is None) == case.closes
+    if share is not None:
+        assert float(share[1]) / 100 == pytest.approx(end["last_gain"], abs=6e-4)
     passed = [record["inertia"] for record in records if record["phase"] in ("train", "close")]
     assert end["last_gain"] == pytest.approx(1 - end["inertia"] / passed[-1])
 

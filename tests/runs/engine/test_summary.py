@@ -57,3 +57,23 @@ def test_why_clusters_stay_empty(phase, all_on_centroids, said):
     config = FitConfig(k=3).resolved(100, 2)
     *_, note = result_lines(figures, config, phase, all_on_centroids=all_on_centroids)
     assert note.startswith(f"note: 1 of 3 clusters have no row: {said}")
+
+
+# Breaks when the noise that a closing pass takes away is told as a sign that more passes would pay.
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rate": "mean"}, "the passes of algorithm lloyd may lower it further"),
+        ({"algorithm": "lloyd"}, "more epochs may lower it further"),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_what_the_gain_of_the_last_pass_promises(settings, said):
+    figures = {
+        "inertia": 1.0, "inertia_per_row": 0.5, "last_gain": 0.02, "empty": 0,
+        "least_rows": 1, "median_rows": 1, "most_rows": 1,
+    }  # fmt: skip
+    config = FitConfig(k=3, **settings).resolved(100, 2)
+    _, *notes = result_lines(figures, config, "close", all_on_centroids=False)
+    assert [said in note for note in notes] == ([True] if said else [])
