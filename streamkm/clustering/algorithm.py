@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.state import STOP_REASONS
+from streamkm.distributed.world import ALONE
 from streamkm.tables import ALGORITHMS, load_class
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
+    from streamkm.distributed.world import World
     from streamkm.kernels import Kernel
 
 __all__ = ["Algorithm", "closing_algorithm", "make_algorithm", "stop_reason"]
@@ -36,8 +38,14 @@ class Algorithm(Protocol):
         """The kernel that does the arithmetic."""
 
     @classmethod
-    def make(cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Self:
-        """The algorithm that `config` asks for, on an array of `n_rows` rows."""
+    def make(
+        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int, world: World = ALONE
+    ) -> Self:
+        """The algorithm that `config` asks for, on an array of `n_rows` rows.
+
+        If `world` has several processes, each brings its rows of every batch, or none. After
+        `finish_epoch_` the state is the same in all, and the same as that of one process alone.
+        """
 
     def begin_epoch_(self, state: KMeansState) -> None:
         """Begin an epoch: reset what it gathers. Not called by a run resumed within one."""
@@ -48,13 +56,25 @@ class Algorithm(Protocol):
         Draws depend on the seed, `epoch` and `index` alone. No value is read back from a GPU.
         """
 
+    def gathered(self, state: KMeansState) -> KMeansState:
+        """The state within an epoch as one process alone would have it; `state` stays as it is.
+
+        A collective: every process of the world calls it after the same batch.
+        """
+
+    def keep_own_(self, state: KMeansState) -> None:
+        """Of a `gathered` state that each process has, leave to each what it shall bring."""
+
     def finish_epoch_(self, state: KMeansState) -> None:
         """Update the state after the last batch of an epoch."""
 
 
-def make_algorithm(kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Algorithm:
+def make_algorithm(
+    kernel: Kernel, config: ResolvedFitConfig, n_rows: int, world: World = ALONE
+) -> Algorithm:
     """The algorithm that ``--algorithm`` names, on an array of `n_rows` rows."""
-    made: Algorithm = load_class(ALGORITHMS[config.algorithm].home).make(kernel, config, n_rows)
+    home = load_class(ALGORITHMS[config.algorithm].home)
+    made: Algorithm = home.make(kernel, config, n_rows, world)
     return made
 
 
@@ -66,6 +86,7 @@ def stop_reason(code: int, algorithm: str, epochs: int) -> str:
     return STOP_REASONS.get(code, all_done)
 
 
-def closing_algorithm(kernel: Kernel, config: ResolvedFitConfig) -> Algorithm:
+def closing_algorithm(kernel: Kernel, config: ResolvedFitConfig, world: World = ALONE) -> Algorithm:
     """Lloyd's algorithm for the closing passes of every run; it never stops the state."""
-    return Lloyd(kernel, config.seed, spherical=config.metric == "cosine", closing=True)
+    spherical = config.metric == "cosine"
+    return Lloyd(kernel, config.seed, spherical=spherical, closing=True, world=world)

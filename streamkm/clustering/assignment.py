@@ -13,20 +13,42 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from streamkm.clustering.batch import MOST_SQ_NORM
-from streamkm.kernels import Assignment, Rows, Sums, TwoNearest, mass_by_label, sq_distances_to
+from streamkm.distributed.world import ALONE
+from streamkm.kernels import (
+    Assignment,
+    FixedSums,
+    Rows,
+    Sums,
+    TwoNearest,
+    add_fixed_,
+    bits_for,
+    exponents_by_label,
+    exponents_of,
+    fixed_by_label,
+    mass_by_label,
+    sq_distances_to,
+    wide_by_label,
+)
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
+    from streamkm.distributed.world import World
     from streamkm.kernels import Kernel
 
 __all__ = [
     "BatchSums",
+    "BatchTotals",
     "nearest",
+    "nearest_and_fixed_sums",
     "nearest_and_sums",
     "nearest_two",
     "sums_by_label",
     "weighted_sum",
 ]
+
+
+#: Rows whose distances are added up at once: few enough that torch uses one thread.
+SERIAL_ROWS = 1 << 14
 
 
 class BatchSums(NamedTuple):
@@ -38,6 +60,15 @@ class BatchSums(NamedTuple):
     """Numbers of rows of positive weight, int64."""
     weights_K: torch.Tensor
     """Sums of their weights, float64; of shape (0,) where rows have no weights."""
+
+
+class BatchTotals(NamedTuple):
+    """What a batch of all processes adds up to."""
+
+    inertia: torch.Tensor
+    """Sum of the squared distances of the rows, each times its weight, float64."""
+    n_dropped: torch.Tensor
+    """Rows that were dropped, int64."""
 
 
 def nearest(
@@ -108,6 +139,55 @@ def nearest_and_sums(
     return assignment, BatchSums(sums, counts_K, mass_by_label(weights_B, assignment.labels_B, k))
 
 
+def nearest_and_fixed_sums(
+    kernel: Kernel,
+    batch: Batch,
+    centroids_KD: torch.Tensor,
+    *,
+    spherical: bool,
+    batch_rows: int,
+    world: World = ALONE,
+) -> tuple[Assignment, BatchSums, BatchTotals]:
+    """`nearest`, and sums over the batch that do not depend on how its rows are divided.
+
+    Every process of `world` brings its own rows of the batch, none if need be, and gets the sums
+    over all of them; `batch_rows` is how many these are at most. Distances are those of the kernel:
+    good enough to choose a centroid by, not to report.
+    """
+    k, n_features = centroids_KD.shape
+    shares_B, unit = batch.shares
+    assignment = _nearest_by_kernel_(kernel, batch, centroids_KD, spherical=spherical)
+    labels_B, sq_distances_B = assignment
+    n_dropped = labels_B.new_zeros(1)
+    if batch.dropped_B is not None:
+        sq_distances_B.masked_fill_(batch.dropped_B, 0)
+        n_dropped += batch.dropped_B.sum()
+    if batch.left_out_B is not None:
+        labels_B = labels_B.masked_fill(batch.left_out_B, k)
+    exponents = [
+        exponents_by_label(batch.sq_norms_B, sq_distances_B, shares_B, labels_B, k + 1),
+        *(() if shares_B is None else (exponents_of(shares_B, labels_B, k + 1),)),
+    ]
+    world.max_(*exponents)
+    n_bits = bits_for(batch_rows)
+    sums = FixedSums.empty(exponents[0], n_features, centroids_KD.dtype, n_bits)
+    add_fixed_(sums, batch.x_ND, batch.positions_B, labels_B, sq_distances_B, shares_B)
+    masses = [
+        fixed_by_label(shares_B, labels_B, exponents_K, n_bits)
+        for exponents_K in exponents[1:]
+        if shares_B is not None
+    ]
+    world.sum_(sums.sums_LKD, sums.counts_K, sums.total_1, n_dropped, *masses)
+    weights_K = centroids_KD.new_zeros(0, dtype=torch.float64)
+    for mass_LK, exponents_K in zip(masses, exponents[1:], strict=True):
+        weights_K = wide_by_label(mass_LK, exponents_K, n_bits)[:k] * unit
+    return (
+        assignment,
+        BatchSums(Sums(sums.wide()[:k], unit), sums.counts_K[:k], weights_K),
+        BatchTotals(sums.total() * unit, n_dropped[0]),
+    )
+
+
 def sums_by_label(
     kernel: Kernel, batch: Batch, labels_B: torch.Tensor, centroids_KD: torch.Tensor
 ) -> torch.Tensor:
@@ -126,7 +206,25 @@ def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
     """Weighted sum of the squared distances of a batch, float64."""
     if batch.weights_B is not None:
         sq_distances_B = sq_distances_B.double() * batch.weights_B
-    return sq_distances_B.sum(dtype=torch.float64)
+    # In parts that torch adds up in one thread, whatever threads it has.
+    parts = [part.sum(dtype=torch.float64) for part in sq_distances_B.split(SERIAL_ROWS)]
+    return torch.stack(parts).sum()
+
+
+def _nearest_by_kernel_(
+    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+) -> Assignment:
+    """`nearest` with the distances of the kernel; fills in what `_nearest_in_window_` does."""
+    if len(batch) == 0:
+        empty_B = batch.x_ND.new_empty(0)
+        batch.sq_norms_B = empty_B.to(centroids_KD.dtype)
+        return Assignment(empty_B.long(), batch.sq_norms_B)
+    if batch.lies_in_window:
+        return _nearest_in_window_(kernel, batch, centroids_KD, exact=False)
+    labels_B, sq_distances_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
+    if spherical:
+        labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    return Assignment(labels_B, sq_distances_B)
 
 
 def _nearest_in_window_(

@@ -36,13 +36,25 @@ class Batch:
     """Whether rows have unit length, except rows of zeros."""
     weights_B: torch.Tensor | None = None
     """Weights of the rows, float64, 0 for dropped rows; None if all rows weigh 1."""
+    weight_unit: float | None = None
+    """A power of two above every weight, also of other batches; None for one of this batch."""
     positions_B: torch.Tensor | None = None
     """Positions of the rows in the window `x_ND`, int32; None for all rows of `x_ND`."""
+    numbers_B: torch.Tensor | None = None
+    """Numbers of the rows within a batch that several processes share, int32; None if these are
+    all its rows."""
+    n_shared: int = 0
+    """Rows of the batch that is shared."""
     lies_in_window: bool = False
     """Whether the rows are left where they lie, for a kernel that takes them there."""
 
     def __len__(self) -> int:
         return len(self.x_ND if self.positions_B is None else self.positions_B)
+
+    @property
+    def n_whole(self) -> int:
+        """Rows of the batch, those of other processes included."""
+        return len(self) if self.numbers_B is None else self.n_shared
 
     @property
     def x_BD(self) -> torch.Tensor:
@@ -59,13 +71,16 @@ class Batch:
     def shares(self) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Weights divided by a unit, or None without weights; and the unit, float64.
 
-        The unit is a power of two just above the largest weight: sums of weights of any size fit
+        The unit is a power of two above the largest weight: sums of weights of any size fit
         float64, and dividing by it rounds nothing.
         """
+        unit = torch.ones((), dtype=torch.float64, device=self.x_ND.device)
         if self.weights_B is None:
-            return None, torch.ones((), dtype=torch.float64, device=self.x_ND.device)
-        _, exponent = torch.frexp(self.weights_B.max())
-        unit = torch.exp2(exponent.double())
+            return None, unit
+        if self.weight_unit is not None:
+            unit *= self.weight_unit
+        else:
+            unit = torch.exp2(torch.frexp(self.weights_B.max()).exponent.double())
         return self.weights_B / unit, unit
 
     @cached_property

@@ -11,23 +11,35 @@ nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import torch
 
 from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
-from streamkm.clustering.reservoir import OFFERED_PER_BATCH, draw_, reseed_, step_generator
+from streamkm.clustering.reservoir import (
+    OFFERED_PER_BATCH,
+    draw_,
+    reseed_,
+    step_generator,
+    whole_reservoir,
+)
 from streamkm.clustering.state import BY_TOL, CONVERGED
+from streamkm.distributed.world import ALONE
+from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total, raise_grades_
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.reservoir import Reseeding
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
+    from streamkm.distributed.world import World
     from streamkm.kernels import Kernel
 
 __all__ = ["Lloyd", "is_closed"]
+
+#: What the processes of a run add up, each its own.
+_SUMMED = ("pass_sums_LKD", "pass_totals_LT", "counts_K", "epoch_counts_K", "n_dropped")
 
 
 @dataclass(frozen=True)
@@ -40,47 +52,105 @@ class Lloyd:
     closing: bool = False
     """Whether this is a closing pass: it counts no steps, never stops the state, and offers every
     row to the reservoir, from which empty clusters are filled."""
+    world: World = ALONE
 
     @classmethod
-    def make(cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Self:
+    def make(
+        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int, world: World = ALONE
+    ) -> Self:
         """See `Algorithm`; the number of rows does not matter here."""
         del n_rows
-        return cls(kernel, config.seed, config.metric == "cosine")
+        return cls(kernel, config.seed, config.metric == "cosine", world=world)
 
     def begin_epoch_(self, state: KMeansState) -> None:
         """Forget the sums and counts of the pass before."""
         state.begin_epoch_(closing=self.closing)
+        self._forget_(state)
+
+    def _forget_(self, state: KMeansState) -> None:
+        for sums in (state.pass_sums_LKD, state.pass_totals_LT):
+            sums.zero_()
+        for grades in (state.pass_grades_K, state.pass_total_grades_T):
+            grades.fill_(LEAST_GRADE)
         state.sums_KD.zero_()
         state.mass_K.zero_()
         state.counts_K.zero_()
         state.weights_K.zero_()
 
     def update_(self, state: KMeansState, batch: Batch, *, epoch: int, index: int) -> None:
-        """Assign the rows of `batch`, number `index` of pass `epoch`, and add them to the sums."""
+        """Assign the rows of `batch`, number `index` of pass `epoch`, and add them to the sums.
+
+        A batch that belongs to another process is empty.
+        """
+        if not self.closing:
+            state.n_steps += 1
+        if len(batch) == 0:
+            return
         (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
             self.kernel, batch, state.centroids_KD, spherical=self.spherical, exact=True
         )
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()
-        state.sums_KD += sums.wide()
+        add_graded_(state.pass_sums_LKD, state.pass_grades_K, sums.sums_KD, sums.unit)
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
         state.epoch_weights_K += weights_K
-        state.mass_K += weights_K if state.is_weighted else counts_K
         n_offered = len(labels_B) if self.closing else OFFERED_PER_BATCH
         generator = step_generator(labels_B.device, self.seed, epoch, index)
         draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
         inertia = weighted_sum(batch, sq_distances_B)
+        totals_T = torch.cat((inertia.view(1), weights_K))
+        add_graded_(state.pass_totals_LT[..., None], state.pass_total_grades_T, totals_T[:, None])
         state.inertia += inertia
         mass = (weights_K if state.is_weighted else counts_K).sum()
         state.batch_inertia.copy_(inertia / torch.where(mass > 0, mass, 1))
-        if not self.closing:
-            state.n_steps += 1
+
+    def gathered(self, state: KMeansState) -> KMeansState:
+        """See `Algorithm`: sums are added up, of counts and of whole numbers."""
+        if self.world.size == 1:
+            return state
+        own = {name: getattr(state, name).clone() for name in _SUMMED}
+        grades = [state.pass_grades_K.clone(), state.pass_total_grades_T.clone()]
+        self.world.max_(*grades)
+        raise_grades_(own["pass_sums_LKD"], state.pass_grades_K.clone(), grades[0])
+        raise_grades_(
+            own["pass_totals_LT"][..., None], state.pass_total_grades_T.clone(), grades[1]
+        )
+        self.world.sum_(*own.values())
+        whole = replace(
+            state, **own, pass_grades_K=grades[0], pass_total_grades_T=grades[1]
+        ).with_reservoir(whole_reservoir(state, self.world))
+        totals_T = graded_total(whole.pass_totals_LT[..., None], whole.pass_total_grades_T)[:, 0]
+        whole.inertia = totals_T[0].clone()
+        if whole.is_weighted:
+            whole.weights_K, whole.epoch_weights_K = totals_T[1:].clone(), totals_T[1:].clone()
+        return whole
+
+    def keep_own_(self, state: KMeansState) -> None:
+        """See `Algorithm`."""
+        if not self.world.is_first:
+            self._forget_(state)
+            state.reservoir_keys_R.fill_(torch.inf)
+            for name in ("epoch_counts_K", "epoch_weights_K", "inertia", "n_dropped"):
+                getattr(state, name).zero_()
+
+    def gather_(self, state: KMeansState) -> None:
+        """Take the sums of the pass together, of all batches and processes, in no order."""
+        for name, whole in self.gathered(state).tensors().items():
+            getattr(state, name).copy_(whole)
+        state.sums_KD.copy_(graded_total(state.pass_sums_LKD, state.pass_grades_K))
+        totals_T = graded_total(state.pass_totals_LT[..., None], state.pass_total_grades_T)[:, 0]
+        state.inertia.copy_(totals_T[0])
+        if state.is_weighted:
+            state.weights_K.copy_(totals_T[1:])
+            state.epoch_weights_K.copy_(totals_T[1:])
+        state.mass_K.copy_(state.whole_mass_K)
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Reseed the clusters without a row, then move all centroids to their means."""
+        self.gather_(state)
         before_KD = state.centroids_KD.clone()
         reseeding = reseed_(state, state.counts_K == 0)
         touched_K = state.counts_K > 0

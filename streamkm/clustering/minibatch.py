@@ -34,15 +34,17 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
-from streamkm.clustering.reservoir import draw_, reseed_, step_generator
+from streamkm.clustering.assignment import nearest_and_fixed_sums
+from streamkm.clustering.reservoir import draw_, reseed_, step_generator, whole_reservoir
 from streamkm.clustering.state import BY_MIN_GAIN, BY_NO_IMPROVEMENT, BY_TOL, RUNNING
 from streamkm.devices import is_host
+from streamkm.distributed.world import ALONE
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
+    from streamkm.distributed.world import World
     from streamkm.kernels import Kernel
 
 __all__ = ["MiniBatch"]
@@ -74,16 +76,19 @@ class MiniBatch:
     rate: str = "mean"
     epochs: int = 1
     batch_rows: int = 1
-    """Rows of a batch; with `epochs`, this tells how far the run has come."""
+    """Rows of a batch, at most; with `epochs`, this tells how far the run has come."""
+    world: World = ALONE
 
     @classmethod
-    def make(cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int) -> Self:
+    def make(
+        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int, world: World = ALONE
+    ) -> Self:
         """See `Algorithm`."""
         spherical = config.metric == "cosine"
         return cls(
             kernel, n_rows, config.seed, spherical, config.max_no_improvement,
             config.min_gain or 0.0, config.rate or "mean",
-            config.epochs, config.batch_rows,
+            config.epochs, config.batch_rows, world,
         )  # fmt: skip
 
     def begin_epoch_(self, state: KMeansState) -> None:
@@ -99,12 +104,16 @@ class MiniBatch:
         live = state.stop == RUNNING
         if is_host(live.device) and not live:
             return  # On a GPU, reading `live` would make the host wait.
-        (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
-            self.kernel, batch, state.centroids_KD, spherical=self.spherical, exact=False
+        assignment, (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
+            self.kernel,
+            batch,
+            state.centroids_KD,
+            spherical=self.spherical,
+            batch_rows=self.batch_rows,
+            world=self.world,
         )
-        if batch.dropped_B is not None:
-            sq_distances_B.masked_fill_(batch.dropped_B, 0)
-            state.n_dropped += batch.dropped_B.sum() * live
+        labels_B, sq_distances_B = assignment
+        state.n_dropped += n_dropped * live
         counts_K *= live
         weights_K *= live
         generator = step_generator(labels_B.device, self.seed, epoch, index)
@@ -125,7 +134,18 @@ class MiniBatch:
             state.mass_K *= kept_K
         state.mass_K += added_K
         shift = state.move_(counts_K > 0, spherical=self.spherical, added=sums, kept_K=kept_K)
-        self._watch(state, weighted_sum(batch, sq_distances_B), n_rows, mass, shift, live)
+        self._watch(state, inertia, n_rows, mass, shift, live)
+
+    def gathered(self, state: KMeansState) -> KMeansState:
+        """See `Algorithm`: all is added up at every step, but for the reservoir."""
+        if self.world.size == 1:
+            return state
+        return state.with_reservoir(whole_reservoir(state, self.world))
+
+    def keep_own_(self, state: KMeansState) -> None:
+        """See `Algorithm`."""
+        if not self.world.is_first:
+            state.reservoir_keys_R.fill_(torch.inf)
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Reseed the clusters that got no row in the epoch.
@@ -134,6 +154,11 @@ class MiniBatch:
         inertia than all of them together.
         """
         live = state.stop == RUNNING
+        if self.world.size > 1:
+            for kept, found in zip(
+                state.reservoir, whole_reservoir(state, self.world), strict=True
+            ):
+                kept.copy_(found)
         reseeding = reseed_(state, (state.epoch_counts_K == 0) & live)
         changed_K = reseeding.filled_K | reseeding.donors_K
         state.move_(changed_K, spherical=self.spherical)

@@ -27,11 +27,13 @@ class Preparation:
     """Memory for batches whose rows cannot be used where they lie in the window."""
     in_place: bool = False
     """Whether rows that need no change are left to the kernel where they lie."""
+    weight_unit: float | None = None
+    """See `Batch`."""
 
     @classmethod
     def for_kernel(
         cls, scaling: Scaling, kernel: Kernel, *, batch_rows: int, stored: torch.dtype,
-        dtype: torch.dtype, in_place: bool = True,
+        dtype: torch.dtype, in_place: bool = True, weight_unit: float | None = None,
     ) -> Self:  # fmt: skip
         """The preparation that `kernel` needs for rows of dtype `stored`, compared in `dtype`.
 
@@ -41,7 +43,8 @@ class Preparation:
         needs_change = scaling.normalize or scaling.is_affine
         row_dtype = dtype if needs_change or stored not in kernel.stored_dtypes else stored
         takes_in_place = in_place and kernel.in_place is not None
-        return cls(scaling, cls.workspace(scaling, batch_rows, row_dtype), takes_in_place)
+        workspace_BD = cls.workspace(scaling, batch_rows, row_dtype)
+        return cls(scaling, workspace_BD, takes_in_place, weight_unit)
 
     @classmethod
     def widened(cls, scaling: Scaling, *, batch_rows: int, dtype: torch.dtype) -> Self:
@@ -89,7 +92,7 @@ class Preparation:
         if scaling.normalize:
             normalize_(x_BD)
             sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
-        return Batch(x_BD, sq_norms_B, dropped_B, scaling.normalize, weights_B)
+        return Batch(x_BD, sq_norms_B, dropped_B, scaling.normalize, weights_B, self.weight_unit)
 
     def _dropped(self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor) -> torch.Tensor | None:
         """True for rows that cannot be used; None if it is known that there are none."""

@@ -20,13 +20,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.kernels import OfferedRows, offer_
+from streamkm.kernels import OfferedRows, Reservoir, offer_
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
+    from streamkm.distributed.world import World
 
-__all__ = ["OFFERED_PER_BATCH", "Reseeding", "draw_", "reseed_", "step_generator"]
+__all__ = [
+    "OFFERED_PER_BATCH",
+    "Reseeding",
+    "draw_",
+    "reseed_",
+    "step_generator",
+    "whole_reservoir",
+]
 
 #: Rows of one batch that are offered to the reservoir, at most, except in a closing pass.
 OFFERED_PER_BATCH = 4096
@@ -74,21 +82,58 @@ def draw_(
     to rounding; rows of weight 0; and, with normalised data, rows of zeros, which have no
     direction to put a centroid in.
     """
+    n_rows = batch.n_whole
     # The first row differs from step to step: if rows come in the same order every epoch, the
     # rows between would otherwise never be offered.
-    stride = -(-len(sq_distances_B) // n_offered)
+    stride = max(-(-n_rows // n_offered), 1)
+    first = generator.initial_seed() % stride
+    uniform = torch.rand(
+        len(range(first, n_rows, stride)),
+        dtype=torch.float64,
+        device=labels_B.device,
+        generator=generator,
+    )
+    positions_B, sq_norms_B, weights_B = batch.positions_B, batch.sq_norms_B, batch.weights_B
+    if batch.numbers_B is not None:
+        # The numbers drawn are those of the whole batch; this process has some of its rows.
+        places = batch.numbers_B.long() - first
+        own = ((places >= 0) & (places % stride == 0)).nonzero().squeeze(1)
+        uniform = uniform[places[own] // stride]
+        positions_B = own.int() if positions_B is None else positions_B[own]
+        sq_norms_B, labels_B, sq_distances_B = sq_norms_B[own], labels_B[own], sq_distances_B[own]
+        weights_B = None if weights_B is None else weights_B[own]
+        first, stride = 0, 1
     offered = OfferedRows(
         batch.x_ND,
-        batch.positions_B,
-        batch.sq_norms_B,
+        positions_B,
+        sq_norms_B,
         labels_B,
         sq_distances_B,
-        batch.weights_B,
+        weights_B,
         skips_zeros=batch.is_normalized,
-        first=generator.initial_seed() % stride,
+        first=first,
         stride=stride,
     )
-    offer_(state.reservoir, offered, generator)
+    offer_(state.reservoir, offered, uniform)
+
+
+def whole_reservoir(state: KMeansState, world: World) -> Reservoir:
+    """The reservoir of all processes together: the rows with the least keys of any of them."""
+    if world.size == 1:
+        return state.reservoir
+    keys_A = torch.cat(world.gather_rows(state.reservoir_keys_R))
+    keys_R, kept = torch.sort(keys_A, stable=True)
+    kept, keys_R = kept[: len(state.reservoir_keys_R)], keys_R[: len(state.reservoir_keys_R)]
+    rows, labels, weights = (
+        torch.cat(world.gather_rows(tensor)) if tensor.numel() else tensor
+        for tensor in (
+            state.reservoir_RD,
+            state.reservoir_labels_R,
+            state.reservoir_weights_R,
+        )
+    )
+    weights_R = weights.index_select(0, kept) if weights.numel() else weights
+    return Reservoir(rows.index_select(0, kept), keys_R, labels.index_select(0, kept), weights_R)
 
 
 def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:

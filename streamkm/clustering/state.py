@@ -8,12 +8,12 @@ tensors. The place of the run in the stream (the cursor) is not part of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.kernels import Reservoir, move_points_
+from streamkm.kernels import LEAST_GRADE, Reservoir, move_points_
 
 if TYPE_CHECKING:
     from streamkm.kernels import Sums
@@ -55,6 +55,15 @@ class KMeansState:
     sums_KD: torch.Tensor
     """Sums of the rows that each cluster remembers, float64: those of the pass (lloyd), or of the
     run (minibatch), of which older rows may count less."""
+    pass_sums_LKD: torch.Tensor
+    """Sums of the rows of each cluster since a pass of lloyd began, in whole numbers (see
+    `add_graded_`); a process's own, where several share the pass."""
+    pass_grades_K: torch.Tensor
+    """Their grades."""
+    pass_totals_LT: torch.Tensor
+    """The inertia and then the weights of the clusters since the pass began, in the same way."""
+    pass_total_grades_T: torch.Tensor
+    """Their grades."""
     mass_K: torch.Tensor
     """Mass of the remembered rows, float64: sums divided by it are means."""
     counts_K: torch.Tensor
@@ -139,6 +148,16 @@ class KMeansState:
             self.reservoir_weights_R,
         )
 
+    def with_reservoir(self, reservoir: Reservoir) -> KMeansState:
+        """The state with the rows of `reservoir` in place of its own."""
+        return replace(
+            self,
+            reservoir_RD=reservoir.rows_RD,
+            reservoir_keys_R=reservoir.keys_R,
+            reservoir_labels_R=reservoir.labels_R,
+            reservoir_weights_R=reservoir.weights_R,
+        )
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -199,10 +218,14 @@ def initial_state(
     def weights(size: int) -> torch.Tensor:
         return torch.zeros(size if weighted else 0, dtype=torch.float64, device=device)
 
-    n_reservoir = reservoir_rows(k)
+    n_reservoir, n_totals = reservoir_rows(k), 1 + (k if weighted else 0)
     return KMeansState(
         centroids_KD=centroids_KD,
         sums_KD=torch.zeros((k, n_features), dtype=torch.float64, device=device),
+        pass_sums_LKD=torch.zeros((2, k, n_features), dtype=torch.int64, device=device),
+        pass_grades_K=torch.full((k,), LEAST_GRADE, device=device),
+        pass_totals_LT=torch.zeros((2, n_totals), dtype=torch.int64, device=device),
+        pass_total_grades_T=torch.full((n_totals,), LEAST_GRADE, device=device),
         mass_K=torch.zeros(k, dtype=torch.float64, device=device),
         counts_K=torch.zeros(k, dtype=torch.int64, device=device),
         weights_K=weights(k),

@@ -12,7 +12,17 @@ from streamkm.kernels.ops.distances import (
     sq_distances_to,
     sq_distances_with,
 )
+from streamkm.kernels.ops.fixed import (
+    FixedSums,
+    add_fixed_,
+    bits_for,
+    exponents_by_label,
+    exponents_of,
+    fixed_by_label,
+    wide_by_label,
+)
 from streamkm.kernels.ops.gather import gather
+from streamkm.kernels.ops.graded import LEAST_GRADE, add_graded_, graded_total, raise_grades_
 from streamkm.kernels.ops.moments import Moments, moments_in_parts
 from streamkm.kernels.ops.move import Sums, means_of, move_points_
 from streamkm.kernels.ops.normalize import normalize_, normalized
@@ -21,7 +31,9 @@ from streamkm.kernels.reference import add_by_label, mass_by_label
 from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 
 __all__ = [
+    "LEAST_GRADE",
     "Assignment",
+    "FixedSums",
     "Kernel",
     "KernelRequest",
     "Moments",
@@ -31,9 +43,16 @@ __all__ = [
     "Sums",
     "TwoNearest",
     "add_by_label",
+    "add_fixed_",
+    "add_graded_",
+    "bits_for",
     "cancelling_share",
     "cores_for_kernels",
+    "exponents_by_label",
+    "exponents_of",
+    "fixed_by_label",
     "gather",
+    "graded_total",
     "instruction_sets",
     "kernel_notes",
     "make_kernel",
@@ -45,9 +64,11 @@ __all__ = [
     "normalized",
     "offer_",
     "pair_sq_distances",
+    "raise_grades_",
     "resolve_kernel",
     "sq_distances_between",
     "sq_distances_to",
     "sq_distances_with",
     "torch_alone_after_fork",
+    "wide_by_label",
 ]

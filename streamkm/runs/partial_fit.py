@@ -51,6 +51,7 @@ def update_once(
     with labelling.prepared() as batches:
         for index, (_, batch) in enumerate(batches):
             gather.update_(state, batch, epoch=step, index=index)
+    gather.gather_(state)
     if nan == "error" and int(state.n_dropped):
         raise non_finite_error(source, int(state.n_dropped))
     touched_K = state.counts_K > 0

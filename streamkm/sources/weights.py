@@ -87,6 +87,8 @@ class Weights:
         self.fingerprint = digest.hexdigest()
         """Hex digest of the weights as float64."""
         self._heaviest, self._rows_of = heaviest, rows_of
+        self.unit = float(np.ldexp(1.0, np.frexp(heaviest[0])[1]))
+        """The power of two just above the largest weight."""
 
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Fill `out`, float64 of shape (len(rows),), with the weights of `rows`; any thread may."""

@@ -13,6 +13,11 @@ the window has B batches, each batch gets one at random. Such a batch is as
 varied as its window, more so than one drawn without regard to where rows lie,
 and its rows keep their order in memory.
 
+Several processes share an epoch by blocks. In training every batch has rows of
+all of them, each from its own blocks of the window. Where rows are read in
+sequence a batch belongs to one process: it is made of whole blocks, or is a part
+of one. So a batch is the same rows on any number of processes.
+
 Two other ways were rejected. Reading random rows would decode every chunk many
 times. A running shuffle buffer depends on everything read before, so a resumed
 run could not seek to its place.
@@ -21,7 +26,7 @@ run could not seek to its place.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -57,8 +62,18 @@ class Window:
     """Seed that deals or picks the slot's rows; None keeps the order of reading."""
     picks: tuple[int, ...] | None = None
     """Rows of each read that are kept, drawn at random; None keeps all."""
+    first_block: int = 0
+    """Number of the window's first block in the order of the epoch."""
+    unit_blocks: int = 1
+    """Blocks that are read by one process: as many as make a batch, where rows are read in
+    sequence."""
+    part: Part | None = field(default=None, compare=False)
+    """Of which window this is a process's share, and which part; None for a whole window."""
     positions: np.ndarray | None = field(default=None, compare=False)
-    """The order itself, int32, in a process's share of a window; else None."""
+    """The order itself, int32, in a share that is `dealt`; else None."""
+    numbers: np.ndarray | None = field(default=None, compare=False)
+    """In a share that is `dealt`, the number of each row within its whole batch, int32, in the
+    order of use; else None."""
 
     @property
     def n_rows(self) -> int:
@@ -71,8 +86,11 @@ class Window:
         return len(self.batch_edges) - 1
 
     def order(self) -> np.ndarray | None:
-        """Positions in the slot in the order of use, int32; None for the order of reading."""
-        if self.positions is not None:
+        """Positions in the slot in the order of use, int32; None for the order of reading.
+
+        Of a share only once it is `dealt`.
+        """
+        if self.part is not None:
             return self.positions
         if self.order_seed is None or (self.picks is None and self.n_batches == 1):
             return None
@@ -88,28 +106,56 @@ class Window:
     def share(self, rank: int, n_processes: int) -> Window:
         """The part of this window that process `rank` of `n_processes` reads and uses.
 
-        The process reads every `n_processes`-th block. A batch of the share holds the rows of the
-        same batch of the whole window that lie in these blocks: on any number of processes a step
-        is made of the same rows. Batches may be empty, and so may `reads`.
+        The processes take the units of an epoch in turn. Which rows belong to which batch is worked
+        out by `dealt`.
         """
-        lengths = np.array([len(rows) for rows in self.reads])
-        ends = np.cumsum(lengths)
-        order = self.order()
-        order = np.arange(self.n_rows) if order is None else order
-        blocks = np.searchsorted(ends, order, side="right")
-        is_own = blocks % n_processes == rank
-        batch_of = np.repeat(np.arange(self.n_batches), np.diff(self.batch_edges))[is_own]
-        n_own = np.bincount(batch_of, minlength=self.n_batches)
-        # Blocks that other processes read are not in the slot: later blocks move up by them.
-        is_read = np.arange(len(lengths)) % n_processes == rank
-        gap_before = np.cumsum(np.where(is_read, 0, lengths))
-        positions = order[is_own] - gap_before[blocks[is_own]]
+        units = (self.first_block + np.arange(len(self.reads))) // self.unit_blocks
+        is_own = units % n_processes == rank
+        reads = tuple(rows for rows, own in zip(self.reads, is_own, strict=True) if own)
+        return replace(self, reads=reads, part=Part(self, is_own))
+
+    def dealt(self) -> Window:
+        """The window itself; of a share the one that knows its batches and their order.
+
+        A batch of a share holds the rows of the same batch of the whole window that lie in the
+        blocks of the process: on any number of processes a step is made of the same rows. Batches
+        may be empty, and so may `reads`.
+        """
+        if self.part is None or self.numbers is not None:
+            return self
+        whole, is_own = self.part
+        lengths = [len(rows) for rows in whole.reads]
+        own = np.repeat(is_own, lengths)
+        order = whole.order()
+        batch_rows = np.diff(whole.batch_edges)
+        numbers = np.arange(whole.n_rows, dtype=np.int32)
+        numbers -= np.repeat(np.array(whole.batch_edges[:-1], np.int32), batch_rows)
+        used = own if order is None else own[order]
+        ends = np.concatenate(([0], np.cumsum(used)))
+        positions = None  # Of rows in the order of reading, those of a share are in order too.
+        if order is not None:
+            # Blocks that other processes read are not in the slot: later blocks move up by them.
+            place = np.cumsum(own, dtype=np.int32) - np.int32(1)
+            positions = place[order[used]]
         return replace(
             self,
-            reads=self.reads[rank::n_processes],
-            batch_edges=(0, *np.cumsum(n_own).tolist()),
-            positions=positions.astype(np.int32),
+            batch_edges=tuple(ends[list(whole.batch_edges)].tolist()),
+            positions=positions,
+            numbers=numbers[used],
         )
+
+    def whole_rows(self, index: int) -> int:
+        """Rows of batch `index` of the window in all shares."""
+        edges = (self if self.part is None else self.part.whole).batch_edges
+        return edges[index + 1] - edges[index]
+
+
+class Part(NamedTuple):
+    """The part of a window that a process reads."""
+
+    whole: Window
+    is_own: np.ndarray
+    """Whether the process reads each of its blocks, bool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +167,8 @@ class ReadingPlan:
     window_blocks: int
     """Blocks of a window, at most."""
     batch_rows: int
-    """Rows of a batch, at most; batches of one window differ by one row at most."""
+    """Rows of a batch, at most; batches of one window, or in sequence of one unit of blocks, differ
+    by one row at most."""
     seed: int | None
     """Seed of the order; None reads from the first row to the last."""
 
@@ -129,6 +176,11 @@ class ReadingPlan:
     def n_blocks(self) -> int:
         """Blocks of the array; the last may be short."""
         return -(-self.n_rows // self.block_rows)
+
+    @property
+    def unit_blocks(self) -> int:
+        """Blocks that one process reads: in sequence those of a batch, if they are whole in it."""
+        return 1 if self.seed is not None else max(self.batch_rows // self.block_rows, 1)
 
     @property
     def window_rows(self) -> int:
@@ -164,13 +216,14 @@ class ReadingPlan:
         first = self._window_of(start, first_batches)
         for index in range(first, self.n_windows):
             chosen = blocks[index * self.window_blocks : (index + 1) * self.window_blocks]
-            n_batches = int(first_batches[index + 1] - first_batches[index])
             yield Window(
                 epoch=epoch,
                 reads=tuple(self.block(int(block)) for block in chosen),
                 first_batch=int(first_batches[index]),
-                batch_edges=_edges(int(window_rows[index]), n_batches),
+                batch_edges=self._edges(int(window_rows[index])),
                 last=index == self.n_windows - 1,
+                first_block=index * self.window_blocks,
+                unit_blocks=self.unit_blocks,
                 order_seed=None if self.seed is None else (self.seed, _ROW_ORDER, epoch, index),
             )
 
@@ -184,16 +237,14 @@ class ReadingPlan:
         index = self._window_of(batch, first_batches)
         if index == self.n_windows:
             return self.n_rows
-        n_batches = int(first_batches[index + 1] - first_batches[index])
-        edges = _edges(int(window_rows[index]), n_batches)
+        edges = self._edges(int(window_rows[index]))
         return int(window_rows[:index].sum()) + edges[batch - int(first_batches[index])]
 
     def batch_at(self, row: int) -> int:
         """Number of the batch that holds `row` when rows are read in sequence."""
         index, within = divmod(row, self.window_blocks * self.block_rows)
         _, window_rows, first_batches = self._layout(0)
-        n_batches = int(first_batches[index + 1] - first_batches[index])
-        edges = _edges(int(window_rows[index]), n_batches)
+        edges = self._edges(int(window_rows[index]))
         return int(first_batches[index]) + int(np.searchsorted(edges, within, side="right")) - 1
 
     def _window_of(self, batch: int, first_batches: np.ndarray) -> int:
@@ -215,8 +266,32 @@ class ReadingPlan:
         lengths = np.minimum(self.block_rows, self.n_rows - blocks * self.block_rows)
         window_starts = np.arange(0, self.n_blocks, self.window_blocks)
         window_rows = np.add.reduceat(lengths, window_starts)
-        n_batches = -(-window_rows // self.batch_rows)
+        n_batches = self._n_batches(window_rows)
         return blocks, window_rows, np.concatenate(([0], np.cumsum(n_batches)))
+
+    def _n_batches(self, window_rows: np.ndarray) -> np.ndarray:
+        """Batches of windows of these rows."""
+        if self.seed is not None:
+            return -(-window_rows // self.batch_rows)
+        unit_rows = self.unit_blocks * self.block_rows
+        n_units, rest = np.divmod(window_rows, unit_rows)
+        return n_units * -(-unit_rows // self.batch_rows) - (-rest // self.batch_rows)
+
+    def _edges(self, window_rows: int) -> tuple[int, ...]:
+        """Edges of the batches of a window: equal in training, else equal in every unit."""
+        unit_rows = window_rows if self.seed is not None else self.unit_blocks * self.block_rows
+        edges = [0]
+        for start in range(0, window_rows, unit_rows):
+            n_rows = min(unit_rows, window_rows - start)
+            n_batches = -(-n_rows // self.batch_rows)
+            edges += [start + edge for edge in _edges(n_rows, n_batches)[1:]]
+        return tuple(edges)
+
+    def in_sequence(self) -> ReadingPlan:
+        """The plan that reads from the first row to the last, of windows no longer than these."""
+        plan = replace(self, seed=None)
+        n_units = max(self.window_blocks // plan.unit_blocks, 1)
+        return replace(plan, window_blocks=n_units * plan.unit_blocks)
 
 
 def plan_reading(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> ReadingPlan:
@@ -225,13 +300,14 @@ def plan_reading(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> Readi
     fitting = WINDOW_BYTES // (block_rows * spec.row_bytes)
     n_blocks = -(-spec.n_rows // block_rows)
     window_blocks = min(max(fitting, -(-batch_rows // block_rows), 1), n_blocks)
-    return ReadingPlan(
+    plan = ReadingPlan(
         n_rows=spec.n_rows,
         block_rows=block_rows,
         window_blocks=window_blocks,
         batch_rows=batch_rows,
         seed=seed,
     )
+    return plan.in_sequence() if seed is None else plan
 
 
 def sample_windows(

@@ -215,6 +215,7 @@ class _Readers:
 
     def _orderer(self, host_window: HostWindow) -> Callable[[], None]:
         def run() -> None:
+            host_window.window = host_window.window.dealt()
             host_window.order = host_window.window.order()
 
         return run

@@ -39,13 +39,38 @@ def test_every_row_is_in_exactly_one_batch_of_an_epoch(plan, epoch):
 
 
 @given(plans, epochs)
-def test_batches_of_a_window_are_equal_to_within_a_row_and_no_more_than_needed(plan, epoch):
+def test_batches_are_equal_to_within_a_row_and_no_more_than_needed(plan, epoch):
     for window in plan.windows(epoch):
         lengths = [len(batch) for batch in batches_of(window)]
-        assert max(lengths) <= plan.batch_rows
-        assert max(lengths) - min(lengths) <= 1
-        assert window.n_batches == len(lengths) == -(-window.n_rows // plan.batch_rows)
+        assert window.n_batches == len(lengths)
         assert window.n_rows <= plan.window_rows
+        unit_rows = window.n_rows if plan.seed is not None else window.unit_blocks * plan.block_rows
+        ends = set(np.cumsum(lengths).tolist())
+        for start in range(0, window.n_rows, unit_rows):
+            n_rows = min(unit_rows, window.n_rows - start)
+            stops = [0, *sorted(end - start for end in ends if start < end <= start + n_rows)]
+            assert stops[-1] == n_rows
+            of_unit = np.diff(stops)
+            assert max(of_unit) <= plan.batch_rows
+            assert max(of_unit) - min(of_unit) <= 1
+            assert len(of_unit) == -(-n_rows // plan.batch_rows)
+
+
+# In sequence a batch is read by one process: breaks if a batch ends within a block that the next
+# begins in, but for blocks longer than a batch.
+@given(plans, st.integers(1, 5))
+def test_a_batch_in_sequence_belongs_to_one_process(plan, n_processes):
+    plan = plan.in_sequence()
+    owners: list[list[int]] = [[] for _ in range(plan.n_batches(0))]
+    for rank in range(n_processes):
+        for share in plan.windows(0, rank=rank, n_processes=n_processes):
+            window = share.dealt()
+            for index, rows in enumerate(np.diff(window.batch_edges)):
+                owners[window.first_batch + index] += [rank] * bool(rows)
+    assert all(len(of_batch) == 1 for of_batch in owners)
+    taken = np.bincount([rank for (rank,) in owners], minlength=n_processes)
+    per_unit = -(-plan.unit_blocks * plan.block_rows // plan.batch_rows)
+    assert taken.max() - taken.min() <= per_unit
 
 
 @given(plans, epochs)
@@ -296,6 +321,7 @@ GOLDEN_SAMPLE = [[2, 4, 5, 8, 13], [16, 17, 21]]
 
 def rows_by_batch(window: Window) -> list[list[int]]:
     """Rows of the array in each batch of a window, sorted."""
+    window = window.dealt()
     read = np.concatenate([np.arange(r.start, r.stop) for r in window.reads] or [np.empty(0, int)])
     order = window.order()
     used = read if order is None else read[order]
@@ -319,6 +345,19 @@ def test_shares_of_a_window_make_its_batches(n_processes, seed, batch_rows):
         assert {part.n_batches for part in parts} == {window.n_batches}
         batches = zip(*map(rows_by_batch, parts), strict=True)
         together = [sorted(itertools.chain(*shares)) for shares in batches]
+        dealt = [window.share(rank, n_processes).dealt() for rank in range(n_processes)]
+        numbers = [
+            sorted(
+                itertools.chain(
+                    *(
+                        part.numbers[part.batch_edges[i] : part.batch_edges[i + 1]].tolist()
+                        for part in dealt
+                    )
+                )
+            )
+            for i in range(window.n_batches)
+        ]
+        assert numbers == [list(range(window.whole_rows(i))) for i in range(window.n_batches)]
         assert together == rows_by_batch(window)
         assert all(
             (part.first_batch, part.last) == (window.first_batch, window.last) for part in parts
@@ -328,7 +367,7 @@ def test_shares_of_a_window_make_its_batches(n_processes, seed, batch_rows):
 # Breaks when rows of a share are used in another order than in the whole window.
 def test_a_share_keeps_the_order_of_the_window():
     [window] = ReadingPlan(60, block_rows=10, window_blocks=6, batch_rows=20, seed=3).windows(0)
-    share, whole = window.share(1, 2), window.order()
+    share, whole = window.share(1, 2).dealt(), window.order()
     read = np.concatenate([np.arange(r.start, r.stop) for r in share.reads])
     starts = np.concatenate([np.arange(r.start, r.stop) for r in window.reads])
     own = set(read.tolist())
@@ -338,4 +377,4 @@ def test_a_share_keeps_the_order_of_the_window():
 def test_one_process_has_the_plan_as_it_was():
     plan = ReadingPlan(n_rows=113, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
     assert list(plan.windows(2, rank=0, n_processes=1)) == list(plan.windows(2))
-    assert all(window.positions is None for window in plan.windows(2, rank=0, n_processes=1))
+    assert all(window.part is None for window in plan.windows(2, rank=0, n_processes=1))

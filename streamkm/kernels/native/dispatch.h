@@ -132,6 +132,7 @@ struct Functions {
     void (*measure_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
+    void (*fix_cluster)(const FixedJob<T>&, int64_t cluster, int64_t column, int64_t stop);
     void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
     void (*move_cluster)(const MoveJob<T>&, int64_t cluster);
     // Indexed by the number of the stored dtype.
@@ -145,22 +146,24 @@ struct Functions {
         using Element = T;                                                            \
         return {panel_width<T>(),     BLOCK_ROWS,       pack_panel<T>,    assign_block<T>,     \
                 pack_points<T>,       compare_block<T>, recheck_row<T>,   correct_block<T>,    \
-                measure_block<T>,      accumulate_cluster<T>, measure_rows<T>, move_cluster<T>, \
+                measure_block<T>,      accumulate_cluster<T>, fix_cluster<T>,   measure_rows<T>, \
+                move_cluster<T>, \
                 {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                          \
     }()
 
-// The functions of one instruction set that read any stored dtype and compute in float64.
-struct MomentFunctions {
+// The functions of one instruction set that compute in float64, whatever the rows are stored as.
+struct AnyFunctions {
     int64_t (*strip_width)(int64_t n_features);
     // Indexed by the number of the stored dtype.
     void (*measure_part[N_STORED_TYPES])(const MomentsJob&, int64_t start, int64_t stop, const Moments&);
+    void (*add_graded_row)(const GradedJob&, int64_t row);
 };
 
 #define MEASURE_PART(name, Stored) measure_part<Stored>,
-#define MOMENT_FUNCTIONS(set)                                                         \
-    []() -> MomentFunctions {                                                         \
+#define ANY_FUNCTIONS(set)                                                         \
+    []() -> AnyFunctions {                                                         \
         using namespace set;                                                          \
-        return {strip_width, {FOR_EACH_STORED_TYPE(MEASURE_PART)}};                   \
+        return {strip_width, {FOR_EACH_STORED_TYPE(MEASURE_PART)}, add_graded_row};                   \
     }()
 
 struct InstructionSet {
@@ -168,7 +171,7 @@ struct InstructionSet {
     bool (*is_supported)();
     Functions<float> of_float;
     Functions<double> of_double;
-    MomentFunctions of_any;
+    AnyFunctions of_any;
 };
 
 // Best first.
@@ -179,12 +182,12 @@ const InstructionSet instruction_sets[] = {
          return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
      },
-     FUNCTIONS(avx512, float), FUNCTIONS(avx512, double), MOMENT_FUNCTIONS(avx512)},
+     FUNCTIONS(avx512, float), FUNCTIONS(avx512, double), ANY_FUNCTIONS(avx512)},
     {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     FUNCTIONS(avx2, float), FUNCTIONS(avx2, double), MOMENT_FUNCTIONS(avx2)},
+     FUNCTIONS(avx2, float), FUNCTIONS(avx2, double), ANY_FUNCTIONS(avx2)},
 #endif
     {"baseline", [] { return true; }, FUNCTIONS(baseline, float), FUNCTIONS(baseline, double),
-     MOMENT_FUNCTIONS(baseline)},
+     ANY_FUNCTIONS(baseline)},
 };
 
 template <class T>
@@ -247,8 +250,8 @@ void compare(const Functions<T>& functions, const CompareJob<T>& job, int n_thre
 // share it. Otherwise a thread takes all columns, since the rows of its cluster stay in a cache.
 constexpr int64_t SLICE_COLUMNS = 64;
 
-template <class T>
-void accumulate(const Functions<T>& functions, const AccumulateJob<T>& job, int n_threads) {
+template <class Job, class Function>
+void accumulate(const Job& job, int n_threads, Function of_cluster) {
     int64_t largest = 0;
     for (int64_t cluster = 0; cluster < job.k; ++cluster) {
         largest = std::max(largest, job.offsets[cluster + 1] - job.offsets[cluster]);
@@ -263,8 +266,7 @@ void accumulate(const Functions<T>& functions, const AccumulateJob<T>& job, int 
         for (int64_t sum = task * n_together; sum < stop; ++sum) {
             const int64_t cluster = sum % job.k, column = sum / job.k * slice;
             if (job.offsets[cluster] == job.offsets[cluster + 1]) continue;
-            functions.accumulate_cluster(job, cluster, column,
-                                         std::min(column + slice, job.n_features));
+            of_cluster(job, cluster, column, std::min(column + slice, job.n_features));
         }
     });
 }
@@ -299,7 +301,7 @@ inline void join(const Moments& total, const Moments& other, int64_t n_features)
 }
 
 // Moments of rows, in parts that fit a cache and do not depend on the number of threads.
-inline void take_moments(const MomentFunctions& functions, int stored, const MomentsJob& job,
+inline void take_moments(const AnyFunctions& functions, int stored, const MomentsJob& job,
                          const Moments& total, int n_threads) {
     constexpr int64_t PART_NUMBERS = 1 << 14, PARTS_AT_ONCE = 16;
     const int64_t n_features = job.n_features;
@@ -331,6 +333,63 @@ double move(const Functions<T>& functions, const MoveJob<T>& job, int64_t k, int
         }
     });
     return std::accumulate(job.sq_steps, job.sq_steps + k, 0.0);
+}
+
+// The least power of two above `value`, if that is not beyond `least`.
+inline int32_t exponent_above(double value, int32_t least) {
+    int exponent;
+    std::frexp(value, &exponent);
+    return value > 0 ? std::max<int32_t>(exponent, least) : least;
+}
+
+// For each label the exponent of the longest of its rows, from squared lengths and what rows are
+// multiplied by: lengths are less than 2 to its power. Last that of the greatest squared distance.
+template <class T>
+void take_exponents(const int64_t* labels, const T* sq_norms, const T* sq_distances,
+                    const double* shares, int64_t n_rows, int64_t k, int32_t least,
+                    int32_t* exponents) {
+    std::vector<double> longest(k, 0.0);
+    double farthest = 0;
+    for (int64_t row = 0; row < n_rows; ++row) {
+        // Of squares, of which no root need be taken.
+        const double share = shares == nullptr ? 1 : shares[row];
+        const double sq_length = static_cast<double>(sq_norms[row]) * (share * share);
+        if (sq_length > longest[labels[row]]) longest[labels[row]] = sq_length;
+        farthest = std::max(farthest, static_cast<double>(sq_distances[row]) * share);
+    }
+    for (int64_t cluster = 0; cluster < k; ++cluster) {
+        // One more, since squared lengths are rounded.
+        exponents[cluster] = std::max(exponent_above(std::sqrt(longest[cluster]), least - 1) + 1, least);
+    }
+    exponents[k] = exponent_above(farthest, 2 * least);
+}
+
+// Sum of squared distances in whole numbers.
+template <class T>
+int64_t fixed_total(const T* sq_distances, const double* shares, int64_t n_rows, double scale) {
+    int64_t total = 0;
+    for (int64_t row = 0; row < n_rows; ++row) {
+        const double value = static_cast<double>(sq_distances[row]) * (shares == nullptr ? 1 : shares[row]);
+        const double rounded = value * scale + ROUNDER;
+        int64_t bits;
+        std::memcpy(&bits, &rounded, sizeof bits);
+        total += bits;
+    }
+    int64_t rounder;
+    std::memcpy(&rounder, &ROUNDER, sizeof rounder);
+    return static_cast<int64_t>(static_cast<uint64_t>(total) -
+                                static_cast<uint64_t>(n_rows) * static_cast<uint64_t>(rounder));
+}
+
+// Adds rows of sums in whole numbers; see kernels/ops/graded.py.
+inline void add_graded(const AnyFunctions& functions, const GradedJob& job, int n_threads) {
+    constexpr int64_t ROWS_AT_ONCE = 16;
+    Pool::instance().run(parts_of(job.k, ROWS_AT_ONCE), n_threads, [&](int64_t part) {
+        const int64_t stop = std::min((part + 1) * ROWS_AT_ONCE, job.k);
+        for (int64_t row = part * ROWS_AT_ONCE; row < stop; ++row) {
+            functions.add_graded_row(job, row);
+        }
+    });
 }
 
 // Sorts rows by label, and keeps their order within a label. Fills `rows` with their numbers, or

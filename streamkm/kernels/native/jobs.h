@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 // Rows are scored in blocks, each by one thread. Tiles of a block: few enough that their running
@@ -12,6 +13,12 @@ constexpr int TILES_PER_BLOCK = 16;
 constexpr int64_t GROUP_BYTES = 256 << 10;
 // Rows of a part, into which other work is divided, whatever the instruction set.
 constexpr int64_t PART_ROWS = 256;
+
+// A double of this size has 1 as its last bit: adding it rounds to an integer, which is then found
+// in the bits. Sums of the bits, less those of the constant, are sums of the integers.
+constexpr double ROUNDER = 0x1.8p52;
+// Bits of a whole number of a graded sum; and the least grade, below which its sizes would vanish.
+constexpr int GRADE_BITS = 44, LEAST_GRADE = -22;
 
 // Nearest centroids of rows. All arrays lie row by row without gaps.
 template <class T>
@@ -65,6 +72,33 @@ struct AccumulateJob {
     int64_t n_features, k;
 };
 
+// Sums of rows by their labels as integers, in which the order of addition does not show.
+template <class T>
+struct FixedJob {
+    const T* x;              // rows of n_features
+    const double* shares;    // what each row of x is multiplied by, or null for 1
+    const int32_t* rows;     // positions in x, cluster after cluster, in the order of rows
+    const int64_t* offsets;  // k + 1: where in `rows` each cluster begins
+    const int32_t* exponents;  // k + 1: rows of each cluster are less than 2 to this power, and
+                               // last the squared distances
+    int n_bits;                // whole numbers are less than 2 to this power
+    int64_t* sums;           // k x n_features, to be added to; of doubles twice that, since those of
+                             // what is left over follow, in units of 2^-n_bits
+    int64_t n_features, k;
+
+    double scale(int64_t cluster) const { return std::ldexp(1.0, n_bits - exponents[cluster]); }
+    double rest() const { return std::ldexp(1.0, n_bits); }
+};
+
+// Sums of float64 in whole numbers of two sizes, for each row of sums a size of its own.
+struct GradedJob {
+    const double* added;  // k x n_features
+    double unit;          // what these are multiplied by first, a power of two
+    int64_t* sums;        // 2 x k x n_features: whole numbers of the larger and the smaller size
+    int64_t* grades;      // k: the larger size is 2^(GRADE_BITS * grade)
+    int64_t k, n_features;
+};
+
 // Rows of a window, as they are stored, that become a batch.
 template <class T>
 struct GatherJob {
@@ -102,7 +136,7 @@ struct OfferJob {
     int64_t* row_labels;
     double* row_weights;         // null where `weights` is
     double rounding;             // share of a squared length up to which a squared distance is 0
-    int64_t first, stride, n_offered, n_window, n_features, n_reservoir, most_drawn;
+    int64_t first, stride, n_offered, n_window, n_features, n_reservoir;
     bool is_normalized;
 };
 

@@ -168,21 +168,97 @@ PyObject* py_accumulate(PyObject*, PyObject* args) {
         at<int64_t>(counts)[cluster] += at<int64_t>(offsets)[cluster + 1] - at<int64_t>(offsets)[cluster];
     }
     if (is_sorted && is_double) {
-        accumulate(instruction_sets[set].of_double,
-                   AccumulateJob<double>{at<double>(x), at<double>(shares), at<int32_t>(rows),
+        accumulate(AccumulateJob<double>{at<double>(x), at<double>(shares), at<int32_t>(rows),
                                          at<int64_t>(offsets), at<double>(sums), n_features, k},
-                   n_threads);
+                   n_threads, instruction_sets[set].of_double.accumulate_cluster);
     } else if (is_sorted) {
-        accumulate(instruction_sets[set].of_float,
-                   AccumulateJob<float>{at<float>(x), at<double>(shares), at<int32_t>(rows),
+        accumulate(AccumulateJob<float>{at<float>(x), at<double>(shares), at<int32_t>(rows),
                                         at<int64_t>(offsets), at<double>(sums), n_features, k},
-                   n_threads);
+                   n_threads, instruction_sets[set].of_float.accumulate_cluster);
     }
     Py_END_ALLOW_THREADS;
     if (!is_sorted) {
         PyErr_Format(PyExc_ValueError, "labels must lie within 0 and %lld", k - 1);
         return nullptr;
     }
+    Py_RETURN_NONE;
+}
+
+template <class T>
+bool accumulate_fixed(const FixedJob<T>& job, const Functions<T>& functions, const T* sq_distances,
+                      const int64_t* labels, const int32_t* positions, int32_t* rows, int64_t* offsets,
+                      int64_t n_rows, int64_t* counts, int64_t* total, int n_threads) {
+    if (!sort_by_label(labels, positions, n_rows, job.k, rows, offsets)) return false;
+    for (int64_t cluster = 0; cluster < job.k; ++cluster) {
+        counts[cluster] += offsets[cluster + 1] - offsets[cluster];
+    }
+    accumulate(job, n_threads, functions.fix_cluster);
+    *total += fixed_total(sq_distances, job.shares, n_rows, job.scale(job.k));
+    return true;
+}
+
+PyObject* py_accumulate_fixed(PyObject*, PyObject* args) {
+    int set, is_double, n_bits, n_threads;
+    unsigned long long x, positions, shares, sq_distances, labels, exponents, rows, offsets, counts, sums,
+        total;
+    long long n_window, n_rows, n_features, k;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKiKKKKKLLLLi", &set, &is_double, &x, &positions, &shares,
+                          &sq_distances, &labels, &exponents, &n_bits, &rows, &offsets, &counts, &sums,
+                          &total, &n_window, &n_rows, &n_features, &k, &n_threads)) {
+        return nullptr;
+    }
+    if (!lie_within(at<int32_t>(positions), n_rows, n_window)) return refuse_window(n_window);
+    const auto add = [&](auto example, const auto& functions) {
+        using T = decltype(example);
+        const FixedJob<T> job{at<T>(x),          at<double>(shares), at<int32_t>(rows), at<int64_t>(offsets),
+                              at<int32_t>(exponents), n_bits,        at<int64_t>(sums), n_features, k};
+        return accumulate_fixed(job, functions, at<T>(sq_distances), at<int64_t>(labels),
+                                at<int32_t>(positions), at<int32_t>(rows), at<int64_t>(offsets), n_rows,
+                                at<int64_t>(counts), at<int64_t>(total), n_threads);
+    };
+    bool is_sorted;
+    Py_BEGIN_ALLOW_THREADS;
+    is_sorted = is_double ? add(double{}, instruction_sets[set].of_double)
+                          : add(float{}, instruction_sets[set].of_float);
+    Py_END_ALLOW_THREADS;
+    if (!is_sorted) return refuse_labels(k);
+    Py_RETURN_NONE;
+}
+
+PyObject* py_exponents(PyObject*, PyObject* args) {
+    int is_double, least;
+    unsigned long long labels, sq_norms, sq_distances, shares, exponents;
+    long long n_rows, k;
+    if (!PyArg_ParseTuple(args, "iKKKKKLLi", &is_double, &labels, &sq_norms, &sq_distances, &shares,
+                          &exponents, &n_rows, &k, &least)) {
+        return nullptr;
+    }
+    if (!are_labels(at<int64_t>(labels), n_rows, k)) return refuse_labels(k);
+    Py_BEGIN_ALLOW_THREADS;
+    const auto take = [&](auto example) {
+        using T = decltype(example);
+        take_exponents(at<int64_t>(labels), at<T>(sq_norms), at<T>(sq_distances), at<double>(shares), n_rows,
+                       k, least, at<int32_t>(exponents));
+    };
+    is_double ? take(double{}) : take(float{});
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+PyObject* py_add_graded(PyObject*, PyObject* args) {
+    int set, n_threads;
+    double unit;
+    unsigned long long added, sums, grades;
+    long long k, n_features;
+    if (!PyArg_ParseTuple(args, "iKdKKLLi", &set, &added, &unit, &sums, &grades, &k, &n_features,
+                          &n_threads)) {
+        return nullptr;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    add_graded(instruction_sets[set].of_any,
+               GradedJob{at<double>(added), unit, at<int64_t>(sums), at<int64_t>(grades), k, n_features},
+               n_threads);
+    Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
 
@@ -273,7 +349,7 @@ struct OfferArguments {
     unsigned long long uniform, sq_distances, labels, sq_norms, weights, positions, x, rows, keys,
         row_labels, row_weights;
     double rounding;
-    long long first, stride, n_offered, n_window, n_features, n_reservoir, most_drawn;
+    long long first, stride, n_offered, n_window, n_features, n_reservoir;
     int is_normalized;
 };
 
@@ -284,19 +360,19 @@ bool offer_from(const OfferArguments& given) {
         at<T>(given.sq_norms), at<double>(given.weights), at<int32_t>(given.positions),
         at<T>(given.x), at<T>(given.rows), at<double>(given.keys), at<int64_t>(given.row_labels),
         at<double>(given.row_weights), given.rounding, given.first, given.stride, given.n_offered,
-        given.n_window, given.n_features, given.n_reservoir, given.most_drawn,
+        given.n_window, given.n_features, given.n_reservoir,
         given.is_normalized != 0});
 }
 
 PyObject* py_offer(PyObject*, PyObject* args) {
     int is_double;
     OfferArguments given{};
-    if (!PyArg_ParseTuple(args, "iKKKKKKKKKKKdLLLLLLLp", &is_double, &given.uniform,
+    if (!PyArg_ParseTuple(args, "iKKKKKKKKKKKdLLLLLLp", &is_double, &given.uniform,
                           &given.sq_distances, &given.labels, &given.sq_norms, &given.weights,
                           &given.positions, &given.x, &given.rows, &given.keys, &given.row_labels,
                           &given.row_weights, &given.rounding, &given.first, &given.stride,
                           &given.n_offered, &given.n_window, &given.n_features,
-                          &given.n_reservoir, &given.most_drawn, &given.is_normalized)) {
+                          &given.n_reservoir, &given.is_normalized)) {
         return nullptr;
     }
     bool lies_within = true, had_room = true;
@@ -369,6 +445,11 @@ PyMethodDef methods[] = {
     {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/ops/tiles.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/ops/distances.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/ops/tiles.py."},
+    {"accumulate_fixed", py_accumulate_fixed, METH_VARARGS,
+     "Sums of rows by label as integers; see kernels/ops/fixed.py."},
+    {"exponents", py_exponents, METH_VARARGS,
+     "Exponents of the longest rows by label; see kernels/ops/fixed.py."},
+    {"add_graded", py_add_graded, METH_VARARGS, "Sums in whole numbers; see kernels/ops/graded.py."},
     {"sq_distances", py_sq_distances, METH_VARARGS,
      "Distances of rows to the centroids of their labels; see kernels/ops/distances.py."},
     {"gather", py_gather, METH_VARARGS, "Rows of a window as a batch; see kernels/ops/gather.py."},

@@ -34,7 +34,7 @@ std::vector<Drawn> draw(const OfferJob<T>& job) {
         const double key = -std::log1p(-job.uniform[i]) / chance;
         if (key < last) drawn.push_back({key, row});
     }
-    const size_t most = std::min(job.most_drawn, job.n_reservoir);
+    const size_t most = job.n_reservoir;
     if (drawn.size() > most) {
         std::nth_element(drawn.begin(), drawn.begin() + most, drawn.end());
         drawn.resize(most);

@@ -151,6 +151,131 @@ void accumulate_cluster(const AccumulateJob<T>& job, int64_t cluster, int64_t co
     add_last_rows<T, ROWS_AT_ONCE / 2>(job, row, last, sums, column, stop);
 }
 
+INLINE int64_t bits_of(double value) {
+    int64_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+template <class T>
+using Narrow __attribute__((vector_size(VECTOR_BYTES / sizeof(double) * sizeof(T)))) = T;
+
+// Adds rows `row` to `stop_row` to `n` vectors of the sums of their cluster, from `column` on.
+template <class T, int n>
+INLINE void fix_vectors(const FixedJob<T>& job, int64_t cluster, const int32_t* row,
+                        const int32_t* stop_row, const int32_t* last, int64_t column) {
+    using S = Simd<double>;
+    using Integers = typename S::IndexVector;
+    constexpr int LIMBS = std::is_same_v<T, double> ? 2 : 1;
+    const double scale = job.scale(cluster), rest_scale = job.rest();
+    const int64_t n_rounders = static_cast<int64_t>(static_cast<uint64_t>(stop_row - row) *
+                                                    static_cast<uint64_t>(bits_of(ROUNDER)));
+    Integers sums[LIMBS][n] = {};
+    for (; row < stop_row; ++row) {
+        const T* const x = job.x + *row * job.n_features + column;
+        if (row + ROWS_AT_ONCE < last) {
+            const T* const next = job.x + row[ROWS_AT_ONCE] * job.n_features + column;
+            for (int v = 0; v < n; v += std::max<int>(64 / sizeof(T) / S::width, 1)) {
+                __builtin_prefetch(next + v * S::width);
+            }
+        }
+        const double share = job.shares == nullptr ? 1 : job.shares[*row];
+#pragma GCC unroll 8
+        for (int v = 0; v < n; ++v) {
+            Narrow<T> narrow;
+            std::memcpy(&narrow, x + v * S::width, sizeof narrow);
+            // A product by a power of two is exact: whether it is rounded before the addition
+            // makes no difference.
+            const auto value = __builtin_convertvector(narrow, typename S::Vector) * share * scale;
+            const auto rounded = value + ROUNDER;
+            sums[0][v] += (Integers)rounded;
+            if constexpr (LIMBS == 2) {
+                const auto rest = (value - (rounded - ROUNDER)) * rest_scale + ROUNDER;
+                sums[1][v] += (Integers)rest;
+            }
+        }
+    }
+    for (int limb = 0; limb < LIMBS; ++limb) {
+        int64_t* const to = job.sums + (limb * job.k + cluster) * job.n_features + column;
+        for (int v = 0; v < n; ++v) {
+            Integers all;
+            std::memcpy(&all, to + v * S::width, sizeof all);
+            all += sums[limb][v] - n_rounders;
+            std::memcpy(to + v * S::width, &all, sizeof all);
+        }
+    }
+}
+
+// The same for columns `column` to `stop`, fewer than a vector has.
+template <class T>
+INLINE void fix_columns(const FixedJob<T>& job, int64_t cluster, const int32_t* row,
+                        const int32_t* stop_row, int64_t column, int64_t stop) {
+    int64_t* const sums = job.sums + cluster * job.n_features;
+    const double scale = job.scale(cluster), rest_scale = job.rest();
+    for (; row < stop_row; ++row) {
+        const T* const x = job.x + *row * job.n_features;
+        const double share = job.shares == nullptr ? 1 : job.shares[*row];
+        for (int64_t i = column; i < stop; ++i) {
+            const double value = static_cast<double>(x[i]) * share * scale;
+            const double rounded = value + ROUNDER;
+            sums[i] += bits_of(rounded) - bits_of(ROUNDER);
+            if constexpr (std::is_same_v<T, double>) {
+                const double rest = (value - (rounded - ROUNDER)) * rest_scale + ROUNDER;
+                sums[job.k * job.n_features + i] += bits_of(rest) - bits_of(ROUNDER);
+            }
+        }
+    }
+}
+
+// Adds the rows of one cluster to columns `column` to `stop` of its sums.
+template <class T>
+void fix_cluster(const FixedJob<T>& job, int64_t cluster, int64_t column, int64_t stop) {
+    constexpr int WIDTH = Simd<double>::width, AT_ONCE = 8;
+    const int32_t* row = job.rows + job.offsets[cluster];
+    const int32_t* const last = job.rows + job.offsets[cluster + 1];
+    for (; row < last; row += std::min<int64_t>(ROWS_AT_ONCE, last - row)) {
+        const int32_t* const stop_row = row + std::min<int64_t>(ROWS_AT_ONCE, last - row);
+        int64_t from = column;
+        for (; from + AT_ONCE * WIDTH <= stop; from += AT_ONCE * WIDTH) {
+            fix_vectors<T, AT_ONCE>(job, cluster, row, stop_row, last, from);
+        }
+        for (; from + WIDTH <= stop; from += WIDTH) {
+            fix_vectors<T, 1>(job, cluster, row, stop_row, last, from);
+        }
+        if (from < stop) fix_columns(job, cluster, row, stop_row, from, stop);
+    }
+}
+
+// Adds row `row` of sums in whole numbers; see kernels/ops/graded.py.
+void add_graded_row(const GradedJob& job, int64_t row) {
+    const double* __restrict const added = job.added + row * job.n_features;
+    int64_t* __restrict const large = job.sums + row * job.n_features;
+    int64_t* __restrict const small = large + job.k * job.n_features;
+    double most = 0;
+    for (int64_t i = 0; i < job.n_features; ++i) most = std::max(most, std::fabs(added[i]));
+    if (!(most > 0)) return;
+    int exponent;
+    std::frexp(most * job.unit, &exponent);
+    ++exponent;  // All are less than half of the next grade's size, so that they are 0 of these.
+    // Rounded up, of negative exponents too.
+    const int up = exponent > 0 ? (exponent + GRADE_BITS - 1) / GRADE_BITS : -(-exponent / GRADE_BITS);
+    const int64_t grade = std::max(up - 1, LEAST_GRADE), rise = grade - job.grades[row];
+    if (rise > 0) {
+        for (int64_t i = 0; i < job.n_features; ++i) {
+            small[i] = rise == 1 ? large[i] : 0;
+            large[i] = 0;
+        }
+        job.grades[row] = grade;
+    }
+    const double scale = std::ldexp(job.unit, -GRADE_BITS * static_cast<int>(job.grades[row]));
+    for (int64_t i = 0; i < job.n_features; ++i) {
+        const double value = added[i] * scale, rounded = value + ROUNDER;
+        const double rest = (value - (rounded - ROUNDER)) * (int64_t{1} << GRADE_BITS) + ROUNDER;
+        large[i] += bits_of(rounded) - bits_of(ROUNDER);
+        small[i] += bits_of(rest) - bits_of(ROUNDER);
+    }
+}
+
 // Rows that are prefetched ahead, at most. They lie anywhere in the window, so no processor guesses
 // them.
 constexpr int64_t PREFETCH_ROWS = 32;

@@ -14,11 +14,8 @@ import torch
 
 from streamkm.kernels.extension import address, can_weigh, instruction_sets
 
-__all__ = ["DRAWN_PER_BATCH", "OfferedRows", "Reservoir", "offer_"]
+__all__ = ["OfferedRows", "Reservoir", "offer_"]
 
-#: Rows of one batch that enter the reservoir, at most: enough for variety, few enough to
-#: cost nothing beside the assignment.
-DRAWN_PER_BATCH = 32
 #: Logarithms taken in one call, few enough that torch uses one thread for them.
 SERIAL_ELEMENTS = 1024
 #: What rounding does to a mean of equal rows: this many times the eps of float64, in which it is
@@ -64,15 +61,14 @@ class OfferedRows:
         return self.x_ND.index_select(0, indices)
 
 
-def offer_(reservoir: Reservoir, offered: OfferedRows, generator: torch.Generator) -> None:
-    """Offer rows to `reservoir`; at most `DRAWN_PER_BATCH` of them enter.
+def offer_(reservoir: Reservoir, offered: OfferedRows, uniform: torch.Tensor) -> None:
+    """Offer rows to `reservoir`; `uniform` is a number from 0 to 1 for each, float64.
 
     Rows at distance 0, to the rounding of a mean, and rows of weight 0 never enter.
     """
     chances = offered.sq_distances_B[offered.first :: offered.stride].contiguous().double()
-    uniform = torch.rand(
-        len(chances), dtype=torch.float64, device=chances.device, generator=generator
-    )
+    if len(chances) == 0:
+        return
     if _can_compile(reservoir, offered):
         _compiled_(reservoir, offered, chances, uniform)
     else:
@@ -108,7 +104,8 @@ def _in_torch_(
         numbers, uniform, chances = numbers[entering], uniform[entering], chances[entering]
     # In parts so small that torch keeps to one thread: its other threads would spin afterwards,
     # on the cores that the next loop of the kernel needs.
-    for part in uniform.neg_().split(SERIAL_ELEMENTS):
+    uniform = -uniform
+    for part in uniform.split(SERIAL_ELEMENTS):
         part.log1p_()
     keys = -uniform / chances
     keys.nan_to_num_(nan=torch.inf, posinf=torch.inf)
@@ -119,7 +116,7 @@ def _in_torch_(
     if offered.skips_zeros:
         keys.masked_fill_(sq_norms == 0, torch.inf)
     n_reservoir = len(reservoir.keys_R)
-    n_drawn = min(DRAWN_PER_BATCH, n_reservoir, len(keys))
+    n_drawn = min(n_reservoir, len(keys))
     drawn_keys, drawn = torch.topk(keys, n_drawn, largest=False)
     drawn = numbers[drawn]
     keys = torch.cat((reservoir.keys_R, drawn_keys))
@@ -179,6 +176,5 @@ def _compiled_(
         len(uniform),
         *x_ND.shape,
         len(reservoir.rows_RD),
-        DRAWN_PER_BATCH,
         offered.skips_zeros,
     )

@@ -193,7 +193,7 @@ class Attempt:
         first, reading = keeper.now.cursor, plan.reading_of(phase)
         prepare = Preparation.for_kernel(
             scaling, algorithm.kernel, batch_rows=plan.config.batch_rows, stored=plan.stored,
-            dtype=plan.dtype,
+            dtype=plan.dtype, weight_unit=plan.weight_unit,
         )  # fmt: skip
         n_passes, done = 1, reading.rows_before(first.epoch, first.batch)
         if phase == "train":

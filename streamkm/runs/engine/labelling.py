@@ -154,6 +154,7 @@ class Labelling:
         return Preparation.for_kernel(
             self._scaling, self.kernel, batch_rows=self._reading.batch_rows,
             stored=self._stored, dtype=self.centroids_KD.dtype, in_place=in_place,
+            weight_unit=None if self._weights is None else self._weights.unit,
         )  # fmt: skip
 
     @contextmanager

@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import torch
+
+from streamkm.distributed.world import ALONE
 from streamkm.stream.pipeline import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
-
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.preparation import Preparation
+    from streamkm.distributed.world import World
     from streamkm.runs.engine.snapshot import Cursor
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.stream.slots import HostSlots
@@ -49,17 +51,38 @@ class Passes:
     def prepared(self, epoch: int, prepare: Preparation) -> Iterator[tuple[int, Batch]]:
         """(number within the epoch, batch) for each batch left of `epoch`, ready for a kernel."""
         for index, window, rows in self.batches(epoch):
-            yield index, prepare(window.x_ND, rows, window.weights_N)
+            batch = prepare(window.x_ND, rows, window.weights_N)
+            planned = window.window
+            if planned.numbers is not None:
+                place = index - planned.first_batch
+                own = slice(*planned.batch_edges[place : place + 2])
+                batch.numbers_B = torch.from_numpy(planned.numbers[own]).to(batch.x_ND.device)
+                batch.n_shared = planned.whole_rows(place)
+            yield index, batch
 
 
 @contextmanager
 def open_passes(
-    plan: FitPlan, first: Cursor, epochs: range, slots: HostSlots, times: StageTimes
+    plan: FitPlan,
+    first: Cursor,
+    epochs: range,
+    slots: HostSlots,
+    times: StageTimes,
+    world: World = ALONE,
 ) -> Iterator[Passes]:
-    """Stream `epochs` in the order that the phase of `first` reads in, from `first` on."""
+    """Stream `epochs` in the order that the phase of `first` reads in, from `first` on.
+
+    Every process of `world` streams its share; batches of which it has no row are empty.
+    """
     reading = plan.reading_of(first.phase)
     windows = chain.from_iterable(
-        reading.windows(epoch, first.batch if epoch == first.epoch else 0) for epoch in epochs
+        reading.windows(
+            epoch,
+            first.batch if epoch == first.epoch else 0,
+            rank=world.rank,
+            n_processes=world.size,
+        )
+        for epoch in epochs
     )
     n_batches = reading.n_batches(first.epoch) if first.batch else 0
     with stream(plan.source, windows, slots, times, plan.weights) as device_windows:

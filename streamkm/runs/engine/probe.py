@@ -265,7 +265,7 @@ class Prober:
         state = KMeansState(**{name: held.clone() for name, held in state.tensors().items()})
         prepare = Preparation.for_kernel(
             self.scaling, algorithm.kernel, batch_rows=plan.config.batch_rows,
-            stored=plan.stored, dtype=plan.dtype,
+            stored=plan.stored, dtype=plan.dtype, weight_unit=plan.weight_unit,
         )  # fmt: skip
         algorithm.begin_epoch_(state)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -107,6 +107,11 @@ class FitPlan:
             kernel=resolve_kernel(execution.kernel, device),
         )
 
+    @property
+    def weight_unit(self) -> float | None:
+        """A power of two above every weight; None without weights."""
+        return None if self.weights is None else self.weights.unit
+
     def reading_of(self, phase: str) -> ReadingPlan:
         """The reading plan of a phase: every phase but training reads in sequence."""
-        return self.reading if phase == "train" else replace(self.reading, seed=None)
+        return self.reading if phase == "train" else self.reading.in_sequence()

@@ -9,7 +9,6 @@ import torch
 from streamkm.kernels import OfferedRows, Reservoir, offer_
 from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.ops import offer as module
-from streamkm.kernels.ops.offer import DRAWN_PER_BATCH
 
 
 @pytest.fixture(params=["compiled", "torch"], autouse=True)
@@ -47,7 +46,8 @@ def offer(
         x_BD, None, x_BD.square().sum(dim=1), torch.arange(len(rows)) % len(reservoir.keys_R),
         distances_B, None, skips_zeros=unit, first=0, stride=1,
     )  # fmt: skip
-    offer_(reservoir, offered, drawn_by(seed))
+    uniform = torch.rand(len(rows), dtype=torch.float64, generator=drawn_by(seed))
+    offer_(reservoir, offered, uniform)
 
 
 # Breaks when weights are distances, not their squares, or a later batch has an advantage.
@@ -95,17 +95,17 @@ def test_what_is_passed_over_could_not_have_entered() -> None:
         offer(reservoir, rows[part].tolist(), sq_distances[part].tolist(), step)
         drawn = torch.rand(300, dtype=torch.float64, generator=drawn_by(step))
         least = -np.log1p(-drawn.numpy()) / sq_distances[part]
-        keys = sorted([*keys, *np.sort(least)[:DRAWN_PER_BATCH]])[:20]
+        keys = sorted([*keys, *least])[:20]
         np.testing.assert_allclose(reservoir.keys_R.numpy(), keys, rtol=1e-12)
 
 
-# Breaks when few rows, or more than may be drawn of one batch, outgrow the reservoir or the batch.
+# Breaks when few rows, or more than there are places, outgrow the reservoir or the batch.
 @pytest.mark.parametrize(("n_places", "n_rows"), [(1, 1), (3, 1000), (256, 5), (256, 1000)])
-def test_no_more_rows_enter_than_there_are_or_may(n_places: int, n_rows: int) -> None:
+def test_no_more_rows_enter_than_there_are_places(n_places: int, n_rows: int) -> None:
     reservoir = empty(n_places)
     offer(reservoir, [[1.0]] * n_rows, [1.0] * n_rows, 0)
     n_held = int(reservoir.keys_R.isfinite().sum())
-    assert n_held == min(n_places, n_rows, DRAWN_PER_BATCH)
+    assert n_held == min(n_places, n_rows)
 
 
 # Breaks when the two ways draw other rows, or take them from elsewhere in the window.
@@ -129,7 +129,9 @@ def test_both_ways_draw_the_same(monkeypatch: pytest.MonkeyPatch, rng, dtype, we
                 torch.from_numpy(draws.integers(0, 40, 700)), sq_distances_B, weights_B,
                 skips_zeros=True, first=step, stride=7 - step,
             )  # fmt: skip
-            offer_(reservoir, offered, drawn_by(step))
+            n_offered = len(range(step, 700, 7 - step))
+            uniform = torch.rand(n_offered, dtype=torch.float64, generator=drawn_by(step))
+            offer_(reservoir, offered, uniform)
         found.append(reservoir)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
@@ -143,4 +145,4 @@ def test_rows_that_are_not_within_the_window_are_refused() -> None:
         torch.tensor([0.0, 1.0]).double(), None, skips_zeros=False, first=0, stride=1,
     )  # fmt: skip
     with pytest.raises((IndexError, RuntimeError)):
-        offer_(empty(1), offered, drawn_by(0))
+        offer_(empty(1), offered, torch.rand(2, dtype=torch.float64, generator=drawn_by(0)))
