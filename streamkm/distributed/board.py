@@ -188,24 +188,39 @@ class Board:
     # ---- the thread ---------------------------------------------------------
 
     def _beat(self) -> None:
+        with suppress(RuntimeError):
+            self._beat_while_there_is_a_board()
+        # The board is gone, and who held it. That is the launcher, or process 0: then the run is
+        # over, and a main thread that hangs does not know.
+        if (
+            self._launcher is None
+            and self._patience_s is not None
+            and not self._is_closed.wait(self._patience_s)
+        ):
+            os._exit(1)
+        while self._launcher is not None and not self._is_closed.wait(BEAT_S):
+            self._look_for_the_launcher()
+
+    def _beat_while_there_is_a_board(self) -> None:
         n_beats = 0
         told_at: float | None = None
-        # The store is gone when its holder ends: the next collective finds out.
-        with suppress(RuntimeError):
-            while not self._is_closed.wait(BEAT_S if n_beats else 0):
-                n_beats += 1
-                self._store.set(f"beat/{self._rank}", f"{n_beats} {self._n_collectives}")
-                if self._launcher not in (None, os.getppid()):
-                    self._launcher = None
-                    os.kill(os.getpid(), signal.SIGTERM)
-                if self._patience_s is None or (notice := self._read()) is None:
-                    continue
-                told_at = told_at or time.monotonic()
-                # Who stops at a signal may still be writing the checkpoint.
-                if notice.status != Interrupted.exit_status and (
-                    time.monotonic() - told_at > self._patience_s
-                ):
-                    os._exit(notice.status)
+        while not self._is_closed.wait(BEAT_S if n_beats else 0):
+            n_beats += 1
+            self._store.set(f"beat/{self._rank}", f"{n_beats} {self._n_collectives}")
+            self._look_for_the_launcher()
+            if self._patience_s is None or (notice := self._read()) is None:
+                continue
+            told_at = told_at or time.monotonic()
+            # Who stops at a signal may still be writing the checkpoint.
+            if notice.status != Interrupted.exit_status and (
+                time.monotonic() - told_at > self._patience_s
+            ):
+                os._exit(notice.status)
+
+    def _look_for_the_launcher(self) -> None:
+        if self._launcher not in (None, os.getppid()):
+            self._launcher = None
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _read(self) -> Notice | None:
         if not self._store.check(["told"]):

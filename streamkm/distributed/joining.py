@@ -401,6 +401,8 @@ def joined(device: str = "auto", timeout_s: float = PROCESS_TIMEOUT_S) -> Iterat
 def _open_store(seat: Seat, timeout_s: float) -> TCPStore:
     """The store of the run: of the launcher, or held by process 0."""
     is_holder = seat.rank == 0 and not seat.is_store_outside
+    if not is_holder:
+        _await_store(seat, timeout_s)
     try:
         return TCPStore(
             seat.address,
@@ -416,3 +418,16 @@ def _open_store(seat: Seat, timeout_s: float) -> TCPStore:
                 "program has it, or the system refuses it; give another one"
             ) from error
         raise absent(seat, [0], timeout_s) from error
+
+
+def _await_store(seat: Seat, timeout_s: float) -> None:
+    """Wait until somebody listens: when TCPStore waits in vain it prints a traceback of C++."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((seat.address, seat.port), timeout=timeout_s):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise absent(seat, [0], timeout_s) from error
+            time.sleep(LOOK_S)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,16 +88,22 @@ def by_hand(
 
     One that is stopped is killed once it is the last.
     """
-    port = str(free_port())
+    # More than one, for scripts that join again.
+    ports = [str(free_port()) for _ in range(8)]
     begin = time.monotonic()
-    children = []
+    children: list[tuple[subprocess.Popen[bytes], TextIO]] = []
     for rank in ranks:
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **more}
+        variables |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": ports[0],
+            "PORTS": " ".join(ports),
+            **more,
+        }
         out = path.with_name(f"said-{len(children)}").open("w+")
-        children.append((subprocess.Popen(
-            [sys.executable, str(path)], env=environment(**variables), stdout=out, stderr=out
-        ), out))  # fmt: skip
+        command = [sys.executable, str(path)]
+        child = subprocess.Popen(command, env=environment(**variables), stdout=out, stderr=out)
+        children.append((child, out))
     ends: dict[int, float] = {}
     while len(ends) < len(children) and time.monotonic() - begin < timeout:
         for index, (child, _) in enumerate(children):
@@ -107,12 +114,12 @@ def by_hand(
             children[left[0]][0].kill()
         time.sleep(0.02)
     found = []
-    for index, (child, out) in enumerate(children):
+    for index, (child, log) in enumerate(children):
         child.kill()
         child.wait()
-        out.seek(0)
-        found.append(End(child.returncode, out.read(), ends.get(index, timeout)))
-        out.close()
+        log.seek(0)
+        found.append(End(child.returncode, log.read(), ends.get(index, timeout)))
+        log.close()
     return found
 
 
