@@ -45,8 +45,6 @@ TESTED_IN = {
     "kernels/base": "kernels/contract.py",
     "sinks/base": "sinks/contract.py",
     "sources/base": "sources/contract.py",
-    # Seen by processes that fail.
-    "distributed/board": "distributed/test_failing.py",
     # What holds the rows of one batch, and comes of preparing them.
     "clustering/batch": "clustering/test_preparation.py",
     # What a fit prints, and whom it tells of its steps.
