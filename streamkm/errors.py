@@ -15,6 +15,8 @@
     │   └── DeviceError               the chosen device or kernel is not available
     ├── StorageError (OSError)        exit status 1: the disk refused a write
     ├── AllocationError (MemoryError) exit status 1: the machine or the GPU refused memory
+    ├── ProcessLostError              exit status 1: another process died, hangs or lost its link
+    ├── ElsewhereError                that of another process, which has told why it failed
     └── Interrupted (SystemExit)      exit status 75: stopped by a signal, a checkpoint is saved
 
 A message is one line that names the rule, the value received and the remedy, because a user of
@@ -30,6 +32,7 @@ __all__ = [
     "AllocationError",
     "ConfigError",
     "DeviceError",
+    "ElsewhereError",
     "InputError",
     "Interrupted",
     "MemoryBudgetError",
@@ -38,6 +41,7 @@ __all__ = [
     "Option",
     "OutputExistsError",
     "ParameterError",
+    "ProcessLostError",
     "ReadError",
     "ResumeError",
     "RunError",
@@ -161,6 +165,31 @@ class AllocationError(StreamkmError, MemoryError):
 
     Earlier checkpoints and results are intact: once there is memory, ``--resume`` continues.
     """
+
+
+class ProcessLostError(StreamkmError):
+    """Another process of the run died, hangs or cannot be reached; the message names it.
+
+    Earlier checkpoints are intact: ``--resume`` continues, on any number of processes.
+    """
+
+
+class ElsewhereError(StreamkmError):
+    """Another process of the run failed and has told why, so this one has to end as well.
+
+    The command line ends in silence with the status of the other process: an error is told once.
+
+    Parameters
+    ----------
+    *parts : str
+        The message, for Python: it names the other process and repeats what it said.
+    exit_status : int
+        The status of the process that failed.
+    """
+
+    def __init__(self, *parts: object, exit_status: int = 1) -> None:
+        super().__init__(*parts)
+        self.exit_status = exit_status
 
 
 class Interrupted(StreamkmError, SystemExit):

@@ -1,0 +1,256 @@
+"""The notice board: where the processes of a run see who is alive, and why another one failed.
+
+A collective that fails says only that some connection closed, or that time ran out. The board says
+who is to blame. It is a few keys in a TCPStore of torch.distributed:
+
+- Every process counts up its own key twice a second, from a thread. A process that was killed,
+  stopped or cut off falls silent.
+- Beside the count stands how many collectives the process has come to. A process that hangs in
+  its own work still beats, but it is behind the others.
+- The first process that fails writes its error. The others end with the same status, in silence.
+
+Clocks of machines are never compared.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from streamkm.errors import Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch.distributed.distributed_c10d import Store
+
+__all__ = ["Board", "Notice", "within"]
+
+#: Seconds between two beats.
+BEAT_S = 0.5
+#: Seconds within which a living process must beat: several beats, for a machine that is busy.
+SILENCE_S = 3.0
+#: Seconds that the board has to answer before it counts as lost.
+ANSWER_S = 5.0
+#: Seconds that the process that holds the board waits for the others to read why it failed.
+LINGER_S = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """An error that a process told the others."""
+
+    rank: int
+    host: str
+    status: int
+    """Exit status of the process that failed."""
+    message: str
+
+
+@dataclass(frozen=True)
+class RollCall:
+    """Who does not take part any more."""
+
+    silent: list[int]
+    """Ranks that do not beat."""
+    late: list[int]
+    """Ranks that beat, but have not come to the collective that this process waited in."""
+
+
+class Board:
+    """The notice board of one run, as one process sees it.
+
+    Parameters
+    ----------
+    store : Store
+        A connection of the board's own, because a call that waits keeps others from using it.
+    rank : int
+        This process.
+    hosts : list of str
+        Machines of all processes, in the order of ranks.
+    held : Store, optional
+        The store's server, if this process holds it: the board ends with the process.
+    holder : str, optional
+        Who holds the server, in words; process 0 by default.
+    patience_s : float, optional
+        Seconds after which this process is ended, from the thread, if another one has told an
+        error. None leaves the process alone: it belongs to somebody else.
+    launcher : int, optional
+        Process that started this one and waits for it. Once it is gone, this process gets a
+        SIGTERM, and stops with a checkpoint. None if nobody waits.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        hosts: list[str],
+        *,
+        held: Store | None = None,
+        holder: str | None = None,
+        patience_s: float | None = None,
+        launcher: int | None = None,
+    ) -> None:
+        self._store = store
+        self._rank = rank
+        self._size = len(hosts)
+        self._host = hosts[rank]
+        self._held = held
+        self.holder = holder or f"process 0 of {len(hosts)} on {hosts[0]}"
+        self._patience_s = patience_s
+        self._launcher = launcher
+        self._n_collectives = 0
+        self._n_lost = 0
+        self._is_lost = False
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="streamkm-beat", daemon=True)
+        self._thread.start()
+        # A daemon thread that is in C++ when the interpreter ends may take the process down.
+        atexit.register(self.stop)
+
+    def note_collective(self) -> None:
+        """Count a collective that this process has come to."""
+        self._n_collectives += 1
+
+    def tell(self, error: BaseException) -> Notice | None:
+        """Write why this process fails. Return the notice of another one that was first, if any.
+
+        Returns None if the board does not answer.
+        """
+        status = getattr(error, "exit_status", 1)
+        text = getattr(error, "for_command_line", None) or f"{type(error).__name__}: {error}"
+        mine = json.dumps(asdict(Notice(self._rank, self._host, status, text)))
+        for first in self._ask(lambda: self._store.compare_set("told", "", mine)):
+            if first.decode() != mine:
+                return Notice(**json.loads(first))
+        return None
+
+    def heard(self) -> Notice | None:
+        """The error that a process told, if one did and the board answers."""
+        return next(iter(self._ask(self._read)), None)
+
+    def call_the_roll(self) -> RollCall | None:
+        """Find out who is silent and who is late, within a few seconds.
+
+        Returns None if the board does not answer.
+        """
+        before: list[tuple[int, int]] = []
+        now: list[tuple[int, int]] = []
+        silent = list(range(self._size))
+        deadline = time.monotonic() + SILENCE_S
+        while silent and time.monotonic() < deadline:
+            answers = self._ask(self._beats)
+            if not answers:
+                return None
+            now = answers[0]
+            before = before or now
+            silent = [rank for rank in silent if now[rank][0] == before[rank][0]]
+            time.sleep(BEAT_S / 5)
+        silent = [rank for rank in silent if rank != self._rank]
+        behind = [rank for rank, beat in enumerate(now) if beat[1] < self._n_collectives]
+        late = [rank for rank in behind if rank not in silent]
+        self._n_lost = len(silent) + len(late)
+        return RollCall(silent, late)
+
+    def stop(self) -> None:
+        """End the thread."""
+        atexit.unregister(self.stop)
+        self._is_closed.set()
+        self._thread.join(timeout=2 * BEAT_S)
+
+    def leave(self, *, failed: bool) -> None:
+        """End the thread; where the board would end with this process, let the others read it."""
+        self.stop()
+        if not failed:
+            return
+        self._ask(lambda: self._store.add("left", 1))
+        if self._held is not None:
+            deadline = time.monotonic() + LINGER_S
+            n_readers = self._size - self._n_lost
+            while self._store.add("left", 0) < n_readers and time.monotonic() < deadline:
+                time.sleep(BEAT_S / 10)
+
+    def _ask(self, call: Callable[[], T]) -> list[T]:
+        """What the store answers; empty from the first time on that it does not answer."""
+        answers = [] if self._is_lost else within(ANSWER_S, call)
+        self._is_lost = not answers
+        return answers
+
+    # ---- the thread ---------------------------------------------------------
+
+    def _beat(self) -> None:
+        with suppress(RuntimeError):
+            self._beat_while_there_is_a_board()
+        # The board is gone, and who held it. That is the launcher, or process 0: then the run is
+        # over, and a main thread that hangs does not know.
+        if (
+            self._launcher is None
+            and self._patience_s is not None
+            and not self._is_closed.wait(self._patience_s)
+        ):
+            os._exit(1)
+        while self._launcher is not None and not self._is_closed.wait(BEAT_S):
+            self._look_for_the_launcher()
+
+    def _beat_while_there_is_a_board(self) -> None:
+        n_beats = 0
+        told_at: float | None = None
+        while not self._is_closed.wait(BEAT_S if n_beats else 0):
+            n_beats += 1
+            self._store.set(f"beat/{self._rank}", f"{n_beats} {self._n_collectives}")
+            self._look_for_the_launcher()
+            if self._patience_s is None or (notice := self._read()) is None:
+                continue
+            told_at = told_at or time.monotonic()
+            # Who stops at a signal may still be writing the checkpoint.
+            if notice.status != Interrupted.exit_status and (
+                time.monotonic() - told_at > self._patience_s
+            ):
+                os._exit(notice.status)
+
+    def _look_for_the_launcher(self) -> None:
+        if self._launcher not in (None, os.getppid()):
+            self._launcher = None
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _read(self) -> Notice | None:
+        if not self._store.check(["told"]):
+            return None
+        return Notice(**json.loads(self._store.get("told")))
+
+    def _beats(self) -> list[tuple[int, int]]:
+        """Of each process, beats and collectives so far; zeros before its first beat."""
+        keys = [f"beat/{rank}" for rank in range(self._size)]
+        if self._store.check(keys):
+            values = self._store.multi_get(keys)
+        else:
+            values = [self._store.get(key) if self._store.check([key]) else b"0 0" for key in keys]
+        pairs = (value.split() for value in values)
+        return [(int(beats), int(collectives)) for beats, collectives in pairs]
+
+
+def within(seconds: float, call: Callable[[], T]) -> list[T]:
+    """The result of `call` alone in a list, which is empty if it fails or takes longer.
+
+    A call to a TCPStore whose process is stopped, or whose link is cut, never returns. The thread
+    that made it is left behind.
+    """
+    found: list[T] = []
+
+    def run() -> None:
+        with suppress(RuntimeError):
+            found.append(call())
+
+    thread = threading.Thread(target=run, name="streamkm-board", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found

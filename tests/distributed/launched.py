@@ -1,0 +1,128 @@
+"""Real processes for tests: a script under torchrun, or started by hand."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import TextIO
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: What every script begins with. An error ends it as the command line would.
+HEAD = """
+import os, signal, sys, time
+import torch
+import torch.distributed as dist
+from streamkm.distributed.joining import joined
+from streamkm.distributed.world import ALONE, World, world
+from streamkm.errors import *
+
+def ends(main, *arguments):
+    try:
+        main(*arguments)
+    except ElsewhereError as error:
+        os._exit(error.exit_status)
+    except StreamkmError as error:
+        print("streamkm: " + error.for_command_line, file=sys.stderr, flush=True)
+        os._exit(error.exit_status)
+"""
+
+
+def script(folder: Path, body: str) -> Path:
+    path = folder / "script.py"
+    path.write_text(HEAD + dedent(body))
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, without what a launcher or a batch system would have set."""
+    foreign = ("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    here = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return {**kept, **here, **more}
+
+
+def torchrun(
+    n_processes: int, path: Path, *options: str, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run a script on several processes of this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(n_processes), "--redirects", "0", *options, str(path)]
+    return subprocess.run(
+        command,
+        env=environment(TMPDIR=str(path.parent)),  # torchrun leaves folders there
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class End:
+    """How a process ended."""
+
+    status: int
+    said: str
+    after_s: float
+    """Seconds after the start of all."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def by_hand(
+    path: Path, ranks: list[int], size: int, *, timeout: float = 60, **more: str
+) -> list[End]:
+    """Start processes of these ranks without a launcher: number 0 holds the store.
+
+    One that is stopped is killed once it is the last.
+    """
+    # More than one, for scripts that join again.
+    ports = [str(free_port()) for _ in range(8)]
+    begin = time.monotonic()
+    children: list[tuple[subprocess.Popen[bytes], TextIO]] = []
+    for rank in ranks:
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+        variables |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": ports[0],
+            "PORTS": " ".join(ports),
+            **more,
+        }
+        out = path.with_name(f"said-{len(children)}").open("w+")
+        command = [sys.executable, str(path)]
+        child = subprocess.Popen(command, env=environment(**variables), stdout=out, stderr=out)
+        children.append((child, out))
+    ends: dict[int, float] = {}
+    while len(ends) < len(children) and time.monotonic() - begin < timeout:
+        for index, (child, _) in enumerate(children):
+            if index not in ends and child.poll() is not None:
+                ends[index] = time.monotonic() - begin
+        left = [index for index in range(len(children)) if index not in ends]
+        if len(left) == 1 and is_stopped(children[left[0]][0].pid):
+            children[left[0]][0].kill()
+        time.sleep(0.02)
+    found = []
+    for index, (child, log) in enumerate(children):
+        child.kill()
+        child.wait()
+        log.seek(0)
+        found.append(End(child.returncode, log.read(), ends.get(index, timeout)))
+        log.close()
+    return found
+
+
+def is_stopped(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "T"
