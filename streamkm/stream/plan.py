@@ -275,7 +275,8 @@ class ReadingPlan:
             return -(-window_rows // self.batch_rows)
         unit_rows = self.unit_blocks * self.block_rows
         n_units, rest = np.divmod(window_rows, unit_rows)
-        return n_units * -(-unit_rows // self.batch_rows) - (-rest // self.batch_rows)
+        n_batches: np.ndarray = n_units * -(-unit_rows // self.batch_rows)
+        return n_batches - (-rest // self.batch_rows)
 
     def _edges(self, window_rows: int) -> tuple[int, ...]:
         """Edges of the batches of a window: equal in training, else equal in every unit."""

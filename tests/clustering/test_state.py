@@ -42,7 +42,8 @@ def test_dtypes(dtype: torch.dtype) -> None:
     state = initial_state(torch.zeros((2, 3), dtype=dtype), 0.5, weighted=True)
     tensors = state.tensors()
     integers = {"counts_K", "epoch_counts_K", "no_improvement", "n_steps", "n_dropped"}
-    integers |= {"n_reseeded", "stop", "reservoir_labels_R"}
+    integers |= {"n_reseeded", "stop", "reservoir_labels_R", "pass_sums_LKD", "pass_grades_K"}
+    integers |= {"pass_totals_LT", "pass_total_grades_T"}
     rows = {"centroids_KD", "reservoir_RD"}
     for name, tensor in tensors.items():
         expected = torch.int64 if name in integers else dtype if name in rows else torch.float64

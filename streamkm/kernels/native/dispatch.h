@@ -133,6 +133,7 @@ struct Functions {
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
     void (*fix_cluster)(const FixedJob<T>&, int64_t cluster, int64_t column, int64_t stop);
+    int64_t (*fixed_total)(const T* sq_distances, const double* shares, int64_t n_rows, double scale);
     void (*measure_rows)(const DistanceJob<T>&, int64_t start, int64_t stop);
     void (*move_cluster)(const MoveJob<T>&, int64_t cluster);
     // Indexed by the number of the stored dtype.
@@ -146,8 +147,8 @@ struct Functions {
         using Element = T;                                                            \
         return {panel_width<T>(),     BLOCK_ROWS,       pack_panel<T>,    assign_block<T>,     \
                 pack_points<T>,       compare_block<T>, recheck_row<T>,   correct_block<T>,    \
-                measure_block<T>,      accumulate_cluster<T>, fix_cluster<T>,   measure_rows<T>, \
-                move_cluster<T>, \
+                measure_block<T>,      accumulate_cluster<T>, fix_cluster<T>,   fixed_total<T>, \
+                measure_rows<T>,       move_cluster<T>, \
                 {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                          \
     }()
 
@@ -348,37 +349,26 @@ template <class T>
 void take_exponents(const int64_t* labels, const T* sq_norms, const T* sq_distances,
                     const double* shares, int64_t n_rows, int64_t k, int32_t least,
                     int32_t* exponents) {
-    std::vector<double> longest(k, 0.0);
-    double farthest = 0;
+    // Neighbours are compared in different places: they may have the same label.
+    constexpr int PLACES = 4;
+    std::vector<double> longest(PLACES * k, 0.0);
+    double farthest[PLACES] = {};
     for (int64_t row = 0; row < n_rows; ++row) {
         // Of squares, of which no root need be taken.
         const double share = shares == nullptr ? 1 : shares[row];
         const double sq_length = static_cast<double>(sq_norms[row]) * (share * share);
-        if (sq_length > longest[labels[row]]) longest[labels[row]] = sq_length;
-        farthest = std::max(farthest, static_cast<double>(sq_distances[row]) * share);
+        double& most = longest[labels[row] * PLACES + row % PLACES];
+        most = std::max(most, sq_length);
+        double& far = farthest[row % PLACES];
+        far = std::max(far, static_cast<double>(sq_distances[row]) * share);
     }
     for (int64_t cluster = 0; cluster < k; ++cluster) {
+        const double* const of_cluster = longest.data() + cluster * PLACES;
+        const double most = std::sqrt(*std::max_element(of_cluster, of_cluster + PLACES));
         // One more, since squared lengths are rounded.
-        exponents[cluster] = std::max(exponent_above(std::sqrt(longest[cluster]), least - 1) + 1, least);
+        exponents[cluster] = std::max(exponent_above(most, least - 1) + 1, least);
     }
-    exponents[k] = exponent_above(farthest, 2 * least);
-}
-
-// Sum of squared distances in whole numbers.
-template <class T>
-int64_t fixed_total(const T* sq_distances, const double* shares, int64_t n_rows, double scale) {
-    int64_t total = 0;
-    for (int64_t row = 0; row < n_rows; ++row) {
-        const double value = static_cast<double>(sq_distances[row]) * (shares == nullptr ? 1 : shares[row]);
-        const double rounded = value * scale + ROUNDER;
-        int64_t bits;
-        std::memcpy(&bits, &rounded, sizeof bits);
-        total += bits;
-    }
-    int64_t rounder;
-    std::memcpy(&rounder, &ROUNDER, sizeof rounder);
-    return static_cast<int64_t>(static_cast<uint64_t>(total) -
-                                static_cast<uint64_t>(n_rows) * static_cast<uint64_t>(rounder));
+    exponents[k] = exponent_above(*std::max_element(farthest, farthest + PLACES), 2 * least);
 }
 
 // Adds rows of sums in whole numbers; see kernels/ops/graded.py.

@@ -84,6 +84,7 @@ struct FixedJob {
     int n_bits;                // whole numbers are less than 2 to this power
     int64_t* sums;           // k x n_features, to be added to; of doubles twice that, since those of
                              // what is left over follow, in units of 2^-n_bits
+    int64_t n_window;        // rows of x in all
     int64_t n_features, k;
 
     double scale(int64_t cluster) const { return std::ldexp(1.0, n_bits - exponents[cluster]); }

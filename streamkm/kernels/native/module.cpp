@@ -193,7 +193,7 @@ bool accumulate_fixed(const FixedJob<T>& job, const Functions<T>& functions, con
         counts[cluster] += offsets[cluster + 1] - offsets[cluster];
     }
     accumulate(job, n_threads, functions.fix_cluster);
-    *total += fixed_total(sq_distances, job.shares, n_rows, job.scale(job.k));
+    *total += functions.fixed_total(sq_distances, job.shares, n_rows, job.scale(job.k));
     return true;
 }
 
@@ -211,7 +211,7 @@ PyObject* py_accumulate_fixed(PyObject*, PyObject* args) {
     const auto add = [&](auto example, const auto& functions) {
         using T = decltype(example);
         const FixedJob<T> job{at<T>(x),          at<double>(shares), at<int32_t>(rows), at<int64_t>(offsets),
-                              at<int32_t>(exponents), n_bits,        at<int64_t>(sums), n_features, k};
+                              at<int32_t>(exponents), n_bits,        at<int64_t>(sums), n_window, n_features, k};
         return accumulate_fixed(job, functions, at<T>(sq_distances), at<int64_t>(labels),
                                 at<int32_t>(positions), at<int32_t>(rows), at<int64_t>(offsets), n_rows,
                                 at<int64_t>(counts), at<int64_t>(total), n_threads);

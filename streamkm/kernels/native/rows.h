@@ -206,24 +206,39 @@ INLINE void fix_vectors(const FixedJob<T>& job, int64_t cluster, const int32_t* 
     }
 }
 
-// The same for columns `column` to `stop`, fewer than a vector has.
+// The same for columns `column` to `stop`, fewer than a vector has. Vectors reach into the next row;
+// what they find there is thrown away.
 template <class T>
 INLINE void fix_columns(const FixedJob<T>& job, int64_t cluster, const int32_t* row,
                         const int32_t* stop_row, int64_t column, int64_t stop) {
-    int64_t* const sums = job.sums + cluster * job.n_features;
+    using S = Simd<double>;
+    using Integers = typename S::IndexVector;
+    constexpr int LIMBS = std::is_same_v<T, double> ? 2 : 1;
     const double scale = job.scale(cluster), rest_scale = job.rest();
+    // The last row from which a whole vector lies within the window.
+    const int64_t last_whole = (job.n_window * job.n_features - column - S::width) / job.n_features;
+    const bool has_whole = job.n_window * job.n_features >= column + S::width;
+    Integers sums[LIMBS] = {};
     for (; row < stop_row; ++row) {
-        const T* const x = job.x + *row * job.n_features;
+        const T* const x = job.x + *row * job.n_features + column;
         const double share = job.shares == nullptr ? 1 : job.shares[*row];
-        for (int64_t i = column; i < stop; ++i) {
-            const double value = static_cast<double>(x[i]) * share * scale;
-            const double rounded = value + ROUNDER;
-            sums[i] += bits_of(rounded) - bits_of(ROUNDER);
-            if constexpr (std::is_same_v<T, double>) {
-                const double rest = (value - (rounded - ROUNDER)) * rest_scale + ROUNDER;
-                sums[job.k * job.n_features + i] += bits_of(rest) - bits_of(ROUNDER);
-            }
+        Narrow<T> narrow{};
+        if (has_whole && *row <= last_whole) {
+            std::memcpy(&narrow, x, sizeof narrow);
+        } else {
+            std::memcpy(&narrow, x, (stop - column) * sizeof(T));
         }
+        const auto value = __builtin_convertvector(narrow, typename S::Vector) * share * scale;
+        const auto rounded = value + ROUNDER;
+        sums[0] += (Integers)rounded - bits_of(ROUNDER);
+        if constexpr (LIMBS == 2) {
+            const auto rest = (value - (rounded - ROUNDER)) * rest_scale + ROUNDER;
+            sums[1] += (Integers)rest - bits_of(ROUNDER);
+        }
+    }
+    for (int limb = 0; limb < LIMBS; ++limb) {
+        int64_t* const to = job.sums + (limb * job.k + cluster) * job.n_features;
+        for (int64_t i = column; i < stop; ++i) to[i] += sums[limb][i - column];
     }
 }
 
@@ -244,6 +259,24 @@ void fix_cluster(const FixedJob<T>& job, int64_t cluster, int64_t column, int64_
         }
         if (from < stop) fix_columns(job, cluster, row, stop_row, from, stop);
     }
+}
+
+// Sum of squared distances in whole numbers.
+template <class T>
+int64_t fixed_total(const T* __restrict sq_distances, const double* __restrict shares, int64_t n_rows,
+                    double scale) {
+    int64_t total = 0;
+    if (shares == nullptr) {
+        for (int64_t row = 0; row < n_rows; ++row) {
+            total += bits_of(static_cast<double>(sq_distances[row]) * scale + ROUNDER) - bits_of(ROUNDER);
+        }
+        return total;
+    }
+    for (int64_t row = 0; row < n_rows; ++row) {
+        const double value = static_cast<double>(sq_distances[row]) * shares[row];
+        total += bits_of(value * scale + ROUNDER) - bits_of(ROUNDER);
+    }
+    return total;
 }
 
 // Adds row `row` of sums in whole numbers; see kernels/ops/graded.py.

@@ -38,7 +38,7 @@ TILE_ELEMENTS = 1 << 17
 
 
 class FixedSums(NamedTuple):
-    """Sums of the rows of K clusters, and of their squared distances, in whole numbers of quanta."""
+    """Sums of the rows of K clusters, and of squared distances, in whole numbers of quanta."""
 
     sums_LKD: torch.Tensor
     """int64; with L = 2 those of what the first rounding leaves over follow, in smaller quanta."""
@@ -218,7 +218,7 @@ def _exponents_above(values: torch.Tensor, least: int) -> torch.Tensor:
 
 def _power(exponents: torch.Tensor) -> torch.Tensor:
     """2 to the power of integers, float64."""
-    return torch.ldexp(torch.ones((), dtype=torch.float64, device=exponents.device), exponents)
+    return torch.ldexp(torch.ones_like(exponents, dtype=torch.float64), exponents)
 
 
 def _can_compile(

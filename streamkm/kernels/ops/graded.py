@@ -81,8 +81,8 @@ def raise_grades_(sums_LKD: torch.Tensor, grades_K: torch.Tensor, raised_K: torc
 
 def graded_total(sums_LKD: torch.Tensor, grades_K: torch.Tensor) -> torch.Tensor:
     """The sums as float64, (K, D)."""
-    sizes_K1 = torch.ldexp(torch.ones_like(grades_K, dtype=torch.float64), GRADE_BITS * grades_K)[
-        :, None
-    ]
-    large_KD, small_KD = sums_LKD.double()
-    return large_KD * sizes_K1 + small_KD * (sizes_K1 * 2.0**-GRADE_BITS)
+    one_K = torch.ones_like(grades_K, dtype=torch.float64)
+    sizes_K1 = torch.ldexp(one_K, GRADE_BITS * grades_K)[:, None]
+    total_KD = sums_LKD[0] * sizes_K1
+    total_KD += sums_LKD[1] * (sizes_K1 * 2.0**-GRADE_BITS)
+    return total_KD
