@@ -11,14 +11,16 @@ import argparse
 import errno
 import json
 import logging
+import os
 import sys
 import tomllib
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
-from streamkm.errors import ConfigError, StreamkmError
+from streamkm.errors import ConfigError, ElsewhereError, Interrupted, StreamkmError
 from streamkm.files import expanded
 from streamkm.machine import cores_by_quota
 from streamkm.options import (
@@ -38,7 +40,7 @@ from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.text import TIME_FORMAT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -49,6 +51,8 @@ __all__ = ["main"]
 
 #: Errors of a path that cannot be used: another one would not raise them.
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+#: Variables of a process that is one of several.
+STARTED_WITH = {"WORLD_SIZE", "RANK", "SLURM_STEP_ID"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.command(arguments)
         sys.stdout.flush()
     except StreamkmError as error:
-        _complain(error.for_command_line)
+        # What another process has told is not told again.
+        if not isinstance(error, ElsewhereError) and error.for_command_line:
+            _complain(error.for_command_line)
         return error.exit_status
     except KeyboardInterrupt:
         _complain("interrupted; what was not saved before is lost")
@@ -108,7 +114,11 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     config = configured(FitConfig, arguments)
     execution = configured(ExecutionConfig, arguments)
-    with StopRequest() as stop_request, closing(_open(arguments)) as source:
+    with (
+        StopRequest() as stop_request,
+        _processes(execution) as (execution, shared),
+        closing(_open(arguments)) as source,
+    ):
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         check_fit(source.spec, config, source.name)
         check_outside(source, run_dir=arguments.out)
@@ -119,12 +129,38 @@ def _fit(arguments: argparse.Namespace) -> None:
                 job = (source, config, execution, arguments.out)
                 _print_report(dry_run(*job, **control, weights=weights))
             return
-        check_run_is_free(arguments.out, resume=arguments.resume)
+        if not shared or shared["world"].is_first:
+            check_run_is_free(arguments.out, resume=arguments.resume)
 
         with _open_weights(arguments, source) as weights:
             from streamkm.runs.fit import fit
 
-            fit(source, config, execution, arguments.out, **control, weights=weights)
+            fit(source, config, execution, arguments.out, **control, weights=weights, **shared)
+
+
+@contextmanager
+def _processes(execution: ExecutionConfig) -> Iterator[tuple[ExecutionConfig, dict[str, Any]]]:
+    """Join the other processes of the run, if torchrun or Slurm has started any.
+
+    Yields the settings with the device of this process, and the argument ``world`` of a command;
+    without other processes no argument, for which torch would have to be imported.
+    """
+    if not os.environ.keys() & STARTED_WITH:
+        yield execution, {}
+        return
+    from streamkm.distributed.joining import joined, local_device
+
+    with joined(execution.device) as world:
+        if not world.is_first:
+            logging.getLogger().setLevel(logging.CRITICAL)
+        if world.size > 1:
+            device = local_device(execution.device, world.local_rank)
+            execution = replace(execution, device=device)
+        try:
+            yield execution, {"world": world}
+        except Interrupted as error:
+            # All stop together; the first process tells it.
+            raise error if world.is_first else Interrupted() from error
 
 
 def _print_report(report: DryRun) -> None:

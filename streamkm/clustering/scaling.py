@@ -15,11 +15,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import torch
 
 from streamkm.errors import SourceError
 from streamkm.kernels import Moments, moments_in_parts, normalized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["RunningMoments", "Scaling", "compute_dtype"]
 
@@ -75,7 +79,11 @@ class RunningMoments(Moments):
 
     def update_(self, x_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> None:
         """Merge the rows of a batch, of any dtype, with their weights."""
-        for part in moments_in_parts(x_BD, weights_B):
+        self.join_(moments_in_parts(x_BD, weights_B))
+
+    def join_(self, parts: Iterable[Moments]) -> None:
+        """Merge the moments of further rows, in this order."""
+        for part in parts:
             self._join_(part)
 
     def _join_(self, part: Moments) -> None:

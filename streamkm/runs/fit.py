@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamkm import __version__
 from streamkm.devices import resolve_device
+from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.engine.attempt import Attempt
@@ -26,6 +28,7 @@ from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.distributed.world import World
     from streamkm.runs.engine.listener import Listener
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources.base import Source
@@ -48,6 +51,7 @@ def fit(
     quiet: bool = False,
     weights: Weights | None = None,
     listener: Listener | None = None,
+    world: World = ALONE,
 ) -> Model:
     """Cluster `source`, write the run folder `run_dir` if one is given, and return the model.
 
@@ -73,6 +77,9 @@ def fit(
         of weight 2 counts as two rows.
     listener : Listener, optional
         Hears of every step and pass.
+    world : World, optional
+        The processes that share the fit. All call `fit` with the same arguments; the first alone
+        uses `run_dir`, and each returns the model.
 
     Raises
     ------
@@ -88,22 +95,28 @@ def fit(
     """
     check_outside(source, run_dir=run_dir)
     if resume and run_dir is not None:
-        source = as_begun(source, run_dir)
+        source = as_begun(source, run_dir, world)
     plan = plan_fit(source, config, execution, given_KD, weights)
-    if run_dir is None:
-        with Progress(quiet=quiet) as progress:
-            attempt = Attempt(plan, NoCheckpoints(), progress, stop_request, listener)
-            with memory_told(attempt.doing, resumable=False):
-                return attempt.run()
     record = run_record(plan, given_KD)
+    world.agree({"version of streamkm": __version__, **record["fit"], **record["data"]})
+    if run_dir is None or not world.is_first:
+        # What is in the run folder, the first process alone has looked up.
+        if run_dir is not None and world.gather(None)[0]:
+            return load_model(run_dir)
+        with Progress(quiet=quiet or not world.is_first) as progress:
+            attempt = Attempt(plan, NoCheckpoints(), progress, stop_request, listener, world)
+            with memory_told(attempt.doing, resumable=run_dir is not None):
+                return attempt.run()
     with RunFolder(run_dir, record, resume=resume) as folder:
-        if (finished := finished_model(folder)) is not None:
+        finished = finished_model(folder)
+        world.gather(finished is not None)
+        if finished is not None:
             return _say_finished(finished, folder, quiet=quiet)
         checkpoints = Checkpointer(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
-            attempt = Attempt(plan, checkpoints, progress, stop_request, listener)
+            attempt = Attempt(plan, checkpoints, progress, stop_request, listener, world)
             with memory_told(attempt.doing, resumable=True):
                 model = attempt.run()
             checkpoints.conclude()
@@ -112,15 +125,18 @@ def fit(
     return model
 
 
-def as_begun(source: Source, run_dir: Path) -> Source:
+def as_begun(source: Source, run_dir: Path, world: World = ALONE) -> Source:
     """`source` with its features in the order in which the run in `run_dir` began, if there is one.
+
+    The first process of `world` looks it up for all.
 
     Raises
     ------
     SourceError
         If the run's features have other names.
     """
-    return in_order(source, feature_names(run_dir), f"the run {run_dir}")
+    names = world.gather(feature_names(run_dir) if world.is_first else None)[0]
+    return in_order(source, names, f"the run {run_dir}")
 
 
 def plan_fit(

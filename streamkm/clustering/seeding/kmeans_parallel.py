@@ -13,17 +13,24 @@ every row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER, N_ROUNDS
 from streamkm.clustering.seeding.sample import Draws, Sample
-from streamkm.kernels import add_by_label
+from streamkm.kernels import (
+    LEAST_GRADE,
+    add_by_label,
+    add_graded_,
+    graded_total,
+    raise_grades_,
+)
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
+    from streamkm.distributed.world import World
     from streamkm.kernels import Kernel
 
 __all__ = ["Candidates", "first_candidate"]
@@ -38,8 +45,11 @@ class Candidates:
 
     rows_CD: torch.Tensor
     """Candidates of the rounds before, in the scaled space."""
-    counts_C: torch.Tensor
-    """Mass of the rows nearest to each candidate, float64; gathered in the last pass."""
+    masses_LC: torch.Tensor
+    """Mass of the rows nearest to each candidate, gathered in the last pass; in whole numbers, with
+    L = 2 (see `add_graded_`), so that no order of the batches shows."""
+    grades_C: torch.Tensor
+    """Their grades."""
     drawn_RD: torch.Tensor
     """Rows drawn in this round."""
     keys_R: torch.Tensor
@@ -51,7 +61,43 @@ class Candidates:
 
     def as_sample(self) -> Sample:
         """The candidates, weighted by their counts."""
-        return Sample(self.rows_CD, self.counts_C)
+        masses_C1 = graded_total(self.masses_LC[..., None], self.grades_C)
+        return Sample(self.rows_CD, masses_C1[:, 0])
+
+    def gathered(self, world: World) -> Candidates:
+        """The candidates as one process alone would have them; all processes call it."""
+        if world.size == 1:
+            return self
+        raised_C, masses_LC = self.grades_C.clone(), self.masses_LC.clone()
+        world.max_(raised_C)
+        raise_grades_(masses_LC[..., None], self.grades_C.clone(), raised_C)
+        world.sum_(masses_LC)
+        keys, rows = (torch.cat(world.gather_rows(each)) for each in (self.keys_R, self.drawn_RD))
+        keys_R, kept = torch.topk(keys, len(self.keys_R), largest=False)
+        return replace(
+            self,
+            masses_LC=masses_LC,
+            grades_C=raised_C,
+            drawn_RD=rows.index_select(0, kept),
+            keys_R=keys_R,
+        )
+
+    def gather_(self, world: World) -> None:
+        """Take together at the end of a pass what processes have found of their rows."""
+        for name, whole in self.gathered(world).tensors().items():
+            setattr(self, name, whole)
+
+    def keep_own_(self, world: World) -> None:
+        """Of `gathered` candidates that each process has, leave to each what it shall bring."""
+        if not world.is_first:
+            self.keys_R.fill_(torch.inf)
+            self._begin_counting_()
+
+    def _begin_counting_(self) -> None:
+        self.masses_LC = torch.zeros(
+            (2, len(self.rows_CD)), dtype=torch.int64, device=self.rows_CD.device
+        )
+        self.grades_C = torch.full_like(self.masses_LC[0], LEAST_GRADE)
 
     def update_(self, batch: Batch, kernel: Kernel, seed: int, *, epoch: int, index: int) -> None:
         """Draw from the rows of `batch`, number `index` of pass `epoch`; count them in the last."""
@@ -66,9 +112,11 @@ class Candidates:
             kept_B.masked_fill_(batch.sq_norms_B == 0, 0)
         if epoch == N_ROUNDS:
             # Not bincount, which makes the host wait to read the labels' range.
-            sizes_C = labels_B.new_zeros(len(self.counts_C))
+            sizes_C = labels_B.new_zeros(len(self.rows_CD))
             sizes_C.index_add_(0, labels_B, torch.ones_like(labels_B))
-            add_by_label(kept_B[:, None], labels_B, sizes_C, self.counts_C[:, None])
+            masses_C1 = kept_B.new_zeros((len(self.rows_CD), 1))
+            add_by_label(kept_B[:, None], labels_B, sizes_C, masses_C1)
+            add_graded_(self.masses_LC[..., None], self.grades_C, masses_C1)
             return
         draws = Draws(seed, _ROUNDS, epoch)
         generator = draws.generator(labels_B.device, index)
@@ -89,7 +137,7 @@ class Candidates:
         """Make the drawn rows candidates, and begin the next round with none drawn."""
         drawn_RD = self.drawn_RD[self.keys_R.isfinite()]
         self.rows_CD = torch.cat((self.rows_CD, drawn_RD))
-        self.counts_C = self.keys_R.new_zeros(len(self.rows_CD))
+        self._begin_counting_()
         self.keys_R.fill_(torch.inf)
 
 
@@ -101,7 +149,8 @@ def first_candidate(sample: Sample, k: int, seed: int) -> Candidates:
     keys_R = torch.full((n_drawn,), torch.inf, dtype=torch.float64, device=sample.x_SD.device)
     return Candidates(
         rows_CD=sample.x_SD.index_select(0, first),
-        counts_C=keys_R.new_zeros(1),
+        masses_LC=torch.zeros((2, 1), dtype=torch.int64, device=keys_R.device),
+        grades_C=torch.full((1,), LEAST_GRADE, device=keys_R.device),
         drawn_RD=sample.x_SD.new_zeros((n_drawn, n_features)),
         keys_R=keys_R,
     )

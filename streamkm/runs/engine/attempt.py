@@ -22,7 +22,10 @@ from streamkm.clustering.algorithm import closing_algorithm, make_algorithm, sto
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import Scaling
+from streamkm.distributed.world import ALONE
+from streamkm.kernels import Moments, moments_in_parts
 from streamkm.runs.engine.announcer import Announcer
+from streamkm.runs.engine.exchange import moments_of_all
 from streamkm.runs.engine.keeper import Keeper
 from streamkm.runs.engine.passes import open_passes
 from streamkm.runs.engine.probe import Prober
@@ -39,6 +42,7 @@ from streamkm.tables import ALGORITHMS
 if TYPE_CHECKING:
     from streamkm.clustering.algorithm import Algorithm
     from streamkm.clustering.state import KMeansState
+    from streamkm.distributed.world import World
     from streamkm.runs.engine.listener import Listener
     from streamkm.runs.engine.passes import Passes
     from streamkm.runs.planning.fit_plan import FitPlan
@@ -59,12 +63,13 @@ class Attempt:
         progress: Progress,
         stop_request: StopRequest,
         listener: Listener | None = None,
+        world: World = ALONE,
     ) -> None:
-        self._plan, self._listener = plan, listener
+        self._plan, self._listener, self._world = plan, listener, world
         self._kernel = RunKernel(plan)
         self._announcer = Announcer(plan, self._kernel, progress)
         now = Snapshot.beginning(plan)
-        self._keeper = Keeper(plan, now, checkpoints, self._announcer, stop_request)
+        self._keeper = Keeper(plan, now, checkpoints, self._announcer, stop_request, world)
 
     @classmethod
     def of_seeding_alone(cls, plan: FitPlan, progress: Progress) -> Attempt:
@@ -87,6 +92,7 @@ class Attempt:
                 with self._announcer.phase("close"):
                     self._close(slots, state, scaling)
         config = self._plan.config
+        self._keeper.finish()
         reason = stop_reason(int(state.stop), config.algorithm, config.epochs)
         self._announcer.conclude(self._keeper.now, reason)
         return self._model(state, scaling, stop_reason=reason)
@@ -126,11 +132,22 @@ class Attempt:
         plan, keeper, now = self._plan, self._keeper, self._keeper.now
         reading, first = plan.reading_of("scale"), now.cursor
         times = self._announcer.begin("scale", 1, reading.rows_before(0, first.batch))
-        with open_passes(plan, first, range(1), slots, times) as passes:
+        with open_passes(plan, first, range(1), slots, times, self._world) as passes:
+            parts: list[tuple[int, Moments]] = []
+            n_rows = 0
             for index, window, rows in passes.batches(0):
                 x_BD, weights_N = window.x_ND[rows], window.weights_N
-                now.moments.update_(x_BD, None if weights_N is None else weights_N[rows])
-                keeper.after_batch(Cursor("scale", 0, index + 1), len(x_BD))
+                weights_B = None if weights_N is None else weights_N[rows]
+                if len(x_BD):
+                    parts += ((index, part) for part in moments_in_parts(x_BD, weights_B))
+                planned = window.window
+                n_rows += planned.whole_rows(index - planned.first_batch)
+                # Processes exchange what they have found of a window at its end.
+                is_end = index + 1 == planned.first_batch + planned.n_batches
+                if self._world.size == 1 or is_end:
+                    now.moments.join_(moments_of_all(parts, self._world))
+                    keeper.after_batch(Cursor("scale", 0, index + 1), n_rows)
+                    parts, n_rows = [], 0
         keeper.check_dropped(now.moments.n_dropped)
         now.scaling = Scaling.fit(plan.config.scale, plan.config.metric, now.moments, plan.dtype)
         keeper.move_to(Cursor("seed"))
@@ -157,7 +174,9 @@ class Attempt:
     def _train(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
         """Stream the epochs that are left, and decide whether a closing pass follows."""
         config, keeper = self._plan.config, self._keeper
-        algorithm = make_algorithm(self._kernel.for_clusters, config, self._plan.reading.n_rows)
+        algorithm = make_algorithm(
+            self._kernel.for_clusters, config, self._plan.reading.n_rows, self._world
+        )
         first = keeper.now.cursor.epoch
         left = range(first, first if keeper.is_stopped else config.epochs)
         self._passes(slots, state, scaling, algorithm, left)
@@ -168,7 +187,7 @@ class Attempt:
     def _close(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
         """Make closing passes until `is_closed`: exact clusters, none empty if the data allows."""
         config, keeper = self._plan.config, self._keeper
-        algorithm = closing_algorithm(self._kernel.for_clusters, config)
+        algorithm = closing_algorithm(self._kernel.for_clusters, config, self._world)
         while True:
             cursor = keeper.now.cursor
             if cursor.epoch > config.epochs and cursor.batch == 0:
@@ -199,13 +218,20 @@ class Attempt:
         if phase == "train":
             n_passes, done = plan.config.epochs, done + first.epoch * reading.n_rows
         times = self._announcer.begin(phase, n_passes, done)
-        with self._kernel.cores(), open_passes(plan, first, epochs, slots, times) as passes:
+        keeper.algorithm = algorithm
+        if first.batch:
+            algorithm.keep_own_(state)
+        with (
+            self._kernel.cores(),
+            open_passes(plan, first, epochs, slots, times, self._world) as passes,
+        ):
             for epoch in epochs:
                 self._epoch(passes, prepare, algorithm, state, epoch)
                 if self._listener is not None and phase == "train":
                     self._listener.after_pass(state, self._unit, epoch)
                 if keeper.is_stopped:
                     break
+        keeper.algorithm = None
         keeper.check_dropped(state.n_dropped)
 
     def _epoch(
@@ -223,7 +249,7 @@ class Attempt:
         for index, batch in passes.prepared(epoch, prepare):
             algorithm.update_(state, batch, epoch=epoch, index=index)
             self._kernel.assigned[phase] += len(batch)
-            keeper.after_batch(Cursor(phase, epoch, index + 1), len(batch))
+            keeper.after_batch(Cursor(phase, epoch, index + 1), batch.n_whole)
             if self._listener is not None and phase == "train":
                 self._listener.after_step(state, self._unit, self._most_steps)
             if keeper.is_stopped:

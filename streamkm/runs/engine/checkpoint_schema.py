@@ -136,7 +136,8 @@ def _candidates(plan: FitPlan) -> Demand:
     n_drawn = CANDIDATES_PER_CLUSTER * plan.config.k
     return {
         "rows_CD": (dtype, ("C", n_features)),
-        "counts_C": ("float64", ("C",)),
+        "masses_LC": ("int64", (2, "C")),
+        "grades_C": ("int64", ("C",)),
         "drawn_RD": (dtype, (n_drawn, n_features)),
         "keys_R": ("float64", (n_drawn,)),
     }

@@ -10,9 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from streamkm.clustering.state import RUNNING
+from streamkm.distributed.world import ALONE
 from streamkm.errors import Interrupted, Option, StorageError
+from streamkm.runs.engine.agreement import Agreement
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
-from streamkm.runs.engine.snapshot import Snapshot
+from streamkm.runs.engine.snapshot import Snapshot, handed_round
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.runs.storage.checkpoint import NoCheckpoints
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from streamkm.clustering.algorithm import Algorithm
+    from streamkm.distributed.world import World
     from streamkm.runs.engine.announcer import Announcer
     from streamkm.runs.engine.snapshot import Cursor
     from streamkm.runs.planning.fit_plan import FitPlan
@@ -40,6 +44,7 @@ class Keeper:
         checkpoints: Checkpointer | NoCheckpoints,
         announcer: Announcer,
         stop_request: StopRequest,
+        world: World = ALONE,
     ) -> None:
         self.now = now
         self.is_stopped = False
@@ -47,10 +52,17 @@ class Keeper:
         once an epoch."""
         self._plan, self._announcer, self._progress = plan, announcer, announcer.progress
         self._checkpoints, self._stop_request = checkpoints, stop_request
+        self.world, self._agreement = world, Agreement(world)
+        self.algorithm: Algorithm | None = None
+        """The one whose epoch is under way: it knows what processes have of the state."""
 
     def restore(self) -> None:
         """Go on from the newest checkpoint that fits the run, if there is one."""
-        checkpoint = self._checkpoints.load(partial(check_checkpoint, plan=self._plan))
+        checkpoint = None
+        if self.world.is_first:
+            checkpoint = self._checkpoints.load(partial(check_checkpoint, plan=self._plan))
+        if self.world.size > 1:
+            checkpoint = handed_round(checkpoint, self.world)
         if checkpoint is None:
             return
         self.now = Snapshot.from_checkpoint(checkpoint, self._plan.device, self._plan.config)
@@ -70,9 +82,17 @@ class Keeper:
         self._progress.advance(n_units)
         if self._progress.is_due():
             self.report()
-        if self._checkpoints.is_due(self.now.step):
+        if self.world.size > 1:
+            # Looked up by all at the same step: who ends an epoch early waits for nobody.
+            self.is_stopped = self._has_stopped()
+        stops, is_due = self._agreement.after_step(
+            stop=self._stop_request.signal_name is not None,
+            due=self._checkpoints.is_due(self.now.step),
+        )
+        if is_due:
             self.save()
-        self.stop_if_asked()
+        if stops:
+            self._stop()
 
     def after_epoch(self, cursor: Cursor) -> None:
         """Move to `cursor`, where the next epoch begins, and report."""
@@ -107,16 +127,29 @@ class Keeper:
         now = self.now
         if now.state is not None:
             self.check_dropped(now.state.n_dropped)
+        if self.world.size > 1:
+            now = now.gathered(self.world, self.algorithm)
         if isinstance(self._checkpoints, NoCheckpoints):
             return None
         manifest = {**now.manifest(), "environment": self._announcer.environment}
         return self._checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
 
+    def finish(self) -> None:
+        """End the attempt: no step follows."""
+        self._agreement.finish()
+
     def stop_if_asked(self) -> None:
-        """If a signal has come, save and raise `Interrupted`."""
-        name = self._stop_request.signal_name
-        if name is None:
-            return
+        """If a signal has come, save and raise `Interrupted`.
+
+        Between steps, where processes may be at different places, each goes on: `after_step` asks
+        them together.
+        """
+        if self.world.size == 1 and self._stop_request.signal_name is not None:
+            self._stop()
+
+    def _stop(self) -> None:
+        named = [name for name in self.world.gather(self._stop_request.signal_name) if name]
+        name = named[0] if named else "a signal"
         resume = Option("resume", value=True)
         try:
             path = self.save(is_last=True)

@@ -13,7 +13,9 @@ import torch
 
 from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
 from streamkm.clustering.seeding.sample import Sample, near_one
+from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError
+from streamkm.runs.engine.exchange import in_order
 from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import row_windows, sample_windows
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamkm.clustering.batch import Batch
+    from streamkm.distributed.world import World
     from streamkm.runs.reporting.progress import Progress
     from streamkm.sources.base import ArraySpec, Source
     from streamkm.sources.weights import Weights
@@ -75,11 +78,13 @@ def draw_sample(
     progress: Progress,
     on_window: Callable[[], None],
     weights: Weights | None = None,
+    world: World = ALONE,
 ) -> tuple[torch.Tensor, torch.Tensor | None, int]:
     """Draw `n_rows` random rows of `source` (or all), unscaled, as `dtype` on the device.
 
     Returns the rows, (S, D); their weights, float64, or None without `weights`; and the number
-    of heavy rows. `on_window` is called after each window, and may raise.
+    of heavy rows. `on_window` is called after each window, and may raise. The processes of `world`
+    read windows in turn; each gets the whole sample.
 
     Every row is drawn with the same probability, whatever its weight, except for the heavy
     rows, at most `MAX_HEAVY`: most samples would miss a cluster of one such row. All of them
@@ -96,13 +101,16 @@ def draw_sample(
         affordable_rows, least_rows = _affordable_pieces(source.spec, reading, k)
         bound, heavy = weights.heavy(1 / MAX_HEAVY, affordable_rows // least_rows)
         windows.extend(row_windows(reading, heavy.tolist()))
-    total = n_drawn + len(heavy)
+    lengths = [window.batch_edges[-1] for window in windows]
+    own = range(world.rank, len(windows), world.size)
+    total = sum(lengths[number] for number in own)
     sample_SD = torch.empty((total, source.spec.n_features), dtype=dtype, device=slots.device)
     weights_S = torch.empty(total, dtype=torch.float64, device=slots.device)
     times = StageTimes()
     progress.begin("sample", total, times)
     filled = 0
-    with stream(source, iter(windows), slots, times, weights) as device_windows:
+    mine = (windows[number] for number in own)
+    with stream(source, mine, slots, times, weights) as device_windows:
         for window in device_windows:
             for _, rows in window.batches():
                 part = sample_SD[filled : filled + window.window.batch_edges[-1]]
@@ -112,8 +120,10 @@ def draw_sample(
                 filled += len(part)
                 progress.advance(len(part))
             on_window()
+    sample_SD = in_order(sample_SD, list(own), lengths, world)
     if weights is None:
         return sample_SD, None, 0
+    weights_S = in_order(weights_S, list(own), lengths, world)
     weights_S[:n_drawn].masked_fill_(weights_S[:n_drawn] > bound, 0)
     weights_S[n_drawn:] *= n_drawn / reading.n_rows
     return sample_SD, weights_S, len(heavy)

@@ -88,6 +88,8 @@ class Seeder:
             sample = self._candidates(sample)
         stages = StageRunner(plan, self.kernel, sample, judged, self.progress, self.keeper)
         centroids_KD = stages.run()
+        # The same in all processes, unless they run on unlike processors.
+        self.keeper.world.broadcast_(centroids_KD)
         self._say(len(sample), time.monotonic() - began)
         return initial_state(centroids_KD, tolerance, weighted=weighted)
 
@@ -118,6 +120,7 @@ class Seeder:
                 progress=self.progress,
                 on_window=self.keeper.stop_if_asked,
                 weights=plan.weights,
+                world=self.keeper.world,
             )
         if now.scaling is None:
             moments = RunningMoments.of(sample_SD, weights_S)
@@ -153,12 +156,15 @@ class Seeder:
         done = first.epoch * reading.n_rows + reading.rows_before(0, first.batch)
         total = (N_ROUNDS + 1) * reading.n_rows
         self.progress.begin("seed: k-means||", total, times, done=done)
+        if first.batch:
+            candidates.keep_own_(keeper.world)
         with (
             self.kernel.cores(),
-            open_passes(plan, first, epochs, self.slots, times) as passes,
+            open_passes(plan, first, epochs, self.slots, times, keeper.world) as passes,
         ):
             for epoch in epochs:
                 self._pass(passes, prepare, candidates, epoch)
+                candidates.gather_(keeper.world)
                 if epoch < N_ROUNDS:
                     candidates.finish_round_()
                     keeper.move_to(Cursor("rounds", epoch + 1))
@@ -170,8 +176,9 @@ class Seeder:
         """One pass of k-means||; its kernel, for the candidates so far, is freed at its end."""
         kernel, seed = self.kernel.for_centroids(len(candidates.rows_CD)), self.plan.config.seed
         for index, batch in passes.prepared(epoch, prepare):
-            candidates.update_(batch, kernel, seed, epoch=epoch, index=index)
-            self.keeper.after_batch(Cursor("rounds", epoch, index + 1), len(batch))
+            if len(batch):  # Others are of other processes.
+                candidates.update_(batch, kernel, seed, epoch=epoch, index=index)
+            self.keeper.after_batch(Cursor("rounds", epoch, index + 1), batch.n_whole)
 
     def _say(self, n_rows: int, spent_s: float) -> None:
         seeding, config = self.plan.seeding, self.plan.config

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.kmeans_parallel import Candidates
 from streamkm.clustering.state import KMeansState
+from streamkm.runs.storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from streamkm.clustering.algorithm import Algorithm
     from streamkm.config import FitConfig
+    from streamkm.distributed.world import World
     from streamkm.runs.planning.fit_plan import FitPlan
-    from streamkm.runs.storage.checkpoint import Checkpoint
 
-__all__ = ["Cursor", "Snapshot"]
+__all__ = ["Cursor", "Snapshot", "handed_round"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,15 @@ class Snapshot:
             for group, members in groups.items()
             for name, tensor in members.items()
         }
+
+    def gathered(self, world: World, algorithm: Algorithm | None) -> Snapshot:
+        """The fit as one process alone would have it; all processes of `world` call it."""
+        state, candidates = self.state, self.candidates
+        if state is not None and algorithm is not None:
+            state = algorithm.gathered(state)
+        if candidates is not None and self.cursor.phase == "rounds":
+            candidates = candidates.gathered(world)
+        return replace(self, state=state, candidates=candidates)
 
     @classmethod
     def beginning(cls, plan: FitPlan) -> Snapshot:
@@ -142,3 +153,27 @@ class Snapshot:
             else:  # JSON has no NaN.
                 figures[name] = value if math.isfinite(value) else None
         return figures
+
+
+def handed_round(checkpoint: Checkpoint | None, world: World) -> Checkpoint | None:
+    """The checkpoint that process 0 has read, in all processes of `world`."""
+    described = None
+    if checkpoint is not None:
+        described = {
+            "path": str(checkpoint.path),
+            "step": checkpoint.step,
+            "manifest": checkpoint.manifest,
+            "tensors": {
+                name: [array.dtype.name, array.shape] for name, array in checkpoint.tensors.items()
+            },
+        }
+    found = world.gather(described)[0]
+    if found is None:
+        return None
+    tensors = {
+        name: np.empty(tuple(shape), dtype) for name, (dtype, shape) in found["tensors"].items()
+    }
+    if checkpoint is not None:
+        tensors = {name: np.array(checkpoint.tensors[name]) for name in tensors}
+    world.broadcast_(*(torch.from_numpy(array) for array in tensors.values()))
+    return Checkpoint(Path(found["path"]), found["step"], tensors, found["manifest"])
