@@ -31,14 +31,18 @@ if TYPE_CHECKING:
 
     from torch.distributed.distributed_c10d import Store
 
-__all__ = ["Board", "Notice", "within"]
+__all__ = ["PROCESS_TIMEOUT_S", "Board", "Notice", "within"]
 
+#: Seconds after which a process that does not answer counts as lost.
+PROCESS_TIMEOUT_S = 60.0
 #: Seconds between two beats.
 BEAT_S = 0.5
 #: Seconds within which a living process must beat: several beats, for a machine that is busy.
 SILENCE_S = 3.0
 #: Seconds that the board has to answer before it counts as lost.
 ANSWER_S = 5.0
+#: Longest time between two looks for those who are to come.
+LOOK_S = 0.2
 #: Seconds that the process that holds the board waits for the others to read why it failed.
 LINGER_S = 5.0
 
@@ -81,9 +85,11 @@ class Board:
         The store's server, if this process holds it: the board ends with the process.
     holder : str, optional
         Who holds the server, in words; process 0 by default.
-    patience_s : float, optional
-        Seconds after which this process is ended, from the thread, if another one has told an
-        error. None leaves the process alone: it belongs to somebody else.
+    timeout_s : float
+        Seconds after which a process that is silent counts as lost.
+    may_end : bool
+        Whether this process is ended, from the thread, if it has not ended `timeout_s` after
+        another one told an error. Not if it belongs to somebody else.
     launcher : int, optional
         Process that started this one and waits for it. Once it is gone, this process gets a
         SIGTERM, and stops with a checkpoint. None if nobody waits.
@@ -97,7 +103,8 @@ class Board:
         *,
         held: Store | None = None,
         holder: str | None = None,
-        patience_s: float | None = None,
+        timeout_s: float = PROCESS_TIMEOUT_S,
+        may_end: bool = False,
         launcher: int | None = None,
     ) -> None:
         self._store = store
@@ -106,7 +113,8 @@ class Board:
         self._host = hosts[rank]
         self._held = held
         self.holder = holder or f"process 0 of {len(hosts)} on {hosts[0]}"
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
+        self._may_end = may_end
         self._launcher = launcher
         self._n_collectives = 0
         self._n_lost = 0
@@ -161,6 +169,33 @@ class Board:
         self._n_lost = len(silent) + len(late)
         return RollCall(silent, late)
 
+    def meet(self, where: str) -> bool:
+        """Wait until all have come here, however long, as long as those who are missing beat.
+
+        Returns False if one told an error or fell silent, or if the board does not answer.
+        """
+        self.note_collective()
+        key = f"met/{where}"
+        self._ask(lambda: self._store.add(key, 1))
+        begin = time.monotonic()
+        beats: list[tuple[int, int]] = []
+        heard_at = [begin] * self._size
+        while True:
+            answers = self._ask(lambda: (self._store.add(key, 0), self._read(), self._beats()))
+            if not answers:
+                return False
+            (n_here, notice, latest), now = answers[0], time.monotonic()
+            if n_here == self._size:
+                return True
+            heard_at = [
+                now if beat not in beats[rank : rank + 1] else before
+                for rank, (beat, before) in enumerate(zip(latest, heard_at, strict=True))
+            ]
+            if notice is not None or now - min(heard_at) > self._timeout_s:
+                return False
+            beats = latest
+            time.sleep(min(LOOK_S, max(0.01, now - begin)))
+
     def stop(self) -> None:
         """End the thread."""
         atexit.unregister(self.stop)
@@ -192,11 +227,8 @@ class Board:
             self._beat_while_there_is_a_board()
         # The board is gone, and who held it. That is the launcher, or process 0: then the run is
         # over, and a main thread that hangs does not know.
-        if (
-            self._launcher is None
-            and self._patience_s is not None
-            and not self._is_closed.wait(self._patience_s)
-        ):
+        is_over = self._may_end and self._launcher is None
+        if is_over and not self._is_closed.wait(self._timeout_s):
             os._exit(1)
         while self._launcher is not None and not self._is_closed.wait(BEAT_S):
             self._look_for_the_launcher()
@@ -208,12 +240,12 @@ class Board:
             n_beats += 1
             self._store.set(f"beat/{self._rank}", f"{n_beats} {self._n_collectives}")
             self._look_for_the_launcher()
-            if self._patience_s is None or (notice := self._read()) is None:
+            if not self._may_end or (notice := self._read()) is None:
                 continue
             told_at = told_at or time.monotonic()
             # Who stops at a signal may still be writing the checkpoint.
             if notice.status != Interrupted.exit_status and (
-                time.monotonic() - told_at > self._patience_s
+                time.monotonic() - told_at > self._timeout_s
             ):
                 os._exit(notice.status)
 

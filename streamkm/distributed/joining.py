@@ -25,8 +25,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # offered,
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from streamkm import __version__
-from streamkm.distributed.board import Board, Notice
-from streamkm.distributed.world import ALONE, PROCESS_TIMEOUT_S, World, elsewhere, remember
+from streamkm.distributed.board import PROCESS_TIMEOUT_S, Board, Notice
+from streamkm.distributed.world import ALONE, World, elsewhere, remember
 from streamkm.errors import ConfigError, DeviceError, Option, ProcessLostError, StreamkmError
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ def _meeting_point(environ: Mapping[str, str], *, is_slurm: bool) -> tuple[str, 
 
 def first_host(nodes: str) -> str:
     """The first machine of a list of Slurm's, such as ``gpu[03-05,9],login``."""
-    match = re.match(r"([^\[,]*)(?:\[(\d+)[^\]]*\]([^\[,]*))?", nodes)
-    return "".join(part or "" for part in match.groups()) if match else ""
+    match = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", match[0] if match else "")
 
 
 # ---- devices ----------------------------------------------------------------
@@ -159,7 +159,7 @@ class Card:
     """As it was named."""
     device_type: str
     gpu: str | None
-    """What identifies the GPU on its machine; None on a CPU."""
+    """What identifies the GPU, of all there are; None on a CPU."""
     streamkm: str
     torch: str
     mark: str
@@ -202,16 +202,13 @@ def check_cards(cards: list[Card]) -> None:
         for card in cards
     ]
     World.compare(records)
-    users: dict[tuple[str, str], list[int]] = {}
+    users: dict[str, int] = {}
     for rank, card in enumerate(cards):
-        if card.gpu is not None:
-            users.setdefault((card.host, card.gpu), []).append(rank)
-    for (host, _), ranks in users.items():
-        if len(ranks) > 1:
-            device = cards[ranks[1]].device
+        first = users.setdefault(card.gpu, rank) if card.gpu is not None else rank
+        if first != rank:
             raise DeviceError(
-                Option("device", device),
-                f": processes {ranks[0]} and {ranks[1]} on {host} would share one GPU; start one "
+                Option("device", card.device),
+                f": processes {first} and {rank} on {card.host} would share one GPU; start one "
                 "process for each GPU of a machine, and use ",
                 Option("device", "cuda"),
             )
@@ -367,7 +364,13 @@ def joined(device: str = "auto", timeout_s: float = PROCESS_TIMEOUT_S) -> Iterat
     card = _card(seat, device)
     timeout = timedelta(seconds=timeout_s)
     store = _open_store(seat, timeout_s)
-    room, cards = WaitingRoom(store, seat, card, timeout_s).wait()
+    try:
+        room, cards = WaitingRoom(store, seat, card, timeout_s).wait()
+    except RuntimeError as error:
+        raise ProcessLostError(
+            f"{_holder(seat)} went away while process {seat.rank} waited for the others; start "
+            "them all again"
+        ) from error
     hosts = [other.host for other in cards]
     client = TCPStore(seat.address, seat.port, is_master=False, timeout=timeout)
     board = Board(
@@ -375,8 +378,9 @@ def joined(device: str = "auto", timeout_s: float = PROCESS_TIMEOUT_S) -> Iterat
         seat.rank,
         hosts,
         held=None if seat.is_store_outside or seat.rank else store,
-        holder=f"the launcher on {seat.address}" if seat.is_store_outside else None,
-        patience_s=timeout_s,
+        holder=_holder(seat) if seat.is_store_outside else None,
+        timeout_s=timeout_s,
+        may_end=True,
         launcher=os.getppid() if seat.has_launcher else None,
     )
     apart = World(seat.rank, seat.local_rank, hosts, board=board)
@@ -396,6 +400,12 @@ def joined(device: str = "auto", timeout_s: float = PROCESS_TIMEOUT_S) -> Iterat
         yield world
         world.barrier()
     world.close(failed=False)
+
+
+def _holder(seat: Seat) -> str:
+    """Who holds the store, in words."""
+    name = "the launcher" if seat.is_store_outside else f"process 0 of {seat.size}"
+    return f"{name} on {seat.address}"
 
 
 def _open_store(seat: Seat, timeout_s: float) -> TCPStore:

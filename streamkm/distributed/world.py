@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # offered, not declared
 
-from streamkm.distributed.board import Board, Notice, within
+from streamkm.distributed.board import PROCESS_TIMEOUT_S, Board, Notice, within
 from streamkm.errors import (
     ConfigError,
     ElsewhereError,
@@ -36,10 +36,8 @@ from streamkm.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ALONE", "PROCESS_TIMEOUT_S", "Pending", "World", "elsewhere", "remember", "world"]
+__all__ = ["ALONE", "Pending", "World", "elsewhere", "remember", "world"]
 
-#: Seconds after which a process that does not answer counts as lost.
-PROCESS_TIMEOUT_S = 60.0
 #: Seconds that closing a group may take. It waits for collectives that have begun.
 CLOSE_S = 5.0
 
@@ -85,6 +83,7 @@ class World:
         self.hosts = hosts
         self.host = hosts[rank]
         self.waited_s = 0.0
+        self._n_meetings = 0
         self._group = group
         self._board = board
         # Flat buffers that no collective is using.
@@ -121,6 +120,19 @@ class World:
     def barrier(self) -> None:
         """Wait until all processes have come here."""
         self.max_(torch.zeros(1, dtype=torch.int32))
+
+    def meet(self) -> None:
+        """Wait until all have come here, however long that takes one that is at work.
+
+        Other collectives fail after the time that a process has to answer. This one is for work
+        that one process does alone, such as seeding or a checkpoint on a slow disk: it fails only
+        if a process dies, stops or tells an error. It takes up to 0.2 s longer than the work.
+        """
+        if self._board is None:
+            return
+        self._n_meetings += 1
+        if not self._board.meet(str(self._n_meetings)):
+            raise self._lost(RuntimeError("a process did not come"))
 
     # ---- hand round ---------------------------------------------------------
 
@@ -227,11 +239,10 @@ class World:
         try:
             yield
         except BaseException as error:
-            if isinstance(error, Interrupted):
-                # All stop at the same step. Who ended before the others have saved would get
-                # them a SIGTERM from the launcher.
-                with suppress(StreamkmError):
-                    self.barrier()
+            if isinstance(error, Interrupted) and self._board is not None:
+                # All stop at the same step. Once one has ended the launcher ends the others, and
+                # one may still be saving.
+                self._board.meet("stop")
             first = None if isinstance(error, ElsewhereError) else self.tell(error)
             self.close(failed=True)
             if first is not None and isinstance(error, StreamkmError):

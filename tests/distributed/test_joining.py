@@ -103,6 +103,7 @@ def test_what_contradicts_is_refused(change, message):
         ("gpu1,gpu2", "gpu1"),
         ("gpu[07-09,12],login", "gpu07"),
         ("r[3,5]-n1", "r3-n1"),
+        ("r[3-5]n[07,8],x", "r3n07"),
         ("", ""),
     ],
 )
@@ -136,10 +137,10 @@ def change(**what):
 @pytest.mark.parametrize(
     ("cards", "error", "message"),
     [
-        ([CARD, change(gpu="GPU-b"), change(host="n2")], None, ""),
+        ([CARD, change(gpu="GPU-b"), change(host="n2", gpu="GPU-c")], None, ""),
         ([change(gpu=None)] * 2, None, ""),
         (
-            [CARD, change(host="n2"), change(device="cuda:0")],
+            [CARD, change(gpu="GPU-b"), change(device="cuda:0")],
             DeviceError,
             (
                 "--device cuda:0: processes 0 and 2 on n1 would share one GPU; start one process "
@@ -181,7 +182,7 @@ def main():
     with joined("cpu", float(os.environ.get("TIMEOUT", "20"))) as w:
         n = torch.tensor([1])
         w.sum_(n)
-        print(f"{n.item()} came", flush=True)
+        print(f"{n.item()} came\\n", end="", flush=True)
 
 ends(main)
 """
@@ -241,7 +242,7 @@ def test_processes_that_are_started_again_meet_again(tmp_path):
         script(tmp_path, MEET + """
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     os.kill(os.getpid(), signal.SIGKILL)
-print("again", flush=True)
+print("again\\n", end="", flush=True)
 """),
         "--max-restarts", "1",
     )  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -17,7 +18,7 @@ from streamkm.runs.reporting.signals import StopRequest
 
 def main():
     with StopRequest() as stop, joined("cpu", 10) as w:
-        print(f"up {os.getpid()} {os.environ['OMP_NUM_THREADS']}", flush=True)
+        print("up\\n", end="", flush=True)  # One write, so that lines stay whole.
         while True:
             asked = torch.tensor([stop.signal_name is not None], dtype=torch.int32)
             w.max_(asked)
@@ -37,6 +38,19 @@ sys.exit(launch(2, sys.argv[1:]))
 """
 
 
+@pytest.fixture
+def start():
+    """Starts a launcher that starts a script twice; none outlives the test."""
+    with ExitStack() as stack:
+
+        def start(*words, **more):
+            launcher = stack.enter_context(started(*words, **more))
+            stack.callback(launcher.kill)
+            return launcher
+
+        yield start
+
+
 def started(path, *arguments, **more):
     variables = environment(TMPDIR=str(path.parent), **more)
     if "OMP_NUM_THREADS" not in more:
@@ -52,10 +66,9 @@ def started(path, *arguments, **more):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
-def test_a_signal_stops_all_with_75(name, tmp_path):
-    launcher = started(script(tmp_path, LOOP))
-    up = [launcher.stdout.readline() for _ in range(2)]
-    assert all(line.startswith("up ") for line in up)
+def test_a_signal_stops_all_with_75(name, start, tmp_path):
+    launcher = start(script(tmp_path, LOOP))
+    assert [launcher.stdout.readline() for _ in range(2)] == ["up\n"] * 2
     launcher.send_signal(signal.Signals[name])
     said, _ = launcher.communicate(timeout=30)
     assert launcher.returncode == 75
@@ -64,8 +77,8 @@ def test_a_signal_stops_all_with_75(name, tmp_path):
 
 
 # Nobody waits for processes whose launcher is gone; the next attempt would find the folder locked.
-def test_processes_do_not_outlive_the_launcher(tmp_path):
-    launcher = started(script(tmp_path, LOOP))
+def test_processes_do_not_outlive_the_launcher(start, tmp_path):
+    launcher = start(script(tmp_path, LOOP))
     for _ in range(2):
         launcher.stdout.readline()
     launcher.kill()
@@ -81,7 +94,7 @@ for end in sys.argv[1 + int(os.environ["RANK"])].split():
     if end.startswith("SIG"):
         os.kill(os.getpid(), signal.Signals[end])
     time.sleep(20 * (end == "sleep"))
-    print(os.environ["OMP_NUM_THREADS"], flush=True)
+    print(os.environ["OMP_NUM_THREADS"] + "\\n", end="", flush=True)
     sys.exit(int(end))
 """
 
@@ -90,8 +103,8 @@ for end in sys.argv[1 + int(os.environ["RANK"])].split():
     ("first", "second", "status"),
     [("0", "0", 0), ("75", "2", 2), ("75", "75", 75), ("sleep", "1", 1), ("SIGKILL", "75", 75)],
 )
-def test_one_status_for_all(first, second, status, tmp_path):
-    launcher = started(plain(tmp_path), first, second)
+def test_one_status_for_all(first, second, status, start, tmp_path):
+    launcher = start(plain(tmp_path), first, second)
     assert launcher.communicate(timeout=30)[0].strip("123\n") == ""
     assert launcher.returncode == status
 
@@ -103,14 +116,14 @@ def plain(folder):
 
 
 # The system kills who takes too much memory. Neither it nor those who get a SIGTERM say anything.
-def test_a_process_that_was_killed_is_named(tmp_path):
-    launcher = started(plain(tmp_path), "sleep", "SIGKILL")
+def test_a_process_that_was_killed_is_named(start, tmp_path):
+    launcher = start(plain(tmp_path), "sleep", "SIGKILL")
     said, _ = launcher.communicate(timeout=30)
     assert "ProcessLostError: process 1 of 2 was ended by SIGKILL; continue with" in said
 
 
 @pytest.mark.parametrize("given", [None, "3"])
-def test_cores_are_shared_unless_the_user_says(given, tmp_path):
-    launcher = started(plain(tmp_path), "0", "0", **({"OMP_NUM_THREADS": given} if given else {}))
+def test_cores_are_shared_unless_the_user_says(given, start, tmp_path):
+    launcher = start(plain(tmp_path), "0", "0", **({"OMP_NUM_THREADS": given} if given else {}))
     threads = launcher.communicate(timeout=30)[0].split()
     assert threads == [given or str(max(1, len(os.sched_getaffinity(0)) // 2))] * 2

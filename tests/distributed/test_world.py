@@ -7,7 +7,7 @@ import torch
 
 from streamkm.distributed.world import ALONE, World, world
 from streamkm.errors import ConfigError
-from tests.distributed.launched import script, torchrun
+from tests.distributed.launched import by_hand, script, torchrun
 
 
 def test_one_process_does_nothing():
@@ -17,6 +17,7 @@ def test_one_process_does_nothing():
     ALONE.broadcast_(sums)
     ALONE.sum_later(sums).wait()
     ALONE.barrier()
+    ALONE.meet()
     ALONE.agree({"k": 3})
     assert sums.tolist() == [1, 2]
     assert parts.tolist() == [1.5]
@@ -119,6 +120,31 @@ def test_processes_add_up_and_hand_round(n_processes, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("all is well") == n_processes
     assert not done.stderr
+
+
+SLOW = """
+def main():
+    with joined("cpu", 2) as w:
+        for slow in (0, 1, 0):
+            if w.rank == slow:
+                time.sleep(3)
+            begin = time.monotonic()
+            w.meet()
+            assert (time.monotonic() - begin > 2) == (w.rank != slow)
+        if w.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        w.meet()
+
+ends(main)
+"""
+
+
+# Breaks when a checkpoint that takes longer than the time to answer ends the run.
+def test_who_is_at_work_is_waited_for_and_who_stops_is_not(tmp_path):
+    end, _ = by_hand(script(tmp_path, SLOW), [0, 1], 2)
+    assert (end.status, end.said.count("\n")) == (1, 1)
+    assert end.said.startswith("streamkm: process 1 of 2 on ")
+    assert end.said.endswith("died, was stopped or lost the link; continue with --resume\n")
 
 
 FOREIGN = """
