@@ -167,10 +167,9 @@ class Card:
 
 
 def _card(seat: Seat, device: str) -> Card:
-    used = torch.device(local_device(device, seat.local_rank))
+    name = local_device(device, seat.local_rank)
+    used = torch.device("cpu" if name == "auto" else name)
     is_gpu = used.type == "cuda" and torch.cuda.is_available()
-    if device == "auto" and not is_gpu:
-        used = torch.device("cpu")
     if is_gpu and (used.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             Option("device", device), f": there are {torch.cuda.device_count()} GPUs, from 0"

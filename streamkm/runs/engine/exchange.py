@@ -63,7 +63,7 @@ def in_order(
     if world.size == 1:
         return own
     everybody = world.gather(numbers)
-    place = {}
+    place: dict[int, torch.Tensor] = {}
     for rows, theirs in zip(world.gather_rows(own.cpu()), everybody, strict=True):
         pieces = rows.split([lengths[number] for number in theirs]) if theirs else ()
         place.update(zip(theirs, pieces, strict=True))
