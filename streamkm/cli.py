@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import tomllib
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -175,16 +175,21 @@ def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.storage.output_records import check_free, may_be_finished
     from streamkm.runs.storage.run_folder import read_config
 
-    execution = configured(ExecutionConfig, arguments)
-    run = read_config(arguments.run)
     outputs = (arguments.labels, arguments.distances)
     targets = [path for path in outputs if path is not None]
-    # Whether an output is finished shows only once the source is open: predict looks then.
-    is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
-    if not (arguments.dry_run or is_checked_later):
-        check_free(arguments.run, targets, resume=arguments.resume)
     options = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
-    with StopRequest() as stop_request, closing(_open_as_in(run, arguments)) as source:
+    with (
+        StopRequest() as stop_request,
+        _processes(configured(ExecutionConfig, arguments)) as (execution, shared),
+        ExitStack() as stack,
+    ):
+        run = read_config(arguments.run)
+        # Whether an output is finished shows only once the source is open: predict looks then.
+        is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
+        is_checked = not shared or shared["world"].is_first
+        if is_checked and not (arguments.dry_run or is_checked_later):
+            check_free(arguments.run, targets, resume=arguments.resume)
+        source = stack.enter_context(closing(_open_as_in(run, arguments)))
         options["stop_request"] = stop_request
         check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
@@ -194,18 +199,17 @@ def _predict(arguments: argparse.Namespace) -> None:
             return
         from streamkm.runs.predict import predict
 
-        predict(arguments.run, source, execution, **options)
+        predict(arguments.run, source, execution, **options, **shared)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import read_config
 
-    execution = configured(ExecutionConfig, arguments)
-    run = read_config(arguments.run)
     with (
         StopRequest() as stop_request,
-        closing(_open_as_in(run, arguments)) as source,
+        _processes(configured(ExecutionConfig, arguments)) as (execution, shared),
+        closing(_open_as_in(read_config(arguments.run), arguments)) as source,
         _open_weights(arguments, source) as weights,
     ):
         from streamkm.runs.evaluate import evaluate
@@ -217,8 +221,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             nan=arguments.nan,
             stop_request=stop_request,
             weights=weights,
+            **shared,
         )
-    print(json.dumps(evaluation.as_dict()) if arguments.json else evaluation)
+    if not shared or shared["world"].is_first:
+        print(json.dumps(evaluation.as_dict()) if arguments.json else evaluation)
 
 
 def _info(arguments: argparse.Namespace) -> None:
