@@ -186,8 +186,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         run = read_config(arguments.run)
         # Whether an output is finished shows only once the source is open: predict looks then.
         is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
-        is_checked = not shared or shared["world"].is_first
-        if is_checked and not (arguments.dry_run or is_checked_later):
+        is_first = not shared or shared["world"].is_first
+        if is_first and not (arguments.dry_run or is_checked_later):
             check_free(arguments.run, targets, resume=arguments.resume)
         source = stack.enter_context(closing(_open_as_in(run, arguments)))
         options["stop_request"] = stop_request
@@ -195,7 +195,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         if arguments.dry_run:
             from streamkm.runs.dry_run.predict import dry_predict
 
-            _print_report(dry_predict(arguments.run, source, execution, **options))
+            if is_first:
+                _print_report(dry_predict(arguments.run, source, execution, **options))
             return
         from streamkm.runs.predict import predict
 
