@@ -129,9 +129,10 @@ def predict(
         if world.is_first and resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
             is_finished = True
             _say_finished(paths, source, progress)
-        world.meet()
-        if world.gather(is_finished)[0]:
-            return 0
+        if resume:
+            world.meet()
+            if world.gather(is_finished)[0]:
+                return 0
         ids = written_ids(source, paths)
         if world.is_first:
             check_free(run_dir, paths, resume=resume)

@@ -49,19 +49,11 @@ def test_the_cases_are_of_several_batches(folder):
 
 SAME = """
 from pathlib import Path
-import numpy as np
-from tests.runs.shared_labels import estimated, write_all
+from tests.runs.shared_labels import write_all
 
 def main():
-    folder = Path({folder!r})
     with joined("cpu", 30) as w:
-        write_all(folder, Path({out!r}), w)
-        # All have the same, each in a process of its own.
-        found = estimated(folder)
-        with np.load(folder / "alone.npz") as alone:
-            assert found.keys() == alone.keys()
-            for name in alone:
-                assert found[name].tobytes() == alone[name].tobytes(), name
+        write_all(Path({folder!r}), Path({out!r}), w)
     print("all is well", flush=True)
 
 ends(main)
@@ -82,6 +74,56 @@ def test_two_threads_judge_as_one(folder, tmp_path):
     torch.set_num_threads(2)
     write_all(folder, tmp_path / "out", ALONE)
     assert contents(tmp_path / "out") == contents(folder / "alone")
+
+
+FOREIGN = """
+from pathlib import Path
+import numpy as np
+from streamkm import KMeans
+from tests.runs.shared_labels import K, estimated
+
+def main():
+    folder = Path({folder!r})
+    dist.init_process_group("gloo")
+    x = np.load(folder / "clean.npy")
+    found = estimated(folder)
+    with np.load(folder / "alone.npz") as alone:
+        assert found.keys() == alone.keys()
+        for name in alone:
+            assert found[name].tobytes() == alone[name].tobytes(), name
+
+    # Without a seed they have one all the same.
+    kmeans = KMeans(K, max_iter=2).fit(x)
+    seen = [torch.empty(kmeans.cluster_centers_.shape) for _ in range(dist.get_world_size())]
+    dist.all_gather(seen, torch.from_numpy(kmeans.cluster_centers_))
+    assert all(torch.equal(each, seen[0]) for each in seen)
+
+    # The last row is of one process: all hear of it, and the group goes on.
+    bad = x.copy()
+    bad[-1] = np.nan
+    for data in (bad, bad if dist.get_rank() else x):
+        try:
+            kmeans.predict(data)
+        except StreamkmError as error:
+            print(error, flush=True)
+        else:
+            raise AssertionError
+    assert kmeans.predict(x).tobytes() == kmeans.labels_.tobytes()
+    # What is not shared, each does alone.
+    assert kmeans.transform(x[: dist.get_rank() + 3]).shape == (dist.get_rank() + 3, K)
+    dist.destroy_process_group()
+    print("all is well", flush=True)
+
+ends(main)
+"""
+
+
+# Breaks when an estimator in Ray, Lightning or a notebook fits its own model in each process.
+def test_estimators_share_the_group_of_a_program(folder, tmp_path):
+    done = torchrun(3, script(tmp_path, FOREIGN.format(folder=str(folder))))
+    assert done.stdout.count("all is well") == 3, done.stderr
+    assert done.stdout.count(f"row {N - 1} holds nan (feature 0; 1 such rows so far)") == 3
+    assert done.stdout.count("all processes of a run need the same data") == 3
 
 
 STOPPED = """
