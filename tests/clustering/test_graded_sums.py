@@ -6,16 +6,15 @@ import pytest
 import torch
 
 from streamkm.clustering.graded_sums import serial_sum, sum_graded_
-from streamkm.distributed.world import ALONE
+from streamkm.distributed.world import ALONE, World
 from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total
 
 
-class Pretended:
+class Pretended(World):
     """A world of two processes: what one asks for, the other has asked for before."""
 
-    size = 2
-
     def __init__(self, theirs):
+        super().__init__(0, 0, ["here", "there"])
         self._theirs = list(theirs)
 
     def max_(self, *tensors):

@@ -83,7 +83,7 @@ def write_all(folder: Path, out: Path, world: World) -> None:
     for case in CASES:
         plan.WINDOW_BYTES = case.window_bytes
         run = folder / f"{case.name}.run"
-        more = {"stop_request": StopRequest(), "world": world}
+        more: dict[str, Any] = {"stop_request": StopRequest(), "world": world}
         with ExitStack() as stack:
             source = stack.enter_context(closing(open_source(folder / case.source)))
             weights = None
@@ -91,7 +91,10 @@ def write_all(folder: Path, out: Path, world: World) -> None:
                 weights = open_weights(folder / case.weights, N)
                 stack.enter_context(closing(weights))
             base = out / case.name
-            both = {"labels": base.with_suffix(".npy"), "distances": base.with_suffix(".d.npy")}
+            both: dict[str, Any] = {
+                "labels": base.with_suffix(".npy"),
+                "distances": base.with_suffix(".d.npy"),
+            }
             assert predict(run, source, execution(), resume=False, **both, **more) == (
                 len(BAD) if world.is_first else 0
             )
@@ -120,9 +123,9 @@ def estimated(folder: Path) -> dict[str, np.ndarray]:
             at = f"{type(estimator).__name__} {len(found)} "
             found[at + "centroids"] = estimator.cluster_centers_
             found[at + "labels"] = estimator.labels_
-            found[at + "inertia"] = np.float64(estimator.inertia_)
+            found[at + "inertia"] = np.array(estimator.inertia_)
             found[at + "predicted"] = estimator.predict(str(folder / "clean.npy"))
-            found[at + "score"] = np.float64(estimator.score(x_ND))
+            found[at + "score"] = np.array(estimator.score(x_ND))
     return found
 
 
