@@ -175,8 +175,9 @@ class Attempt:
         """Stream the epochs that are left, and decide whether a closing pass follows."""
         config, keeper = self._plan.config, self._keeper
         algorithm = make_algorithm(
-            self._kernel.for_clusters, config, self._plan.reading.n_rows, self._world
-        )
+            self._kernel.for_clusters, config, self._plan.reading.n_rows, self._world,
+            self._plan.weight_unit or 1.0,
+        )  # fmt: skip
         first = keeper.now.cursor.epoch
         left = range(first, first if keeper.is_stopped else config.epochs)
         self._passes(slots, state, scaling, algorithm, left)
@@ -187,7 +188,9 @@ class Attempt:
     def _close(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
         """Make closing passes until `is_closed`: exact clusters, none empty if the data allows."""
         config, keeper = self._plan.config, self._keeper
-        algorithm = closing_algorithm(self._kernel.for_clusters, config, self._world)
+        algorithm = closing_algorithm(
+            self._kernel.for_clusters, config, self._world, self._plan.weight_unit or 1.0
+        )
         while True:
             cursor = keeper.now.cursor
             if cursor.epoch > config.epochs and cursor.batch == 0:

@@ -151,7 +151,9 @@ class Seeder:
         plan, keeper, config = self.plan, self.keeper, self.plan.config
         reading, first, scaling = plan.reading_of("rounds"), keeper.now.cursor, keeper.now.scaling
         assert scaling is not None
-        prepare = Preparation.widened(scaling, batch_rows=config.batch_rows, dtype=plan.dtype)
+        prepare = Preparation.widened(
+            scaling, batch_rows=config.batch_rows, dtype=plan.dtype, weight_unit=plan.weight_unit
+        )
         epochs, times = range(first.epoch, N_ROUNDS + 1), StageTimes()
         done = first.epoch * reading.n_rows + reading.rows_before(0, first.batch)
         total = (N_ROUNDS + 1) * reading.n_rows
