@@ -45,6 +45,8 @@ ANSWER_S = 5.0
 LOOK_S = 0.2
 #: Seconds that the process that holds the board waits for the others to read why it failed.
 LINGER_S = 5.0
+#: Seconds that a process may take at most to find out what failed, say so and end.
+LEAVE_S = 15.0
 
 T = TypeVar("T")
 
@@ -88,8 +90,8 @@ class Board:
     timeout_s : float
         Seconds after which a process that is silent counts as lost.
     may_end : bool
-        Whether this process is ended, from the thread, if it has not ended `timeout_s` after
-        another one told an error. Not if it belongs to somebody else.
+        Whether this process is ended, from the thread, if `timeout_s` and a little after another
+        one told an error it has not ended. Not if it belongs to somebody else.
     launcher : int, optional
         Process that started this one and waits for it. Once it is gone, this process gets a
         SIGTERM, and stops with a checkpoint. None if nobody waits.
@@ -228,7 +230,7 @@ class Board:
         # The board is gone, and who held it. That is the launcher, or process 0: then the run is
         # over, and a main thread that hangs does not know.
         is_over = self._may_end and self._launcher is None
-        if is_over and not self._is_closed.wait(self._timeout_s):
+        if is_over and not self._is_closed.wait(self._timeout_s + LEAVE_S):
             os._exit(1)
         while self._launcher is not None and not self._is_closed.wait(BEAT_S):
             self._look_for_the_launcher()
@@ -245,7 +247,7 @@ class Board:
             told_at = told_at or time.monotonic()
             # Who stops at a signal may still be writing the checkpoint.
             if notice.status != Interrupted.exit_status and (
-                time.monotonic() - told_at > self._timeout_s
+                time.monotonic() - told_at > self._timeout_s + LEAVE_S
             ):
                 os._exit(notice.status)
 
