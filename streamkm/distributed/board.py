@@ -178,12 +178,15 @@ class Board:
         """
         self.note_collective()
         key = f"met/{where}"
-        self._ask(lambda: self._store.add(key, 1))
+        # Nothing has failed yet: the board has as long to answer as any process.
+        self._ask(lambda: self._store.add(key, 1), self._timeout_s)
         begin = time.monotonic()
         beats: list[tuple[int, int]] = []
         heard_at = [begin] * self._size
         while True:
-            answers = self._ask(lambda: (self._store.add(key, 0), self._read(), self._beats()))
+            answers = self._ask(
+                lambda: (self._store.add(key, 0), self._read(), self._beats()), self._timeout_s
+            )
             if not answers:
                 return False
             (n_here, notice, latest), now = answers[0], time.monotonic()
@@ -216,9 +219,9 @@ class Board:
             while self._store.add("left", 0) < n_readers and time.monotonic() < deadline:
                 time.sleep(BEAT_S / 10)
 
-    def _ask(self, call: Callable[[], T]) -> list[T]:
+    def _ask(self, call: Callable[[], T], seconds: float = ANSWER_S) -> list[T]:
         """What the store answers; empty from the first time on that it does not answer."""
-        answers = [] if self._is_lost else within(ANSWER_S, call)
+        answers = [] if self._is_lost else within(seconds, call)
         self._is_lost = not answers
         return answers
 
