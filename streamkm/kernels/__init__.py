@@ -1,12 +1,20 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
-from streamkm.kernels.base import Assignment, Kernel, KernelRequest, Rows, TwoNearest
+from streamkm.kernels.base import (
+    Assignment,
+    Kernel,
+    KernelRequest,
+    PassKernel,
+    Rows,
+    TwoNearest,
+)
 from streamkm.kernels.exact import cancelling_share, pair_sq_distances
 from streamkm.kernels.extension import (
     cores_for_kernels,
     instruction_sets,
     torch_alone_after_fork,
 )
+from streamkm.kernels.ops.breaths import cheapest_mergers, mean_around
 from streamkm.kernels.ops.distances import (
     sq_distances_between,
     sq_distances_to,
@@ -26,18 +34,21 @@ __all__ = [
     "KernelRequest",
     "Moments",
     "OfferedRows",
+    "PassKernel",
     "Reservoir",
     "Rows",
     "Sums",
     "TwoNearest",
     "add_by_label",
     "cancelling_share",
+    "cheapest_mergers",
     "cores_for_kernels",
     "gather",
     "instruction_sets",
     "kernel_notes",
     "make_kernel",
     "mass_by_label",
+    "mean_around",
     "means_of",
     "moments_in_parts",
     "move_points_",

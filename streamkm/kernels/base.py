@@ -14,6 +14,8 @@ __all__ = [
     "InPlaceKernel",
     "Kernel",
     "KernelRequest",
+    "PassKernel",
+    "PassedOver",
     "Rows",
     "TwoNearest",
     "assign_then_add",
@@ -67,6 +69,23 @@ class InPlaceAssignment(NamedTuple):
     """Squared lengths of the rows; 0 for dropped rows."""
     dropped_B: torch.Tensor | None
     """True for rows that are not finite or too long; None if there are none."""
+
+
+class PassedOver(NamedTuple):
+    """What passes of Lloyd's algorithm over rows in memory found."""
+
+    n_made: int
+    """Number of passes."""
+    labels_B: torch.Tensor
+    """As in `Assignment`, before the last pass."""
+    sq_distances_B: torch.Tensor
+    """As in `Assignment`; if exact ones were asked for, float64 and without cancellation."""
+    mass_K: torch.Tensor
+    """Weights of the rows of each cluster, float64."""
+    after_KD: torch.Tensor
+    """The centroids after the last pass; those of clusters of mass 0 did not move."""
+    gains_K: torch.Tensor
+    """How much less the squared distances of the rows of each cluster are to these, float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +144,13 @@ class Kernel(Protocol):
     @property
     def in_place(self) -> InPlaceKernel | None:
         """The kernel's way to take rows where they lie; None if it needs prepared rows."""
+
+    @property
+    def whole_passes(self) -> PassKernel | None:
+        """The kernel's way to make several passes over one batch in one call; None if it has none.
+
+        They give the bits that `step` and `means_of` give one after the other.
+        """
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
@@ -208,6 +234,40 @@ class InPlaceKernel(Protocol):
         positions_B: torch.Tensor | None = None,
     ) -> None:
         """`Kernel.accumulate`; with `positions_B` (int32), of those rows of the window `x_BD`."""
+
+
+class PassKernel(Protocol):
+    """A kernel that makes several passes of Lloyd's algorithm over one batch in one call."""
+
+    def passes(
+        self,
+        rows: Rows,
+        weights_B: torch.Tensor | None,
+        unit: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        spherical: bool,
+        exact: bool,
+    ) -> PassedOver:
+        """Make `n_passes` passes, or fewer if one finds a cluster of mass 0, which stays so.
+
+        Parameters
+        ----------
+        rows : Rows
+            All rows, none left out; those of weight 0 have the share 0.
+        weights_B : float64 Tensor of shape (B,), or None
+            Weights of the rows; None for 1.
+        unit : float64 Tensor of shape ()
+            By which weights are divided to give shares.
+        centroids_KD : Tensor of shape (K, D)
+        n_passes : int
+            At least 1.
+        spherical : bool
+            Whether centroids move to the directions of the sums, not to the means.
+        exact : bool
+            Whether distances of the last of `n_passes` are sums of squared differences, float64.
+        """
 
 
 def assign_then_add(

@@ -31,8 +31,8 @@ from streamkm.clustering.seeding.plan import (
     rows_around,
 )
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
-from streamkm.clustering.seeding.sample_lloyd import Moved, SamplePass
-from streamkm.kernels import normalized, sq_distances_between
+from streamkm.clustering.seeding.sample_lloyd import SamplePass
+from streamkm.kernels import cheapest_mergers, mean_around, normalized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +43,6 @@ __all__ = ["Breathing"]
 
 #: Kind of these draws; see `Draws`.
 _BREATHS = -6
-#: Products of the masses and distances of pairs of centroids that are held at a time.
-TILE_ELEMENTS = 1 << 20
 #: Size of a breath, as a share of the one before that was not kept.
 SHRUNK = 0.7
 #: Costs of mergers are blurred by exponential variables to this power: see `missed_most`.
@@ -114,7 +112,9 @@ class Breathing:
         if size == 0:
             return False
         added = [self._mean_around(row) for row in draw_distinct(weights_S, size, generator)]
-        found = self._passes(torch.cat((self.centroids_KD, *added)), PASSES_IN, generator)
+        found = self._pass.after_several(
+            torch.cat((self.centroids_KD, *added)), PASSES_IN, generator
+        )
         is_left_K = missed_most(
             found.centroids_KD, found.mass_K, len(self.centroids_KD),
             blurred_by=generator if int(self._n_refused) else None,
@@ -130,41 +130,20 @@ class Breathing:
         self, centroids_KD: torch.Tensor, n_passes: int, generator: torch.Generator
     ) -> bool:
         """Make passes from `centroids_KD` on; keep what they find if it costs less."""
-        found = self._passes(centroids_KD, n_passes, generator)
+        found = self._pass.after_several(centroids_KD, n_passes, generator, exact=True)
         if not bool(found.cost_after < (1 - LEAST_GAIN) * self.cost):
             return False
         self.centroids_KD, self.cost = found.centroids_KD, found.cost_after
         self._sq_distances_S, self._label_S = found.sq_distances_S, found.label_S
         return True
 
-    def _passes(
-        self, centroids_KD: torch.Tensor, n_passes: int, generator: torch.Generator
-    ) -> Moved:
-        """Make passes from `centroids_KD` on, and return what the last one found."""
-        for _ in range(n_passes - 1):
-            centroids_KD = self._pass.after(centroids_KD, generator).centroids_KD
-        return self._pass.after(centroids_KD, generator, exact=True)
-
     def _mean_around(self, row: torch.Tensor) -> torch.Tensor:
-        """Mean of a row and its `rows_around` nearest rows, (1, D).
-
-        These are of its cluster, half of it at most; rows as near as the last of them count too.
-        """
-        sample, k, row = self._sample, self.centroids_KD.shape[0], row.view(1)
-        members = (self._label_S == self._label_S.index_select(0, row)).nonzero().squeeze(1)
-        members = members[:: around_step(len(sample), k)]
-        x_MD, own_LD = sample.x_SD.index_select(0, members), sample.x_SD.index_select(0, row)
-        norms_M = sample.sq_norms_S.index_select(0, members)
-        distances_M = sq_distances_between(own_LD, x_MD, norms_M)[0]
-        n_rows = min(rows_around(len(sample), k), (members.shape[0] + 1) // 2)
-        limit = distances_M.topk(n_rows, largest=False, sorted=False).values.amax()
-        near = (distances_M <= limit).nonzero().squeeze(1)
-        x_ND = torch.cat((own_LD, x_MD.index_select(0, near)))
-        if sample.weights_S is None:
-            mean_LD = x_ND.mean(dim=0, keepdim=True)
-        else:
-            weights_N = sample.weights_S.index_select(0, torch.cat((row, members[near])))
-            mean_LD = (weights_N @ x_ND.double() / weights_N.sum()).to(x_ND.dtype)[None]
+        """Mean of a row and its `rows_around` nearest rows of its cluster, (1, D)."""
+        sample, k = self._sample, len(self.centroids_KD)
+        mean_LD = mean_around(
+            sample.x_SD, sample.weights_S, self._label_S, row,
+            step=around_step(len(sample), k), most=rows_around(len(sample), k),
+        )  # fmt: skip
         return normalized(mean_LD) if self._spherical else mean_LD
 
 
@@ -183,26 +162,15 @@ def missed_most(
     """
     # In a unit, a power of two: products of huge masses would overflow.
     mass_K = mass_K / torch.exp2(torch.frexp(mass_K.max())[1].double())
-    wide_KD, costs, partners, n_now = centroids_KD.double(), [], [], centroids_KD.shape[0]
-    sq_norms_K, blur_K = wide_KD.square().sum(dim=1), None
+    costs_K, partner_K = cheapest_mergers(centroids_KD, mass_K)
     if blurred_by is not None:
         # Of a E and b F with exponential E and F, a E is the lesser with probability b / (a + b).
         uniform_K = torch.rand(
-            n_now, dtype=torch.float64, device=mass_K.device, generator=blurred_by
+            costs_K.shape, dtype=torch.float64, device=mass_K.device, generator=blurred_by
         )
-        blur_K = (-torch.log1p(-uniform_K)) ** BLUR
-    tile = max(TILE_ELEMENTS // n_now, 1)
-    for start in range(0, n_now, tile):
-        rows = slice(start, start + tile)
-        mass_T1 = mass_K[rows, None]
-        costs_TK = torch.addmm(sq_norms_K, wide_KD[rows], wide_KD.T, alpha=-2)
-        costs_TK += sq_norms_K[rows, None]
-        costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min_(torch.finfo(mass_K.dtype).tiny)
-        costs_TK.diagonal(start).fill_(torch.inf)
-        least_T, partner_T = costs_TK.min(dim=1)
-        costs += (least_T if blur_K is None else least_T * blur_K[rows]).tolist()
-        partners += partner_T.tolist()
-    order = sorted(zip(costs, mass_K.tolist(), range(n_now), strict=True))
+        costs_K = costs_K * (-torch.log1p(-uniform_K)) ** BLUR
+    partners, n_now = partner_K.tolist(), len(partner_K)
+    order = sorted(zip(costs_K.tolist(), mass_K.tolist(), range(n_now), strict=True))
     removed: set[int] = set()
     stays: set[int] = set()
     # Those whose partner is gone, or which are a partner themselves, come last.

@@ -10,12 +10,12 @@ import torch
 from streamkm.clustering.assignment import nearest_and_sums
 from streamkm.clustering.batch import Batch
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
-from streamkm.kernels import means_of
+from streamkm.kernels import Rows, means_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import Kernel, PassKernel
 
 __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 
@@ -75,6 +75,34 @@ class SamplePass:
         Without `exact`, distances are good enough to choose a centroid by, not to compare costs of
         rows that lie far from the origin.
         """
+        return self.after_several(centroids_KD, 1, generator, exact=exact)
+
+    def after_several(
+        self,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        generator: torch.Generator,
+        *,
+        exact: bool = False,
+    ) -> Moved:
+        """Make `n_passes` passes, and return what the last one found; see `after`."""
+        whole = self._kernel.whole_passes if len(self._batches) == 1 else None
+        while True:
+            if whole is None:
+                found, n_made = self._one(centroids_KD, exact=exact and n_passes == 1), 1
+            else:
+                found, n_made = self._at_once(whole, centroids_KD, n_passes, exact=exact)
+            n_passes -= n_made
+            is_empty_K = found.mass_K == 0
+            if bool(is_empty_K.any()):
+                weights_S = self._sample.weighted(found.sq_distances_S)
+                self._fill_(found.centroids_KD, is_empty_K, weights_S, generator)
+            if n_passes == 0:
+                return found
+            centroids_KD = found.centroids_KD
+
+    def _one(self, centroids_KD: torch.Tensor, *, exact: bool) -> Moved:
+        """One pass, batch by batch; clusters without a row stay."""
         sample, labels, distances, sums, masses = self._sample, [], [], [], []
         for batch in self._batches:
             assignment, found = nearest_and_sums(
@@ -89,10 +117,26 @@ class SamplePass:
         sq_distances_S = _joined(distances).to(sample.x_SD.dtype)
         after_KD, gain = means_of(sums_KD, mass_K, centroids_KD, spherical=self._spherical)
         cost = sample.total(sq_distances_S)
-        is_empty_K = mass_K == 0
-        if bool(is_empty_K.any()):
-            self._fill_(after_KD, is_empty_K, sample.weighted(sq_distances_S), generator)
         return Moved(after_KD, mass_K, _joined(labels), sq_distances_S, cost, cost - gain)
+
+    def _at_once(
+        self, kernel: PassKernel, centroids_KD: torch.Tensor, n_passes: int, *, exact: bool
+    ) -> tuple[Moved, int]:
+        """Passes in one call, up to the first that finds an empty cluster; and how many."""
+        (batch,) = self._batches
+        shares_B, unit = batch.shares
+        found = kernel.passes(
+            Rows(batch.x_BD, batch.sq_norms_B, shares_B), batch.weights_B, unit,
+            centroids_KD, n_passes, spherical=self._spherical, exact=exact,
+        )  # fmt: skip
+        self._pause()
+        sq_distances_S = found.sq_distances_B.to(self._sample.x_SD.dtype)
+        cost = self._sample.total(sq_distances_S)
+        cost_after = cost - found.gains_K.sum()
+        moved = Moved(
+            found.after_KD, found.mass_K, found.labels_B, sq_distances_S, cost, cost_after
+        )
+        return moved, found.n_made
 
     def _fill_(
         self,

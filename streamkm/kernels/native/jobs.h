@@ -123,6 +123,38 @@ struct MoveJob {
     bool spherical;        // whether a centroid is the direction of its sum, not the mean
 };
 
+// Passes of Lloyd's algorithm over rows in memory.
+template <class T>
+struct PassesJob {
+    AssignJob<T> rows;      // from `centroids` on
+    const double* shares;   // n_rows, or null: weights divided by `unit`
+    const double* weights;  // n_rows, or null where each row weighs 1
+    double unit;
+    double* exact;          // n_rows, to be filled, or null: `rows.sq_distances` of the last of
+                            // `n_passes`, as sums of squared differences
+    double* masses;         // k, to be filled: weights of each cluster in the last pass
+    T* after;               // k x n_features, to be filled: the centroids after it
+    double* gains;          // k, to be filled: as in MoveJob
+    int64_t* n_uncertain;   // to be added to
+    int64_t n_passes;
+    bool rechecks, spherical;
+    int n_threads, n_threads_to_add, n_threads_to_move;
+};
+
+// A row of a sample, and where the rows around it are sought.
+template <class T>
+struct AroundJob {
+    const T* x;             // n_rows x n_features
+    const double* weights;  // n_rows, or null
+    const int64_t* labels;  // n_rows
+    T* mean;                // n_features, to be filled
+    int64_t n_rows, n_features;
+    int64_t row;            // the row
+    int64_t step;           // every `step`-th row of its cluster is looked at
+    int64_t most;           // rows around it
+    double slack;           // times the greatest distance of these: others that near count too
+};
+
 // Moments of features, from rows as they are stored.
 struct MomentsJob {
     const void* x;          // n_rows x n_features

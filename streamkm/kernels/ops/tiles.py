@@ -1,6 +1,6 @@
-"""Assignment and accumulation by the compiled extension, for `CpuKernel`.
+"""Assignment, accumulation and both in whole passes, by the compiled extension for `CpuKernel`.
 
-There is no version in torch here: without the extension, `ReferenceKernel` does both.
+There is no version in torch here: without the extension, `ReferenceKernel` does them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from streamkm.kernels.base import PassedOver
 from streamkm.kernels.extension import address, n_threads_for
+from streamkm.kernels.ops.move import MOVE_PRODUCTS
 
 if TYPE_CHECKING:
     from streamkm.kernels.extension import InstructionSet
 
-__all__ = ["Wanted", "accumulate_tiles_", "assign_tiles_"]
+__all__ = ["Wanted", "accumulate_tiles_", "assign_tiles_", "passes_tiles_"]
 
 #: Cost of comparing a score with the two least so far, in products.
 EPILOGUE_PRODUCTS = 16
@@ -125,3 +127,63 @@ def accumulate_tiles_(
         k,
         n_threads_for(n_rows * n_features),
     )
+
+
+def passes_tiles_(
+    instruction_set: InstructionSet,
+    x_BD: torch.Tensor,
+    sq_norms_B: torch.Tensor,
+    shares_B: torch.Tensor | None,
+    weights_B: torch.Tensor | None,
+    unit: float,
+    centroids_KD: torch.Tensor,
+    packed: torch.Tensor,
+    c_sq: torch.Tensor,
+    n_passes: int,
+    *,
+    rounding_share: float,
+    cancelling_share: float,
+    rechecks: bool,
+    spherical: bool,
+    exact: bool,
+) -> tuple[PassedOver, int]:
+    """What passes found, see `PassKernel`, and the number of rows that were in doubt."""
+    (n_rows, n_features), k = x_BD.shape, centroids_KD.shape[0]
+    labels_B = x_BD.new_empty(n_rows, dtype=torch.int64)
+    sq_distances_B = torch.empty_like(sq_norms_B)
+    uncertain_B = x_BD.new_empty(n_rows, dtype=torch.bool)
+    exact_B = x_BD.new_empty(n_rows, dtype=torch.float64) if exact else None
+    mass_K, gains_K = x_BD.new_empty((2, k), dtype=torch.float64)
+    after_KD = torch.empty_like(centroids_KD)
+    n_made, n_uncertain = instruction_set.functions.passes(
+        instruction_set.number,
+        x_BD.dtype == torch.float64,
+        x_BD.data_ptr(),
+        sq_norms_B.data_ptr(),
+        centroids_KD.data_ptr(),
+        packed.data_ptr(),
+        c_sq.data_ptr(),
+        labels_B.data_ptr(),
+        sq_distances_B.data_ptr(),
+        uncertain_B.data_ptr(),
+        address(shares_B),
+        address(weights_B),
+        address(exact_B),
+        mass_K.data_ptr(),
+        after_KD.data_ptr(),
+        gains_K.data_ptr(),
+        unit,
+        n_passes,
+        n_rows,
+        n_features,
+        k,
+        rounding_share,
+        cancelling_share,
+        rechecks,
+        spherical,
+        n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
+        n_threads_for(n_rows * n_features),
+        n_threads_for(k * n_features * MOVE_PRODUCTS),
+    )
+    distances_B = exact_B if exact_B is not None and n_made == n_passes else sq_distances_B
+    return PassedOver(n_made, labels_B, distances_B, mass_K, after_KD, gains_K), n_uncertain
