@@ -2,8 +2,10 @@
 
 from streamkm.kernels.base import (
     Assignment,
+    Breath,
     Kernel,
     KernelRequest,
+    PassedOver,
     PassKernel,
     Rows,
     TwoNearest,
@@ -14,7 +16,6 @@ from streamkm.kernels.extension import (
     instruction_sets,
     torch_alone_after_fork,
 )
-from streamkm.kernels.ops.breaths import cheapest_mergers, mean_around
 from streamkm.kernels.ops.distances import (
     sq_distances_between,
     sq_distances_to,
@@ -30,25 +31,25 @@ from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 
 __all__ = [
     "Assignment",
+    "Breath",
     "Kernel",
     "KernelRequest",
     "Moments",
     "OfferedRows",
     "PassKernel",
+    "PassedOver",
     "Reservoir",
     "Rows",
     "Sums",
     "TwoNearest",
     "add_by_label",
     "cancelling_share",
-    "cheapest_mergers",
     "cores_for_kernels",
     "gather",
     "instruction_sets",
     "kernel_notes",
     "make_kernel",
     "mass_by_label",
-    "mean_around",
     "means_of",
     "moments_in_parts",
     "move_points_",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Assignment",
+    "Breath",
     "InPlaceAssignment",
     "InPlaceKernel",
     "Kernel",
@@ -75,17 +76,44 @@ class PassedOver(NamedTuple):
     """What passes of Lloyd's algorithm over rows in memory found."""
 
     n_made: int
-    """Number of passes."""
+    """Number of passes; 0 if a breath could not begin, and nothing else then means anything."""
+    is_full: bool
+    """Whether every cluster has mass."""
     labels_B: torch.Tensor
     """As in `Assignment`, before the last pass."""
     sq_distances_B: torch.Tensor
-    """As in `Assignment`; if exact ones were asked for, float64 and without cancellation."""
+    """As in `Assignment`; if exact ones were asked for, without cancellation."""
     mass_K: torch.Tensor
     """Weights of the rows of each cluster, float64."""
     after_KD: torch.Tensor
     """The centroids after the last pass; those of clusters of mass 0 did not move."""
     gains_K: torch.Tensor
     """How much less the squared distances of the rows of each cluster are to these, float64."""
+
+
+class Breath(NamedTuple):
+    """A breath that precedes passes; see `streamkm.clustering.seeding.breathing`."""
+
+    size: int
+    """Centroids that are added and removed again, at least 1."""
+    n_passes: int
+    """Passes with the added centroids."""
+    labels_B: torch.Tensor
+    """Nearest of the centroids before the breath."""
+    sq_distances_B: torch.Tensor
+    """Squared distances to them."""
+    uniform_B: torch.Tensor
+    """Draws the rows, float64."""
+    uniform_K: torch.Tensor | None
+    """Blurs the costs of mergers, float64, one for each centroid with those added; or None."""
+    step: int
+    """Every `step`-th row of a cluster is looked at for those around a drawn one."""
+    most_around: int
+    """Rows around a drawn one that it is averaged with."""
+    slack: float
+    """Rows are as near as another up to this multiple of its squared distance."""
+    blur: float
+    """Power of the exponential variables that costs are multiplied by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +175,7 @@ class Kernel(Protocol):
 
     @property
     def whole_passes(self) -> PassKernel | None:
-        """The kernel's way to make several passes over one batch in one call; None if it has none.
-
-        They give the bits that `step` and `means_of` give one after the other.
-        """
+        """The kernel's way to make passes and breaths in one call; None if it has none."""
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
@@ -249,8 +274,11 @@ class PassKernel(Protocol):
         *,
         spherical: bool,
         exact: bool,
+        breath: Breath | None = None,
     ) -> PassedOver:
         """Make `n_passes` passes, or fewer if one finds a cluster of mass 0, which stays so.
+
+        They give the bits that `Kernel.step` and `means_of` give one after the other.
 
         Parameters
         ----------
@@ -266,7 +294,10 @@ class PassKernel(Protocol):
         spherical : bool
             Whether centroids move to the directions of the sums, not to the means.
         exact : bool
-            Whether distances of the last of `n_passes` are sums of squared differences, float64.
+            Whether distances of the last of `n_passes` are sums of squared differences.
+        breath : Breath, optional
+            First add centroids, make its passes, and remove as many centroids. None are made if
+            fewer than ``breath.size`` rows lie off their centroids. Not if `spherical`.
         """
 
 

@@ -22,6 +22,7 @@ import torch
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import (
     Assignment,
+    Breath,
     InPlaceAssignment,
     PassedOver,
     Rows,
@@ -239,31 +240,32 @@ class CpuKernel:
         *,
         spherical: bool,
         exact: bool,
+        breath: Breath | None = None,
     ) -> PassedOver:
-        """Passes of Lloyd's algorithm over one batch; see `PassKernel`."""
-        self._check(rows.x_BD, None, centroids_KD, rows.sq_norms_B)
-        for of_rows_B in (rows.shares_B, weights_B):
-            if not can_weigh(of_rows_B, len(rows.x_BD)):
-                raise ValueError("shares and weights must be float64, one for each row")
-        self._make_room(centroids_KD)
+        """Passes of Lloyd's algorithm over one batch, or a breath; see `PassKernel`."""
+        x_BD, shares_B = rows.x_BD, rows.shares_B
+        n_rows, size = x_BD.shape[0], 0 if breath is None else breath.size
+        self._check(x_BD, None, centroids_KD, rows.sq_norms_B)
+        if not (can_weigh(shares_B, n_rows) and can_weigh(weights_B, n_rows)):
+            raise ValueError("shares and weights must be float64, one for each row")
+        self._make_room(centroids_KD, size)
         found, n_uncertain = passes_tiles_(
             self._set,
-            rows.x_BD.contiguous(),
-            rows.sq_norms_B.contiguous(),
-            rows.shares_B,
+            Rows(x_BD.contiguous(), rows.sq_norms_B.contiguous(), shares_B),
             weights_B,
             float(unit),
             centroids_KD.contiguous(),
             self._packed,
             self._c_sq,
             n_passes,
+            breath,
             rounding_share=self._rounding_share,
             cancelling_share=self._cancelling_share,
             rechecks=self._rechecks,
             spherical=spherical,
             exact=exact,
         )
-        if self._rechecks:
+        if self._rechecks and n_uncertain:
             self.n_rechecked += n_uncertain
         return found
 
@@ -278,9 +280,9 @@ class CpuKernel:
         """Assign rows and add them up; see `Kernel`."""
         return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
 
-    def _make_room(self, centroids_KD: torch.Tensor) -> None:
+    def _make_room(self, centroids_KD: torch.Tensor, n_added: int = 0) -> None:
         """Refuse more centroids than the kernel was made for; make room for theirs as packed."""
-        k, n_features = centroids_KD.shape
+        k, n_features = centroids_KD.shape[0] + n_added, centroids_KD.shape[1]
         if not 0 < k <= self._c_sq.shape[0]:
             raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
         if self._packed.shape[1] != n_features:

@@ -26,6 +26,7 @@ __all__ = [
     "Draws",
     "Sample",
     "Stage",
+    "distinct_by",
     "draw_by_weight",
     "draw_distinct",
     "merged",
@@ -225,12 +226,19 @@ def draw_distinct(
 ) -> torch.Tensor:
     """Positions drawn without replacement, with probability proportional to the weights.
 
-    Uses the exponential keys of Efraimidis and Spirakis (2006). Positions of weight 0
-    come last, if there are not enough others.
+    Positions of weight 0 come last, if there are not enough others.
     """
     uniform_S = torch.rand(
-        len(weights_S), dtype=torch.float64, device=weights_S.device, generator=generator
+        weights_S.shape, dtype=torch.float64, device=weights_S.device, generator=generator
     )
+    return distinct_by(uniform_S, weights_S, n_draws)
+
+
+def distinct_by(uniform_S: torch.Tensor, weights_S: torch.Tensor, n_draws: int) -> torch.Tensor:
+    """`draw_distinct` by numbers from 0 to 1 that were drawn before.
+
+    Uses the exponential keys of Efraimidis and Spirakis (2006).
+    """
     keys_S = -torch.log1p(-uniform_S) / weights_S.double()
     keys_S.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     return torch.topk(keys_S, n_draws, largest=False).indices

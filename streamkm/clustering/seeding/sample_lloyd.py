@@ -15,7 +15,7 @@ from streamkm.kernels import Rows, means_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamkm.kernels import Kernel, PassKernel
+    from streamkm.kernels import Breath, Kernel, PassedOver, PassKernel
 
 __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 
@@ -23,6 +23,9 @@ __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 _PASSES = -4
 #: Passes end when one lowers the cost by at most this share of the cost.
 LEAST_GAIN = 1e-4
+#: Products of two numbers that the cheapest mergers take, at most, for a breath in one call: it
+#: compares centroids one by one, where torch takes a matrix product.
+FEW_PRODUCTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class SamplePass:
             )
             for rows in sample.batches(batch_rows)
         ]
+        self._whole = kernel.whole_passes if len(self._batches) == 1 else None
 
     def after(
         self, centroids_KD: torch.Tensor, generator: torch.Generator, *, exact: bool = False
@@ -86,20 +90,34 @@ class SamplePass:
         exact: bool = False,
     ) -> Moved:
         """Make `n_passes` passes, and return what the last one found; see `after`."""
-        whole = self._kernel.whole_passes if len(self._batches) == 1 else None
         while True:
-            if whole is None:
+            if self._whole is None:
                 found, n_made = self._one(centroids_KD, exact=exact and n_passes == 1), 1
+                is_full = not bool((found.mass_K == 0).any())
             else:
-                found, n_made = self._at_once(whole, centroids_KD, n_passes, exact=exact)
+                passed = self._at_once(self._whole, centroids_KD, n_passes, exact=exact)
+                found, n_made, is_full = self._moved(passed), passed.n_made, passed.is_full
             n_passes -= n_made
-            is_empty_K = found.mass_K == 0
-            if bool(is_empty_K.any()):
+            if not is_full:
                 weights_S = self._sample.weighted(found.sq_distances_S)
-                self._fill_(found.centroids_KD, is_empty_K, weights_S, generator)
+                self._fill_(found.centroids_KD, found.mass_K == 0, weights_S, generator)
             if n_passes == 0:
                 return found
             centroids_KD = found.centroids_KD
+
+    def after_breath(
+        self, centroids_KD: torch.Tensor, breath: Breath, n_passes: int
+    ) -> Moved | None:
+        """What the last of `n_passes` after a breath found, with exact distances.
+
+        None if the breath must be taken step by step: the kernel knows none, it would not gain, or
+        a cluster was left without a row.
+        """
+        n_now, n_features = centroids_KD.shape[0] + breath.size, centroids_KD.shape[1]
+        if self._whole is None or self._spherical or n_now * n_now * n_features > FEW_PRODUCTS:
+            return None
+        found = self._at_once(self._whole, centroids_KD, n_passes, exact=True, breath=breath)
+        return self._moved(found) if found.n_made == n_passes and found.is_full else None
 
     def _one(self, centroids_KD: torch.Tensor, *, exact: bool) -> Moved:
         """One pass, batch by batch; clusters without a row stay."""
@@ -120,23 +138,30 @@ class SamplePass:
         return Moved(after_KD, mass_K, _joined(labels), sq_distances_S, cost, cost - gain)
 
     def _at_once(
-        self, kernel: PassKernel, centroids_KD: torch.Tensor, n_passes: int, *, exact: bool
-    ) -> tuple[Moved, int]:
-        """Passes in one call, up to the first that finds an empty cluster; and how many."""
+        self,
+        kernel: PassKernel,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        exact: bool,
+        breath: Breath | None = None,
+    ) -> PassedOver:
+        """Passes in one call, up to the first that finds an empty cluster."""
         (batch,) = self._batches
         shares_B, unit = batch.shares
         found = kernel.passes(
             Rows(batch.x_BD, batch.sq_norms_B, shares_B), batch.weights_B, unit,
-            centroids_KD, n_passes, spherical=self._spherical, exact=exact,
+            centroids_KD, n_passes, spherical=self._spherical, exact=exact, breath=breath,
         )  # fmt: skip
         self._pause()
-        sq_distances_S = found.sq_distances_B.to(self._sample.x_SD.dtype)
-        cost = self._sample.total(sq_distances_S)
+        return found
+
+    def _moved(self, found: PassedOver) -> Moved:
+        cost = self._sample.total(found.sq_distances_B)
         cost_after = cost - found.gains_K.sum()
-        moved = Moved(
-            found.after_KD, found.mass_K, found.labels_B, sq_distances_S, cost, cost_after
+        return Moved(
+            found.after_KD, found.mass_K, found.labels_B, found.sq_distances_B, cost, cost_after
         )
-        return moved, found.n_made
 
     def _fill_(
         self,

@@ -1,33 +1,47 @@
-// What the stages of seeding repeat on a sample in memory: whole passes of Lloyd's algorithm, and
-// the choices of a breath. Each is one call, since on a small sample calls take longer than work.
+// What the stages of seeding repeat on a sample in memory: passes of Lloyd's algorithm, and breaths
+// (see clustering/seeding/breathing.py). Each is one call: on a small sample calls take longer than
+// arithmetic.
 
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <numeric>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
 
 namespace {
 
-// Makes passes until one finds a cluster without mass, which the caller has to fill, `job.n_passes`
-// at most. Returns how many it made, 0 if a row got no label. Each pass is `assign`, `accumulate` and `move`.
+// What passes found beside the arrays that they filled.
+struct PassedOver {
+    int64_t n_made = 0;       // passes; 0 if a row got no label
+    int64_t n_uncertain = 0;  // rows that screening left in doubt, in all passes
+    bool is_full = false;     // whether every cluster has mass in the last pass
+};
+
+// Makes passes, `job.n_passes` at most, until one finds a cluster without mass. Each pass is
+// `assign`, `accumulate` and `move`.
 template <class T>
-int64_t make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
+PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
     const int64_t n_rows = job.rows.n_rows, n_features = job.rows.n_features, k = job.rows.k;
     const int64_t n_numbers = k * n_features;
     std::vector<T> before(job.rows.centroids, job.rows.centroids + n_numbers);
     std::vector<int32_t> order(n_rows);
     std::vector<int64_t> offsets(k + 1);
-    std::vector<double> sq_steps(k), sums(n_numbers);
-    std::vector<uint8_t> touched(k);
+    std::vector<double> sums(n_numbers), sq_steps(k);
+    std::vector<uint8_t> uncertain(n_rows), touched(k);
     AssignJob<T> rows = job.rows;
     rows.centroids = before.data();
-    for (int64_t n_made = 1;; ++n_made) {
-        *job.n_uncertain += assign(functions, rows, job.rechecks, job.n_threads);
-        if (!sort_by_label(rows.labels, nullptr, n_rows, k, order.data(), offsets.data())) return 0;
+    rows.uncertain = reinterpret_cast<bool*>(uncertain.data());
+    PassedOver found;
+    while (true) {
+        found.n_uncertain += assign(functions, rows, job.rechecks, job.n_threads);
+        if (!sort_by_label(rows.labels, nullptr, n_rows, k, order.data(), offsets.data())) return {};
         std::fill(sums.begin(), sums.end(), 0.0);
         accumulate(functions,
                    AccumulateJob<T>{rows.x, job.shares, order.data(), offsets.data(), sums.data(),
@@ -38,101 +52,194 @@ int64_t make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
         for (int64_t row = 0; row < n_rows; ++row) {
             job.masses[rows.labels[row]] += job.weights ? job.weights[row] : 1.0;
         }
-        std::copy(before.begin(), before.end(), job.after);
-        bool is_full = true;
+        found.is_full = true;
         for (int64_t cluster = 0; cluster < k; ++cluster) {
             touched[cluster] = job.masses[cluster] > 0;
-            is_full = is_full && touched[cluster];
+            found.is_full = found.is_full && touched[cluster];
         }
+        std::copy(before.begin(), before.end(), job.after);
         move(functions,
              MoveJob<T>{sums.data(), nullptr, nullptr, 1.0, job.masses,
                         reinterpret_cast<const bool*>(touched.data()), job.after, sq_steps.data(),
                         job.gains, n_features, job.spherical},
              k, job.n_threads_to_move);
-        if (n_made == job.n_passes || !is_full) {
-            if (n_made == job.n_passes && job.exact != nullptr) {
-                measure(functions,
-                        DistanceJob<T>{rows.x, rows.labels, before.data(), job.exact, n_rows,
-                                       n_features},
-                        job.n_threads_to_add);
-            }
-            return n_made;
-        }
+        if (++found.n_made == job.n_passes || !found.is_full) break;
         std::copy(job.after, job.after + n_numbers, before.data());
     }
+    if (job.exact && found.n_made == job.n_passes) {
+        std::vector<double> exact(n_rows);
+        measure(functions,
+                DistanceJob<T>{rows.x, rows.labels, before.data(), exact.data(), n_rows, n_features},
+                job.n_threads_to_add);
+        std::transform(exact.begin(), exact.end(), rows.sq_distances,
+                       [](double sq_distance) { return static_cast<T>(sq_distance); });
+    }
+    return found;
 }
 
-// For each centroid the other one with which a merger raises the cost least, and that rise: the
-// product of their masses over the sum, times their squared distance (Ward 1963).
-inline void find_mergers(const double* centroids, const double* masses, double* costs,
-                         int64_t* partners, int64_t k, int64_t n_features) {
-    std::vector<double> rises(k);
-    std::fill_n(costs, k, std::numeric_limits<double>::infinity());
-    std::fill_n(partners, k, 0);
-    for (int64_t one = 1; one < k; ++one) {
-        std::fill_n(rises.begin(), one, 0.0);
+// The rows that are drawn by `job.uniform_of_rows` and their squared distances, `job.size` or fewer.
+template <class T>
+std::vector<int64_t> drawn_rows(const BreathJob<T>& job) {
+    std::vector<std::pair<double, int64_t>> keys;
+    for (int64_t row = 0; row < job.passes.rows.n_rows; ++row) {
+        double weight = job.sq_distances[row];
+        if (job.passes.weights) weight *= job.passes.weights[row];
+        if (weight > 0) keys.push_back({-std::log1p(-job.uniform_of_rows[row]) / weight, row});
+    }
+    const int64_t n_drawn = std::min<int64_t>(job.size, keys.size());
+    std::partial_sort(keys.begin(), keys.begin() + n_drawn, keys.end());
+    std::vector<int64_t> rows;
+    for (int64_t i = 0; i < n_drawn; ++i) rows.push_back(keys[i].second);
+    return rows;
+}
+
+// Appends the mean of the chosen row and the rows of its cluster nearest to it.
+template <class T>
+void add_mean_around(const Functions<T>& functions, const BreathJob<T>& job, int64_t chosen,
+                     std::vector<T>& centroids) {
+    const int64_t n_features = job.passes.rows.n_features, n_rows = job.passes.rows.n_rows;
+    const T* const x = job.passes.rows.x;
+    std::vector<int64_t> members;
+    int64_t n_found = 0;
+    for (int64_t row = 0; row < n_rows; ++row) {
+        if (job.labels[row] == job.labels[chosen] && n_found++ % job.step == 0) {
+            members.push_back(row);
+        }
+    }
+    const int64_t n_members = static_cast<int64_t>(members.size());
+    const int64_t n_near = std::min(job.most_around, (n_members + 1) / 2);
+    std::vector<T> x_of_members(n_members * n_features);
+    for (int64_t i = 0; i < n_members; ++i) {
+        std::copy_n(x + members[i] * n_features, n_features, &x_of_members[i * n_features]);
+    }
+    const std::vector<int64_t> zeros(n_members);
+    std::vector<double> sq_distances(n_members);
+    measure(functions,
+            DistanceJob<T>{x_of_members.data(), zeros.data(), x + chosen * n_features,
+                           sq_distances.data(), n_members, n_features},
+            1);
+    std::vector<double> sorted = sq_distances;
+    std::nth_element(sorted.begin(), sorted.begin() + (n_near - 1), sorted.end());
+    const double limit = sorted[n_near - 1] * job.slack;
+    std::vector<double> sum(n_features);
+    double mass = 0;
+    const auto add = [&](int64_t row) {
+        const double weight = job.passes.weights ? job.passes.weights[row] : 1.0;
+        mass += weight;
         for (int64_t feature = 0; feature < n_features; ++feature) {
-            // `centroids` lie feature by feature, so that compilers vectorise this.
-            const double* __restrict const values = centroids + feature * k;
-            double* __restrict const sums = rises.data();
+            sum[feature] += weight * x[row * n_features + feature];
+        }
+    };
+    add(chosen);
+    for (int64_t i = 0; i < n_members; ++i) {
+        if (sq_distances[i] <= limit) add(members[i]);
+    }
+    for (const double total : sum) centroids.push_back(static_cast<T>(total / mass));
+}
+
+// For each centroid the cheapest merger (Ward 1963): its cost, and with which other one it is.
+template <class T>
+void find_mergers(const std::vector<T>& centroids, const std::vector<double>& masses,
+                  std::vector<double>& costs, std::vector<int64_t>& partners) {
+    const int64_t k = masses.size(), n_features = centroids.size() / k;
+    // Feature by feature, so that compilers vectorise the loop over centroids.
+    std::vector<double> columns(centroids.size()), rises(k);
+    for (int64_t i = 0; i < k * n_features; ++i) {
+        columns[i % n_features * k + i / n_features] = centroids[i];
+    }
+    for (int64_t one = 1; one < k; ++one) {
+        double* __restrict const sums = rises.data();
+        std::fill_n(sums, one, 0.0);
+        for (int64_t feature = 0; feature < n_features; ++feature) {
+            const double* __restrict const values = columns.data() + feature * k;
             for (int64_t other = 0; other < one; ++other) {
                 const double difference = values[one] - values[other];
                 sums[other] += difference * difference;
             }
         }
         for (int64_t other = 0; other < one; ++other) {
-            const double mass = std::max(masses[one] + masses[other],
+            const double both = std::max(masses[one] + masses[other],
                                          std::numeric_limits<double>::min());
-            const double rise = rises[other] * (masses[one] * masses[other] / mass);
-            if (rise < costs[one]) costs[one] = rise, partners[one] = other;
-            if (rise < costs[other]) costs[other] = rise, partners[other] = one;
+            const double cost = sums[other] * (masses[one] * masses[other] / both);
+            if (cost < costs[one]) costs[one] = cost, partners[one] = other;
+            if (cost < costs[other]) costs[other] = cost, partners[other] = one;
         }
     }
 }
 
-// The mean of a row and the rows of its cluster nearest to it. Of every `job.step`-th row of the
-// cluster, `job.most` count, or half if that is less; so do those as near as the last of them.
+// The centroids without the `job.size` of them that are missed least.
 template <class T>
-void mean_around(const Functions<T>& functions, const AroundJob<T>& job) {
-    std::vector<int64_t> members;
-    int64_t n_found = 0;
-    for (int64_t row = 0; row < job.n_rows; ++row) {
-        if (job.labels[row] == job.labels[job.row] && n_found++ % job.step == 0) {
-            members.push_back(row);
+std::vector<T> without_missed_least(const BreathJob<T>& job, const std::vector<T>& centroids,
+                                    std::vector<double> masses) {
+    const int64_t n_features = job.passes.rows.n_features, n_now = masses.size();
+    int exponent;
+    std::frexp(*std::max_element(masses.begin(), masses.end()), &exponent);
+    for (double& mass : masses) mass = std::ldexp(mass, -exponent);
+    std::vector<double> costs(n_now, std::numeric_limits<double>::infinity());
+    std::vector<int64_t> partners(n_now), order(n_now);
+    find_mergers(centroids, masses, costs, partners);
+    const double largest = std::max(*std::max_element(costs.begin(), costs.end()),
+                                    std::numeric_limits<double>::min());
+    for (int64_t i = 0; i < n_now; ++i) {
+        costs[i] = static_cast<float>(costs[i] / largest);
+        if (job.uniform_of_clusters != nullptr) {
+            costs[i] *= std::pow(-std::log1p(-job.uniform_of_clusters[i]), job.blur);
         }
     }
-    const int64_t n_members = static_cast<int64_t>(members.size());
-    const int64_t n_near = std::min(job.most, (n_members + 1) / 2);
-    std::vector<T> x(n_members * job.n_features);
-    for (int64_t i = 0; i < n_members; ++i) {
-        std::copy_n(job.x + members[i] * job.n_features, job.n_features, &x[i * job.n_features]);
-    }
-    const std::vector<int64_t> labels(n_members);
-    std::vector<double> sq_distances(n_members);
-    measure(functions,
-            DistanceJob<T>{x.data(), labels.data(), job.x + job.row * job.n_features,
-                           sq_distances.data(), n_members, job.n_features},
-            1);
-    std::vector<double> sorted = sq_distances;
-    std::nth_element(sorted.begin(), sorted.begin() + (n_near - 1), sorted.end());
-    const double limit = sorted[n_near - 1] * job.slack;
-    std::vector<double> sum(job.n_features);
-    double mass = 0;
-    const auto add = [&](int64_t row) {
-        const double weight = job.weights ? job.weights[row] : 1.0;
-        mass += weight;
-        for (int64_t feature = 0; feature < job.n_features; ++feature) {
-            const double product = weight * job.x[row * job.n_features + feature];
-            sum[feature] += product;
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+        return std::tie(costs[a], masses[a], a) < std::tie(costs[b], masses[b], b);
+    });
+    std::vector<uint8_t> is_gone(n_now), stays(n_now);
+    int64_t n_left = n_now;
+    // Those whose partner is gone, or which are a partner themselves, come last.
+    for (const bool is_last : {false, true}) {
+        for (const int64_t place : order) {
+            if (n_left == job.passes.rows.k) break;
+            if (is_gone[place]) continue;
+            if (is_last || !(stays[place] || is_gone[partners[place]])) {
+                is_gone[place] = stays[partners[place]] = true;
+                --n_left;
+            }
         }
-    };
-    add(job.row);
-    for (int64_t i = 0; i < n_members; ++i) {
-        if (sq_distances[i] <= limit) add(members[i]);
     }
-    for (int64_t feature = 0; feature < job.n_features; ++feature) {
-        job.mean[feature] = static_cast<T>(sum[feature] / mass);
+    std::vector<T> left;
+    for (int64_t i = 0; i < n_now; ++i) {
+        const T* const centroid = &centroids[i * n_features];
+        if (!is_gone[i]) left.insert(left.end(), centroid, centroid + n_features);
     }
+    return left;
+}
+
+// Takes a breath. Makes no pass, or is not full, where the caller has to take it step by step:
+// fewer than `job.size` rows lie off their centroids, or a cluster was left without mass.
+template <class T>
+PassedOver breathe(const Functions<T>& functions, const BreathJob<T>& job) {
+    const int64_t n_features = job.passes.rows.n_features, k = job.passes.rows.k;
+    const T* const before = job.passes.rows.centroids;
+    const std::vector<int64_t> drawn = drawn_rows(job);
+    if (static_cast<int64_t>(drawn.size()) < job.size) return {};
+    std::vector<T> centroids(before, before + k * n_features);
+    for (const int64_t row : drawn) add_mean_around(functions, job, row, centroids);
+    const int64_t n_now = k + job.size;
+    std::vector<T> moved(n_now * n_features);
+    std::vector<double> masses(n_now), gains(n_now);
+    PassesJob<T> passes = job.passes;
+    passes.rows.centroids = centroids.data();
+    passes.rows.k = n_now;
+    passes.n_passes = job.n_passes_in;
+    passes.exact = false;
+    passes.masses = masses.data();
+    passes.after = moved.data();
+    passes.gains = gains.data();
+    const PassedOver first = make_passes(functions, passes);
+    if (!first.is_full) return first;
+    const std::vector<T> left = without_missed_least(job, moved, masses);
+    passes = job.passes;
+    passes.rows.centroids = left.data();
+    PassedOver found = make_passes(functions, passes);
+    found.n_uncertain += first.n_uncertain;
+    return found;
 }
 
 }  // namespace

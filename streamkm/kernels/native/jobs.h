@@ -126,33 +126,32 @@ struct MoveJob {
 // Passes of Lloyd's algorithm over rows in memory.
 template <class T>
 struct PassesJob {
-    AssignJob<T> rows;      // from `centroids` on
+    AssignJob<T> rows;      // with the centroids to begin from
     const double* shares;   // n_rows, or null: weights divided by `unit`
     const double* weights;  // n_rows, or null where each row weighs 1
     double unit;
-    double* exact;          // n_rows, to be filled, or null: `rows.sq_distances` of the last of
-                            // `n_passes`, as sums of squared differences
     double* masses;         // k, to be filled: weights of each cluster in the last pass
     T* after;               // k x n_features, to be filled: the centroids after it
     double* gains;          // k, to be filled: as in MoveJob
-    int64_t* n_uncertain;   // to be added to
     int64_t n_passes;
+    bool exact;             // whether distances in the last pass are sums of squared differences
     bool rechecks, spherical;
     int n_threads, n_threads_to_add, n_threads_to_move;
 };
 
-// A row of a sample, and where the rows around it are sought.
+// A breath: centroids are added, passes are made, as many are removed, and passes are made again.
 template <class T>
-struct AroundJob {
-    const T* x;             // n_rows x n_features
-    const double* weights;  // n_rows, or null
-    const int64_t* labels;  // n_rows
-    T* mean;                // n_features, to be filled
-    int64_t n_rows, n_features;
-    int64_t row;            // the row
-    int64_t step;           // every `step`-th row of its cluster is looked at
-    int64_t most;           // rows around it
-    double slack;           // times the greatest distance of these: others that near count too
+struct BreathJob {
+    PassesJob<T> passes;                // those at the end, but from the centroids before
+    const int64_t* labels;              // n_rows: by the centroids before
+    const T* sq_distances;              // n_rows: to them
+    const double* uniform_of_rows;      // n_rows: from 0 to 1, drawn evenly
+    const double* uniform_of_clusters;  // k + size, or null if costs of mergers are not blurred
+    int64_t size;                       // centroids that are added
+    int64_t n_passes_in;                // passes with them
+    int64_t step, most_around;          // of every `step`-th row, how many a mean is taken of
+    double slack;                       // times the distance of the last of these: as near as it
+    double blur;                        // power of the exponential variables that costs are times
 };
 
 // Moments of features, from rows as they are stored.

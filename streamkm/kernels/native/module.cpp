@@ -337,100 +337,69 @@ PyObject* py_moments(PyObject*, PyObject* args) {
 
 struct PassesArguments {
     AssignArguments rows;
-    unsigned long long shares, weights, exact, masses, after, gains;
+    unsigned long long shares, weights, masses, after, gains;
     double unit;
     long long n_passes;
-    int spherical, n_threads_to_add, n_threads_to_move;
+    int exact, spherical, n_threads_to_add, n_threads_to_move;
+};
+
+struct BreathArguments {
+    PassesArguments passes;
+    unsigned long long labels, sq_distances, uniform_of_rows, uniform_of_clusters;
+    long long size, n_passes_in, step, most_around;
+    double slack, blur;
 };
 
 template <class T>
-int64_t passes_from(const InstructionSet& set, const PassesArguments& given, int64_t* n_uncertain) {
-    return make_passes(
-        functions_of<T>(set),
-        PassesJob<T>{job_of<T>(given.rows), at<double>(given.shares), at<double>(given.weights),
-                     given.unit, at<double>(given.exact), at<double>(given.masses),
-                     at<T>(given.after), at<double>(given.gains), n_uncertain, given.n_passes,
-                     given.rows.rechecks != 0, given.spherical != 0, given.rows.n_threads,
-                     given.n_threads_to_add, given.n_threads_to_move});
+PassesJob<T> job_of(const PassesArguments& given) {
+    return {job_of<T>(given.rows), at<double>(given.shares), at<double>(given.weights), given.unit,
+            at<double>(given.masses), at<T>(given.after), at<double>(given.gains), given.n_passes,
+            given.exact != 0, given.rows.rechecks != 0, given.spherical != 0, given.rows.n_threads,
+            given.n_threads_to_add, given.n_threads_to_move};
+}
+
+// Breathes if there is a size, and only makes passes otherwise.
+template <class T>
+PassedOver breathe_from(const InstructionSet& set, const BreathArguments& given) {
+    if (given.size == 0) return make_passes(functions_of<T>(set), job_of<T>(given.passes));
+    return breathe(functions_of<T>(set),
+                   BreathJob<T>{job_of<T>(given.passes), at<int64_t>(given.labels),
+                                at<T>(given.sq_distances), at<double>(given.uniform_of_rows),
+                                at<double>(given.uniform_of_clusters), given.size,
+                                given.n_passes_in, given.step, given.most_around, given.slack,
+                                given.blur});
 }
 
 PyObject* py_passes(PyObject*, PyObject* args) {
     int set, is_double;
-    PassesArguments given{};
-    AssignArguments& rows = given.rows;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKKdLLLLddppiii", &set, &is_double, &rows.x,
+    BreathArguments given{};
+    PassesArguments& passes = given.passes;
+    AssignArguments& rows = passes.rows;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKdLLLLddpppiii|KKKKLLLLdd", &set, &is_double, &rows.x,
                           &rows.sq_norms, &rows.centroids, &rows.packed, &rows.c_sq, &rows.labels,
-                          &rows.sq_distances, &rows.uncertain, &given.shares, &given.weights,
-                          &given.exact, &given.masses, &given.after, &given.gains, &given.unit,
-                          &given.n_passes, &rows.n_rows, &rows.n_features, &rows.k, &rows.rounding,
-                          &rows.cancels, &rows.rechecks, &given.spherical, &rows.n_threads,
-                          &given.n_threads_to_add, &given.n_threads_to_move)) {
+                          &rows.sq_distances, &passes.shares, &passes.weights, &passes.masses,
+                          &passes.after, &passes.gains, &passes.unit, &passes.n_passes,
+                          &rows.n_rows, &rows.n_features, &rows.k, &rows.rounding, &rows.cancels,
+                          &passes.exact, &rows.rechecks, &passes.spherical, &rows.n_threads,
+                          &passes.n_threads_to_add, &passes.n_threads_to_move, &given.labels,
+                          &given.sq_distances, &given.uniform_of_rows, &given.uniform_of_clusters,
+                          &given.size, &given.n_passes_in, &given.step, &given.most_around,
+                          &given.slack, &given.blur)) {
         return nullptr;
     }
-    int64_t n_made = 0, n_uncertain = 0;
+    PassedOver found;
     bool had_room = true;
     Py_BEGIN_ALLOW_THREADS;
     try {
-        n_made = is_double ? passes_from<double>(instruction_sets[set], given, &n_uncertain)
-                           : passes_from<float>(instruction_sets[set], given, &n_uncertain);
+        found = is_double ? breathe_from<double>(instruction_sets[set], given)
+                          : breathe_from<float>(instruction_sets[set], given);
     } catch (const std::bad_alloc&) {
         had_room = false;
     }
     Py_END_ALLOW_THREADS;
     if (!had_room) return PyErr_NoMemory();
-    if (n_made == 0) return refuse_labels(rows.k);
-    return Py_BuildValue("LL", static_cast<long long>(n_made), static_cast<long long>(n_uncertain));
-}
-
-PyObject* py_mergers(PyObject*, PyObject* args) {
-    unsigned long long centroids, masses, costs, partners;
-    long long k, n_features;
-    if (!PyArg_ParseTuple(args, "KKKKLL", &centroids, &masses, &costs, &partners, &k, &n_features)) {
-        return nullptr;
-    }
-    bool had_room = true;
-    Py_BEGIN_ALLOW_THREADS;
-    try {
-        find_mergers(at<double>(centroids), at<double>(masses), at<double>(costs),
-                     at<int64_t>(partners), k, n_features);
-    } catch (const std::bad_alloc&) {
-        had_room = false;
-    }
-    Py_END_ALLOW_THREADS;
-    if (!had_room) return PyErr_NoMemory();
-    Py_RETURN_NONE;
-}
-
-PyObject* py_around(PyObject*, PyObject* args) {
-    int set, is_double;
-    unsigned long long x, weights, labels, mean;
-    long long n_rows, n_features, row, step, most;
-    double slack;
-    if (!PyArg_ParseTuple(args, "iiKKKKLLLLLd", &set, &is_double, &x, &weights, &labels, &mean,
-                          &n_rows, &n_features, &row, &step, &most, &slack)) {
-        return nullptr;
-    }
-    if (row < 0 || row >= n_rows || step < 1 || most < 1) return refuse_window(n_rows);
-    bool had_room = true;
-    Py_BEGIN_ALLOW_THREADS;
-    try {
-        if (is_double) {
-            mean_around(instruction_sets[set].of_double,
-                        AroundJob<double>{at<double>(x), at<double>(weights), at<int64_t>(labels),
-                                          at<double>(mean), n_rows, n_features, row, step, most,
-                                          slack});
-        } else {
-            mean_around(instruction_sets[set].of_float,
-                        AroundJob<float>{at<float>(x), at<double>(weights), at<int64_t>(labels),
-                                         at<float>(mean), n_rows, n_features, row, step, most,
-                                         slack});
-        }
-    } catch (const std::bad_alloc&) {
-        had_room = false;
-    }
-    Py_END_ALLOW_THREADS;
-    if (!had_room) return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    return Py_BuildValue("LLi", static_cast<long long>(found.n_made),
+                         static_cast<long long>(found.n_uncertain), int{found.is_full});
 }
 
 #define STORED_NAME(name, Stored) name,
@@ -474,9 +443,8 @@ PyMethodDef methods[] = {
     {"offer", py_offer, METH_VARARGS, "Rows that may fill empty clusters; see kernels/ops/offer.py."},
     {"moments", py_moments, METH_VARARGS, "Moments of features; see kernels/ops/moments.py."},
     {"move", py_move, METH_VARARGS, "Centroids follow the sums; see kernels/ops/move.py."},
-    {"passes", py_passes, METH_VARARGS, "Passes of Lloyd's algorithm, how many, how many rows were in doubt; see kernels/ops/tiles.py."},
-    {"mergers", py_mergers, METH_VARARGS, "The cheapest merger of each centroid; see kernels/ops/breaths.py."},
-    {"around", py_around, METH_VARARGS, "The mean of the rows around one; see kernels/ops/breaths.py."},
+    {"passes", py_passes, METH_VARARGS,
+     "Passes of Lloyd's algorithm, or a breath: passes made, rows in doubt, whether each cluster has mass; see kernels/ops/tiles.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
      "(name, number, panel width for float32, for float64) of each that runs here, best first."},
