@@ -262,7 +262,7 @@ class InPlaceKernel(Protocol):
 
 
 class PassKernel(Protocol):
-    """A kernel that makes several passes of Lloyd's algorithm over one batch in one call."""
+    """A kernel that makes several passes of Lloyd's algorithm over rows in memory in one call."""
 
     def passes(
         self,
@@ -283,7 +283,7 @@ class PassKernel(Protocol):
         Parameters
         ----------
         rows : Rows
-            All rows, none left out; those of weight 0 have the share 0.
+            Any number of rows, none left out; those of weight 0 have the share 0.
         weights_B : float64 Tensor of shape (B,), or None
             Weights of the rows; None for 1.
         unit : float64 Tensor of shape ()

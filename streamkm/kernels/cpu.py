@@ -242,10 +242,10 @@ class CpuKernel:
         exact: bool,
         breath: Breath | None = None,
     ) -> PassedOver:
-        """Passes of Lloyd's algorithm over one batch, or a breath; see `PassKernel`."""
+        """Passes of Lloyd's algorithm, or a breath; see `PassKernel`."""
         x_BD, shares_B = rows.x_BD, rows.shares_B
         n_rows, size = x_BD.shape[0], 0 if breath is None else breath.size
-        self._check(x_BD, None, centroids_KD, rows.sq_norms_B)
+        self._check(x_BD, None, centroids_KD, rows.sq_norms_B, is_batch=False)
         if not (can_weigh(shares_B, n_rows) and can_weigh(weights_B, n_rows)):
             raise ValueError("shares and weights must be float64, one for each row")
         self._make_room(centroids_KD, size)
@@ -299,14 +299,16 @@ class CpuKernel:
         of_rows_B: torch.Tensor,
         *,
         points_dtype: torch.dtype | None = None,
+        is_batch: bool = True,
     ) -> None:
         """Refuse tensors beyond whose end the extension, given bare addresses, would go."""
         # Not by len() and device.type, which take five times as long: small batches feel it.
         n_window, n_features = x_BD.shape
         n_rows = n_window if positions_B is None else positions_B.shape[0]
-        if n_rows > self._order.shape[0] or of_rows_B.shape[0] != n_rows:
+        most_rows = self._order.shape[0] if is_batch else n_rows
+        if n_rows > most_rows or of_rows_B.shape[0] != n_rows:
             raise ValueError(
-                f"a batch has at most {len(self._order)} rows here, and as many labels and norms: "
+                f"a batch has at most {most_rows} rows here, and as many labels and norms: "
                 f"not {n_rows} rows and {len(of_rows_B)}"
             )
         if points_KD.shape[1] != n_features:

@@ -9,6 +9,7 @@ import torch
 
 from streamkm.clustering.assignment import nearest_and_sums
 from streamkm.clustering.batch import Batch
+from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
 from streamkm.kernels import Rows, means_of
 
@@ -23,6 +24,8 @@ __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 _PASSES = -4
 #: Passes end when one lowers the cost by at most this share of the cost.
 LEAST_GAIN = 1e-4
+#: Products of two numbers of a pass in one call, at most: in a longer one a signal would wait.
+MOST_PRODUCTS = 1 << 30
 #: Products of two numbers that the cheapest mergers take, at most, for a breath in one call: it
 #: compares centroids one by one, where torch takes a matrix product.
 FEW_PRODUCTS = 1 << 20
@@ -59,17 +62,13 @@ class SamplePass:
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._sample, self._kernel, self._spherical, self._pause = sample, kernel, spherical, pause
-        weights_S = sample.weights_S
-        self._batches = [
-            Batch(
-                sample.x_SD[rows],
-                sample.sq_norms_S[rows],
-                None,
-                weights_B=None if weights_S is None else weights_S[rows],
-            )
-            for rows in sample.batches(batch_rows)
-        ]
-        self._whole = kernel.whole_passes if len(self._batches) == 1 else None
+        self._all = self._batch(slice(None))
+        self._batches = [self._batch(rows) for rows in sample.batches(batch_rows)]
+
+    def _batch(self, rows: slice) -> Batch:
+        sample = self._sample
+        weights_B = None if sample.weights_S is None else sample.weights_S[rows]
+        return Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
 
     def after(
         self, centroids_KD: torch.Tensor, generator: torch.Generator, *, exact: bool = False
@@ -90,12 +89,13 @@ class SamplePass:
         exact: bool = False,
     ) -> Moved:
         """Make `n_passes` passes, and return what the last one found; see `after`."""
+        kernel = self._kernel_for(centroids_KD.shape[0])
         while True:
-            if self._whole is None:
+            if kernel is None:
                 found, n_made = self._one(centroids_KD, exact=exact and n_passes == 1), 1
                 is_full = not bool((found.mass_K == 0).any())
             else:
-                passed = self._at_once(self._whole, centroids_KD, n_passes, exact=exact)
+                passed = self._at_once(kernel, centroids_KD, n_passes, exact=exact)
                 found, n_made, is_full = self._moved(passed), passed.n_made, passed.is_full
             n_passes -= n_made
             if not is_full:
@@ -114,10 +114,17 @@ class SamplePass:
         a cluster was left without a row.
         """
         n_now, n_features = centroids_KD.shape[0] + breath.size, centroids_KD.shape[1]
-        if self._whole is None or self._spherical or n_now * n_now * n_features > FEW_PRODUCTS:
+        kernel = self._kernel_for(n_now)
+        if kernel is None or self._spherical or n_now * n_now * n_features > FEW_PRODUCTS:
             return None
-        found = self._at_once(self._whole, centroids_KD, n_passes, exact=True, breath=breath)
+        found = self._at_once(kernel, centroids_KD, n_passes, exact=True, breath=breath)
         return self._moved(found) if found.n_made == n_passes and found.is_full else None
+
+    def _kernel_for(self, k: int) -> PassKernel | None:
+        """The kernel for passes in one call, where one is short enough to wait for its end."""
+        n_rows, n_features = self._sample.x_SD.shape
+        is_short = n_rows * k * (n_features + SCORE_PRODUCTS) <= MOST_PRODUCTS
+        return self._kernel.whole_passes if is_short else None
 
     def _one(self, centroids_KD: torch.Tensor, *, exact: bool) -> Moved:
         """One pass, batch by batch; clusters without a row stay."""
@@ -147,8 +154,7 @@ class SamplePass:
         breath: Breath | None = None,
     ) -> PassedOver:
         """Passes in one call, up to the first that finds an empty cluster."""
-        (batch,) = self._batches
-        shares_B, unit = batch.shares
+        batch, (shares_B, unit) = self._all, self._all.shares
         found = kernel.passes(
             Rows(batch.x_BD, batch.sq_norms_B, shares_B), batch.weights_B, unit,
             centroids_KD, n_passes, spherical=self._spherical, exact=exact, breath=breath,
