@@ -180,6 +180,8 @@ class ReadingPlan:
 
     def rows_before(self, epoch: int, batch: int) -> int:
         """Rows of `epoch` in the batches before number `batch`."""
+        if batch == 0:
+            return 0
         _, window_rows, first_batches = self._layout(epoch)
         index = self._window_of(batch, first_batches)
         if index == self.n_windows:
@@ -190,6 +192,8 @@ class ReadingPlan:
 
     def batch_at(self, row: int) -> int:
         """Number of the batch that holds `row` when rows are read in sequence."""
+        if row == 0:
+            return 0
         index, within = divmod(row, self.window_blocks * self.block_rows)
         _, window_rows, first_batches = self._layout(0)
         n_batches = int(first_batches[index + 1] - first_batches[index])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,8 +63,11 @@ class SamplePass:
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._sample, self._kernel, self._spherical, self._pause = sample, kernel, spherical, pause
-        self._all = self._batch(slice(None))
-        self._batches = [self._batch(rows) for rows in sample.batches(batch_rows)]
+        self._all, self._batch_rows = self._batch(slice(None)), batch_rows
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        return [self._batch(rows) for rows in self._sample.batches(self._batch_rows)]
 
     def _batch(self, rows: slice) -> Batch:
         sample = self._sample
