@@ -16,6 +16,7 @@ from streamkm.kernels.extension import (
     instruction_sets,
     torch_alone_after_fork,
 )
+from streamkm.kernels.ops.choose import choose_, drawn_by
 from streamkm.kernels.ops.distances import (
     sq_distances_between,
     sq_distances_to,
@@ -44,7 +45,9 @@ __all__ = [
     "TwoNearest",
     "add_by_label",
     "cancelling_share",
+    "choose_",
     "cores_for_kernels",
+    "drawn_by",
     "gather",
     "instruction_sets",
     "kernel_notes",

@@ -77,6 +77,56 @@ PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
     return found;
 }
 
+// Takes a step of greedy k-means++. Returns the chosen row.
+template <class T>
+int64_t choose(const Functions<T>& functions, const ChooseJob<T>& job, int n_threads) {
+    const int64_t n_rows = job.rows.n_rows, n_features = job.rows.n_features;
+    constexpr double tiny = std::numeric_limits<double>::min();
+    std::vector<double> weights(job.left, job.left + n_rows);
+    if (!job.is_first) {
+        std::vector<double> by_distance(job.closest, job.closest + n_rows);
+        for (int64_t row = 0; job.rows.weights && row < n_rows; ++row) {
+            by_distance[row] *= job.rows.weights[row];
+        }
+        // If all rows lie on chosen ones, any other row will do.
+        const double most = *std::max_element(by_distance.begin(), by_distance.end());
+        if (most > 0) weights.swap(by_distance);
+    }
+    const double most = std::max(*std::max_element(weights.begin(), weights.end()), tiny);
+    std::vector<int64_t> cumulative(n_rows), drawn(job.n_trials);
+    int64_t total = 0;
+    for (int64_t row = 0; row < n_rows; ++row) {
+        cumulative[row] = total += static_cast<int64_t>(weights[row] / most * job.most_steps);
+    }
+    const int64_t width = functions.panel_width;
+    const auto padded = [width](int64_t n) { return parts_of(n, width) * width; };
+    std::vector<T> points(job.n_trials * n_features), sq_lengths(padded(job.n_trials));
+    std::vector<T> packed(padded(job.n_trials) * padded(n_features));
+    std::vector<T> sq_distances(job.n_trials * n_rows);
+    std::vector<double> costs(parts_of(n_rows, PART_ROWS) * job.n_trials);
+    for (int64_t i = 0; i < job.n_trials; ++i) {
+        const auto place = static_cast<int64_t>(job.uniform[i] * static_cast<double>(total));
+        const auto found = std::upper_bound(cumulative.begin(), cumulative.end(), place);
+        drawn[i] = std::min<int64_t>(found - cumulative.begin(), n_rows - 1);
+        std::copy_n(job.rows.x + drawn[i] * n_features, n_features, &points[i * n_features]);
+    }
+    CompareJob<T> rows = job.rows;
+    rows.centroids = points.data();
+    rows.packed = packed.data();
+    rows.c_sq = sq_lengths.data();
+    rows.sq_distances = sq_distances.data();
+    rows.own = drawn.data();
+    rows.closest = job.closest;
+    rows.costs = costs.data();
+    rows.k = job.n_trials;
+    compare(functions, rows, n_threads);
+    for (size_t i = job.n_trials; i < costs.size(); ++i) costs[i % job.n_trials] += costs[i];
+    const int64_t best = std::min_element(costs.begin(), costs.begin() + job.n_trials) - costs.begin();
+    std::copy_n(&sq_distances[best * n_rows], n_rows, job.closest);
+    job.left[drawn[best]] = 0;
+    return drawn[best];
+}
+
 // The rows that are drawn by `job.uniform_of_rows` and their squared distances, `job.size` or fewer.
 template <class T>
 std::vector<int64_t> drawn_rows(const BreathJob<T>& job) {

@@ -123,6 +123,19 @@ struct MoveJob {
     bool spherical;        // whether a centroid is the direction of its sum, not the mean
 };
 
+// A step of greedy k-means++: rows are drawn by weight, and the one that leaves the least cost is
+// chosen. Of `rows`, those that describe the rows and their weights are given.
+template <class T>
+struct ChooseJob {
+    CompareJob<T> rows;
+    T* closest;             // n_rows: squared distances to the nearest chosen row, to be lowered
+    double* left;           // n_rows: weights of the rows, 0 for chosen ones, to be updated
+    const double* uniform;  // n_trials: from 0 to 1, drawn evenly
+    int64_t n_trials;
+    double most_steps;      // what the largest weight becomes as an integer
+    bool is_first;          // whether to draw by `left` alone
+};
+
 // Passes of Lloyd's algorithm over rows in memory.
 template <class T>
 struct PassesJob {

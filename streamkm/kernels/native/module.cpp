@@ -402,6 +402,52 @@ PyObject* py_passes(PyObject*, PyObject* args) {
                          static_cast<long long>(found.n_uncertain), int{found.is_full});
 }
 
+struct ChooseArguments {
+    CompareArguments rows;
+    unsigned long long closest, left, uniform;
+    long long n_trials;
+    double most_steps;
+    int is_first;
+};
+
+template <class T>
+int64_t choose_from(const InstructionSet& set, const ChooseArguments& given) {
+    ChooseJob<T> job{};
+    static_cast<AssignJob<T>&>(job.rows) = job_of<T>(given.rows.rows);
+    job.rows.weights = at<double>(given.rows.weights);
+    job.closest = at<T>(given.closest);
+    job.left = at<double>(given.left);
+    job.uniform = at<double>(given.uniform);
+    job.n_trials = given.n_trials;
+    job.most_steps = given.most_steps;
+    job.is_first = given.is_first != 0;
+    return choose(functions_of<T>(set), job, given.rows.rows.n_threads);
+}
+
+PyObject* py_choose(PyObject*, PyObject* args) {
+    int set, is_double;
+    ChooseArguments given{};
+    AssignArguments& rows = given.rows.rows;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKLLLddpi", &set, &is_double, &rows.x, &rows.sq_norms,
+                          &given.rows.weights, &given.closest, &given.left, &given.uniform,
+                          &rows.n_rows, &rows.n_features, &given.n_trials, &given.most_steps,
+                          &rows.cancels, &given.is_first, &rows.n_threads)) {
+        return nullptr;
+    }
+    int64_t chosen = 0;
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        chosen = is_double ? choose_from<double>(instruction_sets[set], given)
+                           : choose_from<float>(instruction_sets[set], given);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    return PyLong_FromLongLong(chosen);
+}
+
 #define STORED_NAME(name, Stored) name,
 PyObject* py_stored_types(PyObject*, PyObject*) {
     const char* const names[] = {FOR_EACH_STORED_TYPE(STORED_NAME)};
@@ -445,6 +491,7 @@ PyMethodDef methods[] = {
     {"move", py_move, METH_VARARGS, "Centroids follow the sums; see kernels/ops/move.py."},
     {"passes", py_passes, METH_VARARGS,
      "Passes of Lloyd's algorithm, or a breath: passes made, rows in doubt, whether each cluster has mass; see kernels/ops/tiles.py."},
+    {"choose", py_choose, METH_VARARGS, "A step of greedy k-means++; see kernels/ops/choose.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
      "(name, number, panel width for float32, for float64) of each that runs here, best first."},
