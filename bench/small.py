@@ -144,7 +144,8 @@ def main() -> int:
                 print(
                     f"{threads} {case:20} {name:16} {each['clock_ms']:8.2f} ms "
                     f"{each['clock_ratio']:5.2f} x, cpu {each['cpu_ms']:8.2f} ms "
-                    f"{each['cpu_ratio']:5.2f} x  {each['excess_median']:.3f} % (worst {each['excess_worst']:.3f})",
+                    f"{each['cpu_ratio']:5.2f} x  {each['excess_median']:.3f} % "
+                    f"(worst {each['excess_worst']:.3f})",
                     flush=True,
                 )
     if args.out:
