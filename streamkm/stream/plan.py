@@ -213,6 +213,9 @@ class ReadingPlan:
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Blocks in order of use; rows of each window; first batch of each, and the total."""
+        if self.n_blocks == 1:  # as in most arrays in memory; what follows takes ten times as long
+            n_all = -(-self.n_rows // self.batch_rows)
+            return np.array([0]), np.array([self.n_rows]), np.array([0, n_all])
         blocks = np.arange(self.n_blocks)
         if self.seed is not None and self.n_blocks > 1:
             blocks = _rng(self.seed, _BLOCK_ORDER, epoch).permutation(blocks)

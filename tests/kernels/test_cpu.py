@@ -309,22 +309,23 @@ def test_passes_have_the_bits_of_their_operations(rng, dtype, weighted, spherica
         )
         for exact in (True, False)
     ]  # fmt: skip
-    for _ in range(3):
-        before = centroids
-        (labels, distances), sums = nearest_and_sums(
-            kernel, batch, centroids, spherical=False, exact=True
-        )
+
+    def one_pass(before: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        assignment, sums = nearest_and_sums(kernel, batch, before, spherical=False, exact=True)
         mass = sums.weights_K if weighted else sums.counts_K.double()
-        centroids, gain = means_of(sums.sums.wide(), mass, centroids, spherical=spherical)
+        return *assignment, mass, *means_of(sums.sums.wide(), mass, before, spherical=spherical)
+
+    before = one_pass(one_pass(centroids)[3])[3]
+    labels, distances, mass, after, gain = one_pass(before)
+    screened = kernel.assign(rows, batch.sq_norms_B, before).sq_distances_B
     for each in found:
         assert each.n_made == 3
         assert each.is_full
         assert torch.equal(each.labels_B, labels)
         assert torch.equal(each.mass_K, mass)
-        assert torch.equal(each.after_KD, centroids)
+        assert torch.equal(each.after_KD, after)
         assert torch.equal(each.gains_K.sum(), gain)
     assert torch.equal(found[0].sq_distances_B, distances.to(dtype))
-    screened = kernel.assign(rows, batch.sq_norms_B, before).sq_distances_B
     assert torch.equal(found[1].sq_distances_B, screened)
 
 

@@ -14,7 +14,8 @@ COMPILED = pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_e
 
 
 def sq_norms(x_SD: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(x_SD, dim=1).square_()
+    norms_S: torch.Tensor = torch.linalg.vector_norm(x_SD, dim=1)
+    return norms_S.square_()
 
 
 # Breaks when a weight draws more or less than its share, or a weight of 0 draws anything.
