@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.cluster import KMeans as SklearnKMeans
-from sklearn.datasets import load_iris, load_wine
+from sklearn.datasets import load_iris, load_wine, make_blobs
 
 from bench.clusters import Mixture, digits, separated
 from bench.report import environment
@@ -49,6 +49,12 @@ def one_gaussian() -> np.ndarray:
 
 
 @cache
+def eight_groups() -> np.ndarray:
+    """10,000 rows of 16 features in eight groups far apart."""
+    return make_blobs(10_000, 16, centers=8, random_state=1)[0]
+
+
+@cache
 def seven_groups() -> np.ndarray:
     """700 rows of 2 features in seven groups far apart."""
     rng = np.random.default_rng(0)
@@ -60,6 +66,7 @@ CASES: dict[str, Callable[[], Mixture]] = {
     "iris": lambda: _unlabelled("iris", load_iris().data, 3),
     "wine": lambda: _unlabelled("wine", load_wine().data, 3),
     "digits": digits,
+    "eight groups": lambda: _unlabelled("eight groups", eight_groups(), 8),
     "separated": lambda: separated(10_000),
     "one Gaussian, k=8": lambda: _unlabelled("one Gaussian", one_gaussian(), 8),
     "one Gaussian, k=50": lambda: _unlabelled("one Gaussian", one_gaussian(), 50),

@@ -112,6 +112,9 @@ class Breath(NamedTuple):
     """Rows around a drawn one that it is averaged with."""
     slack: float
     """Rows are as near as another up to this multiple of its squared distance."""
+    settled: float
+    """No breath is taken if the cheapest merger costs more than this multiple of the costliest
+    cluster; 0 to take it anyway."""
     blur: float
     """Power of the exponential variables that costs are multiplied by."""
 
@@ -297,7 +300,8 @@ class PassKernel(Protocol):
             Whether distances of the last of `n_passes` are sums of squared differences.
         breath : Breath, optional
             First add centroids, make its passes, and remove as many centroids. None are made if
-            fewer than ``breath.size`` rows lie off their centroids. Not if `spherical`.
+            fewer than ``breath.size`` rows lie off their centroids, or these are settled. Not if
+            `spherical`.
         """
 
 

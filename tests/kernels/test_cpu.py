@@ -347,7 +347,7 @@ def test_a_breath_refuses_tensors_that_are_too_short() -> None:
     rows, kernel = torch.rand(20, 2), CpuKernel(20, 4, torch.float32, CPU)
     right = Breath(
         1, 2, torch.zeros(20, dtype=torch.int64), torch.rand(20), torch.rand(20).double(),
-        torch.rand(4).double(), 1, 3, 1.0, 0.25,
+        torch.rand(4).double(), 1, 3, 1.0, 2.0, 0.25,
     )  # fmt: skip
 
     def breathe(breath: Breath, shares: torch.Tensor | None = None) -> None:

@@ -33,7 +33,7 @@ from streamkm.clustering.seeding.plan import (
 )
 from streamkm.clustering.seeding.sample import Draws, Sample, distinct_by
 from streamkm.clustering.seeding.sample_lloyd import SamplePass
-from streamkm.kernels import Breath, normalized, sq_distances_to
+from streamkm.kernels import Breath, mass_by_label, normalized, sq_distances_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +55,10 @@ SHRUNK = 0.7
 BLUR = 0.25
 #: A breath is kept if it lowers the cost by more than this share, which rounding may do.
 LEAST_GAIN = 1e-7
+#: Breaths end after `TRIED` in a row that were not kept if the cheapest merger costs more than this
+#: multiple of the costliest cluster. Then those who were added are removed again, since blurring
+#: chooses others with probability ``8^-4``. (Of a uniform line, where that is not so, it is 6.)
+SETTLED, TRIED = 8.0, 3
 #: Breaths end after this number in a row that were not kept.
 PATIENCE = 24
 
@@ -120,7 +124,8 @@ class Breathing:
         uniform_K = uniform(k + size) if n_refused else None
         breath = Breath(
             size, PASSES_IN, self._label_S, self._sq_distances_S, uniform_S, uniform_K,
-            around_step(len(self._sample), k), rows_around(len(self._sample), k), SLACK, BLUR,
+            around_step(len(self._sample), k), rows_around(len(self._sample), k),
+            SLACK, SETTLED if n_refused == TRIED else 0.0, BLUR,
         )  # fmt: skip
         found = self._pass.after_breath(self.centroids_KD, breath, PASSES_OUT)
         found = found or self._in_steps(breath, generator)
@@ -143,7 +148,9 @@ class Breathing:
         return True
 
     def _in_steps(self, breath: Breath, generator: torch.Generator) -> Moved | None:
-        """What the last pass of a breath found; None if all rows lie on centroids."""
+        """What the last pass of a breath found; None if no breath can lower the cost."""
+        if breath.settled and self._is_settled(breath.settled):
+            return None
         weights_S = self._sample.weighted(self._sq_distances_S)
         size = min(breath.size, int((weights_S > 0).sum()))
         if size == 0:
@@ -160,6 +167,18 @@ class Breathing:
         return self._pass.after_several(
             found.centroids_KD[is_left_K], PASSES_OUT, generator, exact=True
         )
+
+    def _is_settled(self, times: float) -> bool:
+        """Whether the cheapest merger costs more than some times the costliest cluster."""
+        sample, k = self._sample, self.centroids_KD.shape[0]
+        if k == 1:
+            return False
+        within_S = sample.weighted(self._sq_distances_S).double()
+        ones_S = torch.ones_like(within_S)
+        mass_K = mass_by_label(sample.weighted(ones_S), self._label_S, k)
+        within_K = mass_by_label(within_S, self._label_S, k)
+        costs_K, _ = cheapest_mergers(self.centroids_KD, mass_K)
+        return bool(costs_K.min() > times * within_K.max())
 
     def _mean_around(self, row: torch.Tensor, breath: Breath) -> torch.Tensor:
         """Mean of a row and its `rows_around` nearest rows, (1, D).
@@ -198,7 +217,13 @@ def missed_most(
     from 0 to 1, float64, at least one for each centroid, a centroid that is missed by a is removed
     before one missed by b with probability ``b^4 / (a^4 + b^4)``.
     """
+    # In a unit, a power of two: products of huge masses would overflow.
+    mass_K = mass_K / torch.exp2(torch.frexp(mass_K.max())[1].double())
     costs_K, partner_K = cheapest_mergers(centroids_KD, mass_K)
+    # In a unit of the largest and rounded to float32: so two centroids that are each other's
+    # cheapest cost the same, in whatever order their distance was added up.
+    largest = costs_K.max().clamp_min(torch.finfo(costs_K.dtype).tiny)
+    costs_K = (costs_K / largest).float().double()
     if blurred_by is not None:
         # Of a E and b F with exponential E and F, a E is the lesser with probability b / (a + b).
         costs_K = costs_K * (-torch.log1p(-blurred_by[: len(costs_K)])) ** BLUR
@@ -221,13 +246,7 @@ def missed_most(
 def cheapest_mergers(
     centroids_KD: torch.Tensor, mass_K: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cost of the cheapest merger of each centroid, float64, and with which other one it is.
-
-    Costs are in a unit of the largest and rounded to float32, so that two centroids that are each
-    other's cheapest cost the same, in whatever order their distance was added up.
-    """
-    # In a unit, a power of two: products of huge masses would overflow.
-    mass_K = mass_K / torch.exp2(torch.frexp(mass_K.max())[1].double())
+    """Cost of the cheapest merger of each centroid, float64, and with which other one it is."""
     wide_KD, costs, partners = centroids_KD.double(), [], []
     sq_norms_K, tiny = wide_KD.square().sum(dim=1), torch.finfo(mass_K.dtype).tiny
     tile = max(TILE_ELEMENTS // len(wide_KD), 1)
@@ -241,5 +260,4 @@ def cheapest_mergers(
         least_T, partner_T = costs_TK.min(dim=1)
         costs.append(least_T)
         partners.append(partner_T)
-    costs_K = torch.cat(costs)
-    return (costs_K / costs_K.max().clamp_min(tiny)).float().double(), torch.cat(partners)
+    return torch.cat(costs), torch.cat(partners)

@@ -134,12 +134,24 @@ std::vector<int64_t> drawn_rows(const BreathJob<T>& job) {
     for (int64_t row = 0; row < job.passes.rows.n_rows; ++row) {
         double weight = job.sq_distances[row];
         if (job.passes.weights) weight *= job.passes.weights[row];
-        if (weight > 0) keys.push_back({-std::log1p(-job.uniform_of_rows[row]) / weight, row});
+        if (!(weight > 0)) continue;
+        const double uniform = job.uniform_of_rows[row];
+        // The least keys so far are a heap, the largest first. No key is less than uniform / weight,
+        // which spares most logarithms.
+        const bool is_full = static_cast<int64_t>(keys.size()) == job.size;
+        if (is_full && uniform / weight > keys.front().first) continue;
+        const std::pair<double, int64_t> key{-std::log1p(-uniform) / weight, row};
+        if (is_full) {
+            if (key > keys.front()) continue;
+            std::pop_heap(keys.begin(), keys.end());
+            keys.pop_back();
+        }
+        keys.push_back(key);
+        std::push_heap(keys.begin(), keys.end());
     }
-    const int64_t n_drawn = std::min<int64_t>(job.size, keys.size());
-    std::partial_sort(keys.begin(), keys.begin() + n_drawn, keys.end());
+    std::sort_heap(keys.begin(), keys.end());
     std::vector<int64_t> rows;
-    for (int64_t i = 0; i < n_drawn; ++i) rows.push_back(keys[i].second);
+    for (const auto& key : keys) rows.push_back(key.second);
     return rows;
 }
 
@@ -217,6 +229,23 @@ void find_mergers(const std::vector<T>& centroids, const std::vector<double>& ma
     }
 }
 
+// Whether the cheapest merger costs more than `job.settled` times the costliest cluster.
+template <class T>
+bool is_settled(const BreathJob<T>& job) {
+    const int64_t k = job.passes.rows.k, n_numbers = k * job.passes.rows.n_features;
+    const std::vector<T> centroids(job.passes.rows.centroids, job.passes.rows.centroids + n_numbers);
+    std::vector<double> masses(k), within(k), costs(k, std::numeric_limits<double>::infinity());
+    std::vector<int64_t> partners(k);
+    for (int64_t row = 0; row < job.passes.rows.n_rows; ++row) {
+        const double weight = job.passes.weights ? job.passes.weights[row] : 1.0;
+        masses[job.labels[row]] += weight;
+        within[job.labels[row]] += weight * job.sq_distances[row];
+    }
+    find_mergers(centroids, masses, costs, partners);
+    return *std::min_element(costs.begin(), costs.end()) >
+           job.settled * *std::max_element(within.begin(), within.end());
+}
+
 // The centroids without the `job.size` of them that are missed least.
 template <class T>
 std::vector<T> without_missed_least(const BreathJob<T>& job, const std::vector<T>& centroids,
@@ -261,12 +290,13 @@ std::vector<T> without_missed_least(const BreathJob<T>& job, const std::vector<T
     return left;
 }
 
-// Takes a breath. Makes no pass, or is not full, where the caller has to take it step by step:
-// fewer than `job.size` rows lie off their centroids, or a cluster was left without mass.
+// Takes a breath. Makes no pass, or is not full, where the caller has to see what to do: fewer than
+// `job.size` rows lie off their centroids, these are settled, or a cluster has no mass.
 template <class T>
 PassedOver breathe(const Functions<T>& functions, const BreathJob<T>& job) {
     const int64_t n_features = job.passes.rows.n_features, k = job.passes.rows.k;
     const T* const before = job.passes.rows.centroids;
+    if (job.settled > 0 && is_settled(job)) return {};
     const std::vector<int64_t> drawn = drawn_rows(job);
     if (static_cast<int64_t>(drawn.size()) < job.size) return {};
     std::vector<T> centroids(before, before + k * n_features);

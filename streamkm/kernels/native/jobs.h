@@ -164,6 +164,7 @@ struct BreathJob {
     int64_t n_passes_in;                // passes with them
     int64_t step, most_around;          // of every `step`-th row, how many a mean is taken of
     double slack;                       // times the distance of the last of these: as near as it
+    double settled;                     // see `is_settled`; 0 not to ask
     double blur;                        // power of the exponential variables that costs are times
 };
 

@@ -347,7 +347,7 @@ struct BreathArguments {
     PassesArguments passes;
     unsigned long long labels, sq_distances, uniform_of_rows, uniform_of_clusters;
     long long size, n_passes_in, step, most_around;
-    double slack, blur;
+    double slack, settled, blur;
 };
 
 template <class T>
@@ -367,7 +367,7 @@ PassedOver breathe_from(const InstructionSet& set, const BreathArguments& given)
                                 at<T>(given.sq_distances), at<double>(given.uniform_of_rows),
                                 at<double>(given.uniform_of_clusters), given.size,
                                 given.n_passes_in, given.step, given.most_around, given.slack,
-                                given.blur});
+                                given.settled, given.blur});
 }
 
 PyObject* py_passes(PyObject*, PyObject* args) {
@@ -375,7 +375,7 @@ PyObject* py_passes(PyObject*, PyObject* args) {
     BreathArguments given{};
     PassesArguments& passes = given.passes;
     AssignArguments& rows = passes.rows;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKdLLLLddpppiii|KKKKLLLLdd", &set, &is_double, &rows.x,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKdLLLLddpppiii|KKKKLLLLddd", &set, &is_double, &rows.x,
                           &rows.sq_norms, &rows.centroids, &rows.packed, &rows.c_sq, &rows.labels,
                           &rows.sq_distances, &passes.shares, &passes.weights, &passes.masses,
                           &passes.after, &passes.gains, &passes.unit, &passes.n_passes,
@@ -384,8 +384,11 @@ PyObject* py_passes(PyObject*, PyObject* args) {
                           &passes.n_threads_to_add, &passes.n_threads_to_move, &given.labels,
                           &given.sq_distances, &given.uniform_of_rows, &given.uniform_of_clusters,
                           &given.size, &given.n_passes_in, &given.step, &given.most_around,
-                          &given.slack, &given.blur)) {
+                          &given.slack, &given.settled, &given.blur)) {
         return nullptr;
+    }
+    if (given.size > 0 && !are_labels(at<int64_t>(given.labels), rows.n_rows, rows.k)) {
+        return refuse_labels(rows.k);
     }
     PassedOver found;
     bool had_room = true;

@@ -223,5 +223,6 @@ def _arguments_of(breath: Breath | None, sq_norms_B: torch.Tensor, k: int) -> tu
         breath.step,
         breath.most_around,
         breath.slack,
+        breath.settled,
         breath.blur,
     )

@@ -184,6 +184,23 @@ def test_nothing_left_to_gain() -> None:
     assert stage.centroids_KD.tolist() == [[1.0], [2.0]]
 
 
+# Breaks when breaths go on where none can help, or end where some could.
+@pytest.mark.parametrize("weighted", [False, True])
+def test_breaths_end_early_where_a_merger_costs_eight_times_a_cluster(weighted) -> None:
+    # A group costs 2, and to merge two of them costs 2 * 2 / 4 times their squared distance.
+    for distance, n_breaths in ((4.1, 4), (3.9, 24)):
+        rows = torch.tensor([[-1.0], [1.0], [distance - 1], [distance + 1]])
+        weights = torch.ones(4).double() if weighted else None
+        start = torch.tensor([[0.0], [distance]])
+        stage = stage_for(Sample(rows, weights), start, 1000)
+        assert finished(stage).tolist() == start.tolist()
+        assert stage.n_done == n_breaths
+    # Two groups share a centroid, and a third has two.
+    far = torch.tensor([[0.0], [1.0], [50.0], [51.0], [1000.0], [1001.0]])
+    stage = stage_for(Sample(far), torch.tensor([[25.5], [1000.0], [1001.0]]), 1000)
+    assert finished(stage).sort(dim=0).values.flatten().tolist() == [0.5, 50.5, 1000.5]
+
+
 # ---- a stage ----------------------------------------------------------------
 
 
