@@ -51,7 +51,8 @@ def one_gaussian() -> np.ndarray:
 @cache
 def eight_groups() -> np.ndarray:
     """10,000 rows of 16 features in eight groups far apart."""
-    return make_blobs(10_000, 16, centers=8, random_state=1)[0]
+    rows: np.ndarray = make_blobs(10_000, 16, centers=8, random_state=1)[0]
+    return rows
 
 
 @cache
