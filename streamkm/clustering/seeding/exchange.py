@@ -1,4 +1,4 @@
-"""Exchanges and transfers: halves of clusters that cost much go where they cost less.
+"""Exchanges and handovers: halves of clusters that cost much go where they cost less.
 
 k-means++ and a tree leave some groups of rows without a centroid of their own, and give others two.
 Passes of Lloyd's algorithm never mend that. For every cluster, two numbers are found: what it would
@@ -6,7 +6,7 @@ cost to do without it, and what halving it would save. An exchange gives one clu
 another, wherever that pays. This is the split and merge of ISODATA (Ball & Hall 1965), with these
 numbers instead of thresholds.
 
-A transfer halves a cluster and lets one half join another cluster. Where there are fewer clusters
+A handover halves a cluster and lets one half join another cluster. Where there are fewer clusters
 than groups, some stand between two groups, and this changes which two. A pass often would not: a
 group is nearer to the point halfway to another group than to a centroid less far than that group.
 """
@@ -24,7 +24,7 @@ __all__ = [
     "Halves",
     "Part",
     "choose_exchanges",
-    "choose_transfers",
+    "choose_handovers",
     "cost_of_joining",
     "draw_of_each",
 ]
@@ -115,7 +115,7 @@ def choose_exchanges(
     return pairs
 
 
-def choose_transfers(
+def choose_handovers(
     nets: Sequence[Sequence[float]], heirs: Sequence[Sequence[int]], taken: set[int]
 ) -> list[list[int]]:
     """Clusters whose first half joins its heir, and those whose second half does, where that pays.

@@ -8,7 +8,7 @@ cluster closures"). A pass is so cheap that many are affordable.
 The passes are those of mini-batch k-means with a short memory: sums and masses fade, so that a row
 counts half after `HALF_LIFE` more rows of its cluster. Such centroids carry some noise, which leads
 them out of poor minima; a pass of Lloyd's algorithm then takes it away. Exchanges
-and transfers (see `exchange`) mend what no pass can: a level above may have given a branch too many
+and handovers (see `exchange`) mend what no pass can: a level above may have given a branch too many
 clusters, and three groups may share two clusters in a poor way.
 
 Rejected: a tree without passes across the borders of its branches, which ends twice as far above
@@ -28,7 +28,7 @@ from streamkm.clustering.seeding.exchange import (
     Halves,
     Part,
     choose_exchanges,
-    choose_transfers,
+    choose_handovers,
     cost_of_joining,
     draw_of_each,
 )
@@ -345,7 +345,7 @@ class Tree:
         pairs = choose_exchanges(gain_K.tolist(), loss_K.tolist(), heir_K.tolist())
         taken = {*chain.from_iterable(pairs), *(int(heir_K[given_up]) for _, given_up in pairs)}
         self._replace_(pairs, heir_K, halves)
-        self._transfer_(taken, whole, gain_K, halves, near)
+        self._hand_over_(taken, whole, gain_K, halves, near)
         self._move_(k)
 
     def _losses(self, whole: Part, second_S: torch.Tensor, heir_K: torch.Tensor) -> torch.Tensor:
@@ -394,7 +394,7 @@ class Tree:
         self._put_(given_up, halves.one.of(halved))
         self._put_(halved, halves.other.of(halved))
 
-    def _transfer_(
+    def _hand_over_(
         self, taken: set[int], whole: Part, gain_K: torch.Tensor, halves: Halves, near: Near
     ) -> None:
         """Let halves of clusters that are not `taken` join another cluster, where that pays."""
@@ -404,7 +404,7 @@ class Tree:
             gain_K - self._cost_of_joining(goes, whole.of(heir_K))
             for (goes, _), heir_K in zip(sides, heirs, strict=True)
         ]
-        chosen = choose_transfers(
+        chosen = choose_handovers(
             [net_K.tolist() for net_K in nets], [heir_K.tolist() for heir_K in heirs], taken
         )
         for (goes, stays), heir_K, clusters in zip(sides, heirs, chosen, strict=True):

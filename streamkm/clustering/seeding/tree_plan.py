@@ -105,7 +105,8 @@ def _tree(
         one_pass += (n_batches + 1) * above * call
         work += 2 * one_pass
         above = n
-    exchange = one_pass + EXCHANGE_READS * read
+    # Both halves of each cluster are compared with the clusters near it.
+    exchange = one_pass + EXCHANGE_READS * read + 2 * k * near[-1] * pair
     tree = TreePlan(tuple(levels), tuple(near), tuple(batches), exchanges=0, epochs=0.0)
     return work, exchange, tree
 

@@ -10,7 +10,7 @@ from streamkm.clustering.reservoir import step_generator
 from streamkm.clustering.seeding.exchange import (
     Part,
     choose_exchanges,
-    choose_transfers,
+    choose_handovers,
     cost_of_joining,
     draw_of_each,
 )
@@ -109,8 +109,8 @@ def test_many_exchanges_take_few_steps() -> None:
 
 # By hand: a half of 3 gains most; 0 has no part then, as the heir of 3. Of the halves of 1 the
 # second gains more. 4 is taken, 2 would join one that is, and 5 has no other cluster.
-def test_the_transfers_that_pay_are_made() -> None:
+def test_the_handovers_that_pay_are_made() -> None:
     nets = [[4.0, 1.0, 3.0, 5.0, 9.0, 2.0, 0.0], [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, -1.0]]
     heirs = [[1, 6, 4, 0, 3, 5, 0], [1, 2, 0, 0, 0, 0, 0]]
-    assert choose_transfers(nets, heirs, {4}) == [[3], [1]]
-    assert choose_transfers(nets, heirs, {4, 0, 2}) == [[1], []]
+    assert choose_handovers(nets, heirs, {4}) == [[3], [1]]
+    assert choose_handovers(nets, heirs, {4, 0, 2}) == [[1], []]

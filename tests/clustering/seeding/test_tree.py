@@ -234,7 +234,7 @@ def test_a_group_joins_the_cluster_that_is_nearer(rng, spherical, weighted) -> N
 
 
 # Breaks when clusters that stand between two groups keep the two that chance gave them: without
-# transfers 5 of these 8 seeds end 1 to 8 % above the best.
+# handovers 5 of these 8 seeds end 1 to 8 % above the best.
 def test_fewer_clusters_than_separated_groups() -> None:
     rows = groups(np.random.default_rng(0), 40, 3000, scale=10)
     costs = [
