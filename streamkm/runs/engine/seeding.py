@@ -237,7 +237,8 @@ class StageRunner:
                 f"seed: {stage.name}", stage.n_units, StageTimes(),
                 done=stage.n_done, unit=stage.unit,
             )  # fmt: skip
-            self._advance(stage, number, index, is_last=(number + 1) % len(kinds) == 0)
+            with self.kernel.cores():
+                self._advance(stage, number, index, is_last=(number + 1) % len(kinds) == 0)
         return now.seeding["best_KD" if config.n_init > 1 else "centroids_KD"]
 
     def _advance(self, stage: Stage, number: int, index: int, *, is_last: bool) -> None:
@@ -246,8 +247,7 @@ class StageRunner:
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while goes_on:
             before = stage.n_done
-            with self.kernel.cores():
-                goes_on = stage.step_(index)
+            goes_on = stage.step_(index)
             index += 1
             if goes_on:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()
