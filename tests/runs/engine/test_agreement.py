@@ -24,7 +24,8 @@ def test_one_process_is_answered_at_once() -> None:
 @pytest.mark.parametrize("who", [0, 2])
 def test_what_one_wants_all_learn_after_the_same_step(what, who) -> None:
     def work(world) -> list[tuple[int, bool, bool]]:
-        agreement, learnt = Agreement(world), []
+        agreement = Agreement(world)
+        learnt: list[tuple[int, bool, bool]] = []
         for step in range(400):
             wants = world.rank == who and step >= 10 and not learnt
             answer = agreement.after_step(**{"stop": False, "due": False, what: wants})
