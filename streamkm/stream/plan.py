@@ -286,18 +286,13 @@ class ReadingPlan:
         for window in self._windows(0, start):
             first_unit = window.first_block // self.unit_blocks
             for i in range(max(start - window.first_batch, 0), window.n_batches):
-                unit, within = divmod(i, self.unit_batches)
+                owner = (first_unit + i // self.unit_batches) % n_processes
                 is_last = i + 1 == window.n_batches
-                owner = (first_unit + unit) % n_processes
-                ends_unit = is_last or within + 1 == self.unit_batches
-                yield Place(
-                    start_row=window.reads[0].start + window.batch_edges[i],
-                    n_rows=window.whole_rows(i),
-                    owner=owner,
-                    ends_round=n_processes == 1
-                    or (ends_unit and owner + 1 == n_processes)
-                    or (is_last and window.last),
-                )
+                ends_unit = is_last or (i + 1) % self.unit_batches == 0
+                ends_round = ends_unit and owner + 1 == n_processes
+                ends_round |= n_processes == 1 or (is_last and window.last)
+                start_row = window.reads[0].start + window.batch_edges[i]
+                yield Place(start_row, window.whole_rows(i), owner, ends_round)
 
     def _window_of(self, batch: int, first_batches: np.ndarray) -> int:
         """Index of the window that holds `batch`; at the epoch's end the number of windows."""
