@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from streamkm.distributed.world import world
+import torch.distributed as dist
+
+from streamkm.distributed.world import ALONE, world
 from streamkm.estimators.inputs import open_rows
 
 if TYPE_CHECKING:
@@ -18,6 +21,19 @@ if TYPE_CHECKING:
 
 __all__ = ["open_shared_rows"]
 
+#: The group of the process that this one was forked from. It looks like its own, but nobody answers
+#: a child: a worker of a DataLoader works alone.
+_inherited: object = None
+
+
+def _note_what_is_inherited() -> None:
+    global _inherited
+    _inherited = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_what_is_inherited)
+
 
 @contextmanager
 def open_shared_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[InputRows]:
@@ -25,6 +41,7 @@ def open_shared_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterat
 
     All must come here. An error that leaves the block in one ends it in the others.
     """
-    processes = world()
+    is_child = _inherited is not None and dist.group.WORLD is _inherited
+    processes = ALONE if is_child else world()
     with processes.telling(), open_rows(estimator, X, reset=reset) as rows:
         yield replace(rows, world=processes)

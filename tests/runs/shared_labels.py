@@ -99,6 +99,15 @@ def write_all(folder: Path, out: Path, world: World) -> None:
                 len(BAD) if world.is_first else 0
             )
             predict(run, source, execution(), labels=base.with_suffix(".zarr"), resume=True, **more)
+            # A table of both columns.
+            predict(
+                run,
+                source,
+                execution(),
+                labels=base.with_suffix(".parquet"),
+                resume=False,
+                **more,
+            )
             # It is finished: nobody labels anything.
             predict(run, source, execution(), resume=True, **both, **more)
             found = evaluate(run, source, execution(), weights=weights, **more)

@@ -111,6 +111,14 @@ def main():
     assert kmeans.predict(x).tobytes() == kmeans.labels_.tobytes()
     # What is not shared, each does alone.
     assert kmeans.transform(x[: dist.get_rank() + 3]).shape == (dist.get_rank() + 3, K)
+    # So does a child of one, such as a worker of a DataLoader.
+    if dist.get_rank() == 1:
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            same = kmeans.predict(x).tobytes() == kmeans.labels_.tobytes()
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
     dist.destroy_process_group()
     print("all is well", flush=True)
 
