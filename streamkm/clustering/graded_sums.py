@@ -48,5 +48,7 @@ def sum_graded_(
 
 def serial_sum(values: torch.Tensor) -> torch.Tensor:
     """The sum in float64, in one order whatever threads torch has."""
+    if values.numel() <= SERIAL_ROWS:
+        return values.sum(dtype=torch.float64)
     parts = [part.sum(dtype=torch.float64) for part in values.reshape(-1).split(SERIAL_ROWS)]
     return torch.stack(parts).sum()

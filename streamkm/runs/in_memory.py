@@ -96,7 +96,9 @@ def _inertia(batch: LabelledBatch) -> torch.Tensor:
     sq_distances_B = batch.sq_distances_B.double()
     if batch.weights_B is not None:
         sq_distances_B = sq_distances_B * batch.weights_B
-    return serial_sum(sq_distances_B.masked_fill(sq_distances_B.isnan(), 0))
+    if batch.n_dropped:
+        sq_distances_B = sq_distances_B.masked_fill(batch.labels_B < 0, 0)
+    return serial_sum(sq_distances_B)
 
 
 def distance_rows(

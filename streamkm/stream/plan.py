@@ -283,12 +283,13 @@ class ReadingPlan:
 
     def places(self, start: int = 0, *, n_processes: int = 1) -> Iterator[Place]:
         """Where each batch lies, from number `start` on, when rows are read in sequence."""
+        unit_batches = self.unit_batches
         for window in self._windows(0, start):
             first_unit = window.first_block // self.unit_blocks
             for i in range(max(start - window.first_batch, 0), window.n_batches):
-                owner = (first_unit + i // self.unit_batches) % n_processes
+                owner = (first_unit + i // unit_batches) % n_processes
                 is_last = i + 1 == window.n_batches
-                ends_unit = is_last or (i + 1) % self.unit_batches == 0
+                ends_unit = is_last or (i + 1) % unit_batches == 0
                 ends_round = ends_unit and owner + 1 == n_processes
                 ends_round |= n_processes == 1 or (is_last and window.last)
                 start_row = window.reads[0].start + window.batch_edges[i]
