@@ -16,6 +16,7 @@ import sys
 import tomllib
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
@@ -163,6 +164,15 @@ def _processes(execution: ExecutionConfig) -> Iterator[tuple[ExecutionConfig, di
             raise error if world.is_first else Interrupted() from error
 
 
+def _of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the first process reads, in all of them."""
+    if not shared:
+        return read()
+    world = shared["world"]
+    found: dict[str, Any] = world.gather(read() if world.is_first else None)[0]
+    return found
+
+
 def _print_report(report: DryRun) -> None:
     print(report)
     if report.errors:
@@ -183,7 +193,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         _processes(configured(ExecutionConfig, arguments)) as (execution, shared),
         ExitStack() as stack,
     ):
-        run = read_config(arguments.run)
+        run = _of_first(shared, partial(read_config, arguments.run))
         # Whether an output is finished shows only once the source is open: predict looks then.
         is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
         is_first = not shared or shared["world"].is_first
@@ -207,10 +217,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import read_config
 
+    reads = partial(read_config, arguments.run)
     with (
         StopRequest() as stop_request,
         _processes(configured(ExecutionConfig, arguments)) as (execution, shared),
-        closing(_open_as_in(read_config(arguments.run), arguments)) as source,
+        closing(_open_as_in(_of_first(shared, reads), arguments)) as source,
         _open_weights(arguments, source) as weights,
     ):
         from streamkm.runs.evaluate import evaluate

@@ -9,7 +9,6 @@ import torch
 
 from streamkm.clustering.metrics import RunningClusterSums
 from streamkm.distributed.world import ALONE
-from streamkm.files import file_sha256
 from streamkm.runs.engine.labelling import Labelling
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.engine.watch import Watch
@@ -146,15 +145,6 @@ def evaluate(
     """
     model = load_model(run_dir)
     nan = nan or model.settings["nan"]
-    if world.size > 1:
-        world.agree(
-            {
-                "model": file_sha256(run_dir / "model.safetensors"),
-                "data": source.fingerprint(),
-                "weights": None if weights is None else weights.fingerprint,
-                "nan": nan,
-            }
-        )
     labelling = Labelling(model, source, execution, weights, world=world)
     sums = RunningClusterSums(model.k, model.n_features)
     n_dropped = torch.zeros(1, dtype=torch.int64)

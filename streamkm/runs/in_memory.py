@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,15 +57,6 @@ def label_rows(
     NonFiniteError
         If a row holds NaN or infinity and `nan` is ``error``.
     """
-    if world.size > 1:
-        world.agree(
-            {
-                "model": sha256(model.centroids_KD.cpu().numpy().tobytes()).hexdigest(),
-                "data": source.fingerprint(),
-                "weights": None if weights is None else weights.fingerprint,
-                "nan": nan,
-            }
-        )
     labels_N = np.zeros(source.spec.n_rows, label_dtype(model.k))
     sums = torch.zeros((2, 1, 1), dtype=torch.int64)
     grades_1 = torch.full((1,), LEAST_GRADE)

@@ -121,8 +121,8 @@ def predict(
     outputs = output_dtypes(model, labels, distances)
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
-    job = job_of(run_dir, source, nan, paths)
-    world.agree(job)
+    # Only the first process needs the run folder, and what was written before.
+    job = job_of(run_dir, source, nan, paths) if world.is_first else {}
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=not world.is_first))
         is_finished = False

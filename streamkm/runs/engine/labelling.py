@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class Labelling:
     """Assigns the rows of one source to the centroids of one model.
 
     Several processes share the batches: each reads and assigns its own. A batch is the same rows on
-    any number of processes.
+    any number of processes. All must have the same model, rows and weights.
     """
 
     centroids_KD: torch.Tensor
@@ -106,6 +107,15 @@ class Labelling:
             )
         source = in_order(source, model.feature_names, "the run")
         self._source, self._weights, self.world = source, weights, world
+        if world.size > 1:
+            bits = model.centroids_KD.cpu().numpy().tobytes()
+            world.agree(
+                {
+                    "model": sha256(bits).hexdigest()[:12],
+                    "data": source.fingerprint(),
+                    "weights": None if weights is None else weights.fingerprint,
+                }
+            )
         self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
         batch_rows = batch_rows or default_batch_rows(spec.n_rows, spec.n_features)
