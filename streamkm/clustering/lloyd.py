@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
+from streamkm.clustering.graded_sums import sum_graded_
 from streamkm.clustering.reservoir import (
     OFFERED_PER_BATCH,
     draw_,
@@ -26,7 +27,7 @@ from streamkm.clustering.reservoir import (
 )
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.distributed.world import ALONE
-from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total, raise_grades_
+from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
@@ -118,12 +119,9 @@ class Lloyd:
             return state
         own = {name: getattr(state, name).clone() for name in _SUMMED}
         grades = [state.pass_grades_K.clone(), state.pass_total_grades_T.clone()]
-        self.world.max_(*grades)
-        raise_grades_(own["pass_sums_LKD"], state.pass_grades_K.clone(), grades[0])
-        raise_grades_(
-            own["pass_totals_LT"][..., None], state.pass_total_grades_T.clone(), grades[1]
-        )
-        self.world.sum_(*own.values())
+        sums_LKD, totals_LT, *counts = own.values()
+        graded = zip((sums_LKD, totals_LT[..., None]), grades, strict=True)
+        sum_graded_(self.world, tuple(graded), *counts)
         whole = replace(
             state, **own, pass_grades_K=grades[0], pass_total_grades_T=grades[1]
         ).with_reservoir(whole_reservoir(state, self.world))

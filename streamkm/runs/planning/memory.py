@@ -263,8 +263,9 @@ def predict_bytes(spec: ArraySpec, reading: ReadingPlan, k: int, *, on_host: boo
     # The model, and beside it either its file while it is loaded or the float64 centroids of a
     # recheck.
     state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
-    # The sums of evaluate: of all rows, and of one batch before and after they are widened.
-    state += k * spec.n_features * (_compute_width(spec) + 24)
+    # The sums of evaluate: of all rows, in whole numbers and at the end in float64, and of one
+    # batch before and after they are widened.
+    state += k * spec.n_features * (_compute_width(spec) + 40)
     total = RUNTIME_BYTES + reading.order_bytes + state
     return total + (_batch_bytes(spec, reading, k) if on_host else 0)
 
