@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
-from streamkm.errors import ConfigError, ElsewhereError, Interrupted, StreamkmError
+from streamkm.errors import ConfigError, ElsewhereError, Interrupted, Option, StreamkmError
 from streamkm.files import expanded
 from streamkm.machine import cores_by_quota
 from streamkm.options import (
@@ -73,9 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         format=f"{stamp}streamkm: %(message)s", datefmt=TIME_FORMAT, level=logging.INFO
     )
+    has_threads = "OMP_NUM_THREADS" in os.environ
     prepare_process(cores_by_quota())
     try:
-        arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+        words = sys.argv[1:] if argv is None else list(argv)
+        arguments = _parse(words)
+        if (n_processes := _n_to_start(arguments)) > 1:
+            if not has_threads:  # The processes share the cores.
+                os.environ.pop("OMP_NUM_THREADS", None)
+            from streamkm.distributed.launching import launch
+
+            return launch(n_processes, ["-m", "streamkm", *words])
         # For a failed allocation where fit and predict do not name the phase themselves.
         with memory_told(lambda: "at work", resumable=False):
             arguments.command(arguments)
@@ -102,6 +110,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(message: str) -> None:
     with suppress(OSError):  # The status tells it too, where stderr cannot be written.
         print("streamkm: " + " ".join(message.split()), file=sys.stderr)
+
+
+# ---- several processes --------------------------------------------------------
+
+
+def _n_to_start(arguments: argparse.Namespace) -> int:
+    """How many processes to start that run the same command; 1 for none, which is the default.
+
+    Raises
+    ------
+    ConfigError
+        If ``--processes`` is given to a process that torchrun or Slurm has started.
+    """
+    asked = getattr(arguments, "processes", None) or "1"
+    # The processes that are started here have the same arguments.
+    is_started_here = os.environ.get("TORCHELASTIC_RUN_ID") == f"streamkm-{os.getppid()}"
+    if asked == "1" or is_started_here:
+        return 1
+    execution = configured(ExecutionConfig, arguments)
+    if os.environ.keys() & STARTED_WITH:
+        from streamkm.distributed.joining import variables
+
+        if (seat := variables(os.environ)) is not None:
+            raise ConfigError(
+                Option("processes", asked),
+                f" starts processes, and this is number {seat.rank} of {seat.size} that are "
+                f"started already (WORLD_SIZE={seat.size} or SLURM_NTASKS={seat.size}); leave out ",
+                Option("processes"),
+            )
+    if asked != "auto":
+        return int(asked)
+    if execution.device == "cpu":
+        return 1
+    from torch.cuda import device_count
+
+    return max(device_count(), 1)
 
 
 # ---- commands ---------------------------------------------------------------
@@ -150,7 +194,7 @@ def _processes(execution: ExecutionConfig) -> Iterator[tuple[ExecutionConfig, di
         return
     from streamkm.distributed.joining import joined, local_device
 
-    with joined(execution.device) as world:
+    with joined(execution.device, execution.process_timeout) as world:
         if not world.is_first:
             logging.getLogger().setLevel(logging.CRITICAL)
         if world.size > 1:

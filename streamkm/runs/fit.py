@@ -96,7 +96,7 @@ def fit(
     check_outside(source, run_dir=run_dir)
     if resume and run_dir is not None:
         source = as_begun(source, run_dir, world)
-    plan = plan_fit(source, config, execution, given_KD, weights)
+    plan = plan_fit(source, config, execution, given_KD, weights, world)
     record = run_record(plan, given_KD)
     world.agree({"version of streamkm": __version__, **record["fit"], **record["data"]})
     if run_dir is None or not world.is_first:
@@ -145,6 +145,7 @@ def plan_fit(
     execution: ExecutionConfig,
     given_KD: np.ndarray | None = None,
     weights: Weights | None = None,
+    world: World = ALONE,
 ) -> FitPlan:
     """The fit plan: all that `fit` decides before it reads a row.
 
@@ -159,7 +160,8 @@ def plan_fit(
         )
     resolved = config.resolved(spec.n_rows, spec.n_features)
     device = resolve_device(execution.device)
-    return FitPlan.make(source, resolved, execution, device, given_KD, weights)
+    n_here = world.hosts.count(world.host)
+    return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here)
 
 
 def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, Any]:
