@@ -14,13 +14,12 @@ import logging
 import os
 import sys
 import tomllib
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
-from streamkm.errors import ConfigError, ElsewhereError, Interrupted, Option, StreamkmError
+from streamkm.errors import ConfigError, ElsewhereError, StreamkmError
 from streamkm.files import expanded
 from streamkm.machine import cores_by_quota
 from streamkm.options import (
@@ -37,10 +36,11 @@ from streamkm.options import (
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
+from streamkm.starting import n_to_start, processes
 from streamkm.text import TIME_FORMAT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -51,8 +51,6 @@ __all__ = ["main"]
 
 #: Errors of a path that cannot be used: another one would not raise them.
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
-#: Variables of a process that is one of several.
-STARTED_WITH = {"WORLD_SIZE", "RANK", "SLURM_STEP_ID"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         arguments = _parse(words)
-        if (n_processes := _n_to_start(arguments)) > 1:
+        if (n_processes := n_to_start(configured(ExecutionConfig, arguments))) > 1:
             if not has_threads:  # The processes share the cores.
                 os.environ.pop("OMP_NUM_THREADS", None)
             from streamkm.distributed.launching import launch
@@ -112,42 +110,6 @@ def _complain(message: str) -> None:
         print("streamkm: " + " ".join(message.split()), file=sys.stderr)
 
 
-# ---- several processes --------------------------------------------------------
-
-
-def _n_to_start(arguments: argparse.Namespace) -> int:
-    """How many processes to start that run the same command; 1 for none, which is the default.
-
-    Raises
-    ------
-    ConfigError
-        If ``--processes`` is given to a process that torchrun or Slurm has started.
-    """
-    asked = getattr(arguments, "processes", None) or "1"
-    # The processes that are started here have the same arguments.
-    is_started_here = os.environ.get("TORCHELASTIC_RUN_ID") == f"streamkm-{os.getppid()}"
-    if asked == "1" or is_started_here:
-        return 1
-    execution = configured(ExecutionConfig, arguments)
-    if os.environ.keys() & STARTED_WITH:
-        from streamkm.distributed.joining import variables
-
-        if (seat := variables(os.environ)) is not None:
-            raise ConfigError(
-                Option("processes", asked),
-                f" starts processes, and this is number {seat.rank} of {seat.size} that are "
-                f"started already (WORLD_SIZE={seat.size} or SLURM_NTASKS={seat.size}); leave out ",
-                Option("processes"),
-            )
-    if asked != "auto":
-        return int(asked)
-    if execution.device == "cpu":
-        return 1
-    from torch.cuda import device_count
-
-    return max(device_count(), 1)
-
-
 # ---- commands ---------------------------------------------------------------
 
 
@@ -160,51 +122,31 @@ def _fit(arguments: argparse.Namespace) -> None:
     execution = configured(ExecutionConfig, arguments)
     with (
         StopRequest() as stop_request,
-        _processes(execution) as (execution, shared),
+        processes(execution) as (execution, shared),
         closing(_open(arguments)) as source,
     ):
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
+        control |= shared
         check_fit(source.spec, config, source.name)
         check_outside(source, run_dir=arguments.out)
+        is_first = not shared or shared["world"].is_first
         if arguments.dry_run:
-            with _open_weights(arguments, source) as weights:
-                from streamkm.runs.dry_run.fit import dry_run
+            if is_first:
+                with _open_weights(arguments, source) as weights:
+                    from streamkm.runs.dry_run.fit import dry_run
 
-                job = (source, config, execution, arguments.out)
-                _print_report(dry_run(*job, **control, weights=weights))
+                    job = (source, config, execution, arguments.out)
+                    _print_report(dry_run(*job, **control, weights=weights))
+            if shared:  # The others wait, so that they cannot end as lost.
+                shared["world"].meet()
             return
-        if not shared or shared["world"].is_first:
+        if is_first:
             check_run_is_free(arguments.out, resume=arguments.resume)
 
         with _open_weights(arguments, source) as weights:
             from streamkm.runs.fit import fit
 
-            fit(source, config, execution, arguments.out, **control, weights=weights, **shared)
-
-
-@contextmanager
-def _processes(execution: ExecutionConfig) -> Iterator[tuple[ExecutionConfig, dict[str, Any]]]:
-    """Join the other processes of the run, if torchrun or Slurm has started any.
-
-    Yields the settings with the device of this process, and the argument ``world`` of a command;
-    without other processes no argument, for which torch would have to be imported.
-    """
-    if not os.environ.keys() & STARTED_WITH:
-        yield execution, {}
-        return
-    from streamkm.distributed.joining import joined, local_device
-
-    with joined(execution.device, execution.process_timeout) as world:
-        if not world.is_first:
-            logging.getLogger().setLevel(logging.CRITICAL)
-        if world.size > 1:
-            device = local_device(execution.device, world.local_rank)
-            execution = replace(execution, device=device)
-        try:
-            yield execution, {"world": world}
-        except Interrupted as error:
-            # All stop together; the first process tells it.
-            raise error if world.is_first else Interrupted() from error
+            fit(source, config, execution, arguments.out, **control, weights=weights)
 
 
 def _print_report(report: DryRun) -> None:
