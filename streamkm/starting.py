@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from streamkm.errors import ConfigError, Interrupted, Option
+from streamkm.errors import ConfigError, ElsewhereError, Interrupted, Option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,14 +67,21 @@ def processes(execution: ExecutionConfig) -> Iterator[tuple[ExecutionConfig, dic
         return
     from streamkm.distributed.joining import joined, local_device
 
-    with joined(execution.device, execution.process_timeout) as world:
-        if not world.is_first:
-            logging.getLogger().setLevel(logging.CRITICAL)
-        if world.size > 1:
-            device = local_device(execution.device, world.local_rank)
-            execution = replace(execution, device=device)
-        try:
-            yield execution, {"world": world}
-        except Interrupted as error:
-            # All stop together; the first process tells it.
-            raise error if world.is_first else Interrupted() from error
+    stopped: Interrupted | None = None
+    try:
+        with joined(execution.device, execution.process_timeout) as world:
+            if not world.is_first:
+                logging.getLogger().setLevel(logging.CRITICAL)
+            if world.size > 1:
+                device = local_device(execution.device, world.local_rank)
+                execution = replace(execution, device=device)
+            try:
+                yield execution, {"world": world}
+            except Interrupted as error:
+                # All stop together; the first process says so.
+                stopped = error if world.is_first else Interrupted()
+                raise stopped from error
+    except ElsewhereError:
+        if stopped is not None:  # Another process was the first to tell that it stops.
+            raise stopped from None
+        raise

@@ -98,6 +98,8 @@ class Keeper:
         """Move to `cursor`, where the next epoch begins, and report."""
         self.now.cursor = cursor
         self.report()
+        if self.world.size > 1 and self.now.state is not None:
+            self.check_dropped(self.now.state.n_dropped)
 
     def move_to(self, cursor: Cursor) -> None:
         """Move to `cursor`, where the next phase, or round of k-means||, begins."""
@@ -108,8 +110,8 @@ class Keeper:
 
     def report(self) -> None:
         """Fetch the scalars of the state, which waits for the device; check and show them."""
-        state = self.now.state
-        self.check_dropped((state or self.now.moments).n_dropped)
+        if self.world.size == 1:  # Others know their own rows only, and are at other places.
+            self.check_dropped((self.now.state or self.now.moments).n_dropped)
         self._announcer.report(self.now)
         self.is_stopped = self._has_stopped()
 
@@ -118,17 +120,23 @@ class Keeper:
         return self.now.cursor.phase == "train" and state is not None and int(state.stop) != RUNNING
 
     def check_dropped(self, n_dropped: torch.Tensor) -> None:
-        """Refuse rows that are not finite, unless the settings say to drop them."""
+        """Refuse rows that are not finite, unless the settings say to drop them.
+
+        All processes find the same number at the same place. The first alone looks for the row,
+        however long that takes, and tells the others.
+        """
         if self._plan.config.nan == "error" and (n_found := int(n_dropped)):
+            if not self.world.is_first:
+                self.world.meet()
             raise non_finite_error(self._plan.source, n_found, of_fit=True)
 
     def save(self, *, is_last: bool = False) -> Path | None:
         """Save a checkpoint, but none that counts rows which `check_dropped` refuses."""
         now = self.now
-        if now.state is not None:
-            self.check_dropped(now.state.n_dropped)
         if self.world.size > 1:
             now = now.gathered(self.world, self.algorithm)
+        if now.state is not None:
+            self.check_dropped(now.state.n_dropped)
         if isinstance(self._checkpoints, NoCheckpoints):
             return None
         manifest = {**now.manifest(), "environment": self._announcer.environment}
