@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 __all__ = ["ALGORITHMS", "KERNELS", "AlgorithmEntry", "KernelEntry", "load_class"]
@@ -87,6 +88,7 @@ KERNELS = {
 }
 
 
+@cache
 def load_class(home: str) -> Any:
     """Import the class that `home` names as ``module:Class``."""
     module, _, name = home.partition(":")

@@ -39,9 +39,12 @@ class Algorithm(Protocol):
 
     @classmethod
     def make(
-        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int, world: World = ALONE
-    ) -> Self:
+        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+        world: World = ALONE, weight_unit: float = 1.0,
+    ) -> Self:  # fmt: skip
         """The algorithm that `config` asks for, on an array of `n_rows` rows.
+
+        `weight_unit` is a power of two above every weight.
 
         If `world` has several processes, each brings its rows of every batch, or none. After
         `finish_epoch_` the state is the same in all, and the same as that of one process alone.
@@ -70,11 +73,12 @@ class Algorithm(Protocol):
 
 
 def make_algorithm(
-    kernel: Kernel, config: ResolvedFitConfig, n_rows: int, world: World = ALONE
-) -> Algorithm:
-    """The algorithm that ``--algorithm`` names, on an array of `n_rows` rows."""
+    kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+    world: World = ALONE, weight_unit: float = 1.0,
+) -> Algorithm:  # fmt: skip
+    """The algorithm that ``--algorithm`` names; see `Algorithm.make`."""
     home = load_class(ALGORITHMS[config.algorithm].home)
-    made: Algorithm = home.make(kernel, config, n_rows, world)
+    made: Algorithm = home.make(kernel, config, n_rows, world, weight_unit)
     return made
 
 
@@ -86,7 +90,9 @@ def stop_reason(code: int, algorithm: str, epochs: int) -> str:
     return STOP_REASONS.get(code, all_done)
 
 
-def closing_algorithm(kernel: Kernel, config: ResolvedFitConfig, world: World = ALONE) -> Algorithm:
+def closing_algorithm(
+    kernel: Kernel, config: ResolvedFitConfig, world: World = ALONE, weight_unit: float = 1.0
+) -> Algorithm:
     """Lloyd's algorithm for the closing passes of every run; it never stops the state."""
     spherical = config.metric == "cosine"
-    return Lloyd(kernel, config.seed, spherical=spherical, closing=True, world=world)
+    return Lloyd(kernel, config.seed, spherical, closing=True, world=world, weight_unit=weight_unit)

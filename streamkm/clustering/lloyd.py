@@ -53,14 +53,18 @@ class Lloyd:
     """Whether this is a closing pass: it counts no steps, never stops the state, and offers every
     row to the reservoir, from which empty clusters are filled."""
     world: World = ALONE
+    weight_unit: float = 1.0
+    """A power of two in which sums of weights are kept, so that they fit whatever the weights."""
 
     @classmethod
     def make(
-        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int, world: World = ALONE
-    ) -> Self:
+        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+        world: World = ALONE, weight_unit: float = 1.0,
+    ) -> Self:  # fmt: skip
         """See `Algorithm`; the number of rows does not matter here."""
         del n_rows
-        return cls(kernel, config.seed, config.metric == "cosine", world=world)
+        spherical = config.metric == "cosine"
+        return cls(kernel, config.seed, spherical, world=world, weight_unit=weight_unit)
 
     def begin_epoch_(self, state: KMeansState) -> None:
         """Forget the sums and counts of the pass before."""
@@ -92,7 +96,8 @@ class Lloyd:
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()
-        add_graded_(state.pass_sums_LKD, state.pass_grades_K, sums.sums_KD, sums.unit)
+        unit = sums.unit / self.weight_unit
+        add_graded_(state.pass_sums_LKD, state.pass_grades_K, sums.sums_KD, unit)
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
@@ -101,7 +106,7 @@ class Lloyd:
         generator = step_generator(labels_B.device, self.seed, epoch, index)
         draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
         inertia = weighted_sum(batch, sq_distances_B)
-        totals_T = torch.cat((inertia.view(1), weights_K))
+        totals_T = torch.cat((inertia.view(1), weights_K)) / self.weight_unit
         add_graded_(state.pass_totals_LT[..., None], state.pass_total_grades_T, totals_T[:, None])
         state.inertia += inertia
         mass = (weights_K if state.is_weighted else counts_K).sum()
@@ -122,10 +127,7 @@ class Lloyd:
         whole = replace(
             state, **own, pass_grades_K=grades[0], pass_total_grades_T=grades[1]
         ).with_reservoir(whole_reservoir(state, self.world))
-        totals_T = graded_total(whole.pass_totals_LT[..., None], whole.pass_total_grades_T)[:, 0]
-        whole.inertia = totals_T[0].clone()
-        if whole.is_weighted:
-            whole.weights_K, whole.epoch_weights_K = totals_T[1:].clone(), totals_T[1:].clone()
+        self._total_(whole)
         return whole
 
     def keep_own_(self, state: KMeansState) -> None:
@@ -140,13 +142,17 @@ class Lloyd:
         """Take the sums of the pass together, of all batches and processes, in no order."""
         for name, whole in self.gathered(state).tensors().items():
             getattr(state, name).copy_(whole)
-        state.sums_KD.copy_(graded_total(state.pass_sums_LKD, state.pass_grades_K))
-        totals_T = graded_total(state.pass_totals_LT[..., None], state.pass_total_grades_T)[:, 0]
-        state.inertia.copy_(totals_T[0])
-        if state.is_weighted:
-            state.weights_K.copy_(totals_T[1:])
-            state.epoch_weights_K.copy_(totals_T[1:])
+        self._total_(state)
+        state.sums_KD = graded_total(state.pass_sums_LKD, state.pass_grades_K) * self.weight_unit
         state.mass_K.copy_(state.whole_mass_K)
+
+    def _total_(self, state: KMeansState) -> None:
+        """Take inertia and weights from the totals of the pass."""
+        totals_T1 = graded_total(state.pass_totals_LT[..., None], state.pass_total_grades_T)
+        totals_T = totals_T1[:, 0] * self.weight_unit
+        state.inertia = totals_T[0].clone()
+        if state.is_weighted:
+            state.weights_K, state.epoch_weights_K = totals_T[1:].clone(), totals_T[1:].clone()
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Reseed the clusters without a row, then move all centroids to their means."""

@@ -81,9 +81,11 @@ class MiniBatch:
 
     @classmethod
     def make(
-        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int, world: World = ALONE
-    ) -> Self:
-        """See `Algorithm`."""
+        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+        world: World = ALONE, weight_unit: float = 1.0,
+    ) -> Self:  # fmt: skip
+        """See `Algorithm`; batches bring the unit of their weights themselves."""
+        del weight_unit
         spherical = config.metric == "cosine"
         return cls(
             kernel, n_rows, config.seed, spherical, config.max_no_improvement,

@@ -47,9 +47,13 @@ class Preparation:
         return cls(scaling, workspace_BD, takes_in_place, weight_unit)
 
     @classmethod
-    def widened(cls, scaling: Scaling, *, batch_rows: int, dtype: torch.dtype) -> Self:
+    def widened(
+        cls, scaling: Scaling, *, batch_rows: int, dtype: torch.dtype,
+        weight_unit: float | None = None,
+    ) -> Self:  # fmt: skip
         """The preparation that widens rows of any stored dtype to `dtype`."""
-        return cls(scaling, cls.workspace(scaling, batch_rows, dtype))
+        workspace_BD = cls.workspace(scaling, batch_rows, dtype)
+        return cls(scaling, workspace_BD, weight_unit=weight_unit)
 
     @staticmethod
     def workspace(scaling: Scaling, batch_rows: int, dtype: torch.dtype) -> torch.Tensor:

@@ -73,8 +73,10 @@ class RunningMoments(Moments):
     @classmethod
     def of(cls, x_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> RunningMoments:
         """Moments of the rows of one array."""
-        moments = cls.empty(x_BD.shape[1], x_BD.device)
-        moments.update_(x_BD, weights_B)
+        first, *others = moments_in_parts(x_BD, weights_B)
+        moments = cls(**vars(first))
+        for part in others:
+            moments._join_(part)
         return moments
 
     def update_(self, x_BD: torch.Tensor, weights_B: torch.Tensor | None = None) -> None:

@@ -45,6 +45,8 @@ ANSWER_S = 5.0
 LOOK_S = 0.2
 #: Seconds that the process that holds the board waits for the others to read why it failed.
 LINGER_S = 5.0
+#: Seconds that a process may take at most to find out what failed, say so and end.
+LEAVE_S = 15.0
 
 T = TypeVar("T")
 
@@ -88,8 +90,8 @@ class Board:
     timeout_s : float
         Seconds after which a process that is silent counts as lost.
     may_end : bool
-        Whether this process is ended, from the thread, if it has not ended `timeout_s` after
-        another one told an error. Not if it belongs to somebody else.
+        Whether this process is ended, from the thread, if `timeout_s` and a little after another
+        one told an error it has not ended. Not if it belongs to somebody else.
     launcher : int, optional
         Process that started this one and waits for it. Once it is gone, this process gets a
         SIGTERM, and stops with a checkpoint. None if nobody waits.
@@ -176,12 +178,15 @@ class Board:
         """
         self.note_collective()
         key = f"met/{where}"
-        self._ask(lambda: self._store.add(key, 1))
+        # Nothing has failed yet: the board has as long to answer as any process.
+        self._ask(lambda: self._store.add(key, 1), self._timeout_s)
         begin = time.monotonic()
         beats: list[tuple[int, int]] = []
         heard_at = [begin] * self._size
         while True:
-            answers = self._ask(lambda: (self._store.add(key, 0), self._read(), self._beats()))
+            answers = self._ask(
+                lambda: (self._store.add(key, 0), self._read(), self._beats()), self._timeout_s
+            )
             if not answers:
                 return False
             (n_here, notice, latest), now = answers[0], time.monotonic()
@@ -214,9 +219,9 @@ class Board:
             while self._store.add("left", 0) < n_readers and time.monotonic() < deadline:
                 time.sleep(BEAT_S / 10)
 
-    def _ask(self, call: Callable[[], T]) -> list[T]:
+    def _ask(self, call: Callable[[], T], seconds: float = ANSWER_S) -> list[T]:
         """What the store answers; empty from the first time on that it does not answer."""
-        answers = [] if self._is_lost else within(ANSWER_S, call)
+        answers = [] if self._is_lost else within(seconds, call)
         self._is_lost = not answers
         return answers
 
@@ -228,7 +233,7 @@ class Board:
         # The board is gone, and who held it. That is the launcher, or process 0: then the run is
         # over, and a main thread that hangs does not know.
         is_over = self._may_end and self._launcher is None
-        if is_over and not self._is_closed.wait(self._timeout_s):
+        if is_over and not self._is_closed.wait(self._timeout_s + LEAVE_S):
             os._exit(1)
         while self._launcher is not None and not self._is_closed.wait(BEAT_S):
             self._look_for_the_launcher()
@@ -245,7 +250,7 @@ class Board:
             told_at = told_at or time.monotonic()
             # Who stops at a signal may still be writing the checkpoint.
             if notice.status != Interrupted.exit_status and (
-                time.monotonic() - told_at > self._timeout_s
+                time.monotonic() - told_at > self._timeout_s + LEAVE_S
             ):
                 os._exit(notice.status)
 

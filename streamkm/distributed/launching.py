@@ -91,7 +91,7 @@ def launch(n_processes: int, argv: Sequence[str]) -> int:
         result = context.wait(period=LOOK_S)
     codes = {rank: failure.exitcode for rank, failure in result.failures.items()} if result else {}
     if codes and max(codes.values()) < 0:
-        rank = min(codes, key=lambda rank: (codes[rank] == -signal.SIGTERM, rank))
+        rank = next(iter(codes))  # The first that was seen to end.
         name = signal.Signals(-codes[rank]).name
         raise ProcessLostError(
             f"process {rank} of {n_processes} was ended by {name}; continue with ",

@@ -272,7 +272,8 @@ class World:
                 kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         parts = []
         for (dtype, device), alike in kinds.items():
-            n = sum(tensor.numel() for tensor in alike)
+            if not (n := sum(tensor.numel() for tensor in alike)):
+                continue
             buffer = self._take(n, dtype, device)
             flat = buffer[:n]
             torch.cat([tensor.reshape(-1) for tensor in alike], out=flat)

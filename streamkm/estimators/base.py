@@ -45,7 +45,7 @@ __all__ = ["BaseKMeans"]
 
 
 #: Bytes of a small array, at most: in memory it is copied faster than a thread starts.
-SMALL_BYTES = 1 << 20
+SMALL_BYTES = 2 << 20
 
 
 class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types

@@ -1,12 +1,22 @@
 """Arithmetic on one batch of rows: tensors in, tensors out."""
 
-from streamkm.kernels.base import Assignment, Kernel, KernelRequest, Rows, TwoNearest
+from streamkm.kernels.base import (
+    Assignment,
+    Breath,
+    Kernel,
+    KernelRequest,
+    PassedOver,
+    PassKernel,
+    Rows,
+    TwoNearest,
+)
 from streamkm.kernels.exact import cancelling_share, pair_sq_distances
 from streamkm.kernels.extension import (
     cores_for_kernels,
     instruction_sets,
     torch_alone_after_fork,
 )
+from streamkm.kernels.ops.choose import choose_, drawn_by
 from streamkm.kernels.ops.distances import (
     sq_distances_between,
     sq_distances_to,
@@ -33,11 +43,14 @@ from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 __all__ = [
     "LEAST_GRADE",
     "Assignment",
+    "Breath",
     "FixedSums",
     "Kernel",
     "KernelRequest",
     "Moments",
     "OfferedRows",
+    "PassKernel",
+    "PassedOver",
     "Reservoir",
     "Rows",
     "Sums",
@@ -47,7 +60,9 @@ __all__ = [
     "add_graded_",
     "bits_for",
     "cancelling_share",
+    "choose_",
     "cores_for_kernels",
+    "drawn_by",
     "exponents_by_label",
     "exponents_of",
     "fixed_by_label",

@@ -10,10 +10,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Assignment",
+    "Breath",
     "InPlaceAssignment",
     "InPlaceKernel",
     "Kernel",
     "KernelRequest",
+    "PassKernel",
+    "PassedOver",
     "Rows",
     "TwoNearest",
     "assign_then_add",
@@ -67,6 +70,53 @@ class InPlaceAssignment(NamedTuple):
     """Squared lengths of the rows; 0 for dropped rows."""
     dropped_B: torch.Tensor | None
     """True for rows that are not finite or too long; None if there are none."""
+
+
+class PassedOver(NamedTuple):
+    """What passes of Lloyd's algorithm over rows in memory found."""
+
+    n_made: int
+    """Number of passes; 0 if a breath could not begin, and nothing else then means anything."""
+    is_full: bool
+    """Whether every cluster has mass."""
+    labels_B: torch.Tensor
+    """As in `Assignment`, before the last pass."""
+    sq_distances_B: torch.Tensor
+    """As in `Assignment`; if exact ones were asked for, without cancellation."""
+    mass_K: torch.Tensor
+    """Weights of the rows of each cluster, float64."""
+    after_KD: torch.Tensor
+    """The centroids after the last pass; those of clusters of mass 0 did not move."""
+    gains_K: torch.Tensor
+    """How much less the squared distances of the rows of each cluster are to these, float64."""
+
+
+class Breath(NamedTuple):
+    """A breath that precedes passes; see `streamkm.clustering.seeding.breathing`."""
+
+    size: int
+    """Centroids that are added and removed again, at least 1."""
+    n_passes: int
+    """Passes with the added centroids."""
+    labels_B: torch.Tensor
+    """Nearest of the centroids before the breath."""
+    sq_distances_B: torch.Tensor
+    """Squared distances to them."""
+    uniform_B: torch.Tensor
+    """Draws the rows, float64."""
+    uniform_K: torch.Tensor | None
+    """Blurs the costs of mergers, float64, one for each centroid with those added; or None."""
+    step: int
+    """Every `step`-th row of a cluster is looked at for those around a drawn one."""
+    most_around: int
+    """Rows around a drawn one that it is averaged with."""
+    slack: float
+    """Rows are as near as another up to this multiple of its squared distance."""
+    settled: float
+    """No breath is taken if the cheapest merger costs more than this multiple of the costliest
+    cluster; 0 to take it anyway."""
+    blur: float
+    """Power of the exponential variables that costs are multiplied by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +175,10 @@ class Kernel(Protocol):
     @property
     def in_place(self) -> InPlaceKernel | None:
         """The kernel's way to take rows where they lie; None if it needs prepared rows."""
+
+    @property
+    def whole_passes(self) -> PassKernel | None:
+        """The kernel's way to make passes and breaths in one call; None if it has none."""
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
@@ -208,6 +262,47 @@ class InPlaceKernel(Protocol):
         positions_B: torch.Tensor | None = None,
     ) -> None:
         """`Kernel.accumulate`; with `positions_B` (int32), of those rows of the window `x_BD`."""
+
+
+class PassKernel(Protocol):
+    """A kernel that makes several passes of Lloyd's algorithm over rows in memory in one call."""
+
+    def passes(
+        self,
+        rows: Rows,
+        weights_B: torch.Tensor | None,
+        unit: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        spherical: bool,
+        exact: bool,
+        breath: Breath | None = None,
+    ) -> PassedOver:
+        """Make `n_passes` passes, or fewer if one finds a cluster of mass 0, which stays so.
+
+        They give the bits that `Kernel.step` and `means_of` give one after the other.
+
+        Parameters
+        ----------
+        rows : Rows
+            Any number of rows, none left out; those of weight 0 have the share 0.
+        weights_B : float64 Tensor of shape (B,), or None
+            Weights of the rows; None for 1.
+        unit : float64 Tensor of shape ()
+            By which weights are divided to give shares.
+        centroids_KD : Tensor of shape (K, D)
+        n_passes : int
+            At least 1.
+        spherical : bool
+            Whether centroids move to the directions of the sums, not to the means.
+        exact : bool
+            Whether distances of the last of `n_passes` are sums of squared differences.
+        breath : Breath, optional
+            First add centroids, make its passes, and remove as many centroids. None are made if
+            fewer than ``breath.size`` rows lie off their centroids, or these are settled. Not if
+            `spherical`.
+        """
 
 
 def assign_then_add(

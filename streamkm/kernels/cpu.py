@@ -20,10 +20,18 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from streamkm.errors import DeviceError, Option
-from streamkm.kernels.base import Assignment, InPlaceAssignment, Rows, TwoNearest, assign_then_add
+from streamkm.kernels.base import (
+    Assignment,
+    Breath,
+    InPlaceAssignment,
+    PassedOver,
+    Rows,
+    TwoNearest,
+    assign_then_add,
+)
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
-from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
-from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
+from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, can_weigh, instruction_sets
+from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_, passes_tiles_
 
 if TYPE_CHECKING:
     from streamkm.kernels.base import KernelRequest
@@ -102,6 +110,11 @@ class CpuKernel:
         """The kernel itself."""
         return self
 
+    @property
+    def whole_passes(self) -> Self:
+        """The kernel itself."""
+        return self
+
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
@@ -151,15 +164,8 @@ class CpuKernel:
         wanted: Wanted = LABELS_ALONE,
     ) -> tuple[Assignment, int]:
         """Labels and squared distances, and the number of dropped rows."""
-        n_features, k = x_ND.shape[1], centroids_KD.shape[0]
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
-        if not 0 < k <= self._c_sq.shape[0]:
-            raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
-        if self._packed.shape[1] != n_features:
-            self._packed = self._packed.new_empty((len(self._packed), n_features))
-            self._zeros_D = self._packed.new_zeros(n_features)
-            self._rounding_share = rounding_share(x_ND.dtype, n_features)
-            self._cancelling_share = 2 * cancelling_share(x_ND.dtype, n_features)
+        self._make_room(centroids_KD)
         labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped = assign_tiles_(
             self._set,
             x_ND.contiguous(),
@@ -224,6 +230,45 @@ class CpuKernel:
             counts_K,
         )
 
+    def passes(
+        self,
+        rows: Rows,
+        weights_B: torch.Tensor | None,
+        unit: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        spherical: bool,
+        exact: bool,
+        breath: Breath | None = None,
+    ) -> PassedOver:
+        """Passes of Lloyd's algorithm, or a breath; see `PassKernel`."""
+        x_BD, shares_B = rows.x_BD, rows.shares_B
+        n_rows, size = x_BD.shape[0], 0 if breath is None else breath.size
+        self._check(x_BD, None, centroids_KD, rows.sq_norms_B, is_batch=False)
+        if not (can_weigh(shares_B, n_rows) and can_weigh(weights_B, n_rows)):
+            raise ValueError("shares and weights must be float64, one for each row")
+        self._make_room(centroids_KD, size)
+        found, n_uncertain = passes_tiles_(
+            self._set,
+            Rows(x_BD.contiguous(), rows.sq_norms_B.contiguous(), shares_B),
+            weights_B,
+            float(unit),
+            centroids_KD.contiguous(),
+            self._packed,
+            self._c_sq,
+            n_passes,
+            breath,
+            rounding_share=self._rounding_share,
+            cancelling_share=self._cancelling_share,
+            rechecks=self._rechecks,
+            spherical=spherical,
+            exact=exact,
+        )
+        if self._rechecks and n_uncertain:
+            self.n_rechecked += n_uncertain
+        return found
+
     def step(
         self,
         rows: Rows,
@@ -235,6 +280,17 @@ class CpuKernel:
         """Assign rows and add them up; see `Kernel`."""
         return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
 
+    def _make_room(self, centroids_KD: torch.Tensor, n_added: int = 0) -> None:
+        """Refuse more centroids than the kernel was made for; make room for theirs as packed."""
+        k, n_features = centroids_KD.shape[0] + n_added, centroids_KD.shape[1]
+        if not 0 < k <= self._c_sq.shape[0]:
+            raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
+        if self._packed.shape[1] != n_features:
+            self._packed = self._packed.new_empty((len(self._packed), n_features))
+            self._zeros_D = self._packed.new_zeros(n_features)
+            self._rounding_share = rounding_share(self._packed.dtype, n_features)
+            self._cancelling_share = 2 * cancelling_share(self._packed.dtype, n_features)
+
     def _check(
         self,
         x_BD: torch.Tensor,
@@ -243,14 +299,16 @@ class CpuKernel:
         of_rows_B: torch.Tensor,
         *,
         points_dtype: torch.dtype | None = None,
+        is_batch: bool = True,
     ) -> None:
         """Refuse tensors beyond whose end the extension, given bare addresses, would go."""
         # Not by len() and device.type, which take five times as long: small batches feel it.
         n_window, n_features = x_BD.shape
         n_rows = n_window if positions_B is None else positions_B.shape[0]
-        if n_rows > self._order.shape[0] or of_rows_B.shape[0] != n_rows:
+        most_rows = self._order.shape[0] if is_batch else n_rows
+        if n_rows > most_rows or of_rows_B.shape[0] != n_rows:
             raise ValueError(
-                f"a batch has at most {len(self._order)} rows here, and as many labels and norms: "
+                f"a batch has at most {most_rows} rows here, and as many labels and norms: "
                 f"not {n_rows} rows and {len(of_rows_B)}"
             )
         if points_KD.shape[1] != n_features:

@@ -43,6 +43,7 @@ class ReferenceKernel:
     stored_dtypes: tuple[torch.dtype, ...] = ()
     distances_cancel = True
     in_place = None
+    whole_passes = None
 
     def __init__(
         self,

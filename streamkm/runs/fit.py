@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm import __version__
 from streamkm.devices import resolve_device
 from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError, Option, RunError, StorageError
@@ -97,8 +96,10 @@ def fit(
     if resume and run_dir is not None:
         source = as_begun(source, run_dir, world)
     plan = plan_fit(source, config, execution, given_KD, weights, world)
-    record = run_record(plan, given_KD)
-    world.agree({"version of streamkm": __version__, **record["fit"], **record["data"]})
+    # It reads rows for a fingerprint of the data.
+    record = run_record(plan, given_KD) if run_dir is not None or world.size > 1 else {}
+    if world.size > 1:
+        world.agree({**record["fit"], **record["data"]})
     if run_dir is None or not world.is_first:
         # What is in the run folder, the first process alone has looked up.
         if run_dir is not None and world.gather(None)[0]:

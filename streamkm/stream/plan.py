@@ -233,6 +233,8 @@ class ReadingPlan:
 
     def rows_before(self, epoch: int, batch: int) -> int:
         """Rows of `epoch` in the batches before number `batch`."""
+        if batch == 0:
+            return 0
         _, window_rows, first_batches = self._layout(epoch)
         index = self._window_of(batch, first_batches)
         if index == self.n_windows:
@@ -242,6 +244,8 @@ class ReadingPlan:
 
     def batch_at(self, row: int) -> int:
         """Number of the batch that holds `row` when rows are read in sequence."""
+        if row == 0:
+            return 0
         index, within = divmod(row, self.window_blocks * self.block_rows)
         _, window_rows, first_batches = self._layout(0)
         edges = self._edges(int(window_rows[index]))
@@ -260,6 +264,9 @@ class ReadingPlan:
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Blocks in order of use; rows of each window; first batch of each, and the total."""
+        if self.n_blocks == 1:  # as in most arrays in memory; what follows takes ten times as long
+            n_all = -(-self.n_rows // self.batch_rows)
+            return np.array([0]), np.array([self.n_rows]), np.array([0, n_all])
         blocks = np.arange(self.n_blocks)
         if self.seed is not None and self.n_blocks > 1:
             blocks = _rng(self.seed, _BLOCK_ORDER, epoch).permutation(blocks)
@@ -276,7 +283,8 @@ class ReadingPlan:
         unit_rows = self.unit_blocks * self.block_rows
         n_units, rest = np.divmod(window_rows, unit_rows)
         n_batches: np.ndarray = n_units * -(-unit_rows // self.batch_rows)
-        return n_batches - (-rest // self.batch_rows)
+        n_batches += -(-rest // self.batch_rows)
+        return n_batches
 
     def _edges(self, window_rows: int) -> tuple[int, ...]:
         """Edges of the batches of a window: equal in training, else equal in every unit."""

@@ -18,6 +18,7 @@ class MetaKernel:
     stored_dtypes = (torch.float16, torch.bfloat16, torch.uint8, torch.int8)
     distances_cancel = False
     in_place = None
+    whole_passes = None
 
     @classmethod
     def check(cls, device) -> None:

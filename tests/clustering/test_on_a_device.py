@@ -39,7 +39,8 @@ def test_a_round_of_seeding_asks_for_no_value(
     monkeypatch.setattr(Scaling, "is_affine", False)
     candidates = Candidates(
         rows_CD=torch.empty((K, N_FEATURES), device=META),
-        counts_C=torch.zeros(K, dtype=torch.float64, device=META),
+        masses_LC=torch.zeros((2, K), dtype=torch.int64, device=META),
+        grades_C=torch.zeros(K, dtype=torch.int64, device=META),
         drawn_RD=torch.empty((9, N_FEATURES), device=META),
         keys_R=torch.empty(9, dtype=torch.float64, device=META),
     )

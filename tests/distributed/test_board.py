@@ -8,6 +8,8 @@ from tests.distributed.launched import by_hand, script
 
 #: Each process comes to the block three times; then something happens to one.
 RUN = """
+from streamkm.distributed import board
+
 def main():
     with joined("cpu", 2) as w:
         for _ in range(3):
@@ -87,7 +89,7 @@ def test_an_error_is_told_once_and_ends_all_with_its_status(tmp_path):
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", "died, was stopped or lost the link"),
         ("os.kill(os.getpid(), signal.SIGSTOP)", "died, was stopped or lost the link"),
-        ("time.sleep(60)", "hung: the others waited for it in vain"),
+        ("board.LEAVE_S = 3; time.sleep(60)", "hung: the others waited for it in vain"),
     ],
     ids=["killed", "stopped", "hangs"],
 )

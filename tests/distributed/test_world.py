@@ -68,6 +68,8 @@ def main():
         reals = torch.full((2,), w.rank + 0.5, dtype=torch.float64)
         halves = torch.full((4,), 0.5)[::2]
         nothing = torch.zeros(0, 5)
+        w.sum_()
+        w.sum_(nothing)
         w.sum_(large, small, reals, halves, nothing)
         assert large.tolist() == [[(w.size << 55) + total - w.size] * 2] * 3
         assert small.item() == total and reals.tolist() == [total - w.size / 2] * 2

@@ -19,6 +19,7 @@ of the one missed least (Franti 2018), which takes several times the passes.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,13 +31,14 @@ from streamkm.clustering.seeding.plan import (
     breath_size,
     rows_around,
 )
-from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
-from streamkm.clustering.seeding.sample_lloyd import Moved, SamplePass
-from streamkm.kernels import normalized, sq_distances_between
+from streamkm.clustering.seeding.sample import Draws, Sample, distinct_by
+from streamkm.clustering.seeding.sample_lloyd import SamplePass
+from streamkm.kernels import Breath, mass_by_label, normalized, sq_distances_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamkm.clustering.seeding.sample_lloyd import Moved
     from streamkm.kernels import Kernel
 
 __all__ = ["Breathing"]
@@ -45,12 +47,18 @@ __all__ = ["Breathing"]
 _BREATHS = -6
 #: Products of the masses and distances of pairs of centroids that are held at a time.
 TILE_ELEMENTS = 1 << 20
+#: Rows are as near as another up to this multiple of its squared distance, which rounding may make.
+SLACK = 1 + 1e-9
 #: Size of a breath, as a share of the one before that was not kept.
 SHRUNK = 0.7
 #: Costs of mergers are blurred by exponential variables to this power: see `missed_most`.
 BLUR = 0.25
 #: A breath is kept if it lowers the cost by more than this share, which rounding may do.
 LEAST_GAIN = 1e-7
+#: Breaths end after `TRIED` in a row that were not kept if the cheapest merger costs more than this
+#: multiple of the costliest cluster. Then those who were added are removed again, since blurring
+#: chooses others with probability ``8^-4``. (Of a uniform line, where that is not so, it is 6.)
+SETTLED, TRIED = 8.0, 3
 #: Breaths end after this number in a row that were not kept.
 PATIENCE = 24
 
@@ -105,66 +113,93 @@ class Breathing:
 
     def step_(self, index: int) -> bool:
         """Take a breath, and return whether another may follow."""
-        generator = self._draws.generator(self.centroids_KD.device, index)
+        k, device = self.centroids_KD.shape[0], self.centroids_KD.device
+        generator = self._draws.generator(device, index)
         if index == 0:
-            self._keep_if_better_(self.centroids_KD, 1, generator)
-        weights_S = self._sample.weighted(self._sq_distances_S)
-        size = min(int(self._size), int((weights_S > 0).sum()))
-        self.n_done = index + 1
-        if size == 0:
-            return False
-        added = [self._mean_around(row) for row in draw_distinct(weights_S, size, generator)]
-        found = self._passes(torch.cat((self.centroids_KD, *added)), PASSES_IN, generator)
-        is_left_K = missed_most(
-            found.centroids_KD, found.mass_K, len(self.centroids_KD),
-            blurred_by=generator if int(self._n_refused) else None,
+            self._keep_if_better_(self._pass.after(self.centroids_KD, generator, exact=True))
+        size, n_refused = int(self._size), int(self._n_refused)
+        # Drawn first: a breath in one call cannot draw.
+        uniform = partial(torch.rand, dtype=torch.float64, device=device, generator=generator)
+        uniform_S = uniform(self._sq_distances_S.shape[0])
+        uniform_K = uniform(k + size) if n_refused else None
+        breath = Breath(
+            size, PASSES_IN, self._label_S, self._sq_distances_S, uniform_S, uniform_K,
+            around_step(len(self._sample), k), rows_around(len(self._sample), k),
+            SLACK, SETTLED if n_refused == TRIED else 0.0, BLUR,
         )  # fmt: skip
-        if self._keep_if_better_(found.centroids_KD[is_left_K], PASSES_OUT, generator):
+        found = self._pass.after_breath(self.centroids_KD, breath, PASSES_OUT)
+        found = found or self._in_steps(breath, generator)
+        self.n_done = index + 1
+        if found is None:
+            return False
+        if self._keep_if_better_(found):
             self._n_refused = torch.zeros_like(self._n_refused)
         else:
             self._n_refused = self._n_refused + 1
-            self._size = torch.tensor(max(int(SHRUNK * int(self._size)), 1))
+            self._size = torch.tensor(max(int(SHRUNK * size), 1))
         return self.n_done < self.n_units and int(self._n_refused) < PATIENCE
 
-    def _keep_if_better_(
-        self, centroids_KD: torch.Tensor, n_passes: int, generator: torch.Generator
-    ) -> bool:
-        """Make passes from `centroids_KD` on; keep what they find if it costs less."""
-        found = self._passes(centroids_KD, n_passes, generator)
+    def _keep_if_better_(self, found: Moved) -> bool:
+        """Keep what passes found if it costs less."""
         if not bool(found.cost_after < (1 - LEAST_GAIN) * self.cost):
             return False
         self.centroids_KD, self.cost = found.centroids_KD, found.cost_after
         self._sq_distances_S, self._label_S = found.sq_distances_S, found.label_S
         return True
 
-    def _passes(
-        self, centroids_KD: torch.Tensor, n_passes: int, generator: torch.Generator
-    ) -> Moved:
-        """Make passes from `centroids_KD` on, and return what the last one found."""
-        for _ in range(n_passes - 1):
-            centroids_KD = self._pass.after(centroids_KD, generator).centroids_KD
-        return self._pass.after(centroids_KD, generator, exact=True)
+    def _in_steps(self, breath: Breath, generator: torch.Generator) -> Moved | None:
+        """What the last pass of a breath found; None if no breath can lower the cost."""
+        if breath.settled and self._is_settled(breath.settled):
+            return None
+        weights_S = self._sample.weighted(self._sq_distances_S)
+        size = min(breath.size, int((weights_S > 0).sum()))
+        if size == 0:
+            return None
+        drawn = distinct_by(breath.uniform_B, weights_S, size)
+        added = [self._mean_around(row, breath) for row in drawn]
+        found = self._pass.after_several(
+            torch.cat((self.centroids_KD, *added)), breath.n_passes, generator
+        )
+        is_left_K = missed_most(
+            found.centroids_KD, found.mass_K, self.centroids_KD.shape[0],
+            blurred_by=breath.uniform_K,
+        )  # fmt: skip
+        return self._pass.after_several(
+            found.centroids_KD[is_left_K], PASSES_OUT, generator, exact=True
+        )
 
-    def _mean_around(self, row: torch.Tensor) -> torch.Tensor:
+    def _is_settled(self, times: float) -> bool:
+        """Whether the cheapest merger costs more than some times the costliest cluster."""
+        sample, k = self._sample, self.centroids_KD.shape[0]
+        if k == 1:
+            return False
+        within_S = sample.weighted(self._sq_distances_S).double()
+        ones_S = torch.ones_like(within_S)
+        mass_K = mass_by_label(sample.weighted(ones_S), self._label_S, k)
+        within_K = mass_by_label(within_S, self._label_S, k)
+        costs_K, _ = cheapest_mergers(self.centroids_KD, mass_K)
+        return bool(costs_K.min() > times * within_K.max())
+
+    def _mean_around(self, row: torch.Tensor, breath: Breath) -> torch.Tensor:
         """Mean of a row and its `rows_around` nearest rows, (1, D).
 
         These are of its cluster, half of it at most; rows as near as the last of them count too.
         """
-        sample, k, row = self._sample, self.centroids_KD.shape[0], row.view(1)
+        sample, row = self._sample, row.view(1)
         members = (self._label_S == self._label_S.index_select(0, row)).nonzero().squeeze(1)
-        members = members[:: around_step(len(sample), k)]
-        x_MD, own_LD = sample.x_SD.index_select(0, members), sample.x_SD.index_select(0, row)
-        norms_M = sample.sq_norms_S.index_select(0, members)
-        distances_M = sq_distances_between(own_LD, x_MD, norms_M)[0]
-        n_rows = min(rows_around(len(sample), k), (members.shape[0] + 1) // 2)
-        limit = distances_M.topk(n_rows, largest=False, sorted=False).values.amax()
-        near = (distances_M <= limit).nonzero().squeeze(1)
-        x_ND = torch.cat((own_LD, x_MD.index_select(0, near)))
-        if sample.weights_S is None:
-            mean_LD = x_ND.mean(dim=0, keepdim=True)
-        else:
-            weights_N = sample.weights_S.index_select(0, torch.cat((row, members[near])))
-            mean_LD = (weights_N @ x_ND.double() / weights_N.sum()).to(x_ND.dtype)[None]
+        members, own_LD = members[:: breath.step], sample.x_SD.index_select(0, row)
+        distances_M = sq_distances_to(
+            sample.x_SD.index_select(0, members), torch.zeros_like(members), own_LD
+        )
+        n_near = min(breath.most_around, (members.shape[0] + 1) // 2)
+        limit = distances_M.topk(n_near, largest=False, sorted=False).values.amax()
+        near_N = torch.cat((row, members[distances_M <= limit * breath.slack]))
+        weights_N1 = torch.ones((len(near_N), 1), dtype=torch.float64, device=row.device)
+        if sample.weights_S is not None:
+            weights_N1 = sample.weights_S.index_select(0, near_N)[:, None]
+        x_ND = sample.x_SD.index_select(0, near_N)
+        total_LD = (weights_N1 * x_ND).sum(dim=0, keepdim=True)
+        mean_LD: torch.Tensor = (total_LD / weights_N1.sum()).to(x_ND.dtype)
         return normalized(mean_LD) if self._spherical else mean_LD
 
 
@@ -173,36 +208,27 @@ def missed_most(
     mass_K: torch.Tensor,
     n_left: int,
     *,
-    blurred_by: torch.Generator | None = None,
+    blurred_by: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Whether each centroid is one of the `n_left` that are missed most.
 
     A centroid is missed by the rise of the cost if it is merged with its partner, the one with
-    which that rise is least. If it is removed, its partner stays. With `blurred_by`, a centroid
-    that is missed by a is removed before one missed by b with probability ``b^4 / (a^4 + b^4)``.
+    which that rise is least. If it is removed, its partner stays. If it is blurred by numbers drawn
+    from 0 to 1, float64, at least one for each centroid, a centroid that is missed by a is removed
+    before one missed by b with probability ``b^4 / (a^4 + b^4)``.
     """
     # In a unit, a power of two: products of huge masses would overflow.
     mass_K = mass_K / torch.exp2(torch.frexp(mass_K.max())[1].double())
-    wide_KD, costs, partners, n_now = centroids_KD.double(), [], [], centroids_KD.shape[0]
-    sq_norms_K, blur_K = wide_KD.square().sum(dim=1), None
+    costs_K, partner_K = cheapest_mergers(centroids_KD, mass_K)
+    # In a unit of the largest and rounded to float32: so two centroids that are each other's
+    # cheapest cost the same, in whatever order their distance was added up.
+    largest = costs_K.max().clamp_min(torch.finfo(costs_K.dtype).tiny)
+    costs_K = (costs_K / largest).float().double()
     if blurred_by is not None:
         # Of a E and b F with exponential E and F, a E is the lesser with probability b / (a + b).
-        uniform_K = torch.rand(
-            n_now, dtype=torch.float64, device=mass_K.device, generator=blurred_by
-        )
-        blur_K = (-torch.log1p(-uniform_K)) ** BLUR
-    tile = max(TILE_ELEMENTS // n_now, 1)
-    for start in range(0, n_now, tile):
-        rows = slice(start, start + tile)
-        mass_T1 = mass_K[rows, None]
-        costs_TK = torch.addmm(sq_norms_K, wide_KD[rows], wide_KD.T, alpha=-2)
-        costs_TK += sq_norms_K[rows, None]
-        costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min_(torch.finfo(mass_K.dtype).tiny)
-        costs_TK.diagonal(start).fill_(torch.inf)
-        least_T, partner_T = costs_TK.min(dim=1)
-        costs += (least_T if blur_K is None else least_T * blur_K[rows]).tolist()
-        partners += partner_T.tolist()
-    order = sorted(zip(costs, mass_K.tolist(), range(n_now), strict=True))
+        costs_K = costs_K * (-torch.log1p(-blurred_by[: len(costs_K)])) ** BLUR
+    partners, n_now = partner_K.tolist(), len(partner_K)
+    order = sorted(zip(costs_K.tolist(), mass_K.tolist(), range(n_now), strict=True))
     removed: set[int] = set()
     stays: set[int] = set()
     # Those whose partner is gone, or which are a partner themselves, come last.
@@ -215,3 +241,23 @@ def missed_most(
                 stays.add(partners[place])
     left = [place not in removed for place in range(n_now)]
     return torch.tensor(left, device=centroids_KD.device)
+
+
+def cheapest_mergers(
+    centroids_KD: torch.Tensor, mass_K: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cost of the cheapest merger of each centroid, float64, and with which other one it is."""
+    wide_KD, costs, partners = centroids_KD.double(), [], []
+    sq_norms_K, tiny = wide_KD.square().sum(dim=1), torch.finfo(mass_K.dtype).tiny
+    tile = max(TILE_ELEMENTS // len(wide_KD), 1)
+    for start in range(0, len(wide_KD), tile):
+        rows = slice(start, start + tile)
+        mass_T1 = mass_K[rows, None]
+        costs_TK = torch.addmm(sq_norms_K, wide_KD[rows], wide_KD.T, alpha=-2)
+        costs_TK += sq_norms_K[rows, None]
+        costs_TK *= mass_T1 * mass_K / (mass_T1 + mass_K).clamp_min_(tiny)
+        costs_TK.diagonal(start).fill_(torch.inf)
+        least_T, partner_T = costs_TK.min(dim=1)
+        costs.append(least_T)
+        partners.append(partner_T)
+    return torch.cat(costs), torch.cat(partners)

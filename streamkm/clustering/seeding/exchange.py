@@ -1,35 +1,61 @@
-"""Exchanges: clusters that save little are given up, and others that cost much are halved.
+"""Exchanges and handovers: halves of clusters that cost much go where they cost less.
 
 k-means++ and a tree leave some groups of rows without a centroid of their own, and give others two.
 Passes of Lloyd's algorithm never mend that. For every cluster, two numbers are found: what it would
-cost to do without it, and what halving it would save. Then one cluster is given up and another
-halved wherever that pays. This is the split and merge of ISODATA (Ball & Hall 1965), with these
+cost to do without it, and what halving it would save. An exchange gives one cluster up and halves
+another, wherever that pays. This is the split and merge of ISODATA (Ball & Hall 1965), with these
 numbers instead of thresholds.
+
+A handover halves a cluster and lets one half join another cluster. Where there are fewer clusters
+than groups, some stand between two groups, and this changes which two. A pass often would not: a
+group is nearer to the point halfway to another group than to a centroid less far than that group.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["choose_exchanges", "cost_of_joining", "draw_of_each"]
+__all__ = [
+    "Halves",
+    "Part",
+    "choose_exchanges",
+    "choose_handovers",
+    "cost_of_joining",
+    "draw_of_each",
+]
 
 
-def cost_of_joining(
-    one: tuple[torch.Tensor, torch.Tensor],
-    other: tuple[torch.Tensor, torch.Tensor],
-    *,
-    spherical: bool,
-) -> torch.Tensor:
-    """Rise of the cost of each of K clusters if its two halves are joined, float64.
+class Part(NamedTuple):
+    """Sums and masses of some rows of every cluster."""
 
-    A half is given by its sums (K, D) and masses (K,), m and n. The cost rises by ``m n / (m + n)``
-    times the squared distance between the means of the halves (Ward 1963); by 0 if a half has no
-    rows. With rows and centroids of unit length the cost of a cluster is ``2 mass - 2 |sum|``.
+    sums_KD: torch.Tensor
+    mass_K: torch.Tensor
+
+    def of(self, chosen: torch.Tensor) -> Part:
+        """Those of chosen clusters."""
+        return Part(self.sums_KD[chosen], self.mass_K[chosen])
+
+
+class Halves(NamedTuple):
+    """Two halves of every cluster."""
+
+    is_in_one_S: torch.Tensor
+    """Whether a row is in the first half of its cluster."""
+    one: Part
+    other: Part
+
+
+def cost_of_joining(one: Part, other: Part, *, spherical: bool) -> torch.Tensor:
+    """Rise of the cost if each of K parts is joined with one of the others, float64.
+
+    With masses m and n the cost rises by ``m n / (m + n)`` times the squared distance between the
+    means of the two (Ward 1963); by 0 if one has no rows. With rows and centroids of unit length
+    the cost of a cluster is ``2 mass - 2 |sum|``.
     """
     (one_KD, one_K), (other_KD, other_K) = one, other
     if spherical:
@@ -87,3 +113,26 @@ def choose_exchanges(
         taken |= {given_up, heirs[given_up]}
         pairs.append((halved, given_up))
     return pairs
+
+
+def choose_handovers(
+    nets: Sequence[Sequence[float]], heirs: Sequence[Sequence[int]], taken: set[int]
+) -> list[list[int]]:
+    """Clusters whose first half joins its heir, and those whose second half does, where that pays.
+
+    `nets` are what the cost falls by, for each half of each cluster. A cluster takes part once, be
+    it as an heir, and not if it is `taken`.
+    """
+    moves = [
+        (-net, cluster, side)
+        for side, of_clusters in enumerate(nets)
+        for cluster, net in enumerate(of_clusters)
+        if net > 0
+    ]
+    taken, chosen = set(taken), [list[int]() for _ in nets]
+    for _, cluster, side in sorted(moves):
+        heir = heirs[side][cluster]
+        if cluster != heir and taken.isdisjoint((cluster, heir)):
+            taken |= {cluster, heir}
+            chosen[side].append(cluster)
+    return chosen

@@ -47,7 +47,8 @@ class Candidates:
     """Candidates of the rounds before, in the scaled space."""
     masses_LC: torch.Tensor
     """Mass of the rows nearest to each candidate, gathered in the last pass; in whole numbers, with
-    L = 2 (see `add_graded_`), so that no order of the batches shows."""
+    L = 2 (see `add_graded_`), so that no order of the batches shows. In units of
+    `Batch.weight_unit`: only their ratios matter."""
     grades_C: torch.Tensor
     """Their grades."""
     drawn_RD: torch.Tensor
@@ -116,7 +117,8 @@ class Candidates:
             sizes_C.index_add_(0, labels_B, torch.ones_like(labels_B))
             masses_C1 = kept_B.new_zeros((len(self.rows_CD), 1))
             add_by_label(kept_B[:, None], labels_B, sizes_C, masses_C1)
-            add_graded_(self.masses_LC[..., None], self.grades_C, masses_C1)
+            unit = 1.0 if batch.weight_unit is None else batch.weight_unit
+            add_graded_(self.masses_LC[..., None], self.grades_C, masses_C1 / unit)
             return
         draws = Draws(seed, _ROUNDS, epoch)
         generator = draws.generator(labels_B.device, index)

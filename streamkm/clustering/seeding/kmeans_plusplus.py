@@ -9,7 +9,7 @@ import torch
 
 from streamkm.clustering.seeding.plan import MAX_PROPOSED, greedy_trials
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_by_weight, draw_distinct
-from streamkm.kernels import KernelRequest, make_kernel
+from streamkm.kernels import KernelRequest, choose_, make_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,7 @@ class _PlusPlus(ChosenRows):
 
     def _weights_left(self) -> torch.Tensor:
         """Weights of the rows, 0 for chosen rows."""
-        left_S = self._sample.weighted(torch.ones_like(self._sample.sq_norms_S))
+        left_S = self._sample.weighted(torch.ones_like(self._sample.sq_norms_S)).double()
         return left_S.index_fill(0, self._chosen_K[: self.n_done], 0)
 
     def _choose_first_(self, generator: torch.Generator) -> None:
@@ -121,23 +121,15 @@ class GreedyPlusPlus(_PlusPlus):
 
     def step_(self, index: int) -> bool:
         """Choose centroid number `index`, and return whether there is another to choose."""
-        sample = self._sample
-        generator = self._draws.generator(sample.x_SD.device, index)
-        if index == 0:
-            self._choose_first_(generator)
-            return self.n_units > 1
-        weights_S = sample.weighted(self._closest_S)
-        # If all rows lie on centroids, to rounding, any other row will do.
-        weights_S = torch.where(weights_S.max() > 0, weights_S, self._left_S)
-        candidates = draw_by_weight(weights_S, self._trials, generator)
-        distances_LS, cost_L = sample.sq_distances_with(candidates, self._closest_S)
-        best = cost_L.argmin()
-        # index_select and not []: with an index that lies on the GPU, [] would make the host
-        # wait in each of k steps.
-        chosen = candidates.index_select(0, best[None])
-        self._chosen_K[index : index + 1] = chosen
-        self._left_S.index_fill_(0, chosen, 0)
-        self._closest_S = distances_LS.index_select(0, best[None])[0]
+        sample, device = self._sample, self._sample.x_SD.device
+        uniform_L = torch.rand(
+            self._trials if index else 1,
+            dtype=torch.float64, device=device, generator=self._draws.generator(device, index),
+        )  # fmt: skip
+        self._chosen_K[index : index + 1] = choose_(
+            sample.x_SD, sample.sq_norms_S, sample.weights_S, uniform_L,
+            closest_S=self._closest_S, left_S=self._left_S, is_first=index == 0,
+        )  # fmt: skip
         self.n_done = index + 1
         return self.n_done < self.n_units
 

@@ -82,7 +82,8 @@ ROWS_WORTH_PASSES = 4
 #: Passes before the first breath, and at the end, at most; of the passes that are affordable an
 #: eighth are kept for the end.
 FIRST_PASSES, FINAL_PASSES, FINAL_SHARE = 2, 30, 8
-#: Breaths, at most; a seeding ends before if `breathing.PATIENCE` in a row were not kept.
+#: Breaths, at most; a seeding ends before if `breathing.PATIENCE` in a row were not kept, or fewer
+#: where groups lie far apart.
 MAX_BREATHS = 400
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from streamkm.clustering.reservoir import step_generator
-from streamkm.kernels import sq_distances_between, sq_distances_with
+from streamkm.kernels import drawn_by, sq_distances_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ __all__ = [
     "Draws",
     "Sample",
     "Stage",
+    "distinct_by",
     "draw_by_weight",
     "draw_distinct",
     "merged",
@@ -33,9 +34,6 @@ __all__ = [
     "sample_cost",
 ]
 
-#: Weights that are drawn by are first rounded down to integers. Of S weights the largest becomes
-#: `WEIGHT_STEPS`, or ``MOST_STEPS / S`` if that is less, so that their sum fits int64.
-WEIGHT_STEPS, MOST_STEPS = 2.0**40, 2.0**62
 #: Elements that are hashed at a time.
 HASHED_ELEMENTS = 1 << 20
 #: The least exponent of a weight by which others are divided: 2 to minus it is still finite.
@@ -106,12 +104,6 @@ class Sample:
         # Rounding would leave a chosen row at some distance from itself, and it could be drawn
         # again.
         return distances_LS.scatter_(1, rows_L[:, None], 0)
-
-    def sq_distances_with(
-        self, rows_L: torch.Tensor, closest_S: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`closest_S` with each of a few rows chosen as well, (L, S), and the `total` of each."""
-        return sq_distances_with(rows_L, closest_S, self.x_SD, self.sq_norms_S, self.weights_S)
 
 
 def near_one(weights_S: torch.Tensor) -> torch.Tensor:
@@ -206,18 +198,9 @@ class Stage(Protocol):
 def draw_by_weight(
     weights_S: torch.Tensor, n_draws: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Positions drawn with replacement, with probability proportional to the weights.
-
-    Weights are rounded down to integers first: a running sum of floats depends on the
-    order in which a GPU adds, one of integers does not.
-    """
-    weights_S = weights_S.double()
-    largest = weights_S.max().clamp_min(torch.finfo(torch.float64).tiny)
-    steps = min(WEIGHT_STEPS, MOST_STEPS / len(weights_S))
-    cumulative_S = (weights_S / largest).mul_(steps).long().cumsum_(dim=0)
+    """Positions drawn with replacement, with probability proportional to the weights."""
     uniform = torch.rand(n_draws, dtype=torch.float64, device=weights_S.device, generator=generator)
-    drawn = torch.searchsorted(cumulative_S, (uniform * cumulative_S[-1]).long(), right=True)
-    return drawn.clamp_(max=len(weights_S) - 1)
+    return drawn_by(uniform, weights_S)
 
 
 def draw_distinct(
@@ -225,12 +208,19 @@ def draw_distinct(
 ) -> torch.Tensor:
     """Positions drawn without replacement, with probability proportional to the weights.
 
-    Uses the exponential keys of Efraimidis and Spirakis (2006). Positions of weight 0
-    come last, if there are not enough others.
+    Positions of weight 0 come last, if there are not enough others.
     """
     uniform_S = torch.rand(
-        len(weights_S), dtype=torch.float64, device=weights_S.device, generator=generator
+        weights_S.shape, dtype=torch.float64, device=weights_S.device, generator=generator
     )
+    return distinct_by(uniform_S, weights_S, n_draws)
+
+
+def distinct_by(uniform_S: torch.Tensor, weights_S: torch.Tensor, n_draws: int) -> torch.Tensor:
+    """`draw_distinct` by numbers from 0 to 1 that were drawn before.
+
+    Uses the exponential keys of Efraimidis and Spirakis (2006).
+    """
     keys_S = -torch.log1p(-uniform_S) / weights_S.double()
     keys_S.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     return torch.topk(keys_S, n_draws, largest=False).indices

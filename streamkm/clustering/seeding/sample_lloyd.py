@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from streamkm.clustering.assignment import nearest_and_sums
 from streamkm.clustering.batch import Batch
+from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
-from streamkm.kernels import means_of
+from streamkm.kernels import Rows, means_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import Breath, Kernel, PassedOver, PassKernel
 
 __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 
@@ -23,6 +25,11 @@ __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 _PASSES = -4
 #: Passes end when one lowers the cost by at most this share of the cost.
 LEAST_GAIN = 1e-4
+#: Products of two numbers of a pass in one call, at most: in a longer one a signal would wait.
+MOST_PRODUCTS = 1 << 30
+#: Products of two numbers that the cheapest mergers take, at most, for a breath in one call: it
+#: compares centroids one by one, where torch takes a matrix product.
+FEW_PRODUCTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,16 @@ class SamplePass:
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._sample, self._kernel, self._spherical, self._pause = sample, kernel, spherical, pause
-        weights_S = sample.weights_S
-        self._batches = [
-            Batch(
-                sample.x_SD[rows],
-                sample.sq_norms_S[rows],
-                None,
-                weights_B=None if weights_S is None else weights_S[rows],
-            )
-            for rows in sample.batches(batch_rows)
-        ]
+        self._all, self._batch_rows = self._batch(slice(None)), batch_rows
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        return [self._batch(rows) for rows in self._sample.batches(self._batch_rows)]
+
+    def _batch(self, rows: slice) -> Batch:
+        sample = self._sample
+        weights_B = None if sample.weights_S is None else sample.weights_S[rows]
+        return Batch(sample.x_SD[rows], sample.sq_norms_S[rows], None, weights_B=weights_B)
 
     def after(
         self, centroids_KD: torch.Tensor, generator: torch.Generator, *, exact: bool = False
@@ -75,6 +82,56 @@ class SamplePass:
         Without `exact`, distances are good enough to choose a centroid by, not to compare costs of
         rows that lie far from the origin.
         """
+        return self.after_several(centroids_KD, 1, generator, exact=exact)
+
+    def after_several(
+        self,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        generator: torch.Generator,
+        *,
+        exact: bool = False,
+    ) -> Moved:
+        """Make `n_passes` passes, and return what the last one found; see `after`."""
+        kernel = self._kernel_for(centroids_KD.shape[0])
+        while True:
+            if kernel is None:
+                found, n_made = self._one(centroids_KD, exact=exact and n_passes == 1), 1
+                is_full = not bool((found.mass_K == 0).any())
+            else:
+                passed = self._at_once(kernel, centroids_KD, n_passes, exact=exact)
+                found, n_made, is_full = self._moved(passed), passed.n_made, passed.is_full
+            n_passes -= n_made
+            if not is_full:
+                weights_S = self._sample.weighted(found.sq_distances_S)
+                self._fill_(found.centroids_KD, found.mass_K == 0, weights_S, generator)
+            if n_passes == 0:
+                return found
+            centroids_KD = found.centroids_KD
+
+    def after_breath(
+        self, centroids_KD: torch.Tensor, breath: Breath, n_passes: int
+    ) -> Moved | None:
+        """What the last of `n_passes` after a breath found, with exact distances.
+
+        None if the breath must be taken step by step: the kernel knows none, it would not gain, or
+        a cluster was left without a row.
+        """
+        n_now, n_features = centroids_KD.shape[0] + breath.size, centroids_KD.shape[1]
+        kernel = self._kernel_for(n_now)
+        if kernel is None or self._spherical or n_now * n_now * n_features > FEW_PRODUCTS:
+            return None
+        found = self._at_once(kernel, centroids_KD, n_passes, exact=True, breath=breath)
+        return self._moved(found) if found.n_made == n_passes and found.is_full else None
+
+    def _kernel_for(self, k: int) -> PassKernel | None:
+        """The kernel for passes in one call, where one is short enough to wait for its end."""
+        n_rows, n_features = self._sample.x_SD.shape
+        is_short = n_rows * k * (n_features + SCORE_PRODUCTS) <= MOST_PRODUCTS
+        return self._kernel.whole_passes if is_short else None
+
+    def _one(self, centroids_KD: torch.Tensor, *, exact: bool) -> Moved:
+        """One pass, batch by batch; clusters without a row stay."""
         sample, labels, distances, sums, masses = self._sample, [], [], [], []
         for batch in self._batches:
             assignment, found = nearest_and_sums(
@@ -89,10 +146,32 @@ class SamplePass:
         sq_distances_S = _joined(distances).to(sample.x_SD.dtype)
         after_KD, gain = means_of(sums_KD, mass_K, centroids_KD, spherical=self._spherical)
         cost = sample.total(sq_distances_S)
-        is_empty_K = mass_K == 0
-        if bool(is_empty_K.any()):
-            self._fill_(after_KD, is_empty_K, sample.weighted(sq_distances_S), generator)
         return Moved(after_KD, mass_K, _joined(labels), sq_distances_S, cost, cost - gain)
+
+    def _at_once(
+        self,
+        kernel: PassKernel,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        exact: bool,
+        breath: Breath | None = None,
+    ) -> PassedOver:
+        """Passes in one call, up to the first that finds an empty cluster."""
+        batch, (shares_B, unit) = self._all, self._all.shares
+        found = kernel.passes(
+            Rows(batch.x_BD, batch.sq_norms_B, shares_B), batch.weights_B, unit,
+            centroids_KD, n_passes, spherical=self._spherical, exact=exact, breath=breath,
+        )  # fmt: skip
+        self._pause()
+        return found
+
+    def _moved(self, found: PassedOver) -> Moved:
+        cost = self._sample.total(found.sq_distances_B)
+        cost_after = cost - found.gains_K.sum()
+        return Moved(
+            found.after_KD, found.mass_K, found.labels_B, found.sq_distances_B, cost, cost_after
+        )
 
     def _fill_(
         self,

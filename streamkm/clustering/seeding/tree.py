@@ -8,23 +8,33 @@ cluster closures"). A pass is so cheap that many are affordable.
 The passes are those of mini-batch k-means with a short memory: sums and masses fade, so that a row
 counts half after `HALF_LIFE` more rows of its cluster. Such centroids carry some noise, which leads
 them out of poor minima; a pass of Lloyd's algorithm then takes it away. Exchanges
-(see `exchange`) mend what no pass can: a level above may have given a branch too many clusters.
+and handovers (see `exchange`) mend what no pass can: a level above may have given a branch too many
+clusters, and three groups may share two clusters in a poor way.
 
 Rejected: a tree without passes across the borders of its branches, which ends twice as far above
-the best; passes of Lloyd's algorithm instead, which stay in the nearest minimum (bench/LOG.md).
+the best; passes of Lloyd's algorithm instead, which stay in the nearest minimum; breaths after the
+tree, which end higher on separated groups (bench/LOG.md).
 """
 
 from __future__ import annotations
 
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from streamkm.clustering.seeding.exchange import choose_exchanges, cost_of_joining, draw_of_each
+from streamkm.clustering.seeding.exchange import (
+    Halves,
+    Part,
+    choose_exchanges,
+    choose_handovers,
+    cost_of_joining,
+    draw_of_each,
+)
 from streamkm.clustering.seeding.kmeans_plusplus import GreedyPlusPlus
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
-from streamkm.clustering.seeding.tree_plan import HALF_LIFE, POOL, ROWS_PER_CHILD
+from streamkm.clustering.seeding.tree_plan import HALF_LIFE, POOL, ROWS_PER_CHILD, deal
 from streamkm.kernels import add_by_label, normalized, sq_distances_between, sq_distances_to
 
 if TYPE_CHECKING:
@@ -33,31 +43,24 @@ if TYPE_CHECKING:
     from streamkm.clustering.seeding.tree_plan import TreePlan
     from streamkm.kernels import Kernel
 
-__all__ = ["Tree", "deal"]
+__all__ = ["Tree"]
 
 #: Kind of these draws; see `Draws`.
-_TREE = -6
+_TREE = -7
 #: Clusters of a branch whose distances to others are in memory at once.
 TILE_CLUSTERS = 256
 
 
 class Near(NamedTuple):
-    """The clusters near each branch, and the heir of each cluster."""
+    """The clusters in and near each branch, and the heir of each cluster."""
 
+    in_branches: list[torch.Tensor]
+    """Clusters of a branch."""
     of_branches: list[torch.Tensor]
     """Clusters that the rows of a branch are compared with, ascending; none if it has none."""
     heir_K: torch.Tensor
     """The nearest other cluster, which gets the rows of one given up; the cluster itself if it is
     the only one."""
-
-
-class Half(NamedTuple):
-    """One half of every cluster; the other half is the rest."""
-
-    is_in_S: torch.Tensor
-    """Whether a row is in this half of its cluster."""
-    sums_KD: torch.Tensor
-    mass_K: torch.Tensor
 
 
 class Tree:
@@ -199,7 +202,7 @@ class Tree:
             self._fill_(all_mass_K == 0, generator)
         else:
             # It gives up the empty clusters first, since nothing is lost without them.
-            self._exchange_(all_sums_KD, all_mass_K, second_S, near.heir_K, generator)
+            self._exchange_(Part(all_sums_KD, all_mass_K), second_S, near, generator)
 
     def _find_near(self, level: int) -> Near:
         """The clusters near each branch, by the distances between centroids."""
@@ -240,7 +243,7 @@ class Tree:
             n_chosen = min(n_chosen, len(pool_P))
             chosen_N = nearest_P.topk(n_chosen, largest=False).indices
             of_branches.append(pool_P[chosen_N].sort().values)
-        return Near(of_branches, heir_K)
+        return Near(members, of_branches, heir_K)
 
     def _assign_(
         self, rows_R: torch.Tensor, near: Near, k: int, second_S: torch.Tensor | None
@@ -299,13 +302,14 @@ class Tree:
     def _move_(self, k: int) -> None:
         """Put the centroids that have rows on their means."""
         sums_KD, mass_K = self._sums_KD[:k], self._mass_K[:k]
-        centres_KD = self._centres(sums_KD, mass_K)
+        centres_KD = self._centres(Part(sums_KD, mass_K))
         moved_K = (sums_KD != 0).any(dim=1) if self._spherical else mass_K > 0
         c_KD = self.centroids_KD[:k]
         c_KD.copy_(torch.where(moved_K[:, None], centres_KD, c_KD))
 
-    def _centres(self, sums_KD: torch.Tensor, mass_K: torch.Tensor) -> torch.Tensor:
-        centres_KD = normalized(sums_KD) if self._spherical else sums_KD / mass_K[:, None]
+    def _centres(self, part: Part) -> torch.Tensor:
+        sums_KD = part.sums_KD
+        centres_KD = normalized(sums_KD) if self._spherical else sums_KD / part.mass_K[:, None]
         return centres_KD.to(self.centroids_KD.dtype)
 
     # ---- to mend ----------------------------------------------------------------
@@ -324,80 +328,114 @@ class Tree:
         self._label_S[drawn], self._closest_S[drawn] = places, 0
 
     def _exchange_(
-        self,
-        sums_KD: torch.Tensor,
-        mass_K: torch.Tensor,
-        second_S: torch.Tensor,
-        heir_K: torch.Tensor,
-        generator: torch.Generator,
+        self, whole: Part, second_S: torch.Tensor, near: Near, generator: torch.Generator
     ) -> None:
-        """Halve the clusters that gain most; one half of each replaces one that is missed least.
+        """Halve the clusters where that pays, and move one half of each.
 
-        `sums_KD` and `mass_K` are those of all rows, by their labels.
+        It replaces a cluster that is missed least, or else joins the nearest other cluster.
+        `whole` is of all rows, by their labels.
         """
-        sample, label_S, k = self._sample, self._label_S, len(mass_K)
+        label_S, k = self._label_S, len(whole.mass_K)
         every_K = torch.arange(k, device=label_S.device)
         # An empty cluster needs no heir.
-        heir_K = torch.where(mass_K > 0, heir_K, every_K)
-        # Its rows go to their second nearest, or all of them to the nearest other cluster.
-        loss_K1 = sums_KD.new_zeros((k, 1))
-        losses_S = sample.weighted((second_S - self._closest_S).double())
-        add_by_label(losses_S[:, None], label_S, torch.bincount(label_S, minlength=k), loss_K1)
-        heirs = (sums_KD[heir_K], mass_K[heir_K])
-        joined_K = cost_of_joining((sums_KD, mass_K), heirs, spherical=self._spherical)
-        loss_K = torch.minimum(loss_K1[:, 0], joined_K)
-        loss_K.masked_fill_((heir_K == every_K) & (mass_K > 0), torch.inf)
-
-        drawn_K = draw_of_each(label_S, sample.weighted(self._closest_S), k, generator)
-        half = self._half(sample.x_SD[drawn_K], self._centres(sums_KD, mass_K))
-        rest_KD, rest_K = sums_KD - half.sums_KD, mass_K - half.mass_K
-        half = self._half(self._centres(half.sums_KD, half.mass_K), self._centres(rest_KD, rest_K))
-        rest_KD, rest_K = sums_KD - half.sums_KD, mass_K - half.mass_K
-        gain_K = cost_of_joining(
-            (half.sums_KD, half.mass_K), (rest_KD, rest_K), spherical=self._spherical
-        )
-
+        heir_K = torch.where(whole.mass_K > 0, near.heir_K, every_K)
+        loss_K = self._losses(whole, second_S, heir_K)
+        halves = self._halves(whole, generator)
+        gain_K = self._cost_of_joining(halves.one, halves.other)
         pairs = choose_exchanges(gain_K.tolist(), loss_K.tolist(), heir_K.tolist())
-        if not pairs:
-            return
-        halved, given_up = torch.tensor(pairs, device=label_S.device).unbind(1)
-        partner_K = torch.full_like(heir_K, -1)
-        partner_K[halved] = given_up
-        now_K = every_K.clone()
-        now_K[given_up] = heir_K[given_up]
-        goes_S = half.is_in_S & (partner_K[label_S] >= 0)
-        self._label_S = torch.where(goes_S, partner_K[label_S], now_K[label_S])
-        self._branch_K[given_up] = self._branch_K[halved]
-        self._sums_KD[given_up], self._mass_K[given_up] = half.sums_KD[halved], half.mass_K[halved]
-        self._sums_KD[halved], self._mass_K[halved] = rest_KD[halved], rest_K[halved]
+        taken = {*chain.from_iterable(pairs), *(int(heir_K[given_up]) for _, given_up in pairs)}
+        self._replace_(pairs, heir_K, halves)
+        self._hand_over_(taken, whole, gain_K, halves, near)
         self._move_(k)
 
-    def _half(self, one_KD: torch.Tensor, other_KD: torch.Tensor) -> Half:
-        """The rows that are nearer to `one_KD` of their cluster than to `other_KD`."""
+    def _losses(self, whole: Part, second_S: torch.Tensor, heir_K: torch.Tensor) -> torch.Tensor:
+        """Rise of the cost without each cluster; infinite if there is no other.
+
+        Its rows go to their second nearest, or all of them to its heir.
+        """
+        label_S, k = self._label_S, len(heir_K)
+        loss_K1 = whole.sums_KD.new_zeros((k, 1))
+        losses_S = self._sample.weighted((second_S - self._closest_S).double())
+        add_by_label(losses_S[:, None], label_S, torch.bincount(label_S, minlength=k), loss_K1)
+        loss_K = torch.minimum(loss_K1[:, 0], self._cost_of_joining(whole, whole.of(heir_K)))
+        is_alone_K = heir_K == torch.arange(k, device=heir_K.device)
+        return loss_K.masked_fill_(is_alone_K & (whole.mass_K > 0), torch.inf)
+
+    def _halves(self, whole: Part, generator: torch.Generator) -> Halves:
+        """Halve each cluster by a row drawn by squared distance; then by the halves' means."""
+        sample = self._sample
+        drawn_K = draw_of_each(
+            self._label_S, sample.weighted(self._closest_S), len(whole.mass_K), generator
+        )
+        halves = self._halved(whole, sample.x_SD[drawn_K], self._centres(whole))
+        return self._halved(whole, self._centres(halves.one), self._centres(halves.other))
+
+    def _halved(self, whole: Part, one_KD: torch.Tensor, other_KD: torch.Tensor) -> Halves:
+        """Rows that are nearer to `one_KD` of their cluster than to `other_KD`, and the others."""
         x_SD, label_S, k = self._sample.x_SD, self._label_S, len(one_KD)
         is_in_S = sq_distances_to(x_SD, label_S, one_KD) < sq_distances_to(x_SD, label_S, other_KD)
         half_S = torch.where(is_in_S, label_S, k)
         sums_KD, mass_K = self._added(x_SD, self._shares_S, half_S, k + 1)
-        return Half(is_in_S, sums_KD[:k], mass_K[:k])
+        one = Part(sums_KD[:k], mass_K[:k])
+        return Halves(is_in_S, one, Part(whole.sums_KD - one.sums_KD, whole.mass_K - one.mass_K))
 
+    def _replace_(self, pairs: list[tuple[int, int]], heir_K: torch.Tensor, halves: Halves) -> None:
+        """Put one half of the first cluster of each pair in place of the second."""
+        if not pairs:
+            return
+        halved, given_up = torch.tensor(pairs, device=heir_K.device).unbind(1)
+        partner_K = torch.full_like(heir_K, -1)
+        partner_K[halved] = given_up
+        now_K = torch.arange(len(heir_K), device=heir_K.device)
+        now_K[given_up] = heir_K[given_up]
+        goes_S = halves.is_in_one_S & (partner_K[self._label_S] >= 0)
+        self._label_S = torch.where(goes_S, partner_K[self._label_S], now_K[self._label_S])
+        self._branch_K[given_up] = self._branch_K[halved]
+        self._put_(given_up, halves.one.of(halved))
+        self._put_(halved, halves.other.of(halved))
 
-def deal(costs: list[float], rows: list[int], k: int, n_features: int) -> list[int]:
-    """Deal `k` children to clusters by their costs: at least 1 and at most their rows.
+    def _hand_over_(
+        self, taken: set[int], whole: Part, gain_K: torch.Tensor, halves: Halves, near: Near
+    ) -> None:
+        """Let halves of clusters that are not `taken` join another cluster, where that pays."""
+        sides = ((halves.one, halves.other), (halves.other, halves.one))
+        heirs = [self._cheapest_heirs(goes, whole, near) for goes, _ in sides]
+        nets = [
+            gain_K - self._cost_of_joining(goes, whole.of(heir_K))
+            for (goes, _), heir_K in zip(sides, heirs, strict=True)
+        ]
+        chosen = choose_handovers(
+            [net_K.tolist() for net_K in nets], [heir_K.tolist() for heir_K in heirs], taken
+        )
+        for (goes, stays), heir_K, clusters in zip(sides, heirs, chosen, strict=True):
+            halved = torch.tensor(clusters, dtype=torch.int64, device=heir_K.device)
+            heir, to_K = heir_K[halved], torch.full_like(heir_K, -1)
+            to_K[halved] = heir
+            goes_S = (halves.is_in_one_S == (goes is halves.one)) & (to_K[self._label_S] >= 0)
+            self._label_S = torch.where(goes_S, to_K[self._label_S], self._label_S)
+            joined, left = whole.of(heir), goes.of(halved)
+            self._put_(heir, Part(joined.sums_KD + left.sums_KD, joined.mass_K + left.mass_K))
+            self._put_(halved, stays.of(halved))
 
-    Children are dealt in proportion to ``cost^(D / (D + 2))``, which ends lowest where the density
-    within each cluster is even (Zador 1982; Gersho 1979), and rounded by largest remainders. A
-    cluster without rows gets none.
-    """
-    power = n_features / (n_features + 2)
-    shares = [cost**power if cost > 0 else 0.0 for cost in costs]
-    total = sum(shares) or 1.0
-    quotas = [k * share / total for share in shares]
-    dealt = [min(max(int(quota), 1), n) for quota, n in zip(quotas, rows, strict=True)]
-    while (lacking := k - sum(dealt)) != 0:
-        # A round gives or takes one from each, those furthest from their quota first.
-        sign = 1 if lacking > 0 else -1
-        open_ = [i for i, n in enumerate(dealt) if (n < rows[i] if sign > 0 else n > 1)]
-        open_.sort(key=lambda i: (sign * (dealt[i] - quotas[i]), i))
-        for i in open_[: abs(lacking)]:
-            dealt[i] += sign
-    return dealt
+    def _cheapest_heirs(self, half: Part, whole: Part, near: Near) -> torch.Tensor:
+        """For a half of each cluster, the other cluster near its branch that it joins cheapest."""
+        c_KD, points_KD = self.centroids_KD, self._centres(half)
+        heir_K = torch.arange(len(points_KD), device=points_KD.device)
+        for own_L, near_N in zip(near.in_branches, near.of_branches, strict=True):
+            if not len(own_L):
+                continue
+            c_ND, mass_N = c_KD[near_N], whole.mass_K[near_N]
+            sq_norms_N = c_ND.square().sum(dim=1)
+            for own_T in own_L.split(TILE_CLUSTERS):
+                costs_TN = sq_distances_between(points_KD[own_T], c_ND, sq_norms_N)
+                # Ward's cost over the mass of the half.
+                costs_TN *= mass_N / (half.mass_K[own_T, None] + mass_N)
+                costs_TN.masked_fill_(own_T[:, None] == near_N, torch.inf)
+                heir_K[own_T] = near_N[costs_TN.argmin(dim=1)]
+        return heir_K
+
+    def _put_(self, places: torch.Tensor, part: Part) -> None:
+        self._sums_KD[places], self._mass_K[places] = part.sums_KD, part.mass_K
+
+    def _cost_of_joining(self, one: Part, other: Part) -> torch.Tensor:
+        return cost_of_joining(one, other, spherical=self._spherical)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-__all__ = ["HALF_LIFE", "POOL", "ROWS_PER_CHILD", "TreePlan", "plan_tree"]
+__all__ = ["HALF_LIFE", "POOL", "ROWS_PER_CHILD", "TreePlan", "deal", "plan_tree"]
 
 #: Clusters of the first level, at most; and clusters that one cluster is divided into, on average:
 #: a quarter of the square root of all clusters of the level, but at least 16. Fewer would make many
@@ -105,7 +105,8 @@ def _tree(
         one_pass += (n_batches + 1) * above * call
         work += 2 * one_pass
         above = n
-    exchange = one_pass + EXCHANGE_READS * read
+    # Both halves of each cluster are compared with the clusters near it.
+    exchange = one_pass + EXCHANGE_READS * read + 2 * k * near[-1] * pair
     tree = TreePlan(tuple(levels), tuple(near), tuple(batches), exchanges=0, epochs=0.0)
     return work, exchange, tree
 
@@ -113,3 +114,25 @@ def _tree(
 def _children(n: int) -> int:
     """Clusters that each cluster of the level above `n` is divided into, on average."""
     return max(MIN_CHILDREN, int(CHILDREN_SHARE * math.sqrt(n)))
+
+
+def deal(costs: list[float], rows: list[int], k: int, n_features: int) -> list[int]:
+    """Deal `k` children to clusters by their costs: at least 1 and at most their rows.
+
+    Children are dealt in proportion to ``cost^(D / (D + 2))``, which ends lowest where the density
+    within each cluster is even (Zador 1982; Gersho 1979), and rounded by largest remainders. A
+    cluster without rows gets none.
+    """
+    power = n_features / (n_features + 2)
+    shares = [cost**power if cost > 0 else 0.0 for cost in costs]
+    total = sum(shares) or 1.0
+    quotas = [k * share / total for share in shares]
+    dealt = [min(max(int(quota), 1), n) for quota, n in zip(quotas, rows, strict=True)]
+    while (lacking := k - sum(dealt)) != 0:
+        # A round gives or takes one from each, those furthest from their quota first.
+        sign = 1 if lacking > 0 else -1
+        open_ = [i for i, n in enumerate(dealt) if (n < rows[i] if sign > 0 else n > 1)]
+        open_.sort(key=lambda i: (sign * (dealt[i] - quotas[i]), i))
+        for i in open_[: abs(lacking)]:
+            dealt[i] += sign
+    return dealt

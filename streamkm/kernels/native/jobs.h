@@ -158,6 +158,51 @@ struct MoveJob {
     bool spherical;        // whether a centroid is the direction of its sum, not the mean
 };
 
+// A step of greedy k-means++: rows are drawn by weight, and the one that leaves the least cost is
+// chosen. Of `rows`, those that describe the rows and their weights are given.
+template <class T>
+struct ChooseJob {
+    CompareJob<T> rows;
+    T* closest;             // n_rows: squared distances to the nearest chosen row, to be lowered
+    double* left;           // n_rows: weights of the rows, 0 for chosen ones, to be updated
+    const double* uniform;  // n_trials: from 0 to 1, drawn evenly
+    int64_t n_trials;
+    double most_steps;      // what the largest weight becomes as an integer
+    bool is_first;          // whether to draw by `left` alone
+};
+
+// Passes of Lloyd's algorithm over rows in memory.
+template <class T>
+struct PassesJob {
+    AssignJob<T> rows;      // with the centroids to begin from
+    const double* shares;   // n_rows, or null: weights divided by `unit`
+    const double* weights;  // n_rows, or null where each row weighs 1
+    double unit;
+    double* masses;         // k, to be filled: weights of each cluster in the last pass
+    T* after;               // k x n_features, to be filled: the centroids after it
+    double* gains;          // k, to be filled: as in MoveJob
+    int64_t n_passes;
+    bool exact;             // whether distances in the last pass are sums of squared differences
+    bool rechecks, spherical;
+    int n_threads, n_threads_to_add, n_threads_to_move;
+};
+
+// A breath: centroids are added, passes are made, as many are removed, and passes are made again.
+template <class T>
+struct BreathJob {
+    PassesJob<T> passes;                // those at the end, but from the centroids before
+    const int64_t* labels;              // n_rows: by the centroids before
+    const T* sq_distances;              // n_rows: to them
+    const double* uniform_of_rows;      // n_rows: from 0 to 1, drawn evenly
+    const double* uniform_of_clusters;  // k + size, or null if costs of mergers are not blurred
+    int64_t size;                       // centroids that are added
+    int64_t n_passes_in;                // passes with them
+    int64_t step, most_around;          // of every `step`-th row, how many a mean is taken of
+    double slack;                       // times the distance of the last of these: as near as it
+    double settled;                     // see `is_settled`; 0 not to ask
+    double blur;                        // power of the exponential variables that costs are times
+};
+
 // Moments of features, from rows as they are stored.
 struct MomentsJob {
     const void* x;          // n_rows x n_features

@@ -15,6 +15,7 @@
 #include <iterator>
 #include <new>
 
+#include "breaths.h"
 #include "dispatch.h"
 #include "reservoir.h"
 
@@ -410,6 +411,122 @@ PyObject* py_moments(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+struct PassesArguments {
+    AssignArguments rows;
+    unsigned long long shares, weights, masses, after, gains;
+    double unit;
+    long long n_passes;
+    int exact, spherical, n_threads_to_add, n_threads_to_move;
+};
+
+struct BreathArguments {
+    PassesArguments passes;
+    unsigned long long labels, sq_distances, uniform_of_rows, uniform_of_clusters;
+    long long size, n_passes_in, step, most_around;
+    double slack, settled, blur;
+};
+
+template <class T>
+PassesJob<T> job_of(const PassesArguments& given) {
+    return {job_of<T>(given.rows), at<double>(given.shares), at<double>(given.weights), given.unit,
+            at<double>(given.masses), at<T>(given.after), at<double>(given.gains), given.n_passes,
+            given.exact != 0, given.rows.rechecks != 0, given.spherical != 0, given.rows.n_threads,
+            given.n_threads_to_add, given.n_threads_to_move};
+}
+
+// Breathes if there is a size, and only makes passes otherwise.
+template <class T>
+PassedOver breathe_from(const InstructionSet& set, const BreathArguments& given) {
+    if (given.size == 0) return make_passes(functions_of<T>(set), job_of<T>(given.passes));
+    return breathe(functions_of<T>(set),
+                   BreathJob<T>{job_of<T>(given.passes), at<int64_t>(given.labels),
+                                at<T>(given.sq_distances), at<double>(given.uniform_of_rows),
+                                at<double>(given.uniform_of_clusters), given.size,
+                                given.n_passes_in, given.step, given.most_around, given.slack,
+                                given.settled, given.blur});
+}
+
+PyObject* py_passes(PyObject*, PyObject* args) {
+    int set, is_double;
+    BreathArguments given{};
+    PassesArguments& passes = given.passes;
+    AssignArguments& rows = passes.rows;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKdLLLLddpppiii|KKKKLLLLddd", &set, &is_double, &rows.x,
+                          &rows.sq_norms, &rows.centroids, &rows.packed, &rows.c_sq, &rows.labels,
+                          &rows.sq_distances, &passes.shares, &passes.weights, &passes.masses,
+                          &passes.after, &passes.gains, &passes.unit, &passes.n_passes,
+                          &rows.n_rows, &rows.n_features, &rows.k, &rows.rounding, &rows.cancels,
+                          &passes.exact, &rows.rechecks, &passes.spherical, &rows.n_threads,
+                          &passes.n_threads_to_add, &passes.n_threads_to_move, &given.labels,
+                          &given.sq_distances, &given.uniform_of_rows, &given.uniform_of_clusters,
+                          &given.size, &given.n_passes_in, &given.step, &given.most_around,
+                          &given.slack, &given.settled, &given.blur)) {
+        return nullptr;
+    }
+    if (given.size > 0 && !are_labels(at<int64_t>(given.labels), rows.n_rows, rows.k)) {
+        return refuse_labels(rows.k);
+    }
+    PassedOver found;
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        found = is_double ? breathe_from<double>(instruction_sets[set], given)
+                          : breathe_from<float>(instruction_sets[set], given);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    return Py_BuildValue("LLi", static_cast<long long>(found.n_made),
+                         static_cast<long long>(found.n_uncertain), int{found.is_full});
+}
+
+struct ChooseArguments {
+    CompareArguments rows;
+    unsigned long long closest, left, uniform;
+    long long n_trials;
+    double most_steps;
+    int is_first;
+};
+
+template <class T>
+int64_t choose_from(const InstructionSet& set, const ChooseArguments& given) {
+    ChooseJob<T> job{};
+    static_cast<AssignJob<T>&>(job.rows) = job_of<T>(given.rows.rows);
+    job.rows.weights = at<double>(given.rows.weights);
+    job.closest = at<T>(given.closest);
+    job.left = at<double>(given.left);
+    job.uniform = at<double>(given.uniform);
+    job.n_trials = given.n_trials;
+    job.most_steps = given.most_steps;
+    job.is_first = given.is_first != 0;
+    return choose(functions_of<T>(set), job, given.rows.rows.n_threads);
+}
+
+PyObject* py_choose(PyObject*, PyObject* args) {
+    int set, is_double;
+    ChooseArguments given{};
+    AssignArguments& rows = given.rows.rows;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKLLLddpi", &set, &is_double, &rows.x, &rows.sq_norms,
+                          &given.rows.weights, &given.closest, &given.left, &given.uniform,
+                          &rows.n_rows, &rows.n_features, &given.n_trials, &given.most_steps,
+                          &rows.cancels, &given.is_first, &rows.n_threads)) {
+        return nullptr;
+    }
+    int64_t chosen = 0;
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        chosen = is_double ? choose_from<double>(instruction_sets[set], given)
+                           : choose_from<float>(instruction_sets[set], given);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    return PyLong_FromLongLong(chosen);
+}
+
 #define STORED_NAME(name, Stored) name,
 PyObject* py_stored_types(PyObject*, PyObject*) {
     const char* const names[] = {FOR_EACH_STORED_TYPE(STORED_NAME)};
@@ -456,6 +573,9 @@ PyMethodDef methods[] = {
     {"offer", py_offer, METH_VARARGS, "Rows that may fill empty clusters; see kernels/ops/offer.py."},
     {"moments", py_moments, METH_VARARGS, "Moments of features; see kernels/ops/moments.py."},
     {"move", py_move, METH_VARARGS, "Centroids follow the sums; see kernels/ops/move.py."},
+    {"passes", py_passes, METH_VARARGS,
+     "Passes of Lloyd's algorithm, or a breath: passes made, rows in doubt, whether each cluster has mass; see kernels/ops/tiles.py."},
+    {"choose", py_choose, METH_VARARGS, "A step of greedy k-means++; see kernels/ops/choose.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
      "(name, number, panel width for float32, for float64) of each that runs here, best first."},

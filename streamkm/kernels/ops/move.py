@@ -13,7 +13,7 @@ import torch
 from streamkm.kernels.extension import address, instruction_sets, n_threads_for
 from streamkm.kernels.ops.normalize import normalized
 
-__all__ = ["Sums", "means_of", "move_points_"]
+__all__ = ["MOVE_PRODUCTS", "Sums", "means_of", "move_points_"]
 
 #: Cost of moving one feature of a point, above all a division, in products.
 MOVE_PRODUCTS = 32

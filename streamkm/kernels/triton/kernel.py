@@ -96,6 +96,7 @@ class TritonKernel:
     name = "triton"
     distances_cancel = False
     in_place = None
+    whole_passes = None
 
     def __init__(
         self,

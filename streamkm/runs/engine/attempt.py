@@ -5,7 +5,8 @@ z-score or min-max need them. ``seed`` draws a sample and finds the first centro
 `engine.seeding`). ``train`` streams the epochs through the algorithm. ``close`` makes passes of
 Lloyd's algorithm: after mini-batches always, after another algorithm only where it left a
 cluster without a row, never without ``closing_pass``. Its epochs are numbered on from
-``--epochs``.
+``--epochs``. Before the first of them, after mini-batches of the annealed rate, centroids of a few
+rows go where they save more (see `clustering.spare`).
 
 The cursor says how many batches of which epoch of which phase have been *applied*; rows that
 were only read ahead do not count. All that is computed is a function of the cursor and the
@@ -22,6 +23,7 @@ from streamkm.clustering.algorithm import closing_algorithm, make_algorithm, sto
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import Scaling
+from streamkm.clustering.spare import spend_spare_
 from streamkm.distributed.world import ALONE
 from streamkm.kernels import Moments, moments_in_parts
 from streamkm.runs.engine.announcer import Announcer
@@ -38,6 +40,7 @@ from streamkm.runs.storage.checkpoint import NoCheckpoints
 from streamkm.runs.storage.model import Model
 from streamkm.stream.pipeline import open_slots
 from streamkm.tables import ALGORITHMS
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from streamkm.clustering.algorithm import Algorithm
@@ -175,8 +178,9 @@ class Attempt:
         """Stream the epochs that are left, and decide whether a closing pass follows."""
         config, keeper = self._plan.config, self._keeper
         algorithm = make_algorithm(
-            self._kernel.for_clusters, config, self._plan.reading.n_rows, self._world
-        )
+            self._kernel.for_clusters, config, self._plan.reading.n_rows, self._world,
+            self._plan.weight_unit or 1.0,
+        )  # fmt: skip
         first = keeper.now.cursor.epoch
         left = range(first, first if keeper.is_stopped else config.epochs)
         self._passes(slots, state, scaling, algorithm, left)
@@ -187,7 +191,16 @@ class Attempt:
     def _close(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
         """Make closing passes until `is_closed`: exact clusters, none empty if the data allows."""
         config, keeper = self._plan.config, self._keeper
-        algorithm = closing_algorithm(self._kernel.for_clusters, config, self._world)
+        algorithm = closing_algorithm(
+            self._kernel.for_clusters, config, self._world, self._plan.weight_unit or 1.0
+        )
+        if config.rate == "annealed" and keeper.now.cursor == Cursor("close", config.epochs):
+            n_moved = spend_spare_(state, spherical=config.metric == "cosine")
+            if n_moved:
+                self._announcer.progress.say(
+                    f"note: {counted(n_moved, 'centroid')} of few rows moved to larger clusters, "
+                    "which are halved"
+                )
         while True:
             cursor = keeper.now.cursor
             if cursor.epoch > config.epochs and cursor.batch == 0:

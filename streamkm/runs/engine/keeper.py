@@ -85,14 +85,15 @@ class Keeper:
         if self.world.size > 1:
             # Looked up by all at the same step: who ends an epoch early waits for nobody.
             self.is_stopped = self._has_stopped()
+        name = self._stop_request.signal_name
         stops, is_due = self._agreement.after_step(
-            stop=self._stop_request.signal_name is not None,
+            stop=name is not None,
             due=self._checkpoints.is_due(self.now.step),
         )
         if is_due:
             self.save()
         if stops:
-            self._stop()
+            self._stop(name)
 
     def after_epoch(self, cursor: Cursor) -> None:
         """Move to `cursor`, where the next epoch begins, and report."""
@@ -152,12 +153,13 @@ class Keeper:
         Between steps, where processes may be at different places, each goes on: `after_step` asks
         them together.
         """
-        if self.world.size == 1 and self._stop_request.signal_name is not None:
-            self._stop()
+        name = self._stop_request.signal_name
+        if self.world.size == 1 and name is not None:
+            self._stop(name)
 
-    def _stop(self) -> None:
-        named = [name for name in self.world.gather(self._stop_request.signal_name) if name]
-        name = named[0] if named else "a signal"
+    def _stop(self, name: str | None) -> None:
+        # Not every process has got a signal.
+        name = next(filter(None, self.world.gather(name)))
         resume = Option("resume", value=True)
         try:
             path = self.save(is_last=True)

@@ -151,7 +151,9 @@ class Seeder:
         plan, keeper, config = self.plan, self.keeper, self.plan.config
         reading, first, scaling = plan.reading_of("rounds"), keeper.now.cursor, keeper.now.scaling
         assert scaling is not None
-        prepare = Preparation.widened(scaling, batch_rows=config.batch_rows, dtype=plan.dtype)
+        prepare = Preparation.widened(
+            scaling, batch_rows=config.batch_rows, dtype=plan.dtype, weight_unit=plan.weight_unit
+        )
         epochs, times = range(first.epoch, N_ROUNDS + 1), StageTimes()
         done = first.epoch * reading.n_rows + reading.rows_before(0, first.batch)
         total = (N_ROUNDS + 1) * reading.n_rows
@@ -235,7 +237,8 @@ class StageRunner:
                 f"seed: {stage.name}", stage.n_units, StageTimes(),
                 done=stage.n_done, unit=stage.unit,
             )  # fmt: skip
-            self._advance(stage, number, index, is_last=(number + 1) % len(kinds) == 0)
+            with self.kernel.cores():
+                self._advance(stage, number, index, is_last=(number + 1) % len(kinds) == 0)
         return now.seeding["best_KD" if config.n_init > 1 else "centroids_KD"]
 
     def _advance(self, stage: Stage, number: int, index: int, *, is_last: bool) -> None:
@@ -244,8 +247,7 @@ class StageRunner:
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while goes_on:
             before = stage.n_done
-            with self.kernel.cores():
-                goes_on = stage.step_(index)
+            goes_on = stage.step_(index)
             index += 1
             if goes_on:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()

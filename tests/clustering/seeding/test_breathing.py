@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from sklearn.cluster import KMeans
 from streamkm.clustering.seeding.breathing import Breathing, missed_most
 from streamkm.clustering.seeding.plan import breath_size
 from streamkm.clustering.seeding.sample import Sample
+from streamkm.kernels.cpu import CpuKernel
+from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import CPU
 
 BATCH = 64
+needs_extension = pytest.mark.skipif(not instruction_sets(), reason="the extension was not built")
 
 
 def stage_for(sample: Sample, centroids: torch.Tensor, n: int, seed: int = 0, **options):
@@ -84,7 +88,8 @@ def test_blurred_removals_by_their_shares() -> None:
     cheap = 0
     for seed in range(2000):
         generator = torch.Generator().manual_seed(seed)
-        left = missed_most(centroids, mass, 3, blurred_by=generator)
+        uniform = torch.rand(4, dtype=torch.float64, generator=generator)
+        left = missed_most(centroids, mass, 3, blurred_by=uniform)
         cheap += int(not left[:2].all())
     # Two draws each: a merger costs 1/2 or 0.72.
     share = 0.72**4 / (0.5**4 + 0.72**4)
@@ -179,6 +184,23 @@ def test_nothing_left_to_gain() -> None:
     assert stage.centroids_KD.tolist() == [[1.0], [2.0]]
 
 
+# Breaks when breaths go on where none can help, or end where some could.
+@pytest.mark.parametrize("weighted", [False, True])
+def test_breaths_end_early_where_a_merger_costs_eight_times_a_cluster(weighted) -> None:
+    # A group costs 2, and to merge two of them costs 2 * 2 / 4 times their squared distance.
+    for distance, n_breaths in ((4.1, 4), (3.9, 24)):
+        rows = torch.tensor([[-1.0], [1.0], [distance - 1], [distance + 1]])
+        weights = torch.ones(4).double() if weighted else None
+        start = torch.tensor([[0.0], [distance]])
+        stage = stage_for(Sample(rows, weights), start, 1000)
+        assert finished(stage).tolist() == start.tolist()
+        assert stage.n_done == n_breaths
+    # Two groups share a centroid, and a third has two.
+    far = torch.tensor([[0.0], [1.0], [50.0], [51.0], [1000.0], [1001.0]])
+    stage = stage_for(Sample(far), torch.tensor([[25.5], [1000.0], [1001.0]]), 1000)
+    assert finished(stage).sort(dim=0).values.flatten().tolist() == [0.5, 50.5, 1000.5]
+
+
 # ---- a stage ----------------------------------------------------------------
 
 
@@ -213,3 +235,48 @@ def test_breaths_end_when_none_is_kept() -> None:
     finished(stage)
     assert stage.n_done < 100
     assert stage.centroids_KD.flatten().tolist() == [0.5, 10.5]
+
+
+# ---- in one call ------------------------------------------------------------
+
+
+class StepByStep:
+    """A kernel that makes neither passes nor breaths in one call."""
+
+    whole_passes = None
+
+    def __init__(self, kernel: CpuKernel) -> None:
+        self._kernel = kernel
+
+    def __getattr__(self, name: str):
+        return getattr(self._kernel, name)
+
+
+# Breaks when the two ways draw other rows, average other neighbours, remove others or add in
+# another order; when a result depends on the threads; or when an empty cluster is left empty.
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("case", ["plain", "grouped", "few distinct rows", "equal centroids"])
+def test_a_breath_in_one_call_has_the_bits_of_one_in_steps(rng, dtype, weighted, case) -> None:
+    rows = torch.as_tensor(rng.normal(size=(3000, 5)))
+    if case == "grouped":
+        rows += 20 * torch.as_tensor(rng.normal(size=(12, 5)))[torch.arange(3000) % 12]
+    if case == "few distinct rows":
+        rows = rows[torch.arange(3000) % 31].round()
+    weights = torch.as_tensor(rng.integers(0, 4, size=3000)).double() if weighted else None
+    sample, k = Sample(rows.to(dtype), weights), 30
+    start = sample.x_SD[:k].clone()
+    if case == "equal centroids":
+        start[1:4] = start[0]
+    found = {}
+    for n_threads, whole in ((1, True), (2, True), (1, False)):
+        kernel: Any = CpuKernel(len(rows), k + breath_size(k), dtype, CPU)
+        kernel = kernel if whole else StepByStep(kernel)
+        torch.set_num_threads(n_threads)
+        stage = Breathing(sample, start, 60, 5, kernel=kernel, batch_rows=len(rows))
+        finished(stage)
+        found[n_threads, whole] = stage.tensors()
+    for name, tensor in found[1, False].items():
+        assert torch.equal(tensor, found[1, True][name]), name
+        assert torch.equal(tensor, found[2, True][name]), name

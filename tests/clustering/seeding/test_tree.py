@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from streamkm.clustering.seeding.kmeans_plusplus import kmeans_plusplus
 from streamkm.clustering.seeding.sample import Sample
-from streamkm.clustering.seeding.tree import Tree, deal
+from streamkm.clustering.seeding.tree import Tree
 from streamkm.clustering.seeding.tree_plan import TreePlan
 from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import CPU
@@ -24,6 +22,7 @@ def tree_for(
     *,
     near: int | None = None,
     exchanges: int = 3,
+    number: int = 5,
     **options,
 ) -> Tree:
     n_near = tuple(min(near or n, n) for n in levels)
@@ -33,7 +32,7 @@ def tree_for(
         return ReferenceKernel(BATCH, k, sample.x_SD.dtype, CPU)
 
     return Tree(
-        sample, levels[-1], plan, 0, 5, make_kernel=make_kernel, batch_rows=BATCH, **options
+        sample, levels[-1], plan, 0, number, make_kernel=make_kernel, batch_rows=BATCH, **options
     )
 
 
@@ -47,8 +46,10 @@ def cost(rows: torch.Tensor, centroids: torch.Tensor) -> float:
     return float(torch.cdist(rows, centroids).min(dim=1).values.square().sum())
 
 
-def groups(rng: np.random.Generator, n_groups: int, n_rows: int, d: int = 16) -> torch.Tensor:
-    centres = rng.normal(scale=10**0.5, size=(n_groups, d))
+def groups(
+    rng: np.random.Generator, n_groups: int, n_rows: int, d: int = 16, *, scale: float = 10**0.5
+) -> torch.Tensor:
+    centres = rng.normal(scale=scale, size=(n_groups, d))
     labels = rng.integers(n_groups, size=n_rows)
     return torch.as_tensor(centres[labels] + rng.normal(size=(n_rows, d)))
 
@@ -209,18 +210,35 @@ def test_near_clusters_and_heirs_by_brute_force(rng) -> None:
         assert nearest[chosen].max() <= nearest[others].min()
 
 
-# Breaks when clusters are lost or made up, or a cluster gets more children than rows.
-@given(st.lists(st.tuples(st.floats(0, 1e9), st.integers(0, 40)), min_size=1), st.data())
-def test_all_children_are_dealt(clusters, data) -> None:
-    costs, rows = [c for c, _ in clusters], [n for _, n in clusters]
-    least = sum(n > 0 for n in rows)
-    k = data.draw(st.integers(least, sum(rows)))
-    dealt = deal(costs, rows, k, 10)
-    assert sum(dealt) == k
-    assert all(min(n, 1) <= children <= n for children, n in zip(dealt, rows, strict=True))
+# Three groups, at 0, 50 and 85. The middle one shares a cluster with the first, though the last is
+# nearer. No pass and no exchange mends that: the last one's heir is the cluster to halve.
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("spherical", [False, True])
+def test_a_group_joins_the_cluster_that_is_nearer(rng, spherical, weighted) -> None:
+    angles = torch.as_tensor(np.repeat([0.0, 50.0, 85.0], 60) + rng.normal(size=180)).deg2rad()
+    rows = torch.stack((angles.cos(), angles.sin()), dim=1) if spherical else angles[:, None]
+    weights = torch.as_tensor(rng.uniform(1, 2, size=180)) if weighted else None
+    stage = tree_for(Sample(rows, weights), (2,), exchanges=1, spherical=spherical)
+    stage.step_(0)
+    for label, middle in enumerate((25.0, 85.0)):
+        point = torch.tensor(middle).deg2rad()
+        stage.centroids_KD[label] = (
+            torch.stack((point.cos(), point.sin())) if spherical else point[None]
+        )
+    stage._pass_(0, "mean", torch.Generator())
+    assert stage._label_S.reshape(3, 60).unique(dim=1).squeeze().tolist() == [0, 0, 1]
+    stage.step_(2)
+    assert stage._label_S.reshape(3, 60).unique(dim=1).squeeze().tolist() == [0, 1, 1]
+    first, last = rows[:60].mean(dim=0), rows[60:].mean(dim=0)
+    assert float((stage.centroids_KD - torch.stack((first, last))).abs().max()) < 0.05
 
 
-# By hand: with 2 features, the shares are the square roots of the costs.
-def test_children_by_cost() -> None:
-    assert deal([100.0, 4.0, 0.0], [99, 99, 99], 14, 2) == [11, 2, 1]
-    assert deal([100.0, 4.0], [3, 99], 14, 2) == [3, 11]
+# Breaks when clusters that stand between two groups keep the two that chance gave them: without
+# handovers 5 of these 8 seeds end 1 to 8 % above the best.
+def test_fewer_clusters_than_separated_groups() -> None:
+    rows = groups(np.random.default_rng(0), 40, 3000, scale=10)
+    costs = [
+        cost(rows, finished(tree_for(Sample(rows), (4, 32), exchanges=8, number=number)))
+        for number in range(8)
+    ]
+    assert sum(found > 1.01 * min(costs) for found in costs) <= 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkm.clustering.seeding.tree_plan import MAX_EXCHANGES, TreePlan, plan_tree
+from streamkm.clustering.seeding.tree_plan import MAX_EXCHANGES, TreePlan, deal, plan_tree
 
 
 def planned(rows: int, k: int, budget: int = 10**18) -> TreePlan:
@@ -57,3 +57,20 @@ def test_the_steps_in_order() -> None:
         (0, "divide"), (0, "forget"), (0, "mean"),
         (1, "divide"), (1, "forget"), (1, "exchange"), (1, "exchange"), (1, "mean"),
     ]  # fmt: skip
+
+
+# Breaks when clusters are lost or made up, or a cluster gets more children than rows.
+@given(st.lists(st.tuples(st.floats(0, 1e9), st.integers(0, 40)), min_size=1), st.data())
+def test_all_children_are_dealt(clusters, data) -> None:
+    costs, rows = [c for c, _ in clusters], [n for _, n in clusters]
+    least = sum(n > 0 for n in rows)
+    k = data.draw(st.integers(least, sum(rows)))
+    dealt = deal(costs, rows, k, 10)
+    assert sum(dealt) == k
+    assert all(min(n, 1) <= children <= n for children, n in zip(dealt, rows, strict=True))
+
+
+# By hand: with 2 features, the shares are the square roots of the costs.
+def test_children_by_cost() -> None:
+    assert deal([100.0, 4.0, 0.0], [99, 99, 99], 14, 2) == [11, 2, 1]
+    assert deal([100.0, 4.0], [3, 99], 14, 2) == [3, 11]

@@ -63,8 +63,8 @@ def summed(x_ND, labels_B, shares_B, edges, positions_B=None) -> FixedSums:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_sums_are_those_of_long_integers_in_any_order(dtype, n_features, weighted) -> None:
     """An element taken twice, left out or rounded otherwise shows."""
-    x_ND, labels_B, shares_B = made(dtype, n_features)
-    shares_B = shares_B if weighted else None
+    x_ND, labels_B, all_shares_B = made(dtype, n_features)
+    shares_B = all_shares_B if weighted else None
     sums = summed(x_ND, labels_B, shares_B, (0, N_ROWS))
     turned = torch.randperm(N_ROWS, generator=torch.Generator().manual_seed(5))
     again = summed(
@@ -99,8 +99,8 @@ def test_sums_are_those_of_long_integers_in_any_order(dtype, n_features, weighte
 @pytest.mark.parametrize("weighted", [False, True])
 def test_compiled_and_torch_agree_to_the_bit(dtype, weighted, monkeypatch) -> None:
     """Both round half to even, products first."""
-    x_ND, labels_B, shares_B = made(dtype, 37)
-    shares_B = shares_B if weighted else None
+    x_ND, labels_B, all_shares_B = made(dtype, 37)
+    shares_B = all_shares_B if weighted else None
     compiled = summed(x_ND, labels_B, shares_B, (0, N_ROWS))
     monkeypatch.setattr(fixed, "instruction_sets", tuple)
     in_torch = summed(x_ND, labels_B, shares_B, (0, N_ROWS))

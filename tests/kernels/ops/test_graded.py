@@ -53,7 +53,7 @@ def test_no_order_and_no_division_shows(spread) -> None:
     raised_K = torch.stack([grades_K for _, grades_K in parts]).amax(dim=0)
     for sums_LKD, grades_K in parts:
         raise_grades_(sums_LKD, grades_K, raised_K)
-    found.append((sum(sums_LKD for sums_LKD, _ in parts), raised_K))
+    found.append((torch.stack([sums_LKD for sums_LKD, _ in parts]).sum(dim=0), raised_K))
     first = graded_total(*found[0])
     for sums_LKD, grades_K in found[1:]:
         assert torch.equal(grades_K, found[0][1])

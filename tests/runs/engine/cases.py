@@ -27,6 +27,8 @@ class Case:
     few_distinct: bool = False
     """Whether the array has 5 distinct rows."""
     weighted: bool = False
+    lone: bool = False
+    """Whether one of the first centroids is a lone row that a larger cluster has more use for."""
 
     def job(self, folder: Path) -> Job:
         """The fit, on a Zarr array in `folder`."""
@@ -41,6 +43,11 @@ class Case:
             far[2:5] += 1000.0 * np.arange(1, 4)[:, None]
             np.save(folder / "far.npy", far)
             settings["init"] = str(folder / "far.npy")
+        if self.lone:
+            rows[100] = rows[:20].mean(axis=0)
+            rows[100, 1] += 5
+            np.save(folder / "lone.npy", rows[[0, 90, 200, 100]].astype(np.float64))
+            settings |= {"init": str(folder / "lone.npy"), "k": 4}
         array = zarr.create_array(
             folder / "x.zarr", shape=rows.shape, chunks=(20, N_FEATURES), dtype="f4"
         )
@@ -70,6 +77,7 @@ CASES = [
          {"epochs": 9, "max_no_improvement": 4, "init": "random"}),
     Case("minibatch, stopped by gain",
          {"epochs": 9, "rate": "mean", "min_gain": 0.1, "init": "random"}),
+    Case("minibatch, lone row", lone=True),
     Case("minibatch, no closing pass", {"epochs": 2, "closing_pass": False}),
     # Closing passes that find ever more rows for clusters, and some that find none.
     Case("minibatch, few distinct rows", {"epochs": 1}, starts_far=True, few_distinct=True),

@@ -39,7 +39,8 @@ def snapshots() -> dict[str, Snapshot]:
     state.counts_K += torch.arange(4) + 2**40
     rows = torch.from_numpy(rng.normal(size=(9, 3)).astype(np.float32))
     keys = rows[:, 0].abs().double()
-    candidates = Candidates(rows, keys, rows[:8], keys[:8])
+    masses = torch.arange(18).view(2, 9)
+    candidates = Candidates(rows, masses, masses[0] - 3, rows[:8], keys[:8])
     cost = torch.tensor(2.5, dtype=torch.float64)
     best = {"best_KD": rows[:4], "best_cost": cost}
     chosen = {"chosen_K": torch.tensor([3, 1, -1, -1]), "closest_S": rows[:, 0].abs()}

@@ -56,6 +56,19 @@ def test_stopped_at_every_batch_of_one_run(job):
     assert job.results == expected
 
 
+# Breaks when the rate of scikit-learn moves centroids in a way of its own, or when centroids are
+# halved though no closing pass follows.
+@on_cases("minibatch, lone row")
+@pytest.mark.parametrize(
+    ("settings", "moves"), [({}, True), ({"rate": "mean"}, False), ({"closing_pass": False}, False)]
+)
+def test_a_lone_centroid_moves_before_the_closing_pass(job, capsys, settings, moves):
+    job.settings.update(settings)
+    job.attempt()
+    told = "note: 1 centroid of few rows moved to larger clusters" in capsys.readouterr().err
+    assert told == moves
+
+
 @on_cases("minibatch", "lloyd")
 def test_a_finished_run_is_left_as_it_is(job, capsys):
     job.attempt()
