@@ -103,7 +103,7 @@ def fit(
     if run_dir is None or not world.is_first:
         # What is in the run folder, the first process alone has looked up.
         if run_dir is not None and world.gather(None)[0]:
-            return load_model(run_dir)
+            return load_model(run_dir, world)
         with Progress(quiet=quiet or not world.is_first) as progress:
             attempt = Attempt(plan, NoCheckpoints(), progress, stop_request, listener, world)
             with memory_told(attempt.doing, resumable=run_dir is not None):
@@ -112,6 +112,8 @@ def fit(
         finished = finished_model(folder)
         world.gather(finished is not None)
         if finished is not None:
+            if world.size > 1:
+                load_model(folder.path, world)
             return _say_finished(finished, folder, quiet=quiet)
         checkpoints = Checkpointer(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints

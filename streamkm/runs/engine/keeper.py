@@ -14,7 +14,7 @@ from streamkm.distributed.world import ALONE
 from streamkm.errors import Interrupted, Option, StorageError
 from streamkm.runs.engine.agreement import Agreement
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
-from streamkm.runs.engine.snapshot import Snapshot, handed_round
+from streamkm.runs.engine.snapshot import Snapshot, of_first
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.runs.storage.checkpoint import NoCheckpoints
 
@@ -62,7 +62,7 @@ class Keeper:
         if self.world.is_first:
             checkpoint = self._checkpoints.load(partial(check_checkpoint, plan=self._plan))
         if self.world.size > 1:
-            checkpoint = handed_round(checkpoint, self.world)
+            checkpoint = of_first(checkpoint, self.world)
         if checkpoint is None:
             return
         self.now = Snapshot.from_checkpoint(checkpoint, self._plan.device, self._plan.config)
