@@ -33,5 +33,5 @@ def handed_round(
         held = {name: np.array(array) for name, array in arrays.items()}
     else:
         held = {name: np.empty(tuple(shape), dtype) for name, (dtype, shape) in layout.items()}
-    world.broadcast_(*(torch.from_numpy(array) for array in held.values()))
+    world.broadcast_(*(torch.from_numpy(array) for array in held.values() if array.size))
     return about, held
