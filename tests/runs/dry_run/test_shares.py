@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ from streamkm.runs.dry_run.shares import (
 from streamkm.runs.fit import plan_fit
 from streamkm.sources import open_source
 from streamkm.sources.weights import open_weights
+from streamkm.text import format_bytes
 from tests.clustering.streams import CPU, batch_of
+from tests.runs.processes import ROOT
 
 
 class Wire(World):
@@ -78,6 +82,20 @@ def test_bytes_are_those_that_are_added_up(plan, dtype, weighted):
     of_pass = Wire()
     Lloyd(kernel, 0, world=of_pass).gathered(state)
     assert pass_bytes(made) == of_pass.n_bytes
+
+
+# Breaks when the table of docs/scale-out.md is not what a dry run says.
+def test_the_manual_has_these_bytes(plan):
+    made, text = plan(), (ROOT / "docs/scale-out.md").read_text()
+    rows = re.findall(r"^\| ([\d,]+) \| (\d+) \| (\S+ \wiB) \| (\S+ \wiB) \|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for k, n_features, of_step, of_pass in rows:
+        source = SimpleNamespace(spec=SimpleNamespace(n_features=int(n_features)))
+        config = replace(made.config, k=int(k.replace(",", "")))
+        sized = replace(made, config=config, source=source)
+        assert (format_bytes(step_bytes(sized)), format_bytes(pass_bytes(sized))) == (
+            of_step, of_pass,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("n_processes", "algorithm"), [(3, "minibatch"), (4, "lloyd")])
