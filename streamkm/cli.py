@@ -14,14 +14,13 @@ import logging
 import os
 import sys
 import tomllib
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import ExitStack, closing, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
 from streamkm.config import ExecutionConfig, FitConfig
-from streamkm.errors import ConfigError, ElsewhereError, Interrupted, StreamkmError
+from streamkm.errors import ConfigError, ElsewhereError, StreamkmError
 from streamkm.files import expanded
 from streamkm.machine import cores_by_quota
 from streamkm.options import (
@@ -38,10 +37,11 @@ from streamkm.options import (
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
+from streamkm.starting import n_to_start, processes
 from streamkm.text import TIME_FORMAT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -52,8 +52,6 @@ __all__ = ["main"]
 
 #: Errors of a path that cannot be used: another one would not raise them.
 _OF_THE_PATH = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
-#: Variables of a process that is one of several.
-STARTED_WITH = {"WORLD_SIZE", "RANK", "SLURM_STEP_ID"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,9 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         format=f"{stamp}streamkm: %(message)s", datefmt=TIME_FORMAT, level=logging.INFO
     )
+    has_threads = "OMP_NUM_THREADS" in os.environ
     prepare_process(cores_by_quota())
     try:
-        arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+        words = sys.argv[1:] if argv is None else list(argv)
+        arguments = _parse(words)
+        if (n_processes := n_to_start(configured(ExecutionConfig, arguments))) > 1:
+            if not has_threads:  # The processes share the cores.
+                os.environ.pop("OMP_NUM_THREADS", None)
+            from streamkm.distributed.launching import launch
+
+            return launch(n_processes, ["-m", "streamkm", *words])
         # For a failed allocation where fit and predict do not name the phase themselves.
         with memory_told(lambda: "at work", resumable=False):
             arguments.command(arguments)
@@ -117,51 +123,31 @@ def _fit(arguments: argparse.Namespace) -> None:
     execution = configured(ExecutionConfig, arguments)
     with (
         StopRequest() as stop_request,
-        _processes(execution) as (execution, shared),
+        processes(execution) as (execution, shared),
         closing(_open(arguments)) as source,
     ):
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
+        control |= shared
         check_fit(source.spec, config, source.name)
         check_outside(source, run_dir=arguments.out)
+        is_first = not shared or shared["world"].is_first
         if arguments.dry_run:
-            with _open_weights(arguments, source) as weights:
-                from streamkm.runs.dry_run.fit import dry_run
+            if is_first:
+                with _open_weights(arguments, source) as weights:
+                    from streamkm.runs.dry_run.fit import dry_run
 
-                job = (source, config, execution, arguments.out)
-                _print_report(dry_run(*job, **control, weights=weights))
+                    job = (source, config, execution, arguments.out)
+                    _print_report(dry_run(*job, **control, weights=weights))
+            if shared:  # The others wait, so that they cannot end as lost.
+                shared["world"].meet()
             return
-        if not shared or shared["world"].is_first:
+        if is_first:
             check_run_is_free(arguments.out, resume=arguments.resume)
 
         with _open_weights(arguments, source) as weights:
             from streamkm.runs.fit import fit
 
-            fit(source, config, execution, arguments.out, **control, weights=weights, **shared)
-
-
-@contextmanager
-def _processes(execution: ExecutionConfig) -> Iterator[tuple[ExecutionConfig, dict[str, Any]]]:
-    """Join the other processes of the run, if torchrun or Slurm has started any.
-
-    Yields the settings with the device of this process, and the argument ``world`` of a command;
-    without other processes no argument, for which torch would have to be imported.
-    """
-    if not os.environ.keys() & STARTED_WITH:
-        yield execution, {}
-        return
-    from streamkm.distributed.joining import joined, local_device
-
-    with joined(execution.device) as world:
-        if not world.is_first:
-            logging.getLogger().setLevel(logging.CRITICAL)
-        if world.size > 1:
-            device = local_device(execution.device, world.local_rank)
-            execution = replace(execution, device=device)
-        try:
-            yield execution, {"world": world}
-        except Interrupted as error:
-            # All stop together; the first process tells it.
-            raise error if world.is_first else Interrupted() from error
+            fit(source, config, execution, arguments.out, **control, weights=weights)
 
 
 def _of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -190,7 +176,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     options = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
     with (
         StopRequest() as stop_request,
-        _processes(configured(ExecutionConfig, arguments)) as (execution, shared),
+        processes(configured(ExecutionConfig, arguments)) as (execution, shared),
         ExitStack() as stack,
     ):
         run = _of_first(shared, partial(read_config, arguments.run))
@@ -207,6 +193,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
             if is_first:
                 _print_report(dry_predict(arguments.run, source, execution, **options))
+            if shared:
+                shared["world"].meet()
             return
         from streamkm.runs.predict import predict
 
@@ -220,7 +208,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     reads = partial(read_config, arguments.run)
     with (
         StopRequest() as stop_request,
-        _processes(configured(ExecutionConfig, arguments)) as (execution, shared),
+        processes(configured(ExecutionConfig, arguments)) as (execution, shared),
         closing(_open_as_in(_of_first(shared, reads), arguments)) as source,
         _open_weights(arguments, source) as weights,
     ):

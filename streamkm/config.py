@@ -363,6 +363,21 @@ class ExecutionConfig:
         "the end what share of that the run reached",
         default=False,
     )
+    processes: str = setting(
+        "processes of this machine that share the work; auto is one for each GPU",
+        default="1",
+        rule=matching(r"auto|[1-9]\d*", "auto or a whole number of at least 1"),
+        metavar="N|auto",
+        commands=EVERY_COMMAND,
+    )
+    process_timeout: float = setting(
+        "time after which one of several processes that does not answer counts as lost",
+        default=60.0,
+        shown="60",
+        rule=finite(1),
+        metavar="SECONDS",
+        commands=EVERY_COMMAND,
+    )
 
     def __post_init__(self) -> None:
         for each in settings_of(ExecutionConfig):

@@ -73,14 +73,21 @@ def cgroup_cores(root: Path) -> int | None:
     return max(min(granted), 1) if granted else None
 
 
-def memory_limit() -> MemoryLimit:
-    """The least of the machine's memory, the limits of control groups and ``ulimit -v``."""
-    limits = [MemoryLimit(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "")]
+def memory_limit(n_processes: int = 1) -> MemoryLimit:
+    """The least of the machine's memory, the limits of control groups and ``ulimit -v``.
+
+    The first two are divided by `n_processes`, the processes of a run on this machine; the third
+    each of them has for itself.
+    """
+    n_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // n_processes
+    limits = [MemoryLimit(n_bytes, "")]
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
         limits.append(MemoryLimit(address_space, "ulimit -v"))
     if (of_group := cgroup_memory(ROOT)) is not None:
-        limits.append(of_group)
+        shared = f", divided by {n_processes} processes" if n_processes > 1 else ""
+        share = of_group.n_bytes // n_processes
+        limits.append(MemoryLimit(share, f"{of_group.origin}{shared}"))
     return min(limits, key=lambda limit: limit.n_bytes)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from torch.distributed.run import get_args_parser
 
 import streamkm
 
@@ -33,6 +34,12 @@ PAGES = [README, *MANUAL]
 
 #: Languages of blocks that are run, and of those that are not: `sh` installs, `text` shows.
 RUN, SHOWN = {"bash", "console", "python"}, {"sh", "text"}
+
+#: Options of torchrun that pages name.
+OF_TORCHRUN = {
+    "--standalone", "--nnodes", "--nproc-per-node", "--node-rank", "--master-addr",
+    "--master-port", "--max-restarts",
+}  # fmt: skip
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -244,8 +251,13 @@ def test_every_option_of_every_command_is_explained() -> None:
 def test_no_word_outlives_its_option(page: Path) -> None:
     """Breaks when a page speaks of an option that no command has; others are other programs'."""
     text = re.sub(r"`scripts/[^`]*`|#SBATCH --\S+", "", page.read_text())
-    known = {"--help"}.union(*map(offered, all_commands()))
+    known = {"--help"}.union(OF_TORCHRUN, *map(offered, all_commands()))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) <= known
+
+
+def test_options_of_torchrun_are_its_own() -> None:
+    theirs = {option for action in get_args_parser()._actions for option in action.option_strings}
+    assert theirs >= OF_TORCHRUN
 
 
 # ---- names and links ---------------------------------------------------------

@@ -22,6 +22,7 @@ from streamkm.machine import (
 GIB = 1 << 30
 #: What version 1 says where there is no limit.
 UNLIMITED = 0x7FFFFFFFFFFFF000
+SHARED = "x, divided by 4 processes"
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
@@ -148,17 +149,20 @@ def test_the_lesser_of_affinity_and_quota_counts(monkeypatch, granted, expected)
 
 
 @pytest.mark.parametrize(
-    ("of_group", "address_space", "expected"),
+    ("of_group", "address_space", "expected", "of_four"),
     [
-        (None, resource.RLIM_INFINITY, (16 * GIB, "")),
-        (MemoryLimit(UNLIMITED, "cgroup limit x"), resource.RLIM_INFINITY, (16 * GIB, "")),
-        (MemoryLimit(GIB, "cgroup limit x"), 2 * GIB, (GIB, "cgroup limit x")),
-        (MemoryLimit(3 * GIB, "cgroup limit x"), 2 * GIB, (2 * GIB, "ulimit -v")),
+        (None, resource.RLIM_INFINITY, (16 * GIB, ""), (4 * GIB, "")),
+        (MemoryLimit(UNLIMITED, "x"), resource.RLIM_INFINITY, (16 * GIB, ""), (4 * GIB, "")),
+        (MemoryLimit(GIB, "x"), 2 * GIB, (GIB, "x"), (GIB // 4, SHARED)),
+        (MemoryLimit(3 * GIB, "x"), 2 * GIB, (2 * GIB, "ulimit -v"), (3 * GIB // 4, SHARED)),
+        (None, 2 * GIB, (2 * GIB, "ulimit -v"), (2 * GIB, "ulimit -v")),
     ],
 )
-def test_the_least_limit_of_memory_counts(monkeypatch, of_group, address_space, expected):
+def test_the_least_limit_of_memory_counts(monkeypatch, of_group, address_space, expected, of_four):
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 16 * GIB // 4096}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (address_space, address_space))
     monkeypatch.setattr(machine, "cgroup_memory", lambda root: of_group)
     assert memory_limit() == MemoryLimit(*expected)
+    # Processes share what is the machine's or the job's; `ulimit -v` each has for itself.
+    assert memory_limit(4) == MemoryLimit(*of_four)

@@ -125,7 +125,10 @@ class Lloyd:
         whole = replace(
             state, **own, pass_grades_K=grades[0], pass_total_grades_T=grades[1]
         ).with_reservoir(whole_reservoir(state, self.world))
-        self._total_(whole)
+        totals_T = self._totals(whole)
+        whole.inertia = totals_T[0].clone()
+        if whole.is_weighted:
+            whole.weights_K, whole.epoch_weights_K = totals_T[1:].clone(), totals_T[1:].clone()
         return whole
 
     def keep_own_(self, state: KMeansState) -> None:
@@ -140,17 +143,19 @@ class Lloyd:
         """Take the sums of the pass together, of all batches and processes, in no order."""
         for name, whole in self.gathered(state).tensors().items():
             getattr(state, name).copy_(whole)
-        self._total_(state)
-        state.sums_KD = graded_total(state.pass_sums_LKD, state.pass_grades_K) * self.weight_unit
+        total_KD = graded_total(state.pass_sums_LKD, state.pass_grades_K)
+        torch.mul(total_KD, self.weight_unit, out=state.sums_KD)
+        totals_T = self._totals(state)
+        state.inertia.copy_(totals_T[0])
+        if state.is_weighted:
+            state.weights_K.copy_(totals_T[1:])
+            state.epoch_weights_K.copy_(totals_T[1:])
         state.mass_K.copy_(state.whole_mass_K)
 
-    def _total_(self, state: KMeansState) -> None:
-        """Take inertia and weights from the totals of the pass."""
+    def _totals(self, state: KMeansState) -> torch.Tensor:
+        """The inertia of the pass, and the weights of the clusters."""
         totals_T1 = graded_total(state.pass_totals_LT[..., None], state.pass_total_grades_T)
-        totals_T = totals_T1[:, 0] * self.weight_unit
-        state.inertia = totals_T[0].clone()
-        if state.is_weighted:
-            state.weights_K, state.epoch_weights_K = totals_T[1:].clone(), totals_T[1:].clone()
+        return totals_T1[:, 0] * self.weight_unit
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Reseed the clusters without a row, then move all centroids to their means."""

@@ -143,7 +143,7 @@ def evaluate(
     InputError
         If the run or the data cannot be used.
     """
-    model = load_model(run_dir)
+    model = load_model(run_dir, world)
     nan = nan or model.settings["nan"]
     labelling = Labelling(model, source, execution, weights, world=world)
     sums = RunningClusterSums(model.k, model.n_features)

@@ -95,7 +95,7 @@ def fit(
     check_outside(source, run_dir=run_dir)
     if resume and run_dir is not None:
         source = as_begun(source, run_dir, world)
-    plan = plan_fit(source, config, execution, given_KD, weights)
+    plan = plan_fit(source, config, execution, given_KD, weights, world)
     # It reads rows for a fingerprint of the data.
     record = run_record(plan, given_KD) if run_dir is not None or world.size > 1 else {}
     if world.size > 1:
@@ -103,7 +103,7 @@ def fit(
     if run_dir is None or not world.is_first:
         # What is in the run folder, the first process alone has looked up.
         if run_dir is not None and world.gather(None)[0]:
-            return load_model(run_dir)
+            return load_model(run_dir, world)
         with Progress(quiet=quiet or not world.is_first) as progress:
             attempt = Attempt(plan, NoCheckpoints(), progress, stop_request, listener, world)
             with memory_told(attempt.doing, resumable=run_dir is not None):
@@ -112,6 +112,8 @@ def fit(
         finished = finished_model(folder)
         world.gather(finished is not None)
         if finished is not None:
+            if world.size > 1:
+                load_model(folder.path, world)
             return _say_finished(finished, folder, quiet=quiet)
         checkpoints = Checkpointer(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
@@ -146,6 +148,7 @@ def plan_fit(
     execution: ExecutionConfig,
     given_KD: np.ndarray | None = None,
     weights: Weights | None = None,
+    world: World = ALONE,
 ) -> FitPlan:
     """The fit plan: all that `fit` decides before it reads a row.
 
@@ -160,7 +163,8 @@ def plan_fit(
         )
     resolved = config.resolved(spec.n_rows, spec.n_features)
     device = resolve_device(execution.device)
-    return FitPlan.make(source, resolved, execution, device, given_KD, weights)
+    n_here = world.hosts.count(world.host)
+    return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here)
 
 
 def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def predict(
     StorageError
         If the disk refuses; what was durable before is kept for `resume`.
     """
-    model = load_model(run_dir)
+    model = load_model(run_dir, world)
     outputs = output_dtypes(model, labels, distances)
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from streamkm.cli import main
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
+from streamkm.distributed.world import ALONE
 from streamkm.errors import Interrupted
 from streamkm.runs.fit import fit
 from streamkm.runs.predict import predict
@@ -21,6 +22,8 @@ from streamkm.sources.weights import open_weights
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from streamkm.distributed.world import World
 
 #: What decides a run's result, and what it writes of it.
 RESULTS = ("centroids.npy", "model.safetensors")
@@ -52,7 +55,14 @@ class Job:
     settings: dict[str, Any]
     weights: Path | None = None
 
-    def attempt(self, stop_at: int | None = None, *, resume: bool = True, **execution: Any) -> int:
+    def attempt(
+        self,
+        stop_at: int | None = None,
+        *,
+        resume: bool = True,
+        world: World = ALONE,
+        **execution: Any,
+    ) -> int:
         """One attempt; how often the stop request was looked at."""
         stop = StopAfter(stop_at)
         source = open_source(self.source)
@@ -66,6 +76,7 @@ class Job:
                 resume=resume,
                 stop_request=stop,
                 weights=weights,
+                world=world,
             )
         finally:
             source.close()

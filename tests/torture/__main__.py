@@ -21,14 +21,22 @@ def main() -> int:
         help="of these, kills of `python -m streamkm` over large arrays, seconds each; the others "
         "are of forks that run it over small ones (default: one of 20)",
     )
+    parser.add_argument(
+        "--processes",
+        action="store_true",
+        help="kill one of 1 to 4 processes that share a run; their number changes at every attempt",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of every draw (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary one)")
     arguments = parser.parse_args()
     executed = arguments.kills // 20 if arguments.executed is None else arguments.executed
     with tempfile.TemporaryDirectory(prefix="torture-", dir=arguments.folder) as folder:
         campaign = Campaign(Path(folder), arguments.seed)
-        campaign.small(arguments.kills - executed)
-        campaign.large(executed)
+        if arguments.processes:
+            campaign.several(arguments.kills)
+        else:
+            campaign.small(arguments.kills - executed)
+            campaign.large(executed)
     print(json.dumps(campaign.figures.as_dict(), indent=2))
     print(campaign.figures, file=sys.stderr)
     return 1 if campaign.figures.differences else 0

@@ -19,6 +19,7 @@ from tests.torture.jobs import (
     small_jobs,
     write_arrays,
 )
+from tests.torture.team import TIMEOUT_S, Team
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +59,10 @@ class Figures:
     differences: list[str] = field(default_factory=list)
     """Files that differ from the uninterrupted run's, and ends that should not be."""
     seconds: float = 0.0
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Numbers of processes of the attempts that were killed, where there are several."""
+    longest_s: float = 0.0
+    """Of several processes: from the blow to the end of the last that was not struck."""
 
     @property
     def n_kills(self) -> int:
@@ -72,6 +77,8 @@ class Figures:
             "executed": self.executed,
             "attempts": self.attempts,
             "seconds": round(self.seconds, 1),
+            "processes": dict(sorted(self.sizes.items())),
+            "longest_s": round(self.longest_s, 1),
             "differences": self.differences,
         }
 
@@ -96,6 +103,71 @@ class Campaign:
     def large(self, kills: int) -> None:
         """Kills of ``python -m streamkm``, over large arrays; their number is given."""
         self._rounds("large", kills, executed=True)
+
+    def several(self, kills: int) -> None:
+        """Kills of one of 1 to 4 processes, whose number changes at every attempt."""
+        began, figures = time.monotonic(), self.figures
+        until = figures.n_kills + kills
+        rounds = self._jobs("small", executed=False) if kills else iter(())
+        while figures.n_kills < until:
+            job, whole, seconds = next(rounds)
+            if job.run is None:
+                self._tortured_together(job, whole, seconds)
+        figures.seconds += time.monotonic() - began
+
+    def _tortured_together(self, job: Job, whole: dict[str, bytes], seconds: float) -> None:
+        """Kill processes of `job` some times, let it end, and compare."""
+        out, figures, rng = self._folder / "killed", self.figures, self._rng
+        _make_anew(out)
+        n_left = rng.randint(2, MOST_KILLS)
+        while True:
+            figures.attempts += 1
+            size = rng.randint(1, 4)
+            how = [*self._how(is_fit=True, executed=False), "--process-timeout", str(TIMEOUT_S)]
+            team = Team([*job.command(out), *how], self._log, size)
+            struck = self._strike_one(team, out, seconds * size) if n_left else None
+            statuses, spent = team.wait()
+            figures.longest_s = max(figures.longest_s, spent)
+            if set(statuses) == {0}:
+                break
+            log = self._log.read_text()
+            died = any(status is not None and status < 0 for status in statuses)
+            # Of a signal that is answered all stop alike; of one that kills the others end.
+            is_right = set(statuses) == {75} or (
+                set(statuses) <= {0, 1, 75, *(-number for number in _MAY_END)}
+                and (died or struck is signal.SIGINT)
+            )
+            if struck is None or not is_right or "Traceback" in log:
+                name = struck.name if struck else "no signal"
+                last = log.strip()[-300:]
+                figures.differences.append(
+                    f"{job.name}: {size} ended with {statuses} after {name}: {last}"
+                )
+                return
+            n_left -= 1
+            figures.kills[struck.name] += 1
+            figures.phases[job.phase(out)] += 1
+            figures.sizes[str(size)] += 1
+        figures.runs[job.name] += 1
+        results = job.results(out)
+        for name in sorted(whole.keys() | results.keys()):
+            if whole.get(name) != results.get(name):
+                figures.differences.append(f"{job.name}: {name} differs")
+        left = [path.name for path in out.rglob("*.tmp")]
+        figures.differences += [f"{job.name}: {name} is left" for name in left]
+
+    def _strike_one(self, team: Team, out: Path, seconds: float) -> signal.Signals | None:
+        """Wait for a drawn moment and strike one process; the signal, if one was sent."""
+        rng = self._rng
+        numbers = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP]
+        number = rng.choices(numbers, [8, 4, 2, 1])[0]
+        if not self._moment(team, out, seconds):
+            return None
+        if rng.random() < 0.2 and team.pause(rng.uniform(0, 0.3), rng):
+            self.figures.kills["SIGSTOP, SIGCONT"] += 1
+            self.figures.phases["any, then went on"] += 1
+        team.strike(number, rng)
+        return number
 
     def _rounds(self, size: str, kills: int, *, executed: bool) -> None:
         began, figures = time.monotonic(), self.figures
@@ -196,7 +268,7 @@ class Campaign:
         child.send(second)
         return [number, second]
 
-    def _moment(self, child: Child, out: Path, seconds: float) -> bool:
+    def _moment(self, child: Child | Team, out: Path, seconds: float) -> bool:
         """Wait for a moment of the run's life; False if it ended first."""
         rng = self._rng
         if rng.random() > BY_FILE:

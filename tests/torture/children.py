@@ -17,12 +17,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from streamkm import cli
+from streamkm.distributed import board
 from streamkm.runs import predict
 from streamkm.sinks import registry
 from streamkm.stream import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 #: So that small arrays have several windows, and outputs several chunks.
@@ -39,14 +40,24 @@ _NOTED = {signal.SIGTERM, signal.SIGINT}
 class Child:
     """One process that runs the command line."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, *, executed: bool) -> None:
-        """Start it; with `executed` as ``python -m streamkm`` over arrays of any size."""
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        executed: bool,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it; with `executed` as ``python -m streamkm`` over arrays of any size.
+
+        With `variables` of its environment, it is one of several processes, which share a log.
+        """
         assert threading.active_count() == 1, "threads are lost in a fork"
         self.log = log
         signal.pthread_sigmask(signal.SIG_BLOCK, _NOTED)
         self.pid = os.fork()
         if self.pid == 0:
-            _become(arguments, log, executed=executed)
+            _become(arguments, log, executed=executed, variables=variables)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _NOTED)
 
     def has_ended(self) -> bool:
@@ -108,11 +119,14 @@ def in_a_fork(work: Callable[[], None]) -> None:
         raise RuntimeError("a fork failed")
 
 
-def _become(arguments: Sequence[str], log: Path, *, executed: bool) -> None:
+def _become(
+    arguments: Sequence[str], log: Path, *, executed: bool, variables: Mapping[str, str] | None
+) -> None:
     """Never come back: run the command line and end."""
     status = 130
     try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        how = os.O_TRUNC if variables is None else os.O_APPEND
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | how, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -120,6 +134,9 @@ def _become(arguments: Sequence[str], log: Path, *, executed: bool) -> None:
         if executed:
             os.execv(sys.executable, [sys.executable, "-m", "streamkm", *arguments])
         plan.WINDOW_BYTES = SMALL_WINDOW_BYTES
+        # A run takes a second: so do those who look for a process that is lost.
+        board.BEAT_S, board.SILENCE_S, board.ANSWER_S, board.LINGER_S = 0.1, 1.0, 2.0, 2.0
+        os.environ.update(variables or {})
         predict.open_sink = partial(registry.open_sink, chunk_rows=SMALL_CHUNK_ROWS)  # type: ignore[attr-defined]
         status = cli.main(arguments)
     except KeyboardInterrupt:

@@ -17,14 +17,17 @@ from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.plan import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
 from streamkm.clustering.state import initial_state
+from streamkm.distributed.world import ALONE
 from streamkm.errors import InputError
 from streamkm.kernels import kernel_notes
 from streamkm.runs.dry_run.report import DryRun, format_duration
+from streamkm.runs.dry_run.shares import n_working, share_facts, share_notes
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
 from streamkm.runs.engine.probe import Prober, format_rate
 from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.runs.engine.sampling import draw_sample, sample_pieces
 from streamkm.runs.engine.snapshot import Cursor, Snapshot
+from streamkm.runs.engine.timing import hosts_of
 from streamkm.runs.fit import as_begun, finished_model, plan_fit, run_record
 from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.planning.memory import FULL_SLOTS
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.distributed.world import World
     from streamkm.runs.engine.probe import Probe
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.signals import StopRequest
@@ -70,8 +74,11 @@ def dry_run(
     resume: bool,
     stop_request: StopRequest,
     weights: Weights | None = None,
+    world: World = ALONE,
 ) -> DryRun:
     """The report on what `streamkm.runs.fit.fit` would do with the same arguments.
+
+    Of several processes in `world` one alone makes it.
 
     Raises
     ------
@@ -83,9 +90,11 @@ def dry_run(
     """
     if resume:
         source = as_begun(source, run_dir)
-    plan, pause = plan_fit(source, config, execution, weights=weights), stop_request.end_if_asked
-    report, stands = DryRun(), None
+    plan = plan_fit(source, config, execution, weights=weights, world=world)
+    report, stands, pause = DryRun(), None, stop_request.end_if_asked
     _add_plan(report, plan)
+    if world.size > 1:
+        report.facts += share_facts(plan, world, hosts_of(world))
     folder = RunFolder(run_dir, run_record(plan), resume=resume)
     try:
         folder.check()
@@ -99,14 +108,15 @@ def dry_run(
         if plan.config.scale in ("zscore", "minmax"):
             probe = replace(probe, arithmetic={**probe.arithmetic, "scale": prober.moments()})
     if stands is not None or report.errors:
-        _add_time(report, plan, probe, stands or _BEGINNING)
+        _add_time(report, plan, probe, stands or _BEGINNING, world.size)
     checkpoints, model = _written_bytes(plan, state, prober.scaling)
     keep = execution.keep_checkpoints
     what = f"{keep + 1} checkpoints of {format_bytes(checkpoints)}, model {format_bytes(model)}"
     labels = format_bytes(4 * source.spec.n_rows)
     report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
     of_kernel = kernel_notes(execution.kernel, plan.device)
-    report.notes = [*source.notes(), *of_kernel, *_memory_notes(plan), *look.notes]
+    report.notes = [*source.notes(), *of_kernel, *_memory_notes(plan)]
+    report.notes += [*share_notes(plan, world.size), *look.notes]
     if stands is not None:
         # A refused checkpoint does not end a run; a refused result does.
         report.add_space(run_dir, (keep + 1) * checkpoints + model, what, least=model)
@@ -202,12 +212,22 @@ def _prepare(
     return state, Prober(plan, slots, scaling, pause)
 
 
-def _add_time(report: DryRun, plan: FitPlan, probe: Probe, stands: Cursor = _BEGINNING) -> None:
-    """Add the time that the probe predicts for what is left of every phase."""
+def _add_time(
+    report: DryRun,
+    plan: FitPlan,
+    probe: Probe,
+    stands: Cursor = _BEGINNING,
+    n_processes: int = 1,
+) -> None:
+    """Add the time that the probe predicts for what is left of every phase.
+
+    The probe is of one process. Passes are divided by the processes that have rows; seeding is not.
+    """
     config, n_rows, left = plan.config, plan.source.spec.n_rows, _left(stands, plan)
 
     def passes_s(phase: str, n_passes: int) -> float:
-        return left[phase] * n_passes * n_rows / replace(probe, rows={phase: 1}).most_rows_per_s
+        alone_s = n_passes * n_rows / replace(probe, rows={phase: 1}).most_rows_per_s
+        return left[phase] * alone_s / n_working(plan, phase, n_processes)
 
     parts = {"scale": passes_s("scale", 1)} if "scale" in probe.arithmetic else {}
     parts["seeding"] = left["seed"] * _seeding_s(plan, probe)
@@ -217,8 +237,9 @@ def _add_time(report: DryRun, plan: FitPlan, probe: Probe, stands: Cursor = _BEG
     said = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in parts.items())
     most = "at most about" if config.epochs > 1 else "about"
     rates = (f"{name} {format_rate(alone.rows_per_s)}" for name, alone in probe.stages.items())
+    alone = "of one process, each alone" if n_processes > 1 else "each alone"
     report.facts += [
-        ("speed", f"each alone: {', '.join(rates)}; together {format_rate(probe.most_rows_per_s)}"),
+        ("speed", f"{alone}: {', '.join(rates)}; together {format_rate(probe.most_rows_per_s)}"),
         ("time", f"{most} {format_duration(sum(parts.values()))} ({said})"),
     ]
 

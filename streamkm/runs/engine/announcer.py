@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamkm.devices import is_host
+from streamkm.distributed.world import ALONE
 from streamkm.kernels import kernel_notes
 from streamkm.runs.engine.summary import final_figures, result_lines
-from streamkm.runs.engine.timing import PhaseClock, stage_figures, stage_line
+from streamkm.runs.engine.timing import (
+    PhaseClock,
+    Waiting,
+    hosts_of,
+    process_figures,
+    process_lines,
+    stage_figures,
+    stage_line,
+)
 from streamkm.runs.planning.environment import environment
 from streamkm.stream.stages import StageTimes
 from streamkm.tables import ALGORITHMS
@@ -15,6 +25,7 @@ from streamkm.text import counted
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from streamkm.distributed.world import World
     from streamkm.runs.engine.probe import Probe
     from streamkm.runs.engine.run_kernel import RunKernel
     from streamkm.runs.engine.snapshot import Cursor, Snapshot
@@ -28,12 +39,15 @@ __all__ = ["Announcer"]
 class Announcer:
     """Says on `progress` what an attempt does, and records its figures there."""
 
-    def __init__(self, plan: FitPlan, kernel: RunKernel, progress: Progress) -> None:
+    def __init__(
+        self, plan: FitPlan, kernel: RunKernel, progress: Progress, world: World = ALONE
+    ) -> None:
         self.progress = progress
         self.environment = environment(plan.device, plan.kernel)
         """What may change the last bits of a result; every checkpoint records it."""
         self._plan, self._kernel = plan, kernel
         self._clock, self._times = PhaseClock(), StageTimes()
+        self._world, self._waiting = world, Waiting(world, on_host=is_host(plan.device))
         self._probe: Probe | None = None
 
     # ---- at the beginning ------------------------------------------------------------------
@@ -58,6 +72,8 @@ class Announcer:
                 f"note: each pass of {config.algorithm} could close the run; turning closing-pass "
                 "off only leaves out the pass that would fill clusters which end without a row"
             )
+        if self._world.size > 1:
+            say(f"on {counted(self._world.size, 'process')} ({hosts_of(self._world)})")
         say(f"on {self.environment['device']}, {self._kernel}, {plan.memory}")
 
     def resumed(self, checkpoint: Checkpoint, cursor: Cursor) -> None:
@@ -82,12 +98,14 @@ class Announcer:
         """Show `n_passes` passes, `done` rows of them done; returns where their times go."""
         if phase != "close":  # Closing adds to the times of training.
             self._times = StageTimes()
+            self._waiting.begin()
         n_rows = n_passes * self._plan.reading.n_rows
         self.progress.begin(phase, n_rows, self._times, done=done)
         return self._times
 
     def report(self, now: Snapshot) -> None:
         """Show and record the figures of `now`, and the share of rows rechecked."""
+        self._waiting.count(self._times)
         if not self.progress.is_silent:  # Fetching the figures waits for the device.
             self.progress.report({**now.figures(), **self._kernel.rechecked()})
 
@@ -101,11 +119,22 @@ class Announcer:
     # ---- at the end ----------------------------------------------------------------------------
 
     def conclude(self, now: Snapshot, reason: str) -> None:
-        """Say how the run ended, what came out and where the time went."""
+        """Say how the run ended, what came out and where the time went; a collective."""
+        processes = []
+        if self._world.size > 1:
+            self._waiting.count(self._times)
+            waited_s, assigned = self._waiting.seconds, self._kernel.assigned
+            processes = process_figures(self._world, self._times, waited_s, assigned)
         if self.progress.is_silent:
             return
         figures, say, assigned = final_figures(now), self.progress.say, self._kernel.assigned
         timing = stage_figures(self._times, self._probe, self._clock, assigned)
+        lines = [stage_line(self._times, self._probe, assigned, timing)] if assigned else []
+        if processes:
+            self.progress.record({"phase": "processes", "processes": processes})
+            lines = [f"process 0: {line}" for line in lines] + process_lines(processes)
+            n_rows = sum(each["rows"] for each in processes)
+            timing["rows_per_s"] = round(n_rows / self._times.elapsed_s, 1)
         self.progress.record({"phase": "end", "stopped_by": reason, **figures, **timing})
         say(f"stopped: {reason}; {counted(figures['step'], 'step')} in all")
         all_on_centroids = now.state is None or not bool(
@@ -120,6 +149,5 @@ class Announcer:
         if figures["dropped"]:
             rows = counted(figures["dropped"], "row")
             say(f"dropped: {rows} with NaN or infinity, in every epoch")
-        say(str(self._clock))
-        if assigned:
-            say(stage_line(self._times, self._probe, assigned, timing))
+        for line in (str(self._clock), *lines):
+            say(line)

@@ -70,7 +70,7 @@ class Attempt:
     ) -> None:
         self._plan, self._listener, self._world = plan, listener, world
         self._kernel = RunKernel(plan)
-        self._announcer = Announcer(plan, self._kernel, progress)
+        self._announcer = Announcer(plan, self._kernel, progress, world)
         now = Snapshot.beginning(plan)
         self._keeper = Keeper(plan, now, checkpoints, self._announcer, stop_request, world)
 

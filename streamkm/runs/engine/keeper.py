@@ -14,7 +14,7 @@ from streamkm.distributed.world import ALONE
 from streamkm.errors import Interrupted, Option, StorageError
 from streamkm.runs.engine.agreement import Agreement
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
-from streamkm.runs.engine.snapshot import Snapshot, handed_round
+from streamkm.runs.engine.snapshot import Snapshot, of_first
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.runs.storage.checkpoint import NoCheckpoints
 
@@ -62,7 +62,7 @@ class Keeper:
         if self.world.is_first:
             checkpoint = self._checkpoints.load(partial(check_checkpoint, plan=self._plan))
         if self.world.size > 1:
-            checkpoint = handed_round(checkpoint, self.world)
+            checkpoint = of_first(checkpoint, self.world)
         if checkpoint is None:
             return
         self.now = Snapshot.from_checkpoint(checkpoint, self._plan.device, self._plan.config)
@@ -99,6 +99,8 @@ class Keeper:
         """Move to `cursor`, where the next epoch begins, and report."""
         self.now.cursor = cursor
         self.report()
+        if self.world.size > 1 and self.now.state is not None:
+            self.check_dropped(self.now.state.n_dropped)
 
     def move_to(self, cursor: Cursor) -> None:
         """Move to `cursor`, where the next phase, or round of k-means||, begins."""
@@ -109,8 +111,8 @@ class Keeper:
 
     def report(self) -> None:
         """Fetch the scalars of the state, which waits for the device; check and show them."""
-        state = self.now.state
-        self.check_dropped((state or self.now.moments).n_dropped)
+        if self.world.size == 1:  # Others know their own rows only, and are at other places.
+            self.check_dropped((self.now.state or self.now.moments).n_dropped)
         self._announcer.report(self.now)
         self.is_stopped = self._has_stopped()
 
@@ -119,17 +121,23 @@ class Keeper:
         return self.now.cursor.phase == "train" and state is not None and int(state.stop) != RUNNING
 
     def check_dropped(self, n_dropped: torch.Tensor) -> None:
-        """Refuse rows that are not finite, unless the settings say to drop them."""
+        """Refuse rows that are not finite, unless the settings say to drop them.
+
+        All processes find the same number at the same place. The first alone looks for the row,
+        however long that takes, and tells the others.
+        """
         if self._plan.config.nan == "error" and (n_found := int(n_dropped)):
+            if not self.world.is_first:
+                self.world.meet()
             raise non_finite_error(self._plan.source, n_found, of_fit=True)
 
     def save(self, *, is_last: bool = False) -> Path | None:
         """Save a checkpoint, but none that counts rows which `check_dropped` refuses."""
         now = self.now
-        if now.state is not None:
-            self.check_dropped(now.state.n_dropped)
         if self.world.size > 1:
             now = now.gathered(self.world, self.algorithm)
+        if now.state is not None:
+            self.check_dropped(now.state.n_dropped)
         if isinstance(self._checkpoints, NoCheckpoints):
             return None
         manifest = {**now.manifest(), "environment": self._announcer.environment}

@@ -7,21 +7,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.kmeans_parallel import Candidates
 from streamkm.clustering.state import KMeansState
 from streamkm.runs.storage.checkpoint import Checkpoint
+from streamkm.runs.storage.handed import handed_round
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from streamkm.clustering.algorithm import Algorithm
     from streamkm.config import FitConfig
     from streamkm.distributed.world import World
     from streamkm.runs.planning.fit_plan import FitPlan
 
-__all__ = ["Cursor", "Snapshot", "handed_round"]
+__all__ = ["Cursor", "Snapshot", "of_first"]
 
 
 @dataclass(frozen=True)
@@ -155,25 +157,14 @@ class Snapshot:
         return figures
 
 
-def handed_round(checkpoint: Checkpoint | None, world: World) -> Checkpoint | None:
+def of_first(checkpoint: Checkpoint | None, world: World) -> Checkpoint | None:
     """The checkpoint that process 0 has read, in all processes of `world`."""
-    described = None
+    about, arrays = None, {}
     if checkpoint is not None:
-        described = {
-            "path": str(checkpoint.path),
-            "step": checkpoint.step,
-            "manifest": checkpoint.manifest,
-            "tensors": {
-                name: [array.dtype.name, array.shape] for name, array in checkpoint.tensors.items()
-            },
-        }
-    found = world.gather(described)[0]
+        about = [str(checkpoint.path), checkpoint.step, checkpoint.manifest]
+        arrays = checkpoint.tensors
+    found, arrays = handed_round(about, arrays, world)
     if found is None:
         return None
-    tensors = {
-        name: np.empty(tuple(shape), dtype) for name, (dtype, shape) in found["tensors"].items()
-    }
-    if checkpoint is not None:
-        tensors = {name: np.array(checkpoint.tensors[name]) for name in tensors}
-    world.broadcast_(*(torch.from_numpy(array) for array in tensors.values()))
-    return Checkpoint(Path(found["path"]), found["step"], tensors, found["manifest"])
+    path, step, manifest = found
+    return Checkpoint(Path(path), step, arrays, manifest)

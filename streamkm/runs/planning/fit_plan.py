@@ -60,8 +60,11 @@ class FitPlan:
         device: torch.device,
         given_KD: np.ndarray | None,
         weights: Weights | None,
+        n_processes: int = 1,
     ) -> Self:
         """The plan of a fit on `device`; other parameters are those of `streamkm.runs.fit.fit`.
+
+        `n_processes` is of `plan_memory`.
 
         Raises
         ------
@@ -98,7 +101,14 @@ class FitPlan:
                 config.n_init,
                 config.epochs,
             ),
-            memory=plan_memory(spec, reading, execution, fixed_bytes=needed, weighted=weighted),
+            memory=plan_memory(
+                spec,
+                reading,
+                execution,
+                fixed_bytes=needed,
+                weighted=weighted,
+                n_processes=n_processes,
+            ),
             stored=stored,
             dtype=compute_dtype(stored),
             # Before any pass over the data, so that a wrong file is refused at once.

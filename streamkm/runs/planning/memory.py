@@ -92,6 +92,7 @@ def plan_memory(
     *,
     fixed_bytes: int,
     weighted: bool = False,
+    n_processes: int = 1,
 ) -> MemoryPlan:
     """As many slots and readers as the budget holds and the stream can use.
 
@@ -103,21 +104,24 @@ def plan_memory(
         Bytes of everything but slots and readers, as `fit_bytes` or `predict_bytes` gives them.
     weighted : bool
         Whether rows have weights.
+    n_processes : int
+        Processes of the run on this machine: they share its memory and cores where no option says
+        what each may take.
 
     Raises
     ------
     MemoryBudgetError
         If one slot and one reader do not fit; the message names a budget that is enough.
     """
-    limit = memory_limit()
+    limit = memory_limit(n_processes)
     default, origin = DEFAULT_HOST_MEMORY, ""
     if limit.n_bytes // 2 < default:
         default, origin = limit.n_bytes // 2, limit.origin
     budget = execution.max_host_memory or default
     wanted = execution.read_threads
     if wanted is None:
-        useful = MAX_READ_THREADS if spec.is_remote else n_cores()
-        wanted = min(useful, MAX_READ_THREADS)
+        useful = MAX_READ_THREADS if spec.is_remote else n_cores() // n_processes
+        wanted = min(max(useful, 1), MAX_READ_THREADS)
     # If windows hold few blocks, several must be open for all readers to have work.
     enough = min(FULL_SLOTS - 1 + -(-wanted // reading.window_blocks), MAX_SLOTS)
 
@@ -144,7 +148,7 @@ def plan_memory(
         if memory.total_bytes <= budget:
             _check_limit(memory, limit)
             return memory
-    raise _too_small(sized(1, 1), limit)
+    raise _too_small(sized(1, 1), limit, n_processes)
 
 
 def _check_limit(memory: MemoryPlan, limit: MemoryLimit) -> None:
@@ -159,7 +163,7 @@ def _check_limit(memory: MemoryPlan, limit: MemoryLimit) -> None:
         )
 
 
-def _too_small(least: MemoryPlan, limit: MemoryLimit) -> MemoryBudgetError:
+def _too_small(least: MemoryPlan, limit: MemoryLimit, n_processes: int) -> MemoryBudgetError:
     """The error for a budget below `least`, the smallest plan; it names one that is enough."""
     window_rows, n_bytes = least.stream.slot_rows, least.stream.slot_bytes
     parts = (
@@ -172,7 +176,7 @@ def _too_small(least: MemoryPlan, limit: MemoryLimit) -> MemoryBudgetError:
         return MemoryBudgetError(
             f"this job may use {format_bytes(limit.n_bytes)} ({limit.origin}), and half of that "
             f"is too small: {parts}; ask the batch system for at least "
-            f"{_round_up_mib(2 * least.total_bytes)}, or give ",
+            f"{_round_up_mib(2 * n_processes * least.total_bytes)}, or give ",
             Option("max_host_memory", enough),
         )
     return MemoryBudgetError(

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from streamkm.clustering.scaling import Scaling
+from streamkm.distributed.world import ALONE
 from streamkm.errors import RunError
 from streamkm.files import write_atomically
+from streamkm.runs.storage.handed import handed_round
 from streamkm.runs.storage.model_file import (
     MODEL,
     NEWER_FIGURES,
@@ -27,6 +29,7 @@ from streamkm.sealed import DAMAGE, in_words
 if TYPE_CHECKING:
     import os
 
+    from streamkm.distributed.world import World
     from streamkm.runs.storage.run_folder import RunFolder
 
 __all__ = ["Model", "load_model"]
@@ -129,8 +132,10 @@ class Model:
         return buffer.getvalue()
 
 
-def load_model(path: str | os.PathLike[str]) -> Model:
+def load_model(path: str | os.PathLike[str], world: World = ALONE) -> Model:
     """The model of the finished run in the folder `path`.
+
+    The first process of `world` reads it for all: a collective.
 
     Raises
     ------
@@ -138,8 +143,13 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         If `path` is no run, the run is not finished, or its model is damaged.
     """
     path = Path(path)
-    read_config(path)
-    arrays, about = read_model_file(path)
+    about: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    if world.is_first:
+        read_config(path)
+        arrays, about = read_model_file(path)
+    if world.size > 1:
+        about, arrays = handed_round(about, arrays, world)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         _check_shapes(tensors)

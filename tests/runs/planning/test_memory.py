@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -151,14 +152,17 @@ def test_a_budget_does_not_change_the_result(tmp_path):
 
 
 def limited(monkeypatch, n_bytes: int, origin: str = "cgroup limit /x/memory.max") -> None:
-    monkeypatch.setattr(memory, "memory_limit", lambda: MemoryLimit(n_bytes, origin))
+    limit = partial(MemoryLimit, origin=origin)
+    monkeypatch.setattr(memory, "memory_limit", lambda n=1: limit(n_bytes // n))
 
 
-def plan_by_default(budget: int | None = None) -> memory.MemoryPlan:
+def plan_by_default(
+    budget: int | None = None, *, read_threads: int | None = 1, n_processes: int = 1
+) -> memory.MemoryPlan:
     spec = ArraySpec(10**6, 100, "float32", 1000, "test")
     reading = plan_reading(spec, batch_rows=1000, seed=0)
-    execution = ExecutionConfig(max_host_memory=budget, read_threads=1)
-    return plan_memory(spec, reading, execution, fixed_bytes=FIXED)
+    execution = ExecutionConfig(max_host_memory=budget, read_threads=read_threads)
+    return plan_memory(spec, reading, execution, fixed_bytes=FIXED, n_processes=n_processes)
 
 
 # Breaks when the budget follows the machine: the system ends a job that takes more than its own.
@@ -188,6 +192,25 @@ def test_a_limit_that_is_too_small_is_named_with_one_that_is_enough(monkeypatch)
     limited(monkeypatch, int(asked) << 20)
     plan_by_default()
     assert int(given) <= int(asked) // 2 + 1
+
+
+# Breaks when each process of a machine takes what there is for all of them.
+def test_processes_of_one_machine_share_its_memory_and_cores(monkeypatch):
+    limited(monkeypatch, 16 << 30)
+    monkeypatch.setattr(memory, "n_cores", lambda: 12)
+    for n_processes, n_readers in ((1, 12), (3, 4), (16, 1)):
+        plan = plan_by_default(read_threads=None, n_processes=n_processes)
+        assert plan.budget == (16 << 30) // n_processes // 2
+        assert plan.stream.n_readers == n_readers
+    # What an option says is for each.
+    assert plan_by_default(300 << 20, n_processes=2).budget == 300 << 20
+    limited(monkeypatch, 1 << 30)
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan_by_default(n_processes=50)
+    found = re.search(r"for at least (\d+)MiB, or", caught.value.for_command_line)
+    assert found
+    limited(monkeypatch, int(found[1]) << 20)
+    plan_by_default(n_processes=50)
 
 
 # Breaks when a run begins that the system will end.

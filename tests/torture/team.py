@@ -1,0 +1,84 @@
+"""Several children that share one run, as its processes, and the blows that one of them gets."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from tests.torture.children import STEP_S, Child
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+__all__ = ["TIMEOUT_S", "Team"]
+
+#: Seconds after which a process that does not answer counts as lost, and in which all must have
+#: ended after one was struck: these, and what the board allows to say so and end.
+TIMEOUT_S, MOST_S = 8, 30.0
+
+
+class Team:
+    """The processes of one attempt; alone it is a process like any other."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, size: int) -> None:
+        """Start `size` processes that run the command line."""
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+        log.write_text("")
+        self._members = [
+            Child(
+                arguments,
+                log,
+                executed=False,
+                variables={**place, "RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {},
+            )
+            for rank in range(size)
+        ]
+        self._struck_at = 0.0
+        self._stopped: Child | None = None
+
+    def wait_for(self, condition: Callable[[], bool], step_s: float = 0.0002) -> bool:
+        """Wait for `condition`; False if a process ended first."""
+        until = time.monotonic() + MOST_S
+        while not condition() and time.monotonic() < until:
+            if any(member.has_ended() for member in self._members):
+                return False
+            time.sleep(step_s)
+        return True
+
+    def strike(self, number: signal.Signals, rng: random.Random) -> None:
+        """Send a signal to one process; SIGSTOP stops it until the others have ended."""
+        member = rng.choice(self._members)
+        self._struck_at = time.monotonic()
+        member.send(number)
+        if number is signal.SIGSTOP:
+            self._stopped = member
+
+    def pause(self, seconds: float, rng: random.Random) -> bool:
+        """Stop one, and let it go on; whether it lived to be stopped."""
+        return rng.choice(self._members).pause(seconds)
+
+    def wait(self) -> tuple[list[int | None], float]:
+        """How the processes ended, None for one that hung, and seconds since one was struck."""
+        began = self._struck_at or time.monotonic()
+        longest = MOST_S if self._struck_at else 120.0
+        others = [member for member in self._members if member is not self._stopped]
+        while time.monotonic() < began + longest:
+            if all(member.has_ended() for member in others):
+                break
+            time.sleep(STEP_S)
+        seconds = time.monotonic() - began
+        hung = [not member.has_ended() and member is not self._stopped for member in self._members]
+        statuses: list[int | None] = []
+        for member, is_hung in zip(self._members, hung, strict=True):
+            member.send(signal.SIGKILL)  # Nothing to one that has ended.
+            ended = os.waitstatus_to_exitcode(os.waitpid(member.pid, 0)[1])
+            statuses.append(None if is_hung else ended)
+        return statuses, seconds if self._struck_at else 0.0
