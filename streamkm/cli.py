@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import tomllib
-from contextlib import closing, nullcontext, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
@@ -161,37 +161,44 @@ def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.storage.output_records import check_free, may_be_finished
     from streamkm.runs.storage.run_folder import read_config
 
-    execution = configured(ExecutionConfig, arguments)
-    run = read_config(arguments.run)
     outputs = (arguments.labels, arguments.distances)
     targets = [path for path in outputs if path is not None]
-    # Whether an output is finished shows only once the source is open: predict looks then.
-    is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
-    if not (arguments.dry_run or is_checked_later):
-        check_free(arguments.run, targets, resume=arguments.resume)
     options = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
-    with StopRequest() as stop_request, closing(_open_as_in(run, arguments)) as source:
+    with (
+        StopRequest() as stop_request,
+        processes(configured(ExecutionConfig, arguments)) as (execution, shared),
+        ExitStack() as stack,
+    ):
+        run = read_config(arguments.run)
+        # Whether an output is finished shows only once the source is open: predict looks then.
+        is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
+        is_first = not shared or shared["world"].is_first
+        if is_first and not (arguments.dry_run or is_checked_later):
+            check_free(arguments.run, targets, resume=arguments.resume)
+        source = stack.enter_context(closing(_open_as_in(run, arguments)))
         options["stop_request"] = stop_request
         check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
             from streamkm.runs.dry_run.predict import dry_predict
 
-            _print_report(dry_predict(arguments.run, source, execution, **options))
+            if is_first:
+                _print_report(dry_predict(arguments.run, source, execution, **options))
+            if shared:
+                shared["world"].meet()
             return
         from streamkm.runs.predict import predict
 
-        predict(arguments.run, source, execution, **options)
+        predict(arguments.run, source, execution, **options, **shared)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import read_config
 
-    execution = configured(ExecutionConfig, arguments)
-    run = read_config(arguments.run)
     with (
         StopRequest() as stop_request,
-        closing(_open_as_in(run, arguments)) as source,
+        processes(configured(ExecutionConfig, arguments)) as (execution, shared),
+        closing(_open_as_in(read_config(arguments.run), arguments)) as source,
         _open_weights(arguments, source) as weights,
     ):
         from streamkm.runs.evaluate import evaluate
@@ -203,8 +210,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             nan=arguments.nan,
             stop_request=stop_request,
             weights=weights,
+            **shared,
         )
-    print(json.dumps(evaluation.as_dict()) if arguments.json else evaluation)
+    if not shared or shared["world"].is_first:
+        print(json.dumps(evaluation.as_dict()) if arguments.json else evaluation)
 
 
 def _info(arguments: argparse.Namespace) -> None:

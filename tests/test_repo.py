@@ -95,6 +95,11 @@ TESTED_IN = {
     "runs/reporting/out_of_memory": "runs/test_resources.py",
     "runs/storage/model_file": "runs/storage/test_model.py",
     "runs/storage/tensor_file": "runs/storage/test_checkpoint.py",
+    # What several processes do together: shown by real ones.
+    "estimators/sharing": "runs/test_shared_labels.py",
+    "runs/engine/collecting": "runs/test_shared_labels.py",
+    "runs/engine/watch": "runs/test_shared_labels.py",
+    "runs/engine/writing": "runs/test_predict.py",
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from streamkm.clustering.batch import MOST_SQ_NORM
+from streamkm.clustering.graded_sums import serial_sum
 from streamkm.distributed.world import ALONE
 from streamkm.kernels import (
     Assignment,
@@ -45,10 +46,6 @@ __all__ = [
     "sums_by_label",
     "weighted_sum",
 ]
-
-
-#: Rows whose distances are added up at once: few enough that torch uses one thread.
-SERIAL_ROWS = 1 << 14
 
 
 class BatchSums(NamedTuple):
@@ -206,9 +203,7 @@ def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
     """Weighted sum of the squared distances of a batch, float64."""
     if batch.weights_B is not None:
         sq_distances_B = sq_distances_B.double() * batch.weights_B
-    # In parts that torch adds up in one thread, whatever threads it has.
-    parts = [part.sum(dtype=torch.float64) for part in sq_distances_B.split(SERIAL_ROWS)]
-    return torch.stack(parts).sum()
+    return serial_sum(sq_distances_B)
 
 
 def _nearest_by_kernel_(

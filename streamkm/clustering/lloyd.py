@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
+from streamkm.clustering.graded_sums import sum_graded_
 from streamkm.clustering.reservoir import (
     OFFERED_PER_BATCH,
     draw_,
@@ -26,7 +27,7 @@ from streamkm.clustering.reservoir import (
 )
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.distributed.world import ALONE
-from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total, raise_grades_
+from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
@@ -118,16 +119,16 @@ class Lloyd:
             return state
         own = {name: getattr(state, name).clone() for name in _SUMMED}
         grades = [state.pass_grades_K.clone(), state.pass_total_grades_T.clone()]
-        self.world.max_(*grades)
-        raise_grades_(own["pass_sums_LKD"], state.pass_grades_K.clone(), grades[0])
-        raise_grades_(
-            own["pass_totals_LT"][..., None], state.pass_total_grades_T.clone(), grades[1]
-        )
-        self.world.sum_(*own.values())
+        sums_LKD, totals_LT, *counts = own.values()
+        graded = zip((sums_LKD, totals_LT[..., None]), grades, strict=True)
+        sum_graded_(self.world, tuple(graded), *counts)
         whole = replace(
             state, **own, pass_grades_K=grades[0], pass_total_grades_T=grades[1]
         ).with_reservoir(whole_reservoir(state, self.world))
-        self._total_(whole)
+        totals_T = self._totals(whole)
+        whole.inertia = totals_T[0].clone()
+        if whole.is_weighted:
+            whole.weights_K, whole.epoch_weights_K = totals_T[1:].clone(), totals_T[1:].clone()
         return whole
 
     def keep_own_(self, state: KMeansState) -> None:
@@ -142,17 +143,19 @@ class Lloyd:
         """Take the sums of the pass together, of all batches and processes, in no order."""
         for name, whole in self.gathered(state).tensors().items():
             getattr(state, name).copy_(whole)
-        self._total_(state)
-        state.sums_KD = graded_total(state.pass_sums_LKD, state.pass_grades_K) * self.weight_unit
+        total_KD = graded_total(state.pass_sums_LKD, state.pass_grades_K)
+        torch.mul(total_KD, self.weight_unit, out=state.sums_KD)
+        totals_T = self._totals(state)
+        state.inertia.copy_(totals_T[0])
+        if state.is_weighted:
+            state.weights_K.copy_(totals_T[1:])
+            state.epoch_weights_K.copy_(totals_T[1:])
         state.mass_K.copy_(state.whole_mass_K)
 
-    def _total_(self, state: KMeansState) -> None:
-        """Take inertia and weights from the totals of the pass."""
+    def _totals(self, state: KMeansState) -> torch.Tensor:
+        """The inertia of the pass, and the weights of the clusters."""
         totals_T1 = graded_total(state.pass_totals_LT[..., None], state.pass_total_grades_T)
-        totals_T = totals_T1[:, 0] * self.weight_unit
-        state.inertia = totals_T[0].clone()
-        if state.is_weighted:
-            state.weights_K, state.epoch_weights_K = totals_T[1:].clone(), totals_T[1:].clone()
+        return totals_T1[:, 0] * self.weight_unit
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Reseed the clusters without a row, then move all centroids to their means."""

@@ -8,39 +8,38 @@ space, and weighted if rows have weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-__all__ = ["ClusterSums"]
+from streamkm.clustering.graded_sums import serial_sum, sum_graded_
+from streamkm.distributed.world import ALONE
+from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total
 
+if TYPE_CHECKING:
+    from streamkm.distributed.world import World
+
+__all__ = ["ClusterSums", "RunningClusterSums"]
+
+#: What is added up for each cluster beside its rows, in the order of the fields of `ClusterSums`.
+_TOTALS = ("masses_K", "sq_distances_K", "distances_K", "silhouettes_K")
 #: Distances between centroids that are in memory at once: 32 MiB of float64.
 TILE_ELEMENTS = 1 << 22
 
 
-@dataclass
-class ClusterSums:
-    """Sums that a pass gathers for each cluster, on the host; float64, sizes int64."""
+class RunningClusterSums:
+    """`ClusterSums` while a pass adds to them, on the host.
 
-    sizes_K: torch.Tensor
-    """Numbers of rows; rows of weight 0 are not counted."""
-    masses_K: torch.Tensor
-    """Their weights, or their numbers if rows have no weights."""
-    sums_KD: torch.Tensor
-    """Sums of the rows."""
-    sq_distances_K: torch.Tensor
-    """Sums of their squared distances to the centroid."""
-    distances_K: torch.Tensor
-    """Sums of their distances to it."""
-    silhouettes_K: torch.Tensor
-    """Sums of ``(b - a) / b``; a, b are the distances to the nearest and second nearest
-    centroid."""
+    They are the same in any order of the batches, and whichever process adds which.
+    """
 
-    @classmethod
-    def empty(cls, k: int, n_features: int) -> ClusterSums:
-        """Sums of no rows."""
-        zeros_FK = torch.zeros((4, k), dtype=torch.float64)
-        sums_KD = torch.zeros((k, n_features), dtype=torch.float64)
-        return cls(torch.zeros(k, dtype=torch.int64), zeros_FK[0], sums_KD, *zeros_FK[1:])
+    def __init__(self, k: int, n_features: int) -> None:
+        self._sizes_K = torch.zeros(k, dtype=torch.int64)
+        self._sums_LKD = torch.zeros((2, k, n_features), dtype=torch.int64)
+        self._sums_grades_K = torch.full((k,), LEAST_GRADE)
+        # Of each kind one after the other: a size of its own for every number.
+        self._totals_LT = torch.zeros((2, len(_TOTALS) * k), dtype=torch.int64)
+        self._totals_grades_T = torch.full((len(_TOTALS) * k,), LEAST_GRADE)
 
     def update_(
         self,
@@ -64,21 +63,49 @@ class ClusterSums:
         # With one centroid there is no second.
         silhouettes_B.masked_fill_(second_B.isinf(), 0)
         mass_B = torch.ones_like(sq_B) if weights_B is None else weights_B[counted_B]
-        k = len(self.sizes_K)
-        self.sizes_K += torch.bincount(labels_B, minlength=k)
-        for total_K, values_B in (
-            (self.masses_K, torch.ones_like(sq_B)),
-            (self.sq_distances_K, sq_B),
-            (self.distances_K, distances_B),
-            (self.silhouettes_K, silhouettes_B),
-        ):
-            total_K += torch.bincount(labels_B, values_B * mass_B, k)
-        self.sums_KD += sums_KD
+        k = len(self._sizes_K)
+        self._sizes_K += torch.bincount(labels_B, minlength=k)
+        values = (torch.ones_like(sq_B), sq_B, distances_B, silhouettes_B)
+        totals_T = torch.cat([torch.bincount(labels_B, each * mass_B, k) for each in values])
+        add_graded_(self._totals_LT[..., None], self._totals_grades_T, totals_T[:, None])
+        add_graded_(self._sums_LKD, self._sums_grades_K, sums_KD)
+
+    def of_all(self, world: World = ALONE) -> ClusterSums:
+        """The sums over the rows of all processes of `world`, in each of them.
+
+        Nothing may be added afterwards.
+        """
+        whole = self._totals_LT[..., None]
+        graded = [(self._sums_LKD, self._sums_grades_K), (whole, self._totals_grades_T)]
+        sum_graded_(world, graded, self._sizes_K)
+        totals_T1 = graded_total(whole, self._totals_grades_T)
+        totals = totals_T1.view(len(_TOTALS), -1).unbind()
+        sums_KD = graded_total(self._sums_LKD, self._sums_grades_K)
+        return ClusterSums(self._sizes_K, sums_KD, *totals)
+
+
+@dataclass(frozen=True)
+class ClusterSums:
+    """Sums of each cluster over all rows, on the host; float64, sizes int64."""
+
+    sizes_K: torch.Tensor
+    """Numbers of rows; rows of weight 0 are not counted."""
+    sums_KD: torch.Tensor
+    """Sums of the rows."""
+    masses_K: torch.Tensor
+    """Their weights, or their numbers if rows have no weights."""
+    sq_distances_K: torch.Tensor
+    """Sums of their squared distances to the centroid."""
+    distances_K: torch.Tensor
+    """Sums of their distances to it."""
+    silhouettes_K: torch.Tensor
+    """Sums of ``(b - a) / b``; a, b are the distances to the nearest and second nearest
+    centroid."""
 
     @property
     def inertia(self) -> float:
         """Sum of the squared distances of rows to their nearest centroids."""
-        return float(self.sq_distances_K.sum())
+        return float(serial_sum(self.sq_distances_K))
 
     def simplified_silhouette(self) -> float | None:
         """Mean over rows of ``(b - a) / max(a, b)``; None with fewer than two non-empty clusters.
@@ -89,8 +116,8 @@ class ClusterSums:
         """
         if int((self.sizes_K > 0).sum()) < 2:
             return None
-        total = self.silhouettes_K[self.sizes_K > 1].sum()
-        return float(total / self.masses_K.sum())
+        total = serial_sum(self.silhouettes_K[self.sizes_K > 1])
+        return float(total / serial_sum(self.masses_K))
 
     def calinski_harabasz(self, centroids_KD: torch.Tensor) -> float | None:
         """Dispersion between clusters over dispersion within them, by degrees of freedom.
@@ -101,15 +128,15 @@ class ClusterSums:
         """
         used_K = self.sizes_K > 0
         n_clusters, n_rows = int(used_K.sum()), int(self.sizes_K.sum())
-        mass = float(self.masses_K.sum())
+        mass = float(serial_sum(self.masses_K))
         if n_clusters < 2 or n_rows <= n_clusters:
             return None
         masses_K1 = self.masses_K[used_K, None]
         means_KD = self.sums_KD[used_K] / masses_K1
         mean_D = self.sums_KD.sum(dim=0) / mass
-        between = float((masses_K1 * (means_KD - mean_D).square()).sum())
+        between = float(serial_sum(masses_K1 * (means_KD - mean_D).square()))
         moved = means_KD - centroids_KD[used_K].double()
-        within = self.inertia - float((masses_K1 * moved.square()).sum())
+        within = self.inertia - float(serial_sum(masses_K1 * moved.square()))
         if within <= 0:
             return 1.0  # scikit-learn's value for clusters of equal rows.
         # Degrees of freedom count rows, so that only the ratios of weights matter.
@@ -138,4 +165,4 @@ class ClusterSums:
             apart_TU.masked_fill_(apart_TU == 0, torch.inf)
             apart_TU[torch.arange(len(rows)), rows] = torch.inf
             worst_U[rows] = ((spreads_U[rows, None] + spreads_U) / apart_TU).amax(dim=1)
-        return float(worst_U.mean())
+        return float(serial_sum(worst_U)) / len(worst_U)

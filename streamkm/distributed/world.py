@@ -95,6 +95,11 @@ class World:
         return self.rank == 0
 
     @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group of torch.distributed; None for one process alone, and after a failure."""
+        return self._group
+
+    @property
     def is_closed(self) -> bool:
         """Whether it cannot be used any more, after a failure."""
         return self.size > 1 and self._group is None

@@ -14,14 +14,19 @@ from sklearn.base import (
     ClusterMixin,
     TransformerMixin,
 )
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamkm.config import FitConfig
 from streamkm.errors import ParameterError
 from streamkm.estimators.conversion import to_sklearn
-from streamkm.estimators.fitted import NoLabels, centers_of, model_from_centers, model_of
+from streamkm.estimators.fitted import (
+    NoLabels,
+    centers_of,
+    model_from_centers,
+    model_of,
+    warn_of_empty_clusters,
+)
 from streamkm.estimators.inputs import InputRows, as_numpy, checked_centroids, like, open_rows
 from streamkm.estimators.parameters import (
     check_parameters,
@@ -30,6 +35,7 @@ from streamkm.estimators.parameters import (
     execution_config,
     warn_of_no_effect,
 )
+from streamkm.estimators.sharing import open_shared_rows
 from streamkm.estimators.stopping import stoppable
 from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.fit import fit, seed
@@ -42,7 +48,6 @@ if TYPE_CHECKING:
     from streamkm.sources import Weights
 
 __all__ = ["BaseKMeans"]
-
 
 #: Bytes of a small array, at most: in memory it is copied faster than a thread starts.
 SMALL_BYTES = 2 << 20
@@ -101,16 +106,17 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         check_parameters(self)
         check_resumable(self)
         warn_of_no_effect(self)
-        with open_rows(self, X, reset=True) as rows:
+        with open_shared_rows(self, X, reset=True) as rows:
             execution = self._execution(rows)
             self._check_n_rows(rows)
-            self._seed = draw_seed(self.random_state)
+            # One seed for all processes: without an integer each draws its own.
+            self._seed = rows.world.gather(draw_seed(self.random_state))[0]
             weights = rows.weights(sample_weight)
             self._n_init = self._seedings()
             self._adopt(self._run(rows, execution, weights, self._n_init))
             self._label(rows, execution, weights)
         self._tell_passes()
-        self._warn_of_empty_clusters()
+        warn_of_empty_clusters(self)
         self._give_like(X)
         return self
 
@@ -159,8 +165,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             If the data cannot be used, or has another number of features.
         """
         model = self._current_model()
-        with open_rows(self, X, reset=False) as rows:
-            found_N = label_rows(model, rows.source, self._execution(rows), nan=self.nan)[0]
+        with open_shared_rows(self, X, reset=False) as rows:
+            execution = self._execution(rows)
+            found_N, _ = label_rows(model, rows.source, execution, nan=self.nan, world=rows.world)
         labels_N: np.ndarray = like(X, found_N)
         return labels_N
 
@@ -218,13 +225,14 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             As in `predict`, or if `sample_weight` cannot be used.
         """
         model = self._current_model()
-        with open_rows(self, X, reset=False) as rows:
+        with open_shared_rows(self, X, reset=False) as rows:
             _, inertia = label_rows(
                 model,
                 rows.source,
                 self._execution(rows),
                 nan=self.nan,
                 weights=rows.weights(sample_weight),
+                world=rows.world,
             )
         return -inertia
 
@@ -357,7 +365,8 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                 given_KD=given_KD,
                 weights=weights,
                 quiet=not self.verbose,
-                listener=self._lines() if self.verbose else None,
+                listener=self._lines() if self.verbose and rows.world.is_first else None,
+                world=rows.world,
             ).on_host()
 
     def _given_centroids(
@@ -393,7 +402,9 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
             first = seed(
                 rows.source, config, execution, given_KD=given_KD, weights=weights, quiet=True
             )
-            _, inertia = label_rows(first, rows.source, execution, nan=self.nan, weights=weights)
+            _, inertia = label_rows(
+                first, rows.source, execution, nan=self.nan, weights=weights, world=rows.world
+            )
             inertias.append(inertia)
         return candidates[int(np.argmin(inertias))]
 
@@ -430,20 +441,10 @@ class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         """Set ``labels_`` and their inertia, if `compute_labels` asks for them."""
         if self.compute_labels is True or (self.compute_labels == "auto" and rows.in_memory):
             self.labels_, self.inertia_ = label_rows(
-                self._model, rows.source, execution, nan=self.nan, weights=weights
-            )
-
-    def _warn_of_empty_clusters(self) -> None:
-        counts_K = self.counts_
-        if hasattr(self, "labels_"):
-            counts_K = np.bincount(self.labels_ + 1)[1:]  # without rows that were dropped
-        n_found = np.count_nonzero(counts_K)
-        if n_found < self.n_clusters:
-            warnings.warn(
-                f"Number of distinct clusters ({n_found}) found smaller than n_clusters "
-                f"({self.n_clusters}). Possibly due to duplicate points in X, or the last update "
-                "has left a centroid where it is the nearest to none; a smaller n_clusters gives "
-                "the same.",
-                ConvergenceWarning,
-                stacklevel=3,
+                self._model,
+                rows.source,
+                execution,
+                nan=self.nan,
+                weights=weights,
+                world=rows.world,
             )

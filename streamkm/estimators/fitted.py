@@ -7,11 +7,13 @@ with them, and made anew where they differ. Watching assignments instead would m
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 
 from streamkm.clustering.scaling import Scaling
@@ -23,7 +25,13 @@ from streamkm.runs.storage.model import Model
 if TYPE_CHECKING:
     from streamkm.config import FitConfig
 
-__all__ = ["NoLabels", "centers_of", "model_from_centers", "model_of"]
+__all__ = [
+    "NoLabels",
+    "centers_of",
+    "model_from_centers",
+    "model_of",
+    "warn_of_empty_clusters",
+]
 
 
 class NoLabels:
@@ -171,3 +179,20 @@ def _checked_counts(counts: Any, k: int) -> torch.Tensor:
             f"they are {array.dtype} of shape {array.shape}"
         )
     return torch.from_numpy(whole)
+
+
+def warn_of_empty_clusters(estimator: Any) -> None:
+    """Warn, where `fit` was called, if fewer clusters than asked for have rows."""
+    counts_K = estimator.counts_
+    if hasattr(estimator, "labels_"):
+        counts_K = np.bincount(estimator.labels_ + 1)[1:]  # without rows that were dropped
+    n_found = np.count_nonzero(counts_K)
+    if n_found < estimator.n_clusters:
+        warnings.warn(
+            f"Number of distinct clusters ({n_found}) found smaller than n_clusters "
+            f"({estimator.n_clusters}). Possibly due to duplicate points in X, or the last update "
+            "has left a centroid where it is the nearest to none; a smaller n_clusters gives "
+            "the same.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )

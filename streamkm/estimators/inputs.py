@@ -16,6 +16,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from streamkm.devices import is_host, resolve_device
+from streamkm.distributed.world import ALONE
 from streamkm.errors import NonFiniteError, ParameterError
 from streamkm.estimators.batches import is_batches
 from streamkm.sources import (
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sklearn.base import BaseEstimator
+
+    from streamkm.distributed.world import World
 
 __all__ = [
     "KEPT_DTYPES",
@@ -64,6 +67,8 @@ class InputRows:
     array: Any
     """The array or CSR matrix behind `source`, if X was in host memory and NumPy has its type; or
     None."""
+    world: World = ALONE
+    """The processes that share the rows."""
 
     @property
     def device(self) -> str:

@@ -123,6 +123,13 @@ class KMeans(BaseKMeans):
     - float16, bfloat16 and integers are not widened in memory.
     - Sparse rows are made dense a block at a time, and read as those of the same matrix dense.
 
+    If torch.distributed is initialised, its processes share the work of `fit`, `fit_predict`,
+    `predict` and `score`. All of them call the method, with the same parameters and the same X, as
+    an array in each or as a path that each can read. Each gets what one process alone would get, to
+    the bit. Without an integer `random_state` process 0 draws the seed. Only process 0 writes to
+    `run_dir`. A call that another process does not make fails after 60 seconds. `transform` is
+    not shared.
+
     Examples
     --------
     >>> import numpy as np

@@ -148,6 +148,13 @@ class MiniBatchKMeans(BaseKMeans):
     - Sparse rows are made dense a block at a time. Batches take them in another order than those of
       the same matrix dense, whose blocks are of another size.
 
+    If torch.distributed is initialised, its processes share the work of `fit`, `fit_predict`,
+    `predict` and `score`. All of them call the method, with the same parameters and the same X, as
+    an array in each or as a path that each can read. Each gets what one process alone would get, to
+    the bit. Without an integer `random_state` process 0 draws the seed. Only process 0 writes to
+    `run_dir`. A call that another process does not make fails after 60 seconds. `transform`,
+    `partial_fit` and `fit` from an iterator of batches are not shared.
+
     Examples
     --------
     >>> import numpy as np

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamkm.clustering.metrics import ClusterSums
+import torch
+
+from streamkm.clustering.metrics import RunningClusterSums
+from streamkm.distributed.world import ALONE
+from streamkm.files import file_sha256
 from streamkm.runs.engine.labelling import Labelling
 from streamkm.runs.engine.summary import median_size
-from streamkm.runs.reporting.bad_rows import non_finite_error
+from streamkm.runs.engine.watch import Watch
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig
+    from streamkm.distributed.world import World
+    from streamkm.runs.engine.labelling import EvaluatedBatch
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources import Source, Weights
 
@@ -106,11 +112,12 @@ def evaluate(
     nan: str | None = None,
     stop_request: StopRequest,
     weights: Weights | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Inertia, cluster sizes and measures of quality of the run in `run_dir` on `source`.
 
     One pass. Distances to the nearest centroids are sums of squared differences, and are
-    added up in float64.
+    added up in float64, so that no order shows (see `streamkm.kernels.add_graded_`).
 
     Parameters
     ----------
@@ -126,6 +133,9 @@ def evaluate(
         Asked after every batch.
     weights : Weights, optional
         How much each row counts.
+    world : World, optional
+        The processes that share the rows. All call `evaluate` with the same arguments, and each
+        returns the same figures.
 
     Raises
     ------
@@ -135,39 +145,42 @@ def evaluate(
         If the run or the data cannot be used.
     """
     model = load_model(run_dir)
-    labelling = Labelling(model, source, execution, weights)
     nan = nan or model.settings["nan"]
-    n_rows = source.spec.n_rows
-    found, n_dropped = ClusterSums.empty(model.k, model.n_features), 0
-    with Progress() as progress, labelling.evaluated() as batches:
+    if world.size > 1:
+        world.agree(
+            {
+                "model": file_sha256(run_dir / "model.safetensors"),
+                "data": source.fingerprint(),
+                "weights": None if weights is None else weights.fingerprint,
+                "nan": nan,
+            }
+        )
+    labelling = Labelling(model, source, execution, weights, world=world)
+    sums = RunningClusterSums(model.k, model.n_features)
+    n_dropped = torch.zeros(1, dtype=torch.int64)
+    watch = Watch(source, nan, world, stop_request)
+    with (
+        Progress(quiet=not world.is_first) as progress,
+        labelling.evaluated() as batches,
+    ):
         progress.introduce(source, labelling.notes)
         progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
-        progress.begin("evaluate", n_rows, labelling.times)
-        for evaluated in batches:
-            batch = evaluated.labelled
-            if batch.n_dropped and nan == "error":
-                raise non_finite_error(source, batch.n_dropped)
-            labels_B, weights_B = batch.labels_B.cpu(), batch.weights_B
-            if weights_B is not None:
-                weights_B = weights_B.cpu()
-                labels_B = labels_B.masked_fill(weights_B == 0, -1)
-            found.update_(
-                labels_B,
-                batch.sq_distances_B.cpu(),
-                evaluated.second_sq_distances_B.cpu(),
-                evaluated.sums_KD.cpu(),
-                weights_B,
-            )
-            n_dropped += batch.n_dropped
-            progress.advance(len(labels_B))
+        progress.begin("evaluate", source.spec.n_rows, labelling.times)
+        for place in labelling.places():
+            n_found = _add(sums, next(batches)) if place.owner == world.rank else 0
+            n_dropped += n_found
+            watch.after(place, n_found)
+            progress.advance(place.n_rows)
             if progress.is_due():
                 progress.report({})
-            stop_request.end_if_asked()
+        watch.finish()
         progress.say(labelling.times.summary())
+    found = sums.of_all(world)
+    world.sum_(n_dropped)
     centroids_KD = labelling.centroids_KD.cpu()
     return Evaluation(
         int(found.sizes_K.sum()),
-        n_dropped,
+        int(n_dropped),
         found.inertia / model.scaling.unit**2,
         found.sizes_K.tolist(),
         None if weights is None else found.masses_K.tolist(),
@@ -175,3 +188,20 @@ def evaluate(
         found.calinski_harabasz(centroids_KD),
         found.davies_bouldin(centroids_KD),
     )
+
+
+def _add(sums: RunningClusterSums, evaluated: EvaluatedBatch) -> int:
+    """Add a batch to the sums; returns how many of its rows are not finite."""
+    batch = evaluated.labelled
+    labels_B, weights_B = batch.labels_B.cpu(), batch.weights_B
+    if weights_B is not None:
+        weights_B = weights_B.cpu()
+        labels_B = labels_B.masked_fill(weights_B == 0, -1)
+    sums.update_(
+        labels_B,
+        batch.sq_distances_B.cpu(),
+        evaluated.second_sq_distances_B.cpu(),
+        evaluated.sums_KD.cpu(),
+        weights_B,
+    )
+    return batch.n_dropped

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from streamkm.kernels import pair_sq_distances
+from streamkm.clustering.graded_sums import serial_sum, sum_graded_
+from streamkm.distributed.world import ALONE
+from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total, pair_sq_distances
 from streamkm.runs.engine.labelling import Labelling, label_dtype
+from streamkm.runs.engine.watch import Watch
 from streamkm.runs.reporting.bad_rows import non_finite_error
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
+    from streamkm.distributed.world import World
+    from streamkm.runs.engine.labelling import LabelledBatch
     from streamkm.runs.storage.model import Model
     from streamkm.sources import Source, Weights
 
@@ -23,6 +29,8 @@ __all__ = ["distance_rows", "label_rows"]
 CANCELLING_SHARE = 2.0**-20
 #: Distances that are computed at once, before they go to the caller's array: 8 MiB.
 TILE_ELEMENTS = 1 << 20
+#: Labels that processes exchange at once: 4 MiB.
+LABELS_AT_ONCE = 1 << 20
 
 
 def label_rows(
@@ -32,8 +40,11 @@ def label_rows(
     *,
     nan: str,
     weights: Weights | None = None,
+    world: World = ALONE,
 ) -> tuple[np.ndarray, float]:
     """The nearest centroid of each of N rows, and the inertia of all of them.
+
+    The processes of `world` share the rows, and each gets all labels.
 
     Returns
     -------
@@ -47,19 +58,45 @@ def label_rows(
     NonFiniteError
         If a row holds NaN or infinity and `nan` is ``error``.
     """
-    labels_N = np.empty(source.spec.n_rows, label_dtype(model.k))
-    inertia = 0.0
-    with Labelling(model, source, execution, weights).batches() as batches:
-        for batch in batches:
-            if batch.n_dropped and nan == "error":
-                raise non_finite_error(source, batch.n_dropped)
-            rows = slice(batch.start_row, batch.start_row + len(batch.labels_B))
-            labels_N[rows] = batch.labels_B.cpu().numpy()
-            sq_distances_B = batch.sq_distances_B
-            if batch.weights_B is not None:
-                sq_distances_B = sq_distances_B * batch.weights_B
-            inertia += float(sq_distances_B.nansum()) / model.scaling.unit**2
-    return labels_N, inertia
+    if world.size > 1:
+        world.agree(
+            {
+                "model": sha256(model.centroids_KD.cpu().numpy().tobytes()).hexdigest(),
+                "data": source.fingerprint(),
+                "weights": None if weights is None else weights.fingerprint,
+                "nan": nan,
+            }
+        )
+    labels_N = np.zeros(source.spec.n_rows, label_dtype(model.k))
+    sums = torch.zeros((2, 1, 1), dtype=torch.int64)
+    grades_1 = torch.full((1,), LEAST_GRADE)
+    labelling = Labelling(model, source, execution, weights, world=world)
+    watch = Watch(source, nan, world)
+    with labelling.batches() as batches:
+        for place in labelling.places():
+            n_dropped = 0
+            if place.owner == world.rank:
+                batch = next(batches)
+                n_dropped = batch.n_dropped
+                rows = slice(place.start_row, place.start_row + place.n_rows)
+                labels_N[rows] = batch.labels_B.cpu().numpy()
+                add_graded_(sums, grades_1, _inertia(batch).cpu().view(1, 1))
+            watch.after(place, n_dropped)
+        watch.finish()
+    sum_graded_(world, [(sums, grades_1)])
+    if world.size > 1:
+        # Each has zeros where others have labels.
+        for part in torch.from_numpy(labels_N).split(LABELS_AT_ONCE):
+            world.sum_(part)
+    return labels_N, float(graded_total(sums, grades_1)) / model.scaling.unit**2
+
+
+def _inertia(batch: LabelledBatch) -> torch.Tensor:
+    """Weighted sum of the squared distances of the rows that are finite, in scaled units."""
+    sq_distances_B = batch.sq_distances_B.double()
+    if batch.weights_B is not None:
+        sq_distances_B = sq_distances_B * batch.weights_B
+    return serial_sum(sq_distances_B.masked_fill(sq_distances_B.isnan(), 0))
 
 
 def distance_rows(

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamkm.distributed.world import ALONE
 from streamkm.errors import (
     ConfigError,
+    ElsewhereError,
     InputError,
-    Interrupted,
     NonFiniteError,
     Option,
     ResumeError,
     StorageError,
 )
 from streamkm.files import file_sha256
+from streamkm.runs.engine.collecting import collected
 from streamkm.runs.engine.labelling import Labelling, label_dtype
+from streamkm.runs.engine.writing import CLUSTER, DISTANCE, FoundRows, Writer
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
@@ -36,14 +38,14 @@ from streamkm.sinks import (
     tidy,
     unfinished_rows,
 )
-from streamkm.sources import id_notes, id_row_bytes, ids_of, parts_of
+from streamkm.sources import RowRange, id_notes, id_row_bytes, ids_of, parts_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamkm.config import ExecutionConfig
-    from streamkm.runs.engine.labelling import LabelledBatch
+    from streamkm.distributed.world import World
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.model import Model
     from streamkm.sinks import Sink
@@ -60,9 +62,6 @@ __all__ = [
     "written_ids",
 ]
 
-#: Names of the columns of a table.
-CLUSTER, DISTANCE = "cluster", "distance"
-
 
 def predict(
     run_dir: Path,
@@ -74,6 +73,7 @@ def predict(
     nan: str | None = None,
     resume: bool,
     stop_request: StopRequest,
+    world: World = ALONE,
 ) -> int:
     """Write the nearest centroid of every row of `source`; returns how many rows it dropped.
 
@@ -102,6 +102,9 @@ def predict(
         model has finished all of them from these rows.
     stop_request : StopRequest
         Asked after every batch.
+    world : World, optional
+        The processes that share the rows. All call `predict` with the same arguments; the first
+        alone writes, reads and locks outputs.
 
     Raises
     ------
@@ -119,44 +122,71 @@ def predict(
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
     job = job_of(run_dir, source, nan, paths)
-    parts = parts_of(source)
-    ids = written_ids(source, paths)
+    world.agree(job)
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress())
-        if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
+        progress = stack.enter_context(Progress(quiet=not world.is_first))
+        is_finished = False
+        if world.is_first and resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
+            is_finished = True
+            _say_finished(paths, source, progress)
+        if resume:
+            world.meet()
+            if world.gather(is_finished)[0]:
+                return 0
+        ids = written_ids(source, paths)
+        if world.is_first:
+            check_free(run_dir, paths, resume=resume)
             for path in paths:
-                tidy(path)
-                write_parts(path, parts)
-            progress.say(finished_line(paths))
-            return 0
-        check_free(run_dir, paths, resume=resume)
-        for path in paths:
-            check_parts(path, parts)
-        for note in notes_on_ids(source, ids, execution):
-            progress.say(f"note: {note}")
-        labelling = Labelling(model, source, execution, output_bytes=table_bytes(outputs, ids))
+                check_parts(path, parts_of(source))
+            for note in notes_on_ids(source, ids, execution):
+                progress.say(f"note: {note}")
+        labelling = Labelling(
+            model, source, execution, output_bytes=table_bytes(outputs, ids), world=world
+        )
         sinks = [
             stack.enter_context(_opened(path, dtype, source, ids, progress, resume=resume))
             for path, dtype in outputs
+            if world.is_first
         ]
         for sink in sinks:
             _check_job(sink, job)
-        writer = _Writer(sinks, job, execution, stop_request, model.scaling.unit)
+        world.meet()
+        start_row = world.gather(min((sink.next_row for sink in sinks), default=0))[0]
+        writer = Writer(sinks, job, execution, stop_request, start_row, world)
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
-            if writer.start_row < source.spec.n_rows:
-                _label_all(source, labelling, writer, progress, nan=nan)
-            # The last rows become durable, and their cursor names the job until the commit.
-            writer.save()
-            refused = record_outputs(run_dir, job, sinks)
-            lists = [write_parts(path, parts) for path in paths]
-            commit_together(sinks)
-        progress.say("written: " + " and ".join(map(str, paths)))
-        if parts:
-            says = "says" if len(lists) == 1 else "say"
-            progress.say(f"{' and '.join(map(str, lists))} {says} which rows are of which file")
-        if refused is not None:
-            progress.say(f"note: a later --resume will not know that this is finished ({refused})")
+            if start_row < source.spec.n_rows:
+                rows = FoundRows(outputs, model.scaling.unit)
+                _label_all(source, labelling, rows, writer, progress, nan=nan)
+            if world.is_first:
+                _conclude(run_dir, source, sinks, writer, progress)
+            world.meet()
     return writer.n_dropped
+
+
+def _say_finished(paths: list[Path], source: Source, progress: Progress) -> None:
+    """Delete what an attempt has left beside finished outputs, and say that they are finished."""
+    for path in paths:
+        tidy(path)
+        write_parts(path, parts_of(source))
+    progress.say(finished_line(paths))
+
+
+def _conclude(
+    run_dir: Path, source: Source, sinks: list[Sink], writer: Writer, progress: Progress
+) -> None:
+    """Give the outputs their names, once all rows are in them."""
+    # The last rows become durable, and their cursor names the job until the commit.
+    writer.save()
+    refused = record_outputs(run_dir, writer.job, sinks)
+    parts, paths = parts_of(source), [sink.path for sink in sinks]
+    lists = [write_parts(path, parts) for path in paths]
+    commit_together(sinks)
+    progress.say("written: " + " and ".join(map(str, paths)))
+    if parts:
+        says = "says" if len(lists) == 1 else "say"
+        progress.say(f"{' and '.join(map(str, lists))} {says} which rows are of which file")
+    if refused is not None:
+        progress.say(f"note: a later --resume will not know that this is finished ({refused})")
 
 
 def job_of(run_dir: Path, source: Source, nan: str, outputs: list[Path]) -> dict[str, str]:
@@ -253,9 +283,11 @@ def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
     """On an error keep the durable rows, unless no later attempt could finish them."""
     try:
         yield
-    except InputError as error:
+    except (InputError, ElsewhereError) as error:
         # A row that is not finite stays so; what could not be read may be read next time.
-        if isinstance(error, NonFiniteError) or not any(sink.durable_rows for sink in sinks):
+        is_input = error.exit_status == InputError.exit_status
+        nothing_is_saved = is_input and not any(sink.durable_rows for sink in sinks)
+        if isinstance(error, NonFiniteError) or nothing_is_saved:
             for sink in sinks:
                 sink.discard()
         raise
@@ -269,92 +301,45 @@ def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
 
 
 def _label_all(
-    source: Source, labelling: Labelling, writer: _Writer, progress: Progress, *, nan: str
+    source: Source,
+    labelling: Labelling,
+    rows: FoundRows,
+    writer: Writer,
+    progress: Progress,
+    *,
+    nan: str,
 ) -> None:
     """Stream the rows that are left through the model to the sinks."""
     progress.introduce(source, labelling.notes)
-    if writer.start_row:
-        progress.say(f"resumed: from row {writer.start_row:,}")
+    start_row = writer.start_row
+    if start_row:
+        progress.say(f"resumed: from row {start_row:,}")
     progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
-    with labelling.batches(writer.start_row) as batches:
-        progress.begin("predict", source.spec.n_rows, labelling.times, done=writer.start_row)
-        for batch in batches:
-            if batch.n_dropped and nan == "error":
-                raise non_finite_error(source, batch.n_dropped)
-            writer.write(batch)
-            progress.advance(len(batch.labels_B))
+    with labelling.batches(start_row) as batches:
+        progress.begin("predict", source.spec.n_rows, labelling.times, done=start_row)
+        for place, found_B in collected(
+            labelling.places(start_row),
+            map(rows.of, batches),
+            rows.dtype,
+            labelling.world,
+            labelling.most_waiting,
+        ):
+            if found_B is not None:
+                n_dropped = rows.n_dropped(found_B)
+                if n_dropped and nan == "error":
+                    where = RowRange(place.start_row, place.start_row + place.n_rows)
+                    raise non_finite_error(source, n_dropped, within=where)
+                writer.write(place.start_row, found_B)
+            writer.after(place)
+            progress.advance(place.n_rows)
             if progress.is_due():
                 progress.report({})
+    writer.finish()
     progress.say(labelling.times.summary())
     if writer.n_dropped:
-        since = f" from row {writer.start_row:,} on" if writer.start_row else ""
-        rows = counted(writer.n_dropped, "row")
-        progress.say(f"dropped: {rows}{since} with NaN or infinity, labelled -1")
-
-
-class _Writer:
-    """Writes batches to the sinks and makes them durable as often as asked."""
-
-    def __init__(
-        self,
-        sinks: list[Sink],
-        job: dict[str, str],
-        execution: ExecutionConfig,
-        stop_request: StopRequest,
-        unit: float,
-    ) -> None:
-        self._sinks, self._job, self._stop_request = sinks, job, stop_request
-        self._unit = unit
-        self._cadence = execution.checkpoint_every
-        self._saved_at, self._batches = time.monotonic(), 0
-        self.n_dropped = 0
-        self.start_row = self._counted_to = min(sink.next_row for sink in sinks)
-
-    def write(self, batch: LabelledBatch) -> None:
-        """Write one batch; make it durable if that is due; raise `Interrupted` if asked."""
-        labels_B = batch.labels_B.cpu().numpy()
-        distances_B = (batch.sq_distances_B.sqrt() / self._unit).cpu().numpy()
-        columns = {CLUSTER: labels_B, DISTANCE: distances_B}
-        # A resumed predict begins with the batch of the first missing row: some of it was counted.
-        fresh = labels_B[max(self._counted_to - batch.start_row, 0) :]
-        self.n_dropped += int((fresh < 0).sum())
-        self._counted_to = batch.start_row + len(labels_B)
-        for sink, column in zip(self._sinks, columns.values(), strict=False):
-            sink.write(batch.start_row, _as_stored(sink.dtype, column, columns))
-        self._batches += 1
-        asked = self._stop_request.signal_name
-        elapsed_s = time.monotonic() - self._saved_at
-        if asked is not None or self._cadence.is_due(self._batches, elapsed_s):
-            self.save()
-        if asked is not None:
-            raise Interrupted(
-                f"stopped by {asked}; rows up to {self._sinks[0].durable_rows:,} are saved: "
-                "repeat with ",
-                Option("resume", value=True),
-                " to go on",
-            )
-
-    def doing(self) -> str:
-        """How far labelling has come, for the message of an `AllocationError`."""
-        return f"labelling, after row {self._counted_to:,}"
-
-    def save(self) -> None:
-        """Make the rows so far durable."""
-        for sink in self._sinks:
-            sink.write_cursor(self._job)
-        self._saved_at, self._batches = time.monotonic(), 0
-
-
-def _as_stored(
-    dtype: np.dtype[Any], column: np.ndarray, columns: dict[str, np.ndarray]
-) -> np.ndarray:
-    """`column` in `dtype`, or the `columns` that its fields name."""
-    if dtype.names is None:
-        return column.astype(dtype, copy=False)
-    table = np.empty(len(column), dtype)
-    for name in dtype.names:
-        table[name] = columns[name]
-    return table
+        since = f" from row {start_row:,} on" if start_row else ""
+        dropped = counted(writer.n_dropped, "row")
+        progress.say(f"dropped: {dropped}{since} with NaN or infinity, labelled -1")
 
 
 def _check_job(sink: Sink, job: dict[str, str]) -> None:

@@ -35,7 +35,15 @@ from streamkm.sources.base import ArraySpec, RowRange
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["WINDOW_BYTES", "ReadingPlan", "Window", "plan_reading", "row_windows", "sample_windows"]
+__all__ = [
+    "WINDOW_BYTES",
+    "Place",
+    "ReadingPlan",
+    "Window",
+    "plan_reading",
+    "row_windows",
+    "sample_windows",
+]
 
 #: Bytes of stored rows in a window, about: many small blocks, or at least one large block.
 WINDOW_BYTES = 64 << 20
@@ -144,9 +152,14 @@ class Window:
             numbers=numbers[used],
         )
 
+    @property
+    def whole(self) -> Window:
+        """The window that this is a share of, or the window itself."""
+        return self if self.part is None else self.part.whole
+
     def whole_rows(self, index: int) -> int:
         """Rows of batch `index` of the window in all shares."""
-        edges = (self if self.part is None else self.part.whole).batch_edges
+        edges = self.whole.batch_edges
         return edges[index + 1] - edges[index]
 
 
@@ -156,6 +169,18 @@ class Part(NamedTuple):
     whole: Window
     is_own: np.ndarray
     """Whether the process reads each of its blocks, bool."""
+
+
+class Place(NamedTuple):
+    """Where a batch lies in an array that several processes read in sequence."""
+
+    start_row: int
+    n_rows: int
+    owner: int
+    """Rank of the process that reads it."""
+    ends_round: bool
+    """Whether each process has come to the end of its unit of blocks, as far as there are some; for
+    one process always."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +206,11 @@ class ReadingPlan:
     def unit_blocks(self) -> int:
         """Blocks that one process reads: in sequence those of a batch, if they are whole in it."""
         return 1 if self.seed is not None else max(self.batch_rows // self.block_rows, 1)
+
+    @property
+    def unit_batches(self) -> int:
+        """Batches of a unit of blocks, where rows are read in sequence; fewer of the last."""
+        return -(-min(self.unit_blocks * self.block_rows, self.n_rows) // self.batch_rows)
 
     @property
     def window_rows(self) -> int:
@@ -250,6 +280,19 @@ class ReadingPlan:
         _, window_rows, first_batches = self._layout(0)
         edges = self._edges(int(window_rows[index]))
         return int(first_batches[index]) + int(np.searchsorted(edges, within, side="right")) - 1
+
+    def places(self, start: int = 0, *, n_processes: int = 1) -> Iterator[Place]:
+        """Where each batch lies, from number `start` on, when rows are read in sequence."""
+        for window in self._windows(0, start):
+            first_unit = window.first_block // self.unit_blocks
+            for i in range(max(start - window.first_batch, 0), window.n_batches):
+                owner = (first_unit + i // self.unit_batches) % n_processes
+                is_last = i + 1 == window.n_batches
+                ends_unit = is_last or (i + 1) % self.unit_batches == 0
+                ends_round = ends_unit and owner + 1 == n_processes
+                ends_round |= n_processes == 1 or (is_last and window.last)
+                start_row = window.reads[0].start + window.batch_edges[i]
+                yield Place(start_row, window.whole_rows(i), owner, ends_round)
 
     def _window_of(self, batch: int, first_batches: np.ndarray) -> int:
         """Index of the window that holds `batch`; at the epoch's end the number of windows."""

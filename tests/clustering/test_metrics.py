@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics
 
-from streamkm.clustering.metrics import ClusterSums
+from streamkm.clustering.metrics import ClusterSums, RunningClusterSums
 
 
 def gathered(x_ND, centroids_KD, weights_N=None, batch_rows=37) -> tuple[ClusterSums, np.ndarray]:
@@ -15,7 +15,7 @@ def gathered(x_ND, centroids_KD, weights_N=None, batch_rows=37) -> tuple[Cluster
     distances_NK = np.linalg.norm(x_ND[:, None] - centroids_KD[None], axis=2)
     labels_N, ordered_NK = distances_NK.argmin(axis=1), np.sort(distances_NK, axis=1)
     k, n_features = centroids_KD.shape
-    found = ClusterSums.empty(k, n_features)
+    found = RunningClusterSums(k, n_features)
     for start in range(0, len(x_ND), batch_rows):
         part = slice(start, start + batch_rows)
         weights_B = np.ones(len(x_ND))[part] if weights_N is None else weights_N[part]
@@ -29,7 +29,7 @@ def gathered(x_ND, centroids_KD, weights_N=None, batch_rows=37) -> tuple[Cluster
             torch.from_numpy(sums_KD),
             None if weights_N is None else torch.from_numpy(weights_B),
         )
-    return found, labels_N
+    return found.of_all(), labels_N
 
 
 def blobs(rng) -> np.ndarray:

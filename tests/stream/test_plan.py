@@ -378,3 +378,32 @@ def test_one_process_has_the_plan_as_it_was():
     plan = ReadingPlan(n_rows=113, block_rows=10, window_blocks=3, batch_rows=7, seed=1)
     assert list(plan.windows(2, rank=0, n_processes=1)) == list(plan.windows(2))
     assert all(window.part is None for window in plan.windows(2, rank=0, n_processes=1))
+
+
+# Breaks when a process waits for rows that no other one reads, or two processes end rounds at
+# different places.
+@given(plans, st.integers(1, 5), st.data())
+def test_places_are_the_batches_of_all_shares(plan, n_processes, data):
+    plan = plan.in_sequence()
+    n_batches = plan.n_batches(0)
+    start = data.draw(st.integers(0, n_batches - 1))
+    places = list(plan.places(start, n_processes=n_processes))
+    assert len(places) == n_batches - start
+    found = {}
+    for rank in range(n_processes):
+        for share in plan.windows(0, start, rank=rank, n_processes=n_processes):
+            for i, rows in enumerate(rows_by_batch(share)):
+                if rows and share.first_batch + i >= start:
+                    found[rows[0]] = (len(rows), rank)
+    assert found == {place.start_row: (place.n_rows, place.owner) for place in places}
+    assert places[-1].ends_round
+    if n_processes == 1:
+        assert all(place.ends_round for place in places)
+        return
+    owners: list[int] = []
+    for place in places:
+        owners.append(place.owner)
+        assert owners == sorted(owners)
+        assert owners.count(place.owner) <= plan.unit_batches
+        if place.ends_round:
+            owners = []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.graded_sums import sum_graded_
 from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER, N_ROUNDS
 from streamkm.clustering.seeding.sample import Draws, Sample
 from streamkm.kernels import (
@@ -25,7 +26,6 @@ from streamkm.kernels import (
     add_by_label,
     add_graded_,
     graded_total,
-    raise_grades_,
 )
 
 if TYPE_CHECKING:
@@ -69,16 +69,14 @@ class Candidates:
         """The candidates as one process alone would have them; all processes call it."""
         if world.size == 1:
             return self
-        raised_C, masses_LC = self.grades_C.clone(), self.masses_LC.clone()
-        world.max_(raised_C)
-        raise_grades_(masses_LC[..., None], self.grades_C.clone(), raised_C)
-        world.sum_(masses_LC)
+        grades_C, masses_LC = self.grades_C.clone(), self.masses_LC.clone()
+        sum_graded_(world, [(masses_LC[..., None], grades_C)])
         keys, rows = (torch.cat(world.gather_rows(each)) for each in (self.keys_R, self.drawn_RD))
         keys_R, kept = torch.topk(keys, len(self.keys_R), largest=False)
         return replace(
             self,
             masses_LC=masses_LC,
-            grades_C=raised_C,
+            grades_C=grades_C,
             drawn_RD=rows.index_select(0, kept),
             keys_R=keys_R,
         )

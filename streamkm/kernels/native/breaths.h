@@ -43,10 +43,9 @@ PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
         found.n_uncertain += assign(functions, rows, job.rechecks, job.n_threads);
         if (!sort_by_label(rows.labels, nullptr, n_rows, k, order.data(), offsets.data())) return {};
         std::fill(sums.begin(), sums.end(), 0.0);
-        accumulate(functions,
-                   AccumulateJob<T>{rows.x, job.shares, order.data(), offsets.data(), sums.data(),
+        accumulate(AccumulateJob<T>{rows.x, job.shares, order.data(), offsets.data(), sums.data(),
                                     n_features, k},
-                   job.n_threads_to_add);
+                   job.n_threads_to_add, functions.accumulate_cluster);
         for (double& sum : sums) sum *= job.unit;
         std::fill_n(job.masses, k, 0.0);
         for (int64_t row = 0; row < n_rows; ++row) {

@@ -15,7 +15,9 @@ import torch
 from streamkm.clustering.scaling import RunningMoments
 from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER
 from streamkm.clustering.state import initial_state
+from streamkm.kernels import LEAST_GRADE, add_graded_
 from streamkm.runs.engine.snapshot import Cursor
+from streamkm.runs.storage.checkpoint import FORMAT
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -43,15 +45,14 @@ _GROUPS = {
 def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
     """Check that the run of `plan` could have saved `checkpoint`.
 
-    A checkpoint from before clusters could forget rows gets the mass of all rows first, one from
-    before epochs were compared an unknown inertia of the epoch before.
+    A checkpoint of an older version gets what that did not have (see `_add_newer_`).
 
     Raises
     ------
     KeyError, TypeError, ValueError
         If it could not.
     """
-    _add_newer_(checkpoint.tensors)
+    _add_newer_(checkpoint, plan)
     cursor = _cursor(checkpoint, plan)
     must, may = _groups(cursor, plan)
     found = {name.partition(".")[0] for name in checkpoint.tensors}
@@ -70,12 +71,44 @@ def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
         raise TypeError("its environment holds a value that is no text")
 
 
-def _add_newer_(tensors: dict[str, np.ndarray]) -> None:
+def _add_newer_(checkpoint: Checkpoint, plan: FitPlan) -> None:
+    """Add what an older version did not save.
+
+    From before clusters could forget rows, the mass is that of all rows; from before epochs were
+    compared, the inertia of the epoch before is not known. From before passes in sequence were cut
+    into batches by blocks, a pass begins again.
+    """
+    tensors, cursor = checkpoint.tensors, checkpoint.manifest["cursor"]
     counts_K, weights_K = tensors.get("state.counts_K"), tensors.get("state.weights_K")
     if counts_K is not None and weights_K is not None:
         whole_K = weights_K if weights_K.size else counts_K
         tensors.setdefault("state.mass_K", whole_K.astype("float64"))
         tensors.setdefault("state.former_inertia", np.array(np.nan))
+    if checkpoint.manifest["format"] == FORMAT:
+        return
+    if (sums_KD := tensors.get("state.sums_KD")) is not None and weights_K is not None:
+        n_totals = 1 + weights_K.size
+        tensors["state.pass_sums_LKD"] = np.zeros((2, *sums_KD.shape), np.int64)
+        tensors["state.pass_grades_K"] = np.full(len(sums_KD), LEAST_GRADE)
+        tensors["state.pass_totals_LT"] = np.zeros((2, n_totals), np.int64)
+        tensors["state.pass_total_grades_T"] = np.full(n_totals, LEAST_GRADE)
+    phase = cursor["phase"]
+    if (counts_C := tensors.pop("candidates.counts_C", None)) is not None:
+        masses_LC = torch.zeros((2, len(counts_C)), dtype=torch.int64)
+        grades_C = torch.full((len(counts_C),), LEAST_GRADE)
+        if phase == "rounds":
+            tensors["candidates.keys_R"] = np.full_like(tensors["candidates.keys_R"], np.inf)
+        else:
+            add_graded_(masses_LC[..., None], grades_C, torch.from_numpy(counts_C)[:, None])
+        tensors["candidates.masses_LC"] = masses_LC.numpy()
+        tensors["candidates.grades_C"] = grades_C.numpy()
+    if phase == "scale":
+        n_features = len(tensors["moments.mean_D"])
+        for name, tensor in RunningMoments.empty(n_features, torch.device("cpu")).tensors().items():
+            tensors[f"moments.{name}"] = tensor.numpy()
+    in_sequence = phase == "train" and plan.config.algorithm == "lloyd"
+    if in_sequence or phase in ("scale", "rounds", "close"):
+        cursor["batch"] = 0
 
 
 def _compare(tensors: dict[str, np.ndarray], expected: Demand, plan: FitPlan) -> None:

@@ -14,6 +14,7 @@ from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_batch_rows
 from streamkm.devices import is_host, resolve_device
+from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError
 from streamkm.kernels import KernelRequest, cores_for_kernels, kernel_notes, make_kernel
 from streamkm.runs.planning.environment import describe_kernel
@@ -29,14 +30,18 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.batch import Batch
     from streamkm.config import ExecutionConfig
+    from streamkm.distributed.world import World
     from streamkm.runs.storage.model import Model
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
+    from streamkm.stream.plan import Place, Window
 
 __all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "label_dtype"]
 
 #: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
+#: Bytes that a process sends to the first one for a row, at most: a label and a distance.
+SENT_BYTES = 12
 
 
 def label_dtype(k: int) -> np.dtype[Any]:
@@ -71,7 +76,11 @@ class EvaluatedBatch:
 
 
 class Labelling:
-    """Assigns the rows of one source to the centroids of one model."""
+    """Assigns the rows of one source to the centroids of one model.
+
+    Several processes share the batches: each reads and assigns its own. A batch is the same rows on
+    any number of processes.
+    """
 
     centroids_KD: torch.Tensor
     """In the scaled space, on the device, in the dtype of `prepared` rows."""
@@ -84,8 +93,9 @@ class Labelling:
         weights: Weights | None = None,
         batch_rows: int | None = None,
         output_bytes: int = 0,
+        world: World = ALONE,
     ) -> None:
-        """`output_bytes` are those that outputs hold at once."""
+        """`output_bytes` are those that outputs hold at once; `world` shares the batches."""
         source = in_order(source, model.feature_names, "the run")
         spec = source.spec
         if spec.n_features != model.n_features:
@@ -95,7 +105,7 @@ class Labelling:
                 "with the same features in the same order"
             )
         source = in_order(source, model.feature_names, "the run")
-        self._source, self._weights = source, weights
+        self._source, self._weights, self.world = source, weights, world
         self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
         batch_rows = batch_rows or default_batch_rows(spec.n_rows, spec.n_features)
@@ -103,6 +113,8 @@ class Labelling:
         on_host = is_host(self.device)
         needed = predict_bytes(spec, self._reading, model.k, on_host=on_host)
         needed += output_bytes
+        if world.size > 1:
+            needed += SENT_BYTES * batch_rows * (self.most_waiting + world.size)
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None
@@ -122,9 +134,19 @@ class Labelling:
         self._stored = stored
         self.times = StageTimes()
 
+    @property
+    def most_waiting(self) -> int:
+        """Batches whose labels wait for the first process, at most: of a unit, and some more."""
+        return self._reading.unit_batches + 2
+
+    def places(self, start_row: int = 0) -> Iterator[Place]:
+        """Where each batch of all processes lies, from the one that holds `start_row` on."""
+        first = self._reading.batch_at(start_row)
+        return self._reading.places(first, n_processes=self.world.size)
+
     @contextmanager
     def batches(self, start_row: int = 0) -> Iterator[Iterator[LabelledBatch]]:
-        """Every batch from the one that holds `start_row` on, in the order of the rows."""
+        """Own batches from the one that holds `start_row` on, in the order of the rows."""
         with (
             cores_for_kernels(self.kernel.name),
             self._stream(start_row, self._preparation(in_place=True)) as batches,
@@ -133,7 +155,7 @@ class Labelling:
 
     @contextmanager
     def prepared(self) -> Iterator[Iterator[tuple[int, Batch]]]:
-        """Every batch without labels: (number of its first row, rows in the scaled space)."""
+        """Own batches without labels: (number of its first row, rows in the scaled space)."""
         dtype = self.centroids_KD.dtype
         prepare = Preparation.widened(
             self._scaling, batch_rows=self._reading.batch_rows, dtype=dtype
@@ -143,7 +165,7 @@ class Labelling:
 
     @contextmanager
     def evaluated(self) -> Iterator[Iterator[EvaluatedBatch]]:
-        """Every batch with distances to the second nearest centroids, and sums by cluster."""
+        """Own batches with distances to the second nearest centroids, and sums by cluster."""
         with (
             cores_for_kernels(self.kernel.name),
             self._stream(0, self._preparation(in_place=False)) as batches,
@@ -161,22 +183,20 @@ class Labelling:
     def _stream(
         self, start_row: int, prepare: Preparation
     ) -> Iterator[Iterator[tuple[int, Batch]]]:
-        """(number of the first row, batch) for each batch from that of `start_row` on."""
+        """(number of the first row, batch) for each own batch from that of `start_row` on."""
         first = self._reading.batch_at(start_row)
-        windows = self._reading.windows(0, first)
+        windows = self._reading.windows(0, first, rank=self.world.rank, n_processes=self.world.size)
         self.times = StageTimes()
         with (
             open_slots(self._source, self.memory.stream, self.device) as slots,
             stream(self._source, windows, slots, self.times, self._weights) as on_device,
         ):
             yield (
-                (
-                    window.window.reads[0].start + rows.start,
-                    prepare(window.x_ND, rows, window.weights_N),
-                )
+                (_first_row(window.window, index), prepare(window.x_ND, rows, window.weights_N))
                 for window in on_device
-                for _, rows in window.batches(first)
+                for index, rows in window.batches(first)
                 if isinstance(rows, slice)  # always, where rows are read in sequence
+                and rows.start < rows.stop  # else it belongs to another process
             )
 
     def _evaluate(self, start_row: int, batch: Batch) -> EvaluatedBatch:
@@ -200,3 +220,9 @@ class Labelling:
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
             n_dropped = int(batch.dropped_B.sum())
         return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)
+
+
+def _first_row(window: Window, index: int) -> int:
+    """Number of the first row of batch `index`; the rows of a window follow each other."""
+    whole = window.whole
+    return whole.reads[0].start + whole.batch_edges[index - whole.first_batch]

@@ -21,11 +21,13 @@ def describe_kernel(asked: str, name: str, precision: str = "exact") -> str:
 def environment(device: torch.device, kernel: str) -> dict[str, str]:
     """What may change the last bits of a result although every setting is the same."""
     compiled = instruction_sets()
-    return {
+    found = {
         "device": device_name(device),
         "kernel": kernel,
         "instruction set": compiled[0].name if compiled else "none, nothing is compiled",
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "arithmetic threads": str(torch.get_num_threads()),
     }
+    if kernel == "reference":  # Only torch divides sums among its threads.
+        found["arithmetic threads"] = str(torch.get_num_threads())
+    return found

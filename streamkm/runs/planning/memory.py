@@ -210,14 +210,14 @@ def fit_bytes(
     """
     width = _compute_width(spec)
     state = config.k * spec.n_features
-    # Saving a checkpoint copies the centroids and the float64 sums.
-    total = RUNTIME_BYTES + reading.order_bytes + 2 * state * (width + 8)
+    # Saving a checkpoint copies the centroids and the sums.
+    total = RUNTIME_BYTES + reading.order_bytes + 2 * state * (width + 24)
     if not on_host:
         return total
     seeding = _seeding_bytes(spec, reading, config, weighted=weighted)
     # Centroids, sums, and the copies of both that an update or the end of a pass makes.
-    training = _batch_bytes(spec, reading, config.k) + state * (5 * width + 48)
-    training += probed * state * (2 * width + 8)
+    training = _batch_bytes(spec, reading, config.k) + state * (5 * width + 80)
+    training += probed * state * (2 * width + 24)
     # A copy of the rows, times their weights.
     weighing = reading.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
     return total + max(seeding, training + weighted * weighing) + config.k * 64
@@ -267,8 +267,9 @@ def predict_bytes(spec: ArraySpec, reading: ReadingPlan, k: int, *, on_host: boo
     # The model, and beside it either its file while it is loaded or the float64 centroids of a
     # recheck.
     state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
-    # The sums of evaluate: of all rows, and of one batch before and after they are widened.
-    state += k * spec.n_features * (_compute_width(spec) + 24)
+    # The sums of evaluate: of all rows, in whole numbers and at the end in float64, and of one
+    # batch before and after they are widened.
+    state += k * spec.n_features * (_compute_width(spec) + 40)
     total = RUNTIME_BYTES + reading.order_bytes + state
     return total + (_batch_bytes(spec, reading, k) if on_host else 0)
 

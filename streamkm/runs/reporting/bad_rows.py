@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 __all__ = ["as_float", "non_finite_error", "sampled_row_error"]
 
 
-def non_finite_error(source: Source, n_found: int, *, of_fit: bool = False) -> NonFiniteError:
+def non_finite_error(
+    source: Source, n_found: int, *, of_fit: bool = False, within: RowRange | None = None
+) -> NonFiniteError:
     """The error for `n_found` rows that are not finite, with the number of the first.
 
     With `of_fit` the remedies are those of a fit, which may still choose a scaling. Otherwise the
     rows meet centroids whose scaling is settled.
 
-    Reads the source from its first row on, because a shuffled stream meets another one first.
+    Reads the source from its first row on, because a shuffled stream meets another one first; only
+    `within`, if that is where the first lies.
     """
     spec = source.spec
     too_long, largest = 0, -1.0
     dtype = as_float(np.empty((0, 1), spec.storage), spec.dtype).dtype
-    for rows in RowRange(0, spec.n_rows).split(spec.block_rows):
+    for rows in (within or RowRange(0, spec.n_rows)).split(spec.block_rows):
         block = np.empty((len(rows), spec.n_features), spec.storage)
         source.read(rows, block)
         values = as_float(block, spec.dtype)

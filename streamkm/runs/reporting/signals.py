@@ -11,7 +11,7 @@ from streamkm.errors import StreamkmError
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
-__all__ = ["StopRequest"]
+__all__ = ["StopRequest", "stopped_by"]
 
 #: Somebody, or the system, wants the process to end.
 INSISTENT = (signal.SIGTERM, signal.SIGINT)
@@ -63,7 +63,7 @@ class StopRequest:
     def end_if_asked(self) -> None:
         """Raise if a signal came: for commands that have nothing to save."""
         if (name := self.signal_name) is not None:
-            raise StreamkmError(f"stopped by {name}; nothing was written")
+            raise stopped_by(name)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.signal_name = self.signal_name or signal.Signals(number).name
@@ -81,3 +81,8 @@ class StopRequest:
             # Before it sets a handler, Python runs those of signals that have come meanwhile.
             signal.signal(number, self._previous[number])  # type: ignore[arg-type]  # from signal()
             self._previous.pop(number, None)
+
+
+def stopped_by(name: str) -> StreamkmError:
+    """The error of a command that has nothing to save, and got the signal `name`."""
+    return StreamkmError(f"stopped by {name}; nothing was written")

@@ -54,12 +54,20 @@ if TYPE_CHECKING:
 
     from streamkm.config import Cadence
 
-__all__ = ["Checkpoint", "Checkpointer", "NoCheckpoints", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FORMAT",
+    "Checkpoint",
+    "Checkpointer",
+    "NoCheckpoints",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 logger = logging.getLogger("streamkm")
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
-FORMAT = 3
+#: Of 4, passes in sequence are cut into batches by blocks, and their sums are whole numbers.
+FORMAT, READ_TOO = 4, (3,)
 
 #: Errors of a disk that has lost a file. After any other (no descriptor, no memory, no permission)
 #: the file may be intact, and to pass it over would throw work away.
@@ -286,7 +294,7 @@ def _load(path: Path) -> Checkpoint:
         _check_state(hashlib.sha256(content).hexdigest(), manifest)
         tensors = load(content)
         step, version = int(manifest["step"]), manifest["format"]
-    if version != FORMAT:
+    if version not in (FORMAT, *READ_TOO):
         raise RunError(f"{path}: its format is {version}, this version of streamkm reads {FORMAT}")
     return Checkpoint(path, step, tensors, manifest)
 

@@ -49,7 +49,7 @@ def test_going_on_from_an_older_checkpoint(job, cadence, monkeypatch):
 @on_cases("minibatch", "lloyd, z-score, drop")
 def test_seeding_is_saved_though_an_attempt_before_was_stopped_in_it(job):
     job.settings["init"] = "k-means++"
-    n_batches_of_scaling = 10 if "scale" in job.settings else 0
+    n_batches_of_scaling = 11 if "scale" in job.settings else 0
     assert job.interrupted(n_batches_of_scaling + 6)
     stopped = load_checkpoint(job.run / "checkpoints")
     assert stopped is not None
