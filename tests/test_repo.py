@@ -88,7 +88,6 @@ TESTED_IN = {
     "runs/engine/labelling": "runs/test_predict.py",
     "runs/engine/passes": "runs/engine/test_attempt.py",
     "runs/storage/handed": "runs/test_several_processes.py",
-    "starting": "runs/test_several_processes.py",
     "runs/planning/checks": "runs/planning/test_memory.py",
     "runs/planning/environment": "runs/engine/test_run_kernel.py",
     "runs/planning/fit_plan": "runs/planning/test_memory.py",

@@ -7,10 +7,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def campaign(folder: Path, *options: str) -> dict[str, Any]:
+    """Its figures; it has found no difference."""
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.torture", *options, "--seed", "0", "--folder", folder],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    figures: dict[str, Any] = json.loads(process.stdout)
+    assert figures["differences"] == []
+    return figures
 
 
 # KILLED anywhere: scaling, seeding, training, closing, saving, labelling. Whatever an attempt
@@ -18,17 +32,17 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_200_kills_make_no_difference(tmp_path):
     # In a process of its own: it forks, which one that has threads must not.
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.torture", "--kills", "200", "--executed", "0",
-         "--seed", "0", "--folder", tmp_path],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout + process.stderr
-    figures = json.loads(process.stdout)
-    assert figures["differences"] == []
+    figures = campaign(tmp_path, "--kills", "200", "--executed", "0")
     assert figures["n_kills"] >= 200
     # What was met depends on how fast the machine is.
     assert min(figures["kills"][name] for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP")) > 3
     assert {"saving", "seed", "train"} <= figures["phases"].keys()
     assert len(figures["runs"]) > 4
+
+
+# The same of one of several processes, whose number changes at every attempt.
+@pytest.mark.slow
+def test_kills_of_one_of_several_processes_make_no_difference(tmp_path):
+    figures = campaign(tmp_path, "--processes", "--kills", "20", "--executed", "0")
+    assert len(figures["processes"]) == 4
+    assert figures["longest_s"] < 30

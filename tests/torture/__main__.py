@@ -33,7 +33,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="torture-", dir=arguments.folder) as folder:
         campaign = Campaign(Path(folder), arguments.seed)
         if arguments.processes:
-            campaign.several(arguments.kills)
+            campaign.several(arguments.kills - executed, executed=False)
+            campaign.several(executed, executed=True)
         else:
             campaign.small(arguments.kills - executed)
             campaign.large(executed)

@@ -19,7 +19,7 @@ from tests.torture.jobs import (
     small_jobs,
     write_arrays,
 )
-from tests.torture.team import TIMEOUT_S, Team
+from tests.torture.team import TIMEOUT_S, Launched, Team
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,18 +104,24 @@ class Campaign:
         """Kills of ``python -m streamkm``, over large arrays; their number is given."""
         self._rounds("large", kills, executed=True)
 
-    def several(self, kills: int) -> None:
-        """Kills of one of 1 to 4 processes, whose number changes at every attempt."""
+    def several(self, kills: int, *, executed: bool) -> None:
+        """Kills of one of 1 to 4 processes, whose number changes at every attempt.
+
+        They are forks over small arrays; with `executed` those of a launcher over large ones.
+        """
         began, figures = time.monotonic(), self.figures
-        until = figures.n_kills + kills
-        rounds = self._jobs("small", executed=False) if kills else iter(())
-        while figures.n_kills < until:
+        before = figures.n_kills
+        rounds = self._jobs("large" if executed else "small", executed=executed)
+        while figures.n_kills < before + kills:
             job, whole, seconds = next(rounds)
             if job.run is None:
-                self._tortured_together(job, whole, seconds)
+                self._tortured_together(job, whole, seconds, executed=executed)
+        figures.executed += executed * (figures.n_kills - before)
         figures.seconds += time.monotonic() - began
 
-    def _tortured_together(self, job: Job, whole: dict[str, bytes], seconds: float) -> None:
+    def _tortured_together(
+        self, job: Job, whole: dict[str, bytes], seconds: float, *, executed: bool
+    ) -> None:
         """Kill processes of `job` some times, let it end, and compare."""
         out, figures, rng = self._folder / "killed", self.figures, self._rng
         _make_anew(out)
@@ -123,8 +129,9 @@ class Campaign:
         while True:
             figures.attempts += 1
             size = rng.randint(1, 4)
-            how = [*self._how(is_fit=True, executed=False), "--process-timeout", str(TIMEOUT_S)]
-            team = Team([*job.command(out), *how], self._log, size)
+            how = [*self._how(is_fit=True, executed=executed), "--process-timeout", str(TIMEOUT_S)]
+            kind = Launched if executed else Team
+            team = kind([*job.command(out), *how], self._log, size)
             struck = self._strike_one(team, out, seconds * size) if n_left else None
             statuses, spent = team.wait()
             figures.longest_s = max(figures.longest_s, spent)
@@ -134,8 +141,8 @@ class Campaign:
             died = any(status is not None and status < 0 for status in statuses)
             # Of a signal that is answered all stop alike; of one that kills the others end.
             is_right = set(statuses) == {75} or (
-                set(statuses) <= {0, 1, 75, *(-number for number in _MAY_END)}
-                and (died or struck is signal.SIGINT)
+                set(statuses) <= {0, 1, 75, *(-number for number in (*_MAY_END, signal.SIGUSR1))}
+                and (died or executed or struck is signal.SIGINT)
             )
             if struck is None or not is_right or "Traceback" in log:
                 name = struck.name if struck else "no signal"
@@ -156,11 +163,13 @@ class Campaign:
         left = [path.name for path in out.rglob("*.tmp")]
         figures.differences += [f"{job.name}: {name} is left" for name in left]
 
-    def _strike_one(self, team: Team, out: Path, seconds: float) -> signal.Signals | None:
+    def _strike_one(
+        self, team: Team | Launched, out: Path, seconds: float
+    ) -> signal.Signals | None:
         """Wait for a drawn moment and strike one process; the signal, if one was sent."""
         rng = self._rng
-        numbers = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP]
-        number = rng.choices(numbers, [8, 4, 2, 1])[0]
+        numbers = [number for number, _ in team.blows]
+        number = rng.choices(numbers, [weight for _, weight in team.blows])[0]
         if not self._moment(team, out, seconds):
             return None
         if rng.random() < 0.2 and team.pause(rng.uniform(0, 0.3), rng):
@@ -268,7 +277,7 @@ class Campaign:
         child.send(second)
         return [number, second]
 
-    def _moment(self, child: Child | Team, out: Path, seconds: float) -> bool:
+    def _moment(self, child: Child | Team | Launched, out: Path, seconds: float) -> bool:
         """Wait for a moment of the run's life; False if it ended first."""
         rng = self._rng
         if rng.random() > BY_FILE:

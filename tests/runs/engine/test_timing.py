@@ -50,6 +50,9 @@ def test_waiting_is_no_arithmetic():
     waiting.count(times)
     assert times.as_dict()["arithmetic"] == {"busy_s": 3.0, "wait_s": 2.0}
     assert (waiting.seconds, on_gpu.seconds) == (2.0, 2.0)
+    world.waited_s += 4.0  # A second of it between two windows.
+    waiting.count(times)
+    assert times.as_dict()["arithmetic"] == {"busy_s": 0.0, "wait_s": 6.0}
     waiting.begin()
     assert waiting.seconds == 0.0
 
