@@ -67,7 +67,7 @@ def streamkm(contender: str, *words: object) -> float:
 
 def once(contender: str, source: Path, k: int, folder: Path) -> dict[str, float]:
     """Seconds of each kind of pass by a contender."""
-    found = {}
+    found, run = {}, folder
     for algorithm in ("minibatch", "lloyd"):
         run = folder / algorithm
         streamkm(

@@ -295,6 +295,15 @@ class ReadingPlan:
                 start_row = window.reads[0].start + window.batch_edges[i]
                 yield Place(start_row, window.whole_rows(i), owner, ends_round)
 
+    def ends_round(self, n_done: int, n_processes: int) -> bool:
+        """Whether after `n_done` batches each process has come to the end of a unit of blocks.
+
+        For one process always, and in training, where all take part in every batch.
+        """
+        if n_processes == 1 or self.seed is not None:
+            return True
+        return n_done % (self.unit_batches * n_processes) == 0
+
     def _window_of(self, batch: int, first_batches: np.ndarray) -> int:
         """Index of the window that holds `batch`; at the epoch's end the number of windows."""
         if not 0 <= batch <= first_batches[-1]:

@@ -397,6 +397,8 @@ def test_places_are_the_batches_of_all_shares(plan, n_processes, data):
                     found[rows[0]] = (len(rows), rank)
     assert found == {place.start_row: (place.n_rows, place.owner) for place in places}
     assert places[-1].ends_round
+    for n_done, place in enumerate(places[:-1], start + 1):
+        assert plan.ends_round(n_done, n_processes) == place.ends_round
     if n_processes == 1:
         assert all(place.ends_round for place in places)
         return

@@ -257,12 +257,14 @@ class Attempt:
     ) -> None:
         """One epoch, or what is left of it: prepare each batch, assign and move, count."""
         keeper, phase = self._keeper, self._phase
+        reading = self._plan.reading_of(phase)
         if keeper.now.cursor.batch == 0:
             algorithm.begin_epoch_(state)
         for index, batch in passes.prepared(epoch, prepare):
             algorithm.update_(state, batch, epoch=epoch, index=index)
             self._kernel.assigned[phase] += len(batch)
-            keeper.after_batch(Cursor(phase, epoch, index + 1), batch.n_whole)
+            asks = reading.ends_round(index + 1, self._world.size)
+            keeper.after_batch(Cursor(phase, epoch, index + 1), batch.n_whole, asks=asks)
             if self._listener is not None and phase == "train":
                 self._listener.after_step(state, self._unit, self._most_steps)
             if keeper.is_stopped:

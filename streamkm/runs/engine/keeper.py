@@ -71,13 +71,16 @@ class Keeper:
 
     # ---- what the attempt tells --------------------------------------------------------------
 
-    def after_batch(self, cursor: Cursor, n_rows: int) -> None:
-        """Move to `cursor`: a batch of `n_rows` rows has been applied."""
+    def after_batch(self, cursor: Cursor, n_rows: int, *, asks: bool = True) -> None:
+        """Move to `cursor`: a batch of `n_rows` rows has been applied; see `after_step`."""
         self.now.cursor = cursor
-        self.after_step(n_rows)
+        self.after_step(n_rows, asks=asks)
 
-    def after_step(self, n_units: int) -> None:
-        """Count a step of `n_units` (rows, or units of a stage); report, save, stop if due."""
+    def after_step(self, n_units: int, *, asks: bool = True) -> None:
+        """Count a step of `n_units` (rows, or units of a stage); report, save, stop if due.
+
+        If not `asks`, it neither saves nor stops: amid its blocks a process waits for no other.
+        """
         self.now.step += 1
         self._progress.advance(n_units)
         if self._progress.is_due():
@@ -85,6 +88,8 @@ class Keeper:
         if self.world.size > 1:
             # Looked up by all at the same step: who ends an epoch early waits for nobody.
             self.is_stopped = self._has_stopped()
+        if not asks:
+            return
         name = self._stop_request.signal_name
         stops, is_due = self._agreement.after_step(
             stop=name is not None,

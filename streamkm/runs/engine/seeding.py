@@ -177,10 +177,13 @@ class Seeder:
     ) -> None:
         """One pass of k-means||; its kernel, for the candidates so far, is freed at its end."""
         kernel, seed = self.kernel.for_centroids(len(candidates.rows_CD)), self.plan.config.seed
+        reading = self.plan.reading_of("rounds")
         for index, batch in passes.prepared(epoch, prepare):
             if len(batch):  # Others are of other processes.
                 candidates.update_(batch, kernel, seed, epoch=epoch, index=index)
-            self.keeper.after_batch(Cursor("rounds", epoch, index + 1), batch.n_whole)
+            asks = reading.ends_round(index + 1, self.keeper.world.size)
+            cursor = Cursor("rounds", epoch, index + 1)
+            self.keeper.after_batch(cursor, batch.n_whole, asks=asks)
 
     def _say(self, n_rows: int, spent_s: float) -> None:
         seeding, config = self.plan.seeding, self.plan.config
