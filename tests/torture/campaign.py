@@ -141,7 +141,8 @@ class Campaign:
             died = any(status is not None and status < 0 for status in statuses)
             # Of a signal that is answered all stop alike; of one that kills the others end.
             is_right = set(statuses) == {75} or (
-                set(statuses) <= {0, 1, 75, *(-number for number in (*_MAY_END, signal.SIGUSR1))}
+                set(statuses)
+                <= {0, 1, 75, 130, *(-number for number in (*_MAY_END, signal.SIGUSR1))}
                 and (died or executed or struck is signal.SIGINT)
             )
             if struck is None or not is_right or "Traceback" in log:

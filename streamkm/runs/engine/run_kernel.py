@@ -54,6 +54,6 @@ class RunKernel:
 
     def rechecked(self) -> dict[str, float]:
         """The figure `rechecked_share`: the share of the rows `assigned` that were rechecked."""
-        if not self.assigned:
+        if not self.assigned.total():  # Of several processes one may not have had a row yet.
             return {}
         return {"rechecked_share": int(self.for_clusters.n_rechecked) / self.assigned.total()}

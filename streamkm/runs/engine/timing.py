@@ -66,7 +66,7 @@ def stage_figures(
     figures: dict[str, Any] = {
         "seconds": {name: round(spent, 4) for name, spent in clock.seconds.items()}
     }
-    if assigned:
+    if assigned.total():
         stage, rate = times.bottleneck(), assigned.total() / times.elapsed_s
         figures["bottleneck"] = stage
         figures["busy_share"] = round(times.busy(stage) / times.elapsed_s, 4)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import DeviceError
 from streamkm.kernels import resolve_kernel
 from streamkm.kernels.cpu import CpuKernel
+from streamkm.runs.engine.run_kernel import RunKernel
+from streamkm.runs.fit import plan_fit
 from streamkm.runs.planning.environment import describe_kernel
+from streamkm.sources import open_source
 from tests.kernels.contract import normal
 from tests.runs.helpers import Job, metrics_of, predicted
 
@@ -66,3 +71,15 @@ def test_a_run_tells_its_kernel_and_the_share_of_rows_in_doubt(tmp_path, capsys)
     assert describe_kernel("triton", "triton", "fast").endswith(
         "labels as screened (precision fast)"
     )
+
+
+# Breaks when a process reports before it has had a row: those before it were of other processes.
+def test_no_share_of_no_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", normal(40, 3, dtype=torch.float32, device=CPU).numpy())
+    config, execution = FitConfig(k=2), ExecutionConfig(device="cpu")
+    with closing(open_source(tmp_path / "x.npy")) as source:
+        kernel = RunKernel(plan_fit(source, config, execution))
+    kernel.assigned["train"] += 0
+    assert kernel.rechecked() == {}
+    kernel.assigned["train"] += 40
+    assert kernel.rechecked() == {"rechecked_share": 0.0}
