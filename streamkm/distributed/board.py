@@ -43,7 +43,7 @@ SILENCE_S = 3.0
 ANSWER_S = 5.0
 #: Longest time between two looks for those who are to come.
 LOOK_S = 0.2
-#: Seconds that the process that holds the board waits for the others to read why it failed.
+#: Seconds that the process that holds the board waits for the others to leave it.
 LINGER_S = 5.0
 #: Seconds that a process may take at most to find out what failed, say so and end.
 LEAVE_S = 15.0
@@ -207,11 +207,12 @@ class Board:
         self._is_closed.set()
         self._thread.join(timeout=2 * BEAT_S)
 
-    def leave(self, *, failed: bool) -> None:
-        """End the thread; where the board would end with this process, let the others read it."""
+    def leave(self) -> None:
+        """End the thread; where the board would end with this process, let the others leave first.
+
+        They may still be reading that all have come to the end, or why one failed.
+        """
         self.stop()
-        if not failed:
-            return
         self._ask(lambda: self._store.add("left", 1))
         if self._held is not None:
             deadline = time.monotonic() + LINGER_S

@@ -365,13 +365,13 @@ def joined(device: str = "auto", timeout_s: float = PROCESS_TIMEOUT_S) -> Iterat
     store = _open_store(seat, timeout_s)
     try:
         room, cards = WaitingRoom(store, seat, card, timeout_s).wait()
+        client = TCPStore(seat.address, seat.port, is_master=False, timeout=timeout)
     except RuntimeError as error:
         raise ProcessLostError(
             f"{_holder(seat)} went away while process {seat.rank} waited for the others; start "
             "them all again"
         ) from error
     hosts = [other.host for other in cards]
-    client = TCPStore(seat.address, seat.port, is_master=False, timeout=timeout)
     board = Board(
         PrefixStore(f"{room}/board", client),
         seat.rank,
@@ -398,7 +398,7 @@ def joined(device: str = "auto", timeout_s: float = PROCESS_TIMEOUT_S) -> Iterat
     with world.telling():
         yield world
         world.meet()  # One may still be writing.
-    world.close(failed=False)
+    world.close()
 
 
 def _holder(seat: Seat) -> str:

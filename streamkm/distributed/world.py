@@ -249,12 +249,12 @@ class World:
                 # one may still be saving.
                 self._board.meet("stop")
             first = None if isinstance(error, ElsewhereError) else self.tell(error)
-            self.close(failed=True)
+            self.close()
             if first is not None and isinstance(error, StreamkmError):
                 raise elsewhere(first) from error
             raise
 
-    def close(self, *, failed: bool) -> None:
+    def close(self) -> None:
         """Leave the group, so that the others cannot wait for this process."""
         global _known
         if _known is not None and _known[1] is self:
@@ -266,7 +266,7 @@ class World:
             self._group = None
             within(CLOSE_S, lambda: dist.destroy_process_group(groups.pop()))
         if self._board is not None:
-            self._board.leave(failed=failed)
+            self._board.leave()
 
     # ---- how ----------------------------------------------------------------
 
@@ -382,9 +382,13 @@ class Pending:
             self._finish(part)
 
 
+_NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor, flat; a view where it is contiguous."""
-    return tensor.contiguous().view(-1).view(torch.uint8)
+    # Not of an empty tensor, which may have no strides that allow it.
+    return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else _NOTHING
 
 
 def elsewhere(notice: Notice) -> ElsewhereError:

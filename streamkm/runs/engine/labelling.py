@@ -127,8 +127,9 @@ class Labelling:
             needed += SENT_BYTES * batch_rows * (self.most_waiting + world.size)
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
-            spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None
-        )
+            spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
+            n_processes=world.hosts.count(world.host),
+        )  # fmt: skip
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)

@@ -156,7 +156,8 @@ class Checkpointer:
         self._n_failed, self._failure = 0, ""
 
     def conclude(self) -> None:
-        """Log at the end of a run how many checkpoints in a row have failed, if any did."""
+        """Remove what a killed attempt has left, and log how many checkpoints in a row failed."""
+        _discard_unfinished(self.directory)
         if self._n_failed:
             failed = counted(self._n_failed, "checkpoint")
             logger.warning("the last %s could not be saved (%s)", failed, self._failure)
@@ -201,7 +202,7 @@ def save_checkpoint(
         # Damaged, or passed over when it was loaded.
         remove_tree(target)
     # Nothing else deletes what a killed attempt, or a full disk, left of other steps.
-    discard(*(directory / name for name in names_in(directory) if name.startswith(".step-")))
+    _discard_unfinished(directory)
     try:
         new_directory(temporary)
         _write(temporary, step, tensors, manifest)
@@ -216,6 +217,11 @@ def save_checkpoint(
         raise
     _delete_others(directory, target, keep)
     return target
+
+
+def _discard_unfinished(directory: Path) -> None:
+    if directory.exists():
+        discard(*(directory / name for name in names_in(directory) if name.startswith(".step-")))
 
 
 def _write(
