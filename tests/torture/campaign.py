@@ -161,6 +161,8 @@ class Campaign:
         for name in sorted(whole.keys() | results.keys()):
             if whole.get(name) != results.get(name):
                 figures.differences.append(f"{job.name}: {name} differs")
+        left = [path.name for path in out.rglob("*.tmp")]
+        figures.differences += [f"{job.name}: {name} is left" for name in left]
 
     def _strike_one(
         self, team: Team | Launched, out: Path, seconds: float
