@@ -52,6 +52,7 @@ TESTED_IN = {
     "runs/engine/listener": "estimators/test_conventions.py",
     # Parts of one kernel, or of one way to decode.
     "kernels/ops/tiles": "kernels/test_cpu.py",
+    "stream/sample_plan": "stream/test_plan.py",
     "kernels/triton/assign": "kernels/triton/test_kernel.py",
     "kernels/triton/common": "kernels/triton/test_kernel.py",
     "kernels/triton/lanes": "kernels/triton/test_kernel.py",

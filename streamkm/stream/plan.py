@@ -33,23 +33,22 @@ import numpy as np
 from streamkm.sources.base import ArraySpec, RowRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 __all__ = [
     "WINDOW_BYTES",
     "Place",
     "ReadingPlan",
     "Window",
+    "draws",
     "plan_reading",
-    "row_windows",
-    "sample_windows",
 ]
 
 #: Bytes of stored rows in a window, about: many small blocks, or at least one large block.
 WINDOW_BYTES = 64 << 20
 
 #: The kind of a draw is part of its seed, so that no two kinds draw the same numbers.
-_BLOCK_ORDER, _ROW_ORDER, _SAMPLE_BLOCKS, _SAMPLE_ROWS = range(4)
+_BLOCK_ORDER, _ROW_ORDER = range(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ class Window:
             return self.positions
         if self.order_seed is None or (self.picks is None and self.n_batches == 1):
             return None
-        rng = _rng(*self.order_seed)
+        rng = draws(*self.order_seed)
         if self.picks is None:
             return _dealt(self.n_rows, self.n_batches, rng)
         chosen, offset = [], 0
@@ -322,7 +321,7 @@ class ReadingPlan:
             return np.array([0]), np.array([self.n_rows]), np.array([0, n_all])
         blocks = np.arange(self.n_blocks)
         if self.seed is not None and self.n_blocks > 1:
-            blocks = _rng(self.seed, _BLOCK_ORDER, epoch).permutation(blocks)
+            blocks = draws(self.seed, _BLOCK_ORDER, epoch).permutation(blocks)
         lengths = np.minimum(self.block_rows, self.n_rows - blocks * self.block_rows)
         window_starts = np.arange(0, self.n_blocks, self.window_blocks)
         window_rows = np.add.reduceat(lengths, window_starts)
@@ -372,66 +371,6 @@ def plan_reading(spec: ArraySpec, *, batch_rows: int, seed: int | None) -> Readi
     return plan.in_sequence() if seed is None else plan
 
 
-def sample_windows(
-    reading: ReadingPlan, n_rows: int, *, seed: int, n_pieces: int, piece_rows: int
-) -> Iterator[Window]:
-    """Windows whose `order` picks `n_rows` rows from at least `n_pieces` pieces.
-
-    A piece is `piece_rows` rows that start at a multiple of `piece_rows`: a block, or a
-    part of one that the source can read alone. One piece is drawn from each of at least
-    `n_pieces` equal stretches of the array, so a sorted array is sampled from everywhere.
-    Every row is as likely to be picked as any other. An array of no more than `n_pieces`
-    pieces is read whole; one of no more than `n_rows` rows is itself the sample. Each window
-    is one batch, and no longer than the windows of `reading`.
-    """
-    rng = _rng(seed, _SAMPLE_BLOCKS)
-    n_all = -(-reading.n_rows // piece_rows)
-    # One piece more than `n_rows` fills: the array's last may be short.
-    n_drawn = min(n_all, max(n_pieces, -(-n_rows // piece_rows) + 1))
-    # Stretches differ by one piece in length, and a piece of a short stretch is likelier to be
-    # drawn. A turn by a random number of pieces makes all pieces equally likely.
-    edges = np.arange(n_drawn + 1) * n_all // n_drawn
-    drawn = np.sort((rng.integers(edges[:-1], edges[1:]) + rng.integers(n_all)) % n_all)
-    ranges = [
-        RowRange(piece * piece_rows, min((piece + 1) * piece_rows, reading.n_rows))
-        for piece in drawn.tolist()
-    ]
-    read_before = np.cumsum([0, *map(len, ranges)])
-    n_read = int(read_before[-1])
-    n_rows = min(n_rows, n_read)
-    # Rounding starts at a random phase: a short piece is no likelier to be rounded up.
-    picked_before = (read_before * n_rows + rng.integers(n_read)) // n_read
-    window_pieces = reading.window_rows // piece_rows
-    for index, start in enumerate(range(0, n_drawn, window_pieces)):
-        reads = tuple(ranges[start : start + window_pieces])
-        picks = tuple(np.diff(picked_before[start : start + window_pieces + 1]).tolist())
-        yield Window(
-            epoch=0,
-            reads=reads,
-            first_batch=index,
-            batch_edges=(0, sum(picks)),
-            last=start + window_pieces >= n_drawn,
-            order_seed=(seed, _SAMPLE_ROWS, index),
-            picks=picks,
-        )
-
-
-def row_windows(reading: ReadingPlan, rows: Sequence[int]) -> Iterator[Window]:
-    """Windows of single `rows`, in that order.
-
-    Each window is one batch, and no longer than the windows of `reading`.
-    """
-    for index, start in enumerate(range(0, len(rows), reading.window_rows)):
-        chosen = rows[start : start + reading.window_rows]
-        yield Window(
-            epoch=0,
-            reads=tuple(RowRange(row, row + 1) for row in chosen),
-            first_batch=index,
-            batch_edges=(0, len(chosen)),
-            last=start + len(chosen) == len(rows),
-        )
-
-
 def _edges(n_rows: int, n_batches: int) -> tuple[int, ...]:
     """Edges of `n_batches` equal batches; the rows left over go to the first ones, one each."""
     length, n_longer = divmod(n_rows, n_batches)
@@ -453,5 +392,6 @@ def _dealt(n_rows: int, n_batches: int, rng: np.random.Generator) -> np.ndarray:
     return place_BH[place_BH < n_rows]
 
 
-def _rng(*entropy: int) -> np.random.Generator:
+def draws(*entropy: int) -> np.random.Generator:
+    """A generator of the draws that these numbers name: the seed and then the kind of draw."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))

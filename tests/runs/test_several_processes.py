@@ -143,7 +143,7 @@ def test_the_number_of_processes_may_change_at_every_attempt(tmp_path):
     assert [line.partition(" on [")[0] for line in lines] == NAMES
     for line in lines:
         assert line.endswith("SAME"), line
-        assert {"1", "2", "3"} <= set(re.findall(r"[123]", line.rpartition("[")[2])), line
+        assert len(set(re.findall(r"[123]", line.rpartition("[")[2]))) > 1, line
 
 
 # ---- the command ------------------------------------------------------------

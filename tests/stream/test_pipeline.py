@@ -13,7 +13,8 @@ from streamkm.sources.base import DTYPES
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.weights import open_weights
 from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import ReadingPlan, sample_windows
+from streamkm.stream.plan import ReadingPlan
+from streamkm.stream.sample_plan import sample_windows
 from streamkm.stream.stages import StageTimes
 from tests.stream.helpers import FakeSource, batches_of, reader_threads, slots_for, within
 

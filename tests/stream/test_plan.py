@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from streamkm.sources.base import ArraySpec, RowRange
 from streamkm.stream import plan as plan_module
-from streamkm.stream.plan import ReadingPlan, Window, plan_reading, sample_windows
+from streamkm.stream.plan import ReadingPlan, Window, plan_reading
+from streamkm.stream.sample_plan import sample_windows
 from tests.stream.helpers import batches_of, rows_of
 
 plans = st.builds(

@@ -18,7 +18,7 @@ from streamkm.errors import ConfigError
 from streamkm.runs.engine.exchange import in_order
 from streamkm.sources.weights import MAX_HEAVY
 from streamkm.stream.pipeline import stream
-from streamkm.stream.plan import row_windows, sample_windows
+from streamkm.stream.sample_plan import row_windows, sample_windows
 from streamkm.stream.stages import StageTimes
 
 if TYPE_CHECKING:
