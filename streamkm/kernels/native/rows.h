@@ -163,7 +163,7 @@ using Narrow __attribute__((vector_size(VECTOR_BYTES / sizeof(double) * sizeof(T
 // Adds rows `row` to `stop_row` to `n` vectors of the sums of their cluster, from `column` on.
 template <class T, int n>
 INLINE void fix_vectors(const FixedJob<T>& job, int64_t cluster, const int32_t* row,
-                        const int32_t* stop_row, const int32_t* last, int64_t column) {
+                        const int32_t* stop_row, int64_t column) {
     using S = Simd<double>;
     using Integers = typename S::IndexVector;
     constexpr int LIMBS = std::is_same_v<T, double> ? 2 : 1;
@@ -171,9 +171,11 @@ INLINE void fix_vectors(const FixedJob<T>& job, int64_t cluster, const int32_t* 
     const int64_t n_rounders = static_cast<int64_t>(static_cast<uint64_t>(stop_row - row) *
                                                     static_cast<uint64_t>(bits_of(ROUNDER)));
     Integers sums[LIMBS][n] = {};
+    const int32_t* const all_rows = job.rows + job.offsets[job.k];
     for (; row < stop_row; ++row) {
         const T* const x = job.x + *row * job.n_features + column;
-        if (row + ROWS_AT_ONCE < last) {
+        // Rows of the next clusters too: a cluster may have few.
+        if (row + ROWS_AT_ONCE < all_rows) {
             const T* const next = job.x + row[ROWS_AT_ONCE] * job.n_features + column;
             for (int v = 0; v < n; v += std::max<int>(64 / sizeof(T) / S::width, 1)) {
                 __builtin_prefetch(next + v * S::width);
@@ -252,10 +254,10 @@ void fix_cluster(const FixedJob<T>& job, int64_t cluster, int64_t column, int64_
         const int32_t* const stop_row = row + std::min<int64_t>(ROWS_AT_ONCE, last - row);
         int64_t from = column;
         for (; from + AT_ONCE * WIDTH <= stop; from += AT_ONCE * WIDTH) {
-            fix_vectors<T, AT_ONCE>(job, cluster, row, stop_row, last, from);
+            fix_vectors<T, AT_ONCE>(job, cluster, row, stop_row, from);
         }
         for (; from + WIDTH <= stop; from += WIDTH) {
-            fix_vectors<T, 1>(job, cluster, row, stop_row, last, from);
+            fix_vectors<T, 1>(job, cluster, row, stop_row, from);
         }
         if (from < stop) fix_columns(job, cluster, row, stop_row, from, stop);
     }
