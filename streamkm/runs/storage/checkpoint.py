@@ -21,7 +21,7 @@ import errno
 import hashlib
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +157,8 @@ class Checkpointer:
 
     def conclude(self) -> None:
         """Remove what a killed attempt has left, and log how many checkpoints in a row failed."""
-        _discard_unfinished(self.directory)
+        with suppress(OSError):  # The disk may be dead; the result matters more.
+            _discard_unfinished(self.directory)
         if self._n_failed:
             failed = counted(self._n_failed, "checkpoint")
             logger.warning("the last %s could not be saved (%s)", failed, self._failure)
