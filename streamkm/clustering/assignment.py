@@ -78,9 +78,7 @@ def nearest(
     """
     if batch.lies_in_window:
         return _nearest_in_window_(kernel, batch, centroids_KD, exact=True)
-    labels_B, sq_distances_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
-    if spherical:
-        labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
+    labels_B, sq_distances_B = _nearest_by_kernel_(kernel, batch, centroids_KD, spherical=spherical)
     return Assignment(labels_B, _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD))
 
 
@@ -142,14 +140,13 @@ def nearest_and_fixed_sums(
     centroids_KD: torch.Tensor,
     *,
     spherical: bool,
-    batch_rows: int,
     world: World = ALONE,
 ) -> tuple[Assignment, BatchSums, BatchTotals]:
     """`nearest`, and sums over the batch that do not depend on how its rows are divided.
 
     Every process of `world` brings its own rows of the batch, none if need be, and gets the sums
-    over all of them; `batch_rows` is how many these are at most. Distances are those of the kernel:
-    good enough to choose a centroid by, not to report.
+    over all of them. Distances are those of the kernel: good enough to choose a centroid by, not to
+    report.
     """
     k, n_features = centroids_KD.shape
     shares_B, unit = batch.shares
@@ -161,26 +158,24 @@ def nearest_and_fixed_sums(
         n_dropped += batch.dropped_B.sum()
     if batch.left_out_B is not None:
         labels_B = labels_B.masked_fill(batch.left_out_B, k)
-    exponents = [
-        exponents_by_label(batch.sq_norms_B, sq_distances_B, shares_B, labels_B, k + 1),
-        *(() if shares_B is None else (exponents_of(shares_B, labels_B, k + 1),)),
-    ]
-    world.max_(*exponents)
-    n_bits = bits_for(batch_rows)
-    sums = FixedSums.empty(exponents[0], n_features, centroids_KD.dtype, n_bits)
+    exponents_E = exponents_by_label(batch.sq_norms_B, sq_distances_B, shares_B, labels_B, k + 1)
+    of_shares_K, mass_LK = exponents_E.new_zeros(0), labels_B.new_zeros((2, 0))
+    if shares_B is not None:
+        of_shares_K = exponents_of(shares_B, labels_B, k + 1)
+    world.max_(exponents_E, of_shares_K)
+    n_bits = bits_for(batch.n_whole)
+    sums = FixedSums.empty(exponents_E, n_features, centroids_KD.dtype, n_bits)
     add_fixed_(sums, batch.x_ND, batch.positions_B, labels_B, sq_distances_B, shares_B)
-    masses = [
-        fixed_by_label(shares_B, labels_B, exponents_K, n_bits)
-        for exponents_K in exponents[1:]
-        if shares_B is not None
-    ]
-    world.sum_(sums.sums_LKD, sums.counts_K, sums.total_1, n_dropped, *masses)
-    weights_K = centroids_KD.new_zeros(0, dtype=torch.float64)
-    for mass_LK, exponents_K in zip(masses, exponents[1:], strict=True):
-        weights_K = wide_by_label(mass_LK, exponents_K, n_bits)[:k] * unit
+    if shares_B is not None:
+        mass_LK = fixed_by_label(shares_B, labels_B, of_shares_K, n_bits)
+    world.sum_(sums.sums_LKD, sums.counts_K, sums.total_1, n_dropped, mass_LK)
     return (
         assignment,
-        BatchSums(Sums(sums.wide()[:k], unit), sums.counts_K[:k], weights_K),
+        BatchSums(
+            Sums(sums.wide()[:k], unit),
+            sums.counts_K[:k],
+            wide_by_label(mass_LK, of_shares_K, n_bits)[:k] * unit,
+        ),
         BatchTotals(sums.total() * unit, n_dropped[0]),
     )
 

@@ -11,7 +11,7 @@ nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -21,9 +21,9 @@ from streamkm.clustering.graded_sums import sum_graded_
 from streamkm.clustering.reservoir import (
     OFFERED_PER_BATCH,
     draw_,
+    gather_reservoir_,
     reseed_,
     step_generator,
-    whole_reservoir,
 )
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.distributed.world import ALONE
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from streamkm.kernels import Kernel
 
 __all__ = ["Lloyd", "is_closed"]
-
-#: What the processes of a run add up, each its own.
-_SUMMED = ("pass_sums_LKD", "pass_totals_LT", "counts_K", "epoch_counts_K", "n_dropped")
 
 
 @dataclass(frozen=True)
@@ -117,18 +114,8 @@ class Lloyd:
         """See `Algorithm`: sums are added up, of counts and of whole numbers."""
         if self.world.size == 1:
             return state
-        own = {name: getattr(state, name).clone() for name in _SUMMED}
-        grades = [state.pass_grades_K.clone(), state.pass_total_grades_T.clone()]
-        sums_LKD, totals_LT, *counts = own.values()
-        graded = zip((sums_LKD, totals_LT[..., None]), grades, strict=True)
-        sum_graded_(self.world, tuple(graded), *counts)
-        whole = replace(
-            state, **own, pass_grades_K=grades[0], pass_total_grades_T=grades[1]
-        ).with_reservoir(whole_reservoir(state, self.world))
-        totals_T = self._totals(whole)
-        whole.inertia = totals_T[0].clone()
-        if whole.is_weighted:
-            whole.weights_K, whole.epoch_weights_K = totals_T[1:].clone(), totals_T[1:].clone()
+        whole = state.clone()
+        self._total_(whole)
         return whole
 
     def keep_own_(self, state: KMeansState) -> None:
@@ -141,21 +128,23 @@ class Lloyd:
 
     def gather_(self, state: KMeansState) -> None:
         """Take the sums of the pass together, of all batches and processes, in no order."""
-        for name, whole in self.gathered(state).tensors().items():
-            getattr(state, name).copy_(whole)
+        self._total_(state)
         total_KD = graded_total(state.pass_sums_LKD, state.pass_grades_K)
         torch.mul(total_KD, self.weight_unit, out=state.sums_KD)
-        totals_T = self._totals(state)
+        state.mass_K.copy_(state.whole_mass_K)
+
+    def _total_(self, state: KMeansState) -> None:
+        """Replace what this process has of the pass by what all have; the sums stay graded."""
+        sums = (state.pass_sums_LKD, state.pass_grades_K)
+        totals = (state.pass_totals_LT[..., None], state.pass_total_grades_T)
+        counts = (state.counts_K, state.epoch_counts_K, state.n_dropped)
+        sum_graded_(self.world, (sums, totals), *counts)
+        gather_reservoir_(state, self.world)
+        totals_T = graded_total(*totals)[:, 0] * self.weight_unit
         state.inertia.copy_(totals_T[0])
         if state.is_weighted:
             state.weights_K.copy_(totals_T[1:])
             state.epoch_weights_K.copy_(totals_T[1:])
-        state.mass_K.copy_(state.whole_mass_K)
-
-    def _totals(self, state: KMeansState) -> torch.Tensor:
-        """The inertia of the pass, and the weights of the clusters."""
-        totals_T1 = graded_total(state.pass_totals_LT[..., None], state.pass_total_grades_T)
-        return totals_T1[:, 0] * self.weight_unit
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Reseed the clusters without a row, then move all centroids to their means."""

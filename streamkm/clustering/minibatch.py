@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from streamkm.clustering.assignment import nearest_and_fixed_sums
-from streamkm.clustering.reservoir import draw_, reseed_, step_generator, whole_reservoir
+from streamkm.clustering.reservoir import draw_, gather_reservoir_, reseed_, step_generator
 from streamkm.clustering.state import BY_MIN_GAIN, BY_NO_IMPROVEMENT, BY_TOL, RUNNING
 from streamkm.devices import is_host
 from streamkm.distributed.world import ALONE
@@ -111,7 +111,6 @@ class MiniBatch:
             batch,
             state.centroids_KD,
             spherical=self.spherical,
-            batch_rows=self.batch_rows,
             world=self.world,
         )
         labels_B, sq_distances_B = assignment
@@ -142,7 +141,9 @@ class MiniBatch:
         """See `Algorithm`: all is added up at every step, but for the reservoir."""
         if self.world.size == 1:
             return state
-        return state.with_reservoir(whole_reservoir(state, self.world))
+        whole = state.clone()
+        gather_reservoir_(whole, self.world)
+        return whole
 
     def keep_own_(self, state: KMeansState) -> None:
         """See `Algorithm`."""
@@ -156,11 +157,7 @@ class MiniBatch:
         inertia than all of them together.
         """
         live = state.stop == RUNNING
-        if self.world.size > 1:
-            for kept, found in zip(
-                state.reservoir, whole_reservoir(state, self.world), strict=True
-            ):
-                kept.copy_(found)
+        gather_reservoir_(state, self.world)
         reseeding = reseed_(state, (state.epoch_counts_K == 0) & live)
         changed_K = reseeding.filled_K | reseeding.donors_K
         state.move_(changed_K, spherical=self.spherical)

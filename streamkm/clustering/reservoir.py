@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.kernels import OfferedRows, Reservoir, offer_
+from streamkm.kernels import OfferedRows, offer_
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
@@ -31,9 +31,9 @@ __all__ = [
     "OFFERED_PER_BATCH",
     "Reseeding",
     "draw_",
+    "gather_reservoir_",
     "reseed_",
     "step_generator",
-    "whole_reservoir",
 ]
 
 #: Rows of one batch that are offered to the reservoir, at most, except in a closing pass.
@@ -117,23 +117,15 @@ def draw_(
     offer_(state.reservoir, offered, uniform)
 
 
-def whole_reservoir(state: KMeansState, world: World) -> Reservoir:
-    """The reservoir of all processes together: the rows with the least keys of any of them."""
+def gather_reservoir_(state: KMeansState, world: World) -> None:
+    """Keep the rows with the least keys of all processes, in each of them."""
     if world.size == 1:
-        return state.reservoir
-    keys_A = torch.cat(world.gather_rows(state.reservoir_keys_R))
-    keys_R, kept = torch.sort(keys_A, stable=True)
-    kept, keys_R = kept[: len(state.reservoir_keys_R)], keys_R[: len(state.reservoir_keys_R)]
-    rows, labels, weights = (
-        torch.cat(world.gather_rows(tensor)) if tensor.numel() else tensor
-        for tensor in (
-            state.reservoir_RD,
-            state.reservoir_labels_R,
-            state.reservoir_weights_R,
-        )
-    )
-    weights_R = weights.index_select(0, kept) if weights.numel() else weights
-    return Reservoir(rows.index_select(0, kept), keys_R, labels.index_select(0, kept), weights_R)
+        return
+    _, keys_R, *_ = reservoir = state.reservoir
+    order = torch.argsort(torch.cat(world.gather_rows(keys_R)), stable=True)[: len(keys_R)]
+    for own in reservoir:
+        if own.numel():
+            own.copy_(torch.cat(world.gather_rows(own)).index_select(0, order))
 
 
 def reseed_(state: KMeansState, starved_K: torch.Tensor) -> Reseeding:

@@ -8,7 +8,7 @@ tensors. The place of the run in the stream (the cursor) is not part of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -148,15 +148,9 @@ class KMeansState:
             self.reservoir_weights_R,
         )
 
-    def with_reservoir(self, reservoir: Reservoir) -> KMeansState:
-        """The state with the rows of `reservoir` in place of its own."""
-        return replace(
-            self,
-            reservoir_RD=reservoir.rows_RD,
-            reservoir_keys_R=reservoir.keys_R,
-            reservoir_labels_R=reservoir.labels_R,
-            reservoir_weights_R=reservoir.weights_R,
-        )
+    def clone(self) -> KMeansState:
+        """A copy whose tensors have memory of their own."""
+        return KMeansState(**{name: tensor.clone() for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""

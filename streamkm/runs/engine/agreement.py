@@ -42,10 +42,11 @@ class Agreement:
         self._steps_left -= 1
         if self._steps_left:
             return False, False
+        period = self._wanted_period()  # From the time of the period that has passed.
         agreed = self._collect()
         # What is under way is not said again: it would be answered twice.
         self._due_is_said = due and not self._due_is_said
-        self._flags = torch.tensor([stop, self._due_is_said, self._wanted_period()])
+        self._flags = torch.tensor([stop, self._due_is_said, period])
         self._pending = self._world.sum_later(self._flags)
         self._steps_left = self._period
         return agreed

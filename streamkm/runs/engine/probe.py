@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from streamkm.clustering.algorithm import closing_algorithm, make_algorithm
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments
-from streamkm.clustering.state import KMeansState
 from streamkm.devices import is_host, synchronize
 from streamkm.machine import n_cores
 from streamkm.runs.engine.run_kernel import RunKernel
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.algorithm import Algorithm
     from streamkm.clustering.scaling import Scaling
+    from streamkm.clustering.state import KMeansState
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.stream.plan import Window
     from streamkm.stream.prefetch import HostWindow
@@ -262,7 +262,7 @@ class Prober:
     ) -> Callable[[DeviceWindow, int, torch.Tensor | slice], None]:
         """A step of `algorithm` on a copy of `state`, to be timed by `_arithmetic`."""
         plan = self.plan
-        state = KMeansState(**{name: held.clone() for name, held in state.tensors().items()})
+        state = state.clone()
         prepare = Preparation.for_kernel(
             self.scaling, algorithm.kernel, batch_rows=plan.config.batch_rows,
             stored=plan.stored, dtype=plan.dtype, weight_unit=plan.weight_unit,

@@ -26,8 +26,8 @@ __all__ = [
     "stage_line",
 ]
 
-#: A process held the others up if it was busy so many times as long as they in the median, and so
-#: many seconds longer.
+#: A process held the others up if its busy time exceeds their median by this factor, and by this
+#: number of seconds.
 HELD_UP, HELD_UP_S = 1.2, 1.0
 #: Machines that a line names, at most.
 MOST_NAMED = 4

@@ -75,9 +75,7 @@ def test_bytes_are_those_that_are_added_up(plan, dtype, weighted):
         batch = replace(batch, weights_B=torch.ones(20, dtype=torch.float64))
     state = initial_state(batch.x_ND[:3].clone(), 0.0, weighted=weighted)
     kernel, wire = ReferenceKernel(3, 7, batch.x_ND.dtype, CPU), Wire()
-    nearest_and_fixed_sums(
-        kernel, batch, state.centroids_KD, spherical=False, batch_rows=100, world=wire
-    )
+    nearest_and_fixed_sums(kernel, batch, state.centroids_KD, spherical=False, world=wire)
     assert step_bytes(made) == wire.n_bytes
     of_pass = Wire()
     Lloyd(kernel, 0, world=of_pass).gathered(state)
