@@ -37,7 +37,7 @@ def n_to_start(execution: ExecutionConfig) -> int:
     if execution.processes == "1" or is_started_here:
         return 1
     if os.environ.keys() & STARTED_WITH:
-        from streamkm.distributed.joining import variables
+        from streamkm.distributed.seats import variables
 
         if (seat := variables(os.environ)) is not None:
             name = "WORLD_SIZE" if "RANK" in os.environ else "SLURM_NTASKS"
@@ -65,7 +65,8 @@ def processes(execution: ExecutionConfig) -> Iterator[tuple[ExecutionConfig, dic
     if not os.environ.keys() & STARTED_WITH:
         yield execution, {}
         return
-    from streamkm.distributed.joining import joined, local_device
+    from streamkm.distributed.cards import local_device
+    from streamkm.distributed.joining import joined
 
     stopped: Interrupted | None = None
     try:

@@ -11,19 +11,16 @@ meanwhile, it raises an `ElsewhereError` or a `ProcessLostError`.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # offered, not declared
 
-from streamkm.distributed.board import PROCESS_TIMEOUT_S, Board, Notice, within
+from streamkm.distributed.board import Board, Notice, within
 from streamkm.errors import (
     ConfigError,
     ElsewhereError,
@@ -36,7 +33,7 @@ from streamkm.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ALONE", "Pending", "World", "elsewhere", "remember", "world"]
+__all__ = ["ALONE", "Pending", "World", "elsewhere"]
 
 #: Seconds that closing a group may take. It waits for collectives that have begun.
 CLOSE_S = 5.0
@@ -256,17 +253,23 @@ class World:
 
     def close(self) -> None:
         """Leave the group, so that the others cannot wait for this process."""
-        global _known
-        if _known is not None and _known[1] is self:
-            _known = None
-        if self._group is not None:
-            # Here and in a frame that has ended are the last references: the group must be gone
-            # before the interpreter is.
-            groups = [self._group]
-            self._group = None
-            within(CLOSE_S, lambda: dist.destroy_process_group(groups.pop()))
+        self.leave_group()
         if self._board is not None:
             self._board.leave()
+
+    def leave_group(self) -> None:
+        """Destroy the group, if there is one, and with it the threads of torch that serve it."""
+        groups, self._group = [self._group], None
+        if groups[0] is None:
+            return
+
+        def destroy() -> None:
+            # The last reference: its end waits for those threads.
+            group = groups.pop()
+            with suppress(ValueError):  # The program has destroyed all groups already.
+                dist.destroy_process_group(group)
+
+        within(CLOSE_S, destroy)
 
     # ---- how ----------------------------------------------------------------
 
@@ -399,48 +402,3 @@ def elsewhere(notice: Notice) -> ElsewhereError:
 
 #: One process, which is alone.
 ALONE = World(0, 0, [socket.gethostname()])
-
-#: The world of the group that torch.distributed has now; of another group once that has changed.
-_known: tuple[object, World] | None = None
-
-
-def remember(joined: World) -> None:
-    """Let `world` return `joined` as long as torch.distributed has the group that it has now."""
-    global _known
-    _known = (dist.group.WORLD, joined)
-
-
-def world() -> World:
-    """The world of this process: all processes of the group that torch.distributed has, else ALONE.
-
-    The group may be anybody's: Ray's, Lightning's, a notebook's. The first call is collective. It
-    makes groups of streamkm's own, because a process that waits in a collective of the program's
-    group would wait for 10 or 30 minutes. The program's group is not used afterwards.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return ALONE
-    if _known is not None and _known[0] is dist.group.WORLD and not _known[1].is_closed:
-        return _known[1]
-    found = _within_group()
-    remember(found)
-    return found
-
-
-def _within_group() -> World:
-    """A world of the processes of a group that somebody else has initialised."""
-    timeout = timedelta(seconds=PROCESS_TIMEOUT_S)
-    backend = "cpu:gloo,cuda:nccl" if "nccl" in dist.get_backend_config() else "gloo"
-    group = dist.new_group(backend=backend, timeout=timeout)
-    rank, local_rank = dist.get_rank(), dist.get_node_local_rank(fallback_rank=0)
-    host = socket.gethostname()
-    # To hand round names, nobody's name is needed.
-    unnamed = World(rank, local_rank, [host] * dist.get_world_size(), group=group)
-    hosts = unnamed.gather(host)
-    address = os.environ.get("MASTER_ADDR", hosts[0])
-    holder = None
-    if rank == 0:
-        holder = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-    port = unnamed.gather(holder.port if holder else None)[0]
-    store = TCPStore(address, port, is_master=False, timeout=timeout)
-    board = Board(store, rank, hosts, held=holder)
-    return World(rank, local_rank, hosts, group=group, board=board)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from streamkm.distributed.world import ALONE, world
+from streamkm.distributed.current import world
+from streamkm.distributed.world import ALONE
 from streamkm.estimators.inputs import open_rows
 
 if TYPE_CHECKING:

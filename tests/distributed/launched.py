@@ -7,12 +7,17 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from textwrap import dedent
 from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
+#: torch asks the name server for the name of who connects. One that is slow would cost more time
+#: than these processes have to answer.
+RES_OPTIONS = "timeout:1 attempts:1"
 
 #: What every script begins with. An error ends it as the command line would.
 HEAD = """
@@ -20,7 +25,8 @@ import os, signal, sys, time
 import torch
 import torch.distributed as dist
 from streamkm.distributed.joining import joined
-from streamkm.distributed.world import ALONE, World, world
+from streamkm.distributed.current import world
+from streamkm.distributed.world import ALONE, World
 from streamkm.errors import *
 
 def ends(main, *arguments):
@@ -31,6 +37,17 @@ def ends(main, *arguments):
     except StreamkmError as error:
         print("streamkm: " + error.for_command_line, file=sys.stderr, flush=True)
         os._exit(error.exit_status)
+"""
+
+#: A script that meets the others, within seconds that the environment gives.
+MEET = """
+def main():
+    with joined("cpu", float(os.environ.get("TIMEOUT", "20"))) as w:
+        n = torch.tensor([1])
+        w.sum_(n)
+        print(f"{n.item()} came\\n", end="", flush=True)
+
+ends(main)
 """
 
 
@@ -44,7 +61,12 @@ def environment(**more: str) -> dict[str, str]:
     """This process's, without what a launcher or a batch system would have set."""
     foreign = ("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    here = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    here = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "RES_OPTIONS": RES_OPTIONS,
+    }
     return {**kept, **here, **more}
 
 
@@ -74,11 +96,18 @@ class End:
     """Seconds after the start of all."""
 
 
+#: Ports that no other process takes meanwhile: below those that the system hands out, and apart for
+#: each worker of pytest.
+FIRST_PORT = 12_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_ports = cycle(range(FIRST_PORT, FIRST_PORT + 1_000))
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    for port in islice(_ports, 1_000):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
+    raise OSError(f"no free port from {FIRST_PORT} on")
 
 
 def by_hand(

@@ -87,15 +87,22 @@ def test_processes_do_not_outlive_the_launcher(start, tmp_path):
     assert (tmp_path / "saved").exists()
 
 
-#: Statuses without torch, whose import takes seconds.
+#: Statuses without torch, whose import takes seconds. All are up before one ends, and those that
+#: are about to end let no SIGTERM change their status.
 PLAIN = """
 import os, signal, sys, time
-for end in sys.argv[1 + int(os.environ["RANK"])].split():
-    if end.startswith("SIG"):
-        os.kill(os.getpid(), signal.Signals[end])
-    time.sleep(20 * (end == "sleep"))
-    print(os.environ["OMP_NUM_THREADS"] + "\\n", end="", flush=True)
-    sys.exit(int(end))
+from pathlib import Path
+end = sys.argv[1 + int(os.environ["RANK"])]
+if end != "sleep":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+Path("up" + os.environ["RANK"]).touch()
+while len(list(Path().glob("up*"))) < 2:
+    time.sleep(0.01)
+if end.startswith("SIG"):
+    os.kill(os.getpid(), signal.Signals[end])
+time.sleep(20 * (end == "sleep"))
+print(os.environ["OMP_NUM_THREADS"] + "\\n", end="", flush=True)
+sys.exit(int(end))
 """
 
 

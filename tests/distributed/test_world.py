@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streamkm.distributed.world import ALONE, World, world
+from streamkm.distributed.world import ALONE, World
 from streamkm.errors import ConfigError
 from tests.distributed.launched import by_hand, script, torchrun
 
@@ -26,7 +26,6 @@ def test_one_process_does_nothing():
     assert (ALONE.rank, ALONE.size, ALONE.is_first) == (0, 1, True)
     assert ALONE.heard() is None
     assert not torch.distributed.is_initialized()
-    assert world() is ALONE
 
 
 def test_an_error_of_one_process_stays_what_it_is():
@@ -147,41 +146,3 @@ def test_who_is_at_work_is_waited_for_and_who_stops_is_not(tmp_path):
     assert (end.status, end.said.count("\n")) == (1, 1)
     assert end.said.startswith("streamkm: process 1 of 2 on ")
     assert end.said.endswith("died, was stopped or lost the link; continue with --resume\n")
-
-
-FOREIGN = """
-def main():
-    dist.init_process_group("gloo")
-    w = world()
-    assert (w.size, w.rank) == (2, dist.get_rank()) and world() is w
-    n = torch.tensor([w.rank + 1])
-    w.sum_(n)
-    assert n.item() == 3 and len(w.gather("x" * w.rank)) == 2
-    dist.barrier()  # The program's own group stays in use.
-    try:
-        with w.telling():
-            if w.rank == 1:
-                raise NonFiniteError("row 7 is NaN")
-            w.barrier()
-    except StreamkmError as error:
-        told = f"{type(error).__name__}: {error}"
-    # The program goes on, and may try again with a new world.
-    assert dist.is_initialized()
-    later = world()
-    assert later is not w
-    texts = later.gather(told)
-    assert texts[1] == "NonFiniteError: row 7 is NaN", texts
-    assert texts[0].startswith("ElsewhereError: process 1 on ") and texts[0].endswith(texts[1][16:])
-    dist.destroy_process_group()
-    assert world() is ALONE
-    print("all is well", flush=True)
-
-ends(main)
-"""
-
-
-# Breaks when a failure in Ray, Lightning or a notebook leaves the others waiting for 30 minutes.
-def test_a_group_of_somebody_else_serves(tmp_path):
-    done = torchrun(2, script(tmp_path, FOREIGN))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("all is well") == 2

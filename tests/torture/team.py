@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.distributed.launched import RES_OPTIONS, free_port
 from tests.torture.children import STEP_S, Child
 
 if TYPE_CHECKING:
@@ -33,10 +33,12 @@ class Team:
 
     def __init__(self, arguments: Sequence[str], log: Path, size: int) -> None:
         """Start `size` processes that run the command line."""
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+        place = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(size),
+            "RES_OPTIONS": RES_OPTIONS,
+        }
         log.write_text("")
         self._members = [
             Child(
