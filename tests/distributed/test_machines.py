@@ -1,0 +1,155 @@
+"""Fits over two machines, whose link is cut, slow or away for a while."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import zarr
+
+from tests.distributed.machines import Pair, why_not
+from tests.runs.helpers import RESULTS, cli, clusters, steps_saved
+from tests.runs.processes import finish, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from subprocess import Popen
+
+TIMEOUT_S = 6
+#: Passes for a second at least, and a checkpoint after the seeding.
+OPTIONS = (
+    "--k", 64, "--algorithm", "lloyd", "--init", "random", "--tol", 0, "--epochs", 60,
+    "--batch-rows", 2000, "--scale", "zscore", "--device", "cpu",
+    "--process-timeout", TIMEOUT_S, "--checkpoint-every", 10, "--resume",
+)  # fmt: skip
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 1)
+
+
+@pytest.fixture
+def pair(tmp_path) -> Iterator[Pair]:
+    if reason := why_not():
+        pytest.skip(reason)
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    with Pair(etc) as pair:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def x(tmp_path_factory) -> Path:
+    path: Path = tmp_path_factory.mktemp("x") / "x.zarr"
+    array = zarr.create_array(path, shape=(60_000, 8), chunks=(1000, 8), dtype="f4")
+    array[:] = clusters(60_000, 8, n_clusters=40)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(x) -> dict[str, bytes]:
+    """What one process ends with."""
+    out = x.parent / "whole"
+    assert cli("fit", x, *OPTIONS, "--out", out) == 0
+    return results(out)
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in RESULTS}
+
+
+def by_hand(rank: int) -> dict[str, str]:
+    place = {"MASTER_ADDR": "left", "MASTER_PORT": "29500"}
+    return {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", **place}
+
+
+def by_srun(rank: int) -> dict[str, str]:
+    job = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "left,right"}
+    return {"SLURM_PROCID": str(rank), "SLURM_LOCALID": "0", "SLURM_NTASKS": "2", **job}
+
+
+def started(
+    pair: Pair, x: Path, out: Path, variables: Callable[[int], dict[str, str]] = by_hand
+) -> list[Popen[str]]:
+    """A fit with a process on each machine; the second one does not see the run folder."""
+    processes = []
+    for rank, machine in enumerate(pair):
+        words = ("-m", "streamkm", "fit", x, *OPTIONS, "--out", out if rank == 0 else "none")
+        folder = out.parent / str(rank)
+        folder.mkdir(exist_ok=True)
+        processes.append(machine.start(folder, sys.executable, *words, **variables(rank)))
+    return processes
+
+
+def has_saved(out: Path) -> Callable[[], bool]:
+    return lambda: bool(steps_saved(out))
+
+
+def error_of(stderr: str) -> str:
+    """The one line of streamkm's that says why it failed."""
+    (line,) = (line for line in stderr.splitlines() if line.startswith("streamkm: "))
+    return line
+
+
+# Breaks when the processes meet, or talk, at an address that only one of the machines has.
+def test_torchrun_on_two_machines_gives_the_bytes_of_one_process(pair, x, whole, tmp_path):
+    out = tmp_path / "run"
+    place = ("--nnodes", 2, "--master-addr", "left", "--master-port", 29500)
+    words = ("-m", "streamkm", "fit", x, *OPTIONS, "--out", out)
+    agents = [
+        machine.start(tmp_path, *TORCHRUN, *place, "--node-rank", rank, *words)
+        for rank, machine in enumerate(pair)
+    ]
+    ended = [finish(agent) for agent in agents]
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert "on 2 processes (left: 1, right: 1)" in ended[0][1]
+    assert results(out) == whole
+
+
+# Breaks when a process waits for a link without end, blames itself, or names no machine; or when
+# what the first machine has saved is of no use to two others.
+def test_a_cut_link_ends_all_and_the_run_goes_on(pair, x, whole, tmp_path):
+    out = tmp_path / "run"
+    processes = started(pair, x, out)
+    assert wait_until(has_saved(out), processes[0])
+    pair.cut()
+    begin = time.monotonic()
+    ended = [finish(process) for process in processes]
+    assert time.monotonic() - begin < TIMEOUT_S + 30
+    assert [status for status, _ in ended] == [1, 1], ended
+    assert [error_of(stderr).partition("; ")[0] for _, stderr in ended] == [
+        "streamkm: process 1 of 2 on right died, was stopped or lost the link",
+        "streamkm: process 0 of 2 on left does not answer: it was killed, or the link is down",
+    ]
+    pair.mend()
+    ended = [finish(process) for process in started(pair, x, out, by_srun)]
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert "resumed: from step-" in ended[0][1]
+    assert results(out) == whole
+
+
+# Breaks when a link that is slow, or away for less than a process has to answer, ends a run.
+@pytest.mark.parametrize(
+    "discipline",
+    [
+        ("tbf", "rate", "4mbit", "burst", "16kb", "latency", "1s"),
+        ("netem", "delay", "20ms", "5ms"),
+        (),
+    ],
+    ids=["throttled", "delayed", "away"],
+)
+def test_a_link_that_is_slow_changes_nothing(discipline, pair, x, whole, tmp_path):
+    out = tmp_path / "run"
+    if reason := pair.queue(*discipline):
+        pytest.skip(reason)
+    pair.queue()
+    processes = started(pair, x, out)
+    assert wait_until(has_saved(out), processes[0])
+    pair.queue(*discipline)
+    if not discipline:
+        pair.cut()
+        time.sleep(TIMEOUT_S / 4)
+        pair.mend()
+    ended = [finish(process) for process in processes]
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert results(out) == whole
