@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import zarr
 
-from tests.distributed.machines import Pair, why_not
+from tests.distributed.launched import MEET, script
+from tests.distributed.machines import ADDRESSES, Pair, why_not
 from tests.runs.helpers import RESULTS, cli, clusters, steps_saved
 from tests.runs.processes import finish, wait_until
 
@@ -91,7 +92,6 @@ def error_of(stderr: str) -> str:
     return line
 
 
-# Breaks when the processes meet, or talk, at an address that only one of the machines has.
 def test_torchrun_on_two_machines_gives_the_bytes_of_one_process(pair, x, whole, tmp_path):
     out = tmp_path / "run"
     place = ("--nnodes", 2, "--master-addr", "left", "--master-port", 29500)
@@ -104,6 +104,22 @@ def test_torchrun_on_two_machines_gives_the_bytes_of_one_process(pair, x, whole,
     assert [status for status, _ in ended] == [0, 0], ended
     assert "on 2 processes (left: 1, right: 1)" in ended[0][1]
     assert results(out) == whole
+
+
+# Breaks when gloo listens where the name of a machine leads: to the machine itself, as on Debian,
+# or nowhere.
+@pytest.mark.parametrize("names", ["127.0.1.1 left\n127.0.1.1 right\n", ""])
+def test_the_name_of_a_machine_need_not_lead_to_it(names, pair, tmp_path):
+    pair.hosts.write_text("127.0.0.1 localhost\n" + names)
+    path = script(tmp_path, MEET)
+    here = by_hand(0) | {"MASTER_ADDR": "left" if names else ADDRESSES["left"]}
+    there = by_hand(1) | {"MASTER_ADDR": ADDRESSES["left"]}
+    processes = [
+        machine.start(tmp_path, sys.executable, path, **variables)
+        for machine, variables in zip(pair, (here, there), strict=True)
+    ]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [out for out, _ in said] == ["2 came\n"] * 2, said
 
 
 # Breaks when a process waits for a link without end, blames itself, or names no machine; or when
