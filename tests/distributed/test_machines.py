@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 import zarr
 
 from tests.distributed.launched import MEET, script
-from tests.distributed.machines import ADDRESSES, Pair, why_not
+from tests.distributed.machines import ADDRESSES, Pair, children, why_not
 from tests.runs.helpers import RESULTS, cli, clusters, steps_saved
 from tests.runs.processes import finish, wait_until
 
@@ -169,3 +172,56 @@ def test_a_link_that_is_slow_changes_nothing(discipline, pair, x, whole, tmp_pat
     ended = [finish(process) for process in processes]
     assert [status for status, _ in ended] == [0, 0], ended
     assert results(out) == whole
+
+
+def elastic(pair: Pair, x: Path, out: Path, rank: int, **more: str) -> Popen[str]:
+    """torchrun's agent on one machine, of which there may be one or two."""
+    # Else it waits 30 s for more machines, and 15 s for one that is silent.
+    patience = "last_call_timeout=2,keep_alive_interval=2"
+    place = ("--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "left:29500")
+    place += ("--rdzv-id", "fit", "--rdzv-conf", patience, "--max-restarts", 3)
+    words = ("-m", "streamkm", "fit", x, *OPTIONS, "--out", out)
+    return list(pair)[rank].start(out.parent, *TORCHRUN, *place, *words, **more)
+
+
+# Breaks when processes that have lost others do not end, or cannot meet again as fewer.
+@pytest.mark.slow
+def test_an_elastic_run_goes_on_with_the_machine_that_is_left(pair, x, whole, tmp_path):
+    out = tmp_path / "run"
+    agents = [elastic(pair, x, out, rank) for rank in range(2)]
+    assert wait_until(has_saved(out), agents[0])
+    pair.right.kill()
+    status, stderr = finish(agents[0], 120)
+    assert status == 0, stderr
+    assert error_of(stderr).startswith("streamkm: process 1 of 2 on right died, ")
+    assert stderr.count("on 2 processes (left: 1, right: 1)") == 1
+    assert "resumed: from step-" in stderr
+    assert results(out) == whole
+
+
+# Breaks when the processes cannot meet again as more: the agent ends those there are with SIGTERM.
+@pytest.mark.slow
+def test_an_elastic_run_takes_in_a_machine_that_comes_later(pair, x, whole, tmp_path):
+    out = tmp_path / "run"
+    # Else the agents of torch 2.13 wait for each other without end.
+    alone = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    first = elastic(pair, x, out, 0, **alone)
+    assert wait_until(has_saved(out), first)
+    (agent,) = children(first.pid)
+    (worker,) = children(agent)
+    os.kill(worker, signal.SIGSTOP)  # It must not be done before.
+    second = elastic(pair, x, out, 1, **alone)
+    assert wait_until(lambda: is_pending(signal.SIGTERM, worker), second)
+    os.kill(worker, signal.SIGCONT)
+    (status, stderr), (other, _) = finish(first), finish(second)
+    assert (status, other) == (0, 0), stderr
+    assert error_of(stderr).startswith("streamkm: stopped by SIGTERM; ")
+    assert "on 2 processes (left: 1, right: 1)" in stderr
+    assert "resumed: from step-" in stderr
+    assert results(out) == whole
+
+
+def is_pending(number: signal.Signals, process: int) -> bool:
+    """Whether a stopped process has been sent a signal."""
+    pending = re.search(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{process}/status").read_text(), re.M)
+    return pending is not None and bool(int(pending[1], 16) >> number - 1 & 1)
