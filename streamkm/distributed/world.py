@@ -352,6 +352,12 @@ class World:
             missing = f"{self._named(roll.silent)} died, was stopped or lost the link"
         elif roll.late:
             missing = f"{self._named(roll.late)} hung: the others waited for it in vain"
+        elif self._group is None:
+            missing = (
+                f"{self._named([self.rank])} cannot connect to the others ({said}): let them use "
+                "any port of each other's, and name their network in GLOO_SOCKET_IFNAME on CPUs, "
+                "NCCL_SOCKET_IFNAME on GPUs"
+            )
         else:
             missing = f"the processes of the run lost each other: {said}"
         return ProcessLostError(missing + "; continue with ", Option("resume", value=True))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tests.distributed.launched import environment
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
 #: The first process of a machine. All others are killed when it ends, and it ends with its input.
@@ -128,7 +129,7 @@ class Pair:
     ) -> None:
         self._open.close()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Machine]:
         return iter((self.left, self.right))
 
     def cut(self) -> None:

@@ -125,6 +125,20 @@ def test_the_name_of_a_machine_need_not_lead_to_it(names, pair, tmp_path):
     assert [out for out, _ in said] == ["2 came\n"] * 2, said
 
 
+def test_machines_that_cannot_connect_are_told_why(pair, tmp_path):
+    path = script(tmp_path, MEET)
+    more = {"GLOO_SOCKET_IFNAME": "lo", "TIMEOUT": "4"}
+    processes = [
+        machine.start(tmp_path, sys.executable, path, **by_hand(rank), **more)
+        for rank, machine in enumerate(pair)
+    ]
+    ended = [finish(process) for process in processes]
+    assert [status for status, _ in ended] == [1, 1]
+    error = error_of("".join(stderr for _, stderr in ended))
+    assert re.match(r"streamkm: process [01] of 2 on (left|right) cannot connect to the", error)
+    assert "refused" in error
+
+
 # Breaks when a process waits for a link without end, blames itself, or names no machine; or when
 # what the first machine has saved is of no use to two others.
 def test_a_cut_link_ends_all_and_the_run_goes_on(pair, x, whole, tmp_path):
@@ -145,6 +159,7 @@ def test_a_cut_link_ends_all_and_the_run_goes_on(pair, x, whole, tmp_path):
     assert [status for status, _ in ended] == [0, 0], ended
     assert "resumed: from step-" in ended[0][1]
     assert results(out) == whole
+    assert not (tmp_path / "1/none").exists()
 
 
 # Breaks when a link that is slow, or away for less than a process has to answer, ends a run.
@@ -178,10 +193,12 @@ def elastic(pair: Pair, x: Path, out: Path, rank: int, **more: str) -> Popen[str
     """torchrun's agent on one machine, of which there may be one or two."""
     # Else it waits 30 s for more machines, and 15 s for one that is silent.
     patience = "last_call_timeout=2,keep_alive_interval=2"
-    place = ("--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "left:29500")
-    place += ("--rdzv-id", "fit", "--rdzv-conf", patience, "--max-restarts", 3)
+    place = (
+        "--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "left:29500",
+        "--rdzv-id", "fit", "--rdzv-conf", patience, "--max-restarts", 3,
+    )  # fmt: skip
     words = ("-m", "streamkm", "fit", x, *OPTIONS, "--out", out)
-    return list(pair)[rank].start(out.parent, *TORCHRUN, *place, *words, **more)
+    return (pair.left, pair.right)[rank].start(out.parent, *TORCHRUN, *place, *words, **more)
 
 
 # Breaks when processes that have lost others do not end, or cannot meet again as fewer.
