@@ -11,6 +11,7 @@ meanwhile, it raises an `ElsewhereError` or a `ProcessLostError`.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from contextlib import contextmanager, suppress
@@ -341,6 +342,7 @@ class World:
         if (notice := self.heard()) is not None:
             return elsewhere(notice)
         said = (str(cause).splitlines() or [type(cause).__name__])[0]
+        said = re.sub(r"\[/[^\]]*\] ", "", said)  # a line of C++
         roll = self._board.call_the_roll() if self._board else None
         if self._board is None:
             missing = f"a process of the run was lost: {said}"

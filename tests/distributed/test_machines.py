@@ -29,7 +29,7 @@ OPTIONS = (
     "--batch-rows", 2000, "--scale", "zscore", "--device", "cpu",
     "--process-timeout", TIMEOUT_S, "--checkpoint-every", 10, "--resume",
 )  # fmt: skip
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 1)
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
 @pytest.fixture
@@ -95,13 +95,16 @@ def error_of(stderr: str) -> str:
     return line
 
 
+# The second one has the variables that Kubeflow's operator sets in a pod.
 def test_torchrun_on_two_machines_gives_the_bytes_of_one_process(pair, x, whole, tmp_path):
     out = tmp_path / "run"
-    place = ("--nnodes", 2, "--master-addr", "left", "--master-port", 29500)
+    place = ("--nnodes", 2, "--master-addr", "left", "--master-port", 29500, "--node-rank", 0)
     words = ("-m", "streamkm", "fit", x, *OPTIONS, "--out", out)
+    pod = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "1"}
+    pod |= {"PET_MASTER_ADDR": "left", "PET_MASTER_PORT": "29500"}
     agents = [
-        machine.start(tmp_path, *TORCHRUN, *place, "--node-rank", rank, *words)
-        for rank, machine in enumerate(pair)
+        pair.left.start(tmp_path, *TORCHRUN, "--nproc-per-node", 1, *place, *words),
+        pair.right.start(tmp_path, *TORCHRUN, *words, **by_hand(1), **pod),
     ]
     ended = [finish(agent) for agent in agents]
     assert [status for status, _ in ended] == [0, 0], ended
@@ -125,6 +128,7 @@ def test_the_name_of_a_machine_need_not_lead_to_it(names, pair, tmp_path):
     assert [out for out, _ in said] == ["2 came\n"] * 2, said
 
 
+@pytest.mark.slow
 def test_machines_that_cannot_connect_are_told_why(pair, tmp_path):
     path = script(tmp_path, MEET)
     more = {"GLOO_SOCKET_IFNAME": "lo", "TIMEOUT": "4"}
@@ -134,13 +138,17 @@ def test_machines_that_cannot_connect_are_told_why(pair, tmp_path):
     ]
     ended = [finish(process) for process in processes]
     assert [status for status, _ in ended] == [1, 1]
-    error = error_of("".join(stderr for _, stderr in ended))
-    assert re.match(r"streamkm: process [01] of 2 on (left|right) cannot connect to the", error)
-    assert "refused" in error
+    # The other one may wait until the first is gone.
+    said = "".join(stderr for _, stderr in ended)
+    assert re.search(
+        r"^streamkm: process [01] of 2 on (left|right) cannot connect to the others \([^/]*refused",
+        said, re.MULTILINE,
+    ), said  # fmt: skip
 
 
 # Breaks when a process waits for a link without end, blames itself, or names no machine; or when
 # what the first machine has saved is of no use to two others.
+@pytest.mark.slow
 def test_a_cut_link_ends_all_and_the_run_goes_on(pair, x, whole, tmp_path):
     out = tmp_path / "run"
     processes = started(pair, x, out)
@@ -195,7 +203,7 @@ def elastic(pair: Pair, x: Path, out: Path, rank: int, **more: str) -> Popen[str
     patience = "last_call_timeout=2,keep_alive_interval=2"
     place = (
         "--nnodes", "1:2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "left:29500",
-        "--rdzv-id", "fit", "--rdzv-conf", patience, "--max-restarts", 3,
+        "--rdzv-id", "fit", "--rdzv-conf", patience, "--max-restarts", 3, "--nproc-per-node", 1,
     )  # fmt: skip
     words = ("-m", "streamkm", "fit", x, *OPTIONS, "--out", out)
     return (pair.left, pair.right)[rank].start(out.parent, *TORCHRUN, *place, *words, **more)
