@@ -203,7 +203,10 @@ class Labelling:
             stream(self._source, windows, slots, self.times, self._weights) as on_device,
         ):
             yield (
-                (_first_row(window.window, index), prepare(window.x_ND, rows, window.weights_N))
+                (
+                    _first_row(window.window, index),
+                    prepare(window.x_ND, rows, window.weights_N, is_shared=window.is_shared),
+                )
                 for window in on_device
                 for index, rows in window.batches(first)
                 if isinstance(rows, slice)  # always, where rows are read in sequence
