@@ -33,14 +33,19 @@ MOST_BARS = 40
 VECTOR_POINTS = 1500
 #: Names of clusters within a figure, at most.
 MOST_NAMED = 12
-#: Sizes are on a logarithmic axis if the largest is this multiple of the median, or more.
-UNEVEN = 12
+#: Sizes are on a logarithmic axis if the largest is this multiple of the median or of the least.
+UNEVEN, MOST_UNEVEN = 12, 100
+#: Points between two names within a figure, at least: of names that would overlap the first stays.
+APART = 11
 
 
 def uneven(sizes_K: np.ndarray) -> bool:
     """Whether sizes need a logarithmic axis."""
     present = sizes_K[sizes_K > 0]
-    return bool(len(present) and present.max() >= UNEVEN * np.median(present))
+    if not len(present):
+        return False
+    largest = present.max()
+    return bool(largest >= min(UNEVEN * np.median(present), MOST_UNEVEN * present.min()))
 
 
 def draw_sizes(sizes_K: np.ndarray, is_tiny_K: np.ndarray) -> Figure:
@@ -54,14 +59,10 @@ def draw_sizes(sizes_K: np.ndarray, is_tiny_K: np.ndarray) -> Figure:
         if len(sizes) <= MOST_BARS and not uneven(sizes):
             colours = [WARN if each else ACCENT for each in tiny]
             axes.bar(places, sizes, color=colours, width=0.82)
-            size = 8.5 if len(sizes) <= 24 else 6.5
-            axes.set_xticks(places, [str(cluster) for cluster in order], fontsize=size)
-            axes.set_xlabel("cluster, largest first")
             axes.grid(visible=False, axis="x")
         elif not uneven(sizes):
             edges = np.arange(len(sizes) + 1)
             axes.stairs(sizes, edges, fill=True, color=ACCENT)
-            axes.set_xlabel("clusters, largest first")
         else:
             has_rows = sizes > 0
             shown: Any = {
@@ -71,9 +72,8 @@ def draw_sizes(sizes_K: np.ndarray, is_tiny_K: np.ndarray) -> Figure:
                 "rasterized": len(sizes) > VECTOR_POINTS,
             }
             for chosen, colour in ((has_rows & ~tiny, ACCENT), (has_rows & tiny, WARN)):
-                axes.plot(places[chosen] + 1, sizes[chosen], color=colour, **shown)
+                axes.plot(places[chosen], sizes[chosen], color=colour, **shown)
             axes.set_yscale("log")
-            axes.set_xlabel("clusters, largest first")
         axes.axhline(mean, color=MUTED, lw=1, ls=(0, (4, 3)))
         axes.annotate(
             f"mean {mean:,.0f}", (1, mean), xycoords=("axes fraction", "data"),
@@ -84,10 +84,15 @@ def draw_sizes(sizes_K: np.ndarray, is_tiny_K: np.ndarray) -> Figure:
             make_logarithmic(axes.yaxis)
         else:
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        if len(sizes) > MOST_BARS:
-            axes.set_xlim(0, len(sizes) * 1.005)
+        if len(sizes) <= MOST_BARS:
+            size = 8.5 if len(sizes) <= 24 else 6.5
+            axes.set_xticks(places, [str(cluster) for cluster in order], fontsize=size)
+            axes.set_xlabel("cluster, largest first")
+        else:
+            axes.set_xlim(-0.005 * len(sizes), len(sizes) * 1.005)
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlabel("clusters, largest first")
     return figure
 
 
@@ -168,8 +173,17 @@ def _name(
     axes: Axes, clusters: np.ndarray, x_K: np.ndarray, y_K: np.ndarray,
     radii_K: np.ndarray | None = None,
 ) -> None:  # fmt: skip
-    """Write the numbers of `clusters` beside their marks."""
+    """Write the numbers of `clusters` beside their marks, where they do not overlap."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # It decides the limits and the place of the axes.
+    to_points = axes.transData + figure.dpi_scale_trans.inverted()
+    written: list[np.ndarray] = []
     for cluster in clusters.tolist():
+        at = to_points.transform((x_K[cluster], y_K[cluster])) * 72
+        if any(np.abs(at - other).max() < APART for other in written):
+            continue
+        written.append(at)
         off = 4 if radii_K is None else 2 + 0.72 * float(radii_K[cluster])
         axes.annotate(
             str(cluster), (x_K[cluster], y_K[cluster]), xytext=(off, off),

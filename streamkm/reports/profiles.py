@@ -74,7 +74,7 @@ def profiles(points_KD: np.ndarray, masses_K: np.ndarray, n_tells: int = 5) -> P
 def draw_profiles(found: Profiles, names: Sequence[str]) -> Figure:
     """The heat map of `found`; `names` are of all features."""
     n_clusters, n_features = found.z_CF.shape
-    with new_figure(height=1.9 + 0.155 * n_clusters) as figure:
+    with new_figure(height=2.1 + 0.16 * max(n_clusters, 5)) as figure:
         axes = figure.add_subplot()
         limit = max(float(np.abs(found.z_CF).max(initial=0)), 1.0)
         limit = min(limit, 3.0)
@@ -88,11 +88,14 @@ def draw_profiles(found: Profiles, names: Sequence[str]) -> Figure:
         axes.xaxis.set_tick_params(rotation_mode="anchor")
         axes.set_yticks(range(n_clusters), [str(cluster) for cluster in found.clusters],
                         fontsize=8 if n_clusters <= 24 else 7)  # fmt: skip
-        axes.set_ylabel("cluster, largest first")
+        axes.set_ylabel("cluster, largest first" if n_clusters > 8 else "cluster")
         axes.grid(visible=False)
         axes.tick_params(length=0)
-        bar = figure.colorbar(picture, ax=axes, shrink=0.7, pad=0.02, aspect=25, extend="both")
-        bar.set_label("standard deviations from the mean")
+        bar = figure.colorbar(
+            picture, ax=axes, location="top", shrink=0.42, pad=0.03, aspect=25, extend="both",
+            anchor=(1.0, 0.0),
+        )  # fmt: skip
+        bar.set_label("standard deviations from the mean", fontsize=8.5)
         bar.outline.set_visible(False)
     return figure
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from streamkm.config import FitConfig
 from streamkm.reports.course import STAGES, intervals, last_attempt
+from streamkm.reports.figures import uneven
 from streamkm.reports.page import Card, Link, Picture, Plot, Section, Table
 from streamkm.reports.verdict import listed, number, percent
 from streamkm.runs.storage.metrics_file import inertia_course
@@ -57,7 +58,8 @@ def sizes_section(
         "sizes",
         "Sizes",
         f"Clusters from the largest to the smallest, by their rows ({counted_by}). The dashed line "
-        "is the mean size. A long low tail means many small clusters; tiny ones are orange.",
+        "is the mean size. A long low tail means many small clusters; tiny ones are orange."
+        + (" The axis is logarithmic: a step up is a multiple." if uneven(sizes_K) else ""),
         plots=[
             Plot(
                 "sizes", figure, "Rows of each cluster, largest first",

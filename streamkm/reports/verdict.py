@@ -208,7 +208,7 @@ def _size_findings(sizes_K: np.ndarray) -> list[Finding]:
         are = "is" if len(small) == 1 else "are"
         found.append(
             _look(
-                f"{counted(len(small), 'cluster')} {are} tiny, with less than {TINY:.0%} of the "
+                f"{counted(len(small), 'cluster')} {are} tiny, below {percent(TINY)} of the "
                 f"mean size: {listed(small.tolist())}. Outliers and duplicates often make such "
                 "clusters.",
             )
