@@ -8,8 +8,9 @@ from streamkm.errors import InputError
 
 __all__ = ["need_packages"]
 
-#: Packages that reports are made with, by the name that they are imported by.
-PACKAGES = ("matplotlib", "jinja2", "PIL")
+#: Packages that reports are made with, by the name that they are imported by; pillow first, which
+#: matplotlib needs too.
+PACKAGES = ("PIL", "matplotlib", "jinja2")
 
 
 def need_packages() -> None:

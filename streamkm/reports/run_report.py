@@ -73,6 +73,11 @@ class Report:
 
     Attributes
     ----------
+    facts : RunFacts
+        What the run folder says.
+    seen : Survey or None
+        What the pass over the rows has found: for each cluster its size, the mean distance of its
+        rows, and the nearest and the farthest of them.
     verdict : Verdict
         Headline, figures and findings.
     figures : dict of str to matplotlib.figure.Figure
@@ -81,6 +86,7 @@ class Report:
     """
 
     facts: RunFacts
+    seen: Survey | None
     verdict: Verdict
     figures: dict[str, Figure]
     _sections: list[Section] = field(repr=False)
@@ -235,7 +241,7 @@ class _Builder:
             f"{facts.record['source']}, {counted(facts.n_features, 'feature')}, "
             f"{facts.record['data']['dtype']} · run {facts.path}"
         )
-        return Report(facts, verdict, self.figures, self.sections, subtitle)
+        return Report(facts, self.seen, verdict, self.figures, self.sections, subtitle)
 
     def _clusters(self, shown: Any) -> None:
         """The sections about clusters."""
@@ -325,7 +331,7 @@ class _Builder:
             self.sections.append(section)
 
     def _chosen(self) -> list[int]:
-        """The clusters that have a card."""
+        """The clusters that have a card: the largest, then those that are strange."""
         assert self.sizes_K is not None
         order = [c for c in np.argsort(-self.sizes_K, kind="stable").tolist() if self.sizes_K[c]]
         if len(order) <= MOST_CARDS:
@@ -334,8 +340,10 @@ class _Builder:
         strange_K = tiny(self.sizes_K)
         if self.odd_K is not None:
             strange_K = strange_K | self.odd_K
-        more = [c for c in order[LARGEST_CARDS:] if strange_K[c]]
-        return chosen + more[: MOST_CARDS - LARGEST_CARDS]
+        rest = order[LARGEST_CARDS:]
+        # A stable sort leaves the largest first among those that are strange, and among the others.
+        rest.sort(key=lambda cluster: not strange_K[cluster])
+        return chosen + rest[: MOST_CARDS - LARGEST_CARDS]
 
     def _card(self, cluster: int, nearest: Any, farthest: Any) -> Card:
         assert self.sizes_K is not None

@@ -16,6 +16,7 @@ from streamkm.reports.figures import uneven
 from streamkm.reports.page import Card, Link, Picture, Plot, Section, Table
 from streamkm.reports.verdict import listed, number, percent
 from streamkm.runs.storage.metrics_file import inertia_course
+from streamkm.tables import ALGORITHMS
 from streamkm.text import counted
 
 if TYPE_CHECKING:
@@ -333,6 +334,7 @@ def repeat_command(facts: RunFacts) -> tuple[str, list[str]]:
     settings, data = facts.settings, facts.record["data"]
     given = FitConfig(k=facts.k, algorithm=settings.get("algorithm", "minibatch"))
     usual = given.resolved(facts.n_rows, facts.n_features).as_dict()
+    usual["algorithm"] = next(iter(ALGORITHMS))
     words = ["streamkm", "fit", str(facts.record["source"]), "--k", str(facts.k)]
     notes = []
     for name, value in settings.items():
@@ -341,7 +343,7 @@ def repeat_command(facts: RunFacts) -> tuple[str, list[str]]:
         flag = name.replace("_", "-")
         if name == "init" and (" " in str(value) or value == "given"):
             words += ["--init", "CENTROIDS.npy"]
-            notes.append(f"The first centroids were a {value}: name that file.")
+            notes.append(f"The first centroids were given ({value}): name a file of them.")
         elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:

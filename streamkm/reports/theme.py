@@ -194,9 +194,11 @@ def _rename(root: ET.Element, name: str) -> None:
             style = attributes["style"]
             for colour, variable in VARIABLES.items():
                 style = style.replace(colour, f"var({variable})")
-            # The page decides the family; of the shorthand that leaves the size.
-            style = re.sub(r"font: (?:[\w-]+ )*?([\d.]+px) [^;]*", r"font-size: \1", style)
-            attributes["style"] = style
+            # The page decides the family.
+            attributes["style"] = re.sub(r" ?font-family: [^;]*;?", "", style)
+        for key in attributes.keys() & {"d", "x", "y"}:
+            # A hundredth of a point is less than anybody sees.
+            attributes[key] = re.sub(r"(\.\d\d)\d+", r"\1", attributes[key])
 
 
 def _add_tips(root: ET.Element, identifier: str, texts: Sequence[str]) -> None:
@@ -204,6 +206,7 @@ def _add_tips(root: ET.Element, identifier: str, texts: Sequence[str]) -> None:
     group = next((each for each in root.iter() if each.get("id") == identifier), None)
     if group is None:
         return
-    marks = [each for each in group.iter() if each.tag == f"{{{SVG}}}use"]
+    # A mark is drawn by itself, or is the use of a path that several share.
+    marks = group.findall(f"{{{SVG}}}path") or list(group.iter(f"{{{SVG}}}use"))
     for mark, text in zip(marks, texts, strict=False):
         ET.SubElement(mark, f"{{{SVG}}}title").text = clean(text)
