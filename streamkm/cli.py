@@ -241,7 +241,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from streamkm.reports import Look, check_is_free, make_report
+    from streamkm.reports import Look, any_report, check_is_free
     from streamkm.runs.reporting.signals import StopRequest
 
     check_is_free(arguments.out)
@@ -249,7 +249,7 @@ def _report(arguments: argparse.Namespace) -> None:
     look = Look(**{name: getattr(arguments, name) for name in shows})
     where = (arguments.run, arguments.source, source_keywords(arguments))
     with StopRequest(with_warnings=False) as stop_request:
-        report = make_report(*where, look, configured(ExecutionConfig, arguments), stop_request)
+        report = any_report(*where, look, configured(ExecutionConfig, arguments), stop_request)
     print(f"written: {report.save(arguments.out)}")
 
 
@@ -401,7 +401,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
-    report = command("report", "RUN [SOURCE]", _report, "Write one HTML page about a run.")
+    report = command(
+        "report", "RUN [SOURCE]", _report, "Write an HTML page about a run or a sweep."
+    )
     add_report_options(report)
     for parser_ in (fit, evaluate):
         parser_.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)

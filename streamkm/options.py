@@ -156,7 +156,7 @@ def add_nan(parser: argparse.ArgumentParser) -> None:
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `report`: the run, its rows, where it is written, how rows are shown."""
-    parser.add_argument("run", metavar="RUN", type=expanded, help="folder of a run")
+    parser.add_argument("run", metavar="RUN", type=expanded, help="folder of a run, or of a sweep")
     add_source(parser, or_else="the rows to read; by default those of the fit; ", needed=False)
     parser.add_argument(
         "-o",

@@ -78,7 +78,9 @@ TESTED_IN = {
     "sources/zarr/store": "sources/zarr/test_source.py",
     # Parts of one page.
     "reports/figures": "reports/test_run_report.py",
+    "reports/front": "reports/test_run_report.py",
     "reports/page": "reports/test_run_report.py",
+    "reports/sweep_facts": "reports/test_sweep_report.py",
     # What both estimators share.
     "estimators/stopping": "estimators/test_runs.py",
     "estimators/base": "estimators/test_conventions.py",

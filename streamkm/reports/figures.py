@@ -31,6 +31,8 @@ __all__ = ["VECTOR_POINTS", "draw_map", "draw_sizes", "draw_spread", "uneven"]
 MOST_BARS = 40
 #: Points up to which each is a mark of its own; more are pixels.
 VECTOR_POINTS = 1500
+#: Steps of the curve of sizes, at most.
+MOST_STEPS = 1500
 #: Names of clusters within a figure, at most.
 MOST_NAMED = 12
 #: Sizes are on a logarithmic axis if the largest is this multiple of the median or of the least.
@@ -61,8 +63,9 @@ def draw_sizes(sizes_K: np.ndarray, is_tiny_K: np.ndarray) -> Figure:
             axes.bar(places, sizes, color=colours, width=0.82)
             axes.grid(visible=False, axis="x")
         elif not uneven(sizes):
-            edges = np.arange(len(sizes) + 1)
-            axes.stairs(sizes, edges, fill=True, color=ACCENT)
+            # Of more clusters than there are pixels every so many-th.
+            steps = np.unique(np.linspace(0, len(sizes), MOST_STEPS + 1).astype(int))
+            axes.stairs(sizes[steps[:-1]], steps, fill=True, color=ACCENT)
         else:
             has_rows = sizes > 0
             shown: Any = {

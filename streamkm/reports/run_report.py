@@ -7,11 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm.config import ExecutionConfig
 from streamkm.errors import ConfigError, Option, OutputExistsError
 from streamkm.files import expanded, read_bytes, write_atomically
 from streamkm.reports import sections
@@ -25,7 +24,6 @@ from streamkm.reports.profiles import FEW_FEATURES, ImageShape, draw_profiles, p
 from streamkm.reports.rows import OpenedRows, open_rows, shown_by
 from streamkm.reports.survey import survey
 from streamkm.reports.verdict import judge, number, percent, tiny
-from streamkm.runs.reporting.signals import StopRequest
 from streamkm.text import counted, now
 
 if TYPE_CHECKING:
@@ -33,13 +31,14 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from streamkm.config import ExecutionConfig
     from streamkm.reports.facts import RunFacts
     from streamkm.reports.profiles import Profiles
     from streamkm.reports.survey import Survey
     from streamkm.reports.verdict import Verdict
-    from streamkm.sources import SourceOptions
+    from streamkm.runs.reporting.signals import StopRequest
 
-__all__ = ["Look", "Report", "check_is_free", "make_report", "report"]
+__all__ = ["Look", "Report", "check_is_free", "make_report"]
 
 #: Clusters that have a card: the largest, and then those that the verdict names.
 MOST_CARDS, LARGEST_CARDS = 60, 44
@@ -131,61 +130,14 @@ def check_is_free(path: Path) -> None:
         raise OutputExistsError(f"{path} exists and is no report; choose another name")
 
 
-def report(
-    run: str | os.PathLike[str],
-    source: Any = None,
-    *,
-    rows: bool = True,
-    image: str | None = None,
-    features_from: Any = None,
-    ids: Any = None,
-    texts: Any = None,
-    image_files: Any = None,
-    **options: Unpack[SourceOptions],
-) -> Report:
-    """Make the report of a run, finished or under way.
-
-    Parameters
-    ----------
-    run : path
-        The run folder.
-    source : path, array or Source, default=None
-        The rows to read once, for spread and examples: anything that `streamkm.open_source` takes.
-        None is what the run was made of, if it is still there.
-    rows : bool, default=True
-        Whether to read rows at all.
-    image : str, default=None
-        The shape of a row that is an image, ``"HEIGHTxWIDTH"`` or ``"HEIGHTxWIDTHx3"``.
-    features_from : path or sequence of str, default=None
-        Names of the features: a text file with one a line, or the names. By default those that the
-        data had.
-    ids, texts, image_files : path or sequence, default=None
-        How to show rows: a text file with a line for each row, a ``.npy`` array, ``"column:NAME"``
-        for a column of the source, or the values.
-    **options : SourceOptions
-        What `source` does not say of itself, as for `streamkm.open_source`.
-
-    Returns
-    -------
-    Report
-        Its ``figures`` are matplotlib's, ``save(path)`` writes the page.
-
-    Raises
-    ------
-    streamkm.errors.InputError
-        If matplotlib, jinja2 or pillow is missing, the run is none or is damaged, the source cannot
-        be read, or a list has another length than the rows.
-    """
-    look = Look(rows, image, features_from, ids, texts, image_files)
-    with StopRequest(with_warnings=False) as stop:
-        return make_report(Path(run), source, options, look, ExecutionConfig(), stop)
-
-
 def make_report(
     run: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig,
     stop_request: StopRequest,
 ) -> Report:  # fmt: skip
-    """See `report`; `execution` says how rows are read, and `stop_request` is asked meanwhile."""
+    """The report of the run in the folder `run`; see `streamkm.report`.
+
+    `execution` says how rows are read, and `stop_request` is asked meanwhile.
+    """
     facts = read_run(run)
     names = _names(facts, look)
     shape = None if look.image is None else ImageShape.parse(look.image)

@@ -147,7 +147,13 @@ def survey(
     far_limit = None if rms_distance is None else FAR * rms_distance
     looker = _Looker(k, unit, far_limit)
     evaluation = evaluate(
-        run_dir, source, execution, nan=nan, stop_request=stop_request, look=looker
+        run_dir,
+        source,
+        execution,
+        nan=nan,
+        stop_request=stop_request,
+        look=looker,
+        compare=False,
     )
     sizes_K = np.asarray(evaluation.sizes, float)
     mean_distance_K = np.full(k, np.nan)

@@ -47,6 +47,8 @@ class Finding:
 
     is_worth_a_look: bool
     text: str
+    label: str = ""
+    """What stands before it, if not whether it is worth a look."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from streamkm import report
 from streamkm.errors import RunError
 from streamkm.reports.facts import read_run
 from streamkm.runs.storage.run_folder import RunFolder, read_config
+from tests.reports.helpers import report
 from tests.runs.helpers import Job, cli, clusters, every
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from streamkm import report
 from streamkm.errors import ConfigError
+from tests.reports.helpers import report
 from tests.runs.helpers import cli, clusters
 
 

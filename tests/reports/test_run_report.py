@@ -300,7 +300,7 @@ def test_lists_in_memory_are_checked(blobs: Path) -> None:
 
 def test_the_name_is_that_of_the_function() -> None:
     assert callable(streamkm.report)
-    assert streamkm.report.__module__ == "streamkm.reports.run_report"
+    assert streamkm.report.__module__ == "streamkm.reports.front"
 
 
 def test_the_same_run_gives_the_same_page(blobs: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from streamkm import report
 from streamkm.reports.survey import FAR, N_FARTHEST, N_NEAREST, Extremes
+from tests.reports.helpers import report
 from tests.runs.helpers import cli, clusters
 
 
