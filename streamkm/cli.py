@@ -242,14 +242,12 @@ def _info(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from streamkm.reports import Look, any_report, check_is_free
-    from streamkm.runs.reporting.signals import StopRequest
 
     check_is_free(arguments.out)
     shows = ("rows", "image", "features_from", "ids", "texts", "image_files")
     look = Look(**{name: getattr(arguments, name) for name in shows})
     where = (arguments.run, arguments.source, source_keywords(arguments))
-    with StopRequest(with_warnings=False) as stop_request:
-        report = any_report(*where, look, configured(ExecutionConfig, arguments), stop_request)
+    report = any_report(*where, look, configured(ExecutionConfig, arguments))
     print(f"written: {report.save(arguments.out)}")
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from streamkm.config import ExecutionConfig
+from streamkm.files import expanded
 from streamkm.reports.run_report import Look, make_report
 from streamkm.reports.sweep_facts import is_sweep
 from streamkm.reports.sweep_report import make_sweep_report
-from streamkm.runs.reporting.signals import StopRequest
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
     from streamkm.reports.run_report import Report
     from streamkm.reports.sweep_report import SweepReport
@@ -68,14 +68,12 @@ def report(
         be read, or a list has another length than the rows.
     """
     look = Look(rows, image, features_from, ids, texts, image_files)
-    with StopRequest(with_warnings=False) as stop:
-        return any_report(Path(run), source, options, look, ExecutionConfig(), stop)
+    return any_report(expanded(run), source, options, look, ExecutionConfig())
 
 
 def any_report(
-    path: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig,
-    stop_request: StopRequest,
-) -> Report | SweepReport:  # fmt: skip
+    path: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
+) -> Report | SweepReport:
     """The report of the run or the sweep in the folder `path`; see `report`."""
     make = make_sweep_report if is_sweep(path) else make_report
-    return make(path, location, options, look, execution, stop_request)
+    return make(path, location, options, look, execution)

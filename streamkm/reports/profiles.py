@@ -52,10 +52,12 @@ class Profiles:
     """Of each cluster shown, the features that set it apart most: number and deviation."""
 
 
-def profiles(points_KD: np.ndarray, masses_K: np.ndarray, n_tells: int = 5) -> Profiles:
-    """Profiles of the largest clusters, over the features that vary most between clusters."""
+def profiles(
+    points_KD: np.ndarray, masses_K: np.ndarray, sizes_K: np.ndarray, n_tells: int = 5
+) -> Profiles:
+    """Profiles of the clusters that are largest by `sizes_K`; mean and deviation are by mass."""
     mean_D, deviation_D = moments(points_KD, masses_K)
-    order = np.argsort(-masses_K, kind="stable")[:MOST_CLUSTERS]
+    order = np.argsort(-sizes_K, kind="stable")[:MOST_CLUSTERS]
     z_CD = np.divide(
         points_KD[order] - mean_D, deviation_D, out=np.zeros((len(order), len(mean_D))),
         where=deviation_D > 0,

@@ -24,6 +24,7 @@ from streamkm.reports.profiles import FEW_FEATURES, ImageShape, draw_profiles, p
 from streamkm.reports.rows import OpenedRows, open_rows, shown_by
 from streamkm.reports.survey import survey
 from streamkm.reports.verdict import judge, number, percent, tiny
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.text import counted, now
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from streamkm.reports.profiles import Profiles
     from streamkm.reports.survey import Survey
     from streamkm.reports.verdict import Verdict
-    from streamkm.runs.reporting.signals import StopRequest
 
 __all__ = ["Look", "Report", "check_is_free", "make_report"]
 
@@ -131,13 +131,9 @@ def check_is_free(path: Path) -> None:
 
 
 def make_report(
-    run: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig,
-    stop_request: StopRequest,
-) -> Report:  # fmt: skip
-    """The report of the run in the folder `run`; see `streamkm.report`.
-
-    `execution` says how rows are read, and `stop_request` is asked meanwhile.
-    """
+    run: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
+) -> Report:
+    """The report of the run in the folder `run`; `execution` says how its rows are read."""
     facts = read_run(run)
     names = _names(facts, look)
     shape = None if look.image is None else ImageShape.parse(look.image)
@@ -149,11 +145,12 @@ def make_report(
         shown = shown_by(opened, given, shape, limits, Path())
         seen = None
         if opened.source is not None and facts.clusters is not None and facts.model is not None:
-            seen = survey(
-                run, opened.source, execution, k=facts.clusters.k,
-                unit=facts.model.scaling.unit, rms_distance=_rms_distance(facts),
-                nan=None, stop_request=stop_request,
-            )  # fmt: skip
+            with StopRequest(with_warnings=False) as stop_request:
+                seen = survey(
+                    run, opened.source, execution, k=facts.clusters.k,
+                    unit=facts.model.scaling.unit, rms_distance=_rms_distance(facts),
+                    nan=None, stop_request=stop_request,
+                )  # fmt: skip
         builder = _Builder(facts, seen, opened, names, shape, limits)
         return builder.build(shown)
 
@@ -257,7 +254,8 @@ class _Builder:
         if not self.names and clusters.n_features > FEW_FEATURES:
             return
         names = self.names or tuple(f"feature {d}" for d in range(clusters.n_features))
-        self.profiles = profiles(clusters.points_KD, clusters.masses_K)
+        assert self.sizes_K is not None
+        self.profiles = profiles(clusters.points_KD, clusters.masses_K, self.sizes_K)
         figure = self.figures["profiles"] = draw_profiles(self.profiles, names)
         self.sections.append(sections.profiles_section(self.profiles, names, clusters.k, figure))
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.reports.run_report import Look, Report
     from streamkm.reports.sweep_facts import SweepFacts
-    from streamkm.runs.reporting.signals import StopRequest
 
 __all__ = ["SweepReport", "make_sweep_report"]
 
@@ -102,9 +101,8 @@ class SweepReport:
 
 
 def make_sweep_report(
-    path: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig,
-    stop_request: StopRequest,
-) -> SweepReport:  # fmt: skip
+    path: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
+) -> SweepReport:
     """The report of the sweep in the folder `path`.
 
     Rows are read only if `location` names them: once for each fit.
@@ -117,9 +115,7 @@ def make_sweep_report(
         with suppress(RunError):
             folder = path / run["name"]
             read_run(folder)
-            pages[run["name"]] = make_report(
-                folder, location, options, look, execution, stop_request
-            )
+            pages[run["name"]] = make_report(folder, location, options, look, execution)
     figures: dict[str, Drawing] = {}
     sections = []
     if facts.figures:

@@ -110,7 +110,7 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
 @contextmanager
-def new_figure(width: float = 6.6, height: float = 3.2) -> Iterator[Figure]:
+def new_figure(width: float = 6.0, height: float = 3.0) -> Iterator[Figure]:
     """A figure of that many inches, to be drawn in a ``with`` block under the style of reports."""
     with mpl.rc_context(_STYLE):
         yield Figure(figsize=(width, height), layout="constrained", dpi=RASTER_DPI)

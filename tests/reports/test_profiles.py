@@ -15,7 +15,7 @@ from streamkm.reports.profiles import MOST_CLUSTERS, MOST_FEATURES, ImageShape, 
 
 def test_profiles_are_deviations_between_clusters() -> None:
     points_KD = np.array([[0.0, 5, 1], [2, 5, 1], [4, 5, 7]])
-    found = profiles(points_KD, np.array([1.0, 2, 1]))
+    found = profiles(points_KD, np.array([1.0, 2, 1]), np.array([1, 2, 1]))
     assert found.clusters.tolist() == [1, 0, 2]
     # Weighted mean 2 and deviation sqrt(2); the second feature is constant.
     np.testing.assert_allclose(found.z_CF[:, 0], [0, -(2**0.5), 2**0.5])
@@ -27,7 +27,7 @@ def test_of_many_clusters_and_features_the_telling_ones_are_shown(rng) -> None:
     points_KD = rng.normal(size=(90, 200))
     points_KD[3, 150] = 40
     sizes = np.arange(90.0, 0, -1)
-    found = profiles(points_KD, sizes)
+    found = profiles(points_KD, sizes, sizes)
     assert found.clusters.tolist() == list(range(MOST_CLUSTERS))
     assert len(found.features) == MOST_FEATURES
     assert found.features[0] == 150

@@ -18,8 +18,9 @@ from PIL import Image
 import streamkm
 from streamkm import KMeans, open_source, report
 from streamkm.errors import ConfigError, OutputExistsError
+from streamkm.reports import run_report
 from tests.reports.browser import Browser, needs_browser
-from tests.runs.helpers import cli, clusters
+from tests.runs.helpers import StopAfter, cli, clusters
 
 #: Names and texts that would run a script, end an element, or be read as mathematics.
 HOSTILE = [
@@ -362,3 +363,12 @@ def test_extreme_values_are_drawn(tmp_path: Path) -> None:
         assert not re.search(r"\b(nan|inf)\b", re.sub(r'"data:[^"]*"', "", page))
     with pytest.raises(OutputExistsError):
         report(tmp_path / "run-1").save(tmp_path)
+
+
+# Breaks when a page is written of half of the rows, or a signal ends nothing.
+def test_a_report_that_is_stopped_writes_nothing(blobs: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(run_report, "StopRequest", lambda **_: StopAfter(1))
+    out = tmp_path / "r.html"
+    assert cli("report", blobs / "run", blobs / "x.npy", "-o", out) == 1
+    assert "SIGTERM" in capsys.readouterr().err
+    assert not out.exists()
