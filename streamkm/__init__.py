@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         kmeans_plusplus,
         load_run,
     )
+    from streamkm.reports import report
     from streamkm.sources import open_source
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "kmeans_plusplus",
     "load_run",
     "open_source",
+    "report",
 ]
 
 #: The module of each public name. A name is imported on first use, because ``--help`` and a
@@ -38,6 +40,7 @@ _HOMES = {
     "MiniBatchKMeans": "streamkm.estimators",
     "load_run": "streamkm.estimators",
     "open_source": "streamkm.sources",
+    "report": "streamkm.reports",
 }
 
 

@@ -29,6 +29,7 @@ from streamkm.options import (
     add_execution_options,
     add_fit_options,
     add_nan,
+    add_report_options,
     add_source,
     check_options,
     configured,
@@ -239,6 +240,17 @@ def _info(arguments: argparse.Namespace) -> None:
             print(describe_source(source))
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    from streamkm.reports import Look, any_report, check_is_free
+
+    check_is_free(arguments.out)
+    shows = ("rows", "image", "features_from", "ids", "texts", "image_files")
+    look = Look(**{name: getattr(arguments, name) for name in shows})
+    where = (arguments.run, arguments.source, source_keywords(arguments))
+    report = any_report(*where, look, configured(ExecutionConfig, arguments))
+    print(f"written: {report.save(arguments.out)}")
+
+
 def _open(arguments: argparse.Namespace) -> Source:
     from streamkm.sources import open_source
 
@@ -387,9 +399,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
+    report = command(
+        "report", "RUN [SOURCE]", _report, "Write an HTML page about a run or a sweep."
+    )
+    add_report_options(report)
     for parser_ in (fit, evaluate):
         parser_.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
-    for name in ("fit", "predict", "evaluate"):
+    for name in ("fit", "predict", "evaluate", "report"):
         add_execution_options(by_name[name], name)
     info = command("info", "PATH", _info, "Describe an array, or a run and how far it has come.")
     add_source(info, "PATH", "a run folder, or an array: ")

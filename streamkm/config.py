@@ -59,6 +59,9 @@ MAX_BATCH_BYTES = 64 << 20
 #: Threads that read, at most: more would only wait for each other.
 MOST_READ_THREADS = 256
 
+#: The commands that several processes can share.
+SHARED = ("fit", "sweep", "predict", "evaluate")
+
 #: The names that ``init`` takes, beside the path of a file.
 INITS = ("auto", "random", "k-means++", "k-means||")
 
@@ -370,7 +373,7 @@ class ExecutionConfig:
         default="1",
         rule=matching(r"auto|[1-9]\d*", "auto or a whole number of at least 1"),
         metavar="N|auto",
-        commands=EVERY_COMMAND,
+        commands=SHARED,
     )
     process_timeout: float = setting(
         "time after which one of several processes that does not answer counts as lost",
@@ -378,7 +381,7 @@ class ExecutionConfig:
         shown="60",
         rule=finite(1),
         metavar="SECONDS",
-        commands=EVERY_COMMAND,
+        commands=SHARED,
     )
 
     def __post_init__(self) -> None:

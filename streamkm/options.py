@@ -12,6 +12,7 @@ import difflib
 import functools
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamkm.config import ExecutionConfig, FitConfig
@@ -31,6 +32,7 @@ __all__ = [
     "add_execution_options",
     "add_fit_options",
     "add_nan",
+    "add_report_options",
     "add_source",
     "check_options",
     "configured",
@@ -53,7 +55,13 @@ C = TypeVar("C")
 # ---- sources -----------------------------------------------------------------
 
 
-def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE", or_else: str = "") -> None:
+def add_source(
+    parser: argparse.ArgumentParser,
+    metavar: str = "SOURCE",
+    or_else: str = "",
+    *,
+    needed: bool = True,
+) -> None:
     """Add the location of an array and the options of every format.
 
     `or_else` is a phrase for the help that says what else the location may be.
@@ -61,6 +69,7 @@ def add_source(parser: argparse.ArgumentParser, metavar: str = "SOURCE", or_else
     parser.add_argument(
         "source",
         metavar=metavar,
+        nargs=None if needed else "?",
         help=f"{or_else}a file or folder ({' '.join(suffixes())}), an array in a Zarr group "
         "(store.zarr/group/array), a raw file with --dtype and --features, a folder or glob of "
         "shards, a list of files (@files.txt, one path a line), or an address (s3://, gs://, "
@@ -143,6 +152,51 @@ def add_nan(parser: argparse.ArgumentParser) -> None:
     declared = setting_of(FitConfig, "nan")
     text = "rows with NaN or infinity: error stops, drop leaves them out, with the label -1"
     _add_settings(parser, [replace(declared, text=text, shown="as in the run")])
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `report`: the run, its rows, where it is written, how rows are shown."""
+    parser.add_argument("run", metavar="RUN", type=expanded, help="folder of a run, or of a sweep")
+    add_source(parser, or_else="the rows to read; by default those of the fit; ", needed=False)
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="HTML",
+        type=expanded,
+        default=Path("report.html"),
+        help="file to write; an older report is replaced, nothing else (default: report.html)",
+    )
+    parser.add_argument(
+        "--rows",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read the rows once, for the spread of clusters and for examples (default: yes)",
+    )
+    parser.add_argument(
+        "--image",
+        metavar="HxW[x3]",
+        help="show centroids and rows as images of this shape, such as 28x28 or 8x8x3",
+    )
+    parser.add_argument(
+        "--features-from",
+        metavar="FILE",
+        type=expanded,
+        help="names of the features, a text file with one a line (default: those of the data)",
+    )
+    group = parser.add_argument_group(
+        "how rows are shown",
+        "FROM is a text file with a line for each row, a .npy array, or a column of the source as "
+        "column:NAME",
+    )
+    for flag, text in (
+        ("--ids", "ids of the rows (default: the column of --id-column, else row numbers)"),
+        ("--texts", "texts of the rows"),
+        (
+            "--image-files",
+            "image files of the rows; relative names begin at the file that has them",
+        ),
+    ):
+        group.add_argument(flag, metavar="FROM", help=text)
 
 
 def configured(config: type[C], arguments: argparse.Namespace) -> C:

@@ -539,7 +539,10 @@ def test_an_option_that_there_is_not_points_to_the_one_that_was_meant(arguments,
     ("arguments", "said"),
     [
         ("fti x.npy", "there is no command fti; did you mean fit? (see streamkm --help)"),
-        ("cluster", "there is no command cluster; there are fit, predict, evaluate, info (see"),
+        (
+            "cluster",
+            "there is no command cluster; there are fit, predict, evaluate, report, info (see",
+        ),
         ("help cluster", "there is no command cluster; there are fit, "),
     ],
 )

@@ -149,12 +149,13 @@ def test_the_sdist_holds_the_repository(built: Built) -> None:
     assert files[f"streamkm-{streamkm.__version__}/scripts/test"].mode & 0o100
 
 
-# Breaks when tests, benches or C++ are installed, or a module or the mark of types is not.
+# Breaks when tests, benches or C++ are installed, or a module, the page of reports or the mark of
+# types is not.
 @compiles
 def test_the_wheel_holds_the_package_alone(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    modules = {name for name in own_files() if re.fullmatch("streamkm/.*[.]py", name)}
+    modules = {name for name in own_files() if re.fullmatch("streamkm/.*[.](py|css|html)", name)}
     assert held == modules | {"streamkm/py.typed", EXTENSION}
 
 

@@ -76,6 +76,11 @@ TESTED_IN = {
     "sources/zarr/listing": "sources/zarr/test_source.py",
     "sources/zarr/shards": "sources/zarr/test_direct.py",
     "sources/zarr/store": "sources/zarr/test_source.py",
+    # Parts of one page.
+    "reports/figures": "reports/test_run_report.py",
+    "reports/front": "reports/test_run_report.py",
+    "reports/page": "reports/test_run_report.py",
+    "reports/sweep_facts": "reports/test_sweep_report.py",
     # What both estimators share.
     "estimators/stopping": "estimators/test_runs.py",
     "estimators/base": "estimators/test_conventions.py",
@@ -229,6 +234,7 @@ def test_public_names_are_those_promised() -> None:
         "kmeans_plusplus",
         "load_run",
         "open_source",
+        "report",
     ]
     assert all(callable(getattr(streamkm, name)) for name in streamkm.__all__)
 

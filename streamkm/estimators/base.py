@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    ClusterMixin,
-    TransformerMixin,
-)
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamkm.config import FitConfig
 from streamkm.errors import ParameterError
 from streamkm.estimators.conversion import to_sklearn
+from streamkm.estimators.display import Clusterer
 from streamkm.estimators.fitted import (
     NoLabels,
     centers_of,
@@ -53,7 +48,7 @@ __all__ = ["BaseKMeans"]
 SMALL_BYTES = 2 << 20
 
 
-class BaseKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class BaseKMeans(Clusterer):
     """Fits by a run, and takes labels, distances and scores from its model."""
 
     _model: Model

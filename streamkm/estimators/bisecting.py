@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    ClusterMixin,
-    TransformerMixin,
-)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from streamkm.errors import ParameterError
+from streamkm.estimators.display import Clusterer
 from streamkm.estimators.inputs import InputRows, as_numpy, nan_is_refused, open_rows
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.parameters import check_parameters, draw_seed, warn_of_no_effect
@@ -51,9 +46,7 @@ class _Node:
             yield from part.leaves()
 
 
-class BisectingKMeans(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
-):  # type: ignore[misc]  # scikit-learn has no types
+class BisectingKMeans(Clusterer):
     """k-means by splitting one cluster in two, again and again, for rows in memory.
 
     It has the interface of `sklearn.cluster.BisectingKMeans`. Each split is a fit of `KMeans`

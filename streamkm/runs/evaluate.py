@@ -16,11 +16,12 @@ from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
-    from streamkm.runs.engine.labelling import EvaluatedBatch
+    from streamkm.runs.engine.labelling import EvaluatedBatch, LabelledBatch
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources import Source, Weights
 
@@ -112,6 +113,8 @@ def evaluate(
     stop_request: StopRequest,
     weights: Weights | None = None,
     world: World = ALONE,
+    look: Callable[[LabelledBatch], None] | None = None,
+    compare: bool = True,
 ) -> Evaluation:
     """Inertia, cluster sizes and measures of quality of the run in `run_dir` on `source`.
 
@@ -135,6 +138,11 @@ def evaluate(
     world : World, optional
         The processes that share the rows. All call `evaluate` with the same arguments, and each
         returns the same figures.
+    look : callable, optional
+        Gets each batch of this process, for whoever wants more of the rows than their sums.
+    compare : bool, optional
+        Whether each centroid is compared with each other, as the Davies-Bouldin index takes. Of
+        100,000 clusters that takes longer than the pass.
 
     Raises
     ------
@@ -157,7 +165,12 @@ def evaluate(
         progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
         progress.begin("evaluate", source.spec.n_rows, labelling.times)
         for place in labelling.places():
-            n_found = _add(sums, next(batches)) if place.owner == world.rank else 0
+            n_found = 0
+            if place.owner == world.rank:
+                evaluated = next(batches)
+                n_found = _add(sums, evaluated)
+                if look is not None:
+                    look(evaluated.labelled)
             n_dropped += n_found
             watch.after(place, n_found)
             progress.advance(place.n_rows)
@@ -176,7 +189,7 @@ def evaluate(
         None if weights is None else found.masses_K.tolist(),
         found.simplified_silhouette(),
         found.calinski_harabasz(centroids_KD),
-        found.davies_bouldin(centroids_KD),
+        found.davies_bouldin(centroids_KD) if compare else None,
     )
 
 

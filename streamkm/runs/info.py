@@ -9,7 +9,9 @@ import numpy as np
 from streamkm.config import FitConfig
 from streamkm.errors import RunError
 from streamkm.runs.engine.summary import median_size
+from streamkm.runs.reporting.terminal_plot import terminal_plot
 from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.runs.storage.metrics_file import inertia_course, read_metrics
 from streamkm.runs.storage.model_file import (
     MODEL,
     NEWER_FIGURES,
@@ -98,7 +100,17 @@ def describe_run(path: Path) -> str:
         )
     else:
         lines.append(f"{stands:<12} no checkpoint yet")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_course_lines(path)])
+
+
+def _course_lines(path: Path) -> list[str]:
+    """A plot of the inertia, where metrics.jsonl has at least two records of it."""
+    course = inertia_course(read_metrics(path))
+    rows = [record["total_rows"] for record in course]
+    plot = terminal_plot(rows, [record["inertia_per_row"] for record in course])
+    if not plot:
+        return []
+    return [f"course       inertia per row, after {rows[0]:,} to {rows[-1]:,} rows", *plot]
 
 
 def _finished_lines(path: Path) -> list[str]:

@@ -1,0 +1,195 @@
+"""Reports of sweeps: their page, and one for each fit."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamkm
+from streamkm.errors import RunError
+from streamkm.reports import SweepReport
+from streamkm.runs.storage.run_folder import read_config
+from streamkm.sealed import seal
+from tests.reports.browser import Browser, needs_browser
+from tests.runs.helpers import cli, clusters
+
+KS = (2, 3, 5)
+
+
+def figures_of(name: str, k: int, seed: int, evaluated: dict[str, Any]) -> dict[str, Any]:
+    sizes = sorted(evaluated["sizes"])
+    return {
+        "name": name, "k": k, "seed": seed, "rows": 400, "inertia": evaluated["inertia"],
+        "inertia_per_row": evaluated["inertia_per_row"], "explained_variance": k / 10,
+        "silhouette": evaluated["silhouette"], "simplified_silhouette": evaluated["silhouette"],
+        "least_rows": sizes[0], "median_rows": sizes[k // 2], "most_rows": sizes[-1],
+        "empty_clusters": 0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A folder such as a sweep writes: a run for each K and seed, and its record."""
+    np.save(tmp_path / "x.npy", clusters(400, 3))
+    folder = tmp_path / "sweep"
+    runs, figures = [], []
+    for k in KS:
+        for seed in (0, 1):
+            name = f"k-{k:04}" + f"-seed-{seed}" * (seed > 0)
+            fit = ("fit", tmp_path / "x.npy", "--k", k, "--seed", seed, "--out", folder / name)
+            assert cli(*fit) == 0
+            capsys.readouterr()
+            assert cli("evaluate", folder / name, tmp_path / "x.npy", "--json") == 0
+            evaluated = json.loads(capsys.readouterr().out)
+            runs.append({"name": name, "k": k, "seed": seed})
+            figures.append(figures_of(name, k, seed, evaluated))
+    config = read_config(folder / "k-0002")
+    record = {
+        "source": config["source"], "fit": config["fit"], "data": config["data"],
+        "first_seed": 0, "runs": runs, "figures": figures,
+        "stability": [{"k": k, "pairs": [0.9], "mean": 0.9, "least": 0.8} for k in KS],
+        "recommendation": {
+            "k": 3, "verdict": "recommended: k 3", "reasons": ["elbow: at k 3 <b>", "stability: x"],
+            "elbow": None, "silhouette_k": 3,
+        },
+    }  # fmt: skip
+    write(folder, record)
+    return folder
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    (folder / "sweep.json").write_bytes(seal(record))
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    del found["sha256"]
+    return found
+
+
+class Links(HTMLParser):
+    """Where the links of a page lead."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag == "a" and not dict(attrs)["href"].startswith("#"):
+            self.found.append(dict(attrs)["href"])
+
+
+def test_a_sweep_is_compared_and_its_fits_have_pages(sweep: Path) -> None:
+    out = sweep.parent / "my report.html"
+    assert cli("report", sweep, "-o", out) == 0
+    page = out.read_text()
+    assert "<h1>3 clusters stand out</h1>" in page
+    assert "of K 2, 3, 5, 2 seeds each" in page
+    assert "Elbow: at k 3 &lt;b&gt;." in page
+    assert re.findall(r'<section id="([a-z]+)"', page) == ["verdict", "comparison", "tree", "fits"]
+    links = Links(page).found
+    assert len(links) == 6
+    for link in links:
+        target = out.parent / link.replace("%20", " ")
+        assert "streamkm report" in target.read_text()[:200]
+        # Rows are read only if they are named: once for each fit would be much.
+        assert "Rows were not read, as was asked for." in target.read_text()
+
+
+def test_rows_that_are_named_are_read_for_each_fit(sweep: Path) -> None:
+    made = streamkm.report(sweep, sweep.parent / "x.npy")
+    assert isinstance(made, SweepReport)
+    assert list(made.figures) == ["comparison", "tree"]
+    assert all(page.seen is not None for page in made.pages.values())
+    assert "3 clusters stand out" in made._repr_html_()
+
+
+def test_a_report_is_replaced_and_nothing_else(sweep: Path, capsys) -> None:
+    out = sweep.parent / "r.html"
+    for _ in range(2):
+        assert cli("report", sweep, "-o", out) == 0
+    before = out.read_bytes()
+    (sweep.parent / "r-runs/k-0003.html").write_text("mine")
+    assert cli("report", sweep, "-o", out) == 2
+    assert "r-runs/k-0003.html exists and is no report" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_sweep_under_way_shows_the_fits_that_there_are(sweep: Path) -> None:
+    record = record_of(sweep)
+    for key in ("figures", "stability", "recommendation"):
+        del record[key]
+    record["runs"].append({"name": "k-0009", "k": 9, "seed": 0})
+    write(sweep, record)
+    made = streamkm.report(sweep)
+    assert isinstance(made, SweepReport)
+    assert made.verdict.findings[0].text.startswith("The sweep is not finished")
+    assert len(made.pages) == 6
+    assert not made.figures
+    made.save(sweep.parent / "r.html")
+
+
+def test_where_nothing_stands_out_that_is_the_headline(sweep: Path) -> None:
+    record = record_of(sweep)
+    record["recommendation"] |= {"k": None, "verdict": "nothing stands out: no k is recommended"}
+    record["stability"] = []
+    for row in record["figures"]:
+        row["silhouette"] = None
+    write(sweep, record)
+    page = streamkm.report(sweep).html()
+    assert "<h1>No number of clusters stands out</h1>" in page
+    assert "No K is recommended." in page
+    assert "The silhouette is the simplified one." in page
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-9],
+        lambda text: text.replace('"k": 3', '"k": 4', 1),
+        lambda text: "[]",
+    ],
+)
+def test_a_damaged_record_is_refused(damage, sweep: Path, capsys) -> None:
+    file = sweep / "sweep.json"
+    file.write_text(damage(file.read_text()))
+    assert cli("report", sweep, "-o", sweep.parent / "r.html") == 2
+    error = capsys.readouterr().err
+    assert f"{file} is damaged" in error
+    assert error.count("\n") == 1
+
+
+def test_a_record_without_what_a_sweep_has_is_refused(sweep: Path) -> None:
+    write(sweep, {"runs": []})
+    with pytest.raises(RunError, match=r"sweep\.json is damaged: .*; restore it"):
+        streamkm.report(sweep)
+
+
+def test_one_k_is_a_sweep_too(sweep: Path) -> None:
+    record = record_of(sweep)
+    record["runs"] = record["runs"][:1]
+    record["figures"] = record["figures"][:1]
+    record["stability"] = []
+    write(sweep, record)
+    made = streamkm.report(sweep)
+    assert list(made.figures) == ["comparison"]
+    made.html()
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_it(width: int, sweep: Path, browser: Browser) -> None:
+    out = sweep.parent / "r.html"
+    assert cli("report", sweep, "-o", out) == 0
+    page = browser.open(out)
+    page.resize(width)
+    assert not page.console
+    assert [r for r in page.requests if not r.startswith("data:")] == [out.resolve().as_uri()]
+    assert page.look("document.documentElement.scrollWidth") <= width
