@@ -17,6 +17,7 @@ __all__ = [
     "KernelRequest",
     "PassKernel",
     "PassedOver",
+    "Passes",
     "Rows",
     "TwoNearest",
     "assign_then_add",
@@ -267,21 +268,15 @@ class InPlaceKernel(Protocol):
 class PassKernel(Protocol):
     """A kernel that makes several passes of Lloyd's algorithm over rows in memory in one call."""
 
-    def passes(
+    def passes_over(
         self,
         rows: Rows,
         weights_B: torch.Tensor | None,
         unit: torch.Tensor,
-        centroids_KD: torch.Tensor,
-        n_passes: int,
         *,
         spherical: bool,
-        exact: bool,
-        breath: Breath | None = None,
-    ) -> PassedOver:
-        """Make `n_passes` passes, or fewer if one finds a cluster of mass 0, which stays so.
-
-        They give the bits that `Kernel.step` and `means_of` give one after the other.
+    ) -> Passes:
+        """What makes passes over `rows`, which must not change meanwhile.
 
         Parameters
         ----------
@@ -291,17 +286,37 @@ class PassKernel(Protocol):
             Weights of the rows; None for 1.
         unit : float64 Tensor of shape ()
             By which weights are divided to give shares.
+        spherical : bool
+            Whether centroids move to the directions of the sums, not to the means.
+        """
+
+
+class Passes(Protocol):
+    """Makes passes over the same rows again and again, by one kernel."""
+
+    def make(
+        self,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        exact: bool,
+        breath: Breath | None = None,
+    ) -> PassedOver:
+        """Make `n_passes` passes, or fewer if one finds a cluster of mass 0, which stays so.
+
+        They give the bits that `Kernel.step` and `means_of` give one after the other.
+
+        Parameters
+        ----------
         centroids_KD : Tensor of shape (K, D)
         n_passes : int
             At least 1.
-        spherical : bool
-            Whether centroids move to the directions of the sums, not to the means.
         exact : bool
             Whether distances of the last of `n_passes` are sums of squared differences.
         breath : Breath, optional
             First add centroids, make its passes, and remove as many centroids. None are made if
             fewer than ``breath.size`` rows lie off their centroids, or these are settled. Not if
-            `spherical`.
+            centroids are directions.
         """
 
 

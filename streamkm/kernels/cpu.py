@@ -22,16 +22,15 @@ import torch
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import (
     Assignment,
-    Breath,
     InPlaceAssignment,
-    PassedOver,
     Rows,
     TwoNearest,
     assign_then_add,
 )
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
-from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, can_weigh, instruction_sets
-from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_, passes_tiles_
+from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
+from streamkm.kernels.ops.passes import TilePasses
+from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
 
 if TYPE_CHECKING:
     from streamkm.kernels.base import KernelRequest
@@ -165,7 +164,10 @@ class CpuKernel:
     ) -> tuple[Assignment, int]:
         """Labels and squared distances, and the number of dropped rows."""
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
-        self._make_room(centroids_KD)
+        k = centroids_KD.shape[0]
+        if not 0 < k <= self._c_sq.shape[0]:
+            raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
+        self._make_room(centroids_KD.shape[1])
         labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped = assign_tiles_(
             self._set,
             x_ND.contiguous(),
@@ -230,44 +232,30 @@ class CpuKernel:
             counts_K,
         )
 
-    def passes(
+    def passes_over(
         self,
         rows: Rows,
         weights_B: torch.Tensor | None,
         unit: torch.Tensor,
-        centroids_KD: torch.Tensor,
-        n_passes: int,
         *,
         spherical: bool,
-        exact: bool,
-        breath: Breath | None = None,
-    ) -> PassedOver:
-        """Passes of Lloyd's algorithm, or a breath; see `PassKernel`."""
-        x_BD, shares_B = rows.x_BD, rows.shares_B
-        n_rows, size = x_BD.shape[0], 0 if breath is None else breath.size
-        self._check(x_BD, None, centroids_KD, rows.sq_norms_B, is_batch=False)
-        if not (can_weigh(shares_B, n_rows) and can_weigh(weights_B, n_rows)):
-            raise ValueError("shares and weights must be float64, one for each row")
-        self._make_room(centroids_KD, size)
-        found, n_uncertain = passes_tiles_(
+    ) -> TilePasses:
+        """What makes passes, or breaths, over `rows`; see `PassKernel`."""
+        self._check(rows.x_BD, None, rows.x_BD, rows.sq_norms_B, is_batch=False)
+        self._make_room(rows.x_BD.shape[1])
+        return TilePasses(
             self._set,
-            Rows(x_BD.contiguous(), rows.sq_norms_B.contiguous(), shares_B),
+            rows,
             weights_B,
             float(unit),
-            centroids_KD.contiguous(),
             self._packed,
             self._c_sq,
-            n_passes,
-            breath,
+            self.n_rechecked,
             rounding_share=self._rounding_share,
             cancelling_share=self._cancelling_share,
             rechecks=self._rechecks,
             spherical=spherical,
-            exact=exact,
         )
-        if self._rechecks and n_uncertain:
-            self.n_rechecked += n_uncertain
-        return found
 
     def step(
         self,
@@ -280,11 +268,8 @@ class CpuKernel:
         """Assign rows and add them up; see `Kernel`."""
         return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
 
-    def _make_room(self, centroids_KD: torch.Tensor, n_added: int = 0) -> None:
-        """Refuse more centroids than the kernel was made for; make room for theirs as packed."""
-        k, n_features = centroids_KD.shape[0] + n_added, centroids_KD.shape[1]
-        if not 0 < k <= self._c_sq.shape[0]:
-            raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
+    def _make_room(self, n_features: int) -> None:
+        """Make room for centroids of `n_features` as packed."""
         if self._packed.shape[1] != n_features:
             self._packed = self._packed.new_empty((len(self._packed), n_features))
             self._zeros_D = self._packed.new_zeros(n_features)

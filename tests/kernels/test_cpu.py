@@ -302,13 +302,10 @@ def test_passes_have_the_bits_of_their_operations(rng, dtype, weighted, spherica
     batch = Batch(rows, torch.linalg.vector_norm(rows, dim=1).square_(), None, weights_B=weights)
     shares, unit = batch.shares
     kernel, centroids = CpuKernel(4000, 50, dtype, CPU), rows[:50].clone()
-    found = [
-        kernel.passes(
-            Rows(rows, batch.sq_norms_B, shares), weights, unit, centroids, 3,
-            spherical=spherical, exact=exact,
-        )
-        for exact in (True, False)
-    ]  # fmt: skip
+    passes = kernel.passes_over(
+        Rows(rows, batch.sq_norms_B, shares), weights, unit, spherical=spherical
+    )
+    found = [passes.make(centroids, 3, exact=exact) for exact in (True, False)]
 
     def one_pass(before: torch.Tensor) -> tuple[torch.Tensor, ...]:
         assignment, sums = nearest_and_sums(kernel, batch, before, spherical=False, exact=True)
@@ -332,10 +329,10 @@ def test_passes_have_the_bits_of_their_operations(rng, dtype, weighted, spherica
 def test_passes_stop_at_an_empty_cluster() -> None:
     rows = torch.tensor([[0.0], [1.0], [8.0]])
     kernel = CpuKernel(2, 3, torch.float32, CPU)  # Passes need no room for a batch.
-    found = kernel.passes(
-        Rows(rows, rows[:, 0].square()), None, torch.ones(()).double(),
-        torch.tensor([[0.0], [9.0], [99.0]]), 5, spherical=False, exact=True,
-    )  # fmt: skip
+    passes = kernel.passes_over(
+        Rows(rows, rows[:, 0].square()), None, torch.ones(()).double(), spherical=False
+    )
+    found = passes.make(torch.tensor([[0.0], [9.0], [99.0]]), 5, exact=True)
     assert (found.n_made, found.is_full) == (1, False)
     assert found.mass_K.tolist() == [2, 1, 0]
     assert found.after_KD.flatten().tolist() == [0.5, 8, 99]
@@ -351,10 +348,11 @@ def test_a_breath_refuses_tensors_that_are_too_short() -> None:
     )  # fmt: skip
 
     def breathe(breath: Breath, shares: torch.Tensor | None = None) -> None:
-        kernel.passes(
-            Rows(rows, rows.square().sum(dim=1), shares), None, torch.ones(()).double(), rows[:3],
-            2, spherical=False, exact=True, breath=breath,
+        passes = kernel.passes_over(
+            Rows(rows, rows.square().sum(dim=1), shares), None, torch.ones(()).double(),
+            spherical=False,
         )  # fmt: skip
+        passes.make(rows[:3], 2, exact=True, breath=breath)
 
     breathe(right)
     for wrong in (

@@ -19,7 +19,6 @@ of the one missed least (Franti 2018), which takes several times the passes.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -119,12 +118,14 @@ class Breathing:
             self._keep_if_better_(self._pass.after(self.centroids_KD, generator, exact=True))
         size, n_refused = int(self._size), int(self._n_refused)
         # Drawn first: a breath in one call cannot draw.
-        uniform = partial(torch.rand, dtype=torch.float64, device=device, generator=generator)
-        uniform_S = uniform(self._sq_distances_S.shape[0])
-        uniform_K = uniform(k + size) if n_refused else None
+        n_rows, wide = len(self._sample), torch.float64
+        uniform_S = torch.rand(n_rows, dtype=wide, device=device, generator=generator)
+        uniform_K = None
+        if n_refused:
+            uniform_K = torch.rand(k + size, dtype=wide, device=device, generator=generator)
         breath = Breath(
             size, PASSES_IN, self._label_S, self._sq_distances_S, uniform_S, uniform_K,
-            around_step(len(self._sample), k), rows_around(len(self._sample), k),
+            around_step(n_rows, k), rows_around(n_rows, k),
             SLACK, SETTLED if n_refused == TRIED else 0.0, BLUR,
         )  # fmt: skip
         found = self._pass.after_breath(self.centroids_KD, breath, PASSES_OUT)

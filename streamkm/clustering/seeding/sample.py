@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from streamkm.clustering.reservoir import step_generator
+from streamkm.clustering.reservoir import mix, step_generator
 from streamkm.kernels import drawn_by, sq_distances_between
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ class Draws:
 
     def generator(self, device: torch.device, step: int) -> torch.Generator:
         """The generator of one step."""
-        return step_generator(device, self.seed, self.kind, self.number, step)
+        return step_generator(device, step, mixed=self._mixed)
+
+    @cached_property
+    def _mixed(self) -> int:
+        return mix(self.seed, self.kind, self.number)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -17,7 +16,7 @@ from streamkm.kernels import Rows, means_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamkm.kernels import Breath, Kernel, PassedOver, PassKernel
+    from streamkm.kernels import Breath, Kernel, PassedOver, Passes
 
 __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 
@@ -32,8 +31,7 @@ MOST_PRODUCTS = 1 << 30
 FEW_PRODUCTS = 1 << 20
 
 
-@dataclass(frozen=True)
-class Moved:
+class Moved(NamedTuple):
     """What one pass over a sample found, and the centroids after it."""
 
     centroids_KD: torch.Tensor
@@ -63,7 +61,7 @@ class SamplePass:
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._sample, self._kernel, self._spherical, self._pause = sample, kernel, spherical, pause
-        self._all, self._batch_rows = self._batch(slice(None)), batch_rows
+        self._batch_rows = batch_rows
 
     @cached_property
     def _batches(self) -> list[Batch]:
@@ -93,14 +91,15 @@ class SamplePass:
         exact: bool = False,
     ) -> Moved:
         """Make `n_passes` passes, and return what the last one found; see `after`."""
-        kernel = self._kernel_for(centroids_KD.shape[0])
+        in_one_call = self._in_one_call(centroids_KD.shape[0])
         while True:
-            if kernel is None:
+            if in_one_call is None:
                 found, n_made = self._one(centroids_KD, exact=exact and n_passes == 1), 1
                 is_full = not bool((found.mass_K == 0).any())
             else:
-                passed = self._at_once(kernel, centroids_KD, n_passes, exact=exact)
+                passed = in_one_call.make(centroids_KD, n_passes, exact=exact)
                 found, n_made, is_full = self._moved(passed), passed.n_made, passed.is_full
+                self._pause()
             n_passes -= n_made
             if not is_full:
                 weights_S = self._sample.weighted(found.sq_distances_S)
@@ -118,17 +117,29 @@ class SamplePass:
         a cluster was left without a row.
         """
         n_now, n_features = centroids_KD.shape[0] + breath.size, centroids_KD.shape[1]
-        kernel = self._kernel_for(n_now)
-        if kernel is None or self._spherical or n_now * n_now * n_features > FEW_PRODUCTS:
+        in_one_call = self._in_one_call(n_now)
+        if in_one_call is None or self._spherical or n_now * n_now * n_features > FEW_PRODUCTS:
             return None
-        found = self._at_once(kernel, centroids_KD, n_passes, exact=True, breath=breath)
+        found = in_one_call.make(centroids_KD, n_passes, exact=True, breath=breath)
+        self._pause()
         return self._moved(found) if found.n_made == n_passes and found.is_full else None
 
-    def _kernel_for(self, k: int) -> PassKernel | None:
-        """The kernel for passes in one call, where one is short enough to wait for its end."""
+    def _in_one_call(self, k: int) -> Passes | None:
+        """What makes passes in one call, where one is short enough to wait for its end."""
         n_rows, n_features = self._sample.x_SD.shape
         is_short = n_rows * k * (n_features + SCORE_PRODUCTS) <= MOST_PRODUCTS
-        return self._kernel.whole_passes if is_short else None
+        return self._passes if is_short else None
+
+    @cached_property
+    def _passes(self) -> Passes | None:
+        if self._kernel.whole_passes is None:
+            return None
+        batch = self._batch(slice(None))
+        shares_B, unit = batch.shares
+        rows = Rows(batch.x_BD, batch.sq_norms_B, shares_B)
+        return self._kernel.whole_passes.passes_over(
+            rows, batch.weights_B, unit, spherical=self._spherical
+        )
 
     def _one(self, centroids_KD: torch.Tensor, *, exact: bool) -> Moved:
         """One pass, batch by batch; clusters without a row stay."""
@@ -147,24 +158,6 @@ class SamplePass:
         after_KD, gain = means_of(sums_KD, mass_K, centroids_KD, spherical=self._spherical)
         cost = sample.total(sq_distances_S)
         return Moved(after_KD, mass_K, _joined(labels), sq_distances_S, cost, cost - gain)
-
-    def _at_once(
-        self,
-        kernel: PassKernel,
-        centroids_KD: torch.Tensor,
-        n_passes: int,
-        *,
-        exact: bool,
-        breath: Breath | None = None,
-    ) -> PassedOver:
-        """Passes in one call, up to the first that finds an empty cluster."""
-        batch, (shares_B, unit) = self._all, self._all.shares
-        found = kernel.passes(
-            Rows(batch.x_BD, batch.sq_norms_B, shares_B), batch.weights_B, unit,
-            centroids_KD, n_passes, spherical=self._spherical, exact=exact, breath=breath,
-        )  # fmt: skip
-        self._pause()
-        return found
 
     def _moved(self, found: PassedOver) -> Moved:
         cost = self._sample.total(found.sq_distances_B)

@@ -1,0 +1,170 @@
+"""Whole passes of Lloyd's algorithm, and breaths, by the compiled extension for `CpuKernel`.
+
+Each is one call. On a small sample it takes microseconds, and so would checking all tensors anew:
+the rows are checked once, and each call checks what it brings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from streamkm.kernels.base import PassedOver
+from streamkm.kernels.extension import address, can_weigh, n_threads_for
+from streamkm.kernels.ops.move import MOVE_PRODUCTS
+from streamkm.kernels.ops.tiles import EPILOGUE_PRODUCTS
+
+if TYPE_CHECKING:
+    from streamkm.kernels.base import Breath, Rows
+    from streamkm.kernels.extension import InstructionSet
+
+__all__ = ["TilePasses"]
+
+
+class TilePasses:
+    """Passes over rows whose shapes and dtypes the kernel has checked; see `Passes`."""
+
+    def __init__(
+        self,
+        instruction_set: InstructionSet,
+        rows: Rows,
+        weights_B: torch.Tensor | None,
+        unit: float,
+        packed: torch.Tensor,
+        c_sq: torch.Tensor,
+        n_uncertain: torch.Tensor,
+        *,
+        rounding_share: float,
+        cancelling_share: float,
+        rechecks: bool,
+        spherical: bool,
+    ) -> None:
+        """`packed` and `c_sq` are scratch memory; rows in doubt are counted in `n_uncertain`."""
+        x_BD, self._n_rows = rows.x_BD.contiguous(), rows.x_BD.shape[0]
+        if not (can_weigh(rows.shares_B, self._n_rows) and can_weigh(weights_B, self._n_rows)):
+            raise ValueError("shares and weights must be float64, one for each row")
+        self._set, self._n_features, self._dtype = instruction_set, x_BD.shape[1], x_BD.dtype
+        self._c_sq, self._n_uncertain = c_sq, n_uncertain
+        # Held, because the extension gets their addresses alone.
+        self._held = (
+            x_BD, rows.sq_norms_B.contiguous(), packed, c_sq,
+            *(each if each is None else each.contiguous() for each in (rows.shares_B, weights_B)),
+        )  # fmt: skip
+        self._addresses = tuple(map(address, self._held))
+        self._shares = rounding_share, cancelling_share
+        self._unit, self._rechecks, self._spherical = unit, rechecks, spherical
+
+    def make(
+        self,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        exact: bool,
+        breath: Breath | None = None,
+    ) -> PassedOver:
+        """See `Passes`."""
+        n_rows, n_features, dtype = self._n_rows, self._n_features, self._dtype
+        k = self._checked(centroids_KD, 0 if breath is None else breath.size)
+        centroids_KD = centroids_KD.contiguous()
+        x_BD, sq_norms_B, packed, c_sq, shares_B, weights_B = self._addresses
+        labels_B = torch.empty(n_rows, dtype=torch.int64)
+        sq_distances_B = torch.empty(n_rows, dtype=dtype)
+        mass_K = torch.empty(k, dtype=torch.float64)
+        gains_K = torch.empty(k, dtype=torch.float64)
+        after_KD = torch.empty((k, n_features), dtype=dtype)
+        n_made, n_uncertain, is_full = self._set.functions.passes(
+            self._set.number,
+            dtype == torch.float64,
+            x_BD,
+            sq_norms_B,
+            centroids_KD.data_ptr(),
+            packed,
+            c_sq,
+            labels_B.data_ptr(),
+            sq_distances_B.data_ptr(),
+            shares_B,
+            weights_B,
+            mass_K.data_ptr(),
+            after_KD.data_ptr(),
+            gains_K.data_ptr(),
+            self._unit,
+            n_passes,
+            n_rows,
+            n_features,
+            k,
+            *self._shares,
+            exact,
+            self._rechecks,
+            self._spherical,
+            n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
+            n_threads_for(n_rows * n_features),
+            n_threads_for(k * n_features * MOVE_PRODUCTS),
+            *(() if breath is None else self._arguments_of(breath, k)),
+        )
+        if self._rechecks and n_uncertain:
+            self._n_uncertain += n_uncertain
+        return PassedOver(
+            n_made, bool(is_full), labels_B, sq_distances_B, mass_K, after_KD, gains_K
+        )
+
+    def _checked(self, centroids_KD: torch.Tensor, n_added: int) -> int:
+        """The number of centroids.
+
+        Raises
+        ------
+        ValueError
+            If the kernel has no room for them, or they do not go with the rows.
+        """
+        k, n_features = centroids_KD.shape
+        if not 0 < k + n_added <= self._c_sq.shape[0]:
+            raise ValueError(
+                f"this kernel is made for {len(self._c_sq)} centroids, not {k + n_added}"
+            )
+        if (
+            n_features != self._n_features
+            or centroids_KD.dtype != self._dtype
+            or not centroids_KD.is_cpu
+        ):
+            raise ValueError(
+                f"centroids must be of {self._n_features} features and {self._dtype} on the CPU, "
+                f"as rows are: not of {n_features} and {centroids_KD.dtype} on "
+                f"{centroids_KD.device}"
+            )
+        return k
+
+    def _arguments_of(self, breath: Breath, k: int) -> tuple[Any, ...]:
+        """What the extension takes for a breath.
+
+        Raises
+        ------
+        ValueError
+            If a tensor is too short, of another dtype or not contiguous.
+        """
+        n_rows, uniform_K = self._n_rows, breath.uniform_K
+        for tensor, dtype, least in (
+            (breath.labels_B, torch.int64, n_rows),
+            (breath.sq_distances_B, self._dtype, n_rows),
+            (breath.uniform_B, torch.float64, n_rows),
+            (uniform_K, torch.float64, k + breath.size),
+        ):
+            if tensor is not None and not (
+                tensor.dtype == dtype and tensor.shape[0] >= least and tensor.is_contiguous()
+            ):
+                raise ValueError(
+                    f"a breath takes {least} contiguous numbers of {dtype}, not {tensor.dtype} of "
+                    f"shape {tuple(tensor.shape)}"
+                )
+        return (
+            breath.labels_B.data_ptr(),
+            breath.sq_distances_B.data_ptr(),
+            breath.uniform_B.data_ptr(),
+            address(uniform_K),
+            breath.size,
+            breath.n_passes,
+            breath.step,
+            breath.most_around,
+            breath.slack,
+            breath.settled,
+            breath.blur,
+        )
