@@ -278,6 +278,8 @@ def _is_own_device(name: str, device: torch.device) -> bool:
 
 def _is_location(X: Any) -> bool:
     """Whether the rows of `X` may be more than fit in memory."""
+    if type(X) is np.ndarray:  # The usual case; to ask whether it follows a protocol takes long.
+        return False
     if isinstance(X, str | os.PathLike | np.memmap | Source) or is_path_list(X):
         return True
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.

@@ -2,7 +2,8 @@
 
 from streamkm.kernels.base import (
     Assignment,
-    Breath,
+    Breathed,
+    BreathRules,
     Kernel,
     KernelRequest,
     PassedOver,
@@ -44,7 +45,8 @@ from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 __all__ = [
     "LEAST_GRADE",
     "Assignment",
-    "Breath",
+    "BreathRules",
+    "Breathed",
     "FixedSums",
     "Kernel",
     "KernelRequest",

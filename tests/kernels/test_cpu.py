@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ import torch
 from streamkm.clustering.assignment import nearest_and_sums
 from streamkm.clustering.batch import Batch
 from streamkm.errors import DeviceError
-from streamkm.kernels import Breath, Rows, cpu, means_of, resolve_kernel, sq_distances_to
+from streamkm.kernels import (
+    Breathed,
+    BreathRules,
+    Rows,
+    cpu,
+    means_of,
+    resolve_kernel,
+    sq_distances_to,
+)
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.ops.gather import gather
@@ -340,30 +349,39 @@ def test_passes_stop_at_an_empty_cluster() -> None:
 
 
 # Breaks when tensors are passed on unchecked: the extension would read beyond their ends.
-def test_a_breath_refuses_tensors_that_are_too_short() -> None:
+def test_passes_and_breaths_refuse_tensors_of_another_shape_or_dtype() -> None:
     rows, kernel = torch.rand(20, 2), CpuKernel(20, 4, torch.float32, CPU)
-    right = Breath(
-        1, 2, torch.zeros(20, dtype=torch.int64), torch.rand(20), torch.rand(20).double(),
-        torch.rand(4).double(), 1, 3, 1.0, 2.0, 0.25,
-    )  # fmt: skip
-
-    def breathe(breath: Breath, shares: torch.Tensor | None = None) -> None:
-        passes = kernel.passes_over(
-            Rows(rows, rows.square().sum(dim=1), shares), None, torch.ones(()).double(),
-            spherical=False,
-        )  # fmt: skip
-        passes.make(rows[:3], 2, exact=True, breath=breath)
-
-    breathe(right)
-    for wrong in (
-        right._replace(labels_B=torch.zeros(19, dtype=torch.int64)),
-        right._replace(sq_distances_B=torch.rand(20).double()),
-        right._replace(uniform_B=torch.rand(40).double()[::2]),
-        right._replace(uniform_K=torch.rand(3).double()),
-    ):
-        with pytest.raises(ValueError, match="a breath takes"):
-            breathe(wrong)
-    with pytest.raises(ValueError, match="made for"):
-        breathe(right._replace(size=30, uniform_K=None))
+    unit, rules = torch.ones(()).double(), BreathRules(2, 2, 1, 3, 1.0, 8.0, 3, 0.25, 0, 0.7, 9)
+    given = Rows(rows, rows.square().sum(dim=1))
     with pytest.raises(ValueError, match="one for each row"):
-        breathe(right, torch.ones(19).double())
+        kernel.passes_over(given, torch.ones(19).double(), unit, spherical=False)
+    passes = kernel.passes_over(given, None, unit, spherical=False)
+    with pytest.raises(ValueError, match="not 99"):
+        passes.make(torch.rand(99, 2), 2, exact=True)
+    for wrong in (rows[:3, :1], rows[:3].double()):
+        with pytest.raises(ValueError, match="as rows are"):
+            passes.make(wrong, 2, exact=True)
+    right = {
+        "labels_B": torch.zeros(20, dtype=torch.int64),
+        "sq_distances_B": torch.rand(20),
+        "uniform_MU": torch.rand(2, 24).double(),
+    }
+
+    def breathe(size: int = 1, **tensors: Any) -> Breathed:
+        return passes.breathe(
+            rows[:3], **right | tensors, cost=1e9, rules=rules, size=size, n_refused=0
+        )
+
+    assert breathe().n_taken == 2
+    for name, wrong in (
+        ("labels_B", torch.zeros(19, dtype=torch.int64)),
+        ("sq_distances_B", torch.rand(20).double()),
+        ("uniform_MU", torch.rand(24, 2).double().T),
+        ("uniform_MU", torch.rand(2, 23).double()),
+    ):
+        with pytest.raises(ValueError, match="breaths take"):
+            breathe(1, **{name: wrong})
+    with pytest.raises(ValueError, match="made for"):
+        breathe(size=30)
+    with pytest.raises(IndexError, match="labels must lie"):
+        breathe(labels_B=torch.full((20,), 3))

@@ -9,14 +9,14 @@ import torch
 
 from streamkm.clustering.assignment import nearest_and_sums
 from streamkm.clustering.batch import Batch
-from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
+from streamkm.clustering.seeding.plan import PASSES_IN, PASSES_OUT, SCORE_PRODUCTS
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
 from streamkm.kernels import Rows, means_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamkm.kernels import Breath, Kernel, PassedOver, Passes
+    from streamkm.kernels import Breathed, BreathRules, Kernel, PassedOver, Passes
 
 __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 
@@ -26,6 +26,9 @@ _PASSES = -4
 LEAST_GAIN = 1e-4
 #: Products of two numbers of a pass in one call, at most: in a longer one a signal would wait.
 MOST_PRODUCTS = 1 << 30
+#: Products of two numbers of the passes of breaths in one call, at most, if it is more than one
+#: breath: some milliseconds. In longer ones Python is no cost.
+BREATHS_PRODUCTS = 1 << 26
 #: Products of two numbers that the cheapest mergers take, at most, for a breath in one call: it
 #: compares centroids one by one, where torch takes a matrix product.
 FEW_PRODUCTS = 1 << 20
@@ -108,21 +111,33 @@ class SamplePass:
                 return found
             centroids_KD = found.centroids_KD
 
-    def after_breath(
-        self, centroids_KD: torch.Tensor, breath: Breath, n_passes: int
-    ) -> Moved | None:
-        """What the last of `n_passes` after a breath found, with exact distances.
+    def most_breaths(self, n_now: int) -> int:
+        """Breaths, at most, that may be taken in one call; `n_now` are centroids with those added.
 
-        None if the breath must be taken step by step: the kernel knows none, it would not gain, or
-        a cluster was left without a row.
+        0 if breaths must be taken step by step.
         """
-        n_now, n_features = centroids_KD.shape[0] + breath.size, centroids_KD.shape[1]
-        in_one_call = self._in_one_call(n_now)
-        if in_one_call is None or self._spherical or n_now * n_now * n_features > FEW_PRODUCTS:
-            return None
-        found = in_one_call.make(centroids_KD, n_passes, exact=True, breath=breath)
+        n_rows, n_features = self._sample.x_SD.shape
+        compared = n_now * n_now * n_features
+        if self._spherical or compared > FEW_PRODUCTS or self._in_one_call(n_now) is None:
+            return 0
+        one_pass = n_rows * n_now * (n_features + SCORE_PRODUCTS)
+        return max(BREATHS_PRODUCTS // ((PASSES_IN + PASSES_OUT) * one_pass), 1)
+
+    def breathe(
+        self, centroids_KD: torch.Tensor, labels_S: torch.Tensor, sq_distances_S: torch.Tensor,
+        cost: float, uniform_MU: torch.Tensor, rules: BreathRules, *, size: int, n_refused: int,
+    ) -> Breathed:  # fmt: skip
+        """Take as many breaths as there are `uniform_MU`, or fewer: see `Passes`.
+
+        No more than `most_breaths`.
+        """
+        assert self._passes is not None
+        found = self._passes.breathe(
+            centroids_KD, labels_S, sq_distances_S, cost, uniform_MU, rules,
+            size=size, n_refused=n_refused,
+        )  # fmt: skip
         self._pause()
-        return self._moved(found) if found.n_made == n_passes and found.is_full else None
+        return found
 
     def _in_one_call(self, k: int) -> Passes | None:
         """What makes passes in one call, where one is short enough to wait for its end."""

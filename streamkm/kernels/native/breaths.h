@@ -321,4 +321,64 @@ PassedOver breathe(const Functions<T>& functions, const BreathJob<T>& job) {
     return found;
 }
 
+// What breaths found beside the arrays that they filled.
+struct Breathed {
+    int64_t n_taken = 0;  // fewer than asked for where the caller has to take the next one
+    int64_t size = 0, n_refused = 0;
+    int64_t n_uncertain = 0;
+    bool is_kept = false;  // whether any was kept
+};
+
+// Takes breaths; keeps those that lower the cost. `job.first.passes` says where the passes at the end
+// of a breath put what they find; gains are those of the last breath that was kept.
+template <class T>
+Breathed breathe_on(const Functions<T>& functions, const BreathsJob<T>& job) {
+    BreathJob<T> breath = job.first;
+    const PassesJob<T>& passes = job.first.passes;
+    const int64_t n_rows = passes.rows.n_rows, k = passes.rows.k;
+    std::vector<T> after(k * passes.rows.n_features), sq_distances(n_rows);
+    std::vector<int64_t> labels(n_rows);
+    std::vector<double> masses(k), gains(k);
+    breath.passes.rows.labels = labels.data();
+    breath.passes.rows.sq_distances = sq_distances.data();
+    breath.passes.rows.centroids = job.centroids;
+    breath.passes.after = after.data();
+    breath.passes.masses = masses.data();
+    breath.passes.gains = gains.data();
+    breath.labels = job.labels;
+    breath.sq_distances = job.sq_distances;
+    Breathed all;
+    all.size = breath.size;
+    all.n_refused = job.n_refused;
+    double cost = job.cost;
+    for (; all.n_taken < job.n_breaths && all.n_refused < job.patience; ++all.n_taken) {
+        const double* const uniform = job.first.uniform_of_rows + all.n_taken * job.stride;
+        breath.uniform_of_rows = uniform;
+        breath.uniform_of_clusters = all.n_refused > 0 ? uniform + n_rows : nullptr;
+        breath.settled = all.n_refused == job.tried ? job.first.settled : 0;
+        breath.size = all.size;
+        const PassedOver found = breathe(functions, breath);
+        all.n_uncertain += found.n_uncertain;
+        if (found.n_made != passes.n_passes || !found.is_full) break;
+        double cost_after = 0;
+        for (int64_t row = 0; row < n_rows; ++row) {
+            cost_after += sq_distances[row] * (passes.weights ? passes.weights[row] : 1.0);
+        }
+        cost_after -= std::accumulate(gains.begin(), gains.end(), 0.0);
+        if (cost_after < (1 - job.least_share) * cost) {
+            cost = cost_after;
+            all.n_refused = 0;
+            all.is_kept = true;
+            std::copy(labels.begin(), labels.end(), job.labels);
+            std::copy(sq_distances.begin(), sq_distances.end(), job.sq_distances);
+            std::copy(after.begin(), after.end(), job.centroids);
+            std::copy(gains.begin(), gains.end(), passes.gains);
+        } else {
+            ++all.n_refused;
+            all.size = std::max<int64_t>(static_cast<int64_t>(job.shrunk * all.size), 1);
+        }
+    }
+    return all;
+}
+
 }  // namespace

@@ -6,17 +6,17 @@ the rows are checked once, and each call checks what it brings.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.kernels.base import PassedOver
+from streamkm.kernels.base import Breathed, PassedOver
 from streamkm.kernels.extension import address, can_weigh, n_threads_for
 from streamkm.kernels.ops.move import MOVE_PRODUCTS
 from streamkm.kernels.ops.tiles import EPILOGUE_PRODUCTS
 
 if TYPE_CHECKING:
-    from streamkm.kernels.base import Breath, Rows
+    from streamkm.kernels.base import BreathRules, Rows
     from streamkm.kernels.extension import InstructionSet
 
 __all__ = ["TilePasses"]
@@ -48,26 +48,21 @@ class TilePasses:
         self._c_sq, self._n_uncertain = c_sq, n_uncertain
         # Held, because the extension gets their addresses alone.
         self._held = (
-            x_BD, rows.sq_norms_B.contiguous(), packed, c_sq,
+            x_BD,
+            rows.sq_norms_B.contiguous(),
             *(each if each is None else each.contiguous() for each in (rows.shares_B, weights_B)),
-        )  # fmt: skip
+            packed,
+            c_sq,
+        )
         self._addresses = tuple(map(address, self._held))
         self._shares = rounding_share, cancelling_share
         self._unit, self._rechecks, self._spherical = unit, rechecks, spherical
 
-    def make(
-        self,
-        centroids_KD: torch.Tensor,
-        n_passes: int,
-        *,
-        exact: bool,
-        breath: Breath | None = None,
-    ) -> PassedOver:
+    def make(self, centroids_KD: torch.Tensor, n_passes: int, *, exact: bool) -> PassedOver:
         """See `Passes`."""
         n_rows, n_features, dtype = self._n_rows, self._n_features, self._dtype
-        k = self._checked(centroids_KD, 0 if breath is None else breath.size)
+        k = self._checked(centroids_KD)
         centroids_KD = centroids_KD.contiguous()
-        x_BD, sq_norms_B, packed, c_sq, shares_B, weights_B = self._addresses
         labels_B = torch.empty(n_rows, dtype=torch.int64)
         sq_distances_B = torch.empty(n_rows, dtype=dtype)
         mass_K = torch.empty(k, dtype=torch.float64)
@@ -76,15 +71,10 @@ class TilePasses:
         n_made, n_uncertain, is_full = self._set.functions.passes(
             self._set.number,
             dtype == torch.float64,
-            x_BD,
-            sq_norms_B,
+            *self._addresses,
             centroids_KD.data_ptr(),
-            packed,
-            c_sq,
             labels_B.data_ptr(),
             sq_distances_B.data_ptr(),
-            shares_B,
-            weights_B,
             mass_K.data_ptr(),
             after_KD.data_ptr(),
             gains_K.data_ptr(),
@@ -97,18 +87,89 @@ class TilePasses:
             exact,
             self._rechecks,
             self._spherical,
-            n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
-            n_threads_for(n_rows * n_features),
-            n_threads_for(k * n_features * MOVE_PRODUCTS),
-            *(() if breath is None else self._arguments_of(breath, k)),
+            *self._threads(k),
         )
-        if self._rechecks and n_uncertain:
-            self._n_uncertain += n_uncertain
+        self._count(n_uncertain)
         return PassedOver(
             n_made, bool(is_full), labels_B, sq_distances_B, mass_K, after_KD, gains_K
         )
 
-    def _checked(self, centroids_KD: torch.Tensor, n_added: int) -> int:
+    def breathe(
+        self,
+        centroids_KD: torch.Tensor,
+        labels_B: torch.Tensor,
+        sq_distances_B: torch.Tensor,
+        cost: float,
+        uniform_MU: torch.Tensor,
+        rules: BreathRules,
+        *,
+        size: int,
+        n_refused: int,
+    ) -> Breathed:
+        """See `Passes`."""
+        k, n_rows = self._checked(centroids_KD, size), self._n_rows
+        (n_breaths, width), dtype = uniform_MU.shape, self._dtype
+        for tensor, needed, n_each in (
+            (labels_B, torch.int64, n_rows),
+            (sq_distances_B, dtype, n_rows),
+            (uniform_MU, torch.float64, n_rows + k + size),
+        ):
+            if (
+                tensor.dtype != needed
+                or tensor.shape[-1] != n_each
+                or not (tensor.is_cpu and tensor.is_contiguous())
+            ):
+                raise ValueError(
+                    f"breaths take {n_each} contiguous numbers of {needed}, not {tensor.dtype} of "
+                    f"shape {tuple(tensor.shape)}"
+                )
+        # Copies: those who brought them may still hold them.
+        centroids_KD = centroids_KD.clone(memory_format=torch.contiguous_format)
+        labels_B, sq_distances_B = labels_B.clone(), sq_distances_B.clone()
+        gains_K = torch.empty(k, dtype=torch.float64)
+        n_taken, size, n_refused, n_uncertain, is_kept = self._set.functions.breaths(
+            self._set.number,
+            dtype == torch.float64,
+            *self._addresses,
+            centroids_KD.data_ptr(),
+            labels_B.data_ptr(),
+            sq_distances_B.data_ptr(),
+            gains_K.data_ptr(),
+            uniform_MU.data_ptr(),
+            self._unit,
+            n_rows,
+            self._n_features,
+            k,
+            *self._shares,
+            self._rechecks,
+            *self._threads(k),
+            n_breaths,
+            width,
+            size,
+            n_refused,
+            cost,
+            *rules,
+        )
+        self._count(n_uncertain)
+        return Breathed(
+            n_taken, size, n_refused, bool(is_kept),
+            centroids_KD, labels_B, sq_distances_B, gains_K,
+        )  # fmt: skip
+
+    def _threads(self, k: int) -> tuple[int, int, int]:
+        """Threads that assign, that add up and that move centroids."""
+        n_rows, n_features = self._n_rows, self._n_features
+        return (
+            n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
+            n_threads_for(n_rows * n_features),
+            n_threads_for(k * n_features * MOVE_PRODUCTS),
+        )
+
+    def _count(self, n_uncertain: int) -> None:
+        if self._rechecks and n_uncertain:
+            self._n_uncertain += n_uncertain
+
+    def _checked(self, centroids_KD: torch.Tensor, n_added: int = 0) -> int:
         """The number of centroids.
 
         Raises
@@ -132,39 +193,3 @@ class TilePasses:
                 f"{centroids_KD.device}"
             )
         return k
-
-    def _arguments_of(self, breath: Breath, k: int) -> tuple[Any, ...]:
-        """What the extension takes for a breath.
-
-        Raises
-        ------
-        ValueError
-            If a tensor is too short, of another dtype or not contiguous.
-        """
-        n_rows, uniform_K = self._n_rows, breath.uniform_K
-        for tensor, dtype, least in (
-            (breath.labels_B, torch.int64, n_rows),
-            (breath.sq_distances_B, self._dtype, n_rows),
-            (breath.uniform_B, torch.float64, n_rows),
-            (uniform_K, torch.float64, k + breath.size),
-        ):
-            if tensor is not None and not (
-                tensor.dtype == dtype and tensor.shape[0] >= least and tensor.is_contiguous()
-            ):
-                raise ValueError(
-                    f"a breath takes {least} contiguous numbers of {dtype}, not {tensor.dtype} of "
-                    f"shape {tuple(tensor.shape)}"
-                )
-        return (
-            breath.labels_B.data_ptr(),
-            breath.sq_distances_B.data_ptr(),
-            breath.uniform_B.data_ptr(),
-            address(uniform_K),
-            breath.size,
-            breath.n_passes,
-            breath.step,
-            breath.most_around,
-            breath.slack,
-            breath.settled,
-            breath.blur,
-        )

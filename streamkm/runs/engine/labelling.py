@@ -105,7 +105,6 @@ class Labelling:
                 f"{model.n_features}: they must agree; name the array that was clustered, or one "
                 "with the same features in the same order"
             )
-        source = in_order(source, model.feature_names, "the run")
         self._source, self._weights, self.world = source, weights, world
         if world.size > 1:
             bits = model.centroids_KD.cpu().numpy().tobytes()

@@ -186,6 +186,8 @@ class Seeder:
             self.keeper.after_batch(cursor, batch.n_whole, asks=asks)
 
     def _say(self, n_rows: int, spent_s: float) -> None:
+        if self.progress.is_silent:
+            return
         seeding, config = self.plan.seeding, self.plan.config
         refinement, work = seeding.refinement, ""
         method = "random rows" if config.init != "k-means++" else "greedy k-means++"
@@ -230,29 +232,29 @@ class StageRunner:
         """The centroids of the best seeding, (K, D), from where the cursor stands."""
         now, config = self.keeper.now, self.plan.config
         kinds, first = self.plan.seeding.stages(config.init), now.cursor
-        for number in range(first.epoch, len(kinds) * config.n_init):
-            stage = self._stage(kinds[number % len(kinds)], number)
-            index = first.batch if number == first.epoch else 0
-            if index:
-                self._check_sample(stage)
-                stage.restore_(now.seeding)
-            self.progress.begin(
-                f"seed: {stage.name}", stage.n_units, StageTimes(),
-                done=stage.n_done, unit=stage.unit,
-            )  # fmt: skip
-            with self.kernel.cores():
+        with self.kernel.cores():
+            for number in range(first.epoch, len(kinds) * config.n_init):
+                stage = self._stage(kinds[number % len(kinds)], number)
+                index = first.batch if number == first.epoch else 0
+                if index:
+                    self._check_sample(stage)
+                    stage.restore_(now.seeding)
+                self.progress.begin(
+                    f"seed: {stage.name}", stage.n_units, StageTimes(),
+                    done=stage.n_done, unit=stage.unit,
+                )  # fmt: skip
                 self._advance(stage, number, index, is_last=(number + 1) % len(kinds) == 0)
         return now.seeding["best_KD" if config.n_init > 1 else "centroids_KD"]
 
     def _advance(self, stage: Stage, number: int, index: int, *, is_last: bool) -> None:
         """Take the steps of `stage` from `index` on; after the last stage compare seedings."""
-        now, n_init, goes_on = self.keeper.now, self.plan.config.n_init, True
+        now, n_init, n_taken = self.keeper.now, self.plan.config.n_init, 1
         best = {name: held for name, held in now.seeding.items() if name in BEST}
-        while goes_on:
+        while n_taken:
             before = stage.n_done
-            goes_on = stage.step_(index)
-            index += 1
-            if goes_on:
+            n_taken = stage.step_(index)
+            index += n_taken
+            if n_taken:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()
             else:
                 if is_last and n_init > 1:
