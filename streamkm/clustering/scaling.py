@@ -13,7 +13,7 @@ of two, which changes no digit; reported figures are divided by it again.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -180,6 +180,13 @@ class Scaling:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
         return {"shift_D": self.shift_D, "factor_D": self.factor_D}
+
+    def on(self, device: torch.device) -> Scaling:
+        """The same map on `device`; the map itself if it is there."""
+        shift_D, factor_D = self.shift_D.to(device), self.factor_D.to(device)
+        if shift_D is self.shift_D and factor_D is self.factor_D:
+            return self
+        return replace(self, shift_D=shift_D, factor_D=factor_D)
 
     def transform(self, centroids_KD: torch.Tensor) -> torch.Tensor:
         """Points of the input's space in the scaled space, float64."""

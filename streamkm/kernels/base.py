@@ -78,9 +78,11 @@ class PassedOver(NamedTuple):
     """What passes of Lloyd's algorithm over rows in memory found."""
 
     n_made: int
-    """Number of passes; 0 if a breath could not begin, and nothing else then means anything."""
+    """Number of passes."""
     is_full: bool
     """Whether every cluster has mass."""
+    is_worth_it: bool
+    """Whether the last pass gained enough for another."""
     labels_B: torch.Tensor
     """As in `Assignment`, before the last pass."""
     sq_distances_B: torch.Tensor
@@ -316,8 +318,19 @@ class PassKernel(Protocol):
 class Passes(Protocol):
     """Makes passes over the same rows again and again, by one kernel."""
 
-    def make(self, centroids_KD: torch.Tensor, n_passes: int, *, exact: bool) -> PassedOver:
+    def make(
+        self,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        exact: bool,
+        cost_before: float = 0.0,
+        least_share: float = -1.0,
+    ) -> PassedOver:
         """Make `n_passes` passes, or fewer if one finds a cluster of mass 0, which stays so.
+
+        Or if one is not worth another: if the cost of the centroids that it begins from is not
+        lower than that of those before by more than a share of it.
 
         They give the bits that `Kernel.step` and `means_of` give one after the other.
 
@@ -328,6 +341,10 @@ class Passes(Protocol):
             At least 1.
         exact : bool
             Whether distances of the last of `n_passes` are sums of squared differences.
+        cost_before : float
+            Cost of the centroids before `centroids_KD`.
+        least_share : float
+            The share; below 0 passes go on whatever they gain.
         """
 
     def breathe(

@@ -28,9 +28,9 @@ _PASSES = -4
 LEAST_GAIN = 1e-4
 #: Products of two numbers of a pass in one call, at most: in a longer one a signal would wait.
 MOST_PRODUCTS = 1 << 30
-#: Products of two numbers of the passes of breaths in one call, at most, if it is more than one
-#: breath: some milliseconds. In longer ones Python is no cost.
-BREATHS_PRODUCTS = 1 << 26
+#: The same of several passes or breaths in one call: some milliseconds. Those that take longer
+#: one by one cost Python nothing.
+SEVERAL_PRODUCTS = 1 << 26
 #: Products of two numbers that the cheapest mergers take, at most, for a breath in one call: it
 #: compares centroids one by one, where torch takes a matrix product.
 FEW_PRODUCTS = 1 << 20
@@ -109,23 +109,51 @@ class SamplePass:
                 self._pause()
             n_passes -= n_made
             if not is_full:
-                weights_S = self._sample.weighted(found.sq_distances_S)
-                self._fill_(found.centroids_KD, found.mass_K == 0, weights_S, generator)
+                self._fill_(found, generator)
             if n_passes == 0:
                 return found
             centroids_KD = found.centroids_KD
+
+    def while_worth_it(
+        self,
+        centroids_KD: torch.Tensor,
+        cost_before: torch.Tensor,
+        n_passes: int,
+        generator_of: Callable[[int], torch.Generator],
+    ) -> tuple[Moved, int, bool]:
+        """Make `n_passes` passes, or fewer: some in one call, or one.
+
+        Returns what the last pass found, their number, and whether it gained enough for another:
+        more than `LEAST_GAIN`. `generator_of` is given the number of a pass.
+        """
+        in_one_call = self._in_one_call(centroids_KD.shape[0])
+        if in_one_call is None:
+            found = self.after(centroids_KD, generator_of(0))
+            return found, 1, bool(cost_before - found.cost > LEAST_GAIN * found.cost)
+        passed = in_one_call.make(
+            centroids_KD, min(n_passes, self._most_passes(centroids_KD.shape[0])), exact=False,
+            cost_before=float(cost_before), least_share=LEAST_GAIN,
+        )  # fmt: skip
+        self._pause()
+        found = self._moved(passed)
+        if not passed.is_full:
+            self._fill_(found, generator_of(passed.n_made - 1))
+        return found, passed.n_made, passed.is_worth_it
+
+    def _most_passes(self, k: int) -> int:
+        """Passes with `k` centroids, at most, that are made in one call."""
+        n_rows, n_features = self._sample.x_SD.shape
+        return max(SEVERAL_PRODUCTS // (n_rows * k * (n_features + SCORE_PRODUCTS)), 1)
 
     def most_breaths(self, n_now: int) -> int:
         """Breaths, at most, that may be taken in one call; `n_now` are centroids with those added.
 
         0 if breaths must be taken step by step.
         """
-        n_rows, n_features = self._sample.x_SD.shape
-        compared = n_now * n_now * n_features
+        compared = n_now * n_now * self._sample.x_SD.shape[1]
         if self._spherical or compared > FEW_PRODUCTS or self._in_one_call(n_now) is None:
             return 0
-        one_pass = n_rows * n_now * (n_features + SCORE_PRODUCTS)
-        return max(BREATHS_PRODUCTS // ((PASSES_IN + PASSES_OUT) * one_pass), 1)
+        return max(self._most_passes(n_now) // (PASSES_IN + PASSES_OUT), 1)
 
     def breathe(
         self, centroids_KD: torch.Tensor, labels_S: torch.Tensor, sq_distances_S: torch.Tensor,
@@ -186,19 +214,14 @@ class SamplePass:
             found.after_KD, found.mass_K, found.labels_B, found.sq_distances_B, cost, cost_after
         )
 
-    def _fill_(
-        self,
-        centroids_KD: torch.Tensor,
-        empty_K: torch.Tensor,
-        weights_S: torch.Tensor,
-        generator: torch.Generator,
-    ) -> None:
+    def _fill_(self, found: Moved, generator: torch.Generator) -> None:
         """Put empty clusters on rows drawn by squared distance, as far as such rows go."""
-        places = empty_K.nonzero().squeeze(1)
+        places = (found.mass_K == 0).nonzero().squeeze(1)
+        weights_S = self._sample.weighted(found.sq_distances_S)
         n_useful = min(len(places), int((weights_S > 0).sum()))
         if n_useful:
             drawn = draw_distinct(weights_S, n_useful, generator)
-            centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]
+            found.centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]
 
 
 def _added(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -247,11 +270,13 @@ class SampleLloyd:
         """See `Stage`."""
         self.centroids_KD, self.cost = tensors["centroids_KD"], tensors["cost"]
 
-    def step_(self, index: int) -> bool:
-        """Make one pass, and return whether another may follow."""
-        generator = self._draws.generator(self.centroids_KD.device, index)
-        found = self._pass.after(self.centroids_KD, generator)
-        cost_before, self.cost, self.centroids_KD = self.cost, found.cost, found.centroids_KD
-        self.n_done = index + 1
-        is_worth_it = bool(cost_before - self.cost > LEAST_GAIN * self.cost)
-        return is_worth_it and self.n_done < self.n_units
+    def step_(self, index: int) -> int:
+        """Make a pass, or several in one call; return how many if another may follow, else 0."""
+        device = self.centroids_KD.device
+        found, n_made, is_worth_it = self._pass.while_worth_it(
+            self.centroids_KD, self.cost, self.n_units - index,
+            lambda place: self._draws.generator(device, index + place),
+        )  # fmt: skip
+        self.cost, self.centroids_KD = found.cost, found.centroids_KD
+        self.n_done = index + n_made
+        return n_made if is_worth_it and self.n_done < self.n_units else 0

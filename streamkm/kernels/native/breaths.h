@@ -22,10 +22,19 @@ struct PassedOver {
     int64_t n_made = 0;       // passes; 0 if a row got no label
     int64_t n_uncertain = 0;  // rows that screening left in doubt, in all passes
     bool is_full = false;     // whether every cluster has mass in the last pass
+    bool is_worth_it = true;  // whether the last pass gained enough for another
 };
 
-// Makes passes, `job.n_passes` at most, until one finds a cluster without mass. Each pass is
-// `assign`, `accumulate` and `move`.
+// The weighted sum of squared distances.
+template <class T>
+double cost_of(const T* sq_distances, const double* weights, int64_t n_rows) {
+    double cost = 0;
+    for (int64_t row = 0; row < n_rows; ++row) cost += sq_distances[row] * (weights ? weights[row] : 1.0);
+    return cost;
+}
+
+// Makes passes, `job.n_passes` at most, until one finds a cluster without mass or gains too little.
+// Each pass is `assign`, `accumulate` and `move`.
 template <class T>
 PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
     const int64_t n_rows = job.rows.n_rows, n_features = job.rows.n_features, k = job.rows.k;
@@ -39,6 +48,7 @@ PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
     rows.centroids = before.data();
     rows.uncertain = reinterpret_cast<bool*>(uncertain.data());
     PassedOver found;
+    double cost_before = job.cost_before;
     while (true) {
         found.n_uncertain += assign(functions, rows, job.rechecks, job.n_threads);
         if (!sort_by_label(rows.labels, nullptr, n_rows, k, order.data(), offsets.data())) return {};
@@ -62,7 +72,12 @@ PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
                         reinterpret_cast<const bool*>(touched.data()), job.after, sq_steps.data(),
                         job.gains, n_features, job.spherical},
              k, job.n_threads_to_move);
-        if (++found.n_made == job.n_passes || !found.is_full) break;
+        if (job.least_share >= 0) {
+            const double cost = cost_of(rows.sq_distances, job.weights, n_rows);
+            found.is_worth_it = cost_before - cost > job.least_share * cost;
+            cost_before = cost;
+        }
+        if (++found.n_made == job.n_passes || !found.is_full || !found.is_worth_it) break;
         std::copy(job.after, job.after + n_numbers, before.data());
     }
     if (job.exact && found.n_made == job.n_passes) {
@@ -360,11 +375,8 @@ Breathed breathe_on(const Functions<T>& functions, const BreathsJob<T>& job) {
         const PassedOver found = breathe(functions, breath);
         all.n_uncertain += found.n_uncertain;
         if (found.n_made != passes.n_passes || !found.is_full) break;
-        double cost_after = 0;
-        for (int64_t row = 0; row < n_rows; ++row) {
-            cost_after += sq_distances[row] * (passes.weights ? passes.weights[row] : 1.0);
-        }
-        cost_after -= std::accumulate(gains.begin(), gains.end(), 0.0);
+        const double cost_after = cost_of(sq_distances.data(), passes.weights, n_rows) -
+                                  std::accumulate(gains.begin(), gains.end(), 0.0);
         if (cost_after < (1 - job.least_share) * cost) {
             cost = cost_after;
             all.n_refused = 0;

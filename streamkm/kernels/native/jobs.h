@@ -182,6 +182,9 @@ struct PassesJob {
     T* after;               // k x n_features, to be filled: the centroids after it
     double* gains;          // k, to be filled: as in MoveJob
     int64_t n_passes;
+    double cost_before;     // of the centroids before those to begin from
+    double least_share;     // passes end when one lowers the cost by no more than this share of it;
+                            // below 0 they go on whatever they gain
     bool exact;             // whether distances in the last pass are sums of squared differences
     bool rechecks, spherical;
     int n_threads, n_threads_to_add, n_threads_to_move;

@@ -416,6 +416,7 @@ struct PassesArguments {
     unsigned long long shares, weights, masses, after, gains;
     double unit;
     long long n_passes;
+    double cost_before = 0, least_share = -1;
     int exact, spherical, n_threads_to_add, n_threads_to_move;
 };
 
@@ -430,7 +431,7 @@ template <class T>
 PassesJob<T> job_of(const PassesArguments& given) {
     return {job_of<T>(given.rows), at<double>(given.shares), at<double>(given.weights), given.unit,
             at<double>(given.masses), at<T>(given.after), at<double>(given.gains), given.n_passes,
-            given.exact != 0, given.rows.rechecks != 0, given.spherical != 0, given.rows.n_threads,
+            given.cost_before, given.least_share, given.exact != 0, given.rows.rechecks != 0, given.spherical != 0, given.rows.n_threads,
             given.n_threads_to_add, given.n_threads_to_move};
 }
 
@@ -438,13 +439,14 @@ PyObject* py_passes(PyObject*, PyObject* args) {
     int set, is_double;
     PassesArguments passes{};
     AssignArguments& rows = passes.rows;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKdLLLLddpppiii", &set, &is_double, &rows.x,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKdLLLLddpppiiidd", &set, &is_double, &rows.x,
                           &rows.sq_norms, &passes.shares, &passes.weights, &rows.packed, &rows.c_sq,
                           &rows.centroids, &rows.labels, &rows.sq_distances, &passes.masses,
                           &passes.after, &passes.gains, &passes.unit, &passes.n_passes,
                           &rows.n_rows, &rows.n_features, &rows.k, &rows.rounding, &rows.cancels,
                           &passes.exact, &rows.rechecks, &passes.spherical, &rows.n_threads,
-                          &passes.n_threads_to_add, &passes.n_threads_to_move)) {
+                          &passes.n_threads_to_add, &passes.n_threads_to_move, &passes.cost_before,
+                          &passes.least_share)) {
         return nullptr;
     }
     PassedOver found;
@@ -458,8 +460,9 @@ PyObject* py_passes(PyObject*, PyObject* args) {
     }
     Py_END_ALLOW_THREADS;
     if (!had_room) return PyErr_NoMemory();
-    return Py_BuildValue("LLi", static_cast<long long>(found.n_made),
-                         static_cast<long long>(found.n_uncertain), int{found.is_full});
+    return Py_BuildValue("LLii", static_cast<long long>(found.n_made),
+                         static_cast<long long>(found.n_uncertain), int{found.is_full},
+                         int{found.is_worth_it});
 }
 
 template <class T>
@@ -609,7 +612,7 @@ PyMethodDef methods[] = {
     {"moments", py_moments, METH_VARARGS, "Moments of features; see kernels/ops/moments.py."},
     {"move", py_move, METH_VARARGS, "Centroids follow the sums; see kernels/ops/move.py."},
     {"passes", py_passes, METH_VARARGS,
-     "Passes of Lloyd's algorithm: passes made, rows in doubt, whether each cluster has mass; see kernels/ops/passes.py."},
+     "Passes of Lloyd's algorithm: passes made, rows in doubt, whether each cluster has mass, whether another is worth it; see kernels/ops/passes.py."},
     {"breaths", py_breaths, METH_VARARGS,
      "Breaths: how many were taken, the size of the next, how many in a row were not kept, rows in doubt, whether any was kept; see kernels/ops/passes.py."},
     {"choose", py_choose, METH_VARARGS, "A step of greedy k-means++; see kernels/ops/choose.py."},

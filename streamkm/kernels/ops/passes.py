@@ -58,7 +58,15 @@ class TilePasses:
         self._shares = rounding_share, cancelling_share
         self._unit, self._rechecks, self._spherical = unit, rechecks, spherical
 
-    def make(self, centroids_KD: torch.Tensor, n_passes: int, *, exact: bool) -> PassedOver:
+    def make(
+        self,
+        centroids_KD: torch.Tensor,
+        n_passes: int,
+        *,
+        exact: bool,
+        cost_before: float = 0.0,
+        least_share: float = -1.0,
+    ) -> PassedOver:
         """See `Passes`."""
         n_rows, n_features, dtype = self._n_rows, self._n_features, self._dtype
         k = self._checked(centroids_KD)
@@ -68,7 +76,7 @@ class TilePasses:
         mass_K = torch.empty(k, dtype=torch.float64)
         gains_K = torch.empty(k, dtype=torch.float64)
         after_KD = torch.empty((k, n_features), dtype=dtype)
-        n_made, n_uncertain, is_full = self._set.functions.passes(
+        n_made, n_uncertain, is_full, is_worth_it = self._set.functions.passes(
             self._set.number,
             dtype == torch.float64,
             *self._addresses,
@@ -88,11 +96,14 @@ class TilePasses:
             self._rechecks,
             self._spherical,
             *self._threads(k),
+            cost_before,
+            least_share,
         )
         self._count(n_uncertain)
         return PassedOver(
-            n_made, bool(is_full), labels_B, sq_distances_B, mass_K, after_KD, gains_K
-        )
+            n_made, bool(is_full), bool(is_worth_it),
+            labels_B, sq_distances_B, mass_K, after_KD, gains_K,
+        )  # fmt: skip
 
     def breathe(
         self,

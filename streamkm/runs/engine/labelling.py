@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -132,11 +132,7 @@ class Labelling:
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)
-        self._scaling = replace(
-            model.scaling,
-            shift_D=model.scaling.shift_D.to(self.device),
-            factor_D=model.scaling.factor_D.to(self.device),
-        )
+        self._scaling = model.scaling.on(self.device)
         request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
         self.kernel = make_kernel(execution.kernel, request)
         self.kernel_description = describe_kernel(execution.kernel, self.kernel.name)

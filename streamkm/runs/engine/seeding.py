@@ -233,6 +233,7 @@ class StageRunner:
         """The centroids of the best seeding, (K, D), from where the cursor stands."""
         now, config = self.keeper.now, self.plan.config
         kinds, first = self.plan.seeding.stages(config.init), now.cursor
+        times = StageTimes()
         with self.kernel.cores():
             for number in range(first.epoch, len(kinds) * config.n_init):
                 stage = self._stage(kinds[number % len(kinds)], number)
@@ -241,7 +242,7 @@ class StageRunner:
                     self._check_sample(stage)
                     stage.restore_(now.seeding)
                 self.progress.begin(
-                    f"seed: {stage.name}", stage.n_units, StageTimes(),
+                    f"seed: {stage.name}", stage.n_units, times,
                     done=stage.n_done, unit=stage.unit,
                 )  # fmt: skip
                 self._advance(stage, number, index, is_last=(number + 1) % len(kinds) == 0)
