@@ -124,7 +124,7 @@ class Breathing:
         generator = self._draws.generator(self.centroids_KD.device, index)
         if index == 0:
             self._keep_if_better_(self._pass.after(self.centroids_KD, generator, exact=True))
-        most = self._pass.most_breaths(len(self.centroids_KD) + int(self._size))
+        most = self._pass.most_breaths(self.centroids_KD.shape[0] + int(self._size))
         # A few first: if centroids are settled, these are all.
         n_breaths = min(max(TRIED + 1, 2 * index), self.n_units - index, max(most, 1))
         uniform_MU = self._drawn(index, n_breaths, generator)
@@ -145,7 +145,7 @@ class Breathing:
         The first breath leaves its generator, `first`, where it is after what it needs: in steps it
         draws more.
         """
-        n_rows, (k, device) = len(self._sample), (len(self.centroids_KD), first.device)
+        n_rows, (k, device) = len(self._sample), (self.centroids_KD.shape[0], first.device)
         shape = n_breaths, n_rows + k + int(self._size)
         uniform_MU = torch.empty(shape, dtype=torch.float64, device=device)
         for place, uniform_U in enumerate(uniform_MU.unbind()):
@@ -208,7 +208,7 @@ class Breathing:
             torch.cat((self.centroids_KD, *added)), PASSES_IN, generator
         )
         is_left_K = missed_most(
-            found.centroids_KD, found.mass_K, len(self.centroids_KD),
+            found.centroids_KD, found.mass_K, self.centroids_KD.shape[0],
             blurred_by=uniform_U[n_rows:] if n_refused else None,
         )  # fmt: skip
         return self._pass.after_several(
