@@ -129,16 +129,16 @@ def merged(sample: Sample, k: int) -> Sample:
     type hardly changes it. Equal rows are found by 64-bit hashes, which two different rows share by
     chance in one of 10^10 samples; one of the two is then not drawn.
     """
-    hashes_S = _row_hashes(sample.x_SD)
-    distinct, group_S = torch.unique(hashes_S, return_inverse=True)
-    mass_S = sample.weighted(torch.ones_like(group_S, dtype=torch.float64))
-    is_plain = len(distinct) == len(sample) and bool((mass_S == 1).all())
-    if len(distinct) < k or is_plain:
+    sorted_S, positions_S = _row_hashes(sample.x_SD).sort(stable=True)
+    is_first_S = torch.ones_like(sorted_S, dtype=torch.bool)
+    torch.ne(sorted_S[1:], sorted_S[:-1], out=is_first_S[1:])
+    first = positions_S[is_first_S]
+    n_distinct, weights_S = first.shape[0], sample.weights_S
+    is_plain = n_distinct == len(sample) and (weights_S is None or bool((weights_S == 1).all()))
+    if n_distinct < k or is_plain:
         return sample
-    positions_S = torch.arange(len(sample), device=group_S.device)
-    first = positions_S.new_full((len(distinct),), len(sample))
-    first.scatter_reduce_(0, group_S, positions_S, "amin")
-    mass = mass_S.new_zeros(len(distinct)).index_add_(0, group_S, mass_S)
+    mass_S = sample.weighted(torch.ones_like(sorted_S, dtype=torch.float64))[positions_S]
+    mass = mass_S.new_zeros(n_distinct).index_add_(0, is_first_S.cumsum(0) - 1, mass_S)
     order = _projections(sample.x_SD, first).argsort(stable=True)
     return Sample(sample.x_SD[first[order]], mass[order])
 
