@@ -118,29 +118,17 @@ class TilePasses:
         n_refused: int,
     ) -> Breathed:
         """See `Passes`."""
-        k, n_rows = self._checked(centroids_KD, size), self._n_rows
-        (n_breaths, width), dtype = uniform_MU.shape, self._dtype
-        for tensor, needed, n_each in (
-            (labels_B, torch.int64, n_rows),
-            (sq_distances_B, dtype, n_rows),
-            (uniform_MU, torch.float64, n_rows + k + size),
-        ):
-            if (
-                tensor.dtype != needed
-                or tensor.shape[-1] != n_each
-                or not (tensor.is_cpu and tensor.is_contiguous())
-            ):
-                raise ValueError(
-                    f"breaths take {n_each} contiguous numbers of {needed}, not {tensor.dtype} of "
-                    f"shape {tuple(tensor.shape)}"
-                )
+        k, (n_breaths, width) = self._checked(centroids_KD, size), uniform_MU.shape
+        self._check(labels_B, torch.int64, self._n_rows)
+        self._check(sq_distances_B, self._dtype, self._n_rows)
+        self._check(uniform_MU, torch.float64, self._n_rows + k + size)
         # Copies: those who brought them may still hold them.
         centroids_KD = centroids_KD.clone(memory_format=torch.contiguous_format)
         labels_B, sq_distances_B = labels_B.clone(), sq_distances_B.clone()
         gains_K = torch.empty(k, dtype=torch.float64)
         n_taken, size, n_refused, n_uncertain, is_kept = self._set.functions.breaths(
             self._set.number,
-            dtype == torch.float64,
+            self._dtype == torch.float64,
             *self._addresses,
             centroids_KD.data_ptr(),
             labels_B.data_ptr(),
@@ -148,7 +136,7 @@ class TilePasses:
             gains_K.data_ptr(),
             uniform_MU.data_ptr(),
             self._unit,
-            n_rows,
+            self._n_rows,
             self._n_features,
             k,
             *self._shares,
@@ -179,6 +167,19 @@ class TilePasses:
     def _count(self, n_uncertain: int) -> None:
         if self._rechecks and n_uncertain:
             self._n_uncertain += n_uncertain
+
+    @staticmethod
+    def _check(tensor: torch.Tensor, dtype: torch.dtype, n_each: int) -> None:
+        """Refuse a tensor beyond whose end the extension would go, or that it would misread."""
+        if (
+            tensor.dtype != dtype
+            or tensor.shape[-1] != n_each
+            or not (tensor.is_cpu and tensor.is_contiguous())
+        ):
+            raise ValueError(
+                f"breaths take {n_each} contiguous numbers of {dtype}, not {tensor.dtype} of "
+                f"shape {tuple(tensor.shape)}"
+            )
 
     def _checked(self, centroids_KD: torch.Tensor, n_added: int = 0) -> int:
         """The number of centroids.
