@@ -254,7 +254,7 @@ class StageRunner:
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while n_taken:
             before = stage.n_done
-            n_taken = stage.step_(index)
+            n_taken = self._as_first(stage, stage.step_(index))
             index += n_taken
             if n_taken:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()
@@ -264,6 +264,21 @@ class StageRunner:
                 now.cursor = Cursor("seed", number + 1)
                 now.seeding = best | {"centroids_KD": stage.centroids_KD}
             self.keeper.after_step(stage.n_done - before)
+
+    def _as_first(self, stage: Stage, n_taken: int) -> int:
+        """Bring `stage` to where process 0 is, and return what its step has returned there.
+
+        That is where all are, but on unlike processors the last bits may lead to other draws, and
+        to more steps or fewer.
+        """
+        world = self.keeper.world
+        if world.is_alike:
+            return n_taken
+        tensors, taken = stage.tensors(), torch.tensor([n_taken])
+        for tensor in (*tensors.values(), taken):
+            world.broadcast_(tensor)
+        stage.restore_(tensors)
+        return int(taken)
 
     def _better(
         self, best: dict[str, torch.Tensor], centroids_KD: torch.Tensor
