@@ -15,6 +15,7 @@ Installing streamkm builds the extension if there is a compiler. If there is non
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -81,13 +82,13 @@ class CpuKernel:
         self._set = instruction_set or instruction_sets()[0]
         self._rechecks = precision == "exact"
         panel = self._set.float64_panel if dtype == torch.float64 else self._set.float32_panel
-        n_lanes = -(-k // panel) * panel
-        self._packed = torch.empty((n_lanes, 0), dtype=dtype, device=device)
-        self._zeros_D = self._packed.new_zeros(0)
-        self._rounding_share = self._cancelling_share = 0.0
-        self._c_sq = torch.empty(n_lanes, dtype=dtype, device=device)
-        self._order = torch.empty(batch_rows, dtype=torch.int32, device=device)
+        self._c_sq = torch.empty(-(-k // panel) * panel, dtype=dtype, device=device)
+        self._n_features, self._batch_rows = 0, batch_rows
         self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
+
+    @cached_property
+    def _order(self) -> torch.Tensor:
+        return self._c_sq.new_empty(self._batch_rows, dtype=torch.int32)
 
     @classmethod
     def check(cls, _device: torch.device) -> None:
@@ -270,11 +271,12 @@ class CpuKernel:
 
     def _make_room(self, n_features: int) -> None:
         """Make room for centroids of `n_features` as packed."""
-        if self._packed.shape[1] != n_features:
-            self._packed = self._packed.new_empty((len(self._packed), n_features))
-            self._zeros_D = self._packed.new_zeros(n_features)
-            self._rounding_share = rounding_share(self._packed.dtype, n_features)
-            self._cancelling_share = 2 * cancelling_share(self._packed.dtype, n_features)
+        if self._n_features != n_features:
+            dtype, self._n_features = self._c_sq.dtype, n_features
+            self._packed = self._c_sq.new_empty((self._c_sq.shape[0], n_features))
+            self._zeros_D = self._c_sq.new_zeros(n_features)
+            self._rounding_share = rounding_share(dtype, n_features)
+            self._cancelling_share = 2 * cancelling_share(dtype, n_features)
 
     def _check(
         self,
@@ -290,7 +292,7 @@ class CpuKernel:
         # Not by len() and device.type, which take five times as long: small batches feel it.
         n_window, n_features = x_BD.shape
         n_rows = n_window if positions_B is None else positions_B.shape[0]
-        most_rows = self._order.shape[0] if is_batch else n_rows
+        most_rows = self._batch_rows if is_batch else n_rows
         if n_rows > most_rows or of_rows_B.shape[0] != n_rows:
             raise ValueError(
                 f"a batch has at most {most_rows} rows here, and as many labels and norms: "

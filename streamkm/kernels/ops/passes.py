@@ -71,11 +71,11 @@ class TilePasses:
         n_rows, n_features, dtype = self._n_rows, self._n_features, self._dtype
         k = self._checked(centroids_KD)
         centroids_KD = centroids_KD.contiguous()
-        labels_B = torch.empty(n_rows, dtype=torch.int64)
-        sq_distances_B = torch.empty(n_rows, dtype=dtype)
-        mass_K = torch.empty(k, dtype=torch.float64)
-        gains_K = torch.empty(k, dtype=torch.float64)
-        after_KD = torch.empty((k, n_features), dtype=dtype)
+        labels_B = centroids_KD.new_empty(n_rows, dtype=torch.int64)
+        sq_distances_B = centroids_KD.new_empty(n_rows)
+        mass_K = centroids_KD.new_empty(k, dtype=torch.float64)
+        gains_K = centroids_KD.new_empty(k, dtype=torch.float64)
+        after_KD = torch.empty_like(centroids_KD)
         n_made, n_uncertain, is_full, is_worth_it = self._set.functions.passes(
             self._set.number,
             dtype == torch.float64,
@@ -125,7 +125,7 @@ class TilePasses:
         # Copies: those who brought them may still hold them.
         centroids_KD = centroids_KD.clone(memory_format=torch.contiguous_format)
         labels_B, sq_distances_B = labels_B.clone(), sq_distances_B.clone()
-        gains_K = torch.empty(k, dtype=torch.float64)
+        gains_K = centroids_KD.new_empty(k, dtype=torch.float64)
         n_taken, size, n_refused, n_uncertain, is_kept = self._set.functions.breaths(
             self._set.number,
             self._dtype == torch.float64,

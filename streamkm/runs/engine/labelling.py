@@ -135,10 +135,19 @@ class Labelling:
         self._scaling = model.scaling.on(self.device)
         request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
         self.kernel = make_kernel(execution.kernel, request)
-        self.kernel_description = describe_kernel(execution.kernel, self.kernel.name)
-        self.notes = kernel_notes(execution.kernel, self.device)
+        self._asked_kernel = execution.kernel
         self._stored = stored
         self.times = StageTimes()
+
+    @property
+    def kernel_description(self) -> str:
+        """The kernel as the log shows it."""
+        return describe_kernel(self._asked_kernel, self.kernel.name)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the log has to say of the kernel."""
+        return kernel_notes(self._asked_kernel, self.device)
 
     @property
     def most_waiting(self) -> int:
