@@ -269,11 +269,14 @@ class FitConfig:
 
 @config_class
 class ResolvedFitConfig(FitConfig):
-    """A `FitConfig` whose open settings are decided."""
+    """A `FitConfig` whose open settings are decided; only `FitConfig.resolved` makes one."""
 
     epochs: int
     batch_rows: int
     tol: float
+
+    def __post_init__(self) -> None:
+        """Check nothing: the settings were checked while they were open."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Batch:
     """Whether the rows are left where they lie, for a kernel that takes them there."""
 
     def __len__(self) -> int:
-        return len(self.x_ND if self.positions_B is None else self.positions_B)
+        return (self.x_ND if self.positions_B is None else self.positions_B).shape[0]
 
     @property
     def n_whole(self) -> int:

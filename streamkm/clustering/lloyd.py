@@ -100,7 +100,7 @@ class Lloyd:
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
         state.epoch_weights_K += weights_K
-        n_offered = len(labels_B) if self.closing else OFFERED_PER_BATCH
+        n_offered = labels_B.shape[0] if self.closing else OFFERED_PER_BATCH
         generator = step_generator(labels_B.device, self.seed, epoch, index)
         draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
         inertia = weighted_sum(batch, sq_distances_B)

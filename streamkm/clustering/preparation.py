@@ -104,11 +104,11 @@ class Preparation:
     def _dropped(self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor) -> torch.Tensor | None:
         """True for rows that cannot be used; None if it is known that there are none."""
         # Not ``>``, which is false for NaN.
-        dropped_B = ~(sq_norms_B <= MOST_SQ_NORM[sq_norms_B.dtype])
+        usable_B = sq_norms_B <= MOST_SQ_NORM[sq_norms_B.dtype]
         # On a GPU, asking whether any is dropped would make the host wait.
-        if is_host(x_BD.device) and not dropped_B.any():
+        if is_host(x_BD.device) and usable_B.all():
             return None
         if self.scaling.normalize:
             # A finite row has a direction, however long it is.
-            dropped_B = ~torch.linalg.vector_norm(x_BD, ord=torch.inf, dim=1).isfinite()
-        return dropped_B
+            usable_B = torch.linalg.vector_norm(x_BD, ord=torch.inf, dim=1).isfinite()
+        return ~usable_B

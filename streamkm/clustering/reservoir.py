@@ -32,6 +32,7 @@ __all__ = [
     "Reseeding",
     "draw_",
     "gather_reservoir_",
+    "mix",
     "reseed_",
     "step_generator",
 ]
@@ -43,16 +44,23 @@ OFFERED_PER_BATCH = 4096
 LEAST_SHARE = 1e-6
 
 
-def step_generator(device: torch.device, *entropy: int) -> torch.Generator:
-    """A generator for the draws of one step, seeded by the numbers that name the step."""
+def step_generator(device: torch.device, *entropy: int, mixed: int = 0) -> torch.Generator:
+    """A generator for the draws of one step, seeded by the numbers that name the step.
+
+    `mixed` is what `mix` has made of the first of these numbers, which steps share.
+    """
+    return torch.Generator(device).manual_seed(mix(*entropy, mixed=mixed) >> 1)
+
+
+def mix(*entropy: int, mixed: int = 0) -> int:
+    """A number of 64 bits that is another for other numbers; `mixed` is that of those before."""
     # Mixed here (splitmix64): the hashes of Python and torch may change between versions.
-    mixed = 0
     for number in entropy:
         mixed = (mixed + number + 0x9E3779B97F4A7C15) % 2**64
         mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
         mixed ^= mixed >> 31
-    return torch.Generator(device).manual_seed(mixed >> 1)
+    return mixed
 
 
 @dataclass(frozen=True)

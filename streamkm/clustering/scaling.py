@@ -13,7 +13,7 @@ of two, which changes no digit; reported figures are divided by it again.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -181,6 +181,13 @@ class Scaling:
         """Every tensor by its name."""
         return {"shift_D": self.shift_D, "factor_D": self.factor_D}
 
+    def on(self, device: torch.device) -> Scaling:
+        """The same map on `device`; the map itself if it is there."""
+        shift_D, factor_D = self.shift_D.to(device), self.factor_D.to(device)
+        if shift_D is self.shift_D and factor_D is self.factor_D:
+            return self
+        return replace(self, shift_D=shift_D, factor_D=factor_D)
+
     def transform(self, centroids_KD: torch.Tensor) -> torch.Tensor:
         """Points of the input's space in the scaled space, float64."""
         points_KD = centroids_KD.double()
@@ -211,25 +218,30 @@ def _positive(total: torch.Tensor) -> torch.Tensor:
 
 def _check_range(moments: RunningMoments, scale: str, dtype: torch.dtype) -> None:
     """Refuse values that give no centroid in float32, or no factor in `dtype`."""
-    largest_D = torch.maximum(moments.max_D.abs(), moments.min_D.abs())
-    extent_D = moments.max_D - moments.min_D
-    divisor_D = moments.variance_D.sqrt() if scale == "zscore" else extent_D
     most, least = _FLOAT32.max, _FLOAT32.tiny
     if not bool(moments.count > 0):
         return
-    feature = int(largest_D.argmax())
-    largest = float(largest_D[feature])
+    largest_D = torch.maximum(moments.max_D.abs(), moments.min_D.abs())
+    largest = float(largest_D.max())
     if largest > most or (dtype == torch.float64 and 0 < largest < least):
-        what = f"values reach {largest:.3g} (feature {feature})"
-    elif scale != "none" and bool((too_small_D := (extent_D > 0) & (divisor_D < least)).any()):
-        feature = int(too_small_D.long().argmax())
-        what = f"the values of feature {feature} differ by {float(extent_D[feature]):.3g} at most"
+        what = f"values reach {largest:.3g} (feature {int(largest_D.argmax())})"
+    elif scale != "none" and (feature := _too_even(moments, scale, least)) is not None:
+        extent = float(moments.max_D[feature] - moments.min_D[feature])
+        what = f"the values of feature {feature} differ by {extent:.3g} at most"
     else:
         return
     raise SourceError(
         f"{what}: centroids are float32, which goes from {least:.2g} to {most:.2g}; "
         "multiply the data by a power of ten first"
     )
+
+
+def _too_even(moments: RunningMoments, scale: str, least: float) -> int | None:
+    """The first feature that would be divided by less than `least`, but not by 0; None if none."""
+    extent_D = moments.max_D - moments.min_D
+    divisor_D = moments.variance_D.sqrt() if scale == "zscore" else extent_D
+    too_small_D = (extent_D > 0) & (divisor_D < least)
+    return int(too_small_D.long().argmax()) if bool(too_small_D.any()) else None
 
 
 def _unit(moments: RunningMoments, shift_D: torch.Tensor) -> float:

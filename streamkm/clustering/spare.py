@@ -54,8 +54,10 @@ def spend_spare_(state: KMeansState, *, spherical: bool) -> int:
     drawn = state.reservoir_keys_R.isfinite().nonzero().squeeze(1)
     if not len(drawn):
         return 0
-    gain_K, row_K = _gains(state, drawn, mass_K)
     loss_K, heir_K = _losses(state, len(drawn), mass_K, spherical=spherical)
+    if not (loss_K < _surely_gained(state.inertia, state)).any():
+        return 0  # As if all of the inertia were one cluster's.
+    gain_K, row_K = _gains(state, drawn, mass_K)
     pairs = choose_exchanges(gain_K.tolist(), loss_K.tolist(), heir_K.tolist())
     if pairs:
         halved, given_up = torch.tensor(pairs, device=mass_K.device).unbind(1)
@@ -70,11 +72,16 @@ def spend_spare_(state: KMeansState, *, spherical: bool) -> int:
     return len(pairs)
 
 
+def _surely_gained(costs_K: torch.Tensor, state: KMeansState) -> torch.Tensor:
+    """What halving clusters of these squared distances surely gains."""
+    return SURE_SHARE * 2 / (math.pi * state.centroids_KD.shape[1]) * costs_K
+
+
 def _gains(
     state: KMeansState, drawn: torch.Tensor, mass_K: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What halving each cluster surely gains, and the place of a drawn row to halve it by."""
-    k, n_features = state.centroids_KD.shape
+    k = state.k
     x_RD = state.reservoir_RD[drawn]
     label_R = _nearest(x_RD, state.centroids_KD)
     sq_R = (x_RD.double() - state.centroids_KD[label_R].double()).square().sum(dim=1)
@@ -87,7 +94,7 @@ def _gains(
     # On the host: a GPU would add up in no fixed order.
     inverse_K = torch.bincount(label_R.cpu(), (1 / sq_R).cpu(), minlength=k).to(mass_K.device)
     costs_K = torch.minimum(mass_K * n_K / inverse_K, n_K / max(len(drawn), 1) * rest)
-    gain_K = SURE_SHARE * 2 / (math.pi * n_features) * costs_K
+    gain_K = _surely_gained(costs_K, state)
     row_K = torch.zeros_like(n_K).scatter_reduce_(0, label_R, drawn, "amin", include_self=False)
     return gain_K.masked_fill_((n_K < LEAST_DRAWN) | (mass_K < mass_K.mean()), 0), row_K
 

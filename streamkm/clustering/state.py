@@ -115,12 +115,12 @@ class KMeansState:
     @property
     def k(self) -> int:
         """Number of clusters."""
-        return len(self.centroids_KD)
+        return self.centroids_KD.shape[0]
 
     @property
     def is_weighted(self) -> bool:
         """Whether rows have weights."""
-        return len(self.weights_K) > 0
+        return self.weights_K.shape[0] > 0
 
     @property
     def whole_mass_K(self) -> torch.Tensor:
@@ -204,7 +204,7 @@ def initial_state(
     device = centroids_KD.device
 
     def scalar(value: float) -> torch.Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=device)
+        return torch.full((), value, dtype=torch.float64, device=device)
 
     def integer() -> torch.Tensor:
         return torch.zeros((), dtype=torch.int64, device=device)

@@ -177,6 +177,7 @@ def open_rows(estimator: BaseEstimator, X: Any, *, reset: bool) -> Iterator[Inpu
             accept_sparse="csr",
             dtype=KEPT_DTYPES,
             ensure_all_finite=False,
+            skip_check_array=_is_ready(X),
         )
         if np.ma.is_masked(X):  # which scikit-learn takes for its data
             array = np.ma.array(array, mask=X.mask)
@@ -276,8 +277,15 @@ def _is_own_device(name: str, device: torch.device) -> bool:
     return chosen.type == device.type if name == "auto" else chosen == device
 
 
+def _is_ready(X: Any) -> bool:
+    """Whether `X` is an array that scikit-learn's checks neither refuse nor change."""
+    return type(X) is np.ndarray and X.ndim == 2 and X.size > 0 and X.dtype in KEPT_DTYPES
+
+
 def _is_location(X: Any) -> bool:
     """Whether the rows of `X` may be more than fit in memory."""
+    if type(X) is np.ndarray:  # The usual case; to ask whether it follows a protocol takes long.
+        return False
     if isinstance(X, str | os.PathLike | np.memmap | Source) or is_path_list(X):
         return True
     # The caller who has a Zarr array has imported zarr: it need not be imported to find out.

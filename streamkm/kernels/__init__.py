@@ -2,10 +2,12 @@
 
 from streamkm.kernels.base import (
     Assignment,
-    Breath,
+    Breathed,
+    BreathRules,
     Kernel,
     KernelRequest,
     PassedOver,
+    Passes,
     PassKernel,
     Rows,
     TwoNearest,
@@ -43,7 +45,8 @@ from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 __all__ = [
     "LEAST_GRADE",
     "Assignment",
-    "Breath",
+    "BreathRules",
+    "Breathed",
     "FixedSums",
     "Kernel",
     "KernelRequest",
@@ -51,6 +54,7 @@ __all__ = [
     "OfferedRows",
     "PassKernel",
     "PassedOver",
+    "Passes",
     "Reservoir",
     "Rows",
     "Sums",

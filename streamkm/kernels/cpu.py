@@ -15,6 +15,7 @@ Installing streamkm builds the extension if there is a compiler. If there is non
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -22,16 +23,15 @@ import torch
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import (
     Assignment,
-    Breath,
     InPlaceAssignment,
-    PassedOver,
     Rows,
     TwoNearest,
     assign_then_add,
 )
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
-from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, can_weigh, instruction_sets
-from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_, passes_tiles_
+from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
+from streamkm.kernels.ops.passes import TilePasses
+from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
 
 if TYPE_CHECKING:
     from streamkm.kernels.base import KernelRequest
@@ -82,13 +82,13 @@ class CpuKernel:
         self._set = instruction_set or instruction_sets()[0]
         self._rechecks = precision == "exact"
         panel = self._set.float64_panel if dtype == torch.float64 else self._set.float32_panel
-        n_lanes = -(-k // panel) * panel
-        self._packed = torch.empty((n_lanes, 0), dtype=dtype, device=device)
-        self._zeros_D = self._packed.new_zeros(0)
-        self._rounding_share = self._cancelling_share = 0.0
-        self._c_sq = torch.empty(n_lanes, dtype=dtype, device=device)
-        self._order = torch.empty(batch_rows, dtype=torch.int32, device=device)
+        self._c_sq = torch.empty(-(-k // panel) * panel, dtype=dtype, device=device)
+        self._n_features, self._batch_rows = 0, batch_rows
         self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
+
+    @cached_property
+    def _order(self) -> torch.Tensor:
+        return self._c_sq.new_empty(self._batch_rows, dtype=torch.int32)
 
     @classmethod
     def check(cls, _device: torch.device) -> None:
@@ -165,7 +165,10 @@ class CpuKernel:
     ) -> tuple[Assignment, int]:
         """Labels and squared distances, and the number of dropped rows."""
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
-        self._make_room(centroids_KD)
+        k = centroids_KD.shape[0]
+        if not 0 < k <= self._c_sq.shape[0]:
+            raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
+        self._make_room(centroids_KD.shape[1])
         labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped = assign_tiles_(
             self._set,
             x_ND.contiguous(),
@@ -230,44 +233,30 @@ class CpuKernel:
             counts_K,
         )
 
-    def passes(
+    def passes_over(
         self,
         rows: Rows,
         weights_B: torch.Tensor | None,
         unit: torch.Tensor,
-        centroids_KD: torch.Tensor,
-        n_passes: int,
         *,
         spherical: bool,
-        exact: bool,
-        breath: Breath | None = None,
-    ) -> PassedOver:
-        """Passes of Lloyd's algorithm, or a breath; see `PassKernel`."""
-        x_BD, shares_B = rows.x_BD, rows.shares_B
-        n_rows, size = x_BD.shape[0], 0 if breath is None else breath.size
-        self._check(x_BD, None, centroids_KD, rows.sq_norms_B, is_batch=False)
-        if not (can_weigh(shares_B, n_rows) and can_weigh(weights_B, n_rows)):
-            raise ValueError("shares and weights must be float64, one for each row")
-        self._make_room(centroids_KD, size)
-        found, n_uncertain = passes_tiles_(
+    ) -> TilePasses:
+        """What makes passes, or breaths, over `rows`; see `PassKernel`."""
+        self._check(rows.x_BD, None, rows.x_BD, rows.sq_norms_B, is_batch=False)
+        self._make_room(rows.x_BD.shape[1])
+        return TilePasses(
             self._set,
-            Rows(x_BD.contiguous(), rows.sq_norms_B.contiguous(), shares_B),
+            rows,
             weights_B,
             float(unit),
-            centroids_KD.contiguous(),
             self._packed,
             self._c_sq,
-            n_passes,
-            breath,
+            self.n_rechecked,
             rounding_share=self._rounding_share,
             cancelling_share=self._cancelling_share,
             rechecks=self._rechecks,
             spherical=spherical,
-            exact=exact,
         )
-        if self._rechecks and n_uncertain:
-            self.n_rechecked += n_uncertain
-        return found
 
     def step(
         self,
@@ -280,16 +269,14 @@ class CpuKernel:
         """Assign rows and add them up; see `Kernel`."""
         return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
 
-    def _make_room(self, centroids_KD: torch.Tensor, n_added: int = 0) -> None:
-        """Refuse more centroids than the kernel was made for; make room for theirs as packed."""
-        k, n_features = centroids_KD.shape[0] + n_added, centroids_KD.shape[1]
-        if not 0 < k <= self._c_sq.shape[0]:
-            raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
-        if self._packed.shape[1] != n_features:
-            self._packed = self._packed.new_empty((len(self._packed), n_features))
-            self._zeros_D = self._packed.new_zeros(n_features)
-            self._rounding_share = rounding_share(self._packed.dtype, n_features)
-            self._cancelling_share = 2 * cancelling_share(self._packed.dtype, n_features)
+    def _make_room(self, n_features: int) -> None:
+        """Make room for centroids of `n_features` as packed."""
+        if self._n_features != n_features:
+            dtype, self._n_features = self._c_sq.dtype, n_features
+            self._packed = self._c_sq.new_empty((self._c_sq.shape[0], n_features))
+            self._zeros_D = self._c_sq.new_zeros(n_features)
+            self._rounding_share = rounding_share(dtype, n_features)
+            self._cancelling_share = 2 * cancelling_share(dtype, n_features)
 
     def _check(
         self,
@@ -305,7 +292,7 @@ class CpuKernel:
         # Not by len() and device.type, which take five times as long: small batches feel it.
         n_window, n_features = x_BD.shape
         n_rows = n_window if positions_B is None else positions_B.shape[0]
-        most_rows = self._order.shape[0] if is_batch else n_rows
+        most_rows = self._batch_rows if is_batch else n_rows
         if n_rows > most_rows or of_rows_B.shape[0] != n_rows:
             raise ValueError(
                 f"a batch has at most {most_rows} rows here, and as many labels and norms: "

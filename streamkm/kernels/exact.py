@@ -13,6 +13,7 @@ beside the squared lengths. If rounding may have changed it by more than a part 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -49,6 +50,7 @@ def rounding_bound(
     return bound_B
 
 
+@lru_cache(maxsize=16)
 def rounding_share(dtype: torch.dtype, n_features: int) -> float:
     """`rounding_bound` as a share of ``(|x| + |c|)^2``."""
     return (SIGMAS * math.sqrt(n_features) + 3) * torch.finfo(dtype).eps / 2

@@ -52,6 +52,8 @@ def make_kernel(name: str, request: KernelRequest) -> Kernel:
 
 
 def _runs(name: str, device: torch.device) -> bool:
+    if device.type not in KERNELS[name].devices:
+        return False
     try:
         _check(name, device)
     except DeviceError:

@@ -317,6 +317,8 @@ class ReadingPlan:
         """Index of the window that holds `batch`; at the epoch's end the number of windows."""
         if not 0 <= batch <= first_batches[-1]:
             raise ValueError(f"batch {batch} is not one of the epoch's {first_batches[-1]}")
+        if batch == 0:
+            return 0
         return int(np.searchsorted(first_batches, batch, side="right")) - 1
 
     def block(self, index: int) -> RowRange:

@@ -9,10 +9,12 @@ from functools import partial
 import pytest
 import torch
 
-from streamkm.clustering.assignment import nearest_and_sums
-from streamkm.clustering.batch import Batch
 from streamkm.errors import DeviceError
-from streamkm.kernels import Breath, Rows, cpu, means_of, resolve_kernel, sq_distances_to
+from streamkm.kernels import (
+    cpu,
+    resolve_kernel,
+    sq_distances_to,
+)
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.ops.gather import gather
@@ -286,86 +288,3 @@ def test_refuses_positions_outside_the_window(make) -> None:
     with pytest.raises(ValueError, match="not 0"):
         kernel.assign_in_place(window_ND[:2], None, centroids_KD[:0], most_sq_norm=MOST, exact=True)
     assert not sums_KD.any()
-
-
-# ---- whole passes -----------------------------------------------------------
-
-
-# Breaks when passes in one call differ from the operations that they stand for, go on past an
-# empty cluster, or depend on the threads.
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("spherical", [False, True])
-def test_passes_have_the_bits_of_their_operations(rng, dtype, weighted, spherical) -> None:
-    rows = torch.as_tensor(rng.normal(size=(4000, 7))).to(dtype)
-    weights = torch.as_tensor(rng.integers(0, 3, size=4000)).double() if weighted else None
-    batch = Batch(rows, torch.linalg.vector_norm(rows, dim=1).square_(), None, weights_B=weights)
-    shares, unit = batch.shares
-    kernel, centroids = CpuKernel(4000, 50, dtype, CPU), rows[:50].clone()
-    found = [
-        kernel.passes(
-            Rows(rows, batch.sq_norms_B, shares), weights, unit, centroids, 3,
-            spherical=spherical, exact=exact,
-        )
-        for exact in (True, False)
-    ]  # fmt: skip
-
-    def one_pass(before: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        assignment, sums = nearest_and_sums(kernel, batch, before, spherical=False, exact=True)
-        mass = sums.weights_K if weighted else sums.counts_K.double()
-        return *assignment, mass, *means_of(sums.sums.wide(), mass, before, spherical=spherical)
-
-    before = one_pass(one_pass(centroids)[3])[3]
-    labels, distances, mass, after, gain = one_pass(before)
-    screened = kernel.assign(rows, batch.sq_norms_B, before).sq_distances_B
-    for each in found:
-        assert each.n_made == 3
-        assert each.is_full
-        assert torch.equal(each.labels_B, labels)
-        assert torch.equal(each.mass_K, mass)
-        assert torch.equal(each.after_KD, after)
-        assert torch.equal(each.gains_K.sum(), gain)
-    assert torch.equal(found[0].sq_distances_B, distances.to(dtype))
-    assert torch.equal(found[1].sq_distances_B, screened)
-
-
-def test_passes_stop_at_an_empty_cluster() -> None:
-    rows = torch.tensor([[0.0], [1.0], [8.0]])
-    kernel = CpuKernel(2, 3, torch.float32, CPU)  # Passes need no room for a batch.
-    found = kernel.passes(
-        Rows(rows, rows[:, 0].square()), None, torch.ones(()).double(),
-        torch.tensor([[0.0], [9.0], [99.0]]), 5, spherical=False, exact=True,
-    )  # fmt: skip
-    assert (found.n_made, found.is_full) == (1, False)
-    assert found.mass_K.tolist() == [2, 1, 0]
-    assert found.after_KD.flatten().tolist() == [0.5, 8, 99]
-    assert not ReferenceKernel(2, 3, torch.float32, CPU).whole_passes
-
-
-# Breaks when tensors are passed on unchecked: the extension would read beyond their ends.
-def test_a_breath_refuses_tensors_that_are_too_short() -> None:
-    rows, kernel = torch.rand(20, 2), CpuKernel(20, 4, torch.float32, CPU)
-    right = Breath(
-        1, 2, torch.zeros(20, dtype=torch.int64), torch.rand(20), torch.rand(20).double(),
-        torch.rand(4).double(), 1, 3, 1.0, 2.0, 0.25,
-    )  # fmt: skip
-
-    def breathe(breath: Breath, shares: torch.Tensor | None = None) -> None:
-        kernel.passes(
-            Rows(rows, rows.square().sum(dim=1), shares), None, torch.ones(()).double(), rows[:3],
-            2, spherical=False, exact=True, breath=breath,
-        )  # fmt: skip
-
-    breathe(right)
-    for wrong in (
-        right._replace(labels_B=torch.zeros(19, dtype=torch.int64)),
-        right._replace(sq_distances_B=torch.rand(20).double()),
-        right._replace(uniform_B=torch.rand(40).double()[::2]),
-        right._replace(uniform_K=torch.rand(3).double()),
-    ):
-        with pytest.raises(ValueError, match="a breath takes"):
-            breathe(wrong)
-    with pytest.raises(ValueError, match="made for"):
-        breathe(right._replace(size=30, uniform_K=None))
-    with pytest.raises(ValueError, match="one for each row"):
-        breathe(right, torch.ones(19).double())

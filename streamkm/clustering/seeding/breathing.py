@@ -19,7 +19,6 @@ of the one missed least (Franti 2018), which takes several times the passes.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +33,7 @@ from streamkm.clustering.seeding.plan import (
 from streamkm.clustering.seeding.sample import Draws, Sample, distinct_by
 from streamkm.clustering.seeding.sample_lloyd import SamplePass
 from streamkm.clustering.seeding.shares import ALL_HERE
-from streamkm.kernels import Breath, mass_by_label, normalized, sq_distances_to
+from streamkm.kernels import BreathRules, mass_by_label, normalized, sq_distances_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,7 +94,12 @@ class Breathing:
         self._sq_distances_S = torch.empty_like(sample.sq_norms_S)
         self._label_S = torch.empty(len(sample), dtype=torch.int64, device=centroids_KD.device)
         self.cost = torch.full((), torch.inf, dtype=torch.float64, device=centroids_KD.device)
-        self._size = torch.tensor(breath_size(len(centroids_KD)))
+        k = len(centroids_KD)
+        self._rules = BreathRules(
+            PASSES_IN, PASSES_OUT, around_step(len(sample), k), rows_around(len(sample), k),
+            SLACK, SETTLED, TRIED, BLUR, LEAST_GAIN, SHRUNK, PATIENCE,
+        )  # fmt: skip
+        self._size = torch.tensor(breath_size(k))
         self._n_refused = torch.tensor(0)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -115,33 +119,57 @@ class Breathing:
         self._sq_distances_S, self._label_S = tensors["sq_distances_S"], tensors["label_S"]
         self._size, self._n_refused = tensors["size"], tensors["n_refused"]
 
-    def step_(self, index: int) -> bool:
-        """Take a breath, and return whether another may follow."""
-        k, device = self.centroids_KD.shape[0], self.centroids_KD.device
-        generator = self._draws.generator(device, index)
+    def step_(self, index: int) -> int:
+        """Take a breath, or several in one call; return how many if another may follow, else 0."""
+        generator = self._draws.generator(self.centroids_KD.device, index)
         if index == 0:
             self._keep_if_better_(self._pass.after(self.centroids_KD, generator, exact=True))
-        size, n_refused = int(self._size), int(self._n_refused)
-        # Drawn first: a breath in one call cannot draw.
-        uniform = partial(torch.rand, dtype=torch.float64, device=device, generator=generator)
-        uniform_S = uniform(self._sq_distances_S.shape[0])
-        uniform_K = uniform(k + size) if n_refused else None
-        breath = Breath(
-            size, PASSES_IN, self._label_S, self._sq_distances_S, uniform_S, uniform_K,
-            around_step(len(self._sample), k), rows_around(len(self._sample), k),
-            SLACK, SETTLED if n_refused == TRIED else 0.0, BLUR,
+        most = self._pass.most_breaths(self.centroids_KD.shape[0] + int(self._size))
+        # A few first: if centroids are settled, these are all.
+        n_breaths = min(max(TRIED + 1, 2 * index), self.n_units - index, max(most, 1))
+        uniform_MU = self._drawn(index, n_breaths, generator)
+        n_taken = self._in_one_call_(uniform_MU) if most else 0
+        goes_on = int(self._n_refused) < PATIENCE
+        if goes_on and n_taken < n_breaths:
+            if n_taken:
+                generator = self._draws.generator(generator.device, index + n_taken)
+                uniform_MU = self._drawn(index + n_taken, 1, generator)
+            goes_on = self._in_steps_(uniform_MU[0], generator)
+            n_taken += 1
+        self.n_done = index + n_taken
+        return n_taken if goes_on and self.n_done < self.n_units else 0
+
+    def _drawn(self, index: int, n_breaths: int, first: torch.Generator) -> torch.Tensor:
+        """Numbers from 0 to 1 for breaths from number `index` on, each by its own generator.
+
+        The first breath leaves its generator, `first`, where it is after what it needs: in steps it
+        draws more.
+        """
+        n_rows, (k, device) = len(self._sample), (self.centroids_KD.shape[0], first.device)
+        shape = n_breaths, n_rows + k + int(self._size)
+        uniform_MU = torch.empty(shape, dtype=torch.float64, device=device)
+        for place, uniform_U in enumerate(uniform_MU.unbind()):
+            if place:
+                uniform_U.uniform_(generator=self._draws.generator(device, index + place))
+                continue
+            uniform_U[:n_rows].uniform_(generator=first)
+            if self._n_refused:
+                uniform_U[n_rows:].uniform_(generator=first)
+        return uniform_MU
+
+    def _in_one_call_(self, uniform_MU: torch.Tensor) -> int:
+        """Take breaths in one call, and return how many were taken."""
+        found = self._pass.breathe(
+            self.centroids_KD, self._label_S, self._sq_distances_S, float(self.cost), uniform_MU,
+            self._rules, size=int(self._size), n_refused=int(self._n_refused),
         )  # fmt: skip
-        found = self._pass.after_breath(self.centroids_KD, breath, PASSES_OUT)
-        found = found or self._in_steps(breath, generator)
-        self.n_done = index + 1
-        if found is None:
-            return False
-        if self._keep_if_better_(found):
-            self._n_refused = torch.zeros_like(self._n_refused)
-        else:
-            self._n_refused = self._n_refused + 1
-            self._size = torch.tensor(max(int(SHRUNK * size), 1))
-        return self.n_done < self.n_units and int(self._n_refused) < PATIENCE
+        if found.n_taken:
+            self._size, self._n_refused = torch.tensor(found.size), torch.tensor(found.n_refused)
+        if found.is_kept:
+            self.centroids_KD, self._label_S = found.centroids_KD, found.labels_B
+            self._sq_distances_S = found.sq_distances_B
+            self.cost = self._sample.total(found.sq_distances_B) - found.gains_K.sum()
+        return found.n_taken
 
     def _keep_if_better_(self, found: Moved) -> bool:
         """Keep what passes found if it costs less."""
@@ -151,22 +179,37 @@ class Breathing:
         self._sq_distances_S, self._label_S = found.sq_distances_S, found.label_S
         return True
 
-    def _in_steps(self, breath: Breath, generator: torch.Generator) -> Moved | None:
+    def _in_steps_(self, uniform_U: torch.Tensor, generator: torch.Generator) -> bool:
+        """Take a breath step by step, and return whether another may follow."""
+        size, n_refused = int(self._size), int(self._n_refused)
+        found = self._breath(size, n_refused, uniform_U, generator)
+        if found is None:
+            return False
+        if self._keep_if_better_(found):
+            self._n_refused = torch.tensor(0)
+            return True
+        self._n_refused = torch.tensor(n_refused + 1)
+        self._size = torch.tensor(max(int(SHRUNK * size), 1))
+        return n_refused + 1 < PATIENCE
+
+    def _breath(
+        self, size: int, n_refused: int, uniform_U: torch.Tensor, generator: torch.Generator
+    ) -> Moved | None:
         """What the last pass of a breath found; None if no breath can lower the cost."""
-        if breath.settled and self._is_settled(breath.settled):
+        if n_refused == TRIED and self._is_settled(SETTLED):
             return None
-        weights_S = self._sample.weighted(self._sq_distances_S)
-        size = min(breath.size, int((weights_S > 0).sum()))
+        n_rows, weights_S = len(self._sample), self._sample.weighted(self._sq_distances_S)
+        size = min(size, int((weights_S > 0).sum()))
         if size == 0:
             return None
-        drawn = distinct_by(breath.uniform_B, weights_S, size)
-        added = [self._mean_around(row, breath) for row in drawn]
+        drawn = distinct_by(uniform_U[:n_rows], weights_S, size)
+        added = [self._mean_around(row) for row in drawn]
         found = self._pass.after_several(
-            torch.cat((self.centroids_KD, *added)), breath.n_passes, generator
+            torch.cat((self.centroids_KD, *added)), PASSES_IN, generator
         )
         is_left_K = missed_most(
             found.centroids_KD, found.mass_K, self.centroids_KD.shape[0],
-            blurred_by=breath.uniform_K,
+            blurred_by=uniform_U[n_rows:] if n_refused else None,
         )  # fmt: skip
         return self._pass.after_several(
             found.centroids_KD[is_left_K], PASSES_OUT, generator, exact=True
@@ -184,20 +227,20 @@ class Breathing:
         costs_K, _ = cheapest_mergers(self.centroids_KD, mass_K)
         return bool(costs_K.min() > times * within_K.max())
 
-    def _mean_around(self, row: torch.Tensor, breath: Breath) -> torch.Tensor:
+    def _mean_around(self, row: torch.Tensor) -> torch.Tensor:
         """Mean of a row and its `rows_around` nearest rows, (1, D).
 
         These are of its cluster, half of it at most; rows as near as the last of them count too.
         """
         sample, row = self._sample, row.view(1)
         members = (self._label_S == self._label_S.index_select(0, row)).nonzero().squeeze(1)
-        members, own_LD = members[:: breath.step], sample.x_SD.index_select(0, row)
+        members, own_LD = members[:: self._rules.step], sample.x_SD.index_select(0, row)
         distances_M = sq_distances_to(
             sample.x_SD.index_select(0, members), torch.zeros_like(members), own_LD
         )
-        n_near = min(breath.most_around, (members.shape[0] + 1) // 2)
+        n_near = min(self._rules.most_around, (members.shape[0] + 1) // 2)
         limit = distances_M.topk(n_near, largest=False, sorted=False).values.amax()
-        near_N = torch.cat((row, members[distances_M <= limit * breath.slack]))
+        near_N = torch.cat((row, members[distances_M <= limit * SLACK]))
         weights_N1 = torch.ones((len(near_N), 1), dtype=torch.float64, device=row.device)
         if sample.weights_S is not None:
             weights_N1 = sample.weights_S.index_select(0, near_N)[:, None]

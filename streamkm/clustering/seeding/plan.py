@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from streamkm.clustering.seeding.tree_plan import TreePlan, plan_tree
 
@@ -141,6 +142,7 @@ class SeedingPlan:
         return seedings + (sum(found) / k if self.candidate_rows else 0.0)
 
 
+@lru_cache(maxsize=16)
 def plan_seeding(
     n_rows: int, n_features: int, k: int, init: str, n_init: int, epochs: int = 1
 ) -> SeedingPlan:

@@ -9,12 +9,12 @@ stage that was saved between two steps goes on with the same bits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from streamkm.clustering.reservoir import step_generator
+from streamkm.clustering.reservoir import mix, step_generator
 from streamkm.kernels import drawn_by, sq_distances_between
 
 if TYPE_CHECKING:
@@ -50,7 +50,11 @@ class Draws:
 
     def generator(self, device: torch.device, step: int) -> torch.Generator:
         """The generator of one step."""
-        return step_generator(device, self.seed, self.kind, self.number, step)
+        return step_generator(device, step, mixed=self._mixed)
+
+    @cached_property
+    def _mixed(self) -> int:
+        return mix(self.seed, self.kind, self.number)
 
 
 @dataclass(frozen=True)
@@ -125,25 +129,23 @@ def merged(sample: Sample, k: int) -> Sample:
     type hardly changes it. Equal rows are found by 64-bit hashes, which two different rows share by
     chance in one of 10^10 samples; one of the two is then not drawn.
     """
-    hashes_S = _row_hashes(sample.x_SD)
-    distinct, group_S = torch.unique(hashes_S, return_inverse=True)
-    mass_S = sample.weighted(torch.ones_like(group_S, dtype=torch.float64))
-    is_plain = len(distinct) == len(sample) and bool((mass_S == 1).all())
-    if len(distinct) < k or is_plain:
+    sorted_S, positions_S = _row_hashes(sample.x_SD).sort(stable=True)
+    is_first_S = torch.ones_like(sorted_S, dtype=torch.bool)
+    torch.ne(sorted_S[1:], sorted_S[:-1], out=is_first_S[1:])
+    first = positions_S[is_first_S]
+    n_distinct, weights_S = first.shape[0], sample.weights_S
+    is_plain = n_distinct == len(sample) and (weights_S is None or bool((weights_S == 1).all()))
+    if n_distinct < k or is_plain:
         return sample
-    positions_S = torch.arange(len(sample), device=group_S.device)
-    first = positions_S.new_full((len(distinct),), len(sample))
-    first.scatter_reduce_(0, group_S, positions_S, "amin")
-    mass = mass_S.new_zeros(len(distinct)).index_add_(0, group_S, mass_S)
+    mass_S = sample.weighted(torch.ones_like(sorted_S, dtype=torch.float64))[positions_S]
+    mass = mass_S.new_zeros(n_distinct).index_add_(0, is_first_S.cumsum(0) - 1, mass_S)
     order = _projections(sample.x_SD, first).argsort(stable=True)
     return Sample(sample.x_SD[first[order]], mass[order])
 
 
 def _projections(x_SD: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """The inner products of chosen rows with one direction, float64, a few rows at a time."""
-    generator = torch.Generator().manual_seed(0)
-    direction_D = torch.randn(x_SD.shape[1], dtype=torch.float64, generator=generator)
-    direction_D = direction_D.to(x_SD.device)
+    direction_D = _direction(x_SD.shape[1]).to(x_SD.device)
     parts = chosen.split(max(HASHED_ELEMENTS // x_SD.shape[1], 1))
     return torch.cat([(x_SD[part].double() * direction_D).sum(dim=1) for part in parts])
 
@@ -151,10 +153,7 @@ def _projections(x_SD: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 def _row_hashes(x_SD: torch.Tensor) -> torch.Tensor:
     """A hash of each row, int64: sums of whole numbers, which no order of adding changes."""
     kind = torch.int64 if x_SD.dtype == torch.float64 else torch.int32
-    generator = torch.Generator().manual_seed(0)
-    limits = torch.iinfo(torch.int64)
-    odd_D = torch.randint(limits.min, limits.max, (x_SD.shape[1],), generator=generator) | 1
-    odd_D = odd_D.to(x_SD.device)
+    odd_D = _odd_numbers(x_SD.shape[1]).to(x_SD.device)
     hashes_S = torch.empty(len(x_SD), dtype=torch.int64, device=x_SD.device)
     # A few rows at a time, since the words take several times the memory of the rows.
     rows = max(HASHED_ELEMENTS // x_SD.shape[1], 1)
@@ -165,6 +164,20 @@ def _row_hashes(x_SD: torch.Tensor) -> torch.Tensor:
         mixed_PD = (words_PD ^ ((words_PD >> 29) & (1 << 35) - 1)) * odd_D
         torch.sum(mixed_PD ^ ((mixed_PD >> 32) & (1 << 32) - 1), dim=1, out=hashes_P)
     return hashes_S
+
+
+@lru_cache(maxsize=4)
+def _direction(n_features: int) -> torch.Tensor:
+    """A direction, float64, that is the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n_features, dtype=torch.float64, generator=generator)
+
+
+@lru_cache(maxsize=4)
+def _odd_numbers(n_features: int) -> torch.Tensor:
+    """An odd number for each feature, int64, the same in every run."""
+    generator, limits = torch.Generator().manual_seed(0), torch.iinfo(torch.int64)
+    return torch.randint(limits.min, limits.max, (n_features,), generator=generator) | 1
 
 
 class Stage(Protocol):
@@ -184,8 +197,11 @@ class Stage(Protocol):
     def centroids_KD(self) -> torch.Tensor:
         """The result, after the last step."""
 
-    def step_(self, index: int) -> bool:
-        """Take step number `index`, and return whether another may follow."""
+    def step_(self, index: int) -> int:
+        """Take step number `index` and perhaps some after it.
+
+        Returns how many steps were taken if another may follow (True is one), else 0.
+        """
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that the steps so far have decided."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from streamkm.clustering.assignment import sums_by_label
 from streamkm.clustering.batch import Batch
-from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
+from streamkm.clustering.seeding.plan import PASSES_IN, PASSES_OUT, SCORE_PRODUCTS
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
 from streamkm.clustering.seeding.shares import ALL_HERE
 from streamkm.kernels import Rows, mass_by_label, means_of
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamkm.clustering.seeding.shares import Shares
-    from streamkm.kernels import Breath, Kernel, PassedOver, PassKernel
+    from streamkm.kernels import Breathed, BreathRules, Kernel, PassedOver, Passes
 
 __all__ = ["Moved", "SampleLloyd", "SamplePass"]
 
@@ -29,13 +28,15 @@ _PASSES = -4
 LEAST_GAIN = 1e-4
 #: Products of two numbers of a pass in one call, at most: in a longer one a signal would wait.
 MOST_PRODUCTS = 1 << 30
+#: The same of several passes or breaths in one call: some milliseconds. Those that take longer
+#: one by one cost Python nothing.
+SEVERAL_PRODUCTS = 1 << 26
 #: Products of two numbers that the cheapest mergers take, at most, for a breath in one call: it
 #: compares centroids one by one, where torch takes a matrix product.
 FEW_PRODUCTS = 1 << 20
 
 
-@dataclass(frozen=True)
-class Moved:
+class Moved(NamedTuple):
     """What one pass over a sample found, and the centroids after it."""
 
     centroids_KD: torch.Tensor
@@ -67,7 +68,7 @@ class SamplePass:
     ) -> None:
         self._shares = shares
         self._sample, self._kernel, self._spherical, self._pause = sample, kernel, spherical, pause
-        self._all, self._batch_rows = self._batch(slice(None)), batch_rows
+        self._batch_rows = batch_rows
 
     @cached_property
     def _batches(self) -> list[Batch]:
@@ -97,42 +98,95 @@ class SamplePass:
         exact: bool = False,
     ) -> Moved:
         """Make `n_passes` passes, and return what the last one found; see `after`."""
-        kernel = self._kernel_for(centroids_KD.shape[0])
+        in_one_call = self._in_one_call(centroids_KD.shape[0])
         while True:
-            if kernel is None:
+            if in_one_call is None:
                 found, n_made = self._one(centroids_KD, exact=exact and n_passes == 1), 1
                 is_full = not bool((found.mass_K == 0).any())
             else:
-                passed = self._at_once(kernel, centroids_KD, n_passes, exact=exact)
+                passed = in_one_call.make(centroids_KD, n_passes, exact=exact)
                 found, n_made, is_full = self._moved(passed), passed.n_made, passed.is_full
+                self._pause()
             n_passes -= n_made
             if not is_full:
-                weights_S = self._sample.weighted(found.sq_distances_S)
-                self._fill_(found.centroids_KD, found.mass_K == 0, weights_S, generator)
+                self._fill_(found, generator)
             if n_passes == 0:
                 return found
             centroids_KD = found.centroids_KD
 
-    def after_breath(
-        self, centroids_KD: torch.Tensor, breath: Breath, n_passes: int
-    ) -> Moved | None:
-        """What the last of `n_passes` after a breath found, with exact distances.
+    def while_worth_it(
+        self,
+        centroids_KD: torch.Tensor,
+        cost_before: torch.Tensor,
+        n_passes: int,
+        generator_of: Callable[[int], torch.Generator],
+    ) -> tuple[Moved, int, bool]:
+        """Make `n_passes` passes, or fewer: some in one call, or one.
 
-        None if the breath must be taken step by step: the kernel knows none, it would not gain, or
-        a cluster was left without a row.
+        Returns what the last pass found, their number, and whether it gained enough for another:
+        more than `LEAST_GAIN`. `generator_of` is given the number of a pass.
         """
-        n_now, n_features = centroids_KD.shape[0] + breath.size, centroids_KD.shape[1]
-        kernel = self._kernel_for(n_now)
-        if kernel is None or self._spherical or n_now * n_now * n_features > FEW_PRODUCTS:
-            return None
-        found = self._at_once(kernel, centroids_KD, n_passes, exact=True, breath=breath)
-        return self._moved(found) if found.n_made == n_passes and found.is_full else None
+        in_one_call = self._in_one_call(centroids_KD.shape[0])
+        if in_one_call is None:
+            found = self.after(centroids_KD, generator_of(0))
+            return found, 1, bool(cost_before - found.cost > LEAST_GAIN * found.cost)
+        passed = in_one_call.make(
+            centroids_KD, min(n_passes, self._most_passes(centroids_KD.shape[0])), exact=False,
+            cost_before=float(cost_before), least_share=LEAST_GAIN,
+        )  # fmt: skip
+        self._pause()
+        found = self._moved(passed)
+        if not passed.is_full:
+            self._fill_(found, generator_of(passed.n_made - 1))
+        return found, passed.n_made, passed.is_worth_it
 
-    def _kernel_for(self, k: int) -> PassKernel | None:
-        """The kernel for passes in one call, where one is short enough to wait for its end."""
+    def _most_passes(self, k: int) -> int:
+        """Passes with `k` centroids, at most, that are made in one call."""
+        n_rows, n_features = self._sample.x_SD.shape
+        return max(SEVERAL_PRODUCTS // (n_rows * k * (n_features + SCORE_PRODUCTS)), 1)
+
+    def most_breaths(self, n_now: int) -> int:
+        """Breaths, at most, that may be taken in one call; `n_now` are centroids with those added.
+
+        0 if breaths must be taken step by step.
+        """
+        compared = n_now * n_now * self._sample.x_SD.shape[1]
+        if self._spherical or compared > FEW_PRODUCTS or self._in_one_call(n_now) is None:
+            return 0
+        return max(self._most_passes(n_now) // (PASSES_IN + PASSES_OUT), 1)
+
+    def breathe(
+        self, centroids_KD: torch.Tensor, labels_S: torch.Tensor, sq_distances_S: torch.Tensor,
+        cost: float, uniform_MU: torch.Tensor, rules: BreathRules, *, size: int, n_refused: int,
+    ) -> Breathed:  # fmt: skip
+        """Take as many breaths as there are `uniform_MU`, or fewer: see `Passes`.
+
+        No more than `most_breaths`.
+        """
+        assert self._passes is not None
+        found = self._passes.breathe(
+            centroids_KD, labels_S, sq_distances_S, cost, uniform_MU, rules,
+            size=size, n_refused=n_refused,
+        )  # fmt: skip
+        self._pause()
+        return found
+
+    def _in_one_call(self, k: int) -> Passes | None:
+        """What makes passes in one call, where one is short enough to wait for its end."""
         n_rows, n_features = self._sample.x_SD.shape
         is_short = n_rows * k * (n_features + SCORE_PRODUCTS) <= MOST_PRODUCTS
-        return self._kernel.whole_passes if is_short else None
+        return self._passes if is_short else None
+
+    @cached_property
+    def _passes(self) -> Passes | None:
+        if self._kernel.whole_passes is None:
+            return None
+        batch = self._batch(slice(None))
+        shares_B, unit = batch.shares
+        rows = Rows(batch.x_BD, batch.sq_norms_B, shares_B)
+        return self._kernel.whole_passes.passes_over(
+            rows, batch.weights_B, unit, spherical=self._spherical
+        )
 
     def _one(self, centroids_KD: torch.Tensor, *, exact: bool) -> Moved:
         """One pass, batch by batch; clusters without a row stay."""
@@ -153,24 +207,6 @@ class SamplePass:
         cost = sample.total(sq_distances_S)
         return Moved(after_KD, mass_K, label_S, sq_distances_S, cost, cost - gain)
 
-    def _at_once(
-        self,
-        kernel: PassKernel,
-        centroids_KD: torch.Tensor,
-        n_passes: int,
-        *,
-        exact: bool,
-        breath: Breath | None = None,
-    ) -> PassedOver:
-        """Passes in one call, up to the first that finds an empty cluster."""
-        batch, (shares_B, unit) = self._all, self._all.shares
-        found = kernel.passes(
-            Rows(batch.x_BD, batch.sq_norms_B, shares_B), batch.weights_B, unit,
-            centroids_KD, n_passes, spherical=self._spherical, exact=exact, breath=breath,
-        )  # fmt: skip
-        self._pause()
-        return found
-
     def _moved(self, found: PassedOver) -> Moved:
         cost = self._sample.total(found.sq_distances_B)
         cost_after = cost - found.gains_K.sum()
@@ -178,19 +214,14 @@ class SamplePass:
             found.after_KD, found.mass_K, found.labels_B, found.sq_distances_B, cost, cost_after
         )
 
-    def _fill_(
-        self,
-        centroids_KD: torch.Tensor,
-        empty_K: torch.Tensor,
-        weights_S: torch.Tensor,
-        generator: torch.Generator,
-    ) -> None:
+    def _fill_(self, found: Moved, generator: torch.Generator) -> None:
         """Put empty clusters on rows drawn by squared distance, as far as such rows go."""
-        places = empty_K.nonzero().squeeze(1)
+        places = (found.mass_K == 0).nonzero().squeeze(1)
+        weights_S = self._sample.weighted(found.sq_distances_S)
         n_useful = min(len(places), int((weights_S > 0).sum()))
         if n_useful:
             drawn = draw_distinct(weights_S, n_useful, generator)
-            centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]
+            found.centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]
 
 
 def _added(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -239,11 +270,13 @@ class SampleLloyd:
         """See `Stage`."""
         self.centroids_KD, self.cost = tensors["centroids_KD"], tensors["cost"]
 
-    def step_(self, index: int) -> bool:
-        """Make one pass, and return whether another may follow."""
-        generator = self._draws.generator(self.centroids_KD.device, index)
-        found = self._pass.after(self.centroids_KD, generator)
-        cost_before, self.cost, self.centroids_KD = self.cost, found.cost, found.centroids_KD
-        self.n_done = index + 1
-        is_worth_it = bool(cost_before - self.cost > LEAST_GAIN * self.cost)
-        return is_worth_it and self.n_done < self.n_units
+    def step_(self, index: int) -> int:
+        """Make a pass, or several in one call; return how many if another may follow, else 0."""
+        device = self.centroids_KD.device
+        found, n_made, is_worth_it = self._pass.while_worth_it(
+            self.centroids_KD, self.cost, self.n_units - index,
+            lambda place: self._draws.generator(device, index + place),
+        )  # fmt: skip
+        self.cost, self.centroids_KD = found.cost, found.centroids_KD
+        self.n_done = index + n_made
+        return n_made if is_worth_it and self.n_done < self.n_units else 0

@@ -22,10 +22,19 @@ struct PassedOver {
     int64_t n_made = 0;       // passes; 0 if a row got no label
     int64_t n_uncertain = 0;  // rows that screening left in doubt, in all passes
     bool is_full = false;     // whether every cluster has mass in the last pass
+    bool is_worth_it = true;  // whether the last pass gained enough for another
 };
 
-// Makes passes, `job.n_passes` at most, until one finds a cluster without mass. Each pass is
-// `assign`, `accumulate` and `move`.
+// The weighted sum of squared distances.
+template <class T>
+double cost_of(const T* sq_distances, const double* weights, int64_t n_rows) {
+    double cost = 0;
+    for (int64_t row = 0; row < n_rows; ++row) cost += sq_distances[row] * (weights ? weights[row] : 1.0);
+    return cost;
+}
+
+// Makes passes, `job.n_passes` at most, until one finds a cluster without mass or gains too little.
+// Each pass is `assign`, `accumulate` and `move`.
 template <class T>
 PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
     const int64_t n_rows = job.rows.n_rows, n_features = job.rows.n_features, k = job.rows.k;
@@ -39,6 +48,7 @@ PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
     rows.centroids = before.data();
     rows.uncertain = reinterpret_cast<bool*>(uncertain.data());
     PassedOver found;
+    double cost_before = job.cost_before;
     while (true) {
         found.n_uncertain += assign(functions, rows, job.rechecks, job.n_threads);
         if (!sort_by_label(rows.labels, nullptr, n_rows, k, order.data(), offsets.data())) return {};
@@ -62,7 +72,12 @@ PassedOver make_passes(const Functions<T>& functions, const PassesJob<T>& job) {
                         reinterpret_cast<const bool*>(touched.data()), job.after, sq_steps.data(),
                         job.gains, n_features, job.spherical},
              k, job.n_threads_to_move);
-        if (++found.n_made == job.n_passes || !found.is_full) break;
+        if (job.least_share >= 0) {
+            const double cost = cost_of(rows.sq_distances, job.weights, n_rows);
+            found.is_worth_it = cost_before - cost > job.least_share * cost;
+            cost_before = cost;
+        }
+        if (++found.n_made == job.n_passes || !found.is_full || !found.is_worth_it) break;
         std::copy(job.after, job.after + n_numbers, before.data());
     }
     if (job.exact && found.n_made == job.n_passes) {
@@ -319,6 +334,63 @@ PassedOver breathe(const Functions<T>& functions, const BreathJob<T>& job) {
     PassedOver found = make_passes(functions, passes);
     found.n_uncertain += first.n_uncertain;
     return found;
+}
+
+// What breaths found beside the arrays that they filled.
+struct Breathed {
+    int64_t n_taken = 0;  // fewer than asked for where the caller has to take the next one
+    int64_t size = 0, n_refused = 0;
+    int64_t n_uncertain = 0;
+    bool is_kept = false;  // whether any was kept
+};
+
+// Takes breaths; keeps those that lower the cost. `job.first.passes` says where the passes at the end
+// of a breath put what they find; gains are those of the last breath that was kept.
+template <class T>
+Breathed breathe_on(const Functions<T>& functions, const BreathsJob<T>& job) {
+    BreathJob<T> breath = job.first;
+    const PassesJob<T>& passes = job.first.passes;
+    const int64_t n_rows = passes.rows.n_rows, k = passes.rows.k;
+    std::vector<T> after(k * passes.rows.n_features), sq_distances(n_rows);
+    std::vector<int64_t> labels(n_rows);
+    std::vector<double> masses(k), gains(k);
+    breath.passes.rows.labels = labels.data();
+    breath.passes.rows.sq_distances = sq_distances.data();
+    breath.passes.rows.centroids = job.centroids;
+    breath.passes.after = after.data();
+    breath.passes.masses = masses.data();
+    breath.passes.gains = gains.data();
+    breath.labels = job.labels;
+    breath.sq_distances = job.sq_distances;
+    Breathed all;
+    all.size = breath.size;
+    all.n_refused = job.n_refused;
+    double cost = job.cost;
+    for (; all.n_taken < job.n_breaths && all.n_refused < job.patience; ++all.n_taken) {
+        const double* const uniform = job.first.uniform_of_rows + all.n_taken * job.stride;
+        breath.uniform_of_rows = uniform;
+        breath.uniform_of_clusters = all.n_refused > 0 ? uniform + n_rows : nullptr;
+        breath.settled = all.n_refused == job.tried ? job.first.settled : 0;
+        breath.size = all.size;
+        const PassedOver found = breathe(functions, breath);
+        all.n_uncertain += found.n_uncertain;
+        if (found.n_made != passes.n_passes || !found.is_full) break;
+        const double cost_after = cost_of(sq_distances.data(), passes.weights, n_rows) -
+                                  std::accumulate(gains.begin(), gains.end(), 0.0);
+        if (cost_after < (1 - job.least_share) * cost) {
+            cost = cost_after;
+            all.n_refused = 0;
+            all.is_kept = true;
+            std::copy(labels.begin(), labels.end(), job.labels);
+            std::copy(sq_distances.begin(), sq_distances.end(), job.sq_distances);
+            std::copy(after.begin(), after.end(), job.centroids);
+            std::copy(gains.begin(), gains.end(), passes.gains);
+        } else {
+            ++all.n_refused;
+            all.size = std::max<int64_t>(static_cast<int64_t>(job.shrunk * all.size), 1);
+        }
+    }
+    return all;
 }
 
 }  // namespace

@@ -182,6 +182,9 @@ struct PassesJob {
     T* after;               // k x n_features, to be filled: the centroids after it
     double* gains;          // k, to be filled: as in MoveJob
     int64_t n_passes;
+    double cost_before;     // of the centroids before those to begin from
+    double least_share;     // passes end when one lowers the cost by no more than this share of it;
+                            // below 0 they go on whatever they gain
     bool exact;             // whether distances in the last pass are sums of squared differences
     bool rechecks, spherical;
     int n_threads, n_threads_to_add, n_threads_to_move;
@@ -201,6 +204,24 @@ struct BreathJob {
     double slack;                       // times the distance of the last of these: as near as it
     double settled;                     // see `is_settled`; 0 not to ask
     double blur;                        // power of the exponential variables that costs are times
+};
+
+// Breaths, one after the other. `first` is the first of them; its labels and squared distances are
+// those of `labels` and `sq_distances`.
+template <class T>
+struct BreathsJob {
+    BreathJob<T> first;
+    int64_t n_breaths;       // at most
+    int64_t stride;          // uniform numbers of each breath: for rows, and then for clusters
+    double cost;             // of the centroids before
+    double least_share;      // of the cost, by which a breath that is kept lowers it
+    double shrunk;           // size of a breath as a share of that of one that was not kept
+    int64_t n_refused;       // breaths in a row that were not kept so far
+    int64_t tried;           // the number of these after which settled centroids end the breaths
+    int64_t patience;        // the number of these after which breaths end
+    int64_t* labels;         // n_rows, to be replaced by those of a breath that is kept
+    T* sq_distances;         // n_rows, likewise
+    T* centroids;            // k x n_features, likewise
 };
 
 // Moments of features, from rows as they are stored.

@@ -416,57 +416,94 @@ struct PassesArguments {
     unsigned long long shares, weights, masses, after, gains;
     double unit;
     long long n_passes;
+    double cost_before = 0, least_share = -1;
     int exact, spherical, n_threads_to_add, n_threads_to_move;
 };
 
-struct BreathArguments {
+struct BreathsArguments {
     PassesArguments passes;
-    unsigned long long labels, sq_distances, uniform_of_rows, uniform_of_clusters;
-    long long size, n_passes_in, step, most_around;
-    double slack, settled, blur;
+    unsigned long long labels, sq_distances, uniform;
+    long long size, n_passes_in, step, most_around, n_breaths, stride, n_refused, tried, patience;
+    double slack, settled, blur, cost, least_share, shrunk;
 };
 
 template <class T>
 PassesJob<T> job_of(const PassesArguments& given) {
     return {job_of<T>(given.rows), at<double>(given.shares), at<double>(given.weights), given.unit,
             at<double>(given.masses), at<T>(given.after), at<double>(given.gains), given.n_passes,
-            given.exact != 0, given.rows.rechecks != 0, given.spherical != 0, given.rows.n_threads,
+            given.cost_before, given.least_share, given.exact != 0, given.rows.rechecks != 0, given.spherical != 0, given.rows.n_threads,
             given.n_threads_to_add, given.n_threads_to_move};
-}
-
-// Breathes if there is a size, and only makes passes otherwise.
-template <class T>
-PassedOver breathe_from(const InstructionSet& set, const BreathArguments& given) {
-    if (given.size == 0) return make_passes(functions_of<T>(set), job_of<T>(given.passes));
-    return breathe(functions_of<T>(set),
-                   BreathJob<T>{job_of<T>(given.passes), at<int64_t>(given.labels),
-                                at<T>(given.sq_distances), at<double>(given.uniform_of_rows),
-                                at<double>(given.uniform_of_clusters), given.size,
-                                given.n_passes_in, given.step, given.most_around, given.slack,
-                                given.settled, given.blur});
 }
 
 PyObject* py_passes(PyObject*, PyObject* args) {
     int set, is_double;
-    BreathArguments given{};
-    PassesArguments& passes = given.passes;
+    PassesArguments passes{};
     AssignArguments& rows = passes.rows;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKdLLLLddpppiii|KKKKLLLLddd", &set, &is_double, &rows.x,
-                          &rows.sq_norms, &rows.centroids, &rows.packed, &rows.c_sq, &rows.labels,
-                          &rows.sq_distances, &passes.shares, &passes.weights, &passes.masses,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKdLLLLddpppiiidd", &set, &is_double, &rows.x,
+                          &rows.sq_norms, &passes.shares, &passes.weights, &rows.packed, &rows.c_sq,
+                          &rows.centroids, &rows.labels, &rows.sq_distances, &passes.masses,
                           &passes.after, &passes.gains, &passes.unit, &passes.n_passes,
                           &rows.n_rows, &rows.n_features, &rows.k, &rows.rounding, &rows.cancels,
                           &passes.exact, &rows.rechecks, &passes.spherical, &rows.n_threads,
-                          &passes.n_threads_to_add, &passes.n_threads_to_move, &given.labels,
-                          &given.sq_distances, &given.uniform_of_rows, &given.uniform_of_clusters,
-                          &given.size, &given.n_passes_in, &given.step, &given.most_around,
-                          &given.slack, &given.settled, &given.blur)) {
+                          &passes.n_threads_to_add, &passes.n_threads_to_move, &passes.cost_before,
+                          &passes.least_share)) {
         return nullptr;
     }
-    if (given.size > 0 && !are_labels(at<int64_t>(given.labels), rows.n_rows, rows.k)) {
-        return refuse_labels(rows.k);
-    }
     PassedOver found;
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        found = is_double ? make_passes(functions_of<double>(instruction_sets[set]), job_of<double>(passes))
+                          : make_passes(functions_of<float>(instruction_sets[set]), job_of<float>(passes));
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    return Py_BuildValue("LLii", static_cast<long long>(found.n_made),
+                         static_cast<long long>(found.n_uncertain), int{found.is_full},
+                         int{found.is_worth_it});
+}
+
+template <class T>
+Breathed breathe_from(const InstructionSet& set, const BreathsArguments& given) {
+    BreathJob<T> first{};
+    first.passes = job_of<T>(given.passes);
+    first.uniform_of_rows = at<double>(given.uniform);
+    first.size = given.size;
+    first.n_passes_in = given.n_passes_in;
+    first.step = given.step;
+    first.most_around = given.most_around;
+    first.slack = given.slack;
+    first.settled = given.settled;
+    first.blur = given.blur;
+    return breathe_on(functions_of<T>(set),
+                      BreathsJob<T>{first, given.n_breaths, given.stride, given.cost,
+                                    given.least_share, given.shrunk, given.n_refused, given.tried,
+                                    given.patience, at<int64_t>(given.labels),
+                                    at<T>(given.sq_distances), at<T>(given.passes.rows.centroids)});
+}
+
+PyObject* py_breaths(PyObject*, PyObject* args) {
+    int set, is_double;
+    BreathsArguments given{};
+    PassesArguments& passes = given.passes;
+    AssignArguments& rows = passes.rows;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKdLLLddpiiiLLLLdLLLLddLdddL", &set, &is_double, &rows.x,
+                          &rows.sq_norms, &passes.shares, &passes.weights, &rows.packed, &rows.c_sq,
+                          &rows.centroids, &given.labels, &given.sq_distances, &passes.gains,
+                          &given.uniform, &passes.unit, &rows.n_rows, &rows.n_features, &rows.k,
+                          &rows.rounding, &rows.cancels, &rows.rechecks, &rows.n_threads,
+                          &passes.n_threads_to_add, &passes.n_threads_to_move, &given.n_breaths,
+                          &given.stride, &given.size, &given.n_refused, &given.cost,
+                          &given.n_passes_in, &passes.n_passes, &given.step, &given.most_around,
+                          &given.slack, &given.settled, &given.tried, &given.blur,
+                          &given.least_share, &given.shrunk, &given.patience)) {
+        return nullptr;
+    }
+    passes.exact = 1;
+    if (!are_labels(at<int64_t>(given.labels), rows.n_rows, rows.k)) return refuse_labels(rows.k);
+    Breathed found;
     bool had_room = true;
     Py_BEGIN_ALLOW_THREADS;
     try {
@@ -477,8 +514,9 @@ PyObject* py_passes(PyObject*, PyObject* args) {
     }
     Py_END_ALLOW_THREADS;
     if (!had_room) return PyErr_NoMemory();
-    return Py_BuildValue("LLi", static_cast<long long>(found.n_made),
-                         static_cast<long long>(found.n_uncertain), int{found.is_full});
+    return Py_BuildValue("LLLLi", static_cast<long long>(found.n_taken),
+                         static_cast<long long>(found.size), static_cast<long long>(found.n_refused),
+                         static_cast<long long>(found.n_uncertain), int{found.is_kept});
 }
 
 struct ChooseArguments {
@@ -574,7 +612,9 @@ PyMethodDef methods[] = {
     {"moments", py_moments, METH_VARARGS, "Moments of features; see kernels/ops/moments.py."},
     {"move", py_move, METH_VARARGS, "Centroids follow the sums; see kernels/ops/move.py."},
     {"passes", py_passes, METH_VARARGS,
-     "Passes of Lloyd's algorithm, or a breath: passes made, rows in doubt, whether each cluster has mass; see kernels/ops/tiles.py."},
+     "Passes of Lloyd's algorithm: passes made, rows in doubt, whether each cluster has mass, whether another is worth it; see kernels/ops/passes.py."},
+    {"breaths", py_breaths, METH_VARARGS,
+     "Breaths: how many were taken, the size of the next, how many in a row were not kept, rows in doubt, whether any was kept; see kernels/ops/passes.py."},
     {"choose", py_choose, METH_VARARGS, "A step of greedy k-means++; see kernels/ops/choose.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,

@@ -55,7 +55,7 @@ def gather(
     """
     if isinstance(rows, slice):
         x_ND = x_ND[rows]
-    n_rows = len(x_ND) if isinstance(rows, slice) else len(rows)
+    n_rows = x_ND.shape[0] if isinstance(rows, slice) else rows.shape[0]
     is_ready = isinstance(rows, slice) and x_ND.dtype == workspace_BD.dtype and shift_D is None
     lies_ready = is_ready and not must_copy
     x_BD = x_ND if lies_ready else workspace_BD[:n_rows]
@@ -67,7 +67,7 @@ def gather(
     positions_B = None if isinstance(rows, slice) else rows.int().contiguous()
     available = instruction_sets()
     widens = workspace_BD.dtype in (torch.float32, torch.float64)
-    if x_ND.device.type == "cpu" and available and x_ND.is_contiguous() and widens:
+    if x_ND.is_cpu and available and x_ND.is_contiguous() and widens:
         return x_BD, _gather_compiled(available[0], x_ND, positions_B, x_BD, shift_D, factor_D)
     if not lies_ready:
         if positions_B is None:
@@ -105,7 +105,7 @@ def _gather_compiled(
     factor_D: torch.Tensor | None,
 ) -> torch.Tensor:
     """Fill `x_BD`, which may be `x_ND` itself, and return the squared lengths."""
-    sq_norms_B = x_BD.new_empty(len(x_BD))
+    sq_norms_B = x_BD.new_empty(x_BD.shape[0])
     instruction_set.functions.gather(
         instruction_set.number,
         x_BD.dtype == torch.float64,
@@ -116,7 +116,7 @@ def _gather_compiled(
         address(factor_D),
         x_BD.data_ptr(),
         sq_norms_B.data_ptr(),
-        len(x_ND),
+        x_ND.shape[0],
         *x_BD.shape,
         n_threads_for(x_BD.numel()),
     )

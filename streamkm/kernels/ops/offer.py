@@ -67,7 +67,7 @@ def offer_(reservoir: Reservoir, offered: OfferedRows, uniform: torch.Tensor) ->
     Rows at distance 0, to the rounding of a mean, and rows of weight 0 never enter.
     """
     chances = offered.sq_distances_B[offered.first :: offered.stride].contiguous().double()
-    if len(chances) == 0:
+    if chances.shape[0] == 0:
         return
     if _can_compile(reservoir, offered):
         _compiled_(reservoir, offered, chances, uniform)
@@ -137,17 +137,17 @@ def _in_torch_(
 def _can_compile(reservoir: Reservoir, offered: OfferedRows) -> bool:
     """Whether these may go to the extension, which checks nothing."""
     x_ND, rows_RD, positions_B = offered.x_ND, reservoir.rows_RD, offered.positions_B
-    n_rows = len(x_ND if positions_B is None else positions_B)
+    n_rows = (x_ND if positions_B is None else positions_B).shape[0]
     tensors = (x_ND, rows_RD, offered.sq_norms_B, offered.labels_B, reservoir.keys_R)
     return (
         bool(instruction_sets())
-        and all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors)
+        and all(tensor.is_cpu and tensor.is_contiguous() for tensor in tensors)
         and {x_ND.dtype, rows_RD.dtype, offered.sq_norms_B.dtype}
         in ({torch.float32}, {torch.float64})
         and offered.labels_B.dtype == torch.int64
-        and len(offered.labels_B) == len(offered.sq_norms_B) == n_rows
-        and can_weigh(offered.weights_B, len(offered.labels_B))
-        and (offered.weights_B is None) == (len(reservoir.weights_R) == 0)
+        and offered.labels_B.shape[0] == offered.sq_norms_B.shape[0] == n_rows
+        and can_weigh(offered.weights_B, n_rows)
+        and (offered.weights_B is None) == (reservoir.weights_R.shape[0] == 0)
     )
 
 
@@ -173,8 +173,8 @@ def _compiled_(
         _rounding(offered),
         offered.first,
         offered.stride,
-        len(uniform),
+        uniform.shape[0],
         *x_ND.shape,
-        len(reservoir.rows_RD),
+        reservoir.rows_RD.shape[0],
         offered.skips_zeros,
     )

@@ -1,4 +1,4 @@
-"""Assignment, accumulation, and whole passes of both, by the compiled extension for `CpuKernel`.
+"""Assignment and accumulation by the compiled extension for `CpuKernel`.
 
 There is no version in torch here: without the extension, `ReferenceKernel` does both.
 """
@@ -6,19 +6,16 @@ There is no version in torch here: without the extension, `ReferenceKernel` does
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from streamkm.kernels.base import PassedOver
 from streamkm.kernels.extension import address, n_threads_for
-from streamkm.kernels.ops.move import MOVE_PRODUCTS
 
 if TYPE_CHECKING:
-    from streamkm.kernels.base import Breath, Rows
     from streamkm.kernels.extension import InstructionSet
 
-__all__ = ["Wanted", "accumulate_tiles_", "assign_tiles_", "passes_tiles_"]
+__all__ = ["EPILOGUE_PRODUCTS", "Wanted", "accumulate_tiles_", "assign_tiles_"]
 
 #: Cost of comparing a score with the two least so far, in products.
 EPILOGUE_PRODUCTS = 16
@@ -127,102 +124,4 @@ def accumulate_tiles_(
         n_features,
         k,
         n_threads_for(n_rows * n_features),
-    )
-
-
-def passes_tiles_(
-    instruction_set: InstructionSet,
-    rows: Rows,
-    weights_B: torch.Tensor | None,
-    unit: float,
-    centroids_KD: torch.Tensor,
-    packed: torch.Tensor,
-    c_sq: torch.Tensor,
-    n_passes: int,
-    breath: Breath | None,
-    *,
-    rounding_share: float,
-    cancelling_share: float,
-    rechecks: bool,
-    spherical: bool,
-    exact: bool,
-) -> tuple[PassedOver, int]:
-    """What passes, or a breath, found (see `PassKernel`), and the number of rows in doubt."""
-    x_BD, sq_norms_B = rows.x_BD, rows.sq_norms_B
-    (n_rows, n_features), k = x_BD.shape, centroids_KD.shape[0]
-    labels_B = torch.empty(n_rows, dtype=torch.int64)
-    sq_distances_B = torch.empty_like(sq_norms_B)
-    mass_K = torch.empty(k, dtype=torch.float64)
-    gains_K = torch.empty(k, dtype=torch.float64)
-    after_KD = torch.empty_like(centroids_KD)
-    n_made, n_uncertain, is_full = instruction_set.functions.passes(
-        instruction_set.number,
-        x_BD.dtype == torch.float64,
-        x_BD.data_ptr(),
-        sq_norms_B.data_ptr(),
-        centroids_KD.data_ptr(),
-        packed.data_ptr(),
-        c_sq.data_ptr(),
-        labels_B.data_ptr(),
-        sq_distances_B.data_ptr(),
-        address(rows.shares_B),
-        address(weights_B),
-        mass_K.data_ptr(),
-        after_KD.data_ptr(),
-        gains_K.data_ptr(),
-        unit,
-        n_passes,
-        n_rows,
-        n_features,
-        k,
-        rounding_share,
-        cancelling_share,
-        exact,
-        rechecks,
-        spherical,
-        n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
-        n_threads_for(n_rows * n_features),
-        n_threads_for(k * n_features * MOVE_PRODUCTS),
-        *_arguments_of(breath, sq_norms_B, k),
-    )
-    found = PassedOver(n_made, bool(is_full), labels_B, sq_distances_B, mass_K, after_KD, gains_K)
-    return found, n_uncertain
-
-
-def _arguments_of(breath: Breath | None, sq_norms_B: torch.Tensor, k: int) -> tuple[Any, ...]:
-    """What the extension takes for a breath; nothing for passes alone.
-
-    Raises
-    ------
-    ValueError
-        If a tensor is too short, of another dtype or not contiguous.
-    """
-    if breath is None:
-        return ()
-    n_rows, uniform_K = sq_norms_B.shape[0], breath.uniform_K
-    for tensor, dtype, least in (
-        (breath.labels_B, torch.int64, n_rows),
-        (breath.sq_distances_B, sq_norms_B.dtype, n_rows),
-        (breath.uniform_B, torch.float64, n_rows),
-        (uniform_K, torch.float64, k + breath.size),
-    ):
-        if tensor is not None and not (
-            tensor.dtype == dtype and tensor.shape[0] >= least and tensor.is_contiguous()
-        ):
-            raise ValueError(
-                f"a breath takes {least} contiguous numbers of {dtype}, not {tensor.dtype} of "
-                f"shape {tuple(tensor.shape)}"
-            )
-    return (
-        breath.labels_B.data_ptr(),
-        breath.sq_distances_B.data_ptr(),
-        breath.uniform_B.data_ptr(),
-        address(uniform_K),
-        breath.size,
-        breath.n_passes,
-        breath.step,
-        breath.most_around,
-        breath.slack,
-        breath.settled,
-        breath.blur,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,6 @@ class Labelling:
                 f"{model.n_features}: they must agree; name the array that was clustered, or one "
                 "with the same features in the same order"
             )
-        source = in_order(source, model.feature_names, "the run")
         self._source, self._weights, self.world = source, weights, world
         if world.size > 1:
             bits = model.centroids_KD.cpu().numpy().tobytes()
@@ -133,17 +132,22 @@ class Labelling:
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)
-        self._scaling = replace(
-            model.scaling,
-            shift_D=model.scaling.shift_D.to(self.device),
-            factor_D=model.scaling.factor_D.to(self.device),
-        )
+        self._scaling = model.scaling.on(self.device)
         request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
         self.kernel = make_kernel(execution.kernel, request)
-        self.kernel_description = describe_kernel(execution.kernel, self.kernel.name)
-        self.notes = kernel_notes(execution.kernel, self.device)
+        self._asked_kernel = execution.kernel
         self._stored = stored
         self.times = StageTimes()
+
+    @property
+    def kernel_description(self) -> str:
+        """The kernel as the log shows it."""
+        return describe_kernel(self._asked_kernel, self.kernel.name)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the log has to say of the kernel."""
+        return kernel_notes(self._asked_kernel, self.device)
 
     @property
     def most_waiting(self) -> int:

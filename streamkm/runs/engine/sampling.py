@@ -91,10 +91,13 @@ def draw_sample(
     are read, row by row, and stand at the end. Their weights are multiplied by the share of all
     rows that was drawn. A heavy row that was drawn as well weighs 0 among the drawn ones.
     """
-    n_pieces, piece_rows = sample_pieces(source.spec, reading, k)
-    windows = list(
-        sample_windows(reading, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
-    )
+    if n_rows >= reading.n_rows:
+        windows = list(reading.in_sequence().windows(0))
+    else:
+        n_pieces, piece_rows = sample_pieces(source.spec, reading, k)
+        windows = list(
+            sample_windows(reading, n_rows, seed=seed, n_pieces=n_pieces, piece_rows=piece_rows)
+        )
     n_drawn = sum(window.batch_edges[-1] for window in windows)
     heavy, bound = np.empty(0, np.int64), np.inf
     if weights is not None and n_drawn < reading.n_rows:
@@ -112,13 +115,13 @@ def draw_sample(
     mine = (windows[number] for number in own)
     with stream(source, mine, slots, times, weights) as device_windows:
         for window in device_windows:
-            for _, rows in window.batches():
-                part = sample_SD[filled : filled + window.window.batch_edges[-1]]
-                window.take_into(part, rows)
-                if window.weights_N is not None:
-                    weights_S[filled : filled + len(part)] = window.weights_N[rows]
-                filled += len(part)
-                progress.advance(len(part))
+            part = sample_SD[filled : filled + window.window.batch_edges[-1]]
+            rows = slice(None) if window.order_N is None else window.order_N
+            window.take_into(part, rows)
+            if window.weights_N is not None:
+                weights_S[filled : filled + len(part)] = window.weights_N[rows]
+            filled += len(part)
+            progress.advance(len(part))
             on_window()
     sample_SD = in_order(sample_SD, list(own), lengths, world)
     if weights is None:

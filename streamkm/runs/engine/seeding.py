@@ -187,6 +187,8 @@ class Seeder:
             self.keeper.after_batch(cursor, batch.n_whole, asks=asks)
 
     def _say(self, n_rows: int, spent_s: float) -> None:
+        if self.progress.is_silent:
+            return
         seeding, config = self.plan.seeding, self.plan.config
         refinement, work = seeding.refinement, ""
         method = "random rows" if config.init != "k-means++" else "greedy k-means++"
@@ -231,29 +233,30 @@ class StageRunner:
         """The centroids of the best seeding, (K, D), from where the cursor stands."""
         now, config = self.keeper.now, self.plan.config
         kinds, first = self.plan.seeding.stages(config.init), now.cursor
-        for number in range(first.epoch, len(kinds) * config.n_init):
-            stage = self._stage(kinds[number % len(kinds)], number)
-            index = first.batch if number == first.epoch else 0
-            if index:
-                self._check_sample(stage)
-                stage.restore_(now.seeding)
-            self.progress.begin(
-                f"seed: {stage.name}", stage.n_units, StageTimes(),
-                done=stage.n_done, unit=stage.unit,
-            )  # fmt: skip
-            with self.kernel.cores():
+        times = StageTimes()
+        with self.kernel.cores():
+            for number in range(first.epoch, len(kinds) * config.n_init):
+                stage = self._stage(kinds[number % len(kinds)], number)
+                index = first.batch if number == first.epoch else 0
+                if index:
+                    self._check_sample(stage)
+                    stage.restore_(now.seeding)
+                self.progress.begin(
+                    f"seed: {stage.name}", stage.n_units, times,
+                    done=stage.n_done, unit=stage.unit,
+                )  # fmt: skip
                 self._advance(stage, number, index, is_last=(number + 1) % len(kinds) == 0)
         return now.seeding["best_KD" if config.n_init > 1 else "centroids_KD"]
 
     def _advance(self, stage: Stage, number: int, index: int, *, is_last: bool) -> None:
         """Take the steps of `stage` from `index` on; after the last stage compare seedings."""
-        now, n_init, goes_on = self.keeper.now, self.plan.config.n_init, True
+        now, n_init, n_taken = self.keeper.now, self.plan.config.n_init, 1
         best = {name: held for name, held in now.seeding.items() if name in BEST}
-        while goes_on:
+        while n_taken:
             before = stage.n_done
-            goes_on = self._as_first(stage, goes_on=stage.step_(index))
-            index += 1
-            if goes_on:
+            n_taken = self._as_first(stage, stage.step_(index))
+            index += n_taken
+            if n_taken:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()
             else:
                 if is_last and n_init > 1:
@@ -262,20 +265,20 @@ class StageRunner:
                 now.seeding = best | {"centroids_KD": stage.centroids_KD}
             self.keeper.after_step(stage.n_done - before)
 
-    def _as_first(self, stage: Stage, *, goes_on: bool) -> bool:
-        """Bring `stage` to where process 0 is, and return whether it goes on there.
+    def _as_first(self, stage: Stage, n_taken: int) -> int:
+        """Bring `stage` to where process 0 is, and return what its step has returned there.
 
         That is where all are, but on unlike processors the last bits may lead to other draws, and
         to more steps or fewer.
         """
-        world, tensors = self.keeper.world, stage.tensors()
+        world = self.keeper.world
         if world.is_alike:
-            return goes_on
-        flag = torch.tensor([goes_on])
-        for tensor in (*tensors.values(), flag):
+            return n_taken
+        tensors, taken = stage.tensors(), torch.tensor([n_taken])
+        for tensor in (*tensors.values(), taken):
             world.broadcast_(tensor)
         stage.restore_(tensors)
-        return bool(flag)
+        return int(taken)
 
     def _better(
         self, best: dict[str, torch.Tensor], centroids_KD: torch.Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -124,4 +125,8 @@ class FitPlan:
 
     def reading_of(self, phase: str) -> ReadingPlan:
         """The reading plan of a phase: every phase but training reads in sequence."""
-        return self.reading if phase == "train" else self.reading.in_sequence()
+        return self.reading if phase == "train" else self._in_sequence
+
+    @cached_property
+    def _in_sequence(self) -> ReadingPlan:
+        return self.reading.in_sequence()

@@ -80,18 +80,13 @@ class Model:
 
     def on_host(self) -> Model:
         """The same model with its tensors in host memory."""
-        scaling = replace(
-            self.scaling,
-            shift_D=self.scaling.shift_D.cpu(),
-            factor_D=self.scaling.factor_D.cpu(),
-        )
         return replace(
             self,
             centroids_KD=self.centroids_KD.cpu(),
             counts_K=self.counts_K.cpu(),
             sums_KD=self.sums_KD.cpu(),
             weights_K=self.weights_K.cpu(),
-            scaling=scaling,
+            scaling=self.scaling.on(torch.device("cpu")),
         )
 
     def save(self, folder: RunFolder) -> None:

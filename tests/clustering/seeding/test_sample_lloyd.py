@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from sklearn.cluster import KMeans
 
@@ -10,10 +13,21 @@ from streamkm.clustering.reservoir import step_generator
 from streamkm.clustering.seeding.sample import Sample, draw_distinct
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
 from streamkm.clustering.seeding.shares import ALL_HERE
+from streamkm.kernels.cpu import CpuKernel
+from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import CPU
 
 BATCH = 64
+needs_extension = pytest.mark.skipif(not instruction_sets(), reason="the extension was not built")
+
+
+class StepByStep(CpuKernel):
+    """Makes no passes in one call."""
+
+    @property
+    def whole_passes(self) -> Any:
+        return None
 
 
 def stage_for(sample: Sample, centroids: torch.Tensor, n_passes: int, **options) -> SampleLloyd:
@@ -24,9 +38,9 @@ def stage_for(sample: Sample, centroids: torch.Tensor, n_passes: int, **options)
 def finished(stage: SampleLloyd) -> int:
     """Takes every step; how many there were."""
     index = 0
-    while stage.step_(index):
-        index += 1
-    return index + 1
+    while n_taken := stage.step_(index):
+        index += n_taken
+    return stage.n_done
 
 
 # Breaks when a batch is left out, or its sums go to other clusters.
@@ -93,6 +107,26 @@ def test_spherical_centroids_have_unit_length(rng) -> None:
     stage = stage_for(Sample(rows), rows[:4].clone(), 5, spherical=True)
     finished(stage)
     torch.testing.assert_close(stage.centroids_KD.norm(dim=1), torch.ones(4, dtype=torch.float64))
+
+
+# Breaks when passes in one call go on longer than one by one, or end earlier, or draw other rows
+# for empty clusters.
+@needs_extension
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("far", [0, 3])
+def test_passes_in_one_call_have_the_bits_of_one_by_one(rng, weighted, far) -> None:
+    rows = torch.as_tensor(rng.normal(size=(300, 3)))
+    weights = torch.as_tensor(rng.integers(0, 4, size=300)).double() if weighted else None
+    start = torch.cat((rows[:9], 1e3 + rows[:far]))
+    found = []
+    for kind in (CpuKernel, StepByStep):
+        kernel: Any = kind(300, len(start), rows.dtype, CPU)
+        stage = SampleLloyd(Sample(rows, weights), start, 60, 5, kernel=kernel, batch_rows=300)
+        found.append((finished(stage), stage))
+    (n_passes, stage), (n_steps, other) = found
+    assert 1 < n_passes == n_steps < 60
+    for name, tensor in stage.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name]), name
 
 
 # Breaks when draws are with replacement, or not by weight.
