@@ -53,6 +53,7 @@ TESTED_IN = {
     # Parts of one kernel, or of one way to decode.
     "kernels/ops/tiles": "kernels/test_cpu.py",
     "stream/sample_plan": "stream/test_plan.py",
+    "stream/seat": "stream/test_shared.py",
     "kernels/triton/assign": "kernels/triton/test_kernel.py",
     "kernels/triton/common": "kernels/triton/test_kernel.py",
     "kernels/triton/lanes": "kernels/triton/test_kernel.py",

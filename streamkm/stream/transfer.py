@@ -44,6 +44,8 @@ class DeviceWindow:
     """Positions in `x_ND` in the order of use; None for the order of reading."""
     weights_N: torch.Tensor | None = None
     """Weights of the rows, float64, in the order of reading; None where they have none."""
+    is_shared: bool = False
+    """Whether other runs use the window too, so that none may change it."""
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, torch.Tensor | slice]]:
         """(number within the epoch, rows of `x_ND`) of each batch from number `start` on."""

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Passes", "open_passes"]
 
+#: The phases that read the whole array, in the order in which a run comes to them.
+ORDER = ("scale", "rounds", "train", "close")
+
 
 class Passes:
     """The batches of several epochs, which the caller takes in order."""
@@ -51,7 +54,7 @@ class Passes:
     def prepared(self, epoch: int, prepare: Preparation) -> Iterator[tuple[int, Batch]]:
         """(number within the epoch, batch) for each batch left of `epoch`, ready for a kernel."""
         for index, window, rows in self.batches(epoch):
-            batch = prepare(window.x_ND, rows, window.weights_N)
+            batch = prepare(window.x_ND, rows, window.weights_N, is_shared=window.is_shared)
             planned = window.window
             if planned.numbers is not None:
                 place = index - planned.first_batch
@@ -85,5 +88,6 @@ def open_passes(
         for epoch in epochs
     )
     n_batches = reading.n_batches(first.epoch) if first.batch else 0
-    with stream(plan.source, windows, slots, times, plan.weights) as device_windows:
+    order = ORDER.index(first.phase)
+    with stream(plan.source, windows, slots, times, plan.weights, order) as device_windows:
         yield Passes(device_windows, first, n_batches)
