@@ -20,8 +20,9 @@ from streamkm.clustering.seeding.breathing import Breathing
 from streamkm.clustering.seeding.kmeans_parallel import first_candidate
 from streamkm.clustering.seeding.kmeans_plusplus import BatchedPlusPlus, GreedyPlusPlus, RandomRows
 from streamkm.clustering.seeding.plan import FIRST_PASSES, N_ROUNDS, breath_size
-from streamkm.clustering.seeding.sample import Sample, merged, near_one, sample_cost
+from streamkm.clustering.seeding.sample import Sample, merged, near_one
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
+from streamkm.clustering.seeding.shares import Shares
 from streamkm.clustering.seeding.tree import Tree
 from streamkm.clustering.state import initial_state
 from streamkm.errors import RunError
@@ -265,9 +266,11 @@ class StageRunner:
         self, best: dict[str, torch.Tensor], centroids_KD: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The seeding that costs less on `judged`; the earlier one where both cost the same."""
-        kernel, batch_rows = self._for_clusters(), self.plan.config.batch_rows
-        pause = self.keeper.stop_if_asked
-        cost = sample_cost(self.judged, centroids_KD, kernel, batch_rows, pause)
+        _, sq_distances_S = self._shares.assign(
+            self.judged, centroids_KD, kernel=self._for_clusters(),
+            batch_rows=self.plan.config.batch_rows, pause=self.keeper.stop_if_asked,
+        )  # fmt: skip
+        cost = self.judged.total(sq_distances_S)
         if best and bool(best["best_cost"] <= cost):
             return best
         return {"best_KD": centroids_KD, "best_cost": cost}
@@ -302,6 +305,7 @@ class StageRunner:
                 make_kernel=self.kernel.for_centroids,
                 batch_rows=config.batch_rows,
                 spherical=spherical,
+                shares=self._shares,
                 pause=pause,
             )
         assert refinement is not None
@@ -313,6 +317,7 @@ class StageRunner:
                 number,
                 kernel=self._for_clusters(),
                 batch_rows=config.batch_rows,
+                shares=self._shares,
             )
         centroids_KD = self.keeper.now.seeding["centroids_KD"]
         if kind == "breathing":
@@ -325,6 +330,7 @@ class StageRunner:
                 kernel=self.kernel.for_centroids(config.k + breath_size(config.k)),
                 batch_rows=config.batch_rows,
                 spherical=spherical,
+                shares=self._shares,
                 pause=pause,
             )
         return SampleLloyd(
@@ -336,8 +342,13 @@ class StageRunner:
             kernel=self._for_clusters(),
             batch_rows=config.batch_rows,
             spherical=spherical,
+            shares=self._shares,
             pause=pause,
         )
+
+    @property
+    def _shares(self) -> Shares:
+        return Shares(self.keeper.world)
 
     def _for_clusters(self) -> Kernel:
         """A kernel for one stage alone, whose buffers are freed with it."""
