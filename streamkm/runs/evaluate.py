@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -18,13 +18,15 @@ from streamkm.runs.storage.model import load_model
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from streamkm.clustering.metrics import ClusterSums
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
     from streamkm.runs.engine.labelling import EvaluatedBatch
     from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.storage.model import Model
     from streamkm.sources import Source, Weights
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "add_batch_", "evaluate"]
 
 #: Every size is printed for up to this number of clusters.
 SIZES_SHOWN = 32
@@ -56,6 +58,28 @@ class Evaluation:
     def inertia_per_row(self) -> float:
         """Inertia by the number of rows, or by their weight."""
         return self.inertia / ((self.n_rows if self.weights is None else sum(self.weights)) or 1)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        found: ClusterSums,
+        centroids_KD: torch.Tensor,
+        n_dropped: int,
+        *,
+        weighted: bool,
+    ) -> Self:
+        """The figures of a clustering by `model` from its sums, which are about `centroids_KD`."""
+        return cls(
+            int(found.sizes_K.sum()),
+            n_dropped,
+            found.inertia / model.scaling.unit**2,
+            found.sizes_K.tolist(),
+            found.masses_K.tolist() if weighted else None,
+            found.simplified_silhouette(),
+            found.calinski_harabasz(centroids_KD),
+            found.davies_bouldin(centroids_KD),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -157,7 +181,7 @@ def evaluate(
         progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
         progress.begin("evaluate", source.spec.n_rows, labelling.times)
         for place in labelling.places():
-            n_found = _add(sums, next(batches)) if place.owner == world.rank else 0
+            n_found = add_batch_(sums, next(batches)) if place.owner == world.rank else 0
             n_dropped += n_found
             watch.after(place, n_found)
             progress.advance(place.n_rows)
@@ -168,19 +192,10 @@ def evaluate(
     found = sums.of_all(world)
     world.sum_(n_dropped)
     centroids_KD = labelling.centroids_KD.cpu()
-    return Evaluation(
-        int(found.sizes_K.sum()),
-        int(n_dropped),
-        found.inertia / model.scaling.unit**2,
-        found.sizes_K.tolist(),
-        None if weights is None else found.masses_K.tolist(),
-        found.simplified_silhouette(),
-        found.calinski_harabasz(centroids_KD),
-        found.davies_bouldin(centroids_KD),
-    )
+    return Evaluation.of(model, found, centroids_KD, int(n_dropped), weighted=weights is not None)
 
 
-def _add(sums: RunningClusterSums, evaluated: EvaluatedBatch) -> int:
+def add_batch_(sums: RunningClusterSums, evaluated: EvaluatedBatch) -> int:
     """Add a batch to the sums; returns how many of its rows are not finite."""
     batch = evaluated.labelled
     labels_B, weights_B = batch.labels_B.cpu(), batch.weights_B
