@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         k_means,
         kmeans_plusplus,
         load_run,
+        sweep,
     )
     from streamkm.sources import open_source
 
@@ -26,6 +27,7 @@ __all__ = [
     "kmeans_plusplus",
     "load_run",
     "open_source",
+    "sweep",
 ]
 
 #: The module of each public name. A name is imported on first use, because ``--help`` and a
@@ -38,6 +40,7 @@ _HOMES = {
     "MiniBatchKMeans": "streamkm.estimators",
     "load_run": "streamkm.estimators",
     "open_source": "streamkm.sources",
+    "sweep": "streamkm.estimators",
 }
 
 

@@ -233,6 +233,7 @@ def test_public_names_are_those_promised() -> None:
         "kmeans_plusplus",
         "load_run",
         "open_source",
+        "sweep",
     ]
     assert all(callable(getattr(streamkm, name)) for name in streamkm.__all__)
 

@@ -22,12 +22,11 @@ def test_indices_are_scikit_learn_s(rng) -> None:
     found = RunningAgreement(6, 3)
     # The last one is behind the others by two batches.
     batches = [slice(start, start + 128) for start in range(0, 1000, 128)]
-    for number, rows in enumerate([*batches, None, None]):
-        for clustering in (0, 1) if rows is not None else ():
-            found.add_(clustering, rows.start, torch.from_numpy(labels[clustering][rows]))
-        if number >= 2:
-            late = batches[number - 2]
-            found.add_(2, late.start, torch.from_numpy(labels[2][late]))
+    for number in range(len(batches) + 2):
+        for clustering, behind in ((0, 0), (1, 0), (2, 2)):
+            if 0 <= number - behind < len(batches):
+                rows = batches[number - behind]
+                found.add_(clustering, rows.start, torch.from_numpy(labels[clustering][rows]))
     counted = labels[0] >= 0
     expected = [
         adjusted_rand_score(one[counted], other[counted]) for one, other in combinations(labels, 2)

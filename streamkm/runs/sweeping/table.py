@@ -46,7 +46,8 @@ def table_lines(
         if not known:
             continue
         best = best_of(known) if best_of is not None and len(known) > 1 else None
-        columns.append(_column(head, [_cell(value, form, best) for value in values]))
+        cells = [_cell(value, form, best) for value in values]
+        columns.append(_column(head, cells if best_of else [cell.rstrip() for cell in cells]))
     sizes = [
         f"{row['least_rows']:,} / {row['median_rows']:,} / {row['most_rows']:,}" for row in rows
     ]
