@@ -1,6 +1,6 @@
 """What `sweep` says about K of sets whose K is known, and of noise, which has none.
 
-    python -m bench.choosing [--draw N] [--embeddings FILE.npy] [--curves FILE.json] [--out FILE.json]
+    python -m bench.choosing [--draw N] [--embeddings FILE.npy] [--curves FILE] [--out FILE]
 
 Each set is swept over the same K, 2 to 48, with three seeds. The curves can be kept in a file, so
 that a change of the rule is judged in a second. Printed and written is what was said of each set,
