@@ -304,7 +304,8 @@ def _advice(name: str, commands: Mapping[str, argparse.ArgumentParser], command:
     """A phrase that names the commands with this option, or the options most like it, or ``""``."""
     having = [other for other in commands if name in _options_of(commands[other])]
     if having:
-        return f", {' and '.join(having)} {'have' if len(having) > 1 else 'has'}"
+        named = " and ".join(filter(None, (", ".join(having[:-1]), having[-1])))
+        return f", {named} {'have' if len(having) > 1 else 'has'}"
     known = sorted(_options_of(commands[command]))
     near = [option for option in known if option.startswith(name)]
     near = near or difflib.get_close_matches(name, known, n=1)

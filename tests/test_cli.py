@@ -520,8 +520,14 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
         ("fit x.npy --k 5 --ot o", "fit has no option --ot; did you mean --out?"),
         ("fit x.npy --k 5 --out o --max-host=1GiB", "did you mean --max-host-memory?"),
         ("fit x.npy --k 5 --out o --max", "mean --max-host-memory or --max-no-improvement?"),
-        ("predict r x.npy --labels l.npy --k 5", "predict has no option --k, fit has (see"),
-        ("predict r x.npy --labels l.npy --weights w", "--weights, fit and evaluate have (see"),
+        (
+            "predict r x.npy --labels l.npy --k 5",
+            "predict has no option --k, fit and sweep have (see",
+        ),
+        (
+            "predict r x.npy --labels l.npy --weights w",
+            "--weights, fit, evaluate and sweep have (see",
+        ),
         ("evaluate r x.npy --lables l", "see streamkm evaluate --help"),
         ("info x.npy --zzz", "info has no option --zzz (see streamkm info --help)"),
         ("fit x.npy extra --k 5 --out o", "unrecognized arguments: extra; one source is read"),
@@ -539,7 +545,10 @@ def test_an_option_that_there_is_not_points_to_the_one_that_was_meant(arguments,
     ("arguments", "said"),
     [
         ("fti x.npy", "there is no command fti; did you mean fit? (see streamkm --help)"),
-        ("cluster", "there is no command cluster; there are fit, predict, evaluate, info (see"),
+        (
+            "cluster",
+            "there is no command cluster; there are fit, predict, evaluate, sweep, info (see",
+        ),
         ("help cluster", "there is no command cluster; there are fit, "),
     ],
 )

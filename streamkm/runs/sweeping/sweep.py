@@ -118,26 +118,13 @@ def sweep(
         )
     check_outside(source, run_dir=out)
     before = None if out is None else check_sweep_is_free(out, resume=resume)
-    notes, earlier = [], []
-    if before is not None:
-        earlier = [(run["k"], run["seed"]) for run in before["runs"]]
-        added = [k for k in ks if k not in {k for k, _ in earlier}]
-        if added:
-            notes.append(
-                f"resumed with {', '.join(f'k {k:,}' for k in sorted(set(added)))} more: read anew "
-                "until all fits stand at the same window"
-            )
-        kept = sorted({k for k, _ in earlier} - set(ks))
-        if kept:
-            notes.append(f"k {' '.join(map(str, kept))} of the sweep before stay part of it")
-        ks = [*ks, *kept]
-        seeds = [*seeds, *sorted({seed for _, seed in earlier} - set(seeds))]
+    (ks, said_ks), (seeds, said_seeds) = in_order("k", ks), in_order("seeds", seeds)
+    notes = [*said_ks, *said_seeds]
+    if out is not None and before is not None:
         # Any run knows the order of features with which the sweep began.
-        assert out is not None
         source = as_begun(source, out / before["runs"][0]["name"])
-    ks, said_ks = in_order("k", ks)
-    seeds, said_seeds = in_order("seeds", seeds)
-    notes += [] if before is not None else [*said_ks, *said_seeds]
+        ks, seeds, added = _joined(before["runs"], ks, seeds)
+        notes += added
     check_variants(base, ks, source.spec.n_rows, source.name)
     first_seed = seeds[0] if before is None else before["first_seed"]
     variants = variants_of(ks, seeds, first_seed)
@@ -162,13 +149,39 @@ def sweep(
             plan, source, base, execution, out,
             resume=resume, stop_request=stop_request, weights=weights, progress=progress,
         )  # fmt: skip
-        done = before if before is not None and before["runs"] == _runs(variants) else {}
-        found = {name: done[name] for name in FOUND if name in done}
-        if len(found) < len(FOUND):
+        found = _found_before(before, variants)
+        if found is None:
             found = _compared(models, source, execution, out, stop_request, weights, progress)
             if folder is not None:
                 folder.write(**found)
         return Sweep(models, **found)
+
+
+def _joined(
+    runs: Sequence[dict[str, Any]], ks: list[int], seeds: list[int]
+) -> tuple[list[int], list[int], list[str]]:
+    """K and seeds of a sweep that goes on, those of `runs` before among them; and notes on both."""
+    before_ks, before_seeds = ({run[name] for run in runs} for name in ("k", "seed"))
+    notes = []
+    if added := sorted({*ks} - before_ks):
+        more = ", ".join(f"k {k:,}" for k in added)
+        notes.append(
+            f"resumed with {more} more: what the other fits have read already is read anew for it"
+        )
+    if kept := sorted(before_ks - {*ks}):
+        notes.append(
+            f"of the sweep before, {', '.join(f'k {k:,}' for k in kept)} remain part of it"
+        )
+    return sorted(before_ks | {*ks}), sorted(before_seeds | {*seeds}), notes
+
+
+def _found_before(
+    before: dict[str, Any] | None, variants: Sequence[Variant]
+) -> dict[str, Any] | None:
+    """What sweep.json has of exactly these fits, if it has it: then all of them are finished."""
+    if before is None or before["runs"] != _runs(variants) or not before.keys() >= {*FOUND}:
+        return None
+    return {name: before[name] for name in FOUND}
 
 
 def _compared(
