@@ -162,8 +162,8 @@ class ClusterSums:
         With a the mean of the squared distances to the other rows of the own cluster, and b the
         least of those means for other clusters, it is ``(b - a) / max(a, b)`` (Rousseeuw 1987), and
         0 for the only row of a cluster. Means over all rows of a cluster follow from its sums: the
-        squared distances of x to n rows of sum S, with W their squared distances to c, add up to
-        ``n |x - c|^2 + W - 2 (x - c).(S - n c)``. So the mean over all rows equals scikit-learn's
+        squared distances of x to rows of mean m are ``|x - m|^2`` in the mean, and as much more as
+        the rows are from m. So the mean over all rows equals scikit-learn's
         ``silhouette_score(metric="sqeuclidean")``.
 
         Parameters
@@ -182,25 +182,25 @@ class ClusterSums:
         """
         used_K = self.sizes_K > 0
         place_K = used_K.cumsum(0) - 1
-        sizes_U, within_U = self.sizes_K[used_K].double(), self.sq_distances_K[used_K]
-        # About the mean of all rows: far from the origin ``|x|^2 - 2 x.c + |c|^2`` cancels.
+        sizes_U = self.sizes_K[used_K].double()
+        # About the mean of all rows: far from the origin ``|x|^2 - 2 x.m`` cancels.
         mean_D = self.sums_KD.sum(dim=0) / sizes_U.sum()
-        centres_UD = centroids_KD[used_K].double()
-        rest_UD = self.sums_KD[used_K] - sizes_U[:, None] * centres_UD
-        centres_UD = centres_UD - mean_D
-        at_centre_U = (centres_UD * rest_UD).sum(dim=1)
-        lengths_U = centres_UD.square().sum(dim=1)
+        means_UD = self.sums_KD[used_K] / sizes_U[:, None] - mean_D
+        spreads_U = self.sq_distances_K[used_K] / sizes_U
+        spreads_U -= (centroids_KD[used_K].double() - mean_D - means_UD).square().sum(dim=1)
+        beside_U = means_UD.square().sum(dim=1) + spreads_U
         found = []
         tile_rows = max(TILE_ELEMENTS // max(len(sizes_U), x_SD.shape[1]), 1)
         for x_TD, labels_T in zip(x_SD.split(tile_rows), labels_S.split(tile_rows), strict=True):
             x_TD = x_TD.double() - mean_D
-            sq_TU = x_TD.square().sum(dim=1)[:, None] + lengths_U - 2 * x_TD @ centres_UD.T
-            totals_TU = sizes_U * sq_TU.clamp_min_(0) + within_U
-            totals_TU -= 2 * (x_TD @ rest_UD.T - at_centre_U)
+            lengths_T = x_TD.square().sum(dim=1)
+            # Mean squared distances to the rows of each cluster, less the squared length of x.
+            apart_TU = torch.addmm(beside_U, x_TD, means_UD.T, alpha=-2)
             own_T1 = place_K[labels_T][:, None]
             n_own_T = sizes_U[own_T1[:, 0]]
-            a_T = totals_TU.gather(1, own_T1)[:, 0] / (n_own_T - 1).clamp_min(1)
-            b_T = (totals_TU / sizes_U).scatter_(1, own_T1, torch.inf).amin(dim=1)
+            a_T = apart_TU.gather(1, own_T1)[:, 0] + lengths_T
+            a_T = (a_T * n_own_T / (n_own_T - 1).clamp_min(1)).clamp_min_(0)
+            b_T = apart_TU.scatter_(1, own_T1, torch.inf).amin(dim=1) + lengths_T
             worst_T = torch.maximum(a_T, b_T)
             silhouettes_T = torch.where(worst_T > 0, (b_T - a_T) / worst_T, 0)
             found.append(silhouettes_T.masked_fill_(n_own_T <= 1, 0))

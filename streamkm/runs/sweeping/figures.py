@@ -52,8 +52,8 @@ __all__ = ["Measured", "measure"]
 
 #: Rows whose silhouettes are taken, at most: their mean is then within 0.004 of that of all rows,
 #: twice its standard error. Fewer, but this number at least, where they would take more bytes or
-#: more products of two numbers (about a second of one core in float64).
-MOST_ROWS, LEAST_ROWS, ROWS_BYTES, ROWS_PRODUCTS = 1 << 16, 1 << 12, 64 << 20, 1 << 36
+#: more products of two numbers (about two seconds of one core in float64).
+MOST_ROWS, LEAST_ROWS, ROWS_BYTES, ROWS_PRODUCTS = 1 << 15, 1 << 12, 64 << 20, 1 << 34
 #: Kind of the draw of these rows, beside those of `stream.plan` and `stream.sample_plan`.
 _SILHOUETTE_ROWS = 4
 
