@@ -71,8 +71,8 @@ class Preparation:
     ) -> Batch:
         """The batch of `rows` of a window: gathered, widened and scaled; valid until the next call.
 
-        Each row of a window may be prepared only once, unless it `is_shared`: consecutive rows that
-        need no widening and no affine map stay in the window and may be changed there. Rows that
+        Each row of a window may be prepared only once: consecutive rows that need no widening and
+        no affine map stay in the window and may be changed there, unless it `is_shared`. Rows that
         need no change at all and have no weights are left to the kernel where they lie, if it takes
         them so.
         """
@@ -89,11 +89,9 @@ class Preparation:
         affine = (
             (scaling.shift_D.to(dtype), scaling.factor_D.to(dtype)) if scaling.is_affine else ()
         )
-        x_BD, sq_norms_B = gather(x_ND, rows, self.workspace_BD, *affine)
+        x_BD, sq_norms_B = gather(x_ND, rows, self.workspace_BD, *affine, must_copy=is_shared)
         dropped_B = self._dropped(x_BD, sq_norms_B) if x_ND.is_floating_point() else None
         weights_B = None if weights_N is None else weights_N[rows]
-        if is_shared and x_BD.data_ptr() != self.workspace_BD.data_ptr():
-            x_BD = self.workspace_BD[: len(x_BD)].copy_(x_BD)
         if dropped_B is not None:
             x_BD.masked_fill_(dropped_B[:, None], 0)
             sq_norms_B.masked_fill_(dropped_B, 0)

@@ -52,6 +52,9 @@ class World:
         The group that collectives use; None for one process alone.
     board : Board, optional
         Where a failure is told; None for one process alone.
+    is_alike : bool
+        Whether all processes compute on the same model of processor. If not, the last bits of
+        what each computes by itself may differ.
 
     Attributes
     ----------
@@ -73,7 +76,9 @@ class World:
         *,
         group: dist.ProcessGroup | None = None,
         board: Board | None = None,
+        is_alike: bool = True,
     ) -> None:
+        self.is_alike = is_alike
         self.rank = rank
         self.size = len(hosts)
         self.local_rank = local_rank

@@ -33,7 +33,7 @@ class _Thread:
     """What `World` offers, for one of several threads."""
 
     def __init__(self, rank: int, size: int, meeting: _Meeting) -> None:
-        self.rank, self.size, self.is_first = rank, size, rank == 0
+        self.rank, self.size, self.is_first, self.is_alike = rank, size, rank == 0, True
         self._meeting = meeting
 
     def gather(self, value: Any) -> list[Any]:

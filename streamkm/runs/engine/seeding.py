@@ -251,7 +251,7 @@ class StageRunner:
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while goes_on:
             before = stage.n_done
-            goes_on = stage.step_(index)
+            goes_on = self._as_first(stage, goes_on=stage.step_(index))
             index += 1
             if goes_on:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()
@@ -261,6 +261,21 @@ class StageRunner:
                 now.cursor = Cursor("seed", number + 1)
                 now.seeding = best | {"centroids_KD": stage.centroids_KD}
             self.keeper.after_step(stage.n_done - before)
+
+    def _as_first(self, stage: Stage, *, goes_on: bool) -> bool:
+        """Bring `stage` to where process 0 is, and return whether it goes on there.
+
+        That is where all are, but on unlike processors the last bits may lead to other draws, and
+        to more steps or fewer.
+        """
+        world, tensors = self.keeper.world, stage.tensors()
+        if world.is_alike:
+            return goes_on
+        flag = torch.tensor([goes_on])
+        for tensor in (*tensors.values(), flag):
+            world.broadcast_(tensor)
+        stage.restore_(tensors)
+        return bool(flag)
 
     def _better(
         self, best: dict[str, torch.Tensor], centroids_KD: torch.Tensor

@@ -19,7 +19,7 @@ import torch
 from streamkm.clustering.agreement import MOST_CLUSTERS, RunningAgreement
 from streamkm.clustering.metrics import RunningClusterSums
 from streamkm.clustering.preparation import Preparation
-from streamkm.config import default_batch_rows
+from streamkm.config import largest_batch_rows
 from streamkm.devices import is_host
 from streamkm.distributed.world import ALONE
 from streamkm.runs.engine.labelling import Labelling
@@ -111,7 +111,7 @@ def measure(
     """
     spec = source.spec
     reading = plan_reading(
-        spec, batch_rows=default_batch_rows(spec.n_rows, spec.n_features), seed=None
+        spec, batch_rows=largest_batch_rows(spec.n_rows, spec.n_features), seed=None
     )
     kept = _KeptSample(source, [variant.k for variant in models], weighted=weights is not None)
     some = next(iter(models.values()))
