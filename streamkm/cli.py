@@ -263,9 +263,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     from streamkm.runs.info import describe_run, describe_source
     from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
+    from streamkm.runs.sweeping.record import SWEEP
+    from streamkm.runs.sweeping.table import describe_sweep
 
     path = expanded(arguments.source)
-    if (path / CONFIG).exists() or looks_like_a_run(path):
+    if (path / SWEEP).exists():
+        print(describe_sweep(path))
+    elif (path / CONFIG).exists() or looks_like_a_run(path):
         print(describe_run(path))
     else:
         with closing(open_source_of(arguments)) as source:
@@ -358,17 +362,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument("--version", action="version", version=f"streamkm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     by_name: dict[str, _Parser] = {}
-
-    def command(
-        name: str, needed: str, run: Callable[[argparse.Namespace], None], summary: str
-    ) -> _Parser:
-        # argparse's own usage would name every option before the first thing that is needed.
-        usage = f"%(prog)s {needed} [options]"
-        added: _Parser = commands.add_parser(name, usage=usage, help=summary, description=summary)
-        added.set_defaults(command=run, parser=added)
-        by_name[name] = added
-        return added
-
+    command = partial(_add_command, commands, by_name)
     fit = command("fit", "SOURCE --k K --out RUN", _fit, "Cluster an array and write a run folder.")
     add_source(fit)
     add_fit_options(fit)
@@ -391,8 +385,6 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     for parser_ in (fit, evaluate):
         parser_.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
-    for name in ("fit", "predict", "evaluate"):
-        add_execution_options(by_name[name], name)
     sweep = command(
         "sweep",
         "SOURCE --k K [K ...] --out DIR",
@@ -401,10 +393,29 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     add_source(sweep)
     add_sweep_options(sweep)
-    add_execution_options(sweep, "sweep")
-    info = command("info", "PATH", _info, "Describe an array, or a run and how far it has come.")
-    add_source(info, "PATH", "a run folder, or an array: ")
+    for name in ("fit", "predict", "evaluate", "sweep"):
+        add_execution_options(by_name[name], name)
+    info = command(
+        "info", "PATH", _info, "Describe an array, or a run or sweep and how far it has come."
+    )
+    add_source(info, "PATH", "the folder of a run or a sweep, or an array: ")
     return parser, by_name
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[_Parser],
+    by_name: dict[str, _Parser],
+    name: str,
+    needed: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+) -> _Parser:
+    # argparse's own usage would name every option before the first thing that is needed.
+    usage = f"%(prog)s {needed} [options]"
+    added = commands.add_parser(name, usage=usage, help=summary, description=summary)
+    added.set_defaults(command=run, parser=added)
+    by_name[name] = added
+    return added
 
 
 def _add_predict_options(parser: argparse.ArgumentParser) -> None:

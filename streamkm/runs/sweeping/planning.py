@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from streamkm.errors import MemoryBudgetError
 from streamkm.runs.fit import plan_fit
-from streamkm.runs.planning.memory import FULL_SLOTS, bytes_together, plan_memory
+from streamkm.runs.planning.memory import bytes_together, plan_memory
 from streamkm.sources.memory import MemorySource
 from streamkm.stream.tensor_source import TensorSource
 from streamkm.text import counted, format_bytes
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from streamkm.sources.weights import Weights
 
 __all__ = ["Group", "SweepPlan", "in_groups", "kept_bytes", "plan_sweep"]
+
+#: Slots with which a window is read while another is worked on.
+LEAST_SLOTS = 2
 
 T = TypeVar("T")
 
@@ -122,8 +125,8 @@ def in_groups(
 ) -> list[list[T]]:
     """Join `parts` to as few groups as the memory allows, in their order.
 
-    A part joins the group before it if reading and arithmetic can overlap then as they can without
-    it. `memory` gives the memory plan of a group, or raises `MemoryBudgetError`.
+    A part joins the group before it if reading and arithmetic can still overlap then, if they can
+    without it. `memory` gives the memory plan of a group, or raises `MemoryBudgetError`.
     """
     groups: list[list[T]] = []
     for part in parts:
@@ -141,7 +144,7 @@ def _fits(
         n_slots = memory(joined).stream.n_slots
     except MemoryBudgetError:
         return False
-    return n_slots >= min(FULL_SLOTS, memory(before).stream.n_slots)
+    return n_slots >= min(LEAST_SLOTS, memory(before).stream.n_slots)
 
 
 def kept_bytes(source: Source, free_bytes: int) -> int:

@@ -1,14 +1,22 @@
-"""The table of a sweep for people: a line for each fit, the best of each column marked."""
+"""What a sweep has found, for people: a line for each fit, the best of each column marked.
+
+Imports no torch: a sweep is described at once.
+"""
 
 from __future__ import annotations
 
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from streamkm.runs.storage.run_folder import MODEL
+from streamkm.runs.sweeping.record import read_sweep
+from streamkm.text import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-__all__ = ["recommendation_lines", "stability_figures", "table_lines"]
+__all__ = ["describe_sweep", "recommendation_lines", "stability_figures", "table_lines"]
 
 #: What marks the best of a column.
 BEST = "*"
@@ -84,3 +92,21 @@ def _column(head: str, cells: Sequence[str]) -> list[str]:
 def recommendation_lines(recommendation: Mapping[str, Any]) -> list[str]:
     """The recommendation and its reasons."""
     return [recommendation["verdict"], *(f"  {reason}" for reason in recommendation["reasons"])]
+
+
+def describe_sweep(path: Path) -> str:
+    """The sweep in the folder `path`: its data, how far it is, and its table if it is finished."""
+    record = read_sweep(path)
+    (n_rows, n_features), dtype = record["data"]["shape"], record["data"]["dtype"]
+    runs = record["runs"]
+    n_finished = sum((path / run["name"] / MODEL).exists() for run in runs)
+    lines = [
+        f"sweep        {path}",
+        f"source       {record['source']}",
+        f"shape        {n_rows:,} x {n_features:,} {dtype}",
+        f"fits         {n_finished:,} of {counted(len(runs), 'fit')} finished",
+    ]
+    if "figures" not in record:
+        return "\n".join([*lines, "figures      none yet; add --resume to its command to go on"])
+    lines += ["", *table_lines(record["figures"], record["stability"])]
+    return "\n".join([*lines, "", *recommendation_lines(record["recommendation"])])

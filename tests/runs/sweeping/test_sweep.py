@@ -22,7 +22,7 @@ from streamkm.runs.sweeping.sweep import Sweep, sweep
 from streamkm.sources import open_source
 from streamkm.sources.flat import FlatSource
 from streamkm.sources.weights import open_weights
-from tests.runs.helpers import RESULTS, StopAfter, clusters
+from tests.runs.helpers import RESULTS, StopAfter, cli, clusters
 
 KS = (3, 5, 9)
 
@@ -131,8 +131,6 @@ def test_seeds_and_weights(tmp_path: Path, path: Path) -> None:
 def test_fits_that_do_not_fit_together_take_turns(
     tmp_path: Path, path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.runs.helpers import cli
-
     out = tmp_path / "sweep"
     budget = "100MiB"
     assert cli("sweep", path, "--k", 3, 5, 9, "--out", out, "--max-host-memory", budget,
@@ -233,6 +231,20 @@ def test_a_finished_sweep_has_nothing_left_to_do(
     again = swept(path, tmp_path / "sweep", resume=True)
     assert (again.figures, str(again)) == (first.figures, str(first))
     assert sum(read_bytes) == 0
+
+
+# Breaks when `info` shows other figures than the sweep did, or none of a sweep under way.
+def test_info_describes_a_sweep(
+    tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "sweep"
+    with pytest.raises(Interrupted):
+        swept(path, out, (3, 9), stop=StopAfter(60), batch_rows=512)
+    assert cli("info", out) == 0
+    assert "0 of 2 fits finished\nfigures      none yet" in capsys.readouterr().out
+    found = swept(path, out, (3, 9), resume=True, batch_rows=512)
+    assert cli("info", out) == 0
+    assert str(found) in capsys.readouterr().out
 
 
 # Breaks when a real signal ends the process before every fit has saved.
