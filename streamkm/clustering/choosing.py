@@ -64,7 +64,7 @@ class Recommendation:
     reasons: list[str] = field(default_factory=list)
     """What elbow, silhouette and stability say."""
     elbow: Elbow | None = None
-    """None with fewer than two K, or where the inertia is 0."""
+    """None with fewer than two K whose inertia is not 0."""
     silhouette_k: int | None = None
     """The K of the greatest silhouette."""
 
@@ -74,8 +74,11 @@ class Recommendation:
 
 
 def find_elbow(ks: Sequence[int], inertias: Sequence[float]) -> Elbow | None:
-    """The elbow of the inertias of `ks`, which ascend; None for fewer than three, or of 0."""
-    if len(ks) < 3 or min(inertias) <= 0 or inertias[-1] >= inertias[0]:
+    """The elbow of the inertias of `ks`, which ascend; None for fewer than three that are not 0."""
+    # Where every row lies on its centroid there is no logarithm.
+    positive = [(k, inertia) for k, inertia in zip(ks, inertias, strict=True) if inertia > 0]
+    ks, inertias = [k for k, _ in positive], [inertia for _, inertia in positive]
+    if len(ks) < 3 or inertias[-1] >= inertias[0]:
         return None
     x = [log(k) for k in ks]
     y = [log(inertia) for inertia in inertias]
@@ -116,6 +119,8 @@ def recommended(
         greatest = silhouettes[found.silhouette_k]
         found.reasons.append(f"silhouette: greatest at k {found.silhouette_k:,}, {greatest:.3f}")
     _judge(found, ks, silhouettes, agreed)
+    if exact := [k for k in ks if not inertias[k]]:
+        found.reasons.append(f"from k {exact[0]:,} on every row lies on its centroid")
     return found
 
 

@@ -49,6 +49,7 @@ def test_a_power_of_k_has_no_elbow() -> None:
     assert not elbow.stands_out
     assert find_elbow([2, 4], [3.0, 2.0]) is None
     assert find_elbow([2, 4, 8], [3.0, 1.0, 0.0]) is None
+    assert find_elbow([2, 4, 8], [3.0, 4.0, 5.0]) is None
 
 
 def test_what_agrees_is_recommended() -> None:
@@ -73,6 +74,14 @@ def test_disagreement_is_told() -> None:
     assert beside.k == 4
     # A hair below the greatest is no disagreement.
     assert recommended(curve({2: 0.9, 5: 0.89}), []).k == 5
+
+
+# Breaks when rows that equal their centroids hide the elbow before them.
+def test_an_inertia_of_0() -> None:
+    rows = [*curve({5: 0.9}), row(40, 0.0)]
+    found = recommended(rows, [])
+    assert found.k == 5
+    assert found.reasons[-1] == "from k 40 on every row lies on its centroid"
 
 
 # Breaks when K beside the elbow that nobody tried go unmentioned.

@@ -70,7 +70,7 @@ def _about(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the silhouette is of."""
     n_rows, n_taken = rows[0]["rows"], max(row["silhouette_rows"] for row in rows)
     if not n_taken:
-        return "silhouette: only the simplified one, for rows with weights"
+        return "silhouette: none of fewer than two clusters, nor of rows with weights"
     of = "all rows" if n_taken >= n_rows else f"{n_taken:,} rows, among all {n_rows:,}"
     return f"silhouette: by squared distances, of {of}"
 
