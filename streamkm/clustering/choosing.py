@@ -27,7 +27,7 @@ __all__ = ["Elbow", "Recommendation", "find_elbow", "recommended"]
 
 #: An elbow is at least this far above the line between the ends, in units of the curve's extents,
 #: and the curve is this number of times as steep before it as beyond it. Noise had heights up to
-#: 0.01 and ratios up to 1.8; Gaussian clusters that overlap had 0.04 and 2.2 at least.
+#: 0.003 and ratios up to 1.6; Gaussian clusters that overlap had 0.03 and 2.0 at least.
 LEAST_HEIGHT, LEAST_RATIO = 0.02, 2.0
 #: A silhouette this much below the greatest does not contradict.
 NEAR_SILHOUETTE = 0.02
