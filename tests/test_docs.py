@@ -38,7 +38,8 @@ RUN, SHOWN = {"bash", "console", "python"}, {"sh", "text"}
 #: Options of torchrun that pages name.
 OF_TORCHRUN = {
     "--standalone", "--nnodes", "--nproc-per-node", "--node-rank", "--master-addr",
-    "--master-port", "--max-restarts",
+    "--master-port", "--max-restarts", "--rdzv-backend", "--rdzv-conf", "--rdzv-endpoint",
+    "--rdzv-id",
 }  # fmt: skip
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -50,6 +50,8 @@ class Card:
     torch: str
     mark: str
     """Tells apart two processes that say they have the same rank."""
+    address: str = ""
+    """The one from which it has reached the store; "" if that is not known."""
 
 
 def fill_in(seat: Seat, device: str) -> Card:

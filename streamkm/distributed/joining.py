@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from streamkm.distributed.board import PROCESS_TIMEOUT_S, Board, within
 from streamkm.distributed.cards import Card, check_cards, fill_in
 from streamkm.distributed.current import remember
+from streamkm.distributed.network import address_towards, gloo_towards
 from streamkm.distributed.seats import Seat, variables
 from streamkm.distributed.waiting_room import WaitingRoom, absent
 from streamkm.distributed.world import ALONE, World
@@ -64,7 +66,8 @@ def joined(device: str = "auto", timeout_s: float = PROCESS_TIMEOUT_S) -> Iterat
     apart = World(seat.rank, seat.local_rank, hosts, board=board)
     with apart.telling():
         check_cards(met.cards)
-        with apart.waiting():
+        addresses = [other.address for other in met.cards]
+        with apart.waiting(), gloo_towards(addresses[seat.rank], addresses):
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if card.gpu else "gloo",
                 store=PrefixStore(f"{met.room}/group", met.store),
@@ -107,7 +110,8 @@ def _meet(seat: Seat, card: Card, timeout_s: float) -> _Meeting:
     def meet() -> _Meeting | StreamkmError:
         try:
             store = _open_store(seat, timeout_s)
-            room, cards = WaitingRoom(store, seat, card, timeout_s).wait()
+            mine = replace(card, address=address_towards(seat.address))
+            room, cards = WaitingRoom(store, seat, mine, timeout_s).wait()
             limit = timedelta(seconds=timeout_s)
             client = TCPStore(seat.address, seat.port, is_master=False, timeout=limit)
             return _Meeting(store, client, room, cards)

@@ -11,6 +11,7 @@ meanwhile, it raises an `ElsewhereError` or a `ProcessLostError`.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from contextlib import contextmanager, suppress
@@ -375,6 +376,7 @@ class World:
         if (notice := self.heard()) is not None:
             return elsewhere(notice)
         said = (str(cause).splitlines() or [type(cause).__name__])[0]
+        said = re.sub(r"\[/[^\]]*\] ", "", said)  # a line of C++
         roll = self._board.call_the_roll() if self._board else None
         if self._board is None:
             missing = f"a process of the run was lost: {said}"
@@ -386,6 +388,12 @@ class World:
             missing = f"{self._named(roll.silent)} died, was stopped or lost the link"
         elif roll.late:
             missing = f"{self._named(roll.late)} hung: the others waited for it in vain"
+        elif self._group is None:
+            missing = (
+                f"{self._named([self.rank])} cannot connect to the others ({said}): let them use "
+                "any port of each other's, and name their network in GLOO_SOCKET_IFNAME on CPUs, "
+                "NCCL_SOCKET_IFNAME on GPUs"
+            )
         else:
             missing = f"the processes of the run lost each other: {said}"
         return ProcessLostError(missing + "; continue with ", Option("resume", value=True))

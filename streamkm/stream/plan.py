@@ -305,11 +305,13 @@ class ReadingPlan:
     def ends_round(self, n_done: int, n_processes: int) -> bool:
         """Whether after `n_done` batches each process has come to the end of a unit of blocks.
 
-        For one process always, and in training, where all take part in every batch.
+        Where an epoch ends, some may have had none. For one process always, and in training, where
+        all take part in every batch.
         """
         if n_processes == 1 or self.seed is not None:
             return True
-        return n_done % (self.unit_batches * n_processes) == 0
+        is_round = n_done % (self.unit_batches * n_processes) == 0
+        return is_round or n_done == self._n_batches(np.array(self.n_rows))
 
     def _window_of(self, batch: int, first_batches: np.ndarray) -> int:
         """Index of the window that holds `batch`; at the epoch's end the number of windows."""

@@ -55,6 +55,19 @@ def test_srun_says_who_is_who():
     assert meets(bare) == ("10.0.0.1", 34567)
 
 
+# What the training operator of Kubeflow, version 1.9, sets in the pods of a PyTorchJob.
+def test_a_pytorchjob_says_who_is_who():
+    place = {"MASTER_ADDR": "fit-master-0", "MASTER_PORT": "23456"}
+    pod = {**place, "WORLD_SIZE": "4", "RANK": "3", "PET_NODE_RANK": "3", "PET_NNODES": "4"}
+    seat = variables(pod)
+    assert seat is not None
+    assert (seat.rank, seat.size, seat.local_rank) == (3, 4, 0)
+    assert (seat.address, seat.port) == ("fit-master-0", 23456)
+    assert (seat.is_store_outside, seat.has_launcher) == (False, False)
+    # With an elasticPolicy it leaves them to torchrun.
+    assert variables({"PET_NNODES": "1:4", "PET_RDZV_ENDPOINT": "fit-worker-0:23456"}) is None
+
+
 # A batch script has variables of Slurm as well. It would wait for processes that nobody starts.
 @pytest.mark.parametrize(
     "environ",

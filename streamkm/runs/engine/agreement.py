@@ -19,8 +19,8 @@ __all__ = ["Agreement"]
 
 #: Seconds from one look to the next, about: a signal is answered after two of them.
 LOOK_S = 0.2
-#: Steps from one look to the next, at most.
-MOST_STEPS = 64
+#: Steps from one look to the next, at most: few, for those to come may be slower than those before.
+MOST_STEPS = 16
 
 
 class Agreement:
@@ -30,6 +30,14 @@ class Agreement:
         self._world = world
         self._flags = torch.zeros(3, dtype=torch.int64)
         self._pending: Pending | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget how long steps took, because steps of another kind follow.
+
+        What is under way is not answered. A process that still wants it says so again.
+        """
+        self.finish()
         self._due_is_said = False
         self._steps_left = 1
         self._period = 1

@@ -111,6 +111,7 @@ class Keeper:
         """Move to `cursor`, where the next phase, or round of k-means||, begins."""
         self.now.cursor = cursor
         self.is_stopped = False
+        self._agreement.begin()
 
     # ---- what the keeper does ----------------------------------------------------------------
 

@@ -53,3 +53,31 @@ def test_long_steps_are_looked_at_one_by_one() -> None:
         return -1
 
     assert together(2, work) == [4, 4]
+
+
+# Breaks when slow steps after quick ones are looked at as seldom as those: a signal would wait for
+# passes of Lloyd's algorithm as it may for steps of seeding.
+def test_steps_of_another_kind_are_looked_at_anew() -> None:
+    def work(world) -> int:
+        agreement = Agreement(world)
+        for _ in range(3 * MOST_STEPS):
+            agreement.after_step(stop=False, due=False)
+        agreement.begin()
+        for step in range(20):
+            time.sleep(0.3)
+            if agreement.after_step(stop=step >= 3, due=False)[0]:
+                return step
+        return -1
+
+    assert together(2, work) == [4, 4]
+
+
+# Breaks when one that wanted a checkpoint as another phase began thinks that it has said so.
+def test_what_was_under_way_is_said_again() -> None:
+    def work(world) -> list[bool]:
+        agreement = Agreement(world)
+        agreement.after_step(stop=False, due=True)
+        agreement.begin()
+        return [agreement.after_step(stop=False, due=True)[1] for _ in range(2)]
+
+    assert together(2, work) == [[False, True]] * 2

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 
-from streamkm.errors import NonFiniteError
+from streamkm.errors import Interrupted, NonFiniteError
+from streamkm.runs.engine.agreement import MOST_STEPS
+from streamkm.runs.engine.keeper import Keeper
+from streamkm.runs.engine.snapshot import Cursor
 from streamkm.runs.reporting import progress
-from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.runs.reporting.signals import StopRequest
+from streamkm.runs.storage.checkpoint import NoCheckpoints, load_checkpoint
+from tests.distributed.together import together
 from tests.runs.engine.cases import Case, on_cases, uninterrupted
 from tests.runs.helpers import Job, every, metrics_of, steps_saved
 
@@ -92,3 +99,29 @@ def test_no_checkpoint_holds_rows_that_the_run_refuses(job):
     newest = load_checkpoint(job.run / "checkpoints")
     if newest is not None and newest.manifest["cursor"]["phase"] == "train":
         assert newest.tensors["state.n_dropped"] == 0
+
+
+# Breaks when a phase of long steps answers a signal as seldom as the quick steps before it: after
+# 32 passes of Lloyd's algorithm, where one takes minutes.
+def test_a_signal_is_answered_soon_after_quick_steps():
+    def work(world) -> int:
+        now: Any = SimpleNamespace(cursor=Cursor("seed"), step=0, state=None)
+        now.gathered = lambda *_: now
+        shown = SimpleNamespace(advance=lambda _: None, is_due=lambda: False)
+        stop = StopRequest()
+        announcer: Any = SimpleNamespace(progress=shown)
+        plan: Any = None
+        keeper = Keeper(plan, now, NoCheckpoints(), announcer, stop, world)
+        for _ in range(3 * MOST_STEPS):
+            keeper.after_step(1)
+        keeper.move_to(Cursor("train"))
+        stop.signal_name = "SIGTERM" if world.rank else None
+        for n_steps in range(20):
+            try:
+                keeper.after_step(1)
+            except Interrupted:
+                return n_steps
+            time.sleep(0.3)
+        return -1
+
+    assert together(2, work) == [1, 1]
