@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         k_means,
         kmeans_plusplus,
         load_run,
+        sweep,
     )
     from streamkm.reports import report
     from streamkm.sources import open_source
@@ -28,6 +29,7 @@ __all__ = [
     "load_run",
     "open_source",
     "report",
+    "sweep",
 ]
 
 #: The module of each public name. A name is imported on first use, because ``--help`` and a
@@ -41,6 +43,7 @@ _HOMES = {
     "load_run": "streamkm.estimators",
     "open_source": "streamkm.sources",
     "report": "streamkm.reports",
+    "sweep": "streamkm.estimators",
 }
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import tomllib
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,15 +24,19 @@ from streamkm.errors import ConfigError, ElsewhereError, StreamkmError
 from streamkm.files import expanded
 from streamkm.machine import cores_by_quota
 from streamkm.options import (
-    DRY_RUN_HELP,
     WEIGHTS_HELP,
     add_execution_options,
     add_fit_options,
     add_nan,
+    add_predict_options,
     add_report_options,
     add_source,
+    add_sweep_options,
     check_options,
     configured,
+    open_as_in,
+    open_source_of,
+    open_weights_of,
     settings_for,
     source_keywords,
 )
@@ -43,11 +47,9 @@ from streamkm.text import TIME_FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from streamkm.runs.dry_run.report import DryRun
-    from streamkm.sources import Source, Weights
 
 __all__ = ["main"]
 
@@ -125,7 +127,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     with (
         StopRequest() as stop_request,
         processes(execution) as (execution, shared),
-        closing(_open(arguments)) as source,
+        closing(open_source_of(arguments)) as source,
     ):
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         control |= shared
@@ -134,7 +136,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         is_first = not shared or shared["world"].is_first
         if arguments.dry_run:
             if is_first:
-                with _open_weights(arguments, source) as weights:
+                with open_weights_of(arguments, source) as weights:
                     from streamkm.runs.dry_run.fit import dry_run
 
                     job = (source, config, execution, arguments.out)
@@ -145,10 +147,42 @@ def _fit(arguments: argparse.Namespace) -> None:
         if is_first:
             check_run_is_free(arguments.out, resume=arguments.resume)
 
-        with _open_weights(arguments, source) as weights:
+        with open_weights_of(arguments, source) as weights:
             from streamkm.runs.fit import fit
 
             fit(source, config, execution, arguments.out, **control, weights=weights)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.sweeping.record import check_sweep_is_free
+    from streamkm.runs.sweeping.variants import check_variants
+
+    ks, seeds = [k for some in arguments.ks for k in some], arguments.seeds
+    arguments.k = min(ks)
+    base = configured(FitConfig, arguments)
+    with (
+        StopRequest() as stop_request,
+        processes(configured(ExecutionConfig, arguments)) as (execution, shared),
+        closing(open_source_of(arguments)) as source,
+    ):
+        check_variants(base, ks, source.spec.n_rows, source.name)
+        control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
+        if not arguments.dry_run:
+            check_sweep_is_free(arguments.out, resume=arguments.resume)
+        with open_weights_of(arguments, source) as weights:
+            control["weights"] = weights
+            if arguments.dry_run:
+                from streamkm.runs.dry_run.sweep import dry_sweep
+
+                _print_report(
+                    dry_sweep(source, base, ks, seeds, execution, arguments.out, **control)
+                )
+                return
+            from streamkm.runs.sweeping.sweep import sweep
+
+            control |= shared
+            print(sweep(source, base, ks, seeds, execution, arguments.out, **control))
 
 
 def _of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -186,7 +220,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         is_first = not shared or shared["world"].is_first
         if is_first and not (arguments.dry_run or is_checked_later):
             check_free(arguments.run, targets, resume=arguments.resume)
-        source = stack.enter_context(closing(_open_as_in(run, arguments)))
+        source = stack.enter_context(closing(open_as_in(run, arguments)))
         options["stop_request"] = stop_request
         check_outside(source, labels=arguments.labels, distances=arguments.distances)
         if arguments.dry_run:
@@ -210,8 +244,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
-        closing(_open_as_in(_of_first(shared, reads), arguments)) as source,
-        _open_weights(arguments, source) as weights,
+        closing(open_as_in(_of_first(shared, reads), arguments)) as source,
+        open_weights_of(arguments, source) as weights,
     ):
         from streamkm.runs.evaluate import evaluate
 
@@ -231,12 +265,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _info(arguments: argparse.Namespace) -> None:
     from streamkm.runs.info import describe_run, describe_source
     from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
+    from streamkm.runs.sweeping.record import SWEEP
+    from streamkm.runs.sweeping.table import describe_sweep
 
     path = expanded(arguments.source)
-    if (path / CONFIG).exists() or looks_like_a_run(path):
+    if (path / SWEEP).exists():
+        print(describe_sweep(path))
+    elif (path / CONFIG).exists() or looks_like_a_run(path):
         print(describe_run(path))
     else:
-        with closing(_open(arguments)) as source:
+        with closing(open_source_of(arguments)) as source:
             print(describe_source(source))
 
 
@@ -249,37 +287,6 @@ def _report(arguments: argparse.Namespace) -> None:
     where = (arguments.run, arguments.source, source_keywords(arguments))
     report = any_report(*where, look, configured(ExecutionConfig, arguments))
     print(f"written: {report.save(arguments.out)}")
-
-
-def _open(arguments: argparse.Namespace) -> Source:
-    from streamkm.sources import open_source
-
-    # Values that a file's attributes mark as no data are left out like NaN.
-    marked = getattr(arguments, "marked", ())
-    fill_is_nan = marked or getattr(arguments, "nan", None) == "drop"
-    return open_source(arguments.source, **source_keywords(arguments), fill_is_nan=fill_is_nan)
-
-
-def _open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
-    """The source, with stored values read as in `run` where no option says otherwise."""
-    from streamkm.runs.storage.run_folder import reading_of
-
-    reading = reading_of(run)
-    arguments.marked = () if arguments.nodata else reading["marked"]
-    for name in ("nodata", "apply_scale", "nan"):
-        if not getattr(arguments, name):
-            setattr(arguments, name, reading[name])
-    return _open(arguments)
-
-
-def _open_weights(
-    arguments: argparse.Namespace, source: Source
-) -> AbstractContextManager[Weights | None]:
-    from streamkm.sources import open_weights
-
-    if arguments.weights is None:
-        return nullcontext()
-    return closing(open_weights(arguments.weights, source.spec.n_rows))
 
 
 # ---- arguments --------------------------------------------------------------
@@ -368,17 +375,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument("--version", action="version", version=f"streamkm {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     by_name: dict[str, _Parser] = {}
-
-    def command(
-        name: str, needed: str, run: Callable[[argparse.Namespace], None], summary: str
-    ) -> _Parser:
-        # argparse's own usage would name every option before the first thing that is needed.
-        usage = f"%(prog)s {needed} [options]"
-        added: _Parser = commands.add_parser(name, usage=usage, help=summary, description=summary)
-        added.set_defaults(command=run, parser=added)
-        by_name[name] = added
-        return added
-
+    command = partial(_add_command, commands, by_name)
     fit = command("fit", "SOURCE --k K --out RUN", _fit, "Cluster an array and write a run folder.")
     add_source(fit)
     add_fit_options(fit)
@@ -395,7 +392,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)
         add_nan(parser_)
-    _add_predict_options(predict)
+    add_predict_options(predict)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
@@ -405,34 +402,34 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     add_report_options(report)
     for parser_ in (fit, evaluate):
         parser_.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
-    for name in ("fit", "predict", "evaluate", "report"):
+    sweep = command(
+        "sweep",
+        "SOURCE --k K [K ...] --out DIR",
+        _sweep,
+        "Fit many K with one read of the array, compare them, and say which stands out.",
+    )
+    add_source(sweep)
+    add_sweep_options(sweep)
+    for name in ("fit", "predict", "evaluate", "report", "sweep"):
         add_execution_options(by_name[name], name)
-    info = command("info", "PATH", _info, "Describe an array, or a run and how far it has come.")
-    add_source(info, "PATH", "a run folder, or an array: ")
+    info = command(
+        "info", "PATH", _info, "Describe an array, or a run or sweep and how far it has come."
+    )
+    add_source(info, "PATH", "the folder of a run or a sweep, or an array: ")
     return parser, by_name
 
 
-def _add_predict_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `predict` alone has: its outputs, ``--resume`` and ``--dry-run``."""
-    parser.add_argument(
-        "--labels",
-        metavar="OUT",
-        type=expanded,
-        required=True,
-        help="where to write the label of each row, a .npy or .zarr; or a .parquet of labels, "
-        "distances and the ids of --id-column; or store.zarr/NAME, a map in the source's shape; or "
-        "a .h5ad, a copy of the source with the labels in its obs",
-    )
-    parser.add_argument(
-        "--distances",
-        metavar="OUT",
-        type=expanded,
-        help="where to write the Euclidean distance of each row to its centroid, a .npy, .zarr "
-        "or .parquet",
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue unfinished outputs, or start them if there are none",
-    )
-    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
+def _add_command(
+    commands: argparse._SubParsersAction[_Parser],
+    by_name: dict[str, _Parser],
+    name: str,
+    needed: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+) -> _Parser:
+    # argparse's own usage would name every option before the first thing that is needed.
+    usage = f"%(prog)s {needed} [options]"
+    added = commands.add_parser(name, usage=usage, help=summary, description=summary)
+    added.set_defaults(command=run, parser=added)
+    by_name[name] = added
+    return added

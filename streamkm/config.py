@@ -361,10 +361,14 @@ class ExecutionConfig:
         default=Cadence(seconds=60),
         parse=Cadence.parse,
         metavar="60s|N",
-        commands=("fit", "predict"),
+        commands=("fit", "sweep", "predict"),
     )
     keep_checkpoints: int = setting(
-        "newest checkpoints to keep, at least 2", default=2, rule=whole(2), metavar="N"
+        "newest checkpoints to keep, at least 2",
+        default=2,
+        rule=whole(2),
+        metavar="N",
+        commands=("fit", "sweep"),
     )
     probe: bool = setting(
         "measure for about a second how fast reading, copying and arithmetic are alone, and say at "

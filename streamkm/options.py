@@ -11,6 +11,7 @@ import argparse
 import difflib
 import functools
 import re
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,8 +24,10 @@ from streamkm.sources.formats import source_options, suffixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from streamkm.settings import Setting
+    from streamkm.sources import Source, Weights
 
 __all__ = [
     "DRY_RUN_HELP",
@@ -32,10 +35,15 @@ __all__ = [
     "add_execution_options",
     "add_fit_options",
     "add_nan",
+    "add_predict_options",
     "add_report_options",
     "add_source",
+    "add_sweep_options",
     "check_options",
     "configured",
+    "open_as_in",
+    "open_source_of",
+    "open_weights_of",
     "settings_for",
     "source_keywords",
 ]
@@ -103,6 +111,39 @@ def source_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in flags}
 
 
+def open_source_of(arguments: argparse.Namespace) -> Source:
+    """The array that the arguments of a command name."""
+    from streamkm.sources import open_source
+
+    # Values that a file's attributes mark as no data are left out like NaN.
+    marked = getattr(arguments, "marked", ())
+    fill_is_nan = marked or getattr(arguments, "nan", None) == "drop"
+    return open_source(arguments.source, **source_keywords(arguments), fill_is_nan=fill_is_nan)
+
+
+def open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
+    """The source, with stored values read as in `run` where no option says otherwise."""
+    from streamkm.runs.storage.run_folder import reading_of
+
+    reading = reading_of(run)
+    arguments.marked = () if arguments.nodata else reading["marked"]
+    for name in ("nodata", "apply_scale", "nan"):
+        if not getattr(arguments, name):
+            setattr(arguments, name, reading[name])
+    return open_source_of(arguments)
+
+
+def open_weights_of(
+    arguments: argparse.Namespace, source: Source
+) -> AbstractContextManager[Weights | None]:
+    """The weights that ``--weights`` names, closed at the end of a ``with`` block; or None."""
+    from streamkm.sources import open_weights
+
+    if arguments.weights is None:
+        return nullcontext()
+    return closing(open_weights(arguments.weights, source.spec.n_rows))
+
+
 # ---- settings ----------------------------------------------------------------
 
 
@@ -139,6 +180,51 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     _add_settings(group, (each for each in settings if not each.is_required))
 
 
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `sweep` alone has, and the settings of all its fits."""
+    from streamkm.runs.sweeping.variants import parse_ks
+
+    add = parser.add_argument
+    add(
+        "-k",
+        "--k",
+        dest="ks",
+        metavar="K",
+        nargs="+",
+        required=True,
+        type=_with_own_error(parse_ks),
+        help="numbers of clusters; 8:64:8 stands for 8, 16 and so on to 64, 8:1024:x2 for 8, 16, "
+        "32 and so on to 1024",
+    )
+    add(
+        "--seeds",
+        metavar="N",
+        nargs="+",
+        default=[0],
+        type=_with_own_error(int, setting_of(FitConfig, "seed").rule.text),
+        help="fit every K with each of these seeds, and say how well the clusters of one K agree "
+        "(default: 0)",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        type=expanded,
+        required=True,
+        help="folder to write, with a run folder for each fit; it must not exist, unless --resume "
+        "is given",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="continue every fit in DIR from its newest checkpoint, and start those that are new",
+    )
+    add("--dry-run", action="store_true", help=DRY_RUN_HELP)
+    add("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
+    group = parser.add_argument_group("what to compute (the same for every fit)")
+    settings = settings_for("fit", FitConfig)
+    _add_settings(group, (each for each in settings if each.name not in ("k", "seed")))
+
+
 def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the settings of how `command` is carried out."""
     group = parser.add_argument_group(
@@ -152,6 +238,32 @@ def add_nan(parser: argparse.ArgumentParser) -> None:
     declared = setting_of(FitConfig, "nan")
     text = "rows with NaN or infinity: error stops, drop leaves them out, with the label -1"
     _add_settings(parser, [replace(declared, text=text, shown="as in the run")])
+
+
+def add_predict_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `predict` alone has: its outputs, ``--resume`` and ``--dry-run``."""
+    parser.add_argument(
+        "--labels",
+        metavar="OUT",
+        type=expanded,
+        required=True,
+        help="where to write the label of each row, a .npy or .zarr; or a .parquet of labels, "
+        "distances and the ids of --id-column; or store.zarr/NAME, a map in the source's shape; or "
+        "a .h5ad, a copy of the source with the labels in its obs",
+    )
+    parser.add_argument(
+        "--distances",
+        metavar="OUT",
+        type=expanded,
+        help="where to write the Euclidean distance of each row to its centroid, a .npy, .zarr "
+        "or .parquet",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue unfinished outputs, or start them if there are none",
+    )
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
 
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
@@ -274,7 +386,8 @@ def _advice(name: str, commands: Mapping[str, argparse.ArgumentParser], command:
     """A phrase that names the commands with this option, or the options most like it, or ``""``."""
     having = [other for other in commands if name in _options_of(commands[other])]
     if having:
-        return f", {' and '.join(having)} {'have' if len(having) > 1 else 'has'}"
+        named = " and ".join(filter(None, (", ".join(having[:-1]), having[-1])))
+        return f", {named} {'have' if len(having) > 1 else 'has'}"
     known = sorted(_options_of(commands[command]))
     near = [option for option in known if option.startswith(name)]
     near = near or difflib.get_close_matches(name, known, n=1)

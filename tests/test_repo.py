@@ -53,6 +53,7 @@ TESTED_IN = {
     # Parts of one kernel, or of one way to decode.
     "kernels/ops/tiles": "kernels/test_cpu.py",
     "stream/sample_plan": "stream/test_plan.py",
+    "stream/seat": "stream/test_shared.py",
     "kernels/triton/assign": "kernels/triton/test_kernel.py",
     "kernels/triton/common": "kernels/triton/test_kernel.py",
     "kernels/triton/lanes": "kernels/triton/test_kernel.py",
@@ -88,6 +89,9 @@ TESTED_IN = {
     "estimators/parameters": "estimators/test_conventions.py",
     # Whole verbs: beside scikit-learn, and by who calls them.
     "runs/evaluate": "test_equivalence.py",
+    "runs/sweeping/planning": "runs/sweeping/test_sweep.py",
+    "runs/sweeping/record": "runs/sweeping/test_sweep.py",
+    "runs/sweeping/together": "runs/sweeping/test_sweep.py",
     "runs/fit": "test_equivalence.py",
     "runs/in_memory": "estimators/test_inputs.py",
     "runs/partial_fit": "estimators/test_minibatch.py",
@@ -235,6 +239,7 @@ def test_public_names_are_those_promised() -> None:
         "load_run",
         "open_source",
         "report",
+        "sweep",
     ]
     assert all(callable(getattr(streamkm, name)) for name in streamkm.__all__)
 

@@ -126,21 +126,85 @@ class ClusterSums:
         the means of the clusters, even if the centroids lie elsewhere. None with fewer than two
         non-empty clusters, or no more rows than clusters.
         """
-        used_K = self.sizes_K > 0
-        n_clusters, n_rows = int(used_K.sum()), int(self.sizes_K.sum())
-        mass = float(serial_sum(self.masses_K))
+        n_clusters, n_rows = int((self.sizes_K > 0).sum()), int(self.sizes_K.sum())
         if n_clusters < 2 or n_rows <= n_clusters:
             return None
-        masses_K1 = self.masses_K[used_K, None]
-        means_KD = self.sums_KD[used_K] / masses_K1
-        mean_D = self.sums_KD.sum(dim=0) / mass
-        between = float(serial_sum(masses_K1 * (means_KD - mean_D).square()))
-        moved = means_KD - centroids_KD[used_K].double()
-        within = self.inertia - float(serial_sum(masses_K1 * moved.square()))
+        between, within = self._dispersions(centroids_KD)
         if within <= 0:
             return 1.0  # scikit-learn's value for clusters of equal rows.
         # Degrees of freedom count rows, so that only the ratios of weights matter.
         return between * (n_rows - n_clusters) / (within * (n_clusters - 1))
+
+    def explained_variance(self, centroids_KD: torch.Tensor) -> float | None:
+        """The share of the rows' dispersion that lies between the means of the clusters, in [0, 1].
+
+        With equal weights it is R^2 of the labels. None if all rows are equal.
+        """
+        between, within = self._dispersions(centroids_KD)
+        total = between + max(within, 0.0)
+        return between / total if total > 0 else None
+
+    def _dispersions(self, centroids_KD: torch.Tensor) -> tuple[float, float]:
+        """Sums of squares between the means of the clusters, and of their rows about the means."""
+        used_K = self.sizes_K > 0
+        masses_K1 = self.masses_K[used_K, None]
+        means_KD = self.sums_KD[used_K] / masses_K1
+        mean_D = self.sums_KD.sum(dim=0) / float(serial_sum(self.masses_K))
+        between = float(serial_sum(masses_K1 * (means_KD - mean_D).square()))
+        moved = means_KD - centroids_KD[used_K].double()
+        return between, self.inertia - float(serial_sum(masses_K1 * moved.square()))
+
+    def silhouettes(
+        self, x_SD: torch.Tensor, labels_S: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> torch.Tensor:
+        """The silhouette of each of some rows among all rows, by squared Euclidean distances.
+
+        With a the mean of the squared distances to the other rows of the own cluster, and b the
+        least of those means for other clusters, it is ``(b - a) / max(a, b)`` (Rousseeuw 1987), and
+        0 for the only row of a cluster. Means over all rows of a cluster follow from its sums: the
+        squared distances of x to rows of mean m are ``|x - m|^2`` in the mean, and as much more as
+        the rows are from m. So the mean over all rows equals scikit-learn's
+        ``silhouette_score(metric="sqeuclidean")``.
+
+        Parameters
+        ----------
+        x_SD : Tensor of shape (S, D)
+            Rows in the scaled space, on the host.
+        labels_S : int64 Tensor of shape (S,)
+            Their clusters, none -1.
+        centroids_KD : Tensor of shape (K, D)
+            The centroids that the sums are about.
+
+        Returns
+        -------
+        Tensor of shape (S,)
+            float64. Weights do not count: it is for rows that have none.
+        """
+        used_K = self.sizes_K > 0
+        place_K = used_K.cumsum(0) - 1
+        sizes_U = self.sizes_K[used_K].double()
+        # About the mean of all rows: far from the origin ``|x|^2 - 2 x.m`` cancels.
+        mean_D = self.sums_KD.sum(dim=0) / sizes_U.sum()
+        means_UD = self.sums_KD[used_K] / sizes_U[:, None] - mean_D
+        spreads_U = self.sq_distances_K[used_K] / sizes_U
+        spreads_U -= (centroids_KD[used_K].double() - mean_D - means_UD).square().sum(dim=1)
+        beside_U = means_UD.square().sum(dim=1) + spreads_U
+        found = []
+        tile_rows = max(TILE_ELEMENTS // max(len(sizes_U), x_SD.shape[1]), 1)
+        for x_TD, labels_T in zip(x_SD.split(tile_rows), labels_S.split(tile_rows), strict=True):
+            x_TD = x_TD.double() - mean_D
+            lengths_T = x_TD.square().sum(dim=1)
+            # Mean squared distances to the rows of each cluster, less the squared length of x.
+            apart_TU = torch.addmm(beside_U, x_TD, means_UD.T, alpha=-2)
+            own_T1 = place_K[labels_T][:, None]
+            n_own_T = sizes_U[own_T1[:, 0]]
+            a_T = apart_TU.gather(1, own_T1)[:, 0] + lengths_T
+            a_T = (a_T * n_own_T / (n_own_T - 1).clamp_min(1)).clamp_min_(0)
+            b_T = apart_TU.scatter_(1, own_T1, torch.inf).amin(dim=1) + lengths_T
+            worst_T = torch.maximum(a_T, b_T)
+            silhouettes_T = torch.where(worst_T > 0, (b_T - a_T) / worst_T, 0)
+            found.append(silhouettes_T.masked_fill_(n_own_T <= 1, 0))
+        return torch.cat(found)
 
     def davies_bouldin(self, centroids_KD: torch.Tensor) -> float | None:
         """Mean over clusters of the worst ``(s_i + s_j) / |c_i - c_j|``; less is better.

@@ -5,6 +5,7 @@ from streamkm.estimators.functions import k_means, kmeans_plusplus
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.loading import load_run
 from streamkm.estimators.minibatch import MiniBatchKMeans
+from streamkm.estimators.sweeping import sweep
 
 __all__ = [
     "BisectingKMeans",
@@ -13,4 +14,5 @@ __all__ = [
     "k_means",
     "kmeans_plusplus",
     "load_run",
+    "sweep",
 ]

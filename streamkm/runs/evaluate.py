@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from streamkm.clustering.metrics import ClusterSums
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
     from streamkm.runs.engine.labelling import EvaluatedBatch, LabelledBatch
     from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.storage.model import Model
     from streamkm.sources import Source, Weights
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "add_batch_", "evaluate"]
 
 #: Every size is printed for up to this number of clusters.
 SIZES_SHOWN = 32
@@ -57,6 +59,32 @@ class Evaluation:
     def inertia_per_row(self) -> float:
         """Inertia by the number of rows, or by their weight."""
         return self.inertia / ((self.n_rows if self.weights is None else sum(self.weights)) or 1)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        found: ClusterSums,
+        centroids_KD: torch.Tensor,
+        n_dropped: int,
+        *,
+        weighted: bool,
+        compare: bool = True,
+    ) -> Self:
+        """The figures of a clustering by `model` from its sums, which are about `centroids_KD`.
+
+        `compare` is that of `evaluate`.
+        """
+        return cls(
+            int(found.sizes_K.sum()),
+            n_dropped,
+            found.inertia / model.scaling.unit**2,
+            found.sizes_K.tolist(),
+            found.masses_K.tolist() if weighted else None,
+            found.simplified_silhouette(),
+            found.calinski_harabasz(centroids_KD),
+            found.davies_bouldin(centroids_KD) if compare else None,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -168,7 +196,7 @@ def evaluate(
             n_found = 0
             if place.owner == world.rank:
                 evaluated = next(batches)
-                n_found = _add(sums, evaluated)
+                n_found = add_batch_(sums, evaluated)
                 if look is not None:
                     look(evaluated.labelled)
             n_dropped += n_found
@@ -181,19 +209,12 @@ def evaluate(
     found = sums.of_all(world)
     world.sum_(n_dropped)
     centroids_KD = labelling.centroids_KD.cpu()
-    return Evaluation(
-        int(found.sizes_K.sum()),
-        int(n_dropped),
-        found.inertia / model.scaling.unit**2,
-        found.sizes_K.tolist(),
-        None if weights is None else found.masses_K.tolist(),
-        found.simplified_silhouette(),
-        found.calinski_harabasz(centroids_KD),
-        found.davies_bouldin(centroids_KD) if compare else None,
+    return Evaluation.of(
+        model, found, centroids_KD, int(n_dropped), weighted=weights is not None, compare=compare
     )
 
 
-def _add(sums: RunningClusterSums, evaluated: EvaluatedBatch) -> int:
+def add_batch_(sums: RunningClusterSums, evaluated: EvaluatedBatch) -> int:
     """Add a batch to the sums; returns how many of its rows are not finite."""
     batch = evaluated.labelled
     labels_B, weights_B = batch.labels_B.cpu(), batch.weights_B

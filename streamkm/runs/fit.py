@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
+    from streamkm.stream.seat import Seat
 
 __all__ = ["as_begun", "finished_model", "fit", "plan_fit", "run_record", "seed"]
 
@@ -51,6 +52,7 @@ def fit(
     weights: Weights | None = None,
     listener: Listener | None = None,
     world: World = ALONE,
+    seat: Seat | None = None,
 ) -> Model:
     """Cluster `source`, write the run folder `run_dir` if one is given, and return the model.
 
@@ -79,6 +81,8 @@ def fit(
     world : World, optional
         The processes that share the fit. All call `fit` with the same arguments; the first alone
         uses `run_dir`, and each returns the model.
+    seat : Seat, optional
+        Where the rows come from if other fits share the reads; a process alone.
 
     Raises
     ------
@@ -105,7 +109,7 @@ def fit(
         if run_dir is not None and world.gather(None)[0]:
             return load_model(run_dir, world)
         with Progress(quiet=quiet or not world.is_first) as progress:
-            attempt = Attempt(plan, NoCheckpoints(), progress, stop_request, listener, world)
+            attempt = Attempt(plan, NoCheckpoints(), progress, stop_request, listener, world, seat)
             with memory_told(attempt.doing, resumable=run_dir is not None):
                 return attempt.run()
     with RunFolder(run_dir, record, resume=resume) as folder:
@@ -119,7 +123,7 @@ def fit(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
         with Progress(folder.metrics, quiet=quiet) as progress:
-            attempt = Attempt(plan, checkpoints, progress, stop_request, listener, world)
+            attempt = Attempt(plan, checkpoints, progress, stop_request, listener, world, seat)
             with memory_told(attempt.doing, resumable=True):
                 model = attempt.run()
             checkpoints.conclude()

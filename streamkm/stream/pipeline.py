@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from streamkm.devices import is_host
 from streamkm.stream.prefetch import prefetch
+from streamkm.stream.seat import Seat
 from streamkm.stream.slots import HostSlots
 from streamkm.stream.tensor_source import rows_in_memory, tensor_on
 from streamkm.stream.transfer import to_device
@@ -39,12 +40,20 @@ def stream(
     slots: HostSlots,
     times: StageTimes,
     weights: Weights | None = None,
+    order: int | None = None,
 ) -> Iterator[Iterator[DeviceWindow]]:
     """Yield an iterator of `windows` of `source` on the slots' device, in order.
 
     Windows are read ahead as far as the slots allow. With `weights` each window brings those of
     its rows. Rows that lie on the device already are copied there, or used there, not read.
+
+    `order` says where the pass stands among those of a run; None if it is no whole pass. Runs that
+    have seats in place of slots share the windows of passes.
     """
+    if isinstance(slots, Seat):
+        with slots.stream(windows, times, order) as device_windows:
+            yield device_windows
+        return
     times.n_readers = max(slots.memory.n_readers, 1)
     there_ND = tensor_on(source, slots.device)
     first = next(windows, None)

@@ -45,7 +45,7 @@ class DeviceWindow:
     weights_N: torch.Tensor | None = None
     """Weights of the rows, float64, in the order of reading; None where they have none."""
     is_shared: bool = False
-    """Whether `x_ND` is memory of the source, which must not be changed."""
+    """Whether `x_ND` must not be changed: it is memory of the source, or other runs use it too."""
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, torch.Tensor | slice]]:
         """(number within the epoch, rows of `x_ND`) of each batch from number `start` on."""

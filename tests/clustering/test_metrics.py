@@ -110,3 +110,33 @@ def test_clusters_of_equal_rows() -> None:
     assert found.simplified_silhouette() == 1
     assert found.calinski_harabasz(centres_KD) == metrics.calinski_harabasz_score(x_ND, labels_N)
     assert found.davies_bouldin(centres_KD) == 0
+
+
+# Breaks when sums of a cluster are not those of all its rows, or cancel far from the origin.
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_squared_silhouettes_are_scikit_learn_s(rng, shift: float) -> None:
+    x_ND = blobs(rng) + shift
+    # One cluster of a single row; centroids that are no means, and one without rows.
+    centroids_KD = np.concatenate([x_ND[[3, 70, 130]], [[900.0 + shift] * 3, [-900.0] * 3]])
+    x_ND = np.concatenate([x_ND, [[890.0 + shift] * 3]])
+    found, labels_N = gathered(x_ND, centroids_KD)
+    some = np.arange(0, len(x_ND), 3)
+    silhouettes = found.silhouettes(
+        torch.from_numpy(x_ND[some]),
+        torch.from_numpy(labels_N[some]),
+        torch.from_numpy(centroids_KD),
+    )
+    expected = metrics.silhouette_samples(x_ND, labels_N, metric="sqeuclidean")
+    assert silhouettes.numpy() == pytest.approx(expected[some], rel=1e-6, abs=1e-9)
+
+
+# Breaks when the variance is taken about the centroids instead of the means.
+def test_explained_variance_is_that_of_the_means(rng) -> None:
+    x_ND = blobs(rng)
+    centroids_KD = x_ND[[3, 70, 130, 150]]
+    found, labels_N = gathered(x_ND, centroids_KD)
+    means_KD = np.stack([x_ND[labels_N == j].mean(axis=0) for j in range(4)])
+    expected = metrics.r2_score(x_ND, means_KD[labels_N], multioutput="variance_weighted")
+    assert found.explained_variance(torch.from_numpy(centroids_KD)) == pytest.approx(expected)
+    equal, _ = gathered(np.ones((5, 2)), np.ones((1, 2)))
+    assert equal.explained_variance(torch.ones(1, 2)) is None

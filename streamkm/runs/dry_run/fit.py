@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
 
-__all__ = ["dry_run"]
+__all__ = ["dry_run", "memory_notes", "prepare", "seeding_s", "written_bytes"]
 
 #: Bytes of a row of the sample in a checkpoint of seeding, at most, beside the row itself: a
 #: position, a squared distance and the weight of a candidate, 8 each.
@@ -103,19 +103,19 @@ def dry_run(
         report.errors.append(error)
     look = look_at(source, plan.reading, plan.config, pause)
     with HostSlots(plan.memory.stream, plan.device) as slots:
-        state, prober = _prepare(plan, slots, pause)
+        state, prober = prepare(plan, slots, pause)
         probe = prober.measure(state)
         if plan.config.scale in ("zscore", "minmax"):
             probe = replace(probe, arithmetic={**probe.arithmetic, "scale": prober.moments()})
     if stands is not None or report.errors:
         _add_time(report, plan, probe, stands or _BEGINNING, world.size)
-    checkpoints, model = _written_bytes(plan, state, prober.scaling)
+    checkpoints, model = written_bytes(plan, state, prober.scaling)
     keep = execution.keep_checkpoints
     what = f"{keep + 1} checkpoints of {format_bytes(checkpoints)}, model {format_bytes(model)}"
     labels = format_bytes(4 * source.spec.n_rows)
     report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
     of_kernel = kernel_notes(execution.kernel, plan.device)
-    report.notes = [*source.notes(), *of_kernel, *_memory_notes(plan)]
+    report.notes = [*source.notes(), *of_kernel, *memory_notes(plan)]
     report.notes += [*share_notes(plan, world.size), *look.notes]
     if stands is not None:
         # A refused checkpoint does not end a run; a refused result does.
@@ -187,7 +187,7 @@ def _left(cursor: Cursor, plan: FitPlan) -> dict[str, float]:
     return left
 
 
-def _prepare(
+def prepare(
     plan: FitPlan, slots: HostSlots, pause: Callable[[], None]
 ) -> tuple[KMeansState, Prober]:
     """A state whose centroids are rows of the data, to time steps by, and the prober."""
@@ -230,7 +230,7 @@ def _add_time(
         return left[phase] * alone_s / n_working(plan, phase, n_processes)
 
     parts = {"scale": passes_s("scale", 1)} if "scale" in probe.arithmetic else {}
-    parts["seeding"] = left["seed"] * _seeding_s(plan, probe)
+    parts["seeding"] = left["seed"] * seeding_s(plan, probe)
     parts["training"] = passes_s("train", config.epochs)
     if config.closes:
         parts["closing"] = passes_s("close", 1)
@@ -244,7 +244,7 @@ def _add_time(
     ]
 
 
-def _seeding_s(plan: FitPlan, probe: Probe) -> float:
+def seeding_s(plan: FitPlan, probe: Probe) -> float:
     """Seconds of sampling and seeding, at most, from their work in epochs of training."""
     spec, config, seeding = plan.source.spec, plan.config, plan.seeding
     n_pieces, piece_rows = sample_pieces(spec, plan.reading, config.k)
@@ -262,7 +262,7 @@ def _seeding_s(plan: FitPlan, probe: Probe) -> float:
     return sampling_s + work * min(product_s, SLOW_PRODUCT_S)
 
 
-def _written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple[int, int]:
+def written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple[int, int]:
     """Bytes of a checkpoint, at most, and of the model with its centroids."""
     spec, k, seeding = plan.source.spec, plan.config.k, plan.seeding
     moments = RunningMoments.empty(spec.n_features, torch.device("cpu"))
@@ -281,7 +281,7 @@ def _written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple
     return max(training, in_seeding), model
 
 
-def _memory_notes(plan: FitPlan) -> list[str]:
+def memory_notes(plan: FitPlan) -> list[str]:
     """Notes on what a small budget, or large blocks, cost."""
     stream, spec, notes = plan.memory.stream, plan.source.spec, []
     if stream.n_slots < FULL_SLOTS:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.progress import Progress
     from streamkm.runs.storage.checkpoint import Checkpointer
+    from streamkm.stream.seat import Seat
     from streamkm.stream.slots import HostSlots
 
 __all__ = ["Attempt"]
@@ -67,8 +68,9 @@ class Attempt:
         stop_request: StopRequest,
         listener: Listener | None = None,
         world: World = ALONE,
+        seat: Seat | None = None,
     ) -> None:
-        self._plan, self._listener, self._world = plan, listener, world
+        self._plan, self._listener, self._world, self._seat = plan, listener, world, seat
         self._kernel = RunKernel(plan)
         self._announcer = Announcer(plan, self._kernel, progress, world)
         now = Snapshot.beginning(plan)
@@ -114,6 +116,8 @@ class Attempt:
     # ---- the phases ---------------------------------------------------------------------------
 
     def _slots(self) -> HostSlots:
+        if self._seat is not None:
+            return self._seat
         plan = self._plan
         return open_slots(plan.source, plan.memory.stream, plan.device)
 

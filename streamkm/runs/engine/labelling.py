@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Place, Window
+    from streamkm.stream.seat import Seat
+    from streamkm.stream.slots import HostSlots
 
 __all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "label_dtype"]
 
@@ -95,8 +97,12 @@ class Labelling:
         batch_rows: int | None = None,
         output_bytes: int = 0,
         world: World = ALONE,
+        seat: Seat | None = None,
     ) -> None:
-        """`output_bytes` are those that outputs hold at once; `world` shares the batches."""
+        """`output_bytes` are those that outputs hold at once; `world` shares the batches.
+
+        With a `seat` other models may share the reads.
+        """
         source = in_order(source, model.feature_names, "the run")
         spec = source.spec
         if spec.n_features != model.n_features:
@@ -106,6 +112,7 @@ class Labelling:
                 "with the same features in the same order"
             )
         self._source, self._weights, self.world = source, weights, world
+        self._seat = seat
         if world.size > 1:
             bits = model.centroids_KD.cpu().numpy().tobytes()
             world.agree(
@@ -202,9 +209,12 @@ class Labelling:
         first = self._reading.batch_at(start_row)
         windows = self._reading.windows(0, first, rank=self.world.rank, n_processes=self.world.size)
         self.times = StageTimes()
+        slots: HostSlots | None = self._seat
+        if slots is None:
+            slots = open_slots(self._source, self.memory.stream, self.device)
         with (
-            open_slots(self._source, self.memory.stream, self.device) as slots,
-            stream(self._source, windows, slots, self.times, self._weights) as on_device,
+            slots,
+            stream(self._source, windows, slots, self.times, self._weights, 0) as on_device,
         ):
             yield (
                 (

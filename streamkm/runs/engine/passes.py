@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from streamkm.stream.stages import StageTimes
     from streamkm.stream.transfer import DeviceWindow
 
-__all__ = ["Passes", "open_passes"]
+__all__ = ["PASSES", "Passes", "open_passes"]
+
+#: The phases that read the whole array, in the order in which a run comes to them.
+PASSES = ("scale", "rounds", "train", "close")
 
 
 class Passes:
@@ -85,5 +88,6 @@ def open_passes(
         for epoch in epochs
     )
     n_batches = reading.n_batches(first.epoch) if first.batch else 0
-    with stream(plan.source, windows, slots, times, plan.weights) as device_windows:
+    order = PASSES.index(first.phase)
+    with stream(plan.source, windows, slots, times, plan.weights, order) as device_windows:
         yield Passes(device_windows, first, n_batches)

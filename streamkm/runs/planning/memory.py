@@ -23,6 +23,8 @@ from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.machine import MemoryLimit
     from streamkm.sources.base import ArraySpec
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FULL_SLOTS",
     "MemoryPlan",
+    "bytes_together",
     "fit_bytes",
     "plan_memory",
     "predict_bytes",
@@ -221,6 +224,15 @@ def fit_bytes(
     # A copy of the rows, times their weights.
     weighing = reading.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
     return total + max(seeding, training + weighted * weighing) + config.k * 64
+
+
+def bytes_together(fixed_bytes: Sequence[int], shared_bytes: int = 0) -> int:
+    """Host bytes beside slots and readers of several runs in one process.
+
+    `fixed_bytes` are those of each alone, as `fit_bytes` or `predict_bytes` gives them. What
+    libraries take, and `shared_bytes` that each of them has counted, is there once.
+    """
+    return sum(fixed_bytes) - (len(fixed_bytes) - 1) * (RUNTIME_BYTES + shared_bytes)
 
 
 def _seeding_bytes(

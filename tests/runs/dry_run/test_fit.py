@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import StreamkmError
 from streamkm.files import FileLock
-from streamkm.runs.dry_run.fit import _add_time, _left, _prepare, _written_bytes, dry_run
+from streamkm.runs.dry_run.fit import _add_time, _left, dry_run, prepare, written_bytes
 from streamkm.runs.dry_run.predict import dry_predict
 from streamkm.runs.dry_run.report import DryRun
 from streamkm.runs.engine.probe import Alone, Probe
@@ -307,8 +307,8 @@ def test_time_is_rows_by_the_rates_of_the_probe(x):
 def test_no_checkpoint_is_larger_than_was_said(init, x, tmp_path, monkeypatch):
     source, setup = setup_of(x, init=init, n_init=2, batch_rows=100)
     with closing(source), HostSlots(setup.memory.stream, torch.device("cpu")) as slots:
-        state, prober = _prepare(setup, slots, lambda: None)
-        checkpoint, model = _written_bytes(setup, state, prober.scaling)
+        state, prober = prepare(setup, slots, lambda: None)
+        checkpoint, model = written_bytes(setup, state, prober.scaling)
     sizes = []
     real = tensor_file
 

@@ -1,0 +1,208 @@
+"""Which of several K stands out, and why; or that none does.
+
+The elbow of the inertia is found by Kneedle (Satopää, Albrecht, Irwin and Raghavan 2011): of the
+points of a curve, the one farthest above the straight line between its ends. Here the curve is that
+of the logarithms. Without clusters the inertia falls as a power of K, as ``K^(-2/d)`` for uniform
+rows in d dimensions. That is a straight line of logarithms, which has no elbow, while any convex
+curve has one. The curve begins at K = 1, whose inertia is the dispersion of all rows: so two
+clusters can be an elbow too.
+
+An elbow alone is not believed. The silhouette must not contradict it, nor the agreement of fits
+from different seeds. The bounds below were set on sets of known K and on noise, and hold on others
+(``bench/choosing.py``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from math import log
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Elbow", "Recommendation", "find_elbow", "recommended"]
+
+#: An elbow is at least this far above the line between the ends, in units of the curve's extents,
+#: and the curve is this number of times as steep before it as beyond it. Noise had heights up to
+#: 0.003 and ratios up to 1.6; Gaussian clusters that overlap had 0.03 and 2.0 at least.
+LEAST_HEIGHT, LEAST_RATIO = 0.02, 2.0
+#: A silhouette this much below the greatest does not contradict.
+NEAR_SILHOUETTE = 0.02
+#: Fits whose adjusted Rand index is at least the first agree; below the second they do not.
+STABLE, UNSTABLE = 0.9, 0.7
+#: The slopes of a curve that falls faster and faster: more clusters than were tried.
+STEEPER_BEYOND = 1.5
+
+
+@dataclass(frozen=True)
+class Elbow:
+    """The point of a curve that is farthest above the line between its ends."""
+
+    k: int
+    height: float
+    """How far above, where both ends are at distance 1; at most 0 if the curve has no elbow."""
+    ratio: float
+    """How many times as steep it is before it as beyond it."""
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether it is more than noise would have."""
+        return self.height >= LEAST_HEIGHT and self.ratio >= LEAST_RATIO
+
+
+@dataclass
+class Recommendation:
+    """What a sweep says of K."""
+
+    k: int | None = None
+    """The K that stands out; None if none does, or if the figures contradict each other."""
+    verdict: str = ""
+    """The same in words."""
+    reasons: list[str] = field(default_factory=list)
+    """What elbow, silhouette and stability say."""
+    elbow: Elbow | None = None
+    """None with fewer than two K whose inertia is not 0."""
+    silhouette_k: int | None = None
+    """The K of the greatest silhouette."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def find_elbow(ks: Sequence[int], inertias: Sequence[float]) -> Elbow | None:
+    """The elbow of the inertias of `ks`, which ascend; None for fewer than three that are not 0."""
+    # Where every row lies on its centroid there is no logarithm.
+    positive = [(k, inertia) for k, inertia in zip(ks, inertias, strict=True) if inertia > 0]
+    ks, inertias = [k for k, _ in positive], [inertia for _, inertia in positive]
+    if len(ks) < 3 or inertias[-1] >= inertias[0]:
+        return None
+    x = [log(k) for k in ks]
+    y = [log(inertia) for inertia in inertias]
+    across, down = x[-1] - x[0], y[0] - y[-1]
+    heights = [(y[0] - y[i]) / down - (x[i] - x[0]) / across for i in range(1, len(ks) - 1)]
+    at = max(range(len(heights)), key=heights.__getitem__) + 1
+    before = (y[0] - y[at]) / (x[at] - x[0])
+    beyond = (y[at] - y[-1]) / (x[-1] - x[at])
+    # A curve that rises again beyond it, by seeds that were unlucky, is flat.
+    ratio = before / max(beyond, 1e-9)
+    return Elbow(ks[at], heights[at - 1], ratio)
+
+
+def recommended(
+    figures: Sequence[Mapping[str, Any]], stability: Sequence[Mapping[str, Any]]
+) -> Recommendation:
+    """What the figures of the fits, and how well the seeds of each K agree, say of K.
+
+    Parameters
+    ----------
+    figures : sequence of mapping
+        ``k``, ``inertia``, ``explained_variance``, ``silhouette`` and ``simplified_silhouette`` of
+        each fit, K ascending. Where rows have weights the simplified silhouette is taken. Of
+        several seeds the least inertia counts, and the mean silhouette.
+    stability : sequence of mapping
+        ``k`` and ``mean``, the mean adjusted Rand index; empty with one seed.
+    """
+    inertias, silhouettes = _by_k(figures)
+    ks = sorted(inertias)
+    found = Recommendation()
+    curve_ks, curve = ks, [inertias[k] for k in ks]
+    if ks[0] > 1 and (whole := _dispersion(figures[0])) is not None:
+        curve_ks, curve = [1, *ks], [whole, *curve]
+    found.elbow = find_elbow(curve_ks, curve)
+    agreed = {each["k"]: each["mean"] for each in stability}
+    if silhouettes:
+        found.silhouette_k = max(silhouettes, key=silhouettes.__getitem__)
+        greatest = silhouettes[found.silhouette_k]
+        found.reasons.append(f"silhouette: greatest at k {found.silhouette_k:,}, {greatest:.3f}")
+    _judge(found, ks, silhouettes, agreed)
+    if exact := [k for k in ks if not inertias[k]]:
+        found.reasons.append(f"from k {exact[0]:,} on every row lies on its centroid")
+    return found
+
+
+def _by_k(figures: Sequence[Mapping[str, Any]]) -> tuple[dict[int, float], dict[int, float]]:
+    """The least inertia and the mean silhouette of each K."""
+    inertias, silhouettes = defaultdict(list), defaultdict(list)
+    is_exact = any(row["silhouette"] is not None for row in figures)
+    for row in figures:
+        inertias[row["k"]].append(row["inertia"])
+        silhouette = row["silhouette" if is_exact else "simplified_silhouette"]
+        if silhouette is not None:
+            silhouettes[row["k"]].append(silhouette)
+    means = {k: fmean(values) for k, values in silhouettes.items()}
+    return {k: min(values) for k, values in inertias.items()}, means
+
+
+def _dispersion(row: Mapping[str, Any]) -> float | None:
+    """The inertia of one cluster, from the inertia of several and the share that they explain."""
+    explained = row["explained_variance"]
+    if explained is None or explained >= 1:
+        return None
+    dispersion: float = row["inertia"] / (1 - explained)
+    return dispersion
+
+
+def _judge(
+    found: Recommendation, ks: list[int], silhouettes: dict[int, float], agreed: dict[int, float]
+) -> None:
+    """Complete `found` from its elbow."""
+    elbow = found.elbow
+    if elbow is None or not elbow.stands_out:
+        found.verdict = "nothing stands out: no k is recommended"
+        found.reasons.insert(0, _no_elbow(elbow, ks))
+        return
+    k, other = elbow.k, found.silhouette_k
+    found.reasons.insert(
+        0,
+        f"elbow: at k {k:,}: up to it the inertia falls {_times(elbow.ratio)} as steeply as beyond "
+        "(Kneedle, of the logarithms)",
+    )
+    if k in agreed:
+        found.reasons.append(_how_stable(k, agreed[k]))
+    else:
+        found.reasons.append("stability: not known of one seed; several (--seeds 0 1 2) tell it")
+    places = {each: place for place, each in enumerate(ks)}
+    is_beside = other is None or abs(places[other] - places[k]) <= 1
+    if not is_beside and silhouettes[k] < max(silhouettes.values()) - NEAR_SILHOUETTE:
+        found.verdict = (
+            f"elbow and silhouette disagree, k {k:,} and k {other:,}: no k is recommended"
+        )
+        found.reasons.append("both may be right, where clusters consist of smaller ones")
+        return
+    if agreed.get(k, 1.0) < STABLE and other is not None and agreed.get(other, 0.0) >= STABLE:
+        found.reasons.append(_how_stable(other, agreed[other]))
+        k = other
+    if agreed.get(k, 1.0) < UNSTABLE:
+        found.verdict = f"k {k:,} is the elbow, but not stable: no k is recommended"
+        return
+    found.k, found.verdict = k, f"recommended: k {k:,}"
+    found.reasons += _untried(ks, places[k])
+
+
+def _no_elbow(elbow: Elbow | None, ks: list[int]) -> str:
+    if elbow is None:
+        return "elbow: too few k to see one"
+    if elbow.height < 0 and elbow.ratio * STEEPER_BEYOND < 1:
+        return f"elbow: none up to k {ks[-1]:,}, where the inertia still falls faster; try larger k"
+    return "elbow: none, the inertia falls evenly, as it does without clusters"
+
+
+def _how_stable(k: int, index: float) -> str:
+    word = "stable" if index >= STABLE else "fairly stable" if index >= UNSTABLE else "not stable"
+    return f"stability: k {k:,} is {word}, the adjusted Rand index of its seeds is {index:.3f}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio < 1000 else "a thousand times"
+
+
+def _untried(ks: list[int], place: int) -> list[str]:
+    """A hint if K beside the one at `place` were left out."""
+    low, high = ks[max(place - 1, 0)], ks[min(place + 1, len(ks) - 1)]
+    if high - low <= 2:
+        return []
+    return [f"of the k from {low:,} to {high:,} only {ks[place]:,} was tried; sweep those between"]

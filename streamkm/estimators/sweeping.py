@@ -1,0 +1,146 @@
+"""`sweep`: many K fitted with one read of the rows, compared, as fitted estimators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamkm.config import FitConfig
+from streamkm.estimators.inputs import open_rows
+from streamkm.estimators.kmeans import KMeans
+from streamkm.estimators.parameters import execution_config
+from streamkm.estimators.stopping import stoppable
+from streamkm.kernels import torch_alone_after_fork
+from streamkm.runs.sweeping import sweep as verb
+from streamkm.runs.sweeping.table import recommendation_lines, table_lines
+from streamkm.tables import ALGORITHMS, load_class
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from streamkm.estimators.minibatch import MiniBatchKMeans
+
+__all__ = ["SweepResult", "sweep"]
+
+
+@dataclass(frozen=True, repr=False)
+class SweepResult:
+    """What `sweep` has found; as a string its table and its recommendation."""
+
+    estimators: list[KMeans | MiniBatchKMeans]
+    """Fitted estimators, one for each K and seed, K ascending."""
+    table: list[dict[str, Any]]
+    """Figures of each of them, in the same order: a dict that ``pandas.DataFrame(table)`` makes a
+    row of. ``silhouette`` is the exact one, by squared Euclidean distances, of ``silhouette_rows``
+    rows; ``stability`` the mean adjusted Rand index of the seeds of this K, None with one seed."""
+    recommendation: dict[str, Any]
+    """``k``, which is None where none stands out; ``verdict`` and ``reasons`` in words."""
+
+    @property
+    def recommended_k(self) -> int | None:
+        """The K that stands out; None if none does."""
+        k: int | None = self.recommendation["k"]
+        return k
+
+    def __str__(self) -> str:
+        stability = {row["k"]: row["stability"] for row in self.table}
+        agreed = [{"k": k, "mean": mean} for k, mean in stability.items()]
+        lines = [*table_lines(self.table, agreed), ""]
+        return "\n".join([*lines, *recommendation_lines(self.recommendation)])
+
+    __repr__ = __str__
+
+
+@torch_alone_after_fork()
+def sweep(
+    X: Any,
+    n_clusters: Sequence[int],
+    *,
+    seeds: Sequence[int] = (0,),
+    sample_weight: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    verbose: bool = False,
+    device: str = "auto",
+    max_host_memory: int | str | None = None,
+    **settings: Any,
+) -> SweepResult:
+    """Fit several K with one read of `X`, measure the fits, and say which K stands out.
+
+    Every window of rows is read, decoded and copied once, and updates all models. Each is what
+    ``streamkm fit`` finds for its K alone, to the bit. One more read, for all of them, measures.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features), sparse matrix, path, Zarr array or Source
+        As in `KMeans.fit`.
+    n_clusters : sequence of int
+        The K to fit.
+    seeds : sequence of int, default=(0,)
+        Every K is fitted with each of them. With several, the table says how well they agree.
+    sample_weight : array-like of shape (n_samples,), float or path, default=None
+        As in `KMeans.fit`. With weights there is no exact silhouette.
+    out : path, default=None
+        Folder to write, with a run folder for each fit, as ``streamkm sweep`` does.
+    resume : bool, default=False
+        Go on with the sweep in `out`, or start. K and seeds may be added.
+    verbose : bool, default=False
+        Say on stderr how far it is.
+    device, max_host_memory
+        As in `KMeans`. The memory is that of all fits together; fits that it does not hold take
+        turns, in groups of one read.
+    **settings
+        Settings of ``streamkm fit`` that decide the result, by their names with underscores:
+        ``algorithm``, ``epochs``, ``batch_rows``, ``init``, ``n_init``, ``metric``, ``scale``,
+        ``tol``, ``nan`` and so on.
+
+    Returns
+    -------
+    SweepResult
+
+    Raises
+    ------
+    ValueError
+        If a parameter or the data cannot be used; the message names a remedy.
+    streamkm.errors.Interrupted
+        If there is a folder `out` and a signal stops the sweep, after checkpoints are saved.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import streamkm
+    >>> rng = np.random.default_rng(0)
+    >>> x = np.concatenate([rng.normal(20 * i, 1, size=(50, 2)) for i in range(4)])
+    >>> found = streamkm.sweep(x, range(2, 9), seeds=range(3))
+    >>> found.recommended_k
+    4
+    """
+    base = FitConfig(k=1, **settings)
+    with open_rows(KMeans(), X, reset=True) as rows:
+        weights = rows.weights(sample_weight)
+        at = rows.device if device == "auto" else device
+        execution = execution_config(at, max_host_memory, is_small=False)
+        with stoppable(is_saved=out is not None) as stop_request:
+            found = verb.sweep(
+                rows.source,
+                base,
+                [int(k) for k in np.atleast_1d(n_clusters)],
+                [int(seed) for seed in np.atleast_1d(seeds)],
+                execution,
+                None if out is None else Path(out),
+                resume=resume,
+                stop_request=stop_request,
+                weights=weights,
+                quiet=not verbose,
+            )
+    kind = load_class(ALGORITHMS[base.algorithm].estimator)
+    agreed = {each["k"]: each["mean"] for each in found.stability}
+    return SweepResult(
+        [kind.from_model(model.on_host()) for model in found.models.values()],
+        [{**row, "stability": agreed.get(row["k"])} for row in found.figures],
+        found.recommendation,
+    )

@@ -1,0 +1,271 @@
+"""Measures all fits of a sweep in one read: what `evaluate` gives, silhouettes and stability.
+
+Labels are those of the saved centroids, as `predict` gives them, so the read follows the fits. A
+silhouette needs the sums of all clusters, which are known only after the read. It is taken of rows
+that were kept from it: of all rows, or of as many as memory and arithmetic allow. Their distances
+are to all rows in any case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from streamkm.clustering.agreement import MOST_CLUSTERS, RunningAgreement
+from streamkm.clustering.metrics import RunningClusterSums
+from streamkm.clustering.preparation import Preparation
+from streamkm.config import largest_batch_rows
+from streamkm.devices import is_host
+from streamkm.distributed.world import ALONE
+from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.summary import median_size
+from streamkm.runs.engine.watch import Watch
+from streamkm.runs.evaluate import Evaluation, add_batch_
+from streamkm.runs.planning.memory import bytes_together, plan_memory, predict_bytes
+from streamkm.runs.sweeping.planning import in_groups
+from streamkm.stream.pipeline import open_slots
+from streamkm.stream.plan import draws, plan_reading
+from streamkm.stream.shared import SharedStream
+from streamkm.stream.transfer import as_stored_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamkm.clustering.metrics import ClusterSums
+    from streamkm.config import ExecutionConfig
+    from streamkm.runs.planning.memory import MemoryPlan
+    from streamkm.runs.reporting.progress import Progress
+    from streamkm.runs.storage.model import Model
+    from streamkm.runs.sweeping.together import StopAll
+    from streamkm.runs.sweeping.variants import Variant
+    from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
+    from streamkm.stream.seat import Seat
+    from streamkm.stream.transfer import DeviceWindow
+
+__all__ = ["Measured", "measure"]
+
+#: Rows whose silhouettes are taken, at most: their mean is then within 0.004 of that of all rows,
+#: twice its standard error. Fewer, but this number at least, where they would take more bytes or
+#: more products of two numbers (about two seconds of one core in float64).
+MOST_ROWS, LEAST_ROWS, ROWS_BYTES, ROWS_PRODUCTS = 1 << 15, 1 << 12, 64 << 20, 1 << 34
+#: Kind of the draw of these rows, beside those of `stream.plan` and `stream.sample_plan`.
+_SILHOUETTE_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one fit."""
+
+    variant: Variant
+    evaluation: Evaluation
+    explained_variance: float | None
+    silhouette: float | None
+    """Mean silhouette by squared Euclidean distances, of `silhouette_rows`; None with weights, or
+    with fewer than two clusters that have rows."""
+    silhouette_rows: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        found = self.evaluation.as_dict()
+        sizes, simplified = found.pop("sizes"), found.pop("silhouette")
+        ordered = sorted(sizes)
+        return {
+            "name": self.variant.name,
+            "k": self.variant.k,
+            "seed": self.variant.seed,
+            **found,
+            "explained_variance": self.explained_variance,
+            "silhouette": self.silhouette,
+            "silhouette_rows": self.silhouette_rows,
+            "simplified_silhouette": simplified,
+            "least_rows": ordered[0],
+            "median_rows": median_size(ordered),
+            "most_rows": ordered[-1],
+            "sizes": sizes,
+        }
+
+
+def measure(
+    models: dict[Variant, Model],
+    source: Source,
+    execution: ExecutionConfig,
+    *,
+    stop: StopAll,
+    weights: Weights | None,
+    progress: Progress,
+) -> tuple[list[Measured], dict[int, list[float]]]:
+    """The figures of each fit, and for each K the agreement of every pair of its seeds.
+
+    One read for all, or for as many as the memory holds; the seeds of one K stay together.
+
+    Raises
+    ------
+    StreamkmError
+        After a signal.
+    """
+    spec = source.spec
+    reading = plan_reading(
+        spec, batch_rows=largest_batch_rows(spec.n_rows, spec.n_features), seed=None
+    )
+    kept = _KeptSample(source, [variant.k for variant in models], weighted=weights is not None)
+    some = next(iter(models.values()))
+    on_host = is_host(some.centroids_KD.device)
+    resident = 0 if weights is None else weights.resident_bytes
+
+    def memory(members: Sequence[Variant]) -> MemoryPlan:
+        needed = [predict_bytes(spec, reading, each.k, on_host=on_host) for each in members]
+        fixed = bytes_together(needed) + resident + kept.n_bytes
+        for k, seeds in groupby(members, key=lambda each: each.k):
+            n_seeds = len(list(seeds))
+            if n_seeds > 1 and k <= MOST_CLUSTERS:
+                fixed += n_seeds * (n_seeds - 1) // 2 * k * k * 8
+                fixed += n_seeds * reading.window_rows * 8
+        return plan_memory(
+            spec, reading, execution, fixed_bytes=fixed, weighted=weights is not None
+        )
+
+    by_k = [list(seeds) for _, seeds in groupby(sorted(models), key=lambda each: each.k)]
+    measured: list[Measured] = []
+    stability: dict[int, list[float]] = {}
+    groups = in_groups(by_k[::-1], memory)
+    for number, members in enumerate(groups):
+        of_group = f" {number + 1} of {len(groups)}" if len(groups) > 1 else ""
+        name = f"measure{of_group}"
+        one = _Reader(models, source, execution, members, stop, weights, kept, progress, name)
+        found, agreed = one.read(memory(members))
+        measured += found
+        stability |= agreed
+    return sorted(measured, key=lambda each: each.variant), dict(sorted(stability.items()))
+
+
+class _KeptSample:
+    """Rows that are kept from the read, as they are stored: one of each of equal stretches."""
+
+    def __init__(self, source: Source, ks: Sequence[int], *, weighted: bool) -> None:
+        spec = source.spec
+        bound = min(
+            ROWS_BYTES // (spec.n_features * 8), ROWS_PRODUCTS // (sum(ks) * spec.n_features)
+        )
+        n_rows = 0 if weighted else min(max(min(bound, MOST_ROWS), LEAST_ROWS), spec.n_rows)
+        self.n_all = spec.n_rows
+        # (The start of a stretch is its row where every row is one.)
+        phase_S = draws(0, _SILHOUETTE_ROWS).random(n_rows) if n_rows < spec.n_rows else 0
+        places_S = (np.arange(n_rows) + phase_S) * (spec.n_rows / max(n_rows, 1))
+        self.rows_S = np.minimum(places_S.astype(np.int64), spec.n_rows - 1)
+        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
+        self.x_SD = torch.empty((n_rows, spec.n_features), dtype=stored)
+        self.n_bytes = n_rows * (spec.row_bytes + spec.n_features * 16)
+
+    def within(self, start_row: int, n_rows: int) -> tuple[slice, torch.Tensor]:
+        """Which of the kept rows lie in a range of rows, and their positions in it."""
+        first, last = np.searchsorted(self.rows_S, (start_row, start_row + n_rows))
+        chosen = slice(int(first), int(last))
+        return chosen, torch.from_numpy(self.rows_S[chosen] - start_row)
+
+    def take_(self, window: DeviceWindow) -> None:
+        """Copy the rows that lie in `window`, whose rows follow each other."""
+        start_row = window.window.reads[0].start
+        chosen, positions = self.within(start_row, len(window.x_ND))
+        self.x_SD[chosen] = window.x_ND[positions.to(window.x_ND.device)].cpu()
+
+
+class _Reader:
+    """One read of the rows, which measures some of the fits."""
+
+    def __init__(
+        self,
+        models: dict[Variant, Model],
+        source: Source,
+        execution: ExecutionConfig,
+        members: Sequence[Variant],
+        stop: StopAll,
+        weights: Weights | None,
+        kept: _KeptSample,
+        progress: Progress,
+        name: str,
+    ) -> None:
+        self._models, self._source, self._execution = models, source, execution
+        self._members, self._stop, self._weights = members, stop, weights
+        self._kept, self._progress, self._name = kept, progress, name
+        self._agreements: dict[int, RunningAgreement] = {}
+        for k in {each.k for each in members}:
+            n_seeds = len(self._seeds(k))
+            if n_seeds > 1 and k <= MOST_CLUSTERS:
+                self._agreements[k] = RunningAgreement(k, n_seeds)
+
+    def _seeds(self, k: int) -> list[int]:
+        return sorted(each.seed for each in self._members if each.k == k)
+
+    def read(self, memory: MemoryPlan) -> tuple[list[Measured], dict[int, list[float]]]:
+        """The figures of each member, and the agreements of each K."""
+        device = self._models[self._members[0]].centroids_KD.device
+        with open_slots(self._source, memory.stream, device) as slots:
+            shared = SharedStream(self._source, slots, self._weights, on_window=self._on_window)
+            self._progress.begin(self._name, self._source.spec.n_rows, shared.times)
+            works: list[Callable[[Seat], Measured]] = [
+                partial(self._measure, each) for each in self._members
+            ]
+            measured = shared.run(works, self._stop.after)
+        return measured, {k: each.indices() for k, each in self._agreements.items()}
+
+    def _on_window(self, window: DeviceWindow, _order: int) -> None:
+        self._kept.take_(window)
+        self._progress.advance(len(window.x_ND))
+        if self._progress.is_due():
+            self._progress.report({})
+
+    def _measure(self, variant: Variant, seat: Seat) -> Measured:
+        model, weights, kept = self._models[variant], self._weights, self._kept
+        labelling = Labelling(model, self._source, self._execution, weights, seat=seat)
+        sums = RunningClusterSums(model.k, model.n_features)
+        watch = Watch(self._source, model.settings["nan"], ALONE, self._stop)
+        agreement = self._agreements.get(variant.k)
+        number = self._seeds(variant.k).index(variant.seed)
+        labels_S = torch.empty(len(kept.rows_S), dtype=torch.int64)
+        n_dropped = 0
+        with labelling.evaluated() as batches:
+            for place in labelling.places():
+                evaluated = next(batches)
+                n_found = add_batch_(sums, evaluated)
+                labels_B = evaluated.labelled.labels_B.cpu()
+                chosen, positions = kept.within(place.start_row, place.n_rows)
+                labels_S[chosen] = labels_B[positions]
+                if agreement is not None:
+                    agreement.add_(number, place.start_row, labels_B)
+                n_dropped += n_found
+                watch.after(place, n_found)
+            watch.finish()
+        found, centroids_KD = sums.of_all(), labelling.centroids_KD.cpu()
+        weighted = weights is not None
+        silhouette, n_rows = self._silhouette(model, found, centroids_KD, labels_S)
+        return Measured(
+            variant,
+            Evaluation.of(model, found, centroids_KD, n_dropped, weighted=weighted),
+            found.explained_variance(centroids_KD),
+            silhouette,
+            n_rows,
+        )
+
+    def _silhouette(
+        self,
+        model: Model,
+        found: ClusterSums,
+        centroids_KD: torch.Tensor,
+        labels_S: torch.Tensor,
+    ) -> tuple[float | None, int]:
+        """The mean silhouette of the kept rows that have a label, and how many they are."""
+        if int((found.sizes_K > 0).sum()) < 2 or len(labels_S) == 0:
+            return None, 0
+        x_SD = self._kept.x_SD
+        scaling = model.on_host().scaling
+        prepare = Preparation.widened(scaling, batch_rows=len(x_SD), dtype=centroids_KD.dtype)
+        batch = prepare(x_SD, slice(None), is_shared=True)
+        labelled_S = labels_S >= 0
+        values_S = found.silhouettes(batch.x_BD[labelled_S], labels_S[labelled_S], centroids_KD)
+        return (float(values_S.mean()) if len(values_S) else None), len(values_S)

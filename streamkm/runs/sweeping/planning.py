@@ -1,0 +1,155 @@
+"""Plans a sweep: which fits share one read, and in how much memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from streamkm.errors import MemoryBudgetError
+from streamkm.runs.fit import plan_fit
+from streamkm.runs.planning.memory import bytes_together, plan_memory
+from streamkm.sources.memory import MemorySource
+from streamkm.stream.tensor_source import TensorSource
+from streamkm.text import counted, format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.runs.planning.fit_plan import FitPlan
+    from streamkm.runs.planning.memory import MemoryPlan
+    from streamkm.runs.sweeping.variants import Variant
+    from streamkm.sources.base import Source
+    from streamkm.sources.weights import Weights
+
+__all__ = ["Group", "SweepPlan", "in_groups", "kept_bytes", "plan_sweep"]
+
+#: Slots with which a window is read while another is worked on.
+LEAST_SLOTS = 2
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Fits that share one read."""
+
+    variants: list[Variant]
+    memory: MemoryPlan
+
+    @property
+    def free_bytes(self) -> int:
+        """What the budget leaves."""
+        return self.memory.budget - self.memory.total_bytes
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """All that is decided about a sweep before a row is read."""
+
+    plans: dict[Variant, FitPlan]
+    groups: list[Group]
+
+    @property
+    def any_plan(self) -> FitPlan:
+        """The fit plan of one of the fits, for what all have in common."""
+        return next(iter(self.plans.values()))
+
+    def lines(self, kept_bytes: int) -> list[str]:
+        """What shares a read with what, and the memory, for people."""
+        spec = self.any_plan.source.spec
+        seeds = {variant.seed for variant in self.plans}
+        ks = sorted({variant.k for variant in self.plans})
+        said = f"{counted(len(self.plans), 'fit')}: k {' '.join(f'{k:,}' for k in ks)}"
+        if len(seeds) > 1:
+            said += f", seeds {' '.join(map(str, sorted(seeds)))}"
+        lines = [said]
+        if len(self.groups) == 1:
+            lines.append(f"one read for all of them, {self.groups[0].memory}")
+        else:
+            lines.append(
+                f"the memory does not hold all of them at once: {len(self.groups)} groups take "
+                "turns, each with reads of its own; a larger max-host-memory would spare reads"
+            )
+            for group in self.groups:
+                members = "; ".join(map(str, group.variants))
+                lines.append(f"group of {members}: {group.memory}")
+        if len(seeds) > 1 and self.any_plan.reading.seed is not None:
+            lines.append(
+                "note: seeds train on the rows in different orders, so that each seed has a read "
+                "of its own in training; the other passes are shared"
+            )
+        if kept_bytes:
+            share = min(kept_bytes / spec.nbytes, 1.0)
+            lines.append(
+                f"rows kept in memory after their first read: {format_bytes(kept_bytes)} more, "
+                f"{'all' if share == 1 else f'{share:.0%}'} of them"
+            )
+        return lines
+
+
+def plan_sweep(
+    source: Source,
+    base: FitConfig,
+    variants: Sequence[Variant],
+    execution: ExecutionConfig,
+    weights: Weights | None = None,
+) -> SweepPlan:
+    """The plan of a sweep of `variants`, with the settings of `base`.
+
+    Raises
+    ------
+    InputError
+        As `fit` does, for each of them.
+    """
+    plans = {
+        variant: plan_fit(source, variant.config(base), execution, weights=weights)
+        for variant in variants
+    }
+    resident = 0 if weights is None else weights.resident_bytes
+
+    def memory(members: Sequence[Variant]) -> MemoryPlan:
+        plan = plans[members[0]]
+        fixed = bytes_together([plans[each].memory.fixed_bytes for each in members], resident)
+        return plan_memory(
+            source.spec, plan.reading, execution, fixed_bytes=fixed, weighted=weights is not None
+        )
+
+    largest_first = sorted(variants, key=lambda each: (-each.k, each.seed))
+    groups = in_groups([[each] for each in largest_first], memory)
+    return SweepPlan(plans, [Group(members, memory(members)) for members in groups])
+
+
+def in_groups(
+    parts: Sequence[list[T]], memory: Callable[[Sequence[T]], MemoryPlan]
+) -> list[list[T]]:
+    """Join `parts` to as few groups as the memory allows, in their order.
+
+    A part joins the group before it if reading and arithmetic can still overlap then, if they can
+    without it. `memory` gives the memory plan of a group, or raises `MemoryBudgetError`.
+    """
+    groups: list[list[T]] = []
+    for part in parts:
+        if groups and _fits([*groups[-1], *part], groups[-1], memory):
+            groups[-1] += part
+        else:
+            groups.append(list(part))
+    return groups
+
+
+def _fits(
+    joined: Sequence[T], before: Sequence[T], memory: Callable[[Sequence[T]], MemoryPlan]
+) -> bool:
+    try:
+        n_slots = memory(joined).stream.n_slots
+    except MemoryBudgetError:
+        return False
+    return n_slots >= min(LEAST_SLOTS, memory(before).stream.n_slots)
+
+
+def kept_bytes(source: Source, free_bytes: int) -> int:
+    """Bytes of rows to keep in memory of `free_bytes` that are left; none of what lies there."""
+    spec = source.spec
+    if isinstance(source, MemorySource | TensorSource):
+        return 0
+    return min(max(free_bytes, 0), spec.nbytes)

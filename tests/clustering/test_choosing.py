@@ -1,0 +1,113 @@
+"""Which K stands out: by hand-made curves, and on data with and without clusters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streamkm import sweep
+from streamkm.clustering.choosing import find_elbow, recommended
+
+
+def row(k: int, inertia: float, silhouette: float | None = 0.5, seed: int = 0) -> dict[str, Any]:
+    return {
+        "k": k,
+        "seed": seed,
+        "inertia": inertia,
+        "explained_variance": 1 - inertia / 1000,
+        "silhouette": silhouette,
+        "simplified_silhouette": 0.4,
+    }
+
+
+#: Five clusters: each of the first takes away as much as the square of K, no further one much.
+INERTIAS = {k: 1000 / k**2 if k <= 5 else 40 * (5 / k) ** 0.2 for k in range(2, 13)}
+
+
+def curve(silhouettes: dict[int, float]) -> list[dict[str, Any]]:
+    return [row(k, inertia, silhouettes.get(k, 0.5)) for k, inertia in INERTIAS.items()]
+
+
+# Breaks when the curve is not that of logarithms, or its ends count as elbows.
+def test_the_elbow_by_hand() -> None:
+    # Logarithms of base 2: from (0, 6) straight to (2, 2), and on to (3, 1.5).
+    elbow = find_elbow([1, 2, 4, 8], [64.0, 16.0, 4.0, 2.0**1.5])
+    assert elbow is not None
+    assert elbow.k == 4
+    assert elbow.height == pytest.approx(4 / 4.5 - 2 / 3)
+    assert elbow.ratio == pytest.approx(2 / 0.5)
+    assert elbow.stands_out
+
+
+# Breaks when a curve as that of uniform rows has an elbow: a straight line of logarithms.
+def test_a_power_of_k_has_no_elbow() -> None:
+    ks = range(1, 40)
+    elbow = find_elbow(ks, [1000 * k ** (-2 / 3) for k in ks])
+    assert elbow is not None
+    assert not elbow.stands_out
+    assert find_elbow([2, 4], [3.0, 2.0]) is None
+    assert find_elbow([2, 4, 8], [3.0, 1.0, 0.0]) is None
+    assert find_elbow([2, 4, 8], [3.0, 4.0, 5.0]) is None
+
+
+def test_what_agrees_is_recommended() -> None:
+    found = recommended(curve({5: 0.9}), [{"k": 5, "mean": 0.99}])
+    assert (found.k, found.verdict, found.silhouette_k) == (5, "recommended: k 5", 5)
+    assert [reason.partition(":")[0] for reason in found.reasons] == [
+        "elbow", "silhouette", "stability",
+    ]  # fmt: skip
+    assert "10.0 times as steeply" in found.reasons[0]
+
+
+# Breaks when a silhouette or seeds that say otherwise are passed over.
+def test_disagreement_is_told() -> None:
+    apart = recommended(curve({2: 0.9}), [])
+    assert apart.k is None
+    assert apart.verdict.startswith("elbow and silhouette disagree, k 5 and k 2")
+    unstable = recommended(curve({5: 0.9}), [{"k": 5, "mean": 0.4}])
+    assert unstable.k is None
+    assert unstable.verdict.startswith("k 5 is the elbow, but not stable")
+    # Of two neighbours the stable one.
+    beside = recommended(curve({4: 0.9}), [{"k": 4, "mean": 1.0}, {"k": 5, "mean": 0.8}])
+    assert beside.k == 4
+    # A hair below the greatest is no disagreement.
+    assert recommended(curve({2: 0.9, 5: 0.89}), []).k == 5
+
+
+# Breaks when rows that equal their centroids hide the elbow before them.
+def test_an_inertia_of_0() -> None:
+    rows = [*curve({5: 0.9}), row(40, 0.0)]
+    found = recommended(rows, [])
+    assert found.k == 5
+    assert found.reasons[-1] == "from k 40 on every row lies on its centroid"
+
+
+# Breaks when K beside the elbow that nobody tried go unmentioned.
+def test_what_was_not_tried_is_told() -> None:
+    some = [each for each in curve({5: 0.9}) if each["k"] in (2, 5, 9, 12)]
+    assert "from 2 to 9 only 5 was tried" in recommended(some, []).reasons[-1]
+    steep = [row(k, 1000 / k ** (0.2 + k / 4)) for k in range(2, 8)]
+    assert "try larger k" in recommended(steep, []).reasons[0]
+
+
+# Breaks when weights, which leave no exact silhouette, leave no recommendation either.
+def test_weighted_rows_have_the_simplified_silhouette() -> None:
+    rows = [{**each, "silhouette": None, "simplified_silhouette": each["silhouette"]}
+            for each in curve({5: 0.9})]  # fmt: skip
+    found = recommended(rows, [])
+    assert (found.k, found.silhouette_k) == (5, 5)
+
+
+# Breaks when noise gets a K, or clusters that lie apart get none.
+def test_noise_gets_no_k_and_clusters_do(rng) -> None:
+    for n_features in (2, 5, 12):
+        noise = rng.random((1500, n_features), np.float32)
+        found = sweep(noise, range(2, 16), seeds=range(2))
+        assert found.recommended_k is None, str(found)
+        assert "nothing stands out" in str(found)
+    for k in (2, 7, 11):
+        centres = rng.permutation(20)[:k, None] * 30 + rng.normal(size=(k, 4))
+        rows = centres[rng.integers(k, size=1500)] + rng.normal(size=(1500, 4))
+        assert sweep(rows, range(2, 16), seeds=range(2)).recommended_k == k

@@ -1,0 +1,52 @@
+"""`streamkm.sweep`: fitted estimators and a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from streamkm import KMeans, MiniBatchKMeans, load_run, sweep
+from tests.runs.helpers import clusters
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+# Breaks when estimators belong to other rows of the table, or cannot be used.
+def test_estimators_and_table_belong_together() -> None:
+    x = clusters(3000, 5)
+    found = sweep(x, [8, 3], seeds=[0, 1], max_host_memory="1GiB")
+    assert [row["k"] for row in found.table] == [3, 3, 8, 8]
+    for estimator, row in zip(found.estimators, found.table, strict=True):
+        assert isinstance(estimator, MiniBatchKMeans)
+        assert estimator.n_clusters == row["k"]
+        assert np.bincount(estimator.predict(x)).tolist() == row["sizes"]
+        assert 0 <= row["stability"] <= 1
+    assert str(found).splitlines()[0].split()[:2] == ["k", "seed"]
+    assert repr(found) == str(found)
+
+
+# Breaks when settings do not reach the fits, or a folder is not one of `streamkm sweep`.
+def test_settings_and_a_folder(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", clusters(2000, 5))
+    out = tmp_path / "sweep"
+    found = sweep(tmp_path / "x.npy", [3, 4], out=out, algorithm="lloyd", epochs=5, device="cpu")
+    assert all(isinstance(estimator, KMeans) for estimator in found.estimators)
+    loaded = load_run(out / "k-0004")
+    assert np.array_equal(loaded.cluster_centers_, found.estimators[1].cluster_centers_)
+    again = sweep(
+        tmp_path / "x.npy", [3, 4], out=out, resume=True, algorithm="lloyd", epochs=5, device="cpu"
+    )
+    assert again.table == found.table
+
+
+def test_wrong_arguments() -> None:
+    x = clusters(50, 3)
+    with pytest.raises(ValueError, match="k is 60"):
+        sweep(x, [3, 60])
+    with pytest.raises(ValueError, match="at least one value"):
+        sweep(x, [])
+    with pytest.raises(TypeError, match="nonsense"):
+        sweep(x, [3], nonsense=1)
