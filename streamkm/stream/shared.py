@@ -8,10 +8,12 @@ Which runs share a window is never decided beforehand: windows are compared as t
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
+
+import torch
 
 from streamkm.errors import Interrupted
 from streamkm.stream.pipeline import stream
@@ -71,9 +73,13 @@ class SharedStream:
         """
         seats: list[Seat] = []
         results: dict[int, T] = {}
+        device = self.slots.device
+        compute = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
         def do(number: int, seat: Seat) -> None:
-            results[number] = works[number](seat)
+            # A thread begins on the first GPU, on a stream that would not wait for copies.
+            with torch.cuda.stream(compute) if compute is not None else nullcontext():
+                results[number] = works[number](seat)
 
         def go_on(seat: Seat, step: Callable[[], None]) -> None:
             step()

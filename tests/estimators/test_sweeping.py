@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
 from streamkm import KMeans, MiniBatchKMeans, load_run, sweep
 from tests.runs.helpers import clusters
@@ -40,6 +41,13 @@ def test_settings_and_a_folder(tmp_path: Path) -> None:
         tmp_path / "x.npy", [3, 4], out=out, resume=True, algorithm="lloyd", epochs=5, device="cpu"
     )
     assert again.table == found.table
+
+
+# Breaks when a tensor is read as other rows than the array that holds its numbers.
+def test_a_tensor_is_swept_like_its_array() -> None:
+    x = clusters(2000, 5)
+    found = [sweep(rows, [3, 6]).table for rows in (x, torch.from_numpy(x))]
+    assert found[0] == found[1]
 
 
 def test_wrong_arguments() -> None:

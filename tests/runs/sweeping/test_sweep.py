@@ -18,6 +18,8 @@ from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, InputError, Interrupted, NonFiniteError, ResumeError
 from streamkm.runs.fit import fit
 from streamkm.runs.reporting.signals import StopRequest
+from streamkm.runs.sweeping import sweep as verb
+from streamkm.runs.sweeping.figures import measure
 from streamkm.runs.sweeping.sweep import Sweep, sweep
 from streamkm.sources import open_source
 from streamkm.sources.flat import FlatSource
@@ -176,7 +178,7 @@ def test_eight_fits_read_what_one_reads(
     of_one = sum(read_bytes) + x.nbytes
     read_bytes.clear()
     # Room for the rows of the seedings alone.
-    monkeypatch.setattr("streamkm.runs.sweeping.sweep.kept_bytes", lambda *_: x.nbytes // 8)
+    monkeypatch.setattr(verb, "kept_bytes", lambda *_: x.nbytes // 8)
     swept(tmp_path / "x.npy", tmp_path / "sweep", range(3, 11))
     assert sum(read_bytes) <= 1.05 * of_one
 
@@ -231,6 +233,26 @@ def test_a_finished_sweep_has_nothing_left_to_do(
     again = swept(path, tmp_path / "sweep", resume=True)
     assert (again.figures, str(again)) == (first.figures, str(first))
     assert sum(read_bytes) == 0
+
+
+# Breaks when a signal during the last read looks like a failure, or costs the finished fits.
+def test_a_signal_while_it_measures(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, stop = tmp_path / "sweep", StopRequest()
+
+    def signalled(*arguments: Any, **more: Any) -> Any:
+        stop.signal_name = "SIGTERM"
+        return measure(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "measure", signalled)
+        with pytest.raises(Interrupted, match="all fits are finished, their figures are not"):
+            swept(path, out, stop=stop)
+    before = {p: p.stat().st_mtime_ns for p in out.glob("k-*/model.safetensors")}
+    assert len(before) == len(KS)
+    assert len(swept(path, out, resume=True).figures) == len(KS)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
 # Breaks when `info` shows other figures than the sweep did, or none of a sweep under way.
