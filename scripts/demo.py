@@ -2,7 +2,8 @@
 
 Every 8 x 8 patch of the photographs that come with scikit-learn is one row of
 192 bytes in a Zarr array. The commands are those that a user types; each is
-printed before it runs. At the end, a picture shows the centroids and a
+printed before it runs. Three numbers of clusters are fitted with one read. At
+the end, a page shows what was found, and a picture the centroids and a
 photograph rebuilt from them. Everything lies in ``demo-output/``, which is made
 anew each time.
 """
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent.parent / "demo-output"
 SIDE = 8
 ROWS_OF_PATCHES_PER_CHUNK = 7  # a photograph has 420 = 60 x 7, so no chunk is written twice
-N_CLUSTERS = 256  # so that a label fits in one byte
-MEMORY = "256MiB"
+NUMBERS = (64, 128, 256)  # of clusters; with 256 a label fits in one byte
+MEMORY = "320MiB"
 
 
 def load_photographs() -> list[NDArray[np.uint8]]:
@@ -148,7 +149,7 @@ def draw(
 
 
 def main() -> None:
-    """Write the data, cluster it, label it, judge it, draw it."""
+    """Write the data, cluster it, label it, report on it, draw it."""
     began = time.monotonic()
     if FOLDER.exists():
         shutil.rmtree(FOLDER)
@@ -159,21 +160,24 @@ def main() -> None:
     print(f"$ cd {FOLDER.name}")
     streamkm("info", "patches.zarr")
     streamkm(
-        *("fit", "patches.zarr", "--k", str(N_CLUSTERS), "--out", "run"),
+        *("sweep", "patches.zarr", "--k", *map(str, NUMBERS), "--out", "sweep"),
         *("--max-host-memory", MEMORY),
     )
-    streamkm("predict", "run", "patches.zarr", "--labels", "labels.zarr")
-    streamkm("evaluate", "run", "patches.zarr")
+    run = f"sweep/k-{NUMBERS[-1]:04}"
+    streamkm("predict", run, "patches.zarr", "--labels", "labels.zarr")
+    shape = "x".join(map(str, (SIDE, SIDE, 3)))
+    streamkm("report", "sweep", "patches.zarr", "--image", shape, "-o", "report.html")
 
     labels = np.asarray(zarr.open_array(FOLDER / "labels.zarr", mode="r")[:], dtype=np.int32)
-    centroids = np.load(FOLDER / "run" / "centroids.npy")
+    centroids = np.load(FOLDER / run / "centroids.npy")
     draw(FOLDER / "centroids.png", photographs[0], labels, centroids)
 
     print(f"Done in {time.monotonic() - began:.0f} s. In {FOLDER}:")
     print("  patches.zarr    the data: one patch a row")
-    print("  run/            the fitted model: centroids.npy, model.safetensors, metrics.jsonl")
+    print(f"  sweep/          a run for each number of clusters, such as {run[6:]}/centroids.npy")
     print("  labels.zarr     the cluster of every patch")
-    print("  centroids.png   what was found: open this one")
+    print("  centroids.png   the centroids, and a photograph rebuilt from them")
+    print("  report.html     what was found: open this one")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from streamkm.runs.dry_run.fit import memory_notes, prepare, seeding_s, written_
 from streamkm.runs.dry_run.report import DryRun, format_duration
 from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.runs.planning.inspection import look_at
+from streamkm.runs.sweeping.figures import plan_measuring
 from streamkm.runs.sweeping.planning import kept_bytes, plan_sweep
 from streamkm.runs.sweeping.record import check_sweep_is_free
 from streamkm.runs.sweeping.variants import in_order, variants_of
@@ -59,7 +60,8 @@ def dry_sweep(
     variants = variants_of(ks, seeds, seeds[0])
     plan = plan_sweep(source, base, variants, execution, weights)
     report, spec, some, pause = DryRun(), source.spec, plan.any_plan, stop_request.end_if_asked
-    limit = kept_bytes(source, min(group.free_bytes for group in plan.groups))
+    measuring = plan_measuring(plan, source, execution, weights)
+    limit = kept_bytes(source, [*plan.groups, *measuring])
     report.facts += [
         ("source", source.name),
         ("rows", f"{spec.n_rows:,} x {spec.n_features:,} features, {spec.dtype}"),

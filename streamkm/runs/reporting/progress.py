@@ -36,6 +36,8 @@ logger = logging.getLogger("streamkm")
 REPORT_EVERY_S = 2.0
 #: Seconds between lines where there is no terminal.
 LINE_EVERY_S = 30.0
+#: Seconds of a phase before which its rate means nothing.
+RATED_AFTER_S = 0.1
 #: Seconds until the first such line, which shows that the run works.
 FIRST_LINE_S = 5.0
 
@@ -153,7 +155,7 @@ class Progress:
         text = f"inertia/row {inertia:.6g}" if isinstance(inertia, float) else ""
         if self._bar is not None and text:
             self._bar.set_postfix_str(text)
-        if not self._on_terminal and at >= self._line_due:
+        if not self._on_terminal and at >= self._line_due and elapsed >= RATED_AFTER_S:
             self._line_due = at + LINE_EVERY_S
             left = (self._total - self._done) / rate if rate else float("inf")
             # The last line of a phase comes before its end: "0 s left" would be untrue.

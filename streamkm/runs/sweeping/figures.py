@@ -27,7 +27,7 @@ from streamkm.runs.engine.summary import median_size
 from streamkm.runs.engine.watch import Watch
 from streamkm.runs.evaluate import Evaluation, add_batch_
 from streamkm.runs.planning.memory import bytes_together, plan_memory, predict_bytes
-from streamkm.runs.sweeping.planning import in_groups
+from streamkm.runs.sweeping.planning import Group, in_groups
 from streamkm.stream.pipeline import open_slots
 from streamkm.stream.plan import draws, plan_reading
 from streamkm.stream.shared import SharedStream
@@ -41,14 +41,16 @@ if TYPE_CHECKING:
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.reporting.progress import Progress
     from streamkm.runs.storage.model import Model
+    from streamkm.runs.sweeping.planning import SweepPlan
     from streamkm.runs.sweeping.together import StopAll
     from streamkm.runs.sweeping.variants import Variant
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
+    from streamkm.stream.plan import ReadingPlan
     from streamkm.stream.seat import Seat
     from streamkm.stream.transfer import DeviceWindow
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "measure", "plan_measuring"]
 
 #: Rows whose silhouettes are taken, at most: their mean is then within 0.004 of that of all rows,
 #: twice its standard error. Fewer, but this number at least, where they would take more bytes or
@@ -91,31 +93,21 @@ class Measured:
         }
 
 
-def measure(
-    models: dict[Variant, Model],
-    source: Source,
-    execution: ExecutionConfig,
-    *,
-    stop: StopAll,
-    weights: Weights | None,
-    progress: Progress,
-) -> tuple[list[Measured], dict[int, list[float]]]:
-    """The figures of each fit, and for each K the agreement of every pair of its seeds.
+def plan_measuring(
+    plan: SweepPlan, source: Source, execution: ExecutionConfig, weights: Weights | None
+) -> list[Group]:
+    """Which fits of a sweep are measured in one read, and in how much memory.
 
-    One read for all, or for as many as the memory holds; the seeds of one K stay together.
+    All of them, or as many as the memory holds; the seeds of one K stay together.
 
     Raises
     ------
-    StreamkmError
-        After a signal.
+    MemoryBudgetError
+        If the memory does not hold those of one K.
     """
-    spec = source.spec
-    reading = plan_reading(
-        spec, batch_rows=largest_batch_rows(spec.n_rows, spec.n_features), seed=None
-    )
-    kept = _KeptSample(source, [variant.k for variant in models], weighted=weights is not None)
-    some = next(iter(models.values()))
-    on_host = is_host(some.centroids_KD.device)
+    spec, reading = source.spec, _reading(source)
+    variants, on_host = sorted(plan.plans), is_host(plan.any_plan.device)
+    kept = _KeptSample(source, [variant.k for variant in variants], weighted=weights is not None)
     resident = 0 if weights is None else weights.resident_bytes
 
     def memory(members: Sequence[Variant]) -> MemoryPlan:
@@ -130,18 +122,49 @@ def measure(
             spec, reading, execution, fixed_bytes=fixed, weighted=weights is not None
         )
 
-    by_k = [list(seeds) for _, seeds in groupby(sorted(models), key=lambda each: each.k)]
+    by_k = [list(seeds) for _, seeds in groupby(variants, key=lambda each: each.k)]
+    groups = in_groups(by_k[::-1], memory)
+    return [Group(members, memory(members)) for members in groups]
+
+
+def measure(
+    models: dict[Variant, Model],
+    groups: Sequence[Group],
+    source: Source,
+    execution: ExecutionConfig,
+    *,
+    stop: StopAll,
+    weights: Weights | None,
+    progress: Progress,
+) -> tuple[list[Measured], dict[int, list[float]]]:
+    """The figures of each fit, and for each K the agreement of every pair of its seeds.
+
+    One read for each of the `groups` of `plan_measuring`.
+
+    Raises
+    ------
+    StreamkmError
+        After a signal.
+    """
+    kept = _KeptSample(source, [variant.k for variant in models], weighted=weights is not None)
     measured: list[Measured] = []
     stability: dict[int, list[float]] = {}
-    groups = in_groups(by_k[::-1], memory)
-    for number, members in enumerate(groups):
+    for number, group in enumerate(groups):
         of_group = f" {number + 1} of {len(groups)}" if len(groups) > 1 else ""
         name = f"measure{of_group}"
-        one = _Reader(models, source, execution, members, stop, weights, kept, progress, name)
-        found, agreed = one.read(memory(members))
+        one = _Reader(
+            models, source, execution, group.variants, stop, weights, kept, progress, name
+        )
+        found, agreed = one.read(group.memory)
         measured += found
         stability |= agreed
     return sorted(measured, key=lambda each: each.variant), dict(sorted(stability.items()))
+
+
+def _reading(source: Source) -> ReadingPlan:
+    spec = source.spec
+    batch_rows = largest_batch_rows(spec.n_rows, spec.n_features)
+    return plan_reading(spec, batch_rows=batch_rows, seed=None)
 
 
 class _KeptSample:

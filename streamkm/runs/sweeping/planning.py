@@ -147,9 +147,9 @@ def _fits(
     return n_slots >= min(LEAST_SLOTS, memory(before).stream.n_slots)
 
 
-def kept_bytes(source: Source, free_bytes: int) -> int:
-    """Bytes of rows to keep in memory of `free_bytes` that are left; none of what lies there."""
-    spec = source.spec
+def kept_bytes(source: Source, groups: Sequence[Group]) -> int:
+    """Bytes of rows to keep in memory that all `groups` leave; none of rows that lie there."""
+    spec, free_bytes = source.spec, min(group.free_bytes for group in groups)
     if isinstance(source, MemorySource | TensorSource):
         return 0
     return min(max(free_bytes, 0), spec.nbytes)

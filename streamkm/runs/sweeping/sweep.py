@@ -18,7 +18,7 @@ from streamkm.runs.fit import as_begun, run_record
 from streamkm.runs.planning.checks import check_outside
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
-from streamkm.runs.sweeping.figures import measure
+from streamkm.runs.sweeping.figures import measure, plan_measuring
 from streamkm.runs.sweeping.planning import kept_bytes, plan_sweep
 from streamkm.runs.sweeping.record import SweepFolder, check_sweep_is_free
 from streamkm.runs.sweeping.table import recommendation_lines, stability_figures, table_lines
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from streamkm.distributed.world import World
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.model import Model
-    from streamkm.runs.sweeping.planning import SweepPlan
+    from streamkm.runs.sweeping.planning import Group, SweepPlan
     from streamkm.runs.sweeping.variants import Variant
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -130,6 +130,7 @@ def sweep(
     variants = variants_of(ks, seeds, first_seed)
     execution = replace(execution, probe=False)
     plan = plan_sweep(source, base, variants, execution, weights)
+    reads = plan_measuring(plan, source, execution, weights)
     with ExitStack() as stack:
         folder = None
         if out is not None:
@@ -139,8 +140,7 @@ def sweep(
                 folder.write()
         progress = stack.enter_context(Progress(quiet=quiet))
         progress.introduce(source)
-        free = min(group.free_bytes for group in plan.groups)
-        limit = kept_bytes(source, free)
+        limit = kept_bytes(source, [*plan.groups, *reads])
         for line in (*notes, *plan.lines(limit)):
             progress.say(line)
         if limit:
@@ -151,7 +151,7 @@ def sweep(
         )  # fmt: skip
         found = _found_before(before, variants)
         if found is None:
-            found = _compared(models, source, execution, out, stop_request, weights, progress)
+            found = _figures(models, reads, source, execution, out, stop_request, weights, progress)
             if folder is not None:
                 folder.write(**found)
         return Sweep(models, **found)
@@ -184,8 +184,9 @@ def _found_before(
     return {name: before[name] for name in FOUND}
 
 
-def _compared(
+def _figures(
     models: dict[Variant, Model],
+    reads: Sequence[Group],
     source: Source,
     execution: ExecutionConfig,
     out: Path | None,
@@ -198,8 +199,9 @@ def _compared(
     try:
         with memory_told(lambda: "measuring", resumable=out is not None):
             measured, agreed = measure(
-                models, source, execution, stop=stop, weights=weights, progress=progress
-            )
+                models, reads, source, execution,
+                stop=stop, weights=weights, progress=progress,
+            )  # fmt: skip
     except StreamkmError as error:
         if stop_request.signal_name is None:
             raise

@@ -15,9 +15,17 @@ import numpy as np
 import pytest
 
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
-from streamkm.errors import ConfigError, InputError, Interrupted, NonFiniteError, ResumeError
+from streamkm.errors import (
+    ConfigError,
+    InputError,
+    Interrupted,
+    MemoryBudgetError,
+    NonFiniteError,
+    ResumeError,
+)
 from streamkm.runs.fit import fit
 from streamkm.runs.reporting.signals import StopRequest
+from streamkm.runs.sweeping import figures
 from streamkm.runs.sweeping import sweep as verb
 from streamkm.runs.sweeping.figures import measure
 from streamkm.runs.sweeping.sweep import Sweep, sweep
@@ -253,6 +261,16 @@ def test_a_signal_while_it_measures(
     assert len(before) == len(KS)
     assert len(swept(path, out, resume=True).figures) == len(KS)
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+# Breaks when a budget that is too small for the figures shows after hours of fitting.
+def test_the_memory_for_figures_is_planned_first(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "predict_bytes", lambda *_, **__: 1 << 40)
+    with pytest.raises(MemoryBudgetError, match="give at least"):
+        swept(path, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
 
 
 # Breaks when `info` shows other figures than the sweep did, or none of a sweep under way.
