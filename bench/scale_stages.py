@@ -1,0 +1,188 @@
+"""Times the stages of a fit on the CPU, for `bench.scale_check`; one of several processes.
+
+``python -m bench.scale_stages ARRAY K ALGORITHM`` times the stages in this process and prints them.
+With RANK, WORLD_SIZE and what torch needs besides, it is one of several that do so at the same
+time: then the rates are those of a core whose neighbours are at work, and reductions are timed too.
+The stages of different processes do not wait for each other. Their times are those of the
+processor, so that what other programs take of the cores hardly counts. Every batch is timed, and
+the median counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from streamkm.clustering.algorithm import make_algorithm
+from streamkm.clustering.preparation import Preparation
+from streamkm.clustering.scaling import RunningMoments, Scaling
+from streamkm.clustering.state import initial_state
+from streamkm.config import ExecutionConfig, FitConfig
+from streamkm.distributed.joining import joined
+from streamkm.runs.engine.run_kernel import RunKernel
+from streamkm.runs.fit import plan_fit
+from streamkm.sources import open_source
+from streamkm.stream.pipeline import open_slots, stream
+from streamkm.stream.stages import StageTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamkm.clustering.algorithm import Algorithm
+    from streamkm.clustering.state import KMeansState
+    from streamkm.distributed.world import World
+    from streamkm.runs.planning.fit_plan import FitPlan
+
+#: Windows on which a stage is timed.
+WINDOWS = 6
+#: The share of a batch that is timed to tell what its rows cost from what the batch does.
+SMALL_SHARE = 8
+#: Bytes of the small reduction, and how often each is timed.
+SMALL_BYTES, TIMES = 8, 50
+
+
+class Stages:
+    """The stages of one fit in this process, which works alone on batches of its own."""
+
+    def __init__(self, plan: FitPlan) -> None:
+        self._plan = plan
+        self._kernel = RunKernel(plan)
+        self._slots = open_slots(plan.source, plan.memory.stream, plan.device)
+
+    def rates(self) -> dict[str, float]:
+        """Every stage, by the names of `bench.scaling.Rates`."""
+        state = initial_state(self._first_rows(), 0.0)
+        kernel = self._kernel.for_clusters
+        algorithm = make_algorithm(kernel, self._plan.config, self._plan.reading.n_rows)
+        with self._kernel.cores():
+            return {
+                "read_s": self._read_s(),
+                "deal_s": self._deal_s(),
+                **self._arithmetic(algorithm, state),
+                "move_s": self._move_s(algorithm, state),
+            }
+
+    def _first_rows(self) -> torch.Tensor:
+        block, k = self._read_block(0), self._plan.config.k
+        return torch.from_numpy(block[:: len(block) // k][:k].astype(np.float32))
+
+    def _read_block(self, number: int) -> np.ndarray:
+        plan = self._plan
+        rows, spec = plan.reading.block(number), plan.source.spec
+        part = self._slots.buffers[0][: len(rows) * spec.row_bytes]
+        block = part.view(spec.storage).reshape(len(rows), spec.n_features)
+        plan.source.read(rows, block)
+        return block
+
+    def _read_s(self) -> float:
+        reading = self._plan.reading
+        numbers = range(reading.n_rows // reading.block_rows)
+        spent = [seconds(lambda number=number: self._read_block(number)) for number in numbers]
+        return median(spent) / reading.block_rows
+
+    def _deal_s(self) -> float:
+        """Of a window that two processes share: one alone does not ask whose a row is."""
+        if self._plan.reading.seed is None:
+            return 0.0
+        windows = islice(self._plan.reading.windows(0, n_processes=2), WINDOWS)
+        spent = [
+            seconds(lambda window=window: window.dealt().order()) / window.whole.n_rows
+            for window in windows
+        ]
+        return median(spent)
+
+    def _arithmetic(self, algorithm: Algorithm, state: KMeansState) -> dict[str, float]:
+        whole, small = (self._batches(algorithm, state, share) for share in (1, SMALL_SHARE))
+        prepare_s = median(preparing / rows for rows, preparing, _ in whole)
+        (rows, _, updating), (few, _, few_updating) = (
+            [median(column) for column in zip(*batches, strict=True)] for batches in (whole, small)
+        )
+        assign_s = (updating - few_updating) / (rows - few)
+        return {"prepare_s": prepare_s, "assign_s": assign_s, "batch_s": updating - rows * assign_s}
+
+    def _batches(
+        self, algorithm: Algorithm, state: KMeansState, share: int
+    ) -> list[tuple[int, float, float]]:
+        """(rows, seconds of preparing, seconds of updating) for one in `share` rows of batches."""
+        plan = self._plan
+        moments = RunningMoments.empty(plan.source.spec.n_features, plan.device)
+        scaling = Scaling.fit("none", "euclidean", moments, plan.dtype)
+        prepare = Preparation.for_kernel(
+            scaling, algorithm.kernel, batch_rows=plan.config.batch_rows, stored=plan.stored,
+            dtype=plan.dtype,
+        )  # fmt: skip
+        algorithm.begin_epoch_(state)
+        found = []
+        windows = islice(plan.reading.windows(0), WINDOWS)
+        with stream(plan.source, windows, self._slots, StageTimes()) as on_device:
+            for window in on_device:
+                for index, rows in window.batches():
+                    begin = time.process_time()
+                    own = (
+                        slice(rows.start, rows.start + (rows.stop - rows.start) // share)
+                        if isinstance(rows, slice)
+                        else rows[: len(rows) // share]
+                    )
+                    batch = prepare(window.x_ND, own)
+                    prepared = time.process_time()
+                    algorithm.update_(state, batch, epoch=0, index=index)
+                    done = time.process_time()
+                    found.append((len(batch), prepared - begin, done - prepared))
+        return found
+
+    def _move_s(self, algorithm: Algorithm, state: KMeansState) -> float:
+        """Of the end of a pass. In a step of mini-batches, moving is part of what a batch costs."""
+        if self._plan.reading.seed is not None:
+            return 0.0
+        return seconds(lambda: algorithm.finish_epoch_(state))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Processor time of a call."""
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def reduction_s(world: World, n_bytes: int) -> float:
+    """Seconds of an all-reduce among processes that have nothing else to do."""
+    numbers, spent = torch.zeros(n_bytes // 8, dtype=torch.int64), []
+    for _ in range(TIMES):
+        world.barrier()
+        begin = time.perf_counter()
+        world.sum_(numbers)
+        spent.append(time.perf_counter() - begin)
+    return median(spent)
+
+
+def main() -> None:
+    """Time everything and print it, as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("k", type=int)
+    parser.add_argument("algorithm")
+    parser.add_argument("reduced_bytes", type=int)
+    args = parser.parse_args()
+    config = FitConfig(k=args.k, algorithm=args.algorithm, init="random", epochs=1, tol=0.0)
+    execution = ExecutionConfig(device="cpu", read_threads=1)
+    with joined("cpu") as world:
+        found: dict[str, object] = {}
+        if world.size > 1:
+            sizes = (SMALL_BYTES, args.reduced_bytes)
+            found["reductions_s"] = [reduction_s(world, n_bytes) for n_bytes in sizes]
+        world.barrier()
+        found["rates"] = Stages(plan_fit(open_source(args.source), config, execution)).rates()
+        world.meet()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
