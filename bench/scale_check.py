@@ -18,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,10 +39,12 @@ NEAR = 0.15
 
 
 class Load:
-    """Samples, all the while, what this machine's cores do, and a process with its children."""
+    """Samples all the while what the cores do, and what a process and its children take of them."""
 
     def __init__(self, pid: int) -> None:
-        self._pid, self._samples = pid, []
+        self._pid = pid
+        #: (time, seconds that all cores have worked, seconds of them that are the process's)
+        self._samples: list[tuple[float, float, float]] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -67,11 +68,21 @@ class Load:
             self._samples.append((time.time(), _busy_s(), own))
 
 
+def wait_for_quiet(until: float) -> None:
+    """Return when other programs leave the cores alone, or when the time is up."""
+    while time.monotonic() < until:
+        before = _busy_s()
+        time.sleep(1)
+        if _busy_s() - before <= QUIET:
+            return
+
+
 def _busy_s() -> float:
+    """Seconds that all cores have worked so far."""
     user, nice, system, _, _, irq, softirq, steal, *_ = map(
         int, Path("/proc/stat").read_text().split(maxsplit=11)[1:11]
     )
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return float(user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _family(pid: int) -> list[int]:
@@ -145,3 +156,102 @@ def run(source: Path, job: Job, n_processes: int, n_passes: int, out: Path) -> d
         "rows_per_s": n_passes * job.n_rows / train_s,
         "others_cores": load.of_others(last["time"] - train_s, last["time"]),
     }
+
+
+def predicted(job: Job, timed: dict[str, Any], n_processes: int, n_cores: int) -> Prediction:
+    """By the model, from what `time_stages` has found."""
+    network = Network(0.0, 1.0)
+    if n_processes > 1:
+        small_s, whole_s = timed["reductions_s"]
+        sent = 2 * (n_processes - 1) / n_processes * job.reduced_bytes
+        network = Network(small_s, sent / max(whole_s - small_s, 1e-9))
+    machine = Machine(readers=max(n_cores // n_processes, 1), cores=n_cores)
+    return predict(job, Rates(**timed["rates"]), machine, network, n_local=n_processes)
+
+
+class Contender:
+    """A fit by a number of processes: its runs, and the model's rates beside each."""
+
+    def __init__(self, job: Job, n_processes: int, n_passes: int) -> None:
+        self.job, self.n_processes, self.n_passes = job, n_processes, n_passes
+        self.runs: list[dict[str, float]] = []
+        self.timed: list[dict[str, Any]] = []
+
+    def __str__(self) -> str:
+        job = self.job
+        return f"{job.algorithm}, k={job.k}, {self.n_processes} x 1"
+
+    @property
+    def counted(self) -> list[dict[str, float]]:
+        """The quietest runs, quiet or not."""
+        return sorted(self.runs, key=lambda run: run["others_cores"])[:ENOUGH]
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.runs) >= ENOUGH and self.counted[-1]["others_cores"] <= QUIET
+
+    def turn(self, source: Path, folder: Path, until: float) -> None:
+        """One more run, and the stages before it."""
+        wait_for_quiet(until)
+        if len(self.timed) < ENOUGH:
+            self.timed.append(time_stages(source, self.job, self.n_processes))
+            wait_for_quiet(until)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            out = Path(place) / "run"
+            self.runs.append(run(source, self.job, self.n_processes, self.n_passes, out))
+
+    def result(self, n_cores: int) -> dict[str, Any]:
+        """Predicted and measured rows/s, and all that they come from."""
+        models = [predicted(self.job, each, self.n_processes, n_cores) for each in self.timed]
+        models.sort(key=lambda prediction: prediction.rows_per_s)
+        model = models[len(models) // 2]
+        measured = median(run["rows_per_s"] for run in self.counted)
+        return {
+            "predicted_rows_per_s": round(model.rows_per_s),
+            "measured_rows_per_s": round(measured),
+            "ratio": round(model.rows_per_s / measured, 3),
+            "bound": model.bound,
+            "is_quiet": self.is_done,
+            "stages_s": model.seconds,
+            "runs": self.runs,
+            "timed": self.timed,
+        }
+
+
+def check(out: Path, n_rows: int, ks: dict[int, int], minutes: float) -> int:
+    """Run and predict all contenders in turn, as often as it takes; 1 if a prediction is far off.
+
+    `ks` are numbers of clusters, with the passes of a run.
+    """
+    until, n_cores = time.monotonic() + 60 * minutes, os.cpu_count() or 1
+    contenders = []
+    for k, n_passes in ks.items():
+        for algorithm in ("lloyd", "minibatch"):
+            job = Job.usual(algorithm, k, N_FEATURES, n_rows, CHUNK_ROWS * 4 * N_FEATURES)
+            contenders += [Contender(job, n, n_passes) for n in PROCESSES]
+    loads = [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = made(folder / "x.zarr", n_rows, N_FEATURES)
+        while left := [each for each in contenders if not each.is_done]:
+            for contender in left:
+                contender.turn(source, folder, until)
+                print(contender, contender.runs[-1], file=sys.stderr)
+            loads.append(os.getloadavg()[0])
+            if time.monotonic() > until:
+                break
+    results = {str(each): each.result(n_cores) for each in contenders}
+    described = {
+        "load": {"least": min(loads), "most": max(loads)},
+        "counts_if_others_cores_at_most": QUIET,
+        "rows": n_rows, "features": N_FEATURES, "passes": ks, "array": "Zarr, LZ4, 8 MiB blocks",
+    }  # fmt: skip
+    content = {**environment(), **described, "results": results}
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    for name, result in results.items():
+        print(
+            f"{name:<26}{result['predicted_rows_per_s']:>12,} predicted"
+            f"{result['measured_rows_per_s']:>12,} measured {result['ratio']:>6.2f}"
+            f"   {result['bound']}{'' if result['is_quiet'] else '; beside other programs'}"
+        )
+    return int(any(abs(result["ratio"] - 1) > NEAR for result in results.values()))

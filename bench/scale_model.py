@@ -146,10 +146,10 @@ def table(k: int, d: int, n_rows: int, block_bytes: int) -> str:
             found = {n: predict(job, gpu_rates(job), machine, network, n, N_GPUS) for n in NODES}
             columns[algorithm, name] = found
             ends.append(f"{algorithm}, {name}: {where_it_ends(job, found)}")
+    blocks = f"{n_rows:,} rows of float32 in blocks of {block_bytes / 2**20:g} MiB"
     lines = [
-        f"K={k:,}, D={d:,}, {n_rows:,} rows of float32 in blocks of {block_bytes / 2**20:g} MiB; "
-        "predicted from assumed rates,",
-        "million rows/s (thousandths of a second in the reductions of a pass or step)",
+        f"K={k:,}, D={d:,}, {blocks}: million rows/s, predicted from assumed rates",
+        "(in brackets: milliseconds that reductions take, of a pass or a step)",
         "",
         f"{'nodes':>5}{'GPUs':>6}" + "".join(f"{', '.join(column):>22}" for column in columns),
     ]
@@ -185,9 +185,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", metavar="OUT.json", type=Path, help="compare it with this machine"
     )
+    parser.add_argument("--minutes", type=float, default=20, help="of the check (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.check:
-        return check(arguments.check)
+        return check(arguments.check, 10**6, {64: 8, 1024: 2}, arguments.minutes)
     print(table(arguments.k, arguments.d, arguments.rows, arguments.block_bytes))
     if arguments.sources:
         print(f"\nassumed:\n{assumptions()}")

@@ -3,9 +3,9 @@
 ``python -m bench.scale_stages ARRAY K ALGORITHM`` times the stages in this process and prints them.
 With RANK, WORLD_SIZE and what torch needs besides, it is one of several that do so at the same
 time: then the rates are those of a core whose neighbours are at work, and reductions are timed too.
-The stages of different processes do not wait for each other. Their times are those of the
-processor, so that what other programs take of the cores hardly counts. Every batch is timed, and
-the median counts.
+The stages of different processes do not wait for each other, and each reads ahead while it times
+its arithmetic, as in a run. Times are those of the processor for one thread, so that what other
+programs take of the cores hardly counts. Every batch is timed, and the median counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -27,6 +28,7 @@ from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.distributed.joining import joined
+from streamkm.machine import n_cores
 from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.runs.fit import plan_fit
 from streamkm.sources import open_source
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.distributed.world import World
     from streamkm.runs.planning.fit_plan import FitPlan
+    from streamkm.stream.plan import Window
 
 #: Windows on which a stage is timed.
 WINDOWS = 6
@@ -85,7 +88,7 @@ class Stages:
     def _read_s(self) -> float:
         reading = self._plan.reading
         numbers = range(reading.n_rows // reading.block_rows)
-        spent = [seconds(lambda number=number: self._read_block(number)) for number in numbers]
+        spent = [seconds(partial(self._read_block, number)) for number in numbers]
         return median(spent) / reading.block_rows
 
     def _deal_s(self) -> float:
@@ -93,10 +96,7 @@ class Stages:
         if self._plan.reading.seed is None:
             return 0.0
         windows = islice(self._plan.reading.windows(0, n_processes=2), WINDOWS)
-        spent = [
-            seconds(lambda window=window: window.dealt().order()) / window.whole.n_rows
-            for window in windows
-        ]
+        spent = [seconds(partial(_deal, window)) / window.whole.n_rows for window in windows]
         return median(spent)
 
     def _arithmetic(self, algorithm: Algorithm, state: KMeansState) -> dict[str, float]:
@@ -106,7 +106,8 @@ class Stages:
             [median(column) for column in zip(*batches, strict=True)] for batches in (whole, small)
         )
         assign_s = (updating - few_updating) / (rows - few)
-        return {"prepare_s": prepare_s, "assign_s": assign_s, "batch_s": updating - rows * assign_s}
+        batch_s = updating - rows * assign_s
+        return {"copy_s": 0.0, "prepare_s": prepare_s, "assign_s": assign_s, "batch_s": batch_s}
 
     def _batches(
         self, algorithm: Algorithm, state: KMeansState, share: int
@@ -125,16 +126,16 @@ class Stages:
         with stream(plan.source, windows, self._slots, StageTimes()) as on_device:
             for window in on_device:
                 for index, rows in window.batches():
-                    begin = time.process_time()
+                    begin = time.thread_time()
                     own = (
                         slice(rows.start, rows.start + (rows.stop - rows.start) // share)
                         if isinstance(rows, slice)
                         else rows[: len(rows) // share]
                     )
                     batch = prepare(window.x_ND, own)
-                    prepared = time.process_time()
+                    prepared = time.thread_time()
                     algorithm.update_(state, batch, epoch=0, index=index)
-                    done = time.process_time()
+                    done = time.thread_time()
                     found.append((len(batch), prepared - begin, done - prepared))
         return found
 
@@ -142,14 +143,18 @@ class Stages:
         """Of the end of a pass. In a step of mini-batches, moving is part of what a batch costs."""
         if self._plan.reading.seed is not None:
             return 0.0
-        return seconds(lambda: algorithm.finish_epoch_(state))
+        return seconds(partial(algorithm.finish_epoch_, state))
+
+
+def _deal(window: Window) -> None:
+    window.dealt().order()
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Processor time of a call."""
-    begin = time.process_time()
+    """Processor time of a call, by this thread."""
+    begin = time.thread_time()
     call()
-    return time.process_time() - begin
+    return time.thread_time() - begin
 
 
 def reduction_s(world: World, n_bytes: int) -> float:
@@ -172,14 +177,16 @@ def main() -> None:
     parser.add_argument("reduced_bytes", type=int)
     args = parser.parse_args()
     config = FitConfig(k=args.k, algorithm=args.algorithm, init="random", epochs=1, tol=0.0)
-    execution = ExecutionConfig(device="cpu", read_threads=1)
     with joined("cpu") as world:
         found: dict[str, object] = {}
         if world.size > 1:
             sizes = (SMALL_BYTES, args.reduced_bytes)
             found["reductions_s"] = [reduction_s(world, n_bytes) for n_bytes in sizes]
+        # As many readers as in a run of all of them.
+        execution = ExecutionConfig(device="cpu", read_threads=max(n_cores() // world.size, 1))
+        plan = plan_fit(open_source(args.source), config, execution)
         world.barrier()
-        found["rates"] = Stages(plan_fit(open_source(args.source), config, execution)).rates()
+        found["rates"] = Stages(plan).rates()
         world.meet()
     print(json.dumps(found))
 

@@ -1,4 +1,4 @@
-"""The model of `bench.scale_model`: the rows/s of a fit on many processes, from rates of its stages.
+"""The model of `bench.scale_model`: rows/s of a fit on many processes, from rates of its stages.
 
 A unit of work is what lies between two synchronisations, a step of mini-batches or a pass of lloyd.
 Reading, copying and arithmetic overlap, so that the slowest of them sets the pace; reductions
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from streamkm.config import default_batch_rows, largest_batch_rows
+from streamkm.config import default_batch_rows
 from streamkm.runs.dry_run.shares import pass_bytes, step_bytes
 from streamkm.sources.base import ArraySpec
 from streamkm.stream.plan import plan_reading
@@ -52,9 +52,8 @@ class Job:
     @classmethod
     def usual(cls, algorithm: str, k: int, d: int, n_rows: int, block_bytes: int) -> Job:
         """The fit of a float32 array with the batches that streamkm takes by itself."""
-        rows_of = default_batch_rows if algorithm == "minibatch" else largest_batch_rows
         block_rows = max(block_bytes // (4 * d), 1)
-        return cls(algorithm, k, d, n_rows, rows_of(n_rows, d), block_rows)
+        return cls(algorithm, k, d, n_rows, default_batch_rows(n_rows, d), block_rows)
 
     @property
     def spec(self) -> ArraySpec:
@@ -184,8 +183,9 @@ def predict(
     n_processes, n_units, rows = n_nodes * n_local, job.n_units, job.rows
     n_working = min(n_processes, n_units)
     # The process with most units holds the others up.
-    own = rows * -(-n_units // n_processes) / n_units
-    n_batches = 1.0 if job.in_steps else own / job.batch_rows
+    own_units = -(-n_units // n_processes)
+    own = rows * own_units / n_units
+    n_batches = 1 if job.in_steps else own_units * job.reading.unit_batches
     least = n_batches * rates.least_rows
     if n_reductions is None:
         n_reductions = STEP_REDUCTIONS if job.in_steps else PASS_REDUCTIONS
@@ -208,7 +208,9 @@ def predict(
     overlapped = {name: stages[name] for name in ("reading", "storage", "copying")}
     overlapped[max(in_turn, key=in_turn.__getitem__)] = sum(in_turn.values())
     if machine.cores is not None:
-        stages["cores"] = n_local * (read_s + sum(computed.values())) / machine.cores
+        stages["cores"] = (
+            min(n_local, n_working) * (read_s + sum(computed.values())) / machine.cores
+        )
         overlapped["cores"] = stages["cores"] + reduction_s
     bound = max(overlapped, key=overlapped.__getitem__)
     return Prediction(n_processes, n_working, rows / overlapped[bound], bound, stages)
