@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.scale_check import check
 from bench.scaling import Job, Machine, Network, Rates, predict, where_it_ends
 
-#: What the table shows.
-NODES, N_GPUS = (1, 2, 4, 8, 16, 32, 64), 8
+#: Nodes, and GPUs of each, that the table shows.
+WITHIN_A_NODE = ((1, 1), (1, 2), (1, 4), (1, 8))
+OVER_NODES = ((1, 8), (2, 8), (4, 8), (8, 8), (16, 8), (32, 8), (64, 8))
 
 
 class Assumed(NamedTuple):
@@ -36,6 +38,10 @@ ASSUMED = {
     "decode": Assumed(
         2.5e9, "bytes/s that a reader decodes of LZ4",
         "measured on two cores (Zen 4): 5.0 GB/s",
+    ),
+    "deal": Assumed(
+        1.5e-8, "s for the place of a row in mini-batches",
+        "measured on one core (Zen 5)",
     ),
     "readers": Assumed(
         12, "readers of a process",
@@ -124,7 +130,7 @@ def gpu_rates(job: Job) -> Rates:
     score_s = assumed("score") + job.d * assumed("score's feature")
     return Rates(
         read_s=row_bytes / assumed("decode"),
-        deal_s=0.0,
+        deal_s=assumed("deal") if job.in_steps else 0.0,
         copy_s=row_bytes / assumed("host link"),
         # Each byte is read and written.
         prepare_s=2 * row_bytes / assumed("GPU memory"),
@@ -136,30 +142,26 @@ def gpu_rates(job: Job) -> Rates:
     )
 
 
-def table(k: int, d: int, n_rows: int, block_bytes: int) -> str:
-    """Rows/s by nodes, networks and algorithms, and where each column ends."""
+def table(jobs: list[Job]) -> str:
+    """Rows/s of each job on each network, what bounds them, and where more processes do not pay."""
     machine = Machine(int(assumed("readers")), storage=assumed("storage"))
-    columns, ends = {}, []
-    for algorithm in ("lloyd", "minibatch"):
-        job = Job.usual(algorithm, k, d, n_rows, block_bytes)
+    sizes = dict.fromkeys(WITHIN_A_NODE + OVER_NODES)
+    columns, ends = [], {}
+    for job in jobs:
         for name, network in networks().items():
-            found = {n: predict(job, gpu_rates(job), machine, network, n, N_GPUS) for n in NODES}
-            columns[algorithm, name] = found
-            ends.append(f"{algorithm}, {name}: {where_it_ends(job, found)}")
-    blocks = f"{n_rows:,} rows of float32 in blocks of {block_bytes / 2**20:g} MiB"
-    lines = [
-        f"K={k:,}, D={d:,}, {blocks}: million rows/s, predicted from assumed rates",
-        "(in brackets: milliseconds that reductions take, of a pass or a step)",
-        "",
-        f"{'nodes':>5}{'GPUs':>6}" + "".join(f"{', '.join(column):>22}" for column in columns),
-    ]
-    for n in NODES:
-        cells = [
-            f"{found[n].rows_per_s / 1e6:,.1f} ({1e3 * found[n].seconds['reduction']:.2f})"
-            for found in columns.values()
-        ]
-        lines.append(f"{n:>5}{n * N_GPUS:>6}" + "".join(f"{cell:>22}" for cell in cells))
-    return "\n".join([*lines, "", *ends])
+            title = f"{job.algorithm}, {name}"
+            found = {size: predict(job, gpu_rates(job), machine, network, *size) for size in sizes}
+            columns.append((title, found))
+            within = where_it_ends(job, [found[size] for size in WITHIN_A_NODE])
+            ends[f"{job.algorithm}, in a node"] = within
+            ends[title] = where_it_ends(job, [found[size] for size in OVER_NODES])
+    lines = [f"{'nodes':>5}{'GPUs':>5}  " + "".join(f"{title:<23}" for title, _ in columns)]
+    for n_nodes, n_local in sizes:
+        shown = [found[n_nodes, n_local] for _, found in columns]
+        cells = (f"{each.rows_per_s / 1e6:>9,.1f} {each.bound:<13}" for each in shown)
+        lines.append(f"{n_nodes:>5}{n_nodes * n_local:>5}  {''.join(cells)}")
+    said = (f"{title}: {end}" for title, end in ends.items())
+    return "\n".join(line.rstrip() for line in (*lines, "", *said))
 
 
 def assumptions() -> str:
@@ -181,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--block-bytes", type=int, default=1 << 20, help="bytes of a block (%(default)s)"
     )
+    parser.add_argument("--batch-rows", type=int, help="rows of a batch (as streamkm chooses)")
     parser.add_argument("--sources", action="store_true", help="print what is assumed, and why")
     parser.add_argument(
         "--check", metavar="OUT.json", type=Path, help="compare it with this machine"
@@ -188,8 +191,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20, help="of the check (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.check:
-        return check(arguments.check, 10**6, {64: 8, 1024: 2}, arguments.minutes)
-    print(table(arguments.k, arguments.d, arguments.rows, arguments.block_bytes))
+        return check(arguments.check, 10**6, {64: 16, 1024: 4}, arguments.minutes)
+    jobs = []
+    for algorithm in ("lloyd", "minibatch"):
+        job = Job.usual(algorithm, arguments.k, arguments.d, arguments.rows, arguments.block_bytes)
+        jobs.append(replace(job, batch_rows=arguments.batch_rows or job.batch_rows))
+    print(
+        f"K={arguments.k:,}, D={arguments.d:,}, {arguments.rows:,} rows of float32, blocks of "
+        f"{jobs[0].block_rows:,} rows, batches of {jobs[0].batch_rows:,}: millions of rows a "
+        "second, and what bounds them;\nfrom rates that are assumed, not measured\n"
+    )
+    print(table(jobs))
     if arguments.sources:
         print(f"\nassumed:\n{assumptions()}")
     return 0

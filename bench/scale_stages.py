@@ -1,17 +1,18 @@
-"""Times the stages of a fit on the CPU, for `bench.scale_check`; one of several processes.
+"""Times the stages of a fit on the CPU, and then the fit: one process of `bench.scale_check`.
 
-``python -m bench.scale_stages ARRAY K ALGORITHM`` times the stages in this process and prints them.
-With RANK, WORLD_SIZE and what torch needs besides, it is one of several that do so at the same
-time: then the rates are those of a core whose neighbours are at work, and reductions are timed too.
-The stages of different processes do not wait for each other, and each reads ahead while it times
-its arithmetic, as in a run. Times are those of the processor for one thread, so that what other
-programs take of the cores hardly counts. Every batch is timed, and the median counts.
+``python -m bench.scale_stages ARRAY K ALGORITHM PASSES`` is one process, or with RANK, WORLD_SIZE
+and what torch needs besides, one of several that do so at the same time. First each times its
+stages: nobody waits for anybody, each reads ahead as in a run, and times are those of the processor
+for one thread, so that what other programs take of the cores hardly counts. Every batch is timed,
+and the median counts. Then reductions are timed, and then all fit the array together, once other
+programs leave the cores alone. What these take of them while rows stream is noted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from functools import partial
 from itertools import islice
@@ -30,7 +31,8 @@ from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.distributed.joining import joined
 from streamkm.machine import n_cores
 from streamkm.runs.engine.run_kernel import RunKernel
-from streamkm.runs.fit import plan_fit
+from streamkm.runs.fit import fit, plan_fit
+from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 from streamkm.stream.pipeline import open_slots, stream
 from streamkm.stream.stages import StageTimes
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.distributed.world import World
     from streamkm.runs.planning.fit_plan import FitPlan
+    from streamkm.sources.base import Source
     from streamkm.stream.plan import Window
 
 #: Windows on which a stage is timed.
@@ -50,6 +53,10 @@ WINDOWS = 6
 SMALL_SHARE = 8
 #: Bytes of the small reduction, and how often each is timed.
 SMALL_BYTES, TIMES = 8, 50
+#: Seconds of the passes that make a sample, at least: the cores are counted in hundredths.
+LEAST_S = 0.4
+#: Cores of others beside which a sample still counts, and seconds of a look for them.
+QUIET, LOOK_S = 0.15, 0.5
 
 
 class Stages:
@@ -168,26 +175,100 @@ def reduction_s(world: World, n_bytes: int) -> float:
     return median(spent)
 
 
+class Passes:
+    """Notes when each pass of a fit ends, and the seconds that all cores and this process worked."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, float, float]] = []
+
+    def after_seeding(self) -> None:
+        pass
+
+    def after_step(self, *_: object) -> None:
+        pass
+
+    def after_pass(self, *_: object) -> None:
+        self.marks.append((time.perf_counter(), busy_s(), time.process_time()))
+
+
+def busy_s() -> float:
+    """Seconds that the cores of this machine have worked so far, all together."""
+    user, nice, system, _, _, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    )
+    return float(user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_quiet(patience_s: float) -> None:
+    """Return when other programs leave the cores alone, or when the time is up."""
+    until = time.monotonic() + patience_s
+    while time.monotonic() < until:
+        before = busy_s()
+        time.sleep(LOOK_S)
+        if busy_s() - before <= QUIET * LOOK_S:
+            return
+
+
+def fitted(
+    source: Source, config: FitConfig, execution: ExecutionConfig, world: World
+) -> list[dict[str, float]]:
+    """Fit together; rows/s of some passes each, and the cores that others took meanwhile.
+
+    The first pass is left out: it fills the first window while nobody computes.
+    """
+    listener = Passes()
+    fit(
+        source, config, execution, None, resume=False, quiet=True, stop_request=StopRequest(),
+        listener=listener, world=world,
+    )  # fmt: skip
+    every = world.gather(listener.marks)
+    own = [sum(marks[i][2] for marks in every) for i in range(len(listener.marks))]
+    found, first = [], 0
+    for last, (now, busy, _) in enumerate(listener.marks):
+        began, busy_then, _ = listener.marks[first]
+        if now - began < LEAST_S:
+            continue
+        others_s = busy - busy_then - own[last] + own[first]
+        n_rows = (last - first) * source.spec.n_rows
+        found.append(
+            {
+                "rows_per_s": round(n_rows / (now - began)),
+                "others_cores": round(others_s / (now - began), 3),
+            }
+        )
+        first = last
+    return found
+
+
 def main() -> None:
     """Time everything and print it, as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("source", type=Path)
     parser.add_argument("k", type=int)
     parser.add_argument("algorithm")
-    parser.add_argument("reduced_bytes", type=int)
+    parser.add_argument("passes", type=int)
+    parser.add_argument("--reduced-bytes", type=int, required=True)
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for quiet")
     args = parser.parse_args()
-    config = FitConfig(k=args.k, algorithm=args.algorithm, init="random", epochs=1, tol=0.0)
+    source = open_source(args.source)
+    config = FitConfig(
+        k=args.k, algorithm=args.algorithm, init="random", epochs=args.passes, tol=0.0,
+        min_gain=0.0 if args.algorithm == "minibatch" else None, closing_pass=False,
+    )  # fmt: skip
     with joined("cpu") as world:
+        # As many readers as a run of all of them has.
+        execution = ExecutionConfig(device="cpu", read_threads=max(n_cores() // world.size, 1))
         found: dict[str, object] = {}
+        world.barrier()
+        found["rates"] = Stages(plan_fit(source, config, execution)).rates()
+        world.meet()
         if world.size > 1:
             sizes = (SMALL_BYTES, args.reduced_bytes)
             found["reductions_s"] = [reduction_s(world, n_bytes) for n_bytes in sizes]
-        # As many readers as in a run of all of them.
-        execution = ExecutionConfig(device="cpu", read_threads=max(n_cores() // world.size, 1))
-        plan = plan_fit(open_source(args.source), config, execution)
-        world.barrier()
-        found["rates"] = Stages(plan).rates()
+        if world.is_first:
+            wait_for_quiet(args.patience)
         world.meet()
+        found["passes"] = fitted(source, config, execution, world)
     print(json.dumps(found))
 
 

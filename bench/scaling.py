@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +19,7 @@ import torch
 
 from streamkm.config import default_batch_rows
 from streamkm.runs.dry_run.shares import pass_bytes, step_bytes
+from streamkm.runs.planning.memory import FULL_SLOTS
 from streamkm.sources.base import ArraySpec
 from streamkm.stream.plan import plan_reading
 
@@ -33,7 +35,7 @@ STEP_REDUCTIONS = 2
 #: Those at the end of a pass of lloyd: of grades, then of sums.
 PASS_REDUCTIONS = 2
 
-#: Scaling ends where twice the nodes give less than this many times the rows/s.
+#: Scaling ends where twice the processes give less than this many times the rows/s.
 PAYS = 1.5
 
 
@@ -110,7 +112,7 @@ class Rates:
     assign_s: float
     """A row: find the nearest centroid, add it to the sums."""
     batch_s: float
-    """A batch, however few its rows: its calls, or launches."""
+    """A batch, however few its rows: calls of its operations, or launches."""
     move_s: float
     """A synchronisation: centroids follow their sums."""
     least_rows: int = 1
@@ -189,16 +191,18 @@ def predict(
     least = n_batches * rates.least_rows
     if n_reductions is None:
         n_reductions = STEP_REDUCTIONS if job.in_steps else PASS_REDUCTIONS
+    assigning = "small batch" if own < least else "assigning"
     computed = {
-        "assigning": own * rates.prepare_s + max(own, least) * rates.assign_s,
-        "batches' fixed cost": n_batches * rates.batch_s,
-        "moving centroids": rates.move_s,
+        assigning: own * rates.prepare_s + max(own, least) * rates.assign_s,
+        "launching": n_batches * rates.batch_s,
+        "moving": rates.move_s,
     }
     reduction_s = network.seconds(job.reduced_bytes, n_nodes, n_local, n_reductions)
-    read_s = own * rates.read_s + rows * rates.deal_s
+    read_s, deal_s = own * rates.read_s, rows * rates.deal_s
     row_bytes = job.spec.row_bytes
     stages = {
-        "reading": read_s / machine.readers,
+        # The order of a window is made by one thread.
+        "reading": read_s / machine.readers + deal_s / min(machine.readers, FULL_SLOTS),
         "storage": own * min(n_local, n_working) * row_bytes / machine.storage,
         "copying": own * rates.copy_s,
         **computed,
@@ -208,23 +212,25 @@ def predict(
     overlapped = {name: stages[name] for name in ("reading", "storage", "copying")}
     overlapped[max(in_turn, key=in_turn.__getitem__)] = sum(in_turn.values())
     if machine.cores is not None:
-        stages["cores"] = (
-            min(n_local, n_working) * (read_s + sum(computed.values())) / machine.cores
-        )
+        core_s = read_s + deal_s + sum(computed.values())
+        stages["cores"] = min(n_local, n_working) * core_s / machine.cores
         overlapped["cores"] = stages["cores"] + reduction_s
     bound = max(overlapped, key=overlapped.__getitem__)
     return Prediction(n_processes, n_working, rows / overlapped[bound], bound, stages)
 
 
-def where_it_ends(job: Job, predictions: dict[int, Prediction]) -> str:
-    """The number of nodes beyond which more do not pay, and why; `predictions` are by nodes."""
-    for n_nodes, now in predictions.items():
-        twice = predictions.get(2 * n_nodes)
-        if twice is None or twice.rows_per_s >= PAYS * now.rows_per_s:
+def where_it_ends(job: Job, predictions: list[Prediction]) -> str:
+    """The number of processes beyond which more do not pay, and why.
+
+    Each of `predictions` has twice the processes of the one before it.
+    """
+    for now, twice in pairwise(predictions):
+        if twice.rows_per_s >= PAYS * now.rows_per_s:
             continue
+        why = f"{twice.bound} takes longest"
         if twice.n_working == now.n_working:
             whole = "a window" if job.in_steps else "the array"
-            return f"ends at {n_nodes}: {whole} has {job.n_units:,} blocks, one a process"
-        return f"ends at {n_nodes}: {twice.bound} takes longest"
-    last = max(predictions)
-    return f"does not end: at {last} {predictions[last].bound} takes longest"
+            why = f"{whole} has {job.n_units:,} blocks, one for a process"
+        return f"pays up to {now.n_processes}; then {why}"
+    last = predictions[-1]
+    return f"pays up to {last.n_processes} at least; there {last.bound} takes longest"
