@@ -184,7 +184,6 @@ def main(argv: list[str] | None = None) -> int:
         "--block-bytes", type=int, default=1 << 20, help="bytes of a block (%(default)s)"
     )
     parser.add_argument("--batch-rows", type=int, help="rows of a batch (as streamkm chooses)")
-    parser.add_argument("--sources", action="store_true", help="print what is assumed, and why")
     parser.add_argument(
         "--check", metavar="OUT.json", type=Path, help="compare it with this machine"
     )
@@ -198,12 +197,11 @@ def main(argv: list[str] | None = None) -> int:
         jobs.append(replace(job, batch_rows=arguments.batch_rows or job.batch_rows))
     print(
         f"K={arguments.k:,}, D={arguments.d:,}, {arguments.rows:,} rows of float32, blocks of "
-        f"{jobs[0].block_rows:,} rows, batches of {jobs[0].batch_rows:,}: millions of rows a "
-        "second, and what bounds them;\nfrom rates that are assumed, not measured\n"
+        f"{jobs[0].block_rows:,} rows, batches of {jobs[0].batch_rows:,}:\n"
+        "millions of rows a second, and what bounds them, predicted from assumed rates\n"
     )
     print(table(jobs))
-    if arguments.sources:
-        print(f"\nassumed:\n{assumptions()}")
+    print(f"\nassumed:\n{assumptions()}")
     return 0
 
 

@@ -176,7 +176,7 @@ def reduction_s(world: World, n_bytes: int) -> float:
 
 
 class Passes:
-    """Notes when each pass of a fit ends, and the seconds that all cores and this process worked."""
+    """Notes when each pass ends, and the seconds that all cores and this process have worked."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float, float]] = []

@@ -245,10 +245,10 @@ def test_table_says_what_is_assumed():
     from bench import scale_model
 
     done = subprocess.run(
-        [sys.executable, "-m", "bench.scale_model", "100", "64", "--sources"],
+        [sys.executable, "-m", "bench.scale_model", "100", "64"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "assumed, not measured" in done.stdout
+    assert "predicted from assumed rates" in done.stdout
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [row[:2] for row in rows if row and row[0].isdigit()] == [
         [str(n), str(n * n_gpus)]
