@@ -4,8 +4,8 @@
 and what torch needs besides, one of several that do so at the same time. First each times its
 stages: nobody waits for anybody, each reads ahead as in a run, and times are those of the processor
 for one thread, so that what other programs take of the cores hardly counts. Every batch is timed,
-and the median counts. Then reductions are timed, and then all fit the array together, once other
-programs leave the cores alone. What these take of them while rows stream is noted.
+and the median counts. Then reductions are timed, and then all fit the array together. They begin
+when other programs leave the cores alone: what these take of them is noted.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ SMALL_SHARE = 8
 SMALL_BYTES, TIMES = 8, 50
 #: Seconds of the passes that make a sample, at least: the cores are counted in hundredths.
 LEAST_S = 0.4
-#: Cores of others beside which a sample still counts, and seconds of a look for them.
-QUIET, LOOK_S = 0.15, 0.5
+#: Seconds of a look at what others take of the cores.
+LOOK_S = 0.4
 
 
 class Stages:
@@ -199,14 +199,16 @@ def busy_s() -> float:
     return float(user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_for_quiet(patience_s: float) -> None:
-    """Return when other programs leave the cores alone, or when the time is up."""
+def is_quiet(most_cores: float, patience_s: float) -> bool:
+    """Wait until other programs leave the cores alone, or until the time is up; whether they do."""
     until = time.monotonic() + patience_s
-    while time.monotonic() < until:
-        before = busy_s()
+    while True:
+        before, began = busy_s(), time.monotonic()
         time.sleep(LOOK_S)
-        if busy_s() - before <= QUIET * LOOK_S:
-            return
+        if busy_s() - before <= most_cores * (time.monotonic() - began):
+            return True
+        if time.monotonic() > until:
+            return False
 
 
 def fitted(
@@ -248,7 +250,8 @@ def main() -> None:
     parser.add_argument("algorithm")
     parser.add_argument("passes", type=int)
     parser.add_argument("--reduced-bytes", type=int, required=True)
-    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for quiet")
+    parser.add_argument("--most-cores", type=float, required=True, help="of others, to begin")
+    parser.add_argument("--patience", type=float, required=True, help="seconds to wait for that")
     args = parser.parse_args()
     source = open_source(args.source)
     config = FitConfig(
@@ -259,15 +262,15 @@ def main() -> None:
         # As many readers as a run of all of them has.
         execution = ExecutionConfig(device="cpu", read_threads=max(n_cores() // world.size, 1))
         found: dict[str, object] = {}
-        world.barrier()
+        quiet = is_quiet(args.most_cores, args.patience) if world.is_first else None
+        world.meet()
+        if not world.gather(quiet)[0]:
+            return
         found["rates"] = Stages(plan_fit(source, config, execution)).rates()
         world.meet()
         if world.size > 1:
             sizes = (SMALL_BYTES, args.reduced_bytes)
             found["reductions_s"] = [reduction_s(world, n_bytes) for n_bytes in sizes]
-        if world.is_first:
-            wait_for_quiet(args.patience)
-        world.meet()
         found["passes"] = fitted(source, config, execution, world)
     print(json.dumps(found))
 
