@@ -2,13 +2,17 @@
 
 Processes of one thread each time their stages and then fit an array in Zarr (see
 `bench.scale_stages`). What the stages take is measured with the cores and caches as busy as in the
-fit, but nobody waits for anybody; the model adds what processes wait for. Rows/s depend on what
-else the machine does, so a sample of some passes counts if others took few of the cores.
+fit, but nobody waits for anybody; the model adds what processes wait for.
+
+Two things are compared: the rows/s, for which a sample of some passes counts if other programs took
+few of the cores, and the processor time of a row, of all processes together, which they hardly
+change.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -29,6 +33,8 @@ N_FEATURES = 128
 PROCESSES = (1, 2, 4)
 #: Cores of others beside which a sample still counts.
 QUIET = 0.15
+#: Seconds that a contender waits for that.
+PATIENCE_S = 60.0
 #: Samples that count, after which a contender is done.
 ENOUGH = 6
 #: The target: the share by which a prediction may be off.
@@ -39,10 +45,8 @@ def environ(**more: object) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in more.items()}}
 
 
-def processes(
-    source: Path, job: Job, n: int, n_passes: int, patience_s: float
-) -> dict[str, Any] | None:
-    """What `n` processes have measured, rates, reductions and passes; None if others were busy."""
+def processes(source: Path, job: Job, n: int, n_passes: int, patience_s: float) -> dict[str, Any]:
+    """What `n` processes have measured: rates, reductions and passes."""
     words = [
         "-m", "bench.scale_stages", source, job.k, job.algorithm, n_passes,
         "--reduced-bytes", job.reduced_bytes, "--patience", patience_s,
@@ -62,8 +66,6 @@ def processes(
     outputs = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
         raise SystemExit(f"{' '.join(command)} failed")
-    if not all(outputs):
-        return None
     found: list[dict[str, Any]] = [json.loads(output.splitlines()[-1]) for output in outputs]
     rates = {name: median(each["rates"][name] for each in found) for name in found[0]["rates"]}
     return {**found[0], "rates": rates}
@@ -90,38 +92,48 @@ class Contender:
     def __str__(self) -> str:
         return f"{self.job.algorithm}, k={self.job.k}, {self.n_processes} x 1"
 
-    @property
-    def quiet(self) -> list[float]:
-        """Rows/s of the samples that count."""
-        samples = [sample for turn in self.turns for sample in turn["passes"]]
-        return [each["rows_per_s"] for each in samples if each["others_cores"] <= QUIET]
+    def samples(self, most_cores: float = math.inf) -> list[dict[str, float]]:
+        """Samples beside which others took at most so many cores."""
+        every = [sample for turn in self.turns for sample in turn["passes"]]
+        return [sample for sample in every if sample["others_cores"] <= most_cores]
 
     def turn(self, source: Path, patience_s: float) -> None:
         found = processes(source, self.job, self.n_processes, self.n_passes, patience_s)
-        self.turns += [found] if found else []
+        self.turns.append(found)
 
     def result(self, n_cores: int) -> dict[str, Any]:
-        """Predicted and measured rows/s, and all that they come from."""
+        """What is predicted and what was measured, and all that they come from."""
         models = [predicted(self.job, turn, self.n_processes, n_cores) for turn in self.turns]
-        models.sort(key=lambda prediction: prediction.rows_per_s)
-        model = models[len(models) // 2]
-        measured = median(self.quiet)
+        # Of turns with quiet samples, if there are some: caches were the fit's own.
+        quiet = [any(each["others_cores"] <= QUIET for each in t["passes"]) for t in self.turns]
+        models = [
+            m for m, is_quiet in zip(models, quiet, strict=True) if is_quiet or not any(quiet)
+        ]
+        model = sorted(models, key=lambda each: each.rows_per_s)[len(models) // 2]
+        core_s = n_cores * model.seconds["cores"] / self.job.rows
+        counted = self.samples(QUIET) or self.samples()
+        spent = median(sample["core_s_per_row"] for sample in counted)
+        rows_per_s = median(sample["rows_per_s"] for sample in counted)
         return {
+            "is_quiet": any(quiet),
             "predicted_rows_per_s": round(model.rows_per_s),
-            "measured_rows_per_s": round(measured),
-            "predicted_over_measured": round(model.rows_per_s / measured, 3),
+            "measured_rows_per_s": round(rows_per_s),
+            "predicted_over_measured": round(model.rows_per_s / rows_per_s, 3),
+            "predicted_core_s_per_row": core_s,
+            "measured_core_s_per_row": spent,
+            "core_s_predicted_over_measured": round(core_s / spent, 3),
             "bound": model.bound,
-            "samples_that_count": len(self.quiet),
+            "samples": len(counted),
             "stages_s": model.seconds,
             "turns": self.turns,
         }
 
 
 def check(out: Path, n_rows: int, passes: dict[int, int], minutes: float) -> int:
-    """Run and predict all contenders in turn; 1 if a prediction is far off, or one is missing.
+    """Run and predict all contenders in turn; 1 if the rows/s of one are far off.
 
     `passes` are those of a run, by k. Who has fewest samples is next, until all have enough or the
-    time is up. On a busy machine some have none.
+    time is up. Each has a turn at least, on a busy machine beside other programs.
     """
     until, n_cores = time.monotonic() + 60 * minutes, os.cpu_count() or 1
     contenders = []
@@ -132,27 +144,32 @@ def check(out: Path, n_rows: int, passes: dict[int, int], minutes: float) -> int
     loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
         source = made(Path(folder) / "x.zarr", n_rows, N_FEATURES)
-        while time.monotonic() < until:
-            following = min(contenders, key=lambda each: len(each.quiet))
-            if len(following.quiet) >= ENOUGH:
-                break
-            following.turn(source, until - time.monotonic())
+        while following := _following(contenders, is_late=time.monotonic() > until):
+            patience_s = min(PATIENCE_S, max(until - time.monotonic(), 0))
+            following.turn(source, patience_s)
             loads.append(os.getloadavg()[0])
-    results = {str(each): each.result(n_cores) for each in contenders if each.quiet}
+    results = {str(each): each.result(n_cores) for each in contenders}
     described = {
         "array": f"Zarr, LZ4, {n_rows} x {N_FEATURES} float32, blocks of {CHUNK_ROWS} rows",
         "load_average": {"least": min(loads), "median": median(loads), "most": max(loads)},
         "samples_count_beside_cores_of_others": QUIET,
         "target": f"within {NEAR:.0%}",
-        "not_measured": [str(each) for each in contenders if not each.quiet],
     }
     out.write_text(json.dumps({**environment(), **described, "results": results}, indent=1) + "\n")
     for name, result in results.items():
         print(
-            f"{name:<26}{result['predicted_rows_per_s']:>11,} predicted"
+            f"{name:<26}{result['predicted_rows_per_s']:>11,} rows/s predicted"
             f"{result['measured_rows_per_s']:>11,} measured"
-            f"{result['predicted_over_measured']:>6.2f}  {result['bound']}"
+            f"{result['predicted_over_measured']:>6.2f}"
+            f"{'' if result['is_quiet'] else ' (beside other programs)'}; processor time"
+            f"{result['core_s_predicted_over_measured']:>6.2f}; {result['bound']}"
         )
-    print("not measured, other programs were busy:", described["not_measured"] or "none")
-    far = [r for r in results.values() if abs(r["predicted_over_measured"] - 1) > NEAR]
-    return int(bool(far or described["not_measured"]))
+    ratios = [result["predicted_over_measured"] for result in results.values()]
+    return int(any(abs(ratio - 1) > NEAR for ratio in ratios))
+
+
+def _following(contenders: list[Contender], *, is_late: bool) -> Contender | None:
+    """Whose turn it is: who has the fewest samples that count, and of these the fewest turns."""
+    left = [each for each in contenders if len(each.samples(QUIET)) < ENOUGH]
+    left = [each for each in left if not (is_late and each.turns)]
+    return min(left, key=lambda each: (len(each.samples(QUIET)), len(each.turns)), default=None)

@@ -199,22 +199,20 @@ def busy_s() -> float:
     return float(user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def is_quiet(most_cores: float, patience_s: float) -> bool:
-    """Wait until other programs leave the cores alone, or until the time is up; whether they do."""
+def wait_for_quiet(most_cores: float, patience_s: float) -> None:
+    """Wait until other programs leave the cores alone, but not longer than `patience_s`."""
     until = time.monotonic() + patience_s
-    while True:
+    while time.monotonic() < until:
         before, began = busy_s(), time.monotonic()
         time.sleep(LOOK_S)
         if busy_s() - before <= most_cores * (time.monotonic() - began):
-            return True
-        if time.monotonic() > until:
-            return False
+            return
 
 
 def fitted(
     source: Source, config: FitConfig, execution: ExecutionConfig, world: World
 ) -> list[dict[str, float]]:
-    """Fit together; rows/s of some passes each, and the cores that others took meanwhile.
+    """Fit together; of some passes each the rows/s, what they cost, and what others took meanwhile.
 
     The first pass is left out: it fills the first window while nobody computes.
     """
@@ -230,12 +228,13 @@ def fitted(
         began, busy_then, _ = listener.marks[first]
         if now - began < LEAST_S:
             continue
-        others_s = busy - busy_then - own[last] + own[first]
+        own_s = own[last] - own[first]
         n_rows = (last - first) * source.spec.n_rows
         found.append(
             {
                 "rows_per_s": round(n_rows / (now - began)),
-                "others_cores": round(others_s / (now - began), 3),
+                "core_s_per_row": own_s / n_rows,
+                "others_cores": round((busy - busy_then - own_s) / (now - began), 3),
             }
         )
         first = last
@@ -262,10 +261,9 @@ def main() -> None:
         # As many readers as a run of all of them has.
         execution = ExecutionConfig(device="cpu", read_threads=max(n_cores() // world.size, 1))
         found: dict[str, object] = {}
-        quiet = is_quiet(args.most_cores, args.patience) if world.is_first else None
+        if world.is_first:
+            wait_for_quiet(args.most_cores, args.patience)
         world.meet()
-        if not world.gather(quiet)[0]:
-            return
         found["rates"] = Stages(plan_fit(source, config, execution)).rates()
         world.meet()
         if world.size > 1:
