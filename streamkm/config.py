@@ -230,7 +230,9 @@ class FitConfig:
 
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
         """The same settings with nothing left open, for an array of this shape."""
-        batch_rows = self.batch_rows or default_batch_rows(n_rows, n_features)
+        # Where centroids move after a pass, only speed depends on the length of a batch.
+        default = default_batch_rows if self._entry.watches_batches else largest_batch_rows
+        batch_rows = self.batch_rows or default(n_rows, n_features)
         return ResolvedFitConfig(
             **self.as_dict()
             | {

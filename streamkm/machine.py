@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import resource
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ __all__ = [
     "cores_by_quota",
     "memory_limit",
     "n_cores",
+    "processor_name",
 ]
 
 #: The folder that holds ``proc`` and ``sys``.
@@ -48,6 +50,17 @@ def n_cores() -> int:
         allowed = os.cpu_count() or 1
     granted = cgroup_cores(ROOT)
     return allowed if granted is None else min(allowed, granted)
+
+
+def processor_name() -> str:
+    """The model of the processor, as the system names it."""
+    info = ROOT / "proc/cpuinfo"
+    lines = info.read_text().splitlines() if info.exists() else []
+    # On ARM there is no name, but numbers of the maker and of the model.
+    known = ("model name", "CPU implementer", "CPU part")
+    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    named = [found[key] for key in known if key in found]
+    return " ".join([*named, platform.machine()])
 
 
 def cores_by_quota() -> int | None:

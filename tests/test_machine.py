@@ -17,6 +17,7 @@ from streamkm.machine import (
     cores_by_quota,
     memory_limit,
     n_cores,
+    processor_name,
 )
 
 GIB = 1 << 30
@@ -166,3 +167,19 @@ def test_the_least_limit_of_memory_counts(monkeypatch, of_group, address_space, 
     assert memory_limit() == MemoryLimit(*expected)
     # Processes share what is the machine's or the job's; `ulimit -v` each has for itself.
     assert memory_limit(4) == MemoryLimit(*of_four)
+
+
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC 9B45\nflags\t: fpu\n", "AMD EPYC 9B45 "),
+        ("CPU implementer\t: 0x41\nCPU part\t: 0xd4f\n", "0x41 0xd4f "),
+        (None, ""),
+    ],
+)
+def test_a_processor_has_a_name(info, name, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    if info is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc" / "cpuinfo").write_text(info)
+    assert processor_name() == name + os.uname().machine

@@ -66,12 +66,15 @@ class Preparation:
         x_ND: torch.Tensor,
         rows: torch.Tensor | slice,
         weights_N: torch.Tensor | None = None,
+        *,
+        is_shared: bool = False,
     ) -> Batch:
         """The batch of `rows` of a window: gathered, widened and scaled; valid until the next call.
 
         Each row of a window may be prepared only once: consecutive rows that need no widening and
-        no affine map stay in the window and may be changed there. Rows that need no change at all
-        and have no weights are left to the kernel where they lie, if it takes them so.
+        no affine map stay in the window and may be changed there, unless it `is_shared`. Rows that
+        need no change at all and have no weights are left to the kernel where they lie, if it takes
+        them so.
         """
         scaling, dtype = self.scaling, self.workspace_BD.dtype
         is_as_stored = x_ND.dtype == dtype and not (scaling.normalize or scaling.is_affine)
@@ -86,7 +89,7 @@ class Preparation:
         affine = (
             (scaling.shift_D.to(dtype), scaling.factor_D.to(dtype)) if scaling.is_affine else ()
         )
-        x_BD, sq_norms_B = gather(x_ND, rows, self.workspace_BD, *affine)
+        x_BD, sq_norms_B = gather(x_ND, rows, self.workspace_BD, *affine, must_copy=is_shared)
         dropped_B = self._dropped(x_BD, sq_norms_B) if x_ND.is_floating_point() else None
         weights_B = None if weights_N is None else weights_N[rows]
         if dropped_B is not None:

@@ -15,6 +15,7 @@ import torch
 from streamkm import __version__
 from streamkm.distributed.world import World
 from streamkm.errors import DeviceError, Option
+from streamkm.machine import processor_name
 
 if TYPE_CHECKING:
     from streamkm.distributed.seats import Seat
@@ -43,6 +44,8 @@ class Card:
     device_type: str
     gpu: str | None
     """What identifies the GPU, of all there are; None on a CPU."""
+    processor: str
+    """Model of the GPU, or of the CPU."""
     streamkm: str
     torch: str
     mark: str
@@ -58,13 +61,14 @@ def fill_in(seat: Seat, device: str) -> Card:
         raise DeviceError(
             Option("device", device), f": there are {torch.cuda.device_count()} GPUs, from 0"
         )
-    gpu = str(torch.cuda.get_device_properties(used).uuid) if is_gpu else None
+    found = torch.cuda.get_device_properties(used) if is_gpu else None
     return Card(
         host=socket.gethostname(),
         local_rank=seat.local_rank,
         device=device,
         device_type=used.type,
-        gpu=gpu,
+        gpu=None if found is None else str(found.uuid),
+        processor=processor_name() if found is None else found.name,
         streamkm=__version__,
         torch=torch.__version__,
         mark=uuid.uuid4().hex,

@@ -12,11 +12,13 @@ import socket
 import weakref
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # offered, not declared
 
 from streamkm.distributed.board import PROCESS_TIMEOUT_S, Board
 from streamkm.distributed.world import ALONE, World
+from streamkm.machine import processor_name
 
 __all__ = ["remember", "world"]
 
@@ -67,4 +69,7 @@ def _within_group() -> World:
     port = unnamed.gather(holder.port if holder else None)[0]
     store = TCPStore(address, port, is_master=False, timeout=timeout)
     board = Board(store, rank, hosts, held=holder)
-    return World(rank, local_rank, hosts, group=group, board=board)
+    is_gpu = torch.cuda.is_available() and "nccl" in backend
+    processor = torch.cuda.get_device_name() if is_gpu else processor_name()
+    is_alike = len(set(unnamed.gather(processor))) == 1
+    return World(rank, local_rank, hosts, group=group, board=board, is_alike=is_alike)

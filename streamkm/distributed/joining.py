@@ -72,7 +72,14 @@ def joined(device: str = "auto", timeout_s: float = PROCESS_TIMEOUT_S) -> Iterat
                 world_size=seat.size,
                 timeout=timedelta(seconds=timeout_s),
             )
-    world = World(seat.rank, seat.local_rank, hosts, group=dist.group.WORLD, board=board)
+    world = World(
+        seat.rank,
+        seat.local_rank,
+        hosts,
+        group=dist.group.WORLD,
+        board=board,
+        is_alike=len({other.processor for other in met.cards}) == 1,
+    )
     remember(world)
     with world.telling():
         yield world

@@ -52,6 +52,9 @@ class World:
         The group that collectives use; None for one process alone.
     board : Board, optional
         Where a failure is told; None for one process alone.
+    is_alike : bool
+        Whether all processes compute on the same model of processor. If not, the last bits of
+        what each computes by itself may differ.
 
     Attributes
     ----------
@@ -73,7 +76,9 @@ class World:
         *,
         group: dist.ProcessGroup | None = None,
         board: Board | None = None,
+        is_alike: bool = True,
     ) -> None:
+        self.is_alike = is_alike
         self.rank = rank
         self.size = len(hosts)
         self.local_rank = local_rank
@@ -185,6 +190,35 @@ class World:
                 self._broadcast(part, rank)
             parts.append(part.view(rows.dtype).view(-1, *rows.shape[1:]))
         return parts
+
+    def part(self, n: int) -> slice:
+        """The part of `n` rows that is this process's, where all have all of them."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def fill_in_(self, *tensors: torch.Tensor) -> None:
+        """Fill in the rows of the other processes: each has filled in its `part` of all tensors.
+
+        The tensors have the same number of rows, and are contiguous.
+        """
+        if self.size == 1 or not len(tensors[0]):
+            return
+        n_rows = len(tensors[0])
+        own = torch.cat([_bytes(tensor[self.part(n_rows)]) for tensor in tensors])
+        width = sum(tensor[:1].nbytes for tensor in tensors)
+        padded = own.new_zeros(-(-n_rows // self.size) * width)
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        with self.waiting():
+            dist.all_gather(parts, padded, group=self._group)
+        for rank, part in enumerate(parts):
+            begin, end = (n_rows * edge // self.size for edge in (rank, rank + 1))
+            start = 0
+            for tensor in tensors:
+                rows = tensor[begin:end]
+                # (A copy, because a slice may not begin where the dtype wants it to.)
+                found = part[start : start + rows.nbytes].clone()
+                rows.copy_(found.view(tensor.dtype).view(rows.shape))
+                start += rows.nbytes
 
     def agree(self, what: dict[str, Any]) -> None:
         """Check that all processes have the same values.

@@ -7,6 +7,7 @@ with NaN. Integers are then read as the floats that the device would widen them 
 from __future__ import annotations
 
 import hashlib
+import mmap
 
 import numpy as np
 
@@ -91,6 +92,19 @@ class MemorySource(Described):
         """Shape, dtype and layout."""
         return self._spec
 
+    @property
+    def rows_there(self) -> np.ndarray | None:
+        """The array itself as N x D rows, which must not be changed.
+
+        None if they do not lie in memory as `read` gives them: strided, masked, in the other byte
+        order, or in a file that is mapped. None of a read-only array too, which torch warns of.
+        """
+        array = self._array
+        lies_so = array.flags.carray and array.dtype.isnative and self._mask is None
+        if not lies_so or _is_mapped(array):
+            return None
+        return array.reshape(self._spec.n_rows, self._spec.n_features)
+
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Copy `rows` into `out`; see `Source.read`."""
         check_read(self._name, self._spec, rows, out, closed=self._closed)
@@ -115,6 +129,14 @@ class MemorySource(Described):
     def close(self) -> None:
         """Refuse further reads; the array stays the caller's."""
         self._closed = True
+
+
+def _is_mapped(array: np.ndarray) -> bool:
+    """Whether an array is a view of a file that is mapped into memory."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, mmap.mmap)
 
 
 def spec_in_memory(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING
 
+from streamkm.devices import is_host
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.slots import HostSlots
-from streamkm.stream.tensor_source import tensor_on
+from streamkm.stream.tensor_source import rows_in_memory, tensor_on
 from streamkm.stream.transfer import to_device
 
 if TYPE_CHECKING:
@@ -41,10 +43,16 @@ def stream(
     """Yield an iterator of `windows` of `source` on the slots' device, in order.
 
     Windows are read ahead as far as the slots allow. With `weights` each window brings those of
-    its rows. Rows that lie on the device already are copied there, not read.
+    its rows. Rows that lie on the device already are copied there, or used there, not read.
     """
     times.n_readers = max(slots.memory.n_readers, 1)
     there_ND = tensor_on(source, slots.device)
+    first = next(windows, None)
+    if first is not None:
+        windows = chain((first,), windows)
+        # Of windows of many parts the readers make copies, beside the arithmetic.
+        if is_host(slots.device) and there_ND is None and first.one_read is not None:
+            there_ND = rows_in_memory(source)
     ahead = prefetch(
         source, windows, slots, slots.memory.n_readers, times, weights, rows=there_ND is None
     )

@@ -26,6 +26,7 @@ run could not seek to its place.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -86,6 +87,13 @@ class Window:
     def n_rows(self) -> int:
         """Rows that are read."""
         return sum(map(len, self.reads))
+
+    @property
+    def one_read(self) -> RowRange | None:
+        """The rows that are read, if they follow one another in the array; else None."""
+        if not self.reads or any(a.stop != b.start for a, b in pairwise(self.reads)):
+            return None
+        return RowRange(self.reads[0].start, self.reads[-1].stop)
 
     @property
     def n_batches(self) -> int:

@@ -44,6 +44,8 @@ class DeviceWindow:
     """Positions in `x_ND` in the order of use; None for the order of reading."""
     weights_N: torch.Tensor | None = None
     """Weights of the rows, float64, in the order of reading; None where they have none."""
+    is_shared: bool = False
+    """Whether `x_ND` is memory of the source, which must not be changed."""
 
     def batches(self, start: int = 0) -> Iterator[tuple[int, torch.Tensor | slice]]:
         """(number within the epoch, rows of `x_ND`) of each batch from number `start` on."""
@@ -81,8 +83,9 @@ def to_device(
 ) -> Generator[DeviceWindow]:
     """Move each window to the slots' device and release its host slot as soon as possible.
 
-    `there_ND` is all rows of the array, if they lie on the device: windows are then copies of its
-    rows, because who uses a window may change it, and bring only the rest from the host.
+    `there_ND` is all rows of the array, if they lie on the device: from the host comes only the
+    rest. On the CPU windows are its rows themselves where these follow one another. Otherwise they
+    are copies, because who uses a window may change it.
     """
     if slots.device.type == "cuda":
         return _copy_to_cuda(host_windows, spec, slots, times, there_ND)
@@ -101,13 +104,16 @@ def _use_in_place(
         if host is None:
             return
         order_N = None if host.order is None else torch.from_numpy(host.order)
-        x_ND = as_stored_tensor(host.rows_ND, spec.dtype)
-        if there_ND is not None:
+        x_ND, rows = as_stored_tensor(host.rows_ND, spec.dtype), host.window.one_read
+        is_shared = False
+        if there_ND is not None and there_ND.is_contiguous() and rows is not None:
+            x_ND, is_shared = there_ND[rows.start : rows.stop], True
+        elif there_ND is not None:
             with times.working("copying", host.rows_ND.nbytes):
                 _copy_rows(x_ND, there_ND, host.window)
         with times.working("arithmetic"):
             weights_N = None if host.weights_N is None else torch.from_numpy(host.weights_N)
-            yield DeviceWindow(host.window, x_ND, order_N, weights_N)
+            yield DeviceWindow(host.window, x_ND, order_N, weights_N, is_shared)
         host.release()
 
 

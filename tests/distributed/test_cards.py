@@ -23,7 +23,7 @@ def test_each_process_gets_a_gpu(monkeypatch):
     assert local_device("auto", 3) == "auto"
 
 
-CARD = Card("n1", 0, "auto", "cuda", "GPU-a", "1.0", "2.13", "")
+CARD = Card("n1", 0, "auto", "cuda", "GPU-a", "H200", "1.0", "2.13", "")
 
 
 def change(**what):

@@ -105,6 +105,16 @@ def main():
         assert all(torch.equal(r, torch.full_like(r, n)) for n, r in enumerate(rows))
         assert w.gather_rows(torch.zeros(0, dtype=torch.int64))[1].shape == (0,)
 
+        # Parts that differ in length; of fewer rows than there are processes; of none.
+        for n in (10, 1, 0):
+            wholes = [torch.full((n,), -1), torch.full((n, 3), 7, dtype=torch.uint8)]
+            own = w.part(n)
+            wholes[0][own], wholes[1][own] = torch.arange(n)[own], w.rank
+            w.fill_in_(*wholes)
+            assert wholes[0].tolist() == list(range(n))
+            ranks = [r for r in others for _ in range(n * r // w.size, n * (r + 1) // w.size)]
+            assert wholes[1].tolist() == [[r] * 3 for r in ranks]
+
         w.agree({"k": 8, "x": float("nan")})
         w.barrier()
         assert w.waited_s > 0

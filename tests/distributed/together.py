@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from streamkm.distributed.world import World
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from streamkm.distributed.world import World
 
 __all__ = ["together"]
 
@@ -33,7 +33,7 @@ class _Thread:
     """What `World` offers, for one of several threads."""
 
     def __init__(self, rank: int, size: int, meeting: _Meeting) -> None:
-        self.rank, self.size, self.is_first = rank, size, rank == 0
+        self.rank, self.size, self.is_first, self.is_alike = rank, size, rank == 0, True
         self._meeting = meeting
 
     def gather(self, value: Any) -> list[Any]:
@@ -46,6 +46,15 @@ class _Thread:
 
     def gather_rows(self, rows: torch.Tensor) -> list[torch.Tensor]:
         return [each.clone() for each in self.gather(rows.clone())]
+
+    part = World.part
+
+    def fill_in_(self, *tensors: torch.Tensor) -> None:
+        brought = self.gather([tensor.clone() for tensor in tensors])
+        for rank, theirs in enumerate(brought):
+            for own, other in zip(tensors, theirs, strict=True):
+                rows = slice(*(len(own) * edge // self.size for edge in (rank, rank + 1)))
+                own[rows] = other[rows]
 
     def sum_(self, *tensors: torch.Tensor) -> None:
         self._reduce(tensors, lambda stacked: stacked.sum(dim=0))

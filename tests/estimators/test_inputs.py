@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import warnings
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
@@ -808,3 +809,30 @@ def test_what_takes_an_array_gets_one_of_a_tensor(
         with pytest.raises(ValueError, match=says):
             KMeans(4).fit(wrong)
     assert KMeans(2, random_state=0).fit(x > 50).counts_.sum() == 600
+
+
+# Breaks when a fit scales, normalises or blanks rows where they lie in the caller's array.
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "how", [{}, {"metric": "cosine"}, {"scale": "zscore"}, {"scale": "l2"}, {"nan": "drop"}]
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_arrays_stay_as_they_are(how, weighted, dtype, rng):
+    x = rng.normal(3, 2, size=(2_000, 4)).astype(dtype)
+    if how.get("nan") == "drop":
+        x[5], x[700] = np.nan, np.inf
+    weights = rng.uniform(0, 2, size=len(x)) if weighted else None
+    # The first lies as it is read, the second does not, and has to be copied.
+    found = []
+    for given in (x.copy(), np.asfortranarray(x)):
+        for estimator in (KMeans, MiniBatchKMeans):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                fitted = estimator(5, random_state=0, max_iter=3, **how)
+                fitted.fit(given, sample_weight=weights)
+                found.append(
+                    (fitted.cluster_centers_.tobytes(), fitted.labels_.tobytes(), fitted.inertia_)
+                )
+                fitted.predict(given)
+        assert given.tobytes() == x.tobytes()
+    assert found[:2] == found[2:]

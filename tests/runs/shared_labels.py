@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from streamkm import KMeans, MiniBatchKMeans
+from streamkm import KMeans, MiniBatchKMeans, config
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.runs.engine import agreement
 from streamkm.runs.evaluate import evaluate
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from streamkm.distributed.world import World
 
 N, D, K = 9_003, 5, 6
+#: Rows of a batch, at most, so that there are several.
+BATCH_ROWS = 1_024
 BAD = (4, 4_000, 8_999)
 
 
@@ -65,9 +67,9 @@ def prepare(folder: Path) -> None:
         array[:] = x_ND
     for case in CASES:
         with closing(open_source(folder / case.source)) as source:
-            config = FitConfig(k=K, algorithm="lloyd", epochs=2, seed=1, **case.settings)
+            settings = FitConfig(k=K, algorithm="lloyd", epochs=2, seed=1, **case.settings)
             fit(
-                source, config, execution(), folder / f"{case.name}.run",
+                source, settings, execution(), folder / f"{case.name}.run",
                 resume=False, stop_request=StopRequest(), quiet=True,
             )  # fmt: skip
 
@@ -81,7 +83,7 @@ def write_all(folder: Path, out: Path, world: World) -> None:
     if world.is_first:
         out.mkdir()
     for case in CASES:
-        plan.WINDOW_BYTES = case.window_bytes
+        plan.WINDOW_BYTES, config.MAX_BATCH_ROWS = case.window_bytes, BATCH_ROWS
         # The others do not see the run.
         run = folder / f"{case.name}.run" if world.is_first else folder / "nowhere"
         more: dict[str, Any] = {"stop_request": StopRequest(), "world": world}
@@ -162,7 +164,7 @@ class StopsAt(StopRequest):
 
 def predict_until(folder: Path, out: Path, world: World, stop: StopRequest) -> None:
     """Go on with the labels of the first case, saving after every batch."""
-    plan.WINDOW_BYTES = CASES[0].window_bytes
+    plan.WINDOW_BYTES, config.MAX_BATCH_ROWS = CASES[0].window_bytes, BATCH_ROWS
     agreement.MOST_STEPS = 1
     with closing(open_source(folder / CASES[0].source)) as source:
         predict(

@@ -331,3 +331,39 @@ def test_torchrun_goes_on_by_itself_after_a_kill(x, whole, tmp_path):
     assert status == 0, stderr
     assert "resumed: from step-" in stderr
     assert {name: (out / name).read_bytes() for name in RESULTS} == whole
+
+
+#: A process that names its processor after itself. The second keeps no breath, as if its last bits
+#: led it elsewhere.
+UNLIKE = """
+from streamkm import cli
+from streamkm.clustering.seeding.breathing import Breathing
+from streamkm.distributed import cards
+
+rank = os.environ["RANK"]
+if sys.argv[1] == "unlike":
+    cards.processor_name = lambda: "processor " + rank
+    if rank == "1":
+        keep = Breathing._keep_if_better_
+        Breathing._keep_if_better_ = lambda self, found: self.n_done == 0 and keep(self, found)
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+# Breaks when processes wait for others that have taken more steps of seeding, or fewer.
+def test_unlike_processors_seed_as_the_first(x, tmp_path):
+    path = script(tmp_path, UNLIKE)
+    for name in ("alike", "unlike"):
+        port, started = str(free_port()), []
+        for rank in ("0", "1"):
+            variables = {
+                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            }  # fmt: skip
+            words = fit(x, *SHORT, "--out", name, "--process-timeout", 10)[3:]
+            started.append(start([sys.executable, str(path), name, *words], tmp_path, **variables))
+        for process in started:
+            status, stderr = finish(process)
+            assert status == 0, stderr
+    seeds = [np.load(tmp_path / name / "centroids.npy") for name in ("alike", "unlike")]
+    assert np.array_equal(*seeds)

@@ -10,6 +10,7 @@ import pytest
 
 from streamkm.errors import SourceError
 from streamkm.sources import DTYPES, open_source
+from streamkm.sources.memory import MemorySource
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
 
 if TYPE_CHECKING:
@@ -70,6 +71,31 @@ def test_array_is_not_copied() -> None:
     source = open_source(array)
     array[4] = 7
     assert same_bytes(read(source, 4, 5), array[4:5])
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+# Breaks when rows are used where they lie though they would be read as others.
+def test_rows_that_lie_as_they_are_read(tmp_path) -> None:
+    there = numbers((3, 4, 5))
+    source = MemorySource(there)
+    assert source.rows_there is not None
+    assert source.rows_there.shape == (12, 5)
+    assert np.shares_memory(source.rows_there, there)
+    np.save(tmp_path / "x.npy", there)
+    masked = np.ma.masked_less(numbers((20, 3)), 0)
+    for other in (
+        np.asfortranarray(there),
+        there[::2],
+        there.astype(">f4"),
+        read_only(there.copy()),
+        np.load(tmp_path / "x.npy", mmap_mode="c")[1:],
+        masked,
+    ):
+        assert MemorySource(other).rows_there is None
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,14 @@ from streamkm.clustering.seeding.plan import (
 )
 from streamkm.clustering.seeding.sample import Draws, Sample, distinct_by
 from streamkm.clustering.seeding.sample_lloyd import SamplePass
+from streamkm.clustering.seeding.shares import ALL_HERE
 from streamkm.kernels import Breath, mass_by_label, normalized, sq_distances_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamkm.clustering.seeding.sample_lloyd import Moved
+    from streamkm.clustering.seeding.shares import Shares
     from streamkm.kernels import Kernel
 
 __all__ = ["Breathing"]
@@ -79,14 +81,16 @@ class Breathing:
         kernel: Kernel,
         batch_rows: int,
         spherical: bool = False,
+        shares: Shares = ALL_HERE,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         """`kernel` must take ``K + breath_size(K)`` centroids."""
         self.n_units, self.n_done = n_breaths, 0
         self._sample, self._draws = sample, Draws(seed, _BREATHS, number)
         self._pass = SamplePass(
-            sample, kernel=kernel, batch_rows=batch_rows, spherical=spherical, pause=pause
-        )
+            sample, kernel=kernel, batch_rows=batch_rows, spherical=spherical, shares=shares,
+            pause=pause,
+        )  # fmt: skip
         self._spherical, self.centroids_KD = spherical, centroids_KD
         self._sq_distances_S = torch.empty_like(sample.sq_norms_S)
         self._label_S = torch.empty(len(sample), dtype=torch.int64, device=centroids_KD.device)

@@ -9,11 +9,13 @@ import torch
 
 from streamkm.clustering.seeding.plan import MAX_PROPOSED, greedy_trials
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_by_weight, draw_distinct
+from streamkm.clustering.seeding.shares import ALL_HERE
 from streamkm.kernels import KernelRequest, choose_, make_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamkm.clustering.seeding.shares import Shares
     from streamkm.kernels import Kernel
 
 __all__ = ["BatchedPlusPlus", "GreedyPlusPlus", "RandomRows", "kmeans_plusplus"]
@@ -156,10 +158,11 @@ class BatchedPlusPlus(_PlusPlus):
         *,
         kernel: Kernel,
         batch_rows: int,
+        shares: Shares = ALL_HERE,
     ) -> None:
         """`kernel` must take `batch_rows` rows and at least ``min(k, MAX_PROPOSED)`` centroids."""
         super().__init__(sample, k, seed, number)
-        self._kernel, self._batch_rows = kernel, batch_rows
+        self._kernel, self._batch_rows, self._shares = kernel, batch_rows, shares
 
     def step_(self, index: int) -> bool:
         """Propose rows, accept some, and return whether there are more to choose."""
@@ -206,10 +209,10 @@ class BatchedPlusPlus(_PlusPlus):
     def _move_closer_(self, chosen_C: torch.Tensor) -> None:
         """Lower each row's squared distance to the nearest chosen row, given new ones."""
         sample = self._sample
-        x_CD = sample.x_SD[chosen_C]
-        for rows in sample.batches(self._batch_rows):
-            nearest_B = self._kernel.assign(sample.x_SD[rows], sample.sq_norms_S[rows], x_CD)[1]
-            torch.minimum(self._closest_S[rows], nearest_B, out=self._closest_S[rows])
+        _, nearest_S = self._shares.assign(
+            sample, sample.x_SD[chosen_C], kernel=self._kernel, batch_rows=self._batch_rows
+        )
+        torch.minimum(self._closest_S, nearest_S, out=self._closest_S)
         self._closest_S.index_fill_(0, chosen_C, 0)
 
 

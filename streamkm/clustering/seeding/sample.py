@@ -18,9 +18,8 @@ from streamkm.clustering.reservoir import step_generator
 from streamkm.kernels import drawn_by, sq_distances_between
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from streamkm.kernels import Kernel
 
 __all__ = [
     "Draws",
@@ -31,7 +30,6 @@ __all__ = [
     "draw_distinct",
     "merged",
     "near_one",
-    "sample_cost",
 ]
 
 #: Elements that are hashed at a time.
@@ -92,10 +90,11 @@ class Sample:
         """Weighted sum of `values_S` over rows, the last dimension; float64."""
         return self.weighted(values_S).sum(dim=-1, dtype=torch.float64)
 
-    def batches(self, batch_rows: int) -> Iterator[slice]:
-        """Slices of the rows in order, of `batch_rows` rows at most."""
-        for start in range(0, len(self), batch_rows):
-            yield slice(start, min(start + batch_rows, len(self)))
+    def batches(self, batch_rows: int, part: slice | None = None) -> Iterator[slice]:
+        """Slices of the rows, or of a part of them, in order, of `batch_rows` rows at most."""
+        begin, end, _ = (part or slice(None)).indices(len(self))
+        for start in range(begin, end, batch_rows):
+            yield slice(start, min(start + batch_rows, end))
 
     def sq_distances_from(self, rows_L: torch.Tensor) -> torch.Tensor:
         """Squared distances of a few rows of the sample to all its rows, (L, S)."""
@@ -224,22 +223,3 @@ def distinct_by(uniform_S: torch.Tensor, weights_S: torch.Tensor, n_draws: int) 
     keys_S = -torch.log1p(-uniform_S) / weights_S.double()
     keys_S.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     return torch.topk(keys_S, n_draws, largest=False).indices
-
-
-def sample_cost(
-    sample: Sample,
-    centroids_KD: torch.Tensor,
-    kernel: Kernel,
-    batch_rows: int,
-    pause: Callable[[], None] = lambda: None,
-) -> torch.Tensor:
-    """Weighted sum of the squared distances of rows to their nearest centroids, float64."""
-    total = torch.zeros((), dtype=torch.float64, device=centroids_KD.device)
-    for rows in sample.batches(batch_rows):
-        sq_norms_B = sample.sq_norms_S[rows]
-        _, sq_distances_B = kernel.assign(sample.x_SD[rows], sq_norms_B, centroids_KD)
-        if sample.weights_S is not None:
-            sq_distances_B = sq_distances_B * sample.weights_S[rows]
-        total += sq_distances_B.sum(dtype=torch.float64)
-        pause()
-    return total

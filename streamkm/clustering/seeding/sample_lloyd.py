@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.assignment import nearest_and_sums
+from streamkm.clustering.assignment import sums_by_label
 from streamkm.clustering.batch import Batch
 from streamkm.clustering.seeding.plan import SCORE_PRODUCTS
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
-from streamkm.kernels import Rows, means_of
+from streamkm.clustering.seeding.shares import ALL_HERE
+from streamkm.kernels import Rows, mass_by_label, means_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamkm.clustering.seeding.shares import Shares
     from streamkm.kernels import Breath, Kernel, PassedOver, PassKernel
 
 __all__ = ["Moved", "SampleLloyd", "SamplePass"]
@@ -60,8 +62,10 @@ class SamplePass:
         kernel: Kernel,
         batch_rows: int,
         spherical: bool = False,
+        shares: Shares = ALL_HERE,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
+        self._shares = shares
         self._sample, self._kernel, self._spherical, self._pause = sample, kernel, spherical, pause
         self._all, self._batch_rows = self._batch(slice(None)), batch_rows
 
@@ -132,21 +136,22 @@ class SamplePass:
 
     def _one(self, centroids_KD: torch.Tensor, *, exact: bool) -> Moved:
         """One pass, batch by batch; clusters without a row stay."""
-        sample, labels, distances, sums, masses = self._sample, [], [], [], []
-        for batch in self._batches:
-            assignment, found = nearest_and_sums(
-                self._kernel, batch, centroids_KD, spherical=False, exact=exact
-            )
-            labels.append(assignment.labels_B)
-            distances.append(assignment.sq_distances_B)
-            sums.append(found.sums.wide())
-            masses.append(found.counts_K.double() if batch.weights_B is None else found.weights_K)
+        sample, kernel, sums, masses = self._sample, self._kernel, [], []
+        label_S, sq_distances_S = self._shares.assign(
+            sample, centroids_KD, kernel=kernel, batch_rows=self._batch_rows, exact=exact,
+            pause=self._pause,
+        )  # fmt: skip
+        for batch, label_B in zip(self._batches, label_S.split(self._batch_rows), strict=True):
+            sums.append(sums_by_label(kernel, batch, label_B, centroids_KD))
+            weights_B = batch.weights_B
+            ones_B = label_B.new_ones(len(label_B), dtype=torch.float64)
+            weights_B = ones_B if weights_B is None else weights_B
+            masses.append(mass_by_label(weights_B, label_B, len(centroids_KD)))
             self._pause()
         sums_KD, mass_K = _added(sums), _added(masses)
-        sq_distances_S = _joined(distances).to(sample.x_SD.dtype)
         after_KD, gain = means_of(sums_KD, mass_K, centroids_KD, spherical=self._spherical)
         cost = sample.total(sq_distances_S)
-        return Moved(after_KD, mass_K, _joined(labels), sq_distances_S, cost, cost - gain)
+        return Moved(after_KD, mass_K, label_S, sq_distances_S, cost, cost - gain)
 
     def _at_once(
         self,
@@ -188,11 +193,6 @@ class SamplePass:
             centroids_KD[places[:n_useful]] = self._sample.x_SD[drawn]
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The `parts` one after the other; the only one itself."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
 def _added(parts: list[torch.Tensor]) -> torch.Tensor:
     """The sum of the `parts` in order; the only one itself."""
     total = parts[0]
@@ -220,13 +220,15 @@ class SampleLloyd:
         kernel: Kernel,
         batch_rows: int,
         spherical: bool = False,
+        shares: Shares = ALL_HERE,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.n_units, self.n_done = n_passes, 0
         self._draws, self.centroids_KD = Draws(seed, _PASSES, number), centroids_KD
         self._pass = SamplePass(
-            sample, kernel=kernel, batch_rows=batch_rows, spherical=spherical, pause=pause
-        )
+            sample, kernel=kernel, batch_rows=batch_rows, spherical=spherical, shares=shares,
+            pause=pause,
+        )  # fmt: skip
         self.cost = torch.full((), torch.inf, dtype=torch.float64, device=centroids_KD.device)
 
     def tensors(self) -> dict[str, torch.Tensor]:

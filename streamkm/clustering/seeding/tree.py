@@ -34,12 +34,14 @@ from streamkm.clustering.seeding.exchange import (
 )
 from streamkm.clustering.seeding.kmeans_plusplus import GreedyPlusPlus
 from streamkm.clustering.seeding.sample import Draws, Sample, draw_distinct
+from streamkm.clustering.seeding.shares import ALL_HERE
 from streamkm.clustering.seeding.tree_plan import HALF_LIFE, POOL, ROWS_PER_CHILD, deal
 from streamkm.kernels import add_by_label, normalized, sq_distances_between, sq_distances_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from streamkm.clustering.seeding.shares import Shares
     from streamkm.clustering.seeding.tree_plan import TreePlan
     from streamkm.kernels import Kernel
 
@@ -79,6 +81,7 @@ class Tree:
         make_kernel: Callable[[int], Kernel],
         batch_rows: int,
         spherical: bool = False,
+        shares: Shares = ALL_HERE,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         """`make_kernel` makes one for `batch_rows` rows and at most a number of centroids."""
@@ -88,7 +91,7 @@ class Tree:
         self._draws = Draws(seed, _TREE, number)
         # One for each level and its number of near clusters.
         self._kernel_for, self._batch_rows = cache(make_kernel), batch_rows
-        self._spherical, self._pause = spherical, pause
+        self._spherical, self._shares, self._pause = spherical, shares, pause
         x_SD = sample.x_SD
         self.centroids_KD = x_SD.new_zeros((k, x_SD.shape[1]))
         self._sums_KD = torch.zeros_like(self.centroids_KD, dtype=torch.float64)
@@ -253,32 +256,38 @@ class Tree:
         branch_R = self._branch_K[self._label_S[rows_R]]
         rows_R = rows_R[branch_R.argsort(stable=True)]
         x_RD, sq_norms_R = sample.x_SD.index_select(0, rows_R), sample.sq_norms_S[rows_R]
-        label_R, closest_R = torch.empty_like(rows_R), torch.empty_like(sq_norms_R)
-        second_R = torch.empty_like(sq_norms_R)
         counts_B = torch.bincount(branch_R, minlength=len(near.of_branches))
-        kernel = self._kernel_for(max(map(len, near.of_branches)))
-        for branch, part in self._parts(counts_B):
-            near_N = near.of_branches[branch]
-            rows = (x_RD[part], sq_norms_R[part], c_KD.index_select(0, near_N))
-            if second_S is None:
-                label_P, closest_R[part] = kernel.assign(*rows)
-            else:
-                label_P, closest_R[part], second_R[part] = kernel.assign_two(*rows)
-            label_R[part] = near_N[label_P]
+        kernel = self._kernel_for(n_near := max(map(len, near.of_branches)))
+
+        def nearest(share: slice) -> tuple[torch.Tensor, ...]:
+            found = []
+            for branch, part in self._parts(counts_B, share):
+                near_N = near.of_branches[branch]
+                rows = (x_RD[part], sq_norms_R[part], c_KD.index_select(0, near_N))
+                assign = kernel.assign if second_S is None else kernel.assign_two
+                label_P, *distances = assign(*rows)
+                found.append((near_N[label_P], *distances))
+            return tuple(map(torch.cat, zip(*found, strict=True)))
+
+        distances = (x_RD.dtype,) * (1 if second_S is None else 2)
+        label_R, closest_R, *second = self._shares.find(
+            x_RD, n_near, (torch.int64, *distances), nearest
+        )
         self._label_S[rows_R], self._closest_S[rows_R] = label_R, closest_R
         if second_S is not None:
-            second_S[rows_R] = second_R
+            second_S[rows_R] = second[0]
         shares_R = None if self._shares_S is None else self._shares_S[rows_R]
         return self._added(x_RD, shares_R, label_R, k)
 
-    def _parts(self, counts_B: torch.Tensor) -> Iterator[tuple[int, slice]]:
-        """The rows of each branch that has any, as slices of `batch_rows` at most."""
-        start = 0
+    def _parts(self, counts_B: torch.Tensor, share: slice) -> Iterator[tuple[int, slice]]:
+        """The rows of each branch within a share of all, as slices of `batch_rows` at most."""
+        end = 0
         for branch, n_rows in enumerate(counts_B.tolist()):
-            for begin in range(start, start + n_rows, self._batch_rows):
+            start, end = max(end, share.start), end + n_rows
+            last = min(end, share.stop)
+            for begin in range(start, last, self._batch_rows):
                 self._pause()
-                yield branch, slice(begin, min(begin + self._batch_rows, start + n_rows))
-            start += n_rows
+                yield branch, slice(begin, min(begin + self._batch_rows, last))
 
     def _added(
         self, x_RD: torch.Tensor, shares_R: torch.Tensor | None, label_R: torch.Tensor, k: int

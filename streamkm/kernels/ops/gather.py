@@ -28,6 +28,8 @@ def gather(
     workspace_BD: torch.Tensor,
     shift_D: torch.Tensor | None = None,
     factor_D: torch.Tensor | None = None,
+    *,
+    must_copy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``(rows - shift) * factor`` in the dtype of the workspace, and squared lengths.
 
@@ -43,6 +45,8 @@ def gather(
         Memory for them, unless they can be used where they lie.
     shift_D, factor_D : Tensor of shape (D,) and the dtype of the workspace, or both None
         The scaling; None for none.
+    must_copy : bool
+        Whether the rows go into the workspace in any case, because they must not be changed.
 
     Returns
     -------
@@ -52,7 +56,8 @@ def gather(
     if isinstance(rows, slice):
         x_ND = x_ND[rows]
     n_rows = len(x_ND) if isinstance(rows, slice) else len(rows)
-    lies_ready = isinstance(rows, slice) and x_ND.dtype == workspace_BD.dtype and shift_D is None
+    is_ready = isinstance(rows, slice) and x_ND.dtype == workspace_BD.dtype and shift_D is None
+    lies_ready = is_ready and not must_copy
     x_BD = x_ND if lies_ready else workspace_BD[:n_rows]
     if x_BD.shape != (n_rows, x_ND.shape[1]):
         raise IndexError(

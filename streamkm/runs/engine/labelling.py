@@ -13,7 +13,7 @@ import torch
 from streamkm.clustering.assignment import nearest, nearest_two, sums_by_label
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
-from streamkm.config import default_batch_rows
+from streamkm.config import largest_batch_rows
 from streamkm.devices import is_host, resolve_device
 from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError
@@ -118,7 +118,7 @@ class Labelling:
             )
         self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
-        batch_rows = batch_rows or default_batch_rows(spec.n_rows, spec.n_features)
+        batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
         on_host = is_host(self.device)
         needed = predict_bytes(spec, self._reading, model.k, on_host=on_host)
@@ -203,7 +203,10 @@ class Labelling:
             stream(self._source, windows, slots, self.times, self._weights) as on_device,
         ):
             yield (
-                (_first_row(window.window, index), prepare(window.x_ND, rows, window.weights_N))
+                (
+                    _first_row(window.window, index),
+                    prepare(window.x_ND, rows, window.weights_N, is_shared=window.is_shared),
+                )
                 for window in on_device
                 for index, rows in window.batches(first)
                 if isinstance(rows, slice)  # always, where rows are read in sequence

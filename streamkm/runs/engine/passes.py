@@ -51,7 +51,7 @@ class Passes:
     def prepared(self, epoch: int, prepare: Preparation) -> Iterator[tuple[int, Batch]]:
         """(number within the epoch, batch) for each batch left of `epoch`, ready for a kernel."""
         for index, window, rows in self.batches(epoch):
-            batch = prepare(window.x_ND, rows, window.weights_N)
+            batch = prepare(window.x_ND, rows, window.weights_N, is_shared=window.is_shared)
             planned = window.window
             if planned.numbers is not None:
                 place = index - planned.first_batch

@@ -270,7 +270,7 @@ class Prober:
         algorithm.begin_epoch_(state)
 
         def update(window: DeviceWindow, index: int, rows: torch.Tensor | slice) -> None:
-            batch = prepare(window.x_ND, rows, window.weights_N)
+            batch = prepare(window.x_ND, rows, window.weights_N, is_shared=window.is_shared)
             algorithm.update_(state, batch, epoch=window.window.epoch, index=index)
 
         return update

@@ -20,8 +20,9 @@ from streamkm.clustering.seeding.breathing import Breathing
 from streamkm.clustering.seeding.kmeans_parallel import first_candidate
 from streamkm.clustering.seeding.kmeans_plusplus import BatchedPlusPlus, GreedyPlusPlus, RandomRows
 from streamkm.clustering.seeding.plan import FIRST_PASSES, N_ROUNDS, breath_size
-from streamkm.clustering.seeding.sample import Sample, merged, near_one, sample_cost
+from streamkm.clustering.seeding.sample import Sample, merged, near_one
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
+from streamkm.clustering.seeding.shares import Shares
 from streamkm.clustering.seeding.tree import Tree
 from streamkm.clustering.state import initial_state
 from streamkm.errors import RunError
@@ -250,7 +251,7 @@ class StageRunner:
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while goes_on:
             before = stage.n_done
-            goes_on = stage.step_(index)
+            goes_on = self._as_first(stage, goes_on=stage.step_(index))
             index += 1
             if goes_on:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()
@@ -261,13 +262,30 @@ class StageRunner:
                 now.seeding = best | {"centroids_KD": stage.centroids_KD}
             self.keeper.after_step(stage.n_done - before)
 
+    def _as_first(self, stage: Stage, *, goes_on: bool) -> bool:
+        """Bring `stage` to where process 0 is, and return whether it goes on there.
+
+        That is where all are, but on unlike processors the last bits may lead to other draws, and
+        to more steps or fewer.
+        """
+        world, tensors = self.keeper.world, stage.tensors()
+        if world.is_alike:
+            return goes_on
+        flag = torch.tensor([goes_on])
+        for tensor in (*tensors.values(), flag):
+            world.broadcast_(tensor)
+        stage.restore_(tensors)
+        return bool(flag)
+
     def _better(
         self, best: dict[str, torch.Tensor], centroids_KD: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The seeding that costs less on `judged`; the earlier one where both cost the same."""
-        kernel, batch_rows = self._for_clusters(), self.plan.config.batch_rows
-        pause = self.keeper.stop_if_asked
-        cost = sample_cost(self.judged, centroids_KD, kernel, batch_rows, pause)
+        _, sq_distances_S = self._shares.assign(
+            self.judged, centroids_KD, kernel=self._for_clusters(),
+            batch_rows=self.plan.config.batch_rows, pause=self.keeper.stop_if_asked,
+        )  # fmt: skip
+        cost = self.judged.total(sq_distances_S)
         if best and bool(best["best_cost"] <= cost):
             return best
         return {"best_KD": centroids_KD, "best_cost": cost}
@@ -302,6 +320,7 @@ class StageRunner:
                 make_kernel=self.kernel.for_centroids,
                 batch_rows=config.batch_rows,
                 spherical=spherical,
+                shares=self._shares,
                 pause=pause,
             )
         assert refinement is not None
@@ -313,6 +332,7 @@ class StageRunner:
                 number,
                 kernel=self._for_clusters(),
                 batch_rows=config.batch_rows,
+                shares=self._shares,
             )
         centroids_KD = self.keeper.now.seeding["centroids_KD"]
         if kind == "breathing":
@@ -325,6 +345,7 @@ class StageRunner:
                 kernel=self.kernel.for_centroids(config.k + breath_size(config.k)),
                 batch_rows=config.batch_rows,
                 spherical=spherical,
+                shares=self._shares,
                 pause=pause,
             )
         return SampleLloyd(
@@ -336,8 +357,13 @@ class StageRunner:
             kernel=self._for_clusters(),
             batch_rows=config.batch_rows,
             spherical=spherical,
+            shares=self._shares,
             pause=pause,
         )
+
+    @property
+    def _shares(self) -> Shares:
+        return Shares(self.keeper.world)
 
     def _for_clusters(self) -> Kernel:
         """A kernel for one stage alone, whose buffers are freed with it."""

@@ -7,8 +7,9 @@ import torch
 from sklearn.cluster import KMeans
 
 from streamkm.clustering.reservoir import step_generator
-from streamkm.clustering.seeding.sample import Sample, draw_distinct, sample_cost
+from streamkm.clustering.seeding.sample import Sample, draw_distinct
 from streamkm.clustering.seeding.sample_lloyd import SampleLloyd
+from streamkm.clustering.seeding.shares import ALL_HERE
 from streamkm.kernels.reference import ReferenceKernel
 from tests.clustering.streams import CPU
 
@@ -54,7 +55,10 @@ def test_weights_act_as_repetition(rng) -> None:
         finished(stage)
     torch.testing.assert_close(stages[0].centroids_KD, stages[1].centroids_KD)
     kernel = ReferenceKernel(BATCH, 5, rows.dtype, CPU)
-    costs = [sample_cost(s, stages[0].centroids_KD, kernel, BATCH) for s in (weighted, repeated)]
+    costs = []
+    for sample in (weighted, repeated):
+        found = ALL_HERE.assign(sample, stages[0].centroids_KD, kernel=kernel, batch_rows=BATCH)
+        costs.append(sample.total(found.sq_distances_B))
     torch.testing.assert_close(costs[0], costs[1])
 
 
