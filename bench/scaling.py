@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from streamkm.config import default_batch_rows
+from streamkm.config import FitConfig
 from streamkm.runs.dry_run.shares import pass_bytes, step_bytes
 from streamkm.runs.planning.memory import FULL_SLOTS
 from streamkm.sources.base import ArraySpec
@@ -54,8 +54,9 @@ class Job:
     @classmethod
     def usual(cls, algorithm: str, k: int, d: int, n_rows: int, block_bytes: int) -> Job:
         """The fit of a float32 array with the batches that streamkm takes by itself."""
+        settings = FitConfig(k=k, algorithm=algorithm).resolved(n_rows, d)
         block_rows = max(block_bytes // (4 * d), 1)
-        return cls(algorithm, k, d, n_rows, default_batch_rows(n_rows, d), block_rows)
+        return cls(algorithm, k, d, n_rows, settings.batch_rows, block_rows)
 
     @property
     def spec(self) -> ArraySpec:
