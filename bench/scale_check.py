@@ -77,7 +77,8 @@ def predicted(job: Job, timed: dict[str, Any], n_processes: int, n_cores: int) -
     if n_processes > 1:
         small_s, whole_s = timed["reductions_s"]
         sent = 2 * (n_processes - 1) / n_processes * job.reduced_bytes
-        network = Network(small_s, sent / max(whole_s - small_s, 1e-9))
+        bandwidth = sent / max(whole_s - small_s, 1e-9)
+        network = Network(small_s, bandwidth, core_s=timed["reduction_core_s"])
     machine = Machine(readers=max(n_cores // n_processes, 1), cores=n_cores)
     return predict(job, Rates(**timed["rates"]), machine, network, n_local=n_processes)
 

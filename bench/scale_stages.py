@@ -175,6 +175,20 @@ def reduction_s(world: World, n_bytes: int) -> float:
     return median(spent)
 
 
+def reduction_core_s(world: World, n_bytes: int) -> float:
+    """Processor time of an all-reduce in this process, where others come up to 2 ms later."""
+    numbers, spent = torch.zeros(n_bytes // 8, dtype=torch.int64), []
+    late = np.random.default_rng(world.rank).uniform(0, 2e-3, TIMES)
+    for seconds_late in late:
+        began = time.thread_time()
+        while time.thread_time() - began < seconds_late:
+            pass
+        before = time.process_time()
+        world.sum_(numbers)
+        spent.append(time.process_time() - before)
+    return sum(spent) / TIMES
+
+
 class Passes:
     """Notes when each pass ends, and the seconds that all cores and this process have worked."""
 
@@ -269,6 +283,7 @@ def main() -> None:
         if world.size > 1:
             sizes = (SMALL_BYTES, args.reduced_bytes)
             found["reductions_s"] = [reduction_s(world, n_bytes) for n_bytes in sizes]
+            found["reduction_core_s"] = reduction_core_s(world, args.reduced_bytes)
         found["passes"] = fitted(source, config, execution, world)
     print(json.dumps(found))
 

@@ -145,6 +145,8 @@ class Network:
     """Bytes/s that a node sends, over all its adapters."""
     node_hop_s: float = 0.0
     """From one node to another; nodes form a tree."""
+    core_s: float = 0.0
+    """Processor time of a reduction in each process: threads of gloo work and wait on the cores."""
 
     def seconds(self, n_bytes: int, n_nodes: int, n_local: int, n_reductions: int) -> float:
         """Of `n_reductions`, which add up `n_bytes` in all, over nodes of `n_local` processes."""
@@ -213,8 +215,10 @@ def predict(
     overlapped = {name: stages[name] for name in ("reading", "storage", "copying")}
     overlapped[max(in_turn, key=in_turn.__getitem__)] = sum(in_turn.values())
     if machine.cores is not None:
-        core_s = read_s + deal_s + sum(computed.values())
-        stages["cores"] = min(n_local, n_working) * core_s / machine.cores
+        working_s = read_s + deal_s + sum(computed.values())
+        reducing_s = n_reductions * network.core_s if n_processes > 1 else 0.0
+        core_s = min(n_local, n_working) * working_s + n_local * reducing_s
+        stages["cores"] = core_s / machine.cores
         overlapped["cores"] = stages["cores"] + reduction_s
     bound = max(overlapped, key=overlapped.__getitem__)
     return Prediction(n_processes, n_working, rows / overlapped[bound], bound, stages)

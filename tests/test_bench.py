@@ -213,6 +213,9 @@ def test_step_on_shared_cores_by_hand():
     assert found.seconds["cores"] == 4 * (110 + 180) / 2
     assert found.seconds["reduction"] == 5 + 1.5
     assert (found.bound, found.rows_per_s) == ("cores", 100 / (580 + 6.5))
+    busy = replace(links, core_s=3.0)
+    found = predict(job, RATES, Machine(readers=1, cores=2), busy, n_local=4, n_reductions=2)
+    assert found.seconds["cores"] == 4 * (110 + 180 + 2 * 3) / 2
     gpu = predict(job, replace(RATES, least_rows=400), Machine(readers=6), links, n_local=4)
     assert gpu.seconds["small batch"] == 30 * 1 + 400 * 3
     # 6 threads read, but 3 windows are open.
