@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20, help="of the check (%(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.check:
-        return check(arguments.check, 10**6, {64: 16, 1024: 4}, arguments.minutes)
+        return check(arguments.check, 10**6, {64: 8, 1024: 3}, arguments.minutes)
     jobs = []
     for algorithm in ("lloyd", "minibatch"):
         job = Job.usual(algorithm, arguments.k, arguments.d, arguments.rows, arguments.block_bytes)
