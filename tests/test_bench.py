@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ pytest.importorskip("pytest_benchmark")
 
 from bench.measure import Comparison, Session, Target
 from bench.report import table, write_json
+from bench.scaling import Job, Machine, Network, Rates, predict, where_it_ends
 
 ROOT = Path(__file__).parents[1]
 #: Without what tells pytest-benchmark that other tests run beside it.
@@ -173,3 +175,109 @@ def test_without_a_gpu_the_script_says_so_at_once():
     )  # fmt: skip
     assert done.returncode == 2
     assert "no CUDA GPU" in done.stderr
+
+
+# ---- the model of many processes ---------------------------------------------
+
+#: 4 float32 features, 10 clusters, 10 blocks.
+LLOYD = Job("lloyd", k=10, d=4, n_rows=1000, batch_rows=100, block_rows=100)
+MINIBATCH = replace(LLOYD, algorithm="minibatch")
+RATES = Rates(
+    read_s=2.0, deal_s=0.5, copy_s=1.0, prepare_s=1.0, assign_s=3.0, batch_s=10.0, move_s=50.0
+)  # fmt: skip
+LINKS = Network(base_s=5.0, bandwidth=1e9, hop_s=1.0, node_bandwidth=171.0, node_hop_s=2.0)
+
+
+def test_pass_on_two_nodes_by_hand():
+    job = LLOYD
+    # Sums 2 x 10 x 4, the inertia 2, counts 21, grades 11, of 8 bytes.
+    assert job.reduced_bytes == 8 * 114
+    found = predict(job, replace(RATES, deal_s=0.0), Machine(readers=3), LINKS, 2, 2)
+    # 3 of 10 blocks, in 3 batches; twice 5 + 2 x (1 + 2) s, and 3 / 2 x 912 bytes at 171 a second.
+    assert found.seconds == {
+        "reading": 200.0, "storage": 0.0, "copying": 300.0, "assigning": 1200.0, "launching": 30.0,
+        "moving": 50.0, "reduction": 30.0,
+    }  # fmt: skip
+    assert (found.bound, found.rows_per_s) == ("assigning", 1000 / 1310)
+    slow = predict(job, RATES, Machine(readers=1, storage=4.0), LINKS, 2, 2)
+    assert (slow.bound, slow.rows_per_s) == ("storage", 1000 / (600 * 16 / 4))
+
+
+def test_step_on_shared_cores_by_hand():
+    job = MINIBATCH
+    # 11 x 4 sums, 11 counts and 2 totals of 8 bytes, 12 exponents of 4.
+    assert job.reduced_bytes == 8 * 57 + 4 * 12
+    links = Network(base_s=5.0, bandwidth=job.reduced_bytes)
+    found = predict(job, RATES, Machine(readers=1, cores=2), links, n_local=4, n_reductions=1)
+    # 30 of 100 rows: 60 + 50 s of reading, 120 + 10 + 50 of arithmetic, on half a core.
+    assert found.seconds["cores"] == 4 * (110 + 180) / 2
+    assert found.seconds["reduction"] == 5 + 1.5
+    assert (found.bound, found.rows_per_s) == ("cores", 100 / (580 + 6.5))
+    busy = replace(links, core_s=3.0)
+    found = predict(job, RATES, Machine(readers=1, cores=2), busy, n_local=4, n_reductions=2)
+    assert found.seconds["cores"] == 4 * (110 + 180 + 2 * 3) / 2
+    gpu = predict(job, replace(RATES, least_rows=400), Machine(readers=6), links, n_local=4)
+    assert gpu.seconds["small batch"] == 30 * 1 + 400 * 3
+    # 6 threads read, but 3 windows are open.
+    assert gpu.seconds["reading"] == 30 * 2 / 6 + 100 * 0.5 / 3
+    alone = predict(job, RATES, Machine(readers=1), links)
+    assert alone.seconds["reduction"] == 0
+
+
+def test_where_scaling_ends_and_why():
+    def ends(job, links, rates=RATES):
+        sizes = ((n, 1) for n in (1, 2, 4, 8, 16, 32))
+        found = [predict(job, rates, Machine(readers=1), links, *size) for size in sizes]
+        return where_it_ends(job, found)
+
+    fast = Network(base_s=0.0, bandwidth=1e9)
+    free = replace(RATES, deal_s=0.0, batch_s=0.0, move_s=0.0)
+    whole = "pays up to 8; then the array has 8 blocks, one for a process"
+    assert ends(replace(LLOYD, n_rows=800), fast, free) == whole
+    assert ends(replace(MINIBATCH, n_rows=800), fast, free) == whole.replace(
+        "the array", "a window"
+    )
+    slow = replace(fast, base_s=9000.0)
+    assert ends(LLOYD, slow) == "pays up to 1; then reduction takes longest"
+    many = replace(LLOYD, n_rows=10**6)
+    assert ends(many, fast, free) == "pays up to 32 at least; there assigning takes longest"
+
+
+# Breaks when a rate loses its source, or the table reads as if it were measured.
+def test_table_says_what_is_assumed():
+    from bench import scale_model
+
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.scale_model", "100", "64"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "predicted from assumed rates" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[:2] for row in rows if row and row[0].isdigit()] == [
+        [str(n), str(n * n_gpus)]
+        for n, n_gpus in dict.fromkeys(scale_model.WITHIN_A_NODE + scale_model.OVER_NODES)
+    ]
+    for _, what, source in scale_model.ASSUMED.values():
+        assert what in done.stdout
+        assert source in done.stdout
+
+
+@pytest.mark.slow
+def test_check_of_the_model_runs(tmp_path, monkeypatch):
+    from bench import scale_check
+
+    monkeypatch.setattr(scale_check, "PROCESSES", (1, 2))
+    # Toy sizes, beside whatever runs: nothing is said of how near the model is.
+    monkeypatch.setattr(scale_check, "QUIET", 1000.0)
+    monkeypatch.setattr(scale_check, "ENOUGH", 1)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    out = tmp_path / "check.json"
+    scale_check.check(out, 40_000, {3: 200}, minutes=5)
+    written = json.loads(out.read_text())
+    assert written["machine"]["cores"] == os.cpu_count()
+    names = [f"{algorithm}, k=3, {n} x 1" for algorithm in ("lloyd", "minibatch") for n in (1, 2)]
+    assert list(written["results"]) == names
+    for result in written["results"].values():
+        assert result["predicted_rows_per_s"] > 0
+        assert result["measured_rows_per_s"] > 0
+        assert result["measured_core_s_per_row"] > 0
