@@ -124,13 +124,27 @@ class Seat(HostSlots):
             self.wanted, self.is_over = None, True
             self._back.release()
 
-        threading.Thread(target=body, name="streamkm-seat", daemon=True).start()
+        self._thread = threading.Thread(target=body, name="streamkm-seat", daemon=True)
+        self._thread.start()
         self._take_turn()
 
     def give(self, given: DeviceWindow | BaseException) -> None:
         """Hand over the window that is wanted, or an error to raise; return at the next wait."""
         self._given, self.wanted = given, None
         self._take_turn()
+
+    def abandon(self) -> None:
+        """End the run where it waits, or where it would wait next: no window comes any more.
+
+        Nobody waits for the end of one that is at work: then the host itself was interrupted.
+        """
+        if self.is_over:
+            return
+        waits = self.wanted is not None
+        self._given = KeyboardInterrupt()
+        self._go.release()
+        if waits:
+            self._thread.join()
 
     def _take_turn(self) -> None:
         self._go.release()

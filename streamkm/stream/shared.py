@@ -69,9 +69,10 @@ class SharedStream:
         Raises
         ------
         BaseException
-            The first error of a run, one other than `Interrupted` if there is any.
+            The error that came first, one other than `Interrupted` if there is any.
         """
         seats: list[Seat] = []
+        errors: list[BaseException] = []
         results: dict[int, T] = {}
         device = self.slots.device
         compute = torch.cuda.current_stream(device) if device.type == "cuda" else None
@@ -84,11 +85,12 @@ class SharedStream:
         def go_on(seat: Seat, step: Callable[[], None]) -> None:
             step()
             if seat.error is not None:
+                errors.append(seat.error)
                 failed(seat.error)
 
         try:
             for number in range(len(works)):
-                if any(seat.error is not None for seat in seats):
+                if errors:
                     break
                 seats.append(Seat(self))
                 go_on(seats[-1], partial(seats[-1].begin, partial(do, number, seats[-1])))
@@ -98,9 +100,7 @@ class SharedStream:
         finally:
             self._close()
             for seat in seats:  # Of an error here: nobody waits for a window that never comes.
-                if seat.wanted is not None:
-                    seat.give(KeyboardInterrupt())
-        errors = [seat.error for seat in seats if seat.error is not None]
+                seat.abandon()
         errors.sort(key=lambda error: isinstance(error, Interrupted))
         if errors:
             raise errors[0]

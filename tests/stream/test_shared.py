@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,6 +120,51 @@ def test_an_error_of_one_is_told_and_the_others_end(source: Counted, slots: Host
     with pytest.raises(ValueError, match="no such thing"):
         shared(source, slots).run(works, lambda error: told.append(str(error)))
     assert told == ["no such thing"]
+
+
+# Breaks when the error of a run that was stopped hides the one that it was stopped for.
+def test_the_error_that_came_first_is_raised(source: Counted, slots: HostSlots) -> None:
+    stopped: list[str] = []
+
+    def other(seat: Seat) -> None:
+        with stream(source, READING.windows(0), seat, StageTimes(), None, 2) as windows:
+            for _ in windows:
+                if stopped:
+                    raise ValueError("stopped by the error of another")
+
+    def broken(seat: Seat) -> None:
+        with stream(source, READING.windows(0), seat, StageTimes(), None, 2) as windows:
+            next(windows)
+            raise ValueError("no such thing")
+
+    with pytest.raises(ValueError, match="no such thing"):
+        shared(source, slots).run([other, broken], lambda error: stopped.append(str(error)))
+
+
+# Breaks when a run goes on waiting, and holds its folder, after somebody has pressed Ctrl-C twice.
+def test_no_thread_is_left_after_an_interrupt(source: Counted, slots: HostSlots) -> None:
+    interrupted, ended = threading.Event(), []
+
+    def run(seat: Seat, *, interrupts: bool) -> None:
+        try:
+            with stream(source, READING.windows(0), seat, StageTimes(), None, 2) as windows:
+                next(windows)
+                if interrupts:
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    interrupted.wait(10)
+                next(windows)
+        finally:
+            ended.append(threading.current_thread())
+
+    works = [partial(run, interrupts=False), partial(run, interrupts=True)]
+    with pytest.raises(KeyboardInterrupt):
+        shared(source, slots).run(works, failed)
+    interrupted.set()
+    for thread in threading.enumerate():
+        if thread.name == "streamkm-seat":
+            thread.join(10)
+            assert not thread.is_alive()
+    assert len(ended) == 2
 
 
 # Breaks when a run waits for a window that cannot be read.
