@@ -43,5 +43,5 @@ def test_200_kills_make_no_difference(tmp_path):
 # The same of one of several processes, whose number changes at every attempt.
 @pytest.mark.slow
 def test_kills_of_one_of_several_processes_make_no_difference(tmp_path):
-    figures = campaign(tmp_path, "--processes", "--kills", "12", "--executed", "0")
+    figures = campaign(tmp_path, "--processes", "--kills", "8", "--executed", "0")
     assert len(figures["processes"]) > 2

@@ -296,7 +296,7 @@ def test_a_folder_within_a_file_is_refused_with_a_remedy(job, capsys):
 @pytest.fixture(params=[".npy", ".zarr"])
 def output(request, finished, monkeypatch) -> Path:
     """Labels that were interrupted after 150 of 205 rows, of which .zarr holds whole chunks."""
-    monkeypatch.setattr("streamkm.config.MIN_BATCH_ROWS", 25)
+    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
     monkeypatch.setattr(predict_module, "open_sink", partial(open_sink, chunk_rows=40))
     target: Path = finished.source.with_name("half") / f"out{request.param}"
     target.parent.mkdir()

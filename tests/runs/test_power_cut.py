@@ -187,7 +187,7 @@ def test_predict_survives_a_power_cut_at_any_call(suffix, n_random, quick_path, 
     np.save(quick_path / "x.npy", clusters(205, 3))
     job = Job(quick_path / "x.npy", quick_path / "run", {"k": 3, "init": "random"})
     job.attempt()
-    monkeypatch.setattr("streamkm.config.MIN_BATCH_ROWS", 25)
+    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
     monkeypatch.setattr(predict_module, "open_sink", partial(open_sink, chunk_rows=40))
     names = sorted([f"labels{suffix}", f"distances{suffix}"])
 

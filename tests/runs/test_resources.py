@@ -210,6 +210,7 @@ def test_predict_on_a_full_disk_is_resumed_when_there_is_space(
     job.attempt()
     label(job.run, job.source, job.run / "truth.npy")
     monkeypatch.setattr(predict_module, "open_sink", open_small_chunks)
+    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 1000)
     target = disk / f"labels{suffix}"
 
     def predict_again(at: At) -> None:

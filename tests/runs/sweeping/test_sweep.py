@@ -195,7 +195,9 @@ def test_eight_fits_read_what_one_reads(
 
 
 # Breaks when a stopped fit loses its place, or fits that stand at other windows share one.
-@pytest.mark.parametrize("settings", [{"batch_rows": 512}, {"algorithm": "lloyd", "epochs": 4}])
+@pytest.mark.parametrize(
+    "settings", [{"batch_rows": 512}, {"algorithm": "lloyd", "epochs": 4, "batch_rows": 512}]
+)
 def test_a_sweep_goes_on_wherever_it_was_stopped(
     tmp_path: Path, path: Path, settings: dict[str, Any]
 ) -> None:
