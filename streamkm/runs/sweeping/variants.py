@@ -43,9 +43,9 @@ class Variant:
 
 def parse_ks(text: str) -> list[int]:
     """The K in ``16``, in ``8:64:8`` (steps of 8) or in ``8:1024:x2`` (each twice the last)."""
-    if re.fullmatch(r"\d+", text):
+    if re.fullmatch(r"\d{1,18}", text):
         return [int(text)]
-    match = re.fullmatch(r"(\d+):(\d+):(x?)(\d+(?:\.\d+)?)", text)
+    match = re.fullmatch(r"(\d{1,18}):(\d{1,18}):(x?)(\d{1,18}(?:\.\d+)?)", text)
     step = float(match[4]) if match else 0.0
     if match is None or (step <= 1 if match[3] else step < 1 or not step.is_integer()):
         raise ConfigError(
@@ -61,7 +61,8 @@ def parse_ks(text: str) -> list[int]:
     if not 0 < len(ks) <= MOST_KS:
         found = f"more than {MOST_KS:,}" if ks else "no K"
         raise ConfigError(Option("k", text), f" must stand for 1 to {MOST_KS:,} K, not {found}")
-    return ks
+    # Small factors step from one whole number to the same.
+    return list(dict.fromkeys(ks))
 
 
 def in_order(name: str, values: Iterable[int]) -> tuple[list[int], list[str]]:

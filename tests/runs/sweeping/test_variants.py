@@ -17,6 +17,7 @@ from streamkm.runs.sweeping.variants import in_order, parse_ks, variants_of
         ("4:20:x1.5", [4, 6, 9, 14, 20]),
         ("8:32:8", [8, 16, 24, 32]),
         ("5:5:1", [5]),
+        ("1:8:x1.3", [1, 2, 3, 4, 5, 6, 8]),
     ],
 )
 def test_words_for_k(text: str, ks: list[int]) -> None:
@@ -35,6 +36,9 @@ def test_words_for_k(text: str, ks: list[int]) -> None:
         ("64:8:8", "not no K"),
         ("0:8:x2", "not no K"),
         ("1:100000:1", "not more than 1,000"),
+        ("9" * 400 + ":1:8", "a range with a step"),
+        ("1:8:x" + "9" * 400, "a range with a step"),
+        ("9" * 5000, "must be a whole number"),
     ],
 )
 def test_words_for_no_k(text: str, said: str) -> None:
