@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from math import isqrt
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +16,7 @@ __all__ = ["MOST_CLUSTERS", "RunningAgreement", "adjusted_rand_index"]
 #: Clusters up to which labels are compared: the counts of every pair take 128 MiB then.
 MOST_CLUSTERS = 4096
 #: Rows up to which squares of their number fit int64.
-EXACT_ROWS = 3 << 30
+EXACT_ROWS = isqrt(2**63 - 1)
 
 
 class RunningAgreement:

@@ -34,6 +34,15 @@ def test_indices_are_scikit_learn_s(rng) -> None:
     assert found.indices() == pytest.approx(expected, abs=1e-12)
 
 
+# Breaks when squares of more than three billion rows wrap.
+def test_billions_of_rows() -> None:
+    n = 3_100_000_000
+    counts = [[n, 500_000], [700_000, 40_000_000]]
+    small = [[each // 100_000 for each in row] for row in counts]
+    expected = adjusted_rand_index(torch.tensor(small))
+    assert adjusted_rand_index(torch.tensor(counts)) == pytest.approx(expected, abs=1e-6)
+
+
 # Breaks when numbers of clusters matter, or one cluster for all rows divides by 0.
 def test_the_same_clusters_agree() -> None:
     assert adjusted_rand_index(torch.tensor([[0, 5], [3, 0]])) == 1.0
