@@ -33,6 +33,8 @@ LEAST_HEIGHT, LEAST_RATIO = 0.02, 2.0
 NEAR_SILHOUETTE = 0.02
 #: Fits whose adjusted Rand index is at least the first agree; below the second they do not.
 STABLE, UNSTABLE = 0.9, 0.7
+#: An inertia of less than this share of the greatest is the rounding of float64: it counts as 0.
+ROUNDING = 1e-24
 #: The slopes of a curve that falls faster and faster: more clusters than were tried.
 STEEPER_BEYOND = 1.5
 
@@ -101,8 +103,8 @@ def recommended(
     ----------
     figures : sequence of mapping
         ``k``, ``inertia``, ``explained_variance``, ``silhouette`` and ``simplified_silhouette`` of
-        each fit, K ascending. Where rows have weights the simplified silhouette is taken. Of
-        several seeds the least inertia counts, and the mean silhouette.
+        each fit, with its ``seed``, K ascending. Where rows have weights the simplified silhouette
+        is taken. Of several seeds the least inertia counts, and the mean silhouette.
     stability : sequence of mapping
         ``k`` and ``mean``, the mean adjusted Rand index; empty with one seed.
     """
@@ -112,14 +114,21 @@ def recommended(
     curve_ks, curve = ks, [inertias[k] for k in ks]
     if ks[0] > 1 and (whole := _dispersion(figures[0])) is not None:
         curve_ks, curve = [1, *ks], [whole, *curve]
+    curve = [each if each > ROUNDING * max(curve) else 0.0 for each in curve]
+    exact = [k for k, inertia in zip(curve_ks, curve, strict=True) if not inertia]
     found.elbow = find_elbow(curve_ks, curve)
     agreed = {each["k"]: each["mean"] for each in stability}
     if silhouettes:
         found.silhouette_k = max(silhouettes, key=silhouettes.__getitem__)
         greatest = silhouettes[found.silhouette_k]
         found.reasons.append(f"silhouette: greatest at k {found.silhouette_k:,}, {greatest:.3f}")
-    _judge(found, ks, silhouettes, agreed)
-    if exact := [k for k in ks if not inertias[k]]:
+    if found.elbow is None or not found.elbow.stands_out:
+        found.verdict = "nothing stands out: no k is recommended"
+        found.reasons.insert(0, _no_elbow(found.elbow, ks, exact))
+    else:
+        several = {row["k"] for row in figures if row["seed"] != figures[0]["seed"]}
+        _judge(found, found.elbow, ks, silhouettes, agreed, several)
+    if exact:
         found.reasons.append(f"from k {exact[0]:,} on every row lies on its centroid")
     return found
 
@@ -147,14 +156,14 @@ def _dispersion(row: Mapping[str, Any]) -> float | None:
 
 
 def _judge(
-    found: Recommendation, ks: list[int], silhouettes: dict[int, float], agreed: dict[int, float]
+    found: Recommendation,
+    elbow: Elbow,
+    ks: list[int],
+    silhouettes: dict[int, float],
+    agreed: dict[int, float],
+    several: set[int],
 ) -> None:
-    """Complete `found` from its elbow."""
-    elbow = found.elbow
-    if elbow is None or not elbow.stands_out:
-        found.verdict = "nothing stands out: no k is recommended"
-        found.reasons.insert(0, _no_elbow(elbow, ks))
-        return
+    """Complete `found` from its elbow, which stands out; `several` are the K of several seeds."""
     k, other = elbow.k, found.silhouette_k
     found.reasons.insert(
         0,
@@ -163,6 +172,8 @@ def _judge(
     )
     if k in agreed:
         found.reasons.append(_how_stable(k, agreed[k]))
+    elif k in several:
+        found.reasons.append("stability: not known, labels of so many clusters are not compared")
     else:
         found.reasons.append("stability: not known of one seed; several (--seeds 0 1 2) tell it")
     places = {each: place for place, each in enumerate(ks)}
@@ -183,10 +194,14 @@ def _judge(
     found.reasons += _untried(ks, places[k])
 
 
-def _no_elbow(elbow: Elbow | None, ks: list[int]) -> str:
+def _no_elbow(elbow: Elbow | None, ks: list[int], exact: list[int]) -> str:
     if elbow is None:
         return "elbow: too few k to see one"
     if elbow.height < 0 and elbow.ratio * STEEPER_BEYOND < 1:
+        if exact:
+            return (
+                f"elbow: none, the inertia falls faster and faster until it is 0 at k {exact[0]:,}"
+            )
         return f"elbow: none up to k {ks[-1]:,}, where the inertia still falls faster; try larger k"
     return "elbow: none, the inertia falls evenly, as it does without clusters"
 

@@ -52,6 +52,24 @@ def test_a_power_of_k_has_no_elbow() -> None:
     assert find_elbow([2, 4, 8], [3.0, 4.0, 5.0]) is None
 
 
+# Breaks when rounding counts as inertia, and more clusters are asked for than there are rows.
+def test_rows_on_their_centroids_have_no_inertia_left() -> None:
+    inertias = {1: 1000.0, 2: 800.0, 3: 500.0, 4: 50.0, 5: 1e-22}
+    found = recommended([row(k, inertia) for k, inertia in inertias.items()], [])
+    assert found.k is None
+    assert "until it is 0 at k 5" in found.reasons[0]
+    assert found.reasons[-1] == "from k 5 on every row lies on its centroid"
+
+
+# Breaks when several seeds are asked for that were given already.
+def test_stability_of_many_clusters_is_not_known() -> None:
+    found = recommended(
+        [each for k in INERTIAS for each in (row(k, INERTIAS[k]), row(k, INERTIAS[k], seed=1))], []
+    )
+    assert found.k == 5
+    assert "stability: not known, labels of so many clusters are not compared" in found.reasons
+
+
 def test_what_agrees_is_recommended() -> None:
     found = recommended(curve({5: 0.9}), [{"k": 5, "mean": 0.99}])
     assert (found.k, found.verdict, found.silhouette_k) == (5, "recommended: k 5", 5)
