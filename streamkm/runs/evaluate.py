@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streamkm.runs.storage.model import Model
     from streamkm.sources import Source, Weights
 
-__all__ = ["Evaluation", "add_batch_", "evaluate"]
+__all__ = ["Evaluation", "add_batch_", "counted_labels", "evaluate"]
 
 #: Every size is printed for up to this number of clusters.
 SIZES_SHOWN = 32
@@ -217,15 +217,20 @@ def evaluate(
 def add_batch_(sums: RunningClusterSums, evaluated: EvaluatedBatch) -> int:
     """Add a batch to the sums; returns how many of its rows are not finite."""
     batch = evaluated.labelled
-    labels_B, weights_B = batch.labels_B.cpu(), batch.weights_B
-    if weights_B is not None:
-        weights_B = weights_B.cpu()
-        labels_B = labels_B.masked_fill(weights_B == 0, -1)
+    weights_B = None if batch.weights_B is None else batch.weights_B.cpu()
     sums.update_(
-        labels_B,
+        counted_labels(batch),
         batch.sq_distances_B.cpu(),
         evaluated.second_sq_distances_B.cpu(),
         evaluated.sums_KD.cpu(),
         weights_B,
     )
     return batch.n_dropped
+
+
+def counted_labels(batch: LabelledBatch) -> torch.Tensor:
+    """The labels of a batch, on the host; -1 for rows that do not count: of weight 0 or dropped."""
+    labels_B = batch.labels_B.cpu()
+    if batch.weights_B is None:
+        return labels_B
+    return labels_B.masked_fill(batch.weights_B.cpu() == 0, -1)

@@ -61,7 +61,7 @@ def dry_sweep(
     plan = plan_sweep(source, base, variants, execution, weights)
     report, spec, some, pause = DryRun(), source.spec, plan.any_plan, stop_request.end_if_asked
     measuring = plan_measuring(plan, source, execution, weights)
-    limit = kept_bytes(source, [*plan.groups, *measuring])
+    limit = kept_bytes(source, [*plan.groups, *measuring.groups])
     report.facts += [
         ("source", source.name),
         ("rows", f"{spec.n_rows:,} x {spec.n_features:,} features, {spec.dtype}"),

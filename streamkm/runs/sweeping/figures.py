@@ -22,10 +22,11 @@ from streamkm.clustering.preparation import Preparation
 from streamkm.config import largest_batch_rows
 from streamkm.devices import is_host
 from streamkm.distributed.world import ALONE
+from streamkm.errors import MemoryBudgetError
 from streamkm.runs.engine.labelling import Labelling
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.engine.watch import Watch
-from streamkm.runs.evaluate import Evaluation, add_batch_
+from streamkm.runs.evaluate import Evaluation, add_batch_, counted_labels
 from streamkm.runs.planning.memory import bytes_together, plan_memory, predict_bytes
 from streamkm.runs.sweeping.planning import Group, in_groups
 from streamkm.stream.pipeline import open_slots
@@ -50,12 +51,14 @@ if TYPE_CHECKING:
     from streamkm.stream.seat import Seat
     from streamkm.stream.transfer import DeviceWindow
 
-__all__ = ["Measured", "measure", "plan_measuring"]
+__all__ = ["Measured", "MeasuringPlan", "measure", "plan_measuring"]
 
 #: Rows whose silhouettes are taken, at most: their mean is then within 0.004 of that of all rows,
 #: twice its standard error. Fewer, but this number at least, where they would take more bytes or
 #: more products of two numbers (about two seconds of one core in float64).
 MOST_ROWS, LEAST_ROWS, ROWS_BYTES, ROWS_PRODUCTS = 1 << 15, 1 << 12, 64 << 20, 1 << 34
+#: Where the memory does not hold these, half of them, and so on down to this number.
+FEWEST_ROWS = 1 << 8
 #: Kind of the draw of these rows, beside those of `stream.plan` and `stream.sample_plan`.
 _SILHOUETTE_ROWS = 4
 
@@ -93,26 +96,58 @@ class Measured:
         }
 
 
+@dataclass(frozen=True)
+class MeasuringPlan:
+    """The reads that measure the fits of a sweep."""
+
+    groups: list[Group]
+    """Fits that share one read."""
+    silhouette_rows: int
+    """Rows that are kept for silhouettes."""
+
+
 def plan_measuring(
     plan: SweepPlan, source: Source, execution: ExecutionConfig, weights: Weights | None
-) -> list[Group]:
+) -> MeasuringPlan:
     """Which fits of a sweep are measured in one read, and in how much memory.
 
-    All of them, or as many as the memory holds; the seeds of one K stay together.
+    All of them, or as many as the memory holds; the seeds of one K stay together. Where it does not
+    hold those of one K, silhouettes are taken of fewer rows.
 
     Raises
     ------
     MemoryBudgetError
-        If the memory does not hold those of one K.
+        If the memory does not hold those of one K with `FEWEST_ROWS` either.
     """
+    spec = source.spec
+    products = sum(each.k for each in plan.plans) * spec.n_features
+    bound = min(ROWS_BYTES // (spec.n_features * 8), ROWS_PRODUCTS // products, MOST_ROWS)
+    n_rows = 0 if weights is not None else min(max(bound, LEAST_ROWS), spec.n_rows)
+    while True:
+        try:
+            return MeasuringPlan(_groups(plan, source, execution, weights, n_rows), n_rows)
+        except MemoryBudgetError:
+            n_rows //= 2
+            if n_rows < FEWEST_ROWS:
+                raise
+
+
+def _groups(
+    plan: SweepPlan,
+    source: Source,
+    execution: ExecutionConfig,
+    weights: Weights | None,
+    n_kept: int,
+) -> list[Group]:
+    """The groups of `plan_measuring`, with `n_kept` rows for silhouettes."""
     spec, reading = source.spec, _reading(source)
     variants, on_host = sorted(plan.plans), is_host(plan.any_plan.device)
-    kept = _KeptSample(source, [variant.k for variant in variants], weighted=weights is not None)
+    kept_bytes = n_kept * (spec.row_bytes + spec.n_features * 16)
     resident = 0 if weights is None else weights.resident_bytes
 
     def memory(members: Sequence[Variant]) -> MemoryPlan:
         needed = [predict_bytes(spec, reading, each.k, on_host=on_host) for each in members]
-        fixed = bytes_together(needed) + resident + kept.n_bytes
+        fixed = bytes_together(needed) + resident + kept_bytes
         for k, seeds in groupby(members, key=lambda each: each.k):
             n_seeds = len(list(seeds))
             if n_seeds > 1 and k <= MOST_CLUSTERS:
@@ -129,7 +164,7 @@ def plan_measuring(
 
 def measure(
     models: dict[Variant, Model],
-    groups: Sequence[Group],
+    plan: MeasuringPlan,
     source: Source,
     execution: ExecutionConfig,
     *,
@@ -139,18 +174,18 @@ def measure(
 ) -> tuple[list[Measured], dict[int, list[float]]]:
     """The figures of each fit, and for each K the agreement of every pair of its seeds.
 
-    One read for each of the `groups` of `plan_measuring`.
+    One read for each of the groups of `plan`.
 
     Raises
     ------
     StreamkmError
         After a signal.
     """
-    kept = _KeptSample(source, [variant.k for variant in models], weighted=weights is not None)
+    kept = _KeptSample(source, plan.silhouette_rows)
     measured: list[Measured] = []
     stability: dict[int, list[float]] = {}
-    for number, group in enumerate(groups):
-        of_group = f" {number + 1} of {len(groups)}" if len(groups) > 1 else ""
+    for number, group in enumerate(plan.groups):
+        of_group = f" {number + 1} of {len(plan.groups)}" if len(plan.groups) > 1 else ""
         name = f"measure{of_group}"
         one = _Reader(
             models, source, execution, group.variants, stop, weights, kept, progress, name
@@ -170,20 +205,14 @@ def _reading(source: Source) -> ReadingPlan:
 class _KeptSample:
     """Rows that are kept from the read, as they are stored: one of each of equal stretches."""
 
-    def __init__(self, source: Source, ks: Sequence[int], *, weighted: bool) -> None:
+    def __init__(self, source: Source, n_rows: int) -> None:
         spec = source.spec
-        bound = min(
-            ROWS_BYTES // (spec.n_features * 8), ROWS_PRODUCTS // (sum(ks) * spec.n_features)
-        )
-        n_rows = 0 if weighted else min(max(min(bound, MOST_ROWS), LEAST_ROWS), spec.n_rows)
-        self.n_all = spec.n_rows
         # (The start of a stretch is its row where every row is one.)
         phase_S = draws(0, _SILHOUETTE_ROWS).random(n_rows) if n_rows < spec.n_rows else 0
         places_S = (np.arange(n_rows) + phase_S) * (spec.n_rows / max(n_rows, 1))
         self.rows_S = np.minimum(places_S.astype(np.int64), spec.n_rows - 1)
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         self.x_SD = torch.empty((n_rows, spec.n_features), dtype=stored)
-        self.n_bytes = n_rows * (spec.row_bytes + spec.n_features * 16)
 
     def within(self, start_row: int, n_rows: int) -> tuple[slice, torch.Tensor]:
         """Which of the kept rows lie in a range of rows, and their positions in it."""
@@ -195,7 +224,7 @@ class _KeptSample:
         """Copy the rows that lie in `window`, whose rows follow each other."""
         start_row = window.window.reads[0].start
         chosen, positions = self.within(start_row, len(window.x_ND))
-        self.x_SD[chosen] = window.x_ND[positions.to(window.x_ND.device)].cpu()
+        self.x_SD[chosen] = window.taken(positions.to(window.x_ND.device)).cpu()
 
 
 class _Reader:
@@ -256,7 +285,7 @@ class _Reader:
             for place in labelling.places():
                 evaluated = next(batches)
                 n_found = add_batch_(sums, evaluated)
-                labels_B = evaluated.labelled.labels_B.cpu()
+                labels_B = counted_labels(evaluated.labelled)
                 chosen, positions = kept.within(place.start_row, place.n_rows)
                 labels_S[chosen] = labels_B[positions]
                 if agreement is not None:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from streamkm.distributed.world import World
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.model import Model
-    from streamkm.runs.sweeping.planning import Group, SweepPlan
+    from streamkm.runs.sweeping.figures import MeasuringPlan
+    from streamkm.runs.sweeping.planning import SweepPlan
     from streamkm.runs.sweeping.variants import Variant
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -140,7 +141,7 @@ def sweep(
                 folder.write()
         progress = stack.enter_context(Progress(quiet=quiet))
         progress.introduce(source)
-        limit = kept_bytes(source, [*plan.groups, *reads])
+        limit = kept_bytes(source, [*plan.groups, *reads.groups])
         for line in (*notes, *plan.lines(limit)):
             progress.say(line)
         if limit:
@@ -186,7 +187,7 @@ def _found_before(
 
 def _figures(
     models: dict[Variant, Model],
-    reads: Sequence[Group],
+    reads: MeasuringPlan,
     source: Source,
     execution: ExecutionConfig,
     out: Path | None,

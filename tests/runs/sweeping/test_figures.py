@@ -100,6 +100,29 @@ def test_silhouettes_of_a_sample(
     assert "of 1,000 rows, among all 5,000" in str(found)
 
 
+# Breaks when silhouettes refuse a budget that is enough for the fits.
+def test_silhouettes_of_what_the_memory_holds(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", clusters(2000, 3000))
+    found = swept(tmp_path / "x.npy", None, (2, 3), execution={"max_host_memory": 220 << 20})
+    assert [row["silhouette_rows"] for row in found.figures] == [1000, 1000]
+
+
+# Breaks when rows that do not count speak for or against the stability of a K.
+def test_rows_of_weight_0_leave_no_trace_in_stability(tmp_path: Path, path: Path) -> None:
+    x, weights = np.load(path), np.ones(5000)
+    weights[::2] = 0
+    x[::2] = np.random.default_rng(1).normal(scale=50, size=x[::2].shape)
+    np.save(path, x)
+    np.save(tmp_path / "w.npy", weights)
+    out = tmp_path / "sweep"
+    (found,) = swept(path, out, (8,), (0, 1), weights=tmp_path / "w.npy").stability
+    names = ("k-0008", "k-0008-seed-1")
+    one, other = (predicted(out / name, path, tmp_path / f"{name}.npy") for name in names)
+    expected = metrics.adjusted_rand_score(one[1::2], other[1::2])
+    assert expected != metrics.adjusted_rand_score(one, other)
+    assert found["pairs"] == [pytest.approx(expected, abs=1e-12)]
+
+
 # Breaks when rows that were dropped have a silhouette, or weights are taken for rows.
 def test_dropped_rows_and_weights(tmp_path: Path, path: Path) -> None:
     x = np.load(path)
