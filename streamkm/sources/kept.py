@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import ArraySpec, Source
 
-__all__ = ["KeptRows"]
+__all__ = ["BESIDE_BLOCK", "KeptRows"]
+
+#: Bytes that Python takes for each block that is kept, beside its rows.
+BESIDE_BLOCK = 320
 
 
 class KeptRows(Described):

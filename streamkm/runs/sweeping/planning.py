@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from streamkm.errors import MemoryBudgetError
 from streamkm.runs.fit import plan_fit
 from streamkm.runs.planning.memory import bytes_together, plan_memory
+from streamkm.sources.kept import BESIDE_BLOCK
 from streamkm.sources.memory import MemorySource
 from streamkm.stream.tensor_source import TensorSource
 from streamkm.text import counted, format_bytes
@@ -152,4 +153,6 @@ def kept_bytes(source: Source, groups: Sequence[Group]) -> int:
     spec, free_bytes = source.spec, min(group.free_bytes for group in groups)
     if isinstance(source, MemorySource | TensorSource):
         return 0
-    return min(max(free_bytes, 0), spec.nbytes)
+    block_bytes = spec.block_rows * spec.row_bytes
+    room = max(free_bytes, 0) * block_bytes // (block_bytes + BESIDE_BLOCK)
+    return min(room, spec.nbytes)
