@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,6 +29,8 @@ __all__ = ["Group", "SweepPlan", "in_groups", "kept_bytes", "plan_sweep"]
 
 #: Slots with which a window is read while another is worked on.
 LEAST_SLOTS = 2
+#: Files that a fit holds open, its lock and its metrics; and those that are left for all else.
+FILES_OF_FIT, OTHER_FILES = 2, 128
 
 T = TypeVar("T")
 
@@ -68,9 +72,12 @@ class SweepPlan:
         if len(self.groups) == 1:
             lines.append(f"one read for all of them, {self.groups[0].memory}")
         else:
+            limits, remedy = "the memory does", "max-host-memory"
+            if max(len(group.variants) for group in self.groups) == most_together():
+                limits, remedy = "the open files of a process do", "limit of them (ulimit -n)"
             lines.append(
-                f"the memory does not hold all of them at once: {len(self.groups)} groups take "
-                "turns, each with reads of its own; a larger max-host-memory would spare reads"
+                f"{limits} not hold all of them at once: {len(self.groups)} groups take "
+                f"turns, each with reads of its own; a larger {remedy} would spare reads"
             )
             for group in self.groups:
                 members = "; ".join(map(str, group.variants))
@@ -117,21 +124,33 @@ def plan_sweep(
         )
 
     largest_first = sorted(variants, key=lambda each: (-each.k, each.seed))
-    groups = in_groups([[each] for each in largest_first], memory)
+    groups = in_groups([[each] for each in largest_first], memory, most_together())
     return SweepPlan(plans, [Group(members, memory(members)) for members in groups])
 
 
+def most_together() -> int:
+    """Fits whose files a process may hold open at once; at least one."""
+    n_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if n_files == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max((n_files - OTHER_FILES) // FILES_OF_FIT, 1)
+
+
 def in_groups(
-    parts: Sequence[list[T]], memory: Callable[[Sequence[T]], MemoryPlan]
+    parts: Sequence[list[T]],
+    memory: Callable[[Sequence[T]], MemoryPlan],
+    most: int = sys.maxsize,
 ) -> list[list[T]]:
     """Join `parts` to as few groups as the memory allows, in their order.
 
     A part joins the group before it if reading and arithmetic can still overlap then, if they can
-    without it. `memory` gives the memory plan of a group, or raises `MemoryBudgetError`.
+    without it, and if they are `most` then at most. `memory` gives the memory plan of a group, or
+    raises `MemoryBudgetError`.
     """
     groups: list[list[T]] = []
     for part in parts:
-        if groups and _fits([*groups[-1], *part], groups[-1], memory):
+        is_full = bool(groups) and len(groups[-1]) + len(part) > most
+        if groups and not is_full and _fits([*groups[-1], *part], groups[-1], memory):
             groups[-1] += part
         else:
             groups.append(list(part))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +12,11 @@ import numpy as np
 import pytest
 import zarr
 
-from streamkm.runs.sweeping.planning import kept_bytes
+from streamkm.runs.sweeping.planning import OTHER_FILES, kept_bytes
 from streamkm.sources import open_source
 from streamkm.sources.base import RowRange
 from streamkm.sources.kept import KeptRows
+from tests.runs.helpers import clusters
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,3 +49,15 @@ def test_small_blocks_are_kept_within_the_memory(tmp_path: Path, rows: int) -> N
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert 5_000 < taken < 25_000
+
+
+# Breaks when a sweep of hundreds of fits holds more files open than a process may.
+def test_fits_hold_no_more_files_than_they_may(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", clusters(300, 3))
+    words = ("sweep", tmp_path / "x.npy", "--k", "1:100:1", "--out", tmp_path / "sweep")
+    command = shlex.join(map(str, (sys.executable, "-m", "streamkm", *words, "--device", "cpu")))
+    limited = f"ulimit -n {OTHER_FILES + 40} && exec {command}"
+    ended = subprocess.run(limited, shell=True, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "the open files of a process do not hold all of them at once: 5 groups" in ended.stderr
+    assert len(list((tmp_path / "sweep").glob("k-*/model.safetensors"))) == 100
