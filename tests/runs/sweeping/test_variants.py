@@ -26,15 +26,16 @@ def test_words_for_k(text: str, ks: list[int]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("8:64", "a range with a step"),
-        ("many", "must be a whole number"),
-        ("-3", "must be a whole number"),
+        ("8:64", "ranges with a step"),
+        ("many", "must be whole numbers"),
+        ("-3", "must be whole numbers"),
         ("8:64:x1", "a factor above 1"),
-        ("8:64:0", "a range with a step"),
-        ("8:64:2.5", "a range with a step"),
-        ("64:8:8", "not no K"),
-        ("0:8:x2", "not no K"),
-        ("1:100000:1", "not more than 1,000"),
+        ("8:64:0", "ranges with a step"),
+        ("8:64:2.5", "ranges with a step"),
+        ("64:8:8", "k: 64:8:8 holds no number of at least 1; write FIRST:LAST:STEP"),
+        ("x.npy", "with spaces between and SOURCE before the option, not 'x.npy'"),
+        ("0:8:x2", "holds no number of at least 1"),
+        ("1:100000:1", "holds more than 1,000 numbers; write"),
     ],
 )
 def test_words_for_no_k(text: str, said: str) -> None:
