@@ -65,6 +65,19 @@ class Look:
     texts: Any = None
     image_files: Any = None
 
+    @property
+    def lists(self) -> dict[str, Any]:
+        """What was given for each option that says how rows are shown."""
+        return {"ids": self.ids, "texts": self.texts, "image_files": self.image_files}
+
+    def check_rows_are_read(self, remedy: str) -> None:
+        """Refuse a list of values for rows that are not read."""
+        for name, given in self.lists.items():
+            if given is not None and not self.rows:
+                raise ConfigError(
+                    Option(name), f" says how rows are shown, and no rows are read; {remedy}"
+                )
+
 
 @dataclass
 class Report:
@@ -123,26 +136,28 @@ class Report:
 
 
 def check_is_free(path: Path) -> None:
-    """Refuse a `path` that holds anything but an older report."""
+    """Refuse a `path` that holds anything but an older report, or lies in no folder."""
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder; name a file to write to, such as report.html")
     if path.exists() and GENERATOR.encode() not in read_bytes(path)[:400]:
         raise OutputExistsError(f"{path} exists and is no report; choose another name")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}; make it")
 
 
 def make_report(
     run: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
 ) -> Report:
     """The report of the run in the folder `run`; `execution` says how its rows are read."""
+    look.check_rows_are_read("read them, or leave the list out")
     facts = read_run(run)
     names = _names(facts, look)
     shape = None if look.image is None else ImageShape.parse(look.image)
     if shape is not None:
         shape.check(facts.n_features)
     with closing(open_rows(facts, location, options, wanted=look.rows)) as opened:
-        given = {"ids": look.ids, "texts": look.texts, "image_files": look.image_files}
         limits = _limits(facts)
-        shown = shown_by(opened, given, shape, limits, Path())
+        shown = shown_by(opened, look.lists, shape, limits, Path())
         seen = None
         if opened.source is not None and facts.clusters is not None and facts.model is not None:
             with StopRequest(with_warnings=False) as stop_request:

@@ -85,10 +85,11 @@ class SweepReport:
         target = expanded(path)
         folder = target.with_name(f"{target.stem}-runs")
         places = {name: folder / f"{name}.html" for name in self.pages}
-        for place in (target, *places.values()):
-            check_is_free(place)
+        check_is_free(target)
         if places and not folder.is_dir():
             make_directory(folder)
+        for place in places.values():
+            check_is_free(place)
         for name, place in places.items():
             self.pages[name].save(place)
         write_atomically(target, self.html(folder.name if places else "").encode("utf-8"))
@@ -109,6 +110,7 @@ def make_sweep_report(
     """
     facts = read_sweep(path)
     look = replace(look, rows=look.rows and location is not None)
+    look.check_rows_are_read("of a sweep name SOURCE for that")
     pages = {}
     for run in facts.runs:
         # A sweep under way, or one of which a run was deleted, has fewer.

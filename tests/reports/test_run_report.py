@@ -229,6 +229,7 @@ def test_features_have_the_names_that_are_given(blobs: Path, tmp_path: Path) -> 
         (["--texts", "{short}"], "--texts {short} has 3 values"),
         (["--image-files", "{short}"], "--image-files {short} has 3 values"),
         (["--ids", "column:id"], "--ids column:id: "),
+        (["--no-rows", "--ids", "{short}"], "--ids says how rows are shown, and no rows are read"),
         (["--features-from", "{short}"], "--features-from {short} has 3 names, the run has 64"),
         (["--features-from", "none.txt"], "--features-from none.txt: cannot be read (No such file"),
     ],
@@ -347,8 +348,10 @@ def test_what_is_no_run_is_refused(what, tmp_path: Path, capsys) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_told(blobs: Path, tmp_path: Path, capsys) -> None:
-    assert cli("report", blobs / "run", "--no-rows", "-o", tmp_path / "none/r.html") != 0
-    assert "No such file or directory" in capsys.readouterr().err
+    out = tmp_path / "none" / "r.html"
+    assert cli("report", blobs / "run", "-o", out) == 2
+    said = f"streamkm: {out} cannot be written: there is no folder {out.parent}; make it\n"
+    assert capsys.readouterr().err == said  # At once: no row was read.
 
 
 def test_extreme_values_are_drawn(tmp_path: Path) -> None:

@@ -111,6 +111,17 @@ def test_rows_that_are_named_are_read_for_each_fit(sweep: Path) -> None:
     assert "3 clusters stand out" in made._repr_html_()
 
 
+# Breaks when a SOURCE after an option is refused, or a list is passed over for want of rows.
+def test_a_list_needs_rows_and_they_may_be_named_last(sweep: Path, capsys) -> None:
+    out, texts = sweep.parent / "r.html", sweep.parent / "texts.txt"
+    texts.write_text("".join(f"text {row}\n" for row in range(400)))
+    assert cli("report", sweep, "--texts", texts, "-o", out) == 2
+    said = "--texts says how rows are shown, and no rows are read; of a sweep name SOURCE for that"
+    assert capsys.readouterr().err == f"streamkm: {said}\n"
+    assert cli("report", sweep, "--texts", texts, "-o", out, sweep.parent / "x.npy") == 0
+    assert "text 3" in (sweep.parent / "r-runs/k-0003.html").read_text()
+
+
 def test_a_report_is_replaced_and_nothing_else(sweep: Path, capsys) -> None:
     out = sweep.parent / "r.html"
     for _ in range(2):
