@@ -148,11 +148,13 @@ def _verdict(facts: SweepFacts) -> Verdict:
     ]
     best = _best(facts)
     if best is not None:
+        of_seeds = ", the mean of its seeds" if facts.n_seeds > 1 else ""
         figures.append(
             Figure(
-                "greatest silhouette",
+                "greatest silhouette" if facts.is_exact else "greatest simplified silhouette",
                 f"{best[1]:.3f}",
-                f"At {best[0]:,} clusters. Near 1 clusters lie apart, near 0 they touch.",
+                f"At {counted(best[0], 'cluster')}{of_seeds}. Near 1 clusters lie apart, near 0 "
+                "they touch.",
             )
         )
     findings = [
@@ -168,8 +170,8 @@ def _sentence(text: object) -> str:
 
 
 def _best(facts: SweepFacts) -> tuple[int, float] | None:
-    found = [(row["k"], facts.silhouette_of(row)) for row in facts.figures]
-    known = [(k, value) for k, value in found if value is not None]
+    """The K of the greatest silhouette and its value, the mean of its seeds as in the reasons."""
+    known = [(k, value) for k in facts.ks if (value := facts.mean_silhouette(k)) is not None]
     return max(known, key=lambda each: each[1], default=None)
 
 

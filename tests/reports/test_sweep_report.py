@@ -147,6 +147,17 @@ def test_a_sweep_under_way_shows_the_fits_that_there_are(sweep: Path) -> None:
     made.save(sweep.parent / "r.html")
 
 
+# Breaks when one lucky seed makes the page name another K than the reasons do.
+def test_the_greatest_silhouette_is_a_mean_of_seeds(sweep: Path) -> None:
+    record = record_of(sweep)
+    for row, silhouette in zip(record["figures"], (0.1, 0.1, 0.5, 0.6, 0.7, 0.2), strict=True):
+        row["silhouette"] = silhouette
+    write(sweep, record)
+    page = streamkm.report(sweep).html()
+    assert "0.550" in page
+    assert "At 3 clusters, the mean of its seeds." in page
+
+
 def test_where_nothing_stands_out_that_is_the_headline(sweep: Path) -> None:
     record = record_of(sweep)
     record["recommendation"] |= {"k": None, "verdict": "nothing stands out: no k is recommended"}
