@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from html import escape
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -16,11 +17,12 @@ from streamkm.reports.run_report import check_is_free, make_report
 from streamkm.reports.sweep_facts import read_sweep
 from streamkm.reports.sweep_figures import MOST_IN_TREE, draw_comparison, draw_tree, levels_of
 from streamkm.reports.verdict import Figure, Finding, Verdict, number, percent
+from streamkm.runs.reporting.progress import Progress
 from streamkm.text import counted, now
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
     from matplotlib.figure import Figure as Drawing
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from streamkm.reports.sweep_facts import SweepFacts
 
 __all__ = ["SweepReport", "make_sweep_report"]
+
+#: Seconds between lines that say which page is being made.
+LINE_EVERY_S = 5.0
 
 
 @dataclass
@@ -90,8 +95,8 @@ class SweepReport:
             make_directory(folder)
         for place in places.values():
             check_is_free(place)
-        for name, place in places.items():
-            self.pages[name].save(place)
+        for name in _announced(places, "writing the page of", LINE_EVERY_S):
+            self.pages[name].save(places[name])
         write_atomically(target, self.html(folder.name if places else "").encode("utf-8"))
         return target
 
@@ -112,12 +117,13 @@ def make_sweep_report(
     look = replace(look, rows=look.rows and location is not None)
     look.check_rows_are_read("of a sweep name SOURCE for that")
     pages = {}
-    for run in facts.runs:
+    names = [run["name"] for run in facts.runs]
+    # The pass over the rows prints lines of its own, which do not say of which fit they are.
+    for name in _announced(names, "reporting", 0.0 if look.rows else LINE_EVERY_S):
         # A sweep under way, or one of which a run was deleted, has fewer.
         with suppress(RunError):
-            folder = path / run["name"]
-            read_run(folder)
-            pages[run["name"]] = make_report(folder, location, options, look, execution)
+            read_run(path / name)
+            pages[name] = make_report(path / name, location, options, look, execution)
     figures: dict[str, Drawing] = {}
     sections = []
     if facts.figures:
@@ -127,6 +133,17 @@ def make_sweep_report(
         figures["tree"], section = tree
         sections.append(section)
     return SweepReport(facts, _verdict(facts), figures, pages, sections)
+
+
+def _announced(names: Collection[str], what: str, every_s: float) -> Iterator[str]:
+    """Each of `names`, with a line on stderr that says so every `every_s` seconds."""
+    with Progress() as progress:
+        said_at = monotonic()
+        for n, name in enumerate(names, 1):
+            if monotonic() - said_at >= every_s:
+                progress.say(f"{what} {name}, {n:,} of {len(names):,}")
+                said_at = monotonic()
+            yield name
 
 
 def _verdict(facts: SweepFacts) -> Verdict:

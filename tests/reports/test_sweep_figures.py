@@ -39,7 +39,7 @@ def test_clusters_without_rows_are_drawn() -> None:
 def test_the_last_k_has_its_number() -> None:
     ks = range(2, 31)
     runs = [{"name": f"k-{k}", "k": k, "seed": 0} for k in ks]
-    figures = [{**run, "inertia_per_row": 1 / run["k"], "silhouette": 0.5} for run in runs]
+    figures = [{"k": k, "seed": 0, "inertia_per_row": 1 / k, "silhouette": 0.5} for k in ks]
     ticks = draw_comparison(SweepFacts(Path(), {}, runs, figures, {}, {})).axes[-1].get_xticks()
     assert (ticks[0], ticks[-1]) == (2, 30)
     assert np.diff(np.log(ticks)).min() > np.log(30 / 2) / 15

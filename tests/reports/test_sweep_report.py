@@ -103,11 +103,17 @@ def test_a_sweep_is_compared_and_its_fits_have_pages(sweep: Path) -> None:
         assert "Rows were not read, as was asked for." in target.read_text()
 
 
-def test_rows_that_are_named_are_read_for_each_fit(sweep: Path) -> None:
+# Breaks when the lines of six passes cannot be told apart, or a long report is silent.
+def test_rows_that_are_named_are_read_for_each_fit(sweep: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("streamkm.reports.sweep_report.LINE_EVERY_S", 0.0)
     made = streamkm.report(sweep, sweep.parent / "x.npy")
     assert isinstance(made, SweepReport)
     assert list(made.figures) == ["comparison", "tree"]
     assert all(page.seen is not None for page in made.pages.values())
+    made.save(sweep.parent / "r.html")
+    said = capsys.readouterr().err
+    assert "reporting k-0005-seed-1, 6 of 6\n" in said
+    assert "writing the page of k-0002, 1 of 6\n" in said
     assert "3 clusters stand out" in made._repr_html_()
 
 
