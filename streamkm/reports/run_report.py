@@ -44,6 +44,9 @@ __all__ = ["Look", "Report", "check_is_free", "make_report"]
 MOST_CARDS, LARGEST_CARDS = 60, 44
 #: Bytes of the pictures of centroids in one report, at most.
 GALLERY_BYTES = 800_000
+#: Bytes whose greatest centroid value is below this are no pictures of 0 to 255: values of 0 to 16
+#: would all be black. White is that greatest value then.
+DARK = 64
 #: Rows that are listed as far from everything.
 MOST_FAR = 20
 #: Clusters up to which a CSV of all is part of the page.
@@ -364,12 +367,13 @@ def _names(facts: RunFacts, look: Look) -> tuple[str, ...]:
 
 def _limits(facts: RunFacts) -> tuple[float, float]:
     """The values that are black and white: those of the stored type, or those of the centroids."""
-    if facts.record["data"]["dtype"] == "uint8":
-        return 0.0, 255.0
     if facts.clusters is None:
         return 0.0, 1.0
     points_KD = facts.clusters.points_KD
-    return float(points_KD.min()), float(points_KD.max())
+    low, high = float(points_KD.min()), float(points_KD.max())
+    if facts.record["data"]["dtype"] == "uint8":
+        return 0.0, high if 0 < high < DARK else 255.0
+    return low, high
 
 
 def _rms_distance(facts: RunFacts) -> float | None:
