@@ -82,7 +82,7 @@ class Look:
                 )
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """The report of one run; `save` writes it as one HTML file.
 
@@ -106,6 +106,9 @@ class Report:
     figures: dict[str, Figure]
     _sections: list[Section] = field(repr=False)
     _subtitle: str = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"<Report of {self.facts.path}: {self.verdict.headline}>"
 
     def html(self) -> str:
         """The page, complete in itself."""

@@ -37,7 +37,7 @@ __all__ = ["SweepReport", "make_sweep_report"]
 LINE_EVERY_S = 5.0
 
 
-@dataclass
+@dataclass(repr=False)
 class SweepReport:
     """The report of a sweep; `save` writes its page, and one for each fit in a folder beside it.
 
@@ -58,6 +58,9 @@ class SweepReport:
     figures: dict[str, Drawing]
     pages: dict[str, Report]
     _sections: list[Section] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"<SweepReport of {self.facts.path}: {self.verdict.headline}>"
 
     def html(self, folder: str = "") -> str:
         """The page, with links to those of the fits in `folder`; without links if it is empty."""

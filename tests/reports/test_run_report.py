@@ -314,7 +314,9 @@ def test_figures_are_there_to_be_changed(blobs: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_shows_itself_in_a_notebook(blobs: Path) -> None:
-    shown = report(blobs / "run", rows=False)._repr_html_()
+    made = report(blobs / "run", rows=False)
+    assert repr(made) == f"<Report of {blobs / 'run'}: 600 rows in 5 clusters>"
+    shown = made._repr_html_()
     assert "600 rows in 5 clusters" in shown
     assert "variance explained" in shown
     assert shown.count("<li>") >= 2

@@ -108,6 +108,7 @@ def test_rows_that_are_named_are_read_for_each_fit(sweep: Path, monkeypatch, cap
     monkeypatch.setattr("streamkm.reports.sweep_report.LINE_EVERY_S", 0.0)
     made = streamkm.report(sweep, sweep.parent / "x.npy")
     assert isinstance(made, SweepReport)
+    assert repr(made) == f"<SweepReport of {sweep}: 3 clusters stand out>"
     assert list(made.figures) == ["comparison", "tree"]
     assert all(page.seen is not None for page in made.pages.values())
     made.save(sweep.parent / "r.html")
