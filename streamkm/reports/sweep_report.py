@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from html import escape
 from time import monotonic
@@ -16,6 +15,7 @@ from streamkm.reports.page import Link, Page, Plot, Section, Table, render
 from streamkm.reports.run_report import check_is_free, make_report
 from streamkm.reports.sweep_facts import read_sweep
 from streamkm.reports.sweep_figures import MOST_IN_TREE, draw_comparison, draw_tree, levels_of
+from streamkm.reports.theme import clean
 from streamkm.reports.verdict import Figure, Finding, Verdict, number, percent
 from streamkm.runs.reporting.progress import Progress
 from streamkm.text import counted, now
@@ -35,6 +35,8 @@ __all__ = ["SweepReport", "make_sweep_report"]
 
 #: Seconds between lines that say which page is being made.
 LINE_EVERY_S = 5.0
+#: Fits without a page of which the reason is named.
+MOST_MISSING = 8
 
 
 @dataclass(repr=False)
@@ -51,12 +53,15 @@ class SweepReport:
         ``comparison``, and ``tree`` where K are few enough.
     pages : dict of str to Report
         The report of each finished fit, by the name of its folder.
+    missing : dict of str to str
+        Why the others have none.
     """
 
     facts: SweepFacts
     verdict: Verdict
     figures: dict[str, Drawing]
     pages: dict[str, Report]
+    missing: dict[str, str]
     _sections: list[Section] = field(repr=False)
 
     def __repr__(self) -> str:
@@ -76,6 +81,10 @@ class SweepReport:
             "fits", "Fits", "Each fit is a run folder of its own, with all that a run has."
         )
         fits.tables.append(_fits_table(self.facts))
+        for name, why in list(self.missing.items())[:MOST_MISSING]:
+            fits.notes.append(f"{name} has no page: {why}.")
+        if len(self.missing) > MOST_MISSING:
+            fits.notes.append(f"So it is with {len(self.missing) - MOST_MISSING:,} more.")
         if folder:
             fits.links = [Link(f"{quote(folder)}/{quote(name)}.html", name) for name in self.pages]
         title = f"{self.facts.path.name or self.facts.path}: {self.verdict.headline}"
@@ -119,14 +128,16 @@ def make_sweep_report(
     facts = read_sweep(path)
     look = replace(look, rows=look.rows and location is not None)
     look.check_rows_are_read("of a sweep name SOURCE for that")
-    pages = {}
+    pages, missing = {}, {}
     names = [run["name"] for run in facts.runs]
     # The pass over the rows prints lines of its own, which do not say of which fit they are.
     for name in _announced(names, "reporting", 0.0 if look.rows else LINE_EVERY_S):
         # A sweep under way, or one of which a run was deleted, has fewer.
-        with suppress(RunError):
+        try:
             read_run(path / name)
             pages[name] = make_report(path / name, location, options, look, execution)
+        except RunError as error:
+            missing[name] = clean(error)
     figures: dict[str, Drawing] = {}
     sections = []
     if facts.figures:
@@ -135,7 +146,7 @@ def make_sweep_report(
     if (tree := _tree(facts, pages)) is not None:
         figures["tree"], section = tree
         sections.append(section)
-    return SweepReport(facts, _verdict(facts), figures, pages, sections)
+    return SweepReport(facts, _verdict(facts), figures, pages, missing, sections)
 
 
 def _announced(names: Collection[str], what: str, every_s: float) -> Iterator[str]:

@@ -165,6 +165,16 @@ def test_the_greatest_silhouette_is_a_mean_of_seeds(sweep: Path) -> None:
     assert "At 3 clusters, the mean of its seeds." in page
 
 
+# Breaks when a damaged fit is left out of the page without a word.
+def test_a_fit_without_a_page_is_told(sweep: Path) -> None:
+    (sweep / "k-0003" / "model.safetensors").write_bytes(b"x")
+    made = streamkm.report(sweep)
+    assert isinstance(made, SweepReport)
+    assert list(made.missing) == ["k-0003"]
+    assert "model.safetensors" in made.missing["k-0003"]
+    assert "k-0003 has no page: " in made.html()
+
+
 def test_where_nothing_stands_out_that_is_the_headline(sweep: Path) -> None:
     record = record_of(sweep)
     record["recommendation"] |= {"k": None, "verdict": "nothing stands out: no k is recommended"}
