@@ -199,8 +199,10 @@ def _judge(
 
 
 def _no_elbow(elbow: Elbow | None, ks: list[int]) -> str:
-    if elbow is None:
+    if elbow is None and len(ks) < 3:
         return "elbow: too few k to see one"
+    if elbow is None:
+        return "elbow: none can be seen, the inertia is 0 at most k or does not fall"
     if elbow.height < 0 and elbow.ratio * STEEPER_BEYOND < 1:
         return f"elbow: none up to k {ks[-1]:,}, where the inertia still falls faster; try larger k"
     return "elbow: none, the inertia falls evenly, as it does without clusters"

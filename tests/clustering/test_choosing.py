@@ -82,6 +82,10 @@ def test_an_inertia_of_0() -> None:
     found = recommended(rows, [])
     assert found.k == 5
     assert found.reasons[-1] == "from k 40 on every row lies on its centroid"
+    # Not for want of K.
+    alike = recommended([row(2, 9.0), *(row(k, 0.0) for k in range(3, 9))], [])
+    said = "elbow: none can be seen, the inertia is 0 at most k or does not fall"
+    assert alike.reasons[0] == said
 
 
 # Breaks when K beside the elbow that nobody tried go unmentioned.

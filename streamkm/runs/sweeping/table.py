@@ -63,14 +63,17 @@ def table_lines(
     if any(row["empty_clusters"] for row in rows):
         columns.append(_column("empty", [f"{row['empty_clusters']:,}" for row in rows]))
     lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-    return [*lines, f"{BEST} the best of its column; {_about(rows)}"]
+    mark = f"{BEST} the best of its column; " if any(BEST in line for line in lines) else ""
+    return [*lines, mark + _about(rows)]
 
 
 def _about(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the silhouette is of."""
     n_rows, n_taken = rows[0]["rows"], max(row["silhouette_rows"] for row in rows)
     if not n_taken:
-        return "silhouette: none of fewer than two clusters, nor of rows with weights"
+        if any(row["simplified_silhouette"] is not None for row in rows):
+            return "silhouette: of rows with weights only the simplified one"
+        return "silhouette: none of fewer than two clusters with rows"
     of = "all rows" if n_taken >= n_rows else f"{n_taken:,} rows, among all {n_rows:,}"
     return f"silhouette: by squared distances, of {of}"
 
