@@ -11,7 +11,7 @@ from urllib.parse import quote
 from streamkm.errors import RunError
 from streamkm.files import expanded, make_directory, write_atomically
 from streamkm.reports.facts import read_run
-from streamkm.reports.page import Link, Page, Plot, Section, Table, render
+from streamkm.reports.page import Page, Plot, Section, Table, render
 from streamkm.reports.run_report import check_is_free, make_report
 from streamkm.reports.sweep_facts import read_sweep
 from streamkm.reports.sweep_figures import MOST_IN_TREE, draw_comparison, draw_tree, levels_of
@@ -80,13 +80,12 @@ class SweepReport:
         fits = Section(
             "fits", "Fits", "Each fit is a run folder of its own, with all that a run has."
         )
-        fits.tables.append(_fits_table(self.facts))
+        links = {name: f"{quote(folder)}/{quote(name)}.html" for name in self.pages}
+        fits.tables.append(replace(_fits_table(self.facts), links=links if folder else {}))
         for name, why in list(self.missing.items())[:MOST_MISSING]:
             fits.notes.append(f"{name} has no page: {why}.")
         if len(self.missing) > MOST_MISSING:
             fits.notes.append(f"So it is with {len(self.missing) - MOST_MISSING:,} more.")
-        if folder:
-            fits.links = [Link(f"{quote(folder)}/{quote(name)}.html", name) for name in self.pages]
         title = f"{self.facts.path.name or self.facts.path}: {self.verdict.headline}"
         sections = [*self._sections, fits]
         return render(Page(title, subtitle, now(), self.verdict, sections))
@@ -137,7 +136,7 @@ def make_sweep_report(
             read_run(path / name)
             pages[name] = make_report(path / name, location, options, look, execution)
         except RunError as error:
-            missing[name] = clean(error)
+            missing[name] = clean(error.for_command_line)
     figures: dict[str, Drawing] = {}
     sections = []
     if facts.figures:

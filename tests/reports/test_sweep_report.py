@@ -96,6 +96,7 @@ def test_a_sweep_is_compared_and_its_fits_have_pages(sweep: Path) -> None:
     assert re.findall(r'<section id="([a-z]+)"', page) == ["verdict", "comparison", "tree", "fits"]
     links = Links(page).found
     assert len(links) == 6
+    assert '<td><a href="my%20report-runs/k-0005-seed-1.html">k-0005-seed-1</a></td>' in page
     for link in links:
         target = out.parent / link.replace("%20", " ")
         assert "streamkm report" in target.read_text()[:200]
@@ -172,6 +173,7 @@ def test_a_fit_without_a_page_is_told(sweep: Path) -> None:
     assert isinstance(made, SweepReport)
     assert list(made.missing) == ["k-0003"]
     assert "model.safetensors" in made.missing["k-0003"]
+    assert "--resume" in made.missing["k-0003"]
     assert "k-0003 has no page: " in made.html()
 
 
