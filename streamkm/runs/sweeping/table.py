@@ -8,7 +8,8 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from streamkm.runs.storage.run_folder import MODEL
+from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.runs.storage.run_folder import MODEL, run_owner
 from streamkm.runs.sweeping.record import read_sweep
 from streamkm.text import counted
 
@@ -110,6 +111,20 @@ def describe_sweep(path: Path) -> str:
         f"fits         {n_finished:,} of {counted(len(runs), 'fit')} finished",
     ]
     if "figures" not in record:
-        return "\n".join([*lines, "figures      none yet; add --resume to its command to go on"])
+        owner = run_owner(path)
+        hint = "add --resume to its command to go on" if owner is None else f"{owner} is at work"
+        lines.append(f"figures      none yet; {hint}")
+        return "\n".join([*lines, *(_standing(path, run["name"]) for run in runs)])
     lines += ["", *table_lines(record["figures"], record["stability"])]
     return "\n".join([*lines, "", *recommendation_lines(record["recommendation"])])
+
+
+def _standing(path: Path, name: str) -> str:
+    """How far one fit of a sweep under way has come."""
+    if (path / name / MODEL).exists():
+        return f"{name:<12} finished"
+    checkpoint = load_checkpoint(path / name / "checkpoints")
+    if checkpoint is None:
+        return f"{name:<12} no checkpoint yet"
+    cursor = checkpoint.manifest["cursor"]
+    return f"{name:<12} {cursor['phase']}, epoch {cursor['epoch']}, batch {cursor['batch']}"
