@@ -320,6 +320,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         argv = [*argv[1:], "--help"]
     check_options(argv, parser, commands)
     arguments, left = parser.parse_known_args(argv)
+    if len(left) == 1 and not left[0].startswith("-") and getattr(arguments, "source", "") is None:
+        # argparse fills an optional SOURCE with nothing as soon as an option stands after RUN.
+        arguments.source = left.pop()
     if left:
         said = " ".join(left[:3]) + (" ..." if len(left) > 3 else "")
         # Words without a dash are what a shell makes of a pattern without quotes.

@@ -121,25 +121,31 @@ def recommended(
     if silhouettes:
         found.silhouette_k = max(silhouettes, key=silhouettes.__getitem__)
         greatest = silhouettes[found.silhouette_k]
-        found.reasons.append(f"silhouette: greatest at k {found.silhouette_k:,}, {greatest:.3f}")
-    if found.elbow is None or not found.elbow.stands_out:
-        found.verdict = "nothing stands out: no k is recommended"
-        found.reasons.insert(0, _no_elbow(found.elbow, ks, exact))
-    else:
-        several = {row["k"] for row in figures if row["seed"] != figures[0]["seed"]}
-        _judge(found, found.elbow, ks, silhouettes, agreed, several)
+        if len(silhouettes) > 1:
+            name = "silhouette" if _is_exact(figures) else "simplified silhouette"
+            of_seeds = ", mean of its seeds" if len(figures) > len(ks) else ""
+            found.reasons.append(
+                f"{name}: greatest at k {found.silhouette_k:,}, {greatest:.3f}{of_seeds}"
+            )
+    several = {row["k"] for row in figures if row["seed"] != figures[0]["seed"]}
+    _judge(found, ks, silhouettes, agreed, exact=exact, several=several)
     if exact:
         found.reasons.append(f"from k {exact[0]:,} on every row lies on its centroid")
     return found
 
 
+def _is_exact(figures: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether any fit has the exact silhouette."""
+    return any(row["silhouette"] is not None for row in figures)
+
+
 def _by_k(figures: Sequence[Mapping[str, Any]]) -> tuple[dict[int, float], dict[int, float]]:
     """The least inertia and the mean silhouette of each K."""
     inertias, silhouettes = defaultdict(list), defaultdict(list)
-    is_exact = any(row["silhouette"] is not None for row in figures)
+    key = "silhouette" if _is_exact(figures) else "simplified_silhouette"
     for row in figures:
         inertias[row["k"]].append(row["inertia"])
-        silhouette = row["silhouette" if is_exact else "simplified_silhouette"]
+        silhouette = row[key]
         if silhouette is not None:
             silhouettes[row["k"]].append(silhouette)
     means = {k: fmean(values) for k, values in silhouettes.items()}
@@ -157,13 +163,27 @@ def _dispersion(row: Mapping[str, Any]) -> float | None:
 
 def _judge(
     found: Recommendation,
-    elbow: Elbow,
     ks: list[int],
     silhouettes: dict[int, float],
     agreed: dict[int, float],
+    *,
+    exact: list[int],
     several: set[int],
 ) -> None:
-    """Complete `found` from its elbow, which stands out; `several` are the K of several seeds."""
+    """Complete `found` from its elbow.
+
+    `exact` are the K whose inertia is 0, `several` those of several seeds.
+    """
+    elbow = found.elbow
+    if elbow is None or not elbow.stands_out:
+        found.verdict = "nothing stands out: no k is recommended"
+        if len(ks) == 1:
+            found.verdict = "one k alone has nothing to stand out from: no k is recommended"
+        found.reasons.insert(0, _no_elbow(elbow, ks, exact))
+        if len(agreed) > 1:
+            best = max(agreed, key=agreed.__getitem__)
+            found.reasons.append(f"stability: greatest at k {best:,}, {agreed[best]:.3f}")
+        return
     k, other = elbow.k, found.silhouette_k
     found.reasons.insert(
         0,
@@ -195,8 +215,10 @@ def _judge(
 
 
 def _no_elbow(elbow: Elbow | None, ks: list[int], exact: list[int]) -> str:
-    if elbow is None:
+    if elbow is None and len(ks) < 3:
         return "elbow: too few k to see one"
+    if elbow is None:
+        return "elbow: none can be seen, the inertia is 0 at most k or does not fall"
     if elbow.height < 0 and elbow.ratio * STEEPER_BEYOND < 1:
         if exact:
             return (

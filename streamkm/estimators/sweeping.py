@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamkm.config import FitConfig
+from streamkm.errors import ConfigError, Option
 from streamkm.estimators.inputs import open_rows
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.parameters import execution_config
@@ -128,8 +129,8 @@ def sweep(
             found = verb.sweep(
                 rows.source,
                 base,
-                [int(k) for k in np.atleast_1d(n_clusters)],
-                [int(seed) for seed in np.atleast_1d(seeds)],
+                _whole("n_clusters", n_clusters),
+                _whole("seeds", seeds),
                 execution,
                 None if out is None else Path(out),
                 resume=resume,
@@ -144,3 +145,14 @@ def sweep(
         [{**row, "stability": agreed.get(row["k"])} for row in found.figures],
         found.recommendation,
     )
+
+
+def _whole(name: str, values: Any) -> list[int]:
+    """The whole numbers `values`, or the one; refuses what a cast would cut off."""
+    array = np.atleast_1d(np.asarray(values))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ConfigError(
+            Option(name), f" must be whole numbers, such as [2, 4, 8], not {values!r}"
+        )
+    found: list[int] = array.tolist()
+    return found

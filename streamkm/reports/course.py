@@ -29,6 +29,8 @@ __all__ = ["STAGES", "Interval", "draw_course", "draw_stages", "intervals", "las
 STAGES = {"reading": ACCENT, "copying": OTHER, "arithmetic": WARN}
 #: Records up to which each is marked.
 MARKED = 60
+#: The inertia's axis covers at least this share of it: what falls by less is drawn flat.
+FLAT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,12 @@ def draw_course(records: list[dict[str, Any]]) -> Figure | None:
     with new_figure(height=4.2) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         marker = {"marker": "o", "ms": 3.5} if len(course) <= MARKED else {}
-        above.plot(rows, [r["inertia_per_row"] for r in course], color=ACCENT, lw=1.6, **marker)
+        inertias = [r["inertia_per_row"] for r in course]
+        above.plot(rows, inertias, color=ACCENT, lw=1.6, **marker)
+        above.ticklabel_format(axis="y", useOffset=False)
+        least = FLAT * abs(max(inertias))
+        if least > 0 and max(inertias) - min(inertias) < least:
+            above.set_ylim(min(inertias) - least / 2, max(inertias) + least / 2)
         above.set_ylabel("inertia per row")
         moved = [(r, c.get("shift")) for r, c in zip(rows, course, strict=True)]
         shifts = [(r, s) for r, s in moved if isinstance(s, int | float) and s > 0]

@@ -120,7 +120,8 @@ def draw_spread(sizes_K: np.ndarray, distances_K: np.ndarray) -> tuple[Figure, n
             axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set_xlabel("rows")
         axes.set_ylabel("mean distance to the centroid")
-        axes.set_ylim(bottom=0)
+        # A margin of a tight range would cut the highest dot off.
+        axes.set_ylim(0, 1.08 * distances_K[clusters].max(initial=0.0) or 1.0)
         if len(clusters):
             median = float(np.median(distances_K[clusters]))
             axes.axhline(median, color=MUTED, lw=1, ls=(0, (4, 3)))

@@ -19,7 +19,7 @@ from streamkm import __version__
 from streamkm.reports.theme import clean, to_svg
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
 
@@ -42,6 +42,8 @@ class Table:
     rows: Sequence[Sequence[str]]
     title: str = "The numbers as a table"
     is_open: bool = False
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Where the first cells of rows lead."""
 
     @property
     def shown(self) -> Sequence[Sequence[str]]:

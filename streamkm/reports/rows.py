@@ -96,7 +96,8 @@ def open_rows(
         source = open_source(location, **given)
         found = source.fingerprint()
     except (StreamkmError, OSError) as error:
-        why = f"The rows are not there to be read ({clean(error)}); {remedy}."
+        said = clean(getattr(error, "for_command_line", error))
+        why = f"The rows are not there to be read ({said}); {remedy}."
         return OpenedRows(None, why_not=why)
     if found != facts.record["data"].get("fingerprint"):
         source.close()

@@ -44,6 +44,9 @@ __all__ = ["Look", "Report", "check_is_free", "make_report"]
 MOST_CARDS, LARGEST_CARDS = 60, 44
 #: Bytes of the pictures of centroids in one report, at most.
 GALLERY_BYTES = 800_000
+#: Bytes whose greatest centroid value is below this are no pictures of 0 to 255: values of 0 to 16
+#: would all be black. White is that greatest value then.
+DARK = 64
 #: Rows that are listed as far from everything.
 MOST_FAR = 20
 #: Clusters up to which a CSV of all is part of the page.
@@ -65,8 +68,21 @@ class Look:
     texts: Any = None
     image_files: Any = None
 
+    @property
+    def lists(self) -> dict[str, Any]:
+        """What was given for each option that says how rows are shown."""
+        return {"ids": self.ids, "texts": self.texts, "image_files": self.image_files}
 
-@dataclass
+    def check_rows_are_read(self, remedy: str) -> None:
+        """Refuse a list of values for rows that are not read."""
+        for name, given in self.lists.items():
+            if given is not None and not self.rows:
+                raise ConfigError(
+                    Option(name), f" says how rows are shown, and no rows are read; {remedy}"
+                )
+
+
+@dataclass(repr=False)
 class Report:
     """The report of one run; `save` writes it as one HTML file.
 
@@ -90,6 +106,9 @@ class Report:
     figures: dict[str, Figure]
     _sections: list[Section] = field(repr=False)
     _subtitle: str = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"<Report of {self.facts.path}: {self.verdict.headline}>"
 
     def html(self) -> str:
         """The page, complete in itself."""
@@ -123,26 +142,28 @@ class Report:
 
 
 def check_is_free(path: Path) -> None:
-    """Refuse a `path` that holds anything but an older report."""
+    """Refuse a `path` that holds anything but an older report, or lies in no folder."""
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder; name a file to write to, such as report.html")
     if path.exists() and GENERATOR.encode() not in read_bytes(path)[:400]:
         raise OutputExistsError(f"{path} exists and is no report; choose another name")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path} cannot be written: there is no folder {path.parent}; make it")
 
 
 def make_report(
     run: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
 ) -> Report:
     """The report of the run in the folder `run`; `execution` says how its rows are read."""
+    look.check_rows_are_read("read them, or leave the list out")
     facts = read_run(run)
     names = _names(facts, look)
     shape = None if look.image is None else ImageShape.parse(look.image)
     if shape is not None:
         shape.check(facts.n_features)
     with closing(open_rows(facts, location, options, wanted=look.rows)) as opened:
-        given = {"ids": look.ids, "texts": look.texts, "image_files": look.image_files}
         limits = _limits(facts)
-        shown = shown_by(opened, given, shape, limits, Path())
+        shown = shown_by(opened, look.lists, shape, limits, Path())
         seen = None
         if opened.source is not None and facts.clusters is not None and facts.model is not None:
             with StopRequest(with_warnings=False) as stop_request:
@@ -349,12 +370,13 @@ def _names(facts: RunFacts, look: Look) -> tuple[str, ...]:
 
 def _limits(facts: RunFacts) -> tuple[float, float]:
     """The values that are black and white: those of the stored type, or those of the centroids."""
-    if facts.record["data"]["dtype"] == "uint8":
-        return 0.0, 255.0
     if facts.clusters is None:
         return 0.0, 1.0
     points_KD = facts.clusters.points_KD
-    return float(points_KD.min()), float(points_KD.max())
+    low, high = float(points_KD.min()), float(points_KD.max())
+    if facts.record["data"]["dtype"] == "uint8":
+        return 0.0, high if 0 < high < DARK else 255.0
+    return low, high
 
 
 def _rms_distance(facts: RunFacts) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import RunError
@@ -51,6 +52,11 @@ class SweepFacts:
         """The silhouette of one fit: the exact one where there is any."""
         found: float | None = row["silhouette" if self.is_exact else "simplified_silhouette"]
         return found
+
+    def mean_silhouette(self, k: int) -> float | None:
+        """The mean silhouette of the seeds of `k` that have one."""
+        known = [value for row in self.by_k(k) if (value := self.silhouette_of(row)) is not None]
+        return fmean(known) if known else None
 
     def by_k(self, k: int) -> list[dict[str, Any]]:
         """The figures of all seeds of `k`."""

@@ -43,10 +43,7 @@ def draw_comparison(facts: SweepFacts) -> Figure:
         inertia.set_ylabel("inertia per row")
         found = [facts.silhouette_of(row) for row in facts.figures]
         _seeds(silhouette, facts, [np.nan if value is None else value for value in found])
-        means = [
-            float(np.mean([np.nan if s is None else s for s in map(facts.silhouette_of, rows)]))
-            for rows in map(facts.by_k, ks)
-        ]
+        means = [np.nan if s is None else s for s in map(facts.mean_silhouette, ks)]
         silhouette.plot(ks, means, color=THIRD, lw=1.6, marker="o", ms=4)
         silhouette.set_ylabel("silhouette")
         if has_stability:
@@ -82,13 +79,14 @@ def _seeds(axes: Axes, facts: SweepFacts, values: Sequence[float]) -> None:
 
 
 def _apart(ks: list[int]) -> list[int]:
-    """Those of `ks` whose numbers have room on a logarithmic axis."""
-    shown: list[int] = []
-    width = np.log(ks[-1] / ks[0]) / 14 if len(ks) > 1 else 0
-    for k in ks:
-        if not shown or np.log(k / shown[-1]) >= width:
+    """Those of `ks` whose numbers have room on a logarithmic axis, the first and the last first."""
+    first, last = ks[0], ks[-1]
+    width = np.log(last / first) / 14
+    shown = [first]
+    for k in ks[1:-1]:
+        if min(np.log(k / shown[-1]), np.log(last / k)) >= width:
             shown.append(k)
-    return shown
+    return shown if last == first else [*shown, last]
 
 
 # ---- the tree ----------------------------------------------------------------

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from html import escape
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from streamkm.errors import RunError
 from streamkm.files import expanded, make_directory, write_atomically
 from streamkm.reports.facts import read_run
-from streamkm.reports.page import Link, Page, Plot, Section, Table, render
+from streamkm.reports.page import Page, Plot, Section, Table, render
 from streamkm.reports.run_report import check_is_free, make_report
 from streamkm.reports.sweep_facts import read_sweep
 from streamkm.reports.sweep_figures import MOST_IN_TREE, draw_comparison, draw_tree, levels_of
+from streamkm.reports.theme import clean
 from streamkm.reports.verdict import Figure, Finding, Verdict, number, percent
+from streamkm.runs.reporting.progress import Progress
 from streamkm.text import counted, now
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
     from matplotlib.figure import Figure as Drawing
@@ -31,8 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepReport", "make_sweep_report"]
 
+#: Seconds between lines that say which page is being made.
+LINE_EVERY_S = 5.0
+#: Fits without a page of which the reason is named.
+MOST_MISSING = 8
 
-@dataclass
+
+@dataclass(repr=False)
 class SweepReport:
     """The report of a sweep; `save` writes its page, and one for each fit in a folder beside it.
 
@@ -46,13 +53,19 @@ class SweepReport:
         ``comparison``, and ``tree`` where K are few enough.
     pages : dict of str to Report
         The report of each finished fit, by the name of its folder.
+    missing : dict of str to str
+        Why the others have none.
     """
 
     facts: SweepFacts
     verdict: Verdict
     figures: dict[str, Drawing]
     pages: dict[str, Report]
+    missing: dict[str, str]
     _sections: list[Section] = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"<SweepReport of {self.facts.path}: {self.verdict.headline}>"
 
     def html(self, folder: str = "") -> str:
         """The page, with links to those of the fits in `folder`; without links if it is empty."""
@@ -67,9 +80,12 @@ class SweepReport:
         fits = Section(
             "fits", "Fits", "Each fit is a run folder of its own, with all that a run has."
         )
-        fits.tables.append(_fits_table(self.facts))
-        if folder:
-            fits.links = [Link(f"{quote(folder)}/{quote(name)}.html", name) for name in self.pages]
+        links = {name: f"{quote(folder)}/{quote(name)}.html" for name in self.pages}
+        fits.tables.append(replace(_fits_table(self.facts), links=links if folder else {}))
+        for name, why in list(self.missing.items())[:MOST_MISSING]:
+            fits.notes.append(f"{name} has no page: {why}.")
+        if len(self.missing) > MOST_MISSING:
+            fits.notes.append(f"So it is with {len(self.missing) - MOST_MISSING:,} more.")
         title = f"{self.facts.path.name or self.facts.path}: {self.verdict.headline}"
         sections = [*self._sections, fits]
         return render(Page(title, subtitle, now(), self.verdict, sections))
@@ -85,12 +101,13 @@ class SweepReport:
         target = expanded(path)
         folder = target.with_name(f"{target.stem}-runs")
         places = {name: folder / f"{name}.html" for name in self.pages}
-        for place in (target, *places.values()):
-            check_is_free(place)
+        check_is_free(target)
         if places and not folder.is_dir():
             make_directory(folder)
-        for name, place in places.items():
-            self.pages[name].save(place)
+        for place in places.values():
+            check_is_free(place)
+        for name in _announced(places, "writing the page of", LINE_EVERY_S):
+            self.pages[name].save(places[name])
         write_atomically(target, self.html(folder.name if places else "").encode("utf-8"))
         return target
 
@@ -109,13 +126,17 @@ def make_sweep_report(
     """
     facts = read_sweep(path)
     look = replace(look, rows=look.rows and location is not None)
-    pages = {}
-    for run in facts.runs:
+    look.check_rows_are_read("of a sweep name SOURCE for that")
+    pages, missing = {}, {}
+    names = [run["name"] for run in facts.runs]
+    # The pass over the rows prints lines of its own, which do not say of which fit they are.
+    for name in _announced(names, "reporting", 0.0 if look.rows else LINE_EVERY_S):
         # A sweep under way, or one of which a run was deleted, has fewer.
-        with suppress(RunError):
-            folder = path / run["name"]
-            read_run(folder)
-            pages[run["name"]] = make_report(folder, location, options, look, execution)
+        try:
+            read_run(path / name)
+            pages[name] = make_report(path / name, location, options, look, execution)
+        except RunError as error:
+            missing[name] = clean(error.for_command_line)
     figures: dict[str, Drawing] = {}
     sections = []
     if facts.figures:
@@ -124,7 +145,18 @@ def make_sweep_report(
     if (tree := _tree(facts, pages)) is not None:
         figures["tree"], section = tree
         sections.append(section)
-    return SweepReport(facts, _verdict(facts), figures, pages, sections)
+    return SweepReport(facts, _verdict(facts), figures, pages, missing, sections)
+
+
+def _announced(names: Collection[str], what: str, every_s: float) -> Iterator[str]:
+    """Each of `names`, with a line on stderr that says so every `every_s` seconds."""
+    with Progress() as progress:
+        said_at = monotonic()
+        for n, name in enumerate(names, 1):
+            if monotonic() - said_at >= every_s:
+                progress.say(f"{what} {name}, {n:,} of {len(names):,}")
+                said_at = monotonic()
+            yield name
 
 
 def _verdict(facts: SweepFacts) -> Verdict:
@@ -146,11 +178,13 @@ def _verdict(facts: SweepFacts) -> Verdict:
     ]
     best = _best(facts)
     if best is not None:
+        of_seeds = ", the mean of its seeds" if facts.n_seeds > 1 else ""
         figures.append(
             Figure(
-                "greatest silhouette",
+                "greatest silhouette" if facts.is_exact else "greatest simplified silhouette",
                 f"{best[1]:.3f}",
-                f"At {best[0]:,} clusters. Near 1 clusters lie apart, near 0 they touch.",
+                f"At {counted(best[0], 'cluster')}{of_seeds}. Near 1 clusters lie apart, near 0 "
+                "they touch.",
             )
         )
     findings = [
@@ -166,8 +200,8 @@ def _sentence(text: object) -> str:
 
 
 def _best(facts: SweepFacts) -> tuple[int, float] | None:
-    found = [(row["k"], facts.silhouette_of(row)) for row in facts.figures]
-    known = [(k, value) for k, value in found if value is not None]
+    """The K of the greatest silhouette and its value, the mean of its seeds as in the reasons."""
+    known = [(k, value) for k in facts.ks if (value := facts.mean_silhouette(k)) is not None]
     return max(known, key=lambda each: each[1], default=None)
 
 

@@ -100,6 +100,10 @@ def test_an_inertia_of_0() -> None:
     found = recommended(rows, [])
     assert found.k == 5
     assert found.reasons[-1] == "from k 40 on every row lies on its centroid"
+    # Not for want of K.
+    alike = recommended([row(2, 9.0), *(row(k, 0.0) for k in range(3, 9))], [])
+    said = "elbow: none can be seen, the inertia is 0 at most k or does not fall"
+    assert alike.reasons[0] == said
 
 
 # Breaks when K beside the elbow that nobody tried go unmentioned.
@@ -116,6 +120,25 @@ def test_weighted_rows_have_the_simplified_silhouette() -> None:
             for each in curve({5: 0.9})]  # fmt: skip
     found = recommended(rows, [])
     assert (found.k, found.silhouette_k) == (5, 5)
+    assert found.reasons[1] == "simplified silhouette: greatest at k 5, 0.900"
+
+
+# Breaks when a K that silhouette and seeds favour is not named for want of an elbow.
+def test_without_an_elbow_the_other_figures_are_named() -> None:
+    even = [row(k, 1000 / k, 0.4 + (k == 3) / 10, seed) for k in (2, 3, 4) for seed in (0, 1)]
+    found = recommended(even, [{"k": k, "mean": 0.9 + (k == 3) / 20} for k in (2, 3, 4)])
+    assert found.k is None
+    assert found.reasons[1:] == [
+        "silhouette: greatest at k 3, 0.500, mean of its seeds",
+        "stability: greatest at k 3, 0.950",
+    ]
+
+
+# Breaks when a single K is called the best of all, or the one that does not stand out.
+def test_one_k_is_compared_with_nothing() -> None:
+    found = recommended([row(4, 100.0)], [])
+    assert found.verdict == "one k alone has nothing to stand out from: no k is recommended"
+    assert found.reasons == ["elbow: too few k to see one"]
 
 
 # Breaks when noise gets a K, or clusters that lie apart get none.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
 from streamkm import KMeans, MiniBatchKMeans, load_run, sweep
+from streamkm.errors import ConfigError
 from tests.runs.helpers import clusters
 
 if TYPE_CHECKING:
@@ -58,3 +59,14 @@ def test_wrong_arguments() -> None:
         sweep(x, [])
     with pytest.raises(TypeError, match="nonsense"):
         sweep(x, [3], nonsense=1)
+
+
+# Breaks when a fraction is cut off in silence, or the error is one of numpy's.
+@pytest.mark.parametrize("given", ["4 8", ["2:4:1"], [2.5], [[2], [3]], [True]])
+def test_only_whole_numbers_are_taken(given: Any) -> None:
+    for name in ("n_clusters", "seeds"):
+        arguments = {"n_clusters": [2], "seeds": [0]} | {name: given}
+        with pytest.raises(
+            ConfigError, match=rf"^{name} must be whole numbers, such as \[2, 4, 8\]"
+        ):
+            sweep(clusters(50, 2), **arguments)

@@ -59,6 +59,20 @@ def test_there_is_no_course_without_records() -> None:
     assert draw_course([record("train", 1.0, 10)]) is not None
 
 
+# Breaks when a difference of rounding fills the plot, with an axis such as "1e-7+7.19082".
+def test_an_inertia_that_does_not_fall_is_flat() -> None:
+    records = [
+        {"phase": phase, "rows": 100, "inertia_per_row": inertia, "shift": 1.0}
+        for phase, inertia in (("train", 7.0000001), ("close", 7.0))
+    ]
+    figure = draw_course(records)
+    assert figure is not None
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_ylim()
+    assert high - low == pytest.approx(0.007, rel=1e-3)
+    assert not figure.axes[0].yaxis.get_offset_text().get_text()
+
+
 def test_the_last_attempt_is_the_one_that_ended_last() -> None:
     ends = [{"phase": "end", "n": 1}, {"phase": "end", "n": 2}]
     assert last_attempt([*ends, {"phase": "train"}]) == ends[1]

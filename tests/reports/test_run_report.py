@@ -18,7 +18,7 @@ from PIL import Image
 import streamkm
 from streamkm import KMeans, open_source, report
 from streamkm.errors import ConfigError, OutputExistsError
-from streamkm.reports import run_report
+from streamkm.reports import Report, run_report
 from tests.reports.browser import Browser, needs_browser
 from tests.runs.helpers import StopAfter, cli, clusters
 
@@ -210,6 +210,22 @@ def test_rows_are_shown_as_images(digits: Path, capsys: pytest.CaptureFixture[st
         np.testing.assert_allclose(np.asarray(picture), expected, atol=1)
 
 
+# Breaks when bytes of 0 to 16, as those of scikit-learn's digits, are all but black.
+@pytest.mark.parametrize(("greatest", "white"), [(16, 16), (200, 255)])
+def test_small_bytes_are_seen(greatest: int, white: int, tmp_path: Path) -> None:
+    x = np.zeros((60, 4), np.uint8)
+    x[:30, 1], x[30:, 2] = greatest, greatest // 2
+    np.save(tmp_path / "x.npy", x)
+    assert cli("fit", tmp_path / "x.npy", "--k", 2, "--out", tmp_path / "run") == 0
+    page = report(tmp_path / "run", rows=False, image="2x2").html()
+    found = set()
+    for picture in re.findall(r'src="data:image/png;base64,([^"]+)"', page):
+        (tmp_path / "c.png").write_bytes(base64.b64decode(picture))
+        with Image.open(tmp_path / "c.png") as image:
+            found.add(int(np.asarray(image).max()))
+    assert max(found) == round(greatest / white * 255)
+
+
 def test_features_have_the_names_that_are_given(blobs: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("alpha\nbeta\ngamma\ndelta\n")
     out = tmp_path / "r.html"
@@ -229,6 +245,7 @@ def test_features_have_the_names_that_are_given(blobs: Path, tmp_path: Path) -> 
         (["--texts", "{short}"], "--texts {short} has 3 values"),
         (["--image-files", "{short}"], "--image-files {short} has 3 values"),
         (["--ids", "column:id"], "--ids column:id: "),
+        (["--no-rows", "--ids", "{short}"], "--ids says how rows are shown, and no rows are read"),
         (["--features-from", "{short}"], "--features-from {short} has 3 names, the run has 64"),
         (["--features-from", "none.txt"], "--features-from none.txt: cannot be read (No such file"),
     ],
@@ -279,6 +296,15 @@ def test_a_report_of_many_clusters_is_small(tmp_path: Path) -> None:
 # ---- from Python -------------------------------------------------------------
 
 
+# Breaks when the highest dot lies on the edge of the plot.
+def test_the_widest_cluster_lies_within_the_plot(blobs: Path) -> None:
+    made = report(blobs / "run", blobs / "x.npy")
+    assert isinstance(made, Report)
+    assert made.seen is not None
+    top = made.figures["spread"].axes[0].get_ylim()[1]
+    assert top > 1.05 * np.nanmax(made.seen.mean_distance_K)
+
+
 def test_figures_are_there_to_be_changed(blobs: Path, tmp_path: Path) -> None:
     made = report(blobs / "run", np.load(blobs / "x.npy"))
     assert list(made.figures) == ["sizes", "spread", "map", "profiles", "course", "stages"]
@@ -288,7 +314,9 @@ def test_figures_are_there_to_be_changed(blobs: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_shows_itself_in_a_notebook(blobs: Path) -> None:
-    shown = report(blobs / "run", rows=False)._repr_html_()
+    made = report(blobs / "run", rows=False)
+    assert repr(made) == f"<Report of {blobs / 'run'}: 600 rows in 5 clusters>"
+    shown = made._repr_html_()
     assert "600 rows in 5 clusters" in shown
     assert "variance explained" in shown
     assert shown.count("<li>") >= 2
@@ -347,8 +375,10 @@ def test_what_is_no_run_is_refused(what, tmp_path: Path, capsys) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_told(blobs: Path, tmp_path: Path, capsys) -> None:
-    assert cli("report", blobs / "run", "--no-rows", "-o", tmp_path / "none/r.html") != 0
-    assert "No such file or directory" in capsys.readouterr().err
+    out = tmp_path / "none" / "r.html"
+    assert cli("report", blobs / "run", "-o", out) == 2
+    said = f"streamkm: {out} cannot be written: there is no folder {out.parent}; make it\n"
+    assert capsys.readouterr().err == said  # At once: no row was read.
 
 
 def test_extreme_values_are_drawn(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
-"""The tree of a sweep, by hand."""
+"""Figures of a sweep, by hand."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 
 from streamkm.reports.facts import Clusters
-from streamkm.reports.sweep_figures import draw_tree, levels_of
+from streamkm.reports.sweep_facts import SweepFacts
+from streamkm.reports.sweep_figures import draw_comparison, draw_tree, levels_of
 
 
 def clusters_at(points: list[float], sizes: list[int]) -> Clusters:
@@ -30,3 +33,13 @@ def test_a_cluster_hangs_below_the_nearest_of_the_level_before() -> None:
 def test_clusters_without_rows_are_drawn() -> None:
     levels = levels_of([clusters_at([0, 1], [0, 0]), clusters_at([0, 1, 2], [0, 5, 0])])
     assert draw_tree(levels, [2, 3]).axes
+
+
+# Breaks when the largest K has no number on the axis, because the one before stands close to it.
+def test_the_last_k_has_its_number() -> None:
+    ks = range(2, 31)
+    runs = [{"name": f"k-{k}", "k": k, "seed": 0} for k in ks]
+    figures = [{"k": k, "seed": 0, "inertia_per_row": 1 / k, "silhouette": 0.5} for k in ks]
+    ticks = draw_comparison(SweepFacts(Path(), {}, runs, figures, {}, {})).axes[-1].get_xticks()
+    assert (ticks[0], ticks[-1]) == (2, 30)
+    assert np.diff(np.log(ticks)).min() > np.log(30 / 2) / 15

@@ -96,6 +96,7 @@ def test_a_sweep_is_compared_and_its_fits_have_pages(sweep: Path) -> None:
     assert re.findall(r'<section id="([a-z]+)"', page) == ["verdict", "comparison", "tree", "fits"]
     links = Links(page).found
     assert len(links) == 6
+    assert '<td><a href="my%20report-runs/k-0005-seed-1.html">k-0005-seed-1</a></td>' in page
     for link in links:
         target = out.parent / link.replace("%20", " ")
         assert "streamkm report" in target.read_text()[:200]
@@ -103,12 +104,30 @@ def test_a_sweep_is_compared_and_its_fits_have_pages(sweep: Path) -> None:
         assert "Rows were not read, as was asked for." in target.read_text()
 
 
-def test_rows_that_are_named_are_read_for_each_fit(sweep: Path) -> None:
+# Breaks when the lines of six passes cannot be told apart, or a long report is silent.
+def test_rows_that_are_named_are_read_for_each_fit(sweep: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("streamkm.reports.sweep_report.LINE_EVERY_S", 0.0)
     made = streamkm.report(sweep, sweep.parent / "x.npy")
     assert isinstance(made, SweepReport)
+    assert repr(made) == f"<SweepReport of {sweep}: 3 clusters stand out>"
     assert list(made.figures) == ["comparison", "tree"]
     assert all(page.seen is not None for page in made.pages.values())
+    made.save(sweep.parent / "r.html")
+    said = capsys.readouterr().err
+    assert "reporting k-0005-seed-1, 6 of 6\n" in said
+    assert "writing the page of k-0002, 1 of 6\n" in said
     assert "3 clusters stand out" in made._repr_html_()
+
+
+# Breaks when a SOURCE after an option is refused, or a list is passed over for want of rows.
+def test_a_list_needs_rows_and_they_may_be_named_last(sweep: Path, capsys) -> None:
+    out, texts = sweep.parent / "r.html", sweep.parent / "texts.txt"
+    texts.write_text("".join(f"text {row}\n" for row in range(400)))
+    assert cli("report", sweep, "--texts", texts, "-o", out) == 2
+    said = "--texts says how rows are shown, and no rows are read; of a sweep name SOURCE for that"
+    assert capsys.readouterr().err == f"streamkm: {said}\n"
+    assert cli("report", sweep, "--texts", texts, "-o", out, sweep.parent / "x.npy") == 0
+    assert "text 3" in (sweep.parent / "r-runs/k-0003.html").read_text()
 
 
 def test_a_report_is_replaced_and_nothing_else(sweep: Path, capsys) -> None:
@@ -134,6 +153,28 @@ def test_a_sweep_under_way_shows_the_fits_that_there_are(sweep: Path) -> None:
     assert len(made.pages) == 6
     assert not made.figures
     made.save(sweep.parent / "r.html")
+
+
+# Breaks when one lucky seed makes the page name another K than the reasons do.
+def test_the_greatest_silhouette_is_a_mean_of_seeds(sweep: Path) -> None:
+    record = record_of(sweep)
+    for row, silhouette in zip(record["figures"], (0.1, 0.1, 0.5, 0.6, 0.7, 0.2), strict=True):
+        row["silhouette"] = silhouette
+    write(sweep, record)
+    page = streamkm.report(sweep).html()
+    assert "0.550" in page
+    assert "At 3 clusters, the mean of its seeds." in page
+
+
+# Breaks when a damaged fit is left out of the page without a word.
+def test_a_fit_without_a_page_is_told(sweep: Path) -> None:
+    (sweep / "k-0003" / "model.safetensors").write_bytes(b"x")
+    made = streamkm.report(sweep)
+    assert isinstance(made, SweepReport)
+    assert list(made.missing) == ["k-0003"]
+    assert "model.safetensors" in made.missing["k-0003"]
+    assert "--resume" in made.missing["k-0003"]
+    assert "k-0003 has no page: " in made.html()
 
 
 def test_where_nothing_stands_out_that_is_the_headline(sweep: Path) -> None:

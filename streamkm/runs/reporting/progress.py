@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 from streamkm.files import LineFile
-from streamkm.text import format_bytes, now, plural
+from streamkm.text import counted, format_bytes, now, plural
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,10 +97,9 @@ class Progress:
     def introduce(self, source: Source, notes: Sequence[str] = ()) -> None:
         """Say the shape and layout of `source`, then its own notes and `notes`."""
         spec = source.spec
-        self.say(
-            f"{source.name}: {spec.n_rows:,} rows x {spec.n_features:,} features, {spec.dtype}, "
-            f"{format_bytes(spec.nbytes)} ({spec.layout})"
-        )
+        shape = f"{counted(spec.n_rows, 'row')} x {counted(spec.n_features, 'feature')}"
+        size = format_bytes(spec.nbytes)
+        self.say(f"{source.name}: {shape}, {spec.dtype}, {size} ({spec.layout})")
         for note in (*source.notes(), *notes):
             self.say(f"note: {note}")
 

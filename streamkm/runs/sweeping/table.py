@@ -8,7 +8,8 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from streamkm.runs.storage.run_folder import MODEL
+from streamkm.runs.storage.checkpoint import load_checkpoint
+from streamkm.runs.storage.run_folder import MODEL, run_owner
 from streamkm.runs.sweeping.record import read_sweep
 from streamkm.text import counted
 
@@ -63,14 +64,17 @@ def table_lines(
     if any(row["empty_clusters"] for row in rows):
         columns.append(_column("empty", [f"{row['empty_clusters']:,}" for row in rows]))
     lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-    return [*lines, f"{BEST} the best of its column; {_about(rows)}"]
+    mark = f"{BEST} the best of its column; " if any(BEST in line for line in lines) else ""
+    return [*lines, mark + _about(rows)]
 
 
 def _about(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the silhouette is of."""
     n_rows, n_taken = rows[0]["rows"], max(row["silhouette_rows"] for row in rows)
     if not n_taken:
-        return "silhouette: none of fewer than two clusters, nor of rows with weights"
+        if any(row["simplified_silhouette"] is not None for row in rows):
+            return "silhouette: of rows with weights only the simplified one"
+        return "silhouette: none of fewer than two clusters with rows"
     of = "all rows" if n_taken >= n_rows else f"{n_taken:,} rows, among all {n_rows:,}"
     return f"silhouette: by squared distances, of {of}"
 
@@ -107,6 +111,20 @@ def describe_sweep(path: Path) -> str:
         f"fits         {n_finished:,} of {counted(len(runs), 'fit')} finished",
     ]
     if "figures" not in record:
-        return "\n".join([*lines, "figures      none yet; add --resume to its command to go on"])
+        owner = run_owner(path)
+        hint = "add --resume to its command to go on" if owner is None else f"{owner} is at work"
+        lines.append(f"figures      none yet; {hint}")
+        return "\n".join([*lines, *(_standing(path, run["name"]) for run in runs)])
     lines += ["", *table_lines(record["figures"], record["stability"])]
     return "\n".join([*lines, "", *recommendation_lines(record["recommendation"])])
+
+
+def _standing(path: Path, name: str) -> str:
+    """How far one fit of a sweep under way has come."""
+    if (path / name / MODEL).exists():
+        return f"{name:<12} finished"
+    checkpoint = load_checkpoint(path / name / "checkpoints")
+    if checkpoint is None:
+        return f"{name:<12} no checkpoint yet"
+    cursor = checkpoint.manifest["cursor"]
+    return f"{name:<12} {cursor['phase']}, epoch {cursor['epoch']}, batch {cursor['batch']}"

@@ -50,8 +50,8 @@ def parse_ks(text: str) -> list[int]:
     if match is None or (step <= 1 if match[3] else step < 1 or not step.is_integer()):
         raise ConfigError(
             Option("k"),
-            f" must be a whole number, a range with a step (8:64:8) or with a factor above 1 "
-            f"(8:1024:x2), not {text!r}",
+            " must be whole numbers, ranges with a step (8:64:8) or with a factor above 1 "
+            f"(8:1024:x2), with spaces between and SOURCE before the option, not {text!r}",
         )
     ks: list[int] = []
     value, last = float(match[1]), int(match[2])
@@ -59,8 +59,10 @@ def parse_ks(text: str) -> list[int]:
         ks.append(round(value))
         value = value * step if match[3] else value + step
     if not 0 < len(ks) <= MOST_KS:
-        found = f"more than {MOST_KS:,}" if ks else "no K"
-        raise ConfigError(Option("k", text), f" must stand for 1 to {MOST_KS:,} K, not {found}")
+        found = f"more than {MOST_KS:,} numbers" if ks else "no number of at least 1"
+        raise ConfigError(
+            Option("k"), f": {text} holds {found}; write FIRST:LAST:STEP, {MOST_KS:,} K at most"
+        )
     # Small factors step from one whole number to the same.
     return list(dict.fromkeys(ks))
 

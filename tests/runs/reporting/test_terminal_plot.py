@@ -20,7 +20,9 @@ def test_a_curve_goes_from_the_greatest_to_the_least(monkeypatch: pytest.MonkeyP
     ]
 
 
-@pytest.mark.parametrize(("x", "y"), [([], []), ([1], [2]), ([1, 2], [3, 3])])
+@pytest.mark.parametrize(
+    ("x", "y"), [([], []), ([1], [2]), ([1, 2], [3, 3]), ([1, 2], [3.00000001, 3])]
+)
 def test_what_has_no_shape_is_not_drawn(x: list[float], y: list[float]) -> None:
     assert terminal_plot(x, y) == []
 
@@ -28,7 +30,10 @@ def test_what_has_no_shape_is_not_drawn(x: list[float], y: list[float]) -> None:
 def test_info_shows_the_course_of_a_run(tmp_path, capsys, rng) -> None:
     np.save(tmp_path / "x.npy", rng.normal(size=(200, 3)))
     run = tmp_path / "run"
-    assert cli("fit", tmp_path / "x.npy", "--k", 4, "--epochs", 2, "--out", run) == 0
+    assert (
+        cli("fit", tmp_path / "x.npy", "--k", 4, "--epochs", 2, "--init", "random", "--out", run)
+        == 0
+    )
     capsys.readouterr()
     assert cli("info", run) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -283,7 +284,9 @@ def test_info_describes_a_sweep(
     with pytest.raises(Interrupted):
         swept(path, out, (3, 9), stop=StopAfter(60), batch_rows=512)
     assert cli("info", out) == 0
-    assert "0 of 2 fits finished\nfigures      none yet" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 of 2 fits finished\nfigures      none yet; add --resume to its command" in said
+    assert re.search(r"\nk-0009 {7}\w+, epoch \d+, batch \d+\n$", said)
     found = swept(path, out, (3, 9), resume=True, batch_rows=512)
     assert cli("info", out) == 0
     assert str(found) in capsys.readouterr().out

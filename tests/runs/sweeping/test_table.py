@@ -31,6 +31,15 @@ def test_the_best_of_each_column_is_marked() -> None:
     assert lines[3] == "* the best of its column; silhouette: by squared distances, of all rows"
 
 
+# Breaks when the last line explains marks or a silhouette that the table has not.
+def test_the_last_line_is_about_this_table() -> None:
+    without = {"silhouette": None, "silhouette_rows": 0, "k": 4, "seed": 0}
+    weighted = table_lines([ROW | without], [])[-1]
+    assert weighted == "silhouette: of rows with weights only the simplified one"
+    one = table_lines([ROW | without | {"simplified_silhouette": None}], [])[-1]
+    assert one == "silhouette: none of fewer than two clusters with rows"
+
+
 # Breaks when seeds cannot be told apart, or the agreement of one K is shown at another.
 def test_seeds_and_stability_have_columns_of_their_own() -> None:
     rows = [{**ROW, "k": k, "seed": seed} for k in (2, 3) for seed in (0, 1)]
