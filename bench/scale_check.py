@@ -94,7 +94,7 @@ class Contender:
         return f"{self.job.algorithm}, k={self.job.k}, {self.n_processes} x 1"
 
     def samples(self, most_cores: float = math.inf) -> list[dict[str, float]]:
-        """Samples beside which others took at most so many cores."""
+        """Samples beside which others took at most this number of cores."""
         every = [sample for turn in self.turns for sample in turn["passes"]]
         return [sample for sample in every if sample["others_cores"] <= most_cores]
 

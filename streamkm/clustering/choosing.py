@@ -193,7 +193,7 @@ def _judge(
     if k in agreed:
         found.reasons.append(_how_stable(k, agreed[k]))
     elif k in several:
-        found.reasons.append("stability: not known, labels of so many clusters are not compared")
+        found.reasons.append("stability: not known above 4,096 clusters")
     else:
         found.reasons.append("stability: not known of one seed; several (--seeds 0 1 2) tell it")
     places = {each: place for place, each in enumerate(ks)}

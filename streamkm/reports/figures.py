@@ -63,7 +63,7 @@ def draw_sizes(sizes_K: np.ndarray, is_tiny_K: np.ndarray) -> Figure:
             axes.bar(places, sizes, color=colours, width=0.82)
             axes.grid(visible=False, axis="x")
         elif not uneven(sizes):
-            # Of more clusters than there are pixels every so many-th.
+            # Where there are more clusters than pixels, one cluster of each pixel.
             steps = np.unique(np.linspace(0, len(sizes), MOST_STEPS + 1).astype(int))
             axes.stairs(sizes[steps[:-1]], steps, fill=True, color=ACCENT)
         else:

@@ -119,7 +119,7 @@ def test_rows_that_are_named_are_read_for_each_fit(sweep: Path, monkeypatch, cap
     assert "3 clusters stand out" in made._repr_html_()
 
 
-# Breaks when a SOURCE after an option is refused, or a list is passed over for want of rows.
+# Breaks when a SOURCE after an option is refused, or a list is passed over where no rows are read.
 def test_a_list_needs_rows_and_they_may_be_named_last(sweep: Path, capsys) -> None:
     out, texts = sweep.parent / "r.html", sweep.parent / "texts.txt"
     texts.write_text("".join(f"text {row}\n" for row in range(400)))
