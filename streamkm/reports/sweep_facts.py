@@ -7,15 +7,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import RunError
-from streamkm.files import read_bytes
-from streamkm.sealed import DAMAGE, in_words, unseal
+from streamkm.runs.sweeping.record import SWEEP
+from streamkm.runs.sweeping.record import read_sweep as read_record
+from streamkm.sealed import DAMAGE, in_words
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["SweepFacts", "is_sweep", "read_sweep"]
-
-SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,8 @@ def is_sweep(path: Path) -> bool:
 
 def read_sweep(path: Path) -> SweepFacts:
     """The facts of the sweep in the folder `path`; `RunError` if they cannot be used."""
-    file = path / SWEEP
+    record = read_record(path)
     try:
-        record = unseal(read_bytes(file))
         runs = [{key: run[key] for key in ("name", "k", "seed")} for run in record["runs"]]
         rows, features = record["data"]["shape"]
         if not runs or not all(isinstance(n, int) for n in (rows, features)):
@@ -87,10 +85,8 @@ def read_sweep(path: Path) -> SweepFacts:
         recommendation = record.get("recommendation") or {}
         if recommendation:
             recommendation["k"], recommendation["verdict"], recommendation["reasons"]
-    except OSError as error:
-        raise RunError(f"{file} cannot be read: {error.strerror}") from error
     except DAMAGE as error:
         raise RunError(
-            f"{file} is damaged: {in_words(error)}; restore it from a copy, or sweep anew"
+            f"{path / SWEEP} is damaged: {in_words(error)}; restore it from a copy, or sweep anew"
         ) from error
     return SweepFacts(path, record, runs, figures, stability, recommendation)
