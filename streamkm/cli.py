@@ -166,7 +166,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
         closing(open_source_of(arguments)) as source,
     ):
-        check_variants(base, ks, source.spec.n_rows, source.name)
+        check_variants(base, ks, seeds, source.spec.n_rows, source.name)
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         if not arguments.dry_run:
             check_sweep_is_free(arguments.out, resume=arguments.resume)

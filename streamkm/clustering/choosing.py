@@ -103,8 +103,8 @@ def recommended(
     ----------
     figures : sequence of mapping
         ``k``, ``inertia``, ``explained_variance``, ``silhouette`` and ``simplified_silhouette`` of
-        each fit, with its ``seed``, K ascending. Where rows have weights the simplified silhouette
-        is taken. Of several seeds the least inertia counts, and the mean silhouette.
+        each fit, with its ``seed``, K ascending. Where no fit has the exact silhouette the
+        simplified one is taken. Of several seeds the least inertia counts, and the mean silhouette.
     stability : sequence of mapping
         ``k`` and ``mean``, the mean adjusted Rand index; empty with one seed.
     """
@@ -195,7 +195,7 @@ def _judge(
     elif k in several:
         found.reasons.append("stability: not known above 4,096 clusters")
     else:
-        found.reasons.append("stability: not known of one seed; several (--seeds 0 1 2) tell it")
+        found.reasons.append("stability: not known of one seed; sweep with several to know it")
     places = {each: place for place, each in enumerate(ks)}
     is_beside = other is None or abs(places[other] - places[k]) <= 1
     if not is_beside and silhouettes[k] < max(silhouettes.values()) - NEAR_SILHOUETTE:

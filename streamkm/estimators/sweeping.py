@@ -84,7 +84,7 @@ def sweep(
     seeds : sequence of int, default=(0,)
         Every K is fitted with each of them. With several, the table says how well they agree.
     sample_weight : array-like of shape (n_samples,), float or path, default=None
-        As in `KMeans.fit`. With weights there is no exact silhouette.
+        As in `KMeans.fit`. The figures count a row of weight w as w rows.
     out : path, default=None
         Folder to write, with a run folder for each fit, as ``streamkm sweep`` does.
     resume : bool, default=False
@@ -120,6 +120,11 @@ def sweep(
     >>> found.recommended_k
     4
     """
+    for mistaken, meant in (("k", "n_clusters"), ("seed", "seeds")):
+        if mistaken in settings:
+            raise ConfigError(
+                f"a sweep takes a list, {meant}=[{settings[mistaken]!r}], not ", Option(mistaken)
+            )
     base = FitConfig(k=1, **settings)
     with open_rows(KMeans(), X, reset=True) as rows:
         weights = rows.weights(sample_weight)

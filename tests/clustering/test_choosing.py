@@ -114,7 +114,7 @@ def test_what_was_not_tried_is_told() -> None:
     assert "try larger k" in recommended(steep, []).reasons[0]
 
 
-# Breaks when weights, which leave no exact silhouette, leave no recommendation either.
+# Breaks when figures without an exact silhouette get no recommendation.
 def test_weighted_rows_have_the_simplified_silhouette() -> None:
     rows = [{**each, "silhouette": None, "simplified_silhouette": each["silhouette"]}
             for each in curve({5: 0.9})]  # fmt: skip

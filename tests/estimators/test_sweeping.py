@@ -57,6 +57,14 @@ def test_wrong_arguments() -> None:
         sweep(x, [3, 60])
     with pytest.raises(ValueError, match="at least one value"):
         sweep(x, [])
+    with pytest.raises(
+        ValueError, match=r"^seeds: each must be a whole number of at least 0, not -1"
+    ):
+        sweep(x, [3], seeds=[0, -1])
+    with pytest.raises(ValueError, match=r"^k: each must be a whole number of at least 1, not 0"):
+        sweep(x, [0, 3])
+    with pytest.raises(ValueError, match=r"a sweep takes a list, seeds=\[3\], not seed$"):
+        sweep(x, [3], seed=3)
     with pytest.raises(TypeError, match="nonsense"):
         sweep(x, [3], nonsense=1)
 

@@ -71,8 +71,8 @@ class Measured:
     evaluation: Evaluation
     explained_variance: float | None
     silhouette: float | None
-    """Mean silhouette by squared Euclidean distances, of `silhouette_rows`; None with weights, or
-    with fewer than two clusters that have rows."""
+    """Mean silhouette by squared Euclidean distances, of `silhouette_rows`, times their weights;
+    None with fewer than two clusters that have rows."""
     silhouette_rows: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def plan_measuring(
     spec = source.spec
     products = sum(each.k for each in plan.plans) * spec.n_features
     bound = min(ROWS_BYTES // (spec.n_features * 8), ROWS_PRODUCTS // products, MOST_ROWS)
-    n_rows = 0 if weights is not None else min(max(bound, LEAST_ROWS), spec.n_rows)
+    n_rows = min(max(bound, LEAST_ROWS), spec.n_rows)
     while True:
         try:
             return MeasuringPlan(_groups(plan, source, execution, weights, n_rows), n_rows)
@@ -280,6 +280,7 @@ class _Reader:
         agreement = self._agreements.get(variant.k)
         number = self._seeds(variant.k).index(variant.seed)
         labels_S = torch.empty(len(kept.rows_S), dtype=torch.int64)
+        weights_S = None if weights is None else torch.empty(len(labels_S), dtype=torch.float64)
         n_dropped = 0
         with labelling.evaluated() as batches:
             for place in labelling.places():
@@ -288,17 +289,18 @@ class _Reader:
                 labels_B = counted_labels(evaluated.labelled)
                 chosen, positions = kept.within(place.start_row, place.n_rows)
                 labels_S[chosen] = labels_B[positions]
+                if weights_S is not None and evaluated.labelled.weights_B is not None:
+                    weights_S[chosen] = evaluated.labelled.weights_B.cpu()[positions]
                 if agreement is not None:
                     agreement.add_(number, place.start_row, labels_B)
                 n_dropped += n_found
                 watch.after(place, n_found)
             watch.finish()
         found, centroids_KD = sums.of_all(), labelling.centroids_KD.cpu()
-        weighted = weights is not None
-        silhouette, n_rows = self._silhouette(model, found, centroids_KD, labels_S)
+        silhouette, n_rows = self._silhouette(model, found, centroids_KD, labels_S, weights_S)
         return Measured(
             variant,
-            Evaluation.of(model, found, centroids_KD, n_dropped, weighted=weighted),
+            Evaluation.of(model, found, centroids_KD, n_dropped, weighted=weights is not None),
             found.explained_variance(centroids_KD),
             silhouette,
             n_rows,
@@ -310,6 +312,7 @@ class _Reader:
         found: ClusterSums,
         centroids_KD: torch.Tensor,
         labels_S: torch.Tensor,
+        weights_S: torch.Tensor | None,
     ) -> tuple[float | None, int]:
         """The mean silhouette of the kept rows that have a label, and how many they are."""
         if int((found.sizes_K > 0).sum()) < 2 or len(labels_S) == 0:
@@ -319,5 +322,12 @@ class _Reader:
         prepare = Preparation.widened(scaling, batch_rows=len(x_SD), dtype=centroids_KD.dtype)
         batch = prepare(x_SD, slice(None), is_shared=True)
         labelled_S = labels_S >= 0
-        values_S = found.silhouettes(batch.x_BD[labelled_S], labels_S[labelled_S], centroids_KD)
-        return (float(values_S.mean()) if len(values_S) else None), len(values_S)
+        weights_S = None if weights_S is None else weights_S[labelled_S]
+        values_S = found.silhouettes(
+            batch.x_BD[labelled_S], labels_S[labelled_S], centroids_KD, weights_S
+        )
+        if len(values_S) == 0:
+            return None, 0
+        if weights_S is None:
+            return float(values_S.mean()), len(values_S)
+        return float((values_S * weights_S).sum() / weights_S.sum()), len(values_S)

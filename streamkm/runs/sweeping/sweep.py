@@ -126,7 +126,7 @@ def sweep(
         source = as_begun(source, out / before["runs"][0]["name"])
         ks, seeds, added = _joined(before["runs"], ks, seeds)
         notes += added
-    check_variants(base, ks, source.spec.n_rows, source.name)
+    check_variants(base, ks, seeds, source.spec.n_rows, source.name)
     first_seed = seeds[0] if before is None else before["first_seed"]
     variants = variants_of(ks, seeds, first_seed)
     execution = replace(execution, probe=False)

@@ -73,7 +73,7 @@ def _about(rows: Sequence[Mapping[str, Any]]) -> str:
     n_rows, n_taken = rows[0]["rows"], max(row["silhouette_rows"] for row in rows)
     if not n_taken:
         if any(row["simplified_silhouette"] is not None for row in rows):
-            return "silhouette: of rows with weights only the simplified one"
+            return "silhouette: only the simplified one"
         return "silhouette: none of fewer than two clusters with rows"
     of = "all rows" if n_taken >= n_rows else f"{n_taken:,} rows, among all {n_rows:,}"
     return f"silhouette: by squared distances, of {of}"

@@ -9,12 +9,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from streamkm.config import FitConfig
 from streamkm.errors import ConfigError, Option
+from streamkm.settings import setting_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from streamkm.config import FitConfig
 
 __all__ = ["Variant", "check_variants", "in_order", "parse_ks", "variants_of"]
 
@@ -89,8 +89,14 @@ def variants_of(ks: Sequence[int], seeds: Sequence[int], first_seed: int) -> lis
     ]
 
 
-def check_variants(base: FitConfig, ks: Sequence[int], n_rows: int, source: str) -> None:
-    """Refuse settings and K that a sweep cannot have, before anything is read."""
+def check_variants(
+    base: FitConfig, ks: Sequence[int], seeds: Sequence[int], n_rows: int, source: str
+) -> None:
+    """Refuse settings, K and seeds that a sweep cannot have, before anything is read."""
+    for name, values, of_one in (("k", ks, "k"), ("seeds", seeds, "seed")):
+        rule = setting_of(FitConfig, of_one).rule
+        if wrong := [value for value in values if not rule.admits(value)]:
+            raise ConfigError(Option(name), f": each must be {rule.text}, not {wrong[0]}")
     too_many = [k for k in ks if k > n_rows]
     if too_many:
         raise ConfigError(

@@ -325,6 +325,16 @@ def test_k_above_the_rows_is_refused_before_anything_is_read(
     assert not (tmp_path / "sweep").exists()
 
 
+# Breaks when a seed that cannot be is told as that of one fit.
+def test_a_seed_below_0_is_refused(
+    tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("sweep", path, "--k", 3, "--seeds", 0, -1, "--out", tmp_path / "sweep") == 2
+    said = "streamkm: --seeds: each must be a whole number of at least 0, not -1"
+    assert capsys.readouterr().err.strip() == said
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_other_sweeps_are_left_alone(tmp_path: Path, path: Path) -> None:
     out = tmp_path / "sweep"
     swept(path, out, (3,))
