@@ -156,11 +156,14 @@ def _fit(arguments: argparse.Namespace) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.sweeping.record import check_sweep_is_free
-    from streamkm.runs.sweeping.variants import check_variants
+    from streamkm.runs.sweeping.variants import check_variants, spaces_of
 
     ks, seeds = [k for some in arguments.ks for k in some], arguments.seeds
     arguments.k = min(ks)
+    spaces = {"scales": arguments.scale or (), "metrics": arguments.metric or ()}
+    arguments.scale = arguments.metric = None
     base = configured(FitConfig, arguments)
+    spaces_of(base, **spaces)
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
@@ -168,6 +171,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     ):
         check_variants(base, ks, seeds, source.spec.n_rows, source.name)
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
+        control |= {**spaces, "all_rows": arguments.all_rows}
         if not arguments.dry_run:
             check_sweep_is_free(arguments.out, resume=arguments.resume)
         with open_weights_of(arguments, source) as weights:

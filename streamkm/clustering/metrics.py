@@ -102,6 +102,44 @@ class ClusterSums:
     """Sums of ``(b - a) / b``; a, b are the distances to the nearest and second nearest
     centroid."""
 
+    def expanded(
+        self,
+        sizes_K: torch.Tensor,
+        sums_KD: torch.Tensor,
+        masses_K: torch.Tensor,
+        inertia: float,
+    ) -> ClusterSums:
+        """Sums of all rows, of which these are the sums of a sample.
+
+        Given are the sums that are known of all rows. Taken from the sample are the distances of
+        each cluster's rows, in the mean; a cluster without a row in it has the mean of all. Squared
+        distances are then brought to `inertia`, their sum over all rows.
+
+        Parameters
+        ----------
+        sizes_K, sums_KD, masses_K : Tensor
+            As the fields of these names.
+        inertia : float
+            The sum of all rows' squared distances.
+        """
+        sampled_K = self.masses_K > 0
+        n_sampled = serial_sum(self.masses_K)
+
+        def of_all(totals_K: torch.Tensor) -> torch.Tensor:
+            means_K = totals_K / self.masses_K
+            return masses_K * torch.where(sampled_K, means_K, serial_sum(totals_K) / n_sampled)
+
+        sq_distances_K = of_all(self.sq_distances_K)
+        found = float(serial_sum(sq_distances_K))
+        if found > 0:
+            sq_distances_K *= inertia / found
+        else:  # Every row of the sample lies on its centroid.
+            sq_distances_K = masses_K * (inertia / float(serial_sum(masses_K)))
+        silhouettes_K = self.silhouettes_K * (serial_sum(masses_K) / n_sampled)
+        return ClusterSums(
+            sizes_K, sums_KD, masses_K, sq_distances_K, of_all(self.distances_K), silhouettes_K
+        )
+
     @property
     def inertia(self) -> float:
         """Sum of the squared distances of rows to their nearest centroids."""

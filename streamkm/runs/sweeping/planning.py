@@ -13,7 +13,7 @@ from streamkm.runs.planning.memory import bytes_together, plan_memory
 from streamkm.sources.kept import BESIDE_BLOCK
 from streamkm.sources.memory import MemorySource
 from streamkm.stream.tensor_source import TensorSource
-from streamkm.text import counted, format_bytes
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,14 +60,16 @@ class SweepPlan:
         """The fit plan of one of the fits, for what all have in common."""
         return next(iter(self.plans.values()))
 
-    def lines(self, kept_bytes: int) -> list[str]:
+    def lines(self) -> list[str]:
         """What shares a read with what, and the memory, for people."""
-        spec = self.any_plan.source.spec
         seeds = {variant.seed for variant in self.plans}
         ks = sorted({variant.k for variant in self.plans})
         said = f"{counted(len(self.plans), 'fit')}: k {' '.join(f'{k:,}' for k in ks)}"
         if len(seeds) > 1:
             said += f", seeds {' '.join(map(str, sorted(seeds)))}"
+        spaces = [each.name for each in sorted({variant.space for variant in self.plans})]
+        if len(spaces) > 1:
+            said += f", {', '.join(spaces)}"
         lines = [said]
         if len(self.groups) == 1:
             lines.append(f"one read for all of them, {self.groups[0].memory}")
@@ -86,12 +88,6 @@ class SweepPlan:
             lines.append(
                 "note: seeds train on the rows in different orders, so that each seed has a read "
                 "of its own in training; the other passes are shared"
-            )
-        if kept_bytes:
-            share = min(kept_bytes / spec.nbytes, 1.0)
-            lines.append(
-                f"rows kept in memory after their first read: {format_bytes(kept_bytes)} more, "
-                f"{'all' if share == 1 else f'{share:.0%}'} of them"
             )
         return lines
 
@@ -123,7 +119,7 @@ def plan_sweep(
             source.spec, plan.reading, execution, fixed_bytes=fixed, weighted=weights is not None
         )
 
-    largest_first = sorted(variants, key=lambda each: (-each.k, each.seed))
+    largest_first = sorted(variants, key=lambda each: (-each.k, each.space, each.seed))
     groups = in_groups([[each] for each in largest_first], memory, most_together())
     return SweepPlan(plans, [Group(members, memory(members)) for members in groups])
 
@@ -167,9 +163,12 @@ def _fits(
     return n_slots >= min(LEAST_SLOTS, memory(before).stream.n_slots)
 
 
-def kept_bytes(source: Source, groups: Sequence[Group]) -> int:
-    """Bytes of rows to keep in memory that all `groups` leave; none of rows that lie there."""
-    spec, free_bytes = source.spec, min(group.free_bytes for group in groups)
+def kept_bytes(source: Source, groups: Sequence[Group], *, taken: int = 0) -> int:
+    """Bytes of rows to keep in memory that all `groups` leave; none of rows that lie there.
+
+    `taken` are bytes that something else takes of what they leave.
+    """
+    spec, free_bytes = source.spec, min(group.free_bytes for group in groups) - taken
     if isinstance(source, MemorySource | TensorSource):
         return 0
     block_bytes = spec.block_rows * spec.row_bytes

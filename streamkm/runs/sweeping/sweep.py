@@ -7,24 +7,23 @@ fits that want it (see `streamkm.stream.shared`).
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from streamkm.clustering.choosing import recommended
+from streamkm.clustering.choosing import recommended_by_space
 from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError, Interrupted, Option, StreamkmError
 from streamkm.runs.fit import as_begun, run_record
 from streamkm.runs.planning.checks import check_outside
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
-from streamkm.runs.sweeping.figures import measure, plan_measuring
-from streamkm.runs.sweeping.planning import kept_bytes, plan_sweep
+from streamkm.runs.sweeping.measuring import SharedRows, measure, plan_figures
+from streamkm.runs.sweeping.planning import plan_sweep
 from streamkm.runs.sweeping.record import SweepFolder, check_sweep_is_free
 from streamkm.runs.sweeping.table import recommendation_lines, stability_figures, table_lines
 from streamkm.runs.sweeping.together import StopAll, fit_group
-from streamkm.runs.sweeping.variants import check_variants, in_order, variants_of
-from streamkm.sources.kept import KeptRows
+from streamkm.runs.sweeping.variants import check_variants, in_order, spaces_of, variants_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from streamkm.distributed.world import World
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.model import Model
-    from streamkm.runs.sweeping.figures import MeasuringPlan
+    from streamkm.runs.sweeping.measuring import FiguresPlan
     from streamkm.runs.sweeping.planning import SweepPlan
     from streamkm.runs.sweeping.variants import Variant
     from streamkm.sources.base import Source
@@ -52,7 +51,7 @@ class Sweep:
     """What a sweep has found."""
 
     models: dict[Variant, Model]
-    """The model of each fit, K ascending."""
+    """The model of each fit, space after space (see `Space`), in each K ascending."""
     figures: list[dict[str, Any]]
     """Of each fit, in the same order: see `Measured`."""
     stability: list[dict[str, Any]]
@@ -75,6 +74,9 @@ def sweep(
     *,
     resume: bool,
     stop_request: StopRequest,
+    scales: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    all_rows: bool = False,
     weights: Weights | None = None,
     quiet: bool = False,
     world: World = ALONE,
@@ -86,7 +88,8 @@ def sweep(
     source : Source
         N rows by D features.
     base : FitConfig
-        The settings of every fit; its ``k`` and ``seed`` do not count.
+        The settings of every fit; its ``k`` and ``seed`` do not count, nor do ``scale`` and
+        ``metric`` where several are given.
     ks, seeds : sequence of int
         At least one of each, in any order.
     execution : ExecutionConfig
@@ -98,6 +101,12 @@ def sweep(
         anew, beside whatever the others still have to read.
     stop_request : StopRequest
         Asked after every batch.
+    scales, metrics : sequence of str, optional
+        Every fit is made with each of them, but for pairs that contradict each other; by default
+        with those of `base`.
+    all_rows : bool, optional
+        Take all figures of all rows. By default those that need each row once more are taken of a
+        sample where the rows do not fit in memory (see `plan_figures`).
     weights : Weights, optional
         How much each row counts.
     quiet : bool
@@ -120,7 +129,8 @@ def sweep(
     check_outside(source, run_dir=out)
     before = None if out is None else check_sweep_is_free(out, resume=resume)
     (ks, said_ks), (seeds, said_seeds) = in_order("k", ks), in_order("seeds", seeds)
-    notes = [*said_ks, *said_seeds]
+    spaces, said_spaces = spaces_of(base, scales, metrics)
+    notes = [*said_ks, *said_seeds, *said_spaces]
     if out is not None and before is not None:
         # Any run knows the order of features with which the sweep began.
         source = as_begun(source, out / before["runs"][0]["name"])
@@ -128,31 +138,27 @@ def sweep(
         notes += added
     check_variants(base, ks, seeds, source.spec.n_rows, source.name)
     first_seed = seeds[0] if before is None else before["first_seed"]
-    variants = variants_of(ks, seeds, first_seed)
+    variants = variants_of(spaces, ks, seeds, first_seed)
     execution = replace(execution, probe=False)
     plan = plan_sweep(source, base, variants, execution, weights)
-    reads = plan_measuring(plan, source, execution, weights)
+    figures = plan_figures(plan, source, execution, weights, all_rows=all_rows)
     with ExitStack() as stack:
         folder = None
         if out is not None:
-            record = _record(plan, variants, first_seed)
-            folder = stack.enter_context(SweepFolder(out, record, before))
-            if before is None or before["runs"] != record["runs"]:
-                folder.write()
+            folder = SweepFolder(out, _record(plan, variants, first_seed), before)
+            stack.enter_context(folder)
         progress = stack.enter_context(Progress(quiet=quiet))
         progress.introduce(source)
-        limit = kept_bytes(source, [*plan.groups, *reads.groups])
-        for line in (*notes, *plan.lines(limit)):
+        for line in (*notes, *plan.lines(), *figures.lines(source.spec)):
             progress.say(line)
-        if limit:
-            source = stack.enter_context(closing(KeptRows(source, limit)))
+        rows = SharedRows.open(source, figures, stack)
         models = _fit(
-            plan, source, base, execution, out,
+            plan, rows.source, base, execution, out,
             resume=resume, stop_request=stop_request, weights=weights, progress=progress,
         )  # fmt: skip
-        found = _found_before(before, variants)
+        found = _found_before(before, variants, all_rows=all_rows)
         if found is None:
-            found = _figures(models, reads, source, execution, out, stop_request, weights, progress)
+            found = _figures(models, figures, rows, execution, out, stop_request, weights, progress)
             if folder is not None:
                 folder.write(**found)
         return Sweep(models, **found)
@@ -177,18 +183,20 @@ def _joined(
 
 
 def _found_before(
-    before: dict[str, Any] | None, variants: Sequence[Variant]
+    before: dict[str, Any] | None, variants: Sequence[Variant], *, all_rows: bool
 ) -> dict[str, Any] | None:
     """What sweep.json has of exactly these fits, if it has it: then all of them are finished."""
     if before is None or before["runs"] != _runs(variants) or not before.keys() >= {*FOUND}:
+        return None
+    if all_rows and any("sampled_rows" in row for row in before["figures"]):
         return None
     return {name: before[name] for name in FOUND}
 
 
 def _figures(
     models: dict[Variant, Model],
-    reads: MeasuringPlan,
-    source: Source,
+    plan: FiguresPlan,
+    rows: SharedRows,
     execution: ExecutionConfig,
     out: Path | None,
     stop_request: StopRequest,
@@ -200,7 +208,7 @@ def _figures(
     try:
         with memory_told(lambda: "measuring", resumable=out is not None):
             measured, agreed = measure(
-                models, reads, source, execution,
+                models, plan, rows, execution,
                 stop=stop, weights=weights, progress=progress,
             )  # fmt: skip
     except StreamkmError as error:
@@ -208,11 +216,13 @@ def _figures(
             raise
         raise _interrupted(stop_request, out, 0) from error
     figures = [each.as_dict() for each in measured]
-    stability = [stability_figures(k, indices) for k, indices in agreed.items()]
+    stability = [
+        {**stability_figures(first.k, indices), **first.space.labels()} for first, indices in agreed
+    ]
     return {
         "figures": figures,
         "stability": stability,
-        "recommendation": recommended(figures, stability).as_dict(),
+        "recommendation": recommended_by_space(figures, stability),
     }
 
 
@@ -259,6 +269,9 @@ def _record(plan: SweepPlan, variants: Sequence[Variant], first_seed: int) -> di
     """The content of sweep.json before there are figures."""
     of_one = run_record(plan.any_plan)
     settings = {name: value for name, value in of_one["fit"].items() if name not in ("k", "seed")}
+    for name in ("scale", "metric"):
+        values = list(dict.fromkeys(getattr(each.space, name) for each in variants))
+        settings[name] = values[0] if len(values) == 1 else values
     return {
         "source": of_one["source"],
         "fit": settings,
@@ -269,4 +282,4 @@ def _record(plan: SweepPlan, variants: Sequence[Variant], first_seed: int) -> di
 
 
 def _runs(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    return [{"name": each.name, "k": each.k, "seed": each.seed} for each in variants]
+    return [each.as_dict() for each in variants]
