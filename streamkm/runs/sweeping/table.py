@@ -8,7 +8,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from streamkm.clustering.choosing import APART, space_of
+from streamkm.clustering.choosing import space_of
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.run_folder import MODEL, run_owner
 from streamkm.runs.sweeping.record import read_sweep
@@ -107,8 +107,6 @@ def about(figures: Sequence[Mapping[str, Any]]) -> list[str]:
             f"simplified silhouette, Davies-Bouldin and stability: of the same {sampled:,} rows; "
             "all else of all rows, as the last pass of the fits had them"
         )
-    if has_spaces:
-        lines.append(APART)
     return lines
 
 
