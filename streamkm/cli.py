@@ -172,21 +172,27 @@ def _sweep(arguments: argparse.Namespace) -> None:
         check_variants(base, ks, seeds, source.spec.n_rows, source.name)
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
         control |= {**spaces, "all_rows": arguments.all_rows}
-        if not arguments.dry_run:
+        is_first = not shared or shared["world"].is_first
+        if is_first and not arguments.dry_run:
             check_sweep_is_free(arguments.out, resume=arguments.resume)
         with open_weights_of(arguments, source) as weights:
             control["weights"] = weights
             if arguments.dry_run:
-                from streamkm.runs.dry_run.sweep import dry_sweep
+                if is_first:
+                    from streamkm.runs.dry_run.sweep import dry_sweep
 
-                _print_report(
-                    dry_sweep(source, base, ks, seeds, execution, arguments.out, **control)
-                )
+                    _print_report(
+                        dry_sweep(source, base, ks, seeds, execution, arguments.out, **control)
+                    )
+                if shared:
+                    shared["world"].meet()
                 return
             from streamkm.runs.sweeping.sweep import sweep
 
             control |= shared
-            print(sweep(source, base, ks, seeds, execution, arguments.out, **control))
+            found = sweep(source, base, ks, seeds, execution, arguments.out, **control)
+        if is_first:
+            print(found)
 
 
 def _of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

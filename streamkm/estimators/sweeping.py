@@ -12,9 +12,9 @@ import numpy as np
 from streamkm.clustering.choosing import space_of
 from streamkm.config import FitConfig
 from streamkm.errors import ConfigError, Option
-from streamkm.estimators.inputs import open_rows
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.parameters import execution_config
+from streamkm.estimators.sharing import open_shared_rows
 from streamkm.estimators.stopping import stoppable
 from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.sweeping import sweep as verb
@@ -106,7 +106,8 @@ def sweep(
     """Fit several K with one read of `X`, measure the fits, and say which K stands out.
 
     Every window of rows is read, decoded and copied once, and updates all models. Each is what
-    ``streamkm fit`` finds for its K alone, to the bit.
+    ``streamkm fit`` finds for its K alone, to the bit. If torch.distributed is initialised, its
+    processes share the fits; all must call it with the same arguments.
 
     Parameters
     ----------
@@ -164,7 +165,7 @@ def sweep(
                 f"a sweep takes a list, {meant}=[{settings[mistaken]!r}], not ", Option(mistaken)
             )
     base = FitConfig(k=1, **settings)
-    with open_rows(KMeans(), X, reset=True) as rows:
+    with open_shared_rows(KMeans(), X, reset=True) as rows:
         weights = rows.weights(sample_weight)
         at = rows.device if device == "auto" else device
         execution = execution_config(at, max_host_memory, is_small=False)
@@ -183,6 +184,7 @@ def sweep(
                 all_rows=all_rows,
                 weights=weights,
                 quiet=not verbose,
+                world=rows.world,
             )
     kind = load_class(ALGORITHMS[base.algorithm].estimator)
     agreed = {(space_of(each), each["k"]): each["mean"] for each in found.stability}

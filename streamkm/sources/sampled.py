@@ -51,6 +51,16 @@ class SampledRows(Described):
             self._x_SD[chosen] = out[self._rows_S[chosen] - rows.start]
             self._is_there_S[chosen] = True
 
+    def copied(self) -> tuple[np.ndarray, np.ndarray]:
+        """Places in the sample of the rows that were read, and these rows."""
+        places = np.flatnonzero(self._is_there_S)
+        return places, self._x_SD[places]
+
+    def take_(self, places: np.ndarray, rows: np.ndarray) -> None:
+        """Take rows of the sample that another process has `copied`."""
+        self._x_SD[places] = rows
+        self._is_there_S[places] = True
+
     def sample(self) -> Source:
         """The chosen rows as a source of their own; reads those that nobody has read."""
         missing_S = self._rows_S[~self._is_there_S]

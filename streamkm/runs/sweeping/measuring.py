@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
+
 from streamkm.runs.sweeping.figures import measure_all_rows, plan_measuring
 from streamkm.runs.sweeping.planning import kept_bytes
 from streamkm.runs.sweeping.sampled import measure_sampled, plan_sampling
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from streamkm.config import ExecutionConfig
+    from streamkm.distributed.world import World
     from streamkm.runs.reporting.progress import Progress
     from streamkm.runs.storage.model import Model
     from streamkm.runs.sweeping.figures import Measured, MeasuringPlan
@@ -133,6 +137,19 @@ class SharedRows:
     """A view that keeps what fits in memory."""
     sampled: SampledRows | None
     """What copies the sample, if there is one."""
+
+    def gather_(self, world: World) -> None:
+        """Bring to the first process what all have copied of the sample."""
+        if self.sampled is None or world.size == 1:
+            return
+        places, rows = self.sampled.copied()
+        everybody = zip(
+            world.gather_rows(torch.from_numpy(places)),
+            world.gather_rows(torch.from_numpy(rows.view(np.uint8))),
+            strict=True,
+        )
+        for theirs, found in everybody:
+            self.sampled.take_(theirs.numpy(), found.numpy().view(rows.dtype))
 
     @classmethod
     def open(cls, source: Source, plan: FiguresPlan, stack: ExitStack) -> SharedRows:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from streamkm.distributed.world import ALONE
 from streamkm.errors import MemoryBudgetError
 from streamkm.runs.fit import plan_fit
 from streamkm.runs.planning.memory import bytes_together, plan_memory
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.distributed.world import World
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.sweeping.variants import Variant
@@ -98,8 +100,11 @@ def plan_sweep(
     variants: Sequence[Variant],
     execution: ExecutionConfig,
     weights: Weights | None = None,
+    world: World = ALONE,
 ) -> SweepPlan:
     """The plan of a sweep of `variants`, with the settings of `base`.
+
+    All processes of `world` must come to the same groups.
 
     Raises
     ------
@@ -107,7 +112,7 @@ def plan_sweep(
         As `fit` does, for each of them.
     """
     plans = {
-        variant: plan_fit(source, variant.config(base), execution, weights=weights)
+        variant: plan_fit(source, variant.config(base), execution, weights=weights, world=world)
         for variant in variants
     }
     resident = 0 if weights is None else weights.resident_bytes
@@ -116,12 +121,18 @@ def plan_sweep(
         plan = plans[members[0]]
         fixed = bytes_together([plans[each].memory.fixed_bytes for each in members], resident)
         return plan_memory(
-            source.spec, plan.reading, execution, fixed_bytes=fixed, weighted=weights is not None
-        )
+            source.spec, plan.reading, execution, fixed_bytes=fixed, weighted=weights is not None,
+            n_processes=world.hosts.count(world.host),
+        )  # fmt: skip
 
     largest_first = sorted(variants, key=lambda each: (-each.k, each.space, each.seed))
     groups = in_groups([[each] for each in largest_first], memory, most_together())
+    world.agree({"groups of fits that the memory holds": "; ".join(map(_named, groups))})
     return SweepPlan(plans, [Group(members, memory(members)) for members in groups])
+
+
+def _named(group: Sequence[Variant]) -> str:
+    return " ".join(each.name for each in group)
 
 
 def most_together() -> int:

@@ -7,13 +7,14 @@ fits that want it (see `streamkm.stream.shared`).
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamkm.clustering.choosing import recommended_by_space
 from streamkm.distributed.world import ALONE
-from streamkm.errors import ConfigError, Interrupted, Option, StreamkmError
+from streamkm.errors import Interrupted, Option, StreamkmError
 from streamkm.runs.fit import as_begun, run_record
 from streamkm.runs.planning.checks import check_outside
 from streamkm.runs.reporting.out_of_memory import memory_told
@@ -27,7 +28,7 @@ from streamkm.runs.sweeping.variants import check_variants, in_order, spaces_of,
 from streamkm.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig, FitConfig
@@ -112,7 +113,8 @@ def sweep(
     quiet : bool
         Say nothing on stderr.
     world : World, optional
-        Must be of one process.
+        The processes that share the fits. All call `sweep` with the same arguments; the first alone
+        uses `out` and takes the figures, and each returns the same.
 
     Raises
     ------
@@ -121,33 +123,31 @@ def sweep(
     InputError
         If the arguments, the data or the folder cannot be used.
     """
-    if world.size > 1:
-        raise ConfigError(
-            f"a sweep is the work of one process, and {world.size} were started; start one, or "
-            "`fit` each K on all of them"
-        )
     check_outside(source, run_dir=out)
-    before = None if out is None else check_sweep_is_free(out, resume=resume)
+    before = None
+    if out is not None and world.is_first:
+        before = check_sweep_is_free(out, resume=resume)
+    before = world.gather(before)[0]
     (ks, said_ks), (seeds, said_seeds) = in_order("k", ks), in_order("seeds", seeds)
     spaces, said_spaces = spaces_of(base, scales, metrics)
     notes = [*said_ks, *said_seeds, *said_spaces]
     if out is not None and before is not None:
         # Any run knows the order of features with which the sweep began.
-        source = as_begun(source, out / before["runs"][0]["name"])
+        source = as_begun(source, out / before["runs"][0]["name"], world)
         ks, seeds, added = _joined(before["runs"], ks, seeds)
         notes += added
     check_variants(base, ks, seeds, source.spec.n_rows, source.name)
     first_seed = seeds[0] if before is None else before["first_seed"]
     variants = variants_of(spaces, ks, seeds, first_seed)
     execution = replace(execution, probe=False)
-    plan = plan_sweep(source, base, variants, execution, weights)
+    plan = plan_sweep(source, base, variants, execution, weights, world)
     figures = plan_figures(plan, source, execution, weights, all_rows=all_rows)
     with ExitStack() as stack:
         folder = None
-        if out is not None:
+        if out is not None and world.is_first:
             folder = SweepFolder(out, _record(plan, variants, first_seed), before)
             stack.enter_context(folder)
-        progress = stack.enter_context(Progress(quiet=quiet))
+        progress = stack.enter_context(Progress(quiet=quiet or not world.is_first))
         progress.introduce(source)
         for line in (*notes, *plan.lines(), *figures.lines(source.spec)):
             progress.say(line)
@@ -155,10 +155,14 @@ def sweep(
         models = _fit(
             plan, rows.source, base, execution, out,
             resume=resume, stop_request=stop_request, weights=weights, progress=progress,
+            world=world,
         )  # fmt: skip
         found = _found_before(before, variants, all_rows=all_rows)
         if found is None:
-            found = _figures(models, figures, rows, execution, out, stop_request, weights, progress)
+            measured = partial(
+                _figures, models, figures, rows, execution, out, stop_request, weights, progress
+            )
+            found = _of_first(measured, rows, stop_request, out, world)
             if folder is not None:
                 folder.write(**found)
         return Sweep(models, **found)
@@ -191,6 +195,28 @@ def _found_before(
     if all_rows and any("sampled_rows" in row for row in before["figures"]):
         return None
     return {name: before[name] for name in FOUND}
+
+
+def _of_first(
+    measured: Callable[[], dict[str, Any]],
+    rows: SharedRows,
+    stop_request: StopRequest,
+    out: Path | None,
+    world: World,
+) -> dict[str, Any]:
+    """What the first process has measured, in all of them."""
+    if world.size == 1:
+        return measured()
+    rows.gather_(world)
+    found: dict[str, Any] | None = None
+    if world.is_first:
+        with suppress(Interrupted):  # All end together.
+            found = measured()
+    world.meet()
+    found = world.gather(found)[0]
+    if found is None:
+        raise _interrupted(stop_request, out, 0, world)
+    return found
 
 
 def _figures(
@@ -237,25 +263,30 @@ def _fit(
     stop_request: StopRequest,
     weights: Weights | None,
     progress: Progress,
+    world: World,
 ) -> dict[Variant, Model]:
     """The model of every fit, group after group; K ascending."""
     models: dict[Variant, Model] = {}
-    stop = StopAll(stop_request)
+    stop = StopAll(stop_request, world)
     for group in plan.groups:
         try:
             with memory_told(lambda: "sweeping", resumable=out is not None):
                 models |= fit_group(
                     plan, group, source, base, execution, out,
-                    resume=resume, stop=stop, weights=weights, progress=progress,
+                    resume=resume, stop=stop, weights=weights, progress=progress, world=world,
                 )  # fmt: skip
         except Interrupted as error:
-            raise _interrupted(stop_request, out, len(plan.plans) - len(models)) from error
+            n_left = len(plan.plans) - len(models)
+            raise _interrupted(stop_request, out, n_left, world) from error
         progress.say(f"finished: {counted(len(models), 'fit')} of {len(plan.plans)}")
     return dict(sorted(models.items()))
 
 
-def _interrupted(stop_request: StopRequest, out: Path | None, n_left: int) -> StreamkmError:
-    name = stop_request.signal_name
+def _interrupted(
+    stop_request: StopRequest, out: Path | None, n_left: int, world: World = ALONE
+) -> StreamkmError:
+    # Not every process has got a signal.
+    name = next(filter(None, world.gather(stop_request.signal_name)), None)
     if out is None:
         return Interrupted(f"stopped by {name}; nothing is saved")
     left = "all fits are finished, their figures are not"
