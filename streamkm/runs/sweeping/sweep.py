@@ -128,14 +128,11 @@ def sweep(
     if out is not None and world.is_first:
         before = check_sweep_is_free(out, resume=resume)
     before = world.gather(before)[0]
-    (ks, said_ks), (seeds, said_seeds) = in_order("k", ks), in_order("seeds", seeds)
-    spaces, said_spaces = spaces_of(base, scales, metrics)
-    notes = [*said_ks, *said_seeds, *said_spaces]
     if out is not None and before is not None:
         # Any run knows the order of features with which the sweep began.
         source = as_begun(source, out / before["runs"][0]["name"], world)
-        ks, seeds, added = _joined(before["runs"], ks, seeds)
-        notes += added
+    spaces, said_spaces = spaces_of(base, scales, metrics)
+    ks, seeds, notes = _joined(before, ks, seeds)
     check_variants(base, ks, seeds, source.spec.n_rows, source.name)
     first_seed = seeds[0] if before is None else before["first_seed"]
     variants = variants_of(spaces, ks, seeds, first_seed)
@@ -149,7 +146,7 @@ def sweep(
             stack.enter_context(folder)
         progress = stack.enter_context(Progress(quiet=quiet or not world.is_first))
         progress.introduce(source)
-        for line in (*notes, *plan.lines(), *figures.lines(source.spec)):
+        for line in (*notes, *said_spaces, *plan.lines(), *figures.lines(source.spec)):
             progress.say(line)
         rows = SharedRows.open(source, figures, stack)
         models = _fit(
@@ -169,11 +166,14 @@ def sweep(
 
 
 def _joined(
-    runs: Sequence[dict[str, Any]], ks: list[int], seeds: list[int]
+    before: dict[str, Any] | None, ks: Sequence[int], seeds: Sequence[int]
 ) -> tuple[list[int], list[int], list[str]]:
-    """K and seeds of a sweep that goes on, those of `runs` before among them; and notes on both."""
-    before_ks, before_seeds = ({run[name] for run in runs} for name in ("k", "seed"))
-    notes = []
+    """K and seeds in order, those of the sweep `before` among them if one goes on; and notes."""
+    (ks, said_ks), (seeds, said_seeds) = in_order("k", ks), in_order("seeds", seeds)
+    notes = [*said_ks, *said_seeds]
+    if before is None:
+        return ks, seeds, notes
+    before_ks, before_seeds = ({run[name] for run in before["runs"]} for name in ("k", "seed"))
     if added := sorted({*ks} - before_ks):
         more = ", ".join(f"k {k:,}" for k in added)
         notes.append(
