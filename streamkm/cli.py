@@ -163,7 +163,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
     spaces = {"scales": arguments.scale or (), "metrics": arguments.metric or ()}
     arguments.scale = arguments.metric = None
     base = configured(FitConfig, arguments)
-    spaces_of(base, **spaces)
+    spaces_of(base, **spaces)  # Refused before torch is imported.
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),

@@ -458,9 +458,8 @@ def test_a_sample_is_brought_together(x, tmp_path):
     for n_processes in (1, 2):
         out = tmp_path / str(n_processes)
         words = [str(word) for word in ("sweep", x, *SWEPT, "--out", out)]
-        command = [sys.executable, path, *words]
+        command = [sys.executable, str(path), *words]
         if n_processes > 1:
-            # (After --, what is the command's is not torchrun's.)
             command = torchrun(n_processes, path, *words)
         status, stderr = finish(start(command, tmp_path), 120)
         assert status == 0, stderr

@@ -156,17 +156,18 @@ def describe_sweep(path: Path) -> str:
         owner = run_owner(path)
         hint = "add --resume to its command to go on" if owner is None else f"{owner} is at work"
         lines.append(f"figures      none yet; {hint}")
-        return "\n".join([*lines, *(_standing(path, run["name"]) for run in runs)])
+        width = max(12, *(len(run["name"]) for run in runs))
+        return "\n".join([*lines, *(_standing(path, run["name"], width) for run in runs)])
     lines += ["", *table_lines(record["figures"], record["stability"])]
     return "\n".join([*lines, "", *recommendation_lines(record["recommendation"])])
 
 
-def _standing(path: Path, name: str) -> str:
+def _standing(path: Path, name: str, width: int) -> str:
     """How far one fit of a sweep under way has come."""
     if (path / name / MODEL).exists():
-        return f"{name:<12} finished"
+        return f"{name:<{width}} finished"
     checkpoint = load_checkpoint(path / name / "checkpoints")
     if checkpoint is None:
-        return f"{name:<12} no checkpoint yet"
+        return f"{name:<{width}} no checkpoint yet"
     cursor = checkpoint.manifest["cursor"]
-    return f"{name:<12} {cursor['phase']}, epoch {cursor['epoch']}, batch {cursor['batch']}"
+    return f"{name:<{width}} {cursor['phase']}, epoch {cursor['epoch']}, batch {cursor['batch']}"
