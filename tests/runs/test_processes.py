@@ -16,7 +16,7 @@ import pytest
 import zarr
 
 from tests.runs.helpers import RESULTS, clusters, metrics_of, steps_saved
-from tests.runs.processes import finish, kill, run, start, wait_until
+from tests.runs.processes import finish, kill, run, start, start_anew, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -227,7 +227,7 @@ def test_nohup_keeps_a_run_going(npy, tmp_path):
     arguments = [*fit_arguments(npy, [*LLOYD, "--epochs", 3]), "--out", tmp_path / "run"]
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As nohup does; a child inherits it.
     try:
-        process = start(*arguments)
+        process = start_anew(*arguments)
     finally:
         signal.signal(signal.SIGHUP, before)
     while process.poll() is None:
