@@ -245,6 +245,7 @@ class Server:
                 os.dup2(descriptor, standard)
             for descriptor in (self._woken, self._wake, *descriptors):
                 os.close(descriptor)
+            os.fsync = lambda fd: None  # As in tests.conftest.
             os.chdir(request["cwd"])
             os.environ.clear()
             os.environ.update(request["environment"])

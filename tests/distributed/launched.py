@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 #: than these processes have to answer.
 RES_OPTIONS = "timeout:1 attempts:1"
 
-#: What every script begins with. An error ends it as the command line would.
+#: What every script begins with. An error ends it as the command line would. These runs take a
+#: second: so do those who look for a process that is lost.
 HEAD = """
 import os, signal, sys, time
 import torch
@@ -28,7 +29,10 @@ import torch.distributed as dist
 from streamkm.distributed.joining import joined
 from streamkm.distributed.current import world
 from streamkm.distributed.world import ALONE, World
+from streamkm.distributed import board
 from streamkm.errors import *
+
+board.BEAT_S, board.SILENCE_S, board.ANSWER_S, board.LINGER_S = 0.2, 1.5, 2.5, 2.5
 
 def ends(main, *arguments):
     try:

@@ -54,8 +54,6 @@ from tests.runs.faults import FaultyDisk
 from tests.runs.helpers import Job, clusters, every, label, metrics_of, steps_saved
 from tests.runs.processes import ROOT, finish, start_anew
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 
 class At(StopRequest):
     """Does something at the n-th time that it is looked at, which is after every batch."""
