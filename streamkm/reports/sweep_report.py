@@ -118,7 +118,13 @@ class SweepReport:
 
 
 def make_sweep_report(
-    path: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
+    path: Path,
+    location: Any,
+    options: Any,
+    look: Look,
+    execution: ExecutionConfig,
+    *,
+    quiet: bool = False,
 ) -> SweepReport:
     """The report of the sweep in the folder `path`.
 
@@ -130,11 +136,11 @@ def make_sweep_report(
     pages, missing = {}, {}
     names = [run["name"] for run in facts.runs]
     # The pass over the rows prints lines of its own, which do not say of which fit they are.
-    for name in _announced(names, "reporting", 0.0 if look.rows else LINE_EVERY_S):
+    for name in _announced(names, "reporting", 0.0 if look.rows else LINE_EVERY_S, quiet=quiet):
         # A sweep under way, or one of which a run was deleted, has fewer.
         try:
             read_run(path / name)
-            pages[name] = make_report(path / name, location, options, look, execution)
+            pages[name] = make_report(path / name, location, options, look, execution, quiet=quiet)
         except RunError as error:
             missing[name] = clean(error.for_command_line)
     figures: dict[str, Drawing] = {}
@@ -148,9 +154,11 @@ def make_sweep_report(
     return SweepReport(facts, _verdict(facts), figures, pages, missing, sections)
 
 
-def _announced(names: Collection[str], what: str, every_s: float) -> Iterator[str]:
+def _announced(
+    names: Collection[str], what: str, every_s: float, *, quiet: bool = False
+) -> Iterator[str]:
     """Each of `names`, with a line on stderr that says so every `every_s` seconds."""
-    with Progress() as progress:
+    with Progress(quiet=quiet) as progress:
         said_at = monotonic()
         for n, name in enumerate(names, 1):
             if monotonic() - said_at >= every_s:
