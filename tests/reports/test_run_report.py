@@ -244,7 +244,10 @@ def test_features_have_the_names_that_are_given(blobs: Path, tmp_path: Path) -> 
         (["--ids", "{short}"], "--ids {short} has 3 values, the source has 500 rows; give one for"),
         (["--texts", "{short}"], "--texts {short} has 3 values"),
         (["--image-files", "{short}"], "--image-files {short} has 3 values"),
-        (["--ids", "column:id"], "--ids column:id: "),
+        (
+            ["--ids", "column:id"],
+            ".npy: --ids column:id is for .parquet .arrow .arrows .feather, not",
+        ),
         (["--no-rows", "--ids", "{short}"], "--ids says how rows are shown, and no rows are read"),
         (["--features-from", "{short}"], "--features-from {short} has 3 names, the run has 64"),
         (["--features-from", "none.txt"], "--features-from none.txt: cannot be read (No such file"),
