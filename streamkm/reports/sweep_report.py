@@ -63,6 +63,7 @@ class SweepReport:
     pages: dict[str, Report]
     missing: dict[str, str]
     _sections: list[Section] = field(repr=False)
+    _quiet: bool = field(repr=False)
 
     def __repr__(self) -> str:
         return f"<SweepReport of {self.facts.path}: {self.verdict.headline}>"
@@ -106,7 +107,8 @@ class SweepReport:
             make_directory(folder)
         for place in places.values():
             check_is_free(place)
-        for name in _announced(places, "writing the page of", LINE_EVERY_S):
+        written = _announced(places, "writing the page of", LINE_EVERY_S, quiet=self._quiet)
+        for name in written:
             self.pages[name].save(places[name])
         write_atomically(target, self.html(folder.name if places else "").encode("utf-8"))
         return target
@@ -151,7 +153,7 @@ def make_sweep_report(
     if (tree := _tree(facts, pages)) is not None:
         figures["tree"], section = tree
         sections.append(section)
-    return SweepReport(facts, _verdict(facts), figures, pages, missing, sections)
+    return SweepReport(facts, _verdict(facts), figures, pages, missing, sections, quiet)
 
 
 def _announced(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
+from streamkm.stream import stages
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import ReadingPlan
-from streamkm.stream import stages
 from streamkm.stream.stages import StageTimes
 from tests.stream.helpers import FakeSource, slots_for, within
 
