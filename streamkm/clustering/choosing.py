@@ -104,12 +104,13 @@ def recommended(
 ) -> Recommendation:
     """What the figures of the fits, and how well the seeds of each K agree, say of K.
 
+    Where figures have ``sizes``, the rows of each cluster, outliers are told from groups.
+
     Parameters
     ----------
     figures : sequence of mapping
         ``k``, ``inertia``, ``explained_variance``, ``silhouette`` and ``simplified_silhouette`` of
-        each fit, with its ``seed``, K ascending; ``sizes``, the rows of each cluster, tell outliers
-        from groups. Where rows have weights the simplified silhouette
+        each fit, with its ``seed``, K ascending. Where rows have weights the simplified silhouette
         is taken. Of several seeds the least inertia counts, and the mean silhouette.
     stability : sequence of mapping
         ``k`` and ``mean``, the mean adjusted Rand index; empty with one seed.
