@@ -40,6 +40,7 @@ from streamkm.options import (
     settings_for,
     source_keywords,
 )
+from streamkm.partition_command import add_partition_options, run_partition
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.starting import n_to_start, processes
@@ -391,11 +392,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         _evaluate,
         "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
     )
-    for parser_ in (predict, evaluate):
+    summary = "Group the rows of an array by cluster on disk."
+    partition = command("partition", "RUN SOURCE --out DIR", run_partition, summary)
+    for parser_ in (predict, evaluate, partition):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)
         add_nan(parser_)
     add_predict_options(predict)
+    add_partition_options(partition)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
@@ -413,7 +417,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     add_source(sweep)
     add_sweep_options(sweep)
-    for name in ("fit", "predict", "evaluate", "report", "sweep"):
+    for name in ("fit", "predict", "evaluate", "partition", "report", "sweep"):
         add_execution_options(by_name[name], name)
     info = command(
         "info", "PATH", _info, "Describe an array, or a run or sweep and how far it has come."
