@@ -74,6 +74,7 @@ def predict(
     resume: bool,
     stop_request: StopRequest,
     quiet: bool = False,
+    tells_ids: bool = True,
     world: World = ALONE,
 ) -> int:
     """Write the nearest centroid of every row of `source`; returns how many rows it dropped.
@@ -105,6 +106,8 @@ def predict(
         Asked after every batch.
     quiet : bool
         Say nothing on stderr.
+    tells_ids : bool
+        Say what there is to say about ids; False for a command that goes on with the labels.
     world : World, optional
         The processes that share the rows. All call `predict` with the same arguments; the first
         alone writes, reads and locks outputs.
@@ -141,7 +144,7 @@ def predict(
             check_free(run_dir, paths, resume=resume)
             for path in paths:
                 check_parts(path, parts_of(source))
-            for note in notes_on_ids(source, ids, execution):
+            for note in notes_on_ids(source, ids, execution) if tells_ids else ():
                 progress.say(f"note: {note}")
         labelling = Labelling(
             model, source, execution, output_bytes=table_bytes(outputs, ids), world=world

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["DISTANCES", "LABELS", "Clusters"]
-
-LABELS, DISTANCES = "labels.npy", "distances.npy"
+__all__ = ["Clusters"]
 
 
 class Clusters:

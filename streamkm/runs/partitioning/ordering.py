@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamkm.files import write_atomically
-from streamkm.runs.partitioning.distribution import DistributionPlan, distribute, plan_distribution
+from streamkm.runs.partitioning.distribution import distribute
 from streamkm.runs.partitioning.flat import FlatOutput
+from streamkm.runs.partitioning.gathered import DistributionPlan, plan_distribution
 from streamkm.runs.partitioning.placing import SCAN_ROWS, ByKey, Stored, offsets_of
+from streamkm.runs.partitioning.record import OFFSETS, ORDER
 from streamkm.sources.base import RowRange
 from streamkm.sources.npy import open_npy
 
@@ -31,9 +33,8 @@ if TYPE_CHECKING:
     from streamkm.runs.partitioning.work import Work
     from streamkm.sources.base import Source
 
-__all__ = ["OFFSETS", "ORDER", "order_bytes", "order_plans", "placing_of", "write_order"]
+__all__ = ["order_bytes", "order_plans", "placing_of", "write_order"]
 
-OFFSETS, ORDER = "offsets.npy", "order.npy"
 #: What is carried through the sort: a row number, and label and distance in one number.
 _SORTED_BYTES = 16
 #: Values of half a distance.

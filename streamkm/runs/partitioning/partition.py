@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +24,17 @@ from streamkm.errors import (
     StorageError,
 )
 from streamkm.files import remove_tree
-from streamkm.runs.partitioning.clusters import DISTANCES, LABELS, Clusters
+from streamkm.runs.partitioning.clusters import Clusters
 from streamkm.runs.partitioning.given import GivenLabels
-from streamkm.runs.partitioning.ordering import OFFSETS, placing_of, write_order
+from streamkm.runs.partitioning.ordering import placing_of, write_order
 from streamkm.runs.partitioning.planning import plan_partition
-from streamkm.runs.partitioning.record import PartitionFolder, check_partition_is_free
+from streamkm.runs.partitioning.record import (
+    DISTANCES,
+    LABELS,
+    OFFSETS,
+    PartitionFolder,
+    check_partition_is_free,
+)
 from streamkm.runs.partitioning.rows import plan_rows, rows_path, write_rows
 from streamkm.runs.partitioning.work import Work
 from streamkm.runs.planning.checks import check_outside
@@ -36,6 +43,7 @@ from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.sinks import tidy
+from streamkm.sources import beside_of, beside_row_bytes
 from streamkm.sources.names import in_order
 from streamkm.text import counted, format_bytes
 
@@ -67,6 +75,8 @@ class Job:
     record: dict[str, Any]
     """The content of partition.json."""
     notes: list[str]
+    beside_bytes: int
+    """Bytes of a row in the columns of a table that are carried along."""
 
     def check_space(self, out: Path) -> None:
         """Raise `RunError` if what the partition takes for certain does not fit on the disk."""
@@ -118,8 +128,10 @@ def prepare(
         note = given.check_origin(run_dir, job)
         notes += [note] if note else []
         settings |= {"labels": str(grouping.labels), "nan": None}
+    beside_bytes = _beside_bytes(source, grouping)
     plan = plan_partition(
-        spec, model.k, execution, grouping, drops=nan == "drop" or given is not None
+        spec, model.k, execution, grouping, drops=nan == "drop" or given is not None,
+        beside_bytes=beside_bytes,
     )  # fmt: skip
     if spec.dtype == "bfloat16" and grouping.rows is not None:
         notes.append("rows.npy has the bits of each bfloat16 as uint16")
@@ -137,7 +149,23 @@ def prepare(
         "k": model.k,
         "done": False,
     }
-    return Job(run_dir, model, source, grouping, given, plan, record, notes)
+    return Job(run_dir, model, source, grouping, given, plan, record, notes, beside_bytes)
+
+
+def _beside_bytes(source: Source, grouping: Grouping) -> int:
+    """Bytes of a row in the columns that Parquet carries along; refuses a name that is taken."""
+    if grouping.rows != "parquet":
+        return 0
+    if find_spec("pyarrow") is None:
+        raise ConfigError(
+            Option("rows", "parquet"),
+            " needs pyarrow, which is not installed; install streamkm[parquet]",
+        )
+    from streamkm.runs.partitioning.parquet_rows import TableRows
+
+    beside = beside_of(source)
+    TableRows(source.spec, beside, source.name)
+    return 0 if beside is None or not len(beside.schema) else beside_row_bytes(beside)
 
 
 def partition(
@@ -230,6 +258,7 @@ def _label(
         predict(
             job.run_dir, job.source, execution, labels=labels, distances=distances,
             nan=job.grouping.nan, resume=True, stop_request=stop_request, quiet=quiet,
+            tells_ids=False,
         )  # fmt: skip
     for path in (labels, *((distances,) if distances else ())):
         tidy(path)

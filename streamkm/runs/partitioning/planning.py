@@ -7,7 +7,7 @@ from math import isqrt
 from typing import TYPE_CHECKING
 
 from streamkm.config import largest_batch_rows
-from streamkm.runs.partitioning.distribution import (
+from streamkm.runs.partitioning.gathered import (
     BESIDE_RECORD,
     PIECE_BYTES,
     plan_distribution,
@@ -21,7 +21,7 @@ from streamkm.stream.slots import slot_bytes
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
-    from streamkm.runs.partitioning.distribution import DistributionPlan
+    from streamkm.runs.partitioning.gathered import DistributionPlan
     from streamkm.runs.partitioning.grouping import Grouping
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.sources.base import ArraySpec
@@ -75,9 +75,17 @@ def _in_words(plan: DistributionPlan) -> str:
 
 
 def plan_partition(
-    spec: ArraySpec, k: int, execution: ExecutionConfig, grouping: Grouping, *, drops: bool
+    spec: ArraySpec,
+    k: int,
+    execution: ExecutionConfig,
+    grouping: Grouping,
+    *,
+    drops: bool,
+    beside_bytes: int = 0,
 ) -> PartitionPlan:
     """The plan of a partition of `spec` into `k` clusters; `drops`: rows may be in none of them.
+
+    `beside_bytes` are those of a row in the columns of a table that are no features.
 
     Raises
     ------
@@ -88,6 +96,8 @@ def plan_partition(
     batch_rows = largest_batch_rows(spec.n_rows, spec.n_features)
     reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
     width = spec.row_bytes if rows is not None else 8
+    if rows == "parquet":  # See `plan_rows`.
+        width = 3 * (width + 8 + beside_bytes + BESIDE_RECORD)
     align = align_rows(rows, spec) if rows is not None else 1
     fixed = RUNTIME_BYTES + reading.order_bytes + _CLUSTER_BYTES * k + 3 * PIECE_BYTES
     fixed += _SCANNED_BYTES * min(SCAN_ROWS, spec.n_rows)
@@ -104,7 +114,9 @@ def plan_partition(
     order = order_plans(spec.n_rows, k, gathered, by_distance=by_distance)
     of_rows = None
     if rows is not None:
-        of_rows = plan_rows(rows, spec, spec.n_rows, k, gathered, by_distance=by_distance)
+        of_rows = plan_rows(
+            rows, spec, spec.n_rows, k, gathered, by_distance=by_distance, beside_bytes=beside_bytes
+        )
     most = _space(spec, order, of_rows, by_distance=by_distance)
     certain = grouping.only is None and rows in (None, "npy") and not drops
     return PartitionPlan(

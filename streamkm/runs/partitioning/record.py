@@ -34,9 +34,20 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-__all__ = ["PARTITION", "PartitionFolder", "check_partition_is_free", "read_partition"]
+__all__ = [
+    "DISTANCES",
+    "LABELS",
+    "OFFSETS",
+    "ORDER",
+    "PARTITION",
+    "PartitionFolder",
+    "check_partition_is_free",
+    "read_partition",
+]
 
 PARTITION, LOCK = "partition.json", "lock"
+LABELS, DISTANCES = "labels.npy", "distances.npy"
+OFFSETS, ORDER = "offsets.npy", "order.npy"
 
 #: What must be as it was for a partition to go on: its keys in the record, and in words.
 _SAME = {"model": "another model", "data": "other data", "settings": "other settings"}

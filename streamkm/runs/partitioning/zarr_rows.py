@@ -13,17 +13,10 @@ from streamkm.files import fsync_directory, fsync_file, remove_tree, rename_dura
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["ZarrRows", "chunk_rows"]
+__all__ = ["ZarrRows"]
 
-#: Bytes of a chunk, about.
-CHUNK_BYTES = 4 << 20
 #: The metadata of a Zarr array of version 3.
 _METADATA = "zarr.json"
-
-
-def chunk_rows(row_bytes: int) -> int:
-    """Rows of a chunk, at least one; so the bytes on disk do not depend on the memory."""
-    return max(CHUNK_BYTES // row_bytes, 1)
 
 
 class ZarrRows:
@@ -37,15 +30,23 @@ class ZarrRows:
         Rows and features.
     dtype : dtype
         Of the elements.
+    chunk_rows : int
+        Rows of a chunk; a shorter array is one chunk.
     resumed : bool
         Whether an earlier attempt has begun the array.
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any], *, resumed: bool
+        self,
+        path: Path,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        chunk_rows: int,
+        *,
+        resumed: bool,
     ) -> None:
         self._path, self._shape, self._dtype = path, shape, dtype
-        self.align_rows = chunk_rows(shape[1] * dtype.itemsize)
+        self.align_rows = chunk_rows
         self._held: list[np.ndarray] = []
         self._first = self._end = 0
         self._unsynced: list[Path] = []
