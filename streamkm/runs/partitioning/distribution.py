@@ -67,9 +67,9 @@ def distribute(
     gathers : type
         What holds the records.
     """
-    if not plan.n_places:
-        return
     stage, done = reached
+    if not plan.n_places or (stage == "write" and done == plan.n_places):
+        return
     how, times = asdict(plan), times or StageTimes()
     with ExitStack() as stack:
         is_resumed = bool(stage) and not plan.is_in_memory
@@ -102,6 +102,8 @@ def distribute(
         if not plan.is_direct:
             _write(step, gathered, output, work, done if stage == "write" else 0)
         output.sync()
+        # From here on the buckets are not needed.
+        work.save(step, how, "write", plan.n_places)
     gathered.discard()
 
 

@@ -227,6 +227,7 @@ def partition(
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet))
         job = prepare(run_dir, source, execution, grouping, stack)
+        stack.enter_context(_told(out))
         folder = stack.enter_context(PartitionFolder(out, job.record, before))
         if before is not None and before["done"]:
             remove_tree(out / "work")
@@ -235,13 +236,12 @@ def partition(
         job.check_space(out)
         for note in job.notes:
             progress.say(f"note: {note}")
-        with _told(out):
-            work = Work(out, execution, stop_request, progress)
-            with memory_told(work.doing, resumable=True):
-                _label(job, execution, work, stop_request, quiet=quiet)
-                found = _group(job, work)
-            folder.write(done=True, **found)
-            work.discard()
+        work = Work(out, execution, stop_request, progress)
+        with memory_told(work.doing, resumable=True):
+            _label(job, execution, work, stop_request, quiet=quiet)
+            found = _group(job, work)
+        folder.write(done=True, **found)
+        work.discard()
         progress.say(_conclusion(out, found, job.model.k))
         return folder.record
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import TYPE_CHECKING
 
-from streamkm.config import largest_batch_rows
 from streamkm.runs.partitioning.gathered import (
     BESIDE_RECORD,
     PIECE_BYTES,
@@ -93,8 +92,8 @@ def plan_partition(
         If the budget holds no window of rows and a little beside it.
     """
     rows, by_distance = grouping.rows, grouping.by_distance
-    batch_rows = largest_batch_rows(spec.n_rows, spec.n_features)
-    reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
+    # Windows are used as they are read: a batch is a block.
+    reading = plan_reading(spec, batch_rows=min(spec.block_rows, spec.n_rows), seed=None)
     width = spec.row_bytes if rows is not None else 8
     if rows == "parquet":  # See `plan_rows`.
         width = 3 * (width + 8 + beside_bytes + BESIDE_RECORD)

@@ -124,10 +124,14 @@ class PartitionFolder:
     def __enter__(self) -> PartitionFolder:
         make_directory(self.path)
         self._lock.take()
-        if self._before is None:
-            # Again: it may have appeared before this process held the lock.
-            check_partition_is_free(self.path, resume=False)
-            write_atomically(self.path / PARTITION, seal(self.record))
+        try:
+            if self._before is None:
+                # Again: it may have appeared before this process held the lock.
+                check_partition_is_free(self.path, resume=False)
+                write_atomically(self.path / PARTITION, seal(self.record))
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
