@@ -40,7 +40,7 @@ from streamkm.options import (
     settings_for,
     source_keywords,
 )
-from streamkm.partition_command import add_partition_options, run_partition
+from streamkm.partition_command import PARTITION_SUMMARY, add_partition_options, run_partition
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.starting import n_to_start, processes
@@ -302,6 +302,10 @@ All commands and options: streamkm --help, streamkm fit --help
 """
 
 
+#: What stands for a command in the help, whose column of commands is as wide as this.
+_COMMAND = "COMMAND ..."
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument in one line that names the help; allows no abbreviations."""
 
@@ -370,6 +374,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="streamkm",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
         description="Cluster arrays larger than memory with k-means. An interrupted run resumes "
         "where it stopped.",
         epilog="streamkm COMMAND --help lists the options of a command. Exit status: 0 done; "
@@ -377,7 +382,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"streamkm {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar=_COMMAND, prog=parser.prog, required=True
+    )
     by_name: dict[str, _Parser] = {}
     command = partial(_add_command, commands, by_name)
     fit = command("fit", "SOURCE --k K --out RUN", _fit, "Cluster an array and write a run folder.")
@@ -392,8 +399,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         _evaluate,
         "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
     )
-    summary = "Group the rows of an array by cluster on disk."
-    partition = command("partition", "RUN SOURCE --out DIR", run_partition, summary)
+    partition = command("partition", "RUN SOURCE --out DIR", run_partition, PARTITION_SUMMARY)
     for parser_ in (predict, evaluate, partition):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 from streamkm.config import ExecutionConfig
 from streamkm.errors import ConfigError
 from streamkm.files import expanded
-from streamkm.options import DRY_RUN_HELP, configured, open_as_in, parsed_by
+from streamkm.options import configured, open_as_in, parsed_by
 from streamkm.runs.partitioning.grouping import FORMATS, SORTS, Grouping, parse_only
 from streamkm.starting import processes
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_partition_options", "run_partition"]
+__all__ = ["PARTITION_SUMMARY", "add_partition_options", "run_partition"]
+
+PARTITION_SUMMARY = "Group the rows of an array by cluster on disk."
 
 
 def add_partition_options(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +62,12 @@ def add_partition_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue DIR where it was stopped, or start it if there is nothing",
     )
-    add("--dry-run", action="store_true", help=DRY_RUN_HELP)
+    add(
+        "--dry-run",
+        action="store_true",
+        help="write nothing; print the memory, the passes and the disk space that it will need, "
+        "and what speaks against it",
+    )
 
 
 def run_partition(arguments: argparse.Namespace) -> None:

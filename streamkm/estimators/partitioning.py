@@ -121,8 +121,8 @@ def partition(
     >>> init = np.array([[0.0], [9.0]])
     >>> km = streamkm.KMeans(2, init=init, random_state=0, run_dir=folder / "run").fit(x)
     >>> found = streamkm.partition(folder / "run", x, folder / "grouped", rows="npy")
-    >>> found.members(0)
-    array([0, 2, 4])
+    >>> found.members(0).tolist()
+    [0, 2, 4]
     >>> np.load(folder / "grouped" / "rows.npy").ravel()
     array([0. , 0.2, 0.1, 9. , 9.1])
     """

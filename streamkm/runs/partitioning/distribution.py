@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from streamkm.runs.partitioning.gathered import GatheredBytes
+from streamkm.runs.partitioning.gathered import GatheredBytes, discard_buckets
 from streamkm.runs.partitioning.placing import SCAN_ROWS, ByKey
 from streamkm.stream.stages import StageTimes
 
@@ -69,6 +69,7 @@ def distribute(
     """
     stage, done = reached
     if not plan.n_places or (stage == "write" and done == plan.n_places):
+        discard_buckets(work.folder, step)
         return
     how, times = asdict(plan), times or StageTimes()
     with ExitStack() as stack:
@@ -104,7 +105,7 @@ def distribute(
         output.sync()
         # From here on the buckets are not needed.
         work.save(step, how, "write", plan.n_places)
-    gathered.discard()
+    discard_buckets(work.folder, step)
 
 
 def _gather(gathered: Gathered, placing: Placing, rows: RowRange, records: Any) -> None:

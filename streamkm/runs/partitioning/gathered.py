@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from streamkm.files import remove_file
+from streamkm.files import names_in, remove_file
 from streamkm.runs.partitioning.flat import open_flat
 from streamkm.runs.partitioning.placing import SCAN_ROWS, ByKey, stable_argsort
 from streamkm.sources.base import RowRange
@@ -32,6 +32,7 @@ __all__ = [
     "Gathered",
     "GatheredBytes",
     "Output",
+    "discard_buckets",
     "plan_distribution",
 ]
 
@@ -204,9 +205,12 @@ class Gathered(ABC):
     def close(self) -> None:
         """Release files."""
 
-    @abstractmethod
-    def discard(self) -> None:
-        """Delete the buckets."""
+
+def discard_buckets(folder: Path, step: str) -> None:
+    """Delete the files of the buckets of `step`."""
+    for name in names_in(folder):
+        if name.startswith((f"{step}.bucket", f"{step}.place")):
+            remove_file(folder / name)
 
 
 class GatheredBytes(Gathered):
@@ -225,7 +229,11 @@ class GatheredBytes(Gathered):
                 self._files.append(open_flat(path, plan.n_places * width, resumed=resumed))
 
     def _take_in(self, records: np.ndarray, taken: np.ndarray, to: slice) -> None:
-        np.take(records, taken, axis=0, out=self._records[to], mode="clip")
+        first, last = int(taken[0]), int(taken[-1])
+        if last - first + 1 == len(taken):  # A copy of one piece is several times as fast.
+            self._records[to] = records[first : last + 1]
+        else:
+            np.take(records, taken, axis=0, out=self._records[to], mode="clip")
 
     def _write_shares(self, shares: Iterator[tuple[int, np.ndarray]]) -> None:
         for group, share in shares:
@@ -281,11 +289,6 @@ class GatheredBytes(Gathered):
         """Release files."""
         for file in self._files:
             file.close()
-
-    def discard(self) -> None:
-        """Delete the buckets."""
-        for path in self._paths:
-            remove_file(path)
 
 
 def _read_into(file: OutputFile, position: int, out: np.ndarray) -> None:

@@ -27,7 +27,7 @@ from streamkm.files import (
     remove_tree,
     rename_durably,
 )
-from streamkm.runs.partitioning.gathered import PIECE_BYTES, Gathered
+from streamkm.runs.partitioning.gathered import PIECE_BYTES, Gathered, discard_buckets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +110,7 @@ class GatheredTables(Gathered):
         self._paths = [self._beside.with_name(f"{name}.bucket-{i}") for i in range(self.n_buckets)]
         self._unsynced: set[int] = set()
         if not resumed:
-            self.discard()
+            discard_buckets(self._beside.parent, name)
 
     def begin(self, placing: Placing, row: int) -> None:
         """See `Gathered`; what follows the claimed rows of a bucket is written over."""
@@ -191,11 +191,6 @@ class GatheredTables(Gathered):
 
     def close(self) -> None:
         """No file is held open."""
-
-    def discard(self) -> None:
-        """See `Gathered`."""
-        for path in self._paths:
-            remove_file(path)
 
 
 class ParquetRows:

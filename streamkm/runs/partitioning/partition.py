@@ -32,6 +32,7 @@ from streamkm.runs.partitioning.record import (
     DISTANCES,
     LABELS,
     OFFSETS,
+    UNFINISHED,
     PartitionFolder,
     check_partition_is_free,
 )
@@ -230,7 +231,7 @@ def partition(
         stack.enter_context(_told(out))
         folder = stack.enter_context(PartitionFolder(out, job.record, before))
         if before is not None and before["done"]:
-            remove_tree(out / "work")
+            remove_tree(out / UNFINISHED)
             progress.say(f"{out} is finished, of this model and source: nothing is left to do")
             return before
         job.check_space(out)

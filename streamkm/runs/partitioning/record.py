@@ -9,7 +9,7 @@
       offsets.npy       K + 1: cluster k is order[offsets[k]:offsets[k + 1]]
       order.npy         row numbers, cluster after cluster
       rows.npy          the rows in this order: or rows.zarr, or rows/centroid=17/part-0.parquet
-      work/             what is not finished (see runs.partitioning.work)
+      unfinished/       what is not finished (see runs.partitioning.work)
       lock              held by the process that writes
 """
 
@@ -40,12 +40,13 @@ __all__ = [
     "OFFSETS",
     "ORDER",
     "PARTITION",
+    "UNFINISHED",
     "PartitionFolder",
     "check_partition_is_free",
     "read_partition",
 ]
 
-PARTITION, LOCK = "partition.json", "lock"
+PARTITION, LOCK, UNFINISHED = "partition.json", "lock", "unfinished"
 LABELS, DISTANCES = "labels.npy", "distances.npy"
 OFFSETS, ORDER = "offsets.npy", "order.npy"
 
@@ -141,9 +142,9 @@ class PartitionFolder:
         trace: TracebackType | None,
     ) -> None:
         # What was refused before anything was made leaves no folder.
-        left = set(names_in(self.path)) - {PARTITION, LOCK, "work"}
+        left = set(names_in(self.path)) - {PARTITION, LOCK, UNFINISHED}
         if isinstance(error, InputError) and self._before is None and not left:
-            discard(self.path / "work", self.path / PARTITION)
+            discard(self.path / UNFINISHED, self.path / PARTITION)
             self._lock.release(remove=True)
             remove_empty(self.path)
         self._lock.release()

@@ -1,8 +1,8 @@
-"""What a partition that is not finished keeps: its work folder and its cursor.
+"""What a partition that is not finished keeps: a folder for it, and its cursor.
 
 ::
 
-    DIR/work/
+    DIR/unfinished/
       cursor.json       the step at work, how it was planned, and how far it has come
       *.partial         outputs that are not complete
       *.bucket, *.place what a step has put in buckets, and where it goes from there
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import Interrupted, Option
 from streamkm.files import make_directory, read_bytes, remove_tree, write_atomically
+from streamkm.runs.partitioning.record import UNFINISHED
 from streamkm.sealed import DAMAGE, seal, unseal
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ CURSOR = "cursor.json"
 
 
 class Work:
-    """The work folder of one partition, within one attempt."""
+    """What is unfinished of one partition, within one attempt."""
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class Work:
         stop_request: StopRequest,
         progress: Progress,
     ) -> None:
-        self.out, self.folder, self.progress = out, out / "work", progress
+        self.out, self.folder, self.progress = out, out / UNFINISHED, progress
         self._cadence, self._stop_request = execution.checkpoint_every, stop_request
         self._saved_at, self._batches = time.monotonic(), 0
         self._doing = "beginning"

@@ -78,7 +78,7 @@ def test_records_are_in_place_wherever_it_was_stopped(way, quick_path) -> None:
             stops += 1
             move(folder, WAYS[way])
             assert np.load(folder / "moved.npy").tolist() == expected.tolist()
-            assert sorted(p.name for p in (folder / "work").iterdir()) == ["cursor.json"]
+            assert sorted(p.name for p in (folder / "unfinished").iterdir()) == ["cursor.json"]
         else:
             break
     assert stops >= 5

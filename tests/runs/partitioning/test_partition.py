@@ -58,7 +58,7 @@ def check(out: Path, x: np.ndarray, *, by_distance: bool = False, only=None) -> 
         assert (labels[order[offsets[cluster] : offsets[cluster + 1]]] == cluster).all()
     assert offsets[0] == 0
     assert offsets[-1] == len(order)
-    assert not (out / "work").exists()
+    assert not (out / "unfinished").exists()
     found = rows_in(out, offsets)
     if found is not None:
         assert found.dtype == x.dtype
