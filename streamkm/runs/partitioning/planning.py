@@ -94,7 +94,7 @@ def plan_partition(
     rows, by_distance = grouping.rows, grouping.by_distance
     # Windows are used as they are read: a batch is a block.
     reading = plan_reading(spec, batch_rows=min(spec.block_rows, spec.n_rows), seed=None)
-    width = spec.row_bytes if rows is not None else 8
+    width = spec.row_bytes if rows is not None else 8 + 8 * by_distance
     if rows == "parquet":  # See `plan_rows`.
         width = 3 * (width + 8 + beside_bytes + BESIDE_RECORD)
     align = align_rows(rows, spec) if rows is not None else 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,8 +55,8 @@ def group(
     *,
     resume: bool = True,
     world: World = ALONE,
-    **grouping,
-) -> dict:
+    **grouping: Any,
+) -> dict[str, Any]:
     """One attempt at a partition."""
     rows = open_source(source)
     try:

@@ -7,6 +7,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -40,7 +41,7 @@ def written(out: Path) -> dict[str, bytes]:
     }
 
 
-def check(out: Path, x: np.ndarray, *, by_distance: bool = False, only=None) -> np.ndarray:
+def check(out: Path, x: np.ndarray, *, by_distance: bool = False, only=None) -> Any:
     """Compare order, offsets and rows with NumPy's; the order."""
     labels = np.load(out / "labels.npy")
     keys = [np.arange(len(x)), labels]
@@ -66,7 +67,7 @@ def check(out: Path, x: np.ndarray, *, by_distance: bool = False, only=None) -> 
     return order
 
 
-def rows_in(out: Path, offsets: np.ndarray) -> np.ndarray | None:
+def rows_in(out: Path, offsets: np.ndarray) -> Any:
     if (out / "rows.npy").exists():
         return np.load(out / "rows.npy")
     if (out / "rows.zarr").exists():
@@ -388,7 +389,12 @@ def test_several_processes_are_refused(fitted, tmp_path) -> None:
     from types import SimpleNamespace
 
     with pytest.raises(ConfigError, match="the work of one process, and 2 were started"):
-        group(fitted / "run", fitted / "x.npy", tmp_path / "p", world=SimpleNamespace(size=2))
+        group(
+            fitted / "run",
+            fitted / "x.npy",
+            tmp_path / "p",
+            world=cast(Any, SimpleNamespace(size=2)),
+        )
 
 
 def test_a_partition_at_work_is_left_alone(fitted, tmp_path) -> None:
