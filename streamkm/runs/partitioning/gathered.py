@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from streamkm.files import names_in, remove_file
+from streamkm.machine import n_cores
 from streamkm.runs.partitioning.flat import open_flat
 from streamkm.runs.partitioning.placing import SCAN_ROWS, ByKey, stable_argsort
 from streamkm.sources.base import RowRange
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BESIDE_RECORD",
     "DIRECT_BYTES",
+    "MOST_WRITERS",
     "PIECE_BYTES",
     "DistributionPlan",
     "Gathered",
@@ -36,8 +39,9 @@ __all__ = [
     "plan_distribution",
 ]
 
-#: Bytes of a write of several, at most: they are put in order in memory that the cache holds.
-PIECE_BYTES = 4 << 20
+#: Bytes of a write of several records, at most: they are put in order in memory that the cache
+#: holds; and threads that do so side by side, at most.
+PIECE_BYTES, MOST_WRITERS = 1 << 20, 4
 #: Bytes of a cluster's share of what is gathered, on average, from which on it is written to its
 #: final place at once: below, writes are too small, and buckets are faster.
 DIRECT_BYTES = 32 << 10
@@ -153,18 +157,25 @@ class Gathered(ABC):
 
     def add(self, groups_B: np.ndarray, places_B: np.ndarray | None, records: Any) -> None:
         """Gather the records whose group is not negative."""
-        kept = np.flatnonzero(groups_B >= 0)
-        while len(kept):
+        kept: np.ndarray | None = None
+        if int(groups_B.min(initial=0)) < 0:
+            kept = np.flatnonzero(groups_B >= 0)
+            groups_B = groups_B[kept]
+            places_B = None if places_B is None else places_B[kept]
+        start = 0
+        while start < len(groups_B):
             if self._filled == len(self._groups):
                 self.flush()
-            taken = kept[: len(self._groups) - self._filled]
-            kept = kept[len(taken) :]
-            to = slice(self._filled, self._filled + len(taken))
-            self._take_in(records, taken, to)
-            self._groups[to] = groups_B[taken]
+            part = slice(start, start + len(self._groups) - self._filled)
+            some_B = groups_B[part]
+            to = slice(self._filled, self._filled + len(some_B))
+            start, self._filled = start + len(some_B), to.stop
+            # A copy of what stands together is several times as fast as one of chosen records.
+            chosen = slice(part.start, start) if kept is None else kept[part]
+            self._take_in(records, chosen, to)
+            self._groups[to] = some_B
             if places_B is not None:
-                self._places[to] = places_B[taken]
-            self._filled = to.stop
+                self._places[to] = places_B[part]
 
     def flush(self) -> None:
         """Write each group's share of what is gathered: of a single bucket nothing."""
@@ -186,8 +197,8 @@ class Gathered(ABC):
         """Make what holds records and buckets."""
 
     @abstractmethod
-    def _take_in(self, records: Any, taken: np.ndarray, to: slice) -> None:
-        """Hold the records that `taken` numbers as those of `to`."""
+    def _take_in(self, records: Any, chosen: slice | np.ndarray, to: slice) -> None:
+        """Hold the `chosen` records as those of `to`."""
 
     @abstractmethod
     def _write_shares(self, shares: Iterator[tuple[int, np.ndarray]]) -> None:
@@ -219,8 +230,6 @@ class GatheredBytes(Gathered):
     def _open(self, *, resumed: bool) -> None:
         plan = self.plan
         self._records = np.empty((plan.gather_rows, plan.width), np.uint8)
-        piece_rows = max(PIECE_BYTES // plan.width, 1)
-        self._piece = np.empty((min(piece_rows, plan.gather_rows), plan.width), np.uint8)
         name = self._beside.name
         self._paths = [self._beside.with_name(f"{name}.{what}") for what in ("bucket", "place")]
         self._files: list[OutputFile] = []
@@ -228,26 +237,35 @@ class GatheredBytes(Gathered):
             for path, width in zip(self._paths, (plan.width, _PLACE_BYTES), strict=True):
                 self._files.append(open_flat(path, plan.n_places * width, resumed=resumed))
 
-    def _take_in(self, records: np.ndarray, taken: np.ndarray, to: slice) -> None:
-        first, last = int(taken[0]), int(taken[-1])
-        if last - first + 1 == len(taken):  # A copy of one piece is several times as fast.
-            self._records[to] = records[first : last + 1]
+    def _take_in(self, records: np.ndarray, chosen: slice | np.ndarray, to: slice) -> None:
+        if isinstance(chosen, slice):
+            self._records[to] = records[chosen]
         else:
-            np.take(records, taken, axis=0, out=self._records[to], mode="clip")
+            np.take(records, chosen, axis=0, out=self._records[to], mode="clip")
 
     def _write_shares(self, shares: Iterator[tuple[int, np.ndarray]]) -> None:
-        for group, share in shares:
-            at = int(self._next[group])
+        found = [(group, int(self._next[group]), share) for group, share in shares]
+        for group, _, share in found:
             self._next[group] += len(share)
-            if self.plan.is_direct:
-                for start, rows in self._pieces(share, at):
+        # Threads put pieces in order and write them side by side: neither holds the interpreter.
+        n_writers = min(n_cores(), MOST_WRITERS, len(found))
+        with ThreadPoolExecutor(n_writers) as pool:
+            for done in [pool.submit(self._write, found[i::n_writers]) for i in range(n_writers)]:
+                done.result()
+
+    def _write(self, found: list[tuple[int, int, np.ndarray]]) -> None:
+        """Write some shares, each from its position on."""
+        memory = self._piece_memory()
+        for _, at, share in found:
+            for start, rows in self._pieces(share, at, memory):
+                if self.plan.is_direct:
                     self._output.put(start, rows)
-                continue
-            for start, rows in self._pieces(share, at):
-                self._files[0].write(start * self.plan.width, rows.reshape(-1).data)
-            # A place that was never written holds 0.
-            places = (self._places[share] + 1).view(np.uint8)
-            self._files[1].write(at * _PLACE_BYTES, places.data)
+                else:
+                    self._files[0].write(start * self.plan.width, rows.reshape(-1).data)
+            if not self.plan.is_direct:
+                # A place that was never written holds 0.
+                places = (self._places[share] + 1).view(np.uint8)
+                self._files[1].write(at * _PLACE_BYTES, places.data)
 
     def sync(self) -> None:
         """See `Gathered`."""
@@ -264,7 +282,7 @@ class GatheredBytes(Gathered):
         order = np.full(stop - first, -1, np.int64)
         order[self._places[:count] - first] = np.arange(count)
         start = max(done, first)
-        yield from self._pieces(order[start - first :], start)
+        yield from self._pieces(order[start - first :], start, self._piece_memory())
 
     def _load(self, first: int, stop: int) -> int:
         """Read the bucket of these places from disk; the number of its records."""
@@ -276,13 +294,20 @@ class GatheredBytes(Gathered):
         _read_into(self._files[0], first * self.plan.width, records)
         return count
 
-    def _pieces(self, share: np.ndarray, start: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The gathered records that `share` names, in large pieces of memory that is used again."""
-        for begin in range(0, len(share), len(self._piece)):
-            numbers = share[begin : begin + len(self._piece)]
-            rows = self._piece[: len(numbers)]
+    def _piece_memory(self) -> np.ndarray:
+        rows = min(max(PIECE_BYTES // self.plan.width, 1), self.plan.gather_rows)
+        return np.empty((rows, self.plan.width), np.uint8)
+
+    def _pieces(
+        self, share: np.ndarray, start: int, memory: np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The gathered records that `share` names, in large pieces of `memory`."""
+        for begin in range(0, len(share), len(memory)):
+            numbers = share[begin : begin + len(memory)]
+            rows = memory[: len(numbers)]
             np.take(self._records, numbers, axis=0, out=rows, mode="clip")
-            rows[numbers < 0] = 0xFF
+            if int(numbers.min()) < 0:
+                rows[numbers < 0] = 0xFF
             yield start + begin, rows
 
     def close(self) -> None:

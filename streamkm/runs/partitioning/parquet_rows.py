@@ -120,10 +120,12 @@ class GatheredTables(Gathered):
             for _, end in self._stored(path, count):
                 self._ends[bucket] = end
 
-    def _take_in(self, records: pa.Table, taken: np.ndarray, to: slice) -> None:
+    def _take_in(self, records: pa.Table, chosen: slice | np.ndarray, to: slice) -> None:
         del to
-        is_whole = len(taken) == len(records)
-        self._tables.append(records if is_whole else records.take(pa.array(taken)))
+        if isinstance(chosen, slice):
+            self._tables.append(records[chosen])
+        else:
+            self._tables.append(records.take(pa.array(chosen)))
 
     def _write_shares(self, shares: Iterator[tuple[int, np.ndarray]]) -> None:
         whole = pa.concat_tables(self._tables)

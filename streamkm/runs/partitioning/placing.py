@@ -52,8 +52,11 @@ class ByKey:
         """See `Placing`."""
         keys_B = self.keys(rows)
         places_B = np.full(len(keys_B), -1, np.int64)
-        kept = np.flatnonzero(keys_B >= 0)
-        kept = kept[stable_argsort(keys_B[kept])]
+        if int(keys_B.min(initial=0)) >= 0:
+            kept = stable_argsort(keys_B)
+        else:
+            kept = np.flatnonzero(keys_B >= 0)
+            kept = kept[stable_argsort(keys_B[kept])]
         sorted_B = keys_B[kept]
         firsts = np.flatnonzero(np.diff(sorted_B, prepend=-1))
         counts = np.diff(firsts, append=len(sorted_B))

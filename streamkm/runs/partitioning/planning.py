@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from streamkm.runs.partitioning.gathered import (
     BESIDE_RECORD,
+    MOST_WRITERS,
     PIECE_BYTES,
     plan_distribution,
 )
@@ -98,7 +99,9 @@ def plan_partition(
     if rows == "parquet":  # See `plan_rows`.
         width = 3 * (width + 8 + beside_bytes + BESIDE_RECORD)
     align = align_rows(rows, spec) if rows is not None else 1
-    fixed = RUNTIME_BYTES + reading.order_bytes + _CLUSTER_BYTES * k + 3 * PIECE_BYTES
+    fixed = (
+        RUNTIME_BYTES + reading.order_bytes + _CLUSTER_BYTES * k + (2 + MOST_WRITERS) * PIECE_BYTES
+    )
     fixed += _SCANNED_BYTES * min(SCAN_ROWS, spec.n_rows)
     # A chunk is held twice: as it is gathered, and as it is written.
     fixed += 2 * align * width * (align > 1)
