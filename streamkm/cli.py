@@ -265,6 +265,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     from streamkm.runs.info import describe_run, describe_source
+    from streamkm.runs.partitioning.record import PARTITION, describe_partition
     from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
     from streamkm.runs.sweeping.record import SWEEP
     from streamkm.runs.sweeping.table import describe_sweep
@@ -272,6 +273,8 @@ def _info(arguments: argparse.Namespace) -> None:
     path = expanded(arguments.source)
     if (path / SWEEP).exists():
         print(describe_sweep(path))
+    elif (path / PARTITION).exists():
+        print(describe_partition(path))
     elif (path / CONFIG).exists() or looks_like_a_run(path):
         print(describe_run(path))
     else:
@@ -302,8 +305,7 @@ All commands and options: streamkm --help, streamkm fit --help
 """
 
 
-#: What stands for a command in the help, whose column of commands is as wide as this.
-_COMMAND = "COMMAND ..."
+_COMMAND = "COMMAND ..."  # In the help the column of commands is as wide as this.
 
 
 class _Parser(argparse.ArgumentParser):

@@ -29,6 +29,7 @@ from streamkm.files import (
     write_atomically,
 )
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +44,7 @@ __all__ = [
     "UNFINISHED",
     "PartitionFolder",
     "check_partition_is_free",
+    "describe_partition",
     "read_partition",
 ]
 
@@ -72,6 +74,38 @@ def read_partition(path: Path) -> dict[str, Any]:
             Option("run_dir"),
         ) from None
     return record
+
+
+def describe_partition(path: Path) -> str:
+    """What the partition in `path` is of, and whether it is finished: a line each."""
+    record = read_partition(path)
+    settings = record["settings"]
+    owner = _lock(path).owner()
+    lines = [
+        f"partition    {path}",
+        f"run          {record['run']}: {record['k']:,} clusters",
+        f"source       {record['source']}",
+    ]
+    if settings["only"] is not None:
+        lines.append(f"clusters     {', '.join(map(str, settings['only']))} alone")
+    lines.append(f"sorted by    cluster, then {settings['sort']}")
+    if record["done"]:
+        n_full = record["k"] - record["n_empty"]
+        lines.append(
+            f"rows         {record['n_rows']:,} in {counted(n_full, 'cluster')}, the largest of "
+            f"{record['largest']:,}"
+        )
+        lines.append(f"dropped      {record['n_dropped']:,}")
+        state = "finished"
+    elif owner is not None:
+        state = f"{owner} is working on it"
+    else:
+        state = "not finished: repeat the command with --resume"
+    return "\n".join([*lines, f"state        {state}"])
+
+
+def _lock(path: Path) -> FileLock:
+    return FileLock(path / LOCK, path, "working on this partition")
 
 
 def check_partition_is_free(path: Path, *, resume: bool) -> dict[str, Any] | None:
@@ -104,7 +138,7 @@ class PartitionFolder:
     def __init__(self, path: Path, record: dict[str, Any], before: dict[str, Any] | None) -> None:
         """`before` is the record of the partition that goes on; `record` must agree with it."""
         self.path, self.record, self._before = path, record, before
-        self._lock = FileLock(path / LOCK, path, "working on this partition")
+        self._lock = _lock(path)
         if before is not None:
             self._check(before)
 

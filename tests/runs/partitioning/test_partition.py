@@ -409,6 +409,21 @@ def test_a_partition_at_work_is_left_alone(fitted, tmp_path) -> None:
     lock.release()
 
 
+def test_info_says_what_a_partition_is(fitted, tmp_path, capsys) -> None:
+    out = tmp_path / "p"
+    with pytest.raises(Interrupted):
+        group(fitted / "run", fitted / "x.npy", out, 3, only=(2, 4))
+    assert cli("info", out) == 0
+    said = capsys.readouterr().out
+    assert "2, 4 alone" in said
+    assert "not finished: repeat the command with --resume" in said
+    record = group(fitted / "run", fitted / "x.npy", out, only=(2, 4))
+    assert cli("info", out) == 0
+    said = capsys.readouterr().out
+    assert f"{record['n_rows']} in 2 clusters, the largest of {record['largest']}" in said
+    assert "state        finished" in said
+
+
 def test_content_is_of_the_same_files(fitted, tmp_path) -> None:
     """`content` of the rows does not depend on the folder's name."""
     for name in "ab":
