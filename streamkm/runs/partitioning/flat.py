@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
+from streamkm.errors import ResumeError
 from streamkm.files import OutputFile, fsync_directory, remove_file, rename_durably
 
 if TYPE_CHECKING:
@@ -70,11 +71,17 @@ class FlatOutput:
 
 def open_flat(path: Path, size: int, *, resumed: bool) -> OutputFile:
     """The file `path` of `size` bytes: the one that is there if `resumed`, else a new one."""
-    if resumed:
-        return OutputFile(path)
-    remove_file(path)
-    file = OutputFile(path, create=True)
+    if not resumed:
+        remove_file(path)
+    file = OutputFile(path, create=not resumed)
     try:
+        if resumed:
+            if file.size != size:
+                raise ResumeError(
+                    f"{path}: has {file.size:,} bytes in place of {size:,}, so it was altered; "
+                    "remove the partition and start again"
+                )
+            return file
         file.reserve(size)
         file.sync()
         fsync_directory(path.parent)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from streamkm.errors import ResumeError
 from streamkm.files import names_in, remove_file
 from streamkm.machine import n_cores
 from streamkm.runs.partitioning.flat import open_flat
@@ -321,5 +322,7 @@ def _read_into(file: OutputFile, position: int, out: np.ndarray) -> None:
     memory, done = out.reshape(-1).view(np.uint8), 0
     while done < memory.size:
         piece = file.read(position + done, min(memory.size - done, PIECE_BYTES))
+        if not piece:
+            raise ResumeError("a file of buckets was cut short; remove the partition, start again")
         memory[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
         done += len(piece)

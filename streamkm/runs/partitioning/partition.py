@@ -105,7 +105,7 @@ def prepare(
     model = load_model(run_dir)
     spec = source.spec
     grouping.check(model.k, spec, source.name)
-    ordered = in_order(source, model.feature_names, "the run")
+    in_order(source, model.feature_names, "the run")  # Refuses other names.
     if spec.n_features != model.n_features:
         raise ConfigError(
             f"{source.name} has {spec.n_features} features, the run's centroids have "
@@ -113,7 +113,7 @@ def prepare(
             "the same features in the same order"
         )
     nan = grouping.nan or model.settings["nan"]
-    job = job_of(run_dir, ordered, nan, [])
+    job = job_of(run_dir, source, nan, [])
     settings: dict[str, Any] = {
         "rows": grouping.rows,
         "sort": grouping.sort,

@@ -37,14 +37,24 @@ def fitted(tmp_path_factory) -> Path:
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch) -> str:
     """One way to move rows, for rows as few as these."""
-    memory, direct = WAYS[request.param]
+    go(request.param, monkeypatch)
+    return str(request.param)
+
+
+@pytest.fixture
+def only_buckets(monkeypatch) -> None:
+    """Rows go by way of buckets."""
+    go("buckets", monkeypatch)
+
+
+def go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, direct = WAYS[way]
     monkeypatch.setattr(gathered, "DIRECT_BYTES", direct)
-    if request.param != "memory":
+    if way != "memory":
         monkeypatch.setattr(planning, "MOST_GATHERED", 0)
         monkeypatch.setattr(planning, "LEAST_GATHERED", memory)
         monkeypatch.setattr(planning, "ENOUGH_GATHERED", memory)
         monkeypatch.setattr(planning, "_SHARE_BYTES", 1)
-    return str(request.param)
 
 
 def group(

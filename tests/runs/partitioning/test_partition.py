@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
@@ -242,6 +243,37 @@ def test_labels_of_other_rows_are_refused(fitted, tmp_path) -> None:
     # What somebody has written over them since is no label that the record knows.
     np.save(labels, np.zeros(N_ROWS, np.int32))
     group(fitted / "run", fitted / "x.npy", tmp_path / "p", labels=labels)
+
+
+# Breaks when the features are found by name for the labels, and the rows are written so too.
+def test_columns_in_another_order(tmp_path, capsys) -> None:
+    x = clusters(90, 3)
+    names = dict(zip("abc", x.T, strict=True))
+    pq.write_table(pa.table(names), tmp_path / "x.parquet")
+    turned = tmp_path / "turned.parquet"
+    pq.write_table(pa.table({name: names[name] for name in "cab"}), turned)
+    Job(tmp_path / "x.parquet", tmp_path / "run", {"k": 4}).attempt()
+    labels = predicted(tmp_path / "run", turned, tmp_path / "labels.npy")
+    job = ("partition", tmp_path / "run", turned, "--rows", "npy", "--labels")
+    assert cli(*job, tmp_path / "labels.npy", "--out", tmp_path / "p") == 0
+    assert "no record" not in capsys.readouterr().err
+    order = np.argsort(labels, kind="stable")
+    assert np.load(tmp_path / "p" / "rows.npy").tobytes() == x[order][:, [2, 0, 1]].tobytes()
+
+
+# Breaks when a file that is too short is read for ever, or filled with anything.
+@pytest.mark.parametrize("name", ["rows.npy.partial", "rows.bucket", "rows.place"])
+def test_unfinished_files_that_were_altered(name, fitted, tmp_path, only_buckets) -> None:
+    job = (fitted / "run", fitted / "x.zarr", tmp_path / "p")
+    for stop_at in range(1, 50):
+        with suppress(Interrupted):
+            group(*job, stop_at, rows="npy")
+        cursor = tmp_path / "p" / "unfinished" / "cursor.json"
+        if cursor.exists() and json.loads(cursor.read_text())["step"] == "rows":
+            break
+    os.truncate(tmp_path / "p" / "unfinished" / name, 10)
+    with pytest.raises(ResumeError, match="has 10 bytes in place of"):
+        group(*job, rows="npy")
 
 
 @pytest.mark.parametrize(
