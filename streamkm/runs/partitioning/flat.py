@@ -45,8 +45,8 @@ class FlatOutput:
         self._width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
         self._end = 0
         self._file = open_flat(path, self._first + shape[0] * self._width, resumed=resumed)
-        if not resumed:
-            self._file.write(0, header.getvalue())
+        # Also if it was resumed: a cursor may claim buckets before the output is synced.
+        self._file.write(0, header.getvalue())
 
     def put(self, start: int, rows: np.ndarray) -> None:
         """Write `rows`, uint8 of shape (n, bytes of a row), from row `start` on."""

@@ -144,11 +144,11 @@ def _distribute(
     plan = plan_distribution(n_places, width, memory, n_clusters=n_clusters)
     reached = work.begin(name, asdict(plan))
     shape = (n_places, 2) if is_sort else (n_places,)
-    path = work.folder / f"{name}.partial"
-    output = FlatOutput(path, shape, _NUMBERS, resumed=bool(reached[0]))
+    folder = work.out if name == ORDER else work.folder
+    output = FlatOutput(folder / f"{name}.partial", shape, _NUMBERS, resumed=bool(reached[0]))
     try:
         distribute(name, plan, placing, stream, output, work, reached)
-        output.publish((work.out if name == ORDER else work.folder) / name)
+        output.publish(folder / name)
     finally:
         output.close()
 

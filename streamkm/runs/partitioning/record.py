@@ -9,7 +9,8 @@
       offsets.npy       K + 1: cluster k is order[offsets[k]:offsets[k + 1]]
       order.npy         row numbers, cluster after cluster
       rows.npy          the rows in this order: or rows.zarr, or rows/centroid=17/part-0.parquet
-      unfinished/       what is not finished (see runs.partitioning.work)
+      *.partial         an output that is not complete
+      unfinished/       what it is made from (see runs.partitioning.work)
       lock              held by the process that writes
 """
 

@@ -92,7 +92,7 @@ def write_rows(
     """Write the rows of the chosen clusters, as they are stored."""
     reached = work.begin("rows", asdict(plan))
     times, spec = StageTimes(), source.spec
-    path, is_resumed = work.folder / f"{FORMATS[kind]}.partial", bool(reached[0])
+    path, is_resumed = work.out / f"{FORMATS[kind]}.partial", bool(reached[0])
     shape = (plan.n_places, spec.n_features)
     stream = _stream(source, clusters, reading, memory, times)
     gathers: type[Gathered] = GatheredBytes

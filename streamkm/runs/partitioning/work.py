@@ -4,7 +4,7 @@
 
     DIR/unfinished/
       cursor.json       the step at work, how it was planned, and how far it has come
-      *.partial         outputs that are not complete
+      *.npy, *.partial  what the order and the places of rows are made from
       *.bucket, *.place what a step has put in buckets, and where it goes from there
 
 The cursor claims only what is on disk. What is written after it is written again, with the same
