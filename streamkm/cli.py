@@ -40,6 +40,7 @@ from streamkm.options import (
     settings_for,
     source_keywords,
 )
+from streamkm.partition_command import PARTITION_SUMMARY, add_partition_options, run_partition
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.starting import n_to_start, processes
@@ -274,6 +275,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     from streamkm.runs.info import describe_run, describe_source
+    from streamkm.runs.partitioning.record import PARTITION, describe_partition
     from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
     from streamkm.runs.sweeping.record import SWEEP
     from streamkm.runs.sweeping.table import describe_sweep
@@ -281,6 +283,8 @@ def _info(arguments: argparse.Namespace) -> None:
     path = expanded(arguments.source)
     if (path / SWEEP).exists():
         print(describe_sweep(path))
+    elif (path / PARTITION).exists():
+        print(describe_partition(path))
     elif (path / CONFIG).exists() or looks_like_a_run(path):
         print(describe_run(path))
     else:
@@ -310,6 +314,9 @@ _EXAMPLES = """
 
 All commands and options: streamkm --help, streamkm fit --help
 """
+
+
+_COMMAND = "COMMAND ..."  # In the help the column of commands is as wide as this.
 
 
 class _Parser(argparse.ArgumentParser):
@@ -380,6 +387,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="streamkm",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
         description="Cluster arrays larger than memory with k-means. An interrupted run resumes "
         "where it stopped.",
         epilog="streamkm COMMAND --help lists the options of a command. Exit status: 0 done; "
@@ -387,7 +395,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"streamkm {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar=_COMMAND, prog=parser.prog, required=True
+    )
     by_name: dict[str, _Parser] = {}
     command = partial(_add_command, commands, by_name)
     fit = command("fit", "SOURCE --k K --out RUN", _fit, "Cluster an array and write a run folder.")
@@ -402,11 +412,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         _evaluate,
         "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
     )
-    for parser_ in (predict, evaluate):
+    partition = command("partition", "RUN SOURCE --out DIR", run_partition, PARTITION_SUMMARY)
+    for parser_ in (predict, evaluate, partition):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)
         add_nan(parser_)
     add_predict_options(predict)
+    add_partition_options(partition)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
@@ -424,7 +436,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     add_source(sweep)
     add_sweep_options(sweep)
-    for name in ("fit", "predict", "evaluate", "report", "sweep"):
+    for name in ("fit", "predict", "evaluate", "partition", "report", "sweep"):
         add_execution_options(by_name[name], name)
     info = command(
         "info", "PATH", _info, "Describe an array, or a run or sweep and how far it has come."

@@ -364,7 +364,7 @@ class ExecutionConfig:
         default=Cadence(seconds=60),
         parse=Cadence.parse,
         metavar="60s|N",
-        commands=("fit", "sweep", "predict"),
+        commands=("fit", "sweep", "predict", "partition"),
     )
     keep_checkpoints: int = setting(
         "newest checkpoints to keep, at least 2",

@@ -16,12 +16,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import stat
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import RunError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileLock",
+    "GrowingFile",
     "LineFile",
     "OutputFile",
     "discard",
@@ -246,6 +248,29 @@ class OutputFile:
     def close(self) -> None:
         """Close it."""
         _close(self._fd)
+
+
+class GrowingFile(io.RawIOBase):
+    """An `OutputFile` as a file that a library writes from the first byte to the last."""
+
+    def __init__(self, file: OutputFile) -> None:
+        super().__init__()
+        self._file, self._end = file, 0
+
+    def writable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def tell(self) -> int:
+        """See `io.RawIOBase`."""
+        return self._end
+
+    def write(self, data: Any) -> int:
+        """See `io.RawIOBase`."""
+        view = memoryview(data)
+        self._file.write(self._end, view)
+        self._end += view.nbytes
+        return view.nbytes
 
 
 class LineFile:

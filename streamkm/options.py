@@ -44,6 +44,7 @@ __all__ = [
     "open_as_in",
     "open_source_of",
     "open_weights_of",
+    "parsed_by",
     "settings_for",
     "source_keywords",
 ]
@@ -99,7 +100,7 @@ def add_source(
             option.flag,
             dest=option.name,
             metavar=option.metavar,
-            type=_with_own_error(option.parse),
+            type=parsed_by(option.parse),
             action="append" if option.is_repeatable else "store",
             help=option.help,
         )
@@ -192,7 +193,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         nargs="+",
         required=True,
-        type=_with_own_error(parse_ks),
+        type=parsed_by(parse_ks),
         help="numbers of clusters; 8:64:8 stands for 8, 16 and so on to 64, 8:1024:x2 for 8, 16, "
         "32 and so on to 1024",
     )
@@ -201,7 +202,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         nargs="+",
         default=[0],
-        type=_with_own_error(int, setting_of(FitConfig, "seed").rule.text),
+        type=parsed_by(int, setting_of(FitConfig, "seed").rule.text),
         help="fit every K with each of these seeds, and say how well the clusters of one K agree "
         "(default: 0)",
     )
@@ -338,7 +339,7 @@ def _add_settings(
         else:
             parser.add_argument(
                 *names,
-                type=_with_own_error(each.parse, each.rule.text),
+                type=parsed_by(each.parse, each.rule.text),
                 choices=each.rule.choices or None,
                 metavar=each.metavar,
                 nargs=nargs,
@@ -346,7 +347,7 @@ def _add_settings(
             )
 
 
-def _with_own_error(parse: Callable[[str], Any], rule: str = "") -> Callable[[str], Any]:
+def parsed_by(parse: Callable[[str], Any], rule: str = "") -> Callable[[str], Any]:
     """`parse`, with a message that argparse shows instead of its own, which says less."""
 
     @functools.wraps(parse, updated=())

@@ -547,7 +547,7 @@ def test_an_option_that_there_is_not_points_to_the_one_that_was_meant(arguments,
         ("fti x.npy", "there is no command fti; did you mean fit? (see streamkm --help)"),
         (
             "cluster",
-            "there is no command cluster; there are fit, predict, evaluate, report, sweep, ",
+            "there is no command cluster; there are fit, predict, evaluate, partition, ",
         ),
         ("help cluster", "there is no command cluster; there are fit, "),
     ],

@@ -73,6 +73,8 @@ def predict(
     nan: str | None = None,
     resume: bool,
     stop_request: StopRequest,
+    quiet: bool = False,
+    tells_ids: bool = True,
     world: World = ALONE,
 ) -> int:
     """Write the nearest centroid of every row of `source`; returns how many rows it dropped.
@@ -102,6 +104,10 @@ def predict(
         model has finished all of them from these rows.
     stop_request : StopRequest
         Asked after every batch.
+    quiet : bool
+        Say nothing on stderr.
+    tells_ids : bool
+        Say what there is to say about ids; False for a command that goes on with the labels.
     world : World, optional
         The processes that share the rows. All call `predict` with the same arguments; the first
         alone writes, reads and locks outputs.
@@ -124,7 +130,7 @@ def predict(
     # Only the first process needs the run folder, and what was written before.
     job = job_of(run_dir, source, nan, paths) if world.is_first else {}
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=not world.is_first))
+        progress = stack.enter_context(Progress(quiet=quiet or not world.is_first))
         is_finished = False
         if world.is_first and resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
             is_finished = True
@@ -138,7 +144,7 @@ def predict(
             check_free(run_dir, paths, resume=resume)
             for path in paths:
                 check_parts(path, parts_of(source))
-            for note in notes_on_ids(source, ids, execution):
+            for note in notes_on_ids(source, ids, execution) if tells_ids else ():
                 progress.say(f"note: {note}")
         labelling = Labelling(
             model, source, execution, output_bytes=table_bytes(outputs, ids), world=world

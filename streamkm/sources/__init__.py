@@ -9,6 +9,7 @@ from streamkm.sources.base import (
     check_dtype,
     check_shape,
 )
+from streamkm.sources.beside import BesideColumns, BesideReader, beside_of, beside_row_bytes
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
 from streamkm.sources.lazy import is_lazy
@@ -20,6 +21,8 @@ from streamkm.sources.weights import Weights, open_weights
 __all__ = [
     "DTYPES",
     "ArraySpec",
+    "BesideColumns",
+    "BesideReader",
     "Grid",
     "IdColumn",
     "Part",
@@ -27,6 +30,8 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Weights",
+    "beside_of",
+    "beside_row_bytes",
     "check_dtype",
     "check_shape",
     "id_notes",

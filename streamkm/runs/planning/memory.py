@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FULL_SLOTS",
+    "RUNTIME_BYTES",
     "MemoryPlan",
     "bytes_together",
     "fit_bytes",
