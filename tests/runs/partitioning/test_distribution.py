@@ -27,7 +27,6 @@ from streamkm.sources import RowRange
 from streamkm.sources.memory import MemorySource
 from tests.runs.helpers import StopAfter, every
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
 
 #: Ways to move 300 records of 8 bytes.
 WAYS = {

@@ -56,7 +56,7 @@ def test_killed_again_and_again(rows, sort, memory, tmp_path: Path) -> None:
 
 # Breaks when something has its final name, or is claimed by a cursor, before it is on disk.
 @pytest.mark.parametrize("rows", ["npy", "parquet"])
-@pytest.mark.usefixtures("small_windows", "no_fsync")
+@pytest.mark.usefixtures("small_windows")
 def test_power_may_go_at_any_call(rows, way, fitted, quick_path, monkeypatch) -> None:
     monkeypatch.setattr("streamkm.runs.partitioning.gathered.MOST_WRITERS", 1)
     job = (fitted / "run", fitted / "x.zarr")

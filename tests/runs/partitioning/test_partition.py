@@ -30,7 +30,7 @@ from tests.runs.faults import FaultyDisk
 from tests.runs.helpers import Job, cli, clusters, content, predicted
 from tests.runs.partitioning.conftest import N_ROWS, K, group
 
-pytestmark = pytest.mark.usefixtures("no_fsync", "small_windows")
+pytestmark = pytest.mark.usefixtures("small_windows")
 
 
 def written(out: Path) -> dict[str, bytes]:

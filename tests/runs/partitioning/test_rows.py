@@ -20,7 +20,7 @@ from streamkm.sources import open_source
 from tests.runs.helpers import Job, StopAfter, clusters
 from tests.runs.partitioning.conftest import group
 
-pytestmark = pytest.mark.usefixtures("no_fsync", "small_windows")
+pytestmark = pytest.mark.usefixtures("small_windows")
 
 X = clusters(120, 3)
 
