@@ -1,0 +1,108 @@
+"""Parts: what each of several processes writes of one output.
+
+A part writes whole spans of rows, such as the chunks of a Zarr array, and no span is written by
+two. So processes need not know of each other while they write, and what one of them leaves behind
+when it is killed is no half of what another has written.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from streamkm.files import FileLock
+
+__all__ = ["Part", "Piece"]
+
+
+class Piece(NamedTuple):
+    """Rows that a part has brought to disk."""
+
+    start: int
+    stop: int
+    crc32: int
+    """Checksum of their values."""
+
+
+class Part(ABC):
+    """The rows of one output that one process writes, from the first to the last.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of the output.
+    start_row : int
+        Where the rows begin that are not written yet.
+    """
+
+    def __init__(self, n_rows: int, start_row: int) -> None:
+        self.n_rows = n_rows
+        self.next_row = start_row
+        """The row after those that were written or passed over."""
+        self._pieces: list[Piece] = []
+        self._lock: FileLock | None = None
+
+    @abstractmethod
+    def span_end(self, row: int) -> int:
+        """The row after the span that `row` is in; one process writes all rows of a span."""
+
+    def write(self, values: np.ndarray) -> None:
+        """Write contiguous `values`, of the output's dtype, of the rows from `next_row` on.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or refuses.
+        """
+        self._put(values)
+        self.next_row += len(values)
+
+    def pass_over(self, stop: int) -> None:
+        """Leave out the rows from `next_row` to `stop`: another process writes them."""
+        self.next_row = stop
+
+    def flush(self) -> list[Piece]:
+        """Wait until what was written is on disk; the rows that were not there before.
+
+        Rows of a span that is not whole yet may be missing.
+        """
+        if self._pieces:
+            self._sync()
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def hold(self, lock: FileLock) -> None:
+        """Keep `lock`, by which nobody begins this output anew, until `close`."""
+        self._lock = lock
+
+    def close(self) -> None:
+        """Release files and the lock."""
+        try:
+            self._release()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def _note(self, start: int, values: np.ndarray) -> None:
+        """Take note that the `values` of the rows from `start` on are stored."""
+        stop, crc32 = start + len(values), 0
+        if self._pieces and self._pieces[-1].stop == start:
+            start, _, crc32 = self._pieces.pop()
+        crc32 = zlib.crc32(values.view(np.uint8).data, crc32)
+        self._pieces.append(Piece(start, stop, crc32))
+
+    @abstractmethod
+    def _put(self, values: np.ndarray) -> None:
+        """Store or keep `values` of the rows from `next_row` on; `_note` what is stored."""
+
+    @abstractmethod
+    def _sync(self) -> None:
+        """Bring what was stored to disk."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Release files."""
