@@ -106,7 +106,6 @@ TESTED_IN = {
     "runs/storage/tensor_file": "runs/storage/test_checkpoint.py",
     # What several processes do together: shown by real ones.
     "estimators/sharing": "runs/test_shared_labels.py",
-    "runs/engine/collecting": "runs/test_shared_labels.py",
     "runs/engine/watch": "runs/test_shared_labels.py",
     "runs/engine/writing": "runs/test_predict.py",
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Part(ABC):
         self.next_row = start_row
         """The row after those that were written or passed over."""
         self._pieces: list[Piece] = []
+        self._is_closed = False
         self._lock: FileLock | None = None
 
     @abstractmethod
@@ -80,12 +81,20 @@ class Part(ABC):
         self._lock = lock
 
     def close(self) -> None:
-        """Release files and the lock."""
+        """Release files and the lock; may be done twice."""
         try:
-            self._release()
+            if not self._is_closed:
+                self._is_closed = True
+                self._release()
         finally:
             if self._lock is not None:
                 self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _note(self, start: int, values: np.ndarray) -> None:
         """Take note that the `values` of the rows from `start` on are stored."""

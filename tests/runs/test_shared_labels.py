@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from streamkm import config
 from streamkm.distributed.world import ALONE
 from streamkm.runs.reporting.signals import StopRequest
-from streamkm.stream import plan
 from tests.distributed.launched import by_hand, script, torchrun
 from tests.runs import shared_labels
 from tests.runs.shared_labels import CASES, N, estimated, predict_until, write_all
@@ -34,12 +32,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def folder(tmp_path_factory) -> Path:
     """Arrays, runs, and in ``alone`` what one process makes of them."""
     made: Path = tmp_path_factory.mktemp("shared")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "WINDOW_BYTES", plan.WINDOW_BYTES)
-        patch.setattr(config, "MAX_BATCH_ROWS", config.MAX_BATCH_ROWS)
-        shared_labels.prepare(made)
-        write_all(made, made / "alone", ALONE)
-        np.savez(made / "alone.npz", **estimated(made))  # type: ignore[arg-type]  # for its flag
+    shared_labels.prepare(made)
+    write_all(made, made / "alone", ALONE)
+    np.savez(made / "alone.npz", **estimated(made))  # type: ignore[arg-type]  # for its flag
     return made
 
 
@@ -70,9 +65,7 @@ def test_several_processes_write_the_bytes_of_one(n_processes, folder, tmp_path)
 
 
 # Breaks when sums are added up in an order that threads decide.
-def test_two_threads_judge_as_one(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "WINDOW_BYTES", plan.WINDOW_BYTES)
-    monkeypatch.setattr(config, "MAX_BATCH_ROWS", config.MAX_BATCH_ROWS)
+def test_two_threads_judge_as_one(folder, tmp_path):
     torch.set_num_threads(2)
     write_all(folder, tmp_path / "out", ALONE)
     assert contents(tmp_path / "out") == contents(folder / "alone")
@@ -144,19 +137,21 @@ def main():
     kill = (lambda: os.kill(os.getpid(), signal.SIGKILL)) if {kill} else None
     with joined("cpu", 3) as w:
         stop = StopsAt({looks}, w.rank == {rank}, kill)
-        predict_until(Path({folder!r}), Path({out!r}), w, stop)
+        predict_until(Path({folder!r}), Path({out!r}), {suffix!r}, w, stop)
 
 ends(main)
 """
 
 
-# Breaks when who resumes asks for other rows than were saved, or a process is not told to stop.
-def test_labels_go_on_with_any_number_of_processes(folder, tmp_path):
+# Breaks when who resumes asks for other rows than were saved, rows of a process are lost or written
+# twice, or a process is not told to stop.
+@pytest.mark.parametrize("suffix", [".npy", ".zarr"])
+def test_labels_go_on_with_any_number_of_processes(suffix, folder, tmp_path):
     out = tmp_path / "out" / "euclidean"
     out.parent.mkdir()
 
     def attempt(size, **how):
-        how = {"rank": 0, "looks": 10**6, "kill": False, **how}
+        how = {"rank": 0, "looks": 10**6, "kill": False, "suffix": suffix, **how}
         body = STOPPED.format(folder=str(folder), out=str(out), **how)
         return by_hand(script(tmp_path, body), list(range(size)), size)
 
@@ -166,17 +161,19 @@ def test_labels_go_on_with_any_number_of_processes(folder, tmp_path):
     assert said.count("stopped by SIGTERM; rows up to ") == 1
     rows = int(said.partition("rows up to ")[2].split()[0].replace(",", ""))
     assert 0 < rows < N
-    killed = attempt(3, rank=2, looks=1, kill=True)
-    assert [end.status for end in killed] == [1, 1, -9]
-    # One of the others tells it.
-    told = [end.said.count("died, was stopped or lost the link; continue") for end in killed]
-    assert sorted(told) == [0, 0, 1]
-    assert "resumed: from row" in killed[0].said
-    predict_until(folder, out, ALONE, StopRequest())
-    alone = contents(folder / "alone")
-    assert contents(out.parent) == {
-        name: alone[name] for name in ("euclidean.npy", "euclidean.d.npy")
-    }
+    for killed in (2, 0):
+        ends = attempt(3, rank=killed, looks=1, kill=True)
+        assert [end.status for end in ends] == [-9 if rank == killed else 1 for rank in range(3)]
+        # One of the others tells it.
+        told = sum(end.said.count("continue with --resume") for end in ends)
+        assert told == 1 if killed else told > 0
+    ended = attempt(2)
+    assert [end.status for end in ended] == [0, 0]
+    assert "resumed: from row" in ended[0].said
+    whole = tmp_path / "whole" / "euclidean"
+    whole.parent.mkdir()
+    predict_until(folder, whole, suffix, ALONE, StopRequest())
+    assert contents(out.parent) == contents(whole.parent)
 
 
 COMMANDS = """
