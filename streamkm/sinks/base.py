@@ -353,7 +353,7 @@ class PartedSink(Sink):
         """What another process writes of the unfinished output at `partial`, from a row on."""
 
     def _put(self, values: np.ndarray) -> None:
-        self.part.write(values)
+        self.part.write(self._next_row, values)
 
     def _sync(self) -> int:
         self.claim(self.part.flush())

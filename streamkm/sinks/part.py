@@ -42,7 +42,7 @@ class Part(ABC):
     def __init__(self, n_rows: int, start_row: int) -> None:
         self.n_rows = n_rows
         self.next_row = start_row
-        """The row after those that were written or passed over."""
+        """The row after those that were written or left to others."""
         self._pieces: list[Piece] = []
         self._is_closed = False
         self._lock: FileLock | None = None
@@ -51,20 +51,24 @@ class Part(ABC):
     def span_end(self, row: int) -> int:
         """The row after the span that `row` is in; one process writes all rows of a span."""
 
-    def write(self, values: np.ndarray) -> None:
-        """Write contiguous `values`, of the output's dtype, of the rows from `next_row` on.
+    def write(self, start_row: int, values: np.ndarray) -> None:
+        """Write contiguous `values`, of the output's dtype, of the rows from `start_row` on.
+
+        Rows from `next_row` to there are left to other processes.
 
         Raises
         ------
+        ValueError
+            If rows were written or left out before, or a part of a span is left out.
         OSError
             If the disk is full or refuses.
         """
+        if start_row < self.next_row:
+            raise ValueError(f"row {start_row} comes after row {self.next_row - 1}")
+        if start_row > self.next_row:
+            self._pass_over(start_row)
         self._put(values)
         self.next_row += len(values)
-
-    def pass_over(self, stop: int) -> None:
-        """Leave out the rows from `next_row` to `stop`: another process writes them."""
-        self.next_row = stop
 
     def flush(self) -> list[Piece]:
         """Wait until what was written is on disk; the rows that were not there before.
@@ -103,6 +107,10 @@ class Part(ABC):
             start, _, crc32 = self._pieces.pop()
         crc32 = zlib.crc32(values.view(np.uint8).data, crc32)
         self._pieces.append(Piece(start, stop, crc32))
+
+    def _pass_over(self, stop: int) -> None:
+        """Leave out the rows from `next_row` to `stop`."""
+        self.next_row = stop
 
     @abstractmethod
     def _put(self, values: np.ndarray) -> None:

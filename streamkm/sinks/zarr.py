@@ -143,11 +143,10 @@ class ZarrPart(Part):
         """See `Part`."""
         return self._layout.end(row)
 
-    def pass_over(self, stop: int) -> None:
-        """See `Part`."""
+    def _pass_over(self, stop: int) -> None:
         if self._filled:
             raise ValueError(f"{self._folder}: the chunk of row {self._stored} is not whole")
-        super().pass_over(stop)
+        super()._pass_over(stop)
         self._stored = stop
 
     def _put(self, values: np.ndarray) -> None:

@@ -185,7 +185,7 @@ def test_who_is_lost_is_noticed_amid_work(tmp_path):
 
 def test_silence_and_idleness_are_counted_by_who_looks(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(board.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("streamkm.distributed.board.time.monotonic", lambda: now[0])
     watch = board.Listener(2)
 
     def look(at, *beats):

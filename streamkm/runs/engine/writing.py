@@ -80,13 +80,9 @@ class Output:
 
     def write(self, start_row: int, values: np.ndarray) -> None:
         """Write rows that are allotted to this process."""
-        if self.part is None:
-            assert self.sink is not None
-            self.sink.write(start_row, values)
-            return
-        if start_row > self.part.next_row:
-            self.part.pass_over(start_row)
-        self.part.write(values)
+        writer = self.part or self.sink
+        assert writer is not None
+        writer.write(start_row, values)
 
     def values(self, found_B: np.ndarray) -> np.ndarray:
         """What is stored of the rows found."""
