@@ -142,8 +142,7 @@ def predict(
             check_free(run_dir, paths, resume=resume)
             for path in paths:
                 check_parts(path, parts_of(source))
-            for note in notes_on_ids(source, ids, execution):
-                progress.say(f"note: {note}")
+            _say_notes(notes_on_ids(source, ids, execution), progress)
         labelling = Labelling(
             model, source, execution, output_bytes=table_bytes(outputs, ids), world=world
         )
@@ -153,14 +152,10 @@ def predict(
             for path, dtype in outputs
             if world.is_first
         ]
-        for sink in sinks:
-            _check_job(sink, job)
-        allotted = _allotted(outputs, sinks, source.spec.n_rows, world, stack)
-        start_row = world.gather(min((sink.next_row for sink in sinks), default=0))[0]
+        allotted, start_row = _allotted(outputs, sinks, job, source.spec.n_rows, world, stack)
         writer = Writer(
-            allotted, job, source, refuses=nan == "error", execution=execution,
+            allotted, job, source, refuses=nan == "error", execution=execution, world=world,
             stop_request=stop_request, start_row=start_row, most_sent=labelling.most_waiting,
-            world=world,
         )  # fmt: skip
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
             if start_row < source.spec.n_rows:
@@ -184,11 +179,17 @@ def _shared_folders(paths: list[Path]) -> list[Path]:
 def _allotted(
     outputs: list[tuple[Path, np.dtype[Any]]],
     sinks: list[Sink],
+    job: dict[str, str],
     n_rows: int,
     world: World,
     stack: ExitStack,
-) -> list[Output]:
-    """The outputs as this process sees them; `sinks` are those of the first, none in others."""
+) -> tuple[list[Output], int]:
+    """The outputs as this process sees them, and the first row that one of them lacks.
+
+    `sinks` are those of the first process, none in others, and `job` must be what they began with.
+    """
+    for sink in sinks:
+        _check_job(sink, job)
     own: list[Sink | None] = [*sinks] or [None] * len(outputs)
     shares = [world.size > 1 and isinstance(sink, PartedSink) for sink in sinks]
     for sink, is_shared in zip(sinks, shares, strict=True):
@@ -208,7 +209,7 @@ def _allotted(
         span_end = None if part is None else part.span_end
         allotment = Allotment(start_row, world.size, span_end)
         found.append(Output(name, dtype, sink, part, allotment))
-    return found
+    return found, min(begun[0])
 
 
 def _say_finished(paths: list[Path], source: Source, progress: Progress) -> None:
@@ -372,6 +373,11 @@ def _label_all(
             if progress.is_due():
                 progress.report({})
     progress.say(labelling.times.summary())
+
+
+def _say_notes(notes: list[str], progress: Progress) -> None:
+    for note in notes:
+        progress.say(f"note: {note}")
 
 
 def _say_dropped(writer: Writer, progress: Progress) -> None:

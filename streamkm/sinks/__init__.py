@@ -1,7 +1,7 @@
 """Sinks: the files that labels and distances are written to."""
 
 from streamkm.sinks.base import PartedSink, Sink, commit_together
-from streamkm.sinks.part import Part, Piece
+from streamkm.sinks.part import Part, Written
 from streamkm.sinks.places import beside
 from streamkm.sinks.registry import (
     CHUNK_ROWS,
@@ -25,8 +25,8 @@ __all__ = [
     "SINKS",
     "Part",
     "PartedSink",
-    "Piece",
     "Sink",
+    "Written",
     "beside",
     "check_origin",
     "check_target",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.files import FileLock
-    from streamkm.sinks.part import Part, Piece
+    from streamkm.sinks.part import Part, Written
 
 __all__ = [
     "JoiningSink",
@@ -108,7 +108,7 @@ class Sink(ABC):
         self._closed = False
         self._failed = False
         self._lock: FileLock | None = None
-        self._ahead: list[Piece] = []
+        self._ahead: list[Written] = []
 
     @property
     def durable_rows(self) -> int:
@@ -177,8 +177,8 @@ class Sink(ABC):
         with self._once_failed_always_failed():
             self._durable_rows = self._sync()
 
-    def claim(self, pieces: Iterable[Piece]) -> None:
-        """Move `durable_rows` over `pieces`, which parts have brought to disk, in any order.
+    def claim(self, written: Iterable[Written]) -> None:
+        """Move `durable_rows` over `written`, which parts have brought to disk, in any order.
 
         Rows behind some that are missing count once those are there, too.
 
@@ -187,7 +187,7 @@ class Sink(ABC):
         ValueError
             If rows were written twice.
         """
-        self._ahead = sorted([*self._ahead, *pieces])
+        self._ahead = sorted([*self._ahead, *written])
         n_claimed = 0
         for start, stop, crc32 in self._ahead:
             if start < self._durable_rows:

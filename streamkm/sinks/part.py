@@ -16,10 +16,10 @@ import numpy as np
 if TYPE_CHECKING:
     from streamkm.files import FileLock
 
-__all__ = ["Part", "Piece"]
+__all__ = ["Part", "Written"]
 
 
-class Piece(NamedTuple):
+class Written(NamedTuple):
     """Rows that a part has brought to disk."""
 
     start: int
@@ -43,7 +43,7 @@ class Part(ABC):
         self.n_rows = n_rows
         self.next_row = start_row
         """The row after those that were written or left to others."""
-        self._pieces: list[Piece] = []
+        self._stored_rows: list[Written] = []
         self._is_closed = False
         self._lock: FileLock | None = None
 
@@ -70,15 +70,15 @@ class Part(ABC):
         self._put(values)
         self.next_row += len(values)
 
-    def flush(self) -> list[Piece]:
+    def flush(self) -> list[Written]:
         """Wait until what was written is on disk; the rows that were not there before.
 
         Rows of a span that is not whole yet may be missing.
         """
-        if self._pieces:
+        if self._stored_rows:
             self._sync()
-        pieces, self._pieces = self._pieces, []
-        return pieces
+        written, self._stored_rows = self._stored_rows, []
+        return written
 
     def hold(self, lock: FileLock) -> None:
         """Keep `lock`, by which nobody begins this output anew, until `close`."""
@@ -103,10 +103,10 @@ class Part(ABC):
     def _note(self, start: int, values: np.ndarray) -> None:
         """Take note that the `values` of the rows from `start` on are stored."""
         stop, crc32 = start + len(values), 0
-        if self._pieces and self._pieces[-1].stop == start:
-            start, _, crc32 = self._pieces.pop()
+        if self._stored_rows and self._stored_rows[-1].stop == start:
+            start, _, crc32 = self._stored_rows.pop()
         crc32 = zlib.crc32(values.view(np.uint8).data, crc32)
-        self._pieces.append(Piece(start, stop, crc32))
+        self._stored_rows.append(Written(start, stop, crc32))
 
     def _pass_over(self, stop: int) -> None:
         """Leave out the rows from `next_row` to `stop`."""

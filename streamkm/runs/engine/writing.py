@@ -18,7 +18,7 @@ from streamkm.distributed.transfer import Transfer
 from streamkm.errors import Interrupted, Option
 from streamkm.runs.engine.agreement import Agreement
 from streamkm.runs.reporting.bad_rows import non_finite_error
-from streamkm.sinks import Piece
+from streamkm.sinks import Written
 from streamkm.sources import RowRange
 
 if TYPE_CHECKING:
@@ -224,12 +224,12 @@ class Writer:
         """Make the rows so far durable, and save that they are; all have come to the same place."""
         self._wait(0, 0)
         self._check_refused()
-        pieces = [[] if each.part is None else each.part.flush() for each in self._outputs]
+        written = [[] if each.part is None else each.part.flush() for each in self._outputs]
         self._world.meet()
-        for theirs in self._world.gather(pieces):
+        for theirs in self._world.gather(written):
             for output, some in zip(self._outputs, theirs, strict=True):
                 if output.sink is not None:
-                    output.sink.claim(Piece(*piece) for piece in some)
+                    output.sink.claim(Written(*rows) for rows in some)
         for output in self._outputs:
             if output.sink is not None:
                 output.sink.write_cursor(self.job)
