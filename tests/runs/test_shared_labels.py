@@ -217,5 +217,43 @@ def test_commands_speak_once(folder, tmp_path):
     assert not labels.exists()
 
 
+APART = """
+from pathlib import Path
+from streamkm.cli import main as command
+
+Path({folder!r}, os.environ["RANK"]).mkdir()
+os.chdir(Path({folder!r}, os.environ["RANK"]))
+if os.environ["RANK"] == "1":
+    Path("left").mkdir()
+    Path("left", "config.json").write_text("{{}}")
+for number, words in enumerate({lines}):
+    os.environ["MASTER_PORT"] = os.environ["PORTS"].split()[number]
+    begin = time.monotonic()
+    print("status", command(words.split()), flush=True)
+    assert time.monotonic() - begin < 60
+"""
+
+
+# Breaks when processes that do not share a disk find out after hours, or cannot write at all.
+def test_what_is_not_shared_is_refused_at_the_start(folder, tmp_path):
+    run, source = folder / "euclidean.run", folder / "x.zarr"
+    lines = [
+        f"predict {run} {source} --labels labels.npy --device cpu",
+        f"predict {run} {source} --labels labels.parquet --device cpu",
+        f"fit {source} --k 2 --nan drop --out left --resume --device cpu",
+    ]
+    ends = by_hand(script(tmp_path, APART.format(folder=str(tmp_path), lines=lines)), [0, 1], 2)
+    for end in ends:
+        assert [int(line[7:]) for line in lines_of(end, "status ")] == [2, 0, 2], end.said
+    labels, left = lines_of(ends[0], "streamkm: ") + lines_of(ends[1], "streamkm: ")
+    if "a run in" in labels:
+        labels, left = left, labels
+    assert f"{tmp_path / '1'} of process 1 on " in labels
+    assert f"is not the {tmp_path / '0'} of process 0 on " in labels
+    assert f"sees a run in {tmp_path / '1' / 'left'} to go on with" in left
+    assert [path.name for path in (tmp_path / "0").iterdir()] == ["labels.parquet"]
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["left"]
+
+
 def lines_of(end, start: str) -> list[str]:
     return [line for line in end.said.splitlines() if line.startswith(start)]
