@@ -195,7 +195,8 @@ class Writer:
             self._release()
             names = [name for name in self._world.gather(asked) if name]
             sinks = [output.sink for output in self._outputs if output.sink is not None]
-            rows = sinks[0].durable_rows if sinks else 0
+            # Whoever says it: the first process knows.
+            rows = self._world.gather(sinks[0].durable_rows if sinks else 0)[0]
             raise Interrupted(
                 f"stopped by {names[0]}; rows up to {rows:,} are saved: repeat with ",
                 Option("resume", value=True),
