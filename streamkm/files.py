@@ -341,12 +341,35 @@ class FileLock:
                 self._fd = fd
         return self.is_held
 
+    def share(self) -> None:
+        """Let others `join`; `take` has to wait until this process and all of them release."""
+        assert self._fd is not None
+        self._share(self._fd)
+
+    def join(self) -> None:
+        """Hold a lock together with the process that shares it."""
+        fd = _open(self._path, os.O_RDWR)
+        try:
+            self._share(fd)
+        except BaseException:
+            _close(fd)
+            raise
+        self._fd = fd
+
+    def _share(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self.refusal(_written_by(fd)) from None
+
     def release(self, *, remove: bool = False) -> None:
-        """Release the lock, if it is held; with `remove` delete its file too."""
+        """Release the lock, if it is held; with `remove` delete its file, if nobody shares it."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             if remove:
-                discard(self._path)
+                with suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    discard(self._path)
             _close(fd)
 
     def owner(self) -> str | None:

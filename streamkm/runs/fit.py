@@ -23,6 +23,7 @@ from streamkm.runs.storage.checkpoint import Checkpointer, NoCheckpoints
 from streamkm.runs.storage.model import Model, load_model
 from streamkm.runs.storage.model_file import DamagedModelError
 from streamkm.runs.storage.run_folder import RunFolder, feature_names
+from streamkm.runs.storage.shared_path import check_one_run
 from streamkm.sources.names import in_order
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def fit(
     """
     check_outside(source, run_dir=run_dir)
     if resume and run_dir is not None:
+        check_one_run(run_dir, world)
         source = as_begun(source, run_dir, world)
     plan = plan_fit(source, config, execution, given_KD, weights, world)
     # It reads rows for a fingerprint of the data.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +19,29 @@ from streamkm.errors import (
     StorageError,
 )
 from streamkm.files import file_sha256
-from streamkm.runs.engine.collecting import collected
+from streamkm.runs.engine.allotment import Allotment
 from streamkm.runs.engine.labelling import Labelling, label_dtype
-from streamkm.runs.engine.writing import CLUSTER, DISTANCE, FoundRows, Writer
-from streamkm.runs.reporting.bad_rows import non_finite_error
+from streamkm.runs.engine.writing import CLUSTER, DISTANCE, FoundRows, Output, Writer
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
 from streamkm.runs.storage.parts_file import check_parts, write_parts
+from streamkm.runs.storage.shared_path import check_shared
 from streamkm.sinks import (
     CHUNK_ROWS,
+    PartedSink,
     beside,
     commit_together,
+    has_parts,
     is_copy,
     is_table,
+    open_part,
     open_sink,
     tidy,
     unfinished_rows,
 )
-from streamkm.sources import RowRange, id_notes, id_row_bytes, ids_of, parts_of
+from streamkm.sources import id_notes, id_row_bytes, ids_of, parts_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
@@ -109,8 +112,9 @@ def predict(
     tells_ids : bool
         Say what there is to say about ids; False for a command that goes on with the labels.
     world : World, optional
-        The processes that share the rows. All call `predict` with the same arguments; the first
-        alone writes, reads and locks outputs.
+        The processes that share the rows. All call `predict` with the same arguments. Each writes
+        a part of the outputs, in a folder that all see; the first alone writes tables, and what
+        says how far all have come.
 
     Raises
     ------
@@ -144,29 +148,75 @@ def predict(
             check_free(run_dir, paths, resume=resume)
             for path in paths:
                 check_parts(path, parts_of(source))
-            for note in notes_on_ids(source, ids, execution) if tells_ids else ():
-                progress.say(f"note: {note}")
+            if tells_ids:
+                _say_notes(notes_on_ids(source, ids, execution), progress)
         labelling = Labelling(
             model, source, execution, output_bytes=table_bytes(outputs, ids), world=world
         )
+        check_shared(_shared_folders(paths), world)
         sinks = [
             stack.enter_context(_opened(path, dtype, source, ids, progress, resume=resume))
             for path, dtype in outputs
             if world.is_first
         ]
-        for sink in sinks:
-            _check_job(sink, job)
-        world.meet()
-        start_row = world.gather(min((sink.next_row for sink in sinks), default=0))[0]
-        writer = Writer(sinks, job, execution, stop_request, start_row, world)
+        allotted, start_row = _allotted(outputs, sinks, job, source.spec.n_rows, world, stack)
+        writer = Writer(
+            allotted, job, source, refuses=nan == "error", execution=execution, world=world,
+            stop_request=stop_request, start_row=start_row, most_sent=labelling.most_waiting,
+        )  # fmt: skip
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
             if start_row < source.spec.n_rows:
                 rows = FoundRows(outputs, model.scaling.unit)
-                _label_all(source, labelling, rows, writer, progress, nan=nan)
+                _label_all(source, labelling, rows, writer, progress)
+            # The last rows become durable, and their cursor names the job until the commit.
+            writer.finish()
+            _say_dropped(writer, progress)
             if world.is_first:
-                _conclude(run_dir, source, sinks, writer, progress)
+                _conclude(run_dir, source, sinks, writer.job, progress)
             world.meet()
     return writer.n_dropped
+
+
+def _shared_folders(paths: list[Path]) -> list[Path]:
+    """The folders in which all processes write."""
+    folders = [beside(path, ".partial").parent for path in paths if has_parts(path)]
+    return list(dict.fromkeys(folders))
+
+
+def _allotted(
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    sinks: list[Sink],
+    job: dict[str, str],
+    n_rows: int,
+    world: World,
+    stack: ExitStack,
+) -> tuple[list[Output], int]:
+    """The outputs as this process sees them, and the first row that one of them lacks.
+
+    `sinks` are those of the first process, none in others, and `job` must be what they began with.
+    """
+    for sink in sinks:
+        _check_job(sink, job)
+    own: list[Sink | None] = [*sinks] or [None] * len(outputs)
+    shares = [world.size > 1 and isinstance(sink, PartedSink) for sink in sinks]
+    for sink, is_shared in zip(sinks, shares, strict=True):
+        if is_shared:
+            sink.admit_others()
+    world.meet()  # To reserve the space, or to check what is there, may take a while.
+    begun = world.gather([[sink.next_row for sink in sinks], shares])[0]
+    found = []
+    for (path, dtype), name, sink, start_row, is_shared in zip(
+        outputs, (CLUSTER, DISTANCE), own, *begun, strict=False
+    ):
+        part = sink.part if isinstance(sink, PartedSink) and is_shared else None
+        if sink is None and is_shared:
+            part = stack.enter_context(
+                open_part(path, n_rows=n_rows, dtype=dtype, start_row=start_row)
+            )
+        span_end = None if part is None else part.span_end
+        allotment = Allotment(start_row, world.size, span_end)
+        found.append(Output(name, dtype, sink, part, allotment))
+    return found, min(begun[0])
 
 
 def _say_finished(paths: list[Path], source: Source, progress: Progress) -> None:
@@ -178,12 +228,10 @@ def _say_finished(paths: list[Path], source: Source, progress: Progress) -> None
 
 
 def _conclude(
-    run_dir: Path, source: Source, sinks: list[Sink], writer: Writer, progress: Progress
+    run_dir: Path, source: Source, sinks: list[Sink], job: dict[str, str], progress: Progress
 ) -> None:
     """Give the outputs their names, once all rows are in them."""
-    # The last rows become durable, and their cursor names the job until the commit.
-    writer.save()
-    refused = record_outputs(run_dir, writer.job, sinks)
+    refused = record_outputs(run_dir, job, sinks)
     parts, paths = parts_of(source), [sink.path for sink in sinks]
     lists = [write_parts(path, parts) for path in paths]
     commit_together(sinks)
@@ -295,11 +343,14 @@ def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
         nothing_is_saved = is_input and not any(sink.durable_rows for sink in sinks)
         if isinstance(error, NonFiniteError) or nothing_is_saved:
             for sink in sinks:
-                sink.discard()
+                # Another process may be writing yet. Without a cursor what is left is nobody's.
+                with suppress(OSError):
+                    sink.discard()
         raise
     except OSError as error:
+        where = sinks[0].path if sinks else error.filename
         raise StorageError(
-            f"{sinks[0].path}: cannot be written ({error}); the rows that were saved before are "
+            f"{where}: cannot be written ({error}); the rows that were saved before are "
             "intact: free space, or mend what keeps the disk from being written, then "
             "repeat with ",
             Option("resume", value=True),
@@ -312,10 +363,8 @@ def _label_all(
     rows: FoundRows,
     writer: Writer,
     progress: Progress,
-    *,
-    nan: str,
 ) -> None:
-    """Stream the rows that are left through the model to the sinks."""
+    """Stream the rows that are left through the model to who writes them."""
     progress.introduce(source, labelling.notes)
     start_row = writer.start_row
     if start_row:
@@ -323,27 +372,24 @@ def _label_all(
     progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
     with labelling.batches(start_row) as batches:
         progress.begin("predict", source.spec.n_rows, labelling.times, done=start_row)
-        for place, found_B in collected(
-            labelling.places(start_row),
-            map(rows.of, batches),
-            rows.dtype,
-            labelling.world,
-            labelling.most_waiting,
-        ):
-            if found_B is not None:
-                n_dropped = rows.n_dropped(found_B)
-                if n_dropped and nan == "error":
-                    where = RowRange(place.start_row, place.start_row + place.n_rows)
-                    raise non_finite_error(source, n_dropped, within=where)
-                writer.write(place.start_row, found_B)
+        for place in labelling.places(start_row):
+            is_own = place.owner == labelling.world.rank
+            writer.write(place, rows.of(next(batches)) if is_own else None)
             writer.after(place)
             progress.advance(place.n_rows)
             if progress.is_due():
                 progress.report({})
-    writer.finish()
     progress.say(labelling.times.summary())
+
+
+def _say_notes(notes: list[str], progress: Progress) -> None:
+    for note in notes:
+        progress.say(f"note: {note}")
+
+
+def _say_dropped(writer: Writer, progress: Progress) -> None:
     if writer.n_dropped:
-        since = f" from row {start_row:,} on" if start_row else ""
+        since = f" from row {writer.start_row:,} on" if writer.start_row else ""
         dropped = counted(writer.n_dropped, "row")
         progress.say(f"dropped: {dropped}{since} with NaN or infinity, labelled -1")
 

@@ -43,8 +43,9 @@ __all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "label_dtype"]
 
 #: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
-#: Bytes that a process sends to the first one for a row, at most: a label and a distance.
-SENT_BYTES = 12
+#: Bytes of a row that travel to who writes it, at most: a label and a distance, and for a second
+#: table a distance.
+SENT_BYTES = 16
 
 
 def label_dtype(k: int) -> np.dtype[Any]:
@@ -158,7 +159,7 @@ class Labelling:
 
     @property
     def most_waiting(self) -> int:
-        """Batches whose labels wait for the first process, at most: of a unit, and some more."""
+        """Batches whose labels are on their way to who writes them, at most: a unit, and some."""
         return self._reading.unit_batches + 2
 
     def places(self, start_row: int = 0) -> Iterator[Place]:

@@ -237,6 +237,7 @@ class StageRunner:
         with self.kernel.cores():
             for number in range(first.epoch, len(kinds) * config.n_init):
                 stage = self._stage(kinds[number % len(kinds)], number)
+                self.keeper.begin_steps()
                 index = first.batch if number == first.epoch else 0
                 if index:
                     self._check_sample(stage)

@@ -27,7 +27,6 @@ from streamkm.sources import RowRange
 from streamkm.sources.memory import MemorySource
 from tests.runs.helpers import StopAfter, every
 
-
 #: Ways to move 300 records of 8 bytes.
 WAYS = {
     "memory": DistributionPlan(300, 8, 300, 300),
