@@ -12,6 +12,7 @@ are made from the field (see `streamkm.settings`). Rules between several setting
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,6 +54,8 @@ MAX_BATCH_ROWS = 16384
 MIN_BATCH_ROWS = 1024
 #: Steps of an epoch, about, between these two bounds.
 STEPS_PER_EPOCH = 64
+#: Rows of a batch for each branch of a tree, if there are so many: each is a call of the kernel.
+ROWS_PER_BRANCH = 256
 #: Bytes of a batch widened to float32, at most, whatever the number of features.
 MAX_BATCH_BYTES = 64 << 20
 
@@ -84,6 +87,7 @@ def _is_file(init: str) -> bool:
 _BATCH_WATCHERS = _names(lambda entry: entry.watches_batches)
 _EPOCH_WATCHERS = _names(lambda entry: entry.min_gain is not None)
 _RATED = _names(lambda entry: bool(entry.rates))
+_BRANCHED = _names(lambda entry: entry.branches)
 #: Every rate that some algorithm takes.
 _RATES = tuple(dict.fromkeys(rate for entry in ALGORITHMS.values() for rate in entry.rates))
 
@@ -170,6 +174,14 @@ class FitConfig:
         shown=next(iter(_RATES)),
         rule=one_of(*_RATES),
     )
+    branching: str | None = setting(
+        f"{_BRANCHED} only: number of branches, or that times the clusters of each, such as 256x64;"
+        " a row is compared with the clusters in and around its branch",
+        default=None,
+        shown="2 sqrt(k) branches",
+        rule=matching(r"[1-9]\d*(x[1-9]\d*)?", "a whole number, or two as in 256x64"),
+        metavar="BRANCHES[xCLUSTERS]",
+    )
     seed: int = setting(
         "decides the order of the rows and every random draw", default=0, rule=whole(0)
     )
@@ -214,6 +226,8 @@ class FitConfig:
                 Option("algorithm", _RATED),
                 f", not {self.algorithm}; leave it out",
             )
+        if self.branching is not None:
+            self._check_branching(self.branching)
         if self.n_init > 1 and (self.init == "given" or _is_file(self.init)):
             raise ConfigError(
                 Option("n_init", self.n_init),
@@ -231,11 +245,37 @@ class FitConfig:
                 Option("metric", "cosine"),
             )
 
+    def _check_branching(self, branching: str) -> None:
+        """Refuse branches that the algorithm or k does not take."""
+        if not self._entry.branches:
+            raise ConfigError(
+                Option("branching"),
+                " is about the branches of a tree and needs ",
+                Option("algorithm", _BRANCHED),
+                f", not {self.algorithm}; leave it out",
+            )
+        n_branches, _, each = branching.partition("x")
+        if each and int(n_branches) * int(each) != self.k:
+            raise ConfigError(
+                Option("branching", branching),
+                f" must multiply to k: it makes {int(n_branches) * int(each):,}, k is {self.k:,}; "
+                f"give the branches alone (",
+                Option("branching", n_branches),
+                "), another k, or leave it out",
+            )
+        if int(n_branches) > self.k:
+            raise ConfigError(
+                Option("branching", branching),
+                f" must be at most k, {self.k:,}: a branch is made of clusters; leave it out for "
+                "2 sqrt(k) branches",
+            )
+
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
         """The same settings with nothing left open, for an array of this shape."""
         # Where centroids move after a pass, only speed depends on the length of a batch.
         default = default_batch_rows if self._entry.watches_batches else largest_batch_rows
-        batch_rows = self.batch_rows or default(n_rows, n_features)
+        n_branches = self.n_branches
+        batch_rows = self.batch_rows or default(n_rows, n_features, n_branches)
         return ResolvedFitConfig(
             **self.as_dict()
             | {
@@ -244,8 +284,18 @@ class FitConfig:
                 "tol": self._entry.tol if self.tol is None else self.tol,
                 "min_gain": self._entry.min_gain if self.min_gain is None else self.min_gain,
                 "rate": self.rate or next(iter(self._entry.rates), None),
+                "branching": str(n_branches) if n_branches else None,
             }
         )
+
+    @property
+    def n_branches(self) -> int:
+        """Branches of the tree; 0 for an algorithm without."""
+        if not self._entry.branches:
+            return 0
+        if self.branching is not None:
+            return int(self.branching.partition("x")[0])
+        return min(round(2 * math.sqrt(self.k)), self.k)
 
     @property
     def normalizes(self) -> bool:
@@ -399,16 +449,17 @@ class ExecutionConfig:
             raise ConfigError(Option("read_threads"), rule)
 
 
-def default_batch_rows(n_rows: int, n_features: int) -> int:
+def default_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int:
     """Rows of a batch where the user names none: about `STEPS_PER_EPOCH` steps an epoch."""
     wanted = max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS)
-    return min(wanted, largest_batch_rows(n_rows, n_features))
+    return min(wanted, largest_batch_rows(n_rows, n_features, n_branches))
 
 
-def largest_batch_rows(n_rows: int, n_features: int) -> int:
+def largest_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int:
     """Rows of a batch where only speed depends on them."""
     fitting = MAX_BATCH_BYTES // (4 * n_features)
-    return min(max(min(MAX_BATCH_ROWS, fitting), 1), n_rows)
+    wanted = max(MAX_BATCH_ROWS, ROWS_PER_BRANCH * n_branches)
+    return min(max(min(wanted, fitting), 1), n_rows)
 
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -13,8 +13,10 @@ from streamkm.errors import DeviceError, Option
 __all__ = ["device_name", "is_host", "resolve_device", "synchronize"]
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, types: tuple[str, ...] = ("cpu", "cuda")) -> torch.device:
     """The device that ``--device`` names; ``auto`` is a GPU if torch sees one, else the CPU.
+
+    It is the CPU too if no GPU is among the `types` that will do.
 
     Raises
     ------
@@ -22,7 +24,7 @@ def resolve_device(name: str) -> torch.device:
         If torch sees no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if "cuda" in types and torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():

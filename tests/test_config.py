@@ -46,7 +46,21 @@ REFUSED = {
     "gain < 0": ({"min_gain": -0.1}, "min_gain must be a finite number of at least 0 and below 1"),
     "gain of all": ({"min_gain": 1}, "min_gain must be"),
     "gain NaN": ({"min_gain": float("nan")}, "min_gain must be"),
-    "gain of lloyd": ({"min_gain": 0.0, "algorithm": "lloyd"}, "needs algorithm='minibatch'.*tol"),
+    "gain of lloyd": (
+        {"min_gain": 0.0, "algorithm": "lloyd"},
+        "needs algorithm='minibatch or tree'.*tol",
+    ),
+    "branching": ({"branching": "8by8", "algorithm": "tree"}, "branching must be a whole number"),
+    "branching 0": ({"branching": "0", "algorithm": "tree"}, "branching must be a whole number"),
+    "branching of minibatch": ({"branching": "2"}, "needs algorithm='tree', not minibatch"),
+    "branching that makes another k": (
+        {"branching": "3x4", "algorithm": "tree", "k": 16},
+        r"branching='3x4' must multiply to k: it makes 12, k is 16; .*branching='3'",
+    ),
+    "more branches than clusters": (
+        {"branching": "17", "algorithm": "tree", "k": 16},
+        "branching='17' must be at most k, 16",
+    ),
     "init": ({"init": "centroids.txt"}, "not 'centroids.txt'"),
     "init ''": ({"init": ""}, "init must be"),
     "n-init": ({"n_init": 0}, "n_init must be a whole number of at least 1"),

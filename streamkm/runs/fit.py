@@ -12,7 +12,7 @@ import numpy as np
 
 from streamkm.devices import resolve_device
 from streamkm.distributed.world import ALONE
-from streamkm.errors import ConfigError, Option, RunError, StorageError
+from streamkm.errors import ConfigError, DeviceError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.engine.attempt import Attempt
 from streamkm.runs.planning.checks import check_fit, check_outside
@@ -24,6 +24,7 @@ from streamkm.runs.storage.model import Model, load_model
 from streamkm.runs.storage.model_file import DamagedModelError
 from streamkm.runs.storage.run_folder import RunFolder, feature_names
 from streamkm.sources.names import in_order
+from streamkm.tables import ALGORITHMS
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
@@ -166,7 +167,16 @@ def plan_fit(
             f"{weights.name} has {weights.n_positive:,}, k is {config.k:,}"
         )
     resolved = config.resolved(spec.n_rows, spec.n_features)
-    device = resolve_device(execution.device)
+    devices = ALGORITHMS[config.algorithm].devices
+    device = resolve_device(execution.device, devices)
+    if device.type not in devices:
+        raise DeviceError(
+            Option("device", execution.device),
+            f": {config.algorithm} runs on {' or '.join(devices)}; use ",
+            Option("device", devices[0]),
+            " or another ",
+            Option("algorithm"),
+        )
     n_here = world.hosts.count(world.host)
     return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from streamkm.clustering.branch_plan import branch_bytes
 from streamkm.clustering.seeding.plan import (
     CANDIDATES_PER_CLUSTER,
     MAX_PROPOSED,
@@ -220,6 +221,9 @@ def fit_bytes(
     seeding = _seeding_bytes(spec, reading, config, weighted=weighted)
     # Centroids, sums, and the copies of both that an update or the end of a pass makes.
     training = _batch_bytes(spec, reading, config.k) + state * (5 * width + 80)
+    training += branch_bytes(
+        config.k, spec.n_features, config.n_branches, reading.batch_rows, width
+    )
     training += probed * state * (2 * width + 24)
     # A copy of the rows, times their weights.
     weighing = reading.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
