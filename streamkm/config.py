@@ -54,8 +54,9 @@ MAX_BATCH_ROWS = 16384
 MIN_BATCH_ROWS = 1024
 #: Steps of an epoch, about, between these two bounds.
 STEPS_PER_EPOCH = 64
-#: Rows of a batch for each branch of a tree, if there are so many: each is a call of the kernel.
-ROWS_PER_BRANCH = 256
+#: Rows of a batch for each branch of a tree: each branch is a call of the kernel. An epoch has 32
+#: steps all the same; with 16 the inertia ends up to 0.3 % higher.
+ROWS_PER_BRANCH, STEPS_OF_TREE = 256, 32
 #: Bytes of a batch widened to float32, at most, whatever the number of features.
 MAX_BATCH_BYTES = 64 << 20
 
@@ -451,7 +452,8 @@ class ExecutionConfig:
 
 def default_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int:
     """Rows of a batch where the user names none: about `STEPS_PER_EPOCH` steps an epoch."""
-    wanted = max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS)
+    of_branches = min(ROWS_PER_BRANCH * n_branches, n_rows // STEPS_OF_TREE)
+    wanted = max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS, of_branches)
     return min(wanted, largest_batch_rows(n_rows, n_features, n_branches))
 
 

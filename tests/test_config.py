@@ -129,6 +129,25 @@ def test_what_is_given_stays() -> None:
     assert {name: getattr(resolved, name) for name in given_} == given_
 
 
+# Breaks when a branch of a tree has few rows a batch, or an epoch few steps.
+@pytest.mark.parametrize(
+    ("k", "n_rows", "branches", "expected"),
+    [(16384, 2_000_000, 256, 62_500), (16384, 10**7, 256, 65_536), (4, 10**6, 4, 15_625)],
+)
+def test_batch_rows_of_a_tree(k: int, n_rows: int, branches: int, expected: int) -> None:
+    resolved = FitConfig(k=k, algorithm="tree").resolved(n_rows, 64)
+    assert (resolved.branching, resolved.n_branches) == (str(branches), branches)
+    assert resolved.batch_rows == expected
+
+
+# Breaks when the branches of a run that is resumed with the same option are others.
+@pytest.mark.parametrize(("branching", "n_branches"), [("8x32", 8), ("8", 8), ("256", 256)])
+def test_branching(branching: str, n_branches: int) -> None:
+    resolved = FitConfig(k=256, algorithm="tree", branching=branching).resolved(10**6, 16)
+    assert (resolved.branching, resolved.n_branches) == (str(n_branches), n_branches)
+    assert FitConfig(k=256).resolved(10**6, 16).branching is None
+
+
 # Breaks when the batch outgrows the array, the cache or memory, or vanishes.
 @given(st.integers(1, 10**12), st.integers(1, 10**9))
 def test_batch_rows_by_shape(n_rows: int, n_features: int) -> None:
