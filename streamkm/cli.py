@@ -30,6 +30,7 @@ from streamkm.options import (
     add_nan,
     add_predict_options,
     add_report_options,
+    add_search,
     add_source,
     add_sweep_options,
     check_options,
@@ -208,7 +209,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     outputs = (arguments.labels, arguments.distances)
     targets = [path for path in outputs if path is not None]
-    options = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
+    names = ("labels", "distances", "nan", "search", "resume")
+    options = {name: getattr(arguments, name) for name in names}
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
@@ -254,6 +256,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             source,
             execution,
             nan=arguments.nan,
+            search=arguments.search,
             stop_request=stop_request,
             weights=weights,
             **shared,
@@ -395,6 +398,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)
         add_nan(parser_)
+        add_search(parser_)
     add_predict_options(predict)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"

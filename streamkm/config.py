@@ -13,10 +13,10 @@ are made from the field (see `streamkm.settings`). Rules between several setting
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from streamkm.cadence import Cadence
 from streamkm.errors import ConfigError, Option
 from streamkm.settings import (
     EVERY_COMMAND,
@@ -44,6 +44,7 @@ __all__ = [
     "FitConfig",
     "ResolvedFitConfig",
     "default_batch_rows",
+    "default_branches",
     "largest_batch_rows",
     "setting_differences",
 ]
@@ -256,19 +257,17 @@ class FitConfig:
                 f", not {self.algorithm}; leave it out",
             )
         n_branches, _, each = branching.partition("x")
-        if each and int(n_branches) * int(each) != self.k:
+        made = int(n_branches) * int(each or 1)
+        if each and made != self.k:
             raise ConfigError(
                 Option("branching", branching),
-                f" must multiply to k: it makes {int(n_branches) * int(each):,}, k is {self.k:,}; "
-                f"give the branches alone (",
+                f" must multiply to k: it makes {made:,}, k is {self.k:,}; name branches alone, ",
                 Option("branching", n_branches),
-                "), another k, or leave it out",
             )
         if int(n_branches) > self.k:
             raise ConfigError(
                 Option("branching", branching),
-                f" must be at most k, {self.k:,}: a branch is made of clusters; leave it out for "
-                "2 sqrt(k) branches",
+                f" must be at most k, {self.k:,}: branches are made of clusters; leave it out",
             )
 
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
@@ -296,7 +295,7 @@ class FitConfig:
             return 0
         if self.branching is not None:
             return int(self.branching.partition("x")[0])
-        return min(round(2 * math.sqrt(self.k)), self.k)
+        return default_branches(self.k)
 
     @property
     def normalizes(self) -> bool:
@@ -328,39 +327,6 @@ class ResolvedFitConfig(FitConfig):
 
     def __post_init__(self) -> None:
         """Check nothing: the settings were checked while they were open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cadence:
-    """How often to save: after a number of seconds or of batches; one of them is None."""
-
-    seconds: float | None = None
-    batches: int | None = None
-
-    def __str__(self) -> str:
-        return str(self.batches) if self.seconds is None else f"{self.seconds:g}s"
-
-    def is_due(self, n_batches: int, elapsed_s: float) -> bool:
-        """Whether to save, `n_batches` and `elapsed_s` seconds after the last time."""
-        if self.batches is not None:
-            return n_batches >= self.batches
-        assert self.seconds is not None
-        return elapsed_s >= self.seconds
-
-    @classmethod
-    def parse(cls, text: str) -> Cadence:
-        """The cadence in ``60s``, ``5m``, ``1h`` or a number of batches."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)", text.strip())
-        if match:
-            seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-            if seconds > 0:
-                return cls(seconds=seconds)
-        elif re.fullmatch(r"\d+", text.strip()) and int(text) > 0:
-            return cls(batches=int(text))
-        raise ConfigError(
-            f"checkpoint-every must be a time such as 60s, 5m, 1h or a number of batches, "
-            f"not {text!r}"
-        )
 
 
 @config_class
@@ -462,6 +428,11 @@ def largest_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int
     fitting = MAX_BATCH_BYTES // (4 * n_features)
     wanted = max(MAX_BATCH_ROWS, ROWS_PER_BRANCH * n_branches)
     return min(max(min(wanted, fitting), 1), n_rows)
+
+
+def default_branches(k: int) -> int:
+    """Branches over `k` clusters where the user names none: their lists are about as long."""
+    return min(round(2 * math.sqrt(k)), k)
 
 
 def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -37,6 +37,7 @@ __all__ = [
     "add_nan",
     "add_predict_options",
     "add_report_options",
+    "add_search",
     "add_source",
     "add_sweep_options",
     "check_options",
@@ -238,6 +239,18 @@ def add_nan(parser: argparse.ArgumentParser) -> None:
     declared = setting_of(FitConfig, "nan")
     text = "rows with NaN or infinity: error stops, drop leaves them out, with the label -1"
     _add_settings(parser, [replace(declared, text=text, shown="as in the run")])
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add ``--search`` to a command that finds nearest centroids."""
+    parser.add_argument(
+        "--search",
+        choices=("exact", "fast"),
+        default="exact",
+        help="exact compares each row with every centroid; fast, for thousands of them, with those "
+        "around one branch, on the CPU; evaluate says how many rows find their nearest "
+        "(default: exact)",
+    )
 
 
 def add_predict_options(parser: argparse.ArgumentParser) -> None:

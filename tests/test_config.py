@@ -55,7 +55,7 @@ REFUSED = {
     "branching of minibatch": ({"branching": "2"}, "needs algorithm='tree', not minibatch"),
     "branching that makes another k": (
         {"branching": "3x4", "algorithm": "tree", "k": 16},
-        r"branching='3x4' must multiply to k: it makes 12, k is 16; .*branching='3'",
+        r"branching='3x4' must multiply to k: it makes 12, k is 16; .*branching='3'$",
     ),
     "more branches than clusters": (
         {"branching": "17", "algorithm": "tree", "k": 16},

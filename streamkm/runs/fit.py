@@ -12,7 +12,7 @@ import numpy as np
 
 from streamkm.devices import resolve_device
 from streamkm.distributed.world import ALONE
-from streamkm.errors import ConfigError, DeviceError, Option, RunError, StorageError
+from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.engine.attempt import Attempt
 from streamkm.runs.planning.checks import check_fit, check_outside
@@ -168,15 +168,7 @@ def plan_fit(
         )
     resolved = config.resolved(spec.n_rows, spec.n_features)
     devices = ALGORITHMS[config.algorithm].devices
-    device = resolve_device(execution.device, devices)
-    if device.type not in devices:
-        raise DeviceError(
-            Option("device", execution.device),
-            f": {config.algorithm} runs on {' or '.join(devices)}; use ",
-            Option("device", devices[0]),
-            " or another ",
-            Option("algorithm"),
-        )
+    device = resolve_device(execution.device, devices, f"algorithm {config.algorithm}")
     n_here = world.hosts.count(world.host)
     return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here)
 

@@ -71,6 +71,7 @@ def predict(
     labels: Path,
     distances: Path | None = None,
     nan: str | None = None,
+    search: str = "exact",
     resume: bool,
     stop_request: StopRequest,
     world: World = ALONE,
@@ -97,6 +98,8 @@ def predict(
         square is the cosine distance.
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
+    search : {"exact", "fast"}
+        Whether each row is compared with every centroid, or with those around one branch.
     resume : bool
         Go on with outputs that an interrupted predict left unfinished. Do nothing if this
         model has finished all of them from these rows.
@@ -122,7 +125,7 @@ def predict(
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
     # Only the first process needs the run folder, and what was written before.
-    job = job_of(run_dir, source, nan, paths) if world.is_first else {}
+    job = job_of(run_dir, source, nan, paths, search) if world.is_first else {}
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=not world.is_first))
         is_finished = False
@@ -140,8 +143,9 @@ def predict(
                 check_parts(path, parts_of(source))
             for note in notes_on_ids(source, ids, execution):
                 progress.say(f"note: {note}")
+        taken, is_fast = table_bytes(outputs, ids), search == "fast"
         labelling = Labelling(
-            model, source, execution, output_bytes=table_bytes(outputs, ids), world=world
+            model, source, execution, output_bytes=taken, world=world, fast=is_fast
         )
         sinks = [
             stack.enter_context(_opened(path, dtype, source, ids, progress, resume=resume))
@@ -189,10 +193,14 @@ def _conclude(
         progress.say(f"note: a later --resume will not know that this is finished ({refused})")
 
 
-def job_of(run_dir: Path, source: Source, nan: str, outputs: list[Path]) -> dict[str, str]:
-    """What decides the values of `outputs`: the model, the data, `nan`, and the column of ids."""
+def job_of(
+    run_dir: Path, source: Source, nan: str, outputs: list[Path], search: str
+) -> dict[str, str]:
+    """What decides the values of `outputs`: model, data, `nan`, the column of ids, the search."""
     model = file_sha256(run_dir / "model.safetensors")
     job = {"model": model, "data": source.fingerprint(), "nan": nan}
+    if search != "exact":
+        job["search"] = search
     ids = written_ids(source, outputs)
     return job if ids is None else {**job, "ids": ids.column}
 
@@ -345,8 +353,8 @@ def _label_all(
 def _check_job(sink: Sink, job: dict[str, str]) -> None:
     """Refuse to go on with an unfinished output of another model, other data or another `nan`."""
     before = sink.read_cursor() or ({} if sink.durable_rows else job)
-    for name, value in job.items():
-        if before.get(name) != value:
+    for name, value in {"search": "exact", **job}.items():
+        if before.get(name, "exact" if name == "search" else None) != value:
             raise ResumeError(
                 f"{sink.path}: its unfinished output was made with another {name} "
                 f"({before.get(name)}, now {value}); start again without ",
