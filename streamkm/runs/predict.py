@@ -353,8 +353,10 @@ def _label_all(
 def _check_job(sink: Sink, job: dict[str, str]) -> None:
     """Refuse to go on with an unfinished output of another model, other data or another `nan`."""
     before = sink.read_cursor() or ({} if sink.durable_rows else job)
-    for name, value in {"search": "exact", **job}.items():
-        if before.get(name, "exact" if name == "search" else None) != value:
+    # Where none is named, it is the exact one.
+    before, job = ({"search": "exact", **each} for each in (before, job))
+    for name, value in job.items():
+        if before.get(name) != value:
             raise ResumeError(
                 f"{sink.path}: its unfinished output was made with another {name} "
                 f"({before.get(name)}, now {value}); start again without ",
