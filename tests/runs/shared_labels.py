@@ -121,8 +121,8 @@ def write_all(folder: Path, out: Path, world: World) -> None:
             ]
             assert [each.n_dropped for each in found] == [len(BAD)] * 2
         if world.is_first:
-            told = json.dumps([each.as_dict() for each in found])
-            base.with_suffix(".json").write_text(told)
+            for suffix, each in zip((".json", ".fast.json"), found, strict=True):
+                base.with_suffix(suffix).write_text(json.dumps(each.as_dict()))
 
 
 def estimated(folder: Path) -> dict[str, np.ndarray]:
