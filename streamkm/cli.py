@@ -157,33 +157,43 @@ def _fit(arguments: argparse.Namespace) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.sweeping.record import check_sweep_is_free
-    from streamkm.runs.sweeping.variants import check_variants
+    from streamkm.runs.sweeping.variants import check_variants, spaces_of
 
     ks, seeds = [k for some in arguments.ks for k in some], arguments.seeds
     arguments.k = min(ks)
+    spaces = {"scales": arguments.scale or (), "metrics": arguments.metric or ()}
+    arguments.scale = arguments.metric = None
     base = configured(FitConfig, arguments)
+    spaces_of(base, **spaces)  # Refused before torch is imported.
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
         closing(open_source_of(arguments)) as source,
     ):
-        check_variants(base, ks, source.spec.n_rows, source.name)
+        check_variants(base, ks, seeds, source.spec.n_rows, source.name)
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
-        if not arguments.dry_run:
+        control |= {**spaces, "all_rows": arguments.all_rows}
+        is_first = not shared or shared["world"].is_first
+        if is_first and not arguments.dry_run:
             check_sweep_is_free(arguments.out, resume=arguments.resume)
         with open_weights_of(arguments, source) as weights:
             control["weights"] = weights
             if arguments.dry_run:
-                from streamkm.runs.dry_run.sweep import dry_sweep
+                if is_first:
+                    from streamkm.runs.dry_run.sweep import dry_sweep
 
-                _print_report(
-                    dry_sweep(source, base, ks, seeds, execution, arguments.out, **control)
-                )
+                    _print_report(
+                        dry_sweep(source, base, ks, seeds, execution, arguments.out, **control)
+                    )
+                if shared:
+                    shared["world"].meet()
                 return
             from streamkm.runs.sweeping.sweep import sweep
 
             control |= shared
-            print(sweep(source, base, ks, seeds, execution, arguments.out, **control))
+            found = sweep(source, base, ks, seeds, execution, arguments.out, **control)
+        if is_first:
+            print(found)
 
 
 def _of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -221,9 +221,18 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
+    add(
+        "--all-rows",
+        action="store_true",
+        help="take every figure of all rows, with one more read of an array that does not fit in "
+        "memory (default: there, figures that need each row once more are those of a sample)",
+    )
+    several = ("scale", "metric")
+    settings = [each for each in settings_for("fit", FitConfig) if each.name not in ("k", "seed")]
+    group = parser.add_argument_group("what to compute: one or several, every fit with each")
+    _add_settings(group, (each for each in settings if each.name in several), nargs="+")
     group = parser.add_argument_group("what to compute (the same for every fit)")
-    settings = settings_for("fit", FitConfig)
-    _add_settings(group, (each for each in settings if each.name not in ("k", "seed")))
+    _add_settings(group, (each for each in settings if each.name not in several))
 
 
 def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None:
@@ -330,7 +339,9 @@ def configured(config: type[C], arguments: argparse.Namespace) -> C:
     return config(**{name: value for name, value in given.items() if value is not None})
 
 
-def _add_settings(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -> None:
+def _add_settings(
+    parser: argparse._ActionsContainer, settings: Iterable[Setting], nargs: str | None = None
+) -> None:
     # argparse learns no default, so that `configured` can tell what was given.
     for each in settings:
         names = [each.short, each.flag] if each.short else [each.flag]
@@ -343,6 +354,7 @@ def _add_settings(parser: argparse._ActionsContainer, settings: Iterable[Setting
                 type=_with_own_error(each.parse, each.rule.text),
                 choices=each.rule.choices or None,
                 metavar=each.metavar,
+                nargs=nargs,
                 help=each.help,
             )
 
