@@ -27,10 +27,9 @@ from streamkm.options import (
     WEIGHTS_HELP,
     add_execution_options,
     add_fit_options,
-    add_nan,
+    add_labelling_options,
     add_predict_options,
     add_report_options,
-    add_search,
     add_source,
     add_sweep_options,
     check_options,
@@ -407,8 +406,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for parser_ in (predict, evaluate):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)
-        add_nan(parser_)
-        add_search(parser_)
+        add_labelling_options(parser_)
     add_predict_options(predict)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
