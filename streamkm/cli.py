@@ -27,7 +27,7 @@ from streamkm.options import (
     WEIGHTS_HELP,
     add_execution_options,
     add_fit_options,
-    add_nan,
+    add_labelling_options,
     add_predict_options,
     add_report_options,
     add_source,
@@ -219,7 +219,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     outputs = (arguments.labels, arguments.distances)
     targets = [path for path in outputs if path is not None]
-    options = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
+    names = ("labels", "distances", "nan", "search", "resume")
+    options = {name: getattr(arguments, name) for name in names}
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
@@ -265,6 +266,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             source,
             execution,
             nan=arguments.nan,
+            search=arguments.search,
             stop_request=stop_request,
             weights=weights,
             **shared,
@@ -416,7 +418,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for parser_ in (predict, evaluate, partition):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
         add_source(parser_)
-        add_nan(parser_)
+        add_labelling_options(parser_)
     add_predict_options(predict)
     add_partition_options(partition)
     evaluate.add_argument(

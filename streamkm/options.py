@@ -34,7 +34,7 @@ __all__ = [
     "WEIGHTS_HELP",
     "add_execution_options",
     "add_fit_options",
-    "add_nan",
+    "add_labelling_options",
     "add_predict_options",
     "add_report_options",
     "add_source",
@@ -243,11 +243,19 @@ def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None
     _add_settings(group, settings_for(command, ExecutionConfig))
 
 
-def add_nan(parser: argparse.ArgumentParser) -> None:
-    """Add ``--nan`` to a command that reads a run, whose own setting is the default."""
+def add_labelling_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--nan``, by default as in the run, and ``--search``: how rows are labelled."""
     declared = setting_of(FitConfig, "nan")
     text = "rows with NaN or infinity: error stops, drop leaves them out, with the label -1"
     _add_settings(parser, [replace(declared, text=text, shown="as in the run")])
+    parser.add_argument(
+        "--search",
+        choices=("exact", "fast"),
+        default="exact",
+        help="exact compares each row with every centroid; fast, for thousands of them, with those "
+        "around one branch, on the CPU; evaluate says how many rows find their nearest "
+        "(default: exact)",
+    )
 
 
 def add_predict_options(parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,7 @@ SCRIPTS = [
 TESTED_IN = {
     "__main__": "test_packaging.py",
     "files": "runs/test_faults.py",
+    "cadence": "test_config.py",
     "options": "test_cli.py",
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",

@@ -25,6 +25,7 @@ from streamkm.runs.storage.model_file import DamagedModelError
 from streamkm.runs.storage.run_folder import RunFolder, feature_names
 from streamkm.runs.storage.shared_path import check_one_run
 from streamkm.sources.names import in_order
+from streamkm.tables import ALGORITHMS
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
@@ -169,7 +170,8 @@ def plan_fit(
             f"{weights.name} has {weights.n_positive:,}, k is {config.k:,}"
         )
     resolved = config.resolved(spec.n_rows, spec.n_features)
-    device = resolve_device(execution.device)
+    devices = ALGORITHMS[config.algorithm].devices
+    device = resolve_device(execution.device, devices, f"algorithm {config.algorithm}")
     n_here = world.hosts.count(world.host)
     return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here)
 

@@ -74,6 +74,7 @@ def predict(
     labels: Path,
     distances: Path | None = None,
     nan: str | None = None,
+    search: str = "exact",
     resume: bool,
     stop_request: StopRequest,
     quiet: bool = False,
@@ -102,6 +103,8 @@ def predict(
         square is the cosine distance.
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
+    search : {"exact", "fast"}
+        Whether each row is compared with every centroid, or with those around one branch.
     resume : bool
         Go on with outputs that an interrupted predict left unfinished. Do nothing if this
         model has finished all of them from these rows.
@@ -132,7 +135,7 @@ def predict(
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
     # Only the first process needs the run folder, and what was written before.
-    job = job_of(run_dir, source, nan, paths) if world.is_first else {}
+    job = job_of(run_dir, source, nan, paths, search) if world.is_first else {}
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet or not world.is_first))
         is_finished = False
@@ -150,8 +153,9 @@ def predict(
                 check_parts(path, parts_of(source))
             if tells_ids:
                 _say_notes(notes_on_ids(source, ids, execution), progress)
+        taken, is_fast = table_bytes(outputs, ids), search == "fast"
         labelling = Labelling(
-            model, source, execution, output_bytes=table_bytes(outputs, ids), world=world
+            model, source, execution, output_bytes=taken, world=world, fast=is_fast
         )
         check_shared(_shared_folders(paths), world)
         sinks = [
@@ -243,10 +247,14 @@ def _conclude(
         progress.say(f"note: a later --resume will not know that this is finished ({refused})")
 
 
-def job_of(run_dir: Path, source: Source, nan: str, outputs: list[Path]) -> dict[str, str]:
-    """What decides the values of `outputs`: the model, the data, `nan`, and the column of ids."""
+def job_of(
+    run_dir: Path, source: Source, nan: str, outputs: list[Path], search: str
+) -> dict[str, str]:
+    """What decides the values of `outputs`: model, data, `nan`, the column of ids, the search."""
     model = file_sha256(run_dir / "model.safetensors")
     job = {"model": model, "data": source.fingerprint(), "nan": nan}
+    if search != "exact":
+        job["search"] = search
     ids = written_ids(source, outputs)
     return job if ids is None else {**job, "ids": ids.column}
 
@@ -397,6 +405,8 @@ def _say_dropped(writer: Writer, progress: Progress) -> None:
 def _check_job(sink: Sink, job: dict[str, str]) -> None:
     """Refuse to go on with an unfinished output of another model, other data or another `nan`."""
     before = sink.read_cursor() or ({} if sink.durable_rows else job)
+    # Where none is named, it is the exact one.
+    before, job = ({"search": "exact", **each} for each in (before, job))
     for name, value in job.items():
         if before.get(name) != value:
             raise ResumeError(

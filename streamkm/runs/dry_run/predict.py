@@ -50,6 +50,7 @@ def dry_predict(
     labels: Path,
     distances: Path | None = None,
     nan: str | None = None,
+    search: str = "exact",
     resume: bool,
     stop_request: StopRequest,
 ) -> DryRun:
@@ -66,11 +67,13 @@ def dry_predict(
     model = load_model(run_dir)
     outputs = output_dtypes(model, labels, distances)
     paths = [path for path, _ in outputs]
-    job = job_of(run_dir, source, nan or model.settings["nan"], paths)
+    job = job_of(run_dir, source, nan or model.settings["nan"], paths, search)
     ids = written_ids(source, paths)
     if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
         return DryRun([("source", source.name), ("resume", finished_line(paths))])
-    labelling = Labelling(model, source, execution, output_bytes=table_bytes(outputs, ids))
+    labelling = Labelling(
+        model, source, execution, output_bytes=table_bytes(outputs, ids), fast=search == "fast"
+    )
     spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
     config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
     look = look_at(source, None, config, pause)

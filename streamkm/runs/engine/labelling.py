@@ -5,19 +5,26 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from streamkm.clustering.assignment import nearest, nearest_two, sums_by_label
+from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
-from streamkm.config import largest_batch_rows
+from streamkm.config import default_branches, largest_batch_rows
 from streamkm.devices import is_host, resolve_device
 from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError
-from streamkm.kernels import KernelRequest, cores_for_kernels, kernel_notes, make_kernel
+from streamkm.kernels import (
+    KernelRequest,
+    cores_for_kernels,
+    kernel_notes,
+    make_kernel,
+    sq_distances_to,
+)
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
 from streamkm.sources.names import in_order
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
+    from streamkm.kernels import MadeKernel
     from streamkm.runs.storage.model import Model
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -39,13 +47,18 @@ if TYPE_CHECKING:
     from streamkm.stream.seat import Seat
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "label_dtype"]
+__all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "LookedAt", "label_dtype"]
 
 #: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
 #: Bytes of a row that travel to who writes it, at most: a label and a distance, and for a second
 #: table a distance.
 SENT_BYTES = 16
+#: Rows that a fast search is checked on, about, in all batches and in each at least: enough to know
+#: the share within a per cent, few enough to take less time than the search.
+LOOKED_AT_ROWS, LEAST_LOOKED_AT_ROWS = 10_000, 64
+#: Types of the devices that a fast search runs on, and what the message calls it.
+_FAST = (("cpu",), "search fast")
 
 
 def label_dtype(k: int) -> np.dtype[Any]:
@@ -68,6 +81,14 @@ class LabelledBatch:
     """Float64; 0 for rows that are not finite; None without weights."""
 
 
+class LookedAt(NamedTuple):
+    """Rows of a fast search that were compared with all centroids."""
+
+    n_rows: int
+    n_true: int
+    """Those whose label is a nearest centroid."""
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluatedBatch:
     """A labelled batch, and what else judging a clustering takes."""
@@ -77,6 +98,7 @@ class EvaluatedBatch:
     """Squared distances to the second nearest centroid; infinite if there is only one."""
     sums_KD: torch.Tensor
     """Sum of the rows of each cluster, times their weights, float64."""
+    looked_at: LookedAt
 
 
 class Labelling:
@@ -99,10 +121,13 @@ class Labelling:
         output_bytes: int = 0,
         world: World = ALONE,
         seat: Seat | None = None,
+        *,
+        fast: bool = False,
     ) -> None:
         """`output_bytes` are those that outputs hold at once; `world` shares the batches.
 
-        With a `seat` other models may share the reads.
+        With a `seat` other models may share the reads. If `fast`, rows are compared with the
+        centroids around one branch alone (see `clustering.branches`), on the CPU.
         """
         source = in_order(source, model.feature_names, "the run")
         spec = source.spec
@@ -124,11 +149,12 @@ class Labelling:
                 }
             )
         self._is_spherical = model.settings["metric"] == "cosine"
-        self.device = resolve_device(execution.device)
-        batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features)
+        n_branches = default_branches(model.k) if fast else 0
+        self.device = resolve_device(execution.device, *(_FAST if fast else ()))
+        batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
         on_host = is_host(self.device)
-        needed = predict_bytes(spec, self._reading, model.k, on_host=on_host)
+        needed = predict_bytes(spec, self._reading, model.k, n_branches, on_host=on_host)
         needed += output_bytes
         if world.size > 1:
             needed += SENT_BYTES * batch_rows * (self.most_waiting + world.size)
@@ -142,10 +168,20 @@ class Labelling:
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)
         self._scaling = model.scaling.on(self.device)
         request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
-        self.kernel = make_kernel(execution.kernel, request)
+        self._flat_kernel = make_kernel(execution.kernel, request)
+        self.kernel: MadeKernel = self._flat_kernel
+        if fast:
+            self.kernel = self._fast_kernel(n_branches, batch_rows)
         self._asked_kernel = execution.kernel
         self._stored = stored
         self.times = StageTimes()
+
+    def _fast_kernel(self, n_branches: int, batch_rows: int) -> BranchKernel:
+        """The kernel that searches by branches over the centroids, the same in all processes."""
+        search = BranchKernel(self._flat_kernel, batch_rows)
+        branches = search.find_branches(self.centroids_KD, n_branches, seed=0)
+        self.world.broadcast_(*branches)
+        return search.on(branches)
 
     @property
     def kernel_description(self) -> str:
@@ -233,8 +269,26 @@ class Labelling:
             self.kernel, batch, self.centroids_KD, spherical=self._is_spherical
         )
         sums_KD = sums_by_label(self.kernel, batch, labels_B, self.centroids_KD)
+        looked_at = LookedAt(0, 0)
+        if self.kernel is not self._flat_kernel:
+            looked_at = self._look_at(batch, labels_B, sq_distances_B)
         labelled = self._labelled(start_row, batch, labels_B, sq_distances_B)
-        return EvaluatedBatch(labelled, second_B, sums_KD)
+        return EvaluatedBatch(labelled, second_B, sums_KD, looked_at)
+
+    def _look_at(
+        self, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor
+    ) -> LookedAt:
+        """Compare some rows of a batch, evenly spaced, with all centroids."""
+        n_rows = max(LOOKED_AT_ROWS // self._reading.n_batches(0), LEAST_LOOKED_AT_ROWS)
+        rows = slice(0, None, max(len(batch) // n_rows, 1))
+        x_RD, labels_R = batch.x_BD[rows], labels_B[rows]
+        true_R, _ = self._flat_kernel.assign(x_RD, batch.sq_norms_B[rows], self.centroids_KD)
+        # Several may be nearest.
+        least_R = sq_distances_to(x_RD, true_R, self.centroids_KD)
+        is_found_R = (labels_R == true_R) | (sq_distances_B[rows] <= least_R)
+        if batch.dropped_B is not None:
+            is_found_R = is_found_R[~batch.dropped_B[rows]]
+        return LookedAt(len(is_found_R), int(is_found_R.sum()))
 
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
         assignment = nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)

@@ -113,7 +113,7 @@ def prepare(
             "the same features in the same order"
         )
     nan = grouping.nan or model.settings["nan"]
-    job = job_of(run_dir, source, nan, [])
+    job = job_of(run_dir, source, nan, [], "exact")
     settings: dict[str, Any] = {
         "rows": grouping.rows,
         "sort": grouping.sort,

@@ -6,6 +6,7 @@
       config.json            the resolved settings of the run, and its data
       checkpoints/           see runs.storage.checkpoint
       metrics.jsonl          one record per report
+      centroids-level-1.npy  at the end, of a tree: its branches, as centroids.npy
       centroids.npy          at the end: K x D float32, in the space of the input
       model.safetensors      at the very end: a run that has it is complete
       outputs/               see runs.storage.output_records
@@ -74,6 +75,7 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.metrics = path / "metrics.jsonl"
         self.centroids = path / "centroids.npy"
+        self.branches = path / "centroids-level-1.npy"
         self.model = path / MODEL
         self._record = record
         self._resume = resume
