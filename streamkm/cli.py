@@ -30,6 +30,7 @@ from streamkm.options import (
     add_labelling_options,
     add_predict_options,
     add_report_options,
+    add_search,
     add_source,
     add_sweep_options,
     check_options,
@@ -421,6 +422,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         add_labelling_options(parser_)
     add_predict_options(predict)
     add_partition_options(partition)
+    for parser_ in (predict, evaluate):
+        add_search(parser_)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )

@@ -16,13 +16,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import io
 import os
 import stat
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from streamkm.errors import RunError
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileLock",
-    "GrowingFile",
     "LineFile",
     "OutputFile",
     "discard",
@@ -248,29 +246,6 @@ class OutputFile:
     def close(self) -> None:
         """Close it."""
         _close(self._fd)
-
-
-class GrowingFile(io.RawIOBase):
-    """An `OutputFile` as a file that a library writes from the first byte to the last."""
-
-    def __init__(self, file: OutputFile) -> None:
-        super().__init__()
-        self._file, self._end = file, 0
-
-    def writable(self) -> bool:
-        """See `io.RawIOBase`."""
-        return True
-
-    def tell(self) -> int:
-        """See `io.RawIOBase`."""
-        return self._end
-
-    def write(self, data: Any) -> int:
-        """See `io.RawIOBase`."""
-        view = memoryview(data)
-        self._file.write(self._end, view)
-        self._end += view.nbytes
-        return view.nbytes
 
 
 class LineFile:

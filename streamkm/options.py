@@ -37,6 +37,7 @@ __all__ = [
     "add_labelling_options",
     "add_predict_options",
     "add_report_options",
+    "add_search",
     "add_source",
     "add_sweep_options",
     "check_options",
@@ -244,10 +245,14 @@ def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None
 
 
 def add_labelling_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--nan``, by default as in the run, and ``--search``: how rows are labelled."""
+    """Add ``--nan``, whose default is the run's: what is done about rows that have no label."""
     declared = setting_of(FitConfig, "nan")
     text = "rows with NaN or infinity: error stops, drop leaves them out, with the label -1"
     _add_settings(parser, [replace(declared, text=text, shown="as in the run")])
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add ``--search``: whether each row is compared with every centroid."""
     parser.add_argument(
         "--search",
         choices=("exact", "fast"),

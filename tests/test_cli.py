@@ -526,7 +526,7 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
         ),
         (
             "predict r x.npy --labels l.npy --weights w",
-            "--weights, fit, evaluate and sweep have (see",
+            "--weights, fit, evaluate, report and sweep have (see",
         ),
         ("evaluate r x.npy --lables l", "see streamkm evaluate --help"),
         ("info x.npy --zzz", "info has no option --zzz (see streamkm info --help)"),

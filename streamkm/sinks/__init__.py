@@ -1,6 +1,7 @@
 """Sinks: the files that labels and distances are written to."""
 
 from streamkm.sinks.base import PartedSink, Sink, commit_together
+from streamkm.sinks.growing import GrowingFile
 from streamkm.sinks.part import Part, Written
 from streamkm.sinks.places import beside
 from streamkm.sinks.registry import (
@@ -23,6 +24,7 @@ from streamkm.sinks.registry import (
 __all__ = [
     "CHUNK_ROWS",
     "SINKS",
+    "GrowingFile",
     "Part",
     "PartedSink",
     "Sink",

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkm.errors import ConfigError, ReadError, ResumeError
-from streamkm.files import GrowingFile, OutputFile, fsync_directory, remove_file
+from streamkm.files import OutputFile, fsync_directory, remove_file
 from streamkm.sinks.base import JoiningSink
+from streamkm.sinks.growing import GrowingFile
 from streamkm.sources.layout import one_line
 
 if TYPE_CHECKING:

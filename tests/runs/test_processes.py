@@ -120,7 +120,7 @@ def test_predict_that_is_killed_again_and_again_writes_the_same_labels(npy, tmp_
         before = cursor.read_bytes() if cursor.exists() else b""
         process = start(
             "predict", out, npy, "--labels", labels, "--distances", distances, "--resume",
-            "--checkpoint-every", 20,
+            "--checkpoint-every", 1,
         )  # fmt: skip
 
         def has_saved(before=before):

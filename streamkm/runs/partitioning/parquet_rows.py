@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from streamkm.errors import ConfigError, ReadError
 from streamkm.files import (
-    GrowingFile,
     OutputFile,
     fsync_directory,
     fsync_file,
@@ -28,6 +27,7 @@ from streamkm.files import (
     rename_durably,
 )
 from streamkm.runs.partitioning.gathered import PIECE_BYTES, Gathered, discard_buckets
+from streamkm.sinks import GrowingFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
