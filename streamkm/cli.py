@@ -206,9 +206,9 @@ def _predict(arguments: argparse.Namespace) -> None:
     from streamkm.runs.storage.output_records import check_free, may_be_finished
     from streamkm.runs.storage.run_folder import read_config
 
-    outputs = (arguments.labels, arguments.distances)
-    targets = [path for path in outputs if path is not None]
-    options = {name: getattr(arguments, name) for name in ("labels", "distances", "nan", "resume")}
+    outputs = {name: getattr(arguments, name) for name in ("labels", "distances", "second")}
+    targets = [path for path in outputs.values() if path is not None]
+    options = {name: getattr(arguments, name) for name in ("nearest", "nan", "resume")} | outputs
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
@@ -222,7 +222,7 @@ def _predict(arguments: argparse.Namespace) -> None:
             check_free(arguments.run, targets, resume=arguments.resume)
         source = stack.enter_context(closing(open_as_in(run, arguments)))
         options["stop_request"] = stop_request
-        check_outside(source, labels=arguments.labels, distances=arguments.distances)
+        check_outside(source, **outputs)
         if arguments.dry_run:
             from streamkm.runs.dry_run.predict import dry_predict
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError
 from streamkm.files import expanded
-from streamkm.settings import setting_of, settings_of
+from streamkm.settings import setting_of, settings_of, whole
 from streamkm.sources.formats import source_options, suffixes
 
 if TYPE_CHECKING:
@@ -257,6 +257,20 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
         type=expanded,
         help="where to write the Euclidean distance of each row to its centroid, a .npy, .zarr "
         "or .parquet",
+    )
+    parser.add_argument(
+        "--second",
+        metavar="OUT",
+        type=expanded,
+        help="where to write the distance of each row to its second nearest centroid; less the "
+        "distance to its centroid that is its margin",
+    )
+    parser.add_argument(
+        "--nearest",
+        metavar="M",
+        type=_with_own_error(int, whole(1).text),
+        help="write the labels, and distances, of the M nearest centroids of each row, nearest "
+        "first: M columns, also of 1 (default: a single number a row)",
     )
     parser.add_argument(
         "--resume",

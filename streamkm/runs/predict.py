@@ -21,7 +21,7 @@ from streamkm.errors import (
 from streamkm.files import file_sha256
 from streamkm.runs.engine.collecting import collected
 from streamkm.runs.engine.labelling import Labelling, label_dtype
-from streamkm.runs.engine.writing import CLUSTER, DISTANCE, FoundRows, Writer
+from streamkm.runs.engine.writing import CLUSTER, DISTANCE, SECOND, FoundRows, Writer
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
@@ -29,8 +29,8 @@ from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
 from streamkm.runs.storage.parts_file import check_parts, write_parts
 from streamkm.sinks import (
-    CHUNK_ROWS,
     beside,
+    chunk_rows_of,
     commit_together,
     is_copy,
     is_table,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "finished_line",
     "job_of",
+    "n_ranked",
     "notes_on_ids",
     "origin_of",
     "output_dtypes",
@@ -70,6 +71,8 @@ def predict(
     *,
     labels: Path,
     distances: Path | None = None,
+    second: Path | None = None,
+    nearest: int | None = None,
     nan: str | None = None,
     resume: bool,
     stop_request: StopRequest,
@@ -95,6 +98,11 @@ def predict(
         The same of the Euclidean distances (not squared) in the scaled space, float32; NaN
         for rows that were dropped. For cosine they are those of the unit vectors: half the
         square is the cosine distance.
+    second : Path, optional
+        The same of the distances to the second nearest centroids.
+    nearest : int, optional
+        M: labels and distances are (N, M), of the M nearest centroids, nearest first; equal
+        distances go by the lower index. 1 gives (N, 1). By default they are (N,).
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
     resume : bool
@@ -118,7 +126,7 @@ def predict(
         If the disk refuses; what was durable before is kept for `resume`.
     """
     model = load_model(run_dir, world)
-    outputs = output_dtypes(model, labels, distances)
+    outputs = output_dtypes(model, labels, distances, second, nearest)
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
     # Only the first process needs the run folder, and what was written before.
@@ -141,8 +149,9 @@ def predict(
             for note in notes_on_ids(source, ids, execution):
                 progress.say(f"note: {note}")
         labelling = Labelling(
-            model, source, execution, output_bytes=table_bytes(outputs, ids), world=world
-        )
+            model, source, execution, output_bytes=table_bytes(outputs, ids), world=world,
+            n_nearest=n_ranked(second, nearest),
+        )  # fmt: skip
         sinks = [
             stack.enter_context(_opened(path, dtype, source, ids, progress, resume=resume))
             for path, dtype in outputs
@@ -152,10 +161,11 @@ def predict(
             _check_job(sink, job)
         world.meet()
         start_row = world.gather(min((sink.next_row for sink in sinks), default=0))[0]
-        writer = Writer(sinks, job, execution, stop_request, start_row, world)
+        columns = [CLUSTER, *_columns(distances, second)]
+        writer = Writer(sinks, columns, job, execution, stop_request, start_row, world)
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
             if start_row < source.spec.n_rows:
-                rows = FoundRows(outputs, model.scaling.unit)
+                rows = FoundRows(_fields(outputs, columns), model.scaling.unit)
                 _label_all(source, labelling, rows, writer, progress, nan=nan)
             if world.is_first:
                 _conclude(run_dir, source, sinks, writer, progress)
@@ -223,8 +233,11 @@ def table_bytes(outputs: list[tuple[Path, np.dtype[Any]]], ids: IdColumn | None)
     Once as they come, once as the columns of a chunk, once as the chunk is written.
     """
     id_bytes = 0 if ids is None else id_row_bytes(ids)
-    rows = [dtype.itemsize + id_bytes for path, dtype in outputs if is_table(path)]
-    return 3 * CHUNK_ROWS * sum(rows)
+    return 3 * sum(
+        chunk_rows_of(dtype) * (dtype.itemsize + id_bytes)
+        for path, dtype in outputs
+        if is_table(path)
+    )
 
 
 def finished_line(paths: list[Path]) -> str:
@@ -234,24 +247,75 @@ def finished_line(paths: list[Path]) -> str:
     return f"{names} {are} finished, by this model from this source: nothing is left to do"
 
 
+def n_ranked(second: Path | None, nearest: int | None) -> int:
+    """How many of the nearest centroids of each row must be found."""
+    return max(nearest or 1, 1 if second is None else 2)
+
+
 def output_dtypes(
-    model: Model, labels: Path, distances: Path | None
+    model: Model,
+    labels: Path,
+    distances: Path | None,
+    second: Path | None = None,
+    nearest: int | None = None,
 ) -> list[tuple[Path, np.dtype[Any]]]:
     """(path, dtype) of each output, labels first; a table has a field for each column."""
-    cluster, distance = (CLUSTER, label_dtype(model.k)), (DISTANCE, np.dtype(np.float32))
-    outputs = [(labels, np.dtype([cluster, distance]) if is_table(labels) else cluster[1])]
-    if distances is not None:
-        if distances.resolve() == labels.resolve():
-            both = f" must differ, both are {labels}"
-            raise ConfigError(Option("labels"), " and ", Option("distances"), both)
-        if is_copy(distances):
+    _check_nearest(model, second, nearest)
+    several = () if nearest is None else (nearest,)
+    cluster = (CLUSTER, np.dtype((label_dtype(model.k), several)))
+    distance = (DISTANCE, np.dtype((np.float32, several)))
+    of_labels = np.dtype([cluster, distance]) if is_table(labels) else cluster[1]
+    outputs: list[tuple[Path, np.dtype[Any]]] = [(labels, of_labels)]
+    for column, path in _columns(distances, second).items():
+        if is_copy(path):
             raise ConfigError(
-                f"{distances}: only ",
+                f"{path}: only ",
                 Option("labels"),
                 " can be a copy of the source; write the distances as .npy or .parquet",
             )
-        outputs.append((distances, np.dtype([distance]) if is_table(distances) else distance[1]))
+        dtype: np.dtype[Any] = distance[1] if column == DISTANCE else np.dtype(np.float32)
+        outputs.append((path, np.dtype([(column, dtype)]) if is_table(path) else dtype))
+    _refuse_same({"labels": labels, "distances": distances, "second": second})
     return outputs
+
+
+def _check_nearest(model: Model, second: Path | None, nearest: int | None) -> None:
+    """Refuse more centroids of a row than there are."""
+    if nearest is not None and not 1 <= nearest <= model.k:
+        raise ConfigError(
+            Option("nearest", nearest),
+            f" must be from 1 to {model.k}, the number of centroids of the run",
+        )
+    if second is not None and model.k == 1:
+        raise ConfigError(
+            Option("second"), " is the distance to the second nearest centroid, the run has only 1"
+        )
+
+
+def _refuse_same(outputs: dict[str, Path | None]) -> None:
+    """Refuse two outputs of one path; `outputs` are by option."""
+    seen: dict[Path, str] = {}
+    for option, path in outputs.items():
+        other = None if path is None else seen.setdefault(path.resolve(), option)
+        if other not in (None, option):
+            both = f" must differ, both are {path}"
+            raise ConfigError(Option(str(other)), " and ", Option(option), both)
+
+
+def _columns(distances: Path | None, second: Path | None) -> dict[str, Path]:
+    """The outputs beside the labels by the name of their column."""
+    outputs = {DISTANCE: distances, SECOND: second}
+    return {column: path for column, path in outputs.items() if path is not None}
+
+
+def _fields(
+    outputs: list[tuple[Path, np.dtype[Any]]], columns: list[str]
+) -> list[tuple[str, np.dtype[Any]]]:
+    """(name, dtype) of all columns that the outputs have, each once."""
+    fields: dict[str, np.dtype[Any]] = {}
+    for (_, dtype), column in zip(outputs, columns, strict=True):
+        fields |= {name: dtype[name] for name in dtype.names or ()} or {column: dtype}
+    return list(fields.items())
 
 
 def _opened(

@@ -3,10 +3,10 @@
 from streamkm.sinks.base import Sink, commit_together
 from streamkm.sinks.places import beside
 from streamkm.sinks.registry import (
-    CHUNK_ROWS,
     SINKS,
     check_origin,
     check_target,
+    chunk_rows_of,
     copied_bytes,
     is_copy,
     is_table,
@@ -18,12 +18,12 @@ from streamkm.sinks.registry import (
 )
 
 __all__ = [
-    "CHUNK_ROWS",
     "SINKS",
     "Sink",
     "beside",
     "check_origin",
     "check_target",
+    "chunk_rows_of",
     "commit_together",
     "copied_bytes",
     "is_copy",

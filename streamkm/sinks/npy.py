@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NpySink"]
 
-#: Bytes read to learn the shape of an unfinished output: more than a header of one dimension has.
+#: Bytes read to learn the shape of an unfinished output: more than a header of two dimensions has.
 _HEADER_BYTES = 4096
 #: Bytes of one read when an unfinished output is checked.
 _READ_BYTES = 1 << 20
@@ -101,8 +101,9 @@ class NpySink(Sink):
             )
         except SourceError:
             return
-        if shape != (self.n_rows,) or dtype != self.dtype:
-            raise self._mismatch(shape[0] if shape else 0, dtype)
+        if shape != (self.n_rows, *self.dtype.shape) or dtype != self.dtype.base:
+            each = np.dtype((dtype, shape[1:]))
+            raise self._mismatch(shape[0] if shape else 0, each)
 
     def _misfit(self, file: OutputFile) -> ResumeError:
         """The error for a file whose rows are claimed but that cannot be resumed."""
@@ -114,7 +115,7 @@ class NpySink(Sink):
 
     def _put(self, values: np.ndarray) -> None:
         position = len(self._header) + self.next_row * self.dtype.itemsize
-        self._file.write(position, values.view(np.uint8).data)
+        self._file.write(position, values.reshape(-1).view(np.uint8).data)
         self._count(values)
 
     def _sync(self) -> int:
@@ -127,7 +128,7 @@ class NpySink(Sink):
 
 def _header(n_rows: int, dtype: np.dtype[Any]) -> bytes:
     header = io.BytesIO()
-    descr = npy_format.dtype_to_descr(dtype)
-    about = {"descr": descr, "fortran_order": False, "shape": (n_rows,)}
+    descr = npy_format.dtype_to_descr(dtype.base)
+    about = {"descr": descr, "fortran_order": False, "shape": (n_rows, *dtype.shape)}
     npy_format.write_array_header_1_0(header, about)
     return header.getvalue()

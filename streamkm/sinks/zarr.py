@@ -32,10 +32,19 @@ _METADATA = {"zarr.json", ".zarray", ".zattrs"}
 
 @dataclass(frozen=True, slots=True)
 class RowChunks:
-    """Chunks of an array whose rows are its elements in C order."""
+    """Chunks of an array whose rows are its elements in C order.
+
+    If rows have several values, an array has one more axis, of which every chunk holds all.
+    """
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
+
+    @classmethod
+    def of_array(cls, array: zarr.Array[Any], dtype: np.dtype[Any]) -> RowChunks:
+        """The chunks of an array whose rows are of `dtype`."""
+        n_axes = len(array.shape) - len(dtype.shape)
+        return cls(array.shape[:n_axes], array.chunks[:n_axes])
 
     @classmethod
     def of_rows(cls, shape: tuple[int, ...], chunk_rows: int) -> RowChunks:
@@ -108,7 +117,7 @@ class RowChunks:
 
 
 class ZarrSink(Sink):
-    """A Zarr v3 array of one dimension, written in whole chunks only.
+    """A Zarr v3 array of one dimension, or of two, written in whole chunks only.
 
     Rows of an unfinished chunk stay in memory. If they were written early, the
     chunk would have to be written again, over the only copy of rows that a
@@ -135,7 +144,7 @@ class ZarrSink(Sink):
     ) -> None:
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
         self._array = self._create(chunk_rows) if state is None else self._check(chunk_rows)
-        self._layout = RowChunks(self._array.shape, self._array.chunks)
+        self._layout = RowChunks.of_array(self._array, dtype)
         self._buffer = np.empty(self._layout.most_rows, dtype)
         self._filled = 0
         self._stored = self._durable_rows
@@ -146,8 +155,9 @@ class ZarrSink(Sink):
         """See `Sink`."""
         try:
             array = zarr.open_array(LocalStore(path, read_only=True), mode="r")
-            layout = RowChunks(array.shape, array.chunks)
-            if prod(array.shape) != n_rows or array.dtype != dtype or not layout.are_rows:
+            layout = RowChunks.of_array(array, dtype)
+            is_such = _value_shape(array, dtype) == dtype.shape and array.dtype == dtype.base
+            if prod(layout.shape) != n_rows or not is_such or not layout.are_rows:
                 return None
             crc = 0
             for row in layout.starts(n_rows)[:-1]:
@@ -161,9 +171,9 @@ class ZarrSink(Sink):
         layout = RowChunks.of_rows(self._shape(), chunk_rows)
         array = zarr.create_array(
             LocalStore(self._partial),
-            shape=layout.shape,
-            dtype=self.dtype,
-            chunks=layout.chunks,
+            shape=(*layout.shape, *self.dtype.shape),
+            dtype=self.dtype.base,
+            chunks=(*layout.chunks, *self.dtype.shape),
             # Without it Zarr leaves out a chunk of zeros, which would look like a missing one.
             config={"write_empty_chunks": True},
             **self._about(),
@@ -176,7 +186,7 @@ class ZarrSink(Sink):
         return array
 
     def _shape(self) -> tuple[int, ...]:
-        """Shape of the array; its elements in C order are the rows."""
+        """Axes of the rows; their elements in C order are the rows."""
         return (self.n_rows,)
 
     def _about(self) -> dict[str, Any]:
@@ -198,9 +208,11 @@ class ZarrSink(Sink):
                 f"{self._partial}: cannot be opened: {one_line(error)}; "
                 "start again without resuming"
             ) from error
-        if array.shape != self._shape() or array.dtype != self.dtype:
-            raise self._mismatch(prod(array.shape), array.dtype)
-        layout = RowChunks(array.shape, array.chunks)
+        layout = RowChunks.of_array(array, self.dtype)
+        values = _value_shape(array, self.dtype)
+        is_such = values == self.dtype.shape and array.dtype == self.dtype.base
+        if layout.shape != self._shape() or not is_such:
+            raise self._mismatch(prod(array.shape) // prod(values), np.dtype((array.dtype, values)))
         claimed = self._durable_rows
         if not layout.are_rows or (claimed and layout.starts(claimed)[-1] != claimed):
             raise ResumeError(
@@ -212,20 +224,20 @@ class ZarrSink(Sink):
         return array
 
     def _stored_values(self, array: zarr.Array[Any]) -> Iterator[np.ndarray]:
-        layout = RowChunks(array.shape, array.chunks)
+        layout = RowChunks.of_array(array, self.dtype)
         for row in self._durable_chunks(array):
             try:
                 values = array[layout.selection(row)]
             except Exception as error:
                 raise ResumeError(
-                    f"{_chunk_path(self._partial, array, row)}: cannot be read: {one_line(error)}; "
+                    f"{self._chunk_path(array, row)}: cannot be read: {one_line(error)}; "
                     "check the disk, and start again without resuming"
                 ) from error
             yield np.ascontiguousarray(values).reshape(-1)
 
     def _drop_unclaimed(self, array: zarr.Array[Any]) -> None:
         """Delete chunks after the durable rows, and parts of chunks that a killed run left."""
-        claimed = {_chunk_path(self._partial, array, row) for row in self._durable_chunks(array)}
+        claimed = {self._chunk_path(array, row) for row in self._durable_chunks(array)}
         missing = [path for path in sorted(claimed) if not path.is_file()]
         if missing:
             raise ResumeError(
@@ -238,22 +250,28 @@ class ZarrSink(Sink):
     def _durable_chunks(self, array: zarr.Array[Any]) -> list[int]:
         """First row of each durable chunk."""
         claimed = self._durable_rows
-        return RowChunks(array.shape, array.chunks).starts(claimed)[:-1] if claimed else []
+        return RowChunks.of_array(array, self.dtype).starts(claimed)[:-1] if claimed else []
+
+    def _chunk_path(self, array: zarr.Array[Any], row: int) -> Path:
+        """Path of the chunk of the unfinished `array` that begins at `row`."""
+        index = RowChunks.of_array(array, self.dtype).index(row)
+        whole = (0,) * len(self.dtype.shape)
+        return self._partial / array.metadata.encode_chunk_key((*index, *whole))
 
     def _put(self, values: np.ndarray) -> None:
         while values.size:
             size = self._layout.rows_at(self._stored)
             taken = values[: size - self._filled]
-            self._buffer[self._filled : self._filled + taken.size] = taken
-            self._filled += taken.size
-            values = values[taken.size :]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            values = values[len(taken) :]
             if self._filled == size:
                 selection = self._layout.selection(self._stored)
                 values_C = self._buffer[:size]
                 shape = [along.stop - along.start for along in selection]
-                self._array[selection] = values_C.reshape(shape)
+                self._array[selection] = values_C.reshape(*shape, *self.dtype.shape)
                 self._count(values_C)
-                self._unsynced.append(_chunk_path(self._partial, self._array, self._stored))
+                self._unsynced.append(self._chunk_path(self._array, self._stored))
                 self._stored += size
                 self._filled = 0
 
@@ -272,7 +290,6 @@ class ZarrSink(Sink):
         """Zarr keeps no file open."""
 
 
-def _chunk_path(folder: Path, array: zarr.Array[Any], row: int) -> Path:
-    """Path of the chunk of the array in `folder` that begins at `row`."""
-    index = RowChunks(array.shape, array.chunks).index(row)
-    return folder / array.metadata.encode_chunk_key(index)
+def _value_shape(array: zarr.Array[Any], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    """Shape of the values of a row, if the rows of `array` are of `dtype`."""
+    return array.shape[len(array.shape) - len(dtype.shape) :]

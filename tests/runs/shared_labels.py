@@ -111,6 +111,9 @@ def write_all(folder: Path, out: Path, world: World) -> None:
                 resume=False,
                 **more,
             )
+            several = {"labels": base.with_suffix(".several.npy"), "nearest": 3}
+            several["second"] = base.with_suffix(".second.npy")
+            predict(run, source, execution(), resume=False, **several, **more)
             # It is finished: nobody labels anything.
             predict(run, source, execution(), resume=True, **both, **more)
             found = evaluate(run, source, execution(), weights=weights, **more)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamkm.errors import OutputExistsError, ResumeError, RunError
+from streamkm.errors import ConfigError, OutputExistsError, ResumeError, RunError
 from streamkm.sinks import Sink, open_sink
 from streamkm.sinks.base import commit_together
 from streamkm.sinks.places import beside, store_of
@@ -86,6 +86,9 @@ class SinkContract:
     """Rows that are durable when 130 were written and flushed, with chunks of 64 rows."""
     synced: ClassVar[tuple[str, ...]]
     """Names of what is synced, in order, for 64 rows of ``out``, before the cursor."""
+
+    takes_several: ClassVar[bool] = True
+    """Whether rows may have several values; else they are refused."""
 
     def load(self, path: Path) -> np.ndarray:
         """The array, as the format's own library reads it."""
@@ -205,6 +208,39 @@ class SinkContract:
         assert not target.exists()
         with pytest.raises(ValueError, match="closed"):
             sink.write(10, labels(1))
+
+    # ---- rows of several values -----------------------------------------------------
+
+    # Breaks when rows are cut at another place than chunks, or values of a row are taken for rows.
+    @pytest.mark.parametrize("dtype", ["int32", "float32"])
+    @pytest.mark.parametrize("m", [1, 3])
+    def test_rows_of_several_values_are_resumed(self, target: Path, dtype: str, m: int) -> None:
+        values = labels(N * m, dtype).reshape(N, m)
+        several = np.dtype((dtype, (m,)))
+        if not self.takes_several:
+            with pytest.raises(ConfigError, match=f"one label a row, not those of the {m} nearest"):
+                self.open(target, n_rows=N, dtype=several)
+            assert leftovers(target) == []
+            return
+        with self.open(target, n_rows=N, dtype=several, chunk_rows=CHUNK_ROWS) as sink:
+            for start in range(0, 500, 37):
+                sink.write(start, values[start : start + 37])
+            with pytest.raises(ValueError, match=f"rows of {m} x {dtype}"):
+                sink.write(0, values[:5].reshape(-1))
+            sink.write_cursor({})
+            assert 0 < sink.durable_rows <= sink.next_row
+        for other in (np.dtype((dtype, (m + 1,))), np.dtype(dtype)):
+            with pytest.raises(ResumeError, match=f"holds.*{dtype}"):
+                self.open(target, n_rows=N, dtype=other, resume=True)
+        with self.open(target, n_rows=N, dtype=several, resume=True) as sink:
+            sink.write(sink.next_row, values[sink.next_row :])
+            sink.commit()
+        found = self.load(target)
+        assert found.dtype == dtype
+        assert found.tolist() == values.tolist()
+        assert leftovers(target) == []
+        assert stored_crc32(target, n_rows=N, dtype=several) == sink.crc32
+        assert stored_crc32(target, n_rows=N, dtype=np.dtype((dtype, (m + 1,)))) is None
 
     # ---- names ------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamkm.config import FitConfig
 from streamkm.errors import InputError
@@ -15,6 +15,7 @@ from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.predict import (
     finished_line,
     job_of,
+    n_ranked,
     notes_on_ids,
     origin_of,
     output_dtypes,
@@ -31,6 +32,8 @@ from streamkm.text import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import numpy as np
 
     from streamkm.config import ExecutionConfig
     from streamkm.runs.reporting.signals import StopRequest
@@ -49,6 +52,8 @@ def dry_predict(
     *,
     labels: Path,
     distances: Path | None = None,
+    second: Path | None = None,
+    nearest: int | None = None,
     nan: str | None = None,
     resume: bool,
     stop_request: StopRequest,
@@ -64,13 +69,16 @@ def dry_predict(
         `DryRun.errors`.
     """
     model = load_model(run_dir)
-    outputs = output_dtypes(model, labels, distances)
+    outputs = output_dtypes(model, labels, distances, second, nearest)
     paths = [path for path, _ in outputs]
     job = job_of(run_dir, source, nan or model.settings["nan"], paths)
     ids = written_ids(source, paths)
     if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
         return DryRun([("source", source.name), ("resume", finished_line(paths))])
-    labelling = Labelling(model, source, execution, output_bytes=table_bytes(outputs, ids))
+    labelling = Labelling(
+        model, source, execution, output_bytes=table_bytes(outputs, ids),
+        n_nearest=n_ranked(second, nearest),
+    )  # fmt: skip
     spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
     config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
     look = look_at(source, None, config, pause)
@@ -91,8 +99,7 @@ def dry_predict(
         *look.notes,
     ]
     id_bytes = 0 if ids is None else id_row_bytes(ids)
-    row_bytes = [(path, dtype.itemsize + id_bytes * is_table(path)) for path, dtype in outputs]
-    space = _space(report, row_bytes, source, run_dir, resume=resume)
+    space = _space(report, outputs, id_bytes, source, run_dir, resume=resume)
     report.errors += [look.error] if look.error is not None else []
     for folder, (most, least) in space.items():
         report.add_space(folder, most, "outputs", least=least)
@@ -102,7 +109,8 @@ def dry_predict(
 
 def _space(
     report: DryRun,
-    row_bytes: list[tuple[Path, int]],
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    id_bytes: int,
     source: Source,
     run_dir: Path,
     *,
@@ -115,7 +123,8 @@ def _space(
     """
     space: dict[Path, tuple[int, int]] = {}
     n_rows, origin = source.spec.n_rows, origin_of(source)
-    for path, each in row_bytes:
+    for path, dtype in outputs:
+        each = dtype.itemsize + id_bytes * is_table(path)
         # An unfinished output has part of its space already.
         there = unfinished_bytes(path) if resume else 0
         times = 2 if is_table(path) or is_copy(path) else 1
@@ -126,7 +135,7 @@ def _space(
         space[path.parent] = most + missing, least + is_whole * missing
         try:
             check_free(run_dir, [path], resume=resume)
-            check_origin(path, origin, n_rows)
+            check_origin(path, origin, n_rows, dtype)
             check_parts(path, parts_of(source))
         except InputError as error:
             report.errors.append(error)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from streamkm.clustering.assignment import nearest, nearest_two, sums_by_label
+from streamkm.clustering.assignment import nearest, nearest_several, nearest_two, sums_by_label
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import largest_batch_rows
 from streamkm.devices import is_host, resolve_device
 from streamkm.distributed.world import ALONE
-from streamkm.errors import ConfigError
-from streamkm.kernels import KernelRequest, cores_for_kernels, kernel_notes, make_kernel
+from streamkm.errors import ConfigError, Option
+from streamkm.kernels import (
+    KernelRequest,
+    Nearest,
+    cores_for_kernels,
+    kernel_notes,
+    make_kernel,
+    nearest_bytes,
+)
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
 from streamkm.sources.names import in_order
@@ -43,8 +50,11 @@ __all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "label_dtype"]
 
 #: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
-#: Bytes that a process sends to the first one for a row, at most: a label and a distance.
+#: Bytes that a process sends to the first one for a row, at most: a label and a distance, of each
+#: of the nearest centroids.
 SENT_BYTES = 12
+#: The kernel whose arithmetic ranks several centroids: plain torch.
+RANKING_KERNEL = "reference"
 
 
 def label_dtype(k: int) -> np.dtype[Any]:
@@ -65,6 +75,8 @@ class LabelledBatch:
     """Rows that are not finite."""
     weights_B: torch.Tensor | None = None
     """Float64; 0 for rows that are not finite; None without weights."""
+    several: Nearest | None = None
+    """The nearest centroids, if the labelling ranks several; as above for rows not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +110,12 @@ class Labelling:
         output_bytes: int = 0,
         world: World = ALONE,
         seat: Seat | None = None,
+        n_nearest: int = 1,
     ) -> None:
         """`output_bytes` are those that outputs hold at once; `world` shares the batches.
 
-        With a `seat` other models may share the reads.
+        With a `seat` other models may share the reads. With `n_nearest` above 1, `batches` rank
+        so many centroids of each row.
         """
         source = in_order(source, model.feature_names, "the run")
         spec = source.spec
@@ -122,27 +136,39 @@ class Labelling:
                     "weights": None if weights is None else weights.fingerprint,
                 }
             )
+        if n_nearest > 1 and execution.kernel not in ("auto", RANKING_KERNEL):
+            raise ConfigError(
+                Option("kernel", execution.kernel),
+                " finds the nearest centroid alone; several are ranked by ",
+                Option("kernel", RANKING_KERNEL),
+                ", as auto chooses",
+            )
+        self._n_nearest = n_nearest
+        self._asked_kernel = execution.kernel if n_nearest == 1 else RANKING_KERNEL
         self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
+        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
+        dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
         on_host = is_host(self.device)
         needed = predict_bytes(spec, self._reading, model.k, on_host=on_host)
         needed += output_bytes
+        if n_nearest > 1:
+            # What is ranked, and the ranks once more as they are written.
+            needed += on_host * nearest_bytes(batch_rows, model.k, n_nearest, dtype.itemsize)
+            needed += SENT_BYTES * batch_rows * n_nearest
         if world.size > 1:
-            needed += SENT_BYTES * batch_rows * (self.most_waiting + world.size)
+            needed += SENT_BYTES * n_nearest * batch_rows * (self.most_waiting + world.size)
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
             n_processes=world.hosts.count(world.host),
         )  # fmt: skip
-        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
-        dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)
         self._scaling = model.scaling.on(self.device)
         request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
-        self.kernel = make_kernel(execution.kernel, request)
-        self._asked_kernel = execution.kernel
+        self.kernel = make_kernel(self._asked_kernel, request)
         self._stored = stored
         self.times = StageTimes()
 
@@ -236,6 +262,15 @@ class Labelling:
         return EvaluatedBatch(labelled, second_B, sums_KD)
 
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
+        if self._n_nearest > 1:
+            several = nearest_several(
+                batch, self.centroids_KD, self._n_nearest, spherical=self._is_spherical
+            )
+            if batch.dropped_B is not None:
+                several.labels_BM.masked_fill_(batch.dropped_B[:, None], -1)
+                several.sq_distances_BM.masked_fill_(batch.dropped_B[:, None], torch.nan)
+            first = (several.labels_BM[:, 0], several.sq_distances_BM[:, 0])
+            return replace(self._labelled(start_row, batch, *first), several=several)
         assignment = nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)
         return self._labelled(start_row, batch, *assignment)
 

@@ -11,7 +11,7 @@ from streamkm.errors import Interrupted, Option
 from streamkm.runs.engine.agreement import Agreement
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
@@ -20,54 +20,66 @@ if TYPE_CHECKING:
     from streamkm.sinks import Sink
     from streamkm.stream.plan import Place
 
-__all__ = ["CLUSTER", "DISTANCE", "FoundRows", "Writer"]
+__all__ = ["CLUSTER", "DISTANCE", "SECOND", "FoundRows", "Writer"]
 
 #: Names of the columns of a table.
-CLUSTER, DISTANCE = "cluster", "distance"
+CLUSTER, DISTANCE, SECOND = "cluster", "distance", "second_distance"
 
 
 class FoundRows:
-    """What is written of each row: its cluster, and its distance if an output has it."""
+    """What is written of each row: its cluster or several, and the distances that outputs have.
 
-    def __init__(self, outputs: list[tuple[Path, np.dtype[Any]]], unit: float) -> None:
-        labels = outputs[0][1]
-        fields = [(CLUSTER, labels[CLUSTER] if labels.names else labels)]
-        self._has_distance = bool(labels.names) or len(outputs) > 1
-        if self._has_distance:
-            fields.append((DISTANCE, np.dtype(np.float32)))
-        self.dtype = np.dtype(fields)
+    Parameters
+    ----------
+    fields : sequence of (str, dtype)
+        The columns, `CLUSTER` first; a subarray type is of several nearest centroids.
+    unit : float
+        By which scaled distances are divided.
+    """
+
+    def __init__(self, fields: Sequence[tuple[str, np.dtype[Any]]], unit: float) -> None:
+        self.dtype = np.dtype(list(fields))
         self._unit = unit
 
     def of(self, batch: LabelledBatch) -> np.ndarray:
         """The rows of a batch."""
         found_B = np.empty(len(batch.labels_B), self.dtype)
-        found_B[CLUSTER] = batch.labels_B.cpu().numpy()
-        if self._has_distance:
-            found_B[DISTANCE] = (batch.sq_distances_B.sqrt() / self._unit).cpu().numpy()
+        labels_BM, sq_distances_BM = batch.labels_B[:, None], batch.sq_distances_B[:, None]
+        if batch.several is not None:
+            labels_BM, sq_distances_BM = batch.several
+        for name in self.dtype.names or ():
+            is_label, shape = name == CLUSTER, self.dtype[name].shape
+            values_BM = labels_BM if is_label else sq_distances_BM.sqrt() / self._unit
+            chosen = values_BM[:, : shape[0]] if shape else values_BM[:, int(name == SECOND)]
+            found_B[name] = chosen.cpu().numpy()
         return found_B
 
     @staticmethod
     def n_dropped(found_B: np.ndarray) -> int:
         """How many of the rows are not finite."""
-        return int((found_B[CLUSTER] < 0).sum())
+        labels = found_B[CLUSTER]
+        return int((labels.reshape(len(labels), -1)[:, :1] < 0).sum())
 
 
 class Writer:
     """Writes rows to the sinks and makes them durable as often as asked.
 
-    The first process has the sinks; the others stop when it stops.
+    A sink gets the one of `columns` that stands in its place, or those that its own type names. The
+    first process has the sinks; the others stop when it stops.
     """
 
     def __init__(
         self,
         sinks: list[Sink],
+        columns: Sequence[str],
         job: dict[str, str],
         execution: ExecutionConfig,
         stop_request: StopRequest,
         start_row: int,
         world: World,
     ) -> None:
-        self._sinks, self.job, self._stop_request = sinks, job, stop_request
+        self._sinks, self._columns = sinks, columns
+        self.job, self._stop_request = job, stop_request
         self._world, self._agreement = world, Agreement(world)
         self._cadence = execution.checkpoint_every
         self._saved_at, self._batches = time.monotonic(), 0
@@ -79,7 +91,7 @@ class Writer:
         # A resumed predict begins with the batch of the first missing row: some of it was counted.
         self.n_dropped += FoundRows.n_dropped(found_B[max(self._counted_to - start_row, 0) :])
         self._counted_to = start_row + len(found_B)
-        for sink, name in zip(self._sinks, (CLUSTER, DISTANCE), strict=False):
+        for sink, name in zip(self._sinks, self._columns, strict=bool(self._sinks)):
             sink.write(start_row, _as_stored(sink.dtype, found_B, name))
 
     def after(self, place: Place) -> None:
@@ -123,7 +135,7 @@ class Writer:
 def _as_stored(dtype: np.dtype[Any], found_B: np.ndarray, name: str) -> np.ndarray:
     """The column `name` of `found_B`, or those that `dtype` names."""
     if dtype.names is None:
-        return np.ascontiguousarray(found_B[name], dtype)
+        return np.ascontiguousarray(found_B[name], dtype.base)
     table = np.empty(len(found_B), dtype)
     for each in dtype.names:
         table[each] = found_B[each]
