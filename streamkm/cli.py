@@ -39,6 +39,7 @@ from streamkm.options import (
     open_weights_of,
     settings_for,
     source_keywords,
+    with_spans_joined,
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
@@ -319,6 +320,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if argv[0] == "help":
         argv = [*argv[1:], "--help"]
     check_options(argv, parser, commands)
+    argv = with_spans_joined(argv)
     arguments, left = parser.parse_known_args(argv)
     if len(left) == 1 and not left[0].startswith("-") and getattr(arguments, "source", "") is None:
         # argparse fills an optional SOURCE with nothing as soon as an option stands after RUN.
@@ -393,7 +395,8 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     for parser_ in (predict, evaluate):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
-        add_source(parser_)
+        # Labels of a sample would not say of which rows they are.
+        add_source(parser_, without=("sample", "sample_seed") if parser_ is predict else ())
         add_nan(parser_)
     add_predict_options(predict)
     evaluate.add_argument(

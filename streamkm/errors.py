@@ -52,7 +52,12 @@ __all__ = [
 
 
 #: Flags whose name differs from that in Python; every other flag is the name with dashes.
-_FLAGS = {"run_dir": "out", "n_features": "features", "columns": "column"}
+_FLAGS = {
+    "run_dir": "out",
+    "n_features": "features",
+    "columns": "column",
+    "row_range": "rows",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ from streamkm.errors import ConfigError
 from streamkm.files import expanded
 from streamkm.settings import setting_of, settings_of, whole
 from streamkm.sources.formats import source_options, suffixes
+from streamkm.sources.options import OF_ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from streamkm.settings import Setting
@@ -46,6 +47,7 @@ __all__ = [
     "open_weights_of",
     "settings_for",
     "source_keywords",
+    "with_spans_joined",
 ]
 
 DRY_RUN_HELP = (
@@ -69,8 +71,9 @@ def add_source(
     or_else: str = "",
     *,
     needed: bool = True,
+    without: Collection[str] = (),
 ) -> None:
-    """Add the location of an array and the options of every format.
+    """Add the location of an array and the options of every format, but for those `without`.
 
     `or_else` is a phrase for the help that says what else the location may be.
     """
@@ -86,7 +89,7 @@ def add_source(
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in source_options():
-        if not option.has_flag:
+        if not option.has_flag or option.name in without:
             continue
         if option.heading not in groups:
             groups[option.heading] = parser.add_argument_group(option.heading)
@@ -108,7 +111,7 @@ def add_source(
 def source_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of formats as keywords of `streamkm.sources.open_source`; None if not given."""
     flags = [option.name for option in source_options() if option.has_flag]
-    return {name: getattr(arguments, name) for name in flags}
+    return {name: getattr(arguments, name, None) for name in flags}
 
 
 def open_source_of(arguments: argparse.Namespace) -> Source:
@@ -141,7 +144,20 @@ def open_weights_of(
 
     if arguments.weights is None:
         return nullcontext()
-    return closing(open_weights(arguments.weights, source.spec.n_rows))
+    choice = source.spec.choice
+    n_rows = source.spec.n_rows if choice is None else choice.n_whole
+    return closing(open_weights(arguments.weights, n_rows, choice))
+
+
+def with_spans_joined(argv: list[str]) -> list[str]:
+    """`argv` with ``--rows -5:`` as one word: argparse takes ``-5:`` for an option."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--rows" and re.match(r"-\d+:", word):
+            joined[-1] = f"--rows={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 # ---- settings ----------------------------------------------------------------
@@ -283,7 +299,10 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `report`: the run, its rows, where it is written, how rows are shown."""
     parser.add_argument("run", metavar="RUN", type=expanded, help="folder of a run, or of a sweep")
-    add_source(parser, or_else="the rows to read; by default those of the fit; ", needed=False)
+    # Its `--rows` says whether rows are read at all.
+    choosing = [option.name for option in OF_ALL]
+    what = "the rows to read; by default those of the fit; "
+    add_source(parser, or_else=what, needed=False, without=choosing)
     parser.add_argument(
         "-o",
         "--out",

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamkm.config import FitConfig
+from streamkm.errors import Option
 from streamkm.reports.course import STAGES, intervals, last_attempt
 from streamkm.reports.figures import uneven
 from streamkm.reports.page import Card, Link, Picture, Plot, Section, Table
 from streamkm.reports.verdict import listed, number, percent
 from streamkm.runs.storage.metrics_file import inertia_course
+from streamkm.runs.storage.run_folder import choice_of
 from streamkm.tables import ALGORITHMS
 from streamkm.text import counted
 
@@ -314,6 +316,7 @@ def settings_section(facts: RunFacts) -> Section:
     rows = [
         ["source", str(facts.record["source"])],
         ["shape", f"{facts.n_rows:,} x {facts.n_features:,} {data['dtype']}"],
+        *([["rows", data["chosen"]]] if data.get("chosen") else []),
         ["fingerprint of the data", str(data.get("fingerprint", ""))],
         *([name.replace("_", "-"), str(value)] for name, value in facts.settings.items()),
     ]
@@ -350,6 +353,8 @@ def repeat_command(facts: RunFacts) -> tuple[str, list[str]]:
             words += [f"--{flag}", str(value)]
     for value in data.get("nodata") or ():
         words += ["--nodata", str(value)]
+    for name, value in choice_of(facts.record).items():
+        words += [Option(name).flag, str(value)]
     if data.get("scaled"):
         words.append("--apply-scale")
     if data.get("weights"):

@@ -187,6 +187,7 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
         # Before the dtype and the fingerprint, which change with them: an error names the first.
         "nodata": list(spec.nodata) or None,
         "scaled": spec.is_scaled or None,
+        "chosen": None if spec.choice is None else str(spec.choice),
         "shape": [spec.n_rows, spec.n_features],
         "dtype": spec.dtype,
         "block_rows": spec.block_rows,
@@ -196,12 +197,14 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
     # Beside the data, because runs of older versions have none to compare.
     names = {"feature_names": list(spec.feature_names)} if spec.feature_names else {}
     marked = {"marked": list(spec.marked)} if spec.marked else {}
+    choice = {} if spec.choice is None else {"choice": spec.choice.options()}
     return {
         "source": source.name,
         "fit": settings,
         "data": data,
         **names,
         **marked,
+        **choice,
         "execution": asdict(plan.execution),
     }
 

@@ -76,6 +76,8 @@ def describe_run(path: Path) -> str:
     data, settings = record["data"], record["fit"]
     lines = [f"run          {path}", f"source       {record['source']}"]
     lines.append(f"shape        {data['shape'][0]:,} x {data['shape'][1]:,} {data['dtype']}")
+    if chosen := data.get("chosen"):
+        lines.append(f"chosen       {chosen}")
     if names := feature_names(path):
         lines.append(f"features     {shown(names)}")
     given = FitConfig(k=settings["k"], algorithm=settings.get("algorithm", "minibatch"))

@@ -42,7 +42,7 @@ from streamkm.sources import RowRange, id_notes, id_row_bytes, ids_of, parts_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
@@ -133,11 +133,11 @@ def predict(
     job = job_of(run_dir, source, nan, paths) if world.is_first else {}
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=not world.is_first))
-        is_finished = False
-        if world.is_first and resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
-            is_finished = True
-            _say_finished(paths, source, progress)
         if resume:
+            is_finished = False
+            if world.is_first and are_finished(run_dir, job, outputs, source.spec.n_rows):
+                is_finished = True
+                _say_finished(paths, source, progress)
             world.meet()
             if world.gather(is_finished)[0]:
                 return 0
@@ -153,20 +153,19 @@ def predict(
             n_nearest=n_ranked(second, nearest),
         )  # fmt: skip
         sinks = [
-            stack.enter_context(_opened(path, dtype, source, ids, progress, resume=resume))
-            for path, dtype in outputs
-            if world.is_first
+            stack.enter_context(_opened(*output, source, ids, progress, resume=resume))
+            for output in (outputs if world.is_first else ())
         ]
         for sink in sinks:
             _check_job(sink, job)
         world.meet()
         start_row = world.gather(min((sink.next_row for sink in sinks), default=0))[0]
-        columns = [CLUSTER, *_columns(distances, second)]
+        columns = (CLUSTER, *_columns(distances, second))
         writer = Writer(sinks, columns, job, execution, stop_request, start_row, world)
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
             if start_row < source.spec.n_rows:
-                rows = FoundRows(_fields(outputs, columns), model.scaling.unit)
-                _label_all(source, labelling, rows, writer, progress, nan=nan)
+                found = FoundRows(_fields(outputs, columns), model.scaling.unit)
+                _label_all(source, labelling, found, writer, progress, nan=nan)
             if world.is_first:
                 _conclude(run_dir, source, sinks, writer, progress)
             world.meet()
@@ -309,7 +308,7 @@ def _columns(distances: Path | None, second: Path | None) -> dict[str, Path]:
 
 
 def _fields(
-    outputs: list[tuple[Path, np.dtype[Any]]], columns: list[str]
+    outputs: list[tuple[Path, np.dtype[Any]]], columns: Sequence[str]
 ) -> list[tuple[str, np.dtype[Any]]]:
     """(name, dtype) of all columns that the outputs have, each once."""
     fields: dict[str, np.dtype[Any]] = {}

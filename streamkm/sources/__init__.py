@@ -9,6 +9,7 @@ from streamkm.sources.base import (
     check_dtype,
     check_shape,
 )
+from streamkm.sources.choice import Choice
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
 from streamkm.sources.lazy import is_lazy
@@ -20,6 +21,7 @@ from streamkm.sources.weights import Weights, open_weights
 __all__ = [
     "DTYPES",
     "ArraySpec",
+    "Choice",
     "Grid",
     "IdColumn",
     "Part",

@@ -38,7 +38,7 @@ def test_rows_that_were_dropped_have_none() -> None:
     x = clusters(100, 3)
     kmeans = KMeans(4, nan="drop", random_state=0).fit(x)
     x[5, 1] = np.nan
-    distances_NM, labels_NM = kmeans.kneighbors(x, np.int64(2))
+    distances_NM, labels_NM = kmeans.kneighbors(x, 2)
     assert labels_NM[5].tolist() == [-1, -1]
     assert np.isnan(distances_NM[5]).all()
     assert (labels_NM[6:] >= 0).all()

@@ -111,7 +111,8 @@ def write_all(folder: Path, out: Path, world: World) -> None:
                 resume=False,
                 **more,
             )
-            several = {"labels": base.with_suffix(".several.npy"), "nearest": 3}
+            several: dict[str, Any] = {"labels": base.with_suffix(".several.npy")}
+            several["nearest"] = 3
             several["second"] = base.with_suffix(".second.npy")
             predict(run, source, execution(), resume=False, **several, **more)
             # It is finished: nobody labels anything.

@@ -136,15 +136,8 @@ class Labelling:
                     "weights": None if weights is None else weights.fingerprint,
                 }
             )
-        if n_nearest > 1 and execution.kernel not in ("auto", RANKING_KERNEL):
-            raise ConfigError(
-                Option("kernel", execution.kernel),
-                " finds the nearest centroid alone; several are ranked by ",
-                Option("kernel", RANKING_KERNEL),
-                ", as auto chooses",
-            )
         self._n_nearest = n_nearest
-        self._asked_kernel = execution.kernel if n_nearest == 1 else RANKING_KERNEL
+        self._asked_kernel = _kernel_for(n_nearest, execution.kernel)
         self._is_spherical = model.settings["metric"] == "cosine"
         self.device = resolve_device(execution.device)
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
@@ -154,12 +147,11 @@ class Labelling:
         on_host = is_host(self.device)
         needed = predict_bytes(spec, self._reading, model.k, on_host=on_host)
         needed += output_bytes
-        if n_nearest > 1:
-            # What is ranked, and the ranks once more as they are written.
-            needed += on_host * nearest_bytes(batch_rows, model.k, n_nearest, dtype.itemsize)
-            needed += SENT_BYTES * batch_rows * n_nearest
-        if world.size > 1:
-            needed += SENT_BYTES * n_nearest * batch_rows * (self.most_waiting + world.size)
+        # Of several, what is ranked, and the ranks once more as they are written.
+        if n_nearest > 1 and on_host:
+            needed += nearest_bytes(batch_rows, model.k, n_nearest, dtype.itemsize)
+        n_copies = self.most_waiting + world.size if world.size > 1 else n_nearest > 1
+        needed += SENT_BYTES * n_nearest * batch_rows * n_copies
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
@@ -283,6 +275,20 @@ class Labelling:
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
             n_dropped = int(batch.dropped_B.sum())
         return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)
+
+
+def _kernel_for(n_nearest: int, asked: str) -> str:
+    """The kernel that finds so many centroids of a row, as ``--kernel`` names it."""
+    if n_nearest == 1:
+        return asked
+    if asked not in ("auto", RANKING_KERNEL):
+        raise ConfigError(
+            Option("kernel", asked),
+            " finds the nearest centroid alone; several are ranked by ",
+            Option("kernel", RANKING_KERNEL),
+            ", as auto chooses",
+        )
+    return RANKING_KERNEL
 
 
 def _first_row(window: Window, index: int) -> int:

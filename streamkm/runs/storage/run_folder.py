@@ -49,6 +49,7 @@ __all__ = [
     "MODEL",
     "RunFolder",
     "check_run_is_free",
+    "choice_of",
     "feature_names",
     "looks_like_a_run",
     "read_config",
@@ -198,6 +199,13 @@ class RunFolder:
                 f"this is {_described(now)}; give the former or an exact copy of it{again}",
                 Option("run_dir"),
             )
+        if key == "chosen":
+            was, found = (record["data"].get(key) or "all rows" for record in (before, now))
+            return ResumeError(
+                f"{self.path}: the run began with {was}, now {found} were chosen; choose the "
+                "former, or start anew with another ",
+                Option("run_dir"),
+            )
         what = "rows of a chunk or block" if key == "block_rows" else key
         return ResumeError(
             f"{self.path}: the data changed since the run began "
@@ -292,6 +300,11 @@ def reading_of(record: dict[str, Any]) -> dict[str, Any]:
         "apply_scale": bool(data.get("scaled")),
         "nan": record["fit"].get("nan"),
     }
+
+
+def choice_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Options of a source that choose the rows of a run, by its record."""
+    return dict(record.get("choice", {}))
 
 
 def feature_names(path: Path) -> tuple[str, ...]:
