@@ -39,6 +39,7 @@ from streamkm.options import (
     open_weights_of,
     settings_for,
     source_keywords,
+    take_over,
     with_spans_joined,
 )
 from streamkm.process import prepare_process
@@ -123,6 +124,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import check_run_is_free
 
+    if arguments.from_run is not None:
+        take_over(arguments)
     config = configured(FitConfig, arguments)
     execution = configured(ExecutionConfig, arguments)
     with (
@@ -337,7 +340,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         arguments = parser.parse_args(argv)
     if arguments.command is _fit:
         for each in settings_for("fit", FitConfig):
-            if each.is_required and getattr(arguments, each.name) is None:
+            is_missing = each.is_required and getattr(arguments, each.name) is None
+            if is_missing and arguments.from_run is None:
                 commands["fit"].error(f"the {each.text} is needed: {each.flag}")
     return arguments
 

@@ -88,6 +88,10 @@ _RATED = _names(lambda entry: bool(entry.rates))
 _RATES = tuple(dict.fromkeys(rate for entry in ALGORITHMS.values() for rate in entry.rates))
 
 
+#: The algorithm by which a fit goes on from an earlier run.
+GROWING = "minibatch"
+
+
 @config_class
 class FitConfig:
     """Everything that decides the result of a fit, apart from the data.
@@ -182,6 +186,20 @@ class FitConfig:
         f"{_names(lambda entry: not entry.closes)} only if a cluster has no row",
         default=True,
     )
+    from_run: str | None = setting(
+        "go on from the centroids and counts of a finished run, over new rows; its k, metric and "
+        "scale are taken over",
+        default=None,
+        shown="start anew",
+        metavar="RUN",
+    )
+    half_life: int | None = setting(
+        "with --from: what came before counts half after this number of new rows",
+        default=None,
+        shown="never",
+        rule=whole(1),
+        metavar="ROWS",
+    )
     precision: Literal["exact", "fast"] = setting(
         "exact: every row gets its true nearest centroid; fast: rows that screening cannot decide "
         "are not scored again",
@@ -214,6 +232,7 @@ class FitConfig:
                 Option("algorithm", _RATED),
                 f", not {self.algorithm}; leave it out",
             )
+        self._check_growing()
         if self.n_init > 1 and (self.init == "given" or _is_file(self.init)):
             raise ConfigError(
                 Option("n_init", self.n_init),
@@ -231,11 +250,35 @@ class FitConfig:
                 Option("metric", "cosine"),
             )
 
+    def _check_growing(self) -> None:
+        """Refuse settings that a fit which goes on from an earlier run has no use for."""
+        if self.from_run is None:
+            if self.half_life is not None:
+                raise ConfigError(
+                    Option("half_life", self.half_life),
+                    " ages the rows of an earlier run: name it with ",
+                    Option("from_run"),
+                )
+            return
+        for name, needed in (
+            ("algorithm", GROWING), ("init", "auto"), ("n_init", 1), ("rate", "mean"),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value not in (None, needed):
+                raise ConfigError(
+                    Option("from_run"),
+                    " goes on from centroids that are there, by mini-batches that count every row: "
+                    "leave ",
+                    Option(name, value),
+                    " out",
+                )
+
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
         """The same settings with nothing left open, for an array of this shape."""
         # Where centroids move after a pass, only speed depends on the length of a batch.
         default = default_batch_rows if self._entry.watches_batches else largest_batch_rows
         batch_rows = self.batch_rows or default(n_rows, n_features)
+        first = next(iter(self._entry.rates), None)
         return ResolvedFitConfig(
             **self.as_dict()
             | {
@@ -243,7 +286,9 @@ class FitConfig:
                 "batch_rows": min(batch_rows, n_rows),
                 "tol": self._entry.tol if self.tol is None else self.tol,
                 "min_gain": self._entry.min_gain if self.min_gain is None else self.min_gain,
-                "rate": self.rate or next(iter(self._entry.rates), None),
+                "rate": self.rate or (first if self.from_run is None else "mean"),
+                # A closing pass would forget the rows that are not there any more.
+                "closing_pass": self.closing_pass and self.from_run is None,
             }
         )
 
@@ -255,7 +300,7 @@ class FitConfig:
     @property
     def closes(self) -> bool:
         """Whether a closing pass follows in any case."""
-        return self.closing_pass and self._entry.closes
+        return self.closing_pass and self._entry.closes and self.from_run is None
 
     @property
     def _entry(self) -> AlgorithmEntry:

@@ -57,6 +57,7 @@ _FLAGS = {
     "n_features": "features",
     "columns": "column",
     "row_range": "rows",
+    "from_run": "from",
 }
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "open_weights_of",
     "settings_for",
     "source_keywords",
+    "take_over",
     "with_spans_joined",
 ]
 
@@ -58,6 +59,9 @@ WEIGHTS_HELP = (
     "how much each row counts: N numbers in a .npy file or a Zarr array (default: every row "
     "counts 1)"
 )
+
+#: Settings that a sweep has in another form, or not at all: it varies K.
+NOT_SWEPT = ("k", "seed", "from_run", "half_life")
 
 C = TypeVar("C")
 
@@ -134,6 +138,16 @@ def open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
         if not getattr(arguments, name):
             setattr(arguments, name, reading[name])
     return open_source_of(arguments)
+
+
+def take_over(arguments: argparse.Namespace) -> None:
+    """Fill in what is not given as it was in the run that a fit goes on from."""
+    from streamkm.runs.storage.run_folder import read_config
+
+    settings = read_config(expanded(arguments.from_run))["fit"]
+    for name in ("k", "metric", "scale"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, settings[name])
 
 
 def open_weights_of(
@@ -238,7 +252,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
     group = parser.add_argument_group("what to compute (the same for every fit)")
     settings = settings_for("fit", FitConfig)
-    _add_settings(group, (each for each in settings if each.name not in ("k", "seed")))
+    _add_settings(group, (each for each in settings if each.name not in NOT_SWEPT))
 
 
 def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None:
@@ -360,6 +374,7 @@ def _add_settings(parser: argparse._ActionsContainer, settings: Iterable[Setting
         else:
             parser.add_argument(
                 *names,
+                dest=each.name,
                 type=_with_own_error(each.parse, each.rule.text),
                 choices=each.rule.choices or None,
                 metavar=each.metavar,

@@ -343,10 +343,13 @@ def repeat_command(facts: RunFacts) -> tuple[str, list[str]]:
     for name, value in settings.items():
         if name == "k" or value == usual.get(name) or value is None:
             continue
-        flag = name.replace("_", "-")
+        flag = Option(name).flag[2:]
         if name == "init" and (" " in str(value) or value == "given"):
             words += ["--init", "CENTROIDS.npy"]
             notes.append(f"The first centroids were given ({value}): name a file of them.")
+        elif name == "from_run":
+            words += ["--from", "RUN"]
+            notes.append(f"It went on from another run ({value}): name its folder.")
         elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:

@@ -132,7 +132,9 @@ def _add_plan(report: DryRun, plan: FitPlan) -> None:
     passes[0] += " at most" if config.epochs > 1 else ""
     if config.scale in ("zscore", "minmax"):
         passes.insert(0, "1 for scaling")
-    if plan.given_KD is None:
+    if plan.earlier is not None:
+        passes.insert(0, f"on from {config.from_run}")
+    elif plan.given_KD is None:
         rounds = f"{N_ROUNDS + 1} passes and " if seeding.candidate_rows else ""
         n_drawn = seeding.sample_rows + seeding.judged_rows
         passes.insert(-1, f"seeding ({config.init}): {rounds}a sample of {n_drawn:,} rows")
@@ -208,7 +210,7 @@ def prepare(
     moments = RunningMoments.of(x_SD, weights_S)
     scaling = Scaling.fit(config.scale, config.metric, moments, plan.dtype)
     centroids_KD = Preparation(scaling, x_SD)(x_SD, slice(None)).x_BD[:k].clone()
-    state = initial_state(centroids_KD, 0.0, weighted=plan.weights is not None)
+    state = initial_state(centroids_KD, 0.0, weighted=plan.is_weighted)
     return state, Prober(plan, slots, scaling, pause)
 
 
@@ -250,7 +252,7 @@ def seeding_s(plan: FitPlan, probe: Probe) -> float:
     n_pieces, piece_rows = sample_pieces(spec, plan.reading, config.k)
     n_read = min(n_pieces * piece_rows, spec.n_rows)
     sampling_s = n_read / probe.moving["reading"].rows_per_s
-    if plan.given_KD is not None:
+    if plan.given_KD is not None or plan.earlier is not None:
         return sampling_s
     epochs = seeding.epochs(config.k, config.n_init)
     if config.init == "k-means++":

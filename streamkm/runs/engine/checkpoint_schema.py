@@ -213,7 +213,7 @@ def _seeding(cursor: Cursor, plan: FitPlan) -> Demand:
 def _state(plan: FitPlan) -> Demand:
     shape = (plan.config.k, plan.source.spec.n_features)
     centroids_KD = torch.empty(shape, dtype=plan.dtype, device=_META)
-    return _as_demand(initial_state(centroids_KD, 0, weighted=plan.weights is not None).tensors())
+    return _as_demand(initial_state(centroids_KD, 0, weighted=plan.is_weighted).tensors())
 
 
 def _as_demand(tensors: dict[str, torch.Tensor]) -> Demand:

@@ -83,9 +83,11 @@ class Snapshot:
     @classmethod
     def beginning(cls, plan: FitPlan) -> Snapshot:
         """A fit before its first batch."""
-        needs_moments = plan.config.scale in ("zscore", "minmax")
+        earlier = plan.earlier
+        needs_moments = plan.config.scale in ("zscore", "minmax") and earlier is None
         moments = RunningMoments.empty(plan.source.spec.n_features, plan.device)
-        return cls(Cursor("scale" if needs_moments else "seed"), moments)
+        scaling = None if earlier is None else earlier.scaling.on(plan.device)
+        return cls(Cursor("scale" if needs_moments else "seed"), moments, scaling=scaling)
 
     @classmethod
     def from_checkpoint(

@@ -18,7 +18,8 @@ __all__ = ["check_fit", "check_outside"]
 
 def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
     """Refuse a fit that the array's shape rules out; `name` is the source's."""
-    if config.k > spec.n_rows:
+    # Few new rows may come after many.
+    if config.k > spec.n_rows and config.from_run is None:
         raise ConfigError(
             f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
         )
