@@ -353,12 +353,13 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     settings = settings_for("fit", FitConfig, ExecutionConfig)
-    known = {*(each.name for each in settings), "weights"}
+    known = {each.flag[2:].replace("-", "_"): each.name for each in settings}
+    known["weights"] = "weights"
     flags = {each.name for each in settings if each.parse is None}
     defaults: dict[str, Any] = {}
     for key, value in content.items():
-        name = key.replace("-", "_")
-        if name not in known:
+        name = known.get(key.replace("-", "_"), "")
+        if not name:
             raise ConfigError(
                 f"--config {path}: there is no setting {key!r}; "
                 f"there are {', '.join(sorted(known)).replace('_', '-')}"

@@ -88,10 +88,6 @@ _RATED = _names(lambda entry: bool(entry.rates))
 _RATES = tuple(dict.fromkeys(rate for entry in ALGORITHMS.values() for rate in entry.rates))
 
 
-#: The algorithm by which a fit goes on from an earlier run.
-GROWING = "minibatch"
-
-
 @config_class
 class FitConfig:
     """Everything that decides the result of a fit, apart from the data.
@@ -232,7 +228,6 @@ class FitConfig:
                 Option("algorithm", _RATED),
                 f", not {self.algorithm}; leave it out",
             )
-        self._check_growing()
         if self.n_init > 1 and (self.init == "given" or _is_file(self.init)):
             raise ConfigError(
                 Option("n_init", self.n_init),
@@ -249,29 +244,6 @@ class FitConfig:
                 " with ",
                 Option("metric", "cosine"),
             )
-
-    def _check_growing(self) -> None:
-        """Refuse settings that a fit which goes on from an earlier run has no use for."""
-        if self.from_run is None:
-            if self.half_life is not None:
-                raise ConfigError(
-                    Option("half_life", self.half_life),
-                    " ages the rows of an earlier run: name it with ",
-                    Option("from_run"),
-                )
-            return
-        for name, needed in (
-            ("algorithm", GROWING), ("init", "auto"), ("n_init", 1), ("rate", "mean"),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value not in (None, needed):
-                raise ConfigError(
-                    Option("from_run"),
-                    " goes on from centroids that are there, by mini-batches that count every row: "
-                    "leave ",
-                    Option(name, value),
-                    " out",
-                )
 
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
         """The same settings with nothing left open, for an array of this shape."""

@@ -100,7 +100,7 @@ def fit(
     check_outside(source, run_dir=run_dir)
     if resume and run_dir is not None:
         source = as_begun(source, run_dir, world)
-    elif config.from_run is not None:
+    if config.from_run is not None:
         source = as_begun(source, Path(config.from_run), world)
     plan = plan_fit(source, config, execution, given_KD, weights, world)
     # It reads rows for a fingerprint of the data.

@@ -187,7 +187,7 @@ class ChosenRows(Described):
         """The notes of the source, and one if blocks are read twice."""
         spec, choice = self._source.spec, self._choice
         notes = self._source.notes()
-        if choice.start % (spec.piece_rows or spec.block_rows):
+        if not spec.piece_rows and choice.start % spec.block_rows:
             block = choice.start // spec.block_rows * spec.block_rows
             notes.append(
                 f"{self.name}: the first row chosen, {choice.start:,}, begins no block of "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +41,6 @@ from streamkm.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, FitConfig
@@ -90,6 +90,8 @@ def dry_run(
     """
     if resume:
         source = as_begun(source, run_dir)
+    if config.from_run is not None:
+        source = as_begun(source, Path(config.from_run))
     plan = plan_fit(source, config, execution, weights=weights, world=world)
     report, stands, pause = DryRun(), None, stop_request.end_if_asked
     _add_plan(report, plan)
@@ -105,7 +107,7 @@ def dry_run(
     with HostSlots(plan.memory.stream, plan.device) as slots:
         state, prober = prepare(plan, slots, pause)
         probe = prober.measure(state)
-        if plan.config.scale in ("zscore", "minmax"):
+        if plan.measures_scale:
             probe = replace(probe, arithmetic={**probe.arithmetic, "scale": prober.moments()})
     if stands is not None or report.errors:
         _add_time(report, plan, probe, stands or _BEGINNING, world.size)
@@ -130,7 +132,7 @@ def _add_plan(report: DryRun, plan: FitPlan) -> None:
     spec, reading, config, seeding = plan.source.spec, plan.reading, plan.config, plan.seeding
     passes = [counted(config.epochs, "epoch")]
     passes[0] += " at most" if config.epochs > 1 else ""
-    if config.scale in ("zscore", "minmax"):
+    if plan.measures_scale:
         passes.insert(0, "1 for scaling")
     if plan.earlier is not None:
         passes.insert(0, f"on from {config.from_run}")

@@ -83,11 +83,9 @@ class Snapshot:
     @classmethod
     def beginning(cls, plan: FitPlan) -> Snapshot:
         """A fit before its first batch."""
-        earlier = plan.earlier
-        needs_moments = plan.config.scale in ("zscore", "minmax") and earlier is None
         moments = RunningMoments.empty(plan.source.spec.n_features, plan.device)
-        scaling = None if earlier is None else earlier.scaling.on(plan.device)
-        return cls(Cursor("scale" if needs_moments else "seed"), moments, scaling=scaling)
+        scaling = None if plan.earlier is None else plan.earlier.scaling.on(plan.device)
+        return cls(Cursor("scale" if plan.measures_scale else "seed"), moments, scaling=scaling)
 
     @classmethod
     def from_checkpoint(

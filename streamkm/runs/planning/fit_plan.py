@@ -124,6 +124,11 @@ class FitPlan:
         )
 
     @property
+    def measures_scale(self) -> bool:
+        """Whether the scaling takes a pass for the statistics of the features."""
+        return self.config.scale in ("zscore", "minmax") and self.earlier is None
+
+    @property
     def is_weighted(self) -> bool:
         """Whether rows weigh differently: the new ones, or those of the earlier run, or by age."""
         has_weights = self.earlier is not None and len(self.earlier.weights_K) > 0
