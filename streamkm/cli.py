@@ -40,12 +40,11 @@ from streamkm.options import (
     settings_for,
     source_keywords,
     take_over,
-    with_spans_joined,
 )
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.starting import n_to_start, processes
-from streamkm.text import TIME_FORMAT
+from streamkm.text import TIME_FORMAT, with_spans_joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     has_threads = "OMP_NUM_THREADS" in os.environ
     prepare_process(cores_by_quota())
     try:
-        words = sys.argv[1:] if argv is None else list(argv)
+        words = with_spans_joined(sys.argv[1:] if argv is None else argv)
         arguments = _parse(words)
         if (n_processes := n_to_start(configured(ExecutionConfig, arguments))) > 1:
             if not has_threads:  # The processes share the cores.
@@ -124,8 +123,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import check_run_is_free
 
-    if arguments.from_run is not None:
-        take_over(arguments)
+    take_over(arguments)
     config = configured(FitConfig, arguments)
     execution = configured(ExecutionConfig, arguments)
     with (
@@ -160,33 +158,43 @@ def _fit(arguments: argparse.Namespace) -> None:
 def _sweep(arguments: argparse.Namespace) -> None:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.sweeping.record import check_sweep_is_free
-    from streamkm.runs.sweeping.variants import check_variants
+    from streamkm.runs.sweeping.variants import check_variants, spaces_of
 
     ks, seeds = [k for some in arguments.ks for k in some], arguments.seeds
     arguments.k = min(ks)
+    spaces = {"scales": arguments.scale or (), "metrics": arguments.metric or ()}
+    arguments.scale = arguments.metric = None
     base = configured(FitConfig, arguments)
+    spaces_of(base, **spaces)  # Refused before torch is imported.
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
         closing(open_source_of(arguments)) as source,
     ):
-        check_variants(base, ks, source.spec.n_rows, source.name)
+        check_variants(base, ks, seeds, source.spec.n_rows, source.name)
         control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
-        if not arguments.dry_run:
+        control |= {**spaces, "all_rows": arguments.all_rows}
+        is_first = not shared or shared["world"].is_first
+        if is_first and not arguments.dry_run:
             check_sweep_is_free(arguments.out, resume=arguments.resume)
         with open_weights_of(arguments, source) as weights:
             control["weights"] = weights
             if arguments.dry_run:
-                from streamkm.runs.dry_run.sweep import dry_sweep
+                if is_first:
+                    from streamkm.runs.dry_run.sweep import dry_sweep
 
-                _print_report(
-                    dry_sweep(source, base, ks, seeds, execution, arguments.out, **control)
-                )
+                    _print_report(
+                        dry_sweep(source, base, ks, seeds, execution, arguments.out, **control)
+                    )
+                if shared:
+                    shared["world"].meet()
                 return
             from streamkm.runs.sweeping.sweep import sweep
 
             control |= shared
-            print(sweep(source, base, ks, seeds, execution, arguments.out, **control))
+            found = sweep(source, base, ks, seeds, execution, arguments.out, **control)
+        if is_first:
+            print(found)
 
 
 def _of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -323,7 +331,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if argv[0] == "help":
         argv = [*argv[1:], "--help"]
     check_options(argv, parser, commands)
-    argv = with_spans_joined(argv)
     arguments, left = parser.parse_known_args(argv)
     if len(left) == 1 and not left[0].startswith("-") and getattr(arguments, "source", "") is None:
         # argparse fills an optional SOURCE with nothing as soon as an option stands after RUN.
@@ -338,10 +345,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if getattr(arguments, "config", None) is not None:
         _apply_config(arguments.config, commands["fit"])
         arguments = parser.parse_args(argv)
-    if arguments.command is _fit:
+    if arguments.command is _fit and arguments.from_run is None:
         for each in settings_for("fit", FitConfig):
-            is_missing = each.is_required and getattr(arguments, each.name) is None
-            if is_missing and arguments.from_run is None:
+            if each.is_required and getattr(arguments, each.name) is None:
                 commands["fit"].error(f"the {each.text} is needed: {each.flag}")
     return arguments
 
@@ -353,8 +359,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     settings = settings_for("fit", FitConfig, ExecutionConfig)
-    known = {each.flag[2:].replace("-", "_"): each.name for each in settings}
-    known["weights"] = "weights"
+    known = {e.flag[2:].replace("-", "_"): e.name for e in settings} | {"weights": "weights"}
     flags = {each.name for each in settings if each.parse is None}
     defaults: dict[str, Any] = {}
     for key, value in content.items():
@@ -400,7 +405,6 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     for parser_ in (predict, evaluate):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
-        # Labels of a sample would not say of which rows they are.
         add_source(parser_, without=("sample", "sample_seed") if parser_ is predict else ())
         add_nan(parser_)
     add_predict_options(predict)

@@ -48,7 +48,6 @@ __all__ = [
     "settings_for",
     "source_keywords",
     "take_over",
-    "with_spans_joined",
 ]
 
 DRY_RUN_HELP = (
@@ -141,9 +140,11 @@ def open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
 
 
 def take_over(arguments: argparse.Namespace) -> None:
-    """Fill in what is not given as it was in the run that a fit goes on from."""
+    """Fill in what is not given as it was in the run that a fit goes on from, if it does."""
     from streamkm.runs.storage.run_folder import read_config
 
+    if arguments.from_run is None:
+        return
     settings = read_config(expanded(arguments.from_run))["fit"]
     for name in ("k", "metric", "scale"):
         if getattr(arguments, name) is None:
@@ -161,17 +162,6 @@ def open_weights_of(
     choice = source.spec.choice
     n_rows = source.spec.n_rows if choice is None else choice.n_whole
     return closing(open_weights(arguments.weights, n_rows, choice))
-
-
-def with_spans_joined(argv: list[str]) -> list[str]:
-    """`argv` with ``--rows -5:`` as one word: argparse takes ``-5:`` for an option."""
-    joined: list[str] = []
-    for word in argv:
-        if joined and joined[-1] == "--rows" and re.match(r"-\d+:", word):
-            joined[-1] = f"--rows={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 # ---- settings ----------------------------------------------------------------
@@ -250,9 +240,18 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--dry-run", action="store_true", help=DRY_RUN_HELP)
     add("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
+    add(
+        "--all-rows",
+        action="store_true",
+        help="take every figure of all rows, with one more read of an array that does not fit in "
+        "memory (default: there, figures that need each row once more are those of a sample)",
+    )
+    several = ("scale", "metric")
+    settings = [each for each in settings_for("fit", FitConfig) if each.name not in NOT_SWEPT]
+    group = parser.add_argument_group("what to compute: one or several, every fit with each")
+    _add_settings(group, (each for each in settings if each.name in several), nargs="+")
     group = parser.add_argument_group("what to compute (the same for every fit)")
-    settings = settings_for("fit", FitConfig)
-    _add_settings(group, (each for each in settings if each.name not in NOT_SWEPT))
+    _add_settings(group, (each for each in settings if each.name not in several))
 
 
 def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None:
@@ -314,9 +313,8 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `report`: the run, its rows, where it is written, how rows are shown."""
     parser.add_argument("run", metavar="RUN", type=expanded, help="folder of a run, or of a sweep")
     # Its `--rows` says whether rows are read at all.
-    choosing = [option.name for option in OF_ALL]
     what = "the rows to read; by default those of the fit; "
-    add_source(parser, or_else=what, needed=False, without=choosing)
+    add_source(parser, or_else=what, needed=False, without=[o.name for o in OF_ALL])
     parser.add_argument(
         "-o",
         "--out",
@@ -364,7 +362,9 @@ def configured(config: type[C], arguments: argparse.Namespace) -> C:
     return config(**{name: value for name, value in given.items() if value is not None})
 
 
-def _add_settings(parser: argparse._ActionsContainer, settings: Iterable[Setting]) -> None:
+def _add_settings(
+    parser: argparse._ActionsContainer, settings: Iterable[Setting], nargs: str | None = None
+) -> None:
     # argparse learns no default, so that `configured` can tell what was given.
     for each in settings:
         names = [each.short, each.flag] if each.short else [each.flag]
@@ -378,6 +378,7 @@ def _add_settings(parser: argparse._ActionsContainer, settings: Iterable[Setting
                 type=_with_own_error(each.parse, each.rule.text),
                 choices=each.rule.choices or None,
                 metavar=each.metavar,
+                nargs=nargs,
                 help=each.help,
             )
 

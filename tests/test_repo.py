@@ -89,6 +89,7 @@ TESTED_IN = {
     "estimators/parameters": "estimators/test_conventions.py",
     # Whole verbs: beside scikit-learn, and by who calls them.
     "runs/evaluate": "test_equivalence.py",
+    "runs/sweeping/measuring": "runs/sweeping/test_sampled.py",
     "runs/sweeping/record": "runs/sweeping/test_sweep.py",
     "runs/sweeping/together": "runs/sweeping/test_sweep.py",
     "runs/fit": "test_equivalence.py",

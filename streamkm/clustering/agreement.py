@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MOST_CLUSTERS", "RunningAgreement", "adjusted_rand_index"]
+__all__ = ["MOST_CLUSTERS", "RunningAgreement", "adjusted_rand_index", "agreement_of"]
 
 #: Clusters up to which labels are compared: the counts of every pair take 128 MiB then.
 MOST_CLUSTERS = 4096
@@ -58,9 +58,25 @@ def adjusted_rand_index(counts_KL: torch.Tensor) -> float:
     ----------
     counts_KL : int64 Tensor of shape (K, L)
     """
-    sizes_K, sizes_L = counts_KL.sum(dim=1), counts_KL.sum(dim=0)
+    return _index(counts_KL, counts_KL.sum(dim=1), counts_KL.sum(dim=0))
+
+
+def agreement_of(one_S: torch.Tensor, other_S: torch.Tensor, k: int) -> float:
+    """The adjusted Rand index of two clusterings into `k` clusters, from the labels of all rows.
+
+    It takes memory for the pairs of clusters that share rows alone. Rows that one of them has given
+    no label, -1, do not count.
+    """
+    counted_S = (one_S >= 0) & (other_S >= 0)
+    one_S, other_S = one_S[counted_S], other_S[counted_S]
+    _, pairs_P = (one_S * k + other_S).unique(return_counts=True)
+    return _index(pairs_P, one_S.bincount(), other_S.bincount())
+
+
+def _index(pairs_P: torch.Tensor, sizes_K: torch.Tensor, sizes_L: torch.Tensor) -> float:
+    """The index from the rows of each pair of clusters, and of each cluster of both."""
     n_rows = int(sizes_K.sum())
-    both, one, other = _sums_of_squares((counts_KL, sizes_K, sizes_L), n_rows)
+    both, one, other = _sums_of_squares((pairs_P, sizes_K, sizes_L), n_rows)
     # Pairs of rows, counted twice: together in both, in one alone, in the other alone, in neither.
     together, only_one, only_other = both - n_rows, one - both, other - both
     apart = n_rows**2 - one - other + both

@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Elbow", "Recommendation", "find_elbow", "recommended"]
+__all__ = [
+    "APART",
+    "Elbow",
+    "Recommendation",
+    "find_elbow",
+    "recommended",
+    "recommended_by_space",
+    "space_of",
+]
 
 #: An elbow is at least this far above the line between the ends, in units of the curve's extents,
 #: and the curve is this number of times as steep before it as beyond it. Noise had heights up to
@@ -37,6 +45,8 @@ STABLE, UNSTABLE = 0.9, 0.7
 ROUNDING = 1e-24
 #: The slopes of a curve that falls faster and faster: more clusters than were tried.
 STEEPER_BEYOND = 1.5
+#: Why figures of several scales or metrics stand apart.
+APART = "figures of different scales or metrics are of other distances: they cannot be compared"
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,41 @@ def find_elbow(ks: Sequence[int], inertias: Sequence[float]) -> Elbow | None:
     return Elbow(ks[at], heights[at - 1], ratio)
 
 
+def space_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The scale and the metric of a fit in sweep.json; empty in a sweep that has one of each."""
+    return row.get("scale", ""), row.get("metric", "")
+
+
+def recommended_by_space(
+    figures: Sequence[Mapping[str, Any]], stability: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """`recommended`, for each scale and metric by itself; plain values, for JSON.
+
+    A sweep in several spaces (see `Space`) has the parts of each under ``spaces``. It recommends a
+    K only if all of them do.
+    """
+    parts = {}
+    for space in dict.fromkeys(map(space_of, figures)):
+        of_one = ([row for row in rows if space_of(row) == space] for rows in (figures, stability))
+        parts[space] = recommended(*of_one)
+    if len(parts) == 1:
+        return next(iter(parts.values())).as_dict()
+    ks = {part.k for part in parts.values()}
+    found = Recommendation(k=ks.pop() if len(ks) == 1 else None)
+    found.verdict = "no k is recommended for every scale and metric"
+    if found.k is not None:
+        found.verdict = f"recommended: k {found.k:,}, for every scale and metric"
+    for (scale, metric), part in parts.items():
+        found.reasons.append(f"scale {scale}, metric {metric}: {part.verdict}")
+        found.reasons += [f"  {reason}" for reason in part.reasons]
+    found.reasons.append(APART)
+    spaces = [
+        {"scale": scale, "metric": metric, **part.as_dict()}
+        for (scale, metric), part in parts.items()
+    ]
+    return {**found.as_dict(), "spaces": spaces}
+
+
 def recommended(
     figures: Sequence[Mapping[str, Any]], stability: Sequence[Mapping[str, Any]]
 ) -> Recommendation:
@@ -103,8 +148,8 @@ def recommended(
     ----------
     figures : sequence of mapping
         ``k``, ``inertia``, ``explained_variance``, ``silhouette`` and ``simplified_silhouette`` of
-        each fit, with its ``seed``, K ascending. Where rows have weights the simplified silhouette
-        is taken. Of several seeds the least inertia counts, and the mean silhouette.
+        each fit, with its ``seed``, K ascending. Where no fit has the exact silhouette the
+        simplified one is taken. Of several seeds the least inertia counts, and the mean silhouette.
     stability : sequence of mapping
         ``k`` and ``mean``, the mean adjusted Rand index; empty with one seed.
     """
@@ -195,7 +240,7 @@ def _judge(
     elif k in several:
         found.reasons.append("stability: not known above 4,096 clusters")
     else:
-        found.reasons.append("stability: not known of one seed; several (--seeds 0 1 2) tell it")
+        found.reasons.append("stability: not known of one seed; sweep with several to know it")
     places = {each: place for place, each in enumerate(ks)}
     is_beside = other is None or abs(places[other] - places[k]) <= 1
     if not is_beside and silhouettes[k] < max(silhouettes.values()) - NEAR_SILHOUETTE:

@@ -102,6 +102,44 @@ class ClusterSums:
     """Sums of ``(b - a) / b``; a, b are the distances to the nearest and second nearest
     centroid."""
 
+    def expanded(
+        self,
+        sizes_K: torch.Tensor,
+        sums_KD: torch.Tensor,
+        masses_K: torch.Tensor,
+        inertia: float,
+    ) -> ClusterSums:
+        """Sums of all rows, of which these are the sums of a sample.
+
+        Given are the sums that are known of all rows. Taken from the sample are the distances of
+        each cluster's rows, in the mean; a cluster without a row in it has the mean of all. Squared
+        distances are then brought to `inertia`, their sum over all rows.
+
+        Parameters
+        ----------
+        sizes_K, sums_KD, masses_K : Tensor
+            As the fields of these names.
+        inertia : float
+            The sum of all rows' squared distances.
+        """
+        sampled_K = self.masses_K > 0
+        n_sampled = serial_sum(self.masses_K)
+
+        def of_all(totals_K: torch.Tensor) -> torch.Tensor:
+            means_K = totals_K / self.masses_K
+            return masses_K * torch.where(sampled_K, means_K, serial_sum(totals_K) / n_sampled)
+
+        sq_distances_K = of_all(self.sq_distances_K)
+        found = float(serial_sum(sq_distances_K))
+        if found > 0:
+            sq_distances_K *= inertia / found
+        else:  # Every row of the sample lies on its centroid.
+            sq_distances_K = masses_K * (inertia / float(serial_sum(masses_K)))
+        silhouettes_K = self.silhouettes_K * (serial_sum(masses_K) / n_sampled)
+        return ClusterSums(
+            sizes_K, sums_KD, masses_K, sq_distances_K, of_all(self.distances_K), silhouettes_K
+        )
+
     @property
     def inertia(self) -> float:
         """Sum of the squared distances of rows to their nearest centroids."""
@@ -155,7 +193,11 @@ class ClusterSums:
         return between, self.inertia - float(serial_sum(masses_K1 * moved.square()))
 
     def silhouettes(
-        self, x_SD: torch.Tensor, labels_S: torch.Tensor, centroids_KD: torch.Tensor
+        self,
+        x_SD: torch.Tensor,
+        labels_S: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        weights_S: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The silhouette of each of some rows among all rows, by squared Euclidean distances.
 
@@ -166,6 +208,10 @@ class ClusterSums:
         the rows are from m. So the mean over all rows equals scikit-learn's
         ``silhouette_score(metric="sqeuclidean")``.
 
+        A row of weight w counts as w rows. The own row is left out of a once, so that whole weights
+        give the silhouettes of rows that are repeated as often; a row of less weight than 1 is left
+        out with all of it.
+
         Parameters
         ----------
         x_SD : Tensor of shape (S, D)
@@ -174,36 +220,44 @@ class ClusterSums:
             Their clusters, none -1.
         centroids_KD : Tensor of shape (K, D)
             The centroids that the sums are about.
+        weights_S : float64 Tensor of shape (S,), optional
+            Their weights, all positive, if rows have weights.
 
         Returns
         -------
         Tensor of shape (S,)
-            float64. Weights do not count: it is for rows that have none.
+            float64.
         """
         used_K = self.sizes_K > 0
         place_K = used_K.cumsum(0) - 1
-        sizes_U = self.sizes_K[used_K].double()
+        sizes_U, masses_U = self.sizes_K[used_K], self.masses_K[used_K]
         # About the mean of all rows: far from the origin ``|x|^2 - 2 x.m`` cancels.
-        mean_D = self.sums_KD.sum(dim=0) / sizes_U.sum()
-        means_UD = self.sums_KD[used_K] / sizes_U[:, None] - mean_D
-        spreads_U = self.sq_distances_K[used_K] / sizes_U
+        mean_D = self.sums_KD.sum(dim=0) / masses_U.sum()
+        means_UD = self.sums_KD[used_K] / masses_U[:, None] - mean_D
+        spreads_U = self.sq_distances_K[used_K] / masses_U
         spreads_U -= (centroids_KD[used_K].double() - mean_D - means_UD).square().sum(dim=1)
         beside_U = means_UD.square().sum(dim=1) + spreads_U
         found = []
         tile_rows = max(TILE_ELEMENTS // max(len(sizes_U), x_SD.shape[1]), 1)
-        for x_TD, labels_T in zip(x_SD.split(tile_rows), labels_S.split(tile_rows), strict=True):
+        once_S = torch.ones(len(x_SD)) if weights_S is None else weights_S.clamp_max(1)
+        tiles = (each.split(tile_rows) for each in (x_SD, labels_S, once_S))
+        for x_TD, labels_T, once_T in zip(*tiles, strict=True):
             x_TD = x_TD.double() - mean_D
             lengths_T = x_TD.square().sum(dim=1)
             # Mean squared distances to the rows of each cluster, less the squared length of x.
             apart_TU = torch.addmm(beside_U, x_TD, means_UD.T, alpha=-2)
             own_T1 = place_K[labels_T][:, None]
-            n_own_T = sizes_U[own_T1[:, 0]]
+            own_T = own_T1[:, 0]
+            # The only row of a cluster has no others, unless it counts as several.
+            masses_T = masses_U[own_T]
+            others_T = masses_T - once_T
+            is_only_T = (others_T <= 0) | ((sizes_U[own_T] == 1) & (masses_T <= 1))
             a_T = apart_TU.gather(1, own_T1)[:, 0] + lengths_T
-            a_T = (a_T * n_own_T / (n_own_T - 1).clamp_min(1)).clamp_min_(0)
+            a_T = (a_T * masses_T / others_T.masked_fill_(is_only_T, 1)).clamp_min_(0)
             b_T = apart_TU.scatter_(1, own_T1, torch.inf).amin(dim=1) + lengths_T
             worst_T = torch.maximum(a_T, b_T)
             silhouettes_T = torch.where(worst_T > 0, (b_T - a_T) / worst_T, 0)
-            found.append(silhouettes_T.masked_fill_(n_own_T <= 1, 0))
+            found.append(silhouettes_T.masked_fill_(is_only_T, 0))
         return torch.cat(found)
 
     def davies_bouldin(self, centroids_KD: torch.Tensor) -> float | None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamkm.clustering.choosing import space_of
 from streamkm.config import FitConfig
 from streamkm.errors import ConfigError, Option
-from streamkm.estimators.inputs import open_rows
 from streamkm.estimators.kmeans import KMeans
 from streamkm.estimators.parameters import execution_config
+from streamkm.estimators.sharing import open_shared_rows
 from streamkm.estimators.stopping import stoppable
 from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.sweeping import sweep as verb
-from streamkm.runs.sweeping.table import recommendation_lines, table_lines
+from streamkm.runs.sweeping.table import (
+    about,
+    recommendation_lines,
+    table_columns,
+    table_lines,
+)
 from streamkm.tables import ALGORITHMS, load_class
 
 if TYPE_CHECKING:
@@ -33,13 +40,17 @@ class SweepResult:
     """What `sweep` has found; as a string its table and its recommendation."""
 
     estimators: list[KMeans | MiniBatchKMeans]
-    """Fitted estimators, one for each K and seed, K ascending."""
+    """Fitted estimators, one for each K and seed, K ascending; with several scales or metrics
+    those of one after those of the other."""
     table: list[dict[str, Any]]
     """Figures of each of them, in the same order: a dict that ``pandas.DataFrame(table)`` makes a
     row of. ``silhouette`` is the exact one, by squared Euclidean distances, of ``silhouette_rows``
-    rows; ``stability`` the mean adjusted Rand index of the seeds of this K, None with one seed."""
+    rows; ``stability`` the mean adjusted Rand index of the seeds of this K, None with one seed.
+    With several, there are ``scale`` and ``metric``. Where figures are those of a sample there is
+    ``sampled_rows``."""
     recommendation: dict[str, Any]
-    """``k``, which is None where none stands out; ``verdict`` and ``reasons`` in words."""
+    """``k``, which is None where none stands out; ``verdict`` and ``reasons`` in words. With
+    several scales or metrics ``spaces`` has these of each, and ``k`` is None unless all agree."""
 
     @property
     def recommended_k(self) -> int | None:
@@ -48,12 +59,31 @@ class SweepResult:
         return k
 
     def __str__(self) -> str:
-        stability = {row["k"]: row["stability"] for row in self.table}
-        agreed = [{"k": k, "mean": mean} for k, mean in stability.items()]
-        lines = [*table_lines(self.table, agreed), ""]
+        lines = [*table_lines(self.table, self._stability), ""]
         return "\n".join([*lines, *recommendation_lines(self.recommendation)])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The table and the recommendation, for notebooks."""
+        columns = table_columns(self.table, self._stability)
+        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+        body = ""
+        for cells, row in zip(zip(*columns.values(), strict=True), self.table, strict=True):
+            shown = "".join(f"<td style='text-align:right'>{escape(cell)}</td>" for cell in cells)
+            weight = "bold" if row["k"] == self.recommended_k else "normal"
+            body += f"<tr style='font-weight:{weight}'>{shown}</tr>"
+        verdict, *reasons = recommendation_lines(self.recommendation)
+        items = "".join(f"<li>{escape(reason.strip())}</li>" for reason in reasons)
+        notes = "<br>".join(map(escape, about(self.table)))
+        return (
+            f"<p><strong>{escape(verdict)}</strong></p><ul>{items}</ul>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{notes}</p>"
+        )
+
+    @property
+    def _stability(self) -> list[dict[str, Any]]:
+        return [{**row, "mean": row["stability"]} for row in self.table]
 
 
 @torch_alone_after_fork()
@@ -62,6 +92,9 @@ def sweep(
     n_clusters: Sequence[int],
     *,
     seeds: Sequence[int] = (0,),
+    scale: str | Sequence[str] = "none",
+    metric: str | Sequence[str] = "euclidean",
+    all_rows: bool = False,
     sample_weight: Any = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -73,7 +106,8 @@ def sweep(
     """Fit several K with one read of `X`, measure the fits, and say which K stands out.
 
     Every window of rows is read, decoded and copied once, and updates all models. Each is what
-    ``streamkm fit`` finds for its K alone, to the bit. One more read, for all of them, measures.
+    ``streamkm fit`` finds for its K alone, to the bit. If torch.distributed is initialised, its
+    processes share the fits; all must call it with the same arguments.
 
     Parameters
     ----------
@@ -83,8 +117,14 @@ def sweep(
         The K to fit.
     seeds : sequence of int, default=(0,)
         Every K is fitted with each of them. With several, the table says how well they agree.
+    scale, metric : str or sequence of str
+        As ``streamkm fit`` takes them. Of several, every K and seed is fitted with each pair that
+        does not contradict itself; each pair has a recommendation of its own.
+    all_rows : bool, default=False
+        Take every figure of all rows, with one more read. By default, where the rows do not fit in
+        memory, those that need each row once more are taken of a sample.
     sample_weight : array-like of shape (n_samples,), float or path, default=None
-        As in `KMeans.fit`. With weights there is no exact silhouette.
+        As in `KMeans.fit`. The figures count a row of weight w as w rows.
     out : path, default=None
         Folder to write, with a run folder for each fit, as ``streamkm sweep`` does.
     resume : bool, default=False
@@ -96,8 +136,7 @@ def sweep(
         turns, in groups of one read.
     **settings
         Settings of ``streamkm fit`` that decide the result, by their names with underscores:
-        ``algorithm``, ``epochs``, ``batch_rows``, ``init``, ``n_init``, ``metric``, ``scale``,
-        ``tol``, ``nan`` and so on.
+        ``algorithm``, ``epochs``, ``batch_rows``, ``init``, ``n_init``, ``tol``, ``nan`` and so on.
 
     Returns
     -------
@@ -120,8 +159,13 @@ def sweep(
     >>> found.recommended_k
     4
     """
+    for mistaken, meant in (("k", "n_clusters"), ("seed", "seeds")):
+        if mistaken in settings:
+            raise ConfigError(
+                f"a sweep takes a list, {meant}=[{settings[mistaken]!r}], not ", Option(mistaken)
+            )
     base = FitConfig(k=1, **settings)
-    with open_rows(KMeans(), X, reset=True) as rows:
+    with open_shared_rows(KMeans(), X, reset=True) as rows:
         weights = rows.weights(sample_weight)
         at = rows.device if device == "auto" else device
         execution = execution_config(at, max_host_memory, is_small=False)
@@ -135,16 +179,24 @@ def sweep(
                 None if out is None else Path(out),
                 resume=resume,
                 stop_request=stop_request,
+                scales=_names(scale),
+                metrics=_names(metric),
+                all_rows=all_rows,
                 weights=weights,
                 quiet=not verbose,
+                world=rows.world,
             )
     kind = load_class(ALGORITHMS[base.algorithm].estimator)
-    agreed = {each["k"]: each["mean"] for each in found.stability}
+    agreed = {(space_of(each), each["k"]): each["mean"] for each in found.stability}
     return SweepResult(
         [kind.from_model(model.on_host()) for model in found.models.values()],
-        [{**row, "stability": agreed.get(row["k"])} for row in found.figures],
+        [{**row, "stability": agreed.get((space_of(row), row["k"]))} for row in found.figures],
         found.recommendation,
     )
+
+
+def _names(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _whole(name: str, values: Any) -> list[int]:

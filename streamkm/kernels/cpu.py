@@ -6,8 +6,13 @@ memory. As many threads as torch has share a batch (see ``native/pool.h``); the 
 does not depend on their number. Rows whose two least scores are within rounding of each
 other are rechecked in float64, as in ``kernels.exact``.
 
-Rejected: torch's matrix product (bench/LOG.md). It runs at half the speed of AVX-512 on
-processors that MKL does not favour, and its scores go through memory once more.
+From 256 centroids on, processors that multiply bytes (AVX-512 VNNI, AVX-VNNI) screen in whole
+numbers of eight bits first (``native/bytes.h``): four products at once, and a bound that is
+certain. The centroids that the bound leaves, one or two, are compared in float64. Labels and
+distances are the same bits on every instruction set.
+
+Rejected (bench/LOG.md): bfloat16 for that. Torch's matrix product: it runs at half the speed
+of AVX-512 on processors that MKL does not favour, and its scores go through memory once more.
 
 Installing streamkm builds the extension if there is a compiler. If there is none,
 `instruction_sets` returns nothing and ``--kernel auto`` takes the reference kernel.

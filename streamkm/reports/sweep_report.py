@@ -50,7 +50,8 @@ class SweepReport:
     verdict : Verdict
         Headline, figures and findings.
     figures : dict of str to matplotlib.figure.Figure
-        ``comparison``, and ``tree`` where K are few enough.
+        ``comparison``, and ``tree`` where K are few enough; of several scales and metrics these of
+        each, ``comparison-0`` and so on.
     pages : dict of str to Report
         The report of each finished fit, by the name of its folder.
     missing : dict of str to str
@@ -139,13 +140,22 @@ def make_sweep_report(
             missing[name] = clean(error.for_command_line)
     figures: dict[str, Drawing] = {}
     sections = []
-    if facts.figures:
-        figures["comparison"] = draw_comparison(facts)
-        sections.append(_comparison_section(facts, figures["comparison"]))
-    if (tree := _tree(facts, pages)) is not None:
-        figures["tree"], section = tree
-        sections.append(section)
+    for place, part in enumerate(facts.parts):
+        suffix, of = (f"-{place}", f": {part.space}") if part.space else ("", "")
+        if part.figures:
+            figure = figures[f"comparison{suffix}"] = draw_comparison(part)
+            sections.append(_of_part(_comparison_section(part, figure), suffix, of))
+        if (tree := _tree(part, pages)) is not None:
+            figures[f"tree{suffix}"], section = tree
+            sections.append(_of_part(section, suffix, of))
     return SweepReport(facts, _verdict(facts), figures, pages, missing, sections)
+
+
+def _of_part(section: Section, suffix: str, of: str) -> Section:
+    """`section` with a name and a title of its own, beside those of other scales and metrics."""
+    plots = [replace(plot, name=f"{plot.name}{suffix}") for plot in section.plots]
+    anchor, title = f"{section.anchor}{suffix}", f"{section.title}{of}"
+    return replace(section, anchor=anchor, title=title, plots=plots)
 
 
 def _announced(names: Collection[str], what: str, every_s: float) -> Iterator[str]:
@@ -169,6 +179,8 @@ def _verdict(facts: SweepFacts) -> Verdict:
     headline = "No number of clusters stands out"
     if chosen is not None:
         headline = f"{counted(chosen, 'cluster')} stand{'s' if chosen == 1 else ''} out"
+    elif any(part["k"] is not None for part in said.get("spaces", [])):
+        headline = "What stands out depends on scale and metric"
     figures = [
         Figure(
             "recommended",
@@ -195,12 +207,17 @@ def _verdict(facts: SweepFacts) -> Verdict:
 
 
 def _sentence(text: object) -> str:
-    said = str(text)
+    said = str(text).strip()
     return said[:1].upper() + said[1:] + "."
 
 
 def _best(facts: SweepFacts) -> tuple[int, float] | None:
-    """The K of the greatest silhouette and its value, the mean of its seeds as in the reasons."""
+    """The K of the greatest silhouette and its value, the mean of its seeds as in the reasons.
+
+    None of several scales or metrics, whose silhouettes cannot be compared.
+    """
+    if len(facts.parts) > 1:
+        return None
     known = [(k, value) for k in facts.ks if (value := facts.mean_silhouette(k)) is not None]
     return max(known, key=lambda each: each[1], default=None)
 
@@ -239,6 +256,8 @@ def _comparison_section(facts: SweepFacts, figure: Drawing) -> Section:
         Table(("clusters", "seed", "inertia per row", "silhouette", "stability"), rows),
     )
     notes = [] if facts.is_exact else ["The silhouette is the simplified one."]
+    if (n_sampled := facts.figures[0].get("sampled_rows")) is not None:
+        notes.append(f"Silhouette and stability are those of a sample of {n_sampled:,} rows.")
     return Section("comparison", "Every K side by side", reads, plots=[plot], notes=notes)
 
 

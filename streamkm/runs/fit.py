@@ -83,7 +83,8 @@ def fit(
         The processes that share the fit. All call `fit` with the same arguments; the first alone
         uses `run_dir`, and each returns the model.
     seat : Seat, optional
-        Where the rows come from if other fits share the reads; a process alone.
+        Where the rows come from if other fits share the reads. On several processes those fits
+        must have the turn in the same order in all.
 
     Raises
     ------

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streamkm.stream.stages import StageTimes
     from streamkm.stream.transfer import DeviceWindow
 
-__all__ = ["ListedWindows", "Seat", "Wanted"]
+__all__ = ["ListedWindows", "Seat", "Turn", "Wanted"]
 
 
 class Host(Protocol):
@@ -88,6 +88,11 @@ class Wanted:
         return self.order, seed, self.window.epoch, self.window.first_batch
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What a seat waits for that is to read by itself: its turn, and no window in the slots."""
+
+
 class Seat(HostSlots):
     """One run's place at a shared stream; use it where `HostSlots` are used."""
 
@@ -95,12 +100,13 @@ class Seat(HostSlots):
         # Slots are those of the host: none are allocated here.
         self._host = host
         self.memory, self.device, self.buffers = host.slots.memory, host.slots.device, []
-        self.wanted: Wanted | None = None
+        self.wanted: Wanted | Turn | None = None
         """What the run waits for; None while it works, and when it has ended."""
         self.error: BaseException | None = None
         """How the run ended, unless it came to its end."""
         self.is_over = False
         self._given: DeviceWindow | BaseException | None = None
+        """None for a turn."""
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._before_s = dict.fromkeys(("reading", "copying"), 0.0)
 
@@ -128,8 +134,8 @@ class Seat(HostSlots):
         self._thread.start()
         self._take_turn()
 
-    def give(self, given: DeviceWindow | BaseException) -> None:
-        """Hand over the window that is wanted, or an error to raise; return at the next wait."""
+    def give(self, given: DeviceWindow | BaseException | None) -> None:
+        """Hand over what is wanted, None for a turn, or an error; return at the next wait."""
         self._given, self.wanted = given, None
         self._take_turn()
 
@@ -158,6 +164,8 @@ class Seat(HostSlots):
     ) -> Iterator[Iterator[DeviceWindow]]:
         """As `streamkm.stream.pipeline.stream`; with `order` None nobody else gets the windows."""
         if order is None:
+            # Others may still be about to get the window that this run has had last.
+            self._waited_for(Turn())
             with self._host.alone(windows, times) as own:
                 yield own
             return
@@ -173,20 +181,20 @@ class Seat(HostSlots):
         while (window := listed.at(number)) is not None:
             with times.waiting("arithmetic"):
                 given = self._waited_for(Wanted(listed, number, window, order))
+            assert given is not None
             self._count(times, given.x_ND.nbytes)
             with times.working("arithmetic"):
                 yield given
             number += 1
             listed.forget_before(number)
 
-    def _waited_for(self, wanted: Wanted) -> DeviceWindow:
+    def _waited_for(self, wanted: Wanted | Turn) -> DeviceWindow | None:
         self.wanted = wanted
         self._back.release()
         self._go.acquire()
         given, self._given = self._given, None
         if isinstance(given, BaseException):
             raise given
-        assert given is not None
         return given
 
     def _count(self, times: StageTimes, n_bytes: int) -> None:

@@ -3,7 +3,8 @@
 The runs go on in lock step (see `streamkm.stream.seat`). Each waits for its next window. The
 stream serves the run that is furthest behind, and whoever else waits for the same window. So a run
 that begins late, or was resumed from an earlier step, catches up first and shares all that follows.
-Which runs share a window is never decided beforehand: windows are compared as they come.
+A run that reads something by itself, such as a sample, waits until nobody needs what is in the
+slots. Which runs share a window is never decided beforehand: windows are compared as they come.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 from streamkm.errors import Interrupted
 from streamkm.stream.pipeline import stream
-from streamkm.stream.seat import Seat
+from streamkm.stream.seat import Seat, Turn, Wanted
 from streamkm.stream.stages import StageTimes
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Window
-    from streamkm.stream.seat import ListedWindows, Wanted
+    from streamkm.stream.seat import ListedWindows
     from streamkm.stream.slots import HostSlots
     from streamkm.stream.transfer import DeviceWindow
 
@@ -94,6 +95,9 @@ class SharedStream:
                     break
                 seats.append(Seat(self))
                 go_on(seats[-1], partial(seats[-1].begin, partial(do, number, seats[-1])))
+                # Nobody has a window yet: what ends it so soon keeps the others from beginning.
+                while isinstance(seats[-1].wanted, Turn):
+                    go_on(seats[-1], partial(seats[-1].give, None))
             while waiting := [seat for seat in seats if seat.wanted is not None]:
                 for seat, given in self._served(waiting):
                     go_on(seat, partial(seat.give, given))
@@ -115,9 +119,17 @@ class SharedStream:
         with stream(self._source, windows, self.slots, times, self._weights) as own:
             yield own
 
-    def _served(self, waiting: list[Seat]) -> list[tuple[Seat, DeviceWindow | BaseException]]:
-        """Who gets something now, and what: the window of who is furthest behind, or an error."""
-        wanted = {seat: seat.wanted for seat in waiting if seat.wanted is not None}
+    def _served(
+        self, waiting: list[Seat]
+    ) -> list[tuple[Seat, DeviceWindow | BaseException | None]]:
+        """Who gets something now, and what.
+
+        A turn, or the window of who is furthest behind; or an error.
+        """
+        for seat in waiting:
+            if isinstance(seat.wanted, Turn):
+                return [(seat, None)]
+        wanted = {seat: seat.wanted for seat in waiting if isinstance(seat.wanted, Wanted)}
         first = min(wanted.values(), key=lambda each: each.place)
         try:
             window = self._window(first)

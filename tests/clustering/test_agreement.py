@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 from streamkm.clustering import agreement
-from streamkm.clustering.agreement import RunningAgreement, adjusted_rand_index
+from streamkm.clustering.agreement import RunningAgreement, adjusted_rand_index, agreement_of
 
 
 # Breaks when rows of one clustering are compared with other rows of another, or dropped rows count.
@@ -32,6 +32,16 @@ def test_indices_are_scikit_learn_s(rng) -> None:
         adjusted_rand_score(one[counted], other[counted]) for one, other in combinations(labels, 2)
     ]
     assert found.indices() == pytest.approx(expected, abs=1e-12)
+
+
+# Breaks when rows without a label count, or clusters are taken for those of other numbers.
+def test_labels_that_are_all_there(rng) -> None:
+    one, other = rng.integers(9, size=500), rng.integers(9, size=500)
+    other = np.where(rng.random(500) < 0.7, one, other)
+    one[::50], other[::30] = -1, -1
+    counted = (one >= 0) & (other >= 0)
+    found = agreement_of(torch.from_numpy(one), torch.from_numpy(other), 9)
+    assert found == pytest.approx(adjusted_rand_score(one[counted], other[counted]), abs=1e-12)
 
 
 # Breaks when squares of more than three billion rows wrap.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamkm import sweep
-from streamkm.clustering.choosing import find_elbow, recommended
+from streamkm.clustering.choosing import APART, find_elbow, recommended, recommended_by_space
 
 
 def row(k: int, inertia: float, silhouette: float | None = 0.5, seed: int = 0) -> dict[str, Any]:
@@ -79,6 +79,30 @@ def test_what_agrees_is_recommended() -> None:
     assert "10.0 times as steeply" in found.reasons[0]
 
 
+# Breaks when figures of one space decide on another, or one space speaks for all.
+def test_each_space_has_a_recommendation() -> None:
+    def within(scale: str, of: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**each, "scale": scale, "metric": "euclidean"} for each in of]
+
+    two = curve({2: 0.9})
+    agreed = [{"k": 5, "mean": 0.99}]
+    figures = [*within("none", curve({5: 0.9})), *within("zscore", two)]
+    found = recommended_by_space(figures, within("none", agreed))
+    alone = [recommended(curve({5: 0.9}), agreed).as_dict(), recommended(two, []).as_dict()]
+    assert [{**part, "scale": None, "metric": None} for part in found["spaces"]] == [
+        {**part, "scale": None, "metric": None} for part in alone
+    ]
+    assert (found["k"], found["verdict"]) == (
+        None,
+        "no k is recommended for every scale and metric",
+    )
+    assert "scale none, metric euclidean: recommended: k 5" in found["reasons"]
+    assert found["reasons"][-1] == APART
+    both = recommended_by_space([*figures[:11], *within("l2", curve({5: 0.9}))], [])
+    assert (both["k"], both["verdict"]) == (5, "recommended: k 5, for every scale and metric")
+    assert recommended_by_space(two, []) == alone[1]
+
+
 # Breaks when a silhouette or seeds that say otherwise are passed over.
 def test_disagreement_is_told() -> None:
     apart = recommended(curve({2: 0.9}), [])
@@ -114,7 +138,7 @@ def test_what_was_not_tried_is_told() -> None:
     assert "try larger k" in recommended(steep, []).reasons[0]
 
 
-# Breaks when weights, which leave no exact silhouette, leave no recommendation either.
+# Breaks when figures without an exact silhouette get no recommendation.
 def test_weighted_rows_have_the_simplified_silhouette() -> None:
     rows = [{**each, "silhouette": None, "simplified_silhouette": each["silhouette"]}
             for each in curve({5: 0.9})]  # fmt: skip

@@ -130,6 +130,59 @@ def test_squared_silhouettes_are_scikit_learn_s(rng, shift: float) -> None:
     assert silhouettes.numpy() == pytest.approx(expected[some], rel=1e-6, abs=1e-9)
 
 
+# Breaks when a row that weighs 3 is not three rows, of which one is left out beside itself.
+def test_squared_silhouettes_with_weights(rng) -> None:
+    x_ND = np.concatenate([blobs(rng), [[40.0] * 3], [[-40.0] * 3]])
+    times = np.concatenate([rng.integers(0, 4, 180), [1, 3]])
+    # Clusters of one row, which counts once and three times.
+    centroids_KD = np.concatenate([x_ND[[3, 70, 130]], x_ND[-2:]])
+
+    def silhouettes(scale: float) -> tuple[np.ndarray, np.ndarray]:
+        weights_N = times * scale
+        found, labels_N = gathered(x_ND, centroids_KD, weights_N)
+        rows, labels, weights = (
+            torch.from_numpy(each[times > 0]) for each in (x_ND, labels_N, weights_N)
+        )
+        values = found.silhouettes(rows, labels, torch.from_numpy(centroids_KD), weights)
+        return values.numpy(), labels_N
+
+    values, labels_N = silhouettes(1.0)
+    repeated, of_repeated = x_ND.repeat(times, axis=0), labels_N.repeat(times)
+    expected = metrics.silhouette_samples(repeated, of_repeated, metric="sqeuclidean")
+    assert values.repeat(times[times > 0]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert (values[-2], values[-1]) == (0, 1)
+    # Of weights far below 1 no row has others of its own kind.
+    tiny, tinier = silhouettes(1e-6)[0], silhouettes(1e-9)[0]
+    assert tiny == pytest.approx(tinier, abs=1e-9)
+    assert tiny[:-1] == pytest.approx(values[:-1], abs=0.1)
+    assert tiny[-1] == 0
+
+
+# Breaks when what a sample lacks is taken for 0, or what is known of all rows for unknown.
+def test_sums_of_a_sample_are_expanded() -> None:
+    # Squared distances 1 and 3 in the mean of the two clusters that have rows in it.
+    x_ND = np.array([[1.0], [-1.0], [12.0], [9.0], [8.0]])
+    x_ND[2:, 0] = [10 + 3**0.5, 10 - 3**0.5, 10 + 3**0.5]
+    sample, _ = gathered(x_ND, np.array([[0.0], [10.0], [100.0]]))
+    sizes_K, masses_K = torch.tensor([10, 20, 5]), torch.tensor([10.0, 20, 5]).double()
+    sums_KD = torch.tensor([[1.0], [200.0], [500.0]]).double()
+    found = sample.expanded(sizes_K, sums_KD, masses_K, inertia=162.0)
+    mean = (1 * 2 + 3 * 3) / 5
+    before = torch.tensor([10 * 1, 20 * 3, 5 * mean]).double()
+    torch.testing.assert_close(found.sq_distances_K, before * (162 / float(before.sum())))
+    mean = (2 + 3 * 3**0.5) / 5
+    torch.testing.assert_close(
+        found.distances_K, torch.tensor([10, 20 * 3**0.5, 5 * mean]).double()
+    )
+    assert found.inertia == pytest.approx(162)
+    assert found.simplified_silhouette() == pytest.approx(sample.simplified_silhouette())
+    assert found.sums_KD is sums_KD
+    # Rows that all lie on their centroids leave the inertia to others, each alike.
+    exact, _ = gathered(np.zeros((4, 1)), np.array([[0.0], [10.0], [100.0]]))
+    spread = exact.expanded(sizes_K, sums_KD, masses_K, inertia=35.0)
+    assert spread.sq_distances_K.tolist() == pytest.approx([10, 20, 5])
+
+
 # Breaks when the variance is taken about the centroids instead of the means.
 def test_explained_variance_is_that_of_the_means(rng) -> None:
     x_ND = blobs(rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,34 @@ def test_settings_and_a_folder(tmp_path: Path) -> None:
     assert again.table == found.table
 
 
+# Breaks when a notebook shows other numbers than the terminal, or markup of a name.
+def test_a_notebook_shows_table_and_recommendation() -> None:
+    found = sweep(clusters(3000, 5), [3, 8], seeds=[0, 1])
+    shown = found._repr_html_()
+    lines = str(found).splitlines()
+    cells = [line.replace("/", " ").split() for line in lines[1:5]]
+    body = shown[shown.index("<tbody>") : shown.index("</tbody>")]
+    rows = [re.sub("<[^>]*>", " ", row).replace("/", " ").split() for row in body.split("</tr>")]
+    assert rows == [*cells, []]
+    assert f"<strong>{found.recommendation['verdict']}</strong>" in shown
+    assert lines[5].replace("'", "&#x27;") in shown
+    assert shown.count("<th>") == len(body.split("</tr>")[0].split("</td>")) - 1
+
+
+# Breaks when estimators of several spaces cannot be told apart, or one space speaks for all.
+def test_several_scales_and_metrics() -> None:
+    x = clusters(2000, 5)
+    found = sweep(x, [3, 4], scale=["none", "zscore"], metric="euclidean")
+    assert [row["scale"] for row in found.table] == ["none", "none", "zscore", "zscore"]
+    for estimator, row in zip(found.estimators, found.table, strict=True):
+        assert (estimator.scale, estimator.n_clusters) == (row["scale"], row["k"])
+        assert np.bincount(estimator.predict(x)).tolist() == row["sizes"]
+    assert [each["scale"] for each in found.recommendation["spaces"]] == ["none", "zscore"]
+    assert "scale" in str(found).splitlines()[0]
+    with pytest.raises(ValueError, match="metric must be one of euclidean, cosine, not 'angle'"):
+        sweep(x, [3], metric=["euclidean", "angle"])
+
+
 # Breaks when a tensor is read as other rows than the array that holds its numbers.
 def test_a_tensor_is_swept_like_its_array() -> None:
     x = clusters(2000, 5)
@@ -57,6 +86,14 @@ def test_wrong_arguments() -> None:
         sweep(x, [3, 60])
     with pytest.raises(ValueError, match="at least one value"):
         sweep(x, [])
+    with pytest.raises(
+        ValueError, match=r"^seeds: each must be a whole number of at least 0, not -1"
+    ):
+        sweep(x, [3], seeds=[0, -1])
+    with pytest.raises(ValueError, match=r"^k: each must be a whole number of at least 1, not 0"):
+        sweep(x, [0, 3])
+    with pytest.raises(ValueError, match=r"a sweep takes a list, seeds=\[3\], not seed$"):
+        sweep(x, [3], seed=3)
     with pytest.raises(TypeError, match="nonsense"):
         sweep(x, [3], nonsense=1)
 

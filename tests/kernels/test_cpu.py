@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from functools import partial
+from functools import cache, partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,116 @@ def test_agrees_with_distances_at_every_edge(make, b, k, d, dtype) -> None:
     torch.testing.assert_close(
         sq_distances_B.double(), expected_BK.amin(dim=1).square(), rtol=tolerance, atol=tolerance
     )
+
+
+PLAIN_ROWS = normal(700, 96, dtype=torch.float64, device=CPU)
+PLAIN = normal(600, 96, dtype=torch.float64, device=CPU)
+SAME = PLAIN[:1].repeat(600, 1)
+ONE_FAR, ROW_FAR, NOT_NUMBERS = PLAIN.clone(), PLAIN_ROWS.clone(), PLAIN.clone()
+ONE_FAR[-1] *= 1e6
+ROW_FAR[-1] *= 1e9
+NOT_NUMBERS[::3] = torch.nan
+
+# Rows and centroids among which eight bits cannot decide, or nearly not.
+HARD_POINTS = {
+    "plain": (PLAIN_ROWS, PLAIN),
+    "far from zero": (PLAIN_ROWS + 1000, PLAIN + 1000),
+    "all centroids equal": (PLAIN_ROWS, SAME),
+    "five centroids, many times": (PLAIN_ROWS, PLAIN[torch.arange(600) % 5]),
+    "centroids within 1e-7": (PLAIN_ROWS, SAME + 1e-7 * PLAIN),
+    "centroids within 1e-3": (PLAIN_ROWS, SAME + 1e-3 * PLAIN),
+    "a centroid far away": (PLAIN_ROWS, ONE_FAR),
+    "a row far away": (ROW_FAR, PLAIN),
+    "rows half way between centroids": (
+        (PLAIN[torch.arange(700) % 600] + PLAIN[torch.arange(700) * 7 % 600]) / 2,
+        PLAIN,
+    ),
+    "rows that are centroids": (PLAIN[torch.arange(700) % 600], PLAIN),
+    "long and short features": (PLAIN_ROWS**5, PLAIN**5),
+    "subnormal": (PLAIN_ROWS * 1e-41, PLAIN * 1e-41),
+    "short rows": (PLAIN_ROWS * 1e-38, PLAIN),
+    "near the end of float32": (PLAIN_ROWS * 3e17, PLAIN * 3e17),
+    "zeros": (torch.zeros_like(PLAIN_ROWS), PLAIN),
+    "whole numbers": ((PLAIN_ROWS * 2).round(), (PLAIN * 2).round()),
+    "some centroids are not numbers": (PLAIN_ROWS, NOT_NUMBERS),
+}
+
+
+# Breaks when a bound is too narrow, a candidate is lost, or rows near many centroids are.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", HARD_POINTS)
+def test_labels_of_many_centroids_are_those_of_brute_force(make, case, dtype) -> None:
+    rows_BD, c_KD = (points.to(dtype) for points in HARD_POINTS[case])
+    expected_BK = torch.cdist(
+        rows_BD.double(), c_KD.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    ).square()
+    expected_BK[expected_BK.isnan()] = torch.inf
+    labels_B, sq_distances_B = make(700, 600, dtype, CPU).assign(rows_BD, sq_norms(rows_BD), c_KD)
+    found_B = expected_BK.gather(1, labels_B[:, None]).squeeze(1)
+    # (torch adds squares in another order: which of two as near is the nearer may differ.)
+    torch.testing.assert_close(found_B, expected_BK.amin(dim=1), rtol=1e-14, atol=0)
+    torch.testing.assert_close(sq_distances_B.double(), found_B, rtol=1e-6, atol=1e-42)
+
+
+@cache
+def exact_points(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, centroids and labels. Coordinates are multiples of 2^-12 below 2^6: float64 computes
+    their distances without rounding, so that brute force is exact arithmetic.
+    """
+    draw = np.random.default_rng(seed)
+    n_features, k = int(draw.integers(20, 200)), int(draw.integers(256, 900))
+    spread = 2.0 ** draw.integers(-11, 3)
+    middle = draw.normal(size=n_features) * 2.0 ** draw.integers(-3, 4)
+
+    def points(n: int, scale: float) -> torch.Tensor:
+        drawn = middle + scale * draw.normal(size=(n, n_features))
+        return torch.from_numpy((np.clip(drawn, -60, 60) * 4096).round() / 4096)
+
+    c_KD, rows_BD = points(k, spread), points(200, spread * 2.0 ** draw.integers(-2, 4))
+    labels_B = torch.stack([(c_KD - row).square().sum(dim=1).argmin() for row in rows_BD])
+    return rows_BD.float(), c_KD.float(), labels_B
+
+
+# Breaks when a bound is narrower than it says.
+@pytest.mark.parametrize("seed", range(12))
+def test_labels_of_many_centroids_are_those_of_exact_arithmetic(make, seed) -> None:
+    rows_BD, c_KD, expected_B = exact_points(seed)
+    labels_B, _ = make(200, len(c_KD), torch.float32, CPU).assign(rows_BD, sq_norms(rows_BD), c_KD)
+    assert torch.equal(labels_B, expected_B)
+
+
+# Breaks when rows that screening in bytes leaves to the scores lose their places or lengths.
+def test_many_centroids_in_a_window_with_dropped_rows(make) -> None:
+    window_ND, c_KD = (points.float() for points in HARD_POINTS["five centroids, many times"])
+    window_ND[3] = torch.nan
+    window_ND[5, 7] = torch.inf
+    positions_B = permuted(700, 650)
+    kernel = make(650, 600, torch.float32, CPU)
+    found = kernel.assign_in_place(window_ND, positions_B, c_KD, most_sq_norm=1e30, exact=True)
+    rows_BD = window_ND[positions_B.long()]
+    dropped_B = ~rows_BD.isfinite().all(dim=1)
+    assert torch.equal(found.dropped_B, dropped_B)
+    rows_BD = rows_BD.masked_fill(dropped_B[:, None], 0)
+    assert torch.equal(found.sq_norms_B, sq_norms(rows_BD))
+    expected_BK = torch.cdist(
+        rows_BD.double(), c_KD.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    ).square()
+    torch.testing.assert_close(found.sq_distances_B, expected_BK.amin(dim=1), rtol=1e-12, atol=0)
+    assert int(found.labels_B.max()) < 5  # The lowest of equal centroids.
+
+
+# Breaks when an instruction set reports the distances of its own screening.
+def test_every_set_reports_the_same_distances_to_many_centroids() -> None:
+    rows_BD, c_KD = (points.float() for points in HARD_POINTS["plain"])
+    found = [
+        CpuKernel(700, 600, torch.float32, CPU, instruction_set=each).assign(
+            rows_BD, sq_norms(rows_BD), c_KD
+        )
+        for each in instruction_sets()
+    ]
+    for labels_B, sq_distances_B in found[1:]:
+        assert torch.equal(labels_B, found[0].labels_B)
+        assert torch.equal(sq_distances_B, found[0].sq_distances_B)
 
 
 # Breaks when a slice of columns, or the columns behind the last vector, is left out.

@@ -234,3 +234,39 @@ def test_a_browser_shows_it(width: int, sweep: Path, browser: Browser) -> None:
     assert not page.console
     assert [r for r in page.requests if not r.startswith("data:")] == [out.resolve().as_uri()]
     assert page.look("document.documentElement.scrollWidth") <= width
+
+
+# Breaks when fits of different scales are drawn into one curve, or share a tree or a silhouette.
+def test_each_scale_and_metric_has_its_own_comparison(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", clusters(400, 3))
+    folder = tmp_path / "sweep"
+    words = ("--k", 2, 3, 5, "--seeds", 0, 1, "--scale", "none", "zscore", "--device", "cpu")
+    assert cli("sweep", tmp_path / "x.npy", *words, "--out", folder) == 0
+    made = streamkm.report(folder)
+    assert isinstance(made, SweepReport)
+    assert list(made.figures) == ["comparison-0", "tree-0", "comparison-1", "tree-1"]
+    assert len(made.pages) == 12
+    page = made.html()
+    assert "Every K side by side: zscore, euclidean" in page
+    assert "greatest silhouette" not in page
+    assert "Scale zscore, metric euclidean: " in page
+    none, zscore = made.facts.parts
+    for part, scale in ((none, "none"), (zscore, "zscore")):
+        assert {row["scale"] for row in part.figures} == {scale}
+        assert len(part.figures) == 6
+        mean = [each["mean"] for each in record_of(folder)["stability"] if each["scale"] == scale]
+        assert [each["mean"] for each in part.stability.values()] == mean
+        assert part.recommendation["scale"] == scale
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    # Of a sample, and with a K for one scale alone.
+    record = record_of(folder)
+    for row in record["figures"]:
+        row["sampled_rows"] = 1234
+    record["recommendation"]["k"] = None
+    for space, k in zip(record["recommendation"]["spaces"], (3, None), strict=True):
+        space["k"] = k
+    write(folder, record)
+    page = streamkm.report(folder).html()
+    assert "<h1>What stands out depends on scale and metric</h1>" in page
+    assert "of a sample of 1,234 rows" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import zarr
 
+from streamkm.sealed import seal
 from tests.distributed.launched import environment, free_port, script
 from tests.runs.helpers import RESULTS, clusters, metrics_of, steps_saved
 from tests.runs.processes import finish, wait_until
@@ -367,3 +369,100 @@ def test_unlike_processors_seed_as_the_first(x, tmp_path):
             assert status == 0, stderr
     seeds = [np.load(tmp_path / name / "centroids.npy") for name in ("alike", "unlike")]
     assert np.array_equal(*seeds)
+
+
+# ---- sweeps -------------------------------------------------------------------
+
+SWEPT = ("--k", 4, 7, "--seeds", 0, 1, "--scale", "none", "zscore", "--batch-rows", 2000,
+         "--device", "cpu", "--process-timeout", 20)  # fmt: skip
+
+
+def swept(folder: Path) -> dict[str, bytes]:
+    """All results of a sweep."""
+    names = [f"{run.name}/{name}" for run in folder.glob("k-*") for name in RESULTS]
+    return {name: (folder / name).read_bytes() for name in sorted(["sweep.json", *names])}
+
+
+# Breaks when fits take turns in an unlike order, so that one gets the sums of another.
+@pytest.mark.parametrize(
+    "more",
+    [("--init", "k-means||"), pytest.param(("--algorithm", "lloyd"), marks=pytest.mark.slow)],
+)
+def test_a_sweep_has_the_bytes_of_one_process(more, x, tmp_path):
+    ended = []
+    for n_processes in (1, 2):
+        out = tmp_path / str(n_processes)
+        words = (x, *SWEPT, *more, "--out", out, "--processes", n_processes)
+        process = start([*sweep(), *map(str, words)], tmp_path)
+        said, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+        ended.append((said, swept(out)))
+    assert len(ended[0][1]) == 1 + 8 * len(RESULTS)
+    assert ended[0] == ended[1]
+
+
+def sweep() -> list[str]:
+    return [sys.executable, "-m", "streamkm", "sweep"]
+
+
+# Breaks when processes stop at unlike steps, or figures need a process that is not there any more.
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_goes_on_with_the_same_bytes(x, tmp_path):
+    long = (x, *SWEPT, "--algorithm", "lloyd", "--tol", 0, "--epochs", 40, "--init", "random")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert finish(start([*sweep(), *map(str, (*long, "--out", whole))], tmp_path))[0] == 0
+    for n_processes, target in ((3, 1), (2, 0)):
+        words = (*long, "--checkpoint-every", 10, "--out", out, "--resume",
+                 "--processes", n_processes)  # fmt: skip
+        process = start([*sweep(), *map(str, words)], tmp_path)
+        assert wait_until(has_saved(out / "k-0004-zscore-seed-1"), process)
+        os.kill(ranks(process)[target], signal.SIGTERM)
+        status, stderr = finish(process)
+        (error,) = errors_of(stderr)
+        assert (status, f"stopped by SIGTERM; in {out} 8 fits can go on" in error) == (75, True)
+    last = (*long, "--out", out, "--resume")
+    assert finish(start([*sweep(), *map(str, last)], tmp_path))[0] == 0
+    assert swept(out) == swept(whole)
+
+
+# Breaks when an error that the first process alone has leaves the others, or other fits, waiting.
+def test_an_error_of_one_fit_ends_a_sweep_in_all(x, tmp_path):
+    words = [str(word) for word in (x, *SWEPT, "--out", "out", "--processes", 2)]
+    assert finish(start([*sweep(), *words], tmp_path))[0] == 0
+    (tmp_path / "out" / "sweep.json").rename(tmp_path / "kept")
+    kept = json.loads((tmp_path / "kept").read_text())
+    del kept["sha256"], kept["figures"]
+    (tmp_path / "out" / "sweep.json").write_bytes(seal(kept))
+    for damaged in ("config.json", "model.safetensors"):
+        (tmp_path / "out/k-0004-none-seed-1" / damaged).write_bytes(b"no")
+    status, stderr = finish(start([*sweep(), *words, "--resume"], tmp_path))
+    (error,) = errors_of(stderr)
+    assert (status, "config.json is damaged" in error) == (2, True), stderr
+
+
+#: A sweep of rows of which hardly any fit in memory: each process copies its part of a sample.
+SAMPLED = """
+from streamkm.cli import main
+from streamkm.runs.sweeping import figures, measuring
+
+measuring.kept_bytes = lambda *_, **__: 1
+figures.MOST_ROWS = figures.LEAST_ROWS = 3000
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+# Breaks when rows of a sample that another process has read are read again, or are not there.
+def test_a_sample_is_brought_together(x, tmp_path):
+    path = script(tmp_path, SAMPLED)
+    found = []
+    for n_processes in (1, 2):
+        out = tmp_path / str(n_processes)
+        words = [str(word) for word in ("sweep", x, *SWEPT, "--out", out)]
+        command = [sys.executable, str(path), *words]
+        if n_processes > 1:
+            command = torchrun(n_processes, path, *words)
+        status, stderr = finish(start(command, tmp_path), 120)
+        assert status == 0, stderr
+        found.append(swept(out))
+    assert b'"sampled_rows": 3000' in found[0]["sweep.json"]
+    assert found[0] == found[1]

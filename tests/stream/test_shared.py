@@ -84,6 +84,27 @@ def test_runs_share_every_window(source: Counted, slots: HostSlots) -> None:
     assert source.n_rows_read == 100
 
 
+# Breaks when a run that goes on to read by itself does so over a window that others have not got.
+def test_who_reads_by_itself_waits_until_others_have_their_window(
+    source: Counted, slots: HostSlots
+) -> None:
+    def also_alone(seat: Seat) -> list[float]:
+        found = rows_of(source, seat)
+        for _ in range(4):
+            with stream(source, READING.windows(7), seat, StageTimes()) as windows:
+                for window in windows:
+                    assert not window.is_shared
+                    found += window.taken(slice(0, 1))[:, 0].tolist()
+        return found + rows_of(source, seat, epoch=1)
+
+    expected = rows_of(source, slots)
+    works = [also_alone, also_alone, lambda seat: rows_of(source, seat)]
+    one, other, last = shared(source, slots).run(works, failed)
+    assert one == other
+    assert one[:100] == last == expected
+    assert one[-100:] == rows_of(source, slots, epoch=1)
+
+
 # Breaks when a run that was resumed from an earlier step reads on alone to its end.
 def test_who_is_behind_catches_up(source: Counted, slots: HostSlots) -> None:
     def late(seat: Seat) -> list[float]:

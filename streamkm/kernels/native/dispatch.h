@@ -9,10 +9,17 @@
 #include <cstring>
 #include <iterator>
 #include <limits>
+#include <memory>
+#include <new>
 #include <numeric>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
 
 #include "jobs.h"
 #include "pool.h"
@@ -64,6 +71,8 @@ struct BFloat16 {
     explicit operator double() const { return static_cast<float>(*this); }
 };
 
+inline int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
+
 #if defined(__x86_64__)
 
 BEGIN_TARGET("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c" WHOLE_VECTORS)
@@ -81,6 +90,17 @@ namespace avx512 {
 }  // namespace avx512
 END_TARGET
 
+BEGIN_TARGET("avx512f,avx512vl,avx512dq,avx512bw,avx512vnni,avx2,fma,f16c" WHOLE_VECTORS)
+namespace avx512_vnni {
+using namespace avx512;
+#define VECTOR_BYTES 64
+#define TILE_ROWS 12
+#include "bytes.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+}  // namespace avx512_vnni
+END_TARGET
+
 BEGIN_TARGET("avx2,fma,f16c")
 namespace avx2 {
 #define VECTOR_BYTES 32
@@ -94,6 +114,17 @@ namespace avx2 {
 #undef VECTOR_BYTES
 #undef TILE_ROWS
 }  // namespace avx2
+END_TARGET
+
+BEGIN_TARGET("avxvnni,avx2,fma,f16c")
+namespace avx_vnni {
+using namespace avx2;
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#include "bytes.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+}  // namespace avx_vnni
 END_TARGET
 
 #endif
@@ -119,6 +150,17 @@ namespace {
     use("int32", int32_t) use("uint64", uint64_t) use("int64", int64_t)
 constexpr int N_STORED_TYPES = 12;
 
+// Screening in bytes (bytes.h), by the sets that multiply them.
+template <class T>
+struct ByteFunctions {
+    int64_t panel_width;
+    int64_t (*n_bytes)(int64_t k, int64_t n_features);
+    int64_t (*block_rows)(int64_t n_features);
+    void (*find_centre)(const AssignJob<T>&);
+    bool (*pack)(const AssignJob<T>&, int64_t panel);
+    int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop, int64_t& n_uncertain);
+};
+
 // The functions of one instruction set, for one dtype.
 template <class T>
 struct Functions {
@@ -138,10 +180,18 @@ struct Functions {
     void (*move_cluster)(const MoveJob<T>&, int64_t cluster);
     // Indexed by the number of the stored dtype.
     void (*gather_rows[N_STORED_TYPES])(const GatherJob<T>&, int64_t start, int64_t stop);
+    ByteFunctions<T> bytes;  // nulls where the set has none
 };
 
+#define BYTE_FUNCTIONS(set, T)                                                        \
+    []() -> ByteFunctions<T> {                                                        \
+        using namespace set;                                                          \
+        return {BYTE_PANEL,     ByteCentroids<T>::n_bytes, byte_block_rows,           \
+                find_centre<T>, pack_bytes<T>,             assign_bytes<T>};          \
+    }()
+
 #define GATHER_ROWS(name, Stored) gather_rows<Stored, Element>,
-#define FUNCTIONS(set, T)                                                             \
+#define FUNCTIONS(set, T, bytes)                                                             \
     []() -> Functions<T> {                                                            \
         using namespace set;                                                          \
         using Element = T;                                                            \
@@ -149,7 +199,7 @@ struct Functions {
                 pack_points<T>,       compare_block<T>, recheck_row<T>,   correct_block<T>,    \
                 measure_block<T>,      accumulate_cluster<T>, fix_cluster<T>,   fixed_total<T>, \
                 measure_rows<T>,       move_cluster<T>, \
-                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}};                                          \
+                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}, bytes};                                   \
     }()
 
 // The functions of one instruction set that compute in float64, whatever the rows are stored as.
@@ -175,20 +225,35 @@ struct InstructionSet {
     AnyFunctions of_any;
 };
 
+#define INSTRUCTION_SET(set) FUNCTIONS(set, float, {}), FUNCTIONS(set, double, {}), ANY_FUNCTIONS(set)
+#define WITH_BYTES(set, bytes)                                                        \
+    FUNCTIONS(set, float, BYTE_FUNCTIONS(bytes, float)),                              \
+        FUNCTIONS(set, double, BYTE_FUNCTIONS(bytes, double)), ANY_FUNCTIONS(set)
+
+#if defined(__x86_64__)
+inline bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
+inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+// GCC 12 does not know the name: bit 4 of EAX of leaf 7, subleaf 1.
+inline bool has_avx_vnni() {
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+#endif
+
 // Best first.
 const InstructionSet instruction_sets[] = {
 #if defined(__x86_64__)
-    {"avx512",
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-     },
-     FUNCTIONS(avx512, float), FUNCTIONS(avx512, double), ANY_FUNCTIONS(avx512)},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     FUNCTIONS(avx2, float), FUNCTIONS(avx2, double), ANY_FUNCTIONS(avx2)},
+    {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); },
+     WITH_BYTES(avx512, avx512_vnni)},
+    {"avx512", has_avx512, INSTRUCTION_SET(avx512)},
+    {"avx_vnni", [] { return has_avx2() && has_avx_vnni(); }, WITH_BYTES(avx2, avx_vnni)},
+    {"avx2", has_avx2, INSTRUCTION_SET(avx2)},
 #endif
-    {"baseline", [] { return true; }, FUNCTIONS(baseline, float), FUNCTIONS(baseline, double),
-     ANY_FUNCTIONS(baseline)},
+    {"baseline", [] { return true; }, INSTRUCTION_SET(baseline)},
 };
 
 template <class T>
@@ -200,8 +265,6 @@ const Functions<T>& functions_of(const InstructionSet& set) {
     }
 }
 
-int64_t parts_of(int64_t n, int64_t part) { return (n + part - 1) / part; }
-
 // Calls `work(start, stop)` for every part of the rows.
 template <class Work>
 void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
@@ -210,9 +273,15 @@ void for_each_part(int64_t n_rows, int n_threads, const Work& work) {
     });
 }
 
-// Labels all rows. Returns how many screening left in doubt; with `rechecks`, these are exact too.
+// Centroids from which on the distances to report are sums of squared differences, whatever the
+// instruction set: those that screen in bytes have no others, and all must have the same bits. Fewer
+// centroids are not screened in bytes: turning rows into bytes would take longer than it saves.
+constexpr int64_t MANY_CENTROIDS = 256;
+
+// Labels all rows by scores in their own dtype. Returns how many screening left in doubt; with
+// `rechecks`, these are exact too.
 template <class T>
-int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, int n_threads) {
+int64_t assign_by_scores(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, int n_threads) {
     Pool& pool = Pool::instance();
     // Waking a thread takes longer than packing fewer numbers than this.
     constexpr int64_t FEW = 1 << 15;
@@ -228,13 +297,109 @@ int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, 
         for (int64_t row = start; n_found > 0 && rechecks && row < stop; ++row) {
             if (job.uncertain[row]) functions.recheck_row(job, row);
         }
-        if (job.exact) {
+        if (job.exact || job.k >= MANY_CENTROIDS) {
             functions.measure_block(job, start, stop);
         } else {
             functions.correct_block(job, start, stop);
         }
     });
     return n_uncertain;
+}
+
+// Labels rows that screening in bytes left: `rows` are their numbers.
+template <class T>
+int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, const std::vector<int64_t>& rows,
+                    bool rechecks, int n_threads) {
+    const int64_t n = static_cast<int64_t>(rows.size());
+    std::vector<int32_t> positions(n);
+    std::vector<T> sq_norms(n), sq_distances(n);
+    std::vector<int64_t> labels(n);
+    std::vector<double> exact(job.exact ? n : 0);
+    const std::unique_ptr<bool[]> flags(new bool[2 * n]);
+    AssignJob<T> rest = job;
+    rest.positions = positions.data();
+    rest.sq_norms = sq_norms.data();
+    rest.labels = labels.data();
+    rest.sq_distances = sq_distances.data();
+    rest.uncertain = flags.get();
+    rest.dropped = job.dropped ? flags.get() + n : nullptr;
+    rest.exact = job.exact ? exact.data() : nullptr;
+    rest.n_rows = n;
+    for (int64_t i = 0; i < n; ++i) {
+        positions[i] = job.positions ? job.positions[rows[i]] : static_cast<int32_t>(rows[i]);
+        sq_norms[i] = job.sq_norms[rows[i]];
+    }
+    const int64_t n_uncertain = assign_by_scores(functions, rest, rechecks, n_threads);
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t row = rows[i];
+        job.sq_norms[row] = sq_norms[i];
+        job.labels[row] = labels[i];
+        job.sq_distances[row] = sq_distances[i];
+        if (job.dropped) job.dropped[row] = rest.dropped[i];
+        if (job.exact) job.exact[row] = exact[i];
+    }
+    return n_uncertain;
+}
+
+// Whether screening in bytes takes less time than it saves: three products of four, less the turning of
+// a row into bytes and the comparison of what remains. (Measured on Zen 5, in bench/LOG.md.)
+template <class T>
+bool saves_time(const ByteFunctions<T>& bytes, const AssignJob<T>& job) {
+    constexpr double CYCLES_OF_ROW = 300, CYCLES_OF_FEATURE = 0.6;
+    const double products = static_cast<double>(job.k) * job.n_features * sizeof(T) / sizeof(float);
+    return products * 3 / (4 * bytes.panel_width) > CYCLES_OF_ROW + CYCLES_OF_FEATURE * job.n_features;
+}
+
+// Labels all rows. Returns how many were compared with more than one centroid after screening.
+template <class T>
+int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, int n_threads) {
+    const ByteFunctions<T>& bytes = functions.bytes;
+    // Sums of more products of bytes may not fit 32 bits.
+    constexpr int64_t MOST_FEATURES = 1 << 16;
+    if (bytes.assign_block == nullptr || job.k < MANY_CENTROIDS || job.n_features > MOST_FEATURES ||
+        job.second_sq_distances || !saves_time(bytes, job)) {
+        return assign_by_scores(functions, job, rechecks, n_threads);
+    }
+    Pool& pool = Pool::instance();
+    const std::unique_ptr<uint8_t[]> room(new uint8_t[bytes.n_bytes(job.k, job.n_features)]);
+    job.in_bytes = room.get();
+    bytes.find_centre(job);
+    // (No error may leave a thread of the pool.)
+    std::atomic<bool> fits{true}, had_room{true};
+    const auto try_to = [&had_room](const auto& work) {
+        try {
+            work();
+        } catch (const std::bad_alloc&) {
+            had_room = false;
+        }
+    };
+    pool.run(parts_of(job.k, bytes.panel_width), n_threads, [&](int64_t panel) {
+        try_to([&] {
+            if (!bytes.pack(job, panel)) fits = false;
+        });
+    });
+    if (!had_room) throw std::bad_alloc();
+    if (!fits) return assign_by_scores(functions, job, rechecks, n_threads);
+    const int64_t block_rows = bytes.block_rows(job.n_features);
+    std::atomic<int64_t> n_uncertain{0}, n_screened{0}, n_left{0};
+    pool.run(parts_of(job.n_rows, block_rows), n_threads, [&](int64_t block) {
+        const int64_t start = block * block_rows, stop = std::min(start + block_rows, job.n_rows);
+        // Where many rows are near many centroids, screening is in vain: a few blocks are tried.
+        constexpr int64_t SHARE = 8, TRIED = 16;
+        if (SHARE * n_left > n_screened && block % TRIED != 0) {
+            std::fill(job.uncertain + start, job.uncertain + stop, true);
+            return;
+        }
+        int64_t n_doubtful = 0;
+        try_to([&] { n_left += bytes.assign_block(job, start, stop, n_doubtful); });
+        n_screened += stop - start;
+        n_uncertain += n_doubtful;
+    });
+    if (!had_room) throw std::bad_alloc();
+    std::vector<int64_t> rest;
+    for (int64_t row = 0; row < job.n_rows; ++row) if (job.uncertain[row]) rest.push_back(row);
+    if (rest.empty()) return n_uncertain;
+    return n_uncertain + assign_rest(functions, job, rest, rechecks, n_threads);
 }
 
 // Squared distances of all rows to a few points, and their sums over each part if `job.costs`.

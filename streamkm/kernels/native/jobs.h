@@ -29,6 +29,7 @@ struct AssignJob {
     const T* centroids;        // k x n_features
     T* packed;           // room for the centroids as the instruction set reads them
     T* c_sq;             // room for their squared lengths
+    uint8_t* in_bytes;   // room for the centroids in bytes, see bytes.h
     int64_t* labels;     // n_rows, to be filled
     T* sq_distances;     // n_rows, to be filled: |x|^2 plus the least |c|^2 - 2 x.c
     bool* uncertain;     // n_rows, to be filled: whether rounding may have decided the label

@@ -113,14 +113,20 @@ PyObject* py_assign(PyObject*, PyObject* args) {
     if (!lie_within(at<int32_t>(given.positions), given.n_rows, given.n_window)) {
         return refuse_window(given.n_window);
     }
-    long long n_uncertain, n_dropped = 0;
+    long long n_uncertain = 0, n_dropped = 0;
+    bool had_room = true;
     Py_BEGIN_ALLOW_THREADS;
-    n_uncertain = is_double ? assign_from<double>(instruction_sets[set], given)
-                            : assign_from<float>(instruction_sets[set], given);
+    try {
+        n_uncertain = is_double ? assign_from<double>(instruction_sets[set], given)
+                                : assign_from<float>(instruction_sets[set], given);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
     if (const bool* dropped = at<bool>(given.dropped)) {
         n_dropped = std::count(dropped, dropped + given.n_rows, true);
     }
     Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
     return Py_BuildValue("LL", n_uncertain, n_dropped);
 }
 

@@ -61,7 +61,9 @@ template <class T>
 void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     for (int64_t row = start; row < stop; ++row) {
         const T* const centroid = job.centroids + job.labels[row] * job.n_features;
-        job.exact[row] = sq_difference(job.row(row), centroid, job.n_features);
+        const double exact = sq_difference(job.row(row), centroid, job.n_features);
+        job.sq_distances[row] = static_cast<T>(exact);
+        if (job.exact) job.exact[row] = exact;
     }
 }
 

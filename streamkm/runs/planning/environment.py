@@ -14,8 +14,9 @@ __all__ = ["describe_kernel", "environment"]
 def describe_kernel(asked: str, name: str, precision: str = "exact") -> str:
     """The kernel `name` as the log shows it; `asked` is the value of ``--kernel``."""
     chosen = " (auto)" if asked == "auto" else ""
+    instructions = f", {instruction_sets()[0].name}" if name == "cpu" else ""
     warning = "" if precision == "exact" else ", labels as screened (precision fast)"
-    return f"kernel {name}{chosen}{warning}"
+    return f"kernel {name}{chosen}{instructions}{warning}"
 
 
 def environment(device: torch.device, kernel: str) -> dict[str, str]:

@@ -267,9 +267,10 @@ def _seeding_bytes(
 
 
 def _kernel_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
-    """Bytes of a kernel: its copy of `k` centroids, a tile's scores, and the choice among them."""
-    width = _compute_width(spec)
-    packed = -(-k // PANEL_LANES) * PANEL_LANES * spec.n_features * width
+    """Bytes of a kernel: copies of `k` centroids, a tile's scores, and the choice among them."""
+    width, n_lanes = _compute_width(spec), -(-k // PANEL_LANES) * PANEL_LANES
+    # As they are, and in eight bits with what is known of each.
+    packed = n_lanes * (spec.n_features * (width + 1) + 32)
     scores = max(TILE_BYTES, min(TILE_ROWS, reading.batch_rows) * k * width)
     return packed + scores + 3 * TILE_BYTES
 

@@ -51,7 +51,15 @@ if TYPE_CHECKING:
     from streamkm.stream.seat import Seat
     from streamkm.stream.transfer import DeviceWindow
 
-__all__ = ["Measured", "MeasuringPlan", "measure", "plan_measuring"]
+__all__ = [
+    "Measured",
+    "MeasuringPlan",
+    "measure_all_rows",
+    "plan_measuring",
+    "rows_of_stretches",
+    "silhouette_rows",
+    "weighted_mean",
+]
 
 #: Rows whose silhouettes are taken, at most: their mean is then within 0.004 of that of all rows,
 #: twice its standard error. Fewer, but this number at least, where they would take more bytes or
@@ -71,24 +79,27 @@ class Measured:
     evaluation: Evaluation
     explained_variance: float | None
     silhouette: float | None
-    """Mean silhouette by squared Euclidean distances, of `silhouette_rows`; None with weights, or
-    with fewer than two clusters that have rows."""
+    """Mean silhouette by squared Euclidean distances, of `silhouette_rows`, times their weights;
+    None with fewer than two clusters that have rows."""
     silhouette_rows: int
+    sampled_rows: int | None = None
+    """Rows of the sample that both silhouettes, Davies-Bouldin and the stability are taken of; None
+    if all are of all rows, but for the exact silhouette."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         found = self.evaluation.as_dict()
         sizes, simplified = found.pop("sizes"), found.pop("silhouette")
         ordered = sorted(sizes)
+        sampled = {} if self.sampled_rows is None else {"sampled_rows": self.sampled_rows}
         return {
-            "name": self.variant.name,
-            "k": self.variant.k,
-            "seed": self.variant.seed,
+            **self.variant.as_dict(),
             **found,
             "explained_variance": self.explained_variance,
             "silhouette": self.silhouette,
             "silhouette_rows": self.silhouette_rows,
             "simplified_silhouette": simplified,
+            **sampled,
             "least_rows": ordered[0],
             "median_rows": median_size(ordered),
             "most_rows": ordered[-1],
@@ -119,10 +130,7 @@ def plan_measuring(
     MemoryBudgetError
         If the memory does not hold those of one K with `FEWEST_ROWS` either.
     """
-    spec = source.spec
-    products = sum(each.k for each in plan.plans) * spec.n_features
-    bound = min(ROWS_BYTES // (spec.n_features * 8), ROWS_PRODUCTS // products, MOST_ROWS)
-    n_rows = 0 if weights is not None else min(max(bound, LEAST_ROWS), spec.n_rows)
+    n_rows = min(silhouette_rows(plan, source.spec.n_features), source.spec.n_rows)
     while True:
         try:
             return MeasuringPlan(_groups(plan, source, execution, weights, n_rows), n_rows)
@@ -130,6 +138,30 @@ def plan_measuring(
             n_rows //= 2
             if n_rows < FEWEST_ROWS:
                 raise
+
+
+def silhouette_rows(plan: SweepPlan, n_features: int) -> int:
+    """Rows whose silhouettes are taken, if the array has so many and the memory holds them."""
+    products = sum(each.k for each in plan.plans) * n_features
+    bound = min(ROWS_BYTES // (n_features * 8), ROWS_PRODUCTS // products, MOST_ROWS)
+    return max(bound, LEAST_ROWS)
+
+
+def rows_of_stretches(n_chosen: int, n_rows: int) -> np.ndarray:
+    """Numbers of `n_chosen` rows of an array, ascending: one of each of equal stretches."""
+    # (The start of a stretch is its row where every row is one.)
+    phase_S = draws(0, _SILHOUETTE_ROWS).random(n_chosen) if n_chosen < n_rows else 0
+    places_S = (np.arange(n_chosen) + phase_S) * (n_rows / max(n_chosen, 1))
+    return np.minimum(places_S.astype(np.int64), n_rows - 1)
+
+
+def weighted_mean(values_S: torch.Tensor, weights_S: torch.Tensor | None) -> float | None:
+    """The mean of `values_S`, with weights if there are any; None of no values."""
+    if len(values_S) == 0:
+        return None
+    if weights_S is None:
+        return float(values_S.mean())
+    return float((values_S * weights_S).sum() / weights_S.sum())
 
 
 def _groups(
@@ -148,7 +180,7 @@ def _groups(
     def memory(members: Sequence[Variant]) -> MemoryPlan:
         needed = [predict_bytes(spec, reading, each.k, on_host=on_host) for each in members]
         fixed = bytes_together(needed) + resident + kept_bytes
-        for k, seeds in groupby(members, key=lambda each: each.k):
+        for (_, k), seeds in groupby(members, key=lambda each: each.of_all_seeds):
             n_seeds = len(list(seeds))
             if n_seeds > 1 and k <= MOST_CLUSTERS:
                 fixed += n_seeds * (n_seeds - 1) // 2 * k * k * 8
@@ -157,12 +189,13 @@ def _groups(
             spec, reading, execution, fixed_bytes=fixed, weighted=weights is not None
         )
 
-    by_k = [list(seeds) for _, seeds in groupby(variants, key=lambda each: each.k)]
-    groups = in_groups(by_k[::-1], memory)
+    parts = [list(seeds) for _, seeds in groupby(variants, key=lambda each: each.of_all_seeds)]
+    largest_first = sorted(parts, key=lambda seeds: -seeds[0].k)
+    groups = in_groups(largest_first, memory)
     return [Group(members, memory(members)) for members in groups]
 
 
-def measure(
+def measure_all_rows(
     models: dict[Variant, Model],
     plan: MeasuringPlan,
     source: Source,
@@ -171,10 +204,11 @@ def measure(
     stop: StopAll,
     weights: Weights | None,
     progress: Progress,
-) -> tuple[list[Measured], dict[int, list[float]]]:
-    """The figures of each fit, and for each K the agreement of every pair of its seeds.
+) -> tuple[list[Measured], list[tuple[Variant, list[float]]]]:
+    """The figures of each fit, and of those of several seeds the agreement of every pair.
 
-    One read for each of the groups of `plan`.
+    That stands beside the first of these fits, in their order. There is one read for each of the
+    groups of `plan`.
 
     Raises
     ------
@@ -183,17 +217,17 @@ def measure(
     """
     kept = _KeptSample(source, plan.silhouette_rows)
     measured: list[Measured] = []
-    stability: dict[int, list[float]] = {}
+    agreed: list[tuple[Variant, list[float]]] = []
     for number, group in enumerate(plan.groups):
-        of_group = f" {number + 1} of {len(plan.groups)}" if len(plan.groups) > 1 else ""
-        name = f"measure{of_group}"
+        which = f" {number + 1} of {len(plan.groups)}" if len(plan.groups) > 1 else ""
+        name = f"measure{which}"
         one = _Reader(
             models, source, execution, group.variants, stop, weights, kept, progress, name
         )
-        found, agreed = one.read(group.memory)
+        found, of_group = one.read(group.memory)
         measured += found
-        stability |= agreed
-    return sorted(measured, key=lambda each: each.variant), dict(sorted(stability.items()))
+        agreed += of_group
+    return sorted(measured, key=lambda each: each.variant), sorted(agreed)
 
 
 def _reading(source: Source) -> ReadingPlan:
@@ -207,10 +241,7 @@ class _KeptSample:
 
     def __init__(self, source: Source, n_rows: int) -> None:
         spec = source.spec
-        # (The start of a stretch is its row where every row is one.)
-        phase_S = draws(0, _SILHOUETTE_ROWS).random(n_rows) if n_rows < spec.n_rows else 0
-        places_S = (np.arange(n_rows) + phase_S) * (spec.n_rows / max(n_rows, 1))
-        self.rows_S = np.minimum(places_S.astype(np.int64), spec.n_rows - 1)
+        self.rows_S = rows_of_stretches(n_rows, spec.n_rows)
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         self.x_SD = torch.empty((n_rows, spec.n_features), dtype=stored)
 
@@ -245,17 +276,19 @@ class _Reader:
         self._models, self._source, self._execution = models, source, execution
         self._members, self._stop, self._weights = members, stop, weights
         self._kept, self._progress, self._name = kept, progress, name
-        self._agreements: dict[int, RunningAgreement] = {}
-        for k in {each.k for each in members}:
-            n_seeds = len(self._seeds(k))
-            if n_seeds > 1 and k <= MOST_CLUSTERS:
-                self._agreements[k] = RunningAgreement(k, n_seeds)
+        self._agreements: dict[Variant, RunningAgreement] = {}
+        for each in members:
+            n_seeds = len(self._beside(each))
+            if n_seeds > 1 and each.k <= MOST_CLUSTERS and each == self._beside(each)[0]:
+                self._agreements[each] = RunningAgreement(each.k, n_seeds)
 
-    def _seeds(self, k: int) -> list[int]:
-        return sorted(each.seed for each in self._members if each.k == k)
+    def _beside(self, variant: Variant) -> list[Variant]:
+        """The fits that differ from this one in the seed alone, and this one."""
+        found = (each for each in self._members if each.of_all_seeds == variant.of_all_seeds)
+        return sorted(found)
 
-    def read(self, memory: MemoryPlan) -> tuple[list[Measured], dict[int, list[float]]]:
-        """The figures of each member, and the agreements of each K."""
+    def read(self, memory: MemoryPlan) -> tuple[list[Measured], list[tuple[Variant, list[float]]]]:
+        """What `measure_all_rows` returns, of the members."""
         device = self._models[self._members[0]].centroids_KD.device
         with open_slots(self._source, memory.stream, device) as slots:
             shared = SharedStream(self._source, slots, self._weights, on_window=self._on_window)
@@ -264,7 +297,7 @@ class _Reader:
                 partial(self._measure, each) for each in self._members
             ]
             measured = shared.run(works, self._stop.after)
-        return measured, {k: each.indices() for k, each in self._agreements.items()}
+        return measured, [(first, each.indices()) for first, each in self._agreements.items()]
 
     def _on_window(self, window: DeviceWindow, _order: int) -> None:
         self._kept.take_(window)
@@ -277,9 +310,10 @@ class _Reader:
         labelling = Labelling(model, self._source, self._execution, weights, seat=seat)
         sums = RunningClusterSums(model.k, model.n_features)
         watch = Watch(self._source, model.settings["nan"], ALONE, self._stop)
-        agreement = self._agreements.get(variant.k)
-        number = self._seeds(variant.k).index(variant.seed)
+        beside = self._beside(variant)
+        agreement, number = self._agreements.get(beside[0]), beside.index(variant)
         labels_S = torch.empty(len(kept.rows_S), dtype=torch.int64)
+        weights_S = None if weights is None else torch.empty(len(labels_S), dtype=torch.float64)
         n_dropped = 0
         with labelling.evaluated() as batches:
             for place in labelling.places():
@@ -288,17 +322,18 @@ class _Reader:
                 labels_B = counted_labels(evaluated.labelled)
                 chosen, positions = kept.within(place.start_row, place.n_rows)
                 labels_S[chosen] = labels_B[positions]
+                if weights_S is not None and evaluated.labelled.weights_B is not None:
+                    weights_S[chosen] = evaluated.labelled.weights_B.cpu()[positions]
                 if agreement is not None:
                     agreement.add_(number, place.start_row, labels_B)
                 n_dropped += n_found
                 watch.after(place, n_found)
             watch.finish()
         found, centroids_KD = sums.of_all(), labelling.centroids_KD.cpu()
-        weighted = weights is not None
-        silhouette, n_rows = self._silhouette(model, found, centroids_KD, labels_S)
+        silhouette, n_rows = self._silhouette(model, found, centroids_KD, labels_S, weights_S)
         return Measured(
             variant,
-            Evaluation.of(model, found, centroids_KD, n_dropped, weighted=weighted),
+            Evaluation.of(model, found, centroids_KD, n_dropped, weighted=weights is not None),
             found.explained_variance(centroids_KD),
             silhouette,
             n_rows,
@@ -310,6 +345,7 @@ class _Reader:
         found: ClusterSums,
         centroids_KD: torch.Tensor,
         labels_S: torch.Tensor,
+        weights_S: torch.Tensor | None,
     ) -> tuple[float | None, int]:
         """The mean silhouette of the kept rows that have a label, and how many they are."""
         if int((found.sizes_K > 0).sum()) < 2 or len(labels_S) == 0:
@@ -319,5 +355,8 @@ class _Reader:
         prepare = Preparation.widened(scaling, batch_rows=len(x_SD), dtype=centroids_KD.dtype)
         batch = prepare(x_SD, slice(None), is_shared=True)
         labelled_S = labels_S >= 0
-        values_S = found.silhouettes(batch.x_BD[labelled_S], labels_S[labelled_S], centroids_KD)
-        return (float(values_S.mean()) if len(values_S) else None), len(values_S)
+        weights_S = None if weights_S is None else weights_S[labelled_S]
+        values_S = found.silhouettes(
+            batch.x_BD[labelled_S], labels_S[labelled_S], centroids_KD, weights_S
+        )
+        return weighted_mean(values_S, weights_S), len(values_S)

@@ -7,18 +7,20 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from streamkm.distributed.world import ALONE
 from streamkm.errors import MemoryBudgetError
 from streamkm.runs.fit import plan_fit
 from streamkm.runs.planning.memory import bytes_together, plan_memory
 from streamkm.sources.kept import BESIDE_BLOCK
 from streamkm.sources.memory import MemorySource
 from streamkm.stream.tensor_source import TensorSource
-from streamkm.text import counted, format_bytes
+from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.distributed.world import World
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.sweeping.variants import Variant
@@ -60,14 +62,16 @@ class SweepPlan:
         """The fit plan of one of the fits, for what all have in common."""
         return next(iter(self.plans.values()))
 
-    def lines(self, kept_bytes: int) -> list[str]:
+    def lines(self) -> list[str]:
         """What shares a read with what, and the memory, for people."""
-        spec = self.any_plan.source.spec
         seeds = {variant.seed for variant in self.plans}
         ks = sorted({variant.k for variant in self.plans})
         said = f"{counted(len(self.plans), 'fit')}: k {' '.join(f'{k:,}' for k in ks)}"
         if len(seeds) > 1:
             said += f", seeds {' '.join(map(str, sorted(seeds)))}"
+        spaces = [each.name for each in sorted({variant.space for variant in self.plans})]
+        if len(spaces) > 1:
+            said += f", {', '.join(spaces)}"
         lines = [said]
         if len(self.groups) == 1:
             lines.append(f"one read for all of them, {self.groups[0].memory}")
@@ -87,12 +91,6 @@ class SweepPlan:
                 "note: seeds train on the rows in different orders, so that each seed has a read "
                 "of its own in training; the other passes are shared"
             )
-        if kept_bytes:
-            share = min(kept_bytes / spec.nbytes, 1.0)
-            lines.append(
-                f"rows kept in memory after their first read: {format_bytes(kept_bytes)} more, "
-                f"{'all' if share == 1 else f'{share:.0%}'} of them"
-            )
         return lines
 
 
@@ -102,8 +100,11 @@ def plan_sweep(
     variants: Sequence[Variant],
     execution: ExecutionConfig,
     weights: Weights | None = None,
+    world: World = ALONE,
 ) -> SweepPlan:
     """The plan of a sweep of `variants`, with the settings of `base`.
+
+    All processes of `world` must come to the same groups.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def plan_sweep(
         As `fit` does, for each of them.
     """
     plans = {
-        variant: plan_fit(source, variant.config(base), execution, weights=weights)
+        variant: plan_fit(source, variant.config(base), execution, weights=weights, world=world)
         for variant in variants
     }
     resident = 0 if weights is None else weights.resident_bytes
@@ -120,12 +121,18 @@ def plan_sweep(
         plan = plans[members[0]]
         fixed = bytes_together([plans[each].memory.fixed_bytes for each in members], resident)
         return plan_memory(
-            source.spec, plan.reading, execution, fixed_bytes=fixed, weighted=weights is not None
-        )
+            source.spec, plan.reading, execution, fixed_bytes=fixed, weighted=weights is not None,
+            n_processes=world.hosts.count(world.host),
+        )  # fmt: skip
 
-    largest_first = sorted(variants, key=lambda each: (-each.k, each.seed))
+    largest_first = sorted(variants, key=lambda each: (-each.k, each.space, each.seed))
     groups = in_groups([[each] for each in largest_first], memory, most_together())
+    world.agree({"groups of fits that the memory holds": "; ".join(map(_named, groups))})
     return SweepPlan(plans, [Group(members, memory(members)) for members in groups])
+
+
+def _named(group: Sequence[Variant]) -> str:
+    return " ".join(each.name for each in group)
 
 
 def most_together() -> int:
@@ -167,9 +174,12 @@ def _fits(
     return n_slots >= min(LEAST_SLOTS, memory(before).stream.n_slots)
 
 
-def kept_bytes(source: Source, groups: Sequence[Group]) -> int:
-    """Bytes of rows to keep in memory that all `groups` leave; none of rows that lie there."""
-    spec, free_bytes = source.spec, min(group.free_bytes for group in groups)
+def kept_bytes(source: Source, groups: Sequence[Group], *, taken: int = 0) -> int:
+    """Bytes of rows to keep in memory that all `groups` leave; none of rows that lie there.
+
+    `taken` are bytes that something else takes of what they leave.
+    """
+    spec, free_bytes = source.spec, min(group.free_bytes for group in groups) - taken
     if isinstance(source, MemorySource | TensorSource):
         return 0
     block_bytes = spec.block_rows * spec.row_bytes

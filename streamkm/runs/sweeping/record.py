@@ -6,6 +6,7 @@
       sweep.json        settings, data, runs; at the end figures and recommendation
       k-0016/           a run folder for each K (see runs.storage.run_folder)
       k-0016-seed-1/    and for each further seed
+      k-0016-zscore/    of several scales or metrics, for each of them
       lock              held by the process that sweeps
 """
 
@@ -108,6 +109,12 @@ class SweepFolder:
     def __enter__(self) -> SweepFolder:
         make_directory(self.path)
         self._lock.take()
+        try:
+            if self._before is None or self._before["runs"] != self.record["runs"]:
+                self.write()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(

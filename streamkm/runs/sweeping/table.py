@@ -8,6 +8,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from streamkm.clustering.choosing import space_of
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.run_folder import MODEL, run_owner
 from streamkm.runs.sweeping.record import read_sweep
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["describe_sweep", "recommendation_lines", "stability_figures", "table_lines"]
+__all__ = [
+    "about",
+    "describe_sweep",
+    "recommendation_lines",
+    "stability_figures",
+    "table_columns",
+    "table_lines",
+]
 
 #: What marks the best of a column.
 BEST = "*"
@@ -42,30 +50,64 @@ def stability_figures(k: int, indices: Sequence[float]) -> dict[str, Any]:
 def table_lines(
     figures: Sequence[Mapping[str, Any]], stability: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """The lines of the table, its head first."""
-    agreed = {each["k"]: each["mean"] for each in stability}
-    rows = [{**each, "stability": agreed.get(each["k"])} for each in figures]
-    several = len({row["seed"] for row in rows}) > 1
-    columns = [_column("k", [f"{row['k']:,}" for row in rows])]
-    if several:
-        columns.append(_column("seed", [str(row["seed"]) for row in rows]))
+    """The lines of the table, its head first, and what is to be said of it."""
+    columns = table_columns(figures, stability)
+    padded = [_of_equal_width(head, cells) for head, cells in columns.items()]
+    return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)] + about(figures)
+
+
+def table_columns(
+    figures: Sequence[Mapping[str, Any]], stability: Sequence[Mapping[str, Any]]
+) -> dict[str, list[str]]:
+    """The cells of each column by its head, the best of each space marked."""
+    agreed = {(space_of(each), each["k"]): each["mean"] for each in stability}
+    rows = [{**each, "stability": agreed.get((space_of(each), each["k"]))} for each in figures]
+    columns = {"k": [f"{row['k']:,}" for row in rows]}
+    for name in ("seed", "scale", "metric"):
+        if len({row.get(name) for row in rows}) > 1:
+            columns[name] = [str(row[name]) for row in rows]
     for head, key, form, best_of in COLUMNS:
-        values = [row[key] for row in rows]
-        known = [value for value in values if value is not None]
-        if not known:
+        if all(row[key] is None for row in rows):
             continue
-        best = best_of(known) if best_of is not None and len(known) > 1 else None
-        cells = [_cell(value, form, best) for value in values]
-        columns.append(_column(head, cells if best_of else [cell.rstrip() for cell in cells]))
-    sizes = [
+        bests = _best_of_each_space(rows, key, best_of)
+        cells = [_cell(row[key], form, bests.get(space_of(row))) for row in rows]
+        columns[head] = cells if best_of else [cell.rstrip() for cell in cells]
+    columns["rows: least / median / most"] = [
         f"{row['least_rows']:,} / {row['median_rows']:,} / {row['most_rows']:,}" for row in rows
     ]
-    columns.append(_column("rows: least / median / most", sizes))
     if any(row["empty_clusters"] for row in rows):
-        columns.append(_column("empty", [f"{row['empty_clusters']:,}" for row in rows]))
-    lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-    mark = f"{BEST} the best of its column; " if any(BEST in line for line in lines) else ""
-    return [*lines, mark + _about(rows)]
+        columns["empty"] = [f"{row['empty_clusters']:,}" for row in rows]
+    return columns
+
+
+def _best_of_each_space(
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    best_of: Callable[[Sequence[float]], float] | None,
+) -> dict[tuple[str, str], float]:
+    """The best value of each space that has several."""
+    known: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row[key] is not None:
+            known.setdefault(space_of(row), []).append(row[key])
+    if best_of is None:
+        return {}
+    return {space: best_of(values) for space, values in known.items() if len(values) > 1}
+
+
+def about(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What marks mean, and of which rows figures are; lines below the table."""
+    has_spaces = len({space_of(row) for row in figures}) > 1
+    several = any(sum(space_of(other) == space_of(row) for other in figures) > 1 for row in figures)
+    of = "column, for each scale and metric" if has_spaces else "column"
+    lines = [(f"{BEST} the best of its {of}; " if several else "") + _about(figures)]
+    sampled = figures[0].get("sampled_rows")
+    if sampled is not None:
+        lines.append(
+            f"simplified silhouette, Davies-Bouldin and stability: of the same {sampled:,} rows; "
+            "all else of all rows, as the last pass of the fits had them"
+        )
+    return lines
 
 
 def _about(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -73,7 +115,7 @@ def _about(rows: Sequence[Mapping[str, Any]]) -> str:
     n_rows, n_taken = rows[0]["rows"], max(row["silhouette_rows"] for row in rows)
     if not n_taken:
         if any(row["simplified_silhouette"] is not None for row in rows):
-            return "silhouette: of rows with weights only the simplified one"
+            return "silhouette: only the simplified one"
         return "silhouette: none of fewer than two clusters with rows"
     of = "all rows" if n_taken >= n_rows else f"{n_taken:,} rows, among all {n_rows:,}"
     return f"silhouette: by squared distances, of {of}"
@@ -85,7 +127,7 @@ def _cell(value: float | None, form: str, best: float | None) -> str:
     return f"{value:{form}}{BEST if value == best else ' '}"
 
 
-def _column(head: str, cells: Sequence[str]) -> list[str]:
+def _of_equal_width(head: str, cells: Sequence[str]) -> list[str]:
     """Cells of equal width, to the right, the head before them."""
     # What is marked needs a place that numbers above it leave free.
     padded = f"{head} " if any(cell.endswith((BEST, " ")) for cell in cells) else head
@@ -115,17 +157,18 @@ def describe_sweep(path: Path) -> str:
         owner = run_owner(path)
         hint = "add --resume to its command to go on" if owner is None else f"{owner} is at work"
         lines.append(f"figures      none yet; {hint}")
-        return "\n".join([*lines, *(_standing(path, run["name"]) for run in runs)])
+        width = max(12, *(len(run["name"]) for run in runs))
+        return "\n".join([*lines, *(_standing(path, run["name"], width) for run in runs)])
     lines += ["", *table_lines(record["figures"], record["stability"])]
     return "\n".join([*lines, "", *recommendation_lines(record["recommendation"])])
 
 
-def _standing(path: Path, name: str) -> str:
+def _standing(path: Path, name: str, width: int) -> str:
     """How far one fit of a sweep under way has come."""
     if (path / name / MODEL).exists():
-        return f"{name:<12} finished"
+        return f"{name:<{width}} finished"
     checkpoint = load_checkpoint(path / name / "checkpoints")
     if checkpoint is None:
-        return f"{name:<12} no checkpoint yet"
+        return f"{name:<{width}} no checkpoint yet"
     cursor = checkpoint.manifest["cursor"]
-    return f"{name:<12} {cursor['phase']}, epoch {cursor['epoch']}, batch {cursor['batch']}"
+    return f"{name:<{width}} {cursor['phase']}, epoch {cursor['epoch']}, batch {cursor['batch']}"

@@ -6,6 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from streamkm.clustering.seeding.plan import N_ROUNDS
+from streamkm.distributed.world import ALONE
+from streamkm.errors import Interrupted
 from streamkm.runs.engine.passes import PASSES
 from streamkm.runs.fit import fit
 from streamkm.runs.reporting.signals import StopRequest
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, FitConfig
+    from streamkm.distributed.world import World
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.progress import Progress
     from streamkm.runs.storage.model import Model
@@ -36,19 +39,25 @@ NAMES = {"scale": "scale", "rounds": "k-means||", "train": "train", "close": "cl
 
 
 class StopAll(StopRequest):
-    """Stops every fit of a sweep: after a signal, and after an error of one of them."""
+    """Stops every fit of a sweep: after a signal, and after an error of one of them.
 
-    def __init__(self, asked: StopRequest) -> None:
-        self._asked, self.failed = asked, False
+    On several processes an error of one may be unknown to the others, who wait for it in the fit
+    that failed. Then no other fit is given the turn, in which it would save.
+    """
+
+    def __init__(self, asked: StopRequest, world: World = ALONE) -> None:
+        self._asked, self._world, self.failed = asked, world, False
 
     @property
     def signal_name(self) -> str | None:  # type: ignore[override]
         """The signal that came, or what else stops the fits; None if they go on."""
         return self._asked.signal_name or ("an error of another fit" if self.failed else None)
 
-    def after(self, _error: BaseException) -> None:
-        """Stop the others after an error of one."""
+    def after(self, error: BaseException) -> None:
+        """Stop the others after an error of one; raises it if they cannot even save."""
         self.failed = True
+        if self._world.size > 1 and not isinstance(error, Interrupted):
+            raise error
 
 
 class _Heard:
@@ -84,7 +93,7 @@ class _Teller:
             self._phase = phase
             total = self._passes[phase] * self._n_rows
             self._progress.begin(NAMES[phase], total, self.times)
-        self._progress.advance(window.window.n_rows)
+        self._progress.advance(window.window.whole.n_rows)
         if self._progress.is_due():
             self._progress.report({})
 
@@ -101,8 +110,13 @@ def fit_group(
     stop: StopAll,
     weights: Weights | None,
     progress: Progress,
+    world: World = ALONE,
 ) -> dict[Variant, Model]:
     """Fit the variants of `group` with one read for all; the model of each.
+
+    On several processes each has its own stream, of its shares of the windows. Which fit has the
+    turn follows from the windows alone, so that all processes come to the same collectives in the
+    same order.
 
     Parameters are those of `streamkm.runs.sweeping.sweep.sweep`. `source` may be a view of that of
     the plan that keeps rows.
@@ -119,6 +133,7 @@ def fit_group(
             quiet=True,
             weights=weights,
             listener=_Heard(progress, variant),
+            world=world,
             seat=seat,
         )
 

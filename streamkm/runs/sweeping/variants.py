@@ -1,4 +1,4 @@
-"""The fits of a sweep: which K and which seeds, and what their folders are called.
+"""The fits of a sweep: which K, seeds, scales and metrics, and what their folders are called.
 
 Imports no torch, so that a mistyped K is refused at once.
 """
@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
+from streamkm.config import FitConfig
 from streamkm.errors import ConfigError, Option
+from streamkm.settings import setting_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from streamkm.config import FitConfig
-
-__all__ = ["Variant", "check_variants", "in_order", "parse_ks", "variants_of"]
+__all__ = [
+    "Space",
+    "Variant",
+    "check_variants",
+    "in_order",
+    "parse_ks",
+    "spaces_of",
+    "variants_of",
+]
 
 #: Values of K that a range may stand for, at most: a longer list is a mistake in its step.
 MOST_KS = 1000
@@ -25,20 +34,52 @@ DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True, order=True)
+class Space:
+    """Where the distances of a fit are taken: how rows are scaled, and the metric.
+
+    Figures that are sums or means of distances can be compared within one space only.
+    """
+
+    place: int
+    """Its place among all spaces that there are."""
+    scale: str
+    metric: str
+    name: str = ""
+    """What tells it from the other spaces of the sweep; empty if there are none."""
+
+    def labels(self) -> dict[str, str]:
+        """What its fits and their figures have in sweep.json beside K and seed, if anything."""
+        return {"scale": self.scale, "metric": self.metric} if self.name else {}
+
+
+@dataclass(frozen=True, slots=True, order=True)
 class Variant:
     """One fit of a sweep."""
 
+    space: Space
     k: int
     seed: int
     name: str
-    """The name of its run folder: ``k-0016``, or ``k-0016-seed-1`` beside the first seed."""
+    """The name of its run folder: ``k-0016``, or ``k-0016-seed-1`` beside the first seed, with the
+    scale and the metric after K if the sweep has several."""
 
     def __str__(self) -> str:
-        return f"k {self.k:,}" + (f", seed {self.seed}" if "-seed-" in self.name else "")
+        space = f" {self.space.name}" if self.space.name else ""
+        return f"k {self.k:,}{space}" + (f", seed {self.seed}" if "-seed-" in self.name else "")
+
+    @property
+    def of_all_seeds(self) -> tuple[Space, int]:
+        """What it has in common with the fits of other seeds alone."""
+        return self.space, self.k
 
     def config(self, base: FitConfig) -> FitConfig:
-        """`base` with this K and seed."""
-        return replace(base, k=self.k, seed=self.seed)
+        """`base` with what is this fit's own."""
+        in_space = _in_space(base, self.space.scale, self.space.metric)
+        return replace(in_space, k=self.k, seed=self.seed)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What sweep.json says of it."""
+        return {"name": self.name, "k": self.k, "seed": self.seed, **self.space.labels()}
 
 
 def parse_ks(text: str) -> list[int]:
@@ -80,17 +121,81 @@ def in_order(name: str, values: Iterable[int]) -> tuple[list[int], list[str]]:
     return found, [f"{Option(name).flag}: {said}: {' '.join(map(str, found))}"]
 
 
-def variants_of(ks: Sequence[int], seeds: Sequence[int], first_seed: int) -> list[Variant]:
-    """Every K with every seed; folders of the first seed of the sweep bear no seed."""
+def spaces_of(
+    base: FitConfig, scales: Sequence[str], metrics: Sequence[str]
+) -> tuple[list[Space], list[str]]:
+    """Every scale with every metric, those of `base` where none are given; and notes.
+
+    Left out, with a note, is a scale that the metric cannot have.
+
+    Raises
+    ------
+    ConfigError
+        If one of `scales` or `metrics` is unknown, or has no partner among the others.
+    """
+    rules = {name: setting_of(FitConfig, name).rule for name in ("scale", "metric")}
+    asked = {"scale": list(scales) or [base.scale], "metric": list(metrics) or [base.metric]}
+    found: list[Space] = []
+    errors: dict[tuple[str, str], ConfigError] = {}
+    for place, (scale, metric) in enumerate(product(*(rule.choices for rule in rules.values()))):
+        if scale not in asked["scale"] or metric not in asked["metric"]:
+            continue
+        try:
+            _in_space(base, scale, metric)
+        except ConfigError as error:
+            errors[scale, metric] = error
+        else:
+            found.append(Space(place, scale, metric))
+    for name, values in asked.items():
+        for value in values:
+            if not rules[name].admits(value):
+                raise ConfigError(Option(name), f" must be {rules[name].text}, not {value!r}")
+            if not any(getattr(each, name) == value for each in found):
+                raise next(error for pair, error in errors.items() if value in pair)
+    notes = [
+        f"scale {scale} with metric {metric} is left out: {metric} compares directions from the "
+        "origin, which it moves"
+        for scale, metric in errors
+    ]
+    several = {name for name in asked if len({getattr(each, name) for each in found}) > 1}
     return [
-        Variant(k, seed, f"k-{k:0{DIGITS}}" + ("" if seed == first_seed else f"-seed-{seed}"))
+        replace(each, name="-".join(getattr(each, name) for name in asked if name in several))
+        for each in found
+    ], notes
+
+
+def _in_space(base: FitConfig, scale: str, metric: str) -> FitConfig:
+    own: dict[str, Any] = {"scale": scale, "metric": metric}
+    return replace(base, **own)
+
+
+def variants_of(
+    spaces: Sequence[Space], ks: Sequence[int], seeds: Sequence[int], first_seed: int
+) -> list[Variant]:
+    """Every K with every seed in every space.
+
+    Folders of the first seed of the sweep bear no seed, those of a sweep in one space no space.
+    """
+    return [
+        Variant(
+            space, k, seed,
+            f"k-{k:0{DIGITS}}" + (f"-{space.name}" if space.name else "")
+            + ("" if seed == first_seed else f"-seed-{seed}"),
+        )
+        for space in spaces
         for k in ks
         for seed in seeds
-    ]
+    ]  # fmt: skip
 
 
-def check_variants(base: FitConfig, ks: Sequence[int], n_rows: int, source: str) -> None:
-    """Refuse settings and K that a sweep cannot have, before anything is read."""
+def check_variants(
+    base: FitConfig, ks: Sequence[int], seeds: Sequence[int], n_rows: int, source: str
+) -> None:
+    """Refuse settings, K and seeds that a sweep cannot have, before anything is read."""
+    for name, values, of_one in (("k", ks, "k"), ("seeds", seeds, "seed")):
+        rule = setting_of(FitConfig, of_one).rule
+        if wrong := [value for value in values if not rule.admits(value)]:
+            raise ConfigError(Option(name), f": each must be {rule.text}, not {wrong[0]}")
     too_many = [k for k in ks if k > n_rows]
     if too_many:
         raise ConfigError(

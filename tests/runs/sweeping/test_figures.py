@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -123,7 +123,25 @@ def test_rows_of_weight_0_leave_no_trace_in_stability(tmp_path: Path, path: Path
     assert found["pairs"] == [pytest.approx(expected, abs=1e-12)]
 
 
-# Breaks when rows that were dropped have a silhouette, or weights are taken for rows.
+# Breaks when a row of weight 3 is not three rows, or one of weight 0 has a silhouette.
+def test_silhouettes_with_weights(tmp_path: Path, path: Path) -> None:
+    times = np.random.default_rng(3).integers(0, 4, 5000)
+    np.save(tmp_path / "w.npy", times.astype(float))
+    np.save(path, np.load(path).astype(np.float64))
+    settings: dict[str, Any] = {"scale": "zscore", "algorithm": "lloyd", "tol": 0.0}
+    found = swept(path, tmp_path / "sweep", (3, 6), weights=tmp_path / "w.npy", **settings)
+    x, w = np.load(path), times / times.sum()
+    scaled = (x - w @ x) / np.sqrt(w @ (x - w @ x) ** 2)
+    for row in found.figures:
+        labels = predicted(tmp_path / "sweep" / row["name"], path, tmp_path / f"{row['k']}.npy")
+        expected = metrics.silhouette_score(
+            scaled.repeat(times, axis=0), labels.repeat(times), metric="sqeuclidean"
+        )
+        assert row["silhouette"] == pytest.approx(expected, rel=1e-6)
+        assert row["silhouette_rows"] == row["rows"] == np.count_nonzero(times)
+
+
+# Breaks when rows that were dropped have a silhouette, or weights of 1 change it.
 def test_dropped_rows_and_weights(tmp_path: Path, path: Path) -> None:
     x = np.load(path)
     x[::10, 1] = np.nan
@@ -132,5 +150,6 @@ def test_dropped_rows_and_weights(tmp_path: Path, path: Path) -> None:
     assert (row["dropped"], row["rows"], row["silhouette_rows"]) == (500, 4500, 4500)
     np.save(tmp_path / "w.npy", np.ones(5000))
     weights = tmp_path / "w.npy"
-    (row,) = swept(path, tmp_path / "weighted", (4,), nan="drop", weights=weights).figures
-    assert (row["silhouette"], row["silhouette_rows"]) == (None, 0)
+    (weighted,) = swept(path, tmp_path / "weighted", (4,), nan="drop", weights=weights).figures
+    assert weighted["silhouette"] == pytest.approx(row["silhouette"], rel=1e-6)
+    assert weighted["silhouette_rows"] == 4500

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.errors import (
@@ -26,9 +27,9 @@ from streamkm.errors import (
 )
 from streamkm.runs.fit import fit
 from streamkm.runs.reporting.signals import StopRequest
-from streamkm.runs.sweeping import figures
+from streamkm.runs.sweeping import figures, measuring
 from streamkm.runs.sweeping import sweep as verb
-from streamkm.runs.sweeping.figures import measure
+from streamkm.runs.sweeping.measuring import measure
 from streamkm.runs.sweeping.sweep import Sweep, sweep
 from streamkm.sources import open_source
 from streamkm.sources.flat import FlatSource
@@ -54,6 +55,8 @@ def swept(
     stop: StopRequest | None = None,
     weights: Path | None = None,
     execution: dict[str, Any] | None = None,
+    all_rows: bool = False,
+    spaces: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Sweep:
     source = open_source(path)
@@ -68,6 +71,8 @@ def swept(
             resume=resume,
             stop_request=stop or StopRequest(),
             weights=open_weights(weights, source.spec.n_rows) if weights else None,
+            all_rows=all_rows,
+            **(spaces or {}),
             quiet=True,
         )
     finally:
@@ -127,6 +132,21 @@ def test_each_fit_has_the_bytes_of_its_own(
         assert results(tmp_path / "sweep" / f"k-{k:04}") == own, k
 
 
+# Breaks when a fit that has scaled draws its sample over a window that the next has not had yet.
+@pytest.mark.parametrize("settings", [{"scale": "zscore"}, {"init": "k-means||"}], ids=str)
+def test_each_fit_has_the_bytes_of_its_own_in_many_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("streamkm.stream.plan.WINDOW_BYTES", 20_000)
+    # Rows that drift, so that no window stands for another.
+    x = clusters(60_000, 7) + np.linspace(0, 50, 60_000)[:, None]
+    zarr.create_array(tmp_path / "x.zarr", data=x.astype(np.float32), chunks=(200, 7))
+    swept(tmp_path / "x.zarr", tmp_path / "sweep", **settings)
+    for k in KS:
+        own = alone(tmp_path / "x.zarr", tmp_path / f"own-{k}", k=k, **settings)
+        assert results(tmp_path / "sweep" / f"k-{k:04}") == own, k
+
+
 # Breaks when seeds share what is read in another order, or fits get weights of other rows.
 def test_seeds_and_weights(tmp_path: Path, path: Path) -> None:
     weights = tmp_path / "w.npy"
@@ -136,6 +156,39 @@ def test_seeds_and_weights(tmp_path: Path, path: Path) -> None:
     for k, seed, name in ((3, 1, "k-0003"), (9, 4, "k-0009-seed-4")):
         own = alone(path, tmp_path / name, weights, k=k, seed=seed)
         assert results(tmp_path / "sweep" / name) == own
+
+
+# Breaks when spaces share what is scaled, or a figure of one is marked the best of another.
+def test_scales_and_metrics(tmp_path: Path, path: Path) -> None:
+    out, spaces = tmp_path / "sweep", {"scales": ["zscore", "none"], "metrics": ["cosine"]}
+    with pytest.raises(ConfigError, match="cosine compares directions"):
+        swept(path, out, spaces=spaces)
+    spaces["metrics"].append("euclidean")
+    with pytest.raises(Interrupted):
+        swept(path, out, (3, 5), (0, 1), stop=StopAfter(150), spaces=spaces, batch_rows=512)
+    found = swept(path, out, (3, 5), (0, 1), resume=True, spaces=spaces, batch_rows=512)
+    names = ["none-euclidean", "none-cosine", "zscore-euclidean"]
+    assert [row["name"] for row in found.figures[::4]] == [f"k-0003-{name}" for name in names]
+    for name, settings in (
+        ("k-0003-none-euclidean", {}),
+        ("k-0005-none-cosine-seed-1", {"metric": "cosine", "seed": 1}),
+        ("k-0005-zscore-euclidean", {"scale": "zscore"}),
+    ):
+        own = alone(path, tmp_path / name, batch_rows=512, **{"k": int(name[5])} | settings)
+        assert results(out / name) == own
+    single = swept(path, None, (3, 5), (0, 1), scale="zscore", batch_rows=512)
+    of_zscore = [row for row in found.figures if row["scale"] == "zscore"]
+    more = {"scale": "zscore", "metric": "euclidean"}
+    for row, of_one in zip(of_zscore, single.figures, strict=True):
+        assert row == of_one | more | {"name": row["name"]}
+    assert found.stability[-2:] == [each | more for each in single.stability]
+    assert found.recommendation["spaces"][-1] == more | single.recommendation
+    lines = str(found).splitlines()
+    assert lines[0].split()[:4] == ["k", "seed", "scale", "metric"]
+    assert "cannot be compared" in str(found)
+    with pytest.raises(ResumeError, match="scale: "):
+        swept(path, out, (3, 5), resume=True, batch_rows=512)
+    assert cli("info", out) == 0
 
 
 # Breaks when groups of a small memory leave out a fit, or change its bytes.
@@ -177,19 +230,35 @@ def test_rows_that_fit_in_memory_are_read_once(
     assert sum(read_bytes) == np.load(path).nbytes
 
 
-# Breaks when fits read for themselves: eight read what one and its evaluation do.
+# Breaks when fits read for themselves, or are measured in a read of their own.
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "lloyd", "epochs": 3}], ids=str)
 def test_eight_fits_read_what_one_reads(
-    tmp_path: Path, read_bytes: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    read_bytes: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
 ) -> None:
     x = clusters(300_000, 32)
     np.save(tmp_path / "x.npy", x)
-    alone(tmp_path / "x.npy", tmp_path / "own", k=10)
-    of_one = sum(read_bytes) + x.nbytes
+    alone(tmp_path / "x.npy", tmp_path / "own", k=10, **settings)
+    of_one = sum(read_bytes)
+    assert of_one >= 2 * x.nbytes
     read_bytes.clear()
     # Room for the rows of the seedings alone.
-    monkeypatch.setattr(verb, "kept_bytes", lambda *_: x.nbytes // 8)
-    swept(tmp_path / "x.npy", tmp_path / "sweep", range(3, 11))
+    monkeypatch.setattr(measuring, "kept_bytes", lambda *_, **__: x.nbytes // 8)
+    found = swept(tmp_path / "x.npy", tmp_path / "sweep", range(3, 11), **settings)
     assert sum(read_bytes) <= 1.05 * of_one
+    assert {row["sampled_rows"] for row in found.figures} == {figures.MOST_ROWS}
+    assert results(tmp_path / "sweep/k-0010") == results(tmp_path / "own")
+    # Figures of all rows are taken later too, in one more read.
+    read_bytes.clear()
+    again = swept(tmp_path / "x.npy", tmp_path / "sweep", range(3, 11), resume=True, all_rows=True,
+                  **settings)  # fmt: skip
+    assert x.nbytes <= sum(read_bytes) <= 1.01 * x.nbytes
+    for row, of_all in zip(found.figures, again.figures, strict=True):
+        assert "sampled_rows" not in of_all
+        for name in ("silhouette", "simplified_silhouette", "davies_bouldin"):
+            assert row[name] == pytest.approx(of_all[name], rel=0.03)
 
 
 # ---- resuming ---------------------------------------------------------------------------------
@@ -233,6 +302,36 @@ def test_one_k_more(tmp_path: Path, path: Path) -> None:
     for k in KS:
         own = alone(path, tmp_path / f"own-{k}", k=k, batch_rows=512)
         assert results(out / f"k-{k:04}") == own
+
+
+# Breaks when a sample is of rows that were read before the sweep was stopped, and of no others.
+def test_a_sample_of_a_sweep_that_was_stopped(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "kept_bytes", lambda *_, **__: 1)
+    monkeypatch.setattr(figures, "MOST_ROWS", 900)
+    monkeypatch.setattr(figures, "LEAST_ROWS", 900)
+    swept(path, tmp_path / "whole", batch_rows=512)
+    out, resume = tmp_path / "sweep", False
+    for stop_at in (30, 60, None):
+        try:
+            swept(path, out, resume=resume, stop=StopAfter(stop_at), batch_rows=512)
+        except Interrupted:
+            resume = True
+    assert (out / "sweep.json").read_bytes() == (tmp_path / "whole/sweep.json").read_bytes()
+    # Nor does it matter that all fits were finished before: then the sample alone is read.
+    later, stop = tmp_path / "later", StopRequest()
+
+    def signalled(*arguments: Any, **more: Any) -> Any:
+        stop.signal_name = "SIGTERM"
+        return measure(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "measure", signalled)
+        with pytest.raises(Interrupted, match="all fits are finished"):
+            swept(path, later, batch_rows=512, stop=stop)
+    swept(path, later, batch_rows=512, resume=True)
+    assert (later / "sweep.json").read_bytes() == (out / "sweep.json").read_bytes()
 
 
 # Breaks when a finished sweep is measured again, or cannot be asked for its table again.
@@ -322,6 +421,16 @@ def test_k_above_the_rows_is_refused_before_anything_is_read(
     with pytest.raises(ConfigError, match="k is 7,000, 9,000; leave out"):
         swept(path, tmp_path / "sweep", (3, 9000, 7000))
     assert not read_bytes
+    assert not (tmp_path / "sweep").exists()
+
+
+# Breaks when a seed that cannot be is told as that of one fit.
+def test_a_seed_below_0_is_refused(
+    tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli("sweep", path, "--k", 3, "--seeds", 0, -1, "--out", tmp_path / "sweep") == 2
+    said = "streamkm: --seeds: each must be a whole number of at least 0, not -1"
+    assert capsys.readouterr().err.strip() == said
     assert not (tmp_path / "sweep").exists()
 
 

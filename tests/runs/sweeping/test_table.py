@@ -34,8 +34,9 @@ def test_the_best_of_each_column_is_marked() -> None:
 # Breaks when the last line explains marks or a silhouette that the table has not.
 def test_the_last_line_is_about_this_table() -> None:
     without = {"silhouette": None, "silhouette_rows": 0, "k": 4, "seed": 0}
-    weighted = table_lines([ROW | without], [])[-1]
-    assert weighted == "silhouette: of rows with weights only the simplified one"
+    # (As earlier versions had it of rows with weights.)
+    simplified = table_lines([ROW | without], [])[-1]
+    assert simplified == "silhouette: only the simplified one"
     one = table_lines([ROW | without | {"simplified_silhouette": None}], [])[-1]
     assert one == "silhouette: none of fewer than two clusters with rows"
 
@@ -47,6 +48,31 @@ def test_seeds_and_stability_have_columns_of_their_own() -> None:
     cells = [line.split() for line in table_lines(rows, agreed)]
     assert cells[0][:2] == ["k", "seed"]
     assert [row[8] for row in cells[1:5]] == ["1.0000*", "1.0000*", "0.5000", "0.5000"]
+
+
+# Breaks when a fit in one space is the best of those in another, or has the stability of one.
+def test_each_space_has_its_own_best() -> None:
+    rows = [
+        {**ROW, "k": k, "seed": 0, "scale": scale, "metric": "euclidean", "silhouette": silhouette}
+        for scale, k, silhouette in (
+            ("none", 2, 0.9), ("none", 3, 0.8), ("zscore", 2, 0.1), ("zscore", 3, 0.2),
+        )
+    ]  # fmt: skip
+    agreed = [{"k": 3, "scale": "zscore", "metric": "euclidean", "mean": 0.5}]
+    head, *lines = [line.split() for line in table_lines(rows, agreed)]
+    assert head[:2] == ["k", "scale"]
+    assert [line[4] for line in lines[:4]] == ["0.9000*", "0.8000", "0.1000", "0.2000*"]
+    assert [line[8] for line in lines[:4]] == ["-", "-", "-", "0.5000"]
+    said = table_lines(rows, agreed)[-1]
+    assert said.startswith("* the best of its column, for each scale and metric; silhouette: ")
+
+
+# Breaks when a table does not say which of its figures are those of a sample.
+def test_a_sample_is_named() -> None:
+    row = {**ROW, "k": 2, "seed": 0, "silhouette_rows": 60, "sampled_rows": 60}
+    one, other = table_lines([row], [])[-2:]
+    assert one == "silhouette: by squared distances, of 60 rows, among all 100"
+    assert other.startswith("simplified silhouette, Davies-Bouldin and stability: of the same 60 r")
 
 
 def test_stability_is_the_mean_of_all_pairs() -> None:

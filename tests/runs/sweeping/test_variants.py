@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from streamkm.config import FitConfig
 from streamkm.errors import ConfigError
-from streamkm.runs.sweeping.variants import in_order, parse_ks, variants_of
+from streamkm.runs.sweeping.variants import in_order, parse_ks, spaces_of, variants_of
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,42 @@ def test_k_are_sorted_and_it_is_said() -> None:
 
 # Breaks when the folder of a fit gets another name once seeds are added.
 def test_folders_have_the_names_of_their_fits() -> None:
-    names = [each.name for each in variants_of([8, 12345], [3, 4], first_seed=4)]
+    (space,), _ = spaces_of(FitConfig(k=1), ["zscore"], [])
+    names = [each.name for each in variants_of([space], [8, 12345], [3, 4], first_seed=4)]
     assert names == ["k-0008-seed-3", "k-0008", "k-12345-seed-3", "k-12345"]
-    assert [str(each) for each in variants_of([1000], [3, 4], 3)] == ["k 1,000", "k 1,000, seed 4"]
+    fits = variants_of([space], [1000], [3, 4], 3)
+    assert [str(each) for each in fits] == ["k 1,000", "k 1,000, seed 4"]
+
+
+# Breaks when a fit has a setting of another, or its folder does not tell which it has.
+def test_every_scale_with_every_metric() -> None:
+    base = FitConfig(k=1, epochs=3)
+    spaces, notes = spaces_of(base, ["l2", "none"], ["cosine", "euclidean"])
+    fits = variants_of(spaces, [8], [0, 1], 0)
+    assert [each.name for each in fits] == [
+        f"k-0008-{space}{seed}"
+        for space in ("none-euclidean", "none-cosine", "l2-euclidean", "l2-cosine")
+        for seed in ("", "-seed-1")
+    ]
+    assert [(c.scale, c.metric) for c in (each.config(base) for each in fits[::2])] == [
+        ("none", "euclidean"), ("none", "cosine"), ("l2", "euclidean"), ("l2", "cosine"),
+    ]  # fmt: skip
+    assert {each.config(base).epochs for each in fits} == {3}
+    assert not notes
+    assert str(fits[-1]) == "k 8 l2-cosine, seed 1"
+    # A name tells no more than what differs.
+    one, _ = spaces_of(base, ["none", "zscore"], [])
+    assert [each.name for each in one] == ["none", "zscore"]
+
+
+# Breaks when a pair that no fit can have ends the sweep, or a setting without a partner is dropped.
+def test_pairs_that_contradict_each_other() -> None:
+    base = FitConfig(k=1)
+    spaces, notes = spaces_of(base, ["none", "zscore"], ["euclidean", "cosine"])
+    assert [each.name for each in spaces] == ["none-euclidean", "none-cosine", "zscore-euclidean"]
+    (note,) = notes
+    assert note.startswith("scale zscore with metric cosine is left out")
+    with pytest.raises(ConfigError, match="cosine compares directions"):
+        spaces_of(base, ["none", "zscore"], ["cosine"])
+    with pytest.raises(ConfigError, match="scale must be one of none, zscore, minmax, l2, not 'z'"):
+        spaces_of(base, ["none", "z"], [])

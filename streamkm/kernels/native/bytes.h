@@ -1,0 +1,444 @@
+// Screening in whole numbers of eight bits, for one instruction set that multiplies them.
+//
+// dispatch.h includes it once for each such set, in a namespace of its own, with VECTOR_BYTES and
+// TILE_ROWS defined and the functions of tiles.h and rows.h in reach. An instruction multiplies four
+// times as many bytes as floats.
+//
+// Rows and centroids, less a point in their middle, become bytes times a scale of their own. What
+// rounding took away is a vector of known length, so the score of a centroid is known within
+//     2 (|row's rest| |centroid in bytes| + |row| |centroid's rest|)
+// (Cauchy and Schwarz). No centroid whose score less this is above the least score plus this can be
+// the nearest. Those that remain, one or two in the usual case, are compared by sums of squared
+// differences in float64. Nothing here is likely: labels are certain.
+//
+// Rejected: bfloat16, which leaves fewer in doubt but multiplies half as fast (bench/LOG.md).
+
+#if VECTOR_BYTES == 64
+INLINE void add_products(typename Simd<float>::IndexVector& sums, const uint8_t* centroids, int32_t row) {
+    sums = (typename Simd<float>::IndexVector)_mm512_dpbusd_epi32(
+        (__m512i)sums, _mm512_loadu_si512(centroids), _mm512_set1_epi32(row));
+}
+INLINE uint32_t lanes_at_most(const typename Simd<float>::Vector& a, const typename Simd<float>::Vector& b) {
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ);
+}
+INLINE float least_of(const typename Simd<float>::Vector& a) { return _mm512_reduce_min_ps((__m512)a); }
+INLINE float sum_of_lanes(const typename Simd<float>::Vector& a) { return _mm512_reduce_add_ps((__m512)a); }
+#else
+INLINE void add_products(typename Simd<float>::IndexVector& sums, const uint8_t* centroids, int32_t row) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centroids));
+    sums = (typename Simd<float>::IndexVector)_mm256_dpbusd_avx_epi32((__m256i)sums, bytes,
+                                                                       _mm256_set1_epi32(row));
+}
+INLINE uint32_t lanes_at_most(const typename Simd<float>::Vector& a, const typename Simd<float>::Vector& b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ));
+}
+INLINE float least_of(const typename Simd<float>::Vector& a) {
+    __m128 least = _mm_min_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+    least = _mm_min_ps(least, _mm_movehl_ps(least, least));
+    return _mm_cvtss_f32(_mm_min_ss(least, _mm_movehdup_ps(least)));
+}
+INLINE float sum_of_lanes(const typename Simd<float>::Vector& a) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+#endif
+
+using Floats = typename Simd<float>::Vector;
+using Integers = typename Simd<float>::IndexVector;
+constexpr int BYTE_LANES = Simd<float>::width, BYTE_PANEL = PANEL_VECTORS * BYTE_LANES;
+
+// What is added to the lengths of a bound for rounding while they were computed; and the error of a
+// score in float32, as a share of |row|^2 + |centroid|^2, with room to spare.
+constexpr float LENGTH_SLACK = 1 + 1e-3f, SCORE_SLACK = 0x1p-20f;
+// Squared lengths from which on nothing is screened here: those of bounds would be infinite.
+constexpr float LONGEST_SQ = 1e36f;
+// Lengths below which a row is all rest: its scale would be subnormal.
+constexpr float SHORTEST = 1e-30f;
+
+// A point, less the centre, in bytes: about scale * bytes.
+struct InBytes {
+    float scale, sq_length;
+    float length, rest;  // of scale * bytes, and of what is missing; rounded up
+    int32_t sum;         // of the bytes
+};
+
+// Fills every `stride`-th of `to` with four bytes, the last ones zeros; `flip` is what their bits are
+// combined with. `shifted` has room for whole vectors.
+template <int stride, uint32_t flip, class T>
+INLINE InBytes into_bytes(const T* __restrict x, const T* __restrict centre, int64_t n_features,
+                          float* __restrict shifted, int32_t* __restrict to) {
+    using S = Simd<float>;
+    typedef int8_t Bytes __attribute__((vector_size(BYTE_LANES)));
+    typedef int32_t Quads __attribute__((vector_size(BYTE_LANES)));
+    constexpr float TO_WHOLE = 0x1.8p23f;
+    for (int64_t i = 0; i < n_features; ++i) shifted[i] = static_cast<float>(x[i] - centre[i]);
+    const int64_t n_padded = parts_of(n_features, BYTE_LANES) * BYTE_LANES;
+    for (int64_t i = n_features; i < n_padded; ++i) shifted[i] = 0;
+    Floats lowest{}, highest{}, squares{};
+    for (int64_t i = 0; i < n_padded; i += BYTE_LANES) {
+        const Floats value = S::load(shifted + i);
+        lowest = value < lowest ? value : lowest;
+        highest = -value < highest ? -value : highest;
+        squares += value * value;
+    }
+    const float largest = -least_of(highest < lowest ? highest : lowest);
+    const bool is_short = !(largest >= SHORTEST);
+    const float scale = is_short ? 0 : largest / 127, inverse = is_short ? 0 : 127 / largest;
+    Floats rests{}, lengths{};
+    Integers sums{};
+    for (int64_t i = 0; i < n_padded; i += BYTE_LANES) {
+        const Floats value = S::load(shifted + i), rounded = value * inverse + TO_WHOLE;
+        const Integers whole = (Integers)rounded - int32_t{0x4B400000};  // Less the bits of TO_WHOLE.
+        const Floats part = (rounded - TO_WHOLE) * scale, rest = value - part;
+        const Bytes bytes = __builtin_convertvector(whole, Bytes);
+        sums += whole;
+        lengths += part * part;
+        rests += rest * rest;
+        const Quads quads = (Quads)bytes ^ static_cast<int32_t>(flip);
+        for (int quad = 0; quad < BYTE_LANES / 4 && i + 4 * quad < n_features; ++quad, to += stride) *to = quads[quad];
+    }
+    int32_t sum = 0;
+    for (int lane = 0; lane < BYTE_LANES; ++lane) sum += sums[lane];
+    const float sq_length = sum_of_lanes(squares);
+    // Rounding while a rest was computed is a share of the point's own length.
+    const float rounding = 0x1p-22f * std::sqrt(sq_length) + SHORTEST;
+    return {scale, sq_length, std::sqrt(sum_of_lanes(lengths)) * LENGTH_SLACK,
+            std::sqrt(sum_of_lanes(rests)) * LENGTH_SLACK + rounding, sum};
+}
+
+// The packed centroids of a `ByteJob`, in its memory.
+template <class T>
+struct ByteCentroids {
+    uint8_t* bytes;  // panel after panel, four features after four, lane after lane: plus 128
+    // One for each lane: |c|^2 (NaN where there is no centroid), twice the scale, lengths.
+    float *sq_lengths, *scales, *lengths, *rests, *slacks;
+    float *panel_length, *panel_rest, *panel_slack;  // the most in each panel
+    T* centre;
+    int64_t n_quads;
+
+    ByteCentroids(const AssignJob<T>& job) {
+        n_quads = parts_of(job.n_features, 4);
+        const int64_t n_panels = parts_of(job.k, BYTE_PANEL), n_lanes = n_panels * BYTE_PANEL;
+        centre = reinterpret_cast<T*>(job.in_bytes);
+        float* const floats = reinterpret_cast<float*>(centre + job.n_features);
+        sq_lengths = floats;
+        scales = sq_lengths + n_lanes;
+        lengths = scales + n_lanes;
+        rests = lengths + n_lanes;
+        slacks = rests + n_lanes;
+        panel_length = slacks + n_lanes;
+        panel_rest = panel_length + n_panels;
+        panel_slack = panel_rest + n_panels;
+        bytes = reinterpret_cast<uint8_t*>(panel_slack + n_panels);
+    }
+
+    static int64_t n_bytes(int64_t k, int64_t n_features) {
+        const int64_t n_panels = parts_of(k, BYTE_PANEL), n_lanes = n_panels * BYTE_PANEL;
+        return n_features * sizeof(T) + (5 * n_lanes + 3 * n_panels) * sizeof(float) +
+               n_lanes * 4 * parts_of(n_features, 4);
+    }
+};
+
+// A point in the middle of the centroids, that none far away can move by much: the mean of those
+// among a few that are not farther from their mean than most.
+template <class T>
+void find_centre(const AssignJob<T>& job) {
+    constexpr int64_t MOST = 128;
+    const int64_t stride = parts_of(job.k, MOST), n = parts_of(job.k, stride), d = job.n_features;
+    T* const centre = ByteCentroids<T>(job).centre;
+    std::vector<double> sums(d), distances(n);
+    double limit = std::numeric_limits<double>::infinity();
+    for (int round = 0; round < 2; ++round) {
+        std::fill(sums.begin(), sums.end(), 0.0);
+        int64_t n_added = 0;
+        for (int64_t i = 0; i < n; ++i) {
+            const T* const c = job.centroids + i * stride * d;
+            // (A length that is not finite is of a centroid that is not, or is beyond use.)
+            if (distances[i] > limit || !std::isfinite(sq_length(c, d))) continue;
+            for (int64_t j = 0; j < d; ++j) sums[j] += c[j];
+            ++n_added;
+        }
+        for (int64_t j = 0; j < d; ++j) centre[j] = n_added == 0 ? T(0) : static_cast<T>(sums[j] / n_added);
+        for (int64_t i = 0; i < n; ++i) {
+            const double distance = sq_difference(job.centroids + i * stride * d, centre, d);
+            distances[i] = std::isnan(distance) ? std::numeric_limits<double>::infinity() : distance;
+        }
+        std::vector<double> sorted = distances;
+        std::nth_element(sorted.begin(), sorted.begin() + n / 2, sorted.end());
+        limit = sorted[n / 2];
+    }
+}
+
+// Packs the centroids of one panel. Returns false if one is too long.
+template <class T>
+bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
+    const ByteCentroids<T> all(job);
+    const int64_t room = parts_of(job.n_features, 16) * 16;
+    std::vector<float> shifted(room);
+    int32_t* const packed = reinterpret_cast<int32_t*>(all.bytes) + panel * BYTE_PANEL * all.n_quads;
+    float length = 0, rest = 0, slack = 0;
+    bool fits = true;
+    for (int lane = 0; lane < BYTE_PANEL; ++lane) {
+        const int64_t index = panel * BYTE_PANEL + lane;
+        InBytes point{0, std::numeric_limits<float>::quiet_NaN(), 0, 0, 0};
+        if (index < job.k) {
+            point = into_bytes<BYTE_PANEL, 0x80808080>(job.centroids + index * job.n_features, all.centre,
+                                                       job.n_features, shifted.data(), packed + lane);
+            // In float64: a score is as exact as this.
+            point.sq_length = static_cast<float>(sq_length(shifted.data(), job.n_features));
+            fits &= !(point.sq_length > LONGEST_SQ);
+        }
+        // No score is less than that of a NaN, which is what a centroid that is not finite has.
+        const bool is_centroid = point.sq_length <= LONGEST_SQ;
+        all.sq_lengths[index] = point.sq_length;
+        all.scales[index] = 2 * point.scale;
+        all.lengths[index] = is_centroid ? 2 * point.length : 0;
+        all.rests[index] = is_centroid ? 2 * point.rest : 0;
+        all.slacks[index] = is_centroid ? SCORE_SLACK * point.sq_length : 0;
+        length = std::max(length, all.lengths[index]);
+        rest = std::max(rest, all.rests[index]);
+        slack = std::max(slack, all.slacks[index]);
+        for (int64_t quad = 0; index >= job.k && quad < all.n_quads; ++quad) {
+            packed[quad * BYTE_PANEL + lane] = static_cast<int32_t>(0x80808080);
+        }
+    }
+    all.panel_length[panel] = length;
+    all.panel_rest[panel] = rest;
+    all.panel_slack[panel] = slack;
+    return fits;
+}
+
+// Centroids that may be the nearest of a row.
+struct Candidates {
+    static constexpr int MOST = 64;
+    struct One {
+        int32_t index;
+        float low;  // the least that its score can be
+    };
+    int n = 0, room;
+    bool is_crowded = false;  // whether there were more
+    One all[MOST];
+
+    INLINE void keep(float limit) {
+        int n_kept = 0;
+        for (int i = 0; i < n; ++i) {
+            all[n_kept] = all[i];
+            n_kept += all[i].low <= limit;
+        }
+        n = n_kept;
+    }
+    void add(int64_t index, float low, float limit) {
+        if (n == room) keep(limit);
+        if (n == room) {
+            is_crowded = true;
+            return;
+        }
+        all[n++] = {static_cast<int32_t>(index), low};
+    }
+};
+
+// Panels whose scores are kept, to be looked through together if one is low enough.
+constexpr int64_t STRETCH_PANELS = 16;
+constexpr int64_t STRETCH = STRETCH_PANELS * BYTE_PANEL;
+// Scores of a row, and two lines: rows that lie a power of two apart would share a few places of a cache.
+constexpr int64_t STRIDE = STRETCH + 32;
+
+// Rows of a tile: what is known of them and of their nearest centroids so far.
+struct ByteTile {
+    float limits[TILE_ROWS];   // no centroid is the nearest whose score is certainly above
+    float lengths[TILE_ROWS], rests[TILE_ROWS], slacks[TILE_ROWS], scales[TILE_ROWS];
+    int32_t starts[TILE_ROWS];  // of sums of products: less 128 for each byte of a row
+};
+
+// Looks through the `n` scores from centroid `first` on for those that may be the nearest of row `row`
+// of a tile, where all within `error` of the limit may be.
+template <class T>
+INLINE void note(const ByteCentroids<T>& all, const float* scores, int64_t first, int64_t n, float error,
+                 ByteTile& tile, int row, Candidates& candidates) {
+    float limit = tile.limits[row];
+    for (int64_t i = 0; i < n; i += BYTE_LANES) {
+        const Floats of_lanes = Simd<float>::load(scores + i);
+        for (uint32_t lanes = lanes_at_most(of_lanes, Floats{} + (limit + error)); lanes != 0; lanes &= lanes - 1) {
+            const int64_t each = i + __builtin_ctz(lanes), index = first + each;
+            const float own = all.lengths[index] * tile.rests[row] + all.rests[index] * tile.lengths[row] +
+                              all.slacks[index] + tile.slacks[row];
+            const float low = scores[each] - own, high = scores[each] + own;
+            limit = high < limit ? high : limit;
+            if (low <= limit) candidates.add(index, low, limit);
+        }
+    }
+    tile.limits[row] = limit;
+}
+
+// Fills `scores` with those of a tile of rows against one panel, and lowers `least`.
+template <int n_vectors, class T>
+INLINE void screen_panel(const ByteCentroids<T>& all, const int32_t* rows, int64_t panel,
+                         const Upcoming<T>& upcoming, const ByteTile& tile, float* scores,
+                         Floats (&least)[TILE_ROWS]) {
+    Integers sums[TILE_ROWS][n_vectors];
+#pragma GCC unroll 16
+    for (int row = 0; row < TILE_ROWS; ++row) {
+#pragma GCC unroll 4
+        for (int v = 0; v < n_vectors; ++v) sums[row][v] = Integers{} + tile.starts[row];
+    }
+    const uint8_t* packed = all.bytes + panel * BYTE_PANEL * 4 * all.n_quads;
+    constexpr int64_t LINE = Upcoming<T>::LINE / 4;
+    for (int64_t quad = 0; quad < all.n_quads;) {
+        upcoming.ask_for(4 * quad);
+        const int64_t line = std::min(quad + LINE, all.n_quads);
+        for (; quad < line; ++quad, packed += BYTE_PANEL * 4, rows += TILE_ROWS) {
+#pragma GCC unroll 16
+            for (int row = 0; row < TILE_ROWS; ++row) {
+#pragma GCC unroll 4
+                for (int v = 0; v < n_vectors; ++v) {
+                    add_products(sums[row][v], packed + v * VECTOR_BYTES, rows[row]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < n_vectors; ++v) {
+        const Floats lengths = Simd<float>::load(all.sq_lengths + panel * BYTE_PANEL + v * BYTE_LANES);
+        const Floats scales = Simd<float>::load(all.scales + panel * BYTE_PANEL + v * BYTE_LANES);
+#pragma GCC unroll 16
+        for (int row = 0; row < TILE_ROWS; ++row) {
+            const Floats score =
+                lengths - __builtin_convertvector(sums[row][v], Floats) * tile.scales[row] * scales;
+            Simd<float>::store(scores + row * STRIDE + v * BYTE_LANES, score);
+            least[row] = score < least[row] ? score : least[row];  // A NaN is passed over.
+        }
+    }
+}
+
+// Scores a tile of rows against the panels from `first` to `last`, and takes up centroids that may be
+// the nearest.
+template <class T>
+INLINE void screen_stretch(const AssignJob<T>& job, const ByteCentroids<T>& all,
+                           const int32_t* rows, int64_t tile, bool asks, int64_t first,
+                           int64_t last, ByteTile& of_tile, float* scores, Candidates* candidates) {
+    Floats least[TILE_ROWS];
+    for (Floats& one : least) one = Floats{} + std::numeric_limits<float>::infinity();
+    float length = 0, rest = 0, slack = 0;
+    for (int64_t panel = first; panel < last; ++panel) {
+        Upcoming<T> upcoming;
+        if (asks) upcoming = upcoming_rows(job, tile, panel - first, last - first);
+        float* const of_panel = scores + (panel - first) * BYTE_PANEL;
+        if (job.k - panel * BYTE_PANEL <= BYTE_LANES) {
+            screen_panel<1>(all, rows, panel, upcoming, of_tile, of_panel, least);
+        } else {
+            screen_panel<PANEL_VECTORS>(all, rows, panel, upcoming, of_tile, of_panel, least);
+        }
+        length = std::max(length, all.panel_length[panel]);
+        rest = std::max(rest, all.panel_rest[panel]);
+        slack = std::max(slack, all.panel_slack[panel]);
+    }
+    const int64_t n = std::min(last * BYTE_PANEL, parts_of(job.k, BYTE_LANES) * BYTE_LANES) - first * BYTE_PANEL;
+    for (int row = 0; row < TILE_ROWS; ++row) {
+        const float error = length * of_tile.rests[row] + rest * of_tile.lengths[row] + slack + of_tile.slacks[row];
+        const float lowest = least_of(least[row]);
+        if (!(lowest - error <= of_tile.limits[row])) continue;
+        of_tile.limits[row] = std::min(of_tile.limits[row], lowest + error);
+        note(all, scores + row * STRIDE, first * BYTE_PANEL, n, error, of_tile, row, candidates[row]);
+    }
+}
+
+// Room of one thread for the rows of a block.
+template <class T>
+struct ByteRoom {
+    std::vector<int32_t> quads;
+    std::vector<float> shifted;
+    std::vector<Candidates> candidates;
+    std::vector<ByteTile> tiles;
+    std::vector<float> scores;
+};
+
+// Rows of a block whose bytes, and rests, stay in a cache.
+inline int64_t byte_block_rows(int64_t n_features) {
+    constexpr int64_t CACHED = 128 << 10;
+    return std::clamp<int64_t>(CACHED / std::max<int64_t>(n_features, 1) / TILE_ROWS, 1, TILES_PER_BLOCK) * TILE_ROWS;
+}
+
+// Fills labels and distances of rows `start` to `stop`, and which of them are in doubt still, because
+// too many centroids are near, or none. Returns how many these are; `n_uncertain` grows by the others
+// that were compared with more than one centroid.
+template <class T>
+int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64_t& n_uncertain) {
+    static thread_local ByteRoom<T> room;
+    const ByteCentroids<T> all(job);
+    const int64_t n_rows = stop - start, n_tiles = parts_of(n_rows, TILE_ROWS);
+    room.quads.resize(n_tiles * TILE_ROWS * all.n_quads);
+    room.shifted.resize(parts_of(job.n_features, 16) * 16);
+    room.candidates.resize(n_tiles * TILE_ROWS);
+    room.tiles.resize(n_tiles);
+    room.scores.resize(TILE_ROWS * STRIDE);
+    const int64_t n_panels = parts_of(job.k, BYTE_PANEL), panel_bytes = BYTE_PANEL * 4 * all.n_quads;
+    const int64_t group = std::max<int64_t>(GROUP_BYTES / panel_bytes, 1);
+    const int n_kept = static_cast<int>(std::clamp<int64_t>(job.k / 16, 8, Candidates::MOST));
+    for (int64_t first = 0; first < n_panels; first += group) {
+        for (int64_t tile = start; tile < stop; tile += TILE_ROWS) {
+            ByteTile& of_tile = room.tiles[(tile - start) / TILE_ROWS];
+            Candidates* const candidates = room.candidates.data() + (tile - start);
+            int32_t* const quads = room.quads.data() + (tile - start) * all.n_quads;
+            if (first == 0) {
+                const T* located[TILE_ROWS];
+                locate_tile(job, tile, stop, located);
+                of_tile = ByteTile{};
+                for (int row = 0; row < TILE_ROWS; ++row) {
+                    // Spare places of the last tile hold the last row again, with no centroid near.
+                    const bool is_spare = tile + row >= stop;
+                    const InBytes point = into_bytes<TILE_ROWS, 0>(located[is_spare ? stop - 1 - tile : row], all.centre,
+                                                                   job.n_features, room.shifted.data(), quads + row);
+                    candidates[row].n = 0;
+                    candidates[row].room = n_kept;
+                    candidates[row].is_crowded = !(point.sq_length < LONGEST_SQ);
+                    of_tile.limits[row] = is_spare || candidates[row].is_crowded
+                                              ? -std::numeric_limits<float>::infinity()
+                                              : std::numeric_limits<float>::infinity();
+                    of_tile.lengths[row] = std::sqrt(point.sq_length) * LENGTH_SLACK;
+                    of_tile.rests[row] = point.rest;
+                    of_tile.slacks[row] = SCORE_SLACK * point.sq_length;
+                    of_tile.scales[row] = point.scale;
+                    of_tile.starts[row] = static_cast<int32_t>(-128 * static_cast<uint32_t>(point.sum));
+                }
+            }
+            const int64_t last = std::min(first + group, n_panels);
+            for (int64_t panel = first; panel < last; panel += STRETCH_PANELS) {
+                screen_stretch(job, all, quads, tile, panel == 0, panel, std::min(panel + STRETCH_PANELS, last),
+                               of_tile, room.scores.data(), candidates);
+            }
+        }
+    }
+    int64_t n_crowded = 0;
+    for (int64_t row = start; row < stop; ++row) {
+        Candidates& candidates = room.candidates[row - start];
+        const ByteTile& of_tile = room.tiles[(row - start) / TILE_ROWS];
+        candidates.keep(of_tile.limits[(row - start) % TILE_ROWS]);
+        const bool is_crowded = candidates.is_crowded || candidates.n == 0;
+        if (row + 1 < stop && room.candidates[row + 1 - start].n > 0) {
+            // Where the next row's centroid lies, no processor guesses.
+            const T* const next = job.centroids + room.candidates[row + 1 - start].all[0].index * job.n_features;
+            for (int64_t i = 0; i < std::min<int64_t>(job.n_features, 1024); i += Upcoming<T>::LINE) {
+                __builtin_prefetch(next + i);
+            }
+        }
+        double least = std::numeric_limits<double>::infinity();
+        int64_t label = candidates.n > 0 ? candidates.all[0].index : 0;
+        const T* const x = job.row(row);
+        for (int i = 0; i < candidates.n && !is_crowded; ++i) {
+            const int64_t index = candidates.all[i].index;
+            const double sq_distance = sq_difference(x, job.centroids + index * job.n_features, job.n_features);
+            if (sq_distance < least) {
+                least = sq_distance;
+                label = index;
+            }
+        }
+        job.labels[row] = label;
+        job.sq_distances[row] = static_cast<T>(least);
+        if (job.exact) job.exact[row] = least;
+        job.uncertain[row] = is_crowded;
+        n_crowded += is_crowded;
+        n_uncertain += candidates.n > 1 && !is_crowded;
+    }
+    return n_crowded;
+}
