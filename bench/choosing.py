@@ -102,14 +102,11 @@ def curves(each: Set) -> dict[str, Any]:
         stop_request=StopRequest(),
         quiet=True,
     )
-    figures = [
-        {name: value for name, value in row.items() if name != "sizes"} for row in found.figures
-    ]
     return {
         "kind": each.kind,
         "name": each.name,
         "k": each.k,
-        "figures": figures,
+        "figures": found.figures,
         "stability": found.stability,
     }
 

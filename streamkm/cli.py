@@ -295,7 +295,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
     check_is_free(arguments.out)
     shows = ("rows", "image", "features_from", "ids", "texts", "image_files")
-    look = Look(**{name: getattr(arguments, name) for name in shows})
+    shown = {name: getattr(arguments, name) for name in shows}
+    look = Look(**shown, sample_weight=arguments.weights)
     where = (arguments.run, arguments.source, source_keywords(arguments))
     report = any_report(*where, look, configured(ExecutionConfig, arguments))
     print(f"written: {report.save(arguments.out)}")
@@ -363,8 +364,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
     flags = {each.name for each in settings if each.parse is None}
     defaults: dict[str, Any] = {}
     for key, value in content.items():
-        name = known.get(key.replace("-", "_"), "")
-        if not name:
+        if not (name := known.get(key.replace("-", "_"), "")):
             raise ConfigError(
                 f"--config {path}: there is no setting {key!r}; "
                 f"there are {', '.join(sorted(known)).replace('_', '-')}"
@@ -415,7 +415,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "report", "RUN [SOURCE]", _report, "Write an HTML page about a run or a sweep."
     )
     add_report_options(report)
-    for parser_ in (fit, evaluate):
+    for parser_ in (fit, evaluate, report):
         parser_.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
     sweep = command(
         "sweep",

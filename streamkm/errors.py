@@ -58,6 +58,7 @@ _FLAGS = {
     "columns": "column",
     "row_range": "rows",
     "from_run": "from",
+    "sample_weight": "weights",
 }
 
 

@@ -19,6 +19,12 @@ CONTRACTS = ("clustering", "kernels", "sinks", "sources")
 pytest.register_assert_rewrite(*(f"tests.{room}.contract" for room in CONTRACTS))
 
 
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No disk is waited for: no power is cut in these tests, and kills lose nothing written."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """The same numbers in every run of a test."""

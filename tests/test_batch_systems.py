@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import forked
 from tests.runs.helpers import clusters
 from tests.runs.processes import ROOT, finish, wait_until
 
@@ -47,18 +48,18 @@ class Cluster:
         (script,) = re.findall(r"```sh\n(#!/bin/bash.*?)```", page, re.DOTALL)
         (folder / "job.sh").write_text(script)
         np.save(folder / "x.npy", clusters(200_000, 16))
+        variables = os.environ | {"PYTHONPATH": str(ROOT)}
         programs = folder / "bin"
         programs.mkdir()
         for name, line in {
             "srun": srun,
             "scontrol": 'echo "$@" >> requeued',
-            "streamkm": f'exec "{sys.executable}" -m streamkm "$@"',
+            "streamkm": f'exec {shlex.join(forked.command(variables))} -m streamkm "$@"',
         }.items():
             (programs / name).write_text(f"#!/bin/sh\n{line}\n")
             (programs / name).chmod(0o755)
-        self._environment = os.environ | {
+        self._environment = variables | {
             "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
             "SLURM_JOB_ID": str(job_id),
             "SLURM_CPUS_PER_TASK": "1",
         }

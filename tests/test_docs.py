@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from markdown_it import MarkdownIt
 from torch.distributed.run import get_args_parser
 
 import streamkm
+from tests import forked
+from tests.shared import made_once
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -94,9 +97,10 @@ class Terminal:
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder = folder
         programs.mkdir()
-        for name, arguments in (("python", ""), ("streamkm", "-m streamkm ")):
+        self._python = forked.command()
+        for name, arguments in (("python", []), ("streamkm", ["-m", "streamkm"])):
             program = programs / name
-            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments}"$@"\n')
+            program.write_text(f'#!/bin/sh\nexec {shlex.join(self._python + arguments)} "$@"\n')
             program.chmod(0o755)
         self._environment = os.environ | {
             "LC_ALL": "C",
@@ -115,7 +119,7 @@ class Terminal:
                     assert agrees(self.shell(command), expected), f"{command} does not print that"
             else:
                 program = "".join(texts)
-                printed = self._run([sys.executable, "-c", program])
+                printed = self._run([*self._python, "-c", program])
                 assert agrees(printed, "\n".join(promised(program)))
 
     def shell(self, script: str) -> str:
@@ -172,10 +176,13 @@ def test_what_is_printed_is_compared(printed: str, expected: str, answer: bool) 
 
 @pytest.fixture(scope="module")
 def after_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all that the README says was done."""
-    folder = tmp_path_factory.mktemp("readme")
-    Terminal(folder, tmp_path_factory.mktemp("programs") / "bin").read(runnable(README))
-    return folder
+    """A folder in which all that the README says was done, by one worker for all."""
+
+    def read(folder: Path) -> None:
+        folder.mkdir()
+        Terminal(folder, tmp_path_factory.mktemp("programs") / "bin").read(runnable(README))
+
+    return made_once(tmp_path_factory, "readme", read)
 
 
 def test_readme_keeps_its_word(after_readme: Path) -> None:

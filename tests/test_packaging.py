@@ -5,7 +5,6 @@ Nothing is downloaded: what streamkm depends on is borrowed from the environment
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from packaging.tags import cpython_tags
 from packaging.utils import parse_wheel_filename
 
 import streamkm
+from tests.shared import made_once
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = "streamkm/kernels/native/module.cpp"
@@ -69,20 +69,16 @@ class Built(NamedTuple):
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Built of a copy, so that nothing which an earlier build left behind gets in."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    out = shared / "dist"
-    # Compiling takes half a minute: one worker does it for all.
-    with (shared / "dist.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not out.exists():
-            copy = tmp_path_factory.mktemp("copy")
-            for name in own_files():
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, copy / name)
-            run(sys.executable, "-m", "build", "--no-isolation", "-o", "built", ".", folder=copy)
-            (copy / "built").rename(out)
+
+    def build(out: Path) -> None:
+        copy = tmp_path_factory.mktemp("copy")
+        for name in own_files():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+        run(sys.executable, "-m", "build", "--no-isolation", "-o", out, ".", folder=copy)
+
+    # Compiling takes half a minute.
+    out = made_once(tmp_path_factory, "dist", build)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return Built(sdist, wheel)
 

@@ -8,7 +8,9 @@ curve has one. The curve begins at K = 1, whose inertia is the dispersion of all
 clusters can be an elbow too.
 
 An elbow alone is not believed. The silhouette must not contradict it, nor the agreement of fits
-from different seeds. The bounds below were set on sets of known K and on noise, and hold on others
+from different seeds. Nor is a K at which all rows but some outliers are in one cluster: a few rows
+far from all others bend the curve, and have the best of silhouettes, whatever else there is. The
+bounds below were set on sets of known K and on noise, and hold on others
 (``bench/choosing.py``).
 """
 
@@ -37,6 +39,9 @@ __all__ = [
 #: and the curve is this number of times as steep before it as beyond it. Noise had heights up to
 #: 0.003 and ratios up to 1.6; Gaussian clusters that overlap had 0.03 and 2.0 at least.
 LEAST_HEIGHT, LEAST_RATIO = 0.02, 2.0
+#: A cluster of outliers has less than the first share of the rows, and less than the second of the
+#: mean size: of many clusters each has a small share of the rows.
+FEW_ROWS, FEW_OF_MEAN = 0.01, 0.05
 #: A silhouette this much below the greatest does not contradict.
 NEAR_SILHOUETTE = 0.02
 #: Fits whose adjusted Rand index is at least the first agree; below the second they do not.
@@ -144,6 +149,8 @@ def recommended(
 ) -> Recommendation:
     """What the figures of the fits, and how well the seeds of each K agree, say of K.
 
+    Where figures have ``sizes``, the rows of each cluster, outliers are told from groups.
+
     Parameters
     ----------
     figures : sequence of mapping
@@ -163,6 +170,9 @@ def recommended(
     exact = [k for k, inertia in zip(curve_ks, curve, strict=True) if not inertia]
     found.elbow = find_elbow(curve_ks, curve)
     agreed = {each["k"]: each["mean"] for each in stability}
+    apart = _outliers(figures)
+    # (A few rows far away have the greatest silhouette whatever the others are.)
+    silhouettes = {k: each for k, each in silhouettes.items() if not _is_no_grouping(k, apart)}
     if silhouettes:
         found.silhouette_k = max(silhouettes, key=silhouettes.__getitem__)
         greatest = silhouettes[found.silhouette_k]
@@ -173,7 +183,12 @@ def recommended(
                 f"{name}: greatest at k {found.silhouette_k:,}, {greatest:.3f}{of_seeds}"
             )
     several = {row["k"] for row in figures if row["seed"] != figures[0]["seed"]}
-    _judge(found, ks, silhouettes, agreed, exact=exact, several=several)
+    if found.elbow is not None and found.elbow.stands_out and _is_no_grouping(found.elbow.k, apart):
+        _say_outliers(found, apart[found.elbow.k], max(sum(figures[0]["sizes"]), 1))
+    else:
+        _judge(found, ks, silhouettes, agreed, exact=exact, several=several)
+    if found.k in apart:
+        found.reasons.append(_with_outliers(apart[found.k]))
     if exact:
         found.reasons.append(f"from k {exact[0]:,} on every row lies on its centroid")
     return found
@@ -195,6 +210,50 @@ def _by_k(figures: Sequence[Mapping[str, Any]]) -> tuple[dict[int, float], dict[
             silhouettes[row["k"]].append(silhouette)
     means = {k: fmean(values) for k, values in silhouettes.items()}
     return {k: min(values) for k, values in inertias.items()}, means
+
+
+def _outliers(figures: Sequence[Mapping[str, Any]]) -> dict[int, list[int]]:
+    """By K, the sizes of the clusters of outliers in its fit of the least inertia."""
+    found: dict[int, list[int]] = {}
+    best = {row["k"]: row for row in sorted(figures, key=lambda row: -row["inertia"])}
+    for k, row in best.items():
+        sizes = row.get("sizes") or []
+        limit = min(FEW_ROWS, FEW_OF_MEAN / max(len(sizes), 1)) * sum(sizes)
+        if few := sorted(size for size in sizes if 0 < size < limit):
+            found[k] = few
+    return found
+
+
+def _is_no_grouping(k: int, apart: Mapping[int, list[int]]) -> bool:
+    """Whether all rows but outliers are in one cluster."""
+    return k > 1 and k - len(apart.get(k, [])) <= 1
+
+
+def _say_outliers(found: Recommendation, sizes: list[int], n_rows: int) -> None:
+    """Complete `found` where its elbow only sets clusters of these sizes apart."""
+    assert found.elbow is not None
+    n, k = sum(sizes), found.elbow.k
+    found.verdict = f"k {k:,} only sets outliers apart: no k is recommended"
+    found.reasons.insert(
+        0,
+        f"elbow: at k {k:,}, which sets {_rows(n)} of {n_rows:,} apart ({n / n_rows:.2%}), and "
+        "leaves all others in one cluster",
+    )
+    found.reasons.append(
+        "outliers hide what else there is; look at them (the report of that fit lists them), leave "
+        "them out if they are errors, and sweep again"
+    )
+
+
+def _with_outliers(sizes: list[int]) -> str:
+    clusters = (
+        "1 of its clusters has" if len(sizes) == 1 else f"{len(sizes):,} of its clusters have"
+    )
+    return f"outliers: {clusters} only {_rows(sum(sizes))}"
+
+
+def _rows(n: int) -> str:
+    return "1 row" if n == 1 else f"{n:,} rows"
 
 
 def _dispersion(row: Mapping[str, Any]) -> float | None:
@@ -270,7 +329,7 @@ def _no_elbow(elbow: Elbow | None, ks: list[int], exact: list[int]) -> str:
                 f"elbow: none, the inertia falls faster and faster until it is 0 at k {exact[0]:,}"
             )
         return f"elbow: none up to k {ks[-1]:,}, where the inertia still falls faster; try larger k"
-    return "elbow: none, the inertia falls evenly, as it does without clusters"
+    return "elbow: none, the inertia falls evenly: it singles out no k, and speaks for none"
 
 
 def _how_stable(k: int, index: float) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from streamkm.clustering.graded_sums import serial_sum, sum_graded_
+from streamkm.clustering.ratios import worst_ratios
 from streamkm.distributed.world import ALONE
 from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total
 
@@ -271,16 +272,5 @@ class ClusterSums:
         centres_UD = centroids_KD[used_K].double()
         if len(centres_UD) < 2:
             return None
-        spreads_U = self.distances_K[used_K] / self.masses_K[used_K]
-        worst_U = torch.empty_like(spreads_U)
-        for rows in torch.arange(len(centres_UD)).split(max(TILE_ELEMENTS // len(centres_UD), 1)):
-            # (By differences: centroids that lie close together would be taken for one.)
-            apart_TU = torch.cdist(
-                centres_UD[rows], centres_UD, compute_mode="donot_use_mm_for_euclid_dist"
-            )
-            # A cluster is not compared with itself nor, as in scikit-learn, with clusters that
-            # have the same centroid.
-            apart_TU.masked_fill_(apart_TU == 0, torch.inf)
-            apart_TU[torch.arange(len(rows)), rows] = torch.inf
-            worst_U[rows] = ((spreads_U[rows, None] + spreads_U) / apart_TU).amax(dim=1)
+        worst_U = worst_ratios(centres_UD, self.distances_K[used_K] / self.masses_K[used_K])
         return float(serial_sum(worst_U)) / len(worst_U)

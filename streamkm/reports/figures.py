@@ -37,8 +37,8 @@ MOST_STEPS = 1500
 MOST_NAMED = 12
 #: Sizes are on a logarithmic axis if the largest is this multiple of the median or of the least.
 UNEVEN, MOST_UNEVEN = 12, 100
-#: Points between two names within a figure, at least: of names that would overlap the first stays.
-APART = 11
+#: Width of a digit and height of a name within a figure, in points.
+DIGIT, LINE = 5.2, 9.0
 
 
 def uneven(sizes_K: np.ndarray) -> bool:
@@ -88,8 +88,8 @@ def draw_sizes(sizes_K: np.ndarray, is_tiny_K: np.ndarray) -> Figure:
         else:
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         if len(sizes) <= MOST_BARS:
-            size = 8.5 if len(sizes) <= 24 else 6.5
-            axes.set_xticks(places, [str(cluster) for cluster in order], fontsize=size)
+            style = {"fontsize": 8.5} if len(sizes) <= 24 else {"fontsize": 8, "rotation": 90}
+            axes.set_xticks(places, [str(cluster) for cluster in order], **style)
             axes.set_xlabel("cluster, largest first")
         else:
             axes.set_xlim(-0.005 * len(sizes), len(sizes) * 1.005)
@@ -128,7 +128,9 @@ def draw_spread(sizes_K: np.ndarray, distances_K: np.ndarray) -> tuple[Figure, n
             odd = np.flatnonzero(odd_K)
             furthest = odd[np.argsort(-np.abs(distances_K[odd] - median), kind="stable")]
             few = clusters if len(clusters) <= MOST_NAMED else furthest[:MOST_NAMED]
-            _name(axes, few, sizes_K, distances_K)
+            radii_K = np.full(len(sizes_K), np.sqrt(_area(len(clusters))) / 2)
+            radii_K[~shown_K] = np.nan
+            _name(axes, few, sizes_K, distances_K, radii_K)
     return figure, odd_K
 
 
@@ -174,22 +176,36 @@ def _area(n_points: int) -> float:
 
 
 def _name(
-    axes: Axes, clusters: np.ndarray, x_K: np.ndarray, y_K: np.ndarray,
-    radii_K: np.ndarray | None = None,
-) -> None:  # fmt: skip
-    """Write the numbers of `clusters` beside their marks, where they do not overlap."""
+    axes: Axes, clusters: np.ndarray, x_K: np.ndarray, y_K: np.ndarray, radii_K: np.ndarray
+) -> None:
+    """Write the numbers of `clusters` beside their marks, where there is room for them.
+
+    `radii_K` are those of all marks, in points; NaN where there is none. A number covers neither
+    another one nor the middle of another mark; one that finds no place is left out.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()  # It decides the limits and the place of the axes.
     to_points = axes.transData + figure.dpi_scale_trans.inverted()
-    written: list[np.ndarray] = []
+    there_K = np.flatnonzero(np.isfinite(radii_K))
+    at_KA = to_points.transform(np.column_stack([x_K[there_K], y_K[there_K]])) * 72
+    written: list[tuple[np.ndarray, np.ndarray]] = []
     for cluster in clusters.tolist():
-        at = to_points.transform((x_K[cluster], y_K[cluster])) * 72
-        if any(np.abs(at - other).max() < APART for other in written):
-            continue
-        written.append(at)
-        off = 4 if radii_K is None else 2 + 0.72 * float(radii_K[cluster])
-        axes.annotate(
-            str(cluster), (x_K[cluster], y_K[cluster]), xytext=(off, off),
-            textcoords="offset points", fontsize=8, color=INK, annotation_clip=False,
-        )  # fmt: skip
+        own = int(np.searchsorted(there_K, cluster))
+        size = np.array([DIGIT * len(str(cluster)), LINE])
+        off = 2 + 0.72 * radii_K[cluster]
+        for side in np.array([[1, 1], [-1, 1], [1, -1], [-1, -1]]):
+            middle = at_KA[own] + side * (off + size / 2)
+            # (Distances of boxes along their axes: they overlap if both are too short.)
+            is_over = (np.abs(at_KA - middle) < size / 2 + 1).all(axis=1)
+            is_over[own] = False
+            if is_over.any() or any((np.abs(middle - each) < half + size / 2).all()
+                                    for each, half in written):  # fmt: skip
+                continue
+            written.append((middle, size / 2))
+            axes.annotate(
+                str(cluster), (x_K[cluster], y_K[cluster]), xytext=tuple(side * (off + size / 2)),
+                textcoords="offset points", fontsize=8, color=INK, annotation_clip=False,
+                ha="center", va="center",
+            )  # fmt: skip
+            break

@@ -31,6 +31,8 @@ def report(
     ids: Any = None,
     texts: Any = None,
     image_files: Any = None,
+    sample_weight: Any = None,
+    verbose: bool = False,
     **options: Unpack[SourceOptions],
 ) -> Report | SweepReport:
     """Make the report of a run, finished or under way, or of a sweep.
@@ -53,6 +55,11 @@ def report(
     ids, texts, image_files : path or sequence, default=None
         How to show rows: a text file with a line for each row, a ``.npy`` array, ``"column:NAME"``
         for a column of the source, or the values.
+    sample_weight : array-like of shape (n_rows,) or path, default=None
+        How much each row counts, as in `KMeans.fit`. A run that was fitted with weights has the
+        figures of its fit with the same ones.
+    verbose : bool, default=False
+        Say on stderr how far it is.
     **options : SourceOptions
         What `source` does not say of itself, as for `streamkm.open_source`.
 
@@ -67,13 +74,20 @@ def report(
         If matplotlib, jinja2 or pillow is missing, the run is none or is damaged, the source cannot
         be read, or a list has another length than the rows.
     """
-    look = Look(rows, image, features_from, ids, texts, image_files)
-    return any_report(expanded(run), source, options, look, ExecutionConfig())
+    look = Look(rows, image, features_from, ids, texts, image_files, sample_weight)
+    where = (expanded(run), source, options)
+    return any_report(*where, look, ExecutionConfig(), quiet=not verbose)
 
 
 def any_report(
-    path: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
+    path: Path,
+    location: Any,
+    options: Any,
+    look: Look,
+    execution: ExecutionConfig,
+    *,
+    quiet: bool = False,
 ) -> Report | SweepReport:
     """The report of the run or the sweep in the folder `path`; see `report`."""
     make = make_sweep_report if is_sweep(path) else make_report
-    return make(path, location, options, look, execution)
+    return make(path, location, options, look, execution, quiet=quiet)

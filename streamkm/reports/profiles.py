@@ -88,8 +88,7 @@ def draw_profiles(found: Profiles, names: Sequence[str]) -> Figure:
         size = 8 if n_features <= 24 else 6.5
         axes.set_xticks(range(n_features), labels, rotation=60, ha="right", fontsize=size)
         axes.xaxis.set_tick_params(rotation_mode="anchor")
-        axes.set_yticks(range(n_clusters), [str(cluster) for cluster in found.clusters],
-                        fontsize=8 if n_clusters <= 24 else 7)  # fmt: skip
+        axes.set_yticks(range(n_clusters), list(map(str, found.clusters)), fontsize=8)
         axes.set_ylabel("cluster, largest first" if n_clusters > 8 else "cluster")
         axes.grid(visible=False)
         axes.tick_params(length=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -25,6 +25,7 @@ from streamkm.reports.rows import OpenedRows, open_rows, shown_by
 from streamkm.reports.survey import survey
 from streamkm.reports.verdict import judge, number, percent, tiny
 from streamkm.runs.reporting.signals import StopRequest
+from streamkm.sources import open_weights
 from streamkm.text import counted, now
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from streamkm.reports.profiles import Profiles
     from streamkm.reports.survey import Survey
     from streamkm.reports.verdict import Verdict
+    from streamkm.sources import Source, Weights
 
 __all__ = ["Look", "Report", "check_is_free", "make_report"]
 
@@ -67,6 +69,8 @@ class Look:
     """See `streamkm.reports.values.open_values`; and of the next two."""
     texts: Any = None
     image_files: Any = None
+    sample_weight: Any = None
+    """How much each row counts, as `streamkm.sources.open_weights` takes it."""
 
     @property
     def lists(self) -> dict[str, Any]:
@@ -74,12 +78,11 @@ class Look:
         return {"ids": self.ids, "texts": self.texts, "image_files": self.image_files}
 
     def check_rows_are_read(self, remedy: str) -> None:
-        """Refuse a list of values for rows that are not read."""
-        for name, given in self.lists.items():
+        """Refuse what is said of rows that are not read."""
+        for name, given in {**self.lists, "sample_weight": self.sample_weight}.items():
             if given is not None and not self.rows:
-                raise ConfigError(
-                    Option(name), f" says how rows are shown, and no rows are read; {remedy}"
-                )
+                does = "weighs rows" if name == "sample_weight" else "says how rows are shown"
+                raise ConfigError(Option(name), f" {does}, and no rows are read; {remedy}")
 
 
 @dataclass(repr=False)
@@ -152,10 +155,16 @@ def check_is_free(path: Path) -> None:
 
 
 def make_report(
-    run: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
+    run: Path,
+    location: Any,
+    options: Any,
+    look: Look,
+    execution: ExecutionConfig,
+    *,
+    quiet: bool = False,
 ) -> Report:
     """The report of the run in the folder `run`; `execution` says how its rows are read."""
-    look.check_rows_are_read("read them, or leave the list out")
+    look.check_rows_are_read("read them, or leave it out")
     facts = read_run(run)
     names = _names(facts, look)
     shape = None if look.image is None else ImageShape.parse(look.image)
@@ -166,14 +175,24 @@ def make_report(
         shown = shown_by(opened, look.lists, shape, limits, Path())
         seen = None
         if opened.source is not None and facts.clusters is not None and facts.model is not None:
-            with StopRequest(with_warnings=False) as stop_request:
+            with (
+                StopRequest(with_warnings=False) as stop_request,
+                _weights(look, opened.source) as weights,
+            ):
                 seen = survey(
                     run, opened.source, execution, k=facts.clusters.k,
                     unit=facts.model.scaling.unit, rms_distance=_rms_distance(facts),
-                    nan=None, stop_request=stop_request,
+                    nan=None, stop_request=stop_request, weights=weights, quiet=quiet,
                 )  # fmt: skip
         builder = _Builder(facts, seen, opened, names, shape, limits)
         return builder.build(shown)
+
+
+def _weights(look: Look, source: Source) -> AbstractContextManager[Weights | None]:
+    """The weights of the rows, closed at the end of a ``with`` block; or None."""
+    if look.sample_weight is None:
+        return nullcontext()
+    return closing(open_weights(look.sample_weight, source.spec.n_rows))
 
 
 class _Builder:

@@ -18,6 +18,7 @@ from streamkm.reports.page import Card, Link, Picture, Plot, Section, Table
 from streamkm.reports.verdict import listed, number, percent
 from streamkm.runs.storage.metrics_file import inertia_course
 from streamkm.runs.storage.run_folder import choice_of
+from streamkm.stream.stages import TOO_SHORT_S
 from streamkm.tables import ALGORITHMS
 from streamkm.text import counted
 
@@ -298,7 +299,8 @@ def _time_notes(end: dict[str, Any]) -> list[str]:
         total = sum(seconds.values()) or 1.0
         parts = ", ".join(f"{name} {s / total:.0%}" for name, s in seconds.items())
         notes.append(f"The last attempt took {total:,.1f} s in its phases: {parts}.")
-    if "bottleneck" in end and "busy_share" in end:
+    streamed_s = sum(seconds.get(phase, 0) for phase in ("train", "close")) if seconds else 0
+    if "bottleneck" in end and "busy_share" in end and streamed_s >= TOO_SHORT_S:
         reached = end.get("share_of_probe")
         of_probe = f", at {reached:.0%} of what it can do alone" if reached else ""
         notes.append(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.runs.evaluate import evaluate
+from streamkm.runs.evaluate import counted_labels, evaluate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streamkm.runs.engine.labelling import LabelledBatch
     from streamkm.runs.evaluate import Evaluation
     from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.sources import Source
+    from streamkm.sources import Source, Weights
 
 __all__ = ["FAR", "Survey", "survey"]
 
@@ -37,8 +37,10 @@ class Survey:
     source: str
     """Name of the array that was read."""
     evaluation: Evaluation
+    weights: str | None
+    """Fingerprint of the weights by which rows counted; None without weights."""
     mean_distance_K: np.ndarray
-    """Of the rows of each cluster to its centroid; NaN for an empty one."""
+    """Of the rows of each cluster to its centroid, by their weights; NaN for an empty one."""
     nearest: Extremes
     farthest: Extremes
     n_far: int | None
@@ -48,7 +50,7 @@ class Survey:
 
     @property
     def sizes_K(self) -> np.ndarray:
-        """Rows of each cluster by nearest centroid, int64."""
+        """Rows of each cluster by nearest centroid, int64; with weights, those above 0."""
         return np.asarray(self.evaluation.sizes, np.int64)
 
 
@@ -106,14 +108,17 @@ class _Looker:
 
     def __call__(self, batch: LabelledBatch) -> None:
         """Add a batch."""
-        labels_B = batch.labels_B.cpu().numpy()
+        labels_B = counted_labels(batch).numpy()
         distances_B = batch.sq_distances_B.double().sqrt().cpu().numpy() / self._unit
         rows_B = np.arange(batch.start_row, batch.start_row + len(labels_B))
-        is_labelled_B = labels_B >= 0
-        labels_B, rows_B = labels_B[is_labelled_B], rows_B[is_labelled_B]
-        distances_B = distances_B[is_labelled_B]
+        is_counted_B = labels_B >= 0
+        labels_B, rows_B = labels_B[is_counted_B], rows_B[is_counted_B]
+        distances_B = distances_B[is_counted_B]
+        weighed_B = distances_B
+        if batch.weights_B is not None:
+            weighed_B = distances_B * batch.weights_B.cpu().numpy()[is_counted_B]
         k = len(self.distance_sums_K)
-        self.distance_sums_K += np.bincount(labels_B, distances_B, k)
+        self.distance_sums_K += np.bincount(labels_B, weighed_B, k)
         self.nearest.add(labels_B, distances_B, rows_B)
         self.farthest.add(labels_B, distances_B, rows_B)
         if self._far_limit is not None:
@@ -130,12 +135,14 @@ def survey(
     rms_distance: float | None,
     nan: str | None,
     stop_request: StopRequest,
+    weights: Weights | None = None,
+    quiet: bool = False,
 ) -> Survey:
     """Read `source` once, and look at every row of it.
 
     Parameters
     ----------
-    run_dir, source, execution, nan, stop_request
+    run_dir, source, execution, nan, stop_request, weights, quiet
         As of `streamkm.runs.evaluate.evaluate`, which raises what it does there.
     k : int
         Clusters of the run.
@@ -152,15 +159,18 @@ def survey(
         execution,
         nan=nan,
         stop_request=stop_request,
+        weights=weights,
         look=looker,
         compare=False,
+        quiet=quiet,
     )
-    sizes_K = np.asarray(evaluation.sizes, float)
+    masses_K = np.asarray(evaluation.weights or evaluation.sizes, float)
     mean_distance_K = np.full(k, np.nan)
-    np.divide(looker.distance_sums_K, sizes_K, out=mean_distance_K, where=sizes_K > 0)
+    np.divide(looker.distance_sums_K, masses_K, out=mean_distance_K, where=masses_K > 0)
     return Survey(
         source.name,
         evaluation,
+        None if weights is None else weights.fingerprint,
         mean_distance_K,
         looker.nearest,
         looker.farthest,

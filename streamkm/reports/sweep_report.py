@@ -64,6 +64,7 @@ class SweepReport:
     pages: dict[str, Report]
     missing: dict[str, str]
     _sections: list[Section] = field(repr=False)
+    _quiet: bool = field(repr=False)
 
     def __repr__(self) -> str:
         return f"<SweepReport of {self.facts.path}: {self.verdict.headline}>"
@@ -107,7 +108,8 @@ class SweepReport:
             make_directory(folder)
         for place in places.values():
             check_is_free(place)
-        for name in _announced(places, "writing the page of", LINE_EVERY_S):
+        written = _announced(places, "writing the page of", LINE_EVERY_S, quiet=self._quiet)
+        for name in written:
             self.pages[name].save(places[name])
         write_atomically(target, self.html(folder.name if places else "").encode("utf-8"))
         return target
@@ -119,7 +121,13 @@ class SweepReport:
 
 
 def make_sweep_report(
-    path: Path, location: Any, options: Any, look: Look, execution: ExecutionConfig
+    path: Path,
+    location: Any,
+    options: Any,
+    look: Look,
+    execution: ExecutionConfig,
+    *,
+    quiet: bool = False,
 ) -> SweepReport:
     """The report of the sweep in the folder `path`.
 
@@ -131,11 +139,11 @@ def make_sweep_report(
     pages, missing = {}, {}
     names = [run["name"] for run in facts.runs]
     # The pass over the rows prints lines of its own, which do not say of which fit they are.
-    for name in _announced(names, "reporting", 0.0 if look.rows else LINE_EVERY_S):
+    for name in _announced(names, "reporting", 0.0 if look.rows else LINE_EVERY_S, quiet=quiet):
         # A sweep under way, or one of which a run was deleted, has fewer.
         try:
             read_run(path / name)
-            pages[name] = make_report(path / name, location, options, look, execution)
+            pages[name] = make_report(path / name, location, options, look, execution, quiet=quiet)
         except RunError as error:
             missing[name] = clean(error.for_command_line)
     figures: dict[str, Drawing] = {}
@@ -148,7 +156,7 @@ def make_sweep_report(
         if (tree := _tree(part, pages)) is not None:
             figures[f"tree{suffix}"], section = tree
             sections.append(_of_part(section, suffix, of))
-    return SweepReport(facts, _verdict(facts), figures, pages, missing, sections)
+    return SweepReport(facts, _verdict(facts), figures, pages, missing, sections, quiet)
 
 
 def _of_part(section: Section, suffix: str, of: str) -> Section:
@@ -158,9 +166,11 @@ def _of_part(section: Section, suffix: str, of: str) -> Section:
     return replace(section, anchor=anchor, title=title, plots=plots)
 
 
-def _announced(names: Collection[str], what: str, every_s: float) -> Iterator[str]:
+def _announced(
+    names: Collection[str], what: str, every_s: float, *, quiet: bool = False
+) -> Iterator[str]:
     """Each of `names`, with a line on stderr that says so every `every_s` seconds."""
-    with Progress() as progress:
+    with Progress(quiet=quiet) as progress:
         said_at = monotonic()
         for n, name in enumerate(names, 1):
             if monotonic() - said_at >= every_s:

@@ -135,7 +135,13 @@ class _OfColumn:
             with closing(open_column(column)) as source:
                 self._ids(source)
         except StreamkmError as error:
-            raise ConfigError(Option(option, COLUMN + column), f": {error}") from error
+            # The column is opened as that of ids, which the user need not have named.
+            asked = Option(option, COLUMN + column)
+            is_ids = [isinstance(p, Option) and p.name == "id_column" for p in error.args]
+            parts = [
+                asked if is_it else part for part, is_it in zip(error.args, is_ids, strict=True)
+            ]
+            raise ConfigError(*parts if any(is_ids) else (asked, ": ", *parts)) from error
 
     def at(self, rows: Collection[int]) -> dict[int, str]:
         """See `RowValues`."""

@@ -124,6 +124,7 @@ def judge(
         findings += _centroid_findings(facts, odd_K)
     findings += _row_findings(facts, survey)
     findings += _end_findings(facts)
+    findings += _weight_findings(facts, survey)
     findings.sort(key=lambda finding: not finding.is_worth_a_look)
     rows, k = counted(facts.n_rows, "row"), counted(facts.k, "cluster")
     headline = f"{rows} in {k}"
@@ -316,11 +317,27 @@ def _end_findings(facts: RunFacts) -> list[Finding]:
                 "not in the run folder.",
             )
         )
-    if facts.record["data"].get("weights"):
-        found.append(
-            _fine(
-                "The fit counted rows by weights; distances and examples here count "
-                "every row once.",
-            )
-        )
     return found
+
+
+def _weight_findings(facts: RunFacts, survey: Survey | None) -> list[Finding]:
+    """Whether rows count in the figures of the pass as they did in the fit."""
+    in_fit = facts.record["data"].get("weights")
+    if survey is None:
+        return [_fine("The fit counted rows by weights.")] if in_fit else []
+    if survey.weights == in_fit:
+        return [_fine("Rows count by their weights, as in the fit.")] if in_fit else []
+    if survey.weights is None:
+        return [
+            _look(
+                "The fit counted rows by weights. Silhouette, distances and sizes here count every "
+                "row once; give the weights of the fit (--weights) for its own figures."
+            )
+        ]
+    fit = "by other weights" if in_fit else "every row once"
+    return [
+        _look(
+            f"The fit counted {'rows ' if in_fit else ''}{fit}; silhouette, distances and sizes "
+            "here are by the weights that were given."
+        )
+    ]

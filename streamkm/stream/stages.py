@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["STAGES", "StageTimes"]
+__all__ = ["STAGES", "TOO_SHORT_S", "StageTimes"]
 
 STAGES = ("reading", "copying", "arithmetic")
+#: Seconds of streaming below which no stage is called the bottleneck: the line would say 0.0 s.
+TOO_SHORT_S = 0.05
 
 
 @dataclass
@@ -64,8 +66,11 @@ class StageTimes:
     def summary(self, reached: str = "") -> str:
         """One line: the bottleneck, and how long each stage worked and waited.
 
-        `reached` compares the speed of the bottleneck with the most that it can do.
+        `reached` compares the speed of the bottleneck with the most that it can do. The line is
+        empty where rows streamed for less than `TOO_SHORT_S`, unless that was compared.
         """
+        if self.elapsed_s < TOO_SHORT_S and not reached:
+            return ""
         parts = ", ".join(
             f"{stage} worked {self.busy(stage):.2f} s and waited {self.wait_s[stage]:.2f} s"
             for stage in STAGES

@@ -130,6 +130,41 @@ def test_an_inertia_of_0() -> None:
     assert alike.reasons[0] == said
 
 
+def sized(k: int, inertia: float, sizes: list[int], silhouette: float = 0.5) -> dict[str, Any]:
+    return {**row(k, inertia, silhouette), "sizes": sizes}
+
+
+# Breaks when a single row far away makes two clusters of 300 rows.
+def test_outliers_are_no_grouping() -> None:
+    alone = [
+        sized(k, 100 / k**0.5, [1, *[299 // (k - 1)] * (k - 1)], 0.99 if k == 2 else 0.3)
+        for k in range(2, 9)
+    ]
+    found = recommended(alone, [{"k": 2, "mean": 1.0}])
+    assert found.k is None
+    assert found.verdict == "k 2 only sets outliers apart: no k is recommended"
+    assert found.reasons[0].startswith("elbow: at k 2, which sets 1 row of 300 apart (0.33%)")
+    assert found.silhouette_k != 2
+    assert "leave them out if they are errors" in found.reasons[-1]
+    # With three rows, of which each is one cluster.
+    more = [sized(k, 100 / k**0.5 if k > 3 else 700 - 190 * k, [1] * (k - 1) + [301 - k])
+            for k in range(2, 9)]  # fmt: skip
+    assert recommended(more, []).k is None
+
+
+# Breaks when a cluster of outliers beside real ones is passed over, or counts against them.
+def test_outliers_beside_clusters_are_told() -> None:
+    rows = [{**each, "sizes": [3, *[100] * (each["k"] - 1)]} for each in curve({2: 0.9, 5: 0.8})]
+    rows[0]["sizes"] = [3, 597]
+    found = recommended(rows, [])
+    assert (found.k, found.silhouette_k) == (5, 5)
+    assert "outliers: 1 of its clusters has only 3 rows" in found.reasons
+    # Every one of a thousand clusters has few of the rows.
+    assert "outliers" not in str(
+        recommended([{**each, "sizes": [100] * each["k"]} for each in rows], [])
+    )
+
+
 # Breaks when K beside the elbow that nobody tried go unmentioned.
 def test_what_was_not_tried_is_told() -> None:
     some = [each for each in curve({5: 0.9}) if each["k"] in (2, 5, 9, 12)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +13,15 @@ from pathlib import Path
 from textwrap import dedent
 from typing import TextIO
 
+from tests.forked import Forked, command
+
 ROOT = Path(__file__).resolve().parents[2]
 #: torch asks the name server for the name of who connects. One that is slow would cost more time
 #: than these processes have to answer.
 RES_OPTIONS = "timeout:1 attempts:1"
 
-#: What every script begins with. An error ends it as the command line would.
+#: What every script begins with. An error ends it as the command line would. These runs take a
+#: second: so do those who look for a process that is lost.
 HEAD = """
 import os, signal, sys, time
 import torch
@@ -27,7 +29,10 @@ import torch.distributed as dist
 from streamkm.distributed.joining import joined
 from streamkm.distributed.current import world
 from streamkm.distributed.world import ALONE, World
+from streamkm.distributed import board
 from streamkm.errors import *
+
+board.BEAT_S, board.SILENCE_S, board.ANSWER_S, board.LINGER_S = 0.2, 1.5, 2.5, 2.5
 
 def ends(main, *arguments):
     try:
@@ -74,11 +79,12 @@ def torchrun(
     n_processes: int, path: Path, *options: str, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
     """Run a script on several processes of this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(n_processes), "--redirects", "0", *options, str(path)]
+    variables = environment(TMPDIR=str(path.parent))  # torchrun leaves folders there
+    python = command(variables)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)]
     return subprocess.run(
-        command,
-        env=environment(TMPDIR=str(path.parent)),  # torchrun leaves folders there
+        [*python, *words, "--redirects", "0", *options, "--no-python", *python, str(path)],
+        env=variables,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -120,7 +126,7 @@ def by_hand(
     # More than one, for scripts that join again.
     ports = [str(free_port()) for _ in range(8)]
     begin = time.monotonic()
-    children: list[tuple[subprocess.Popen[bytes], TextIO]] = []
+    children: list[tuple[Forked, TextIO]] = []
     for rank in ranks:
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
         variables |= {
@@ -130,8 +136,7 @@ def by_hand(
             **more,
         }
         out = path.with_name(f"said-{len(children)}").open("w+")
-        command = [sys.executable, str(path)]
-        child = subprocess.Popen(command, env=environment(**variables), stdout=out, stderr=out)
+        child = Forked([path], environment=environment(**variables), output=out)
         children.append((child, out))
     ends: dict[int, float] = {}
     while len(ends) < len(children) and time.monotonic() - begin < timeout:
@@ -145,9 +150,9 @@ def by_hand(
     found = []
     for index, (child, log) in enumerate(children):
         child.kill()
-        child.wait()
+        status = child.wait()
         log.seek(0)
-        found.append(End(child.returncode, log.read(), ends.get(index, timeout)))
+        found.append(End(status, log.read(), ends.get(index, timeout)))
         log.close()
     return found
 

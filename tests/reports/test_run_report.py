@@ -19,6 +19,7 @@ import streamkm
 from streamkm import KMeans, open_source, report
 from streamkm.errors import ConfigError, OutputExistsError
 from streamkm.reports import Report, run_report
+from streamkm.reports.figures import draw_spread
 from tests.reports.browser import Browser, needs_browser
 from tests.runs.helpers import StopAfter, cli, clusters
 
@@ -244,7 +245,10 @@ def test_features_have_the_names_that_are_given(blobs: Path, tmp_path: Path) -> 
         (["--ids", "{short}"], "--ids {short} has 3 values, the source has 500 rows; give one for"),
         (["--texts", "{short}"], "--texts {short} has 3 values"),
         (["--image-files", "{short}"], "--image-files {short} has 3 values"),
-        (["--ids", "column:id"], "--ids column:id: "),
+        (
+            ["--ids", "column:id"],
+            ".npy: --ids column:id is for .parquet .arrow .arrows .feather, not",
+        ),
         (["--no-rows", "--ids", "{short}"], "--ids says how rows are shown, and no rows are read"),
         (["--features-from", "{short}"], "--features-from {short} has 3 names, the run has 64"),
         (["--features-from", "none.txt"], "--features-from none.txt: cannot be read (No such file"),
@@ -303,6 +307,22 @@ def test_the_widest_cluster_lies_within_the_plot(blobs: Path) -> None:
     assert made.seen is not None
     top = made.figures["spread"].axes[0].get_ylim()[1]
     assert top > 1.05 * np.nanmax(made.seen.mean_distance_K)
+
+
+# Breaks when names of clusters that lie close together cover each other, or another cluster's dot.
+def test_names_in_a_plot_cover_nothing() -> None:
+    sizes_K = np.array([500, 503, 506, 540, 545, 700])
+    distances_K = np.array([1.0, 1.01, 1.0, 1.0, 1.02, 1.5])
+    figure, _ = draw_spread(sizes_K, distances_K)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    names = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert {"3", "5"} <= names.keys()
+    dots = axes.transData.transform(np.column_stack([sizes_K, distances_K]))
+    for name, box in names.items():
+        assert not [n for n, b in names.items() if n != name and box.overlaps(b)]
+        covered = [n for n, at in enumerate(dots) if box.contains(*at) and str(n) != name]
+        assert not covered, (name, covered)
 
 
 def test_figures_are_there_to_be_changed(blobs: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -79,3 +81,42 @@ def test_rows_that_are_dropped_are_no_examples(tmp_path) -> None:
     shown = np.unique(np.concatenate([made.seen.nearest.rows_KM, made.seen.farthest.rows_KM], 1))
     assert not {5, 9} & set(shown.tolist())
     assert any("2 rows with NaN or infinity were dropped" in f.text for f in made.verdict.findings)
+
+
+# Breaks when the pass over the rows of a weighted fit counts every row once: spread and silhouette
+# are not those of the fit then.
+def test_with_the_weights_of_the_fit_the_figures_are_its_own(tmp_path, capsys) -> None:
+    rng = np.random.default_rng(3)
+    weights = rng.integers(0, 4, 500).astype(float)
+    x, w, run = tmp_path / "x.npy", tmp_path / "w.npy", tmp_path / "run"
+    np.save(x, clusters(500, 3))
+    np.save(w, weights)
+    assert cli("fit", x, "--weights", w, "--k", 4, "--batch-rows", 60, "--out", run) == 0
+    labels, distances = tmp_path / "l.npy", tmp_path / "d.npy"
+    assert cli("predict", run, x, "--labels", labels, "--distances", distances) == 0
+    capsys.readouterr()
+    assert cli("evaluate", run, x, "--weights", w, "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    for given in (w, weights):
+        seen = report(run, sample_weight=given).seen
+        assert seen is not None
+        assert seen.evaluation.silhouette == figures["silhouette"]
+        assert seen.sizes_K.tolist() == figures["sizes"]
+        labels_N, distances_N = np.load(labels), np.load(distances).astype(float)
+        for cluster in range(4):
+            of_it = labels_N == cluster
+            mean = np.average(distances_N[of_it], weights=weights[of_it])
+            assert seen.mean_distance_K[cluster] == pytest.approx(mean, rel=1e-5)
+        shown = np.concatenate([seen.nearest.rows_KM, seen.farthest.rows_KM], axis=None)
+        assert (weights[shown[shown >= 0]] > 0).all()
+    assert cli("report", run, "--weights", w, "-o", tmp_path / "r.html") == 0
+    assert "Rows count by their weights, as in the fit." in (tmp_path / "r.html").read_text()
+    assert cli("report", run, "--no-rows", "--weights", w, "-o", tmp_path / "r.html") == 2
+    assert "--weights weighs rows, and no rows are read" in capsys.readouterr().err
+
+
+def test_a_pass_is_silent_unless_asked(blobs, capsys) -> None:
+    report(blobs / "run")
+    assert capsys.readouterr().err == ""
+    report(blobs / "run", verbose=True)
+    assert "on cpu, " in capsys.readouterr().err

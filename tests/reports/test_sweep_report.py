@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -34,19 +37,27 @@ def figures_of(name: str, k: int, seed: int, evaluated: dict[str, Any]) -> dict[
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A folder such as a sweep writes: a run for each K and seed, and its record."""
-    np.save(tmp_path / "x.npy", clusters(400, 3))
-    folder = tmp_path / "sweep"
+def sweep(made: Path, tmp_path: Path) -> Path:
+    """A folder such as a sweep writes, for one test to change."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "sweep"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``x.npy`` and ``sweep``: a run for each K and seed, and its record."""
+    place = tmp_path_factory.mktemp("made")
+    np.save(place / "x.npy", clusters(400, 3))
+    folder = place / "sweep"
     runs, figures = [], []
     for k in KS:
         for seed in (0, 1):
             name = f"k-{k:04}" + f"-seed-{seed}" * (seed > 0)
-            fit = ("fit", tmp_path / "x.npy", "--k", k, "--seed", seed, "--out", folder / name)
+            fit = ("fit", place / "x.npy", "--k", k, "--seed", seed, "--out", folder / name)
             assert cli(*fit) == 0
-            capsys.readouterr()
-            assert cli("evaluate", folder / name, tmp_path / "x.npy", "--json") == 0
-            evaluated = json.loads(capsys.readouterr().out)
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                assert cli("evaluate", folder / name, place / "x.npy", "--json") == 0
+            evaluated = json.loads(said.getvalue())
             runs.append({"name": name, "k": k, "seed": seed})
             figures.append(figures_of(name, k, seed, evaluated))
     config = read_config(folder / "k-0002")
@@ -60,7 +71,7 @@ def sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         },
     }  # fmt: skip
     write(folder, record)
-    return folder
+    return place
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
@@ -107,7 +118,7 @@ def test_a_sweep_is_compared_and_its_fits_have_pages(sweep: Path) -> None:
 # Breaks when the lines of six passes cannot be told apart, or a long report is silent.
 def test_rows_that_are_named_are_read_for_each_fit(sweep: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("streamkm.reports.sweep_report.LINE_EVERY_S", 0.0)
-    made = streamkm.report(sweep, sweep.parent / "x.npy")
+    made = streamkm.report(sweep, sweep.parent / "x.npy", verbose=True)
     assert isinstance(made, SweepReport)
     assert repr(made) == f"<SweepReport of {sweep}: 3 clusters stand out>"
     assert list(made.figures) == ["comparison", "tree"]

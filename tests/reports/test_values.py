@@ -94,5 +94,5 @@ class TestColumns:
 
     def test_a_source_without_columns_is_refused(self, tmp_path) -> None:
         np.save(tmp_path / "x.npy", np.zeros((9, 2)))
-        with pytest.raises(ConfigError, match="ids='column:a': "):
+        with pytest.raises(ConfigError, match="ids='column:a'"):
             open_values("ids", "column:a", 9, lambda _: open_source(tmp_path / "x.npy"))

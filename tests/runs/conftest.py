@@ -46,12 +46,6 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saves hundreds of checkpoints in no time; no power is cut in these tests."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """No records between those that always are: the calls of a run are the same each time."""
     monkeypatch.setattr(progress, "REPORT_EVERY_S", 1e9)

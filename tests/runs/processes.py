@@ -10,28 +10,42 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.forked import Forked
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(*arguments: object, **options) -> subprocess.Popen[str]:
+#: One that was started anew, or forked.
+Process = subprocess.Popen[str] | Forked
+
+
+def start(*arguments: object) -> Forked:
     """``python -m streamkm ARGUMENTS``, with stderr to read."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
-    # Two threads that spin for each other take minutes on cores that are busy otherwise.
-    environment["OMP_WAIT_POLICY"] = "passive"
+    return Forked(["-m", "streamkm", *arguments], environment=_environment())
+
+
+def start_anew(*arguments: object, **options) -> subprocess.Popen[str]:
+    """The same as a child of this process, of which it inherits what `options` say."""
     return subprocess.Popen(
         [sys.executable, "-m", "streamkm", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=_environment(),
         **options,
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
+def _environment() -> dict[str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    # Two threads that spin for each other take minutes on cores that are busy otherwise.
+    return environment | {"OMP_WAIT_POLICY": "passive"}
+
+
+def finish(process: Process, seconds: float = 60) -> tuple[int, str]:
     """Exit status and stderr; a process that hangs is killed and fails the test."""
     try:
         _, stderr = process.communicate(timeout=seconds)
@@ -39,6 +53,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, st
         process.kill()
         process.communicate()
         raise
+    assert process.returncode is not None
     return process.returncode, stderr
 
 
@@ -46,7 +61,7 @@ def run(*arguments: object) -> tuple[int, str]:
     return finish(start(*arguments))
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
+def wait_until(condition: Callable[[], bool], process: Process) -> bool:
     """Wait for `condition`; False if the process ended first."""
     until = time.monotonic() + 60
     while not condition():
@@ -57,7 +72,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
     return True
 
 
-def kill(process: subprocess.Popen[str]) -> bool:
+def kill(process: Process) -> bool:
     """SIGKILL; whether it died of it, and had not ended before."""
     process.kill()
     process.communicate()

@@ -32,8 +32,6 @@ from streamkm.sinks import open_sink
 from streamkm.sources import open_source
 from tests.runs.helpers import Job, StopAfter, clusters, every, label
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 
 @pytest.fixture
 def job(quick_path: Path) -> Job:

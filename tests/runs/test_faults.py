@@ -33,7 +33,7 @@ from tests.runs.faults import KINDS, Disk, FaultyDisk, applies
 from tests.runs.helpers import Job, clusters, content, every, label, steps_saved
 from tests.sinks.cells import write_cells
 
-pytestmark = pytest.mark.usefixtures("no_fsync", "no_reports")
+pytestmark = pytest.mark.usefixtures("no_reports")
 
 ROOT = Path(files.__file__).parent
 

@@ -25,7 +25,7 @@ from streamkm.sinks import open_sink
 from tests.runs.faults import Moment, RecordingDisk, digest, images, restore
 from tests.runs.helpers import Job, clusters, content, every, label, steps_saved
 
-pytestmark = pytest.mark.usefixtures("no_fsync", "no_reports")
+pytestmark = pytest.mark.usefixtures("no_reports")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "minibatch": {"epochs": 2},

@@ -31,7 +31,7 @@ def job(case: Case, tmp_path: Path) -> Job:
     return case.job(tmp_path)
 
 
-@pytest.mark.usefixtures("small_windows", "no_fsync", "short_seeding")
+@pytest.mark.usefixtures("small_windows", "short_seeding")
 @on_cases("minibatch, z-score", "minibatch, min-max, drop")
 def test_labels_are_the_same_wherever_predict_was_stopped(job, tmp_path, monkeypatch):
     job.attempt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
+from tests.forked import Forked
 from tests.runs.helpers import RESULTS, clusters, metrics_of, steps_saved
-from tests.runs.processes import finish, kill, run, start, wait_until
+from tests.runs.processes import finish, kill, run, start, start_anew, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -227,7 +229,7 @@ def test_nohup_keeps_a_run_going(npy, tmp_path):
     arguments = [*fit_arguments(npy, [*LLOYD, "--epochs", 3]), "--out", tmp_path / "run"]
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # As nohup does; a child inherits it.
     try:
-        process = start(*arguments)
+        process = start_anew(*arguments)
     finally:
         signal.signal(signal.SIGHUP, before)
     while process.poll() is None:
@@ -256,12 +258,12 @@ KMeans(100, random_state=0, tol=0, max_iter=10_000, run_dir=sys.argv[1]).fit(x)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_script_that_is_stopped_ends_with_75(number, tmp_path):
     skip_if_ignored(number)
-    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), str(int(number))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 75, done.stderr
-    assert f"stopped by {number.name}; " in done.stderr
-    assert "repeat with resume=True" in done.stderr
-    assert "Traceback" not in done.stderr
+    words = ["-c", INTERRUPTED, tmp_path / "run", int(number)]
+    status, stderr = finish(Forked(words, environment=os.environ))
+    assert status == 75, stderr
+    assert f"stopped by {number.name}; " in stderr
+    assert "repeat with resume=True" in stderr
+    assert "Traceback" not in stderr
     assert steps_saved(tmp_path / "run")
 
 

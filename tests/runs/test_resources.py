@@ -52,9 +52,7 @@ from streamkm.sources import open_source
 from streamkm.sources.flat import FlatSource
 from tests.runs.faults import FaultyDisk
 from tests.runs.helpers import Job, clusters, every, label, metrics_of, steps_saved
-from tests.runs.processes import ROOT, finish, start
-
-pytestmark = pytest.mark.usefixtures("no_fsync")
+from tests.runs.processes import ROOT, finish, start_anew
 
 
 class At(StopRequest):
@@ -272,7 +270,7 @@ def test_a_limit_on_the_size_of_files_ends_with_1_and_is_resumed(job):
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
 
-    process = start(
+    process = start_anew(
         "fit", job.source, *options, "--device", "cpu", "--out", job.run, preexec_fn=limit
     )
     status, stderr = finish(process)

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ import zarr
 
 from streamkm.sealed import seal
 from tests.distributed.launched import environment, free_port, script
+from tests.forked import Forked, command
 from tests.runs.helpers import RESULTS, clusters, metrics_of, steps_saved
 from tests.runs.processes import finish, wait_until
 
@@ -26,25 +25,19 @@ if TYPE_CHECKING:
 
 
 def torchrun(n_processes: int, *words: object) -> list[str]:
-    """The command that runs Python with `words` on `n_processes`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*command, "--nproc-per-node", str(n_processes), *map(str, words)]
+    """What Python is told so that it runs `words` on `n_processes`."""
+    module = ["-m", "torch.distributed.run", "--standalone"]
+    return [*module, "--nproc-per-node", str(n_processes), *map(str, words)]
 
 
 def fit(*words: object) -> list[str]:
-    return [sys.executable, "-m", "streamkm", "fit", *map(str, words)]
+    return ["-m", "streamkm", "fit", *map(str, words)]
 
 
-def start(command: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
-    """A command in a process of its own; what it and its processes say can be read."""
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(TMPDIR=str(folder), **more),  # torchrun leaves folders there
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(words: list[str], folder: Path, **more: str) -> Forked:
+    """Python in a process of its own; what it and its processes say can be read."""
+    # (torchrun leaves folders in TMPDIR.)
+    return Forked(words, cwd=folder, environment=environment(TMPDIR=str(folder), **more))
 
 
 #: Stops attempts on 1, 3, 2, 1, ... processes ever later, and compares with a run of one process.
@@ -136,8 +129,8 @@ NAMES = [
 # Breaks when what a checkpoint holds, or what a process goes on with, depends on how many there
 # are; or when another process than the first needs the run folder.
 def test_the_number_of_processes_may_change_at_every_attempt(tmp_path):
-
-    words = [script(tmp_path, RESUMED), tmp_path, *NAMES]
+    python = command(environment())
+    words = ["--no-python", *python, script(tmp_path, RESUMED), tmp_path, *NAMES]
     done = start(torchrun(3, *words), tmp_path)
     said, errors = done.communicate(timeout=180)
     assert done.returncode == 0, errors
@@ -175,7 +168,7 @@ def whole(x) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in RESULTS}
 
 
-def ranks(launcher: subprocess.Popen[str]) -> dict[int, int]:
+def ranks(launcher: Forked) -> dict[int, int]:
     """The process of each rank that a launcher has started."""
     found = {}
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
@@ -325,7 +318,7 @@ def test_processes_are_started_once(x, tmp_path):
 @pytest.mark.slow
 def test_torchrun_goes_on_by_itself_after_a_kill(x, whole, tmp_path):
     out = tmp_path / "run"
-    words = fit(x, *LONG, "--checkpoint-every", 10, "--out", out, "--resume")[1:]
+    words = fit(x, *LONG, "--checkpoint-every", 10, "--out", out, "--resume")
     process = start(torchrun(2, "--max-restarts", 1, *words), tmp_path)
     assert wait_until(has_saved(out), process)
     os.kill(ranks(process)[1], signal.SIGKILL)
@@ -362,8 +355,8 @@ def test_unlike_processors_seed_as_the_first(x, tmp_path):
                 "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2",
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             }  # fmt: skip
-            words = fit(x, *SHORT, "--out", name, "--process-timeout", 10)[3:]
-            started.append(start([sys.executable, str(path), name, *words], tmp_path, **variables))
+            words = fit(x, *SHORT, "--out", name, "--process-timeout", 10)[2:]
+            started.append(start([str(path), name, *words], tmp_path, **variables))
         for process in started:
             status, stderr = finish(process)
             assert status == 0, stderr
@@ -402,7 +395,7 @@ def test_a_sweep_has_the_bytes_of_one_process(more, x, tmp_path):
 
 
 def sweep() -> list[str]:
-    return [sys.executable, "-m", "streamkm", "sweep"]
+    return ["-m", "streamkm", "sweep"]
 
 
 # Breaks when processes stop at unlike steps, or figures need a process that is not there any more.
@@ -458,10 +451,10 @@ def test_a_sample_is_brought_together(x, tmp_path):
     for n_processes in (1, 2):
         out = tmp_path / str(n_processes)
         words = [str(word) for word in ("sweep", x, *SWEPT, "--out", out)]
-        command = [sys.executable, str(path), *words]
+        told = [str(path), *words]
         if n_processes > 1:
-            command = torchrun(n_processes, path, *words)
-        status, stderr = finish(start(command, tmp_path), 120)
+            told = torchrun(n_processes, path, *words)
+        status, stderr = finish(start(told, tmp_path), 120)
         assert status == 0, stderr
         found.append(swept(out))
     assert b'"sampled_rows": 3000' in found[0]["sweep.json"]

@@ -24,7 +24,7 @@ def dropped(path: Path) -> None:
     """Take a file out of the page cache; skip where the filesystem has no other place for it."""
     fd = os.open(path, os.O_RDONLY)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    os.fsync(fd)
+    os.fdatasync(fd)
     for _ in range(20):
         pagecache.forget(fd, 0, 0)
         # Looking for a page may bring it in.

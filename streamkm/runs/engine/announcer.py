@@ -130,7 +130,8 @@ class Announcer:
             return
         figures, say, assigned = final_figures(now), self.progress.say, self._kernel.assigned
         timing = stage_figures(self._times, self._probe, self._clock, assigned)
-        lines = [stage_line(self._times, self._probe, assigned, timing)] if assigned.total() else []
+        line = stage_line(self._times, self._probe, assigned, timing) if assigned.total() else ""
+        lines = [line] if line else []
         if processes:
             self.progress.record({"phase": "processes", "processes": processes})
             lines = [f"process 0: {line}" for line in lines] + process_lines(processes)

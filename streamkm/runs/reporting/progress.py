@@ -81,8 +81,11 @@ class Progress:
         return self._quiet and self._metrics is None
 
     def say(self, message: str) -> None:
-        """Write one line on stderr: above a terminal's bar, or after the time in a log."""
-        if self._quiet:
+        """Write one line on stderr: above a terminal's bar, or after the time in a log.
+
+        An empty one is not written.
+        """
+        if self._quiet or not message:
             return
         if self._bar is not None:
             self._bar.clear()

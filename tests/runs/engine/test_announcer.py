@@ -11,6 +11,7 @@ import pytest
 
 from streamkm.runs.reporting import progress
 from streamkm.runs.storage.model import load_model
+from streamkm.stream import stages
 from streamkm.stream.stages import STAGES
 from tests.runs.helpers import Job, clusters, every, metrics_of
 
@@ -214,7 +215,8 @@ def test_a_last_pass_over_data_without_inertia_is_no_news(job, capsys):
     assert "note: the last pass" not in capsys.readouterr().err
 
 
-def test_what_a_run_says_names_the_bottleneck_and_the_reason(job, capsys):
+def test_what_a_run_says_names_the_bottleneck_and_the_reason(job, capsys, monkeypatch):
+    monkeypatch.setattr(stages, "TOO_SHORT_S", 0)
     job.attempt()
     err = capsys.readouterr().err
     assert "stopped: all epochs are done (1); 12 steps in all" in err
@@ -223,6 +225,16 @@ def test_what_a_run_says_names_the_bottleneck_and_the_reason(job, capsys):
     capped.settings = {**job.settings, "epochs": 50, "tol": 1e6}
     capped.attempt()
     assert "the centroid shift fell to tol" in capsys.readouterr().err
+
+
+# Breaks when a bottleneck is made of the noise of some milliseconds.
+def test_a_run_that_is_too_short_names_no_bottleneck(job, capsys, monkeypatch):
+    monkeypatch.setattr(stages, "TOO_SHORT_S", 60)
+    job.attempt()
+    err = capsys.readouterr().err
+    assert "time: " in err
+    assert "bottleneck" not in err
+    assert not [line for line in err.splitlines() if line.endswith(" ")]
 
 
 # Breaks when a run that needs more epochs looks as finished as one that has converged.

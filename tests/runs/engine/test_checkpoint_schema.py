@@ -18,8 +18,6 @@ from streamkm.runs.storage.checkpoint import (
 from streamkm.sealed import seal, unseal
 from tests.runs.engine.snapshots import PHASES, restored, save_snapshot, snapshots
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -25,7 +25,7 @@ from tests.distributed.together import together
 from tests.runs.engine.cases import Case, on_cases, uninterrupted
 from tests.runs.helpers import Job, every, metrics_of, steps_saved
 
-pytestmark = pytest.mark.usefixtures("small_windows", "no_fsync", "short_seeding")
+pytestmark = pytest.mark.usefixtures("small_windows", "short_seeding")
 
 
 @pytest.fixture

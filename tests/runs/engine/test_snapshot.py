@@ -8,8 +8,6 @@ import pytest
 
 from tests.runs.engine.snapshots import PHASES, restored, save_snapshot, snapshots
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

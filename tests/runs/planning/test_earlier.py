@@ -73,7 +73,6 @@ def test_one_batch_is_a_partial_fit(x: Path, tmp_path: Path) -> None:
 
 
 # Breaks when age, counts or sums are not in a checkpoint.
-@pytest.mark.usefixtures("no_fsync")
 @pytest.mark.parametrize("half_life", [None, 300])
 def test_a_resumed_run_has_the_bytes_of_one_that_was_not_stopped(
     half_life: int | None, run: Path, x: Path, tmp_path: Path

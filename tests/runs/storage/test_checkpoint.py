@@ -22,8 +22,6 @@ from streamkm.runs.storage.checkpoint import (
 )
 from tests.runs.faults import FaultyDisk
 
-pytestmark = pytest.mark.usefixtures("no_fsync")
-
 TENSORS: dict[str, np.ndarray] = {
     "a": np.arange(12, dtype=np.float64).reshape(3, 4),
     "b": np.array(7, dtype=np.int64),
