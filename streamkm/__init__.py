@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         k_means,
         kmeans_plusplus,
         load_run,
+        partition,
         sweep,
     )
     from streamkm.reports import report
@@ -28,6 +29,7 @@ __all__ = [
     "kmeans_plusplus",
     "load_run",
     "open_source",
+    "partition",
     "report",
     "sweep",
 ]
@@ -42,6 +44,7 @@ _HOMES = {
     "MiniBatchKMeans": "streamkm.estimators",
     "load_run": "streamkm.estimators",
     "open_source": "streamkm.sources",
+    "partition": "streamkm.estimators",
     "report": "streamkm.reports",
     "sweep": "streamkm.estimators",
 }

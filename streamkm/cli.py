@@ -27,12 +27,11 @@ from streamkm.options import (
     WEIGHTS_HELP,
     add_execution_options,
     add_fit_options,
-    add_nan,
+    add_labelling_options,
     add_predict_options,
     add_report_options,
     add_source,
     add_sweep_options,
-    check_options,
     configured,
     open_as_in,
     open_source_of,
@@ -41,10 +40,12 @@ from streamkm.options import (
     source_keywords,
     take_over,
 )
+from streamkm.partition_command import PARTITION_SUMMARY, add_partition_options, run_partition
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.starting import n_to_start, processes
 from streamkm.text import TIME_FORMAT, with_spans_joined
+from streamkm.wrong_options import check_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -220,7 +221,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     outputs = {name: getattr(arguments, name) for name in ("labels", "distances", "second")}
     targets = [path for path in outputs.values() if path is not None]
-    options = {name: getattr(arguments, name) for name in ("nearest", "nan", "resume")} | outputs
+    names = ("nearest", "nan", "search", "resume")
+    options = {name: getattr(arguments, name) for name in names} | outputs
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
@@ -266,6 +268,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             source,
             execution,
             nan=arguments.nan,
+            search=arguments.search,
             stop_request=stop_request,
             weights=weights,
             **shared,
@@ -276,6 +279,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     from streamkm.runs.info import describe_run, describe_source
+    from streamkm.runs.partitioning.record import PARTITION, describe_partition
     from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
     from streamkm.runs.sweeping.record import SWEEP
     from streamkm.runs.sweeping.table import describe_sweep
@@ -283,6 +287,8 @@ def _info(arguments: argparse.Namespace) -> None:
     path = expanded(arguments.source)
     if (path / SWEEP).exists():
         print(describe_sweep(path))
+    elif (path / PARTITION).exists():
+        print(describe_partition(path))
     elif (path / CONFIG).exists() or looks_like_a_run(path):
         print(describe_run(path))
     else:
@@ -312,6 +318,9 @@ _EXAMPLES = """
 
 All commands and options: streamkm --help, streamkm fit --help
 """
+
+
+_COMMAND = "COMMAND ..."  # In the help the column of commands is as wide as this.
 
 
 class _Parser(argparse.ArgumentParser):
@@ -381,6 +390,7 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
 def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(
         prog="streamkm",
+        usage="%(prog)s [-h] [--version] COMMAND ...",
         description="Cluster arrays larger than memory with k-means. An interrupted run resumes "
         "where it stopped.",
         epilog="streamkm COMMAND --help lists the options of a command. Exit status: 0 done; "
@@ -388,7 +398,9 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"streamkm {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar=_COMMAND, prog=parser.prog, required=True
+    )
     by_name: dict[str, _Parser] = {}
     command = partial(_add_command, commands, by_name)
     fit = command("fit", "SOURCE --k K --out RUN", _fit, "Cluster an array and write a run folder.")
@@ -403,11 +415,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         _evaluate,
         "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
     )
-    for parser_ in (predict, evaluate):
+    partition = command("partition", "RUN SOURCE --out DIR", run_partition, PARTITION_SUMMARY)
+    for parser_, left_out in ((predict, ("sample", "sample_seed")), (evaluate, ())):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
-        add_source(parser_, without=("sample", "sample_seed") if parser_ is predict else ())
-        add_nan(parser_)
+        add_source(parser_, without=left_out)
+        add_labelling_options(parser_)
     add_predict_options(predict)
+    add_partition_options(partition)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
@@ -425,7 +439,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     add_source(sweep)
     add_sweep_options(sweep)
-    for name in ("fit", "predict", "evaluate", "report", "sweep"):
+    for name in ("fit", "predict", "evaluate", "partition", "report", "sweep"):
         add_execution_options(by_name[name], name)
     info = command(
         "info", "PATH", _info, "Describe an array, or a run or sweep and how far it has come."

@@ -12,10 +12,11 @@ are made from the field (see `streamkm.settings`). Rules between several setting
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, fields
+import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from streamkm.cadence import Cadence
 from streamkm.errors import ConfigError, Option
 from streamkm.settings import (
     EVERY_COMMAND,
@@ -43,8 +44,8 @@ __all__ = [
     "FitConfig",
     "ResolvedFitConfig",
     "default_batch_rows",
+    "default_branches",
     "largest_batch_rows",
-    "setting_differences",
 ]
 
 #: Rows of a batch at most: few enough that a batch stays in cache.
@@ -53,12 +54,14 @@ MAX_BATCH_ROWS = 16384
 MIN_BATCH_ROWS = 1024
 #: Steps of an epoch, about, between these two bounds.
 STEPS_PER_EPOCH = 64
+#: Rows of a batch for each branch of a tree: each branch is a call of the kernel. An epoch has 32
+#: steps all the same; with 16 the inertia ends up to 0.3 % higher.
+ROWS_PER_BRANCH, STEPS_OF_TREE = 256, 32
 #: Bytes of a batch widened to float32, at most, whatever the number of features.
 MAX_BATCH_BYTES = 64 << 20
 #: Rows of a batch at most where only speed depends on them, of few features, and bytes of such a
 #: batch widened to float32: what a batch takes beside its arithmetic is a fifth of 200,000 x 16.
 MOST_SHORT_ROWS, SHORT_ROWS_BYTES = 65536, 8 << 20
-
 #: Threads that read, at most: more would only wait for each other.
 MOST_READ_THREADS = 256
 
@@ -87,6 +90,7 @@ def _is_file(init: str) -> bool:
 _BATCH_WATCHERS = _names(lambda entry: entry.watches_batches)
 _EPOCH_WATCHERS = _names(lambda entry: entry.min_gain is not None)
 _RATED = _names(lambda entry: bool(entry.rates))
+_BRANCHED = _names(lambda entry: entry.branches)
 #: Every rate that some algorithm takes.
 _RATES = tuple(dict.fromkeys(rate for entry in ALGORITHMS.values() for rate in entry.rates))
 
@@ -173,6 +177,14 @@ class FitConfig:
         shown=next(iter(_RATES)),
         rule=one_of(*_RATES),
     )
+    branching: str | None = setting(
+        f"{_BRANCHED} only: number of branches, or that times the clusters of each, such as 256x64;"
+        " a row is compared with the clusters in and around its branch",
+        default=None,
+        shown="2 sqrt(k) branches",
+        rule=matching(r"[1-9]\d*(x[1-9]\d*)?", "a whole number, or two as in 256x64"),
+        metavar="BRANCHES[xCLUSTERS]",
+    )
     seed: int = setting(
         "decides the order of the rows and every random draw", default=0, rule=whole(0)
     )
@@ -231,6 +243,8 @@ class FitConfig:
                 Option("algorithm", _RATED),
                 f", not {self.algorithm}; leave it out",
             )
+        if self.branching is not None:
+            self._check_branching(self.branching)
         if self.n_init > 1 and (self.init == "given" or _is_file(self.init)):
             raise ConfigError(
                 Option("n_init", self.n_init),
@@ -248,12 +262,35 @@ class FitConfig:
                 Option("metric", "cosine"),
             )
 
+    def _check_branching(self, branching: str) -> None:
+        """Refuse branches that the algorithm or k does not take."""
+        if not self._entry.branches:
+            raise ConfigError(
+                Option("branching"),
+                " is about the branches of a tree and needs ",
+                Option("algorithm", _BRANCHED),
+                f", not {self.algorithm}; leave it out",
+            )
+        n_branches, _, each = branching.partition("x")
+        made = int(n_branches) * int(each or 1)
+        if each and made != self.k:
+            raise ConfigError(
+                Option("branching", branching),
+                f" must multiply to k: it makes {made:,}, k is {self.k:,}; name branches alone, ",
+                Option("branching", n_branches),
+            )
+        if int(n_branches) > self.k:
+            raise ConfigError(
+                Option("branching", branching),
+                f" must be at most k, {self.k:,}: branches are made of clusters; leave it out",
+            )
+
     def resolved(self, n_rows: int, n_features: int) -> ResolvedFitConfig:
         """The same settings with nothing left open, for an array of this shape."""
         # Where centroids move after a pass, only speed depends on the length of a batch.
         default = default_batch_rows if self._entry.watches_batches else largest_batch_rows
-        batch_rows = self.batch_rows or default(n_rows, n_features)
-        first = next(iter(self._entry.rates), None)
+        batch_rows = self.batch_rows or default(n_rows, n_features, self.n_branches)
+        rates = ("mean",) if self.from_run else self._entry.rates
         return ResolvedFitConfig(
             **self.as_dict()
             | {
@@ -261,11 +298,18 @@ class FitConfig:
                 "batch_rows": min(batch_rows, n_rows),
                 "tol": self._entry.tol if self.tol is None else self.tol,
                 "min_gain": self._entry.min_gain if self.min_gain is None else self.min_gain,
-                "rate": self.rate or (first if self.from_run is None else "mean"),
-                # A closing pass would forget the rows that are not there any more.
-                "closing_pass": self.closing_pass and self.from_run is None,
+                "rate": self.rate or next(iter(rates), None),
+                "branching": str(self.n_branches or "") or None,
+                # It would forget the rows of an earlier run.
+                "closing_pass": self.closing_pass and not self.from_run,
             }
         )
+
+    @property
+    def n_branches(self) -> int:
+        """Branches of the tree; 0 for an algorithm without."""
+        named = (self.branching or "").partition("x")[0]
+        return int(named or default_branches(self.k)) if self._entry.branches else 0
 
     @property
     def normalizes(self) -> bool:
@@ -297,39 +341,6 @@ class ResolvedFitConfig(FitConfig):
 
     def __post_init__(self) -> None:
         """Check nothing: the settings were checked while they were open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cadence:
-    """How often to save: after a number of seconds or of batches; one of them is None."""
-
-    seconds: float | None = None
-    batches: int | None = None
-
-    def __str__(self) -> str:
-        return str(self.batches) if self.seconds is None else f"{self.seconds:g}s"
-
-    def is_due(self, n_batches: int, elapsed_s: float) -> bool:
-        """Whether to save, `n_batches` and `elapsed_s` seconds after the last time."""
-        if self.batches is not None:
-            return n_batches >= self.batches
-        assert self.seconds is not None
-        return elapsed_s >= self.seconds
-
-    @classmethod
-    def parse(cls, text: str) -> Cadence:
-        """The cadence in ``60s``, ``5m``, ``1h`` or a number of batches."""
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)", text.strip())
-        if match:
-            seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
-            if seconds > 0:
-                return cls(seconds=seconds)
-        elif re.fullmatch(r"\d+", text.strip()) and int(text) > 0:
-            return cls(batches=int(text))
-        raise ConfigError(
-            f"checkpoint-every must be a time such as 60s, 5m, 1h or a number of batches, "
-            f"not {text!r}"
-        )
 
 
 @config_class
@@ -381,7 +392,7 @@ class ExecutionConfig:
         default=Cadence(seconds=60),
         parse=Cadence.parse,
         metavar="60s|N",
-        commands=("fit", "sweep", "predict"),
+        commands=("fit", "sweep", "predict", "partition"),
     )
     keep_checkpoints: int = setting(
         "newest checkpoints to keep, at least 2",
@@ -419,28 +430,21 @@ class ExecutionConfig:
             raise ConfigError(Option("read_threads"), rule)
 
 
-def default_batch_rows(n_rows: int, n_features: int) -> int:
+def default_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int:
     """Rows of a batch where the user names none: about `STEPS_PER_EPOCH` steps an epoch."""
-    wanted = max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS)
-    return min(wanted, MAX_BATCH_ROWS, largest_batch_rows(n_rows, n_features))
+    of_branches = min(ROWS_PER_BRANCH * n_branches, n_rows // STEPS_OF_TREE)
+    wanted = min(max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS), MAX_BATCH_ROWS)
+    return min(max(wanted, of_branches), largest_batch_rows(n_rows, n_features, n_branches))
 
 
-def largest_batch_rows(n_rows: int, n_features: int) -> int:
+def largest_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int:
     """Rows of a batch where only speed depends on them."""
     short = min(SHORT_ROWS_BYTES // (4 * n_features), MOST_SHORT_ROWS)
     fitting = MAX_BATCH_BYTES // (4 * n_features)
-    return min(max(min(max(short, MAX_BATCH_ROWS), fitting), 1), n_rows)
+    wanted = max(short, MAX_BATCH_ROWS, ROWS_PER_BRANCH * n_branches)
+    return min(max(min(wanted, fitting), 1), n_rows)
 
 
-def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``name: before -> now`` for each setting that differs between two `FitConfig.as_dict`."""
-    # A setting that is newer than the run had its default, but of the rates `mean` came first, and
-    # no run ended by its gain.
-    defaults = {field.name: field.default for field in fields(FitConfig)}
-    first = {"rate": "mean", "min_gain": 0.0}
-    before = {name: value for name, value in first.items() if now.get(name) is not None} | before
-    values = [
-        (name, before.get(name, default), now.get(name, default))
-        for name, default in defaults.items()
-    ]
-    return [f"{name.replace('_', '-')}: {old} -> {new}" for name, old, new in values if old != new]
+def default_branches(k: int) -> int:
+    """Branches over `k` clusters where the user names none: their lists are about as long."""
+    return min(round(2 * math.sqrt(k)), k)

@@ -13,17 +13,27 @@ from streamkm.errors import DeviceError, Option
 __all__ = ["device_name", "is_host", "resolve_device", "synchronize"]
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(
+    name: str, types: tuple[str, ...] = ("cpu", "cuda"), user: str = ""
+) -> torch.device:
     """The device that ``--device`` names; ``auto`` is a GPU if torch sees one, else the CPU.
+
+    It is the CPU too if `user`, as a message names it, runs on devices of other `types`.
 
     Raises
     ------
     DeviceError
-        If torch sees no such device.
+        If torch sees no such device, or `user` does not run there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if "cuda" in types and torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type not in types:
+        raise DeviceError(
+            Option("device", name),
+            f": {user} runs on {' or '.join(types)} alone; use ",
+            Option("device", types[0]),
+        )
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError(

@@ -16,12 +16,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import stat
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamkm.errors import RunError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FileLock",
+    "GrowingFile",
     "LineFile",
     "OutputFile",
     "discard",
@@ -248,6 +250,29 @@ class OutputFile:
         _close(self._fd)
 
 
+class GrowingFile(io.RawIOBase):
+    """An `OutputFile` as a file that a library writes from the first byte to the last."""
+
+    def __init__(self, file: OutputFile) -> None:
+        super().__init__()
+        self._file, self._end = file, 0
+
+    def writable(self) -> bool:
+        """See `io.RawIOBase`."""
+        return True
+
+    def tell(self) -> int:
+        """See `io.RawIOBase`."""
+        return self._end
+
+    def write(self, data: Any) -> int:
+        """See `io.RawIOBase`."""
+        view = memoryview(data)
+        self._file.write(self._end, view)
+        self._end += view.nbytes
+        return view.nbytes
+
+
 class LineFile:
     """A file that lines are appended to; a line that a crash cut short stays one of its own."""
 
@@ -316,12 +341,35 @@ class FileLock:
                 self._fd = fd
         return self.is_held
 
+    def share(self) -> None:
+        """Let others `join`; `take` has to wait until this process and all of them release."""
+        assert self._fd is not None
+        self._share(self._fd)
+
+    def join(self) -> None:
+        """Hold a lock together with the process that shares it."""
+        fd = _open(self._path, os.O_RDWR)
+        try:
+            self._share(fd)
+        except BaseException:
+            _close(fd)
+            raise
+        self._fd = fd
+
+    def _share(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self.refusal(_written_by(fd)) from None
+
     def release(self, *, remove: bool = False) -> None:
-        """Release the lock, if it is held; with `remove` delete its file too."""
+        """Release the lock, if it is held; with `remove` delete its file, if nobody shares it."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
             if remove:
-                discard(self._path)
+                with suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    discard(self._path)
             _close(fd)
 
     def owner(self) -> str | None:

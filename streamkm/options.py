@@ -8,9 +8,7 @@ declared once, in `streamkm.sources.formats`. Only the options that belong to a 
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
-import re
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from streamkm.sources.formats import source_options, suffixes
 from streamkm.sources.options import OF_ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable
     from contextlib import AbstractContextManager
 
     from streamkm.settings import Setting
@@ -35,16 +33,17 @@ __all__ = [
     "WEIGHTS_HELP",
     "add_execution_options",
     "add_fit_options",
+    "add_labelling_options",
     "add_nan",
     "add_predict_options",
     "add_report_options",
     "add_source",
     "add_sweep_options",
-    "check_options",
     "configured",
     "open_as_in",
     "open_source_of",
     "open_weights_of",
+    "parsed_by",
     "settings_for",
     "source_keywords",
     "take_over",
@@ -105,7 +104,7 @@ def add_source(
             option.flag,
             dest=option.name,
             metavar=option.metavar,
-            type=_with_own_error(option.parse),
+            type=parsed_by(option.parse),
             action="append" if option.is_repeatable else "store",
             help=option.help,
         )
@@ -212,7 +211,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         nargs="+",
         required=True,
-        type=_with_own_error(parse_ks),
+        type=parsed_by(parse_ks),
         help="numbers of clusters; 8:64:8 stands for 8, 16 and so on to 64, 8:1024:x2 for 8, 16, "
         "32 and so on to 1024",
     )
@@ -221,7 +220,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         nargs="+",
         default=[0],
-        type=_with_own_error(int, setting_of(FitConfig, "seed").rule.text),
+        type=parsed_by(int, setting_of(FitConfig, "seed").rule.text),
         help="fit every K with each of these seeds, and say how well the clusters of one K agree "
         "(default: 0)",
     )
@@ -263,10 +262,23 @@ def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None
 
 
 def add_nan(parser: argparse.ArgumentParser) -> None:
-    """Add ``--nan`` to a command that reads a run, whose own setting is the default."""
+    """Add ``--nan``, by default as in the run."""
     declared = setting_of(FitConfig, "nan")
     text = "rows with NaN or infinity: error stops, drop leaves them out, with the label -1"
     _add_settings(parser, [replace(declared, text=text, shown="as in the run")])
+
+
+def add_labelling_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--nan`` and ``--search``: how rows are labelled."""
+    add_nan(parser)
+    parser.add_argument(
+        "--search",
+        choices=("exact", "fast"),
+        default="exact",
+        help="exact compares each row with every centroid; fast, for thousands of them, with those "
+        "around one branch, on the CPU; evaluate says how many rows find their nearest "
+        "(default: exact)",
+    )
 
 
 def add_predict_options(parser: argparse.ArgumentParser) -> None:
@@ -297,7 +309,7 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nearest",
         metavar="M",
-        type=_with_own_error(int, whole(1).text),
+        type=parsed_by(int, whole(1).text),
         help="write the labels, and distances, of the M nearest centroids of each row, nearest "
         "first: M columns, also of 1 (default: a single number a row)",
     )
@@ -375,7 +387,7 @@ def _add_settings(
             parser.add_argument(
                 *names,
                 dest=each.name,
-                type=_with_own_error(each.parse, each.rule.text),
+                type=parsed_by(each.parse, each.rule.text),
                 choices=each.rule.choices or None,
                 metavar=each.metavar,
                 nargs=nargs,
@@ -383,7 +395,7 @@ def _add_settings(
             )
 
 
-def _with_own_error(parse: Callable[[str], Any], rule: str = "") -> Callable[[str], Any]:
+def parsed_by(parse: Callable[[str], Any], rule: str = "") -> Callable[[str], Any]:
     """`parse`, with a message that argparse shows instead of its own, which says less."""
 
     @functools.wraps(parse, updated=())
@@ -397,54 +409,3 @@ def _with_own_error(parse: Callable[[str], Any], rule: str = "") -> Callable[[st
             raise argparse.ArgumentTypeError(f"must be {kind}, not {text!r}") from None
 
     return parsed
-
-
-# ---- options that there are not ---------------------------------------------
-
-
-def check_options(
-    argv: Sequence[str],
-    parser: argparse.ArgumentParser,
-    commands: Mapping[str, argparse.ArgumentParser],
-) -> None:
-    """Refuse a command or option that there is not, and name the one that was probably meant.
-
-    argparse suggests none, and complains of a missing one before it comes to the wrong one.
-    """
-    command = ""
-    for word in argv:
-        name = word.partition("=")[0]
-        if word in ("--", "-h", "--help"):
-            return
-        # A word with a space, or with one dash, is left to argparse: it may be a value.
-        if command and name.startswith("--") and " " not in word:
-            if name not in _options_of(commands[command]):
-                advice = _advice(name, commands, command)
-                commands[command].error(f"{command} has no option {name}{advice}")
-        elif not command and word in commands:
-            command = word
-        elif not command and not word.startswith("-"):
-            near = difflib.get_close_matches(word, commands, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}"
-            parser.error(f"there is no command {word}; {advice}")
-        elif not command and word.startswith("-") and name not in _options_of(parser):
-            parser.error(f"{name} before the command: options follow it, as in fit x.npy --k 8")
-
-
-def _advice(name: str, commands: Mapping[str, argparse.ArgumentParser], command: str) -> str:
-    """A phrase that names the commands with this option, or the options most like it, or ``""``."""
-    having = [other for other in commands if name in _options_of(commands[other])]
-    if having:
-        named = " and ".join(filter(None, (", ".join(having[:-1]), having[-1])))
-        return f", {named} {'have' if len(having) > 1 else 'has'}"
-    known = sorted(_options_of(commands[command]))
-    near = [option for option in known if option.startswith(name)]
-    near = near or difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _options_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Every option of `parser`, read from its help: argparse has no public list of them."""
-    text = re.sub("\x1b\\[[0-9;]*m", "", parser.format_help())  # Python 3.14 colours its help.
-    heads = re.findall("^  (-.*?)(?:  |$)", text, re.MULTILINE)
-    return {option for head in heads for option in re.findall("(?<![\\w-])--?[a-z][a-z-]*", head)}

@@ -40,6 +40,10 @@ class AlgorithmEntry:
     """Default of ``min_gain``; None if it takes none."""
     rates: tuple[str, ...] = ()
     """What ``rate`` may be, the default first; empty if it takes none."""
+    branches: bool = False
+    """Whether it takes ``branching``: rows are compared with the clusters of a branch."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Types of the devices it runs on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,20 @@ ALGORITHMS = {
         closes=False,
         watches_batches=False,
         estimator="streamkm.estimators:KMeans",
+    ),
+    "tree": AlgorithmEntry(
+        "streamkm.clustering.tree:Tree",
+        "after every batch, each row compared with a part of very many clusters",
+        epochs=1,
+        tol=0.0,
+        shuffles=True,
+        closes=True,
+        watches_batches=True,
+        estimator="streamkm.estimators:MiniBatchKMeans",
+        min_gain=1e-4,
+        rates=("annealed", "mean"),
+        branches=True,
+        devices=("cpu",),
     ),
 }
 

@@ -526,7 +526,7 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
         ),
         (
             "predict r x.npy --labels l.npy --weights w",
-            "--weights, fit, evaluate and sweep have (see",
+            "--weights, fit, evaluate, report and sweep have (see",
         ),
         ("evaluate r x.npy --lables l", "see streamkm evaluate --help"),
         ("info x.npy --zzz", "info has no option --zzz (see streamkm info --help)"),
@@ -547,7 +547,7 @@ def test_an_option_that_there_is_not_points_to_the_one_that_was_meant(arguments,
         ("fti x.npy", "there is no command fti; did you mean fit? (see streamkm --help)"),
         (
             "cluster",
-            "there is no command cluster; there are fit, predict, evaluate, report, sweep, ",
+            "there is no command cluster; there are fit, predict, evaluate, partition, ",
         ),
         ("help cluster", "there is no command cluster; there are fit, "),
     ],

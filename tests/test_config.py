@@ -18,9 +18,9 @@ from streamkm.config import (
     ExecutionConfig,
     FitConfig,
     ResolvedFitConfig,
-    setting_differences,
 )
 from streamkm.errors import ConfigError
+from streamkm.runs.storage.run_folder import setting_differences
 
 REFUSED = {
     "k 0": ({"k": 0}, "k must be .* at least 1, not 0"),
@@ -46,7 +46,21 @@ REFUSED = {
     "gain < 0": ({"min_gain": -0.1}, "min_gain must be a finite number of at least 0 and below 1"),
     "gain of all": ({"min_gain": 1}, "min_gain must be"),
     "gain NaN": ({"min_gain": float("nan")}, "min_gain must be"),
-    "gain of lloyd": ({"min_gain": 0.0, "algorithm": "lloyd"}, "needs algorithm='minibatch'.*tol"),
+    "gain of lloyd": (
+        {"min_gain": 0.0, "algorithm": "lloyd"},
+        "needs algorithm='minibatch or tree'.*tol",
+    ),
+    "branching": ({"branching": "8by8", "algorithm": "tree"}, "branching must be a whole number"),
+    "branching 0": ({"branching": "0", "algorithm": "tree"}, "branching must be a whole number"),
+    "branching of minibatch": ({"branching": "2"}, "needs algorithm='tree', not minibatch"),
+    "branching that makes another k": (
+        {"branching": "3x4", "algorithm": "tree", "k": 16},
+        r"branching='3x4' must multiply to k: it makes 12, k is 16; .*branching='3'$",
+    ),
+    "more branches than clusters": (
+        {"branching": "17", "algorithm": "tree", "k": 16},
+        "branching='17' must be at most k, 16",
+    ),
     "init": ({"init": "centroids.txt"}, "not 'centroids.txt'"),
     "init ''": ({"init": ""}, "init must be"),
     "n-init": ({"n_init": 0}, "n_init must be a whole number of at least 1"),
@@ -113,6 +127,25 @@ def test_what_is_given_stays() -> None:
     resolved = FitConfig(k=3, **given_).resolved(1000, 4)
     assert isinstance(resolved, ResolvedFitConfig)
     assert {name: getattr(resolved, name) for name in given_} == given_
+
+
+# Breaks when a branch of a tree has few rows a batch, or an epoch few steps.
+@pytest.mark.parametrize(
+    ("k", "n_rows", "branches", "expected"),
+    [(16384, 2_000_000, 256, 62_500), (16384, 10**7, 256, 65_536), (4, 10**6, 4, 15_625)],
+)
+def test_batch_rows_of_a_tree(k: int, n_rows: int, branches: int, expected: int) -> None:
+    resolved = FitConfig(k=k, algorithm="tree").resolved(n_rows, 64)
+    assert (resolved.branching, resolved.n_branches) == (str(branches), branches)
+    assert resolved.batch_rows == expected
+
+
+# Breaks when the branches of a run that is resumed with the same option are others.
+@pytest.mark.parametrize(("branching", "n_branches"), [("8x32", 8), ("8", 8), ("256", 256)])
+def test_branching(branching: str, n_branches: int) -> None:
+    resolved = FitConfig(k=256, algorithm="tree", branching=branching).resolved(10**6, 16)
+    assert (resolved.branching, resolved.n_branches) == (str(n_branches), n_branches)
+    assert FitConfig(k=256).resolved(10**6, 16).branching is None
 
 
 # Breaks when the batch outgrows the array, the cache or memory, or vanishes.

@@ -38,6 +38,8 @@ EVERY = [
     for each in settings_of(config)
 ]
 
+#: What else must be given for a setting to be taken.
+NEEDED = {"branching": ("algorithm", "tree")}
 #: One of these is a value of each setting that is no flag and takes more than a few names.
 TEXTS = ("7", "0.5", "random", "cpu", "5m", "1GiB")
 
@@ -72,13 +74,17 @@ def help_of(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
 class TestEverySetting:
     def test_is_an_option(self, config: type[Any], each: Setting) -> None:
         text, value = other_value(each)
-        k = [] if each.name == "k" else ["--k", "2"]
+        k = [] if each.name == "k" else ["--k", "9"]
+        name, needed = NEEDED.get(each.name, ("seed", "0"))
+        k += [] if each.name == name else [f"--{name}", needed]
         arguments = _parse(["fit", "x.npy", "--out", "run", *k, *typed(each, text)])
         assert getattr(configured(config, arguments), each.name) == value
 
     def test_is_a_key_of_a_file(self, config: type[Any], each: Setting, tmp_path: Path) -> None:
         text, value = other_value(each)
-        k = "" if each.name == "k" else "k = 2\n"
+        k = "" if each.name == "k" else "k = 9\n"
+        if each.name in NEEDED:
+            k += '{} = "{}"\n'.format(*NEEDED[each.name])
         written = text if each.parse in (None, int, float) else json.dumps(text)
         (tmp_path / "run.toml").write_text(f"{k}{each.flag.removeprefix('--')} = {written}\n")
         arguments = _parse(["fit", "x.npy", "--out", "run", "--config", str(tmp_path / "run.toml")])

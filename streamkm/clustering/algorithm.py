@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, Self
 
+from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.growing import Growing
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.state import STOP_REASONS
+from streamkm.clustering.tree import ClosingTree
 from streamkm.distributed.world import ALONE
 from streamkm.tables import ALGORITHMS, load_class
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import MadeKernel
 
 __all__ = ["Algorithm", "closing_algorithm", "make_algorithm", "stop_reason"]
 
@@ -35,12 +37,12 @@ class Algorithm(Protocol):
     """
 
     @property
-    def kernel(self) -> Kernel:
+    def kernel(self) -> MadeKernel:
         """The kernel that does the arithmetic."""
 
     @classmethod
     def make(
-        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+        cls, kernel: MadeKernel, config: ResolvedFitConfig, n_rows: int,
         world: World = ALONE, weight_unit: float = 1.0,
     ) -> Self:  # fmt: skip
         """The algorithm that `config` asks for, on an array of `n_rows` rows.
@@ -74,7 +76,7 @@ class Algorithm(Protocol):
 
 
 def make_algorithm(
-    kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+    kernel: MadeKernel, config: ResolvedFitConfig, n_rows: int,
     world: World = ALONE, weight_unit: float = 1.0,
 ) -> Algorithm:  # fmt: skip
     """The algorithm that ``--algorithm`` names, or `Growing`; see `Algorithm.make`."""
@@ -93,8 +95,14 @@ def stop_reason(code: int, algorithm: str, epochs: int) -> str:
 
 
 def closing_algorithm(
-    kernel: Kernel, config: ResolvedFitConfig, world: World = ALONE, weight_unit: float = 1.0
+    kernel: MadeKernel, config: ResolvedFitConfig, world: World = ALONE, weight_unit: float = 1.0
 ) -> Algorithm:
-    """Lloyd's algorithm for the closing passes of every run; it never stops the state."""
+    """Lloyd's algorithm for the closing passes of every run; it never stops the state.
+
+    Those of a tree search by its branches too.
+    """
     spherical = config.metric == "cosine"
-    return Lloyd(kernel, config.seed, spherical, closing=True, world=world, weight_unit=weight_unit)
+    kind = Lloyd
+    if config.n_branches:
+        kind, kernel = ClosingTree, BranchKernel(kernel, config.batch_rows)
+    return kind(kernel, config.seed, spherical, closing=True, world=world, weight_unit=weight_unit)

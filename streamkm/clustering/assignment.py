@@ -36,7 +36,7 @@ from streamkm.kernels import (
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.distributed.world import World
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import MadeKernel
 
 __all__ = [
     "BatchSums",
@@ -72,7 +72,7 @@ class BatchTotals(NamedTuple):
 
 
 def nearest(
-    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
 ) -> Assignment:
     """The nearest centroid of each row, with distances exact enough to report.
 
@@ -86,7 +86,7 @@ def nearest(
 
 
 def nearest_two(
-    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
 ) -> TwoNearest:
     """`nearest`, with the distance to the second nearest centroid."""
     labels_B, sq_distances_B, second_B = kernel.assign_two(
@@ -118,7 +118,7 @@ def nearest_several(
 
 
 def nearest_and_sums(
-    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool, exact: bool
+    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool, exact: bool
 ) -> tuple[Assignment, BatchSums]:
     """`nearest`, and the sums and counts of each cluster over the batch.
 
@@ -157,7 +157,7 @@ def nearest_and_sums(
 
 
 def nearest_and_fixed_sums(
-    kernel: Kernel,
+    kernel: MadeKernel,
     batch: Batch,
     centroids_KD: torch.Tensor,
     *,
@@ -203,7 +203,7 @@ def nearest_and_fixed_sums(
 
 
 def sums_by_label(
-    kernel: Kernel, batch: Batch, labels_B: torch.Tensor, centroids_KD: torch.Tensor
+    kernel: MadeKernel, batch: Batch, labels_B: torch.Tensor, centroids_KD: torch.Tensor
 ) -> torch.Tensor:
     """Weighted sum of the rows of each cluster, float64, by labels that are already known."""
     k, n_features = centroids_KD.shape
@@ -224,7 +224,7 @@ def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest_by_kernel_(
-    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
 ) -> Assignment:
     """`nearest` with the distances of the kernel; fills in what `_nearest_in_window_` does."""
     if len(batch) == 0:
@@ -240,7 +240,7 @@ def _nearest_by_kernel_(
 
 
 def _nearest_in_window_(
-    kernel: Kernel, batch: Batch, centroids_KD: torch.Tensor, *, exact: bool
+    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, *, exact: bool
 ) -> Assignment:
     """Assign rows where they lie; fill in their squared lengths and which of them are dropped.
 
@@ -258,7 +258,7 @@ def _nearest_in_window_(
 
 
 def _exact(
-    kernel: Kernel,
+    kernel: MadeKernel,
     batch: Batch,
     labels_B: torch.Tensor,
     sq_distances_B: torch.Tensor,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import MadeKernel
 
 __all__ = ["Growing", "grown_state"]
 
@@ -41,7 +41,7 @@ class Growing(MiniBatch):
 
     @classmethod
     def make(
-        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+        cls, kernel: MadeKernel, config: ResolvedFitConfig, n_rows: int,
         world: World = ALONE, weight_unit: float = 1.0,
     ) -> Self:  # fmt: skip
         """See `Algorithm`."""

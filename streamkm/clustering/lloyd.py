@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import MadeKernel
 
 __all__ = ["Lloyd", "is_closed"]
 
@@ -44,7 +44,7 @@ __all__ = ["Lloyd", "is_closed"]
 class Lloyd:
     """Gathers sums and counts over a pass, then moves every centroid at once, in place."""
 
-    kernel: Kernel
+    kernel: MadeKernel
     seed: int
     spherical: bool = False
     closing: bool = False
@@ -56,7 +56,7 @@ class Lloyd:
 
     @classmethod
     def make(
-        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+        cls, kernel: MadeKernel, config: ResolvedFitConfig, n_rows: int,
         world: World = ALONE, weight_unit: float = 1.0,
     ) -> Self:  # fmt: skip
         """See `Algorithm`; the number of rows does not matter here."""
@@ -89,7 +89,11 @@ class Lloyd:
         if len(batch) == 0:
             return
         (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
-            self.kernel, batch, state.centroids_KD, spherical=self.spherical, exact=True
+            self._kernel_for(state),
+            batch,
+            state.centroids_KD,
+            spherical=self.spherical,
+            exact=True,
         )
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
@@ -109,6 +113,11 @@ class Lloyd:
         state.inertia += inertia
         mass = (weights_K if state.is_weighted else counts_K).sum()
         state.batch_inertia.copy_(inertia / torch.where(mass > 0, mass, 1))
+
+    def _kernel_for(self, state: KMeansState) -> MadeKernel:
+        """The kernel for a step from `state`."""
+        del state
+        return self.kernel
 
     def gathered(self, state: KMeansState) -> KMeansState:
         """See `Algorithm`: sums are added up, of counts and of whole numbers."""

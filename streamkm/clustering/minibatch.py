@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import MadeKernel
 
 __all__ = ["MiniBatch"]
 
@@ -66,7 +66,7 @@ ANNEALED_EPOCHS = 10
 class MiniBatch:
     """Moves the centroids after every batch, in place."""
 
-    kernel: Kernel
+    kernel: MadeKernel
     n_rows: int
     """Number of rows of the whole array."""
     seed: int
@@ -81,7 +81,7 @@ class MiniBatch:
 
     @classmethod
     def make(
-        cls, kernel: Kernel, config: ResolvedFitConfig, n_rows: int,
+        cls, kernel: MadeKernel, config: ResolvedFitConfig, n_rows: int,
         world: World = ALONE, weight_unit: float = 1.0,
     ) -> Self:  # fmt: skip
         """See `Algorithm`; batches bring the unit of their weights themselves."""
@@ -107,7 +107,7 @@ class MiniBatch:
         if is_host(live.device) and not live:
             return  # On a GPU, reading `live` would make the host wait.
         assignment, (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
-            self.kernel,
+            self._kernel_for(state),
             batch,
             state.centroids_KD,
             spherical=self.spherical,
@@ -136,6 +136,11 @@ class MiniBatch:
         state.mass_K += added_K
         shift = state.move_(counts_K > 0, spherical=self.spherical, added=sums, kept_K=kept_K)
         self._watch(state, inertia, n_rows, mass, shift, live)
+
+    def _kernel_for(self, state: KMeansState) -> MadeKernel:
+        """The kernel for a step from `state`."""
+        del state
+        return self.kernel
 
     def gathered(self, state: KMeansState) -> KMeansState:
         """See `Algorithm`: all is added up at every step, but for the reservoir."""

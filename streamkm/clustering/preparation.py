@@ -13,7 +13,7 @@ from streamkm.kernels import gather, normalize_
 
 if TYPE_CHECKING:
     from streamkm.clustering.scaling import Scaling
-    from streamkm.kernels import Kernel
+    from streamkm.kernels import MadeKernel
 
 __all__ = ["Preparation"]
 
@@ -32,7 +32,7 @@ class Preparation:
 
     @classmethod
     def for_kernel(
-        cls, scaling: Scaling, kernel: Kernel, *, batch_rows: int, stored: torch.dtype,
+        cls, scaling: Scaling, kernel: MadeKernel, *, batch_rows: int, stored: torch.dtype,
         dtype: torch.dtype, in_place: bool = True, weight_unit: float | None = None,
     ) -> Self:  # fmt: skip
         """The preparation that `kernel` needs for rows of dtype `stored`, compared in `dtype`.

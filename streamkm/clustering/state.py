@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.branch_plan import listed
+from streamkm.clustering.branches import Branches
 from streamkm.kernels import LEAST_GRADE, Reservoir, move_points_
 
 if TYPE_CHECKING:
@@ -83,6 +85,12 @@ class KMeansState:
     """The clusters that they were assigned to, int64; 0 where there is no row."""
     reservoir_weights_R: torch.Tensor
     """Their weights, float64; of shape (0,) where rows have no weights."""
+    branches_JD: torch.Tensor
+    """Where the branches of a tree are, in the dtype of the centroids; none in other algorithms."""
+    listed_P: torch.Tensor
+    """Clusters that the rows of each branch are compared with, int64 (see `Branches`)."""
+    n_listed_J: torch.Tensor
+    """Numbers of them, int64."""
     tolerance: torch.Tensor
     """Squared centroid shift at which the run stops."""
     inertia: torch.Tensor
@@ -148,6 +156,11 @@ class KMeansState:
             self.reservoir_weights_R,
         )
 
+    @property
+    def branches(self) -> Branches:
+        """The branches, on the memory of the state."""
+        return Branches(self.branches_JD, self.listed_P, self.n_listed_J)
+
     def clone(self) -> KMeansState:
         """A copy whose tensors have memory of their own."""
         return KMeansState(**{name: tensor.clone() for name, tensor in self.tensors().items()})
@@ -197,9 +210,9 @@ class KMeansState:
 
 
 def initial_state(
-    centroids_KD: torch.Tensor, tolerance: float, *, weighted: bool = False
+    centroids_KD: torch.Tensor, tolerance: float, *, weighted: bool = False, n_branches: int = 0
 ) -> KMeansState:
-    """The state before the first row, with the centroids of the seeding."""
+    """The state before the first row, with the centroids of the seeding; branches begin at 0."""
     k, n_features = centroids_KD.shape
     device = centroids_KD.device
 
@@ -229,6 +242,9 @@ def initial_state(
         reservoir_keys_R=torch.full((n_reservoir,), torch.inf, dtype=torch.float64, device=device),
         reservoir_labels_R=torch.zeros(n_reservoir, dtype=torch.int64, device=device),
         reservoir_weights_R=weights(n_reservoir),
+        branches_JD=centroids_KD.new_zeros((n_branches, n_features)),
+        listed_P=torch.zeros(listed(k, n_branches), dtype=torch.int64, device=device),
+        n_listed_J=torch.zeros(n_branches, dtype=torch.int64, device=device),
         tolerance=scalar(tolerance),
         inertia=scalar(0),
         former_inertia=scalar(torch.nan),

@@ -7,6 +7,7 @@ who is to blame. It is a few keys in a TCPStore of torch.distributed:
   stopped or cut off falls silent.
 - Beside the count stands how many collectives the process has come to. A process that hangs in
   its own work still beats, but it is behind the others.
+- Beside that stands how long it has worked, so that one that hangs is told from one that is busy.
 - The first process that fails writes its error. The others end with the same status, in silence.
 
 Clocks of machines are never compared.
@@ -22,16 +23,16 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from streamkm.errors import Interrupted
+from streamkm.errors import ElsewhereError, Interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch.distributed.distributed_c10d import Store
 
-__all__ = ["PROCESS_TIMEOUT_S", "Board", "Notice", "within"]
+__all__ = ["PROCESS_TIMEOUT_S", "Board", "Notice", "elsewhere", "within"]
 
 #: Seconds after which a process that does not answer counts as lost.
 PROCESS_TIMEOUT_S = 60.0
@@ -43,6 +44,11 @@ SILENCE_S = 3.0
 ANSWER_S = 5.0
 #: Longest time between two looks for those who are to come.
 LOOK_S = 0.2
+#: Time between two looks, amid work, whether all is well.
+CHECK_S = 2.0
+#: A process hangs if others wait for it and it has done nothing for so many times the time that it
+#: has to answer: longer than a disk takes for a write that it does not refuse.
+IDLE_TIMES = 10
 #: Seconds that the process that holds the board waits for the others to leave it.
 LINGER_S = 5.0
 #: Seconds that a process may take at most to find out what failed, say so and end.
@@ -62,6 +68,12 @@ class Notice:
     message: str
 
 
+def elsewhere(notice: Notice) -> ElsewhereError:
+    """The error of a process that ends because another one has told an error."""
+    where = f"process {notice.rank} on {notice.host} failed: "
+    return ElsewhereError(where, notice.message, exit_status=notice.status)
+
+
 @dataclass(frozen=True)
 class RollCall:
     """Who does not take part any more."""
@@ -70,6 +82,55 @@ class RollCall:
     """Ranks that do not beat."""
     late: list[int]
     """Ranks that beat, but have not come to the collective that this process waited in."""
+
+
+class Beat(NamedTuple):
+    """What a process has shown of itself last."""
+
+    n_beats: int
+    n_collectives: int
+    busy_s: float
+    """Seconds of processor time, but for those of the thread that beats."""
+
+
+class Listener:
+    """Since when each process has been silent, or idle, as far as this one has looked."""
+
+    def __init__(self, size: int) -> None:
+        now = time.monotonic()
+        self._beats = [Beat(0, 0, 0.0)] * size
+        self._heard_at, self._doubted_at, self._active_at = ([now] * size for _ in range(3))
+
+    def hear(self, beats: list[Beat]) -> None:
+        """Take note of the beats of all."""
+        now = time.monotonic()
+        for rank, (before, beat) in enumerate(zip(self._beats, beats, strict=True)):
+            if beat.n_beats != before.n_beats:
+                self._heard_at[rank] = now
+            elif self._doubted_at[rank] <= self._heard_at[rank]:
+                self._doubted_at[rank] = now
+            if beat[1:] != before[1:]:
+                self._active_at[rank] = now
+        self._beats = beats
+
+    def is_anyone_silent(self, seconds: float) -> bool:
+        """Whether a process has not beaten for that long.
+
+        Not if it was not looked at meanwhile: all may have been stopped, and go on.
+        """
+        now = time.monotonic()
+        return any(
+            now - heard > seconds and doubted > heard and now - doubted > SILENCE_S
+            for heard, doubted in zip(self._heard_at, self._doubted_at, strict=True)
+        )
+
+    def is_anyone_idle(self, seconds: float, n_collectives: int) -> bool:
+        """Whether a process that has come to fewer collectives has done nothing for that long."""
+        now = time.monotonic()
+        return any(
+            beat.n_collectives < n_collectives and now - active > seconds
+            for beat, active in zip(self._beats, self._active_at, strict=True)
+        )
 
 
 class Board:
@@ -121,6 +182,8 @@ class Board:
         self._n_collectives = 0
         self._n_lost = 0
         self._is_lost = False
+        self._watch = Listener(self._size)
+        self._checked_at = time.monotonic()
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="streamkm-beat", daemon=True)
         self._thread.start()
@@ -153,8 +216,8 @@ class Board:
 
         Returns None if the board does not answer.
         """
-        before: list[tuple[int, int]] = []
-        now: list[tuple[int, int]] = []
+        before: list[Beat] = []
+        now: list[Beat] = []
         silent = list(range(self._size))
         deadline = time.monotonic() + SILENCE_S
         while silent and time.monotonic() < deadline:
@@ -163,43 +226,53 @@ class Board:
                 return None
             now = answers[0]
             before = before or now
-            silent = [rank for rank in silent if now[rank][0] == before[rank][0]]
+            silent = [rank for rank in silent if now[rank].n_beats == before[rank].n_beats]
             time.sleep(BEAT_S / 5)
         silent = [rank for rank in silent if rank != self._rank]
-        behind = [rank for rank, beat in enumerate(now) if beat[1] < self._n_collectives]
+        behind = [r for r, beat in enumerate(now) if beat.n_collectives < self._n_collectives]
         late = [rank for rank in behind if rank not in silent]
         self._n_lost = len(silent) + len(late)
         return RollCall(silent, late)
 
-    def meet(self, where: str) -> bool:
-        """Wait until all have come here, however long, as long as those who are missing beat.
+    def is_well(self) -> bool:
+        """Whether nobody has told an error or fallen silent; the board is asked now and then."""
+        if time.monotonic() - self._checked_at < CHECK_S:
+            return True
+        answers = self._ask(lambda: (self._read(), self._beats()), self._timeout_s)
+        self._checked_at = time.monotonic()
+        if not answers:
+            return False
+        notice, beats = answers[0]
+        self._watch.hear(beats)
+        return notice is None and not self._watch.is_anyone_silent(self._timeout_s)
 
-        Returns False if one told an error or fell silent, or if the board does not answer.
+    def meet(self, where: str) -> bool:
+        """Wait until all have come here, however long, as long as those who are missing work.
+
+        Returns False if one told an error, fell silent or hangs, or if the board does not answer.
         """
         self.note_collective()
         key = f"met/{where}"
         # Nothing has failed yet: the board has as long to answer as any process.
         self._ask(lambda: self._store.add(key, 1), self._timeout_s)
-        begin = time.monotonic()
-        beats: list[tuple[int, int]] = []
-        heard_at = [begin] * self._size
+        begin, watch = time.monotonic(), Listener(self._size)
         while True:
             answers = self._ask(
                 lambda: (self._store.add(key, 0), self._read(), self._beats()), self._timeout_s
             )
             if not answers:
                 return False
-            (n_here, notice, latest), now = answers[0], time.monotonic()
+            n_here, notice, beats = answers[0]
             if n_here == self._size:
                 return True
-            heard_at = [
-                now if beat not in beats[rank : rank + 1] else before
-                for rank, (beat, before) in enumerate(zip(latest, heard_at, strict=True))
-            ]
-            if notice is not None or now - min(heard_at) > self._timeout_s:
+            watch.hear(beats)
+            if (
+                notice is not None
+                or watch.is_anyone_silent(self._timeout_s)
+                or watch.is_anyone_idle(IDLE_TIMES * self._timeout_s, self._n_collectives)
+            ):
                 return False
-            beats = latest
-            time.sleep(min(LOOK_S, max(0.01, now - begin)))
+            time.sleep(min(LOOK_S, max(0.01, time.monotonic() - begin)))
 
     def stop(self) -> None:
         """End the thread."""
@@ -244,7 +317,10 @@ class Board:
         told_at: float | None = None
         while not self._is_closed.wait(BEAT_S if n_beats else 0):
             n_beats += 1
-            self._store.set(f"beat/{self._rank}", f"{n_beats} {self._n_collectives}")
+            # To a tenth of a second: threads that only wait for something take less.
+            busy_s = time.process_time() - time.thread_time()
+            beat = f"{n_beats} {self._n_collectives} {busy_s:.1f}"
+            self._store.set(f"beat/{self._rank}", beat)
             self._look_for_the_launcher()
             if not self._may_end or (notice := self._read()) is None:
                 continue
@@ -265,15 +341,17 @@ class Board:
             return None
         return Notice(**json.loads(self._store.get("told")))
 
-    def _beats(self) -> list[tuple[int, int]]:
-        """Of each process, beats and collectives so far; zeros before its first beat."""
+    def _beats(self) -> list[Beat]:
+        """What each process has shown last; zeros before its first beat."""
         keys = [f"beat/{rank}" for rank in range(self._size)]
         if self._store.check(keys):
             values = self._store.multi_get(keys)
         else:
-            values = [self._store.get(key) if self._store.check([key]) else b"0 0" for key in keys]
-        pairs = (value.split() for value in values)
-        return [(int(beats), int(collectives)) for beats, collectives in pairs]
+            values = [
+                self._store.get(key) if self._store.check([key]) else b"0 0 0" for key in keys
+            ]
+        parts = (value.split() for value in values)
+        return [Beat(int(beats), int(calls), float(busy)) for beats, calls, busy in parts]
 
 
 def within(seconds: float, call: Callable[[], T]) -> list[T]:

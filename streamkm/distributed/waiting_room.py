@@ -12,9 +12,8 @@ import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from streamkm.distributed.board import Notice
+from streamkm.distributed.board import Notice, elsewhere
 from streamkm.distributed.cards import Card
-from streamkm.distributed.world import elsewhere
 from streamkm.errors import ConfigError, ProcessLostError, StreamkmError
 
 if TYPE_CHECKING:

@@ -3,9 +3,9 @@
 The rest of streamkm asks a `World` and never torch.distributed. A world of one process does
 nothing at all, so code is the same for one process and for many.
 
-Every method but `tell` and `heard` is collective: all processes call it, in the same order, with
-tensors of the same dtypes, shapes and type of device. If another process dies, hangs or fails
-meanwhile, it raises an `ElsewhereError` or a `ProcessLostError`.
+Every method but `check`, `tell` and `heard` is collective: all processes call it, in the same
+order, with tensors of the same dtypes, shapes and type of device. If another process dies, hangs or
+fails meanwhile, it raises an `ElsewhereError` or a `ProcessLostError`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from streamkm.distributed.board import Board, Notice, within
+from streamkm.distributed.board import Board, Notice, elsewhere, within
 from streamkm.errors import (
     ConfigError,
     ElsewhereError,
@@ -34,7 +34,7 @@ from streamkm.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["ALONE", "Pending", "World", "elsewhere"]
+__all__ = ["ALONE", "Pending", "World"]
 
 #: Seconds that closing a group may take. It waits for collectives that have begun.
 CLOSE_S = 5.0
@@ -134,7 +134,8 @@ class World:
 
         Other collectives fail after the time that a process has to answer. This one is for work
         that one process does alone, such as seeding or a checkpoint on a slow disk: it fails only
-        if a process dies, stops or tells an error. It takes up to 0.2 s longer than the work.
+        if a process dies, stops, tells an error, or does nothing for ten times as long. It takes up
+        to 0.2 s longer than the work.
         """
         if self._board is None:
             return
@@ -251,6 +252,11 @@ class World:
                     )
 
     # ---- fail together ------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise if another process failed or fell silent; for long work between collectives."""
+        if self._board is not None and not self._board.is_well():
+            raise self._lost(RuntimeError("a process fell silent"))
 
     def tell(self, error: BaseException) -> Notice | None:
         """Tell the others why this process fails; they end with the same status.
@@ -434,12 +440,6 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a tensor, flat; a view where it is contiguous."""
     # Not of an empty tensor, which may have no strides that allow it.
     return tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else _NOTHING
-
-
-def elsewhere(notice: Notice) -> ElsewhereError:
-    """The error of a process that ends because another one has told an error."""
-    where = f"process {notice.rank} on {notice.host} failed: "
-    return ElsewhereError(where, notice.message, exit_status=notice.status)
 
 
 #: One process, which is alone.

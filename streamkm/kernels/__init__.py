@@ -6,11 +6,13 @@ from streamkm.kernels.base import (
     BreathRules,
     Kernel,
     KernelRequest,
+    MadeKernel,
     PassedOver,
     Passes,
     PassKernel,
     Rows,
     TwoNearest,
+    assign_then_add,
 )
 from streamkm.kernels.exact import cancelling_share, pair_sq_distances
 from streamkm.kernels.extension import (
@@ -51,6 +53,7 @@ __all__ = [
     "FixedSums",
     "Kernel",
     "KernelRequest",
+    "MadeKernel",
     "Moments",
     "Nearest",
     "OfferedRows",
@@ -64,6 +67,7 @@ __all__ = [
     "add_by_label",
     "add_fixed_",
     "add_graded_",
+    "assign_then_add",
     "bits_for",
     "cancelling_share",
     "choose_",

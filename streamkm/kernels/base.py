@@ -16,6 +16,7 @@ __all__ = [
     "InPlaceKernel",
     "Kernel",
     "KernelRequest",
+    "MadeKernel",
     "PassKernel",
     "PassedOver",
     "Passes",
@@ -162,20 +163,8 @@ class KernelRequest:
     """Whether a kernel that can cut its work in several ways may time them first."""
 
 
-class Kernel(Protocol):
-    """Assignment and accumulation, in buffers that are allocated once.
-
-    A new kernel is one class with these members, one line in `streamkm.tables.KERNELS` and one
-    subclass of the contract test in ``tests/kernels/contract.py``.
-    """
-
-    @classmethod
-    def check(cls, device: torch.device) -> None:
-        """Raise a DeviceError with cause and remedy if the kernel cannot run on `device`."""
-
-    @classmethod
-    def make(cls, request: KernelRequest) -> Kernel:
-        """The kernel, with its buffers."""
+class MadeKernel(Protocol):
+    """Assignment and accumulation, in buffers that are allocated once: what algorithms call."""
 
     @property
     def name(self) -> str:
@@ -247,6 +236,23 @@ class Kernel(Protocol):
         `sums_KD` and `counts_K` have one place more than there are centroids; its content
         afterwards means nothing.
         """
+
+
+class Kernel(MadeKernel, Protocol):
+    """A kernel that can be chosen by name.
+
+    A new kernel is one class with these members and those of `MadeKernel`, one line in
+    `streamkm.tables.KERNELS` and one subclass of the contract test in
+    ``tests/kernels/contract.py``.
+    """
+
+    @classmethod
+    def check(cls, device: torch.device) -> None:
+        """Raise a DeviceError with cause and remedy if the kernel cannot run on `device`."""
+
+    @classmethod
+    def make(cls, request: KernelRequest) -> Kernel:
+        """The kernel, with its buffers."""
 
 
 class InPlaceKernel(Protocol):
@@ -380,7 +386,7 @@ class Passes(Protocol):
 
 
 def assign_then_add(
-    kernel: Kernel,
+    kernel: MadeKernel,
     rows: Rows,
     centroids_KD: torch.Tensor,
     *,

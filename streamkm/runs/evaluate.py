@@ -9,7 +9,7 @@ import torch
 
 from streamkm.clustering.metrics import RunningClusterSums
 from streamkm.distributed.world import ALONE
-from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.labelling import Labelling, LookedAt
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.engine.watch import Watch
 from streamkm.runs.reporting.progress import Progress
@@ -54,6 +54,8 @@ class Evaluation:
     """As scikit-learn's; None as before, or if there are no more rows than clusters."""
     davies_bouldin: float | None = None
     """As scikit-learn's if centroids are means; None if fewer than two clusters have rows."""
+    looked_at: LookedAt | None = None
+    """After a fast search: rows that were compared with all centroids; None after an exact one."""
 
     @property
     def inertia_per_row(self) -> float:
@@ -70,10 +72,11 @@ class Evaluation:
         *,
         weighted: bool,
         compare: bool = True,
+        looked_at: LookedAt | None = None,
     ) -> Self:
         """The figures of a clustering by `model` from its sums, which are about `centroids_KD`.
 
-        `compare` is that of `evaluate`.
+        `compare` is that of `evaluate`, `looked_at` that of the class.
         """
         return cls(
             int(found.sizes_K.sum()),
@@ -84,11 +87,16 @@ class Evaluation:
             found.simplified_silhouette(),
             found.calinski_harabasz(centroids_KD),
             found.davies_bouldin(centroids_KD) if compare else None,
+            looked_at,
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         weights = {} if self.weights is None else {"weights": self.weights}
+        search = {}
+        if self.looked_at is not None:
+            n_rows, n_true = self.looked_at
+            search = {"true_nearest": n_true / (n_rows or 1), "true_nearest_rows": n_rows}
         return {
             "rows": self.n_rows,
             "dropped": self.n_dropped,
@@ -101,6 +109,7 @@ class Evaluation:
             "empty_clusters": self.sizes.count(0),
             "sizes": self.sizes,
             **weights,
+            **search,
         }
 
     def __str__(self) -> str:
@@ -121,6 +130,12 @@ class Evaluation:
                 f"{ordered[-1]:,} most"
             ),
         ]
+        if self.looked_at is not None:
+            n_rows, n_true = self.looked_at
+            lines.append(
+                f"true nearest     {n_true / (n_rows or 1):.2%} of {n_rows:,} rows compared with "
+                "every centroid (search fast: the figures above are of its labels)"
+            )
         if len(self.sizes) <= SIZES_SHOWN:
             lines += [f"  cluster {i:<6} {size:,}" for i, size in enumerate(self.sizes)]
         else:
@@ -138,6 +153,7 @@ def evaluate(
     execution: ExecutionConfig,
     *,
     nan: str | None = None,
+    search: str = "exact",
     stop_request: StopRequest,
     weights: Weights | None = None,
     world: World = ALONE,
@@ -160,6 +176,9 @@ def evaluate(
         How to carry it out.
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
+    search : {"exact", "fast"}
+        Whether each row is compared with every centroid, or with those around one branch. Then
+        some rows are compared with all, to say how many find the nearest.
     stop_request : StopRequest
         Asked after every batch.
     weights : Weights, optional
@@ -184,9 +203,10 @@ def evaluate(
     """
     model = load_model(run_dir, world)
     nan = nan or model.settings["nan"]
-    labelling = Labelling(model, source, execution, weights, world=world)
+    is_fast = search == "fast"
+    labelling = Labelling(model, source, execution, weights, world=world, fast=is_fast)
     sums = RunningClusterSums(model.k, model.n_features)
-    n_dropped = torch.zeros(1, dtype=torch.int64)
+    n_dropped, looked_at = torch.zeros(1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
     watch = Watch(source, nan, world, stop_request)
     with (
         Progress(quiet=quiet or not world.is_first) as progress,
@@ -200,6 +220,7 @@ def evaluate(
             if place.owner == world.rank:
                 evaluated = next(batches)
                 n_found = add_batch_(sums, evaluated)
+                looked_at += torch.tensor(evaluated.looked_at)
                 if look is not None:
                     look(evaluated.labelled)
             n_dropped += n_found
@@ -210,11 +231,12 @@ def evaluate(
         watch.finish()
         progress.say(labelling.times.summary())
     found = sums.of_all(world)
-    world.sum_(n_dropped)
+    world.sum_(n_dropped, looked_at)
     centroids_KD = labelling.centroids_KD.cpu()
     return Evaluation.of(
-        model, found, centroids_KD, int(n_dropped), weighted=weights is not None, compare=compare
-    )
+        model, found, centroids_KD, int(n_dropped), weighted=weights is not None, compare=compare,
+        looked_at=LookedAt(*looked_at.tolist()) if is_fast else None,
+    )  # fmt: skip
 
 
 def add_batch_(sums: RunningClusterSums, evaluated: EvaluatedBatch) -> int:

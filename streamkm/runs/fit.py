@@ -24,7 +24,9 @@ from streamkm.runs.storage.checkpoint import Checkpointer, NoCheckpoints
 from streamkm.runs.storage.model import Model, load_model
 from streamkm.runs.storage.model_file import DamagedModelError
 from streamkm.runs.storage.run_folder import RunFolder, feature_names
+from streamkm.runs.storage.shared_path import check_one_run
 from streamkm.sources.names import in_order
+from streamkm.tables import ALGORITHMS
 
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig, FitConfig
@@ -100,6 +102,7 @@ def fit(
     """
     check_outside(source, run_dir=run_dir)
     if resume and run_dir is not None:
+        check_one_run(run_dir, world)
         source = as_begun(source, run_dir, world)
     if config.from_run is not None:
         source = as_begun(source, Path(config.from_run), world)
@@ -173,7 +176,8 @@ def plan_fit(
     if earlier is not None:
         earlier.check(config, spec, source.name)
     resolved = config.resolved(spec.n_rows, spec.n_features)
-    device = resolve_device(execution.device)
+    devices = ALGORITHMS[config.algorithm].devices
+    device = resolve_device(execution.device, devices, f"algorithm {config.algorithm}")
     n_here = world.hosts.count(world.host)
     return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here, earlier)
 

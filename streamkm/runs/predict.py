@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from streamkm.distributed.world import ALONE
 from streamkm.errors import (
-    ConfigError,
     ElsewhereError,
     InputError,
     NonFiniteError,
@@ -19,47 +16,53 @@ from streamkm.errors import (
     StorageError,
 )
 from streamkm.files import file_sha256
-from streamkm.runs.engine.collecting import collected
-from streamkm.runs.engine.labelling import Labelling, label_dtype
-from streamkm.runs.engine.writing import CLUSTER, DISTANCE, SECOND, FoundRows, Writer
-from streamkm.runs.reporting.bad_rows import non_finite_error
+from streamkm.runs.engine.allotment import Allotment
+from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.outputs import (
+    columns_of,
+    fields_of,
+    n_ranked,
+    output_dtypes,
+    table_bytes,
+)
+from streamkm.runs.engine.writing import FoundRows, Output, Writer
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.output_records import are_finished, check_free, record_outputs
 from streamkm.runs.storage.parts_file import check_parts, write_parts
+from streamkm.runs.storage.shared_path import check_shared
 from streamkm.sinks import (
+    PartedSink,
     beside,
-    chunk_rows_of,
     commit_together,
-    is_copy,
+    has_parts,
     is_table,
+    open_part,
     open_sink,
     tidy,
     unfinished_rows,
 )
-from streamkm.sources import RowRange, id_notes, id_row_bytes, ids_of, parts_of
+from streamkm.sources import id_notes, ids_of, parts_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
+
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
     from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.runs.storage.model import Model
     from streamkm.sinks import Sink
     from streamkm.sources import IdColumn, Source
 
 __all__ = [
     "finished_line",
     "job_of",
-    "n_ranked",
     "notes_on_ids",
     "origin_of",
-    "output_dtypes",
     "predict",
-    "table_bytes",
     "written_ids",
 ]
 
@@ -74,8 +77,11 @@ def predict(
     second: Path | None = None,
     nearest: int | None = None,
     nan: str | None = None,
+    search: str = "exact",
     resume: bool,
     stop_request: StopRequest,
+    quiet: bool = False,
+    tells_ids: bool = True,
     world: World = ALONE,
 ) -> int:
     """Write the nearest centroid of every row of `source`; returns how many rows it dropped.
@@ -105,14 +111,21 @@ def predict(
         distances go by the lower index. 1 gives (N, 1). By default they are (N,).
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
+    search : {"exact", "fast"}
+        Whether each row is compared with every centroid, or with those around one branch.
     resume : bool
         Go on with outputs that an interrupted predict left unfinished. Do nothing if this
         model has finished all of them from these rows.
     stop_request : StopRequest
         Asked after every batch.
+    quiet : bool
+        Say nothing on stderr.
+    tells_ids : bool
+        Say what there is to say about ids; False for a command that goes on with the labels.
     world : World, optional
-        The processes that share the rows. All call `predict` with the same arguments; the first
-        alone writes, reads and locks outputs.
+        The processes that share the rows. All call `predict` with the same arguments. Each writes
+        a part of the outputs, in a folder that all see; the first alone writes tables, and what
+        says how far all have come.
 
     Raises
     ------
@@ -130,46 +143,110 @@ def predict(
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
     # Only the first process needs the run folder, and what was written before.
-    job = job_of(run_dir, source, nan, paths) if world.is_first else {}
+    job = job_of(run_dir, source, nan, paths, search) if world.is_first else {}
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=not world.is_first))
-        if resume:
-            is_finished = False
-            if world.is_first and are_finished(run_dir, job, outputs, source.spec.n_rows):
-                is_finished = True
-                _say_finished(paths, source, progress)
-            world.meet()
-            if world.gather(is_finished)[0]:
-                return 0
+        progress = stack.enter_context(Progress(quiet=quiet or not world.is_first))
+        if resume and _is_finished(run_dir, job, outputs, source, progress, world):
+            return 0
         ids = written_ids(source, paths)
         if world.is_first:
-            check_free(run_dir, paths, resume=resume)
-            for path in paths:
-                check_parts(path, parts_of(source))
-            for note in notes_on_ids(source, ids, execution):
-                progress.say(f"note: {note}")
+            _check_free(run_dir, paths, source, resume=resume)
+            if tells_ids:
+                _say_notes(notes_on_ids(source, ids, execution), progress)
         labelling = Labelling(
             model, source, execution, output_bytes=table_bytes(outputs, ids), world=world,
-            n_nearest=n_ranked(second, nearest),
+            n_nearest=n_ranked(second, nearest), fast=search == "fast",
         )  # fmt: skip
+        check_shared(_shared_folders(paths), world)
         sinks = [
             stack.enter_context(_opened(*output, source, ids, progress, resume=resume))
             for output in (outputs if world.is_first else ())
         ]
-        for sink in sinks:
-            _check_job(sink, job)
-        world.meet()
-        start_row = world.gather(min((sink.next_row for sink in sinks), default=0))[0]
-        columns = (CLUSTER, *_columns(distances, second))
-        writer = Writer(sinks, columns, job, execution, stop_request, start_row, world)
+        columns = columns_of(distances, second)
+        n_rows = source.spec.n_rows
+        allotted, start_row = _allotted(outputs, columns, sinks, job, n_rows, world, stack)
+        writer = Writer(
+            allotted, job, source, refuses=nan == "error", execution=execution, world=world,
+            stop_request=stop_request, start_row=start_row, most_sent=labelling.most_waiting,
+        )  # fmt: skip
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
-            if start_row < source.spec.n_rows:
-                found = FoundRows(_fields(outputs, columns), model.scaling.unit)
-                _label_all(source, labelling, found, writer, progress, nan=nan)
+            if start_row < n_rows:
+                rows = FoundRows(fields_of(outputs, columns), model.scaling.unit)
+                _label_all(source, labelling, rows, writer, progress)
+            # The last rows become durable, and their cursor names the job until the commit.
+            writer.finish()
+            _say_dropped(writer, progress)
             if world.is_first:
-                _conclude(run_dir, source, sinks, writer, progress)
+                _conclude(run_dir, source, sinks, writer.job, progress)
             world.meet()
     return writer.n_dropped
+
+
+def _shared_folders(paths: list[Path]) -> list[Path]:
+    """The folders in which all processes write."""
+    folders = [beside(path, ".partial").parent for path in paths if has_parts(path)]
+    return list(dict.fromkeys(folders))
+
+
+def _allotted(
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    columns: Sequence[str],
+    sinks: list[Sink],
+    job: dict[str, str],
+    n_rows: int,
+    world: World,
+    stack: ExitStack,
+) -> tuple[list[Output], int]:
+    """The outputs as this process sees them, and the first row that one of them lacks.
+
+    `sinks` are those of the first process, none in others, and `job` must be what they began with.
+    """
+    for sink in sinks:
+        _check_job(sink, job)
+    own: list[Sink | None] = [*sinks] or [None] * len(outputs)
+    shares = [world.size > 1 and isinstance(sink, PartedSink) for sink in sinks]
+    for sink, is_shared in zip(sinks, shares, strict=True):
+        if is_shared:
+            sink.admit_others()
+    world.meet()  # To reserve the space, or to check what is there, may take a while.
+    begun = world.gather([[sink.next_row for sink in sinks], shares])[0]
+    found = []
+    for (path, dtype), name, sink, start_row, is_shared in zip(
+        outputs, columns, own, *begun, strict=True
+    ):
+        part = sink.part if isinstance(sink, PartedSink) and is_shared else None
+        if sink is None and is_shared:
+            part = stack.enter_context(
+                open_part(path, n_rows=n_rows, dtype=dtype, start_row=start_row)
+            )
+        span_end = None if part is None else part.span_end
+        allotment = Allotment(start_row, world.size, span_end)
+        found.append(Output(name, dtype, sink, part, allotment))
+    return found, min(begun[0])
+
+
+def _check_free(run_dir: Path, paths: list[Path], source: Source, *, resume: bool) -> None:
+    """Refuse outputs that are there, or that another process writes."""
+    check_free(run_dir, paths, resume=resume)
+    for path in paths:
+        check_parts(path, parts_of(source))
+
+
+def _is_finished(
+    run_dir: Path,
+    job: dict[str, str],
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    source: Source,
+    progress: Progress,
+    world: World,
+) -> bool:
+    """Whether all outputs are finished, which the first process says."""
+    is_finished = world.is_first and are_finished(run_dir, job, outputs, source.spec.n_rows)
+    if is_finished:
+        _say_finished([path for path, _ in outputs], source, progress)
+    world.meet()
+    found: bool = world.gather(is_finished)[0]
+    return found
 
 
 def _say_finished(paths: list[Path], source: Source, progress: Progress) -> None:
@@ -181,12 +258,10 @@ def _say_finished(paths: list[Path], source: Source, progress: Progress) -> None
 
 
 def _conclude(
-    run_dir: Path, source: Source, sinks: list[Sink], writer: Writer, progress: Progress
+    run_dir: Path, source: Source, sinks: list[Sink], job: dict[str, str], progress: Progress
 ) -> None:
     """Give the outputs their names, once all rows are in them."""
-    # The last rows become durable, and their cursor names the job until the commit.
-    writer.save()
-    refused = record_outputs(run_dir, writer.job, sinks)
+    refused = record_outputs(run_dir, job, sinks)
     parts, paths = parts_of(source), [sink.path for sink in sinks]
     lists = [write_parts(path, parts) for path in paths]
     commit_together(sinks)
@@ -198,10 +273,14 @@ def _conclude(
         progress.say(f"note: a later --resume will not know that this is finished ({refused})")
 
 
-def job_of(run_dir: Path, source: Source, nan: str, outputs: list[Path]) -> dict[str, str]:
-    """What decides the values of `outputs`: the model, the data, `nan`, and the column of ids."""
+def job_of(
+    run_dir: Path, source: Source, nan: str, outputs: list[Path], search: str
+) -> dict[str, str]:
+    """What decides the values of `outputs`: model, data, `nan`, the column of ids, the search."""
     model = file_sha256(run_dir / "model.safetensors")
     job = {"model": model, "data": source.fingerprint(), "nan": nan}
+    if search != "exact":
+        job["search"] = search
     ids = written_ids(source, outputs)
     return job if ids is None else {**job, "ids": ids.column}
 
@@ -226,95 +305,11 @@ def notes_on_ids(source: Source, ids: IdColumn | None, execution: ExecutionConfi
     return [f"ids of column {unwritten.column!r} are not written: only .parquet outputs have them"]
 
 
-def table_bytes(outputs: list[tuple[Path, np.dtype[Any]]], ids: IdColumn | None) -> int:
-    """Host bytes of a chunk of each output that is a table: values and ids, three times each.
-
-    Once as they come, once as the columns of a chunk, once as the chunk is written.
-    """
-    id_bytes = 0 if ids is None else id_row_bytes(ids)
-    return 3 * sum(
-        chunk_rows_of(dtype) * (dtype.itemsize + id_bytes)
-        for path, dtype in outputs
-        if is_table(path)
-    )
-
-
 def finished_line(paths: list[Path]) -> str:
     """The line that says that the outputs at `paths` are finished."""
     are = "are" if len(paths) > 1 else "is"
     names = " and ".join(map(str, paths))
     return f"{names} {are} finished, by this model from this source: nothing is left to do"
-
-
-def n_ranked(second: Path | None, nearest: int | None) -> int:
-    """How many of the nearest centroids of each row must be found."""
-    return max(nearest or 1, 1 if second is None else 2)
-
-
-def output_dtypes(
-    model: Model,
-    labels: Path,
-    distances: Path | None,
-    second: Path | None = None,
-    nearest: int | None = None,
-) -> list[tuple[Path, np.dtype[Any]]]:
-    """(path, dtype) of each output, labels first; a table has a field for each column."""
-    _check_nearest(model, second, nearest)
-    several = () if nearest is None else (nearest,)
-    cluster = (CLUSTER, np.dtype((label_dtype(model.k), several)))
-    distance = (DISTANCE, np.dtype((np.float32, several)))
-    of_labels = np.dtype([cluster, distance]) if is_table(labels) else cluster[1]
-    outputs: list[tuple[Path, np.dtype[Any]]] = [(labels, of_labels)]
-    for column, path in _columns(distances, second).items():
-        if is_copy(path):
-            raise ConfigError(
-                f"{path}: only ",
-                Option("labels"),
-                " can be a copy of the source; write the distances as .npy or .parquet",
-            )
-        dtype: np.dtype[Any] = distance[1] if column == DISTANCE else np.dtype(np.float32)
-        outputs.append((path, np.dtype([(column, dtype)]) if is_table(path) else dtype))
-    _refuse_same({"labels": labels, "distances": distances, "second": second})
-    return outputs
-
-
-def _check_nearest(model: Model, second: Path | None, nearest: int | None) -> None:
-    """Refuse more centroids of a row than there are."""
-    if nearest is not None and not 1 <= nearest <= model.k:
-        raise ConfigError(
-            Option("nearest", nearest),
-            f" must be from 1 to {model.k}, the number of centroids of the run",
-        )
-    if second is not None and model.k == 1:
-        raise ConfigError(
-            Option("second"), " is the distance to the second nearest centroid, the run has only 1"
-        )
-
-
-def _refuse_same(outputs: dict[str, Path | None]) -> None:
-    """Refuse two outputs of one path; `outputs` are by option."""
-    seen: dict[Path, str] = {}
-    for option, path in outputs.items():
-        other = None if path is None else seen.setdefault(path.resolve(), option)
-        if other not in (None, option):
-            both = f" must differ, both are {path}"
-            raise ConfigError(Option(str(other)), " and ", Option(option), both)
-
-
-def _columns(distances: Path | None, second: Path | None) -> dict[str, Path]:
-    """The outputs beside the labels by the name of their column."""
-    outputs = {DISTANCE: distances, SECOND: second}
-    return {column: path for column, path in outputs.items() if path is not None}
-
-
-def _fields(
-    outputs: list[tuple[Path, np.dtype[Any]]], columns: Sequence[str]
-) -> list[tuple[str, np.dtype[Any]]]:
-    """(name, dtype) of all columns that the outputs have, each once."""
-    fields: dict[str, np.dtype[Any]] = {}
-    for (_, dtype), column in zip(outputs, columns, strict=True):
-        fields |= {name: dtype[name] for name in dtype.names or ()} or {column: dtype}
-    return list(fields.items())
 
 
 def _opened(
@@ -352,11 +347,14 @@ def _kept_for_resuming(sinks: list[Sink]) -> Iterator[None]:
         nothing_is_saved = is_input and not any(sink.durable_rows for sink in sinks)
         if isinstance(error, NonFiniteError) or nothing_is_saved:
             for sink in sinks:
-                sink.discard()
+                # Another process may be writing yet. Without a cursor what is left is nobody's.
+                with suppress(OSError):
+                    sink.discard()
         raise
     except OSError as error:
+        where = sinks[0].path if sinks else error.filename
         raise StorageError(
-            f"{sinks[0].path}: cannot be written ({error}); the rows that were saved before are "
+            f"{where}: cannot be written ({error}); the rows that were saved before are "
             "intact: free space, or mend what keeps the disk from being written, then "
             "repeat with ",
             Option("resume", value=True),
@@ -369,10 +367,8 @@ def _label_all(
     rows: FoundRows,
     writer: Writer,
     progress: Progress,
-    *,
-    nan: str,
 ) -> None:
-    """Stream the rows that are left through the model to the sinks."""
+    """Stream the rows that are left through the model to who writes them."""
     progress.introduce(source, labelling.notes)
     start_row = writer.start_row
     if start_row:
@@ -380,27 +376,24 @@ def _label_all(
     progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
     with labelling.batches(start_row) as batches:
         progress.begin("predict", source.spec.n_rows, labelling.times, done=start_row)
-        for place, found_B in collected(
-            labelling.places(start_row),
-            map(rows.of, batches),
-            rows.dtype,
-            labelling.world,
-            labelling.most_waiting,
-        ):
-            if found_B is not None:
-                n_dropped = rows.n_dropped(found_B)
-                if n_dropped and nan == "error":
-                    where = RowRange(place.start_row, place.start_row + place.n_rows)
-                    raise non_finite_error(source, n_dropped, within=where)
-                writer.write(place.start_row, found_B)
+        for place in labelling.places(start_row):
+            is_own = place.owner == labelling.world.rank
+            writer.write(place, rows.of(next(batches)) if is_own else None)
             writer.after(place)
             progress.advance(place.n_rows)
             if progress.is_due():
                 progress.report({})
-    writer.finish()
     progress.say(labelling.times.summary())
+
+
+def _say_notes(notes: list[str], progress: Progress) -> None:
+    for note in notes:
+        progress.say(f"note: {note}")
+
+
+def _say_dropped(writer: Writer, progress: Progress) -> None:
     if writer.n_dropped:
-        since = f" from row {start_row:,} on" if start_row else ""
+        since = f" from row {writer.start_row:,} on" if writer.start_row else ""
         dropped = counted(writer.n_dropped, "row")
         progress.say(f"dropped: {dropped}{since} with NaN or infinity, labelled -1")
 
@@ -408,6 +401,8 @@ def _label_all(
 def _check_job(sink: Sink, job: dict[str, str]) -> None:
     """Refuse to go on with an unfinished output of another model, other data or another `nan`."""
     before = sink.read_cursor() or ({} if sink.durable_rows else job)
+    # Where none is named, it is the exact one.
+    before, job = ({"search": "exact", **each} for each in (before, job))
     for name, value in job.items():
         if before.get(name) != value:
             raise ResumeError(

@@ -1,6 +1,7 @@
 """Sinks: the files that labels and distances are written to."""
 
-from streamkm.sinks.base import Sink, commit_together
+from streamkm.sinks.base import PartedSink, Sink, commit_together
+from streamkm.sinks.part import Part, Written
 from streamkm.sinks.places import beside
 from streamkm.sinks.registry import (
     SINKS,
@@ -8,8 +9,10 @@ from streamkm.sinks.registry import (
     check_target,
     chunk_rows_of,
     copied_bytes,
+    has_parts,
     is_copy,
     is_table,
+    open_part,
     open_sink,
     stored_crc32,
     tidy,
@@ -19,15 +22,20 @@ from streamkm.sinks.registry import (
 
 __all__ = [
     "SINKS",
+    "Part",
+    "PartedSink",
     "Sink",
+    "Written",
     "beside",
     "check_origin",
     "check_target",
     "chunk_rows_of",
     "commit_together",
     "copied_bytes",
+    "has_parts",
     "is_copy",
     "is_table",
+    "open_part",
     "open_sink",
     "stored_crc32",
     "tidy",

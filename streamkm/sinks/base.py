@@ -27,6 +27,7 @@ from streamkm.files import (
     write_atomically,
 )
 from streamkm.sealed import seal
+from streamkm.sinks.checksum import joined_crc32
 from streamkm.sinks.places import beside
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.files import FileLock
+    from streamkm.sinks.part import Part, Written
 
 __all__ = [
     "JoiningSink",
+    "PartedSink",
     "PublishedSink",
     "Sink",
     "commit_together",
@@ -78,6 +81,9 @@ class Sink(ABC):
 
     is_chunked = False
     """Whether the constructor takes ``chunk_rows``."""
+    has_parts = False
+    """Whether several processes can write the output together, each a `Part` of it; such a sink is
+    a `PartedSink`."""
 
     @classmethod
     def stored_crc32(cls, path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
@@ -100,9 +106,9 @@ class Sink(ABC):
         self._cursor: dict[str, Any] | None = None if state is None else state["cursor"]
         self._next_row = self._durable_rows
         self._crc = 0 if state is None else int(state["crc32"])
-        self._closed = False
-        self._failed = False
+        self._closed = self._failed = False
         self._lock: FileLock | None = None
+        self._ahead: list[Written] = []
 
     @property
     def durable_rows(self) -> int:
@@ -171,6 +177,28 @@ class Sink(ABC):
         with self._once_failed_always_failed():
             self._durable_rows = self._sync()
 
+    def claim(self, written: Iterable[Written]) -> None:
+        """Move `durable_rows` over `written`, which parts have brought to disk, in any order.
+
+        Rows behind some that are missing count once those are there, too.
+
+        Raises
+        ------
+        ValueError
+            If rows were written twice.
+        """
+        self._ahead = sorted([*self._ahead, *written])
+        n_claimed = 0
+        for start, stop, crc32 in self._ahead:
+            if start < self._durable_rows:
+                raise ValueError(f"{self.path}: rows {start}:{stop} were written twice")
+            if start > self._durable_rows:
+                break
+            self._crc = joined_crc32(self._crc, crc32, (stop - start) * self.dtype.itemsize)
+            self._durable_rows, n_claimed = stop, n_claimed + 1
+        del self._ahead[:n_claimed]
+        self._next_row = max(self._next_row, self._durable_rows)
+
     def write_cursor(self, cursor: dict[str, Any]) -> None:
         """Flush, then save the place where a resumed run goes on.
 
@@ -205,6 +233,17 @@ class Sink(ABC):
     def hold(self, lock: FileLock) -> None:
         """Keep `lock`, by which this process alone writes the output, until `close`."""
         self._lock = lock
+
+    def admit_others(self) -> None:
+        """Let other processes write parts; until all have closed theirs nobody begins anew.
+
+        Raises
+        ------
+        RunError
+            If a process of another run takes the output in this very moment.
+        """
+        assert self._lock is not None
+        self._lock.share()
 
     def discard(self) -> None:
         """Delete everything written, so that nothing can be resumed, and close."""
@@ -267,10 +306,6 @@ class Sink(ABC):
         yield
         self._failed = False
 
-    def _count(self, values: np.ndarray) -> None:
-        """Add the next stored values to the checksum."""
-        self._crc = zlib.crc32(values.view(np.uint8).data, self._crc)
-
     def _check_stored(self, parts: Iterable[np.ndarray]) -> None:
         """Raise `ResumeError` unless `parts`, the values of the durable rows, have the checksum."""
         crc = 0
@@ -301,11 +336,31 @@ class Sink(ABC):
         """Release files."""
 
 
-def _said(dtype: np.dtype[Any] | str) -> str:
-    """A type of rows in words, such as ``int32`` or ``3 x int32``."""
-    if isinstance(dtype, str) or not dtype.shape:
-        return str(dtype)
-    return f"{' x '.join(map(str, dtype.shape))} x {dtype.base}"
+class PartedSink(Sink):
+    """An output that several processes can write together, each a part of it.
+
+    One process has the sink, writes through `part` as others do through theirs, and claims the rows
+    of all. Alone it writes the rows to the sink.
+    """
+
+    has_parts = True
+    part: Part
+    """What this process writes."""
+
+    @classmethod
+    @abstractmethod
+    def open_part(cls, partial: Path, n_rows: int, dtype: np.dtype[Any], start_row: int) -> Part:
+        """What another process writes of the unfinished output at `partial`, from a row on."""
+
+    def _put(self, values: np.ndarray) -> None:
+        self.part.write(self._next_row, values)
+
+    def _sync(self) -> int:
+        self.claim(self.part.flush())
+        return self._durable_rows
+
+    def _release(self) -> None:
+        self.part.close()
 
 
 class JoiningSink(Sink):
@@ -388,3 +443,8 @@ def commit_together(sinks: Iterable[Sink]) -> None:
     for sink in sinks:
         sink.forget()
         sink.close()
+
+
+def _said(dtype: np.dtype[Any] | str) -> str:
+    """A type of rows in words, such as ``int32`` or ``3 x int32``."""
+    return " x ".join(map(str, (*getattr(dtype, "shape", ()), getattr(dtype, "base", dtype))))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 import zlib
 from itertools import chain
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from numpy.lib import format as npy_format
 
 from streamkm.errors import ResumeError, SourceError
 from streamkm.files import OutputFile, discard, fsync_directory, pieces_of, remove_file
-from streamkm.sinks.base import Sink
+from streamkm.sinks.base import PartedSink
+from streamkm.sinks.part import Part
 from streamkm.sources.npy import read_npy_header
 
 if TYPE_CHECKING:
@@ -25,9 +28,51 @@ __all__ = ["NpySink"]
 _HEADER_BYTES = 4096
 #: Bytes of one read when an unfinished output is checked.
 _READ_BYTES = 1 << 20
+#: Bytes of the file that one process writes, from a multiple of them on: those of the largest page
+#: of memory. A computer writes whole pages to a network file system, and would put back what it
+#: has read of the other bytes in them. Where no row ends at such a multiple, as may be with 64
+#: values a row, one process writes all.
+SPAN_BYTES = 1 << 16
 
 
-class NpySink(Sink):
+class NpyPart(Part):
+    """Rows of an ``.npy`` file, each written at its place.
+
+    Parameters
+    ----------
+    file : OutputFile
+        The file, of its final size.
+    header_bytes : int
+        Where its rows begin.
+    row_bytes : int
+        Bytes of a row.
+    n_rows, start_row
+        See `Part`.
+    """
+
+    def __init__(
+        self, file: OutputFile, header_bytes: int, row_bytes: int, n_rows: int, start_row: int
+    ) -> None:
+        super().__init__(n_rows, start_row)
+        self._file, self._header_bytes, self._row_bytes = file, header_bytes, row_bytes
+
+    def span_end(self, row: int) -> int:
+        """See `Part`."""
+        return min(_span_end(row, self._header_bytes, self._row_bytes), self.n_rows)
+
+    def _put(self, values: np.ndarray) -> None:
+        position = self._header_bytes + self.next_row * self._row_bytes
+        self._file.write(position, values.reshape(-1).view(np.uint8).data)
+        self._note(self.next_row, values)
+
+    def _sync(self) -> None:
+        self._file.sync()
+
+    def _release(self) -> None:
+        self._file.close()
+
+
+class NpySink(PartedSink):
     """An ``.npy`` file that has its final size from the start and is written by position.
 
     Parameters are those of `Sink`.
@@ -39,7 +84,14 @@ class NpySink(Sink):
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
         self._header = _header(n_rows, dtype)
         self._size = len(self._header) + n_rows * dtype.itemsize
-        self._file = self._create() if state is None else self._open()
+        file = self._create() if state is None else self._open()
+        self.part = NpyPart(file, len(self._header), dtype.itemsize, n_rows, self._durable_rows)
+
+    @classmethod
+    def open_part(cls, partial: Path, n_rows: int, dtype: np.dtype[Any], start_row: int) -> NpyPart:
+        """See `PartedSink`."""
+        header_bytes = len(_header(n_rows, dtype))
+        return NpyPart(OutputFile(partial), header_bytes, dtype.itemsize, n_rows, start_row)
 
     @classmethod
     def stored_crc32(cls, path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
@@ -113,17 +165,15 @@ class NpySink(Sink):
             f"{self._size}; start again without resuming"
         )
 
-    def _put(self, values: np.ndarray) -> None:
-        position = len(self._header) + self.next_row * self.dtype.itemsize
-        self._file.write(position, values.reshape(-1).view(np.uint8).data)
-        self._count(values)
 
-    def _sync(self) -> int:
-        self._file.sync()
-        return self._next_row
-
-    def _release(self) -> None:
-        self._file.close()
+def _span_end(row: int, header_bytes: int, row_bytes: int) -> int:
+    """The next row that begins at a multiple of `SPAN_BYTES`; far beyond the file if none does."""
+    common = gcd(row_bytes, SPAN_BYTES)
+    if header_bytes % common:
+        return sys.maxsize
+    period = SPAN_BYTES // common
+    first = -(header_bytes // common) * pow(row_bytes // common, -1, period)
+    return row + period - (row - first) % period
 
 
 def _header(n_rows: int, dtype: np.dtype[Any]) -> bytes:

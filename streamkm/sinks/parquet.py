@@ -9,7 +9,6 @@ A Parquet file for each chunk was rejected: a table of a billion rows would lie 
 
 from __future__ import annotations
 
-import io
 import json
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkm.errors import ConfigError, ReadError, ResumeError
-from streamkm.files import OutputFile, fsync_directory, remove_file
+from streamkm.files import GrowingFile, OutputFile, fsync_directory, remove_file
 from streamkm.sinks.base import JoiningSink
 from streamkm.sources.layout import one_line
 
@@ -201,7 +200,7 @@ class ParquetSink(JoiningSink):
         try:
             with pa.OSFile(str(self._partial)) as stream:
                 schema = pa.ipc.read_schema(stream)
-                out = pa.PythonFile(_Growing(file), mode="w")
+                out = pa.PythonFile(GrowingFile(file), mode="w")
                 with pq.ParquetWriter(out, schema.remove_metadata()) as writer:
                     for batch in self._batches(stream, schema, self.n_rows):
                         writer.write_batch(batch, row_group_size=self._chunk_rows)
@@ -274,26 +273,6 @@ def _as_column(values: np.ndarray) -> pa.Array:
     if values.ndim == 1:
         return column
     return pa.FixedSizeListArray.from_arrays(column, values.shape[1])
-
-
-class _Growing(io.RawIOBase):
-    """An `OutputFile` as a file that pyarrow writes from the first byte to the last."""
-
-    def __init__(self, file: OutputFile) -> None:
-        super().__init__()
-        self._file, self._end = file, 0
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._end
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self._file.write(self._end, view)
-        self._end += view.nbytes
-        return view.nbytes
 
 
 def _crc32_of(batch: pa.RecordBatch, dtype: np.dtype[Any], crc: int) -> int:

@@ -14,7 +14,13 @@ import numpy as np
 from streamkm.errors import ConfigError, ResumeError, RunError
 from streamkm.files import FileLock, expanded, is_folder, names_in, read_bytes, remove_file
 from streamkm.sealed import unseal
-from streamkm.sinks.base import PublishedSink, Sink, discard_partial, refuse_existing
+from streamkm.sinks.base import (
+    PartedSink,
+    PublishedSink,
+    Sink,
+    discard_partial,
+    refuse_existing,
+)
 from streamkm.sinks.places import COLUMN_BYTES, IN_STORE, beside, kind_of, store_of
 from streamkm.sources.formats import folder_format
 from streamkm.sources.layout import one_line
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from streamkm.sinks.part import Part
     from streamkm.sources import Grid, IdColumn
 
 __all__ = [
@@ -35,8 +42,10 @@ __all__ = [
     "check_target",
     "chunk_rows_of",
     "copied_bytes",
+    "has_parts",
     "is_copy",
     "is_table",
+    "open_part",
     "open_sink",
     "stored_crc32",
     "tidy",
@@ -159,6 +168,44 @@ def chunk_rows_of(dtype: np.dtype[Any]) -> int:
     """Rows of a chunk: fewer than `CHUNK_ROWS` if rows have several values."""
     columns = [dtype[name] for name in dtype.names or ()] or [dtype]
     return max(CHUNK_ROWS // max(prod(column.shape) for column in columns), 1)
+
+
+def open_part(target: Path, *, n_rows: int, dtype: npt.DTypeLike, start_row: int) -> Part:
+    """What this process writes of an output whose sink another process has.
+
+    Parameters
+    ----------
+    target : Path
+        The target; `has_parts` is true of it.
+    n_rows, dtype
+        As in `open_sink`.
+    start_row : int
+        The `Sink.next_row` of the sink, which has let others in (`Sink.admit_others`).
+
+    Raises
+    ------
+    RunError
+        If a process of another run has taken the output meanwhile.
+    OSError
+        If this process cannot open the unfinished output.
+    """
+    sink = _class_of(target)
+    assert issubclass(sink, PartedSink)
+    lock = _lock_of(target)
+    lock.join()
+    try:
+        stored = np.dtype(dtype).newbyteorder("=")
+        part = sink.open_part(_beside(target)[0], n_rows, stored, start_row)
+    except BaseException:
+        lock.release()
+        raise
+    part.hold(lock)
+    return part
+
+
+def has_parts(target: Path) -> bool:
+    """Whether several processes can write the output at `target` together."""
+    return _class_of(target).has_parts
 
 
 def is_table(target: Path) -> bool:
@@ -285,8 +332,12 @@ def _lock_path(target: Path) -> Path:
     return beside(target, ".partial.lock")
 
 
+def _lock_of(target: Path) -> FileLock:
+    return FileLock(_lock_path(target), target, "writing this output")
+
+
 def _take_lock(target: Path) -> FileLock:
-    lock = FileLock(_lock_path(target), target, "writing this output")
+    lock = _lock_of(target)
     lock.take()
     return lock
 

@@ -17,7 +17,8 @@ from zarr.storage import LocalStore
 
 from streamkm.errors import ResumeError
 from streamkm.files import fsync_directory, fsync_file, remove_file, remove_tree
-from streamkm.sinks.base import Sink
+from streamkm.sinks.base import PartedSink
+from streamkm.sinks.part import Part
 from streamkm.sources.layout import one_line
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ class RowChunks:
         period = self.shape[self.axis] * self.unit
         return min(self.most_rows, period - row % period)
 
+    def end(self, row: int) -> int:
+        """The row after the chunk that `row` is in."""
+        within = row % (self.shape[self.axis] * self.unit)
+        return row - within % self.most_rows + self.rows_at(row - within % self.most_rows)
+
     def index(self, row: int) -> tuple[int, ...]:
         """The place of the chunk that begins at `row` among the chunks."""
         corner = self._corner(row)
@@ -116,12 +122,79 @@ class RowChunks:
         return tuple(int(at) for at in np.unravel_index(row, self.shape))
 
 
-class ZarrSink(Sink):
-    """A Zarr v3 array of one dimension, or of two, written in whole chunks only.
+class ZarrPart(Part):
+    """Chunks of a Zarr array.
 
     Rows of an unfinished chunk stay in memory. If they were written early, the
     chunk would have to be written again, over the only copy of rows that a
     cursor may have claimed by then.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of the array.
+    array : zarr.Array
+        The array; it is written to.
+    dtype : dtype
+        Type of its rows, as in `Sink`.
+    start_row : int
+        See `Part`; where a chunk begins.
+    """
+
+    def __init__(
+        self, folder: Path, array: zarr.Array[Any], dtype: np.dtype[Any], start_row: int
+    ) -> None:
+        self._layout = RowChunks.of_array(array, dtype)
+        super().__init__(prod(self._layout.shape), start_row)
+        self._folder, self._array, self._dtype = folder, array, dtype
+        self._buffer = np.empty(self._layout.most_rows, dtype)
+        self._filled = 0
+        self._stored = start_row
+        self._unsynced: list[Path] = []
+
+    def span_end(self, row: int) -> int:
+        """See `Part`."""
+        return self._layout.end(row)
+
+    def _pass_over(self, stop: int) -> None:
+        if self._filled:
+            raise ValueError(f"{self._folder}: the chunk of row {self._stored} is not whole")
+        super()._pass_over(stop)
+        self._stored = stop
+
+    def _put(self, values: np.ndarray) -> None:
+        while values.size:
+            size = self._layout.rows_at(self._stored)
+            taken = values[: size - self._filled]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            values = values[len(taken) :]
+            if self._filled == size:
+                selection = self._layout.selection(self._stored)
+                values_C = self._buffer[:size]
+                shape = [along.stop - along.start for along in selection]
+                self._array[selection] = values_C.reshape(*shape, *self._dtype.shape)
+                self._note(self._stored, values_C)
+                path = _chunk_path(self._folder, self._array, self._dtype, self._stored)
+                self._unsynced.append(path)
+                self._stored += size
+                self._filled = 0
+
+    def _sync(self) -> None:
+        folders = {self._folder}
+        for path in self._unsynced:
+            fsync_file(path)
+            folders.update(folder for folder in path.parents if self._folder in folder.parents)
+        for folder in sorted(folders):
+            fsync_directory(folder)
+        self._unsynced.clear()
+
+    def _release(self) -> None:
+        """Zarr keeps no file open."""
+
+
+class ZarrSink(PartedSink):
+    """A Zarr v3 array of one dimension, or of two, written in whole chunks only.
 
     Parameters
     ----------
@@ -143,12 +216,16 @@ class ZarrSink(Sink):
         chunk_rows: int,
     ) -> None:
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
-        self._array = self._create(chunk_rows) if state is None else self._check(chunk_rows)
-        self._layout = RowChunks.of_array(self._array, dtype)
-        self._buffer = np.empty(self._layout.most_rows, dtype)
-        self._filled = 0
-        self._stored = self._durable_rows
-        self._unsynced: list[Path] = []
+        array = self._create(chunk_rows) if state is None else self._check(chunk_rows)
+        self.part = ZarrPart(self._partial, array, dtype, self._durable_rows)
+
+    @classmethod
+    def open_part(
+        cls, partial: Path, n_rows: int, dtype: np.dtype[Any], start_row: int
+    ) -> ZarrPart:
+        """See `PartedSink`."""
+        del n_rows  # The array knows them.
+        return ZarrPart(partial, _opened(partial), dtype, start_row)
 
     @classmethod
     def stored_crc32(cls, path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
@@ -196,9 +273,7 @@ class ZarrSink(Sink):
     def _check(self, chunk_rows: int) -> zarr.Array[Any]:
         """Open the unfinished array, if it fits, and delete the chunks that no cursor claims."""
         try:
-            # `open_array` ignores its own `config`, as of zarr 3.1.
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                array = zarr.open_array(LocalStore(self._partial), mode="r+")
+            array = _opened(self._partial)
         except Exception as error:
             if self._durable_rows == 0:
                 # A crash came before the metadata were on disk, so there is nothing to lose.
@@ -253,41 +328,21 @@ class ZarrSink(Sink):
         return RowChunks.of_array(array, self.dtype).starts(claimed)[:-1] if claimed else []
 
     def _chunk_path(self, array: zarr.Array[Any], row: int) -> Path:
-        """Path of the chunk of the unfinished `array` that begins at `row`."""
-        index = RowChunks.of_array(array, self.dtype).index(row)
-        whole = (0,) * len(self.dtype.shape)
-        return self._partial / array.metadata.encode_chunk_key((*index, *whole))
+        return _chunk_path(self._partial, array, self.dtype, row)
 
-    def _put(self, values: np.ndarray) -> None:
-        while values.size:
-            size = self._layout.rows_at(self._stored)
-            taken = values[: size - self._filled]
-            self._buffer[self._filled : self._filled + len(taken)] = taken
-            self._filled += len(taken)
-            values = values[len(taken) :]
-            if self._filled == size:
-                selection = self._layout.selection(self._stored)
-                values_C = self._buffer[:size]
-                shape = [along.stop - along.start for along in selection]
-                self._array[selection] = values_C.reshape(*shape, *self.dtype.shape)
-                self._count(values_C)
-                self._unsynced.append(self._chunk_path(self._array, self._stored))
-                self._stored += size
-                self._filled = 0
 
-    def _sync(self) -> int:
-        folders = {self._partial}
-        for path in self._unsynced:
-            fsync_file(path)
-            folders.add(path.parent)
-        if self._unsynced:
-            for folder in sorted(folders):
-                fsync_directory(folder)
-        self._unsynced.clear()
-        return self._stored
+def _opened(folder: Path) -> zarr.Array[Any]:
+    """The array in `folder`, to be written to."""
+    # `open_array` ignores its own `config`, as of zarr 3.1.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        return zarr.open_array(LocalStore(folder), mode="r+")
 
-    def _release(self) -> None:
-        """Zarr keeps no file open."""
+
+def _chunk_path(folder: Path, array: zarr.Array[Any], dtype: np.dtype[Any], row: int) -> Path:
+    """Path of the chunk of the array in `folder`, of rows of `dtype`, that begins at `row`."""
+    index = RowChunks.of_array(array, dtype).index(row)
+    whole = (0,) * len(dtype.shape)
+    return folder / array.metadata.encode_chunk_key((*index, *whole))
 
 
 def _value_shape(array: zarr.Array[Any], dtype: np.dtype[Any]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from streamkm.sources.base import (
     check_dtype,
     check_shape,
 )
+from streamkm.sources.beside import BesideColumns, BesideReader, beside_of, beside_row_bytes
 from streamkm.sources.choice import Choice
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
@@ -21,6 +22,8 @@ from streamkm.sources.weights import Weights, open_weights
 __all__ = [
     "DTYPES",
     "ArraySpec",
+    "BesideColumns",
+    "BesideReader",
     "Choice",
     "Grid",
     "IdColumn",
@@ -29,6 +32,8 @@ __all__ = [
     "Source",
     "SourceOptions",
     "Weights",
+    "beside_of",
+    "beside_row_bytes",
     "check_dtype",
     "check_shape",
     "id_notes",

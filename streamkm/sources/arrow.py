@@ -68,13 +68,13 @@ class ArrowSource(ParquetSource):
     def _reader(self, metadata: _Index | None = None) -> _Reader:
         return _Reader(self._file, metadata or _index(self._file))
 
-    def _id_batches(self, groups: range, column: str) -> Iterator[pa.RecordBatch]:
+    def _batches_of(self, groups: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
         index: _Index = self._metadata
-        if pa.types.is_dictionary(index.schema.field(column).type):
-            tables = _decoded(self._file, index, groups, column)
+        if any(pa.types.is_dictionary(index.schema.field(column).type) for column in columns):
+            tables = _decoded(self._file, index, groups, columns)
         else:
             file = self._reader(index)
-            tables = (file.read_row_group(group, columns=[column]) for group in groups)
+            tables = (file.read_row_group(group, columns=columns) for group in groups)
         for table in tables:
             yield from table.to_batches(max_chunksize=ID_BATCH_ROWS)
 
@@ -179,10 +179,13 @@ class _Reader:
                 yield table.slice(start, batch_size)
 
 
-def _decoded(file: ByteFile, index: _Index, groups: range, column: str) -> Iterator[pa.Table]:
-    """A column of `groups` with its dictionary, which lies in messages of its own."""
+def _decoded(
+    file: ByteFile, index: _Index, groups: range, columns: list[str]
+) -> Iterator[pa.Table]:
+    """Columns of `groups` with their dictionaries, which lie in messages of their own."""
     options = pa.ipc.IpcReadOptions(
-        included_fields=[index.schema.get_field_index(column)], use_threads=False
+        included_fields=[index.schema.get_field_index(column) for column in columns],
+        use_threads=False,
     )
     place = pa.PythonFile(stream_of(file), "r")
     if index.is_stream:

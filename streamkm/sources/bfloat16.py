@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamkm.sources.base import Described
+from streamkm.sources.beside import beside_of
 from streamkm.sources.concat import parts_of
 from streamkm.sources.ids import ids_of
 from streamkm.sources.within import would_take
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
+    from streamkm.sources.beside import BesideColumns
     from streamkm.sources.concat import Part
     from streamkm.sources.ids import IdColumn
 
@@ -65,6 +67,10 @@ class Bfloat16Source(Described):
     def ids(self) -> IdColumn | None:
         """The ids of the stored array, if it has any."""
         return ids_of(self._source)
+
+    def beside(self) -> BesideColumns | None:
+        """The columns that are no features, if it is a table."""
+        return beside_of(self._source)
 
     def notes(self) -> list[str]:
         """The notes of the stored array."""

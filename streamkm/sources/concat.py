@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from streamkm.errors import SourceError
 from streamkm.sources.base import ArraySpec, Described, Grid, RowRange, common_nodata
+from streamkm.sources.beside import JoinedBeside, beside_of
 from streamkm.sources.ids import JoinedIds, ids_of
 from streamkm.sources.layout import check_read
 from streamkm.sources.names import in_order
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from streamkm.sources.base import Source
+    from streamkm.sources.beside import BesideColumns
     from streamkm.sources.ids import IdColumn
 
 __all__ = ["ConcatSource", "Part", "parts_of"]
@@ -172,6 +174,16 @@ class ConcatSource(Described):
         """The ids of all parts, if the first has any."""
         has_ids = ids_of(self._parts[0]) is not None
         return JoinedIds(list(zip(self._parts, self._starts, strict=True))) if has_ids else None
+
+    def beside(self) -> BesideColumns | None:
+        """The columns that are no features, if all parts are tables."""
+        found = [beside_of(part) for part in self._parts]
+        tables = [
+            (columns, start, part.spec.n_rows)
+            for columns, start, part in zip(found, self._starts, self._parts, strict=True)
+            if columns is not None
+        ]
+        return JoinedBeside(tables) if len(tables) == len(self._parts) else None
 
     def in_order(self, names: tuple[str, ...]) -> Source:
         """A view with the features of every part in the order of `names`."""

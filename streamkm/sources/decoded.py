@@ -22,6 +22,7 @@ import numpy as np
 
 from streamkm.errors import Option, SourceError
 from streamkm.sources.base import Described
+from streamkm.sources.beside import beside_of
 from streamkm.sources.concat import parts_of
 from streamkm.sources.ids import ids_of
 from streamkm.sources.layout import check_read
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.sources.base import ArraySpec, RowRange, Source
+    from streamkm.sources.beside import BesideColumns
     from streamkm.sources.concat import Part
     from streamkm.sources.ids import IdColumn
 
@@ -303,11 +305,8 @@ class DecodedSource(Described):
         """A view with the features in the order of `names`."""
         source = in_order(self._source, names, self.name)
         view = copy(self)
-        spec = replace(
-            self._spec,
-            feature_names=names,
-            scratch_bytes=source.spec.scratch_bytes + _PIECE_BYTES,
-        )
+        scratch = source.spec.scratch_bytes + _PIECE_BYTES
+        spec = replace(self._spec, feature_names=names, scratch_bytes=scratch)
         vars(view).update(_source=source, _spec=spec)
         return view
 
@@ -323,6 +322,10 @@ class DecodedSource(Described):
     def ids(self) -> IdColumn | None:
         """The ids of the stored array, if it has any."""
         return ids_of(self._source)
+
+    def beside(self) -> BesideColumns | None:
+        """The columns that are no features, if it is a table."""
+        return beside_of(self._source)
 
     def would_take(self, path: Path) -> bool:
         """Whether what is written at `path` would become part of the stored array."""

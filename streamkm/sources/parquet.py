@@ -14,6 +14,7 @@ there are nulls.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from copy import copy
 from dataclasses import replace
 from itertools import accumulate
@@ -37,7 +38,7 @@ from streamkm.sources.parquet_columns import (
     is_list,
 )
 from streamkm.sources.parquet_footer import null_counts
-from streamkm.sources.parquet_ids import ParquetIds, id_field
+from streamkm.sources.parquet_ids import ParquetBeside, ParquetIds, id_field
 from streamkm.sources.rowfile import row_file, stream_of
 from streamkm.text import counted
 
@@ -98,6 +99,7 @@ class ParquetSource(Described):
         try:
             with self._reader() as file:
                 self._metadata, schema = file.metadata, file.schema_arrow
+                self._schema = schema
                 if not self._metadata.num_rows:
                     raise NoRowsError(f"{path}: the file has no rows")
                 self._id_field = id_field(schema, columns, id_column, str(path))
@@ -188,9 +190,23 @@ class ParquetSource(Described):
         """The ids of the rows, if a column of them was named."""
         if self._id_field is None:
             return None
-        groups = [self._metadata.row_group(i) for i in range(self._metadata.num_row_groups)]
-        sizes = [group.num_rows for group in groups]
-        return ParquetIds(self._file, sizes, self._id_field, self._id_batches)
+        return ParquetIds(self._id_field, self._file, self._sizes(), self._batches_of)
+
+    def beside(self) -> ParquetBeside:
+        """The columns that are no features."""
+        counts = Counter(self._schema.names)
+        fields = [
+            field
+            for field in self._schema
+            if field.name not in self._columns and counts[field.name] == 1
+        ]
+        list_column = self._columns[0] if self._is_list else ""
+        return ParquetBeside(fields, list_column, self._file, self._sizes(), self._batches_of)
+
+    def _sizes(self) -> list[int]:
+        """Rows of each group."""
+        n_groups = self._metadata.num_row_groups
+        return [self._metadata.row_group(i).num_rows for i in range(n_groups)]
 
     def notes(self) -> list[str]:
         """A note on columns that are left out, and one on nulls that the file tells of."""
@@ -209,12 +225,12 @@ class ParquetSource(Described):
         path = self._file.path
         return path if isinstance(path, Path) else pa.PythonFile(stream_of(self._file), "r")
 
-    def _id_batches(self, groups: range, column: str) -> Iterator[pa.RecordBatch]:
-        """A column of `groups`, `ID_BATCH_ROWS` at most at a time."""
+    def _batches_of(self, groups: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of `groups`, `ID_BATCH_ROWS` at most at a time."""
         with pq.ParquetFile(
             self._place(), metadata=self._metadata, buffer_size=_ID_READ_BYTES
         ) as file:
-            yield from file.iter_batches(ID_BATCH_ROWS, list(groups), [column], use_threads=False)
+            yield from file.iter_batches(ID_BATCH_ROWS, list(groups), columns, use_threads=False)
 
     def _read_groups(self, file: pq.ParquetFile, rows: RowRange, out: np.ndarray) -> None:
         done = rows.start

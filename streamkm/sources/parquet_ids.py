@@ -1,10 +1,10 @@
-"""The column of a Parquet or Arrow file that names its rows."""
+"""Columns of a Parquet or Arrow file that are no features: the one that names its rows, others."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -17,45 +17,72 @@ if TYPE_CHECKING:
 
     from streamkm.sources.rowfile import ByteFile
 
-__all__ = ["NAMES_SHOWN", "ParquetIds", "id_field", "listed"]
+__all__ = ["NAMES_SHOWN", "ParquetBeside", "ParquetIds", "id_field", "listed"]
 
 #: Columns that an error lists, at most.
 NAMES_SHOWN = 8
 
 
-class ParquetIds:
-    """The column of a Parquet or Arrow file that names its rows; see `IdColumn`."""
+class _InOrder:
+    """Columns of a Parquet or Arrow file that are read from the first row to the last."""
 
     def __init__(
         self,
         file: ByteFile,
         sizes: Sequence[int],
-        field: pa.Field,
-        read: Callable[[range, str], Iterator[pa.RecordBatch]],
+        read: Callable[[range, list[str]], Iterator[pa.RecordBatch]],
     ) -> None:
-        """`sizes` are the rows of the groups, `read` reads a column of some of them."""
+        """`sizes` are the rows of the groups, `read` reads columns of some of them."""
         self._file, self._sizes, self._read = file, sizes, read
-        self.column = field.name
-        self.kind = _plain(field.type)
 
-    def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
-        """See `IdColumn`."""
+    def _batches(self, schema: pa.Schema, start_row: int) -> Iterator[pa.RecordBatch]:
+        """The columns of `schema` from `start_row` on, as its types."""
         ends = list(accumulate(self._sizes))
         first = bisect_right(ends, start_row)
         skipped = start_row - (ends[first] - self._sizes[first])
         rows = RowRange(start_row, ends[-1])
         self._file.check_unchanged(rows)
         try:
-            for batch in self._read(range(first, len(ends)), self.column):
-                ids = batch.column(0)[skipped:]
+            for batch in self._read(range(first, len(ends)), schema.names):
+                found = batch[skipped:]
                 skipped = max(skipped - len(batch), 0)
-                if len(ids):
-                    yield _cast(ids, self.kind)
+                if len(found):
+                    arrays = [_cast(found.column(field.name), field.type) for field in schema]
+                    yield pa.RecordBatch.from_arrays(arrays, schema=schema)
         except (pa.ArrowException, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise ReadError(
-                f"{self._file.path}: ids of {rows} cannot be read: {one_line(error)}; "
-                "the file is corrupt, truncated or unreadable"
+                f"{self._file.path}: {', '.join(schema.names)} of {rows} cannot be read: "
+                f"{one_line(error)}; the file is corrupt, truncated or unreadable"
             ) from error
+
+
+class ParquetIds(_InOrder):
+    """The column of a Parquet or Arrow file that names its rows; see `IdColumn`."""
+
+    def __init__(self, field: pa.Field, *reading: Any) -> None:
+        """`reading` are the parameters of `_InOrder`."""
+        super().__init__(*reading)
+        self.column = field.name
+        self.kind = _plain(field.type)
+
+    def batches(self, start_row: int = 0) -> Iterator[pa.Array]:
+        """See `IdColumn`."""
+        schema = pa.schema([pa.field(self.column, self.kind)])
+        return (batch.column(0) for batch in self._batches(schema, start_row))
+
+
+class ParquetBeside(_InOrder):
+    """The columns of a Parquet or Arrow file that are no features; see `BesideColumns`."""
+
+    def __init__(self, fields: Sequence[pa.Field], list_column: str, *reading: Any) -> None:
+        """`reading` are the parameters of `_InOrder`."""
+        super().__init__(*reading)
+        self.schema = pa.schema([pa.field(field.name, _plain(field.type)) for field in fields])
+        self.list_column = list_column
+
+    def batches(self, start_row: int = 0) -> Iterator[pa.RecordBatch]:
+        """See `BesideColumns`."""
+        return self._batches(self.schema, start_row)
 
 
 def _cast(ids: pa.Array, kind: pa.DataType) -> pa.Array:

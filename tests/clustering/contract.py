@@ -100,11 +100,13 @@ class Engine:
         self.weights_N = None
         if case.weights_N is not None:
             self.weights_N = torch.as_tensor(case.weights_N, dtype=torch.float64)
-        request = KernelRequest(case.batch_rows, len(case.start_KD), case.dtype, CPU)
+        # As many as a batch has by `algorithm`; here batches are shorter.
+        most_rows = self.n_rows or len(self.window_ND)
+        request = KernelRequest(most_rows, len(case.start_KD), case.dtype, CPU)
         self.kernel = make_kernel(case.kernel, request)
         moments = RunningMoments.empty(self.window_ND.shape[1], CPU)
         self.prepare = Preparation.for_kernel(
-            Scaling.fit("none", case.metric, moments, case.dtype), self.kernel,
+            Scaling.fit("none", case.metric, moments, case.dtype), self.algorithm().kernel,
             batch_rows=case.batch_rows, stored=case.dtype, dtype=case.dtype,
         )  # fmt: skip
 
@@ -114,7 +116,10 @@ class Engine:
         if self.case.metric == "cosine":
             start_KD = torch.nn.functional.normalize(start_KD)
         start_KD = start_KD.to(self.case.dtype, copy=True)
-        return initial_state(start_KD, tolerance, weighted=self.weights_N is not None)
+        config = FitConfig(k=len(start_KD), algorithm=self.name, **self.settings)
+        return initial_state(
+            start_KD, tolerance, weighted=self.weights_N is not None, n_branches=config.n_branches
+        )
 
     def algorithm(self) -> Algorithm:
         return made(
@@ -192,6 +197,8 @@ class AlgorithmContract:
     """Subclasses give the algorithm's name in `streamkm.tables.ALGORITHMS`."""
 
     name: ClassVar[str]
+    #: Whether it runs on a GPU.
+    on_gpus: ClassVar[bool] = True
     #: Whether a centroid is the mean of all rows of the pass, or of the run.
     remembers_all: ClassVar[bool] = True
 
@@ -400,6 +407,8 @@ class AlgorithmContract:
     def test_a_step_asks_for_no_value(
         self, monkeypatch: pytest.MonkeyPatch, settings, weighted, space, dtype
     ) -> None:
+        if not self.on_gpus:
+            pytest.skip("it runs on the CPU, which may be asked")
         # Whether rows are moved is asked once a run.
         monkeypatch.setattr(Scaling, "is_affine", space == "moved")
         spherical, wide, n_features = space == "spherical", compute_dtype(dtype), 5

@@ -15,6 +15,8 @@ from streamkm.kernels.reference import ReferenceKernel
 if TYPE_CHECKING:
     import numpy as np
 
+    from streamkm.clustering.algorithm import Algorithm
+
 CPU = torch.device("cpu")
 
 
@@ -46,9 +48,7 @@ def lloyd(k: int, n_rows: int, dtype=torch.float64, **options) -> Lloyd:
     return Lloyd(ReferenceKernel(n_rows, k, dtype, CPU), options.pop("seed", 0), **options)
 
 
-def run_epoch(
-    algorithm: Lloyd | MiniBatch, state: KMeansState, batches: list[Batch], epoch: int
-) -> None:
+def run_epoch(algorithm: Algorithm, state: KMeansState, batches: list[Batch], epoch: int) -> None:
     algorithm.begin_epoch_(state)
     for index, batch in enumerate(batches):
         algorithm.update_(state, batch, epoch=epoch, index=index)

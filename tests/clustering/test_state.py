@@ -39,12 +39,12 @@ def test_a_state_is_its_tensors(rng) -> None:
 # Breaks when counts or sums are narrowed.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtypes(dtype: torch.dtype) -> None:
-    state = initial_state(torch.zeros((2, 3), dtype=dtype), 0.5, weighted=True)
+    state = initial_state(torch.zeros((2, 3), dtype=dtype), 0.5, weighted=True, n_branches=2)
     tensors = state.tensors()
     integers = {"counts_K", "epoch_counts_K", "no_improvement", "n_steps", "n_dropped"}
     integers |= {"n_reseeded", "stop", "reservoir_labels_R", "pass_sums_LKD", "pass_grades_K"}
-    integers |= {"pass_totals_LT", "pass_total_grades_T"}
-    rows = {"centroids_KD", "reservoir_RD"}
+    integers |= {"pass_totals_LT", "pass_total_grades_T", "listed_P", "n_listed_J"}
+    rows = {"centroids_KD", "reservoir_RD", "branches_JD"}
     for name, tensor in tensors.items():
         expected = torch.int64 if name in integers else dtype if name in rows else torch.float64
         assert tensor.dtype == expected, name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from streamkm.distributed import board
 from tests.distributed.launched import by_hand, script
 
 #: Each process comes to the block three times; then something happens to one.
@@ -115,3 +116,96 @@ def test_the_end_of_process_0_takes_the_board_along(signal, tmp_path):
         assert end.said.startswith("streamkm: process 0 of 3 on ")
         assert end.said.count("\n") == 1
         assert end.after_s < 25
+
+
+#: The last process does not come to a meeting of the others. What it does meanwhile follows.
+MEETING = """
+from streamkm.distributed import board
+
+def main():
+    board.LEAVE_S = 1
+    with joined("cpu", 0.8) as w:
+        w.barrier()
+        if w.rank == 1:
+            WHAT
+        begin = time.monotonic()
+        try:
+            w.meet()
+        finally:
+            print(f"waited {time.monotonic() - begin:.0f}", flush=True)
+
+ends(main)
+"""
+
+
+# Breaks when one that hangs is waited for for ever, or one that works is not waited for.
+def test_who_hangs_before_a_meeting_is_not_waited_for_for_ever(tmp_path):
+    body = MEETING.replace("WHAT", "time.sleep(60)")
+    first, lost = by_hand(script(tmp_path, body), [0, 1], 2)
+    assert (first.status, lost.status) == (1, 1)
+    assert "hung: the others waited for it in vain; continue with --resume" in first.said
+    # Ten times its 0.8 s, and what it takes to find out who it was.
+    assert 8 <= int(first.said.partition("waited ")[2].split()[0]) < 20
+
+
+def test_who_works_before_a_meeting_is_waited_for(tmp_path):
+    work = (
+        "until = time.monotonic() + 14\n            while time.monotonic() < until: sum(range(9))"
+    )
+    ended = by_hand(script(tmp_path, MEETING.replace("WHAT", work)), [0, 1], 2)
+    assert [end.status for end in ended] == [0, 0], ended
+    assert int(ended[0].said.partition("waited ")[2].split()[0]) > 8
+
+
+#: All work by themselves, and look now and then whether all is well.
+LOOKING = """
+def main():
+    with joined("cpu", 2) as w:
+        w.barrier()
+        if w.rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        until = time.monotonic() + 40
+        while time.monotonic() < until:
+            w.check()
+            time.sleep(0.05)
+    print("came through", flush=True)
+
+ends(main)
+"""
+
+
+# Breaks when a process that is lost is noticed only after long work, such as a step of seeding.
+def test_who_is_lost_is_noticed_amid_work(tmp_path):
+    first, _, last = by_hand(script(tmp_path, LOOKING), [0, 1, 2], 3)
+    assert first.status == last.status == 1
+    assert "came through" not in first.said + last.said
+    assert (first.said + last.said).count("streamkm: process 1 of 3 on ") == 1
+    assert max(first.after_s, last.after_s) < 30
+
+
+def test_silence_and_idleness_are_counted_by_who_looks(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("streamkm.distributed.board.time.monotonic", lambda: now[0])
+    watch = board.Listener(2)
+
+    def look(at, *beats):
+        now[0] = at
+        watch.hear([board.Beat(*beat) for beat in beats])
+
+    look(1, (1, 5, 0.5), (1, 4, 0.5))
+    assert not watch.is_anyone_silent(60)
+    # All were stopped for hours: nobody was looked at meanwhile.
+    look(9000, (1, 5, 0.5), (1, 4, 0.5))
+    assert not watch.is_anyone_silent(60)
+    look(9001, (2, 5, 0.5), (2, 4, 0.5))
+    look(9050, (3, 5, 0.6), (2, 4, 0.5))
+    look(9062, (4, 5, 0.7), (2, 4, 0.5))
+    assert watch.is_anyone_silent(60)
+    assert not watch.is_anyone_silent(62)
+    # It beats, but does nothing, and is waited for; the first is ahead.
+    look(9063, (4, 5, 0.7), (9, 4, 0.5))
+    assert not watch.is_anyone_silent(60)
+    assert watch.is_anyone_idle(600, n_collectives=5)
+    assert not watch.is_anyone_idle(600, n_collectives=4)
+    look(9064, (4, 5, 0.7), (9, 4, 0.6))
+    assert not watch.is_anyone_idle(600, n_collectives=5)

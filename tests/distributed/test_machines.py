@@ -170,6 +170,66 @@ def test_a_cut_link_ends_all_and_the_run_goes_on(pair, x, whole, tmp_path):
     assert not (tmp_path / "1/none").exists()
 
 
+#: Both work by themselves, and look now and then whether all is well.
+LOOKING = """
+def main():
+    with joined("cpu", 4) as w:
+        w.barrier()
+        Path(f"joined-{w.rank}").touch()
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            w.check()
+            time.sleep(0.05)
+
+ends(main)
+"""
+
+
+# Breaks when a cut link is noticed only after what each does by itself, such as seeding.
+def test_a_cut_link_is_noticed_amid_work(pair, tmp_path):
+    path = script(tmp_path, "from pathlib import Path\n" + LOOKING)
+    processes = [
+        machine.start(tmp_path, sys.executable, path, **by_hand(rank))
+        for rank, machine in enumerate(pair)
+    ]
+    assert wait_until(lambda: len(list(tmp_path.glob("joined-*"))) == 2, processes[0])
+    pair.cut()
+    ended = [finish(process) for process in processes]
+    assert [status for status, _ in ended] == [1, 1], ended
+    assert [error_of(stderr).partition("; ")[0] for _, stderr in ended] == [
+        "streamkm: process 1 of 2 on right died, was stopped or lost the link",
+        "streamkm: process 0 of 2 on left does not answer: it was killed, or the link is down",
+    ]
+
+
+# Breaks when machines cannot write one output together, or write two that are each a half.
+def test_two_machines_write_one_output(pair, x, whole, tmp_path):
+    run = x.parent / "whole"
+    assert whole
+    assert cli("predict", run, x, "--labels", tmp_path / "alone.npy", "--device", "cpu") == 0
+
+    def predict(*labels: Path) -> list[tuple[int, str]]:
+        words = ("-m", "streamkm", "predict", run, x, "--device", "cpu", "--labels")
+        processes = [
+            machine.start(tmp_path, sys.executable, *words, path, **by_hand(rank))
+            for (rank, machine), path in zip(enumerate(pair), labels, strict=True)
+        ]
+        return [finish(process) for process in processes]
+
+    both = tmp_path / "both.npy"
+    ended = predict(both, both)
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert both.read_bytes() == (tmp_path / "alone.npy").read_bytes()
+    apart = [tmp_path / name / "labels.npy" for name in ("one", "other")]
+    for path in apart:
+        path.parent.mkdir()
+    ended = predict(*apart)
+    assert [status for status, _ in ended] == [2, 2], ended
+    (error,) = re.findall(r"^streamkm: .*$", "".join(said for _, said in ended), re.MULTILINE)
+    assert f"{apart[1].parent} of process 1 on right is not the {apart[0].parent} of " in error
+    assert not any(list(path.parent.iterdir()) for path in apart)
+
+
 # Breaks when a link that is slow, or away for less than a process has to answer, ends a run.
 @pytest.mark.parametrize(
     "discipline",

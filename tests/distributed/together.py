@@ -49,6 +49,9 @@ class _Thread:
 
     part = World.part
 
+    def check(self) -> None:
+        """Nobody is lost: a thread that fails breaks the barrier."""
+
     def fill_in_(self, *tensors: torch.Tensor) -> None:
         brought = self.gather([tensor.clone() for tensor in tensors])
         for rank, theirs in enumerate(brought):

@@ -61,6 +61,19 @@ def run(*arguments: object) -> tuple[int, str]:
     return finish(start(*arguments))
 
 
+def program(text: str, *arguments: object) -> str:
+    """What a program of Python prints; it must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def wait_until(condition: Callable[[], bool], process: Process) -> bool:
     """Wait for `condition`; False if the process ended first."""
     until = time.monotonic() + 60

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import zarr
 
 from streamkm import KMeans, MiniBatchKMeans, config
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
+from streamkm.runs import predict as predicting
 from streamkm.runs.engine import agreement
 from streamkm.runs.evaluate import evaluate
 from streamkm.runs.fit import fit
 from streamkm.runs.predict import predict
 from streamkm.runs.reporting.signals import StopRequest
+from streamkm.sinks import npy, open_sink
 from streamkm.sources import open_source, open_weights
 from streamkm.stream import plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from streamkm.distributed.world import World
 
 N, D, K = 9_003, 5, 6
@@ -40,6 +46,8 @@ class Case:
     settings: dict[str, Any]
     weights: str | None = None
     window_bytes: int = 40_000
+    more: tuple[str, ...] = ()
+    """Further labels."""
 
 
 CASES = [
@@ -47,6 +55,9 @@ CASES = [
     Case("weighted", "x.npy", {"nan": "drop", "scale": "zscore"}, weights="w.npy"),
     # Blocks of several batches, of which a window holds one: all but one process pass it over.
     Case("cosine", "wide.zarr", {"nan": "drop", "metric": "cosine"}, window_bytes=1),
+    Case("map", "map.zarr", {"nan": "drop"}, more=("cube.zarr/cluster",)),
+    # Fewer blocks than processes.
+    Case("one block", "block.zarr", {"nan": "drop"}),
 ]
 
 
@@ -65,6 +76,13 @@ def prepare(folder: Path) -> None:
             folder / name, shape=x_ND.shape, chunks=(rows, D), dtype=x_ND.dtype
         )
         array[:] = x_ND
+    cube = zarr.create_array(
+        folder / "map.zarr", shape=(3, N // 3, D), chunks=(1, 500, D), shards=(1, 1500, D),
+        dtype=x_ND.dtype, dimension_names=("y", "x", "band"),
+    )  # fmt: skip
+    cube[:] = x_ND.reshape(cube.shape)
+    block = zarr.create_array(folder / "block.zarr", shape=(N, D), chunks=(N, D), dtype=x_ND.dtype)
+    block[:] = x_ND
     for case in CASES:
         with closing(open_source(folder / case.source)) as source:
             settings = FitConfig(k=K, algorithm="lloyd", epochs=2, seed=1, **case.settings)
@@ -78,16 +96,29 @@ def execution(**more: Any) -> ExecutionConfig:
     return ExecutionConfig(**{"device": "cpu", **more})
 
 
+@contextmanager
+def small(case: Case, *, save_often: bool = False) -> Iterator[None]:
+    """Windows, batches, and spans of outputs so small that there are several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "WINDOW_BYTES", case.window_bytes)
+        patch.setattr(config, "MAX_BATCH_ROWS", BATCH_ROWS)
+        patch.setattr(npy, "SPAN_BYTES", 512)
+        patch.setattr(predicting, "open_sink", partial(open_sink, chunk_rows=700))
+        if save_often:
+            patch.setattr(agreement, "MOST_STEPS", 1)
+        yield
+
+
 def write_all(folder: Path, out: Path, world: World) -> None:
     """Write into `out` all that is made of the runs in `folder`."""
     if world.is_first:
         out.mkdir()
     for case in CASES:
-        plan.WINDOW_BYTES, config.MAX_BATCH_ROWS = case.window_bytes, BATCH_ROWS
         # The others do not see the run.
         run = folder / f"{case.name}.run" if world.is_first else folder / "nowhere"
         more: dict[str, Any] = {"stop_request": StopRequest(), "world": world}
         with ExitStack() as stack:
+            stack.enter_context(small(case))
             source = stack.enter_context(closing(open_source(folder / case.source)))
             weights = None
             if case.weights is not None:
@@ -98,9 +129,15 @@ def write_all(folder: Path, out: Path, world: World) -> None:
                 "labels": base.with_suffix(".npy"),
                 "distances": base.with_suffix(".d.npy"),
             }
-            assert predict(run, source, execution(), resume=False, **both, **more) == (
-                len(BAD) if world.is_first else 0
-            )
+            n_dropped = predict(run, source, execution(), resume=False, **both, **more)
+            assert n_dropped == len(BAD)
+            for name in case.more:
+                for nearest in (None, 3):
+                    labels = out / f"{name}{nearest or ''}"
+                    predict(
+                        run, source, execution(), labels=labels, nearest=nearest, resume=False,
+                        **more,
+                    )  # fmt: skip
             predict(run, source, execution(), labels=base.with_suffix(".zarr"), resume=True, **more)
             # A table of both columns.
             predict(
@@ -111,16 +148,27 @@ def write_all(folder: Path, out: Path, world: World) -> None:
                 resume=False,
                 **more,
             )
-            several: dict[str, Any] = {"labels": base.with_suffix(".several.npy")}
-            several["nearest"] = 3
-            several["second"] = base.with_suffix(".second.npy")
-            predict(run, source, execution(), resume=False, **several, **more)
+            several: dict[str, Any] = {
+                "labels": base.with_suffix(".several.npy"),
+                "distances": base.with_suffix(".several.zarr"),
+                "second": base.with_suffix(".second.npy"),
+            }
+            predict(run, source, execution(), nearest=3, resume=False, **several, **more)
+            # A table of lists.
+            lists = base.with_suffix(".several.parquet")
+            predict(run, source, execution(), labels=lists, nearest=3, resume=False, **more)
             # It is finished: nobody labels anything.
             predict(run, source, execution(), resume=True, **both, **more)
-            found = evaluate(run, source, execution(), weights=weights, **more)
-            assert found.n_dropped == len(BAD)
+            fast = base.with_suffix(".fast.npy")
+            predict(run, source, execution(), labels=fast, search="fast", resume=False, **more)
+            found = [
+                evaluate(run, source, execution(), weights=weights, search=search, **more)
+                for search in ("exact", "fast")
+            ]
+            assert [each.n_dropped for each in found] == [len(BAD)] * 2
         if world.is_first:
-            base.with_suffix(".json").write_text(json.dumps(found.as_dict()))
+            for suffix, each in zip((".json", ".fast.json"), found, strict=True):
+                base.with_suffix(suffix).write_text(json.dumps(each.as_dict()))
 
 
 def estimated(folder: Path) -> dict[str, np.ndarray]:
@@ -166,17 +214,19 @@ class StopsAt(StopRequest):
         pass
 
 
-def predict_until(folder: Path, out: Path, world: World, stop: StopRequest) -> None:
+def predict_until(
+    folder: Path, base: Path, suffix: str, nearest: int | None, world: World, stop: StopRequest
+) -> None:
     """Go on with the labels of the first case, saving after every batch."""
-    plan.WINDOW_BYTES, config.MAX_BATCH_ROWS = CASES[0].window_bytes, BATCH_ROWS
-    agreement.MOST_STEPS = 1
-    with closing(open_source(folder / CASES[0].source)) as source:
+    case = CASES[0]
+    with small(case, save_often=True), closing(open_source(folder / case.source)) as source:
         predict(
-            folder / f"{CASES[0].name}.run",
+            folder / f"{case.name}.run",
             source,
             execution(checkpoint_every=Cadence(batches=1)),
-            labels=out.with_suffix(".npy"),
-            distances=out.with_suffix(".d.npy"),
+            labels=base.with_suffix(suffix),
+            distances=base.with_suffix(f".d{suffix}"),
+            nearest=nearest,
             resume=True,
             stop_request=stop,
             world=world,

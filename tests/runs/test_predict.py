@@ -341,6 +341,94 @@ def test_a_table_is_resumed_with_its_own_ids_only(embeddings, tmp_path, monkeypa
     assert whole.read_bytes() == out.read_bytes()
 
 
+# ---- the fast search --------------------------------------------------------
+
+
+@pytest.fixture
+def grouped(tmp_path, rng) -> Path:
+    """Rows in 60 groups that lie far apart, and a run that knows them."""
+    places = 50 * rng.normal(size=(60, 4))
+    np.save(tmp_path / "places.npy", places)
+    rows = places[rng.integers(60, size=3000)] + rng.normal(size=(3000, 4))
+    np.save(tmp_path / "x.npy", rows.astype(np.float32))
+    given = ("--init", tmp_path / "places.npy", "--algorithm", "tree")
+    assert cli("fit", tmp_path / "x.npy", "--k", 60, *given, "--out", tmp_path / "run") == 0
+    folder: Path = tmp_path
+    return folder
+
+
+# Breaks when the fast search labels rows by a number within a list, or what evaluate tells is not
+# of the search that was asked for.
+def test_a_fast_search_finds_groups_and_says_how_many_rows_it_labels_right(grouped, capsys):
+    run, x = grouped / "run", grouped / "x.npy"
+    for search in ("exact", "fast"):
+        out = grouped / f"{search}.npy"
+        assert cli("predict", run, x, "--labels", out, "--search", search) == 0
+    labels = np.load(grouped / "exact.npy")
+    np.testing.assert_array_equal(labels, np.load(grouped / "fast.npy"))
+    capsys.readouterr()
+    told = []
+    for search in ("exact", "fast"):
+        assert cli("evaluate", run, x, "--search", search, "--json") == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert (told[1].pop("true_nearest"), told[1].pop("true_nearest_rows")) == (1.0, 3000)
+    assert told[1].pop("silhouette") == pytest.approx(told[0].pop("silhouette"), rel=0.05)
+    assert told[1] == told[0]
+    assert cli("evaluate", run, x, "--search", "fast") == 0
+    assert "true nearest     100.00% of 3,000 rows" in capsys.readouterr().out
+
+
+# Breaks when a search that misses is told as one that finds all.
+def test_the_share_of_true_nearest_is_that_of_all_rows(tmp_path, rng, capsys):
+    x, centroids = rng.normal(size=(5000, 12)).astype(np.float32), rng.normal(size=(500, 12))
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "c.npy", centroids)
+    run = tmp_path / "run"
+    given = ("--init", tmp_path / "c.npy", "--no-closing-pass")
+    assert cli("fit", tmp_path / "x.npy", "--k", 500, *given, "--out", run) == 0
+    found = {}
+    for search in ("exact", "fast"):
+        out = tmp_path / f"{search}.npy"
+        assert cli("predict", run, tmp_path / "x.npy", "--labels", out, "--search", search) == 0
+        found[search] = np.load(out)
+    share = float((found["exact"] == found["fast"]).mean())
+    assert 0.7 < share < 0.99
+    capsys.readouterr()
+    assert cli("evaluate", run, tmp_path / "x.npy", "--search", "fast", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["true_nearest"], told["true_nearest_rows"]) == (pytest.approx(share), 5000)
+
+
+# Breaks when labels of one search are taken for those of the other.
+def test_outputs_of_one_search_are_not_completed_by_the_other(grouped, monkeypatch, capsys):
+    run, x, out = grouped / "run", grouped / "x.npy", grouped / "l.npy"
+    monkeypatch.setattr("streamkm.runs.engine.labelling.largest_batch_rows", lambda *_: 100)
+    for first, second in (("exact", "fast"), ("fast", "exact")):
+        source = open_source(x)
+        with pytest.raises(Interrupted):
+            predict(
+                run, source, ExecutionConfig(device="cpu"), labels=out, search=first,
+                resume=False, stop_request=StopAfter(9),
+            )  # fmt: skip
+        source.close()
+        capsys.readouterr()
+        command = ("predict", run, x, "--labels", out, "--resume", "--search")
+        assert cli(*command, second) == 2
+        assert f"another search ({first}, now {second})" in capsys.readouterr().err
+        assert cli(*command, first) == 0
+        assert "resumed: from row " in capsys.readouterr().err
+        assert cli(*command, first) == 0
+        assert "nothing is left to do" in capsys.readouterr().err
+        assert cli(*command, second) == 2
+        out.unlink()
+
+
+def test_a_fast_search_is_refused_on_a_gpu(grouped, capsys):
+    command = ("predict", grouped / "run", grouped / "x.npy", "--labels", grouped / "l.npy")
+    assert cli(*command, "--search", "fast", "--device", "cuda") == 2
+    assert "--device cuda: search fast runs on cpu alone" in capsys.readouterr().err
+
+
 # Breaks when labels in obs differ from those in a file of their own; when a dry run promises space,
 # or a run, that is not there.
 def test_labels_in_the_obs_of_a_copy(tmp_path, monkeypatch, capsys):

@@ -153,6 +153,8 @@ def test_another_number_is_another_output(x: Path, tmp_path: Path, capsys) -> No
         (("--nearest", 0), "--nearest 0 must be from 1 to 9"),
         (("--nearest", "two"), "argument --nearest: must be a whole number of at least 1"),
         (("--nearest", 2, "--kernel", "cpu"), "several are ranked by --kernel reference"),
+        (("--nearest", 2, "--search", "fast"), "--search fast finds the nearest centroid alone"),
+        (("--second", "s.npy", "--search", "fast"), "several are ranked by --search exact"),
         (("--second", "labels.npy"), "--labels and --second must differ, both are labels.npy"),
         (("--second", "s.h5ad"), "only --labels can be a copy of the source"),
     ],

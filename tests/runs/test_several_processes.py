@@ -120,6 +120,8 @@ NAMES = [
     "minibatch, z-score",
     "minibatch, min-max, drop",
     "minibatch, weighted, starved clusters",
+    "tree",
+    "tree, weighted, starved clusters",
     "lloyd, weighted, cosine",
     "lloyd, z-score, drop",
     "lloyd, empty clusters",

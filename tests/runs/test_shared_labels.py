@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from streamkm import config
 from streamkm.distributed.world import ALONE
 from streamkm.runs.reporting.signals import StopRequest
-from streamkm.stream import plan
 from tests.distributed.launched import by_hand, script, torchrun
 from tests.runs import shared_labels
 from tests.runs.shared_labels import CASES, N, estimated, predict_until, write_all
@@ -34,12 +32,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def folder(tmp_path_factory) -> Path:
     """Arrays, runs, and in ``alone`` what one process makes of them."""
     made: Path = tmp_path_factory.mktemp("shared")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "WINDOW_BYTES", plan.WINDOW_BYTES)
-        patch.setattr(config, "MAX_BATCH_ROWS", config.MAX_BATCH_ROWS)
-        shared_labels.prepare(made)
-        write_all(made, made / "alone", ALONE)
-        np.savez(made / "alone.npz", **estimated(made))  # type: ignore[arg-type]  # for its flag
+    shared_labels.prepare(made)
+    write_all(made, made / "alone", ALONE)
+    np.savez(made / "alone.npz", **estimated(made))  # type: ignore[arg-type]  # for its flag
     return made
 
 
@@ -70,9 +65,7 @@ def test_several_processes_write_the_bytes_of_one(n_processes, folder, tmp_path)
 
 
 # Breaks when sums are added up in an order that threads decide.
-def test_two_threads_judge_as_one(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "WINDOW_BYTES", plan.WINDOW_BYTES)
-    monkeypatch.setattr(config, "MAX_BATCH_ROWS", config.MAX_BATCH_ROWS)
+def test_two_threads_judge_as_one(folder, tmp_path):
     torch.set_num_threads(2)
     write_all(folder, tmp_path / "out", ALONE)
     assert contents(tmp_path / "out") == contents(folder / "alone")
@@ -144,20 +137,25 @@ def main():
     kill = (lambda: os.kill(os.getpid(), signal.SIGKILL)) if {kill} else None
     with joined("cpu", 3) as w:
         stop = StopsAt({looks}, w.rank == {rank}, kill)
-        predict_until(Path({folder!r}), Path({out!r}), w, stop)
+        predict_until(Path({folder!r}), Path({out!r}), {suffix!r}, {nearest}, w, stop)
 
 ends(main)
 """
 
 
-# Breaks when who resumes asks for other rows than were saved, or a process is not told to stop.
-def test_labels_go_on_with_any_number_of_processes(folder, tmp_path):
+# Breaks when who resumes asks for other rows than were saved, rows of a process are lost or written
+# twice, or a process is not told to stop.
+@pytest.mark.parametrize(
+    ("suffix", "nearest", "killed"), [(".npy", None, 2), (".zarr", None, 0), (".npy", 3, 0)]
+)
+def test_labels_go_on_with_any_number_of_processes(suffix, nearest, killed, folder, tmp_path):
     out = tmp_path / "out" / "euclidean"
     out.parent.mkdir()
 
     def attempt(size, **how):
         how = {"rank": 0, "looks": 10**6, "kill": False, **how}
-        body = STOPPED.format(folder=str(folder), out=str(out), **how)
+        what = {"folder": str(folder), "out": str(out), "suffix": suffix, "nearest": nearest}
+        body = STOPPED.format(**what, **how)
         return by_hand(script(tmp_path, body), list(range(size)), size)
 
     stopped = attempt(2, rank=1, looks=1)
@@ -166,17 +164,16 @@ def test_labels_go_on_with_any_number_of_processes(folder, tmp_path):
     assert said.count("stopped by SIGTERM; rows up to ") == 1
     rows = int(said.partition("rows up to ")[2].split()[0].replace(",", ""))
     assert 0 < rows < N
-    killed = attempt(3, rank=2, looks=1, kill=True)
-    assert [end.status for end in killed] == [1, 1, -9]
-    # One of the others tells it.
-    told = [end.said.count("died, was stopped or lost the link; continue") for end in killed]
-    assert sorted(told) == [0, 0, 1]
-    assert "resumed: from row" in killed[0].said
-    predict_until(folder, out, ALONE, StopRequest())
-    alone = contents(folder / "alone")
-    assert contents(out.parent) == {
-        name: alone[name] for name in ("euclidean.npy", "euclidean.d.npy")
-    }
+    ends = attempt(3, rank=killed, looks=1, kill=True)
+    assert [end.status for end in ends] == [-9 if rank == killed else 1 for rank in range(3)]
+    # One of the others tells it, or both where the board went along.
+    told = sum(end.said.count("continue with --resume") for end in ends)
+    assert told == 1 if killed else told > 0
+    predict_until(folder, out, suffix, nearest, ALONE, StopRequest())
+    whole = tmp_path / "whole" / "euclidean"
+    whole.parent.mkdir()
+    predict_until(folder, whole, suffix, nearest, ALONE, StopRequest())
+    assert contents(out.parent) == contents(whole.parent)
 
 
 COMMANDS = """
@@ -219,6 +216,44 @@ def test_commands_speak_once(folder, tmp_path):
     figures = [json.loads(line) for end in ends for line in lines_of(end, '{"rows"')]
     assert figures == [json.loads((folder / "alone" / "euclidean.json").read_text())]
     assert not labels.exists()
+
+
+APART = """
+from pathlib import Path
+from streamkm.cli import main as command
+
+Path({folder!r}, os.environ["RANK"]).mkdir()
+os.chdir(Path({folder!r}, os.environ["RANK"]))
+if os.environ["RANK"] == "1":
+    Path("left").mkdir()
+    Path("left", "config.json").write_text("{{}}")
+for number, words in enumerate({lines}):
+    os.environ["MASTER_PORT"] = os.environ["PORTS"].split()[number]
+    begin = time.monotonic()
+    print("status", command(words.split()), flush=True)
+    assert time.monotonic() - begin < 60
+"""
+
+
+# Breaks when processes that do not share a disk find out after hours, or cannot write at all.
+def test_what_is_not_shared_is_refused_at_the_start(folder, tmp_path):
+    run, source = folder / "euclidean.run", folder / "x.zarr"
+    lines = [
+        f"predict {run} {source} --labels labels.npy --device cpu",
+        f"predict {run} {source} --labels labels.parquet --device cpu",
+        f"fit {source} --k 2 --nan drop --out left --resume --device cpu",
+    ]
+    ends = by_hand(script(tmp_path, APART.format(folder=str(tmp_path), lines=lines)), [0, 1], 2)
+    for end in ends:
+        assert [int(line[7:]) for line in lines_of(end, "status ")] == [2, 0, 2], end.said
+    labels, left = lines_of(ends[0], "streamkm: ") + lines_of(ends[1], "streamkm: ")
+    if "a run in" in labels:
+        labels, left = left, labels
+    assert f"{tmp_path / '1'} of process 1 on " in labels
+    assert f"is not the {tmp_path / '0'} of process 0 on " in labels
+    assert f"sees a run in {tmp_path / '1' / 'left'} to go on with" in left
+    assert [path.name for path in (tmp_path / "0").iterdir()] == ["labels.parquet"]
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["left"]
 
 
 def lines_of(end, start: str) -> list[str]:

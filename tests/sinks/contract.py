@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamkm.errors import ConfigError, OutputExistsError, ResumeError, RunError
-from streamkm.sinks import Sink, open_sink
+from streamkm.sinks import Part, PartedSink, Sink, has_parts, npy, open_part, open_sink
 from streamkm.sinks.base import commit_together
 from streamkm.sinks.places import beside, store_of
 from streamkm.sinks.registry import stored_crc32
@@ -208,6 +209,12 @@ class SinkContract:
         assert not target.exists()
         with pytest.raises(ValueError, match="closed"):
             sink.write(10, labels(1))
+
+    # Breaks when several processes write an output that was not made for it, or one that was made
+    # for it is not tested.
+    def test_who_may_write(self, target: Path) -> None:
+        assert has_parts(target) == issubclass(self.sink, PartedSink)
+        assert has_parts(target) == isinstance(self, PartedSinkContract)
 
     # ---- rows of several values -----------------------------------------------------
 
@@ -480,3 +487,133 @@ class SinkContract:
         assert tuple(order[: len(self.synced)]) == self.synced
         assert "json" in order[at - 1]
         assert order[at + 1 :] == [cursor_of(target).parent.name]
+
+
+class PartedSinkContract(SinkContract):
+    """Of outputs that several processes write together, each a part."""
+
+    @pytest.fixture(autouse=True)
+    def short_spans(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(npy, "SPAN_BYTES", 256)
+
+    def begin(self, target: Path, n_parts: int, **more: Any) -> tuple[Sink, list[Part]]:
+        """The sink, and the parts of so many processes, the first of which has the sink."""
+        options = {"n_rows": N, "dtype": "int32", "chunk_rows": CHUNK_ROWS, **more}
+        sink = self.open(target, **options)
+        assert isinstance(sink, PartedSink)
+        sink.admit_others()
+        others = [
+            open_part(target, n_rows=N, dtype=options["dtype"], start_row=sink.next_row)
+            for _ in range(n_parts - 1)
+        ]
+        return sink, [sink.part, *others]
+
+    def write_spans(
+        self, parts: list[Part], stop: int = N, values: np.ndarray | None = None
+    ) -> None:
+        """Write the spans up to that of row `stop`, in turn, each in two writes."""
+        values = labels() if values is None else values
+        row, number = parts[0].next_row, 0
+        while row < stop:
+            part, end = parts[number % len(parts)], parts[0].span_end(row)
+            assert [each.span_end(row) for each in parts] == [end] * len(parts)
+            assert [part.span_end(r) for r in range(row, end)] == [end] * (end - row)
+            middle = (row + end) // 2
+            part.write(row, values[row:middle])
+            part.write(middle, values[middle:end])
+            row, number = end, number + 1
+
+    def end(self, sink: Sink, parts: list[Part]) -> None:
+        """Make known what is written, and close the parts, but for the sink's own."""
+        for part in parts[::-1]:
+            sink.claim(part.flush())
+        sink.write_cursor({})
+        for part in parts[1:]:
+            part.close()
+
+    # Breaks when the bytes depend on who has written them.
+    @pytest.mark.parametrize("n_parts", [1, 2, 3])
+    @pytest.mark.parametrize("shape", [(), (1,), (3,), (64,)], ids=str)
+    def test_parts_make_the_output_of_one(
+        self, tmp_path: Path, n_parts: int, shape: tuple[int, ...]
+    ) -> None:
+        if shape and not self.takes_several:
+            pytest.skip("it has one value a row")
+        place = self.place(tmp_path)
+        alone, together = (place / f"{name}{self.suffix}" for name in ("a", "b"))
+        dtype, values = np.dtype(("int32", shape)), labels(N * prod(shape)).reshape(N, *shape)
+        with self.open(alone, n_rows=N, dtype=dtype, chunk_rows=CHUNK_ROWS) as sink:
+            sink.write(0, values)
+            sink.commit()
+        whole = sink.crc32
+        sink, parts = self.begin(together, n_parts, dtype=dtype)
+        self.write_spans(parts, values=values)
+        self.end(sink, parts)
+        assert sink.durable_rows == N
+        sink.commit()
+        assert (self.load(together) == values).all()
+        assert sink.crc32 == whole == stored_crc32(together, n_rows=N, dtype=dtype)
+        assert set(leftovers(together)) <= {alone.name}
+
+    # Breaks when rows count that another process has not brought to disk, or count twice.
+    def test_rows_count_once_those_before_are_there(self, target: Path) -> None:
+        sink, parts = self.begin(target, 2)
+        self.write_spans(parts, stop=300)
+        first, second = (part.flush() for part in parts)
+        assert not parts[0].flush()
+        sink.claim(second)
+        assert sink.durable_rows == 0
+        sink.claim(first)
+        assert sink.durable_rows == parts[0].span_end(299)
+        with pytest.raises(ValueError, match="were written twice"):
+            sink.claim(second)
+        parts[1].close()
+        sink.close()
+
+    # Breaks when what is resumed depends on how many processes there were.
+    def test_what_parts_have_written_is_resumed(self, target: Path) -> None:
+        reached = 0
+        for n_parts, stop in ((3, 300), (1, 700)):
+            sink, parts = self.begin(target, n_parts, resume=True)
+            assert sink.next_row == reached
+            self.write_spans(parts, stop)
+            self.end(sink, parts)
+            reached, end = sink.durable_rows, parts[0].span_end(stop - 1)
+            assert reached == end
+            # Written, and never claimed: a process was killed.
+            parts[0].write(end, labels()[end : parts[0].span_end(end)])
+            parts[0].flush()
+            sink.close()
+        sink, parts = self.begin(target, 2, resume=True)
+        self.write_spans(parts)
+        self.end(sink, parts)
+        sink.commit()
+        assert (self.load(target) == labels()).all()
+        assert leftovers(target) == []
+
+    # Breaks when a chunk is stored that another process writes, too.
+    def test_rows_are_written_in_order(self, target: Path) -> None:
+        sink, parts = self.begin(target, 2)
+        self.write_spans(parts, stop=300)
+        with pytest.raises(ValueError, match="row 0 comes after row"):
+            parts[0].write(0, labels()[:10])
+        parts[1].close()
+        sink.close()
+
+    # Breaks when a process of an earlier attempt writes into an output that is begun anew.
+    def test_nobody_begins_anew_while_a_part_is_open(self, target: Path) -> None:
+        sink, parts = self.begin(target, 2)
+        sink.discard()
+        with pytest.raises(RunError, match=r"process \d+ on \S+ is writing this output"):
+            self.open(target, n_rows=N, dtype="int32")
+        parts[1].close()
+        parts[1].close()
+        self.open(target, n_rows=N, dtype="int32").discard()
+        assert not around(target)
+
+    def test_a_part_of_another_run_is_refused(self, target: Path) -> None:
+        with (
+            self.open(target, n_rows=N, dtype="int32"),
+            pytest.raises(RunError, match="is writing this output"),
+        ):
+            open_part(target, n_rows=N, dtype="int32", start_row=0)

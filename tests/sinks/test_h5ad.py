@@ -16,10 +16,10 @@ from streamkm.errors import ConfigError, ReadError, ResumeError
 from streamkm.sinks import open_sink
 from streamkm.sinks.h5ad import H5adSink
 from tests.sinks.cells import write_cells
-from tests.sinks.contract import N, SinkContract, labels, partial_of
+from tests.sinks.contract import N, PartedSinkContract, labels, partial_of
 
 
-class TestH5adSink(SinkContract):
+class TestH5adSink(PartedSinkContract):
     sink = H5adSink
     suffix = ".h5ad"
     durable_of_130 = 130

@@ -11,10 +11,10 @@ import pytest
 
 from streamkm.sinks import open_sink
 from streamkm.sinks.npy import NpySink
-from tests.sinks.contract import N, SinkContract, labels
+from tests.sinks.contract import N, PartedSinkContract, labels
 
 
-class TestNpySink(SinkContract):
+class TestNpySink(PartedSinkContract):
     sink = NpySink
     suffix = ".npy"
     durable_of_130 = 130

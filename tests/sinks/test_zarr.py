@@ -12,10 +12,10 @@ from streamkm.errors import ResumeError
 from streamkm.sealed import seal
 from streamkm.sinks import open_sink
 from streamkm.sinks.zarr import ZarrSink
-from tests.sinks.contract import CHUNK_ROWS, N, SinkContract, cursor_of, labels, partial_of
+from tests.sinks.contract import CHUNK_ROWS, N, PartedSinkContract, cursor_of, labels, partial_of
 
 
-class TestZarrSink(SinkContract):
+class TestZarrSink(PartedSinkContract):
     sink = ZarrSink
     suffix = ".zarr"
     durable_of_130 = 128

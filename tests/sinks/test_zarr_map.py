@@ -20,10 +20,10 @@ from streamkm.sinks.base import commit_together
 from streamkm.sinks.zarr_map import ZarrMapSink
 from streamkm.sources import Grid, open_source
 from tests.runs.helpers import cli
-from tests.sinks.contract import SinkContract, around, labels
+from tests.sinks.contract import PartedSinkContract, around, labels
 
 
-class TestZarrMapSink(SinkContract):
+class TestZarrMapSink(PartedSinkContract):
     sink = ZarrMapSink
     suffix = ""
     durable_of_130 = 128

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.branch_plan import compared
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.plan import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
@@ -212,7 +213,10 @@ def prepare(
     moments = RunningMoments.of(x_SD, weights_S)
     scaling = Scaling.fit(config.scale, config.metric, moments, plan.dtype)
     centroids_KD = Preparation(scaling, x_SD)(x_SD, slice(None)).x_BD[:k].clone()
-    state = initial_state(centroids_KD, 0.0, weighted=plan.is_weighted)
+    state = initial_state(
+        centroids_KD, 0.0, weighted=plan.is_weighted,
+        n_branches=min(config.n_branches, len(centroids_KD)),
+    )  # fmt: skip
     return state, Prober(plan, slots, scaling, pause)
 
 
@@ -260,9 +264,11 @@ def seeding_s(plan: FitPlan, probe: Probe) -> float:
     if config.init == "k-means++":
         shape = (seeding.sample_rows, spec.n_features, config.k, spec.n_rows)
         epochs = config.n_init * greedy_epochs(*shape)
-    products_per_row = config.k * (spec.n_features + SCORE_PRODUCTS)
+    pair = spec.n_features + SCORE_PRODUCTS
+    products_per_row = compared(config.k, config.n_branches) * pair
     product_s = 1 / (probe.arithmetic["train"].rows_per_s * products_per_row)
-    work = epochs * spec.n_rows * products_per_row
+    # Its epochs are of comparing each row with each cluster.
+    work = epochs * spec.n_rows * config.k * pair
     return sampling_s + work * min(product_s, SLOW_PRODUCT_S)
 
 

@@ -10,16 +10,14 @@ from streamkm.config import FitConfig
 from streamkm.errors import InputError
 from streamkm.runs.dry_run.report import DryRun, format_duration
 from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.outputs import n_ranked, output_dtypes, table_bytes
 from streamkm.runs.engine.probe import PROBE_S, format_rate
 from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.predict import (
     finished_line,
     job_of,
-    n_ranked,
     notes_on_ids,
     origin_of,
-    output_dtypes,
-    table_bytes,
     written_ids,
 )
 from streamkm.runs.storage.model import load_model
@@ -55,6 +53,7 @@ def dry_predict(
     second: Path | None = None,
     nearest: int | None = None,
     nan: str | None = None,
+    search: str = "exact",
     resume: bool,
     stop_request: StopRequest,
 ) -> DryRun:
@@ -71,13 +70,13 @@ def dry_predict(
     model = load_model(run_dir)
     outputs = output_dtypes(model, labels, distances, second, nearest)
     paths = [path for path, _ in outputs]
-    job = job_of(run_dir, source, nan or model.settings["nan"], paths)
+    job = job_of(run_dir, source, nan or model.settings["nan"], paths, search)
     ids = written_ids(source, paths)
     if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
         return DryRun([("source", source.name), ("resume", finished_line(paths))])
     labelling = Labelling(
         model, source, execution, output_bytes=table_bytes(outputs, ids),
-        n_nearest=n_ranked(second, nearest),
+        n_nearest=n_ranked(second, nearest), fast=search == "fast",
     )  # fmt: skip
     spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
     config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})

@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from streamkm.clustering.algorithm import closing_algorithm, make_algorithm, stop_reason
+from streamkm.clustering.branches import BranchKernel, level_above
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import Scaling
@@ -46,6 +47,7 @@ from streamkm.text import counted
 
 if TYPE_CHECKING:
     from streamkm.clustering.algorithm import Algorithm
+    from streamkm.clustering.branches import Level
     from streamkm.clustering.state import KMeansState
     from streamkm.distributed.world import World
     from streamkm.runs.engine.listener import Listener
@@ -321,4 +323,16 @@ class Attempt:
             self._keeper.now.settled_inertia(),
             figures | more,
             plan.source.spec.feature_names,
+            self._level(state),
         )
+
+    def _level(self, state: KMeansState) -> Level | None:
+        """The branches of a tree, if one was trained."""
+        config = self._plan.config
+        if not int(state.n_listed_J.sum()):
+            return None
+        return level_above(
+            BranchKernel(self._kernel.for_clusters, config.batch_rows), state.branches_JD,
+            state.centroids_KD, state.whole_sums_KD, state.whole_mass_K,
+            spherical=config.metric == "cosine",
+        )  # fmt: skip

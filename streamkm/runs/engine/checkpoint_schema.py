@@ -75,8 +75,9 @@ def _add_newer_(checkpoint: Checkpoint, plan: FitPlan) -> None:
     """Add what an older version did not save.
 
     From before clusters could forget rows, the mass is that of all rows; from before epochs were
-    compared, the inertia of the epoch before is not known. From before passes in sequence were cut
-    into batches by blocks, a pass begins again.
+    compared, the inertia of the epoch before is not known; from before there were trees, there are
+    no branches. From before passes in sequence were cut into batches by blocks, a pass begins
+    again.
     """
     tensors, cursor = checkpoint.tensors, checkpoint.manifest["cursor"]
     counts_K, weights_K = tensors.get("state.counts_K"), tensors.get("state.weights_K")
@@ -84,6 +85,10 @@ def _add_newer_(checkpoint: Checkpoint, plan: FitPlan) -> None:
         whole_K = weights_K if weights_K.size else counts_K
         tensors.setdefault("state.mass_K", whole_K.astype("float64"))
         tensors.setdefault("state.former_inertia", np.array(np.nan))
+        centroids_KD = tensors["state.centroids_KD"]
+        tensors.setdefault("state.branches_JD", centroids_KD[:0])
+        for name in ("state.listed_P", "state.n_listed_J"):
+            tensors.setdefault(name, np.zeros(0, np.int64))
     if checkpoint.manifest["format"] == FORMAT:
         return
     if (sums_KD := tensors.get("state.sums_KD")) is not None and weights_K is not None:
@@ -213,7 +218,10 @@ def _seeding(cursor: Cursor, plan: FitPlan) -> Demand:
 def _state(plan: FitPlan) -> Demand:
     shape = (plan.config.k, plan.source.spec.n_features)
     centroids_KD = torch.empty(shape, dtype=plan.dtype, device=_META)
-    return _as_demand(initial_state(centroids_KD, 0, weighted=plan.is_weighted).tensors())
+    state = initial_state(
+        centroids_KD, 0, weighted=plan.is_weighted, n_branches=plan.config.n_branches
+    )
+    return _as_demand(state.tensors())
 
 
 def _as_demand(tensors: dict[str, torch.Tensor]) -> Demand:

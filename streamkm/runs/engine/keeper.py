@@ -82,6 +82,7 @@ class Keeper:
         If not `asks`, it neither saves nor stops: amid its blocks a process waits for no other.
         """
         self.now.step += 1
+        self.world.check()
         self._progress.advance(n_units)
         if self._progress.is_due():
             self.report()
@@ -111,6 +112,10 @@ class Keeper:
         """Move to `cursor`, where the next phase, or round of k-means||, begins."""
         self.now.cursor = cursor
         self.is_stopped = False
+        self.begin_steps()
+
+    def begin_steps(self) -> None:
+        """Steps of another kind follow, which may take longer: all look at each other anew."""
         self._agreement.begin()
 
     # ---- what the keeper does ----------------------------------------------------------------
@@ -157,8 +162,9 @@ class Keeper:
         """If a signal has come, save and raise `Interrupted`.
 
         Between steps, where processes may be at different places, each goes on: `after_step` asks
-        them together.
+        them together. But who is lost is noticed.
         """
+        self.world.check()
         name = self._stop_request.signal_name
         if self.world.size == 1 and name is not None:
             self._stop(name)

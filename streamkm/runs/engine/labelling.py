@@ -5,15 +5,16 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from streamkm.clustering.assignment import nearest, nearest_several, nearest_two, sums_by_label
+from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
-from streamkm.config import largest_batch_rows
+from streamkm.config import default_branches, largest_batch_rows
 from streamkm.devices import is_host, resolve_device
 from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError, Option
@@ -24,6 +25,7 @@ from streamkm.kernels import (
     kernel_notes,
     make_kernel,
     nearest_bytes,
+    sq_distances_to,
 )
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
+    from streamkm.kernels import MadeKernel
     from streamkm.runs.storage.model import Model
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -46,15 +49,20 @@ if TYPE_CHECKING:
     from streamkm.stream.seat import Seat
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "label_dtype"]
+__all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "LookedAt", "label_dtype"]
 
 #: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
-#: Bytes that a process sends to the first one for a row, at most: a label and a distance, of each
-#: of the nearest centroids.
-SENT_BYTES = 12
+#: Bytes of a row that travel to who writes it, at most, for each of its nearest centroids: a label
+#: and a distance, and for a second table a distance.
+SENT_BYTES = 16
 #: The kernel whose arithmetic ranks several centroids: plain torch.
 RANKING_KERNEL = "reference"
+#: Rows that a fast search is checked on, about, in all batches and in each at least: enough to know
+#: the share within a per cent, few enough to take less time than the search.
+LOOKED_AT_ROWS, LEAST_LOOKED_AT_ROWS = 10_000, 64
+#: Types of the devices that a fast search runs on, and what the message calls it.
+_FAST = (("cpu",), "search fast")
 
 
 def label_dtype(k: int) -> np.dtype[Any]:
@@ -79,6 +87,14 @@ class LabelledBatch:
     """The nearest centroids, if the labelling ranks several; as above for rows not finite."""
 
 
+class LookedAt(NamedTuple):
+    """Rows of a fast search that were compared with all centroids."""
+
+    n_rows: int
+    n_true: int
+    """Those whose label is a nearest centroid."""
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluatedBatch:
     """A labelled batch, and what else judging a clustering takes."""
@@ -88,6 +104,7 @@ class EvaluatedBatch:
     """Squared distances to the second nearest centroid; infinite if there is only one."""
     sums_KD: torch.Tensor
     """Sum of the rows of each cluster, times their weights, float64."""
+    looked_at: LookedAt
 
 
 class Labelling:
@@ -110,12 +127,15 @@ class Labelling:
         output_bytes: int = 0,
         world: World = ALONE,
         seat: Seat | None = None,
+        *,
         n_nearest: int = 1,
+        fast: bool = False,
     ) -> None:
         """`output_bytes` are those that outputs hold at once; `world` shares the batches.
 
         With a `seat` other models may share the reads. With `n_nearest` above 1, `batches` rank
-        so many centroids of each row.
+        so many centroids of each row. If `fast`, rows are compared with the centroids around one
+        branch alone (see `clustering.branches`), on the CPU.
         """
         source = in_order(source, model.feature_names, "the run")
         spec = source.spec
@@ -137,21 +157,15 @@ class Labelling:
                 }
             )
         self._n_nearest = n_nearest
-        self._asked_kernel = _kernel_for(n_nearest, execution.kernel)
+        self._asked_kernel = _kernel_for(n_nearest, execution.kernel, fast=fast)
         self._is_spherical = model.settings["metric"] == "cosine"
-        self.device = resolve_device(execution.device)
+        n_branches = default_branches(model.k) if fast else 0
+        self.device = resolve_device(execution.device, *(_FAST if fast else ()))
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
-        batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features)
+        batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
-        on_host = is_host(self.device)
-        needed = predict_bytes(spec, self._reading, model.k, on_host=on_host)
-        needed += output_bytes
-        # Of several, what is ranked, and the ranks once more as they are written.
-        if n_nearest > 1 and on_host:
-            needed += nearest_bytes(batch_rows, model.k, n_nearest, dtype.itemsize)
-        n_copies = self.most_waiting + world.size if world.size > 1 else n_nearest > 1
-        needed += SENT_BYTES * n_nearest * batch_rows * n_copies
+        needed = output_bytes + self._arithmetic_bytes(model.k, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
@@ -160,9 +174,32 @@ class Labelling:
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)
         self._scaling = model.scaling.on(self.device)
         request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
-        self.kernel = make_kernel(self._asked_kernel, request)
+        self._flat_kernel = make_kernel(self._asked_kernel, request)
+        self.kernel: MadeKernel = self._flat_kernel
+        if fast:
+            self.kernel = self._fast_kernel(n_branches, batch_rows)
         self._stored = stored
         self.times = StageTimes()
+
+    def _arithmetic_bytes(
+        self, k: int, n_branches: int, batch_rows: int, dtype: torch.dtype
+    ) -> int:
+        """Host bytes that finding takes, and what is found on its way to who writes it."""
+        on_host, n_nearest = is_host(self.device), self._n_nearest
+        spec, n_processes = self._source.spec, self.world.size
+        needed = predict_bytes(spec, self._reading, k, n_branches, on_host=on_host)
+        # Of several, what is ranked, and the ranks once more as they are written.
+        if n_nearest > 1 and on_host:
+            needed += nearest_bytes(batch_rows, k, n_nearest, dtype.itemsize)
+        n_copies = self.most_waiting + n_processes if n_processes > 1 else n_nearest > 1
+        return needed + SENT_BYTES * n_nearest * batch_rows * n_copies
+
+    def _fast_kernel(self, n_branches: int, batch_rows: int) -> BranchKernel:
+        """The kernel that searches by branches over the centroids, the same in all processes."""
+        search = BranchKernel(self._flat_kernel, batch_rows)
+        branches = search.find_branches(self.centroids_KD, n_branches, seed=0)
+        self.world.broadcast_(*branches)
+        return search.on(branches)
 
     @property
     def kernel_description(self) -> str:
@@ -176,7 +213,7 @@ class Labelling:
 
     @property
     def most_waiting(self) -> int:
-        """Batches whose labels wait for the first process, at most: of a unit, and some more."""
+        """Batches whose labels are on their way to who writes them, at most: a unit, and some."""
         return self._reading.unit_batches + 2
 
     def places(self, start_row: int = 0) -> Iterator[Place]:
@@ -250,8 +287,26 @@ class Labelling:
             self.kernel, batch, self.centroids_KD, spherical=self._is_spherical
         )
         sums_KD = sums_by_label(self.kernel, batch, labels_B, self.centroids_KD)
+        looked_at = LookedAt(0, 0)
+        if self.kernel is not self._flat_kernel:
+            looked_at = self._look_at(batch, labels_B, sq_distances_B)
         labelled = self._labelled(start_row, batch, labels_B, sq_distances_B)
-        return EvaluatedBatch(labelled, second_B, sums_KD)
+        return EvaluatedBatch(labelled, second_B, sums_KD, looked_at)
+
+    def _look_at(
+        self, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor
+    ) -> LookedAt:
+        """Compare some rows of a batch, evenly spaced, with all centroids."""
+        n_rows = max(LOOKED_AT_ROWS // self._reading.n_batches(0), LEAST_LOOKED_AT_ROWS)
+        rows = slice(0, None, max(len(batch) // n_rows, 1))
+        x_RD, labels_R = batch.x_BD[rows], labels_B[rows]
+        true_R, _ = self._flat_kernel.assign(x_RD, batch.sq_norms_B[rows], self.centroids_KD)
+        # Several may be nearest.
+        least_R = sq_distances_to(x_RD, true_R, self.centroids_KD)
+        is_found_R = (labels_R == true_R) | (sq_distances_B[rows] <= least_R)
+        if batch.dropped_B is not None:
+            is_found_R = is_found_R[~batch.dropped_B[rows]]
+        return LookedAt(len(is_found_R), int(is_found_R.sum()))
 
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
         if self._n_nearest > 1:
@@ -277,10 +332,16 @@ class Labelling:
         return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)
 
 
-def _kernel_for(n_nearest: int, asked: str) -> str:
+def _kernel_for(n_nearest: int, asked: str, *, fast: bool) -> str:
     """The kernel that finds so many centroids of a row, as ``--kernel`` names it."""
     if n_nearest == 1:
         return asked
+    if fast:
+        raise ConfigError(
+            Option("search", "fast"),
+            " finds the nearest centroid alone; several are ranked by ",
+            Option("search", "exact"),
+        )
     if asked not in ("auto", RANKING_KERNEL):
         raise ConfigError(
             Option("kernel", asked),

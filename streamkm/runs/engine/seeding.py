@@ -80,7 +80,9 @@ class Seeder:
         if plan.given_KD is not None:
             self.progress.say(f"seeded ({config.init}): the {config.k:,} centroids that were given")
             given_KD = now.scaling.transform(torch.from_numpy(plan.given_KD).to(plan.device))
-            return initial_state(given_KD.to(plan.dtype), tolerance, weighted=weighted)
+            return initial_state(
+                given_KD.to(plan.dtype), tolerance, weighted=weighted, n_branches=config.n_branches
+            )
         n_judged = plan.seeding.judged_rows
         share = n_judged / (n_judged + plan.seeding.sample_rows)
         sample, judged = split_sample(sample, config.k, share)
@@ -93,7 +95,9 @@ class Seeder:
         # The same in all processes, unless they run on unlike processors.
         self.keeper.world.broadcast_(centroids_KD)
         self._say(len(sample), time.monotonic() - began)
-        return initial_state(centroids_KD, tolerance, weighted=weighted)
+        return initial_state(
+            centroids_KD, tolerance, weighted=weighted, n_branches=config.n_branches
+        )
 
     def _grown(self, earlier: Earlier) -> KMeansState:
         """The state that an earlier run has ended with."""
@@ -227,7 +231,9 @@ class Seeder:
         chosen = seeding.tree or refinement
         if chosen is not None:
             work = f": at most the work of {seeding.epochs(config.k, config.n_init):.2f} epochs"
-            if chosen.epochs > config.epochs:
+            if config.n_branches:
+                work += " that compare every row with every cluster"
+            elif chosen.epochs > config.epochs:
                 work = ", which may be more than all epochs take: they are short here"
         rows = f"{n_rows:,} of {self.plan.reading.n_rows:,} rows"
         if seeding.candidate_rows:
@@ -260,6 +266,7 @@ class StageRunner:
         with self.kernel.cores():
             for number in range(first.epoch, len(kinds) * config.n_init):
                 stage = self._stage(kinds[number % len(kinds)], number)
+                self.keeper.begin_steps()
                 index = first.batch if number == first.epoch else 0
                 if index:
                     self._check_sample(stage)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from streamkm.clustering.branch_plan import branch_bytes
 from streamkm.clustering.seeding.plan import (
     CANDIDATES_PER_CLUSTER,
     MAX_PROPOSED,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FULL_SLOTS",
+    "RUNTIME_BYTES",
     "MemoryPlan",
     "bytes_together",
     "fit_bytes",
@@ -220,6 +222,9 @@ def fit_bytes(
     seeding = _seeding_bytes(spec, reading, config, weighted=weighted)
     # Centroids, sums, and the copies of both that an update or the end of a pass makes.
     training = _batch_bytes(spec, reading, config.k) + state * (5 * width + 80)
+    training += branch_bytes(
+        config.k, spec.n_features, config.n_branches, reading.batch_rows, width
+    )
     training += probed * state * (2 * width + 24)
     # A copy of the rows, times their weights.
     weighing = reading.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
@@ -275,14 +280,21 @@ def _kernel_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
     return packed + scores + 3 * TILE_BYTES
 
 
-def predict_bytes(spec: ArraySpec, reading: ReadingPlan, k: int, *, on_host: bool) -> int:
-    """Host bytes of predict and evaluate beside slots and readers; `on_host` as in `fit_bytes`."""
+def predict_bytes(
+    spec: ArraySpec, reading: ReadingPlan, k: int, n_branches: int = 0, *, on_host: bool
+) -> int:
+    """Host bytes of predict and evaluate beside slots and readers; `on_host` as in `fit_bytes`.
+
+    A fast search has `n_branches`, an exact one none.
+    """
     # The model, and beside it either its file while it is loaded or the float64 centroids of a
     # recheck.
     state = k * spec.n_features * 2 * (_compute_width(spec) + 8)
     # The sums of evaluate: of all rows, in whole numbers and at the end in float64, and of one
     # batch before and after they are widened.
     state += k * spec.n_features * (_compute_width(spec) + 40)
+    width = _compute_width(spec)
+    state += branch_bytes(k, spec.n_features, n_branches, reading.batch_rows, width)
     total = RUNTIME_BYTES + reading.order_bytes + state
     return total + (_batch_bytes(spec, reading, k) if on_host else 0)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from streamkm.clustering.branches import Level
 from streamkm.clustering.scaling import Scaling
 from streamkm.distributed.world import ALONE
 from streamkm.errors import RunError
@@ -62,6 +63,8 @@ class Model:
     ``stop_reason`` (why training ended, in words; models that no run has trained have none)."""
     feature_names: tuple[str, ...] = ()
     """Names of the features; empty if the data had none."""
+    level: Level | None = None
+    """The branches of a tree, in the scaled space; None for other algorithms."""
 
     @property
     def k(self) -> int:
@@ -76,7 +79,10 @@ class Model:
     @property
     def centroids(self) -> np.ndarray:
         """Centroids in the space of the input, float32, shape (K, D)."""
-        return self.scaling.inverse(self.centroids_KD.cpu()).float().numpy()
+        return self._unscaled(self.centroids_KD)
+
+    def _unscaled(self, points_KD: torch.Tensor) -> np.ndarray:
+        return self.scaling.inverse(points_KD.cpu()).float().numpy()
 
     def on_host(self) -> Model:
         """The same model with its tensors in host memory."""
@@ -87,12 +93,17 @@ class Model:
             sums_KD=self.sums_KD.cpu(),
             weights_K=self.weights_K.cpu(),
             scaling=self.scaling.on(torch.device("cpu")),
+            level=None if self.level is None else Level(*(each.cpu() for each in self.level)),
         )
 
     def save(self, folder: RunFolder) -> None:
-        """Write centroids.npy, then model.safetensors, which marks the run as complete."""
-        content = self._centroids_file()
-        write_atomically(folder.centroids, content)
+        """Write centroids.npy, then model.safetensors, which marks the run as complete.
+
+        A tree's branches come before, in centroids-level-1.npy.
+        """
+        files = self._centroid_files(folder)
+        for path, content in files.items():
+            write_atomically(path, content)
         tensors = {
             "centroids": self.centroids_KD,
             "counts": self.counts_K,
@@ -101,30 +112,45 @@ class Model:
             "scaling.shift": self.scaling.shift_D,
             "scaling.factor": self.scaling.factor_D,
         }
+        if self.level is not None:
+            tensors |= {"branches": self.level.centroids_JD, "parents": self.level.parents_K}
         about = {
             "normalize": self.scaling.normalize,
             "settings": self.settings,
             "figures": self.figures,
             "inertia": self.inertia,
-            "centroids_sha256": hashlib.sha256(content).hexdigest(),
+            "centroids_sha256": hashlib.sha256(files[folder.centroids]).hexdigest(),
         }
+        if self.level is not None:
+            about["branches_sha256"] = hashlib.sha256(files[folder.branches]).hexdigest()
         if self.feature_names:
             about["feature_names"] = list(self.feature_names)
         arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
         write_model_file(folder.model, arrays, about)
 
     def mend_centroids(self, folder: RunFolder) -> bool:
-        """Write centroids.npy again unless it is what the run wrote; True if it was not."""
+        """Write the centroids again unless they are what the run wrote; True if they were not."""
         _, about = read_model_file(folder.path)
-        if centroids_are_whole(folder.centroids, about):
+        files = self._centroid_files(folder)
+        if centroids_are_whole(folder.centroids, about) and (
+            self.level is None or centroids_are_whole(folder.branches, about, of="branches")
+        ):
             return False
-        write_atomically(folder.centroids, self._centroids_file())
+        for path, content in files.items():
+            write_atomically(path, content)
         return True
 
-    def _centroids_file(self) -> bytes:
-        buffer = io.BytesIO()
-        np.save(buffer, self.centroids, allow_pickle=False)
-        return buffer.getvalue()
+    def _centroid_files(self, folder: RunFolder) -> dict[Path, bytes]:
+        """The content of each .npy file of centroids, the clusters' last."""
+        points = {folder.centroids: self.centroids_KD}
+        if self.level is not None:
+            points = {folder.branches: self.level.centroids_JD, **points}
+        files = {}
+        for path, points_KD in points.items():
+            buffer = io.BytesIO()
+            np.save(buffer, self._unscaled(points_KD), allow_pickle=False)
+            files[path] = buffer.getvalue()
+        return files
 
 
 def load_model(path: str | os.PathLike[str], world: World = ALONE) -> Model:
@@ -165,11 +191,28 @@ def load_model(path: str | os.PathLike[str], world: World = ALONE) -> Model:
             figures=NEWER_FIGURES | about["figures"],
             inertia=about["inertia"],
             feature_names=_names(about, tensors["centroids"].shape[1]),
+            level=_level(tensors),
         )
     except DAMAGE as error:
         raise RunError(
             f"{path / MODEL} is no model of a run: {in_words(error)}; restore it from a copy"
         ) from error
+
+
+def _level(tensors: dict[str, torch.Tensor]) -> Level | None:
+    """The branches of a tree; None if the model has none."""
+    if "branches" not in tensors:
+        return None
+    (k, n_features), level = (
+        tensors["centroids"].shape,
+        Level(tensors["branches"], tensors["parents"]),
+    )
+    n_branches = len(level.centroids_JD)
+    if level.centroids_JD.shape != (n_branches, n_features) or level.parents_K.shape != (k,):
+        raise ValueError(f"its branches are of shape {tuple(level.centroids_JD.shape)}")
+    if not 0 <= int(level.parents_K.min()) <= int(level.parents_K.max()) < n_branches:
+        raise ValueError(f"a cluster is of none of its {n_branches} branches")
+    return level
 
 
 def _names(about: dict[str, Any], n_features: int) -> tuple[str, ...]:

@@ -100,10 +100,10 @@ def read_model_file(run: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return tensors, about
 
 
-def centroids_are_whole(path: Path, about: dict[str, Any]) -> bool:
-    """Whether centroids.npy at `path` is what the run wrote; `about` comes from its model."""
+def centroids_are_whole(path: Path, about: dict[str, Any], of: str = "centroids") -> bool:
+    """Whether the .npy file at `path` is what the run wrote; `about` comes from its model."""
     try:
-        return bool(file_sha256(path) == about["centroids_sha256"])
+        return bool(file_sha256(path) == about[f"{of}_sha256"])
     except FileNotFoundError:
         return False
 

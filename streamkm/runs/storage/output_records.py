@@ -8,8 +8,11 @@ A record counts only for the values that it was written for: it holds their chec
 from __future__ import annotations
 
 import os
+from ast import literal_eval
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from streamkm.errors import Option, OutputExistsError
 from streamkm.files import make_directory, read_bytes, write_atomically
@@ -20,11 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    import numpy as np
-
     from streamkm.sinks import Sink
 
-__all__ = ["are_finished", "check_free", "may_be_finished", "record_outputs"]
+__all__ = ["are_finished", "check_free", "may_be_finished", "record_of", "record_outputs"]
 
 OUTPUTS = "outputs"
 
@@ -67,6 +68,22 @@ def are_finished(
         if stored_crc32(path, n_rows=n_rows, dtype=dtype) != crc32:
             return False
     return True
+
+
+def record_of(run_dir: Path, target: Path) -> dict[str, Any] | None:
+    """The record in `run_dir` of the output at `target`, if it holds the values it was made for."""
+    try:
+        found = unseal(read_bytes(_place(run_dir, target)))
+        dtype, n_rows = np.dtype(literal_eval(_quoted(found["dtype"]))), int(found["rows"])
+        is_same = stored_crc32(target, n_rows=n_rows, dtype=dtype) == found["crc32"]
+    except (OSError, SyntaxError, *DAMAGE):
+        return None
+    return found if is_same else None
+
+
+def _quoted(dtype: str) -> str:
+    """The name of a dtype as a literal of Python, which that of a table's columns is already."""
+    return dtype if dtype.startswith("[") else repr(dtype)
 
 
 def check_free(run_dir: Path, targets: list[Path], *, resume: bool) -> None:

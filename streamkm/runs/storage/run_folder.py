@@ -6,6 +6,7 @@
       config.json            the resolved settings of the run, and its data
       checkpoints/           see runs.storage.checkpoint
       metrics.jsonl          one record per report
+      centroids-level-1.npy  at the end, of a tree: its branches, as centroids.npy
       centroids.npy          at the end: K x D float32, in the space of the input
       model.safetensors      at the very end: a run that has it is complete
       outputs/               see runs.storage.output_records
@@ -16,10 +17,11 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamkm.config import setting_differences
+from streamkm.config import FitConfig
 from streamkm.errors import (
     InputError,
     NonFiniteError,
@@ -55,6 +57,7 @@ __all__ = [
     "read_config",
     "reading_of",
     "run_owner",
+    "setting_differences",
 ]
 
 CONFIG, LOCK, CHECKPOINTS, MODEL = "config.json", "lock", "checkpoints", "model.safetensors"
@@ -75,6 +78,7 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.metrics = path / "metrics.jsonl"
         self.centroids = path / "centroids.npy"
+        self.branches = path / "centroids-level-1.npy"
         self.model = path / MODEL
         self._record = record
         self._resume = resume
@@ -322,3 +326,17 @@ def looks_like_a_run(path: Path) -> bool:
 def run_owner(path: Path) -> str | None:
     """The process that works on the run in `path`, or None."""
     return FileLock(path / LOCK, path, "").owner()
+
+
+def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """``name: before -> now`` for each setting that differs between two `FitConfig.as_dict`."""
+    # A setting that is newer than the run had its default, but of the rates `mean` came first, and
+    # no run ended by its gain.
+    defaults = {field.name: field.default for field in fields(FitConfig)}
+    first = {"rate": "mean", "min_gain": 0.0}
+    before = {name: value for name, value in first.items() if now.get(name) is not None} | before
+    values = [
+        (name, before.get(name, default), now.get(name, default))
+        for name, default in defaults.items()
+    ]
+    return [f"{name.replace('_', '-')}: {old} -> {new}" for name, old, new in values if old != new]

@@ -17,7 +17,10 @@ from bench.process import import_rss, peak_rss
 from streamkm.clustering.seeding.kmeans_parallel import Candidates
 from streamkm.clustering.seeding.plan import N_ROUNDS
 from streamkm.config import FitConfig
+from streamkm.distributed.world import World
+from streamkm.runs.engine.agreement import Agreement
 from streamkm.runs.engine.run_kernel import RunKernel
+from streamkm.runs.engine.seeding import StageRunner
 from streamkm.runs.planning.memory import fit_bytes
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.model import load_model
@@ -40,6 +43,35 @@ def job_on(tmp_path: Path, rows: np.ndarray, *, chunk: int, **settings: Any) -> 
     )
     array[:] = rows
     return Job(tmp_path / "x.zarr", tmp_path / "run", settings)
+
+
+# ---- several processes ---------------------------------------------------------
+
+
+# Breaks when the quick steps of one stage decide how seldom processes look for each other in the
+# next, or when nobody looks within a long step.
+@pytest.mark.usefixtures("small_windows")
+def test_processes_look_for_each_other_at_every_stage_and_amid_its_steps(tmp_path, monkeypatch):
+    events: list[str] = []
+
+    def noted(owner: type, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(self, *arguments, **more):
+            events.append(name)
+            return real(self, *arguments, **more)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((StageRunner, "_stage"), (Agreement, "begin"), (World, "check")):
+        noted(owner, name)
+    noted(StageRunner, "_as_first")
+    job_on(tmp_path, clusters(4000, 8, n_clusters=40), chunk=400, k=40).attempt()
+    stages = " ".join(events).split("_stage ")[1:]
+    assert len(stages) > 2
+    assert all(stage.startswith("begin ") for stage in stages)
+    # Each step ends with a look; some look in between.
+    assert any("check check" in stage.split(" begin")[0] for stage in stages)
 
 
 # ---- how good it is ---------------------------------------------------------

@@ -84,6 +84,22 @@ def test_more_memory_never_gives_fewer_slots_or_readers(spec, beyond, more, thre
     assert large.n_readers >= small.n_readers
 
 
+# Breaks when the lists of very many clusters are left out of the plan, or a fit that memory does
+# not hold is not refused with what would do.
+def test_a_tree_of_a_million_clusters_is_planned_or_refused():
+    spec = ArraySpec(10**9, 64, "float32", 4096, "test")
+    config = FitConfig(k=10**6, algorithm="tree").resolved(spec.n_rows, spec.n_features)
+    plan = plan_reading(spec, batch_rows=config.batch_rows, seed=0)
+    needed = fit_bytes(spec, plan, config, on_host=True)
+    plan = plan_reading(spec, batch_rows=16384, seed=0)
+    exact, fast = (predict_bytes(spec, plan, 10**6, n, on_host=True) for n in (0, 2000))
+    # Eight lists a cluster, in whole numbers of 8 bytes.
+    assert fast - exact > 8 * 8 * 10**6
+    with pytest.raises(MemoryBudgetError) as caught:
+        planned(spec, 8 << 30, fixed=needed)
+    assert least_of(caught.value) > needed
+
+
 # Breaks when weights are read into slots that were planned without them.
 @given(specs, st.integers(1, 16))
 def test_weights_are_part_of_the_plan(spec, threads):

@@ -109,3 +109,64 @@ def test_names_that_are_not_one_for_each_feature_are_refused(names, job):
     write_model_file(job.run / "model.safetensors", tensors, {**about, "feature_names": names})
     with pytest.raises(RunError, match="is no model of a run"):
         load_model(job.run)
+
+
+# ---- the branches of a tree -------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path) -> Job:
+    np.save(tmp_path / "x.npy", clusters(900, 3))
+    settings = {"k": 40, "algorithm": "tree", "branching": "8x5", "init": "random"}
+    return Job(tmp_path / "x.npy", tmp_path / "run", {**settings, "scale": "zscore"})
+
+
+# Breaks when branches are saved in another space than the clusters, or are not what their parents
+# say.
+def test_the_branches_are_the_means_of_their_rows(tree):
+    tree.attempt()
+    model, branches = load_model(tree.run), np.load(tree.run / "centroids-level-1.npy")
+    assert (branches.shape, branches.dtype) == ((8, 3), np.float32)
+    assert model.level is not None
+    parents = model.level.parents_K.numpy()
+    assert parents.shape == (40,)
+    rows = np.load(tree.source).astype(np.float64)
+    for branch in set(parents.tolist()):
+        own = torch.from_numpy(parents == branch)
+        mean = (model.sums_KD[own].sum(dim=0) / model.counts_K[own].sum()).numpy()
+        expected = mean * rows.std(axis=0) + rows.mean(axis=0)
+        np.testing.assert_allclose(branches[branch], expected, rtol=1e-5, atol=1e-5)
+    assert load_model(tree.run).on_host().level is not None
+
+
+@pytest.mark.parametrize("damage", ["removed", "torn"])
+def test_damaged_branches_are_written_again(tree, damage):
+    tree.attempt()
+    file = tree.run / "centroids-level-1.npy"
+    whole = file.read_bytes()
+    if damage == "torn":
+        file.write_bytes(whole[:50])
+    else:
+        file.unlink()
+    tree.attempt()
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("parents", np.full(40, 8)), ("parents", np.zeros(39, np.int64)),
+     ("parents", np.full(40, -1)), ("branches", np.zeros((8, 2), np.float32))],
+    ids=["beyond", "few", "negative", "narrow"],
+)  # fmt: skip
+def test_branches_that_no_run_writes_are_refused(tree, name, wrong):
+    tree.attempt()
+    tensors, about = read_model_file(tree.run)
+    write_model_file(tree.run / "model.safetensors", {**tensors, name: wrong}, about)
+    with pytest.raises(RunError, match="is no model of a run"):
+        load_model(tree.run)
+
+
+def test_models_of_other_algorithms_have_no_branches(job):
+    job.attempt()
+    assert load_model(job.run).level is None
+    assert not (job.run / "centroids-level-1.npy").exists()

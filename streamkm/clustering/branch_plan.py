@@ -1,0 +1,36 @@
+"""How many branches' lists there are over many clusters, and what they take; imports no torch."""
+
+from __future__ import annotations
+
+__all__ = ["LISTS_PER_LEAF", "MOST_LISTS", "TILE_ELEMENTS", "branch_bytes", "compared", "listed"]
+
+#: Lists that a cluster is in, at most, on average over all clusters. Of rows without structure
+#: (Gaussian in 8 dimensions; k=1,024, 64 branches) so many find their nearest cluster: 68 % with 2,
+#: 84 % with 4, 92 % with 6, 96 % with 8; of embeddings 80, 89, 92 and 94 %.
+LISTS_PER_LEAF = 8
+#: Branches beyond whose border one cluster may lie, at most: those that are least far.
+MOST_LISTS = 24
+#: Distances between clusters and branches that are in memory at once.
+TILE_ELEMENTS = 1 << 22
+
+
+def listed(k: int, n_branches: int) -> int:
+    """Entries of the lists of all branches over `k` clusters, at most; 0 without branches."""
+    return min(LISTS_PER_LEAF, n_branches) * k
+
+
+def compared(k: int, n_branches: int) -> float:
+    """Comparisons of a row, about, at most: with the branches, and with the clusters of a list."""
+    return n_branches + listed(k, n_branches) / n_branches if n_branches else float(k)
+
+
+def branch_bytes(k: int, n_features: int, n_branches: int, batch_rows: int, width: int) -> int:
+    """Bytes that the search takes beside the kernel, at most, in numbers of `width` bytes."""
+    if not n_branches:
+        return 0
+    # The rows of a batch sorted by branch, and the centroids of a list, which may be all.
+    searching = batch_rows * (n_features * width + 64) + k * n_features * width
+    # Distances of a tile, and of each cluster the least far branches, twice while they are sorted.
+    finding = 4 * TILE_ELEMENTS * width + 3 * min(MOST_LISTS, n_branches) * k * (width + 8)
+    lists = 5 * 8 * listed(k, n_branches) + n_branches * n_features * (3 * width + 16)
+    return max(searching, finding) + lists

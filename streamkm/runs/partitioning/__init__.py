@@ -1,0 +1,1 @@
+"""`partition`: rows grouped by cluster on disk."""

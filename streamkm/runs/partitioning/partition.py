@@ -1,0 +1,326 @@
+"""Groups the rows of an array by cluster on disk, in bounded memory; can be resumed.
+
+The steps, each with a result in the folder that a later attempt finds there: labels, order, rows.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamkm import __version__
+from streamkm.distributed.world import ALONE
+from streamkm.errors import (
+    ConfigError,
+    ElsewhereError,
+    InputError,
+    Option,
+    RunError,
+    StorageError,
+)
+from streamkm.files import remove_tree
+from streamkm.runs.partitioning.clusters import Clusters
+from streamkm.runs.partitioning.given import GivenLabels
+from streamkm.runs.partitioning.ordering import placing_of, write_order
+from streamkm.runs.partitioning.planning import plan_partition
+from streamkm.runs.partitioning.record import (
+    DISTANCES,
+    LABELS,
+    OFFSETS,
+    UNFINISHED,
+    PartitionFolder,
+    check_partition_is_free,
+)
+from streamkm.runs.partitioning.rows import plan_rows, rows_path, write_rows
+from streamkm.runs.partitioning.work import Work
+from streamkm.runs.planning.checks import check_outside
+from streamkm.runs.predict import job_of, predict
+from streamkm.runs.reporting.out_of_memory import memory_told
+from streamkm.runs.reporting.progress import Progress
+from streamkm.runs.storage.model import load_model
+from streamkm.sinks import tidy
+from streamkm.sources import beside_of, beside_row_bytes
+from streamkm.sources.names import in_order
+from streamkm.text import counted, format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from streamkm.config import ExecutionConfig
+    from streamkm.distributed.world import World
+    from streamkm.runs.partitioning.grouping import Grouping
+    from streamkm.runs.partitioning.planning import PartitionPlan
+    from streamkm.runs.reporting.signals import StopRequest
+    from streamkm.runs.storage.model import Model
+    from streamkm.sources.base import Source
+
+__all__ = ["Job", "partition", "prepare"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A partition before anything is written: what it is made of, and how."""
+
+    run_dir: Path
+    model: Model
+    source: Source
+    grouping: Grouping
+    given: GivenLabels | None
+    plan: PartitionPlan
+    record: dict[str, Any]
+    """The content of partition.json."""
+    notes: list[str]
+    beside_bytes: int
+    """Bytes of a row in the columns of a table that are carried along."""
+
+    def check_space(self, out: Path) -> None:
+        """Raise `RunError` if what the partition takes for certain does not fit on the disk."""
+        there = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        free = shutil.disk_usage(out).free
+        if self.plan.least_bytes > free + there:
+            raise RunError(
+                f"{out}: the partition takes {format_bytes(self.plan.least_bytes)} while it is "
+                f"made, {format_bytes(free + there)} are free there; free space, or choose "
+                "another ",
+                Option("run_dir"),
+            )
+
+
+def prepare(
+    run_dir: Path, source: Source, execution: ExecutionConfig, grouping: Grouping, stack: ExitStack
+) -> Job:
+    """Check what a partition is asked to do, and plan it; `stack` closes what is opened.
+
+    Raises
+    ------
+    InputError
+        If the run, the source, the labels or the memory cannot be used.
+    """
+    model = load_model(run_dir)
+    spec = source.spec
+    if spec.choice is not None:
+        # Its row numbers would be those of the chosen rows, and its table columns missing.
+        raise ConfigError(
+            f"{source.name}: a partition is of all rows, not of those that were chosen "
+            f"({spec.choice}); leave the choice out"
+        )
+    grouping.check(model.k, spec, source.name)
+    in_order(source, model.feature_names, "the run")  # Refuses other names.
+    if spec.n_features != model.n_features:
+        raise ConfigError(
+            f"{source.name} has {spec.n_features} features, the run's centroids have "
+            f"{model.n_features}: they must agree; name the array that was clustered, or one with "
+            "the same features in the same order"
+        )
+    nan = grouping.nan or model.settings["nan"]
+    job = job_of(run_dir, source, nan, [], "exact")
+    settings: dict[str, Any] = {
+        "rows": grouping.rows,
+        "sort": grouping.sort,
+        "only": None if grouping.only is None else sorted({*grouping.only}),
+        "nan": nan,
+        "labels": None,
+    }
+    notes: list[str] = []
+    given = None
+    if grouping.labels is not None:
+        given = GivenLabels(grouping.labels, spec.n_rows, with_distances=grouping.by_distance)
+        stack.callback(given.close)
+        note = given.check_origin(run_dir, job)
+        notes += [note] if note else []
+        settings |= {"labels": str(grouping.labels), "nan": None}
+    beside_bytes = _beside_bytes(source, grouping)
+    plan = plan_partition(
+        spec, model.k, execution, grouping, drops=nan == "drop" or given is not None,
+        beside_bytes=beside_bytes,
+    )  # fmt: skip
+    if spec.dtype == "bfloat16" and grouping.rows is not None:
+        notes.append("rows.npy has the bits of each bfloat16 as uint16")
+    record = {
+        "version": __version__,
+        "run": str(run_dir),
+        "model": job["model"],
+        "source": source.name,
+        "data": {
+            "fingerprint": source.fingerprint(),
+            "shape": [spec.n_rows, spec.n_features],
+            "dtype": spec.dtype,
+        },
+        "settings": settings,
+        "k": model.k,
+        "done": False,
+    }
+    return Job(run_dir, model, source, grouping, given, plan, record, notes, beside_bytes)
+
+
+def _beside_bytes(source: Source, grouping: Grouping) -> int:
+    """Bytes of a row in the columns that Parquet carries along; refuses a name that is taken."""
+    if grouping.rows != "parquet":
+        return 0
+    if find_spec("pyarrow") is None:
+        raise ConfigError(
+            Option("rows", "parquet"),
+            " needs pyarrow, which is not installed; install streamkm[parquet]",
+        )
+    from streamkm.runs.partitioning.parquet_rows import TableRows
+
+    beside = beside_of(source)
+    TableRows(source.spec, beside, source.name)
+    return 0 if beside is None or not len(beside.schema) else beside_row_bytes(beside)
+
+
+def partition(
+    run_dir: Path,
+    source: Source,
+    execution: ExecutionConfig,
+    out: Path,
+    grouping: Grouping,
+    *,
+    resume: bool,
+    stop_request: StopRequest,
+    quiet: bool = False,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Group the rows of `source` by the clusters of a run; returns the content of partition.json.
+
+    Parameters
+    ----------
+    run_dir : Path
+        A finished run of K clusters.
+    source : Source
+        N rows by as many features as the run's centroids have. Rows are written as it gives them,
+        not scaled.
+    execution : ExecutionConfig
+        How to carry it out; `checkpoint_every` says how often what is written is made durable.
+    out : Path
+        The folder to write (see `streamkm.runs.partitioning.record`).
+    grouping : Grouping
+        What to write, and in which order.
+    resume : bool
+        Go on with the partition in `out`, or start. Do nothing if it is done.
+    stop_request : StopRequest
+        Asked after every batch.
+    quiet : bool
+        Say nothing on stderr.
+    world : World, optional
+        Must be of one process.
+
+    Raises
+    ------
+    Interrupted
+        After `stop_request`; what was written is durable.
+    InputError
+        If the arguments, the data, the run or the folder cannot be used.
+    AllocationError
+        If the machine refuses memory; what was durable before is kept.
+    StorageError
+        If the disk refuses; what was durable before is kept for `resume`.
+    """
+    if world.size > 1:
+        raise ConfigError(
+            f"a partition is the work of one process, and {world.size} were started; start one: "
+            "`predict` shares the labelling, and ",
+            Option("labels"),
+            " takes what it has written",
+        )
+    check_outside(source, run_dir=out)
+    before = check_partition_is_free(out, resume=resume)
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(quiet=quiet))
+        job = prepare(run_dir, source, execution, grouping, stack)
+        stack.enter_context(_told(out))
+        folder = stack.enter_context(PartitionFolder(out, job.record, before))
+        if before is not None and before["done"]:
+            remove_tree(out / UNFINISHED)
+            progress.say(f"{out} is finished, of this model and source: nothing is left to do")
+            return before
+        job.check_space(out)
+        for note in job.notes:
+            progress.say(f"note: {note}")
+        work = Work(out, execution, stop_request, progress)
+        with memory_told(work.doing, resumable=True):
+            _label(job, execution, work, stop_request, quiet=quiet)
+            found = _group(job, work)
+        folder.write(done=True, **found)
+        work.discard()
+        progress.say(_conclusion(out, found, job.model.k))
+        return folder.record
+
+
+def _label(
+    job: Job, execution: ExecutionConfig, work: Work, stop_request: StopRequest, *, quiet: bool
+) -> None:
+    """Write labels, and distances if rows are sorted by them, unless they are there."""
+    labels = work.out / LABELS
+    distances = work.out / DISTANCES if job.grouping.by_distance else None
+    if job.given is not None:
+        job.given.copy(labels, distances, job.source.spec.n_rows, job.model.k)
+    elif not (labels.exists() and (distances is None or distances.exists())):
+        predict(
+            job.run_dir, job.source, execution, labels=labels, distances=distances,
+            nan=job.grouping.nan, resume=True, stop_request=stop_request, quiet=quiet,
+            tells_ids=False,
+        )  # fmt: skip
+    for path in (labels, *((distances,) if distances else ())):
+        tidy(path)
+
+
+def _group(job: Job, work: Work) -> dict[str, Any]:
+    """Write order and rows; what partition.json says of them."""
+    kind, memory = job.grouping.rows, job.plan.gather_bytes
+    work.progress.say(f"grouping: {job.plan.memory}")
+    with closing(Clusters(work.out / LABELS, job.model.k, job.grouping.only)) as clusters:
+        write_order(
+            clusters, work.out / DISTANCES if job.grouping.by_distance else None, memory, work
+        )
+        sizes = np.diff(np.load(work.out / OFFSETS))
+        n_kept = int(sizes.sum())
+        if kind is not None and not rows_path(work.out, kind).exists():
+            plan = plan_rows(
+                kind,
+                job.source.spec,
+                n_kept,
+                job.model.k,
+                memory,
+                by_distance=job.grouping.by_distance,
+            )
+            placing = placing_of(clusters, work, memory, by_distance=job.grouping.by_distance)
+            stream = job.plan.memory.stream
+            write_rows(kind, job.source, clusters, placing, plan, job.plan.reading, stream, work)
+        n_dropped = clusters.n_dropped()
+    return {
+        "n_rows": n_kept,
+        "n_dropped": n_dropped,
+        "n_empty": int(np.count_nonzero(sizes == 0)),
+        "largest": int(sizes.max()),
+    }
+
+
+def _conclusion(out: Path, found: dict[str, Any], k: int) -> str:
+    said = f"written: {out}: {counted(found['n_rows'], 'row')} in "
+    said += f"{counted(k - found['n_empty'], 'cluster')} of {k:,}, the largest of "
+    said += counted(found["largest"], "row")
+    if found["n_dropped"]:
+        said += f"; {counted(found['n_dropped'], 'row')} in no cluster, labelled -1 in {LABELS}"
+    return said
+
+
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """Turn the error of a full disk into one that says how to go on."""
+    try:
+        yield
+    except (InputError, ElsewhereError, StorageError):
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{out}: cannot be written ({error}); what was saved before is intact: free space, or "
+            "mend what keeps the disk from being written, then repeat with ",
+            Option("resume", value=True),
+        ) from error
