@@ -69,7 +69,8 @@ def test_the_two_nearest_by_hand(kernel: Kernel) -> None:
 
 
 # Breaks when what lies in a window is clustered by other numbers than what was copied out of it.
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+# (The kernel of a tree takes no rows where they lie.)
+@pytest.mark.parametrize("algorithm", [each for each in ALGORITHMS if each != "tree"])
 @pytest.mark.parametrize("n_bad", [0, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("d", [9, 20])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamkm import config
 from streamkm.cli import main
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.distributed.world import ALONE
@@ -22,6 +23,8 @@ from streamkm.sources.weights import open_weights
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    import pytest
 
     from streamkm.distributed.world import World
 
@@ -99,6 +102,12 @@ class Job:
 
 def every(batches: int) -> Cadence:
     return Cadence(batches=batches)
+
+
+def short_batches(patch: pytest.MonkeyPatch, n_rows: int) -> None:
+    """Batches of `n_rows` at most, of rows however short."""
+    patch.setattr(config, "MAX_BATCH_ROWS", n_rows)
+    patch.setattr(config, "MOST_SHORT_ROWS", n_rows)
 
 
 def steps_saved(run: Path) -> list[int]:

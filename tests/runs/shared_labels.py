@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from streamkm import KMeans, MiniBatchKMeans, config
+from streamkm import KMeans, MiniBatchKMeans
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.runs import predict as predicting
 from streamkm.runs.engine import agreement
@@ -25,6 +25,7 @@ from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sinks import npy, open_sink
 from streamkm.sources import open_source, open_weights
 from streamkm.stream import plan
+from tests.runs.helpers import short_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +102,7 @@ def small(case: Case, *, save_often: bool = False) -> Iterator[None]:
     """Windows, batches, and spans of outputs so small that there are several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "WINDOW_BYTES", case.window_bytes)
-        patch.setattr(config, "MAX_BATCH_ROWS", BATCH_ROWS)
+        short_batches(patch, BATCH_ROWS)
         patch.setattr(npy, "SPAN_BYTES", 512)
         patch.setattr(predicting, "open_sink", partial(open_sink, chunk_rows=700))
         if save_often:

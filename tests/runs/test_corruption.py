@@ -30,7 +30,7 @@ from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.sealed import seal
 from streamkm.sinks import open_sink
 from streamkm.sources import open_source
-from tests.runs.helpers import Job, StopAfter, clusters, every, label
+from tests.runs.helpers import Job, StopAfter, clusters, every, label, short_batches
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_a_folder_within_a_file_is_refused_with_a_remedy(job, capsys):
 @pytest.fixture(params=[".npy", ".zarr"])
 def output(request, finished, monkeypatch) -> Path:
     """Labels that were interrupted after 150 of 205 rows, of which .zarr holds whole chunks."""
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
+    short_batches(monkeypatch, 25)
     monkeypatch.setattr(predict_module, "open_sink", partial(open_sink, chunk_rows=40))
     target: Path = finished.source.with_name("half") / f"out{request.param}"
     target.parent.mkdir()

@@ -30,7 +30,7 @@ from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.sinks import open_sink
 from streamkm.sinks.registry import unfinished_rows
 from tests.runs.faults import KINDS, Disk, FaultyDisk, applies
-from tests.runs.helpers import Job, clusters, content, every, label, steps_saved
+from tests.runs.helpers import Job, clusters, content, every, label, short_batches, steps_saved
 from tests.sinks.cells import write_cells
 
 pytestmark = pytest.mark.usefixtures("no_reports")
@@ -195,7 +195,7 @@ def test_predict_survives_any_fault_of_its_files(suffix, quick_path, monkeypatch
     cells = write_cells(quick_path / "cells.h5ad", 205)
     job = Job(cells, quick_path / "run", {"k": 3, "init": "random"})
     job.attempt()
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
+    short_batches(monkeypatch, 25)
     monkeypatch.setattr(predict_module, "open_sink", partial(open_sink, chunk_rows=40))
     numbers = count()
 
@@ -299,7 +299,7 @@ def test_a_source_that_cannot_be_read_for_a_while_costs_no_labels(
 ):
     chunked.attempt()
     label(chunked.run, chunked.source, quick_path / "whole.npy")
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
+    short_batches(monkeypatch, 25)
     out, kept = quick_path / "out.npy", []
     for n_reads in range(0, 10, 3):
         unreadable(n_reads)

@@ -23,7 +23,7 @@ from streamkm.runs.storage import checkpoint
 from streamkm.runs.storage.checkpoint import load_checkpoint, save_checkpoint
 from streamkm.sinks import open_sink
 from tests.runs.faults import Moment, RecordingDisk, digest, images, restore
-from tests.runs.helpers import Job, clusters, content, every, label, steps_saved
+from tests.runs.helpers import Job, clusters, content, every, label, short_batches, steps_saved
 
 pytestmark = pytest.mark.usefixtures("no_reports")
 
@@ -187,7 +187,7 @@ def test_predict_survives_a_power_cut_at_any_call(suffix, n_random, quick_path, 
     np.save(quick_path / "x.npy", clusters(205, 3))
     job = Job(quick_path / "x.npy", quick_path / "run", {"k": 3, "init": "random"})
     job.attempt()
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
+    short_batches(monkeypatch, 25)
     monkeypatch.setattr(predict_module, "open_sink", partial(open_sink, chunk_rows=40))
     names = sorted([f"labels{suffix}", f"distances{suffix}"])
 

@@ -22,7 +22,7 @@ from streamkm.runs.storage.model import load_model
 from streamkm.sinks import open_sink
 from streamkm.sources import open_source
 from tests.runs.engine.cases import N_ROWS, Case, on_cases
-from tests.runs.helpers import Job, StopAfter, cli, predicted
+from tests.runs.helpers import Job, StopAfter, cli, predicted, short_batches
 from tests.sinks.cells import write_cells
 
 
@@ -35,7 +35,7 @@ def job(case: Case, tmp_path: Path) -> Job:
 @on_cases("minibatch, z-score", "minibatch, min-max, drop")
 def test_labels_are_the_same_wherever_predict_was_stopped(job, tmp_path, monkeypatch):
     job.attempt()
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
+    short_batches(monkeypatch, 25)
     whole = predicted(job.run, job.source, tmp_path / "whole.npy")
     assert (whole == -1).sum() == (4 if "drop" in job.settings.values() else 0)
     n_batches = -(-N_ROWS // 25)
@@ -319,7 +319,7 @@ def test_what_is_wrong_with_ids_is_told(embeddings, tmp_path, capsys):
 def test_a_table_is_resumed_with_its_own_ids_only(embeddings, tmp_path, monkeypatch, capsys):
     run, out = tmp_path / "run", tmp_path / "out.parquet"
     assert cli("fit", embeddings, "--k", 3, "--out", run) == 0
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
+    short_batches(monkeypatch, 25)
     monkeypatch.setattr("streamkm.runs.predict.open_sink", partial(open_sink, chunk_rows=100))
     source = open_source(embeddings, id_column="name")
     with pytest.raises(Interrupted):
@@ -441,7 +441,7 @@ def test_labels_in_the_obs_of_a_copy(tmp_path, monkeypatch, capsys):
     assert cli(*predict_, "--dry-run") == 0
     most = (len(content) + 2 * 4 * 1000 + (1 << 20)) / (1 << 20)
     assert f"outputs: {most:.1f} MiB at most" in capsys.readouterr().out
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 25)
+    short_batches(monkeypatch, 25)
     source = open_source(cells)
     with pytest.raises(Interrupted):
         predict(

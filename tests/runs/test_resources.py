@@ -51,7 +51,7 @@ from streamkm.sinks import open_sink
 from streamkm.sources import open_source
 from streamkm.sources.flat import FlatSource
 from tests.runs.faults import FaultyDisk
-from tests.runs.helpers import Job, clusters, every, label, metrics_of, steps_saved
+from tests.runs.helpers import Job, clusters, every, label, metrics_of, short_batches, steps_saved
 from tests.runs.processes import ROOT, finish, start_anew
 
 
@@ -208,7 +208,7 @@ def test_predict_on_a_full_disk_is_resumed_when_there_is_space(
     job.attempt()
     label(job.run, job.source, job.run / "truth.npy")
     monkeypatch.setattr(predict_module, "open_sink", open_small_chunks)
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 1000)
+    short_batches(monkeypatch, 1000)
     target = disk / f"labels{suffix}"
 
     def predict_again(at: At) -> None:

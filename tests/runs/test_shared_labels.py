@@ -181,7 +181,7 @@ from streamkm import config
 from streamkm.cli import main as command
 from streamkm.stream import plan
 
-plan.WINDOW_BYTES, config.MAX_BATCH_ROWS = 40_000, 1_024
+plan.WINDOW_BYTES, config.MAX_BATCH_ROWS, config.MOST_SHORT_ROWS = 40_000, 1_024, 1_024
 for number, words in enumerate({lines}):
     os.environ["MASTER_PORT"] = os.environ["PORTS"].split()[number]
     print("status", command(words.split()), flush=True)
