@@ -14,7 +14,7 @@ from streamkm.errors import Interrupted
 from streamkm.runs.predict import predict
 from streamkm.runs.storage.model import load_model
 from streamkm.sources import open_source
-from tests.runs.helpers import StopAfter, cli, clusters, label
+from tests.runs.helpers import StopAfter, cli, clusters, label, short_batches
 from tests.sinks.cells import write_cells
 
 K, M = 9, 4
@@ -56,7 +56,7 @@ def test_several_are_those_of_numpy_wherever_predict_was_stopped(
     settings: tuple[str, ...], x: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = fitted(x, *settings)
-    monkeypatch.setattr("streamkm.config.MAX_BATCH_ROWS", 64)
+    short_batches(monkeypatch, 64)
     whole = {name: tmp_path / f"{name}.npy" for name in ("labels", "distances", "second")}
     assert cli("predict", run, x, "--nearest", M, *outputs(whole)) == 0
     labels_NM, distances_NM = np.load(whole["labels"]), np.load(whole["distances"])
