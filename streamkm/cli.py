@@ -1,24 +1,23 @@
-"""The command line: turns arguments into settings, and settings into a run.
+"""The command line: turns words into arguments, and what goes wrong into a line and a status.
 
 argparse was chosen over tyro, which makes a command line from dataclasses. argparse keeps an error
-to the one line that is promised, and imports fast enough to answer a mistyped path at once. A
-command imports torch only after it has checked everything that can be refused without torch.
+to the one line that is promised, and imports fast enough to answer a mistyped path at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
-import json
 import logging
 import os
 import sys
 import tomllib
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
+from streamkm.commands import run_evaluate, run_fit, run_info, run_predict, run_report, run_sweep
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, ElsewhereError, StreamkmError
 from streamkm.files import expanded
@@ -30,28 +29,22 @@ from streamkm.options import (
     add_labelling_options,
     add_predict_options,
     add_report_options,
-    add_search,
     add_source,
     add_sweep_options,
-    check_options,
     configured,
-    open_as_in,
-    open_source_of,
-    open_weights_of,
     settings_for,
-    source_keywords,
 )
 from streamkm.partition_command import PARTITION_SUMMARY, add_partition_options, run_partition
 from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
-from streamkm.starting import n_to_start, processes
-from streamkm.text import TIME_FORMAT
+from streamkm.starting import n_to_start
+from streamkm.text import TIME_FORMAT, with_spans_joined
+from streamkm.wrong_options import check_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from streamkm.runs.dry_run.report import DryRun
 
 __all__ = ["main"]
 
@@ -80,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     has_threads = "OMP_NUM_THREADS" in os.environ
     prepare_process(cores_by_quota())
     try:
-        words = sys.argv[1:] if argv is None else list(argv)
+        words = with_spans_joined(sys.argv[1:] if argv is None else argv)
         arguments = _parse(words)
         if (n_processes := n_to_start(configured(ExecutionConfig, arguments))) > 1:
             if not has_threads:  # The processes share the cores.
@@ -114,197 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(message: str) -> None:
     with suppress(OSError):  # The status tells it too, where stderr cannot be written.
         print("streamkm: " + " ".join(message.split()), file=sys.stderr)
-
-
-# ---- commands ---------------------------------------------------------------
-
-
-def _fit(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.planning.checks import check_fit, check_outside
-    from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.runs.storage.run_folder import check_run_is_free
-
-    config = configured(FitConfig, arguments)
-    execution = configured(ExecutionConfig, arguments)
-    with (
-        StopRequest() as stop_request,
-        processes(execution) as (execution, shared),
-        closing(open_source_of(arguments)) as source,
-    ):
-        control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
-        control |= shared
-        check_fit(source.spec, config, source.name)
-        check_outside(source, run_dir=arguments.out)
-        is_first = not shared or shared["world"].is_first
-        if arguments.dry_run:
-            if is_first:
-                with open_weights_of(arguments, source) as weights:
-                    from streamkm.runs.dry_run.fit import dry_run
-
-                    job = (source, config, execution, arguments.out)
-                    _print_report(dry_run(*job, **control, weights=weights))
-            if shared:  # The others wait, so that they cannot end as lost.
-                shared["world"].meet()
-            return
-        if is_first:
-            check_run_is_free(arguments.out, resume=arguments.resume)
-
-        with open_weights_of(arguments, source) as weights:
-            from streamkm.runs.fit import fit
-
-            fit(source, config, execution, arguments.out, **control, weights=weights)
-
-
-def _sweep(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.runs.sweeping.record import check_sweep_is_free
-    from streamkm.runs.sweeping.variants import check_variants, spaces_of
-
-    ks, seeds = [k for some in arguments.ks for k in some], arguments.seeds
-    arguments.k = min(ks)
-    spaces = {"scales": arguments.scale or (), "metrics": arguments.metric or ()}
-    arguments.scale = arguments.metric = None
-    base = configured(FitConfig, arguments)
-    spaces_of(base, **spaces)  # Refused before torch is imported.
-    with (
-        StopRequest() as stop_request,
-        processes(configured(ExecutionConfig, arguments)) as (execution, shared),
-        closing(open_source_of(arguments)) as source,
-    ):
-        check_variants(base, ks, seeds, source.spec.n_rows, source.name)
-        control: dict[str, Any] = {"resume": arguments.resume, "stop_request": stop_request}
-        control |= {**spaces, "all_rows": arguments.all_rows}
-        is_first = not shared or shared["world"].is_first
-        if is_first and not arguments.dry_run:
-            check_sweep_is_free(arguments.out, resume=arguments.resume)
-        with open_weights_of(arguments, source) as weights:
-            control["weights"] = weights
-            if arguments.dry_run:
-                if is_first:
-                    from streamkm.runs.dry_run.sweep import dry_sweep
-
-                    _print_report(
-                        dry_sweep(source, base, ks, seeds, execution, arguments.out, **control)
-                    )
-                if shared:
-                    shared["world"].meet()
-                return
-            from streamkm.runs.sweeping.sweep import sweep
-
-            control |= shared
-            found = sweep(source, base, ks, seeds, execution, arguments.out, **control)
-        if is_first:
-            print(found)
-
-
-def _of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the first process reads, in all of them."""
-    if not shared:
-        return read()
-    world = shared["world"]
-    found: dict[str, Any] = world.gather(read() if world.is_first else None)[0]
-    return found
-
-
-def _print_report(report: DryRun) -> None:
-    print(report)
-    if report.errors:
-        raise report.errors[0]
-
-
-def _predict(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.planning.checks import check_outside
-    from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.runs.storage.output_records import check_free, may_be_finished
-    from streamkm.runs.storage.run_folder import read_config
-
-    outputs = (arguments.labels, arguments.distances)
-    targets = [path for path in outputs if path is not None]
-    names = ("labels", "distances", "nan", "search", "resume")
-    options = {name: getattr(arguments, name) for name in names}
-    with (
-        StopRequest() as stop_request,
-        processes(configured(ExecutionConfig, arguments)) as (execution, shared),
-        ExitStack() as stack,
-    ):
-        run = _of_first(shared, partial(read_config, arguments.run))
-        # Whether an output is finished shows only once the source is open: predict looks then.
-        is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
-        is_first = not shared or shared["world"].is_first
-        if is_first and not (arguments.dry_run or is_checked_later):
-            check_free(arguments.run, targets, resume=arguments.resume)
-        source = stack.enter_context(closing(open_as_in(run, arguments)))
-        options["stop_request"] = stop_request
-        check_outside(source, labels=arguments.labels, distances=arguments.distances)
-        if arguments.dry_run:
-            from streamkm.runs.dry_run.predict import dry_predict
-
-            if is_first:
-                _print_report(dry_predict(arguments.run, source, execution, **options))
-            if shared:
-                shared["world"].meet()
-            return
-        from streamkm.runs.predict import predict
-
-        predict(arguments.run, source, execution, **options, **shared)
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.runs.storage.run_folder import read_config
-
-    reads = partial(read_config, arguments.run)
-    with (
-        StopRequest() as stop_request,
-        processes(configured(ExecutionConfig, arguments)) as (execution, shared),
-        closing(open_as_in(_of_first(shared, reads), arguments)) as source,
-        open_weights_of(arguments, source) as weights,
-    ):
-        from streamkm.runs.evaluate import evaluate
-
-        evaluation = evaluate(
-            arguments.run,
-            source,
-            execution,
-            nan=arguments.nan,
-            search=arguments.search,
-            stop_request=stop_request,
-            weights=weights,
-            **shared,
-        )
-    if not shared or shared["world"].is_first:
-        print(json.dumps(evaluation.as_dict()) if arguments.json else evaluation)
-
-
-def _info(arguments: argparse.Namespace) -> None:
-    from streamkm.runs.info import describe_run, describe_source
-    from streamkm.runs.partitioning.record import PARTITION, describe_partition
-    from streamkm.runs.storage.run_folder import CONFIG, looks_like_a_run
-    from streamkm.runs.sweeping.record import SWEEP
-    from streamkm.runs.sweeping.table import describe_sweep
-
-    path = expanded(arguments.source)
-    if (path / SWEEP).exists():
-        print(describe_sweep(path))
-    elif (path / PARTITION).exists():
-        print(describe_partition(path))
-    elif (path / CONFIG).exists() or looks_like_a_run(path):
-        print(describe_run(path))
-    else:
-        with closing(open_source_of(arguments)) as source:
-            print(describe_source(source))
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from streamkm.reports import Look, any_report, check_is_free
-
-    check_is_free(arguments.out)
-    shows = ("rows", "image", "features_from", "ids", "texts", "image_files")
-    shown = {name: getattr(arguments, name) for name in shows}
-    look = Look(**shown, sample_weight=arguments.weights)
-    where = (arguments.run, arguments.source, source_keywords(arguments))
-    report = any_report(*where, look, configured(ExecutionConfig, arguments))
-    print(f"written: {report.save(arguments.out)}")
 
 
 # ---- arguments --------------------------------------------------------------
@@ -354,7 +156,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if getattr(arguments, "config", None) is not None:
         _apply_config(arguments.config, commands["fit"])
         arguments = parser.parse_args(argv)
-    if arguments.command is _fit:
+    if arguments.command is run_fit and arguments.from_run is None:
         for each in settings_for("fit", FitConfig):
             if each.is_required and getattr(arguments, each.name) is None:
                 commands["fit"].error(f"the {each.text} is needed: {each.flag}")
@@ -368,12 +170,11 @@ def _apply_config(path: Path, parser: argparse.ArgumentParser) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     settings = settings_for("fit", FitConfig, ExecutionConfig)
-    known = {*(each.name for each in settings), "weights"}
+    known = {e.flag[2:].replace("-", "_"): e.name for e in settings} | {"weights": "weights"}
     flags = {each.name for each in settings if each.parse is None}
     defaults: dict[str, Any] = {}
     for key, value in content.items():
-        name = key.replace("-", "_")
-        if name not in known:
+        if not (name := known.get(key.replace("-", "_"), "")):
             raise ConfigError(
                 f"--config {path}: there is no setting {key!r}; "
                 f"there are {', '.join(sorted(known)).replace('_', '-')}"
@@ -403,32 +204,35 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     by_name: dict[str, _Parser] = {}
     command = partial(_add_command, commands, by_name)
-    fit = command("fit", "SOURCE --k K --out RUN", _fit, "Cluster an array and write a run folder.")
+    fit = command(
+        "fit", "SOURCE --k K --out RUN", run_fit, "Cluster an array and write a run folder."
+    )
     add_source(fit)
     add_fit_options(fit)
     predict = command(
-        "predict", "RUN SOURCE --labels OUT", _predict, "Write the label of every row of an array."
+        "predict",
+        "RUN SOURCE --labels OUT",
+        run_predict,
+        "Write the label of every row of an array.",
     )
     evaluate = command(
         "evaluate",
         "RUN SOURCE",
-        _evaluate,
+        run_evaluate,
         "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
     )
     partition = command("partition", "RUN SOURCE --out DIR", run_partition, PARTITION_SUMMARY)
-    for parser_ in (predict, evaluate, partition):
+    for parser_, left_out in ((predict, ("sample", "sample_seed")), (evaluate, ())):
         parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
-        add_source(parser_)
+        add_source(parser_, without=left_out)
         add_labelling_options(parser_)
     add_predict_options(predict)
     add_partition_options(partition)
-    for parser_ in (predict, evaluate):
-        add_search(parser_)
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
     report = command(
-        "report", "RUN [SOURCE]", _report, "Write an HTML page about a run or a sweep."
+        "report", "RUN [SOURCE]", run_report, "Write an HTML page about a run or a sweep."
     )
     add_report_options(report)
     for parser_ in (fit, evaluate, report):
@@ -436,7 +240,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     sweep = command(
         "sweep",
         "SOURCE --k K [K ...] --out DIR",
-        _sweep,
+        run_sweep,
         "Fit many K with one read of the array, compare them, and say which stands out.",
     )
     add_source(sweep)
@@ -444,7 +248,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     for name in ("fit", "predict", "evaluate", "partition", "report", "sweep"):
         add_execution_options(by_name[name], name)
     info = command(
-        "info", "PATH", _info, "Describe an array, or a run or sweep and how far it has come."
+        "info", "PATH", run_info, "Describe an array, or a run or sweep and how far it has come."
     )
     add_source(info, "PATH", "the folder of a run or a sweep, or an array: ")
     return parser, by_name

@@ -46,7 +46,6 @@ __all__ = [
     "default_batch_rows",
     "default_branches",
     "largest_batch_rows",
-    "setting_differences",
 ]
 
 #: Rows of a batch at most: few enough that a batch stays in cache.
@@ -63,7 +62,6 @@ MAX_BATCH_BYTES = 64 << 20
 #: Rows of a batch at most where only speed depends on them, of few features, and bytes of such a
 #: batch widened to float32: what a batch takes beside its arithmetic is a fifth of 200,000 x 16.
 MOST_SHORT_ROWS, SHORT_ROWS_BYTES = 65536, 8 << 20
-
 #: Threads that read, at most: more would only wait for each other.
 MOST_READ_THREADS = 256
 
@@ -199,6 +197,20 @@ class FitConfig:
         f"{_names(lambda entry: not entry.closes)} only if a cluster has no row",
         default=True,
     )
+    from_run: str | None = setting(
+        "go on from the centroids and counts of a finished run, over new rows; its k, metric and "
+        "scale are taken over",
+        default=None,
+        shown="start anew",
+        metavar="RUN",
+    )
+    half_life: int | None = setting(
+        "with --from: what came before counts half after this number of new rows",
+        default=None,
+        shown="never",
+        rule=whole(1),
+        metavar="ROWS",
+    )
     precision: Literal["exact", "fast"] = setting(
         "exact: every row gets its true nearest centroid; fast: rows that screening cannot decide "
         "are not scored again",
@@ -277,8 +289,8 @@ class FitConfig:
         """The same settings with nothing left open, for an array of this shape."""
         # Where centroids move after a pass, only speed depends on the length of a batch.
         default = default_batch_rows if self._entry.watches_batches else largest_batch_rows
-        n_branches = self.n_branches
-        batch_rows = self.batch_rows or default(n_rows, n_features, n_branches)
+        batch_rows = self.batch_rows or default(n_rows, n_features, self.n_branches)
+        rates = ("mean",) if self.from_run else self._entry.rates
         return ResolvedFitConfig(
             **self.as_dict()
             | {
@@ -286,8 +298,10 @@ class FitConfig:
                 "batch_rows": min(batch_rows, n_rows),
                 "tol": self._entry.tol if self.tol is None else self.tol,
                 "min_gain": self._entry.min_gain if self.min_gain is None else self.min_gain,
-                "rate": self.rate or next(iter(self._entry.rates), None),
-                "branching": str(n_branches) if n_branches else None,
+                "rate": self.rate or next(iter(rates), None),
+                "branching": str(self.n_branches or "") or None,
+                # It would forget the rows of an earlier run.
+                "closing_pass": self.closing_pass and not self.from_run,
             }
         )
 
@@ -305,7 +319,7 @@ class FitConfig:
     @property
     def closes(self) -> bool:
         """Whether a closing pass follows in any case."""
-        return self.closing_pass and self._entry.closes
+        return self.closing_pass and self._entry.closes and self.from_run is None
 
     @property
     def _entry(self) -> AlgorithmEntry:
@@ -434,17 +448,3 @@ def largest_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int
 def default_branches(k: int) -> int:
     """Branches over `k` clusters where the user names none: their lists are about as long."""
     return min(round(2 * math.sqrt(k)), k)
-
-
-def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``name: before -> now`` for each setting that differs between two `FitConfig.as_dict`."""
-    # A setting that is newer than the run had its default, but of the rates `mean` came first, and
-    # no run ended by its gain.
-    defaults = {field.name: field.default for field in fields(FitConfig)}
-    first = {"rate": "mean", "min_gain": 0.0}
-    before = {name: value for name, value in first.items() if now.get(name) is not None} | before
-    values = [
-        (name, before.get(name, default), now.get(name, default))
-        for name, default in defaults.items()
-    ]
-    return [f"{name.replace('_', '-')}: {old} -> {new}" for name, old, new in values if old != new]

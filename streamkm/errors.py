@@ -56,6 +56,8 @@ _FLAGS = {
     "run_dir": "out",
     "n_features": "features",
     "columns": "column",
+    "row_range": "rows",
+    "from_run": "from",
     "sample_weight": "weights",
 }
 

@@ -8,9 +8,7 @@ declared once, in `streamkm.sources.formats`. Only the options that belong to a 
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
-import re
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError
 from streamkm.files import expanded
-from streamkm.settings import setting_of, settings_of
+from streamkm.settings import setting_of, settings_of, whole
 from streamkm.sources.formats import source_options, suffixes
+from streamkm.sources.options import OF_ALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable
     from contextlib import AbstractContextManager
 
     from streamkm.settings import Setting
@@ -35,12 +34,11 @@ __all__ = [
     "add_execution_options",
     "add_fit_options",
     "add_labelling_options",
+    "add_nan",
     "add_predict_options",
     "add_report_options",
-    "add_search",
     "add_source",
     "add_sweep_options",
-    "check_options",
     "configured",
     "open_as_in",
     "open_source_of",
@@ -48,6 +46,7 @@ __all__ = [
     "parsed_by",
     "settings_for",
     "source_keywords",
+    "take_over",
 ]
 
 DRY_RUN_HELP = (
@@ -58,6 +57,9 @@ WEIGHTS_HELP = (
     "how much each row counts: N numbers in a .npy file or a Zarr array (default: every row "
     "counts 1)"
 )
+
+#: Settings that a sweep has in another form, or not at all: it varies K.
+NOT_SWEPT = ("k", "seed", "from_run", "half_life")
 
 C = TypeVar("C")
 
@@ -71,8 +73,9 @@ def add_source(
     or_else: str = "",
     *,
     needed: bool = True,
+    without: Collection[str] = (),
 ) -> None:
-    """Add the location of an array and the options of every format.
+    """Add the location of an array and the options of every format, but for those `without`.
 
     `or_else` is a phrase for the help that says what else the location may be.
     """
@@ -88,7 +91,7 @@ def add_source(
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for option in source_options():
-        if not option.has_flag:
+        if not option.has_flag or option.name in without:
             continue
         if option.heading not in groups:
             groups[option.heading] = parser.add_argument_group(option.heading)
@@ -110,7 +113,7 @@ def add_source(
 def source_keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of formats as keywords of `streamkm.sources.open_source`; None if not given."""
     flags = [option.name for option in source_options() if option.has_flag]
-    return {name: getattr(arguments, name) for name in flags}
+    return {name: getattr(arguments, name, None) for name in flags}
 
 
 def open_source_of(arguments: argparse.Namespace) -> Source:
@@ -135,6 +138,18 @@ def open_as_in(run: dict[str, Any], arguments: argparse.Namespace) -> Source:
     return open_source_of(arguments)
 
 
+def take_over(arguments: argparse.Namespace) -> None:
+    """Fill in what is not given as it was in the run that a fit goes on from, if it does."""
+    from streamkm.runs.storage.run_folder import read_config
+
+    if arguments.from_run is None:
+        return
+    settings = read_config(expanded(arguments.from_run))["fit"]
+    for name in ("k", "metric", "scale"):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, settings[name])
+
+
 def open_weights_of(
     arguments: argparse.Namespace, source: Source
 ) -> AbstractContextManager[Weights | None]:
@@ -143,7 +158,9 @@ def open_weights_of(
 
     if arguments.weights is None:
         return nullcontext()
-    return closing(open_weights(arguments.weights, source.spec.n_rows))
+    choice = source.spec.choice
+    n_rows = source.spec.n_rows if choice is None else choice.n_whole
+    return closing(open_weights(arguments.weights, n_rows, choice))
 
 
 # ---- settings ----------------------------------------------------------------
@@ -229,7 +246,7 @@ def add_sweep_options(parser: argparse.ArgumentParser) -> None:
         "memory (default: there, figures that need each row once more are those of a sample)",
     )
     several = ("scale", "metric")
-    settings = [each for each in settings_for("fit", FitConfig) if each.name not in ("k", "seed")]
+    settings = [each for each in settings_for("fit", FitConfig) if each.name not in NOT_SWEPT]
     group = parser.add_argument_group("what to compute: one or several, every fit with each")
     _add_settings(group, (each for each in settings if each.name in several), nargs="+")
     group = parser.add_argument_group("what to compute (the same for every fit)")
@@ -244,15 +261,16 @@ def add_execution_options(parser: argparse.ArgumentParser, command: str) -> None
     _add_settings(group, settings_for(command, ExecutionConfig))
 
 
-def add_labelling_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--nan``, whose default is the run's: what is done about rows that have no label."""
+def add_nan(parser: argparse.ArgumentParser) -> None:
+    """Add ``--nan``, by default as in the run."""
     declared = setting_of(FitConfig, "nan")
     text = "rows with NaN or infinity: error stops, drop leaves them out, with the label -1"
     _add_settings(parser, [replace(declared, text=text, shown="as in the run")])
 
 
-def add_search(parser: argparse.ArgumentParser) -> None:
-    """Add ``--search``: whether each row is compared with every centroid."""
+def add_labelling_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--nan`` and ``--search``: how rows are labelled."""
+    add_nan(parser)
     parser.add_argument(
         "--search",
         choices=("exact", "fast"),
@@ -282,6 +300,20 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
         "or .parquet",
     )
     parser.add_argument(
+        "--second",
+        metavar="OUT",
+        type=expanded,
+        help="where to write the distance of each row to its second nearest centroid; less the "
+        "distance to its centroid that is its margin",
+    )
+    parser.add_argument(
+        "--nearest",
+        metavar="M",
+        type=parsed_by(int, whole(1).text),
+        help="write the labels, and distances, of the M nearest centroids of each row, nearest "
+        "first: M columns, also of 1 (default: a single number a row)",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="continue unfinished outputs, or start them if there are none",
@@ -292,7 +324,9 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `report`: the run, its rows, where it is written, how rows are shown."""
     parser.add_argument("run", metavar="RUN", type=expanded, help="folder of a run, or of a sweep")
-    add_source(parser, or_else="the rows to read; by default those of the fit; ", needed=False)
+    # Its `--rows` says whether rows are read at all.
+    what = "the rows to read; by default those of the fit; "
+    add_source(parser, or_else=what, needed=False, without=[o.name for o in OF_ALL])
     parser.add_argument(
         "-o",
         "--out",
@@ -352,6 +386,7 @@ def _add_settings(
         else:
             parser.add_argument(
                 *names,
+                dest=each.name,
                 type=parsed_by(each.parse, each.rule.text),
                 choices=each.rule.choices or None,
                 metavar=each.metavar,
@@ -374,54 +409,3 @@ def parsed_by(parse: Callable[[str], Any], rule: str = "") -> Callable[[str], An
             raise argparse.ArgumentTypeError(f"must be {kind}, not {text!r}") from None
 
     return parsed
-
-
-# ---- options that there are not ---------------------------------------------
-
-
-def check_options(
-    argv: Sequence[str],
-    parser: argparse.ArgumentParser,
-    commands: Mapping[str, argparse.ArgumentParser],
-) -> None:
-    """Refuse a command or option that there is not, and name the one that was probably meant.
-
-    argparse suggests none, and complains of a missing one before it comes to the wrong one.
-    """
-    command = ""
-    for word in argv:
-        name = word.partition("=")[0]
-        if word in ("--", "-h", "--help"):
-            return
-        # A word with a space, or with one dash, is left to argparse: it may be a value.
-        if command and name.startswith("--") and " " not in word:
-            if name not in _options_of(commands[command]):
-                advice = _advice(name, commands, command)
-                commands[command].error(f"{command} has no option {name}{advice}")
-        elif not command and word in commands:
-            command = word
-        elif not command and not word.startswith("-"):
-            near = difflib.get_close_matches(word, commands, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}"
-            parser.error(f"there is no command {word}; {advice}")
-        elif not command and word.startswith("-") and name not in _options_of(parser):
-            parser.error(f"{name} before the command: options follow it, as in fit x.npy --k 8")
-
-
-def _advice(name: str, commands: Mapping[str, argparse.ArgumentParser], command: str) -> str:
-    """A phrase that names the commands with this option, or the options most like it, or ``""``."""
-    having = [other for other in commands if name in _options_of(commands[other])]
-    if having:
-        named = " and ".join(filter(None, (", ".join(having[:-1]), having[-1])))
-        return f", {named} {'have' if len(having) > 1 else 'has'}"
-    known = sorted(_options_of(commands[command]))
-    near = [option for option in known if option.startswith(name)]
-    near = near or difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _options_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Every option of `parser`, read from its help: argparse has no public list of them."""
-    text = re.sub("\x1b\\[[0-9;]*m", "", parser.format_help())  # Python 3.14 colours its help.
-    heads = re.findall("^  (-.*?)(?:  |$)", text, re.MULTILINE)
-    return {option for head in heads for option in re.findall("(?<![\\w-])--?[a-z][a-z-]*", head)}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from streamkm.config import ExecutionConfig
 from streamkm.errors import ConfigError
 from streamkm.files import expanded
-from streamkm.options import configured, open_as_in, parsed_by
+from streamkm.options import add_nan, add_source, configured, open_as_in, parsed_by
 from streamkm.runs.partitioning.grouping import FORMATS, SORTS, Grouping, parse_only
+from streamkm.sources.options import OF_ALL
 from streamkm.starting import processes
 
 if TYPE_CHECKING:
@@ -21,8 +22,12 @@ PARTITION_SUMMARY = "Group the rows of an array by cluster on disk."
 
 
 def add_partition_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `partition` alone has."""
+    """Add the arguments of `partition`, but for those of how it is carried out."""
     add = parser.add_argument
+    add("run", metavar="RUN", type=expanded, help="folder of a finished run")
+    # Its `--rows` is a format, and it groups all rows.
+    add_source(parser, without=[option.name for option in OF_ALL])
+    add_nan(parser)
     add(
         "--out",
         metavar="DIR",

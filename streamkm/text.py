@@ -1,14 +1,26 @@
-"""Converts sizes in bytes and counts of things to and from the text that people read and write."""
+"""Converts sizes, counts and words of a command to and from the text that people read and write."""
 
 from __future__ import annotations
 
 import math
 import re
 import time
+from typing import TYPE_CHECKING
 
 from streamkm.errors import ConfigError
 
-__all__ = ["TIME_FORMAT", "counted", "format_bytes", "now", "parse_bytes", "plural"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "TIME_FORMAT",
+    "counted",
+    "format_bytes",
+    "now",
+    "parse_bytes",
+    "plural",
+    "with_spans_joined",
+]
 
 #: The time at the beginning of a line in a log: ISO 8601, with the offset of the machine's zone.
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
@@ -56,3 +68,14 @@ def plural(noun: str) -> str:
 def now() -> str:
     """The time, as lines in a log have it: ``2026-11-30T07:20:31+0000``."""
     return time.strftime(TIME_FORMAT)
+
+
+def with_spans_joined(argv: Iterable[str]) -> list[str]:
+    """`argv` with ``--rows -5:`` as one word: argparse takes ``-5:`` for an option."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] == "--rows" and re.match(r"-\d+:", word):
+            joined[-1] = f"--rows={word}"
+        else:
+            joined.append(word)
+    return joined

@@ -18,9 +18,9 @@ from streamkm.config import (
     ExecutionConfig,
     FitConfig,
     ResolvedFitConfig,
-    setting_differences,
 )
 from streamkm.errors import ConfigError
+from streamkm.runs.storage.run_folder import setting_differences
 
 REFUSED = {
     "k 0": ({"k": 0}, "k must be .* at least 1, not 0"),

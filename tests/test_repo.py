@@ -41,6 +41,7 @@ TESTED_IN = {
     "files": "runs/test_faults.py",
     "cadence": "test_config.py",
     "options": "test_cli.py",
+    "wrong_options": "test_cli.py",
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",
     "kernels/base": "kernels/contract.py",
@@ -121,6 +122,7 @@ TESTED_IN = {
     "runs/storage/tensor_file": "runs/storage/test_checkpoint.py",
     # What several processes do together: shown by real ones.
     "estimators/sharing": "runs/test_shared_labels.py",
+    "runs/engine/outputs": "runs/test_predict_nearest.py",
     "runs/engine/watch": "runs/test_shared_labels.py",
     "runs/engine/writing": "runs/test_predict.py",
 }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkm.errors import ConfigError
-from streamkm.text import counted, format_bytes, parse_bytes
+from streamkm.text import counted, format_bytes, parse_bytes, with_spans_joined
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,11 @@ def test_what_is_printed_can_be_read(n_bytes: int) -> None:
 )
 def test_one_thing_or_many(n, noun, text):
     assert counted(n, noun) == text
+
+
+# Breaks when a range that counts from the end is taken for an option, or another word is joined.
+def test_a_span_from_the_end_is_joined_to_its_option() -> None:
+    words = ["fit", "x", "--rows", "-5:", "--rows", "3:-1", "--k", "-5:", "--rows", "--out"]
+    assert with_spans_joined(words) == [
+        "fit", "x", "--rows=-5:", "--rows", "3:-1", "--k", "-5:", "--rows", "--out",
+    ]  # fmt: skip

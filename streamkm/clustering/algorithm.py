@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, Self
 
 from streamkm.clustering.branches import BranchKernel
+from streamkm.clustering.growing import Growing
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.state import STOP_REASONS
 from streamkm.clustering.tree import ClosingTree
@@ -78,8 +79,9 @@ def make_algorithm(
     kernel: MadeKernel, config: ResolvedFitConfig, n_rows: int,
     world: World = ALONE, weight_unit: float = 1.0,
 ) -> Algorithm:  # fmt: skip
-    """The algorithm that ``--algorithm`` names; see `Algorithm.make`."""
-    home = load_class(ALGORITHMS[config.algorithm].home)
+    """The algorithm that ``--algorithm`` names, or `Growing`; see `Algorithm.make`."""
+    grows = config.from_run is not None
+    home = Growing if grows else load_class(ALGORITHMS[config.algorithm].home)
     made: Algorithm = home.make(kernel, config, n_rows, world, weight_unit)
     return made
 

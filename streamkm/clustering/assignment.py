@@ -18,6 +18,7 @@ from streamkm.distributed.world import ALONE
 from streamkm.kernels import (
     Assignment,
     FixedSums,
+    Nearest,
     Rows,
     Sums,
     TwoNearest,
@@ -27,6 +28,7 @@ from streamkm.kernels import (
     exponents_of,
     fixed_by_label,
     mass_by_label,
+    rank_nearest,
     sq_distances_to,
     wide_by_label,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "nearest",
     "nearest_and_fixed_sums",
     "nearest_and_sums",
+    "nearest_several",
     "nearest_two",
     "sums_by_label",
     "weighted_sum",
@@ -93,6 +96,25 @@ def nearest_two(
         labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
     sq_distances_B = _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD)
     return TwoNearest(labels_B, sq_distances_B, second_B)
+
+
+def nearest_several(
+    batch: Batch, centroids_KD: torch.Tensor, n_nearest: int, *, spherical: bool
+) -> Nearest:
+    """The `n_nearest` nearest centroids of each row, nearest first; rows must not lie in a window.
+
+    The first is that of `nearest`. If `spherical`, rows of zeros get the lowest labels, in order.
+    """
+    found = rank_nearest(batch.x_BD, batch.sq_norms_B, centroids_KD, n_nearest)
+    if spherical:
+        lowest_M = torch.arange(n_nearest, device=batch.x_BD.device)
+        is_zero_B1 = (batch.sq_norms_B == 0)[:, None]
+        lengths_M = centroids_KD[:n_nearest].double().square().sum(dim=1)
+        found = Nearest(
+            torch.where(is_zero_B1, lowest_M, found.labels_BM),
+            torch.where(is_zero_B1, lengths_M, found.sq_distances_BM),
+        )
+    return found
 
 
 def nearest_and_sums(

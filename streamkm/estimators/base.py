@@ -23,6 +23,7 @@ from streamkm.estimators.fitted import (
     warn_of_empty_clusters,
 )
 from streamkm.estimators.inputs import InputRows, as_numpy, checked_centroids, like, open_rows
+from streamkm.estimators.neighbors import Neighbors
 from streamkm.estimators.parameters import (
     check_parameters,
     check_resumable,
@@ -48,7 +49,7 @@ __all__ = ["BaseKMeans"]
 SMALL_BYTES = 2 << 20
 
 
-class BaseKMeans(Clusterer):
+class BaseKMeans(Neighbors, Clusterer):
     """Fits by a run, and takes labels, distances and scores from its model."""
 
     _model: Model

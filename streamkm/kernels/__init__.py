@@ -41,6 +41,7 @@ from streamkm.kernels.ops.moments import Moments, moments_in_parts
 from streamkm.kernels.ops.move import Sums, means_of, move_points_
 from streamkm.kernels.ops.normalize import normalize_, normalized
 from streamkm.kernels.ops.offer import OfferedRows, Reservoir, offer_
+from streamkm.kernels.ops.ranking import Nearest, nearest_bytes, rank_nearest
 from streamkm.kernels.reference import add_by_label, mass_by_label
 from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 
@@ -54,6 +55,7 @@ __all__ = [
     "KernelRequest",
     "MadeKernel",
     "Moments",
+    "Nearest",
     "OfferedRows",
     "PassKernel",
     "PassedOver",
@@ -83,11 +85,13 @@ __all__ = [
     "means_of",
     "moments_in_parts",
     "move_points_",
+    "nearest_bytes",
     "normalize_",
     "normalized",
     "offer_",
     "pair_sq_distances",
     "raise_grades_",
+    "rank_nearest",
     "resolve_kernel",
     "sq_distances_between",
     "sq_distances_to",

@@ -25,6 +25,7 @@ __all__ = [
     "recheck_second_",
     "rounding_bound",
     "rounding_share",
+    "screening_slack",
 ]
 
 #: The rounding errors of a sum of D products behave as a random walk. Bounds allow for this
@@ -48,6 +49,30 @@ def rounding_bound(
     extent_B = sq_norms_B.sqrt() + c_sq_norm.sqrt()
     bound_B: torch.Tensor = rounding_share(sq_norms_B.dtype, n_features) * extent_B.square()
     return bound_B
+
+
+def screening_slack(
+    sq_norms_T: torch.Tensor, scores_T: torch.Tensor, largest: torch.Tensor, n_features: int
+) -> torch.Tensor:
+    """How far above `scores_T` a centroid may score and still be as near as the one that has it.
+
+    A centroid longer than the row and its distance together cannot be so near. So a single
+    centroid far away does not make every row uncertain. (The factor 1.1 is there because the score
+    is rounded itself.)
+
+    Parameters
+    ----------
+    sq_norms_T, scores_T : Tensor of shape (T,)
+        Squared lengths of rows, and for each the score ``|c|^2 - 2 x.c`` of one centroid.
+    largest : Tensor of shape ()
+        Squared length of the longest centroid.
+    n_features : int
+    """
+    reach_T = sq_norms_T.sqrt() + (scores_T + sq_norms_T).clamp_min_(0).sqrt_()
+    longest_T = torch.minimum(reach_T.square_().mul_(1.1), largest)
+    # Below the normal numbers the error of rounding is no longer a share of the result.
+    vanished = 4 * n_features * torch.finfo(sq_norms_T.dtype).tiny
+    return 2 * rounding_bound(sq_norms_T, longest_T, n_features) + vanished
 
 
 @lru_cache(maxsize=16)

@@ -18,7 +18,7 @@ from streamkm.kernels.exact import (
     correct_,
     recheck_,
     recheck_second_,
-    rounding_bound,
+    screening_slack,
 )
 from streamkm.kernels.precision import full_precision
 
@@ -116,7 +116,8 @@ class ReferenceKernel:
             # 1 where a centroid may be the nearest, 0 elsewhere. If only one may, the
             # product with the indices is its index: three times as fast as a minimum with
             # its index, which torch does not vectorise.
-            limit_T = best_B[tile] + self._slack(sq_norms_B[tile], best_B[tile], largest, x_BD)
+            slack_T = screening_slack(sq_norms_B[tile], best_B[tile], largest, x_BD.shape[1])
+            limit_T = best_B[tile] + slack_T
             near_TK = scores_TK.le_(limit_T[:, None])
             torch.mv(near_TK, self._indices[:k], out=labels_B[tile])
             torch.sum(near_TK, dim=1, out=n_near_B[tile])
@@ -134,22 +135,6 @@ class ReferenceKernel:
                 doubtful_B = (n_near_B != 1) | (second_B < share * sq_norms_B)
                 recheck_second_(second_B, doubtful_B, x_BD, centroids_KD)
         return Assignment(labels_B, sq_distances_B)
-
-    @staticmethod
-    def _slack(
-        sq_norms_T: torch.Tensor, best_T: torch.Tensor, largest: torch.Tensor, x_BD: torch.Tensor
-    ) -> torch.Tensor:
-        """Greatest distance above the best score at which a centroid may still be the nearest.
-
-        A centroid longer than the row and its least distance together cannot be the
-        nearest. So a single centroid far away does not make every row uncertain. (The factor
-        1.1 is there because the least score is rounded itself.)
-        """
-        reach_T = sq_norms_T.sqrt() + (best_T + sq_norms_T).clamp_min_(0).sqrt_()
-        longest_T = torch.minimum(reach_T.square_().mul_(1.1), largest)
-        # Below the normal numbers the error of rounding is no longer a share of the result.
-        vanished = 4 * x_BD.shape[1] * torch.finfo(x_BD.dtype).tiny
-        return 2 * rounding_bound(sq_norms_T, longest_T, x_BD.shape[1]) + vanished
 
     def accumulate(
         self,

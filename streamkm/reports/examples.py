@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from streamkm.reports.survey import Survey
     from streamkm.reports.values import RowValues
-    from streamkm.sources import Source
+    from streamkm.sources import Choice, Source
 
 __all__ = ["Example", "Shown", "examples_of", "read_rows"]
 
@@ -60,6 +60,8 @@ class Shown:
     image_files: RowValues | None = None
     draw: Callable[[dict[int, int]], dict[int, str]] | None = None
     """The pictures that rows are, by row number; takes the numbers and the clusters of rows."""
+    choice: Choice | None = None
+    """Which rows of their source these are; they are shown by their numbers in all of it."""
 
 
 def examples_of(
@@ -88,6 +90,7 @@ def examples_of(
         picture, note = pictures.get(example.row, ("", ""))
         return replace(
             example,
+            row=example.row if shown.choice is None else shown.choice.whole_row(example.row),
             label=clean(labels.get(example.row, ""), MOST_TEXT),
             text=clean(texts.get(example.row, ""), MOST_TEXT),
             picture=picture,

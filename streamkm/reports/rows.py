@@ -9,7 +9,7 @@ from streamkm.errors import ConfigError, StreamkmError
 from streamkm.reports.examples import Shown, read_rows
 from streamkm.reports.theme import clean
 from streamkm.reports.values import column_values, open_values
-from streamkm.runs.storage.run_folder import reading_of
+from streamkm.runs.storage.run_folder import choice_of, reading_of
 from streamkm.sources import ids_of, open_source
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def open_rows(
         is_other = source.fingerprint() != facts.record["data"].get("fingerprint")
         return OpenedRows(source, location, given, is_other=is_other)
     location = facts.record["source"]
+    given |= choice_of(facts.record)
     remedy = f"name it: streamkm report {facts.path} SOURCE"
     try:
         source = open_source(location, **given)
@@ -154,4 +155,5 @@ def shown_by(
         found = read_rows(source, rows)
         return {row: shape.address(found[row], *limits) for row in rows}
 
-    return Shown(**values, draw=None if shape is None else draw)
+    draws = None if shape is None else draw
+    return Shown(**values, draw=draws, choice=source.spec.choice)

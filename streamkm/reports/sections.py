@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamkm.config import FitConfig
+from streamkm.errors import Option
 from streamkm.reports.course import STAGES, intervals, last_attempt
 from streamkm.reports.figures import uneven
 from streamkm.reports.page import Card, Link, Picture, Plot, Section, Table
 from streamkm.reports.verdict import listed, number, percent
 from streamkm.runs.storage.metrics_file import inertia_course
+from streamkm.runs.storage.run_folder import choice_of
 from streamkm.stream.stages import TOO_SHORT_S
 from streamkm.tables import ALGORITHMS
 from streamkm.text import counted
@@ -316,6 +318,7 @@ def settings_section(facts: RunFacts) -> Section:
     rows = [
         ["source", str(facts.record["source"])],
         ["shape", f"{facts.n_rows:,} x {facts.n_features:,} {data['dtype']}"],
+        *([["rows", data["chosen"]]] if data.get("chosen") else []),
         ["fingerprint of the data", str(data.get("fingerprint", ""))],
         *([name.replace("_", "-"), str(value)] for name, value in facts.settings.items()),
     ]
@@ -342,16 +345,21 @@ def repeat_command(facts: RunFacts) -> tuple[str, list[str]]:
     for name, value in settings.items():
         if name == "k" or value == usual.get(name) or value is None:
             continue
-        flag = name.replace("_", "-")
+        flag = Option(name).flag[2:]
         if name == "init" and (" " in str(value) or value == "given"):
             words += ["--init", "CENTROIDS.npy"]
             notes.append(f"The first centroids were given ({value}): name a file of them.")
+        elif name == "from_run":
+            words += ["--from", "RUN"]
+            notes.append(f"It went on from another run ({value}): name its folder.")
         elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", str(value)]
     for value in data.get("nodata") or ():
         words += ["--nodata", str(value)]
+    for name, value in choice_of(facts.record).items():
+        words += [Option(name).flag, str(value)]
     if data.get("scaled"):
         words.append("--apply-scale")
     if data.get("weights"):

@@ -16,6 +16,7 @@ from streamkm.errors import ConfigError, Option, RunError, StorageError
 from streamkm.files import file_sha256
 from streamkm.runs.engine.attempt import Attempt
 from streamkm.runs.planning.checks import check_fit, check_outside
+from streamkm.runs.planning.earlier import Earlier
 from streamkm.runs.planning.fit_plan import FitPlan
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
@@ -103,6 +104,8 @@ def fit(
     if resume and run_dir is not None:
         check_one_run(run_dir, world)
         source = as_begun(source, run_dir, world)
+    if config.from_run is not None:
+        source = as_begun(source, Path(config.from_run), world)
     plan = plan_fit(source, config, execution, given_KD, weights, world)
     # It reads rows for a fingerprint of the data.
     record = run_record(plan, given_KD) if run_dir is not None or world.size > 1 else {}
@@ -164,16 +167,19 @@ def plan_fit(
     """
     spec = source.spec
     check_fit(spec, config, source.name)
-    if weights is not None and config.k > weights.n_positive:
+    if weights is not None and config.k > weights.n_positive and config.from_run is None:
         raise ConfigError(
             "k must be at most the number of rows of positive weight: "
             f"{weights.name} has {weights.n_positive:,}, k is {config.k:,}"
         )
+    earlier = None if config.from_run is None else _earlier(Path(config.from_run), world)
+    if earlier is not None:
+        earlier.check(config, spec, source.name)
     resolved = config.resolved(spec.n_rows, spec.n_features)
     devices = ALGORITHMS[config.algorithm].devices
     device = resolve_device(execution.device, devices, f"algorithm {config.algorithm}")
     n_here = world.hosts.count(world.host)
-    return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here)
+    return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here, earlier)
 
 
 def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, Any]:
@@ -184,6 +190,9 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
     if init.endswith(".npy"):
         # By content: the same file may get another path, and the path another content.
         settings["init"] = f".npy file of sha256 {file_sha256(Path(init))[:12]}"
+    if plan.earlier is not None:
+        # By content, as above: a run may be moved.
+        settings["from_run"] = f"model of sha256 {_digest(plan.earlier)}"
     if given_KD is not None:
         # In float64: the dtype that they were given in makes no difference.
         wide_KD = given_KD.astype(np.float64)
@@ -192,6 +201,7 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
         # Before the dtype and the fingerprint, which change with them: an error names the first.
         "nodata": list(spec.nodata) or None,
         "scaled": spec.is_scaled or None,
+        "chosen": None if spec.choice is None else str(spec.choice),
         "shape": [spec.n_rows, spec.n_features],
         "dtype": spec.dtype,
         "block_rows": spec.block_rows,
@@ -201,14 +211,31 @@ def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, A
     # Beside the data, because runs of older versions have none to compare.
     names = {"feature_names": list(spec.feature_names)} if spec.feature_names else {}
     marked = {"marked": list(spec.marked)} if spec.marked else {}
+    choice = {} if spec.choice is None else {"choice": spec.choice.options()}
     return {
         "source": source.name,
         "fit": settings,
         "data": data,
         **names,
         **marked,
+        **choice,
         "execution": asdict(plan.execution),
     }
+
+
+def _earlier(run_dir: Path, world: World) -> Earlier:
+    """What the finished run in `run_dir` leaves to go on from; a collective."""
+    model = load_model(run_dir, world)
+    return Earlier(
+        model.centroids_KD, model.sums_KD, model.counts_K, model.weights_K, model.scaling,
+        model.settings["metric"], model.settings["scale"],
+    )  # fmt: skip
+
+
+def _digest(earlier: Earlier) -> str:
+    """Tells runs that ended with other centroids, sums or counts apart."""
+    tensors = (earlier.centroids_KD, earlier.sums_KD, earlier.counts_K, earlier.weights_K)
+    return sha256(b"".join(each.cpu().numpy().tobytes() for each in tensors)).hexdigest()[:12]
 
 
 def finished_model(folder: RunFolder) -> Model | None:

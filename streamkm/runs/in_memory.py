@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from streamkm.distributed.world import ALONE
 from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total, pair_sq_distances
 from streamkm.runs.engine.labelling import Labelling, label_dtype
 from streamkm.runs.engine.watch import Watch
+from streamkm.runs.engine.writing import CLUSTER, DISTANCE, FoundRows
 from streamkm.runs.reporting.bad_rows import non_finite_error
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from streamkm.runs.storage.model import Model
     from streamkm.sources import Source, Weights
 
-__all__ = ["distance_rows", "label_rows"]
+__all__ = ["distance_rows", "label_rows", "nearest_rows"]
 
 #: A squared distance that is less than this share of the squared lengths has lost too many digits:
 #: others are right to 1e-9, below the rounding of float32.
@@ -106,8 +107,7 @@ def distance_rows(
     """
     labelling = Labelling(model, source, execution)
     centroids_KD = labelling.centroids_KD.double()
-    dtype = np.dtype(np.float64 if labelling.centroids_KD.dtype == torch.float64 else np.float32)
-    distances_NK = np.empty((source.spec.n_rows, model.k), dtype)
+    distances_NK = np.empty((source.spec.n_rows, model.k), _distance_dtype(labelling))
     tile_rows = max(TILE_ELEMENTS // model.k, 1)
     with labelling.prepared() as batches:
         for start_row, batch in batches:
@@ -122,6 +122,37 @@ def distance_rows(
                 distances_NK[start_row : start_row + len(x_TD)] = distances_TK.cpu().numpy()
                 start_row += len(x_TD)
     return distances_NK
+
+
+def nearest_rows(
+    model: Model, source: Source, execution: ExecutionConfig, *, nan: str, n_nearest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the `n_nearest` nearest centroids of N rows, nearest first, and their labels.
+
+    Returns
+    -------
+    distances_NM : ndarray of shape (N, M)
+        In the scaled space, of the dtype of `distance_rows`; NaN for rows that were dropped.
+    labels_NM : ndarray of shape (N, M), int64
+        Of equal distances the lower is first; -1 for rows that were dropped.
+    """
+    labelling = Labelling(model, source, execution, n_nearest=n_nearest)
+    dtype = _distance_dtype(labelling)
+    fields = [(CLUSTER, (np.int64, (n_nearest,))), (DISTANCE, (dtype, (n_nearest,)))]
+    rows = FoundRows([(name, np.dtype(each)) for name, each in fields], model.scaling.unit)
+    found_N = np.empty(source.spec.n_rows, rows.dtype)
+    with labelling.batches() as batches:
+        for batch in batches:
+            if batch.n_dropped and nan == "error":
+                raise non_finite_error(source, batch.n_dropped)
+            found_B = rows.of(batch)
+            found_N[batch.start_row : batch.start_row + len(found_B)] = found_B
+    return found_N[DISTANCE].copy(), found_N[CLUSTER].copy()
+
+
+def _distance_dtype(labelling: Labelling) -> np.dtype[Any]:
+    """float32, or float64 where rows are compared in it."""
+    return np.dtype(np.float64 if labelling.centroids_KD.dtype == torch.float64 else np.float32)
 
 
 def _sq_distances(x_TD: torch.Tensor, centroids_KD: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 
 from streamkm.config import FitConfig
 from streamkm.errors import RunError
+from streamkm.runs.engine.comparing import changes_line
 from streamkm.runs.engine.summary import median_size
 from streamkm.runs.reporting.terminal_plot import terminal_plot
 from streamkm.runs.storage.checkpoint import load_checkpoint
@@ -76,6 +77,8 @@ def describe_run(path: Path) -> str:
     data, settings = record["data"], record["fit"]
     lines = [f"run          {path}", f"source       {record['source']}"]
     lines.append(f"shape        {data['shape'][0]:,} x {data['shape'][1]:,} {data['dtype']}")
+    if chosen := data.get("chosen"):
+        lines.append(f"chosen       {chosen}")
     if names := feature_names(path):
         lines.append(f"features     {shown(names)}")
     given = FitConfig(k=settings["k"], algorithm=settings.get("algorithm", "minibatch"))
@@ -146,4 +149,5 @@ def _result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.nd
         ),
         f"steps        {figures['n_steps']:,} in {counted(figures['n_iter'], 'epoch')}",
         f"stopped      {figures['stop_reason']}",
+        *([f"since        {changes_line(found)}"] if (found := figures.get("changes")) else []),
     ]

@@ -6,11 +6,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from streamkm.distributed.world import ALONE
 from streamkm.errors import (
-    ConfigError,
     ElsewhereError,
     InputError,
     NonFiniteError,
@@ -20,8 +17,15 @@ from streamkm.errors import (
 )
 from streamkm.files import file_sha256
 from streamkm.runs.engine.allotment import Allotment
-from streamkm.runs.engine.labelling import Labelling, label_dtype
-from streamkm.runs.engine.writing import CLUSTER, DISTANCE, FoundRows, Output, Writer
+from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.outputs import (
+    columns_of,
+    fields_of,
+    n_ranked,
+    output_dtypes,
+    table_bytes,
+)
+from streamkm.runs.engine.writing import FoundRows, Output, Writer
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
@@ -29,28 +33,27 @@ from streamkm.runs.storage.output_records import are_finished, check_free, recor
 from streamkm.runs.storage.parts_file import check_parts, write_parts
 from streamkm.runs.storage.shared_path import check_shared
 from streamkm.sinks import (
-    CHUNK_ROWS,
     PartedSink,
     beside,
     commit_together,
     has_parts,
-    is_copy,
     is_table,
     open_part,
     open_sink,
     tidy,
     unfinished_rows,
 )
-from streamkm.sources import id_notes, id_row_bytes, ids_of, parts_of
+from streamkm.sources import id_notes, ids_of, parts_of
 from streamkm.text import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
 
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
     from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.runs.storage.model import Model
     from streamkm.sinks import Sink
     from streamkm.sources import IdColumn, Source
 
@@ -59,9 +62,7 @@ __all__ = [
     "job_of",
     "notes_on_ids",
     "origin_of",
-    "output_dtypes",
     "predict",
-    "table_bytes",
     "written_ids",
 ]
 
@@ -73,6 +74,8 @@ def predict(
     *,
     labels: Path,
     distances: Path | None = None,
+    second: Path | None = None,
+    nearest: int | None = None,
     nan: str | None = None,
     search: str = "exact",
     resume: bool,
@@ -101,6 +104,11 @@ def predict(
         The same of the Euclidean distances (not squared) in the scaled space, float32; NaN
         for rows that were dropped. For cosine they are those of the unit vectors: half the
         square is the cosine distance.
+    second : Path, optional
+        The same of the distances to the second nearest centroids.
+    nearest : int, optional
+        M: labels and distances are (N, M), of the M nearest centroids, nearest first; equal
+        distances go by the lower index. 1 gives (N, 1). By default they are (N,).
     nan : {"error", "drop"}, optional
         What to do about rows with NaN or infinity; by default as in the run.
     search : {"exact", "fast"}
@@ -131,46 +139,39 @@ def predict(
         If the disk refuses; what was durable before is kept for `resume`.
     """
     model = load_model(run_dir, world)
-    outputs = output_dtypes(model, labels, distances)
+    outputs = output_dtypes(model, labels, distances, second, nearest)
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
     # Only the first process needs the run folder, and what was written before.
     job = job_of(run_dir, source, nan, paths, search) if world.is_first else {}
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet or not world.is_first))
-        is_finished = False
-        if world.is_first and resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
-            is_finished = True
-            _say_finished(paths, source, progress)
-        if resume:
-            world.meet()
-            if world.gather(is_finished)[0]:
-                return 0
+        if resume and _is_finished(run_dir, job, outputs, source, progress, world):
+            return 0
         ids = written_ids(source, paths)
         if world.is_first:
-            check_free(run_dir, paths, resume=resume)
-            for path in paths:
-                check_parts(path, parts_of(source))
+            _check_free(run_dir, paths, source, resume=resume)
             if tells_ids:
                 _say_notes(notes_on_ids(source, ids, execution), progress)
-        taken, is_fast = table_bytes(outputs, ids), search == "fast"
         labelling = Labelling(
-            model, source, execution, output_bytes=taken, world=world, fast=is_fast
-        )
+            model, source, execution, output_bytes=table_bytes(outputs, ids), world=world,
+            n_nearest=n_ranked(second, nearest), fast=search == "fast",
+        )  # fmt: skip
         check_shared(_shared_folders(paths), world)
         sinks = [
-            stack.enter_context(_opened(path, dtype, source, ids, progress, resume=resume))
-            for path, dtype in outputs
-            if world.is_first
+            stack.enter_context(_opened(*output, source, ids, progress, resume=resume))
+            for output in (outputs if world.is_first else ())
         ]
-        allotted, start_row = _allotted(outputs, sinks, job, source.spec.n_rows, world, stack)
+        columns = columns_of(distances, second)
+        n_rows = source.spec.n_rows
+        allotted, start_row = _allotted(outputs, columns, sinks, job, n_rows, world, stack)
         writer = Writer(
             allotted, job, source, refuses=nan == "error", execution=execution, world=world,
             stop_request=stop_request, start_row=start_row, most_sent=labelling.most_waiting,
         )  # fmt: skip
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
-            if start_row < source.spec.n_rows:
-                rows = FoundRows(outputs, model.scaling.unit)
+            if start_row < n_rows:
+                rows = FoundRows(fields_of(outputs, columns), model.scaling.unit)
                 _label_all(source, labelling, rows, writer, progress)
             # The last rows become durable, and their cursor names the job until the commit.
             writer.finish()
@@ -189,6 +190,7 @@ def _shared_folders(paths: list[Path]) -> list[Path]:
 
 def _allotted(
     outputs: list[tuple[Path, np.dtype[Any]]],
+    columns: Sequence[str],
     sinks: list[Sink],
     job: dict[str, str],
     n_rows: int,
@@ -210,7 +212,7 @@ def _allotted(
     begun = world.gather([[sink.next_row for sink in sinks], shares])[0]
     found = []
     for (path, dtype), name, sink, start_row, is_shared in zip(
-        outputs, (CLUSTER, DISTANCE), own, *begun, strict=False
+        outputs, columns, own, *begun, strict=True
     ):
         part = sink.part if isinstance(sink, PartedSink) and is_shared else None
         if sink is None and is_shared:
@@ -221,6 +223,30 @@ def _allotted(
         allotment = Allotment(start_row, world.size, span_end)
         found.append(Output(name, dtype, sink, part, allotment))
     return found, min(begun[0])
+
+
+def _check_free(run_dir: Path, paths: list[Path], source: Source, *, resume: bool) -> None:
+    """Refuse outputs that are there, or that another process writes."""
+    check_free(run_dir, paths, resume=resume)
+    for path in paths:
+        check_parts(path, parts_of(source))
+
+
+def _is_finished(
+    run_dir: Path,
+    job: dict[str, str],
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    source: Source,
+    progress: Progress,
+    world: World,
+) -> bool:
+    """Whether all outputs are finished, which the first process says."""
+    is_finished = world.is_first and are_finished(run_dir, job, outputs, source.spec.n_rows)
+    if is_finished:
+        _say_finished([path for path, _ in outputs], source, progress)
+    world.meet()
+    found: bool = world.gather(is_finished)[0]
+    return found
 
 
 def _say_finished(paths: list[Path], source: Source, progress: Progress) -> None:
@@ -279,41 +305,11 @@ def notes_on_ids(source: Source, ids: IdColumn | None, execution: ExecutionConfi
     return [f"ids of column {unwritten.column!r} are not written: only .parquet outputs have them"]
 
 
-def table_bytes(outputs: list[tuple[Path, np.dtype[Any]]], ids: IdColumn | None) -> int:
-    """Host bytes of a chunk of each output that is a table: values and ids, three times each.
-
-    Once as they come, once as the columns of a chunk, once as the chunk is written.
-    """
-    id_bytes = 0 if ids is None else id_row_bytes(ids)
-    rows = [dtype.itemsize + id_bytes for path, dtype in outputs if is_table(path)]
-    return 3 * CHUNK_ROWS * sum(rows)
-
-
 def finished_line(paths: list[Path]) -> str:
     """The line that says that the outputs at `paths` are finished."""
     are = "are" if len(paths) > 1 else "is"
     names = " and ".join(map(str, paths))
     return f"{names} {are} finished, by this model from this source: nothing is left to do"
-
-
-def output_dtypes(
-    model: Model, labels: Path, distances: Path | None
-) -> list[tuple[Path, np.dtype[Any]]]:
-    """(path, dtype) of each output, labels first; a table has a field for each column."""
-    cluster, distance = (CLUSTER, label_dtype(model.k)), (DISTANCE, np.dtype(np.float32))
-    outputs = [(labels, np.dtype([cluster, distance]) if is_table(labels) else cluster[1])]
-    if distances is not None:
-        if distances.resolve() == labels.resolve():
-            both = f" must differ, both are {labels}"
-            raise ConfigError(Option("labels"), " and ", Option("distances"), both)
-        if is_copy(distances):
-            raise ConfigError(
-                f"{distances}: only ",
-                Option("labels"),
-                " can be a copy of the source; write the distances as .npy or .parquet",
-            )
-        outputs.append((distances, np.dtype([distance]) if is_table(distances) else distance[1]))
-    return outputs
 
 
 def _opened(

@@ -5,10 +5,10 @@ from streamkm.sinks.growing import GrowingFile
 from streamkm.sinks.part import Part, Written
 from streamkm.sinks.places import beside
 from streamkm.sinks.registry import (
-    CHUNK_ROWS,
     SINKS,
     check_origin,
     check_target,
+    chunk_rows_of,
     copied_bytes,
     has_parts,
     is_copy,
@@ -22,7 +22,6 @@ from streamkm.sinks.registry import (
 )
 
 __all__ = [
-    "CHUNK_ROWS",
     "SINKS",
     "GrowingFile",
     "Part",
@@ -32,6 +31,7 @@ __all__ = [
     "beside",
     "check_origin",
     "check_target",
+    "chunk_rows_of",
     "commit_together",
     "copied_bytes",
     "has_parts",

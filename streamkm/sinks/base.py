@@ -63,7 +63,7 @@ def discard_partial(partial: Path, cursor: Path) -> None:
 
 
 class Sink(ABC):
-    """An output of one value a row, written from the first row to the last by one thread.
+    """An output of values of each row, written from the first row to the last by one thread.
 
     Parameters
     ----------
@@ -72,7 +72,8 @@ class Sink(ABC):
     n_rows : int
         Rows of the output.
     dtype : dtype
-        Type of the values, in native byte order.
+        Type of the values, in native byte order. A subarray type, such as ``(int32, (3,))``, is
+        that of rows of several values.
     state : dict or None
         ``durable_rows``, ``crc32`` and ``cursor`` as `write_cursor` saved them, to resume
         an unfinished output; None begins a new one.
@@ -105,8 +106,7 @@ class Sink(ABC):
         self._cursor: dict[str, Any] | None = None if state is None else state["cursor"]
         self._next_row = self._durable_rows
         self._crc = 0 if state is None else int(state["crc32"])
-        self._closed = False
-        self._failed = False
+        self._closed = self._failed = False
         self._lock: FileLock | None = None
         self._ahead: list[Written] = []
 
@@ -138,7 +138,7 @@ class Sink(ABC):
             Row of the first value; at most `next_row`. Values of rows before
             `next_row` were written before and are passed over, so a resumed run
             may begin at the start of a batch.
-        values : ndarray of shape (rows,), of the sink's dtype
+        values : ndarray of shape (rows,) and the sink's dtype, or (rows, M) of a subarray type
             Copied, or written, before the call returns.
 
         Raises
@@ -148,10 +148,10 @@ class Sink(ABC):
         OSError
             If the disk is full or refuses.
         """
-        if values.ndim != 1 or values.dtype != self.dtype:
+        if values.shape[1:] != self.dtype.shape or values.dtype != self.dtype.base:
             raise ValueError(
-                f"{self.path}: values must be one-dimensional {self.dtype}, "
-                f"got {values.ndim} dimensions of {values.dtype}"
+                f"{self.path}: values must be rows of {_said(self.dtype)}, "
+                f"got {values.ndim} dimensions, {values.shape}, of {values.dtype}"
             )
         stop = start_row + len(values)
         if not 0 <= start_row <= self._next_row or stop > self.n_rows:
@@ -317,10 +317,10 @@ class Sink(ABC):
                 "written (their checksum differs); check the disk, and start again without resuming"
             )
 
-    def _mismatch(self, n_rows: int, dtype: np.dtype[Any]) -> ResumeError:
+    def _mismatch(self, n_rows: int, dtype: np.dtype[Any] | str) -> ResumeError:
         return ResumeError(
-            f"{self._partial}: holds {n_rows} rows of {dtype}, this run writes {self.n_rows} of "
-            f"{self.dtype}; start again without resuming"
+            f"{self._partial}: holds {n_rows} rows of {_said(dtype)}, this run writes "
+            f"{self.n_rows} of {_said(self.dtype)}; start again without resuming"
         )
 
     @abstractmethod
@@ -443,3 +443,8 @@ def commit_together(sinks: Iterable[Sink]) -> None:
     for sink in sinks:
         sink.forget()
         sink.close()
+
+
+def _said(dtype: np.dtype[Any] | str) -> str:
+    """A type of rows in words, such as ``int32`` or ``3 x int32``."""
+    return " x ".join(map(str, (*getattr(dtype, "shape", ()), getattr(dtype, "base", dtype))))

@@ -54,13 +54,15 @@ class H5adSink(JoiningSink, NpySink):
         state: dict[str, Any] | None,
         origin: Path | None,
     ) -> None:
-        self._origin = self.check_origin(target, origin, n_rows)
+        self._origin = self.check_origin(target, origin, n_rows, dtype)
         self._identity = _identity(self._origin)
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
 
     @classmethod
-    def check_origin(cls, target: Path, origin: Path | None, n_rows: int) -> Path:
-        """`origin`, if its obs has `n_rows` and room for the column.
+    def check_origin(
+        cls, target: Path, origin: Path | None, n_rows: int, dtype: np.dtype[Any]
+    ) -> Path:
+        """`origin`, if its obs has `n_rows` and room for a column of `dtype`.
 
         Raises
         ------
@@ -68,6 +70,11 @@ class H5adSink(JoiningSink, NpySink):
             If it has not, or is no AnnData.
         """
         elsewhere = "write the labels as .npy or .parquet"
+        if dtype.shape:
+            raise ConfigError(
+                f"{target}: a column of obs holds one label a row, not those of the "
+                f"{dtype.shape[0]} nearest centroids; {elsewhere}"
+            )
         if origin is None or not h5py.is_hdf5(origin):
             raise ConfigError(
                 f"{target}: is a copy of the source with its labels, so the source must be one "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 import zlib
 from itertools import chain
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 
 __all__ = ["NpySink"]
 
-#: Bytes read to learn the shape of an unfinished output: more than a header of one dimension has.
+#: Bytes read to learn the shape of an unfinished output: more than a header of two dimensions has.
 _HEADER_BYTES = 4096
 #: Bytes of one read when an unfinished output is checked.
 _READ_BYTES = 1 << 20
 #: Bytes of the file that one process writes, from a multiple of them on: those of the largest page
 #: of memory. A computer writes whole pages to a network file system, and would put back what it
-#: has read of the other bytes in them.
+#: has read of the other bytes in them. Where no row ends at such a multiple, as may be with 64
+#: values a row, one process writes all.
 SPAN_BYTES = 1 << 16
 
 
@@ -55,13 +58,11 @@ class NpyPart(Part):
 
     def span_end(self, row: int) -> int:
         """See `Part`."""
-        n_spans = (self._header_bytes + row * self._row_bytes) // SPAN_BYTES + 1
-        # A header is a multiple of 64 bytes long, which those of a row divide.
-        return min((n_spans * SPAN_BYTES - self._header_bytes) // self._row_bytes, self.n_rows)
+        return min(_span_end(row, self._header_bytes, self._row_bytes), self.n_rows)
 
     def _put(self, values: np.ndarray) -> None:
         position = self._header_bytes + self.next_row * self._row_bytes
-        self._file.write(position, values.view(np.uint8).data)
+        self._file.write(position, values.reshape(-1).view(np.uint8).data)
         self._note(self.next_row, values)
 
     def _sync(self) -> None:
@@ -152,8 +153,9 @@ class NpySink(PartedSink):
             )
         except SourceError:
             return
-        if shape != (self.n_rows,) or dtype != self.dtype:
-            raise self._mismatch(shape[0] if shape else 0, dtype)
+        if shape != (self.n_rows, *self.dtype.shape) or dtype != self.dtype.base:
+            each = np.dtype((dtype, shape[1:]))
+            raise self._mismatch(shape[0] if shape else 0, each)
 
     def _misfit(self, file: OutputFile) -> ResumeError:
         """The error for a file whose rows are claimed but that cannot be resumed."""
@@ -164,9 +166,19 @@ class NpySink(PartedSink):
         )
 
 
+def _span_end(row: int, header_bytes: int, row_bytes: int) -> int:
+    """The next row that begins at a multiple of `SPAN_BYTES`; far beyond the file if none does."""
+    common = gcd(row_bytes, SPAN_BYTES)
+    if header_bytes % common:
+        return sys.maxsize
+    period = SPAN_BYTES // common
+    first = -(header_bytes // common) * pow(row_bytes // common, -1, period)
+    return row + period - (row - first) % period
+
+
 def _header(n_rows: int, dtype: np.dtype[Any]) -> bytes:
     header = io.BytesIO()
-    descr = npy_format.dtype_to_descr(dtype)
-    about = {"descr": descr, "fortran_order": False, "shape": (n_rows,)}
+    descr = npy_format.dtype_to_descr(dtype.base)
+    about = {"descr": descr, "fortran_order": False, "shape": (n_rows, *dtype.shape)}
     npy_format.write_array_header_1_0(header, about)
     return header.getvalue()

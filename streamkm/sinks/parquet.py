@@ -47,7 +47,8 @@ class ParquetSink(JoiningSink):
     Parameters
     ----------
     target, n_rows, dtype, state
-        See `Sink`. Each field of a structured dtype is a column.
+        See `Sink`. Each field of a structured dtype is a column; one of several values a row is a
+        column of lists of that size.
     chunk_rows : int
         Rows of a chunk; a resumed output keeps its own.
     ids : IdColumn, optional
@@ -104,8 +105,7 @@ class ParquetSink(JoiningSink):
         names = self.dtype.names or (VALUE,)
         kinds = [self.dtype[name] for name in self.dtype.names or ()] or [self.dtype]
         fields = [
-            pa.field(name, pa.from_numpy_dtype(kind))
-            for name, kind in zip(names, kinds, strict=True)
+            pa.field(name, _column_type(kind)) for name, kind in zip(names, kinds, strict=True)
         ]
         if self._ids is not None:
             fields.insert(0, pa.field(self._ids.column, self._ids.kind))
@@ -213,11 +213,11 @@ class ParquetSink(JoiningSink):
 
     def _put(self, values: np.ndarray) -> None:
         while values.size:
-            taken = values[: self._buffer.size - self._filled]
-            self._buffer[self._filled : self._filled + taken.size] = taken
-            self._filled += taken.size
-            values = values[taken.size :]
-            if self._filled == self._buffer.size or self._stored + self._filled == self.n_rows:
+            taken = values[: self._chunk_rows - self._filled]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            values = values[len(taken) :]
+            if self._filled == self._chunk_rows or self._stored + self._filled == self.n_rows:
                 self._store(self._buffer[: self._filled])
                 self._filled = 0
 
@@ -225,7 +225,7 @@ class ParquetSink(JoiningSink):
         """Write one chunk."""
         names = self.dtype.names
         columns = [values_C[name] for name in names] if names else [values_C]
-        arrays = [pa.array(np.ascontiguousarray(column)) for column in columns]
+        arrays = [_as_column(np.ascontiguousarray(column)) for column in columns]
         if self._ids is not None:
             arrays.insert(0, self._next_ids(len(values_C)))
         batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema())
@@ -262,6 +262,20 @@ class ParquetSink(JoiningSink):
         self._file.close()
 
 
+def _column_type(dtype: np.dtype[Any]) -> pa.DataType:
+    """The type of a column of values of `dtype`."""
+    kind = pa.from_numpy_dtype(dtype.base)
+    return pa.list_(kind, dtype.shape[0]) if dtype.shape else kind
+
+
+def _as_column(values: np.ndarray) -> pa.Array:
+    """A column of numbers, or of lists of them if rows have several values."""
+    column = pa.array(values.reshape(-1))
+    if values.ndim == 1:
+        return column
+    return pa.FixedSizeListArray.from_arrays(column, values.shape[1])
+
+
 def _crc32_of(batch: pa.RecordBatch, dtype: np.dtype[Any], crc: int) -> int:
     """Checksum of a chunk, ids first, after that of the chunks before."""
     names = dtype.names or (VALUE,)
@@ -270,11 +284,11 @@ def _crc32_of(batch: pa.RecordBatch, dtype: np.dtype[Any], crc: int) -> int:
         crc = zlib.crc32(part.data, crc)
     values = np.empty(len(batch), dtype)
     for name in names:
-        column = batch.column(name).to_numpy(zero_copy_only=True)
-        target = values[name] if dtype.names else values
-        if column.dtype != target.dtype:
-            raise TypeError(f"column {name!r} holds {column.dtype}")
-        target[...] = column
+        column, target = batch.column(name), values[name] if dtype.names else values
+        if column.type != _column_type(np.dtype((target.dtype, target.shape[1:]))):
+            raise TypeError(f"column {name!r} holds {column.type}")
+        flat = column.flatten() if target.ndim > 1 else column
+        target[...] = flat.to_numpy(zero_copy_only=True).reshape(target.shape)
     return zlib.crc32(values.view(np.uint8).data, crc)
 
 

@@ -6,6 +6,7 @@ import json
 import stat
 from contextlib import suppress
 from importlib.util import find_spec
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ __all__ = [
     "SINKS",
     "check_origin",
     "check_target",
+    "chunk_rows_of",
     "copied_bytes",
     "has_parts",
     "is_copy",
@@ -79,13 +81,13 @@ def open_sink(
     *,
     n_rows: int,
     dtype: npt.DTypeLike,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
     resume: bool = False,
     ids: IdColumn | None = None,
     grid: Grid | None = None,
     origin: Path | None = None,
 ) -> Sink:
-    """Begin or resume an output of one value a row, or of some columns of a table.
+    """Begin or resume an output of one value a row, or of several, or of columns of a table.
 
     Parameters
     ----------
@@ -95,10 +97,12 @@ def open_sink(
     n_rows : int
         Rows of the output, at least 1.
     dtype : dtype
-        An integer or floating type, stored in native byte order; of a ``.parquet`` output a
-        structured type of those, whose fields are columns.
-    chunk_rows : int
-        Rows of a chunk of a ``.zarr`` output, or of a row group of a ``.parquet`` output.
+        An integer or floating type, stored in native byte order, or a subarray type of one, such
+        as ``(int32, (3,))`` for rows of three values; of a ``.parquet`` output a structured type
+        of those, whose fields are columns.
+    chunk_rows : int, optional
+        Rows of a chunk of a ``.zarr`` output, or of a row group of a ``.parquet`` output; by
+        default `chunk_rows_of` the dtype.
     resume : bool
         Go on with an unfinished output, if there is one; if false, it is deleted.
     ids : IdColumn, optional
@@ -129,6 +133,7 @@ def open_sink(
         If the disk is full or refuses.
     """
     target = check_target(path, resume=resume)
+    chunk_rows = chunk_rows_of(np.dtype(dtype)) if chunk_rows is None else chunk_rows
     stored = _check_arguments(target, n_rows, dtype, chunk_rows)
     partial, cursor = _beside(target)
     lock = _take_lock(target)
@@ -157,6 +162,12 @@ def open_sink(
         raise
     sink.hold(lock)
     return sink
+
+
+def chunk_rows_of(dtype: np.dtype[Any]) -> int:
+    """Rows of a chunk: fewer than `CHUNK_ROWS` if rows have several values."""
+    columns = [dtype[name] for name in dtype.names or ()] or [dtype]
+    return max(CHUNK_ROWS // max(prod(column.shape) for column in columns), 1)
 
 
 def open_part(target: Path, *, n_rows: int, dtype: npt.DTypeLike, start_row: int) -> Part:
@@ -207,10 +218,10 @@ def is_copy(target: Path) -> bool:
     return kind_of(target) in _COPIES
 
 
-def check_origin(target: Path, origin: Path | None, n_rows: int) -> None:
+def check_origin(target: Path, origin: Path | None, n_rows: int, dtype: np.dtype[Any]) -> None:
     """Raise `ConfigError` if the output at `target` cannot be a copy of `origin`, as it must be."""
     if is_copy(target):
-        load_class(SINKS[kind_of(target)]).check_origin(target, origin, n_rows)
+        load_class(SINKS[kind_of(target)]).check_origin(target, origin, n_rows, dtype)
 
 
 def copied_bytes(target: Path, origin: Path | None) -> int:
@@ -357,7 +368,7 @@ def _check_arguments(
             f"{target}: n_rows and chunk_rows must be at least 1, got {n_rows} and {chunk_rows}"
         )
     stored = np.dtype(dtype).newbyteorder("=")
-    kinds = [stored[name].kind for name in stored.names or ()] or [stored.kind]
+    kinds = [stored[name].base.kind for name in stored.names or ()] or [stored.base.kind]
     fits = stored.names is None or is_table(target)
     if not fits or any(kind not in "iuf" for kind in kinds):
         raise ConfigError(f"{target}: an output holds integers or floats, not {stored}")

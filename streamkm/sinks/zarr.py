@@ -33,10 +33,19 @@ _METADATA = {"zarr.json", ".zarray", ".zattrs"}
 
 @dataclass(frozen=True, slots=True)
 class RowChunks:
-    """Chunks of an array whose rows are its elements in C order."""
+    """Chunks of an array whose rows are its elements in C order.
+
+    If rows have several values, an array has one more axis, of which every chunk holds all.
+    """
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
+
+    @classmethod
+    def of_array(cls, array: zarr.Array[Any], dtype: np.dtype[Any]) -> RowChunks:
+        """The chunks of an array whose rows are of `dtype`."""
+        n_axes = len(array.shape) - len(dtype.shape)
+        return cls(array.shape[:n_axes], array.chunks[:n_axes])
 
     @classmethod
     def of_rows(cls, shape: tuple[int, ...], chunk_rows: int) -> RowChunks:
@@ -126,15 +135,19 @@ class ZarrPart(Part):
         The folder of the array.
     array : zarr.Array
         The array; it is written to.
+    dtype : dtype
+        Type of its rows, as in `Sink`.
     start_row : int
         See `Part`; where a chunk begins.
     """
 
-    def __init__(self, folder: Path, array: zarr.Array[Any], start_row: int) -> None:
-        super().__init__(prod(array.shape), start_row)
-        self._folder, self._array = folder, array
-        self._layout = RowChunks(array.shape, array.chunks)
-        self._buffer = np.empty(self._layout.most_rows, array.dtype)
+    def __init__(
+        self, folder: Path, array: zarr.Array[Any], dtype: np.dtype[Any], start_row: int
+    ) -> None:
+        self._layout = RowChunks.of_array(array, dtype)
+        super().__init__(prod(self._layout.shape), start_row)
+        self._folder, self._array, self._dtype = folder, array, dtype
+        self._buffer = np.empty(self._layout.most_rows, dtype)
         self._filled = 0
         self._stored = start_row
         self._unsynced: list[Path] = []
@@ -153,16 +166,17 @@ class ZarrPart(Part):
         while values.size:
             size = self._layout.rows_at(self._stored)
             taken = values[: size - self._filled]
-            self._buffer[self._filled : self._filled + taken.size] = taken
-            self._filled += taken.size
-            values = values[taken.size :]
+            self._buffer[self._filled : self._filled + len(taken)] = taken
+            self._filled += len(taken)
+            values = values[len(taken) :]
             if self._filled == size:
                 selection = self._layout.selection(self._stored)
                 values_C = self._buffer[:size]
                 shape = [along.stop - along.start for along in selection]
-                self._array[selection] = values_C.reshape(shape)
+                self._array[selection] = values_C.reshape(*shape, *self._dtype.shape)
                 self._note(self._stored, values_C)
-                self._unsynced.append(_chunk_path(self._folder, self._array, self._stored))
+                path = _chunk_path(self._folder, self._array, self._dtype, self._stored)
+                self._unsynced.append(path)
                 self._stored += size
                 self._filled = 0
 
@@ -180,7 +194,7 @@ class ZarrPart(Part):
 
 
 class ZarrSink(PartedSink):
-    """A Zarr v3 array of one dimension, written in whole chunks only.
+    """A Zarr v3 array of one dimension, or of two, written in whole chunks only.
 
     Parameters
     ----------
@@ -203,23 +217,24 @@ class ZarrSink(PartedSink):
     ) -> None:
         super().__init__(target, n_rows=n_rows, dtype=dtype, state=state)
         array = self._create(chunk_rows) if state is None else self._check(chunk_rows)
-        self.part = ZarrPart(self._partial, array, self._durable_rows)
+        self.part = ZarrPart(self._partial, array, dtype, self._durable_rows)
 
     @classmethod
     def open_part(
         cls, partial: Path, n_rows: int, dtype: np.dtype[Any], start_row: int
     ) -> ZarrPart:
         """See `PartedSink`."""
-        del n_rows, dtype  # The array knows them.
-        return ZarrPart(partial, _opened(partial), start_row)
+        del n_rows  # The array knows them.
+        return ZarrPart(partial, _opened(partial), dtype, start_row)
 
     @classmethod
     def stored_crc32(cls, path: Path, n_rows: int, dtype: np.dtype[Any]) -> int | None:
         """See `Sink`."""
         try:
             array = zarr.open_array(LocalStore(path, read_only=True), mode="r")
-            layout = RowChunks(array.shape, array.chunks)
-            if prod(array.shape) != n_rows or array.dtype != dtype or not layout.are_rows:
+            layout = RowChunks.of_array(array, dtype)
+            is_such = _value_shape(array, dtype) == dtype.shape and array.dtype == dtype.base
+            if prod(layout.shape) != n_rows or not is_such or not layout.are_rows:
                 return None
             crc = 0
             for row in layout.starts(n_rows)[:-1]:
@@ -233,9 +248,9 @@ class ZarrSink(PartedSink):
         layout = RowChunks.of_rows(self._shape(), chunk_rows)
         array = zarr.create_array(
             LocalStore(self._partial),
-            shape=layout.shape,
-            dtype=self.dtype,
-            chunks=layout.chunks,
+            shape=(*layout.shape, *self.dtype.shape),
+            dtype=self.dtype.base,
+            chunks=(*layout.chunks, *self.dtype.shape),
             # Without it Zarr leaves out a chunk of zeros, which would look like a missing one.
             config={"write_empty_chunks": True},
             **self._about(),
@@ -248,7 +263,7 @@ class ZarrSink(PartedSink):
         return array
 
     def _shape(self) -> tuple[int, ...]:
-        """Shape of the array; its elements in C order are the rows."""
+        """Axes of the rows; their elements in C order are the rows."""
         return (self.n_rows,)
 
     def _about(self) -> dict[str, Any]:
@@ -268,9 +283,11 @@ class ZarrSink(PartedSink):
                 f"{self._partial}: cannot be opened: {one_line(error)}; "
                 "start again without resuming"
             ) from error
-        if array.shape != self._shape() or array.dtype != self.dtype:
-            raise self._mismatch(prod(array.shape), array.dtype)
-        layout = RowChunks(array.shape, array.chunks)
+        layout = RowChunks.of_array(array, self.dtype)
+        values = _value_shape(array, self.dtype)
+        is_such = values == self.dtype.shape and array.dtype == self.dtype.base
+        if layout.shape != self._shape() or not is_such:
+            raise self._mismatch(prod(array.shape) // prod(values), np.dtype((array.dtype, values)))
         claimed = self._durable_rows
         if not layout.are_rows or (claimed and layout.starts(claimed)[-1] != claimed):
             raise ResumeError(
@@ -282,20 +299,20 @@ class ZarrSink(PartedSink):
         return array
 
     def _stored_values(self, array: zarr.Array[Any]) -> Iterator[np.ndarray]:
-        layout = RowChunks(array.shape, array.chunks)
+        layout = RowChunks.of_array(array, self.dtype)
         for row in self._durable_chunks(array):
             try:
                 values = array[layout.selection(row)]
             except Exception as error:
                 raise ResumeError(
-                    f"{_chunk_path(self._partial, array, row)}: cannot be read: {one_line(error)}; "
+                    f"{self._chunk_path(array, row)}: cannot be read: {one_line(error)}; "
                     "check the disk, and start again without resuming"
                 ) from error
             yield np.ascontiguousarray(values).reshape(-1)
 
     def _drop_unclaimed(self, array: zarr.Array[Any]) -> None:
         """Delete chunks after the durable rows, and parts of chunks that a killed run left."""
-        claimed = {_chunk_path(self._partial, array, row) for row in self._durable_chunks(array)}
+        claimed = {self._chunk_path(array, row) for row in self._durable_chunks(array)}
         missing = [path for path in sorted(claimed) if not path.is_file()]
         if missing:
             raise ResumeError(
@@ -308,7 +325,10 @@ class ZarrSink(PartedSink):
     def _durable_chunks(self, array: zarr.Array[Any]) -> list[int]:
         """First row of each durable chunk."""
         claimed = self._durable_rows
-        return RowChunks(array.shape, array.chunks).starts(claimed)[:-1] if claimed else []
+        return RowChunks.of_array(array, self.dtype).starts(claimed)[:-1] if claimed else []
+
+    def _chunk_path(self, array: zarr.Array[Any], row: int) -> Path:
+        return _chunk_path(self._partial, array, self.dtype, row)
 
 
 def _opened(folder: Path) -> zarr.Array[Any]:
@@ -318,7 +338,13 @@ def _opened(folder: Path) -> zarr.Array[Any]:
         return zarr.open_array(LocalStore(folder), mode="r+")
 
 
-def _chunk_path(folder: Path, array: zarr.Array[Any], row: int) -> Path:
-    """Path of the chunk of the array in `folder` that begins at `row`."""
-    index = RowChunks(array.shape, array.chunks).index(row)
-    return folder / array.metadata.encode_chunk_key(index)
+def _chunk_path(folder: Path, array: zarr.Array[Any], dtype: np.dtype[Any], row: int) -> Path:
+    """Path of the chunk of the array in `folder`, of rows of `dtype`, that begins at `row`."""
+    index = RowChunks.of_array(array, dtype).index(row)
+    whole = (0,) * len(dtype.shape)
+    return folder / array.metadata.encode_chunk_key((*index, *whole))
+
+
+def _value_shape(array: zarr.Array[Any], dtype: np.dtype[Any]) -> tuple[int, ...]:
+    """Shape of the values of a row, if the rows of `array` are of `dtype`."""
+    return array.shape[len(array.shape) - len(dtype.shape) :]

@@ -48,6 +48,8 @@ logger = logging.getLogger("streamkm")
 
 #: Name of the only dimension of a source that has no names.
 _ROW = "row"
+#: Name of the last dimension where rows have several values: from the nearest centroid on.
+_NEAREST = "nearest"
 
 
 class ZarrMapSink(ZarrSink):
@@ -78,12 +80,25 @@ class ZarrMapSink(ZarrSink):
         self._group = target.parent
         in_group = _group_at(self._group)
         self._is_column = in_group is not None and _is_table(in_group)
+        if self._is_column and dtype.shape:
+            raise ConfigError(
+                f"{target}: a column of {target.parent} holds one value a row, not the "
+                f"{dtype.shape[0]} nearest; choose another group, or write .npy, .zarr or .parquet"
+            )
         if in_group is not None and self._is_column:
             _refuse_other_length(target, in_group, n_rows)
             _refuse_other_cells(target, in_group, origin)
             grid = None  # A table has one axis, and knows no coordinates.
-        self._extents = grid.shape if grid is not None else (n_rows,)
-        self._dims = _names(grid, len(self._extents))
+        self._of_rows = grid.shape if grid is not None else (n_rows,)
+        self._extents = (*self._of_rows, *dtype.shape)
+        self._dims = _names(grid, len(self._of_rows))
+        if dtype.shape:
+            if _NEAREST in self._dims:
+                raise ConfigError(
+                    f"{target}: the rows have a dimension {_NEAREST!r} already; rename it in the "
+                    "source, or write .npy, .zarr or .parquet"
+                )
+            self._dims += (_NEAREST,)
         home = Path(grid.group) if grid is not None and grid.group else None
         source = (_group_at(home) or hdf5_coordinates(home)) if home is not None else None
         there = _nearest_group(target)
@@ -157,7 +172,7 @@ class ZarrMapSink(ZarrSink):
                 _sync_metadata(folder)
 
     def _shape(self) -> tuple[int, ...]:
-        return self._extents
+        return self._of_rows
 
     def _about(self) -> dict[str, Any]:
         attributes: dict[str, Any] = {}
@@ -168,7 +183,7 @@ class ZarrMapSink(ZarrSink):
             attributes["coordinates"] = " ".join(self._auxiliary)
         if self._mapping is not None:
             attributes["grid_mapping"] = self._mapping
-        is_label = self.dtype.kind != "f"
+        is_label = self.dtype.base.kind != "f"
         fill = -1 if is_label else float("nan")
         if self._format == 2:
             # Of version 2 xarray takes the fill value for a mark of no data.

@@ -10,6 +10,7 @@ from streamkm.sources.base import (
     check_shape,
 )
 from streamkm.sources.beside import BesideColumns, BesideReader, beside_of, beside_row_bytes
+from streamkm.sources.choice import Choice
 from streamkm.sources.concat import Part, parts_of
 from streamkm.sources.ids import IdColumn, id_notes, id_row_bytes, ids_of
 from streamkm.sources.lazy import is_lazy
@@ -23,6 +24,7 @@ __all__ = [
     "ArraySpec",
     "BesideColumns",
     "BesideReader",
+    "Choice",
     "Grid",
     "IdColumn",
     "Part",

@@ -21,6 +21,8 @@ from streamkm.errors import NoRowsError, SourceError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from streamkm.sources.choice import Choice
+
 __all__ = [
     "DTYPES",
     "ArraySpec",
@@ -146,6 +148,8 @@ class ArraySpec:
     member: str = ""
     """Name of the array within its file, such as an HDF5 dataset, if it was chosen for being the
     only one; else empty. Shards must agree in it."""
+    choice: Choice | None = None
+    """Which rows of the source these are; None if they are all."""
     file: str = ""
     """Path of the local file that all rows lie in, or of the folder of a Zarr array; empty if there
     are several, or the format has another kind of place."""

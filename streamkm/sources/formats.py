@@ -24,6 +24,7 @@ from streamkm.sources.options import (
     ID_COLUMN,
     N_FEATURES,
     NODATA,
+    OF_ALL,
     OF_GROUPS,
     OFFSET,
 )
@@ -217,8 +218,9 @@ def folder_format(folder: Path) -> Format | None:
 
 
 def source_options() -> list[SourceOption]:
-    """The options of all formats, each once."""
-    return list(dict.fromkeys(option for entry in FORMATS for option in entry.options))
+    """The options of all formats, each once, and those of every source."""
+    of_formats = (option for entry in FORMATS for option in entry.options)
+    return list(dict.fromkeys((*of_formats, *OF_ALL)))
 
 
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:

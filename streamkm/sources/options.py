@@ -15,6 +15,7 @@ import numpy as np
 
 from streamkm.errors import ConfigError, Option, SourceError
 from streamkm.sources.base import DTYPES
+from streamkm.sources.chosen import span_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "NODATA",
     "N_FEATURES",
     "OFFSET",
+    "OF_ALL",
     "OF_GROUPS",
     "SourceOption",
     "SourceOptions",
@@ -75,6 +77,14 @@ class SourceOptions(TypedDict, total=False):
     id_column: str | None
     """Column of a Parquet or Arrow file that names the rows; it is no feature, and outputs that are
     Parquet files have it."""
+    row_range: str | slice | Sequence[int | None] | None
+    """The rows that are read, ``"A:B"``, a slice or a pair: from A up to but not including B, as
+    in NumPy. By default all. Weights of a file are still those of all rows."""
+    sample: float | None
+    """Share of the blocks that are read, above 0 and at most 1: a sample of whole blocks, drawn by
+    `sample_seed` and the number of the block alone. 1 by default."""
+    sample_seed: int | None
+    """Decides which blocks are in the sample, 0 by default."""
 
 
 def _as_given(value: Any) -> Any:
@@ -169,6 +179,24 @@ def _nodata(values: float | int | Sequence[float | int]) -> tuple[float | int, .
     return tuple(found)
 
 
+def _sample(share: float) -> float:
+    is_number = isinstance(share, numbers.Real) and not isinstance(share, bool)
+    if not is_number or not 0 < share <= 1:
+        raise SourceError(
+            Option("sample"),
+            f" must be a share of the blocks, above 0 and at most 1, such as 0.1, not {share!r}",
+        )
+    return float(share)
+
+
+def _sample_seed(seed: int) -> int:
+    if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or seed < 0:
+        raise SourceError(
+            Option("sample_seed"), f" must be a whole number of at least 0, not {seed!r}"
+        )
+    return int(seed)
+
+
 DTYPE = SourceOption(
     "dtype",
     "element type, such as float16, bfloat16 or >f4 (big-endian float32)",
@@ -261,5 +289,35 @@ FILL_IS_NAN = SourceOption(
     is_general=True,
     has_flag=False,
 )
+ROW_RANGE = SourceOption(
+    "row_range",
+    "read rows A up to but not including B; numbers below 0 count from the end, and either may be "
+    "left out (default: all rows)",
+    checked=span_of,
+    metavar="A:B",
+    is_general=True,
+    heading="which rows",
+)
+SAMPLE = SourceOption(
+    "sample",
+    "read a sample of this share of the blocks, above 0 and at most 1 (default: all)",
+    parse=float,
+    checked=_sample,
+    default=1.0,
+    metavar="SHARE",
+    is_general=True,
+    heading="which rows",
+)
+SAMPLE_SEED = SourceOption(
+    "sample_seed",
+    "decides which blocks are in the sample (default: 0)",
+    parse=int,
+    checked=_sample_seed,
+    metavar="S",
+    is_general=True,
+    heading="which rows",
+)
+#: The options of every source.
+OF_ALL = (ROW_RANGE, SAMPLE, SAMPLE_SEED)
 #: The options of formats whose arrays lie in groups and have named axes and attributes.
 OF_GROUPS = (DATASET, VARIABLE, FEATURE_DIM, NODATA, APPLY_SCALE, FILL_IS_NAN)

@@ -22,6 +22,7 @@ from streamkm.errors import NoRowsError, Option, SourceError
 from streamkm.files import expanded
 from streamkm.sources.base import Source, check_dtype
 from streamkm.sources.bfloat16 import Bfloat16Source
+from streamkm.sources.chosen import choose
 from streamkm.sources.concat import ConcatSource
 from streamkm.sources.decoded import Decoding, decoded_alike, honoured
 from streamkm.sources.formats import (
@@ -39,6 +40,7 @@ from streamkm.sources.formats import (
 from streamkm.sources.lazy import is_lazy, open_lazy
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.names import shown
+from streamkm.sources.options import OF_ALL
 from streamkm.sources.places import (
     absent,
     hive_shards,
@@ -107,6 +109,7 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
         a raw file; ``columns`` chooses from a Parquet file, and ``dataset`` and ``variable`` from
         an HDF5 file or a Zarr group. ``feature_dim`` says which axes of theirs are features,
         ``nodata``, ``fill_is_nan`` and ``apply_scale`` what stored values mean.
+        ``row_range``, ``sample`` and ``sample_seed`` choose some rows of any source.
         ``dtype`` and ``n_features`` must agree with any other array, except that
         ``dtype="bfloat16"`` also reads arrays stored as uint16.
 
@@ -134,6 +137,7 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
     >>> source.close()
     """
     given = given_options(options)
+    chosen = {option.name: given.pop(option.name, None) for option in OF_ALL}
     if is_path_list(location):
         paths = [os.fspath(path) for path in location]
         name = f"list of {counted(len(paths), 'path')} ({paths[0]}{', ...' * (len(paths) > 1)})"
@@ -146,7 +150,7 @@ def open_source(location: Any, **options: Unpack[SourceOptions]) -> Source:
         source = _open_path(expanded(location), given)
     else:
         source = _open_object(location, given)
-    return _reconciled(source, given)
+    return choose(_reconciled(source, given), **chosen)
 
 
 def _reconciled(source: Source, given: Given) -> Source:

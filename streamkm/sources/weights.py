@@ -17,6 +17,7 @@ from streamkm.errors import SourceError
 from streamkm.files import expanded
 from streamkm.machine import memory_limit
 from streamkm.sources.base import RowRange, check_dtype
+from streamkm.sources.chosen import ChosenRows
 from streamkm.sources.layout import one_line
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.npy import open_npy
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.sources.base import Source
+    from streamkm.sources.choice import Choice
 
 __all__ = ["MAX_HEAVY", "Weights", "open_weights"]
 
@@ -67,9 +69,11 @@ class Weights:
             self.read(rows, part)
             bad = np.flatnonzero(~((part >= 0) & (part < np.inf)))
             if len(bad):
+                row, choice = rows.start + int(bad[0]), source.spec.choice
                 raise SourceError(
                     f"{self.name}: weights must be finite and not negative, that of row "
-                    f"{rows.start + int(bad[0])} is {part[bad[0]]}; a weight of 0 leaves a row out"
+                    f"{row if choice is None else choice.whole_row(row)} "
+                    f"is {part[bad[0]]}; a weight of 0 leaves a row out"
                 )
             self.n_positive += int(np.count_nonzero(part))
             self.total += float(part.sum())
@@ -126,7 +130,7 @@ class Weights:
         self._source.close()
 
 
-def open_weights(location: Any, n_rows: int) -> Weights:
+def open_weights(location: Any, n_rows: int, choice: Choice | None = None) -> Weights:
     """Open the weights of an array's rows, wherever they lie.
 
     Parameters
@@ -137,6 +141,8 @@ def open_weights(location: Any, n_rows: int) -> Weights:
         reading them in the order of the rows would decode each chunk many times.
     n_rows : int
         N, the rows of the array that they weigh.
+    choice : Choice, optional
+        Which of these rows are read; only their weights are.
 
     Returns
     -------
@@ -172,6 +178,7 @@ def open_weights(location: Any, n_rows: int) -> Weights:
             )
         if spec.dtype == "bfloat16":
             raise SourceError(f"{source.name}: weights of bfloat16 cannot be read; use float32")
+        source = source if choice is None else ChosenRows(source, choice)
         return Weights(source, resident_bytes=resident_bytes)
     except BaseException:
         source.close()

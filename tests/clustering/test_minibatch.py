@@ -24,7 +24,8 @@ from streamkm.clustering.state import (
     KMeansState,
     initial_state,
 )
-from streamkm.config import FitConfig, setting_differences
+from streamkm.config import FitConfig
+from streamkm.runs.storage.run_folder import setting_differences
 from tests.clustering.contract import AlgorithmContract
 from tests.clustering.streams import (
     batch_of,

@@ -50,6 +50,15 @@ def test_members_of_no_cluster(run: Path, tmp_path: Path) -> None:
             found.members(cluster)
 
 
+# Breaks when row numbers are those among chosen rows, which no output says.
+def test_chosen_rows_are_refused(run: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", clusters(300, 4))
+    chosen = open_source(tmp_path / "x.npy", row_range="10:200")
+    with pytest.raises(ConfigError, match=r"is of all rows, .*\(rows 10 to 200 of 300\)"):
+        partition(run, chosen, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
 def test_rows_with_nan(run: Path, tmp_path: Path) -> None:
     x = clusters(300, 4)
     x[7] = np.nan

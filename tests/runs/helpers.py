@@ -137,9 +137,10 @@ def label(
     stops: Iterable[int] = (),
     *,
     distances: Path | None = None,
+    asked: dict[str, Any] | None = None,
     **execution: Any,
 ) -> None:
-    """Predict, in as many attempts as there are `stops` and one more."""
+    """Predict, in as many attempts as there are `stops` and one more; `asked` is more to find."""
     for stop_at in (*stops, None):
         rows = open_source(source)
         try:
@@ -148,7 +149,7 @@ def label(
                 rows,
                 ExecutionConfig(**{"device": "cpu", **execution}),
                 labels=out,
-                distances=distances,
+                **{"distances": distances, **(asked or {})},
                 resume=True,
                 stop_request=StopAfter(stop_at),
             )

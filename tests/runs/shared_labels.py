@@ -133,7 +133,12 @@ def write_all(folder: Path, out: Path, world: World) -> None:
             n_dropped = predict(run, source, execution(), resume=False, **both, **more)
             assert n_dropped == len(BAD)
             for name in case.more:
-                predict(run, source, execution(), labels=out / name, resume=False, **more)
+                for nearest in (None, 3):
+                    labels = out / f"{name}{nearest or ''}"
+                    predict(
+                        run, source, execution(), labels=labels, nearest=nearest, resume=False,
+                        **more,
+                    )  # fmt: skip
             predict(run, source, execution(), labels=base.with_suffix(".zarr"), resume=True, **more)
             # A table of both columns.
             predict(
@@ -144,6 +149,15 @@ def write_all(folder: Path, out: Path, world: World) -> None:
                 resume=False,
                 **more,
             )
+            several: dict[str, Any] = {
+                "labels": base.with_suffix(".several.npy"),
+                "distances": base.with_suffix(".several.zarr"),
+                "second": base.with_suffix(".second.npy"),
+            }
+            predict(run, source, execution(), nearest=3, resume=False, **several, **more)
+            # A table of lists.
+            lists = base.with_suffix(".several.parquet")
+            predict(run, source, execution(), labels=lists, nearest=3, resume=False, **more)
             # It is finished: nobody labels anything.
             predict(run, source, execution(), resume=True, **both, **more)
             fast = base.with_suffix(".fast.npy")
@@ -201,7 +215,9 @@ class StopsAt(StopRequest):
         pass
 
 
-def predict_until(folder: Path, base: Path, suffix: str, world: World, stop: StopRequest) -> None:
+def predict_until(
+    folder: Path, base: Path, suffix: str, nearest: int | None, world: World, stop: StopRequest
+) -> None:
     """Go on with the labels of the first case, saving after every batch."""
     case = CASES[0]
     with small(case, save_often=True), closing(open_source(folder / case.source)) as source:
@@ -211,6 +227,7 @@ def predict_until(folder: Path, base: Path, suffix: str, world: World, stop: Sto
             execution(checkpoint_every=Cadence(batches=1)),
             labels=base.with_suffix(suffix),
             distances=base.with_suffix(f".d{suffix}"),
+            nearest=nearest,
             resume=True,
             stop_request=stop,
             world=world,

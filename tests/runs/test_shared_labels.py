@@ -137,7 +137,7 @@ def main():
     kill = (lambda: os.kill(os.getpid(), signal.SIGKILL)) if {kill} else None
     with joined("cpu", 3) as w:
         stop = StopsAt({looks}, w.rank == {rank}, kill)
-        predict_until(Path({folder!r}), Path({out!r}), {suffix!r}, w, stop)
+        predict_until(Path({folder!r}), Path({out!r}), {suffix!r}, {nearest}, w, stop)
 
 ends(main)
 """
@@ -145,14 +145,17 @@ ends(main)
 
 # Breaks when who resumes asks for other rows than were saved, rows of a process are lost or written
 # twice, or a process is not told to stop.
-@pytest.mark.parametrize(("suffix", "killed"), [(".npy", 2), (".zarr", 0)])
-def test_labels_go_on_with_any_number_of_processes(suffix, killed, folder, tmp_path):
+@pytest.mark.parametrize(
+    ("suffix", "nearest", "killed"), [(".npy", None, 2), (".zarr", None, 0), (".npy", 3, 0)]
+)
+def test_labels_go_on_with_any_number_of_processes(suffix, nearest, killed, folder, tmp_path):
     out = tmp_path / "out" / "euclidean"
     out.parent.mkdir()
 
     def attempt(size, **how):
-        how = {"rank": 0, "looks": 10**6, "kill": False, "suffix": suffix, **how}
-        body = STOPPED.format(folder=str(folder), out=str(out), **how)
+        how = {"rank": 0, "looks": 10**6, "kill": False, **how}
+        what = {"folder": str(folder), "out": str(out), "suffix": suffix, "nearest": nearest}
+        body = STOPPED.format(**what, **how)
         return by_hand(script(tmp_path, body), list(range(size)), size)
 
     stopped = attempt(2, rank=1, looks=1)
@@ -166,10 +169,10 @@ def test_labels_go_on_with_any_number_of_processes(suffix, killed, folder, tmp_p
     # One of the others tells it, or both where the board went along.
     told = sum(end.said.count("continue with --resume") for end in ends)
     assert told == 1 if killed else told > 0
-    predict_until(folder, out, suffix, ALONE, StopRequest())
+    predict_until(folder, out, suffix, nearest, ALONE, StopRequest())
     whole = tmp_path / "whole" / "euclidean"
     whole.parent.mkdir()
-    predict_until(folder, whole, suffix, ALONE, StopRequest())
+    predict_until(folder, whole, suffix, nearest, ALONE, StopRequest())
     assert contents(out.parent) == contents(whole.parent)
 
 

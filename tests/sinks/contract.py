@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamkm.errors import OutputExistsError, ResumeError, RunError
+from streamkm.errors import ConfigError, OutputExistsError, ResumeError, RunError
 from streamkm.sinks import Part, PartedSink, Sink, has_parts, npy, open_part, open_sink
 from streamkm.sinks.base import commit_together
 from streamkm.sinks.places import beside, store_of
@@ -86,6 +87,9 @@ class SinkContract:
     """Rows that are durable when 130 were written and flushed, with chunks of 64 rows."""
     synced: ClassVar[tuple[str, ...]]
     """Names of what is synced, in order, for 64 rows of ``out``, before the cursor."""
+
+    takes_several: ClassVar[bool] = True
+    """Whether rows may have several values; else they are refused."""
 
     def load(self, path: Path) -> np.ndarray:
         """The array, as the format's own library reads it."""
@@ -211,6 +215,39 @@ class SinkContract:
     def test_who_may_write(self, target: Path) -> None:
         assert has_parts(target) == issubclass(self.sink, PartedSink)
         assert has_parts(target) == isinstance(self, PartedSinkContract)
+
+    # ---- rows of several values -----------------------------------------------------
+
+    # Breaks when rows are cut at another place than chunks, or values of a row are taken for rows.
+    @pytest.mark.parametrize("dtype", ["int32", "float32"])
+    @pytest.mark.parametrize("m", [1, 3])
+    def test_rows_of_several_values_are_resumed(self, target: Path, dtype: str, m: int) -> None:
+        values = labels(N * m, dtype).reshape(N, m)
+        several = np.dtype((dtype, (m,)))
+        if not self.takes_several:
+            with pytest.raises(ConfigError, match=f"one label a row, not those of the {m} nearest"):
+                self.open(target, n_rows=N, dtype=several)
+            assert leftovers(target) == []
+            return
+        with self.open(target, n_rows=N, dtype=several, chunk_rows=CHUNK_ROWS) as sink:
+            for start in range(0, 500, 37):
+                sink.write(start, values[start : start + 37])
+            with pytest.raises(ValueError, match=f"rows of {m} x {dtype}"):
+                sink.write(0, values[:5].reshape(-1))
+            sink.write_cursor({})
+            assert 0 < sink.durable_rows <= sink.next_row
+        for other in (np.dtype((dtype, (m + 1,))), np.dtype(dtype)):
+            with pytest.raises(ResumeError, match=f"holds.*{dtype}"):
+                self.open(target, n_rows=N, dtype=other, resume=True)
+        with self.open(target, n_rows=N, dtype=several, resume=True) as sink:
+            sink.write(sink.next_row, values[sink.next_row :])
+            sink.commit()
+        found = self.load(target)
+        assert found.dtype == dtype
+        assert found.tolist() == values.tolist()
+        assert leftovers(target) == []
+        assert stored_crc32(target, n_rows=N, dtype=several) == sink.crc32
+        assert stored_crc32(target, n_rows=N, dtype=np.dtype((dtype, (m + 1,)))) is None
 
     # ---- names ------------------------------------------------------------------
 
@@ -466,14 +503,17 @@ class PartedSinkContract(SinkContract):
         assert isinstance(sink, PartedSink)
         sink.admit_others()
         others = [
-            open_part(target, n_rows=N, dtype="int32", start_row=sink.next_row)
+            open_part(target, n_rows=N, dtype=options["dtype"], start_row=sink.next_row)
             for _ in range(n_parts - 1)
         ]
         return sink, [sink.part, *others]
 
-    def write_spans(self, parts: list[Part], stop: int = N) -> None:
+    def write_spans(
+        self, parts: list[Part], stop: int = N, values: np.ndarray | None = None
+    ) -> None:
         """Write the spans up to that of row `stop`, in turn, each in two writes."""
-        values, row, number = labels(), parts[0].next_row, 0
+        values = labels() if values is None else values
+        row, number = parts[0].next_row, 0
         while row < stop:
             part, end = parts[number % len(parts)], parts[0].span_end(row)
             assert [each.span_end(row) for each in parts] == [end] * len(parts)
@@ -493,20 +533,26 @@ class PartedSinkContract(SinkContract):
 
     # Breaks when the bytes depend on who has written them.
     @pytest.mark.parametrize("n_parts", [1, 2, 3])
-    def test_parts_make_the_output_of_one(self, tmp_path: Path, n_parts: int) -> None:
+    @pytest.mark.parametrize("shape", [(), (1,), (3,), (64,)], ids=str)
+    def test_parts_make_the_output_of_one(
+        self, tmp_path: Path, n_parts: int, shape: tuple[int, ...]
+    ) -> None:
+        if shape and not self.takes_several:
+            pytest.skip("it has one value a row")
         place = self.place(tmp_path)
         alone, together = (place / f"{name}{self.suffix}" for name in ("a", "b"))
-        with self.open(alone, n_rows=N, dtype="int32", chunk_rows=CHUNK_ROWS) as sink:
-            sink.write(0, labels())
+        dtype, values = np.dtype(("int32", shape)), labels(N * prod(shape)).reshape(N, *shape)
+        with self.open(alone, n_rows=N, dtype=dtype, chunk_rows=CHUNK_ROWS) as sink:
+            sink.write(0, values)
             sink.commit()
         whole = sink.crc32
-        sink, parts = self.begin(together, n_parts)
-        self.write_spans(parts)
+        sink, parts = self.begin(together, n_parts, dtype=dtype)
+        self.write_spans(parts, values=values)
         self.end(sink, parts)
         assert sink.durable_rows == N
         sink.commit()
-        assert (self.load(together) == labels()).all()
-        assert sink.crc32 == whole == stored_crc32(together, n_rows=N, dtype=np.dtype("int32"))
+        assert (self.load(together) == values).all()
+        assert sink.crc32 == whole == stored_crc32(together, n_rows=N, dtype=dtype)
         assert set(leftovers(together)) <= {alone.name}
 
     # Breaks when rows count that another process has not brought to disk, or count twice.

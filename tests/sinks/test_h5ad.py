@@ -24,6 +24,7 @@ class TestH5adSink(PartedSinkContract):
     suffix = ".h5ad"
     durable_of_130 = 130
     synced = ("out.h5ad.partial",)
+    takes_several = False
 
     def options(self, target: Path, n_rows: int) -> dict[str, Any]:
         origin = target.parent.parent / f"cells-{n_rows}.h5ad"

@@ -391,3 +391,23 @@ def test_a_column_of_obs_is_of_the_same_cells(kind: str, tmp_path: Path) -> None
             tmp_path / "turned.zarr" / "obs" / "cluster", n_rows=60, dtype="int32",
             origin=source if kind == "h5ad" else source / "X",
         )  # fmt: skip
+
+
+# Breaks when the axis of the nearest centroids is lost, or two outputs of one store differ in it.
+@pytest.mark.filterwarnings("ignore")
+def test_several_labels_of_a_pixel_are_one_axis_more(tmp_path: Path, version: int, capsys) -> None:
+    source = cube(tmp_path / "cube.zarr", version=version) / "data"
+    run, store = tmp_path / "run", tmp_path / "map.zarr"
+    assert cli("fit", source, "--nan", "drop", "--k", 4, "--out", run) == 0
+    predict = ("predict", run, source, "--labels")
+    assert cli(*predict, store / "cluster") == 0
+    assert cli(*predict, store / "nearest_clusters", "--nearest", 3) == 0
+    found = opened(store)
+    assert found.nearest_clusters.dims == ("y", "x", "nearest")
+    first = found.nearest_clusters.isel(nearest=0)
+    np.testing.assert_array_equal(first, found.cluster)
+    assert np.isnan(first[0, 0])
+    capsys.readouterr()
+    assert cli(*predict, store / "more", "--nearest", 2) == 2
+    assert "nearest_clusters in" in (said := capsys.readouterr().err)
+    assert "has 3 along nearest, this output 2" in said

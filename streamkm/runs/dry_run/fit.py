@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,7 +42,6 @@ from streamkm.text import counted, format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ExecutionConfig, FitConfig
@@ -91,6 +91,8 @@ def dry_run(
     """
     if resume:
         source = as_begun(source, run_dir)
+    if config.from_run is not None:
+        source = as_begun(source, Path(config.from_run))
     plan = plan_fit(source, config, execution, weights=weights, world=world)
     report, stands, pause = DryRun(), None, stop_request.end_if_asked
     _add_plan(report, plan)
@@ -106,7 +108,7 @@ def dry_run(
     with HostSlots(plan.memory.stream, plan.device) as slots:
         state, prober = prepare(plan, slots, pause)
         probe = prober.measure(state)
-        if plan.config.scale in ("zscore", "minmax"):
+        if plan.measures_scale:
             probe = replace(probe, arithmetic={**probe.arithmetic, "scale": prober.moments()})
     if stands is not None or report.errors:
         _add_time(report, plan, probe, stands or _BEGINNING, world.size)
@@ -131,9 +133,11 @@ def _add_plan(report: DryRun, plan: FitPlan) -> None:
     spec, reading, config, seeding = plan.source.spec, plan.reading, plan.config, plan.seeding
     passes = [counted(config.epochs, "epoch")]
     passes[0] += " at most" if config.epochs > 1 else ""
-    if config.scale in ("zscore", "minmax"):
+    if plan.measures_scale:
         passes.insert(0, "1 for scaling")
-    if plan.given_KD is None:
+    if plan.earlier is not None:
+        passes.insert(0, f"on from {config.from_run}")
+    elif plan.given_KD is None:
         rounds = f"{N_ROUNDS + 1} passes and " if seeding.candidate_rows else ""
         n_drawn = seeding.sample_rows + seeding.judged_rows
         passes.insert(-1, f"seeding ({config.init}): {rounds}a sample of {n_drawn:,} rows")
@@ -210,7 +214,7 @@ def prepare(
     scaling = Scaling.fit(config.scale, config.metric, moments, plan.dtype)
     centroids_KD = Preparation(scaling, x_SD)(x_SD, slice(None)).x_BD[:k].clone()
     state = initial_state(
-        centroids_KD, 0.0, weighted=plan.weights is not None,
+        centroids_KD, 0.0, weighted=plan.is_weighted,
         n_branches=min(config.n_branches, len(centroids_KD)),
     )  # fmt: skip
     return state, Prober(plan, slots, scaling, pause)
@@ -254,7 +258,7 @@ def seeding_s(plan: FitPlan, probe: Probe) -> float:
     n_pieces, piece_rows = sample_pieces(spec, plan.reading, config.k)
     n_read = min(n_pieces * piece_rows, spec.n_rows)
     sampling_s = n_read / probe.moving["reading"].rows_per_s
-    if plan.given_KD is not None:
+    if plan.given_KD is not None or plan.earlier is not None:
         return sampling_s
     epochs = seeding.epochs(config.k, config.n_init)
     if config.init == "k-means++":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamkm.config import FitConfig
 from streamkm.errors import InputError
 from streamkm.runs.dry_run.report import DryRun, format_duration
 from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.outputs import n_ranked, output_dtypes, table_bytes
 from streamkm.runs.engine.probe import PROBE_S, format_rate
 from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.predict import (
@@ -17,8 +18,6 @@ from streamkm.runs.predict import (
     job_of,
     notes_on_ids,
     origin_of,
-    output_dtypes,
-    table_bytes,
     written_ids,
 )
 from streamkm.runs.storage.model import load_model
@@ -31,6 +30,8 @@ from streamkm.text import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import numpy as np
 
     from streamkm.config import ExecutionConfig
     from streamkm.runs.reporting.signals import StopRequest
@@ -49,6 +50,8 @@ def dry_predict(
     *,
     labels: Path,
     distances: Path | None = None,
+    second: Path | None = None,
+    nearest: int | None = None,
     nan: str | None = None,
     search: str = "exact",
     resume: bool,
@@ -65,15 +68,16 @@ def dry_predict(
         `DryRun.errors`.
     """
     model = load_model(run_dir)
-    outputs = output_dtypes(model, labels, distances)
+    outputs = output_dtypes(model, labels, distances, second, nearest)
     paths = [path for path, _ in outputs]
     job = job_of(run_dir, source, nan or model.settings["nan"], paths, search)
     ids = written_ids(source, paths)
     if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
         return DryRun([("source", source.name), ("resume", finished_line(paths))])
     labelling = Labelling(
-        model, source, execution, output_bytes=table_bytes(outputs, ids), fast=search == "fast"
-    )
+        model, source, execution, output_bytes=table_bytes(outputs, ids),
+        n_nearest=n_ranked(second, nearest), fast=search == "fast",
+    )  # fmt: skip
     spec, report, pause = source.spec, DryRun(), stop_request.end_if_asked
     config = FitConfig(**{**model.settings, "nan": nan or model.settings["nan"]})
     look = look_at(source, None, config, pause)
@@ -94,8 +98,7 @@ def dry_predict(
         *look.notes,
     ]
     id_bytes = 0 if ids is None else id_row_bytes(ids)
-    row_bytes = [(path, dtype.itemsize + id_bytes * is_table(path)) for path, dtype in outputs]
-    space = _space(report, row_bytes, source, run_dir, resume=resume)
+    space = _space(report, outputs, id_bytes, source, run_dir, resume=resume)
     report.errors += [look.error] if look.error is not None else []
     for folder, (most, least) in space.items():
         report.add_space(folder, most, "outputs", least=least)
@@ -105,7 +108,8 @@ def dry_predict(
 
 def _space(
     report: DryRun,
-    row_bytes: list[tuple[Path, int]],
+    outputs: list[tuple[Path, np.dtype[Any]]],
+    id_bytes: int,
     source: Source,
     run_dir: Path,
     *,
@@ -118,7 +122,8 @@ def _space(
     """
     space: dict[Path, tuple[int, int]] = {}
     n_rows, origin = source.spec.n_rows, origin_of(source)
-    for path, each in row_bytes:
+    for path, dtype in outputs:
+        each = dtype.itemsize + id_bytes * is_table(path)
         # An unfinished output has part of its space already.
         there = unfinished_bytes(path) if resume else 0
         times = 2 if is_table(path) or is_copy(path) else 1
@@ -129,7 +134,7 @@ def _space(
         space[path.parent] = most + missing, least + is_whole * missing
         try:
             check_free(run_dir, [path], resume=resume)
-            check_origin(path, origin, n_rows)
+            check_origin(path, origin, n_rows, dtype)
             check_parts(path, parts_of(source))
         except InputError as error:
             report.errors.append(error)

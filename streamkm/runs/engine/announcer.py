@@ -61,9 +61,10 @@ class Announcer:
         if plan.weights is not None:
             positive = f"{plan.weights.n_positive:,} of them positive"
             say(f"weights of rows: {plan.weights.name}, {positive}")
+        begins = f"init {config.init}" if plan.earlier is None else f"from {config.from_run}"
         say(
             f"{config.algorithm}, k {config.k:,}, {config.metric}, scale {config.scale}, "
-            f"init {config.init}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
+            f"{begins}, seed {config.seed}; epochs: at most {config.epochs:,}, each of "
             f"about {counted(plan.reading.n_batches(0), 'batch')} "
             f"of {config.batch_rows:,} rows or less"
         )

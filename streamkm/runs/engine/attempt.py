@@ -17,17 +17,19 @@ never stopped. This file holds the phases; `engine.keeper` counts, saves and sto
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streamkm.clustering.algorithm import closing_algorithm, make_algorithm, stop_reason
 from streamkm.clustering.branches import BranchKernel, level_above
 from streamkm.clustering.lloyd import is_closed
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import Scaling
+from streamkm.clustering.seeding.shares import Shares
 from streamkm.clustering.spare import spend_spare_
 from streamkm.distributed.world import ALONE
 from streamkm.kernels import Moments, moments_in_parts
 from streamkm.runs.engine.announcer import Announcer
+from streamkm.runs.engine.comparing import COMPARED_ROWS, changes, changes_line
 from streamkm.runs.engine.exchange import moments_of_all
 from streamkm.runs.engine.keeper import Keeper
 from streamkm.runs.engine.passes import open_passes
@@ -98,11 +100,12 @@ class Attempt:
             if self._phase == "close":
                 with self._announcer.phase("close"):
                     self._close(slots, state, scaling)
+            more = self._changes(slots, state)
         config = self._plan.config
         self._keeper.finish()
         reason = stop_reason(int(state.stop), config.algorithm, config.epochs)
         self._announcer.conclude(self._keeper.now, reason)
-        return self._model(state, scaling, stop_reason=reason)
+        return self._model(state, scaling, stop_reason=reason, **more)
 
     def seed(self) -> Model:
         """Find the first centroids only, and return them as a model that counts no row."""
@@ -293,7 +296,20 @@ class Attempt:
     def _phase(self) -> str:
         return self._keeper.now.cursor.phase
 
-    def _model(self, state: KMeansState, scaling: Scaling, **more: str) -> Model:
+    def _changes(self, slots: HostSlots, state: KMeansState) -> dict[str, Any]:
+        """What has changed since the earlier run, if the fit went on from one: figures."""
+        plan, progress = self._plan, self._announcer.progress
+        if plan.earlier is None:
+            return {}
+        sample = Seeder(plan, self._kernel, slots, progress, self._keeper).usable(COMPARED_ROWS)
+        found = changes(
+            plan.earlier, state.centroids_KD, sample, self._kernel.for_clusters,
+            Shares(self._world), plan.config.batch_rows,
+        )  # fmt: skip
+        progress.say(f"since {plan.config.from_run}: {changes_line(found)}")
+        return {"changes": found}
+
+    def _model(self, state: KMeansState, scaling: Scaling, **more: Any) -> Model:
         """The model of `state`, with `more` figures."""
         plan = self._plan
         figures = model_figures(state, scaling, plan.reading, plan.config, plan.source.spec.dtype)

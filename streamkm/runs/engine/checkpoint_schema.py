@@ -219,7 +219,7 @@ def _state(plan: FitPlan) -> Demand:
     shape = (plan.config.k, plan.source.spec.n_features)
     centroids_KD = torch.empty(shape, dtype=plan.dtype, device=_META)
     state = initial_state(
-        centroids_KD, 0, weighted=plan.weights is not None, n_branches=plan.config.n_branches
+        centroids_KD, 0, weighted=plan.is_weighted, n_branches=plan.config.n_branches
     )
     return _as_demand(state.tensors())
 

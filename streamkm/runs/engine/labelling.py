@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
-from streamkm.clustering.assignment import nearest, nearest_two, sums_by_label
+from streamkm.clustering.assignment import nearest, nearest_several, nearest_two, sums_by_label
 from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_branches, largest_batch_rows
 from streamkm.devices import is_host, resolve_device
 from streamkm.distributed.world import ALONE
-from streamkm.errors import ConfigError
+from streamkm.errors import ConfigError, Option
 from streamkm.kernels import (
     KernelRequest,
+    Nearest,
     cores_for_kernels,
     kernel_notes,
     make_kernel,
+    nearest_bytes,
     sq_distances_to,
 )
 from streamkm.runs.planning.environment import describe_kernel
@@ -51,9 +53,11 @@ __all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "LookedAt", "label_dt
 
 #: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
-#: Bytes of a row that travel to who writes it, at most: a label and a distance, and for a second
-#: table a distance.
+#: Bytes of a row that travel to who writes it, at most, for each of its nearest centroids: a label
+#: and a distance, and for a second table a distance.
 SENT_BYTES = 16
+#: The kernel whose arithmetic ranks several centroids: plain torch.
+RANKING_KERNEL = "reference"
 #: Rows that a fast search is checked on, about, in all batches and in each at least: enough to know
 #: the share within a per cent, few enough to take less time than the search.
 LOOKED_AT_ROWS, LEAST_LOOKED_AT_ROWS = 10_000, 64
@@ -79,6 +83,8 @@ class LabelledBatch:
     """Rows that are not finite."""
     weights_B: torch.Tensor | None = None
     """Float64; 0 for rows that are not finite; None without weights."""
+    several: Nearest | None = None
+    """The nearest centroids, if the labelling ranks several; as above for rows not finite."""
 
 
 class LookedAt(NamedTuple):
@@ -122,12 +128,14 @@ class Labelling:
         world: World = ALONE,
         seat: Seat | None = None,
         *,
+        n_nearest: int = 1,
         fast: bool = False,
     ) -> None:
         """`output_bytes` are those that outputs hold at once; `world` shares the batches.
 
-        With a `seat` other models may share the reads. If `fast`, rows are compared with the
-        centroids around one branch alone (see `clustering.branches`), on the CPU.
+        With a `seat` other models may share the reads. With `n_nearest` above 1, `batches` rank
+        so many centroids of each row. If `fast`, rows are compared with the centroids around one
+        branch alone (see `clustering.branches`), on the CPU.
         """
         source = in_order(source, model.feature_names, "the run")
         spec = source.spec
@@ -148,33 +156,43 @@ class Labelling:
                     "weights": None if weights is None else weights.fingerprint,
                 }
             )
+        self._n_nearest = n_nearest
+        self._asked_kernel = _kernel_for(n_nearest, execution.kernel, fast=fast)
         self._is_spherical = model.settings["metric"] == "cosine"
         n_branches = default_branches(model.k) if fast else 0
         self.device = resolve_device(execution.device, *(_FAST if fast else ()))
+        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
+        dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
-        on_host = is_host(self.device)
-        needed = predict_bytes(spec, self._reading, model.k, n_branches, on_host=on_host)
-        needed += output_bytes
-        if world.size > 1:
-            needed += SENT_BYTES * batch_rows * (self.most_waiting + world.size)
+        needed = output_bytes + self._arithmetic_bytes(model.k, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
             n_processes=world.hosts.count(world.host),
         )  # fmt: skip
-        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
-        dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)
         self._scaling = model.scaling.on(self.device)
         request = KernelRequest(batch_rows, model.k, dtype, self.device, tune=execution.tune)
-        self._flat_kernel = make_kernel(execution.kernel, request)
+        self._flat_kernel = make_kernel(self._asked_kernel, request)
         self.kernel: MadeKernel = self._flat_kernel
         if fast:
             self.kernel = self._fast_kernel(n_branches, batch_rows)
-        self._asked_kernel = execution.kernel
         self._stored = stored
         self.times = StageTimes()
+
+    def _arithmetic_bytes(
+        self, k: int, n_branches: int, batch_rows: int, dtype: torch.dtype
+    ) -> int:
+        """Host bytes that finding takes, and what is found on its way to who writes it."""
+        on_host, n_nearest = is_host(self.device), self._n_nearest
+        spec, n_processes = self._source.spec, self.world.size
+        needed = predict_bytes(spec, self._reading, k, n_branches, on_host=on_host)
+        # Of several, what is ranked, and the ranks once more as they are written.
+        if n_nearest > 1 and on_host:
+            needed += nearest_bytes(batch_rows, k, n_nearest, dtype.itemsize)
+        n_copies = self.most_waiting + n_processes if n_processes > 1 else n_nearest > 1
+        return needed + SENT_BYTES * n_nearest * batch_rows * n_copies
 
     def _fast_kernel(self, n_branches: int, batch_rows: int) -> BranchKernel:
         """The kernel that searches by branches over the centroids, the same in all processes."""
@@ -291,6 +309,15 @@ class Labelling:
         return LookedAt(len(is_found_R), int(is_found_R.sum()))
 
     def _label(self, start_row: int, batch: Batch) -> LabelledBatch:
+        if self._n_nearest > 1:
+            several = nearest_several(
+                batch, self.centroids_KD, self._n_nearest, spherical=self._is_spherical
+            )
+            if batch.dropped_B is not None:
+                several.labels_BM.masked_fill_(batch.dropped_B[:, None], -1)
+                several.sq_distances_BM.masked_fill_(batch.dropped_B[:, None], torch.nan)
+            first = (several.labels_BM[:, 0], several.sq_distances_BM[:, 0])
+            return replace(self._labelled(start_row, batch, *first), several=several)
         assignment = nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)
         return self._labelled(start_row, batch, *assignment)
 
@@ -303,6 +330,26 @@ class Labelling:
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
             n_dropped = int(batch.dropped_B.sum())
         return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)
+
+
+def _kernel_for(n_nearest: int, asked: str, *, fast: bool) -> str:
+    """The kernel that finds so many centroids of a row, as ``--kernel`` names it."""
+    if n_nearest == 1:
+        return asked
+    if fast:
+        raise ConfigError(
+            Option("search", "fast"),
+            " finds the nearest centroid alone; several are ranked by ",
+            Option("search", "exact"),
+        )
+    if asked not in ("auto", RANKING_KERNEL):
+        raise ConfigError(
+            Option("kernel", asked),
+            " finds the nearest centroid alone; several are ranked by ",
+            Option("kernel", RANKING_KERNEL),
+            ", as auto chooses",
+        )
+    return RANKING_KERNEL
 
 
 def _first_row(window: Window, index: int) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from streamkm.clustering.growing import grown_state
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.breathing import Breathing
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from streamkm.runs.engine.keeper import Keeper
     from streamkm.runs.engine.passes import Passes
     from streamkm.runs.engine.run_kernel import RunKernel
+    from streamkm.runs.planning.earlier import Earlier
     from streamkm.runs.planning.fit_plan import FitPlan
     from streamkm.runs.reporting.progress import Progress
     from streamkm.stream.slots import HostSlots
@@ -70,11 +72,10 @@ class Seeder:
         """
         plan, config, began = self.plan, self.plan.config, time.monotonic()
         now, weighted = self.keeper.now, plan.weights is not None
+        if plan.earlier is not None:
+            return self._grown(plan.earlier)
         sample = self._draw_sample()
-        tolerance = 0.0
-        if config.tol:
-            variance_D = RunningMoments.of(sample.x_SD, sample.weights_S).variance_D
-            tolerance = config.tol * float(variance_D.mean())
+        tolerance = self._tolerance(sample) if config.tol else 0.0
         assert now.scaling is not None
         if plan.given_KD is not None:
             self.progress.say(f"seeded ({config.init}): the {config.k:,} centroids that were given")
@@ -98,19 +99,41 @@ class Seeder:
             centroids_KD, tolerance, weighted=weighted, n_branches=config.n_branches
         )
 
+    def _grown(self, earlier: Earlier) -> KMeansState:
+        """The state that an earlier run has ended with."""
+        plan, config = self.plan, self.plan.config
+        self.progress.say(
+            f"on from {config.from_run}: {config.k:,} centroids of "
+            f"{counted(int(earlier.counts_K.sum()), 'row')}"
+        )
+        tolerance = self._tolerance(self.usable(plan.seeding.sample_rows)) if config.tol else 0.0
+        return grown_state(
+            earlier.centroids_KD.to(plan.device, plan.dtype, copy=True),
+            earlier.sums_KD.to(plan.device),
+            earlier.counts_K.to(plan.device),
+            earlier.weights_K.to(plan.device),
+            tolerance,
+            weighted=plan.is_weighted,
+        )
+
+    def _tolerance(self, sample: Sample) -> float:
+        """Squared centroid shift at which the run stops: ``tol`` times the variance of a sample."""
+        variance_D = RunningMoments.of(sample.x_SD, sample.weights_S).variance_D
+        return float(self.plan.config.tol * float(variance_D.mean()))
+
     def _draw_sample(self) -> Sample:
         """Scaled rows that a centroid may stand on, at least one for every cluster."""
         seeding, k, n_all = self.plan.seeding, self.plan.config.k, self.plan.reading.n_rows
         n_rows = seeding.sample_rows + seeding.judged_rows
-        sample = self._usable(n_rows)
+        sample = self.usable(n_rows)
         while len(sample) < k and n_rows < n_all:
             # Too few of these rows are usable; the rest of the array may hold enough.
             n_rows = min(REDRAWN_FACTOR * n_rows, n_all)
-            sample = self._usable(n_rows)
+            sample = self.usable(n_rows)
         check_usable(len(sample), n_all, k)
         return sample
 
-    def _usable(self, n_rows: int) -> Sample:
+    def usable(self, n_rows: int) -> Sample:
         """The usable rows of a sample of `n_rows`; fits the scaling if no pass has done so."""
         plan, now = self.plan, self.keeper.now
         with self.kernel.cores():

@@ -83,9 +83,9 @@ class Snapshot:
     @classmethod
     def beginning(cls, plan: FitPlan) -> Snapshot:
         """A fit before its first batch."""
-        needs_moments = plan.config.scale in ("zscore", "minmax")
         moments = RunningMoments.empty(plan.source.spec.n_features, plan.device)
-        return cls(Cursor("scale" if needs_moments else "seed"), moments)
+        scaling = None if plan.earlier is None else plan.earlier.scaling.on(plan.device)
+        return cls(Cursor("scale" if plan.measures_scale else "seed"), moments, scaling=scaling)
 
     @classmethod
     def from_checkpoint(

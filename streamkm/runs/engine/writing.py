@@ -22,7 +22,7 @@ from streamkm.sinks import Written
 from streamkm.sources import RowRange
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
@@ -33,36 +33,45 @@ if TYPE_CHECKING:
     from streamkm.sources import Source
     from streamkm.stream.plan import Place
 
-__all__ = ["CLUSTER", "DISTANCE", "FoundRows", "Output", "Writer"]
+__all__ = ["CLUSTER", "DISTANCE", "SECOND", "FoundRows", "Output", "Writer"]
 
 #: Names of the columns of a table.
-CLUSTER, DISTANCE = "cluster", "distance"
+CLUSTER, DISTANCE, SECOND = "cluster", "distance", "second_distance"
 
 
 class FoundRows:
-    """What is written of each row: its cluster, and its distance if an output has it."""
+    """What is written of each row: its cluster or several, and the distances that outputs have.
 
-    def __init__(self, outputs: list[tuple[Path, np.dtype[Any]]], unit: float) -> None:
-        labels = outputs[0][1]
-        fields = [(CLUSTER, labels[CLUSTER] if labels.names else labels)]
-        self._has_distance = bool(labels.names) or len(outputs) > 1
-        if self._has_distance:
-            fields.append((DISTANCE, np.dtype(np.float32)))
-        self.dtype = np.dtype(fields)
+    Parameters
+    ----------
+    fields : sequence of (str, dtype)
+        The columns, `CLUSTER` first; a subarray type is of several nearest centroids.
+    unit : float
+        By which scaled distances are divided.
+    """
+
+    def __init__(self, fields: Sequence[tuple[str, np.dtype[Any]]], unit: float) -> None:
+        self.dtype = np.dtype(list(fields))
         self._unit = unit
 
     def of(self, batch: LabelledBatch) -> np.ndarray:
         """The rows of a batch."""
         found_B = np.empty(len(batch.labels_B), self.dtype)
-        found_B[CLUSTER] = batch.labels_B.cpu().numpy()
-        if self._has_distance:
-            found_B[DISTANCE] = (batch.sq_distances_B.sqrt() / self._unit).cpu().numpy()
+        labels_BM, sq_distances_BM = batch.labels_B[:, None], batch.sq_distances_B[:, None]
+        if batch.several is not None:
+            labels_BM, sq_distances_BM = batch.several
+        for name in self.dtype.names or ():
+            is_label, shape = name == CLUSTER, self.dtype[name].shape
+            values_BM = labels_BM if is_label else sq_distances_BM.sqrt() / self._unit
+            chosen = values_BM[:, : shape[0]] if shape else values_BM[:, int(name == SECOND)]
+            found_B[name] = chosen.cpu().numpy()
         return found_B
 
     @staticmethod
     def n_dropped(found_B: np.ndarray) -> int:
         """How many of the rows are not finite."""
-        return int((found_B[CLUSTER] < 0).sum())
+        labels = found_B[CLUSTER]
+        return int(((labels if labels.ndim == 1 else labels[:, 0]) < 0).sum())
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Output:
     """One output, as this process sees it."""
 
     name: str
-    """`CLUSTER` or `DISTANCE`: the column that is written, unless the dtype names some."""
+    """`CLUSTER`, `DISTANCE` or `SECOND`: what is written, unless the dtype names columns."""
     dtype: np.dtype[Any]
     sink: Sink | None
     """In the first process."""
@@ -87,11 +96,15 @@ class Output:
     def values(self, found_B: np.ndarray) -> np.ndarray:
         """What is stored of the rows found."""
         if self.dtype.names is None:
-            return np.ascontiguousarray(found_B[self.name], self.dtype)
+            return np.ascontiguousarray(found_B[self.name], self.dtype.base)
         table = np.empty(len(found_B), self.dtype)
         for name in self.dtype.names:
             table[name] = found_B[name]
         return table
+
+    def received(self, sent: torch.Tensor) -> np.ndarray:
+        """What another process has made of rows by `values`, from its bytes."""
+        return sent.numpy().view(self.dtype.base).reshape(-1, *self.dtype.shape)
 
 
 #: What is written next: an output, the first row, and values that are here or on their way.
@@ -256,7 +269,7 @@ class Writer:
         while len(self._coming) > most_coming:
             for output, start, values in self._coming.popleft():
                 if isinstance(values, Transfer):
-                    values = values.wait().numpy().view(output.dtype)
+                    values = output.received(values.wait())
                 output.write(start, values)
         while len(self._going) > most_going:
             for transfer in self._going.popleft():
@@ -270,7 +283,8 @@ class Writer:
 
 
 def _sending(world: World, values: np.ndarray, receiver: int) -> Transfer:
-    return Transfer.of_sending(world, torch.from_numpy(values.view(np.uint8)), receiver)
+    sent = torch.from_numpy(values.reshape(-1).view(np.uint8))
+    return Transfer.of_sending(world, sent, receiver)
 
 
 def _receiving(world: World, n_bytes: int, sender: int) -> Transfer:

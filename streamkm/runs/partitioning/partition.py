@@ -104,6 +104,12 @@ def prepare(
     """
     model = load_model(run_dir)
     spec = source.spec
+    if spec.choice is not None:
+        # Its row numbers would be those of the chosen rows, and its table columns missing.
+        raise ConfigError(
+            f"{source.name}: a partition is of all rows, not of those that were chosen "
+            f"({spec.choice}); leave the choice out"
+        )
     grouping.check(model.k, spec, source.name)
     in_order(source, model.feature_names, "the run")  # Refuses other names.
     if spec.n_features != model.n_features:

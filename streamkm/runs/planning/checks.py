@@ -15,13 +15,39 @@ if TYPE_CHECKING:
 
 __all__ = ["check_fit", "check_outside"]
 
+#: The algorithm by which a fit goes on from an earlier run.
+GROWING = "minibatch"
+
 
 def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
-    """Refuse a fit that the array's shape rules out; `name` is the source's."""
-    if config.k > spec.n_rows:
+    """Refuse a fit that the array's shape or its settings rule out; `name` is the source's."""
+    _check_growing(config)
+    # Few new rows may come after many.
+    if config.k > spec.n_rows and config.from_run is None:
         raise ConfigError(
             f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
         )
+
+
+def _check_growing(config: FitConfig) -> None:
+    """Refuse settings that a fit has no use for which goes on from an earlier run, or does not."""
+    if config.from_run is None and config.half_life is not None:
+        raise ConfigError(
+            Option("half_life", config.half_life),
+            " ages the rows of an earlier run: name it with ",
+            Option("from_run"),
+        )
+    fixed = {"algorithm": GROWING, "init": "auto", "n_init": 1, "rate": "mean"}
+    for name, needed in fixed.items() if config.from_run is not None else ():
+        value = getattr(config, name)
+        if value not in (None, needed):
+            raise ConfigError(
+                Option("from_run"),
+                " goes on from centroids that are there, by mini-batches that count every row: "
+                "leave ",
+                Option(name, value),
+                " out",
+            )
 
 
 def check_outside(source: Source, **outputs: Path | None) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.seeding.plan import SeedingPlan
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
+    from streamkm.runs.planning.earlier import Earlier
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
@@ -49,6 +50,8 @@ class FitPlan:
     """Dtype in which distances are computed."""
     given_KD: np.ndarray | None
     """First centroids, float64, in the space of the input; None if they are to be seeded."""
+    earlier: Earlier | None
+    """The run that the fit goes on from; None if it begins anew."""
     kernel: str
     """Name of the kernel: the one that was asked for, or the one that ``auto`` takes."""
 
@@ -62,10 +65,11 @@ class FitPlan:
         given_KD: np.ndarray | None,
         weights: Weights | None,
         n_processes: int = 1,
+        earlier: Earlier | None = None,
     ) -> Self:
         """The plan of a fit on `device`; other parameters are those of `streamkm.runs.fit.fit`.
 
-        `n_processes` is of `plan_memory`.
+        `n_processes` is of `plan_memory`; `earlier` is ``config.from_run``.
 
         Raises
         ------
@@ -114,9 +118,21 @@ class FitPlan:
             dtype=compute_dtype(stored),
             # Before any pass over the data, so that a wrong file is refused at once.
             given_KD=given_centroids(config, spec.n_features, given_KD),
+            earlier=earlier,
             # Before the run folder is taken, so that nothing is written there.
             kernel=resolve_kernel(execution.kernel, device),
         )
+
+    @property
+    def measures_scale(self) -> bool:
+        """Whether the scaling takes a pass for the statistics of the features."""
+        return self.config.scale in ("zscore", "minmax") and self.earlier is None
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether rows weigh differently: the new ones, or those of the earlier run, or by age."""
+        has_weights = self.earlier is not None and len(self.earlier.weights_K) > 0
+        return self.weights is not None or has_weights or self.config.half_life is not None
 
     @property
     def weight_unit(self) -> float | None:

@@ -41,8 +41,8 @@ def non_finite_error(
         if (most := float(largest_B.max())) > largest:
             too_long, largest = rows.start + int(largest_B.argmax()), most
     what = (
-        f"{source.name}: the squared length of row {too_long} overflows {dtype}, it holds "
-        f"{largest:.3g} ({n_found} such rows so far); use "
+        f"{source.name}: the squared length of row {_in_whole(source, too_long)} "
+        f"overflows {dtype}, it holds {largest:.3g} ({n_found} such rows so far); use "
     )
     scale, drop = Option("scale", "zscore"), Option("nan", "drop")
     if of_fit:
@@ -61,6 +61,7 @@ def sampled_row_error(source: Source, row: int, values_D: np.ndarray, found: str
     NaN may stand for a stored value that is no data, see `ArraySpec.nodata`.
     """
     bad = int(np.flatnonzero(~np.isfinite(values_D))[0])
+    row = _in_whole(source, row)
     names, nodata = source.spec.feature_names, source.spec.nodata
     value = str(values_D[bad])
     if nodata and np.isnan(values_D[bad]):
@@ -71,6 +72,12 @@ def sampled_row_error(source: Source, row: int, values_D: np.ndarray, found: str
         Option("nan", "drop"),
         " leaves rows with NaN or infinity out",
     )
+
+
+def _in_whole(source: Source, row: int) -> int:
+    """The number of row `row` in the whole source, of which `source` may have some rows only."""
+    choice = source.spec.choice
+    return row if choice is None else choice.whole_row(row)
 
 
 def as_float(block: np.ndarray, dtype: str) -> np.ndarray:

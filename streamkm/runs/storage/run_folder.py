@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamkm.config import setting_differences
+from streamkm.config import FitConfig
 from streamkm.errors import (
     InputError,
     NonFiniteError,
@@ -50,11 +51,13 @@ __all__ = [
     "MODEL",
     "RunFolder",
     "check_run_is_free",
+    "choice_of",
     "feature_names",
     "looks_like_a_run",
     "read_config",
     "reading_of",
     "run_owner",
+    "setting_differences",
 ]
 
 CONFIG, LOCK, CHECKPOINTS, MODEL = "config.json", "lock", "checkpoints", "model.safetensors"
@@ -200,6 +203,13 @@ class RunFolder:
                 f"this is {_described(now)}; give the former or an exact copy of it{again}",
                 Option("run_dir"),
             )
+        if key == "chosen":
+            was, found = (record["data"].get(key) or "all rows" for record in (before, now))
+            return ResumeError(
+                f"{self.path}: the run began with {was}, now {found} were chosen; choose the "
+                "former, or start anew with another ",
+                Option("run_dir"),
+            )
         what = "rows of a chunk or block" if key == "block_rows" else key
         return ResumeError(
             f"{self.path}: the data changed since the run began "
@@ -296,6 +306,11 @@ def reading_of(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def choice_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Options of a source that choose the rows of a run, by its record."""
+    return dict(record.get("choice", {}))
+
+
 def feature_names(path: Path) -> tuple[str, ...]:
     """Names of the features of the run in the folder `path`; empty if it has none, or is no run."""
     record = _config_in(path) or {}
@@ -311,3 +326,17 @@ def looks_like_a_run(path: Path) -> bool:
 def run_owner(path: Path) -> str | None:
     """The process that works on the run in `path`, or None."""
     return FileLock(path / LOCK, path, "").owner()
+
+
+def setting_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """``name: before -> now`` for each setting that differs between two `FitConfig.as_dict`."""
+    # A setting that is newer than the run had its default, but of the rates `mean` came first, and
+    # no run ended by its gain.
+    defaults = {field.name: field.default for field in fields(FitConfig)}
+    first = {"rate": "mean", "min_gain": 0.0}
+    before = {name: value for name, value in first.items() if now.get(name) is not None} | before
+    values = [
+        (name, before.get(name, default), now.get(name, default))
+        for name, default in defaults.items()
+    ]
+    return [f"{name.replace('_', '-')}: {old} -> {new}" for name, old, new in values if old != new]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamkm.config import setting_differences
 from streamkm.errors import InputError, Option, OutputExistsError, ResumeError, RunError
 from streamkm.files import (
     FileLock,
@@ -26,6 +25,7 @@ from streamkm.files import (
     remove_empty,
     write_atomically,
 )
+from streamkm.runs.storage.run_folder import setting_differences
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
 
 if TYPE_CHECKING:

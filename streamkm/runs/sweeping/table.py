@@ -150,6 +150,7 @@ def describe_sweep(path: Path) -> str:
         f"sweep        {path}",
         f"source       {record['source']}",
         f"shape        {n_rows:,} x {n_features:,} {dtype}",
+        *([f"chosen       {chosen}"] if (chosen := record["data"].get("chosen")) else []),
         f"fits         {n_finished:,} of {counted(len(runs), 'fit')} finished",
     ]
     if "figures" not in record:
