@@ -13,7 +13,6 @@ import os
 import sys
 import tomllib
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from streamkm import __version__
@@ -121,6 +120,27 @@ All commands and options: streamkm --help, streamkm fit --help
 """
 
 
+#: Each command: what it needs, what it runs, and what that does.
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], None], str]] = {
+    "fit": ("SOURCE --k K --out RUN", run_fit, "Cluster an array and write a run folder."),
+    "predict": (
+        "RUN SOURCE --labels OUT", run_predict, "Write the label of every row of an array.",
+    ),
+    "evaluate": (
+        "RUN SOURCE",
+        run_evaluate,
+        "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
+    ),
+    "partition": ("RUN SOURCE --out DIR", run_partition, PARTITION_SUMMARY),
+    "report": ("RUN [SOURCE]", run_report, "Write an HTML page about a run or a sweep."),
+    "sweep": (
+        "SOURCE --k K [K ...] --out DIR",
+        run_sweep,
+        "Fit many K with one read of the array, compare them, and say which stands out.",
+    ),
+    "info": ("PATH", run_info, "Describe an array, or a run or sweep and how far it has come."),
+}  # fmt: skip
+
 _COMMAND = "COMMAND ..."  # In the help the column of commands is as wide as this.
 
 
@@ -202,61 +222,36 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     commands = parser.add_subparsers(
         title="commands", metavar=_COMMAND, prog=parser.prog, required=True
     )
-    by_name: dict[str, _Parser] = {}
-    command = partial(_add_command, commands, by_name)
-    fit = command(
-        "fit", "SOURCE --k K --out RUN", run_fit, "Cluster an array and write a run folder."
-    )
+    by_name = {name: _add_command(commands, name, *each) for name, each in _COMMANDS.items()}
+    _add_options(by_name)
+    return parser, by_name
+
+
+def _add_options(commands: dict[str, _Parser]) -> None:
+    fit, predict, evaluate = (commands[name] for name in ("fit", "predict", "evaluate"))
     add_source(fit)
     add_fit_options(fit)
-    predict = command(
-        "predict",
-        "RUN SOURCE --labels OUT",
-        run_predict,
-        "Write the label of every row of an array.",
-    )
-    evaluate = command(
-        "evaluate",
-        "RUN SOURCE",
-        run_evaluate,
-        "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
-    )
-    partition = command("partition", "RUN SOURCE --out DIR", run_partition, PARTITION_SUMMARY)
-    for parser_, left_out in ((predict, ("sample", "sample_seed")), (evaluate, ())):
-        parser_.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
-        add_source(parser_, without=left_out)
-        add_labelling_options(parser_)
+    for parser, left_out in ((predict, ("sample", "sample_seed")), (evaluate, ())):
+        parser.add_argument("run", metavar="RUN", type=expanded, help="folder of a finished run")
+        add_source(parser, without=left_out)
+        add_labelling_options(parser)
     add_predict_options(predict)
-    add_partition_options(partition)
+    add_partition_options(commands["partition"])
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
-    report = command(
-        "report", "RUN [SOURCE]", run_report, "Write an HTML page about a run or a sweep."
-    )
-    add_report_options(report)
-    for parser_ in (fit, evaluate, report):
-        parser_.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
-    sweep = command(
-        "sweep",
-        "SOURCE --k K [K ...] --out DIR",
-        run_sweep,
-        "Fit many K with one read of the array, compare them, and say which stands out.",
-    )
-    add_source(sweep)
-    add_sweep_options(sweep)
-    for name in ("fit", "predict", "evaluate", "partition", "report", "sweep"):
-        add_execution_options(by_name[name], name)
-    info = command(
-        "info", "PATH", run_info, "Describe an array, or a run or sweep and how far it has come."
-    )
-    add_source(info, "PATH", "the folder of a run or a sweep, or an array: ")
-    return parser, by_name
+    add_report_options(commands["report"])
+    for parser in (fit, evaluate, commands["report"]):
+        parser.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
+    add_source(commands["sweep"])
+    add_sweep_options(commands["sweep"])
+    for name in commands.keys() - {"info"}:
+        add_execution_options(commands[name], name)
+    add_source(commands["info"], "PATH", "the folder of a run or a sweep, or an array: ")
 
 
 def _add_command(
     commands: argparse._SubParsersAction[_Parser],
-    by_name: dict[str, _Parser],
     name: str,
     needed: str,
     run: Callable[[argparse.Namespace], None],
@@ -266,5 +261,4 @@ def _add_command(
     usage = f"%(prog)s {needed} [options]"
     added = commands.add_parser(name, usage=usage, help=summary, description=summary)
     added.set_defaults(command=run, parser=added)
-    by_name[name] = added
     return added

@@ -40,6 +40,7 @@ TESTED_IN = {
     "__main__": "test_packaging.py",
     "files": "runs/test_faults.py",
     "cadence": "test_config.py",
+    "commands": "test_cli.py",
     "options": "test_cli.py",
     "wrong_options": "test_cli.py",
     # The protocols: by the contracts of what implements them.
@@ -47,6 +48,7 @@ TESTED_IN = {
     "kernels/base": "kernels/contract.py",
     "sinks/base": "sinks/contract.py",
     "sinks/part": "sinks/contract.py",
+    "sinks/growing": "sinks/test_parquet.py",
     "sources/base": "sources/contract.py",
     # What holds the rows of one batch, and comes of preparing them.
     "clustering/batch": "clustering/test_preparation.py",
