@@ -143,7 +143,7 @@ def predict(
     paths = [path for path, _ in outputs]
     nan = nan or model.settings["nan"]
     # Only the first process needs the run folder, and what was written before.
-    job = job_of(run_dir, source, nan, paths, search) if world.is_first else {}
+    job = job_of(run_dir, source, nan, paths, search, second) if world.is_first else {}
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet or not world.is_first))
         if resume and _is_finished(run_dir, job, outputs, source, progress, world):
@@ -274,13 +274,23 @@ def _conclude(
 
 
 def job_of(
-    run_dir: Path, source: Source, nan: str, outputs: list[Path], search: str
+    run_dir: Path,
+    source: Source,
+    nan: str,
+    outputs: list[Path],
+    search: str,
+    second: Path | None = None,
 ) -> dict[str, str]:
-    """What decides the values of `outputs`: model, data, `nan`, the column of ids, the search."""
+    """What decides the values of `outputs`: model, data, `nan`, the column of ids, the search.
+
+    `second` is the one of them that has second distances: distances look like them.
+    """
     model = file_sha256(run_dir / "model.safetensors")
     job = {"model": model, "data": source.fingerprint(), "nan": nan}
     if search != "exact":
         job["search"] = search
+    if second is not None:
+        job["second"] = second.name
     ids = written_ids(source, outputs)
     return job if ids is None else {**job, "ids": ids.column}
 

@@ -80,6 +80,22 @@ def test_several_are_those_of_numpy_wherever_predict_was_stopped(
         assert path.read_bytes() == (tmp_path / f"{name}-parts.npy").read_bytes()
 
 
+# Breaks when what was begun as distances goes on as second distances: both look alike.
+def test_distances_do_not_go_on_as_second_distances(x, tmp_path, monkeypatch, capsys) -> None:
+    run = fitted(x)
+    short_batches(monkeypatch, 64)
+    labels, far = tmp_path / "labels.npy", tmp_path / "far.npy"
+    rows = open_source(x)
+    with closing(rows), pytest.raises(Interrupted):
+        predict(
+            run, rows, ExecutionConfig(device="cpu"), labels=labels, distances=far, nan="drop",
+            resume=False, stop_request=StopAfter(1),
+        )  # fmt: skip
+    capsys.readouterr()
+    assert cli("predict", run, x, "--labels", labels, "--second", far, "--resume") == 2
+    assert "labels.npy" in capsys.readouterr().err
+
+
 def outputs(paths: dict[str, Path]) -> list[object]:
     return [word for name, path in paths.items() for word in (f"--{name}", path)]
 

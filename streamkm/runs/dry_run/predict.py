@@ -70,7 +70,7 @@ def dry_predict(
     model = load_model(run_dir)
     outputs = output_dtypes(model, labels, distances, second, nearest)
     paths = [path for path, _ in outputs]
-    job = job_of(run_dir, source, nan or model.settings["nan"], paths, search)
+    job = job_of(run_dir, source, nan or model.settings["nan"], paths, search, second)
     ids = written_ids(source, paths)
     if resume and are_finished(run_dir, job, outputs, source.spec.n_rows):
         return DryRun([("source", source.name), ("resume", finished_line(paths))])
