@@ -8,8 +8,8 @@ other are rechecked in float64, as in ``kernels.exact``.
 
 From 256 centroids on, processors that multiply bytes (AVX-512 VNNI, AVX-VNNI) screen in whole
 numbers of eight bits first (``native/bytes.h``): four products at once, and a bound that is
-certain. The centroids that the bound leaves, one or two, are compared in float64. Labels and
-distances are the same bits on every instruction set.
+certain. The centroids that the bound leaves, one or two, are compared in float64. Where labels are
+exact, they and the distances are the same bits on every instruction set.
 
 Rejected (bench/LOG.md): bfloat16 for that. Torch's matrix product: it runs at half the speed
 of AVX-512 on processors that MKL does not favour, and its scores go through memory once more.

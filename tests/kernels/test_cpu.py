@@ -18,6 +18,7 @@ from streamkm.kernels import (
 )
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
+from streamkm.kernels.ops import tiles
 from streamkm.kernels.ops.gather import gather
 from streamkm.kernels.reference import ReferenceKernel
 from tests.kernels.contract import KernelContract, normal, permuted, sq_norms
@@ -80,6 +81,7 @@ HARD_POINTS = {
     "long and short features": (PLAIN_ROWS**5, PLAIN**5),
     "subnormal": (PLAIN_ROWS * 1e-41, PLAIN * 1e-41),
     "short rows": (PLAIN_ROWS * 1e-38, PLAIN),
+    **{f"all of {size}": (PLAIN_ROWS * size, PLAIN * size) for size in (1e-18, 1e-21, 1e-23)},
     "near the end of float32": (PLAIN_ROWS * 3e17, PLAIN * 3e17),
     "zeros": (torch.zeros_like(PLAIN_ROWS), PLAIN),
     "whole numbers": ((PLAIN_ROWS * 2).round(), (PLAIN * 2).round()),
@@ -148,6 +150,20 @@ def test_many_centroids_in_a_window_with_dropped_rows(make) -> None:
     ).square()
     torch.testing.assert_close(found.sq_distances_B, expected_BK.amin(dim=1), rtol=1e-12, atol=0)
     assert int(found.labels_B.max()) < 5  # The lowest of equal centroids.
+
+
+# Breaks when who comes first decides which rows are screened in bytes.
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_threads_do_not_show_where_screening_is_in_vain(make, precision, monkeypatch) -> None:
+    rows_BD, c_KD = (points.float() for points in HARD_POINTS["five centroids, many times"])
+    rows_BD = torch.cat([PLAIN_ROWS.float() * 3 + 40, rows_BD]).repeat(8, 1)
+    found = []
+    for n_threads in (1, 2, 2):
+        kernel = make(len(rows_BD), 600, torch.float32, CPU, precision)
+        monkeypatch.setattr(tiles, "n_threads_for", lambda _products, n=n_threads: n)
+        labels_B, _ = kernel.assign(rows_BD, sq_norms(rows_BD), c_KD)
+        found.append((labels_B.tolist(), int(kernel.n_rechecked)))
+    assert found[0] == found[1] == found[2]
 
 
 # Breaks when an instruction set reports the distances of its own screening.

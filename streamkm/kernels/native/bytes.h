@@ -55,6 +55,9 @@ constexpr float LENGTH_SLACK = 1 + 1e-3f, SCORE_SLACK = 0x1p-20f;
 constexpr float LONGEST_SQ = 1e36f;
 // Lengths below which a row is all rest: its scale would be subnormal.
 constexpr float SHORTEST = 1e-30f;
+// Squares of numbers below 2^-63 may lose digits or vanish. A length lacks no more than this for the
+// square root of each feature; and a score, of the products of lengths, no more than that.
+constexpr float VANISHED = 0x1p-62f, VANISHED_SCORE = 0x1p-122f;
 
 // A point, less the centre, in bytes: about scale * bytes.
 struct InBytes {
@@ -98,13 +101,15 @@ INLINE InBytes into_bytes(const T* __restrict x, const T* __restrict centre, int
         const Quads quads = (Quads)bytes ^ static_cast<int32_t>(flip);
         for (int quad = 0; quad < BYTE_LANES / 4 && i + 4 * quad < n_features; ++quad, to += stride) *to = quads[quad];
     }
-    int32_t sum = 0;
-    for (int lane = 0; lane < BYTE_LANES; ++lane) sum += sums[lane];
+    uint32_t sum = 0;  // Of a row that is not finite the bytes are anything.
+    for (int lane = 0; lane < BYTE_LANES; ++lane) sum += static_cast<uint32_t>(sums[lane]);
     const float sq_length = sum_of_lanes(squares);
     // Rounding while a rest was computed is a share of the point's own length.
-    const float rounding = 0x1p-22f * std::sqrt(sq_length) + SHORTEST;
-    return {scale, sq_length, std::sqrt(sum_of_lanes(lengths)) * LENGTH_SLACK,
-            std::sqrt(sum_of_lanes(rests)) * LENGTH_SLACK + rounding, sum};
+    const float rounding = 0x1p-22f * std::sqrt(sq_length);
+    const float vanished = VANISHED * std::sqrt(static_cast<float>(n_features));
+    return {scale, sq_length, std::sqrt(sum_of_lanes(lengths)) * LENGTH_SLACK + vanished,
+            std::sqrt(sum_of_lanes(rests)) * LENGTH_SLACK + rounding + vanished,
+            static_cast<int32_t>(sum)};
 }
 
 // The packed centroids of a `ByteJob`, in its memory.
@@ -395,9 +400,11 @@ int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64
                     of_tile.limits[row] = is_spare || candidates[row].is_crowded
                                               ? -std::numeric_limits<float>::infinity()
                                               : std::numeric_limits<float>::infinity();
-                    of_tile.lengths[row] = std::sqrt(point.sq_length) * LENGTH_SLACK;
+                    of_tile.lengths[row] =
+                        std::sqrt(point.sq_length) * LENGTH_SLACK +
+                        VANISHED * std::sqrt(static_cast<float>(job.n_features));
                     of_tile.rests[row] = point.rest;
-                    of_tile.slacks[row] = SCORE_SLACK * point.sq_length;
+                    of_tile.slacks[row] = SCORE_SLACK * point.sq_length + VANISHED_SCORE;
                     of_tile.scales[row] = point.scale;
                     of_tile.starts[row] = static_cast<int32_t>(-128 * static_cast<uint32_t>(point.sum));
                 }

@@ -116,6 +116,12 @@ namespace avx2 {
 }  // namespace avx2
 END_TARGET
 
+// Compilers that do not know the instructions (GCC before 11, Clang before 12) refuse their name.
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define HAS_AVX_VNNI 1
+#endif
+
+#if HAS_AVX_VNNI
 BEGIN_TARGET("avxvnni,avx2,fma,f16c")
 namespace avx_vnni {
 using namespace avx2;
@@ -126,6 +132,7 @@ using namespace avx2;
 #undef TILE_ROWS
 }  // namespace avx_vnni
 END_TARGET
+#endif
 
 #endif
 
@@ -237,11 +244,13 @@ inline bool has_avx512() {
 }
 inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
+#if HAS_AVX_VNNI
 // GCC 12 does not know the name: bit 4 of EAX of leaf 7, subleaf 1.
 inline bool has_avx_vnni() {
     unsigned eax, ebx, ecx, edx;
     return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
+#endif
 #endif
 
 // Best first.
@@ -250,7 +259,9 @@ const InstructionSet instruction_sets[] = {
     {"avx512_vnni", [] { return has_avx512() && __builtin_cpu_supports("avx512vnni"); },
      WITH_BYTES(avx512, avx512_vnni)},
     {"avx512", has_avx512, INSTRUCTION_SET(avx512)},
+#if HAS_AVX_VNNI
     {"avx_vnni", [] { return has_avx2() && has_avx_vnni(); }, WITH_BYTES(avx2, avx_vnni)},
+#endif
     {"avx2", has_avx2, INSTRUCTION_SET(avx2)},
 #endif
     {"baseline", [] { return true; }, INSTRUCTION_SET(baseline)},
@@ -380,20 +391,28 @@ int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, 
     });
     if (!had_room) throw std::bad_alloc();
     if (!fits) return assign_by_scores(functions, job, rechecks, n_threads);
-    const int64_t block_rows = bytes.block_rows(job.n_features);
+    const int64_t block_rows = bytes.block_rows(job.n_features), n_blocks = parts_of(job.n_rows, block_rows);
     std::atomic<int64_t> n_uncertain{0}, n_screened{0}, n_left{0};
-    pool.run(parts_of(job.n_rows, block_rows), n_threads, [&](int64_t block) {
+    const auto screen = [&](int64_t block) {
         const int64_t start = block * block_rows, stop = std::min(start + block_rows, job.n_rows);
-        // Where many rows are near many centroids, screening is in vain: a few blocks are tried.
-        constexpr int64_t SHARE = 8, TRIED = 16;
-        if (SHARE * n_left > n_screened && block % TRIED != 0) {
-            std::fill(job.uncertain + start, job.uncertain + stop, true);
-            return;
-        }
         int64_t n_doubtful = 0;
         try_to([&] { n_left += bytes.assign_block(job, start, stop, n_doubtful); });
         n_screened += stop - start;
         n_uncertain += n_doubtful;
+    };
+    // Where many rows are near many centroids, screening is in vain. A few blocks are tried first:
+    // what is done about the others must not depend on who comes first.
+    constexpr int64_t SHARE = 8, TRIED = 16;
+    pool.run(parts_of(n_blocks, TRIED), n_threads, [&](int64_t tried) { screen(tried * TRIED); });
+    const bool is_in_vain = rechecks && SHARE * n_left > n_screened;
+    pool.run(n_blocks, n_threads, [&](int64_t block) {
+        if (block % TRIED == 0) return;
+        const int64_t start = block * block_rows, stop = std::min(start + block_rows, job.n_rows);
+        if (is_in_vain) {
+            std::fill(job.uncertain + start, job.uncertain + stop, true);
+        } else {
+            screen(block);
+        }
     });
     if (!had_room) throw std::bad_alloc();
     std::vector<int64_t> rest;

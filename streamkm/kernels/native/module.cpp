@@ -122,7 +122,7 @@ PyObject* py_assign(PyObject*, PyObject* args) {
     } catch (const std::bad_alloc&) {
         had_room = false;
     }
-    if (const bool* dropped = at<bool>(given.dropped)) {
+    if (const bool* dropped = at<bool>(given.dropped); dropped != nullptr && had_room) {
         n_dropped = std::count(dropped, dropped + given.n_rows, true);
     }
     Py_END_ALLOW_THREADS;
