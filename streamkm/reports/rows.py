@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streamkm.errors import ConfigError, StreamkmError
+from streamkm.errors import ConfigError, InputError, StreamkmError
 from streamkm.reports.examples import Shown, read_rows
 from streamkm.reports.theme import clean
 from streamkm.reports.values import column_values, open_values
@@ -86,25 +87,39 @@ def open_rows(
     for name in ("nodata", "apply_scale"):
         given[name] = given.get(name) or reading[name]
     given["fill_is_nan"] = marked or reading["nan"] == "drop"
+    of_others = dict(given)
     if location is not None:
         source = open_source(location, **given)
-        is_other = source.fingerprint() != facts.record["data"].get("fingerprint")
-        return OpenedRows(source, location, given, is_other=is_other)
+        if _is_of_fit(source, facts):
+            return OpenedRows(source, location, given)
+        # Perhaps it has the rows of the fit among others, which the fit left out.
+        given |= choice_of(facts.record)
+        with suppress(InputError):
+            chosen = open_source(location, **given)
+            if _is_of_fit(chosen, facts):
+                source.close()
+                return OpenedRows(chosen, location, given)
+            chosen.close()
+        return OpenedRows(source, location, of_others, is_other=True)
     location = facts.record["source"]
     given |= choice_of(facts.record)
     remedy = f"name it: streamkm report {facts.path} SOURCE"
     try:
         source = open_source(location, **given)
-        found = source.fingerprint()
+        is_of_fit = _is_of_fit(source, facts)
     except (StreamkmError, OSError) as error:
         said = clean(getattr(error, "for_command_line", error))
         why = f"The rows are not there to be read ({said}); {remedy}."
         return OpenedRows(None, why_not=why)
-    if found != facts.record["data"].get("fingerprint"):
+    if not is_of_fit:
         source.close()
         why = f"{location} is not, or no longer, the data of the fit; if it is, {remedy}."
         return OpenedRows(None, why_not=why)
     return OpenedRows(source, location, given)
+
+
+def _is_of_fit(source: Source, facts: RunFacts) -> bool:
+    return bool(source.fingerprint() == facts.record["data"].get("fingerprint"))
 
 
 class _OfIds:

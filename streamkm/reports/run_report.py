@@ -225,7 +225,8 @@ class _Builder:
         self.sections.append(sections.course_section(facts, course, stages))
         self.sections.append(sections.settings_section(facts))
         explained = None if facts.clusters is None else explained_variance(facts.clusters)
-        verdict = judge(facts, self.sizes_K, explained, self.seen, self.odd_K)
+        other = {"is_other": self.opened.is_other}
+        verdict = judge(facts, self.sizes_K, explained, self.seen, self.odd_K, **other)
         subtitle = (
             f"{facts.record['source']}, {counted(facts.n_features, 'feature')}, "
             f"{facts.record['data']['dtype']} · run {facts.path}"

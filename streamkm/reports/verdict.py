@@ -101,7 +101,7 @@ def listed(clusters: Iterable[int]) -> str:
 
 def judge(
     facts: RunFacts, sizes_K: np.ndarray | None, explained: float | None, survey: Survey | None,
-    odd_K: np.ndarray | None,
+    odd_K: np.ndarray | None, *, is_other: bool = False,
 ) -> Verdict:  # fmt: skip
     """The verdict on a run.
 
@@ -117,8 +117,20 @@ def judge(
         What the pass over the rows has found.
     odd_K : ndarray or None
         Which clusters are far wider or narrower than the others.
+    is_other : bool
+        Whether the pass was over other data than the fit's.
     """
     findings = _state_findings(facts)
+    n_rows = facts.n_rows
+    if is_other and survey is not None:
+        n_rows = survey.evaluation.n_rows
+        fitted = counted(facts.n_rows, "row")
+        findings.append(
+            _look(
+                f"The rows are those of {survey.source}, by their fingerprint other data than the "
+                f"{fitted} of the fit. Sizes and distances are of these rows."
+            )
+        )
     if sizes_K is not None:
         findings += _size_findings(sizes_K)
         findings += _centroid_findings(facts, odd_K)
@@ -126,7 +138,7 @@ def judge(
     findings += _end_findings(facts)
     findings += _weight_findings(facts, survey)
     findings.sort(key=lambda finding: not finding.is_worth_a_look)
-    rows, k = counted(facts.n_rows, "row"), counted(facts.k, "cluster")
+    rows, k = counted(n_rows, "row"), counted(facts.k, "cluster")
     headline = f"{rows} in {k}"
     if facts.model is None:
         headline += ", not finished"

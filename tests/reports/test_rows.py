@@ -54,6 +54,22 @@ def test_other_rows_are_read_if_they_are_named(run: Path) -> None:
     assert made.seen is not None
     assert made.seen.sizes_K.sum() == 100
     assert "The rows are those of y.npy: by their fingerprint other data" in made.html()
+    assert made.verdict.headline == "100 rows in 3 clusters"
+
+
+# Breaks when a report counts other rows of the array than the fit has read.
+@pytest.mark.parametrize("choice", [("--rows", ":50"), ("--sample", 0.5)], ids=str)
+def test_of_an_array_that_was_read_in_part_the_same_part_is_read(run: Path, choice) -> None:
+    assert cli("fit", "x.npy", "--k", 3, "--out", "part", *choice) == 0
+    for where in ((), ("x.npy",)):
+        made = report("part", *where)
+        assert made.seen is not None
+        assert "other data" not in made.html()
+        rows = made.seen.sizes_K.sum()
+        assert made.verdict.headline == f"{rows} rows in 3 clusters"
+    shutil.copy2("x.npy", "y.npy")
+    np.save("y.npy", np.load("y.npy")[:20])
+    assert report("part", "y.npy").verdict.headline == "20 rows in 3 clusters"
 
 
 def test_rows_are_left_alone_if_that_is_asked_for(run: Path) -> None:
