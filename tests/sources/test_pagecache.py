@@ -185,7 +185,7 @@ def test_chunks_past_the_cache(
     for start, stop in ((0, 41_003), (5, 9_999), (17_007, 41_000), (41_000, 41_003)):
         assert same_bytes(read(source, start, stop), array[start:stop])
     # All but a page here and there, of headers, indices and ends of files.
-    assert sum(map(cached_pages, files)) < 0.05 * array.nbytes / 4096
+    assert sum(map(cached_pages, files)) < 0.1 * array.nbytes / 4096
 
 
 @linux
@@ -200,7 +200,7 @@ def test_chunks_where_o_direct_is_refused(tmp_path, no_direct, caplog, codec, na
     for file in files:
         dropped(file)
     assert same_bytes(read(opened(tmp_path / "x.zarr"), 0, 41_003), array)
-    assert sum(map(cached_pages, files)) < 0.05 * array.nbytes / 4096
+    assert sum(map(cached_pages, files)) < 0.1 * array.nbytes / 4096
     assert sum("takes no O_DIRECT" in record.message for record in caplog.records) == 1
 
 
