@@ -232,6 +232,38 @@ def test_labels_that_predict_wrote(suffix, fitted, tmp_path, capsys) -> None:
         assert not (tmp_path / "sorted").exists()
 
 
+# Breaks when labels of the shape (N, 1) are not known as those that predict wrote.
+@pytest.mark.parametrize("suffix", ["npy", "zarr", "parquet"])
+def test_labels_of_one_nearest(suffix, fitted, tmp_path, capsys) -> None:
+    job, labels = (fitted / "run", fitted / "x.npy"), tmp_path / f"labels.{suffix}"
+    assert cli("predict", *job, "--nearest", "1", "--labels", labels) == 0
+    group(*job, tmp_path / "by model")
+    capsys.readouterr()
+    assert cli("partition", *job, "--out", tmp_path / "p", "--labels", labels) == 0
+    assert "no record" not in capsys.readouterr().err
+    for name in ("labels.npy", "order.npy"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "by model" / name).read_bytes()
+    two = tmp_path / f"two.{suffix}"
+    assert cli("predict", *job, "--nearest", "2", "--labels", two) == 0
+    assert cli("partition", *job, "--out", tmp_path / "q", "--labels", two) == 2
+    assert "without --nearest" in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
+
+
+def test_labels_in_a_store(fitted, tmp_path, capsys) -> None:
+    job, store = (fitted / "run", fitted / "x.npy"), tmp_path / "st.zarr"
+    zarr.open_group(store, mode="w").create_array("cube", data=np.zeros((2, 120), np.int32))
+    assert cli("predict", *job, "--labels", store / "lab") == 0
+    group(*job, tmp_path / "by model")
+    capsys.readouterr()
+    assert cli("partition", *job, "--out", tmp_path / "p", "--labels", store / "lab") == 0
+    assert "no record" not in capsys.readouterr().err
+    order = (tmp_path / "p" / "order.npy").read_bytes()
+    assert order == (tmp_path / "by model" / "order.npy").read_bytes()
+    assert cli("partition", *job, "--out", tmp_path / "q", "--labels", store / "cube") == 2
+    assert "has the shape (2, 120); write them with predict to a .npy" in capsys.readouterr().err
+
+
 def test_labels_of_other_rows_are_refused(fitted, tmp_path) -> None:
     other = tmp_path / "other.npy"
     np.save(other, np.load(fitted / "x.npy")[::-1])
@@ -283,7 +315,10 @@ def test_unfinished_files_that_were_altered(name, fitted, tmp_path, only_buckets
         (np.full(N_ROWS, K), "row 0 has the label 6, the run has 6 clusters"),
         (np.full(N_ROWS, -2), "row 0 has the label -2"),
         (np.zeros(N_ROWS), "labels are whole numbers, these are float64"),
-        (np.zeros((N_ROWS, 2), int), "this array has 2 columns"),
+        (
+            np.zeros((N_ROWS, 2), int),
+            "takes one label a row, here are 2 columns; predict again without nearest",
+        ),
     ],
 )
 def test_wrong_labels(labels, complaint, fitted, tmp_path) -> None:
