@@ -46,7 +46,7 @@ class GivenLabels:
     """
 
     def __init__(self, path: Path, n_rows: int, *, with_distances: bool) -> None:
-        self.path = path
+        self.path, self._n_rows = path, n_rows
         self._stack = ExitStack()
         self._distances: Callable[[RowRange], np.ndarray] | None = None
         try:
@@ -131,19 +131,21 @@ class GivenLabels:
     def _kept(self, source: Source) -> Source:
         return self._stack.enter_context(closing(source))
 
-    def check_origin(self, run_dir: Path, job: dict[str, str]) -> str | None:
+    def check_origin(self, run_dir: Path, job: dict[str, str], k: int) -> str | None:
         """A note if nothing tells whose labels they are.
 
         Raises
         ------
         ConfigError
             If the run has a record that they are of another model, or of other rows.
+        SourceError
+            If it has none, and one of them is no label of `k` clusters.
         """
         record = record_of(run_dir, self.path)
         if record is None:
             return (
                 f"{run_dir} has no record of {self.path}: its labels are taken as those of the "
-                "source"
+                f"source; the largest is {self._largest(k):,}, the run has clusters 0 to {k - 1:,}"
             )
         for name, what in (("model", "by another model"), ("data", "of another source")):
             if record.get(name) != job[name]:
@@ -165,6 +167,10 @@ class GivenLabels:
         _copy(self._checked(k), labels, n_rows, label_dtype(k))
         if distances is not None and self._distances is not None:
             _copy(self._distances, distances, n_rows, np.dtype(np.float32))
+
+    def _largest(self, k: int) -> int:
+        read = self._checked(k)
+        return max(int(read(rows).max()) for rows in RowRange(0, self._n_rows).split(SCAN_ROWS))
 
     def _checked(self, k: int) -> Callable[[RowRange], np.ndarray]:
         def read(rows: RowRange) -> np.ndarray:

@@ -100,7 +100,7 @@ class Job:
                 f"{out}: the partition takes {format_bytes(self.plan.least_bytes)} while it is "
                 f"made, {format_bytes(free + there)} are free there; free space, or choose "
                 "another ",
-                Option("run_dir"),
+                Option("out"),
             )
 
 
@@ -151,7 +151,7 @@ def prepare(
     if grouping.labels is not None:
         given = GivenLabels(grouping.labels, spec.n_rows, with_distances=grouping.by_distance)
         stack.callback(given.close)
-        note = given.check_origin(run_dir, job)
+        note = given.check_origin(run_dir, job, model.k)
         notes += [note] if note else []
         settings |= {"labels": str(grouping.labels), "nan": None}
     beside_bytes = _beside_bytes(source, grouping)
@@ -273,7 +273,7 @@ def partition(
             Option("labels"),
             " takes what it has written",
         )
-    check_outside(source, run_dir=out)
+    check_outside(source, out=out)
     before = check_partition_is_free(out, resume=resume)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet))
@@ -293,7 +293,7 @@ def partition(
             found = _group(job, work)
         folder.write(done=True, **found)
         work.discard()
-        progress.say(_conclusion(out, found, job.model.k))
+        progress.say(_conclusion(out, found, job))
         return folder.record
 
 
@@ -338,17 +338,22 @@ def _group(job: Job, work: Work) -> dict[str, Any]:
             stream = job.plan.memory.stream
             write_rows(kind, job.source, clusters, placing, plan, job.plan.reading, stream, work)
         n_dropped = clusters.n_dropped()
+    only = job.grouping.only
+    asked = sizes if only is None else sizes[sorted({*only})]
     return {
         "n_rows": n_kept,
         "n_dropped": n_dropped,
-        "n_empty": int(np.count_nonzero(sizes == 0)),
+        "n_empty": int(np.count_nonzero(asked == 0)),
         "largest": int(sizes.max()),
     }
 
 
-def _conclusion(out: Path, found: dict[str, Any], k: int) -> str:
+def _conclusion(out: Path, found: dict[str, Any], job: Job) -> str:
     said = f"written: {out}: {counted(found['n_rows'], 'row')} in "
-    said += f"{counted(k - found['n_empty'], 'cluster')} of {k:,}, the largest of "
+    only = job.grouping.only
+    n_asked = job.model.k if only is None else len({*only})
+    said += f"{counted(n_asked - found['n_empty'], 'cluster')} of {n_asked:,}"
+    said += f"{'' if only is None else ' asked for'}, the largest of "
     said += counted(found["largest"], "row")
     if found["n_dropped"]:
         said += f"; {counted(found['n_dropped'], 'row')} in no cluster, labelled -1 in {LABELS}"
