@@ -67,6 +67,7 @@ def test_the_remedy_is_enough_for_every_step(n_clusters, tmp_path, capsys) -> No
     Job(tmp_path / "x.npy", tmp_path / "run", init).attempt()
     job = ("partition", tmp_path / "run", tmp_path / "x.npy", "--out", tmp_path / "p", "--rows=npy")
     capsys.readouterr()
+    enough = ""
     for options in (("--dry-run",), ()):
         assert cli(*job, "--max-host-memory", "50MiB", *options) == 2
         enough = capsys.readouterr().err.strip().rpartition(" ")[2]
