@@ -155,6 +155,9 @@ class ResumeError(RunError):
 class MemoryBudgetError(InputError):
     """``max_host_memory`` is too small for one window of rows."""
 
+    least_bytes = 0
+    """Bytes that would be enough; 0 where the job cannot have more."""
+
 
 class DeviceError(InputError):
     """The chosen device or kernel is not available."""

@@ -9,7 +9,7 @@ from streamkm.config import ExecutionConfig
 from streamkm.errors import ConfigError
 from streamkm.files import expanded
 from streamkm.options import add_nan, add_source, configured, open_as_in, parsed_by
-from streamkm.runs.partitioning.grouping import FORMATS, SORTS, Grouping, parse_only
+from streamkm.runs.partitioning.grouping import SORTS, Grouping, parse_format, parse_only
 from streamkm.sources.options import OF_ALL
 from streamkm.starting import processes
 
@@ -38,7 +38,7 @@ def add_partition_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--rows",
         metavar="FORMAT",
-        choices=list(FORMATS),
+        type=parsed_by(parse_format),
         help="write the rows themselves too, in this order: npy (DIR/rows.npy), zarr "
         "(DIR/rows.zarr) or parquet (DIR/rows/centroid=17/part-0.parquet)",
     )
@@ -98,7 +98,7 @@ def run_partition(arguments: argparse.Namespace) -> None:
         if not arguments.dry_run:
             check_partition_is_free(arguments.out, resume=arguments.resume)
         with closing(open_as_in(run, arguments)) as source:
-            check_outside(source, run_dir=arguments.out)
+            check_outside(source, out=arguments.out)
             job = (arguments.run, source, execution, arguments.out, grouping)
             if arguments.dry_run:
                 from streamkm.runs.dry_run.partition import dry_partition

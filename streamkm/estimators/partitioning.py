@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm.errors import ConfigError, Option
+from streamkm.errors import ConfigError, Option, ParameterError
 from streamkm.estimators.inputs import open_rows
 from streamkm.estimators.loading import load_run
 from streamkm.estimators.parameters import execution_config
@@ -19,7 +20,6 @@ from streamkm.runs.partitioning.partition import partition as verb
 from streamkm.runs.partitioning.record import OFFSETS, ORDER
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -126,14 +126,18 @@ def partition(
     >>> np.load(folder / "grouped" / "rows.npy").ravel()
     array([0. , 0.2, 0.1, 9. , 9.1])
     """
+    run = _path("run", run, "give the folder of the run, which fit writes to run_dir")
+    folder = _path("out", out, "give the folder to write")
+    if labels is not None:
+        labels = _path("labels", labels, "save them with numpy.save to a .npy, and give its path")
     grouping = Grouping(
         rows=rows,
-        labels=None if labels is None else expanded(labels),
+        labels=labels,
         only=None if only is None else _whole(only),
         sort=sort,
         nan=nan,
     )
-    estimator, folder = load_run(run), expanded(out)
+    estimator = load_run(run)
     if nan is not None:
         estimator.set_params(nan=nan)
     with open_rows(estimator, X, reset=False) as found:
@@ -141,7 +145,7 @@ def partition(
         execution = execution_config(at, max_host_memory, is_small=False)
         with stoppable(is_saved=True) as stop_request:
             record = verb(
-                expanded(run),
+                run,
                 found.source,
                 execution,
                 folder,
@@ -153,6 +157,15 @@ def partition(
     offsets = np.load(folder / OFFSETS)
     order = np.load(folder / ORDER, mmap_mode="r")
     return Partition(folder, offsets, order, int(record["n_dropped"]))
+
+
+def _path(name: str, value: object, remedy: str) -> Path:
+    """The path that the parameter `name` has; refuses what is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise ParameterError(
+            Option(name), f" must be a path, not an object of type {type(value).__name__}; {remedy}"
+        )
+    return expanded(value)
 
 
 def _whole(only: Sequence[int]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from streamkm.sinks.base import PartedSink, Sink, commit_together
 from streamkm.sinks.growing import GrowingFile
 from streamkm.sinks.part import Part, Written
-from streamkm.sinks.places import beside
+from streamkm.sinks.places import IN_STORE, beside, kind_of
 from streamkm.sinks.registry import (
     SINKS,
     check_origin,
@@ -22,6 +22,7 @@ from streamkm.sinks.registry import (
 )
 
 __all__ = [
+    "IN_STORE",
     "SINKS",
     "GrowingFile",
     "Part",
@@ -37,6 +38,7 @@ __all__ = [
     "has_parts",
     "is_copy",
     "is_table",
+    "kind_of",
     "open_part",
     "open_sink",
     "stored_crc32",

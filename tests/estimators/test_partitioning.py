@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from streamkm import KMeans, open_source, partition
+from streamkm import KMeans, load_run, open_source, partition
 from streamkm.errors import ConfigError, OutputExistsError
 from tests.runs.helpers import cli, clusters
 
@@ -84,6 +84,22 @@ def test_wrong_arguments(run: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError, match="resume=True"):
         partition(run, x, tmp_path / "p", rows="zarr")
     assert partition(run, x, tmp_path / "p", rows="zarr", resume=True).n_dropped == 0
+
+
+def test_what_is_no_path(run: Path, tmp_path: Path) -> None:
+    x, out = clusters(300, 4), tmp_path / "p"
+    labels: Any = np.zeros(300, np.int32)
+    loaded: Any = load_run(run)
+    with pytest.raises(
+        TypeError, match=r"run must be a path, .* KMeans; give the folder of the run"
+    ):
+        partition(loaded, x, out)
+    with pytest.raises(TypeError, match=r"labels must be a path, .* ndarray; save them .* \.npy"):
+        partition(run, x, out, labels=labels)
+    assert not out.exists()
+    partition(run, x, out)
+    with pytest.raises(OutputExistsError, match=r"choose another out$"):
+        partition(run, x, out)
 
 
 def test_a_source_that_is_open(run: Path, tmp_path: Path) -> None:

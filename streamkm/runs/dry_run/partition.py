@@ -43,7 +43,7 @@ def dry_partition(
         `DryRun.errors`.
     """
     with ExitStack() as stack:
-        job = prepare(run_dir, source, execution, grouping, stack)
+        job = prepare(run_dir, source, execution, out, grouping, stack)
         report, spec, there = DryRun(), source.spec, 0
         is_done = False
         try:
@@ -63,7 +63,7 @@ def dry_partition(
         ("source", source.name),
         ("rows", f"{spec.n_rows:,} x {spec.n_features:,} features, {spec.dtype}"),
         ("size", f"{format_bytes(spec.nbytes)} ({spec.layout})"),
-        ("memory", str(job.plan.memory)),
+        ("memory", str(job.memory)),
         ("labels", f"by {by}"),
         ("passes", job.plan.passes),
     ]

@@ -42,14 +42,22 @@ if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
     from streamkm.kernels import MadeKernel
+    from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.storage.model import Model
-    from streamkm.sources.base import Source
+    from streamkm.sources.base import ArraySpec, Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Place, Window
     from streamkm.stream.seat import Seat
     from streamkm.stream.slots import HostSlots
 
-__all__ = ["EvaluatedBatch", "LabelledBatch", "Labelling", "LookedAt", "label_dtype"]
+__all__ = [
+    "EvaluatedBatch",
+    "LabelledBatch",
+    "Labelling",
+    "LookedAt",
+    "label_dtype",
+    "plan_labelling",
+]
 
 #: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
@@ -68,6 +76,23 @@ _FAST = (("cpu",), "search fast")
 def label_dtype(k: int) -> np.dtype[Any]:
     """The dtype of the labels of `k` clusters: int32, or int64 from `INT64_CLUSTERS` on."""
     return np.dtype(np.int64 if k >= INT64_CLUSTERS else np.int32)
+
+
+def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> MemoryPlan:
+    """The memory of a `Labelling` of one process that finds the nearest of `k` centroids.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such device.
+    MemoryBudgetError
+        If the budget does not hold it.
+    """
+    batch_rows = largest_batch_rows(spec.n_rows, spec.n_features, 0)
+    reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
+    on_host = is_host(resolve_device(execution.device))
+    needed = predict_bytes(spec, reading, k, on_host=on_host)
+    return plan_memory(spec, reading, execution, fixed_bytes=needed)
 
 
 @dataclass(frozen=True, slots=True)

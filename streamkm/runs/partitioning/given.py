@@ -16,7 +16,7 @@ from streamkm.errors import ConfigError, Option, SourceError
 from streamkm.runs.engine.labelling import label_dtype
 from streamkm.runs.partitioning.placing import SCAN_ROWS
 from streamkm.runs.storage.output_records import record_of
-from streamkm.sinks import open_sink
+from streamkm.sinks import IN_STORE, kind_of, open_sink
 from streamkm.sources.base import RowRange
 from streamkm.sources.layout import one_line
 from streamkm.sources.npy import open_npy
@@ -35,18 +35,18 @@ _LABEL, _DISTANCE = "cluster", "distance"
 
 
 class GivenLabels:
-    """One label a row, in an ``.npy`` file, a ``.zarr`` array or a ``.parquet`` table.
+    """One label a row, in an ``.npy`` file, a Zarr array or a ``.parquet`` table.
 
     A table has the column ``cluster``, and beside it ``distance``.
 
     Raises
     ------
     SourceError
-        If it holds no whole numbers, or not `n_rows` of them.
+        If it holds no whole numbers, or not `n_rows` of them, or several a row.
     """
 
     def __init__(self, path: Path, n_rows: int, *, with_distances: bool) -> None:
-        self.path = path
+        self.path, self._n_rows = path, n_rows
         self._stack = ExitStack()
         self._distances: Callable[[RowRange], np.ndarray] | None = None
         try:
@@ -76,19 +76,18 @@ class GivenLabels:
                 Option("labels"),
                 ", or name a .parquet that predict has written",
             )
-        if suffix == ".zarr":
+        if kind_of(path) in (".zarr", IN_STORE):
             return self._open_zarr()
         if suffix == ".npy":
             source = self._kept(open_npy(path, column=True))
         elif suffix == ".parquet":
             source = self._kept(open_source(path, columns=[_LABEL]))
         else:
-            raise SourceError(f"{path}: labels end in .npy, .zarr or .parquet")
-        if source.spec.n_features != 1:
             raise SourceError(
-                f"{path}: one label is needed for each row, this array has "
-                f"{source.spec.n_features:,} columns"
+                f"{path}: labels are a .npy, .zarr or .parquet, or an array in a Zarr store "
+                "(store.zarr/cluster); write them so with predict"
             )
+        self._check_width(source.spec.n_features)
         if with_distances:
             self._distances = _reader(self._kept(open_source(path, columns=[_DISTANCE])))
         return _reader(source), source.spec.n_rows, source.spec.storage
@@ -102,14 +101,18 @@ class GivenLabels:
             raise SourceError(
                 f"{self.path}: is no Zarr array that can be read: {one_line(error)}"
             ) from error
-        if array.ndim != 1:
+        # Those of one nearest centroid have a second axis, of one label.
+        is_nearest = array.ndim == 2 and array.shape[1] == 1
+        if array.ndim != 1 and not is_nearest:
             raise SourceError(
-                f"{self.path}: labels have one axis, this array has the shape {array.shape}"
+                f"{self.path}: labels have one axis, this array has the shape {array.shape}; "
+                "write them with predict to a .npy, without ",
+                Option("nearest"),
             )
 
         def read(rows: RowRange) -> np.ndarray:
             try:
-                return np.asarray(array[rows.start : rows.stop])
+                return np.asarray(array[rows.start : rows.stop]).reshape(-1)
             except Exception as error:  # so may chunks
                 raise SourceError(
                     f"{self.path}: {rows} cannot be read: {one_line(error)}"
@@ -117,22 +120,32 @@ class GivenLabels:
 
         return read, array.shape[0], np.dtype(array.dtype)
 
+    def _check_width(self, n_labels: int) -> None:
+        if n_labels != 1:
+            raise SourceError(
+                f"{self.path}: a partition takes one label a row, here are {n_labels:,} columns; "
+                "predict again without ",
+                Option("nearest"),
+            )
+
     def _kept(self, source: Source) -> Source:
         return self._stack.enter_context(closing(source))
 
-    def check_origin(self, run_dir: Path, job: dict[str, str]) -> str | None:
+    def check_origin(self, run_dir: Path, job: dict[str, str], k: int) -> str | None:
         """A note if nothing tells whose labels they are.
 
         Raises
         ------
         ConfigError
             If the run has a record that they are of another model, or of other rows.
+        SourceError
+            If it has none, and one of them is no label of `k` clusters.
         """
         record = record_of(run_dir, self.path)
         if record is None:
             return (
                 f"{run_dir} has no record of {self.path}: its labels are taken as those of the "
-                "source"
+                f"source; the largest is {self._largest(k):,}, the run has clusters 0 to {k - 1:,}"
             )
         for name, what in (("model", "by another model"), ("data", "of another source")):
             if record.get(name) != job[name]:
@@ -154,6 +167,10 @@ class GivenLabels:
         _copy(self._checked(k), labels, n_rows, label_dtype(k))
         if distances is not None and self._distances is not None:
             _copy(self._distances, distances, n_rows, np.dtype(np.float32))
+
+    def _largest(self, k: int) -> int:
+        read = self._checked(k)
+        return max(int(read(rows).max()) for rows in RowRange(0, self._n_rows).split(SCAN_ROWS))
 
     def _checked(self, k: int) -> Callable[[RowRange], np.ndarray]:
         def read(rows: RowRange) -> np.ndarray:

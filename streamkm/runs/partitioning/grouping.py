@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import ArraySpec
 
-__all__ = ["FORMATS", "SORTS", "Grouping", "parse_only"]
+__all__ = ["FORMATS", "SORTS", "Grouping", "parse_format", "parse_only"]
 
 #: What the rows of a cluster are sorted by.
 SORTS = ("row", "distance")
@@ -77,6 +77,16 @@ class Grouping:
                 Option("rows", "npy"),
                 ", which gets the bits of each number as uint16",
             )
+
+
+def parse_format(text: str) -> str:
+    """The format of rows that `text` names."""
+    if text not in FORMATS:
+        raise ConfigError(
+            f"rows must be a format to write them in, {', '.join(FORMATS)}, not {text!r}: a "
+            "partition takes all rows of the source"
+        )
+    return text
 
 
 def parse_only(text: str) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import shutil
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -19,11 +20,13 @@ from streamkm.errors import (
     ConfigError,
     ElsewhereError,
     InputError,
+    MemoryBudgetError,
     Option,
     RunError,
     StorageError,
 )
 from streamkm.files import remove_tree
+from streamkm.runs.engine.labelling import plan_labelling
 from streamkm.runs.partitioning.clusters import Clusters
 from streamkm.runs.partitioning.given import GivenLabels
 from streamkm.runs.partitioning.ordering import placing_of, write_order
@@ -49,13 +52,14 @@ from streamkm.sources.names import in_order
 from streamkm.text import counted, format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
     from streamkm.runs.partitioning.grouping import Grouping
     from streamkm.runs.partitioning.planning import PartitionPlan
+    from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.model import Model
     from streamkm.sources.base import Source
@@ -73,11 +77,19 @@ class Job:
     grouping: Grouping
     given: GivenLabels | None
     plan: PartitionPlan
+    labelling: MemoryPlan | None
+    """The memory in which rows are labelled before; None if they have labels."""
     record: dict[str, Any]
     """The content of partition.json."""
     notes: list[str]
     beside_bytes: int
     """Bytes of a row in the columns of a table that are carried along."""
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """That of the step that takes most."""
+        plans = [self.plan.memory, *([self.labelling] if self.labelling else [])]
+        return max(plans, key=lambda plan: plan.total_bytes)
 
     def check_space(self, out: Path) -> None:
         """Raise `RunError` if what the partition takes for certain does not fit on the disk."""
@@ -88,14 +100,21 @@ class Job:
                 f"{out}: the partition takes {format_bytes(self.plan.least_bytes)} while it is "
                 f"made, {format_bytes(free + there)} are free there; free space, or choose "
                 "another ",
-                Option("run_dir"),
+                Option("out"),
             )
 
 
 def prepare(
-    run_dir: Path, source: Source, execution: ExecutionConfig, grouping: Grouping, stack: ExitStack
+    run_dir: Path,
+    source: Source,
+    execution: ExecutionConfig,
+    out: Path,
+    grouping: Grouping,
+    stack: ExitStack,
 ) -> Job:
     """Check what a partition is asked to do, and plan it; `stack` closes what is opened.
+
+    Rows that have labels in `out` are not labelled again.
 
     Raises
     ------
@@ -111,7 +130,7 @@ def prepare(
             f"({spec.choice}); leave the choice out"
         )
     grouping.check(model.k, spec, source.name)
-    in_order(source, model.feature_names, "the run")  # Refuses other names.
+    ordered = in_order(source, model.feature_names, "the run")  # Refuses other names.
     if spec.n_features != model.n_features:
         raise ConfigError(
             f"{source.name} has {spec.n_features} features, the run's centroids have "
@@ -132,14 +151,21 @@ def prepare(
     if grouping.labels is not None:
         given = GivenLabels(grouping.labels, spec.n_rows, with_distances=grouping.by_distance)
         stack.callback(given.close)
-        note = given.check_origin(run_dir, job)
+        note = given.check_origin(run_dir, job, model.k)
         notes += [note] if note else []
         settings |= {"labels": str(grouping.labels), "nan": None}
     beside_bytes = _beside_bytes(source, grouping)
-    plan = plan_partition(
-        spec, model.k, execution, grouping, drops=nan == "drop" or given is not None,
-        beside_bytes=beside_bytes,
+    plan_grouping = partial(
+        plan_partition, spec, model.k, execution, grouping,
+        drops=nan == "drop" or given is not None, beside_bytes=beside_bytes,
     )  # fmt: skip
+    labelling = None
+    if given is None and not _has_labels(out, grouping):
+        try:
+            labelling = plan_labelling(ordered.spec, model.k, execution)
+        except MemoryBudgetError as error:
+            _raise_larger(error, plan_grouping)
+    plan = plan_grouping()
     if spec.dtype == "bfloat16" and grouping.rows is not None:
         notes.append("rows.npy has the bits of each bfloat16 as uint16")
     record = {
@@ -156,7 +182,25 @@ def prepare(
         "k": model.k,
         "done": False,
     }
-    return Job(run_dir, model, source, grouping, given, plan, record, notes, beside_bytes)
+    return Job(
+        run_dir, model, source, grouping, given, plan, labelling, record, notes, beside_bytes
+    )
+
+
+def _raise_larger(error: MemoryBudgetError, plan_grouping: Callable[[], object]) -> NoReturn:
+    """Raise `error`, or that of the grouping if it asks for more."""
+    try:
+        plan_grouping()
+    except MemoryBudgetError as other:
+        if other.least_bytes > error.least_bytes:
+            raise
+    raise error
+
+
+def _has_labels(out: Path, grouping: Grouping) -> bool:
+    """Whether `out` has all that the labelling writes."""
+    names = (LABELS, DISTANCES) if grouping.by_distance else (LABELS,)
+    return all((out / name).exists() for name in names)
 
 
 def _beside_bytes(source: Source, grouping: Grouping) -> int:
@@ -229,11 +273,11 @@ def partition(
             Option("labels"),
             " takes what it has written",
         )
-    check_outside(source, run_dir=out)
+    check_outside(source, out=out)
     before = check_partition_is_free(out, resume=resume)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet))
-        job = prepare(run_dir, source, execution, grouping, stack)
+        job = prepare(run_dir, source, execution, out, grouping, stack)
         stack.enter_context(_told(out))
         folder = stack.enter_context(PartitionFolder(out, job.record, before))
         if before is not None and before["done"]:
@@ -249,7 +293,7 @@ def partition(
             found = _group(job, work)
         folder.write(done=True, **found)
         work.discard()
-        progress.say(_conclusion(out, found, job.model.k))
+        progress.say(_conclusion(out, found, job))
         return folder.record
 
 
@@ -261,7 +305,7 @@ def _label(
     distances = work.out / DISTANCES if job.grouping.by_distance else None
     if job.given is not None:
         job.given.copy(labels, distances, job.source.spec.n_rows, job.model.k)
-    elif not (labels.exists() and (distances is None or distances.exists())):
+    elif not _has_labels(work.out, job.grouping):
         predict(
             job.run_dir, job.source, execution, labels=labels, distances=distances,
             nan=job.grouping.nan, resume=True, stop_request=stop_request, quiet=quiet,
@@ -294,17 +338,22 @@ def _group(job: Job, work: Work) -> dict[str, Any]:
             stream = job.plan.memory.stream
             write_rows(kind, job.source, clusters, placing, plan, job.plan.reading, stream, work)
         n_dropped = clusters.n_dropped()
+    only = job.grouping.only
+    asked = sizes if only is None else sizes[sorted({*only})]
     return {
         "n_rows": n_kept,
         "n_dropped": n_dropped,
-        "n_empty": int(np.count_nonzero(sizes == 0)),
+        "n_empty": int(np.count_nonzero(asked == 0)),
         "largest": int(sizes.max()),
     }
 
 
-def _conclusion(out: Path, found: dict[str, Any], k: int) -> str:
+def _conclusion(out: Path, found: dict[str, Any], job: Job) -> str:
     said = f"written: {out}: {counted(found['n_rows'], 'row')} in "
-    said += f"{counted(k - found['n_empty'], 'cluster')} of {k:,}, the largest of "
+    only = job.grouping.only
+    n_asked = job.model.k if only is None else len({*only})
+    said += f"{counted(n_asked - found['n_empty'], 'cluster')} of {n_asked:,}"
+    said += f"{'' if only is None else ' asked for'}, the largest of "
     said += counted(found["largest"], "row")
     if found["n_dropped"]:
         said += f"; {counted(found['n_dropped'], 'row')} in no cluster, labelled -1 in {LABELS}"

@@ -72,7 +72,7 @@ def read_partition(path: Path) -> dict[str, Any]:
         raise RunError(
             f"{path / PARTITION} is damaged: {in_words(error)}; restore it from a copy, or write "
             "to another ",
-            Option("run_dir"),
+            Option("out"),
         ) from None
     return record
 
@@ -91,7 +91,8 @@ def describe_partition(path: Path) -> str:
         lines.append(f"clusters     {', '.join(map(str, settings['only']))} alone")
     lines.append(f"sorted by    cluster, then {settings['sort']}")
     if record["done"]:
-        n_full = record["k"] - record["n_empty"]
+        n_asked = record["k"] if settings["only"] is None else len(settings["only"])
+        n_full = n_asked - record["n_empty"]
         lines.append(
             f"rows         {record['n_rows']:,} in {counted(n_full, 'cluster')}, the largest of "
             f"{record['largest']:,}"
@@ -117,7 +118,7 @@ def check_partition_is_free(path: Path, *, resume: bool) -> dict[str, Any] | Non
     InputError
         If `path` is in use, or holds something else.
     """
-    out = Option("run_dir")
+    out = Option("out")
     if is_folder(path) is False:
         raise OutputExistsError(f"{path} exists and is no folder; choose another ", out)
     names = names_in(path)
@@ -154,7 +155,7 @@ class PartitionFolder:
             raise ResumeError(
                 f"{self.path}: holds a partition by {what} ({was} -> {now}); give the former, or "
                 "choose another ",
-                Option("run_dir"),
+                Option("out"),
             )
 
     def __enter__(self) -> PartitionFolder:

@@ -178,17 +178,20 @@ def _too_small(least: MemoryPlan, limit: MemoryLimit, n_processes: int) -> Memor
     )
     enough = _round_up_mib(least.total_bytes)
     if least.origin:
-        return MemoryBudgetError(
+        error = MemoryBudgetError(
             f"this job may use {format_bytes(limit.n_bytes)} ({limit.origin}), and half of that "
             f"is too small: {parts}; ask the batch system for at least "
             f"{_round_up_mib(2 * n_processes * least.total_bytes)}, or give ",
             Option("max_host_memory", enough),
         )
-    return MemoryBudgetError(
-        Option("max_host_memory", format_bytes(least.budget)),
-        f" is too small: {parts}; give at least ",
-        Option("max_host_memory", enough),
-    )
+    else:
+        error = MemoryBudgetError(
+            Option("max_host_memory", format_bytes(least.budget)),
+            f" is too small: {parts}; give at least ",
+            Option("max_host_memory", enough),
+        )
+    error.least_bytes = least.total_bytes
+    return error
 
 
 def fit_bytes(

@@ -162,11 +162,11 @@ class Progress:
             left = (self._total - self._done) / rate if rate else float("inf")
             # The last line of a phase comes before its end: "0 s left" would be untrue.
             left = max(left, 1.0)
+            read = f"{format_bytes(bytes_per_s)}/s, " if bytes_per_s else ""
             self.say(
                 f"{self._phase}: {self._done:,} of {self._total:,} {plural(self._unit)} "
                 f"({self._done / max(self._total, 1):.0%}), {rate:,.0f} {plural(self._unit)}/s, "
-                f"{format_bytes(bytes_per_s)}/s, about {left:,.0f} s left"
-                + (f", {text}" if text else "")
+                f"{read}about {left:,.0f} s left" + (f", {text}" if text else "")
             )
 
     def record(self, figures: Mapping[str, object]) -> None:

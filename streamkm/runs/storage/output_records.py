@@ -82,8 +82,8 @@ def record_of(run_dir: Path, target: Path) -> dict[str, Any] | None:
 
 
 def _quoted(dtype: str) -> str:
-    """The name of a dtype as a literal of Python, which that of a table's columns is already."""
-    return dtype if dtype.startswith("[") else repr(dtype)
+    """The name of a dtype as a literal of Python, which that of several numbers is already."""
+    return dtype if dtype.startswith(("[", "(")) else repr(dtype)
 
 
 def check_free(run_dir: Path, targets: list[Path], *, resume: bool) -> None:

@@ -145,7 +145,7 @@ def test_some_clusters_alone(rows, way, fitted, tmp_path) -> None:
     record = group(fitted / "run", fitted / "x.npy", tmp_path / "p", rows=rows, only=(4, 1))
     order = check(tmp_path / "p", np.load(fitted / "x.npy"), only=[1, 4])
     assert 0 < len(order) == record["n_rows"] < N_ROWS
-    assert record["n_empty"] == K - 2
+    assert record["n_empty"] == 0
 
 
 # Breaks when windows that hold no row of a chosen cluster are read all the same.
@@ -232,6 +232,50 @@ def test_labels_that_predict_wrote(suffix, fitted, tmp_path, capsys) -> None:
         assert not (tmp_path / "sorted").exists()
 
 
+# Breaks when labels of the shape (N, 1) are not known as those that predict wrote.
+@pytest.mark.parametrize("suffix", ["npy", "zarr", "parquet"])
+def test_labels_of_one_nearest(suffix, fitted, tmp_path, capsys) -> None:
+    job, labels = (fitted / "run", fitted / "x.npy"), tmp_path / f"labels.{suffix}"
+    assert cli("predict", *job, "--nearest", "1", "--labels", labels) == 0
+    group(*job, tmp_path / "by model")
+    capsys.readouterr()
+    assert cli("partition", *job, "--out", tmp_path / "p", "--labels", labels) == 0
+    assert "no record" not in capsys.readouterr().err
+    for name in ("labels.npy", "order.npy"):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "by model" / name).read_bytes()
+    two = tmp_path / f"two.{suffix}"
+    assert cli("predict", *job, "--nearest", "2", "--labels", two) == 0
+    assert cli("partition", *job, "--out", tmp_path / "q", "--labels", two) == 2
+    assert "without --nearest" in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
+
+
+def test_empty_clusters_are_those_asked_for(fitted, tmp_path, capsys) -> None:
+    np.save(tmp_path / "labels.npy", np.arange(N_ROWS) % 3)
+    job = ("partition", fitted / "run", fitted / "x.npy", "--labels", tmp_path / "labels.npy")
+    assert cli(*job, "--out", tmp_path / "p", "--only", "2,5,2") == 0
+    said = capsys.readouterr().err
+    assert "the largest is 2, the run has clusters 0 to 5" in said
+    assert "80 rows in 1 cluster of 2 asked for" in said
+    assert json.loads((tmp_path / "p" / "partition.json").read_text())["n_empty"] == 1
+    assert cli("info", tmp_path / "p") == 0
+    assert "80 in 1 cluster, the largest of 80" in capsys.readouterr().out
+
+
+def test_labels_in_a_store(fitted, tmp_path, capsys) -> None:
+    job, store = (fitted / "run", fitted / "x.npy"), tmp_path / "st.zarr"
+    zarr.open_group(store, mode="w").create_array("cube", data=np.zeros((2, 120), np.int32))
+    assert cli("predict", *job, "--labels", store / "lab") == 0
+    group(*job, tmp_path / "by model")
+    capsys.readouterr()
+    assert cli("partition", *job, "--out", tmp_path / "p", "--labels", store / "lab") == 0
+    assert "no record" not in capsys.readouterr().err
+    order = (tmp_path / "p" / "order.npy").read_bytes()
+    assert order == (tmp_path / "by model" / "order.npy").read_bytes()
+    assert cli("partition", *job, "--out", tmp_path / "q", "--labels", store / "cube") == 2
+    assert "has the shape (2, 120); write them with predict to a .npy" in capsys.readouterr().err
+
+
 def test_labels_of_other_rows_are_refused(fitted, tmp_path) -> None:
     other = tmp_path / "other.npy"
     np.save(other, np.load(fitted / "x.npy")[::-1])
@@ -283,7 +327,10 @@ def test_unfinished_files_that_were_altered(name, fitted, tmp_path, only_buckets
         (np.full(N_ROWS, K), "row 0 has the label 6, the run has 6 clusters"),
         (np.full(N_ROWS, -2), "row 0 has the label -2"),
         (np.zeros(N_ROWS), "labels are whole numbers, these are float64"),
-        (np.zeros((N_ROWS, 2), int), "this array has 2 columns"),
+        (
+            np.zeros((N_ROWS, 2), int),
+            "takes one label a row, here are 2 columns; predict again without nearest",
+        ),
     ],
 )
 def test_wrong_labels(labels, complaint, fitted, tmp_path) -> None:
@@ -311,7 +358,8 @@ def test_what_contradicts_itself(fitted, tmp_path, capsys) -> None:
     for options, complaint in (
         (("--only", "2,6"), "--only names cluster 6, the run has 0 to 5"),
         (("--only", "2;6"), "only must be numbers of clusters"),
-        (("--rows", "csv"), "invalid choice"),
+        (("--rows", "csv"), "rows must be a format to write them in, npy, zarr, parquet, not"),
+        (("--rows", "0:10"), "not '0:10': a partition takes all rows of the source"),
         (("--labels", "l.npy", "--nan", "drop"), "leave one of them out"),
         (("--max-host-memory", "1MiB"), "--max-host-memory 1.0 MiB is too small"),
     ):

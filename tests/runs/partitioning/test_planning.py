@@ -10,9 +10,11 @@ import pytest
 
 from streamkm.config import ExecutionConfig
 from streamkm.errors import MemoryBudgetError
+from streamkm.runs.engine.labelling import Labelling, plan_labelling
 from streamkm.runs.partitioning.grouping import Grouping
 from streamkm.runs.partitioning.planning import PartitionPlan, plan_partition
-from streamkm.sources import ArraySpec
+from streamkm.runs.storage.model import load_model
+from streamkm.sources import ArraySpec, open_source
 from tests.runs import processes
 from tests.runs.helpers import Job, cli
 from tests.runs.partitioning.conftest import group
@@ -54,6 +56,38 @@ def test_ten_gigabytes_in_half_of_one() -> None:
 def test_a_budget_that_is_too_small_is_refused() -> None:
     with pytest.raises(MemoryBudgetError, match="give at least"):
         planned(10**6, 64, 10, 40 * MIB)
+
+
+# Breaks when labelling needs more than grouping, and the run is refused after a dry run praised it.
+@pytest.mark.parametrize("n_clusters", [2, 2000])
+def test_the_remedy_is_enough_for_every_step(n_clusters, tmp_path, capsys) -> None:
+    x = np.random.default_rng(0).normal(size=(6000, 512)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    init = {"init": "random", "epochs": 1, "k": n_clusters}
+    Job(tmp_path / "x.npy", tmp_path / "run", init).attempt()
+    job = ("partition", tmp_path / "run", tmp_path / "x.npy", "--out", tmp_path / "p", "--rows=npy")
+    capsys.readouterr()
+    enough = ""
+    for options in (("--dry-run",), ()):
+        assert cli(*job, "--max-host-memory", "50MiB", *options) == 2
+        enough = capsys.readouterr().err.strip().rpartition(" ")[2]
+        assert cli(*job, "--max-host-memory", enough, "--dry-run") == 0
+        less = f"{int(enough.removesuffix('MiB')) - 1}MiB"
+        assert cli(*job, "--max-host-memory", less, "--dry-run") == 2
+        assert cli(*job, "--max-host-memory", less) == 2
+        assert f"give at least --max-host-memory {enough}" in capsys.readouterr().err
+    assert cli(*job, "--max-host-memory", enough) == 0
+
+
+# Breaks when the labelling takes other memory than its plan says.
+@pytest.mark.parametrize("memory", [200 * MIB, None])
+def test_labelling_is_planned_as_it_is_done(memory, fitted) -> None:
+    source = open_source(fitted / "x.npy")
+    execution = ExecutionConfig(device="cpu", max_host_memory=memory)
+    model = load_model(fitted / "run")
+    done = Labelling(model, source, execution).memory
+    assert plan_labelling(source.spec, model.k, execution) == done
+    source.close()
 
 
 def test_space_by_hand() -> None:
