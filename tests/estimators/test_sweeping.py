@@ -112,7 +112,8 @@ def test_wrong_arguments() -> None:
 )
 def test_unknown_keywords(given: str, said: str) -> None:
     with pytest.raises(TypeError) as caught:
-        sweep(clusters(50, 3), [3], **{given: 1})
+        arguments: dict[str, Any] = {given: 1}
+        sweep(clusters(50, 3), [3], **arguments)
     assert str(caught.value) == f"sweep has no parameter {given}{said}"
 
 
