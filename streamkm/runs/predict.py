@@ -150,9 +150,7 @@ def predict(
             return 0
         ids = written_ids(source, paths)
         if world.is_first:
-            check_free(run_dir, paths, resume=resume, data=job["data"])
-            for path in paths:
-                check_parts(path, parts_of(source))
+            _check_free(run_dir, paths, source, job["data"], resume=resume)
             if tells_ids:
                 _say_notes(notes_on_ids(source, ids, execution), progress)
         labelling = Labelling(
@@ -225,6 +223,15 @@ def _allotted(
         allotment = Allotment(start_row, world.size, span_end)
         found.append(Output(name, dtype, sink, part, allotment))
     return found, min(begun[0])
+
+
+def _check_free(
+    run_dir: Path, paths: list[Path], source: Source, data: str, *, resume: bool
+) -> None:
+    """Refuse outputs that are there, or that another process writes."""
+    check_free(run_dir, paths, resume=resume, data=data)
+    for path in paths:
+        check_parts(path, parts_of(source))
 
 
 def _is_finished(

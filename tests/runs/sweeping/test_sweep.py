@@ -162,7 +162,7 @@ def test_seeds_and_weights(tmp_path: Path, path: Path) -> None:
 def test_scales_and_metrics(tmp_path: Path, path: Path) -> None:
     out, spaces = tmp_path / "sweep", {"scales": ["zscore", "none"], "metrics": ["cosine"]}
     with pytest.raises(ConfigError, match="cosine compares directions"):
-        swept(path, out, spaces=spaces)
+        swept(path, out, spaces={"scales": ["zscore"], "metrics": ["cosine"]})
     spaces["metrics"].append("euclidean")
     with pytest.raises(Interrupted):
         swept(path, out, (3, 5), (0, 1), stop=StopAfter(150), spaces=spaces, batch_rows=512)
