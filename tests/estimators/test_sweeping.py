@@ -111,8 +111,8 @@ def test_wrong_arguments() -> None:
     ],
 )
 def test_unknown_keywords(given: str, said: str) -> None:
+    arguments: dict[str, Any] = {given: 1}
     with pytest.raises(TypeError) as caught:
-        arguments: dict[str, Any] = {given: 1}
         sweep(clusters(50, 3), [3], **arguments)
     assert str(caught.value) == f"sweep has no parameter {given}{said}"
 
