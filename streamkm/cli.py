@@ -38,7 +38,7 @@ from streamkm.process import prepare_process
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.starting import n_to_start
 from streamkm.text import TIME_FORMAT, with_spans_joined
-from streamkm.wrong_options import check_options
+from streamkm.wrong_options import check_options, flag_before
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -169,7 +169,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if left:
         said = " ".join(left[:3]) + (" ..." if len(left) > 3 else "")
         # Words without a dash are what a shell makes of a pattern without quotes.
-        if not any(word.startswith("-") for word in left):
+        if flag := flag_before(left[0], argv, commands):
+            said += f"; {flag}"
+        elif not any(word.startswith("-") for word in left):
             said += "; one source is read: quote a pattern ('data/*.npy'), or list its files "
             said += "in a text file (@files.txt)"
         arguments.parser.error(f"unrecognized arguments: {said}")

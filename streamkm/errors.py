@@ -54,6 +54,7 @@ __all__ = [
 #: Flags whose name differs from that in Python; every other flag is the name with dashes.
 _FLAGS = {
     "run_dir": "out",
+    "n_clusters": "k",
     "n_features": "features",
     "columns": "column",
     "row_range": "rows",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-__all__ = ["check_options"]
+__all__ = ["check_options", "flag_before"]
 
 
 def check_options(
@@ -52,6 +52,22 @@ def _advice(name: str, commands: Mapping[str, argparse.ArgumentParser], command:
     near = [option for option in known if option.startswith(name)]
     near = near or difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def flag_before(
+    word: str, argv: Sequence[str], commands: Mapping[str, argparse.ArgumentParser]
+) -> str:
+    """A phrase if `word` was given as the value of an option that takes none here, or ``""``."""
+    command, flag = argv[0], argv[argv.index(word) - 1]
+    if command not in commands or not flag.startswith("--") or "=" in flag:
+        return ""
+    having = [
+        other
+        for other, parser in commands.items()
+        if re.search(f"^  {flag} [A-Z{{]", parser.format_help(), re.MULTILINE)
+    ]
+    elsewhere = f", that of {', '.join(having)} does" if having else ""
+    return f"the {flag} of {command} takes no value{elsewhere}"
 
 
 def _options_of(parser: argparse.ArgumentParser) -> set[str]:

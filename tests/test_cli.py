@@ -531,6 +531,11 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
         ("evaluate r x.npy --lables l", "see streamkm evaluate --help"),
         ("info x.npy --zzz", "info has no option --zzz (see streamkm info --help)"),
         ("fit x.npy extra --k 5 --out o", "unrecognized arguments: extra; one source is read"),
+        (
+            "report r x.npy --rows 0:30",
+            "arguments: 0:30; the --rows of report takes no value, that of fit, predict, ",
+        ),
+        ("fit x.npy --k 5 --out o --resume y", "y; the --resume of fit takes no value (see"),
         ("fit x.npy -q --k 5 --out o", "arguments: -q (see streamkm fit --help)"),
         ("--k 5 fit x.npy --out o", "--k before the command: options follow it, as in fit"),
         ("--dry-run", "--dry-run before the command"),

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
-from math import log
+from math import ceil, log
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,16 @@ STABLE, UNSTABLE = 0.9, 0.7
 ROUNDING = 1e-24
 #: The slopes of a curve that falls faster and faster: more clusters than were tried.
 STEEPER_BEYOND = 1.5
+#: A K whose logarithm is nearer than this share to that of the greatest K has no height to be an
+#: elbow of the least ratio.
+LEAST_ROOM = LEAST_HEIGHT / (1 - 1 / LEAST_RATIO)
+#: Indices of which one K may have the best of all: what they are called, and which value is best.
+INDICES = {
+    "silhouette": ("silhouette", max),
+    "simplified_silhouette": ("simplified silhouette", max),
+    "calinski_harabasz": ("Calinski-Harabasz", max),
+    "davies_bouldin": ("Davies-Bouldin", min),
+}
 #: Why figures of several scales or metrics stand apart.
 APART = "figures of different scales or metrics are of other distances: they cannot be compared"
 
@@ -187,6 +197,8 @@ def recommended(
         _say_outliers(found, apart[found.elbow.k], max(sum(figures[0]["sizes"]), 1))
     else:
         _judge(found, ks, silhouettes, agreed, exact=exact, several=several)
+        if found.elbow is None or not found.elbow.stands_out:
+            _say_best(found, figures, apart)
     if found.k in apart:
         found.reasons.append(_with_outliers(apart[found.k]))
     if exact:
@@ -210,6 +222,24 @@ def _by_k(figures: Sequence[Mapping[str, Any]]) -> tuple[dict[int, float], dict[
             silhouettes[row["k"]].append(silhouette)
     means = {k: fmean(values) for k, values in silhouettes.items()}
     return {k: min(values) for k, values in inertias.items()}, means
+
+
+def _say_best(
+    found: Recommendation, figures: Sequence[Mapping[str, Any]], apart: Mapping[int, list[int]]
+) -> None:
+    """Name in `found`, which has no elbow, the K that is the best by every index, if one is."""
+    best: dict[str, int] = {}
+    for key, (name, best_of) in INDICES.items():
+        known = [(row[key], row["k"]) for row in figures if row.get(key) is not None]
+        if len({k for _, k in known}) > 1:
+            best[name] = best_of(known)[1]
+    ks = set(best.values())
+    if len(best) < 2 or len(ks) > 1 or _is_no_grouping(k := ks.pop(), apart):
+        return
+    found.verdict = (
+        f"k {k:,} is the best of these by every index, but no elbow: no k is recommended"
+    )
+    found.reasons.append(f"best at k {k:,}: {', '.join(best)}")
 
 
 def _outliers(figures: Sequence[Mapping[str, Any]]) -> dict[int, list[int]]:
@@ -329,6 +359,15 @@ def _no_elbow(elbow: Elbow | None, ks: list[int], exact: list[int]) -> str:
                 f"elbow: none, the inertia falls faster and faster until it is 0 at k {exact[0]:,}"
             )
         return f"elbow: none up to k {ks[-1]:,}, where the inertia still falls faster; try larger k"
+    unseen = "elbow: none that these k can show"
+    if elbow.ratio >= LEAST_RATIO:
+        further = max(ceil(elbow.k ** (1 / (1 - LEAST_ROOM))), ks[-1] + 1)
+        return (
+            f"{unseen}: up to k {elbow.k:,} the inertia falls {_times(elbow.ratio)} as steeply as "
+            f"beyond, but k {ks[-1]:,} is too near to tell; sweep on to k {further:,} or more"
+        )
+    if log(ks[0]) > (1 - LEAST_ROOM) * log(ks[-1]):
+        return f"{unseen}, which are too near each other; sweep smaller and larger k too"
     return "elbow: none, the inertia falls evenly: it singles out no k, and speaks for none"
 
 
@@ -346,4 +385,6 @@ def _untried(ks: list[int], place: int) -> list[str]:
     low, high = ks[max(place - 1, 0)], ks[min(place + 1, len(ks) - 1)]
     if high - low <= 2:
         return []
-    return [f"of the k from {low:,} to {high:,} only {ks[place]:,} was tried; sweep those between"]
+    # (Alone they may be too few to show the elbow: see `LEAST_ROOM`.)
+    between = f"of the k from {low:,} to {high:,} only {ks[place]:,} was tried"
+    return [f"{between}; sweep those between along with these"]

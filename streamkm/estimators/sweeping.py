@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from streamkm.runs.sweeping.table import (
     table_columns,
     table_lines,
 )
+from streamkm.settings import settings_of
+from streamkm.sources.options import SourceOptions
 from streamkm.tables import ALGORITHMS, load_class
 
 if TYPE_CHECKING:
@@ -33,6 +36,11 @@ if TYPE_CHECKING:
     from streamkm.estimators.minibatch import MiniBatchKMeans
 
 __all__ = ["SweepResult", "sweep"]
+
+#: What parameters of estimators are called here.
+_MEANT = {"max_iter": "epochs", "random_state": "seeds", "batch_size": "batch_rows"}
+#: Parameters of `sweep` that are no settings of a fit and may be mistyped.
+_OWN = ("n_clusters", "seeds", "all_rows", "sample_weight", "verbose", "max_host_memory")
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,6 +172,7 @@ def sweep(
             raise ConfigError(
                 f"a sweep takes a list, {meant}=[{settings[mistaken]!r}], not ", Option(mistaken)
             )
+    _refuse_unknown(settings)
     base = FitConfig(k=1, **settings)
     with open_shared_rows(KMeans(), X, reset=True) as rows:
         weights = rows.weights(sample_weight)
@@ -193,6 +202,18 @@ def sweep(
         [{**row, "stability": agreed.get((space_of(row), row["k"]))} for row in found.figures],
         found.recommendation,
     )
+
+
+def _refuse_unknown(settings: dict[str, Any]) -> None:
+    """Raise `TypeError` for a keyword that is no setting, and name what was probably meant."""
+    known = {each.name for each in settings_of(FitConfig)}
+    for name in [name for name in settings if name not in known]:
+        advice = ""
+        if name in SourceOptions.__annotations__:
+            advice = ", open_source has"
+        elif near := _MEANT.get(name) or next(iter(get_close_matches(name, [*known, *_OWN])), ""):
+            advice = f"; did you mean {near}?"
+        raise TypeError(f"sweep has no parameter {name}{advice}")
 
 
 def _names(given: str | Sequence[str]) -> list[str]:

@@ -56,6 +56,8 @@ class Evaluation:
     """As scikit-learn's if centroids are means; None if fewer than two clusters have rows."""
     looked_at: LookedAt | None = None
     """After a fast search: rows that were compared with all centroids; None after an exact one."""
+    chosen: str = ""
+    """Which rows of the source these are, in words; empty if all."""
 
     @property
     def inertia_per_row(self) -> float:
@@ -73,10 +75,11 @@ class Evaluation:
         weighted: bool,
         compare: bool = True,
         looked_at: LookedAt | None = None,
+        chosen: str = "",
     ) -> Self:
         """The figures of a clustering by `model` from its sums, which are about `centroids_KD`.
 
-        `compare` is that of `evaluate`, `looked_at` that of the class.
+        `compare` is that of `evaluate`, `looked_at` and `chosen` are those of the class.
         """
         return cls(
             int(found.sizes_K.sum()),
@@ -88,6 +91,7 @@ class Evaluation:
             found.calinski_harabasz(centroids_KD),
             found.davies_bouldin(centroids_KD) if compare else None,
             looked_at,
+            chosen,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,6 +103,7 @@ class Evaluation:
             search = {"true_nearest": n_true / (n_rows or 1), "true_nearest_rows": n_rows}
         return {
             "rows": self.n_rows,
+            **({"chosen": self.chosen} if self.chosen else {}),
             "dropped": self.n_dropped,
             "inertia": self.inertia,
             "inertia_per_row": self.inertia_per_row,
@@ -115,7 +120,7 @@ class Evaluation:
     def __str__(self) -> str:
         ordered = sorted(self.sizes)
         lines = [
-            f"rows             {self.n_rows:,}",
+            f"rows             {self.n_rows:,}" + (f" ({self.chosen})" if self.chosen else ""),
             f"dropped          {self.n_dropped:,}",
             f"inertia          {self.inertia:.9g}",
             f"inertia per row  {self.inertia_per_row:.9g}"
@@ -236,6 +241,7 @@ def evaluate(
     return Evaluation.of(
         model, found, centroids_KD, int(n_dropped), weighted=weights is not None, compare=compare,
         looked_at=LookedAt(*looked_at.tolist()) if is_fast else None,
+        chosen=str(source.spec.choice or ""),
     )  # fmt: skip
 
 

@@ -228,7 +228,7 @@ def _earlier(run_dir: Path, world: World) -> Earlier:
     model = load_model(run_dir, world)
     return Earlier(
         model.centroids_KD, model.sums_KD, model.counts_K, model.weights_K, model.scaling,
-        model.settings["metric"], model.settings["scale"],
+        model.settings["metric"], model.settings["scale"], model.settings["algorithm"],
     )  # fmt: skip
 
 

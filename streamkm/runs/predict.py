@@ -150,7 +150,7 @@ def predict(
             return 0
         ids = written_ids(source, paths)
         if world.is_first:
-            _check_free(run_dir, paths, source, resume=resume)
+            _check_free(run_dir, paths, source, job["data"], resume=resume)
             if tells_ids:
                 _say_notes(notes_on_ids(source, ids, execution), progress)
         labelling = Labelling(
@@ -225,9 +225,11 @@ def _allotted(
     return found, min(begun[0])
 
 
-def _check_free(run_dir: Path, paths: list[Path], source: Source, *, resume: bool) -> None:
+def _check_free(
+    run_dir: Path, paths: list[Path], source: Source, data: str, *, resume: bool
+) -> None:
     """Refuse outputs that are there, or that another process writes."""
-    check_free(run_dir, paths, resume=resume)
+    check_free(run_dir, paths, resume=resume, data=data)
     for path in paths:
         check_parts(path, parts_of(source))
 

@@ -61,6 +61,35 @@ def test_rows_on_their_centroids_have_no_inertia_left() -> None:
     assert found.reasons[-1] == "from k 5 on every row lies on its centroid"
 
 
+# Breaks when K that lie too near to show an elbow are told to have none, or that K has no advice.
+def test_what_these_k_cannot_show_is_told() -> None:
+    inertias = {90: 3.10e6, 100: 1.92e6, 110: 1.91e6}
+    figures = [
+        {
+            **row(k, inertia, 0.9 if k == 100 else 0.8),
+            "explained_variance": 1 - inertia / 2.69e7,
+            "simplified_silhouette": 0.7 if k == 100 else 0.6,
+            "calinski_harabasz": 8000.0 if k == 100 else 7000.0,
+            "davies_bouldin": 0.5 if k == 100 else 0.6,
+        }
+        for k, inertia in inertias.items()
+    ]
+    found = recommended(figures, [])
+    assert found.k is None
+    assert found.verdict.startswith("k 100 is the best of these by every index, but no elbow")
+    assert found.reasons[0].startswith("elbow: none that these k can show: up to k 100")
+    further = int(found.reasons[0].split()[-3])
+    assert 110 < further < 130
+    assert found.reasons[-1].startswith("best at k 100: silhouette, ")
+    # As advised, with the same inertia beyond.
+    beyond = {**figures[2], "k": further, "inertia": 1.90e6}
+    assert recommended([*figures, beyond], []).k == 100
+    figures[2]["davies_bouldin"] = 0.4
+    assert recommended(figures, []).verdict.startswith("nothing stands out")
+    near = recommended([row(k, 1000 * k**-0.5) for k in (98, 100, 102)], [])
+    assert near.reasons[0].startswith("elbow: none that these k can show, which are too near")
+
+
 # Breaks when several seeds are asked for that were given already.
 def test_stability_of_many_clusters_is_not_known() -> None:
     found = recommended(

@@ -82,7 +82,7 @@ def test_a_tensor_is_swept_like_its_array() -> None:
 
 def test_wrong_arguments() -> None:
     x = clusters(50, 3)
-    with pytest.raises(ValueError, match="k is 60"):
+    with pytest.raises(ValueError, match=r"^n_clusters: each must be at most .* 50, not 60;"):
         sweep(x, [3, 60])
     with pytest.raises(ValueError, match="at least one value"):
         sweep(x, [])
@@ -90,12 +90,31 @@ def test_wrong_arguments() -> None:
         ValueError, match=r"^seeds: each must be a whole number of at least 0, not -1"
     ):
         sweep(x, [3], seeds=[0, -1])
-    with pytest.raises(ValueError, match=r"^k: each must be a whole number of at least 1, not 0"):
+    with pytest.raises(
+        ValueError, match=r"^n_clusters: each must be a whole number of at least 1, not 0"
+    ):
         sweep(x, [0, 3])
     with pytest.raises(ValueError, match=r"a sweep takes a list, seeds=\[3\], not seed$"):
         sweep(x, [3], seed=3)
-    with pytest.raises(TypeError, match="nonsense"):
-        sweep(x, [3], nonsense=1)
+
+
+# Breaks when a keyword that there is not is told as one of a class that nobody named.
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("max_iter", "; did you mean epochs?"),
+        ("random_state", "; did you mean seeds?"),
+        ("batch_size", "; did you mean batch_rows?"),
+        ("epoch", "; did you mean epochs?"),
+        ("sample", ", open_source has"),
+        ("nonsense", ""),
+    ],
+)
+def test_unknown_keywords(given: str, said: str) -> None:
+    arguments: dict[str, Any] = {given: 1}
+    with pytest.raises(TypeError) as caught:
+        sweep(clusters(50, 3), [3], **arguments)
+    assert str(caught.value) == f"sweep has no parameter {given}{said}"
 
 
 # Breaks when a fraction is cut off in silence, or the error is one of numpy's.

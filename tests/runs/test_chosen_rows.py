@@ -48,6 +48,18 @@ def test_a_range_gives_the_bits_of_a_file_of_it(x: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy")[-200:])
 
 
+# Breaks when figures of some rows look like those of all.
+def test_figures_say_which_rows_they_are_of(x: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    assert cli("fit", x, "--k", 3, "--out", run) == 0
+    capsys.readouterr()
+    for chosen, said in (((), ""), (("--rows", "50:550"), "rows 50 to 550 of 600")):
+        assert cli("evaluate", run, x, *chosen) == 0
+        assert f" ({said})".removesuffix(" ()") + "\n" in capsys.readouterr().out.partition("d")[0]
+        assert cli("evaluate", run, x, *chosen, "--json") == 0
+        assert json.loads(capsys.readouterr().out).get("chosen", "") == said
+
+
 def test_a_run_says_what_was_chosen_and_resumes_with_it_alone(x: Path, tmp_path: Path, capsys):
     run = tmp_path / "run"
     fit = ("fit", x, "--k", 3, "--out", run)

@@ -101,7 +101,7 @@ def outputs(paths: dict[str, Path]) -> list[object]:
 
 
 # Breaks when the first of several is another than the label that predict writes alone.
-def test_one_is_what_predict_writes_without_the_option(x: Path, tmp_path: Path) -> None:
+def test_one_is_what_predict_writes_without_the_option(x: Path, tmp_path: Path, capsys) -> None:
     run = fitted(x)
     names = ("alone", "one", "several", "with-second")
     options: dict[str, tuple[object, ...]] = {
@@ -112,6 +112,8 @@ def test_one_is_what_predict_writes_without_the_option(x: Path, tmp_path: Path) 
     for name in names:
         paths = {"labels": tmp_path / f"{name}.npy", "distances": tmp_path / f"{name}-far.npy"}
         assert cli("predict", run, x, *outputs(paths), *options[name]) == 0
+        is_ranked = "reference, which alone ranks several, " in capsys.readouterr().err
+        assert is_ranked is (name in ("several", "with-second"))
         found[name] = [np.load(path) for path in paths.values()]
     (labels_N, distances_N), one = found["alone"], found["one"]
     assert [each.shape for each in one] == [(300, 1)] * 2

@@ -119,6 +119,8 @@ def dry_run(
     report.facts.append(("labels", f"{labels} more for `predict`, and as much for distances"))
     of_kernel = kernel_notes(execution.kernel, plan.device)
     report.notes = [*source.notes(), *of_kernel, *memory_notes(plan)]
+    if plan.earlier is not None:
+        report.notes += plan.earlier.notes(plan.config)
     report.notes += [*share_notes(plan, world.size), *look.notes]
     if stands is not None:
         # A refused checkpoint does not end a run; a refused result does.

@@ -98,7 +98,7 @@ def dry_predict(
         *look.notes,
     ]
     id_bytes = 0 if ids is None else id_row_bytes(ids)
-    space = _space(report, outputs, id_bytes, source, run_dir, resume=resume)
+    space = _space(report, outputs, id_bytes, source, run_dir, job["data"], resume=resume)
     report.errors += [look.error] if look.error is not None else []
     for folder, (most, least) in space.items():
         report.add_space(folder, most, "outputs", least=least)
@@ -112,6 +112,7 @@ def _space(
     id_bytes: int,
     source: Source,
     run_dir: Path,
+    data: str,
     *,
     resume: bool,
 ) -> dict[Path, tuple[int, int]]:
@@ -133,7 +134,7 @@ def _space(
         most, least = space.get(path.parent, (0, 0))
         space[path.parent] = most + missing, least + is_whole * missing
         try:
-            check_free(run_dir, [path], resume=resume)
+            check_free(run_dir, [path], resume=resume, data=data)
             check_origin(path, origin, n_rows, dtype)
             check_parts(path, parts_of(source))
         except InputError as error:

@@ -60,7 +60,7 @@ def dry_sweep(
         As `sweep` does, if it comes before there is anything to report. Later errors are in
         `DryRun.errors`.
     """
-    (ks, said_ks), (seeds, said_seeds) = in_order("k", ks), in_order("seeds", seeds)
+    (ks, said_ks), (seeds, said_seeds) = in_order("n_clusters", ks), in_order("seeds", seeds)
     spaces, said_spaces = spaces_of(base, scales, metrics)
     variants = variants_of(spaces, ks, seeds, seeds[0])
     plan = plan_sweep(source, base, variants, execution, weights)

@@ -57,7 +57,9 @@ class Announcer:
         if self.progress.is_silent:
             return
         plan, config, say = self._plan, self._plan.config, self.progress.say
-        self.progress.introduce(plan.source, kernel_notes(plan.execution.kernel, plan.device))
+        of_earlier = plan.earlier.notes(plan.config) if plan.earlier is not None else []
+        of_kernel = kernel_notes(plan.execution.kernel, plan.device)
+        self.progress.introduce(plan.source, [*of_kernel, *of_earlier])
         if plan.weights is not None:
             positive = f"{plan.weights.n_positive:,} of them positive"
             say(f"weights of rows: {plan.weights.name}, {positive}")

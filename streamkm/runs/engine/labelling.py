@@ -229,7 +229,8 @@ class Labelling:
     @property
     def kernel_description(self) -> str:
         """The kernel as the log shows it."""
-        return describe_kernel(self._asked_kernel, self.kernel.name)
+        said = describe_kernel(self._asked_kernel, self.kernel.name)
+        return f"{said}, which alone ranks several" if self._n_nearest > 1 else said
 
     @property
     def notes(self) -> list[str]:

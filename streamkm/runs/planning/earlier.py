@@ -28,6 +28,14 @@ class Earlier:
     scaling: Scaling
     metric: str
     scale: str
+    algorithm: str = "minibatch"
+
+    def notes(self, config: FitConfig) -> list[str]:
+        """What the log has to say of a run that another algorithm made."""
+        if self.algorithm == config.algorithm:
+            return []
+        is_of = f"the run to go on from is one of algorithm {self.algorithm}"
+        return [f"{is_of}: its centroids go on as those of {config.algorithm}"]
 
     def check(self, config: FitConfig, spec: ArraySpec, name: str) -> None:
         """Refuse rows or settings that do not fit; `spec` is of the new rows, `name` their source.

@@ -86,19 +86,28 @@ def _quoted(dtype: str) -> str:
     return dtype if dtype.startswith(("[", "(")) else repr(dtype)
 
 
-def check_free(run_dir: Path, targets: list[Path], *, resume: bool) -> None:
-    """Refuse a target that can neither be begun nor resumed, as `open_sink` does."""
+def check_free(
+    run_dir: Path, targets: list[Path], *, resume: bool, data: str | None = None
+) -> None:
+    """Refuse a target that can neither be begun nor resumed, as `open_sink` does.
+
+    `data` is the fingerprint of the source, if it is known.
+    """
     for target in targets:
         try:
             check_target(target, resume=resume)
         except OutputExistsError:
             if not resume:
                 raise
+            record = None if data is None else record_of(run_dir, target)
+            why = "has no record that this model has finished every output asked for, from this "
+            why += "source"
+            if record is not None and record.get("data") != data:
+                why = "has a record that it is of another source, or of this one before it changed"
             raise OutputExistsError(
                 f"{target}: exists already, and is nothing that ",
                 Option("resume", value=True),
-                f" can go on with: {run_dir} has no record that this model has finished every "
-                "output asked for, from this source; remove it or choose another name",
+                f" can go on with: {run_dir} {why}; remove it or choose another name",
             ) from None
 
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIG",
     "MODEL",
+    "SWEEP",
     "RunFolder",
     "check_run_is_free",
     "choice_of",
@@ -61,6 +62,8 @@ __all__ = [
 ]
 
 CONFIG, LOCK, CHECKPOINTS, MODEL = "config.json", "lock", "checkpoints", "model.safetensors"
+#: The record of a sweep, in the folder that holds its runs.
+SWEEP = "sweep.json"
 
 #: Errors of a place that cannot be written at all: the remedy is another place.
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG}
@@ -265,6 +268,10 @@ def _no_run(path: Path) -> RunError:
             "copy, or start anew with another ",
             Option("run_dir"),
         )
+    if (path / SWEEP).is_file():
+        runs = sorted(path.glob(f"k-*/{CONFIG}"))
+        instead = f"one of its runs, such as {runs[-1].parent}" if runs else "a run"
+        return RunError(f"{path} is a sweep, no run: name {instead}")
     if not path.exists():
         return RunError(f"{path} does not exist; name a folder that a fit has written")
     return RunError(f"{path} is no run: it has no {CONFIG}; name a folder that a fit has written")

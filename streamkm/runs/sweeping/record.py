@@ -25,7 +25,7 @@ from streamkm.files import (
     remove_empty,
     write_atomically,
 )
-from streamkm.runs.storage.run_folder import setting_differences
+from streamkm.runs.storage.run_folder import SWEEP, setting_differences
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SWEEP", "SweepFolder", "check_sweep_is_free", "read_sweep"]
 
-SWEEP, LOCK = "sweep.json", "lock"
+LOCK = "lock"
 
 
 def read_sweep(path: Path) -> dict[str, Any]:

@@ -169,7 +169,7 @@ def _joined(
     before: dict[str, Any] | None, ks: Sequence[int], seeds: Sequence[int]
 ) -> tuple[list[int], list[int], list[str]]:
     """K and seeds in order, those of the sweep `before` among them if one goes on; and notes."""
-    (ks, said_ks), (seeds, said_seeds) = in_order("k", ks), in_order("seeds", seeds)
+    (ks, said_ks), (seeds, said_seeds) = in_order("n_clusters", ks), in_order("seeds", seeds)
     notes = [*said_ks, *said_seeds]
     if before is None:
         return ks, seeds, notes

@@ -131,7 +131,7 @@ def spaces_of(
     Raises
     ------
     ConfigError
-        If one of `scales` or `metrics` is unknown, or has no partner among the others.
+        If one of `scales` or `metrics` is unknown, or no pair of them is left.
     """
     rules = {name: setting_of(FitConfig, name).rule for name in ("scale", "metric")}
     asked = {"scale": list(scales) or [base.scale], "metric": list(metrics) or [base.metric]}
@@ -150,8 +150,8 @@ def spaces_of(
         for value in values:
             if not rules[name].admits(value):
                 raise ConfigError(Option(name), f" must be {rules[name].text}, not {value!r}")
-            if not any(getattr(each, name) == value for each in found):
-                raise next(error for pair, error in errors.items() if value in pair)
+    if not found:
+        raise next(iter(errors.values()))
     notes = [
         f"scale {scale} with metric {metric} is left out: {metric} compares directions from the "
         "origin, which it moves"
@@ -192,15 +192,16 @@ def check_variants(
     base: FitConfig, ks: Sequence[int], seeds: Sequence[int], n_rows: int, source: str
 ) -> None:
     """Refuse settings, K and seeds that a sweep cannot have, before anything is read."""
-    for name, values, of_one in (("k", ks, "k"), ("seeds", seeds, "seed")):
+    for name, values, of_one in (("n_clusters", ks, "k"), ("seeds", seeds, "seed")):
         rule = setting_of(FitConfig, of_one).rule
         if wrong := [value for value in values if not rule.admits(value)]:
             raise ConfigError(Option(name), f": each must be {rule.text}, not {wrong[0]}")
     too_many = [k for k in ks if k > n_rows]
     if too_many:
         raise ConfigError(
-            f"every k must be at most the number of rows: {source} has {n_rows:,}, "
-            f"k is {', '.join(f'{k:,}' for k in too_many)}; leave out what is more"
+            Option("n_clusters"),
+            f": each must be at most the number of rows: {source} has {n_rows:,}, not "
+            f"{', '.join(f'{k:,}' for k in too_many)}; leave out what is more",
         )
     if base.init.endswith(".npy") or base.init == "given":
         raise ConfigError(

@@ -53,6 +53,19 @@ def test_centroids_are_means_of_all_rows_that_came(x: Path, run: Path, tmp_path:
     assert after.inertia is None
 
 
+# Breaks when a run of another algorithm goes on as minibatch in silence.
+def test_another_algorithm_is_told(x: Path, tmp_path: Path, capsys) -> None:
+    first, said = tmp_path / "first.npy", "is one of algorithm lloyd: its centroids go on as those"
+    for algorithm, is_said in (("lloyd", True), ("minibatch", False)):
+        run = tmp_path / algorithm
+        assert cli("fit", first, "--k", 5, "--algorithm", algorithm, "--out", run) == 0
+        capsys.readouterr()
+        go_on = ("fit", tmp_path / "new.npy", "--from", run, "--out", tmp_path / f"{algorithm}-2")
+        for more in (("--dry-run",), ()):
+            assert cli(*go_on, *more) == 0
+            assert (said in "".join(capsys.readouterr())) is is_said
+
+
 def label(run: Path, source: Path) -> Path:
     out = source.with_suffix(".labels.npy")
     assert cli("predict", run, source, "--labels", out) == 0

@@ -259,6 +259,7 @@ def test_what_is_not_known_to_be_finished_is_refused(suffix, change, run, x, tmp
         assert status == 2
         assert f"{labels}: exists already, and is nothing that --resume can go on with" in err
         assert "remove it or choose another name" in err
+        assert ("it is of another source, or of this one before" in err) is (change is change_data)
     assert times(tmp_path) == before
 
 

@@ -46,6 +46,16 @@ def test_a_new_folder_says_what_it_is(tmp_path):
     entered(tmp_path / "deep/run")
 
 
+# Breaks when a sweep is told as no run at all, and none of its runs is named.
+def test_a_sweep_is_told_as_one(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(RunError, match=r"is a sweep, no run: name a run$"):
+        read_config(tmp_path)
+    entered(tmp_path / "k-0100")
+    with pytest.raises(RunError, match=r"is a sweep, no run: name one .* such as .*k-0100$"):
+        read_config(tmp_path)
+
+
 def test_an_empty_folder_is_free_and_any_other_is_not(tmp_path):
     (tmp_path / "run").mkdir()
     check_run_is_free(tmp_path / "run", resume=False)

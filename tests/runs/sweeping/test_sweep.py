@@ -162,7 +162,7 @@ def test_seeds_and_weights(tmp_path: Path, path: Path) -> None:
 def test_scales_and_metrics(tmp_path: Path, path: Path) -> None:
     out, spaces = tmp_path / "sweep", {"scales": ["zscore", "none"], "metrics": ["cosine"]}
     with pytest.raises(ConfigError, match="cosine compares directions"):
-        swept(path, out, spaces=spaces)
+        swept(path, out, spaces={"scales": ["zscore"], "metrics": ["cosine"]})
     spaces["metrics"].append("euclidean")
     with pytest.raises(Interrupted):
         swept(path, out, (3, 5), (0, 1), stop=StopAfter(150), spaces=spaces, batch_rows=512)
@@ -418,7 +418,7 @@ def test_a_signal_saves_every_fit(tmp_path: Path) -> None:
 def test_k_above_the_rows_is_refused_before_anything_is_read(
     tmp_path: Path, path: Path, read_bytes: list[int]
 ) -> None:
-    with pytest.raises(ConfigError, match="k is 7,000, 9,000; leave out"):
+    with pytest.raises(ConfigError, match="not 7,000, 9,000; leave out"):
         swept(path, tmp_path / "sweep", (3, 9000, 7000))
     assert not read_bytes
     assert not (tmp_path / "sweep").exists()

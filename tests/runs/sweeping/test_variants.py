@@ -92,7 +92,14 @@ def test_pairs_that_contradict_each_other() -> None:
     assert [each.name for each in spaces] == ["none-euclidean", "none-cosine", "zscore-euclidean"]
     (note,) = notes
     assert note.startswith("scale zscore with metric cosine is left out")
+    for scales, metrics, left in (
+        (["none", "zscore"], ["cosine"], ("none", "cosine")),
+        (["zscore"], ["euclidean", "cosine"], ("zscore", "euclidean")),
+    ):
+        (space,), (note,) = spaces_of(base, scales, metrics)
+        assert (space.scale, space.metric, space.name) == (*left, "")
+        assert note.startswith("scale zscore with metric cosine is left out")
     with pytest.raises(ConfigError, match="cosine compares directions"):
-        spaces_of(base, ["none", "zscore"], ["cosine"])
+        spaces_of(base, ["zscore", "minmax"], ["cosine"])
     with pytest.raises(ConfigError, match="scale must be one of none, zscore, minmax, l2, not 'z'"):
         spaces_of(base, ["none", "z"], [])
