@@ -122,21 +122,7 @@ def prepare(
         If the run, the source, the labels or the memory cannot be used.
     """
     model = load_model(run_dir)
-    spec = source.spec
-    if spec.choice is not None:
-        # Its row numbers would be those of the chosen rows, and its table columns missing.
-        raise ConfigError(
-            f"{source.name}: a partition is of all rows, not of those that were chosen "
-            f"({spec.choice}); leave the choice out"
-        )
-    grouping.check(model.k, spec, source.name)
-    ordered = in_order(source, model.feature_names, "the run")  # Refuses other names.
-    if spec.n_features != model.n_features:
-        raise ConfigError(
-            f"{source.name} has {spec.n_features} features, the run's centroids have "
-            f"{model.n_features}: they must agree; name the array that was clustered, or one with "
-            "the same features in the same order"
-        )
+    spec, ordered = source.spec, _checked(source, model, grouping)
     nan = grouping.nan or model.settings["nan"]
     job = job_of(run_dir, source, nan, [], "exact")
     settings: dict[str, Any] = {
@@ -185,6 +171,26 @@ def prepare(
     return Job(
         run_dir, model, source, grouping, given, plan, labelling, record, notes, beside_bytes
     )
+
+
+def _checked(source: Source, model: Model, grouping: Grouping) -> Source:
+    """`source` with its features in the order of the model, if it can be partitioned."""
+    spec = source.spec
+    if spec.choice is not None:
+        # Its row numbers would be those of the chosen rows, and its table columns missing.
+        raise ConfigError(
+            f"{source.name}: a partition is of all rows, not of those that were chosen "
+            f"({spec.choice}); leave the choice out"
+        )
+    grouping.check(model.k, spec, source.name)
+    ordered = in_order(source, model.feature_names, "the run")  # Refuses other names.
+    if spec.n_features != model.n_features:
+        raise ConfigError(
+            f"{source.name} has {spec.n_features} features, the run's centroids have "
+            f"{model.n_features}: they must agree; name the array that was clustered, or one with "
+            "the same features in the same order"
+        )
+    return ordered
 
 
 def _raise_larger(error: MemoryBudgetError, plan_grouping: Callable[[], object]) -> NoReturn:
