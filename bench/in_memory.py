@@ -235,6 +235,7 @@ def main() -> int:
     if args.embeddings:
         n_features = np.load(args.embeddings, mmap_mode="r").shape[1]
         cases.append(Case(200_000, n_features, 10_000, 1, rows=str(args.embeddings)))
+    described = {**environment(), "threads": args.threads, "together": args.together}
     results: dict[str, Any] = {}
     for case in cases:
         found = compare(case, args.threads, args.turns, together=args.together)
@@ -246,9 +247,8 @@ def main() -> int:
                 for kind, one in kinds.items()
             )
             print(f"{shown.name:55} {name:12} {times}", flush=True)
-    if args.out:
-        described = {**environment(), "threads": args.threads, "together": args.together}
-        args.out.write_text(json.dumps({**described, "cases": results}, indent=1) + "\n")
+        if args.out:  # After each case: the next may take long.
+            args.out.write_text(json.dumps({**described, "cases": results}, indent=1) + "\n")
     return 0
 
 
