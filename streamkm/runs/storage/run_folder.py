@@ -269,7 +269,8 @@ def _no_run(path: Path) -> RunError:
             Option("run_dir"),
         )
     if (path / SWEEP).is_file():
-        runs = sorted(path.glob(f"k-*/{CONFIG}"))
+        names = (each for each in names_in(path) if each.startswith("k-"))
+        runs = sorted(path / each / CONFIG for each in names if (path / each / CONFIG).exists())
         instead = f"one of its runs, such as {runs[-1].parent}" if runs else "a run"
         return RunError(f"{path} is a sweep, no run: name {instead}")
     if not path.exists():
