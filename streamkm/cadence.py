@@ -1,4 +1,4 @@
-"""How often a run saves: after so many seconds, or so many batches."""
+"""How often a run saves: by seconds, or by batches."""
 
 from __future__ import annotations
 

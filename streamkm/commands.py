@@ -72,7 +72,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
 def run_sweep(arguments: argparse.Namespace) -> None:
     """Fit many K with one read."""
     from streamkm.runs.reporting.signals import StopRequest
-    from streamkm.runs.sweeping.record import check_sweep_is_free
+    from streamkm.runs.sweeping.record import SweepFolder
     from streamkm.runs.sweeping.variants import check_variants, spaces_of
 
     ks, seeds = [k for some in arguments.ks for k in some], arguments.seeds
@@ -91,7 +91,7 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         control |= {**spaces, "all_rows": arguments.all_rows}
         is_first = not shared or shared["world"].is_first
         if is_first and not arguments.dry_run:
-            check_sweep_is_free(arguments.out, resume=arguments.resume)
+            SweepFolder.check_is_free(arguments.out, resume=arguments.resume)
         with open_weights_of(arguments, source) as weights:
             control["weights"] = weights
             if arguments.dry_run:

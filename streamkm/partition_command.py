@@ -77,7 +77,7 @@ def add_partition_options(parser: argparse.ArgumentParser) -> None:
 
 def run_partition(arguments: argparse.Namespace) -> None:
     """Run `partition` as its arguments say."""
-    from streamkm.runs.partitioning.record import check_partition_is_free
+    from streamkm.runs.partitioning.record import PartitionFolder
     from streamkm.runs.planning.checks import check_outside
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.run_folder import read_config
@@ -96,7 +96,7 @@ def run_partition(arguments: argparse.Namespace) -> None:
             )
         run = read_config(arguments.run)
         if not arguments.dry_run:
-            check_partition_is_free(arguments.out, resume=arguments.resume)
+            PartitionFolder.check_is_free(arguments.out, resume=arguments.resume)
         with closing(open_as_in(run, arguments)) as source:
             check_outside(source, out=arguments.out)
             job = (arguments.run, source, execution, arguments.out, grouping)

@@ -50,7 +50,7 @@ _servers: dict[str, Path] = {}
 
 
 def server(threads: str) -> Path:
-    """The socket of the server with so many threads, which ends with this process."""
+    """The socket of the server with `threads` threads, which ends with this process."""
     import atexit
     import subprocess
     import tempfile

@@ -104,6 +104,7 @@ TESTED_IN = {
     "runs/partitioning/grouping": "runs/partitioning/test_partition.py",
     "runs/partitioning/ordering": "runs/partitioning/test_partition.py",
     "runs/partitioning/record": "runs/partitioning/test_partition.py",
+    "runs/storage/record_folder": "runs/partitioning/test_partition.py",
     "runs/partitioning/work": "runs/partitioning/test_distribution.py",
     "runs/partitioning/zarr_rows": "runs/partitioning/test_rows.py",
     "runs/partitioning/parquet_rows": "runs/partitioning/test_rows.py",

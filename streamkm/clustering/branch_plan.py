@@ -4,9 +4,9 @@ from __future__ import annotations
 
 __all__ = ["LISTS_PER_LEAF", "MOST_LISTS", "TILE_ELEMENTS", "branch_bytes", "compared", "listed"]
 
-#: Lists that a cluster is in, at most, on average over all clusters. Of rows without structure
-#: (Gaussian in 8 dimensions; k=1,024, 64 branches) so many find their nearest cluster: 68 % with 2,
-#: 84 % with 4, 92 % with 6, 96 % with 8; of embeddings 80, 89, 92 and 94 %.
+#: Lists that a cluster is in, at most, on average over all clusters. With 2, 4, 6 and 8 lists the
+#: nearest cluster was found of 68, 84, 92 and 96 % of rows without structure (Gaussian in 8
+#: dimensions; k=1,024, 64 branches), and of 80, 89, 92 and 94 % of embeddings.
 LISTS_PER_LEAF = 8
 #: Branches beyond whose border one cluster may lie, at most: those that are least far.
 MOST_LISTS = 24

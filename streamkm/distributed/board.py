@@ -46,8 +46,8 @@ ANSWER_S = 5.0
 LOOK_S = 0.2
 #: Time between two looks, amid work, whether all is well.
 CHECK_S = 2.0
-#: A process hangs if others wait for it and it has done nothing for so many times the time that it
-#: has to answer: longer than a disk takes for a write that it does not refuse.
+#: A process hangs if others wait for it and it has done nothing for this multiple of the time in
+#: which it must answer. A disk that refuses no write takes less.
 IDLE_TIMES = 10
 #: Seconds that the process that holds the board waits for the others to leave it.
 LINGER_S = 5.0

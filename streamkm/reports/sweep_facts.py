@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamkm.clustering.choosing import space_of
 from streamkm.errors import RunError
-from streamkm.runs.sweeping.record import SWEEP
-from streamkm.runs.sweeping.record import read_sweep as read_record
+from streamkm.runs.sweeping.record import SWEEP, SweepFolder
 from streamkm.sealed import DAMAGE, in_words
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def is_sweep(path: Path) -> bool:
 
 def read_sweep(path: Path) -> SweepFacts:
     """The facts of the sweep in the folder `path`; `RunError` if they cannot be used."""
-    record = read_record(path)
+    record = SweepFolder.read(path)
     try:
         needed, known = {"name", "k", "seed"}, ("name", "k", "seed", "scale", "metric")
         runs = [

@@ -55,7 +55,7 @@ def job(request, quick_path) -> Job:
         "runs/storage/checkpoint.py", "runs/storage/run_folder.py", "runs/storage/model.py",
         "runs/storage/model_file.py", "runs/storage/output_records.py",
         "runs/reporting/progress.py", "runs/info.py", "runs/predict.py", "runs/fit.py",
-        "runs/partitioning/record.py", "runs/partitioning/work.py", "runs/partitioning/flat.py",
+        "runs/storage/record_folder.py", "runs/partitioning/work.py", "runs/partitioning/flat.py",
         "runs/partitioning/gathered.py", "runs/partitioning/ordering.py",
         "runs/partitioning/parquet_rows.py", "runs/partitioning/zarr_rows.py",
         "sinks/base.py", "sinks/h5ad.py", "sinks/npy.py", "sinks/registry.py", "sinks/zarr.py",

@@ -497,7 +497,7 @@ class PartedSinkContract(SinkContract):
         monkeypatch.setattr(npy, "SPAN_BYTES", 256)
 
     def begin(self, target: Path, n_parts: int, **more: Any) -> tuple[Sink, list[Part]]:
-        """The sink, and the parts of so many processes, the first of which has the sink."""
+        """The sink, and the parts of all processes; the first of them has the sink."""
         options = {"n_rows": N, "dtype": "int32", "chunk_rows": CHUNK_ROWS, **more}
         sink = self.open(target, **options)
         assert isinstance(sink, PartedSink)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from streamkm.errors import InputError
 from streamkm.runs.dry_run.report import DryRun
 from streamkm.runs.partitioning.partition import prepare
-from streamkm.runs.partitioning.record import PartitionFolder, check_partition_is_free
+from streamkm.runs.partitioning.record import PartitionFolder
 from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def dry_partition(
         report, spec, there = DryRun(), source.spec, 0
         is_done = False
         try:
-            before = check_partition_is_free(out, resume=resume)
+            before = PartitionFolder.check_is_free(out, resume=resume)
             PartitionFolder(out, job.record, before)
             is_done = before is not None and before["done"]
             if before is not None:

@@ -12,7 +12,7 @@ from streamkm.runs.engine.run_kernel import RunKernel
 from streamkm.runs.planning.inspection import look_at
 from streamkm.runs.sweeping.measuring import plan_figures
 from streamkm.runs.sweeping.planning import plan_sweep
-from streamkm.runs.sweeping.record import check_sweep_is_free
+from streamkm.runs.sweeping.record import SweepFolder
 from streamkm.runs.sweeping.variants import in_order, spaces_of, variants_of
 from streamkm.stream.slots import HostSlots
 from streamkm.text import format_bytes
@@ -74,7 +74,7 @@ def dry_sweep(
         ("device", f"{some.device}, {RunKernel(some)}"),
     ]
     try:
-        check_sweep_is_free(out, resume=resume)
+        SweepFolder.check_is_free(out, resume=resume)
     except InputError as error:
         report.errors.append(error)
     look = look_at(source, some.reading, some.config, pause)

@@ -159,7 +159,7 @@ class Labelling:
         """`output_bytes` are those that outputs hold at once; `world` shares the batches.
 
         With a `seat` other models may share the reads. With `n_nearest` above 1, `batches` rank
-        so many centroids of each row. If `fast`, rows are compared with the centroids around one
+        the `n_nearest` centroids of each row. If `fast`, rows are compared with the centroids around one
         branch alone (see `clustering.branches`), on the CPU.
         """
         source = in_order(source, model.feature_names, "the run")
@@ -359,7 +359,7 @@ class Labelling:
 
 
 def _kernel_for(n_nearest: int, asked: str, *, fast: bool) -> str:
-    """The kernel that finds so many centroids of a row, as ``--kernel`` names it."""
+    """The kernel that finds the `n_nearest` centroids of a row, as ``--kernel`` names it."""
     if n_nearest == 1:
         return asked
     if fast:

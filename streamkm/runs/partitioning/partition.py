@@ -37,7 +37,6 @@ from streamkm.runs.partitioning.record import (
     OFFSETS,
     UNFINISHED,
     PartitionFolder,
-    check_partition_is_free,
 )
 from streamkm.runs.partitioning.rows import plan_rows, rows_path, write_rows
 from streamkm.runs.partitioning.work import Work
@@ -280,7 +279,7 @@ def partition(
             " takes what it has written",
         )
     check_outside(source, out=out)
-    before = check_partition_is_free(out, resume=resume)
+    before = PartitionFolder.check_is_free(out, resume=resume)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=quiet))
         job = prepare(run_dir, source, execution, out, grouping, stack)

@@ -18,23 +18,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from streamkm.errors import InputError, Option, OutputExistsError, ResumeError, RunError
-from streamkm.files import (
-    FileLock,
-    discard,
-    is_folder,
-    make_directory,
-    names_in,
-    read_bytes,
-    remove_empty,
-    write_atomically,
-)
-from streamkm.sealed import DAMAGE, in_words, seal, unseal
+from streamkm.errors import Option, ResumeError
+from streamkm.runs.storage.record_folder import RecordFolder
 from streamkm.text import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 __all__ = [
     "DISTANCES",
@@ -44,12 +33,10 @@ __all__ = [
     "PARTITION",
     "UNFINISHED",
     "PartitionFolder",
-    "check_partition_is_free",
     "describe_partition",
-    "read_partition",
 ]
 
-PARTITION, LOCK, UNFINISHED = "partition.json", "lock", "unfinished"
+PARTITION, UNFINISHED = "partition.json", "unfinished"
 LABELS, DISTANCES = "labels.npy", "distances.npy"
 OFFSETS, ORDER = "offsets.npy", "order.npy"
 
@@ -57,31 +44,11 @@ OFFSETS, ORDER = "offsets.npy", "order.npy"
 _SAME = {"model": "another model", "data": "other data", "settings": "other settings"}
 
 
-def read_partition(path: Path) -> dict[str, Any]:
-    """The content of partition.json in the folder `path`; `RunError` if it cannot be used."""
-    try:
-        record = unseal(read_bytes(path / PARTITION))
-        for name in (*_SAME, "source", "run", "k", "done"):
-            record[name]
-    except (FileNotFoundError, NotADirectoryError):
-        raise RunError(
-            f"{path} is no partition: it has no {PARTITION}; name a folder that a partition has "
-            "written"
-        ) from None
-    except DAMAGE as error:
-        raise RunError(
-            f"{path / PARTITION} is damaged: {in_words(error)}; restore it from a copy, or write "
-            "to another ",
-            Option("out"),
-        ) from None
-    return record
-
-
 def describe_partition(path: Path) -> str:
     """What the partition in `path` is of, and whether it is finished: a line each."""
-    record = read_partition(path)
+    record = PartitionFolder.read(path)
     settings = record["settings"]
-    owner = _lock(path).owner()
+    owner = PartitionFolder.owner(path)
     lines = [
         f"partition    {path}",
         f"run          {record['run']}: {record['k']:,} clusters",
@@ -106,43 +73,16 @@ def describe_partition(path: Path) -> str:
     return "\n".join([*lines, f"state        {state}"])
 
 
-def _lock(path: Path) -> FileLock:
-    return FileLock(path / LOCK, path, "working on this partition")
+class PartitionFolder(RecordFolder):
+    """The folder of a partition; see `RecordFolder`."""
 
+    file, noun, option, anew = PARTITION, "partition", "out", "write to"
+    scratch = (UNFINISHED,)
 
-def check_partition_is_free(path: Path, *, resume: bool) -> dict[str, Any] | None:
-    """The record of the partition to `resume` in `path`; None if one can begin there.
-
-    Raises
-    ------
-    InputError
-        If `path` is in use, or holds something else.
-    """
-    out = Option("out")
-    if is_folder(path) is False:
-        raise OutputExistsError(f"{path} exists and is no folder; choose another ", out)
-    names = names_in(path)
-    if PARTITION in names:
-        if resume:
-            return read_partition(path)
-        raise OutputExistsError(
-            f"{path} exists; add ", Option("resume", value=True),
-            " to go on with it, or choose another ", out,
-        )  # fmt: skip
-    if set(names) - {LOCK, f".{PARTITION}.tmp"}:
-        raise OutputExistsError(f"{path} exists and is no partition; choose another ", out)
-    return None
-
-
-class PartitionFolder:
-    """The folder of a partition that this process alone may write to, within its ``with`` block."""
-
-    def __init__(self, path: Path, record: dict[str, Any], before: dict[str, Any] | None) -> None:
-        """`before` is the record of the partition that goes on; `record` must agree with it."""
-        self.path, self.record, self._before = path, record, before
-        self._lock = _lock(path)
-        if before is not None:
-            self._check(before)
+    @staticmethod
+    def _look_for_keys(record: dict[str, Any]) -> None:
+        for name in (*_SAME, "source", "run", "k", "done"):
+            record[name]
 
     def _check(self, before: dict[str, Any]) -> None:
         for name, what in _SAME.items():
@@ -157,35 +97,3 @@ class PartitionFolder:
                 "choose another ",
                 Option("out"),
             )
-
-    def __enter__(self) -> PartitionFolder:
-        make_directory(self.path)
-        self._lock.take()
-        try:
-            if self._before is None:
-                # Again: it may have appeared before this process held the lock.
-                check_partition_is_free(self.path, resume=False)
-                write_atomically(self.path / PARTITION, seal(self.record))
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # What was refused before anything was made leaves no folder.
-        left = set(names_in(self.path)) - {PARTITION, LOCK, UNFINISHED}
-        if isinstance(error, InputError) and self._before is None and not left:
-            discard(self.path / UNFINISHED, self.path / PARTITION)
-            self._lock.release(remove=True)
-            remove_empty(self.path)
-        self._lock.release()
-
-    def write(self, **more: Any) -> None:
-        """Write partition.json, with `more` of it."""
-        self.record |= more
-        write_atomically(self.path / PARTITION, seal(self.record))

@@ -141,7 +141,7 @@ def plan_measuring(
 
 
 def silhouette_rows(plan: SweepPlan, n_features: int) -> int:
-    """Rows whose silhouettes are taken, if the array has so many and the memory holds them."""
+    """Rows whose silhouettes are taken, if the array has that many and the memory holds them."""
     products = sum(each.k for each in plan.plans) * n_features
     bound = min(ROWS_BYTES // (n_features * 8), ROWS_PRODUCTS // products, MOST_ROWS)
     return max(bound, LEAST_ROWS)

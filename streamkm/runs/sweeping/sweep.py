@@ -21,7 +21,7 @@ from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.sweeping.measuring import SharedRows, measure, plan_figures
 from streamkm.runs.sweeping.planning import plan_sweep
-from streamkm.runs.sweeping.record import SweepFolder, check_sweep_is_free
+from streamkm.runs.sweeping.record import SweepFolder
 from streamkm.runs.sweeping.table import recommendation_lines, stability_figures, table_lines
 from streamkm.runs.sweeping.together import StopAll, fit_group
 from streamkm.runs.sweeping.variants import check_variants, in_order, spaces_of, variants_of
@@ -126,7 +126,7 @@ def sweep(
     check_outside(source, run_dir=out)
     before = None
     if out is not None and world.is_first:
-        before = check_sweep_is_free(out, resume=resume)
+        before = SweepFolder.check_is_free(out, resume=resume)
     before = world.gather(before)[0]
     if out is not None and before is not None:
         # Any run knows the order of features with which the sweep began.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from streamkm.clustering.choosing import space_of
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.run_folder import MODEL, run_owner
-from streamkm.runs.sweeping.record import read_sweep
+from streamkm.runs.sweeping.record import SweepFolder
 from streamkm.text import counted
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def recommendation_lines(recommendation: Mapping[str, Any]) -> list[str]:
 
 def describe_sweep(path: Path) -> str:
     """The sweep in the folder `path`: its data, how far it is, and its table if it is finished."""
-    record = read_sweep(path)
+    record = SweepFolder.read(path)
     (n_rows, n_features), dtype = record["data"]["shape"], record["data"]["dtype"]
     runs = record["runs"]
     n_finished = sum((path / run["name"] / MODEL).exists() for run in runs)

@@ -107,7 +107,7 @@ def test_what_the_fits_know_is_of_all_rows(
 
 
 # Breaks when figures without a full pass at the end of the fit are taken for those of a partition,
-# or a sample is taken that is too small for so many clusters, or for which there is no memory.
+# or a sample is taken that is too small for the clusters, or for which there is no memory.
 @pytest.mark.parametrize(
     ("settings", "execution"),
     [({"closing_pass": False}, {}), ({}, {"max_host_memory": 1})],

@@ -424,7 +424,7 @@ def test_k_above_the_rows_is_refused_before_anything_is_read(
     assert not (tmp_path / "sweep").exists()
 
 
-# Breaks when a seed that cannot be is told as that of one fit.
+# Breaks when a seed out of range is reported by the option of one fit, `--seed`.
 def test_a_seed_below_0_is_refused(
     tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
