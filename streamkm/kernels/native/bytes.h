@@ -55,8 +55,8 @@ constexpr float LENGTH_SLACK = 1 + 1e-3f, SCORE_SLACK = 0x1p-20f;
 constexpr float LONGEST_SQ = 1e36f;
 // Lengths below which a row is all rest: its scale would be subnormal.
 constexpr float SHORTEST = 1e-30f;
-// Squares of numbers below 2^-63 may lose digits or vanish. A length lacks no more than this for the
-// square root of each feature; and a score, of the products of lengths, no more than that.
+// Squares of numbers below 2^-63 may lose digits or vanish. A length lacks VANISHED times the square
+// root of the number of features at most; a score, which has products of lengths, VANISHED_SCORE.
 constexpr float VANISHED = 0x1p-62f, VANISHED_SCORE = 0x1p-122f;
 
 // A point, less the centre, in bytes: about scale * bytes.
@@ -364,14 +364,64 @@ inline int64_t byte_block_rows(int64_t n_features) {
     return std::clamp<int64_t>(CACHED / std::max<int64_t>(n_features, 1) / TILE_ROWS, 1, TILES_PER_BLOCK) * TILE_ROWS;
 }
 
-// Fills labels and distances of rows `start` to `stop`, and which of them are in doubt still, because
-// too many centroids are near, or none. Returns how many these are; `n_uncertain` grows by the others
-// that were compared with more than one centroid.
+// Turns the rows of a tile into bytes, and forgets the candidates that its places had.
+template <class T>
+INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int64_t tile, int64_t stop,
+                       float* shifted, int32_t* quads, ByteTile& of_tile, Candidates* candidates) {
+    constexpr float INF = std::numeric_limits<float>::infinity();
+    // No more than a sixteenth of the centroids: comparing that many takes as long as screening saves.
+    const int most = static_cast<int>(std::clamp<int64_t>(job.k / 16, 8, Candidates::MOST));
+    const float vanished = VANISHED * std::sqrt(static_cast<float>(job.n_features));
+    const T* located[TILE_ROWS];
+    locate_tile(job, tile, stop, located);
+    for (int row = 0; row < TILE_ROWS; ++row) {
+        // Spare places of the last tile hold the last row again, with no centroid near.
+        const bool is_spare = tile + row >= stop;
+        const InBytes point = into_bytes<TILE_ROWS, 0>(located[is_spare ? stop - 1 - tile : row], all.centre,
+                                                       job.n_features, shifted, quads + row);
+        const bool is_usable = point.sq_length < LONGEST_SQ;  // Not of a NaN.
+        candidates[row].n = 0;
+        candidates[row].room = most;
+        candidates[row].is_crowded = !is_usable;
+        of_tile.limits[row] = is_usable && !is_spare ? INF : -INF;
+        of_tile.lengths[row] = std::sqrt(point.sq_length) * LENGTH_SLACK + vanished;
+        of_tile.rests[row] = point.rest;
+        of_tile.slacks[row] = SCORE_SLACK * point.sq_length + VANISHED_SCORE;
+        of_tile.scales[row] = point.scale;
+        of_tile.starts[row] = static_cast<int32_t>(-128 * static_cast<uint32_t>(point.sum));
+    }
+}
+
+// Fills label and distance of a row by its candidates. Returns whether it is in doubt still, because
+// too many centroids are near, or none.
+template <class T>
+INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& candidates) {
+    const bool is_crowded = candidates.is_crowded || candidates.n == 0;
+    double least = std::numeric_limits<double>::infinity();
+    int64_t label = 0;
+    const T* const x = job.row(row);
+    for (int i = 0; i < candidates.n && !is_crowded; ++i) {
+        const int64_t index = candidates.all[i].index;
+        const double sq_distance = sq_difference(x, job.centroids + index * job.n_features, job.n_features);
+        if (sq_distance < least) {
+            least = sq_distance;
+            label = index;
+        }
+    }
+    job.labels[row] = label;
+    job.sq_distances[row] = static_cast<T>(least);
+    if (job.exact) job.exact[row] = least;
+    job.uncertain[row] = is_crowded;
+    return is_crowded;
+}
+
+// Fills labels and distances of rows `start` to `stop`, and which of them are in doubt still. Returns
+// how many these are; `n_uncertain` grows by the others that were compared with several centroids.
 template <class T>
 int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64_t& n_uncertain) {
     static thread_local ByteRoom<T> room;
     const ByteCentroids<T> all(job);
-    const int64_t n_rows = stop - start, n_tiles = parts_of(n_rows, TILE_ROWS);
+    const int64_t n_tiles = parts_of(stop - start, TILE_ROWS);
     room.quads.resize(n_tiles * TILE_ROWS * all.n_quads);
     room.shifted.resize(parts_of(job.n_features, 16) * 16);
     room.candidates.resize(n_tiles * TILE_ROWS);
@@ -379,36 +429,12 @@ int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64
     room.scores.resize(TILE_ROWS * STRIDE);
     const int64_t n_panels = parts_of(job.k, BYTE_PANEL), panel_bytes = BYTE_PANEL * 4 * all.n_quads;
     const int64_t group = std::max<int64_t>(GROUP_BYTES / panel_bytes, 1);
-    const int n_kept = static_cast<int>(std::clamp<int64_t>(job.k / 16, 8, Candidates::MOST));
     for (int64_t first = 0; first < n_panels; first += group) {
         for (int64_t tile = start; tile < stop; tile += TILE_ROWS) {
             ByteTile& of_tile = room.tiles[(tile - start) / TILE_ROWS];
             Candidates* const candidates = room.candidates.data() + (tile - start);
             int32_t* const quads = room.quads.data() + (tile - start) * all.n_quads;
-            if (first == 0) {
-                const T* located[TILE_ROWS];
-                locate_tile(job, tile, stop, located);
-                of_tile = ByteTile{};
-                for (int row = 0; row < TILE_ROWS; ++row) {
-                    // Spare places of the last tile hold the last row again, with no centroid near.
-                    const bool is_spare = tile + row >= stop;
-                    const InBytes point = into_bytes<TILE_ROWS, 0>(located[is_spare ? stop - 1 - tile : row], all.centre,
-                                                                   job.n_features, room.shifted.data(), quads + row);
-                    candidates[row].n = 0;
-                    candidates[row].room = n_kept;
-                    candidates[row].is_crowded = !(point.sq_length < LONGEST_SQ);
-                    of_tile.limits[row] = is_spare || candidates[row].is_crowded
-                                              ? -std::numeric_limits<float>::infinity()
-                                              : std::numeric_limits<float>::infinity();
-                    of_tile.lengths[row] =
-                        std::sqrt(point.sq_length) * LENGTH_SLACK +
-                        VANISHED * std::sqrt(static_cast<float>(job.n_features));
-                    of_tile.rests[row] = point.rest;
-                    of_tile.slacks[row] = SCORE_SLACK * point.sq_length + VANISHED_SCORE;
-                    of_tile.scales[row] = point.scale;
-                    of_tile.starts[row] = static_cast<int32_t>(-128 * static_cast<uint32_t>(point.sum));
-                }
-            }
+            if (first == 0) begin_tile(job, all, tile, stop, room.shifted.data(), quads, of_tile, candidates);
             const int64_t last = std::min(first + group, n_panels);
             for (int64_t panel = first; panel < last; panel += STRETCH_PANELS) {
                 screen_stretch(job, all, quads, tile, panel == 0, panel, std::min(panel + STRETCH_PANELS, last),
@@ -419,9 +445,7 @@ int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64
     int64_t n_crowded = 0;
     for (int64_t row = start; row < stop; ++row) {
         Candidates& candidates = room.candidates[row - start];
-        const ByteTile& of_tile = room.tiles[(row - start) / TILE_ROWS];
-        candidates.keep(of_tile.limits[(row - start) % TILE_ROWS]);
-        const bool is_crowded = candidates.is_crowded || candidates.n == 0;
+        candidates.keep(room.tiles[(row - start) / TILE_ROWS].limits[(row - start) % TILE_ROWS]);
         if (row + 1 < stop && room.candidates[row + 1 - start].n > 0) {
             // Where the next row's centroid lies, no processor guesses.
             const T* const next = job.centroids + room.candidates[row + 1 - start].all[0].index * job.n_features;
@@ -429,21 +453,7 @@ int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64
                 __builtin_prefetch(next + i);
             }
         }
-        double least = std::numeric_limits<double>::infinity();
-        int64_t label = candidates.n > 0 ? candidates.all[0].index : 0;
-        const T* const x = job.row(row);
-        for (int i = 0; i < candidates.n && !is_crowded; ++i) {
-            const int64_t index = candidates.all[i].index;
-            const double sq_distance = sq_difference(x, job.centroids + index * job.n_features, job.n_features);
-            if (sq_distance < least) {
-                least = sq_distance;
-                label = index;
-            }
-        }
-        job.labels[row] = label;
-        job.sq_distances[row] = static_cast<T>(least);
-        if (job.exact) job.exact[row] = least;
-        job.uncertain[row] = is_crowded;
+        const bool is_crowded = settle_row(job, row, candidates);
         n_crowded += is_crowded;
         n_uncertain += candidates.n > 1 && !is_crowded;
     }

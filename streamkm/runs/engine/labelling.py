@@ -159,8 +159,8 @@ class Labelling:
         """`output_bytes` are those that outputs hold at once; `world` shares the batches.
 
         With a `seat` other models may share the reads. With `n_nearest` above 1, `batches` rank
-        the `n_nearest` centroids of each row. If `fast`, rows are compared with the centroids around one
-        branch alone (see `clustering.branches`), on the CPU.
+        the `n_nearest` centroids of each row. If `fast`, rows are compared with the centroids
+        around one branch alone (see `clustering.branches`), on the CPU.
         """
         source = in_order(source, model.feature_names, "the run")
         spec = source.spec
