@@ -49,6 +49,8 @@ REACH = 2.0**REACH_BITS
 #: Rows, but for those of zeros, may be shorter by a factor of 2 to this power than is expected, and
 #: squared distances smaller in the mean. A quantum is then 2^-32 of the shortest row at most.
 SLACK_BITS = 16
+#: Squares of lengths beside 4 to the power of their exponent, which they do not quite reach.
+LEAST_SHARE, MOST_SHARE = 4.0**-SLACK_BITS, 0.25
 #: Numbers of 8 bytes in a line of the cache, at which the sums begin.
 LINE = 8
 
@@ -176,28 +178,34 @@ class StepSums:
         self, centroids_KD: torch.Tensor, usual: torch.Tensor
     ) -> tuple[torch.Tensor, int]:
         """Exponents of rows within reach of their centroids, and how many rows they do not fit."""
-        labels_B, sq_distances_B = self._assignment
-        sq_norms_B = self._batch.sq_norms_B
         _, sq_norms_K = gather(centroids_KD, slice(None), centroids_KD)
         reach = REACH * float(usual.sqrt())
-        expected_E = torch.empty(self._k + 2, dtype=torch.int32)
         # One more, for lengths that were rounded; rows that no cluster counts may be of any length.
         exponents_K = torch.frexp(sq_norms_K.double().sqrt_().add_(reach)).exponent + 1
-        expected_E[: self._k] = exponents_K
-        expected_E[self._k] = exponents_K.max()
-        expected_E[-1] = math.frexp(reach * reach)[1]
-        powers_K = torch.ldexp(torch.ones(self._k + 1, dtype=torch.float64), 2 * expected_E[:-1])
-        powers_B = powers_K.index_select(0, labels_B)
-        # Squared lengths beside 4 to the power of the exponents. NaN is none of both.
-        is_long_B = sq_norms_B > powers_B / 4
-        is_short_B = (sq_norms_B < powers_B * 4.0**-SLACK_BITS) & (sq_norms_B > 0)
-        misfits_B = (is_long_B | is_short_B) & (labels_B < self._k)
-        misfits_B |= sq_distances_B >= 2.0 ** int(expected_E[-1])
-        return expected_E, int(misfits_B.sum())
+        expected_E = torch.cat((exponents_K, exponents_K.new_tensor([0, math.frexp(reach**2)[1]])))
+        return expected_E, self._misfits(expected_E)
+
+    def _misfits(self, expected_E: torch.Tensor) -> int:
+        """Rows of this process that are longer, farther or much shorter than is expected."""
+        labels_B, sq_distances_B = self._assignment
+        sq_norms_B = self._batch.sq_norms_B
+        if not len(sq_norms_B):
+            return 0
+        units_E = torch.ldexp(sq_norms_B.new_ones(len(expected_E)), -2 * expected_E)
+        shares_B = units_E.index_select(0, labels_B).mul_(sq_norms_B)
+        least, most = (float(each) for each in shares_B.aminmax())
+        n_far = 0
+        if float(sq_distances_B.max()) >= 2.0 ** int(expected_E[-1]):
+            n_far = 1
+        if least >= LEAST_SHARE and most <= MOST_SHARE:
+            return n_far
+        # NaN, of rows that no cluster counts, is neither.
+        misfits_B = (shares_B > MOST_SHARE) | ((shares_B < LEAST_SHARE) & (sq_norms_B > 0))
+        return n_far + int((misfits_B & (labels_B < self._k)).sum())
 
     def _holds(self) -> bool:
         """Whether expected exponents fit all rows, and distances were not much smaller."""
-        total, _, n_misfits = map(int, self._ahead[:3])
+        total, n_misfits = int(self._ahead[0]), int(self._ahead[2])
         # In the mean, distances of the batch before had this number of quanta.
         n_usual = 1 << (self._n_bits - 2 * REACH_BITS)
         return n_misfits == 0 and total << SLACK_BITS >= int(self.counts_K().sum()) * n_usual
