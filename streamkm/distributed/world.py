@@ -236,6 +236,7 @@ class World:
         """
         if self.size == 1:
             return
+        self.meet()  # What each has had to find out, such as rows of its data, may have taken long.
         self.compare(self.gather({"host": self.host, "what": what}))
 
     @staticmethod
