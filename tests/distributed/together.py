@@ -49,6 +49,12 @@ class _Thread:
 
     part = World.part
 
+    def meet(self) -> None:
+        self.gather(None)
+
+    def agree(self, what: dict[str, Any]) -> None:
+        self.gather(what)
+
     def check(self) -> None:
         """Nobody is lost: a thread that fails breaks the barrier."""
 
