@@ -130,8 +130,7 @@ class TritonKernel:
         n_queued = batch_rows if self._exact else 0
         self._queue = torch.empty((n_queued, 2 + N_LISTED), dtype=torch.int32, device=device)
         self._buffers: dict[str, torch.Tensor] = {}
-        on_gpu = device.type == "cuda"
-        card = torch.cuda.get_device_properties(device) if on_gpu else None
+        card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self._major = card.major if card else 9
         self._about_is_zero = True
         #: In few launches steps are made of rows in float32, or as they are stored.

@@ -177,6 +177,32 @@ def rank_kernel(
     tl.store(chosen_keys_ptr + rank, key, mask=is_chosen)
 
 
+@triton.jit
+def _bring_row(
+    place, x_ptr, labels_ptr, old_rows_ptr, old_labels_ptr, chosen_ptr, rows_ptr,
+    chosen_labels_ptr, n_kept, n_features, first, stride, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Bring a row that was chosen for the reservoir, from the batch or from where it was."""
+    candidate = tl.load(chosen_ptr + place)
+    is_there = candidate >= 0
+    is_old = candidate < n_kept
+    row = (first + (candidate - n_kept) * stride).to(tl.int64)
+    old_label = tl.load(old_labels_ptr + candidate, mask=is_there & is_old, other=0)
+    new_label = tl.load(labels_ptr + row, mask=is_there & ~is_old, other=0)
+    tl.store(chosen_labels_ptr + place, old_label + new_label)
+    for start in range(0, n_features, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        inside = (d < n_features) & is_there
+        old = tl.load(
+            old_rows_ptr + candidate.to(tl.int64) * n_features + d,
+            mask=inside & is_old,
+            other=0,
+        )
+        new = tl.load(x_ptr + row * n_features + d, mask=inside & ~is_old, other=0)
+        brought = tl.where(is_old, old, new.to(old.dtype))
+        tl.store(rows_ptr + place.to(tl.int64) * n_features + d, brought, mask=d < n_features)
+
+
 @triton.jit(do_not_specialize=["first", "stride"])
 def move_kernel(
     centroids_ptr, sums_ptr, mass_ptr, counts_ptr, epoch_counts_ptr, stop_ptr,
@@ -225,25 +251,31 @@ def move_kernel(
         tl.store(added_counts_ptr + number, n_added * 0)
         tl.store(exponents_ptr + number, LEAST)
     else:
-        place = number - k
-        candidate = tl.load(chosen_ptr + place)
-        is_there = candidate >= 0
-        is_old = candidate < n_kept
-        row = (first + (candidate - n_kept) * stride).to(tl.int64)
-        old_label = tl.load(old_labels_ptr + candidate, mask=is_there & is_old, other=0)
-        new_label = tl.load(labels_ptr + row, mask=is_there & ~is_old, other=0)
-        tl.store(chosen_labels_ptr + place, old_label + new_label)
-        for start in range(0, n_features, BLOCK_D):
-            d = start + tl.arange(0, BLOCK_D)
-            inside = (d < n_features) & is_there
-            old = tl.load(
-                old_rows_ptr + candidate.to(tl.int64) * n_features + d,
-                mask=inside & is_old,
-                other=0,
-            )
-            new = tl.load(x_ptr + row * n_features + d, mask=inside & ~is_old, other=0)
-            brought = tl.where(is_old, old, new.to(old.dtype))
-            tl.store(rows_ptr + place.to(tl.int64) * n_features + d, brought, mask=d < n_features)
+        _bring_row(
+            number - k, x_ptr, labels_ptr, old_rows_ptr, old_labels_ptr, chosen_ptr, rows_ptr,
+            chosen_labels_ptr, n_kept, n_features, first, stride, BLOCK_D,
+        )  # fmt: skip
+
+
+@triton.jit
+def _watch(
+    mean, n_rows, n_steps, smoothed_ptr, best_ptr, no_improvement_ptr, stop_ptr, n_all, patience,
+    BY_NO_IMPROVEMENT: tl.constexpr,
+):  # fmt: skip
+    """Smooth the mean squared distance, and stop a state that has long not improved."""
+    smoothed, best = tl.load(smoothed_ptr), tl.load(best_ptr)
+    alpha = 2.0 * n_rows.to(tl.float64) / (n_all.to(tl.int64) + 1).to(tl.float64)
+    alpha = tl.minimum(alpha, 1.0)
+    blended = smoothed * (1 - alpha) + mean * alpha
+    blended = tl.where(smoothed != smoothed, mean, blended)
+    is_counted = (n_rows > 0) & (n_steps > 1)
+    is_better = is_counted & (blended < best)
+    waited = tl.load(no_improvement_ptr) + is_counted.to(tl.int64)
+    waited = tl.where(is_better, 0, waited)
+    tl.store(smoothed_ptr, blended, mask=is_counted)
+    tl.store(best_ptr, blended, mask=is_better)
+    tl.store(no_improvement_ptr, waited)
+    tl.store(stop_ptr, BY_NO_IMPROVEMENT, mask=waited >= patience)
 
 
 @triton.jit(do_not_specialize=["n_all", "patience"])
@@ -287,19 +319,10 @@ def finish_kernel(
             tolerance = tl.load(tolerance_ptr)
             is_close = (n_rows > 0) & (tolerance > 0) & (shift <= tolerance)
             if WATCHES:
-                smoothed, best = tl.load(smoothed_ptr), tl.load(best_ptr)
-                alpha = 2.0 * n_rows.to(tl.float64) / (n_all.to(tl.int64) + 1).to(tl.float64)
-                alpha = tl.minimum(alpha, 1.0)
-                blended = smoothed * (1 - alpha) + mean * alpha
-                blended = tl.where(smoothed != smoothed, mean, blended)
-                is_counted = (n_rows > 0) & (n_steps > 1)
-                is_better = is_counted & (blended < best)
-                waited = tl.load(no_improvement_ptr) + is_counted.to(tl.int64)
-                waited = tl.where(is_better, 0, waited)
-                tl.store(smoothed_ptr, blended, mask=is_counted)
-                tl.store(best_ptr, blended, mask=is_better)
-                tl.store(no_improvement_ptr, waited)
-                tl.store(stop_ptr, BY_NO_IMPROVEMENT, mask=waited >= patience)
+                _watch(
+                    mean, n_rows, n_steps, smoothed_ptr, best_ptr, no_improvement_ptr, stop_ptr,
+                    n_all, patience, BY_NO_IMPROVEMENT,
+                )  # fmt: skip
             tl.store(stop_ptr, BY_TOL, mask=is_close)
         tl.store(exponents_ptr + k, 2 * LEAST)
         for place in tl.static_range(3):

@@ -99,58 +99,82 @@ class TritonStep:
         rules: StepRules,
     ) -> None:
         """See `StepKernel`."""
-        (n_rows, n_features), (k, _) = x_BD.shape, state.centroids_KD.shape
+        n_rows = len(x_BD)
         found = Assignment(self._labels_B[:n_rows], self._sq_distances_B[:n_rows])
-        labels_B, sq_distances_B = found
         figures = self._kernel.assign_in_step(x_BD, state.centroids_KD, found)
-        n_kept = len(state.reservoir_keys_R)
+        with torch.cuda.device_of(x_BD):
+            self._add_up(state, x_BD, found, sq_norms_B, dropped_B, rules)
+            self._move(state, x_BD, found.labels_B, figures, rules)
+
+    def _add_up(
+        self,
+        state: StepState,
+        x_BD: torch.Tensor,
+        found: Assignment,
+        sq_norms_B: torch.Tensor,
+        dropped_B: torch.Tensor | None,
+        rules: StepRules,
+    ) -> None:
+        """Add up the rows, and draw the keys of those on offer."""
+        (n_rows, n_features), k = x_BD.shape, len(state.centroids_KD)
         n_offered = len(range(rules.first, n_rows, rules.stride))
-        sums_KD = self._zeros("sums", k * n_features)
-        counts_K, tally = self._zeros("counts", k), self._zeros("tally", 3)
-        exponents_E = self._exponents(k, rules.least_exponent)
+        tally, exponents_E = self._zeros("tally", 3), self._exponents(k, rules.least_exponent)
         keys = self._buffer("keys", n_offered, torch.float64)
+        has_dropped = dropped_B is not None
+        dropped = found.labels_B if dropped_B is None else dropped_B.view(torch.int8)
+        block_d = min(_block(n_features), 128)
+        note_kernel[(triton.cdiv(n_rows, 256),)](
+            *found, sq_norms_B, dropped, exponents_E, tally, keys,
+            state.stop, n_rows, k, rules.first, rules.stride, rules.seed,
+            _bits(rules.rounding), LEAST=rules.least_exponent, HAS_DROPPED=has_dropped,
+            BLOCK=256, **OPTIONS,
+        )  # fmt: skip
+        add_kernel[(triton.cdiv(n_rows, 16), triton.cdiv(n_features, block_d))](
+            x_BD, *found, dropped, exponents_E, self._zeros("sums", k * n_features),
+            self._zeros("counts", k), tally, n_rows, k, n_features, rules.n_bits,
+            HAS_DROPPED=has_dropped, BLOCK_M=16, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+
+    def _move(
+        self,
+        state: StepState,
+        x_BD: torch.Tensor,
+        labels_B: torch.Tensor,
+        figures: StepFigures,
+        rules: StepRules,
+    ) -> None:
+        """Move the centroids, fill the reservoir and end the step."""
+        (n_rows, n_features), k = x_BD.shape, len(state.centroids_KD)
+        n_kept, least = len(state.reservoir_keys_R), rules.least_exponent
+        n_offered = len(range(rules.first, n_rows, rules.stride))
+        exponents_E, keys = self._exponents(k, least), self._held["keys"]
         sq_steps_K = self._buffer("sq_steps", k, torch.float64)
         chosen_R = self._buffer("chosen", n_kept, torch.int32)
         chosen_keys_R = self._buffer("chosen_keys", n_kept, torch.float64)
         chosen_labels_R = self._buffer("chosen_labels", n_kept, torch.int64)
         rows_RD = self._buffer("rows", n_kept * n_features, state.reservoir_RD.dtype)
-        has_dropped = dropped_B is not None
-        dropped = labels_B if dropped_B is None else dropped_B.view(torch.int8)
-        block_d, least = _block(n_features), rules.least_exponent
-        with torch.cuda.device_of(x_BD):
-            note_kernel[(triton.cdiv(n_rows, 256),)](
-                labels_B, sq_distances_B, sq_norms_B, dropped, exponents_E, tally, keys,
-                state.stop, n_rows, k, rules.first, rules.stride, rules.seed,
-                _bits(rules.rounding), LEAST=least, HAS_DROPPED=has_dropped, BLOCK=256,
-                **OPTIONS,
-            )  # fmt: skip
-            add_kernel[(triton.cdiv(n_rows, 16), triton.cdiv(n_features, min(block_d, 128)))](
-                x_BD, labels_B, sq_distances_B, dropped, exponents_E, sums_KD, counts_K,
-                tally, n_rows, k, n_features, rules.n_bits, HAS_DROPPED=has_dropped,
-                BLOCK_M=16, BLOCK_D=min(block_d, 128), **OPTIONS,
-            )  # fmt: skip
-            rank_kernel[(triton.cdiv(n_kept + n_offered, 32),)](
-                state.reservoir_keys_R, keys, chosen_R, chosen_keys_R, n_kept, n_offered,
-                BLOCK_M=32, BLOCK_N=256, **OPTIONS,
-            )  # fmt: skip
-            move_kernel[(k + n_kept,)](
-                state.centroids_KD, state.sums_KD, state.mass_K, state.counts_K,
-                state.epoch_counts_K, state.stop, sums_KD, counts_K, exponents_E, sq_steps_K,
-                x_BD, labels_B, state.reservoir_RD, state.reservoir_labels_R, chosen_R,
-                rows_RD, chosen_labels_R, k, n_kept, n_features, rules.n_bits,
-                rules.first, rules.stride, _bits(rules.memory or 0.0), LEAST=least,
-                FORGETS=rules.memory is not None, BLOCK_D=block_d, num_warps=2, **OPTIONS,
-            )  # fmt: skip
-            finish_kernel[(1 + n_kept,)](
-                state.reservoir_RD, state.reservoir_keys_R, state.reservoir_labels_R, rows_RD,
-                chosen_keys_R, chosen_labels_R, exponents_E, sq_steps_K, tally, *figures,
-                state.inertia, state.batch_inertia, state.shift, state.n_steps, state.n_dropped,
-                state.tolerance, state.stop, state.smoothed_inertia, state.best_inertia,
-                state.no_improvement, k, n_features, rules.n_bits, rules.n_all,
-                rules.patience or 0, LEAST=least, WATCHES=rules.patience is not None,
-                BY_TOL=rules.by_tol, BY_NO_IMPROVEMENT=rules.by_no_improvement, BLOCK_K=1024,
-                BLOCK_D=block_d, **OPTIONS,
-            )  # fmt: skip
+        rank_kernel[(triton.cdiv(n_kept + n_offered, 32),)](
+            state.reservoir_keys_R, keys, chosen_R, chosen_keys_R, n_kept, n_offered,
+            BLOCK_M=32, BLOCK_N=256, **OPTIONS,
+        )  # fmt: skip
+        move_kernel[(k + n_kept,)](
+            state.centroids_KD, state.sums_KD, state.mass_K, state.counts_K,
+            state.epoch_counts_K, state.stop, self._held["sums"], self._held["counts"],
+            exponents_E, sq_steps_K, x_BD, labels_B, state.reservoir_RD,
+            state.reservoir_labels_R, chosen_R, rows_RD, chosen_labels_R, k, n_kept, n_features,
+            rules.n_bits, rules.first, rules.stride, _bits(rules.memory or 0.0), LEAST=least,
+            FORGETS=rules.memory is not None, BLOCK_D=_block(n_features), num_warps=2, **OPTIONS,
+        )  # fmt: skip
+        finish_kernel[(1 + n_kept,)](
+            state.reservoir_RD, state.reservoir_keys_R, state.reservoir_labels_R, rows_RD,
+            chosen_keys_R, chosen_labels_R, exponents_E, sq_steps_K, self._held["tally"], *figures,
+            state.inertia, state.batch_inertia, state.shift, state.n_steps, state.n_dropped,
+            state.tolerance, state.stop, state.smoothed_inertia, state.best_inertia,
+            state.no_improvement, k, n_features, rules.n_bits, rules.n_all,
+            rules.patience or 0, LEAST=least, WATCHES=rules.patience is not None,
+            BY_TOL=rules.by_tol, BY_NO_IMPROVEMENT=rules.by_no_improvement, BLOCK_K=1024,
+            BLOCK_D=_block(n_features), **OPTIONS,
+        )  # fmt: skip
 
     def _zeros(self, name: str, n_elements: int) -> torch.Tensor:
         """Working memory that a step finds and leaves as zeros."""
