@@ -6,12 +6,19 @@ somebody waits for it. What a program forgets to wait for is therefore missed on
 some machines. Memory is poisoned where a GPU would leave what was there before: when it is
 allocated, before a copy fills it, and, of slots of the host, when they are given back.
 
+On a device that is `threaded` each queue has a thread of its own, which honours events and nothing
+else, and tarries at random. So copies and kernels truly run beside the host and each other, but no
+seed brings the same order again. A device may also be lost: what it does next fails, and all that
+follows.
+
 Its tensors call themselves torch's device ``meta``, for which torch needs no driver.
 """
 
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -35,6 +42,12 @@ if TYPE_CHECKING:
     import pytest
 
 HOSTILE = torch.device("meta")
+#: Seconds that the host waits for an event of a device with threads.
+LONGEST_S = 30.0
+
+
+class LostError(RuntimeError):
+    """The device is lost, as CUDA tells whoever waits for it next."""
 
 
 class HangError(AssertionError):
@@ -58,8 +71,7 @@ class HostileEvent:
         def passes() -> None:
             mark.is_passed = True
 
-        queue.work.append((Mark(is_passed=True), passes))
-        self.device.may_work()
+        self.device.put(queue, Mark(is_passed=True), passes)
 
     def synchronize(self) -> None:
         self.device.work_until(self.mark)
@@ -83,7 +95,7 @@ class HostileQueue:
     work: deque[tuple[Mark, Callable[[], None]]] = field(default_factory=deque)
 
     def wait_event(self, event: HostileEvent) -> None:
-        self.work.append((event.mark, lambda: None))
+        self.device.put(self, event.mark, lambda: None)
 
     def wait_stream(self, other: HostileQueue) -> None:
         event = HostileEvent(self.device)
@@ -97,12 +109,20 @@ class HostileQueue:
 
 
 class HostileDevice:
-    """See `streamkm.devices.Queues`. Without a seed it does at once what it can: as a CPU would."""
+    """See `streamkm.devices.Queues`. Without a seed it does at once what it can: as a CPU would.
 
-    def __init__(self, seed: int | None) -> None:
+    After `n_done` pieces of work it is lost.
+    """
+
+    def __init__(
+        self, seed: int | None, *, threaded: bool = False, n_done: float = float("inf")
+    ) -> None:
         self.draws = random.Random(seed)
         self.laziness = 0.0 if seed is None else self.draws.uniform(0.5, 1)
         """Share of the times that work is queued after which nothing at all is worked off."""
+        self.changed = threading.Condition(threading.RLock())
+        self.threads: list[threading.Thread] | None = [] if threaded else None
+        self.is_open, self.n_left = True, n_done
         self.queues: list[HostileQueue] = []
         self.new()
         self.now = self.queues[0]
@@ -116,8 +136,15 @@ class HostileDevice:
         return self.now
 
     def new(self) -> HostileQueue:
-        self.queues.append(HostileQueue(self, self.draws.choice([1, 50])))
-        return self.queues[-1]
+        queue = HostileQueue(self, self.draws.choice([1, 50]))
+        self.queues.append(queue)
+        if self.threads is not None:
+            draws = random.Random(self.draws.random())
+            self.threads.append(
+                threading.Thread(target=self._serve, args=(queue, draws), daemon=True)
+            )
+            self.threads[-1].start()
+        return queue
 
     def event(self, *, timed: bool = False) -> HostileEvent:
         return HostileEvent(self)
@@ -141,7 +168,8 @@ class HostileDevice:
         return ""
 
     def unlock(self, buffer: np.ndarray) -> None:
-        assert not any(queue.work for queue in self.queues[1:]), "a copy may not be over"
+        is_over = self.n_left < 0 or not any(queue.work for queue in self.queues[1:])
+        assert is_over, "a copy may not be over"
         del self.locked[buffer.ctypes.data]
 
     def synchronize(self) -> None:
@@ -155,19 +183,71 @@ class HostileDevice:
         at = tensor.data_ptr()
         return any(start <= at < start + size for start, size in self.locked.items())
 
+    def put(self, queue: HostileQueue, after: Mark, work: Callable[[], None]) -> None:
+        """Queue `work`, which comes `after` a mark of another queue."""
+        with self.changed:
+            queue.work.append((after, work))
+            self.changed.notify_all()
+            self.may_work()
+
     def enqueue(self, work: Callable[[], None]) -> None:
-        self.now.work.append((Mark(is_passed=True), work))
-        self.may_work()
+        self.put(self.now, Mark(is_passed=True), work)
 
     def may_work(self) -> None:
         """Work off as much as chance will have, of one queue after another."""
-        while self.draws.random() >= self.laziness and self._work(self.draws.randrange(1, 30)):
-            pass
+        if self.threads is not None:
+            return
+        with self.changed:
+            while self.draws.random() >= self.laziness and self._work(self.draws.randrange(1, 30)):
+                pass
 
     def work_until(self, mark: Mark) -> None:
-        while not mark.is_passed:
-            if not self._work(1):
+        with self.changed:
+            if self.threads is not None:
+                self.changed.wait_for(lambda: mark.is_passed or self.n_left < 0, LONGEST_S)
+            while self.threads is None and not mark.is_passed and self._work(1):
+                pass
+            if self.n_left < 0:
+                raise LostError("the device is lost")
+            if not mark.is_passed:
                 raise HangError("the host waits for an event that nothing reaches")
+
+    def close(self) -> None:
+        """Let the threads end; what is queued is done before, unless the device is lost."""
+        if self.n_left >= 0:
+            self.synchronize()
+        with self.changed:
+            self.is_open = False
+            self.changed.notify_all()
+        for thread in self.threads or ():
+            thread.join(LONGEST_S)
+            assert not thread.is_alive()
+
+    def _serve(self, queue: HostileQueue, draws: random.Random) -> None:
+        """Body of the thread of a queue."""
+
+        def is_ready() -> bool:
+            return not self.is_open or bool(queue.work and queue.work[0][0].is_passed)
+
+        while True:
+            with self.changed:
+                self.changed.wait_for(is_ready)
+                if not self.is_open or self._is_lost():
+                    return
+                work = queue.work[0][1]
+            if draws.random() < 0.004 * queue.pace:
+                time.sleep(draws.random() * 1e-3)
+            work()
+            with self.changed:
+                queue.work.popleft()
+                self.changed.notify_all()
+
+    def _is_lost(self) -> bool:
+        """Count a piece of work; whether the device is lost before it."""
+        self.n_left -= 1
+        if self.n_left < 0:
+            self.changed.notify_all()
+        return self.n_left < 0
 
     def _work(self, most: int) -> int:
         """Work off at most so many entries of one queue; how many those were."""
@@ -176,6 +256,8 @@ class HostileDevice:
             return 0
         (queue,), done = self.draws.choices(ready, [queue.pace for queue in ready]), 0
         while done < most and queue.work and queue.work[0][0].is_passed:
+            if self._is_lost():
+                return 0
             queue.work.popleft()[1]()
             done += 1
         return done
@@ -352,9 +434,11 @@ def _fill(outs: Any, values: Any) -> None:
 
 
 @contextmanager
-def hostile_device(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> Iterator[HostileDevice]:
+def hostile_device(
+    monkeypatch: pytest.MonkeyPatch, seed: int | None, **options: Any
+) -> Iterator[HostileDevice]:
     """The device, whatever device is asked for, while the ``with`` block lasts."""
-    device = HostileDevice(seed)
+    device = HostileDevice(seed, **options)
     releaser = prefetch._Readers._releaser
 
     def poisoning(readers: Any, buffer: np.ndarray) -> Callable[[], None]:
@@ -379,5 +463,7 @@ def hostile_device(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> Iterato
         entry = tables.KERNELS["reference"]
         patch.setitem(tables.KERNELS, "reference", replace(entry, devices=(HOSTILE.type,)))
         with Hostile(device), Numbers():
-            yield device
-            device.synchronize()
+            try:
+                yield device
+            finally:
+                device.close()
