@@ -10,7 +10,7 @@ import torch
 
 from streamkm.errors import DeviceError, Option
 
-__all__ = ["device_name", "is_host", "resolve_device", "synchronize"]
+__all__ = ["device_name", "is_host", "memory_of", "resolve_device", "sharing", "synchronize"]
 
 
 def resolve_device(
@@ -63,6 +63,33 @@ def is_host(device: torch.device) -> bool:
     Elsewhere, asking for a value waits for all queued work.
     """
     return device.type == "cpu"
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of a GPU that are free for this process, and all that it has; of a slice, the slice's.
+
+    Raises
+    ------
+    DeviceError
+        If the GPU does not answer.
+    """
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        # What torch holds from earlier work it uses again.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise DeviceError(
+            Option("device", str(device)),
+            f" does not answer: {said}; check it (nvidia-smi), or use ",
+            Option("device", "cpu"),
+        ) from error
+    return free, total
+
+
+def sharing(device: torch.device, n_processes: int) -> int:
+    """Processes that share `device`, at most, of `n_processes` on this machine."""
+    return n_processes if is_host(device) else -(-n_processes // torch.cuda.device_count())
 
 
 def synchronize(device: torch.device) -> None:

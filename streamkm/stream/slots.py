@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from streamkm.sources.kept import KeptRows
+    from streamkm.stream.residency import DeviceRows
+
 __all__ = ["WEIGHT_BYTES", "HostSlots", "StreamMemory", "slot_bytes", "weights_offset"]
 
 logger = logging.getLogger("streamkm")
@@ -66,6 +69,10 @@ class HostSlots:
     def __init__(self, memory: StreamMemory, device: torch.device, *, locked: bool = True) -> None:
         self.memory = memory
         self.device = device
+        self.kept: KeptRows | None = None
+        """The source that windows are read from, if rows of it stay in host memory."""
+        self.on_device: DeviceRows | None = None
+        """Rows that stay on the device, if any do."""
         self._locked = locked
         # One map for all slots: of small ones, to make a map is most of the cost. Each slot begins
         # a page. Private pages are twice as fast to touch for the first time as shared ones.
@@ -103,6 +110,9 @@ class HostSlots:
                     torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data)
         # The map is freed with the last array that views it.
         self._pinned, self.buffers = [], []
+        if self.kept is not None:
+            self.kept.close()
+        self.kept = self.on_device = None
 
     def _pin(self) -> None:
         import torch
