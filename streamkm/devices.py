@@ -6,6 +6,9 @@ A new type of device takes a change here, in `streamkm.stream` (how rows get the
 
 from __future__ import annotations
 
+import os
+import warnings
+
 import torch
 
 from streamkm.errors import DeviceError, Option
@@ -35,12 +38,15 @@ def resolve_device(
             Option("device", types[0]),
         )
     if device.type == "cuda":
-        if not torch.cuda.is_available():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            is_there = torch.cuda.is_available()
+        if not is_there:
             raise DeviceError(
                 Option("device", name),
-                f": torch {torch.__version__} sees no CUDA GPU; use ",
+                f": torch {torch.__version__} sees no CUDA GPU{_reason(said)}; use ",
                 Option("device", "cpu"),
-                ", or check the driver (nvidia-smi) and torch's build",
+                f", or {_remedy()}",
             )
         n_gpus = torch.cuda.device_count()
         index = device.index or 0
@@ -55,6 +61,24 @@ def resolve_device(
             because = f" cannot be used in this process: {' '.join(str(error).split())}"
             raise DeviceError(Option("device", name), because) from error
     return device
+
+
+def _reason(said: list[warnings.WarningMessage]) -> str:
+    """What torch warns of while it looks for GPUs, such as a driver that is too old: a sentence."""
+    first = str(said[0].message).partition("(Triggered")[0] if said else ""
+    # Advice follows, and where to download what.
+    sentence = " ".join(first.split()).partition(". ")[0].rstrip(".")
+    return f" ({sentence})" if sentence else ""
+
+
+def _remedy() -> str:
+    """How GPUs that are there can be made to be seen."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not hidden.strip(" ,"):
+        return "unset CUDA_VISIBLE_DEVICES, which is empty and hides every GPU"
+    if hidden is not None:
+        return f"check CUDA_VISIBLE_DEVICES, which is {hidden}, and the driver (nvidia-smi)"
+    return "check the driver (nvidia-smi) and torch's build"
 
 
 def is_host(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import resource
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +25,14 @@ if TYPE_CHECKING:
     from streamkm.sources.kept import KeptRows
     from streamkm.stream.residency import DeviceRows
 
-__all__ = ["WEIGHT_BYTES", "HostSlots", "StreamMemory", "slot_bytes", "weights_offset"]
+__all__ = [
+    "WEIGHT_BYTES",
+    "HostSlots",
+    "StreamMemory",
+    "locked_limit",
+    "slot_bytes",
+    "weights_offset",
+]
 
 logger = logging.getLogger("streamkm")
 
@@ -43,6 +51,12 @@ def slot_bytes(n_rows: int, row_bytes: int, *, weighted: bool) -> int:
     if not weighted:
         return n_rows * row_bytes
     return weights_offset(n_rows * row_bytes) + n_rows * WEIGHT_BYTES
+
+
+def locked_limit() -> str:
+    """What the limit of locked memory is, for a message; empty if there is none."""
+    n_bytes, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return "" if n_bytes == resource.RLIM_INFINITY else f", which is {n_bytes} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +142,10 @@ class HostSlots:
                     torch.ones(1, device=self.device)
                 logger.warning(
                     "page-locking %d bytes of host memory failed (%s): copies to the GPU "
-                    "will be slower; raise the locked-memory limit (ulimit -l)",
+                    "will be slower; raise the locked-memory limit (ulimit -l)%s",
                     buffer.nbytes,
                     status,
+                    locked_limit(),
                 )
                 return
             self._pinned.append(buffer)

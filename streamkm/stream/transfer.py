@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from streamkm.stream.slots import locked_limit
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
@@ -255,9 +257,10 @@ def _pinned(n_elements: int, dtype: torch.dtype) -> torch.Tensor:
     except RuntimeError as error:
         logger.warning(
             "page-locking %d bytes of host memory failed (%s): the host waits for their copies to "
-            "the GPU; raise the locked-memory limit (ulimit -l)",
+            "the GPU; raise the locked-memory limit (ulimit -l)%s",
             n_elements * dtype.itemsize,
             str(error).partition("\n")[0],
+            locked_limit(),
         )
         return torch.empty(n_elements, dtype=dtype)
 
