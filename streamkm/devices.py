@@ -89,14 +89,18 @@ def is_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def memory_of(device: torch.device) -> tuple[int, int]:
+def memory_of(device: torch.device) -> tuple[int, int] | None:
     """Bytes of a GPU that are free for this process, and all that it has; of a slice, the slice's.
+
+    None of a device that has no memory of its own.
 
     Raises
     ------
     DeviceError
         If the GPU does not answer.
     """
+    if device.type != "cuda":
+        return None
     try:
         free, total = torch.cuda.mem_get_info(device)
         # What torch holds from earlier work it uses again.
@@ -113,7 +117,8 @@ def memory_of(device: torch.device) -> tuple[int, int]:
 
 def sharing(device: torch.device, n_processes: int) -> int:
     """Processes that share `device`, at most, of `n_processes` on this machine."""
-    return n_processes if is_host(device) else -(-n_processes // torch.cuda.device_count())
+    n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+    return -(-n_processes // n_devices)
 
 
 def synchronize(device: torch.device) -> None:

@@ -114,6 +114,8 @@ def _use_in_place(
             return
         order_N = None if host.order is None else torch.from_numpy(host.order)
         x_ND, is_shared = as_stored_tensor(host.rows_ND, spec.dtype), host.is_shared
+        if is_shared:
+            times.add("reading", n_bytes=host.rows_ND.nbytes)
         if resident is not None and host.on_device:
             home_ND = resident.in_place(host.window, host.on_device)
             if home_ND is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamkm.devices import is_host, memory_of
+from streamkm.devices import memory_of
 from streamkm.errors import MemoryBudgetError, Option
 from streamkm.stream.slots import slot_bytes
 from streamkm.stream.transfer import N_DEVICE_SLOTS, ORDER_BYTES
@@ -92,9 +92,10 @@ def plan_device_memory(
     DeviceError
         If the device does not answer.
     """
-    if is_host(device):
+    found = memory_of(device)
+    if found is None:
         return None
-    free, total = memory_of(device)
+    free, total = found
     usable = (free - free // LEFT_PART) // n_processes
     given = execution.max_device_memory
     window_bytes = slot_bytes(reading.window_rows, spec.row_bytes, weighted=weighted)

@@ -107,13 +107,12 @@ class FitPlan:
             fixed_bytes=working_bytes(spec, reading, config, weighted=weighted),
             weighted=weighted, n_processes=sharing(device, n_processes), lower="k",
         )  # fmt: skip
-        seeding = plan_seeding(
-            spec.n_rows, spec.n_features, config.k, config.init, config.n_init, config.epochs
-        )
-        is_seeded = given_KD is None and earlier is None
-        n_passes = config.epochs + config.closes
-        n_passes += (config.scale in ("zscore", "minmax")) and earlier is None
-        n_passes += (N_ROUNDS + 1) * bool(is_seeded and seeding.candidate_rows)
+        shape = spec.n_rows, spec.n_features
+        seeding = plan_seeding(*shape, config.k, config.init, config.n_init, config.epochs)
+        resident = plan_residency(
+            source, reading, execution, memory, device_memory, n_processes=n_processes,
+            n_passes=_n_passes(config, seeding, is_new=earlier is None),
+        )  # fmt: skip
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         return cls(
             source=source,
@@ -125,15 +124,7 @@ class FitPlan:
             seeding=seeding,
             memory=memory,
             device_memory=device_memory,
-            resident=plan_residency(
-                source,
-                reading,
-                execution,
-                memory,
-                device_memory,
-                n_passes=n_passes,
-                n_processes=n_processes,
-            ),
+            resident=resident,
             stored=stored,
             dtype=compute_dtype(stored),
             # Before any pass over the data, so that a wrong file is refused at once.
@@ -166,3 +157,12 @@ class FitPlan:
     @cached_property
     def _in_sequence(self) -> ReadingPlan:
         return self.reading.in_sequence()
+
+
+def _n_passes(config: ResolvedFitConfig, seeding: SeedingPlan, *, is_new: bool) -> int:
+    """Passes over the array, at most, in a run that begins anew or goes on from another."""
+    n_passes = config.epochs + config.closes
+    if is_new:
+        n_passes += config.scale in ("zscore", "minmax")
+        n_passes += (N_ROUNDS + 1) * bool(seeding.candidate_rows)
+    return n_passes
