@@ -13,6 +13,7 @@ through the cache.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import mmap
 import os
@@ -83,11 +84,16 @@ def has_spare_memory(size: int = 0) -> bool:
     """
     if sys.platform != "linux":
         return True
-    free, all_ = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES")
+    free, all_ = os.sysconf("SC_AVPHYS_PAGES"), _all_pages()
     if free * _SPARE_PART <= all_:
         return False
     # Every read asks without a size: the limit is looked up for a whole array only.
     return not size or min(free * mmap.PAGESIZE, memory_limit().n_bytes) > 2 * size
+
+
+@functools.cache
+def _all_pages() -> int:
+    return os.sysconf("SC_PHYS_PAGES")
 
 
 class OpenFile:
