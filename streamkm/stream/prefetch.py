@@ -307,6 +307,10 @@ class _Readers:
         It ends early where nobody waits for them any more.
         """
         rows_ND, weights_N = host_window.rows_ND, host_window.weights_N
+        if isinstance(self._source, KeptRows) and weights_N is None:
+            out = rows_ND[parts[0][1].start : parts[-1][1].stop]
+            if self._source.take([rows for rows, _, _ in parts], out):
+                return out.nbytes
         read, n_bytes = self._source.read, 0
         for rows, part, is_there in parts:
             if self._stopping or self._error is not None:

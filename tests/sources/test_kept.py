@@ -78,3 +78,25 @@ def test_homes_hold_every_unit_once(n_rows: int, unit_rows: int, data: st.DataOb
         assert homes.table()[sorted(kept)].tolist() == list(range(len(kept)))
         lengths = [min(unit_rows, n_rows - int(unit) * unit_rows) for unit in kept]
         assert homes.kept_rows == sum(lengths) <= homes.room_rows
+
+
+# Breaks when blocks of a task come from another home than theirs, or some that are not there, or
+# are pieces of blocks, are taken for them.
+def test_blocks_that_are_all_there_are_taken_at_once(tmp_path: Path) -> None:
+    array = np.arange(44, dtype=np.float32).reshape(22, 2)
+    zarr.create_array(tmp_path / "x.zarr", data=array, chunks=(4, 2))
+    kept = KeptRows(open_source(tmp_path / "x.zarr"), Homes(22, 8, 2))  # rows 8 to 21
+    blocks = [RowRange(start, min(start + 4, 22)) for start in range(0, 22, 4)]
+    for block in blocks[:4]:
+        read(kept, block.start, block.stop)
+    found = np.full((8, 2), np.nan, np.float32)
+    assert kept.take([blocks[3], blocks[2]], found)
+    assert np.array_equal(found, np.concatenate([array[12:16], array[8:12]]))
+    for reads in (
+        [blocks[0], blocks[2]],  # The first has no home, and the last not come yet.
+        [blocks[2], blocks[4]],
+        [RowRange(8, 10), RowRange(10, 16)],
+    ):
+        assert not kept.take(reads, found)
+    read(kept, 20, 22)
+    assert not kept.take([blocks[2], blocks[5]], found[:6])  # A short one has no number.
