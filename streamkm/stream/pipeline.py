@@ -43,7 +43,10 @@ def open_slots(
 
     `homes` are those of rows that stay on the device, and in host memory, once they were read.
     """
-    slots = HostSlots(memory, device, locked=tensor_on(source, device) is None)
+    slots = HostSlots(
+        memory, device,
+        locked=tensor_on(source, device) is None, first_byte=source.spec.first_byte,
+    )  # fmt: skip
     on_device, on_host = homes or (None, None)
     if on_host is not None and on_host.n_kept:
         slots.kept = KeptRows(source, on_host)

@@ -37,6 +37,8 @@ __all__ = [
 logger = logging.getLogger("streamkm")
 
 
+#: Bytes of a cache line of the processor: rows must not lie across more of them than need be.
+_CACHE_LINE = 64
 #: Bytes of a weight, a float64; weights lie behind the rows of a slot.
 WEIGHT_BYTES = 8
 
@@ -76,11 +78,21 @@ class StreamMemory:
 class HostSlots:
     """The slots of one run, used by one stream after the other; page-locked on CUDA while open.
 
+    Slots begin `first_byte` into a page, as the rows do in their file (`ArraySpec.first_byte`), if
+    that is a whole number of cache lines.
+
     With `locked` false they are not, which is for rows that lie on the device: then no row is read
     into the slots, and their pages are never touched.
     """
 
-    def __init__(self, memory: StreamMemory, device: torch.device, *, locked: bool = True) -> None:
+    def __init__(
+        self,
+        memory: StreamMemory,
+        device: torch.device,
+        *,
+        locked: bool = True,
+        first_byte: int = 0,
+    ) -> None:
         self.memory = memory
         self.device = device
         self.kept: KeptRows | None = None
@@ -88,16 +100,17 @@ class HostSlots:
         self.on_device: DeviceRows | None = None
         """Rows that stay on the device, if any do."""
         self._locked = locked
-        # One map for all slots: of small ones, to make a map is most of the cost. Each slot begins
-        # a page. Private pages are twice as fast to touch for the first time as shared ones.
-        stride = -(-memory.slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._skip = 0 if first_byte % _CACHE_LINE else first_byte % mmap.PAGESIZE
+        # One map for all slots: of small ones, to make a map is most of the cost. Each slot has
+        # pages of its own. Private pages are twice as fast to touch first as shared ones.
+        stride = -(-(self._skip + memory.slot_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         map_ = mmap.mmap(-1, memory.n_slots * stride, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # Huge pages take an eighth of the time to be touched first, and rows gathered from
         # all over a window do not each miss in the processor's cache of page addresses.
         with suppress(AttributeError, OSError):  # macOS; a Linux built without huge pages
             map_.madvise(mmap.MADV_HUGEPAGE)
         self.buffers = [
-            np.frombuffer(map_, np.uint8, memory.slot_bytes, slot * stride)
+            np.frombuffer(map_, np.uint8, memory.slot_bytes, slot * stride + self._skip)
             for slot in range(memory.n_slots)
         ]
         self._pinned: list[np.ndarray] = []
@@ -121,7 +134,7 @@ class HostSlots:
 
             with torch.cuda.device(self.device):
                 for buffer in self._pinned:
-                    torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data)
+                    torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data - self._skip)
         # The map is freed with the last array that views it.
         self._pinned, self.buffers = [], []
         if self.kept is not None:
@@ -134,7 +147,8 @@ class HostSlots:
         runtime = torch.cuda.cudart()
         for buffer in self.buffers:
             with torch.cuda.device(self.device):
-                status = runtime.cudaHostRegister(buffer.ctypes.data, buffer.nbytes, 0)
+                begin, n_bytes = buffer.ctypes.data - self._skip, self._skip + buffer.nbytes
+                status = runtime.cudaHostRegister(begin, n_bytes, 0)
             if int(status) != 0:
                 # The failure stays CUDA's last error, and the next launch would raise it. torch
                 # can clear it only by a launch.
