@@ -49,9 +49,6 @@ class _Thread:
 
     part = World.part
 
-    def meet(self) -> None:
-        self.gather(None)
-
     def agree(self, what: dict[str, Any]) -> None:
         self.gather(what)
 
