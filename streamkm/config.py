@@ -66,7 +66,7 @@ MOST_SHORT_ROWS, SHORT_ROWS_BYTES = 65536, 8 << 20
 MOST_READ_THREADS = 256
 
 #: The commands that several processes can share.
-SHARED = ("fit", "sweep", "predict", "evaluate")
+SHARED = ("fit", "sweep", "predict", "evaluate", "partition")
 
 #: The names that ``init`` takes, beside the path of a file.
 INITS = ("auto", "random", "k-means++", "k-means||")
