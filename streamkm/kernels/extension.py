@@ -62,6 +62,8 @@ class InstructionSet(NamedTuple):
     """Centroids that are scored at once, in float32."""
     float64_panel: int
     """Centroids that are scored at once, in float64."""
+    bytes_panel: int
+    """Centroids that are screened in bytes at once; 0 if the processor cannot multiply them."""
 
     @property
     def functions(self) -> Any:

@@ -122,11 +122,11 @@ struct ByteCentroids {
     T* centre;
     int64_t n_quads;
 
-    ByteCentroids(const AssignJob<T>& job) {
-        n_quads = parts_of(job.n_features, 4);
-        const int64_t n_panels = parts_of(job.k, BYTE_PANEL), n_lanes = n_panels * BYTE_PANEL;
-        centre = reinterpret_cast<T*>(job.in_bytes);
-        float* const floats = reinterpret_cast<float*>(centre + job.n_features);
+    ByteCentroids(uint8_t* room, int64_t k, int64_t n_features) {
+        n_quads = parts_of(n_features, 4);
+        const int64_t n_panels = parts_of(k, BYTE_PANEL), n_lanes = n_panels * BYTE_PANEL;
+        centre = reinterpret_cast<T*>(room);
+        float* const floats = reinterpret_cast<float*>(centre + n_features);
         sq_lengths = floats;
         scales = sq_lengths + n_lanes;
         lengths = scales + n_lanes;
@@ -137,6 +137,7 @@ struct ByteCentroids {
         panel_slack = panel_rest + n_panels;
         bytes = reinterpret_cast<uint8_t*>(panel_slack + n_panels);
     }
+    ByteCentroids(const AssignJob<T>& job) : ByteCentroids(job.in_bytes, job.k, job.n_features) {}
 
     static int64_t n_bytes(int64_t k, int64_t n_features) {
         const int64_t n_panels = parts_of(k, BYTE_PANEL), n_lanes = n_panels * BYTE_PANEL;
@@ -175,23 +176,23 @@ void find_centre(const AssignJob<T>& job) {
     }
 }
 
-// Packs the centroids of one panel. Returns false if one is too long.
-template <class T>
-bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
-    const ByteCentroids<T> all(job);
-    const int64_t room = parts_of(job.n_features, 16) * 16;
+// Packs the centroids of one panel: `of_lane` says where that of a lane is, null where there is none.
+// Returns false if one is too long.
+template <class T, class OfLane>
+bool pack_lanes(const ByteCentroids<T>& all, int64_t n_features, int64_t panel, const OfLane& of_lane) {
+    const int64_t room = parts_of(n_features, 16) * 16;
     std::vector<float> shifted(room);
     int32_t* const packed = reinterpret_cast<int32_t*>(all.bytes) + panel * BYTE_PANEL * all.n_quads;
     float length = 0, rest = 0, slack = 0;
     bool fits = true;
     for (int lane = 0; lane < BYTE_PANEL; ++lane) {
         const int64_t index = panel * BYTE_PANEL + lane;
+        const T* const from = of_lane(lane);
         InBytes point{0, std::numeric_limits<float>::quiet_NaN(), 0, 0, 0};
-        if (index < job.k) {
-            point = into_bytes<BYTE_PANEL, 0x80808080>(job.centroids + index * job.n_features, all.centre,
-                                                       job.n_features, shifted.data(), packed + lane);
+        if (from != nullptr) {
+            point = into_bytes<BYTE_PANEL, 0x80808080>(from, all.centre, n_features, shifted.data(), packed + lane);
             // In float64: a score is as exact as this.
-            point.sq_length = static_cast<float>(sq_length(shifted.data(), job.n_features));
+            point.sq_length = static_cast<float>(sq_length(shifted.data(), n_features));
             fits &= !(point.sq_length > LONGEST_SQ);
         }
         // No score is less than that of a NaN, which is what a centroid that is not finite has.
@@ -204,7 +205,7 @@ bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
         length = std::max(length, all.lengths[index]);
         rest = std::max(rest, all.rests[index]);
         slack = std::max(slack, all.slacks[index]);
-        for (int64_t quad = 0; index >= job.k && quad < all.n_quads; ++quad) {
+        for (int64_t quad = 0; from == nullptr && quad < all.n_quads; ++quad) {
             packed[quad * BYTE_PANEL + lane] = static_cast<int32_t>(0x80808080);
         }
     }
@@ -214,9 +215,18 @@ bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
     return fits;
 }
 
+// The same for centroids in their order.
+template <class T>
+bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
+    return pack_lanes(ByteCentroids<T>(job), job.n_features, panel, [&](int lane) -> const T* {
+        const int64_t index = panel * BYTE_PANEL + lane;
+        return index < job.k ? job.centroids + index * job.n_features : nullptr;
+    });
+}
+
 // Centroids that may be the nearest of a row.
 struct Candidates {
-    static constexpr int MOST = 64;
+    static constexpr int MOST = 128;
     struct One {
         int32_t index;
         float low;  // the least that its score can be
@@ -317,11 +327,11 @@ INLINE void screen_panel(const ByteCentroids<T>& all, const int32_t* rows, int64
 }
 
 // Scores a tile of rows against the panels from `first` to `last`, and takes up centroids that may be
-// the nearest.
-template <class T>
+// the nearest, to `candidates(row)` for each row.
+template <class T, class OfRows>
 INLINE void screen_stretch(const AssignJob<T>& job, const ByteCentroids<T>& all,
                            const int32_t* rows, int64_t tile, bool asks, int64_t first,
-                           int64_t last, ByteTile& of_tile, float* scores, Candidates* candidates) {
+                           int64_t last, ByteTile& of_tile, float* scores, const OfRows& candidates) {
     Floats least[TILE_ROWS];
     for (Floats& one : least) one = Floats{} + std::numeric_limits<float>::infinity();
     float length = 0, rest = 0, slack = 0;
@@ -344,7 +354,7 @@ INLINE void screen_stretch(const AssignJob<T>& job, const ByteCentroids<T>& all,
         const float lowest = least_of(least[row]);
         if (!(lowest - error <= of_tile.limits[row])) continue;
         of_tile.limits[row] = std::min(of_tile.limits[row], lowest + error);
-        note(all, scores + row * STRIDE, first * BYTE_PANEL, n, error, of_tile, row, candidates[row]);
+        note(all, scores + row * STRIDE, first * BYTE_PANEL, n, error, of_tile, row, candidates(row));
     }
 }
 
@@ -364,10 +374,12 @@ inline int64_t byte_block_rows(int64_t n_features) {
     return std::clamp<int64_t>(CACHED / std::max<int64_t>(n_features, 1) / TILE_ROWS, 1, TILES_PER_BLOCK) * TILE_ROWS;
 }
 
-// Turns the rows of a tile into bytes, and forgets the candidates that its places had.
+// Turns the rows of a tile into bytes, and forgets the candidates that its places had. Fills the squared
+// lengths of the rows, less the centre, if they are asked for.
 template <class T>
 INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int64_t tile, int64_t stop,
-                       float* shifted, int32_t* quads, ByteTile& of_tile, Candidates* candidates) {
+                       float* shifted, int32_t* quads, ByteTile& of_tile, Candidates* candidates,
+                       float* sq_lengths = nullptr) {
     constexpr float INF = std::numeric_limits<float>::infinity();
     // No more than a sixteenth of the centroids: comparing that many takes as long as screening saves.
     const int most = static_cast<int>(std::clamp<int64_t>(job.k / 16, 8, Candidates::MOST));
@@ -389,21 +401,23 @@ INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int
         of_tile.slacks[row] = SCORE_SLACK * point.sq_length + VANISHED_SCORE;
         of_tile.scales[row] = point.scale;
         of_tile.starts[row] = static_cast<int32_t>(-128 * static_cast<uint32_t>(point.sum));
+        if (sq_lengths != nullptr) sq_lengths[row] = point.sq_length;
     }
 }
 
-// Fills label and distance of a row by its candidates. Returns whether it is in doubt still, because
-// too many centroids are near, or none.
-template <class T>
-INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& candidates) {
+// Fills label and distance of a row by its candidates, whose centroids `index_of` names. Returns whether
+// it is in doubt still, because too many centroids are near, or none.
+template <class T, class IndexOf>
+INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& candidates,
+                       const IndexOf& index_of) {
     const bool is_crowded = candidates.is_crowded || candidates.n == 0;
     double least = std::numeric_limits<double>::infinity();
     int64_t label = 0;
     const T* const x = job.row(row);
     for (int i = 0; i < candidates.n && !is_crowded; ++i) {
-        const int64_t index = candidates.all[i].index;
+        const int64_t index = index_of(candidates.all[i].index);
         const double sq_distance = sq_difference(x, job.centroids + index * job.n_features, job.n_features);
-        if (sq_distance < least) {
+        if (sq_distance < least || (sq_distance == least && index < label)) {
             least = sq_distance;
             label = index;
         }
@@ -413,6 +427,30 @@ INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& c
     if (job.exact) job.exact[row] = least;
     job.uncertain[row] = is_crowded;
     return is_crowded;
+}
+
+// Fills labels and distances of rows `start` to `stop` by their candidates, and which of them are in
+// doubt still. Returns how many these are; `n_uncertain` grows by the others that were compared with
+// several centroids.
+template <class T, class IndexOf>
+INLINE int64_t settle_rows(const AssignJob<T>& job, int64_t start, int64_t stop, const ByteTile* tiles,
+                           Candidates* all, int64_t& n_uncertain, const IndexOf& index_of) {
+    int64_t n_crowded = 0;
+    for (int64_t row = start; row < stop; ++row) {
+        Candidates& candidates = all[row - start];
+        candidates.keep(tiles[(row - start) / TILE_ROWS].limits[(row - start) % TILE_ROWS]);
+        if (row + 1 < stop && all[row + 1 - start].n > 0) {
+            // Where the next row's centroid lies, no processor guesses.
+            const T* const next = job.centroids + index_of(all[row + 1 - start].all[0].index) * job.n_features;
+            for (int64_t i = 0; i < std::min<int64_t>(job.n_features, 1024); i += Upcoming<T>::LINE) {
+                __builtin_prefetch(next + i);
+            }
+        }
+        const bool is_crowded = settle_row(job, row, candidates, index_of);
+        n_crowded += is_crowded;
+        n_uncertain += candidates.n > 1 && !is_crowded;
+    }
+    return n_crowded;
 }
 
 // Fills labels and distances of rows `start` to `stop`, and which of them are in doubt still. Returns
@@ -438,24 +476,11 @@ int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64
             const int64_t last = std::min(first + group, n_panels);
             for (int64_t panel = first; panel < last; panel += STRETCH_PANELS) {
                 screen_stretch(job, all, quads, tile, panel == 0, panel, std::min(panel + STRETCH_PANELS, last),
-                               of_tile, room.scores.data(), candidates);
+                               of_tile, room.scores.data(),
+                               [candidates](int row) -> Candidates& { return candidates[row]; });
             }
         }
     }
-    int64_t n_crowded = 0;
-    for (int64_t row = start; row < stop; ++row) {
-        Candidates& candidates = room.candidates[row - start];
-        candidates.keep(room.tiles[(row - start) / TILE_ROWS].limits[(row - start) % TILE_ROWS]);
-        if (row + 1 < stop && room.candidates[row + 1 - start].n > 0) {
-            // Where the next row's centroid lies, no processor guesses.
-            const T* const next = job.centroids + room.candidates[row + 1 - start].all[0].index * job.n_features;
-            for (int64_t i = 0; i < std::min<int64_t>(job.n_features, 1024); i += Upcoming<T>::LINE) {
-                __builtin_prefetch(next + i);
-            }
-        }
-        const bool is_crowded = settle_row(job, row, candidates);
-        n_crowded += is_crowded;
-        n_uncertain += candidates.n > 1 && !is_crowded;
-    }
-    return n_crowded;
+    return settle_rows(job, start, stop, room.tiles.data(), room.candidates.data(), n_uncertain,
+                       [](int64_t index) { return index; });
 }
