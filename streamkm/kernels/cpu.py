@@ -8,9 +8,10 @@ other are rechecked in float64, as in ``kernels.exact``.
 
 From 256 centroids on, processors that multiply bytes (AVX-512 VNNI, AVX-VNNI) screen in whole
 numbers of eight bits first (``native/bytes.h``): four products at once, and a bound that is
-certain. The centroids that the bound leaves, one or two, are compared in float64. Where labels are
-exact, they and the distances are the same bits on every instruction set. From 2,048 centroids on,
-they are searched by groups where the data have structure (``native/groups.h``, ``ops/groups.py``).
+certain. With AVX2 alone they do so in sixteen bits, two products at once. The centroids that the
+bound leaves, one or two, are compared in float64. Where labels are exact, they and the distances
+are the same bits on every instruction set. From 2,048 centroids on, they are searched by groups
+where the data have structure (``native/groups.h``, ``ops/groups.py``).
 
 Rejected (bench/LOG.md): bfloat16 for that. Torch's matrix product: it runs at half the speed
 of AVX-512 on processors that MKL does not favour, and its scores go through memory once more.
@@ -124,7 +125,7 @@ class CpuKernel:
         self._c_sq = torch.empty(-(-k // panel) * panel, dtype=dtype, device=device)
         self._n_features, self._batch_rows = 0, batch_rows
         self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
-        self._search = GroupSearch(self._label)
+        self._search = GroupSearch(self._label, self._set.bits)
 
     @cached_property
     def _order(self) -> torch.Tensor:

@@ -63,7 +63,9 @@ class InstructionSet(NamedTuple):
     float64_panel: int
     """Centroids that are scored at once, in float64."""
     bytes_panel: int
-    """Centroids that are screened in bytes at once; 0 if the processor cannot multiply them."""
+    """Centroids that are screened in whole numbers at once; 0 if that would not be faster."""
+    bits: int
+    """Bits of these numbers, 8 or 16."""
 
     @property
     def functions(self) -> Any:

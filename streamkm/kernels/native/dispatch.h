@@ -95,10 +95,12 @@ namespace avx512_vnni {
 using namespace avx512;
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
+#define PER_WORD 4
 #include "bytes.h"
 #include "groups.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
+#undef PER_WORD
 }  // namespace avx512_vnni
 END_TARGET
 
@@ -117,6 +119,20 @@ namespace avx2 {
 }  // namespace avx2
 END_TARGET
 
+BEGIN_TARGET("avx2,fma,f16c")
+namespace avx2_words {
+using namespace avx2;
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#define PER_WORD 2
+#include "bytes.h"
+#include "groups.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+#undef PER_WORD
+}  // namespace avx2_words
+END_TARGET
+
 // Compilers that do not know the instructions (GCC before 11, Clang before 12) refuse their name.
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define HAS_AVX_VNNI 1
@@ -128,10 +144,12 @@ namespace avx_vnni {
 using namespace avx2;
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
+#define PER_WORD 4
 #include "bytes.h"
 #include "groups.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
+#undef PER_WORD
 }  // namespace avx_vnni
 END_TARGET
 #endif
@@ -159,10 +177,10 @@ namespace {
     use("int32", int32_t) use("uint64", uint64_t) use("int64", int64_t)
 constexpr int N_STORED_TYPES = 12;
 
-// Screening in bytes (bytes.h), by the sets that multiply them.
+// Screening in bytes, or in numbers of sixteen bits (bytes.h), by the sets that multiply them.
 template <class T>
 struct ByteFunctions {
-    int64_t panel_width;
+    int64_t panel_width, bits;
     int64_t (*n_bytes)(int64_t k, int64_t n_features);
     int64_t (*block_rows)(int64_t n_features);
     void (*find_centre)(const AssignJob<T>&);
@@ -202,7 +220,7 @@ struct Functions {
 #define BYTE_FUNCTIONS(set, T)                                                        \
     []() -> ByteFunctions<T> {                                                        \
         using namespace set;                                                          \
-        return {BYTE_PANEL,     ByteCentroids<T>::n_bytes, byte_block_rows,           \
+        return {BYTE_PANEL, 8 * sizeof(Number), ByteCentroids<T>::n_bytes, byte_block_rows, \
                 find_centre<T>, pack_bytes<T>,             assign_bytes<T>,           \
                 group_block_rows, pack_group<T>, pack_centres<T>, find_groups<T>,     \
                 assign_groups<T>};                                                    \
@@ -273,7 +291,7 @@ const InstructionSet instruction_sets[] = {
 #if HAS_AVX_VNNI
     {"avx_vnni", [] { return has_avx2() && has_avx_vnni(); }, WITH_BYTES(avx2, avx_vnni)},
 #endif
-    {"avx2", has_avx2, INSTRUCTION_SET(avx2)},
+    {"avx2", has_avx2, WITH_BYTES(avx2, avx2_words)},
 #endif
     {"baseline", [] { return true; }, INSTRUCTION_SET(baseline)},
 };
@@ -363,13 +381,15 @@ int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, cons
     return n_uncertain;
 }
 
-// Whether screening in bytes takes less time than it saves: three products of four, less the turning of
-// a row into bytes and the comparison of what remains. (Measured on Zen 5, in bench/LOG.md.)
+// Whether screening in bytes takes less time than it saves: three products of four, or one of two in
+// numbers of sixteen bits, less the turning of a row into bytes and the comparison of what remains.
+// (Measured on Zen 5 and Zen 3, in bench/LOG.md.)
 template <class T>
 bool saves_time(const ByteFunctions<T>& bytes, const AssignJob<T>& job) {
     constexpr double CYCLES_OF_ROW = 300, CYCLES_OF_FEATURE = 0.6;
     const double products = static_cast<double>(job.k) * job.n_features * sizeof(T) / sizeof(float);
-    return products * 3 / (4 * bytes.panel_width) > CYCLES_OF_ROW + CYCLES_OF_FEATURE * job.n_features;
+    const double saved = 1 - static_cast<double>(bytes.bits) / 32;
+    return products * saved / bytes.panel_width > CYCLES_OF_ROW + CYCLES_OF_FEATURE * job.n_features;
 }
 
 // Labels all rows. Returns how many were compared with more than one centroid after screening.

@@ -83,7 +83,7 @@ template <class T>
 struct GroupRoom : ByteRoom<T> {
     std::vector<float> to_centres;  // scores of a tile: stretch after stretch of centres, row after row
     std::vector<float> sq_lengths;  // of rows
-    std::vector<int32_t> own_quads;  // of a tile that is made of rows that need a group
+    std::vector<int32_t> own_words;  // of a tile that is made of rows that need a group
     std::vector<Pair> pairs, sorted;
     std::vector<int32_t> ends;  // of the pairs of each group
 };
@@ -91,27 +91,27 @@ struct GroupRoom : ByteRoom<T> {
 // Rows of a block: few enough that they stay in a cache, many enough that those of a group fill tiles.
 inline int64_t group_block_rows(int64_t n_features) {
     constexpr int64_t CACHED = 256 << 10, MOST_TILES = 64;
-    return std::clamp<int64_t>(CACHED / std::max<int64_t>(n_features, 1) / TILE_ROWS, 1, MOST_TILES) * TILE_ROWS;
+    return std::clamp<int64_t>(CACHED / sizeof(Number) / std::max<int64_t>(n_features, 1) / TILE_ROWS, 1, MOST_TILES) * TILE_ROWS;
 }
 
 // Scores a tile of rows against all centres. Fills the least score of each row.
 template <class T>
-INLINE void score_centres(const GroupedJob<T>& job, const ByteCentroids<T>& centres, const int32_t* quads,
+INLINE void score_centres(const GroupedJob<T>& job, const ByteCentroids<T>& centres, const int32_t* words,
                           const ByteTile& tile, float* scores, Floats (&least)[TILE_ROWS]) {
     for (Floats& one : least) one = Floats{} + std::numeric_limits<float>::infinity();
     const int64_t n_panels = parts_of(job.n_groups, BYTE_PANEL);
     for (int64_t panel = 0; panel < n_panels; ++panel) {
         float* const of_panel =
             scores + panel / STRETCH_PANELS * TILE_ROWS * STRIDE + panel % STRETCH_PANELS * BYTE_PANEL;
-        screen_panel<PANEL_VECTORS>(centres, quads, panel, Upcoming<T>{}, tile, of_panel, least);
+        screen_panel<PANEL_VECTORS>(centres, words, panel, Upcoming<T>{}, tile, of_panel, least);
     }
 }
 
 template <class T>
 INLINE void make_group_room(const GroupedJob<T>& job, int64_t n_rows, GroupRoom<T>& room) {
-    const int64_t n_tiles = parts_of(n_rows, TILE_ROWS), n_quads = parts_of(job.rows.n_features, 4);
-    room.quads.resize(n_tiles * TILE_ROWS * n_quads);
-    room.own_quads.resize(TILE_ROWS * n_quads);
+    const int64_t n_tiles = parts_of(n_rows, TILE_ROWS), n_words = parts_of(job.rows.n_features, PER_WORD);
+    room.words.resize(n_tiles * TILE_ROWS * n_words);
+    room.own_words.resize(TILE_ROWS * n_words);
     room.shifted.resize(parts_of(job.rows.n_features, 16) * 16);
     room.candidates.resize(n_tiles * TILE_ROWS);
     room.sq_lengths.resize(n_tiles * TILE_ROWS);
@@ -127,10 +127,10 @@ void find_groups(const GroupedJob<T>& job, int64_t start, int64_t stop) {
     make_group_room(job, TILE_ROWS, room);
     const PackedGroups<T> packed(job);
     for (int64_t tile = start; tile < stop; tile += TILE_ROWS) {
-        begin_tile(job.rows, packed.centres, tile, stop, room.shifted.data(), room.quads.data(), room.tiles[0],
+        begin_tile(job.rows, packed.centres, tile, stop, room.shifted.data(), room.words.data(), room.tiles[0],
                    room.candidates.data());
         Floats least[TILE_ROWS];
-        score_centres(job, packed.centres, room.quads.data(), room.tiles[0], room.to_centres.data(), least);
+        score_centres(job, packed.centres, room.words.data(), room.tiles[0], room.to_centres.data(), least);
         for (int64_t row = tile; row < std::min<int64_t>(tile + TILE_ROWS, stop); ++row) {
             const Floats lowest = Floats{} + least_of(least[row - tile]);
             int64_t found = 0;
@@ -150,11 +150,11 @@ void find_groups(const GroupedJob<T>& job, int64_t start, int64_t stop) {
 // Screens a tile of rows against the centroids of one group. Returns how many comparisons that are.
 template <class T, class OfRows>
 INLINE int64_t screen_group(const GroupedJob<T>& job, const AssignJob<T>& lanes, const ByteCentroids<T>& members,
-                            int64_t group, const int32_t* quads, ByteTile& of_tile, float* scores,
+                            int64_t group, const int32_t* words, ByteTile& of_tile, float* scores,
                             const OfRows& candidates) {
     const int64_t stop = job.panels[group + 1];
     for (int64_t panel = job.panels[group]; panel < stop; panel += STRETCH_PANELS) {
-        screen_stretch(lanes, members, quads, 0, false, panel, std::min(panel + STRETCH_PANELS, stop), of_tile,
+        screen_stretch(lanes, members, words, 0, false, panel, std::min(panel + STRETCH_PANELS, stop), of_tile,
                        scores, candidates);
     }
     return (stop - job.panels[group]) * BYTE_PANEL * TILE_ROWS;
@@ -236,15 +236,15 @@ INLINE int64_t screen_pairs(const GroupedJob<T>& job, const AssignJob<T>& lanes,
     }
     for (int place = 0; place < n; ++place) {
         const int32_t row = numbers[place];
-        const int32_t* const quads =
-            room.quads.data() + row / TILE_ROWS * TILE_ROWS * members.n_quads + row % TILE_ROWS;
-        for (int64_t quad = 0; quad < members.n_quads; ++quad) {
-            room.own_quads[quad * TILE_ROWS + place] = quads[quad * TILE_ROWS];
+        const int32_t* const words =
+            room.words.data() + row / TILE_ROWS * TILE_ROWS * members.n_words + row % TILE_ROWS;
+        for (int64_t word = 0; word < members.n_words; ++word) {
+            room.own_words[word * TILE_ROWS + place] = words[word * TILE_ROWS];
         }
     }
     const auto of_rows = [&](int place) -> Candidates& { return *candidates[place]; };
     const int64_t n_compared =
-        screen_group(job, lanes, members, group, room.own_quads.data(), own, room.scores.data(), of_rows);
+        screen_group(job, lanes, members, group, room.own_words.data(), own, room.scores.data(), of_rows);
     for (int place = 0; place < n; ++place) {
         room.tiles[numbers[place] / TILE_ROWS].limits[numbers[place] % TILE_ROWS] = own.limits[place];
     }
@@ -265,19 +265,19 @@ int64_t assign_groups(const GroupedJob<T>& job, const AssignJob<T>& rows, const 
     for (int64_t tile = start; tile < stop; tile += TILE_ROWS) {
         const int n_rows = static_cast<int>(std::min<int64_t>(TILE_ROWS, stop - tile));
         ByteTile& of_tile = room.tiles[(tile - start) / TILE_ROWS];
-        int32_t* const quads = room.quads.data() + (tile - start) * packed.members.n_quads;
+        int32_t* const words = room.words.data() + (tile - start) * packed.members.n_words;
         float* const sq_lengths = room.sq_lengths.data() + (tile - start);
         Candidates* const candidates = room.candidates.data() + (tile - start);
-        begin_tile(rows, packed.members, tile, stop, room.shifted.data(), quads, of_tile, candidates, sq_lengths);
+        begin_tile(rows, packed.members, tile, stop, room.shifted.data(), words, of_tile, candidates, sq_lengths);
         for (int row = 0; row < n_rows; ++row) {
             if (row > 0 && groups[tile + row] == groups[tile + row - 1]) continue;
             const auto of_rows = [&](int each) -> Candidates& { return candidates[each]; };
             // (Some rows of the tile may be of another group: what is found there is as true.)
-            n_compared += screen_group(job, lanes, packed.members, groups[tile + row], quads, of_tile,
+            n_compared += screen_group(job, lanes, packed.members, groups[tile + row], words, of_tile,
                                        room.scores.data(), of_rows);
         }
         Floats least[TILE_ROWS];
-        score_centres(job, packed.centres, quads, of_tile, room.to_centres.data(), least);
+        score_centres(job, packed.centres, words, of_tile, room.to_centres.data(), least);
         pair_tile(job, packed.centres, room.to_centres.data(), of_tile, sq_lengths, groups + tile,
                   static_cast<int>(tile - start), n_rows, room.pairs);
     }

@@ -659,10 +659,11 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
     for (size_t i = 0; i < std::size(instruction_sets); ++i) {
         const InstructionSet& set = instruction_sets[i];
         if (!set.is_supported()) continue;
-        PyObject* entry = Py_BuildValue("(siLLL)", set.name, static_cast<int>(i),
+        PyObject* entry = Py_BuildValue("(siLLLL)", set.name, static_cast<int>(i),
                                         static_cast<long long>(set.of_float.panel_width),
                                         static_cast<long long>(set.of_double.panel_width),
-                                        static_cast<long long>(set.of_float.bytes.panel_width));
+                                        static_cast<long long>(set.of_float.bytes.panel_width),
+                                        static_cast<long long>(set.of_float.bytes.bits));
         const bool failed = entry == nullptr || PyList_Append(names, entry) < 0;
         Py_XDECREF(entry);
         if (failed) {
@@ -697,7 +698,7 @@ PyMethodDef methods[] = {
     {"choose", py_choose, METH_VARARGS, "A step of greedy k-means++; see kernels/ops/choose.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
-     "(name, number, panel width for float32, for float64, for bytes or 0) of each that runs here, best first."},
+     "(name, number, panel width for float32, for float64, for bytes or 0, their bits) of each that runs here, best first."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -70,10 +70,14 @@ class GroupSearch:
     ----------
     label : callable
         Takes points and centroids, and returns the nearest of the points for each centroid, int64.
+    bits : int
+        Bits of the whole numbers that rows are screened in.
     """
 
-    def __init__(self, label: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        self._label = label
+    def __init__(
+        self, label: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], bits: int = 8
+    ) -> None:
+        self._label, self._bits = label, bits
         self._shape = 0, 0
         self._forget()
         self.n_compared = 0
@@ -110,7 +114,7 @@ class GroupSearch:
         self, x_BD: torch.Tensor, sq_distances_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> None:
         """Group the centroids if these rows, of which the distances are known, promise much."""
-        if _share(x_BD, sq_distances_B, centroids_KD) <= PROMISING:
+        if _share(x_BD, sq_distances_B, centroids_KD, self._bits) <= PROMISING:
             self._find(centroids_KD)
         else:
             self._wait = PATIENCE * (self._n_rows + self._wait)
@@ -154,7 +158,9 @@ def n_groups_of(k: int) -> int:
     return max(min(round(3 * math.sqrt(k)), k // 48), 1)
 
 
-def _share(x_BD: torch.Tensor, sq_distances_B: torch.Tensor, centroids_KD: torch.Tensor) -> float:
+def _share(
+    x_BD: torch.Tensor, sq_distances_B: torch.Tensor, centroids_KD: torch.Tensor, bits: int
+) -> float:
     """What comparisons by groups would be of all, about: from groups around a few centroids."""
     k, n_groups = len(centroids_KD), n_groups_of(len(centroids_KD))
     some_CD = centroids_KD[:: -(-k // TRIED_CENTROIDS)]
@@ -169,17 +175,19 @@ def _share(x_BD: torch.Tensor, sq_distances_B: torch.Tensor, centroids_KD: torch
     radii_T = (members_TSD - centres_TD[:, None]).square().sum(dim=2).amax(dim=1).sqrt()
     reach_BT = sq_distances_B.sqrt()[:, None] + WIDER * radii_T
     is_live_BT = torch.cdist(x_BD, centres_TD) <= reach_BT
-    crowded = _crowded(x_BD[:ASKED_ROWS], sq_distances_B[:ASKED_ROWS], some_CD, k)
+    crowded = _crowded(x_BD[:ASKED_ROWS], sq_distances_B[:ASKED_ROWS], some_CD, k, bits)
     return MORE * float(is_live_BT.double().mean()) + 2 * n_groups / k + crowded
 
 
 def _crowded(
-    x_BD: torch.Tensor, sq_distances_B: torch.Tensor, some_CD: torch.Tensor, k: int
+    x_BD: torch.Tensor, sq_distances_B: torch.Tensor, some_CD: torch.Tensor, k: int, bits: int
 ) -> float:
-    """About the share of rows that are as near to too many of `k` centroids, in eight bits."""
-    # Of rounding to 254 steps a number keeps a twelfth of a squared step, on average.
+    """About the share of rows that are as near to too many of `k` centroids, when screened."""
+    # Sums of products must fit 32 bits (`largest_number` of ``native/bytes.h``).
+    largest = 127 if bits == 8 else min(math.isqrt((1 << 31) // x_BD.shape[1]), 32767)
+    # Of rounding to steps a number keeps a twelfth of a squared step, on average.
     rests_B, rests_C = (
-        points.abs().amax(dim=1) / 127 * math.sqrt(points.shape[1] / 12)
+        points.abs().amax(dim=1) / largest * math.sqrt(points.shape[1] / 12)
         for points in (x_BD, some_CD)
     )
     lengths_B, lengths_C = x_BD.norm(dim=1), some_CD.norm(dim=1)

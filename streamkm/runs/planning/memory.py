@@ -55,10 +55,10 @@ RUNTIME_BYTES = 48 << 20
 #: Bytes of a tile's scores, and rows that a tile holds at least: see `kernels.reference`.
 TILE_BYTES, TILE_ROWS = 4 << 20, 128
 #: The compiled kernel pads its copy of the centroids to a multiple of this: two vectors of
-#: Centroids from which on a kernel may search them by groups.
-MIN_GROUPED = 2048
 #: AVX-512 in float32, the widest panel.
 PANEL_LANES = 32
+#: Centroids from which on a kernel may search them by groups.
+MIN_GROUPED = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +279,11 @@ def _seeding_bytes(
 def _kernel_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
     """Bytes of a kernel: copies of `k` centroids, a tile's scores, and the choice among them."""
     width, n_lanes = _compute_width(spec), -(-k // PANEL_LANES) * PANEL_LANES
-    # As they are, and in eight bits with what is known of each.
-    packed = n_lanes * (spec.n_features * (width + 1) + 32)
+    # As they are, and in sixteen bits at most with what is known of each.
+    packed = n_lanes * (spec.n_features * (width + 2) + 32)
     if k >= MIN_GROUPED:
         # By groups, each in whole panels; and the rows sorted by them.
-        packed += n_lanes * (spec.n_features + 32) + reading.batch_rows * 64
+        packed += n_lanes * (spec.n_features * 2 + 32) + reading.batch_rows * 64
     scores = max(TILE_BYTES, min(TILE_ROWS, reading.batch_rows) * k * width)
     return packed + scores + 3 * TILE_BYTES
 
