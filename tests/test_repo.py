@@ -43,6 +43,7 @@ TESTED_IN = {
     "commands": "test_cli.py",
     "options": "test_cli.py",
     "wrong_options": "test_cli.py",
+    "distributed/pending": "distributed/test_world.py",
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",
     "kernels/base": "kernels/contract.py",

@@ -15,7 +15,8 @@ from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.state import initial_state
 from streamkm.clustering.step_sums import Sharing
 from streamkm.config import ExecutionConfig, FitConfig
-from streamkm.distributed.world import Pending, World
+from streamkm.distributed.pending import Pending
+from streamkm.distributed.world import World
 from streamkm.kernels.reference import ReferenceKernel
 from streamkm.runs.dry_run.shares import (
     n_working,
