@@ -29,6 +29,7 @@ import torch
 from streamkm.clustering.branch_plan import MOST_LISTS, TILE_ELEMENTS, listed
 from streamkm.kernels import (
     Assignment,
+    Listed,
     TwoNearest,
     add_by_label,
     assign_then_add,
@@ -73,13 +74,15 @@ class Level(NamedTuple):
 class BranchKernel:
     """A kernel that finds the nearest of the listed leaves, by calls of another kernel.
 
-    Rows are sorted by branch, and those of a branch go through the kernel in one call. The label of
+    Rows are sorted by branch, and those of a branch go through the kernel in one call, or those of
+    all branches, where it takes lists. The label of
     a row depends on that row and the branches alone.
     """
 
     stored_dtypes: tuple[torch.dtype, ...] = ()
     in_place = None
     whole_passes = None
+    by_lists = None
 
     def __init__(
         self, kernel: MadeKernel, batch_rows: int, branches: Branches | None = None
@@ -110,7 +113,18 @@ class BranchKernel:
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
         """The nearest of the leaves that are listed for the branch of each row."""
-        return Assignment(*self._by_branch(self._kernel.assign, x_BD, sq_norms_B, centroids_KD))
+        if self._kernel.by_lists is None:
+            found = self._by_branch(self._kernel.assign, x_BD, sq_norms_B, centroids_KD)
+            return Assignment(*found)
+        points_JD, leaves_P, n_leaves_J = self._used()
+        branch_B = self._kernel.assign(x_BD, sq_norms_B, points_JD).labels_B
+        lists = Listed(
+            branch_B.argsort(stable=True).int(),
+            _starts(torch.bincount(branch_B, minlength=len(points_JD))),
+            leaves_P,
+            _starts(n_leaves_J),
+        )
+        return self._kernel.by_lists.assign_listed(x_BD, sq_norms_B, centroids_KD, lists)
 
     def assign_two(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
@@ -143,6 +157,14 @@ class BranchKernel:
         """See `Kernel`."""
         return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
 
+    def _used(self) -> Branches:
+        """The branches that have leaves, without zeros behind the lists."""
+        assert self._branches is not None
+        points_JD, leaves_P, n_leaves_J = self._branches
+        is_used_J = n_leaves_J > 0
+        leaves_P = leaves_P[: int(n_leaves_J.sum())]
+        return Branches(points_JD[is_used_J], leaves_P, n_leaves_J[is_used_J])
+
     def _by_branch(
         self,
         assign: Callable[..., tuple[torch.Tensor, ...]],
@@ -151,11 +173,7 @@ class BranchKernel:
         centroids_KD: torch.Tensor,
     ) -> list[torch.Tensor]:
         """What `assign` finds for the rows of each branch among its leaves, by row."""
-        assert self._branches is not None
-        points_JD, leaves_P, n_leaves_J = self._branches
-        leaves_P = leaves_P[: int(n_leaves_J.sum())]
-        is_used_J = n_leaves_J > 0
-        points_JD, n_leaves_J = points_JD[is_used_J], n_leaves_J[is_used_J]
+        points_JD, leaves_P, n_leaves_J = self._used()
         branch_B = self._kernel.assign(x_BD, sq_norms_B, points_JD).labels_B
         order_B = branch_B.argsort(stable=True)
         sorted_BD, sorted_norms_B = x_BD.index_select(0, order_B), sq_norms_B[order_B]
@@ -218,6 +236,11 @@ class BranchKernel:
         )
         found = [search.assign_two(*part, leaves_KD).second_sq_distances_B for part in parts]
         return torch.cat(found).sqrt_()
+
+
+def _starts(counts_J: torch.Tensor) -> torch.Tensor:
+    """Where each of parts of these lengths begins, and where the last ends."""
+    return torch.cat([counts_J.new_zeros(1), counts_J.cumsum(0)])
 
 
 class _Pairs(NamedTuple):

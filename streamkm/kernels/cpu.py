@@ -38,11 +38,12 @@ from streamkm.kernels.base import (
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
 from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
 from streamkm.kernels.ops.groups import GroupSearch
+from streamkm.kernels.ops.lists import assign_lists_
 from streamkm.kernels.ops.passes import TilePasses
 from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
 
 if TYPE_CHECKING:
-    from streamkm.kernels.base import KernelRequest
+    from streamkm.kernels.base import KernelRequest, Listed
     from streamkm.kernels.extension import InstructionSet
     from streamkm.kernels.ops.groups import Groups
     from streamkm.kernels.ops.tiles import Tiled
@@ -156,6 +157,11 @@ class CpuKernel:
         """The kernel itself."""
         return self
 
+    @property
+    def by_lists(self) -> Self:
+        """The kernel itself."""
+        return self
+
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
@@ -172,6 +178,30 @@ class CpuKernel:
             x_BD, sq_norms_B, centroids_KD, wanted=Wanted(second_B=second_B)
         )
         return TwoNearest(*assignment, second_B)
+
+    def assign_listed(
+        self,
+        x_BD: torch.Tensor,
+        sq_norms_B: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        lists: Listed,
+    ) -> Assignment:
+        """Nearest of the centroids of its list for each row; see `ListKernel`."""
+        self._check(x_BD, None, centroids_KD, sq_norms_B)
+        self._make_room(centroids_KD.shape[1])
+        labels_B, sq_distances_B, n_in_doubt = assign_lists_(
+            self._set,
+            x_BD.contiguous(),
+            sq_norms_B.contiguous(),
+            centroids_KD.contiguous(),
+            lists,
+            rounding_share=self._rounding_share,
+            cancelling_share=self._cancelling_share,
+            rechecks=self._rechecks,
+        )
+        if self._rechecks:
+            self.n_rechecked += n_in_doubt
+        return Assignment(labels_B, sq_distances_B)
 
     def assign_in_place(
         self,

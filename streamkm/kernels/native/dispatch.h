@@ -555,6 +555,63 @@ Grouped assign_by_groups(const Functions<T>& functions, GroupedJob<T>& job, bool
     return done;
 }
 
+// Labels the rows of one list. Returns how many were in doubt.
+template <class T>
+int64_t assign_list(const Functions<T>& functions, const AssignJob<T>& job, const Lists& lists, int64_t list,
+                    bool rechecks) {
+    static thread_local std::vector<T> centroids, packed, c_sq, sq_norms, sq_distances;
+    static thread_local std::vector<int64_t> labels;
+    const int64_t first = lists.starts[list], n = lists.starts[list + 1] - first, d = job.n_features;
+    const int64_t begin = lists.offsets[list], k = lists.offsets[list + 1] - begin;
+    if (n == 0) return 0;
+    const int64_t n_lanes = parts_of(k, functions.panel_width) * functions.panel_width;
+    centroids.resize(k * d);
+    packed.resize(n_lanes * d);
+    c_sq.resize(n_lanes);
+    for (auto* each : {&sq_norms, &sq_distances}) each->resize(n);
+    labels.resize(n);
+    for (int64_t i = 0; i < k; ++i) {
+        std::copy_n(job.centroids + lists.members[begin + i] * d, d, centroids.data() + i * d);
+    }
+    const int32_t* const rows = lists.order + first;
+    for (int64_t i = 0; i < n; ++i) sq_norms[i] = job.sq_norms[rows[i]];
+    const std::unique_ptr<bool[]> uncertain(new bool[n]);
+    AssignJob<T> own = job;
+    own.positions = rows;
+    own.centroids = centroids.data();
+    own.packed = packed.data();
+    own.c_sq = c_sq.data();
+    own.sq_norms = sq_norms.data();
+    own.sq_distances = sq_distances.data();
+    own.labels = labels.data();
+    own.uncertain = uncertain.get();
+    own.n_rows = n;
+    own.k = k;
+    const int64_t n_uncertain = assign(functions, own, rechecks, 1);
+    for (int64_t i = 0; i < n; ++i) {
+        job.labels[rows[i]] = lists.members[begin + labels[i]];
+        job.sq_distances[rows[i]] = sq_distances[i];
+    }
+    return n_uncertain;
+}
+
+// Labels rows by lists of centroids, each list by one thread. Returns how many rows were in doubt.
+template <class T>
+int64_t assign_by_lists(const Functions<T>& functions, const AssignJob<T>& job, const Lists& lists, bool rechecks,
+                        int n_threads) {
+    std::atomic<int64_t> n_uncertain{0};
+    std::atomic<bool> had_room{true};
+    Pool::instance().run(lists.n, n_threads, [&](int64_t list) {
+        try {
+            n_uncertain += assign_list(functions, job, lists, list, rechecks);
+        } catch (const std::bad_alloc&) {
+            had_room = false;
+        }
+    });
+    if (!had_room) throw std::bad_alloc();
+    return n_uncertain;
+}
+
 // Squared distances of all rows to a few points, and their sums over each part if `job.costs`.
 template <class T>
 void compare(const Functions<T>& functions, const CompareJob<T>& job, int n_threads) {

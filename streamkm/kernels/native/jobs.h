@@ -71,6 +71,15 @@ struct GroupedJob {
     int64_t n_panels() const { return panels[n_groups]; }
 };
 
+// Rows in lists, each to be compared with some centroids alone.
+struct Lists {
+    const int32_t* order;    // n_rows: numbers of the rows, list after list
+    const int64_t* starts;   // n + 1: where in `order` the rows of each list begin
+    const int64_t* members;  // centroids, list after list
+    const int64_t* offsets;  // n + 1: where in `members` each list begins
+    int64_t n;
+};
+
 // Squared distances of rows to a few points, which are given as `centroids`.
 template <class T>
 struct CompareJob : AssignJob<T> {

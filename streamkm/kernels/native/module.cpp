@@ -200,6 +200,60 @@ PyObject* py_assign_grouped(PyObject*, PyObject* args) {
                          static_cast<long long>(done.n_compared));
 }
 
+// Whether each of `n_rows` rows is in one list, and each list that has rows has centroids of `k`.
+bool are_lists(const Lists& lists, int64_t n_rows, int64_t k) {
+    if (lists.starts[0] != 0 || lists.starts[lists.n] != n_rows || lists.offsets[0] != 0) return false;
+    for (int64_t list = 0; list < lists.n; ++list) {
+        const int64_t n = lists.starts[list + 1] - lists.starts[list];
+        const int64_t n_members = lists.offsets[list + 1] - lists.offsets[list];
+        if (n < 0 || n_members < 0 || (n > 0 && n_members == 0)) return false;
+    }
+    std::vector<bool> is_there(n_rows);
+    for (int64_t i = 0; i < n_rows; ++i) {
+        if (lists.order[i] < 0 || lists.order[i] >= n_rows || is_there[lists.order[i]]) return false;
+        is_there[lists.order[i]] = true;
+    }
+    return std::all_of(lists.members, lists.members + lists.offsets[lists.n],
+                       [k](int64_t member) { return member >= 0 && member < k; });
+}
+
+PyObject* py_assign_listed(PyObject*, PyObject* args) {
+    int set, is_double;
+    AssignArguments given{};
+    unsigned long long order, starts, members, offsets;
+    long long n_lists;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKLLLLddpi", &set, &is_double, &given.x, &given.sq_norms,
+                          &given.centroids, &order, &starts, &members, &offsets, &given.labels,
+                          &given.sq_distances, &n_lists, &given.n_rows, &given.n_features, &given.k,
+                          &given.rounding, &given.cancels, &given.rechecks, &given.n_threads)) {
+        return nullptr;
+    }
+    const Lists lists{at<int32_t>(order), at<int64_t>(starts), at<int64_t>(members), at<int64_t>(offsets), n_lists};
+    long long n_uncertain = 0;
+    bool had_room = true, are_right = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        const auto label = [&](const auto& functions, const auto& job) {
+            return assign_by_lists(functions, job, lists, given.rechecks, given.n_threads);
+        };
+        are_right = are_lists(lists, given.n_rows, given.k);
+        if (are_right) {
+            n_uncertain = is_double ? label(instruction_sets[set].of_double, job_of<double>(given))
+                                    : label(instruction_sets[set].of_float, job_of<float>(given));
+        }
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    if (!are_right) {
+        PyErr_Format(PyExc_IndexError, "each of %lld rows must be in one list of some of %lld centroids",
+                     given.n_rows, given.k);
+        return nullptr;
+    }
+    return PyLong_FromLongLong(n_uncertain);
+}
+
 template <class T>
 void compare_from(const InstructionSet& set, const CompareArguments& given) {
     CompareJob<T> job{job_of<T>(given.rows), at<int64_t>(given.own), at<T>(given.closest),
@@ -678,6 +732,8 @@ PyMethodDef methods[] = {
     {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/ops/tiles.py."},
     {"assign_grouped", py_assign_grouped, METH_VARARGS,
      "The same by groups of centroids, and how many were compared; see kernels/ops/tiles.py."},
+    {"assign_listed", py_assign_listed, METH_VARARGS,
+     "Nearest of some centroids for each row, how many were in doubt; see kernels/ops/lists.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/ops/distances.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/ops/tiles.py."},
     {"accumulate_fixed", py_accumulate_fixed, METH_VARARGS,

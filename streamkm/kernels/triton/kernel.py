@@ -97,6 +97,7 @@ class TritonKernel:
     distances_cancel = False
     in_place = None
     whole_passes = None
+    by_lists = None
 
     def __init__(
         self,
