@@ -47,8 +47,10 @@ CASES = [
 AS_IT_IS = ("-m", "streamkm")
 BRUTE = (
     "-c",
-    "from streamkm.kernels.ops import groups; groups.MIN_CENTROIDS = 1 << 62; "
-    "from streamkm.__main__ import main; raise SystemExit(main())",
+    (
+        "from streamkm.kernels.ops import groups; groups.MIN_CENTROIDS = 1 << 62; "
+        "from streamkm.__main__ import main; raise SystemExit(main())"
+    ),
 )
 
 
@@ -134,14 +136,16 @@ def compare(case: Case, folder: Path, n_turns: int) -> dict[str, Any]:
     if not np.array_equal(np.load(folder / "exact-0.npy"), np.load(folder / "brute-0.npy")):
         raise RuntimeError("labels are not those of brute force")
     of = {each: inertia(folder / f"{each}-0", rows) for each in fits}
-    start_up = processor_seconds("info", rows)
+    np.save(folder / "few.npy", array[:1000])
+    few = ("fit", folder / "few.npy", "--k", 2, "--init", "random", "--no-closing-pass")
+    start_up = processor_seconds(*few, "--out", folder / "few")
 
     def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
         """Of processor time, less that of a start."""
         return round((min(times[one]) - start_up) / (min(times[other]) - start_up), 2)
 
     return {
-        "samples": {"fits": fits, "searches": searches, "info": start_up},
+        "samples": {"fits": fits, "searches": searches, "start": start_up},
         "brute flat over tree": ratio(fits, "brute", "tree"),
         "flat over tree": ratio(fits, "minibatch", "tree"),
         "brute over exact search": ratio(searches, "brute", "exact"),

@@ -10,7 +10,7 @@ since rows of such a leaf lie on both sides (spill trees: Liu et al. 2004). How 
 branch p lies beyond the border of branch b is ``(|c - b|^2 - |c - p|^2) / 2 |b - p|``. Where that
 is more than twice the distance between c and the next leaf, the leaf is not listed: on data in
 groups most leaves are in few lists. Otherwise the pairs of a leaf and a branch that lie least far
-are listed, `LISTS_PER_LEAF` for each leaf on average.
+are listed, `LISTS_PER_LEAF` for each leaf on average; a fast search lists more.
 
 A label is so the nearest of the listed leaves, which need not be the nearest of all.
 
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from streamkm.clustering.branch_plan import MOST_LISTS, TILE_ELEMENTS, listed
+from streamkm.clustering.branch_plan import LISTS_PER_LEAF, TILE_ELEMENTS, listed, most_lists
 from streamkm.kernels import (
     Assignment,
     Listed,
@@ -203,10 +203,17 @@ class BranchKernel:
         ]
         return torch.cat(found)
 
-    def find_branches(self, leaves_KD: torch.Tensor, n_branches: int, seed: int) -> Branches:
+    def find_branches(
+        self,
+        leaves_KD: torch.Tensor,
+        n_branches: int,
+        seed: int,
+        n_lists: int = LISTS_PER_LEAF,
+    ) -> Branches:
         """Cluster the leaves into branches, and list the leaves of each.
 
-        A branch that gets no leaf stays where it is.
+        A leaf is in `n_lists` lists on average, at most. A branch that gets no leaf stays where it
+        is.
         """
         generator = torch.Generator().manual_seed(seed)
         drawn_J = torch.randperm(len(leaves_KD), generator=generator)[:n_branches]
@@ -221,7 +228,7 @@ class BranchKernel:
                 self._kernel.accumulate(part_KD, labels_K, sums_KD=sums_JD, counts_K=counts_J)
             means_JD = (sums_JD / counts_J[:, None].clamp_min(1)).to(points_JD.dtype)
             points_JD = torch.where(counts_J[:, None] > 0, means_JD, points_JD)
-        pairs = _pairs(leaves_KD, points_JD, self.branch_of(leaves_KD, points_JD))
+        pairs = _pairs(leaves_KD, points_JD, self.branch_of(leaves_KD, points_JD), n_lists)
         to_next_K = self._to_next(leaves_KD, pairs.lists(points_JD))
         # Of leaves that are closer together than others this says little.
         reach_K = REACH * torch.maximum(to_next_K, to_next_K.median())
@@ -264,10 +271,12 @@ class _Pairs(NamedTuple):
         return Branches(points_JD, padded_P, n_leaves_J)
 
 
-def _pairs(leaves_KD: torch.Tensor, points_JD: torch.Tensor, own_K: torch.Tensor) -> _Pairs:
+def _pairs(
+    leaves_KD: torch.Tensor, points_JD: torch.Tensor, own_K: torch.Tensor, n_lists: int
+) -> _Pairs:
     """The pairs with the least margins, where `own_K` are the branches of the leaves."""
     (k, _), n_branches = leaves_KD.shape, len(points_JD)
-    most = min(MOST_LISTS, n_branches)
+    most = most_lists(n_branches, n_lists)
     between_JJ = sq_distances_between(points_JD, points_JD, points_JD.square().sum(dim=1)).sqrt_()
     margins, branches = [], []
     rows = max(TILE_ELEMENTS // n_branches, 1)
@@ -282,7 +291,7 @@ def _pairs(leaves_KD: torch.Tensor, points_JD: torch.Tensor, own_K: torch.Tensor
         branches.append(least.indices)
     margins_P = torch.cat(margins).flatten()
     # Own branches come first, so that every leaf is listed.
-    chosen_P = margins_P.sort(stable=True).indices[: listed(k, n_branches)]
+    chosen_P = margins_P.sort(stable=True).indices[: listed(k, n_branches, n_lists)]
     leaves_P, branches_P = chosen_P // most, torch.cat(branches).flatten()[chosen_P]
     order_P = (branches_P * k + leaves_P).argsort()
     return _Pairs(leaves_P[order_P], branches_P[order_P], margins_P[chosen_P][order_P])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamkm.clustering.branch_plan import branch_bytes
+from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED, branch_bytes
 from streamkm.clustering.seeding.plan import (
     CANDIDATES_PER_CLUSTER,
     MAX_PROPOSED,
@@ -302,7 +302,9 @@ def predict_bytes(
     # batch before and after they are widened.
     state += k * spec.n_features * (_compute_width(spec) + 40)
     width = _compute_width(spec)
-    state += branch_bytes(k, spec.n_features, n_branches, reading.batch_rows, width)
+    state += branch_bytes(
+        k, spec.n_features, n_branches, reading.batch_rows, width, LISTS_PER_SEARCHED
+    )
     total = RUNTIME_BYTES + reading.order_bytes + state
     return total + (_batch_bytes(spec, reading, k) if on_host else 0)
 
