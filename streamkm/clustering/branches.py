@@ -83,6 +83,7 @@ class BranchKernel:
     in_place = None
     whole_passes = None
     by_lists = None
+    stepper = None
 
     def __init__(
         self, kernel: MadeKernel, batch_rows: int, branches: Branches | None = None

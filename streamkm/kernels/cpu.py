@@ -106,6 +106,7 @@ class CpuKernel:
     """
 
     name = "cpu"
+    stepper = None
     stored_dtypes: tuple[torch.dtype, ...] = ()
     distances_cancel = True
 

@@ -20,6 +20,7 @@ class MetaKernel:
     in_place = None
     whole_passes = None
     by_lists = None
+    stepper = None
 
     @classmethod
     def check(cls, device) -> None:

@@ -253,6 +253,7 @@ class StepByStep:
 
     whole_passes = None
     by_lists = None
+    stepper = None
 
     def __init__(self, kernel: CpuKernel) -> None:
         self._kernel = kernel
