@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from streamkm.clustering.assignment import nearest, nearest_several, nearest_two, sums_by_label
+from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED
 from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
@@ -245,7 +246,9 @@ class Labelling:
     def _fast_kernel(self, n_branches: int, batch_rows: int) -> BranchKernel:
         """The kernel that searches by branches over the centroids, the same in all processes."""
         search = BranchKernel(self._flat_kernel, batch_rows)
-        branches = search.find_branches(self.centroids_KD, n_branches, seed=0)
+        branches = search.find_branches(
+            self.centroids_KD, n_branches, seed=0, n_lists=LISTS_PER_SEARCHED
+        )
         self.world.broadcast_(*branches)
         return search.on(branches)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamkm.clustering.branch_plan import branch_bytes
+from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED, branch_bytes
 from streamkm.clustering.seeding.plan import (
     CANDIDATES_PER_CLUSTER,
     MAX_PROPOSED,
@@ -58,6 +58,8 @@ TILE_BYTES, TILE_ROWS = 4 << 20, 128
 #: The compiled kernel pads its copy of the centroids to a multiple of this: two vectors of
 #: AVX-512 in float32, the widest panel.
 PANEL_LANES = 32
+#: Centroids from which on a kernel may search them by groups.
+MIN_GROUPED = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +297,11 @@ def _seeding_bytes(
 def _kernel_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
     """Bytes of a kernel: copies of `k` centroids, a tile's scores, and the choice among them."""
     width, n_lanes = _compute_width(spec), -(-k // PANEL_LANES) * PANEL_LANES
-    # As they are, and in eight bits with what is known of each.
-    packed = n_lanes * (spec.n_features * (width + 1) + 32)
+    # As they are, and in sixteen bits at most with what is known of each.
+    packed = n_lanes * (spec.n_features * (width + 2) + 32)
+    if k >= MIN_GROUPED:
+        # By groups, each in whole panels; and the rows sorted by them.
+        packed += n_lanes * (spec.n_features * 2 + 32) + reading.batch_rows * 64
     scores = max(TILE_BYTES, min(TILE_ROWS, reading.batch_rows) * k * width)
     return packed + scores + 3 * TILE_BYTES
 
@@ -315,7 +320,9 @@ def predict_bytes(
     # batch before and after they are widened.
     state += k * spec.n_features * (_compute_width(spec) + 40)
     width = _compute_width(spec)
-    state += branch_bytes(k, spec.n_features, n_branches, reading.batch_rows, width)
+    state += branch_bytes(
+        k, spec.n_features, n_branches, reading.batch_rows, width, LISTS_PER_SEARCHED
+    )
     total = RUNTIME_BYTES + reading.order_bytes + state
     return total + (_batch_bytes(spec, reading, k) if on_host else 0)
 
