@@ -92,6 +92,10 @@ TESTED_IN = {
     "estimators/base": "estimators/test_conventions.py",
     "estimators/loading": "estimators/test_runs.py",
     "estimators/parameters": "estimators/test_conventions.py",
+    # Passes that bound sizes, in whole fits.
+    "clustering/size_plan": "clustering/test_sizing.py",
+    "runs/engine/bounded": "runs/test_bounded_sizes.py",
+    "batch_rows": "test_config.py",
     # Whole verbs: beside scikit-learn, and by who calls them.
     "runs/evaluate": "test_equivalence.py",
     "runs/sweeping/measuring": "runs/sweeping/test_sampled.py",

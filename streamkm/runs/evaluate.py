@@ -10,7 +10,7 @@ import torch
 from streamkm.clustering.metrics import RunningClusterSums
 from streamkm.distributed.world import ALONE
 from streamkm.runs.engine.labelling import Labelling, LookedAt
-from streamkm.runs.engine.summary import median_size
+from streamkm.runs.engine.summary import Spread, median_size
 from streamkm.runs.engine.watch import Watch
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
@@ -113,6 +113,7 @@ class Evaluation:
             "clusters": len(self.sizes),
             "empty_clusters": self.sizes.count(0),
             "sizes": self.sizes,
+            "size_spread": Spread.of(sorted(self.sizes))._asdict(),
             **weights,
             **search,
         }
@@ -134,6 +135,7 @@ class Evaluation:
                 f"cluster sizes    {ordered[0]:,} least, {median_size(ordered):,} median, "
                 f"{ordered[-1]:,} most"
             ),
+            f"size spread      {Spread.of(ordered)}",
         ]
         if self.looked_at is not None:
             n_rows, n_true = self.looked_at

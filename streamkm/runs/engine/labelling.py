@@ -14,6 +14,8 @@ from streamkm.clustering.assignment import nearest, nearest_several, nearest_two
 from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
+from streamkm.clustering.size_plan import priced_bytes
+from streamkm.clustering.sizes import PricedKernel, bounded_nearest
 from streamkm.config import default_branches, largest_batch_rows
 from streamkm.devices import is_host, resolve_device
 from streamkm.distributed.world import ALONE
@@ -39,9 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamkm.clustering.batch import Batch
+    from streamkm.clustering.sizes import SizeRule
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import Assignment, MadeKernel
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.storage.model import Model
     from streamkm.sources.base import ArraySpec, Source
@@ -141,6 +144,8 @@ class Labelling:
 
     centroids_KD: torch.Tensor
     """In the scaled space, on the device, in the dtype of `prepared` rows."""
+    _closes_K: torch.Tensor | None = None
+    """At which rows clusters close, if they do."""
 
     def __init__(
         self,
@@ -190,7 +195,7 @@ class Labelling:
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
-        needed = output_bytes + self._arithmetic_bytes(model.k, n_branches, batch_rows, dtype)
+        needed = output_bytes + self._arithmetic_bytes(model, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
@@ -203,16 +208,27 @@ class Labelling:
         self.kernel: MadeKernel = self._flat_kernel
         if fast:
             self.kernel = self._fast_kernel(n_branches, batch_rows)
+        if model.sizes is not None:
+            self._bound(model, model.sizes, fast=fast)
         self._stored = stored
         self.times = StageTimes()
 
+    def _bound(self, model: Model, sizes: SizeRule, *, fast: bool) -> None:
+        """Find clusters by `sizes`; they close only if the model was fitted on these rows."""
+        _check_search(self._n_nearest, fast=fast)
+        self.kernel = PricedKernel(self.kernel, sizes.prices_K.to(self.device))
+        if self._source.fingerprint() == model.figures["sizes"]["fingerprint"]:
+            self._closes_K = sizes.closes_K.to(self.device)
+
     def _arithmetic_bytes(
-        self, k: int, n_branches: int, batch_rows: int, dtype: torch.dtype
+        self, model: Model, n_branches: int, batch_rows: int, dtype: torch.dtype
     ) -> int:
         """Host bytes that finding takes, and what is found on its way to who writes it."""
-        on_host, n_nearest = is_host(self.device), self._n_nearest
+        on_host, n_nearest, k = is_host(self.device), self._n_nearest, model.k
         spec, n_processes = self._source.spec, self.world.size
         needed = predict_bytes(spec, self._reading, k, n_branches, on_host=on_host)
+        if model.sizes is not None:
+            needed += priced_bytes(k, spec.n_features, batch_rows, dtype.itemsize)
         # Of several, what is ranked, and the ranks once more as they are written.
         if n_nearest > 1 and on_host:
             needed += nearest_bytes(batch_rows, k, n_nearest, dtype.itemsize)
@@ -235,7 +251,13 @@ class Labelling:
     @property
     def notes(self) -> list[str]:
         """What the log has to say of the kernel."""
-        return kernel_notes(self._asked_kernel, self.device)
+        notes = kernel_notes(self._asked_kernel, self.device)
+        if isinstance(self.kernel, PricedKernel) and self._closes_K is None:
+            notes.append(
+                "these are not the rows of the fit, byte for byte and by modification time: labels "
+                "go by the prices of its clusters, and bounds on their sizes are not kept"
+            )
+        return notes
 
     @property
     def most_waiting(self) -> int:
@@ -310,11 +332,17 @@ class Labelling:
 
     def _evaluate(self, start_row: int, batch: Batch) -> EvaluatedBatch:
         labels_B, sq_distances_B, second_B = nearest_two(
-            self.kernel, batch, self.centroids_KD, spherical=self._is_spherical
-        )
+            self._flat_kernel if self._is_priced else self.kernel,
+            batch, self.centroids_KD, spherical=self._is_spherical,
+        )  # fmt: skip
+        if self._is_priced:
+            nearest_B, least_B = labels_B, sq_distances_B
+            labels_B, sq_distances_B = self._find(start_row, batch)
+            # Of the other centroids, the nearest.
+            second_B = torch.where(labels_B == nearest_B, second_B, least_B.to(second_B.dtype))
         sums_KD = sums_by_label(self.kernel, batch, labels_B, self.centroids_KD)
         looked_at = LookedAt(0, 0)
-        if self.kernel is not self._flat_kernel:
+        if self.kernel is not self._flat_kernel and not self._is_priced:
             looked_at = self._look_at(batch, labels_B, sq_distances_B)
         labelled = self._labelled(start_row, batch, labels_B, sq_distances_B)
         return EvaluatedBatch(labelled, second_B, sums_KD, looked_at)
@@ -344,8 +372,17 @@ class Labelling:
                 several.sq_distances_BM.masked_fill_(batch.dropped_B[:, None], torch.nan)
             first = (several.labels_BM[:, 0], several.sq_distances_BM[:, 0])
             return replace(self._labelled(start_row, batch, *first), several=several)
-        assignment = nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)
-        return self._labelled(start_row, batch, *assignment)
+        return self._labelled(start_row, batch, *self._find(start_row, batch))
+
+    @property
+    def _is_priced(self) -> bool:
+        return isinstance(self.kernel, PricedKernel)
+
+    def _find(self, start_row: int, batch: Batch) -> Assignment:
+        """The cluster of each row, and its squared distance."""
+        if isinstance(self.kernel, PricedKernel):
+            return bounded_nearest(self.kernel, batch, self.centroids_KD, self._closes_K, start_row)
+        return nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)
 
     def _labelled(
         self, start_row: int, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor
@@ -356,6 +393,17 @@ class Labelling:
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
             n_dropped = int(batch.dropped_B.sum())
         return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)
+
+
+def _check_search(n_nearest: int, *, fast: bool) -> None:
+    """Refuse to look for more, or less, than the cluster of each row where sizes have bounds."""
+    asked = Option("search", "fast") if fast else Option("nearest", n_nearest)
+    if fast or n_nearest > 1:
+        raise ConfigError(
+            asked,
+            " goes by distances alone, and this run has bounds on the sizes of its clusters, which "
+            "also decide; leave it out",
+        )
 
 
 def _kernel_for(n_nearest: int, asked: str, *, fast: bool) -> str:
