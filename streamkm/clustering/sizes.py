@@ -55,6 +55,7 @@ class PricedKernel:
     stored_dtypes: tuple[torch.dtype, ...] = ()
     in_place = None
     whole_passes = None
+    stepper = None
     distances_cancel = True
 
     def __init__(self, kernel: MadeKernel, prices_K: torch.Tensor) -> None:
