@@ -20,4 +20,4 @@ def priced_bytes(k: int, n_features: int, batch_rows: int, width: int) -> int:
 
 def sizing_bytes(k: int) -> int:
     """Bytes of the counts of all clusters: so far, of a batch, summed up, and in a checkpoint."""
-    return k * (4 * 8 * N_BINS + 96)
+    return k * (4 * 8 * N_BINS + 112)

@@ -195,16 +195,23 @@ class Taken(NamedTuple):
 
     room_K: torch.Tensor
     """Rows that each can still take, int64."""
+    due_K: torch.Tensor
+    """Rows that each must still get, int64, at most its room."""
+    n_left: torch.Tensor
+    """Rows that are still to be given, int64, of shape ()."""
     closes_K: torch.Tensor
-    """As in `SizeRule`, of those that are full."""
+    """As in `SizeRule`, of those that take no more."""
     n_given: torch.Tensor
-    """Rows that went to another cluster because theirs was full, int64, of shape ()."""
+    """Rows that went to another cluster because theirs took no more, int64, of shape ()."""
 
 
 def take_(
     taken: Taken, kernel: PricedKernel, batch: Batch, centroids_KD: torch.Tensor, start_row: int
 ) -> torch.Tensor:
-    """Give the rows of a batch to clusters that are not full, and close those that become so.
+    """Give the rows of a batch to clusters that are open, and close those that take no more.
+
+    A cluster closes when it is full. When no more rows are left than are due to clusters, all that
+    have theirs close, and the others do as soon as they have.
 
     Returns the labels, which are those of `bounded_nearest` with the closings as they end, and
     changes `taken` in place. The batch must follow those that were given before, and rooms must
@@ -213,35 +220,68 @@ def take_(
     k = len(centroids_KD)
     labels_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD).labels_B
     wanted_B = labels_B.clone()
+    if bool(taken.n_left <= taken.due_K.sum()):
+        _leave_what_is_due_(taken, torch.zeros_like(taken.due_K), start_row)
     while True:
         _give_on_(labels_B, kernel, batch, centroids_KD, taken.closes_K, start_row)
         counted_B = labels_B
         if batch.dropped_B is not None:
             counted_B = labels_B.masked_fill(batch.dropped_B, k)
-        counts_K = torch.bincount(counted_B, minlength=k + 1)[:k]
-        is_full_K = (counts_K >= taken.room_K) & (taken.closes_K == NEVER)
-        if not is_full_K.any():
+        place, is_full = _first_closing(counted_B, taken)
+        if place is None:
             break
-        last_B = _is_last(counted_B, torch.where(is_full_K, taken.room_K, 0))
-        place = int(last_B.nonzero()[0])
         # One after the other: rows that go on may fill another cluster sooner.
-        taken.closes_K[labels_B[place]] = start_row + place + 1
+        if is_full:
+            taken.closes_K[labels_B[place]] = start_row + place + 1
+        else:
+            so_far_K = torch.bincount(counted_B[: place + 1], minlength=k + 1)[:k]
+            _leave_what_is_due_(taken, so_far_K, start_row + place + 1)
+    counts_K = torch.bincount(counted_B, minlength=k + 1)[:k]
     taken.room_K.sub_(counts_K)
-    is_moved_B = labels_B != wanted_B
-    if batch.dropped_B is not None:
-        is_moved_B &= ~batch.dropped_B
-    taken.n_given.add_(is_moved_B.sum())
+    taken.due_K.sub_(counts_K).clamp_min_(0)
+    taken.n_left.sub_(counts_K.sum())
+    taken.n_given.add_(((labels_B != wanted_B) & (counted_B < k)).sum())
     return labels_B
 
 
-def _is_last(labels_B: torch.Tensor, room_K: torch.Tensor) -> torch.Tensor:
-    """True for the row that takes the last place of its cluster; of rooms of 0 there is none."""
+def _leave_what_is_due_(taken: Taken, so_far_K: torch.Tensor, number: int) -> None:
+    """From row `number` on let no cluster take more than it must get.
+
+    Each has got `so_far_K` rows since `taken` was counted.
+    """
+    is_open_K = taken.closes_K == NEVER
+    taken.closes_K[is_open_K & (taken.due_K <= so_far_K)] = number
+    taken.room_K.copy_(torch.where(is_open_K, taken.due_K, taken.room_K))
+
+
+def _first_closing(labels_B: torch.Tensor, taken: Taken) -> tuple[int | None, bool]:
+    """The first row after which clusters close, or None; and whether one does because it is full.
+
+    Labels of K are of rows that are given to none.
+    """
+    is_open_K, k = taken.closes_K == NEVER, len(taken.room_K)
+    place_B = _places(labels_B, k)
+    is_counted_B = labels_B < k
+    own_B = labels_B.clamp_max(k - 1)
+    is_last_B = (place_B == taken.room_K[own_B]) & is_open_K[own_B] & is_counted_B
+    ends_B = is_last_B
+    if bool((is_open_K & (taken.room_K > taken.due_K)).any()):
+        left_B = taken.n_left - is_counted_B.cumsum(0)
+        is_due_B = is_counted_B & (place_B <= taken.due_K[own_B])
+        ends_B = is_last_B | (left_B <= taken.due_K.sum() - is_due_B.cumsum(0))
+    found = ends_B.nonzero()
+    if not len(found):
+        return None, False
+    return int(found[0]), bool(is_last_B[found[0]])
+
+
+def _places(labels_B: torch.Tensor, k: int) -> torch.Tensor:
+    """The place of each row among those of its label, from 1."""
     order_B = labels_B.argsort(stable=True)
     sorted_B = labels_B[order_B]
-    n_K = torch.bincount(labels_B, minlength=len(room_K) + 1)
+    n_K = torch.bincount(labels_B, minlength=k + 1)
     first_K = n_K.cumsum(0) - n_K
-    place_B = torch.arange(1, len(labels_B) + 1, device=labels_B.device) - first_K[sorted_B]
-    room_K = torch.cat((room_K, room_K.new_zeros(1)))
-    is_last_B = torch.empty_like(labels_B, dtype=torch.bool)
-    is_last_B[order_B] = place_B == room_K[sorted_B]
-    return is_last_B
+    numbers_B = torch.arange(1, len(labels_B) + 1, device=labels_B.device)
+    place_B = torch.empty_like(labels_B)
+    place_B[order_B] = numbers_B - first_K[sorted_B]
+    return place_B

@@ -18,14 +18,16 @@ counts for each cluster how much its rows would lose by leaving it, in bins of a
 octave. On the other side of its border there are about as many rows, so that the same numbers say
 how far a price may fall. So no pass keeps anything for each row.
 
-A least size is kept by the most that the other clusters may have: where clusters must have more
-rows, the others get so many less, each in proportion to what it has above the least. Prices below
-those of others, which would draw rows to a cluster, were rejected: in many dimensions very many
-rows have a cluster only a little farther off than their own, and all of them come at once.
+Prices bring clusters to their least size by the most that the others may have: where clusters must
+have more rows, the others get so many less, each in proportion to what it has above the least.
+Prices below those of others, which would draw rows to a cluster, were rejected: in many dimensions
+very many rows have a cluster only a little farther off than their own, and all of them come at
+once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -93,6 +95,10 @@ class SizeState:
     """Shares of steps of prices that are taken, float64, below 0 where the last one was down."""
     room_K: torch.Tensor
     """Rows that each cluster can still take in the last pass, int64; 0 before."""
+    due_K: torch.Tensor
+    """Rows that each cluster must still get in the last pass, int64; 0 before."""
+    n_left: torch.Tensor
+    """Rows that are still to be given out in the last pass, int64; 0 before."""
     counts_K: torch.Tensor
     """Rows of each cluster in this pass, int64; rows of weight 0 count, dropped ones do not."""
     leaving_KE: torch.Tensor
@@ -124,7 +130,7 @@ class SizeState:
     @property
     def taken(self) -> Taken:
         """How full clusters are in the last pass, on the memory of the state."""
-        return Taken(self.room_K, self.closes_K, self.n_given)
+        return Taken(self.room_K, self.due_K, self.n_left, self.closes_K, self.n_given)
 
     @property
     def is_done(self) -> bool:
@@ -154,6 +160,8 @@ def initial_sizes(k: int, sq_distance: torch.Tensor, device: torch.device) -> Si
         closes_K=integers(k) + NEVER,
         gains_K=torch.full((k,), DAMPING, dtype=torch.float64, device=device),
         room_K=integers(k),
+        due_K=integers(k),
+        n_left=integers(),
         counts_K=integers(k),
         leaving_KE=integers(k, N_BINS),
         top_bin=top_bin.view(()).to(device),
@@ -249,8 +257,7 @@ class Sizing(Lloyd):
         n_rows = int(sizes.counts_K.sum())
         bounds = Bounds.of(config, n_rows)
         bounds.check(config, n_rows, self.source)
-        most_K = allotted(sizes.counts_K, bounds)
-        n_excess = int((sizes.counts_K - most_K).clamp_min_(0).sum())
+        n_excess = int((sizes.counts_K - allotted(sizes.counts_K, bounds)).clamp_min_(0).sum())
         n_passes = int(sizes.n_passes)
         if n_passes == 0:
             sizes.free_inertia.copy_(state.inertia)
@@ -258,11 +265,16 @@ class Sizing(Lloyd):
         moves = n_passes < MOVING_PASSES
         ends = n_excess == 0 if n_passes == 0 else not moves and n_excess <= LEFT_SHARE * n_rows
         if ends or n_passes + 1 == MOST_PASSES:
-            expected_K = self._share_(state, bounds)
-            sizes.room_K.copy_(allotted(expected_K, bounds))
+            self._share_(state, bounds)
+            sizes.room_K.fill_(bounds.most)
+            sizes.due_K.fill_(bounds.least)
+            sizes.n_left.fill_(n_rows)
             sizes.stage.fill_(FILLING)
             return
         sizes.stage.fill_(MOVING if n_passes + 1 < MOVING_PASSES else PRICING)
+        # A few rows more than the least: no price is met to the row.
+        wanted = bounds.least + math.ceil(bounds.least * SPARE_PLACES)
+        most_K = allotted(sizes.counts_K, Bounds(min(wanted, n_rows // state.k), bounds.most))
         has_spare = int(most_K.sum()) > n_rows
         self._price_(state, most_K, has_spare=has_spare)
         if moves:
@@ -333,17 +345,16 @@ class Sizing(Lloyd):
             state.centroids_KD[moved] = new_D.to(state.centroids_KD.dtype)
             sizes.prices_K[moved] = sizes.prices_K[divided]
 
-    def _share_(self, state: KMeansState, bounds: Bounds) -> torch.Tensor:
+    def _share_(self, state: KMeansState, bounds: Bounds) -> None:
         """Give centroids of few rows the places, and prices, of those that far too many rows share.
 
         Equal rows, however many, and groups far from all others can so be divided in the order of
-        the rows, which costs nothing but the few rows. Returns about how many rows each cluster
-        then has, int64.
+        the rows, which costs nothing but the few rows.
         """
         sizes = self._sizes
         counts_K, parts_K = sizes.counts_K.clone(), torch.ones_like(sizes.counts_K)
         if int((counts_K - bounds.most).max()) <= SHARING_ABOVE * bounds.most:
-            return counts_K
+            return
         shared = []
         few = (2 * counts_K < bounds.most).nonzero().squeeze(1)
         loss_F = _to_nearest(state.centroids_KD, few).double() * counts_K[few]
@@ -359,14 +370,9 @@ class Sizing(Lloyd):
             # Where its rows go is known in the last pass alone: to a cluster that has room.
             counts_K[(counts_K - bounds.most * parts_K).argmin()] += n_given_up
             shared.append((divided, moved))
-        whole_K = counts_K.clone()
         for divided, moved in shared:
-            part = int(whole_K[divided]) // int(parts_K[divided])
-            counts_K[moved] += part
-            counts_K[divided] -= part
             state.centroids_KD[moved] = state.centroids_KD[divided]
             sizes.prices_K[moved] = sizes.prices_K[divided]
-        return counts_K
 
 
 def allotted(counts_K: torch.Tensor, bounds: Bounds) -> torch.Tensor:

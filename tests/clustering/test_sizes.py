@@ -34,10 +34,12 @@ def batch_of(kernel: PricedKernel, rows: np.ndarray) -> Batch:
     return prepare(torch.from_numpy(rows.astype(np.float32)), slice(0, len(rows)))
 
 
-def taken(room: list[int]) -> Taken:
+def taken(room: list[int], due: int = 0, n_rows: int = 0) -> Taken:
     k = len(room)
+    n_given = torch.zeros((), dtype=torch.int64)
     return Taken(
-        torch.tensor(room), torch.full((k,), NEVER), torch.zeros((), dtype=torch.int64)
+        torch.tensor(room), torch.full((k,), due), torch.tensor(n_rows), torch.full((k,), NEVER),
+        n_given,
     )  # fmt: skip
 
 
@@ -56,18 +58,33 @@ def test_a_price_moves_the_border():
 # to the next, and one to the last, where the row that comes late has the place that is left.
 def test_full_clusters_give_rows_to_the_next():
     kernel, rows = priced([0, 0, 0], 7), np.array([[0.0]] * 6 + [[20.0]])
-    centroids_KD, room = torch.tensor([[0.0], [10.0], [20.0]]), taken([2, 3, 2])
+    centroids_KD, room = torch.tensor([[0.0], [10.0], [20.0]]), taken([2, 3, 2], 0, 7)
     labels_B = take_(room, kernel, batch_of(kernel, rows), centroids_KD, 100)
     assert labels_B.tolist() == [0, 0, 1, 1, 1, 2, 2]
     assert room.closes_K.tolist() == [102, 105, 107]
     assert (room.room_K.tolist(), int(room.n_given)) == ([0, 0, 0], 4)
 
 
+# Eight rows at 0, of which two are due to each of three clusters. After the fourth as many are left
+# as are due to the others, so that the first closes.
+def test_clusters_get_what_is_due_to_them():
+    kernel, rows = priced([0, 0, 0], 8), np.zeros((8, 1))
+    centroids_KD, left = torch.tensor([[0.0], [10.0], [20.0]]), taken([8, 8, 8], 2, 8)
+    labels_B = take_(left, kernel, batch_of(kernel, rows), centroids_KD, 0)
+    assert labels_B.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert left.closes_K.tolist() == [4, 6, 8]
+    # Where all rows are due from the first on.
+    left = taken([8, 8, 8, 8], 2, 8)
+    kernel, centroids_KD = priced([0] * 4, 8), torch.tensor([[0.0], [10.0], [20.0], [30.0]])
+    labels_B = take_(left, kernel, batch_of(kernel, rows), centroids_KD, 0)
+    assert labels_B.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 # Breaks when what a row gets depends on which rows it is computed with: then labels of predict,
 # whose batches are others, would not hold the bounds; or when a cluster takes one too many.
 @pytest.mark.parametrize("kernel_name", KERNELS)
-@pytest.mark.parametrize("spare", [0, 7])
-def test_labels_do_not_depend_on_batches(kernel_name, spare):
+@pytest.mark.parametrize(("spare", "due"), [(0, 0), (7, 0), (9, 30), (300, 33)])
+def test_labels_do_not_depend_on_batches(kernel_name, spare, due):
     draws = np.random.default_rng(3)
     rows = np.sort(draws.normal(size=(300, 2)), axis=0)
     rows[100:140] = rows[100]
@@ -78,14 +95,15 @@ def test_labels_do_not_depend_on_batches(kernel_name, spare):
     given = []
     for batch_rows in (300, 41, 7):
         kernel = priced(prices, max(batch_rows, 13), kernel_name)
-        left = taken(room.tolist())
+        left = taken(room.tolist(), due, 300)
         labels = [
             take_(left, kernel, batch_of(kernel, rows[i : i + batch_rows]), centroids_KD, i)
             for i in range(0, 300, batch_rows)
         ]
         given.append(torch.cat(labels))
         assert (torch.bincount(given[-1], minlength=9) <= torch.tensor(room)).all()
-        assert torch.equal(torch.tensor(room) - torch.bincount(given[-1], minlength=9), left.room_K)
+        assert torch.bincount(given[-1], minlength=9).min() >= due
+        assert int(left.due_K.sum()) == int(left.n_left) == 0
         again = [
             bounded_nearest(
                 kernel, batch_of(kernel, rows[i : i + 13]), centroids_KD, left.closes_K, i
