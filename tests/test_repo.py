@@ -44,6 +44,7 @@ TESTED_IN = {
     "options": "test_cli.py",
     "wrong_options": "test_cli.py",
     "distributed/pending": "distributed/test_world.py",
+    "runs/engine/labelled": "runs/test_predict.py",
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",
     "kernels/base": "kernels/contract.py",
@@ -96,6 +97,10 @@ TESTED_IN = {
     "estimators/base": "estimators/test_conventions.py",
     "estimators/loading": "estimators/test_runs.py",
     "estimators/parameters": "estimators/test_conventions.py",
+    # Passes that bound sizes, in whole fits.
+    "clustering/size_plan": "clustering/test_sizing.py",
+    "runs/engine/bounded": "runs/test_bounded_sizes.py",
+    "batch_rows": "test_config.py",
     # Whole verbs: beside scikit-learn, and by who calls them.
     "runs/evaluate": "test_equivalence.py",
     "runs/sweeping/measuring": "runs/sweeping/test_sampled.py",

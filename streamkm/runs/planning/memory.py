@@ -17,6 +17,7 @@ from streamkm.clustering.seeding.plan import (
     greedy_trials,
     plan_seeding,
 )
+from streamkm.clustering.size_plan import priced_bytes, sizing_bytes
 from streamkm.errors import MemoryBudgetError, Option
 from streamkm.machine import memory_limit, n_cores
 from streamkm.sources.weights import MAX_HEAVY
@@ -248,6 +249,9 @@ def working_bytes(
     training += branch_bytes(
         config.k, spec.n_features, config.n_branches, reading.batch_rows, width
     )
+    if config.is_bounded:
+        training += sizing_bytes(config.k)
+        training += priced_bytes(config.k, spec.n_features, reading.batch_rows, width)
     training += probed * state * (2 * width + 24)
     # A copy of the rows, times their weights.
     weighing = reading.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
