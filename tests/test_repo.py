@@ -44,7 +44,6 @@ TESTED_IN = {
     "options": "test_cli.py",
     "wrong_options": "test_cli.py",
     "distributed/pending": "distributed/test_world.py",
-    "runs/engine/labelled": "runs/test_predict.py",
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",
     "kernels/base": "kernels/contract.py",
@@ -125,6 +124,7 @@ TESTED_IN = {
     "runs/fit": "test_equivalence.py",
     "runs/in_memory": "estimators/test_inputs.py",
     "runs/partial_fit": "estimators/test_minibatch.py",
+    "runs/engine/labelled": "runs/test_predict.py",
     "runs/engine/labelling": "runs/test_predict.py",
     "runs/engine/passes": "runs/engine/test_attempt.py",
     "runs/storage/handed": "runs/test_several_processes.py",
