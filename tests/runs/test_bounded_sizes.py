@@ -147,11 +147,19 @@ def test_evaluate_and_info_tell_the_sizes(job, capsys):
     assert re.search(r"^spread +coefficient of variation 0\.\d{3}, largest over mean ", said, re.M)
 
 
-@pytest.mark.parametrize("words", ["--nearest 2", "--search fast"])
-def test_a_search_by_distances_alone_is_refused(job, words, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--nearest 2", "--nearest and --second go"),
+        ("--second second.npy", "--nearest and --second go"),
+        ("--search fast", "--search fast goes"),
+    ],
+)
+def test_a_search_by_distances_alone_is_refused(job, words, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     labels = ("--labels", tmp_path / "labels.npy")
     assert cli("predict", job.run, job.source, *labels, *words.split()) == 2
-    assert f"{words} goes by distances alone" in capsys.readouterr().err.splitlines()[-1]
+    assert f"{said} by distances alone" in capsys.readouterr().err.splitlines()[-1]
 
 
 # A file that was touched may have other rows: it is not told from one that has.

@@ -388,11 +388,12 @@ class Labelling:
 
 def _check_search(n_nearest: int, *, fast: bool) -> None:
     """Refuse to look for more, or less, than the cluster of each row where sizes have bounds."""
-    asked = Option("search", "fast") if fast else Option("nearest", n_nearest)
+    several = (Option("nearest"), " and ", Option("second"), " go")
+    asked = (Option("search", "fast"), " goes") if fast else several
     if fast or n_nearest > 1:
         raise ConfigError(
-            asked,
-            " goes by distances alone, and this run has bounds on the sizes of its clusters, which "
+            *asked,
+            " by distances alone, and this run has bounds on the sizes of its clusters, which "
             "also decide; leave it out",
         )
 
