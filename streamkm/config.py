@@ -66,7 +66,7 @@ MOST_SHORT_ROWS, SHORT_ROWS_BYTES = 65536, 8 << 20
 MOST_READ_THREADS = 256
 
 #: The commands that several processes can share.
-SHARED = ("fit", "sweep", "predict", "evaluate")
+SHARED = ("fit", "sweep", "predict", "evaluate", "partition")
 
 #: The names that ``init`` takes, beside the path of a file.
 INITS = ("auto", "random", "k-means++", "k-means||")
@@ -370,23 +370,21 @@ class ExecutionConfig:
     )
     max_host_memory: int | None = setting(
         "limit of the host memory, such as 8GiB; what importing the package takes (about 250 MB) "
-        "comes on top",
-        default=None,
-        shown="8GiB, or half the job's if that is less",
-        rule=whole(1),
-        parse=parse_bytes,
-        metavar="SIZE",
-        commands=EVERY_COMMAND,
-    )
+        "comes on top; what is left keeps rows for later passes",
+        default=None, shown="8GiB, or half the job's if that is less", rule=whole(1),
+        parse=parse_bytes, metavar="SIZE", commands=EVERY_COMMAND,
+    )  # fmt: skip
+    max_device_memory: int | None = setting(
+        "limit of a GPU's memory, such as 40GiB; what is left keeps rows for later passes",
+        default=None, shown="what is free, less a sixteenth", rule=whole(1),
+        parse=parse_bytes, metavar="SIZE", commands=EVERY_COMMAND,
+    )  # fmt: skip
     read_threads: int | None = setting(
         "threads that read; 0 reads between batches, which is fastest where starting a thread "
         "takes longer than reading the array",
-        default=None,
-        shown="one a core, at most 16; over a network 16",
-        rule=whole(0),
-        metavar="N",
-        commands=EVERY_COMMAND,
-    )
+        default=None, shown="one a core, at most 16; over a network 16", rule=whole(0),
+        metavar="N", commands=EVERY_COMMAND,
+    )  # fmt: skip
     checkpoint_every: Cadence = setting(
         "time (60s, 5m, 1h) or number of batches between saves",
         default=Cadence(seconds=60),

@@ -218,7 +218,9 @@ def evaluate(
         labelling.evaluated() as batches,
     ):
         progress.introduce(source, labelling.notes)
-        progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
+        progress.say(
+            f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory_description}"
+        )
         progress.begin("evaluate", source.spec.n_rows, labelling.times)
         for place in labelling.places():
             n_found = 0

@@ -162,6 +162,8 @@ def _add_plan(report: DryRun, plan: FitPlan) -> None:
             ),
         ),
         ("memory", str(plan.memory)),
+        *([("device memory", str(plan.device_memory))] if plan.device_memory is not None else []),
+        *([("resident", str(plan.resident))] if plan.resident is not None else []),
         ("device", f"{plan.device}, {RunKernel(plan)}"),
     ]
 

@@ -78,6 +78,10 @@ class Announcer:
         if self._world.size > 1:
             say(f"on {counted(self._world.size, 'process')} ({hosts_of(self._world)})")
         say(f"on {self.environment['device']}, {self._kernel}, {plan.memory}")
+        if plan.device_memory is not None:
+            say(str(plan.device_memory))
+        if plan.resident is not None:
+            say(f"stays in memory once it was read: {plan.resident}")
 
     def resumed(self, checkpoint: Checkpoint, cursor: Cursor) -> None:
         """Say where the attempt goes on, and what has changed that may change the last bits."""

@@ -124,7 +124,9 @@ class Attempt:
         if self._seat is not None:
             return self._seat
         plan = self._plan
-        return open_slots(plan.source, plan.memory.stream, plan.device)
+        resident = plan.resident
+        homes = None if resident is None else (resident.device, resident.host)
+        return open_slots(plan.source, plan.memory.stream, plan.device, homes)
 
     def _until_seeded(self, slots: HostSlots) -> tuple[KMeansState, Scaling]:
         """Scale and seed, as far as that is left; the state and the scaling to train with."""

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from streamkm.clustering.assignment import nearest, nearest_several, nearest_two, sums_by_label
+from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED
 from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.config import default_branches, largest_batch_rows
-from streamkm.devices import is_host, resolve_device
+from streamkm.devices import is_host, resolve_device, sharing
 from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError, Option
 from streamkm.kernels import (
@@ -27,6 +28,7 @@ from streamkm.kernels import (
     nearest_bytes,
     sq_distances_to,
 )
+from streamkm.runs.planning.device_memory import plan_device_memory
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
 from streamkm.sources.names import in_order
@@ -90,8 +92,12 @@ def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> Memor
     """
     batch_rows = largest_batch_rows(spec.n_rows, spec.n_features, 0)
     reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
-    on_host = is_host(resolve_device(execution.device))
-    needed = predict_bytes(spec, reading, k, on_host=on_host)
+    device = resolve_device(execution.device)
+    plan_device_memory(
+        spec, reading, execution, device,
+        fixed_bytes=predict_bytes(spec, reading, k, on_host=True),
+    )  # fmt: skip
+    needed = predict_bytes(spec, reading, k, on_host=is_host(device))
     return plan_memory(spec, reading, execution, fixed_bytes=needed)
 
 
@@ -172,15 +178,7 @@ class Labelling:
             )
         self._source, self._weights, self.world = source, weights, world
         self._seat = seat
-        if world.size > 1:
-            bits = model.centroids_KD.cpu().numpy().tobytes()
-            world.agree(
-                {
-                    "model": sha256(bits).hexdigest()[:12],
-                    "data": source.fingerprint(),
-                    "weights": None if weights is None else weights.fingerprint,
-                }
-            )
+        self._agree(model)
         self._n_nearest = n_nearest
         self._asked_kernel = _kernel_for(n_nearest, execution.kernel, fast=fast)
         self._is_spherical = model.settings["metric"] == "cosine"
@@ -192,9 +190,15 @@ class Labelling:
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
         needed = output_bytes + self._arithmetic_bytes(model.k, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
+        n_here = world.hosts.count(world.host)
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
-            n_processes=world.hosts.count(world.host),
+            n_processes=n_here,
+        )  # fmt: skip
+        finding = self._finding_bytes(model.k, n_branches, batch_rows, dtype)
+        self.device_memory = plan_device_memory(
+            spec, self._reading, execution, self.device, fixed_bytes=finding,
+            weighted=weights is not None, n_processes=sharing(self.device, n_here),
         )  # fmt: skip
         self.centroids_KD = model.centroids_KD.to(self.device, dtype)
         self._scaling = model.scaling.on(self.device)
@@ -206,25 +210,52 @@ class Labelling:
         self._stored = stored
         self.times = StageTimes()
 
+    def _agree(self, model: Model) -> None:
+        """Check that all processes have the same model, rows and weights."""
+        if self.world.size > 1:
+            bits = model.centroids_KD.cpu().numpy().tobytes()
+            weights = self._weights
+            self.world.agree(
+                {
+                    "model": sha256(bits).hexdigest()[:12],
+                    "data": self._source.fingerprint(),
+                    "weights": None if weights is None else weights.fingerprint,
+                }
+            )
+
     def _arithmetic_bytes(
         self, k: int, n_branches: int, batch_rows: int, dtype: torch.dtype
     ) -> int:
         """Host bytes that finding takes, and what is found on its way to who writes it."""
-        on_host, n_nearest = is_host(self.device), self._n_nearest
-        spec, n_processes = self._source.spec, self.world.size
-        needed = predict_bytes(spec, self._reading, k, n_branches, on_host=on_host)
-        # Of several, what is ranked, and the ranks once more as they are written.
-        if n_nearest > 1 and on_host:
-            needed += nearest_bytes(batch_rows, k, n_nearest, dtype.itemsize)
+        n_nearest, n_processes = self._n_nearest, self.world.size
+        if is_host(self.device):
+            needed = self._finding_bytes(k, n_branches, batch_rows, dtype)
+        else:
+            needed = predict_bytes(self._source.spec, self._reading, k, n_branches, on_host=False)
         n_copies = self.most_waiting + n_processes if n_processes > 1 else n_nearest > 1
         return needed + SENT_BYTES * n_nearest * batch_rows * n_copies
+
+    def _finding_bytes(self, k: int, n_branches: int, batch_rows: int, dtype: torch.dtype) -> int:
+        """Bytes that finding takes where it is done, on the host or the device."""
+        needed = predict_bytes(self._source.spec, self._reading, k, n_branches, on_host=True)
+        # Of several, what is ranked, and the ranks once more as they are written.
+        if self._n_nearest > 1:
+            needed += nearest_bytes(batch_rows, k, self._n_nearest, dtype.itemsize)
+        return needed
 
     def _fast_kernel(self, n_branches: int, batch_rows: int) -> BranchKernel:
         """The kernel that searches by branches over the centroids, the same in all processes."""
         search = BranchKernel(self._flat_kernel, batch_rows)
-        branches = search.find_branches(self.centroids_KD, n_branches, seed=0)
+        branches = search.find_branches(
+            self.centroids_KD, n_branches, seed=0, n_lists=LISTS_PER_SEARCHED
+        )
         self.world.broadcast_(*branches)
         return search.on(branches)
+
+    @property
+    def memory_description(self) -> str:
+        """The memory of the host, and of the device if it is another, as the log shows it."""
+        return "; ".join(str(plan) for plan in (self.memory, self.device_memory) if plan)
 
     @property
     def kernel_description(self) -> str:
