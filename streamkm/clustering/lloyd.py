@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
+from streamkm.clustering.assignment import nearest_and_added_, nearest_and_sums, weighted_sum
 from streamkm.clustering.graded_sums import sum_graded_
 from streamkm.clustering.reservoir import (
     OFFERED_PER_BATCH,
@@ -27,7 +27,7 @@ from streamkm.clustering.reservoir import (
 )
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.distributed.world import ALONE
-from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total
+from streamkm.kernels import LEAST_GRADE, PassSums, add_graded_, graded_total
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import Assignment, MadeKernel
 
 __all__ = ["Lloyd", "is_closed"]
 
@@ -88,7 +88,46 @@ class Lloyd:
             state.n_steps += 1
         if len(batch) == 0:
             return
-        (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
+        add_ = self._add_in_place_ if batch.lies_in_window else self._add_
+        (labels_B, sq_distances_B), mass, weights_K = add_(state, batch)
+        n_offered = labels_B.shape[0] if self.closing else OFFERED_PER_BATCH
+        generator = step_generator(labels_B.device, self.seed, epoch, index)
+        draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
+        inertia = weighted_sum(batch, sq_distances_B)
+        totals_T = inertia.view(1)
+        if state.is_weighted:
+            totals_T = torch.cat((totals_T, weights_K))
+        totals_T = totals_T / self.weight_unit
+        add_graded_(state.pass_totals_LT[..., None], state.pass_total_grades_T, totals_T[:, None])
+        state.inertia += inertia
+        torch.div(inertia, mass, out=state.batch_inertia)
+
+    def _add_in_place_(
+        self, state: KMeansState, batch: Batch
+    ) -> tuple[Assignment, int, torch.Tensor]:
+        """`_add_` of rows that lie in a window, which have no weights."""
+        added = PassSums(
+            state.pass_sums_LKD, state.pass_grades_K, (state.counts_K, state.epoch_counts_K)
+        )
+        assignment = nearest_and_added_(
+            self._kernel_for(state), batch, state.centroids_KD, added, 1 / self.weight_unit
+        )
+        n_counted = len(batch)
+        if batch.dropped_B is not None:
+            n_dropped = int(batch.dropped_B.sum())
+            assignment.sq_distances_B.masked_fill_(batch.dropped_B, 0)
+            state.n_dropped += n_dropped
+            n_counted -= n_dropped
+        return assignment, max(n_counted, 1), state.weights_K
+
+    def _add_(
+        self, state: KMeansState, batch: Batch
+    ) -> tuple[Assignment, torch.Tensor, torch.Tensor]:
+        """Assign the rows and add them to the sums and counts.
+
+        Also their mass, or 1 if that is 0, and their weights by label.
+        """
+        assignment, (sums, counts_K, weights_K) = nearest_and_sums(
             self._kernel_for(state),
             batch,
             state.centroids_KD,
@@ -96,7 +135,7 @@ class Lloyd:
             exact=True,
         )
         if batch.dropped_B is not None:
-            sq_distances_B.masked_fill_(batch.dropped_B, 0)
+            assignment.sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()
         unit = sums.unit / self.weight_unit
         add_graded_(state.pass_sums_LKD, state.pass_grades_K, sums.sums_KD, unit)
@@ -104,15 +143,8 @@ class Lloyd:
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
         state.epoch_weights_K += weights_K
-        n_offered = labels_B.shape[0] if self.closing else OFFERED_PER_BATCH
-        generator = step_generator(labels_B.device, self.seed, epoch, index)
-        draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
-        inertia = weighted_sum(batch, sq_distances_B)
-        totals_T = torch.cat((inertia.view(1), weights_K)) / self.weight_unit
-        add_graded_(state.pass_totals_LT[..., None], state.pass_total_grades_T, totals_T[:, None])
-        state.inertia += inertia
         mass = (weights_K if state.is_weighted else counts_K).sum()
-        state.batch_inertia.copy_(inertia / torch.where(mass > 0, mass, 1))
+        return assignment, torch.where(mass > 0, mass, 1), weights_K
 
     def _kernel_for(self, state: KMeansState) -> MadeKernel:
         """The kernel for a step from `state`."""

@@ -36,15 +36,17 @@ from streamkm.kernels.base import (
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
 from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
 from streamkm.kernels.ops.passes import TilePasses
-from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
+from streamkm.kernels.ops.tiles import Adding, Wanted, accumulate_tiles_, assign_tiles_
 
 if TYPE_CHECKING:
-    from streamkm.kernels.base import KernelRequest
+    from streamkm.kernels.base import KernelRequest, PassSums
     from streamkm.kernels.extension import InstructionSet
 
 __all__ = ["CpuKernel"]
 
 LABELS_ALONE = Wanted()
+#: Rows of a batch, and centroids, must be fewer: they are numbered by int32.
+MOST_ROWS = 2**31
 
 
 class CpuKernel:
@@ -84,6 +86,11 @@ class CpuKernel:
         instruction_set: InstructionSet | None = None,
     ) -> None:
         self.check(device)
+        if max(batch_rows, k) >= MOST_ROWS:
+            raise ValueError(
+                f"this kernel numbers rows and centroids by int32: {batch_rows:,} rows and {k:,} "
+                f"centroids must be fewer than {MOST_ROWS:,}; take smaller batches"
+            )
         self._set = instruction_set or instruction_sets()[0]
         self._rechecks = precision == "exact"
         panel = self._set.float64_panel if dtype == torch.float64 else self._set.float32_panel
@@ -147,13 +154,52 @@ class CpuKernel:
         exact: bool,
     ) -> InPlaceAssignment:
         """Nearest centroids of rows where they lie in a window; see `InPlaceKernel`."""
+        return self._assign_in_place(x_ND, positions_B, centroids_KD, most_sq_norm, exact=exact)
+
+    def assign_and_add(
+        self,
+        x_ND: torch.Tensor,
+        positions_B: torch.Tensor | None,
+        centroids_KD: torch.Tensor,
+        *,
+        most_sq_norm: float,
+        added: PassSums,
+        unit: float,
+    ) -> InPlaceAssignment:
+        """Assign rows where they lie, and add them up; see `InPlaceKernel`."""
+        (k, n_features), (sums_LKD, grades_K, counts) = centroids_KD.shape, added
+        of_k = (grades_K, *counts)
+        if sums_LKD.shape != (2, k, n_features) or any(each.shape != (k,) for each in of_k):
+            raise ValueError(
+                f"sums must be of shape (2, {k}, {n_features}), grades and counts of ({k},), not "
+                f"{tuple(sums_LKD.shape)} and {[tuple(each.shape) for each in of_k]}"
+            )
+        if not all(
+            each.dtype == torch.int64 and each.is_contiguous() for each in (sums_LKD, *of_k)
+        ):
+            raise ValueError("sums, grades and counts must be int64 and contiguous")
+        adding = Adding(added, unit, self._order)
+        return self._assign_in_place(
+            x_ND, positions_B, centroids_KD, most_sq_norm, exact=True, adding=adding
+        )
+
+    def _assign_in_place(
+        self,
+        x_ND: torch.Tensor,
+        positions_B: torch.Tensor | None,
+        centroids_KD: torch.Tensor,
+        most_sq_norm: float,
+        *,
+        exact: bool,
+        adding: Adding | None = None,
+    ) -> InPlaceAssignment:
         n_rows = (x_ND if positions_B is None else positions_B).shape[0]
         sq_norms_B = x_ND.new_empty(n_rows)
         dropped_B = x_ND.new_empty(n_rows, dtype=torch.bool)
         exact_B = x_ND.new_empty(n_rows, dtype=torch.float64) if exact else None
         wanted = Wanted(dropped_B=dropped_B, most_sq_norm=most_sq_norm, exact_B=exact_B)
         (labels_B, sq_distances_B), n_dropped = self._assign(
-            x_ND, sq_norms_B, centroids_KD, positions_B, wanted
+            x_ND, sq_norms_B, centroids_KD, positions_B, wanted, adding
         )
         distances_B = sq_distances_B if exact_B is None else exact_B
         return InPlaceAssignment(
@@ -167,6 +213,7 @@ class CpuKernel:
         centroids_KD: torch.Tensor,
         positions_B: torch.Tensor | None = None,
         wanted: Wanted = LABELS_ALONE,
+        adding: Adding | None = None,
     ) -> tuple[Assignment, int]:
         """Labels and squared distances, and the number of dropped rows."""
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
@@ -187,6 +234,7 @@ class CpuKernel:
             rounding_share=self._rounding_share,
             cancelling_share=self._cancelling_share,
             rechecks=self._rechecks,
+            adding=adding,
         )
         if self._rechecks:
             self.n_rechecked += n_uncertain

@@ -130,6 +130,75 @@ PyObject* py_assign(PyObject*, PyObject* args) {
     return Py_BuildValue("LL", n_uncertain, n_dropped);
 }
 
+struct AddArguments {
+    AssignArguments rows;
+    unsigned long long order, offsets, counts, epoch_counts, sums, grades;
+    double unit;
+    int n_threads;
+};
+
+// Adds rows that have their labels to the sums of a pass. Returns how many were dropped.
+template <class T>
+int64_t add_from(const InstructionSet& set, const AddArguments& given) {
+    const AssignArguments& rows = given.rows;
+    const bool* const dropped = at<bool>(rows.dropped);
+    const int64_t* labels = at<int64_t>(rows.labels);
+    const int64_t n_dropped = std::count(dropped, dropped + rows.n_rows, true);
+    std::vector<int64_t> counted;
+    if (n_dropped > 0) {
+        // Dropped rows are those of a cluster beyond the last, which is not added.
+        counted.assign(labels, labels + rows.n_rows);
+        for (int64_t row = 0; row < rows.n_rows; ++row) if (dropped[row]) counted[row] = rows.k;
+        labels = counted.data();
+    }
+    int64_t* const offsets = at<int64_t>(given.offsets);
+    sort_by_label(labels, at<int32_t>(rows.positions), rows.n_rows, rows.k + 1, at<int32_t>(given.order), offsets);
+    for (int64_t cluster = 0; cluster < rows.k; ++cluster) {
+        at<int64_t>(given.counts)[cluster] += offsets[cluster + 1] - offsets[cluster];
+        at<int64_t>(given.epoch_counts)[cluster] += offsets[cluster + 1] - offsets[cluster];
+    }
+    add_to_pass(set,
+                AccumulateJob<T>{at<T>(rows.x), nullptr, at<int32_t>(given.order), offsets, nullptr,
+                                 rows.n_features, rows.k},
+                GradedJob{nullptr, given.unit, at<int64_t>(given.sums), at<int64_t>(given.grades), rows.k,
+                          rows.n_features},
+                given.n_threads);
+    return n_dropped;
+}
+
+PyObject* py_assign_and_add(PyObject*, PyObject* args) {
+    int set, is_double;
+    AddArguments given{};
+    AssignArguments& rows = given.rows;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKLLLLdddpiKKKKKKdi", &set, &is_double, &rows.x,
+                          &rows.positions, &rows.sq_norms, &rows.centroids, &rows.packed, &rows.c_sq,
+                          &rows.labels, &rows.sq_distances, &rows.uncertain, &rows.second_sq_distances,
+                          &rows.dropped, &rows.zeros, &rows.exact, &rows.n_window, &rows.n_rows,
+                          &rows.n_features, &rows.k, &rows.rounding, &rows.cancels, &rows.most_sq_norm,
+                          &rows.rechecks, &rows.n_threads, &given.order, &given.offsets, &given.counts,
+                          &given.epoch_counts, &given.sums, &given.grades, &given.unit,
+                          &given.n_threads)) {
+        return nullptr;
+    }
+    if (!lie_within(at<int32_t>(rows.positions), rows.n_rows, rows.n_window)) {
+        return refuse_window(rows.n_window);
+    }
+    long long n_uncertain = 0, n_dropped = 0;
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        n_uncertain = is_double ? assign_from<double>(instruction_sets[set], rows)
+                                : assign_from<float>(instruction_sets[set], rows);
+        n_dropped = is_double ? add_from<double>(instruction_sets[set], given)
+                              : add_from<float>(instruction_sets[set], given);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    return Py_BuildValue("LL", n_uncertain, n_dropped);
+}
+
 template <class T>
 void compare_from(const InstructionSet& set, const CompareArguments& given) {
     CompareJob<T> job{job_of<T>(given.rows), at<int64_t>(given.own), at<T>(given.closest),
@@ -604,6 +673,8 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 
 PyMethodDef methods[] = {
     {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/ops/tiles.py."},
+    {"assign_and_add", py_assign_and_add, METH_VARARGS,
+     "Nearest centroids of rows, which are added to sums; see kernels/ops/tiles.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/ops/distances.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/ops/tiles.py."},
     {"accumulate_fixed", py_accumulate_fixed, METH_VARARGS,

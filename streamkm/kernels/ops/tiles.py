@@ -13,9 +13,10 @@ import torch
 from streamkm.kernels.extension import address, n_threads_for
 
 if TYPE_CHECKING:
+    from streamkm.kernels.base import PassSums
     from streamkm.kernels.extension import InstructionSet
 
-__all__ = ["EPILOGUE_PRODUCTS", "Wanted", "accumulate_tiles_", "assign_tiles_"]
+__all__ = ["EPILOGUE_PRODUCTS", "Adding", "Wanted", "accumulate_tiles_", "assign_tiles_"]
 
 #: Cost of comparing a score with the two least so far, in products.
 EPILOGUE_PRODUCTS = 16
@@ -34,6 +35,16 @@ class Wanted(NamedTuple):
     """float64: distances as sums of squared differences."""
 
 
+class Adding(NamedTuple):
+    """Sums of a pass that rows are added to as soon as they have their labels."""
+
+    to: PassSums
+    unit: float
+    """What rows are multiplied by, a power of two."""
+    order_B: torch.Tensor
+    """int32: scratch memory."""
+
+
 def assign_tiles_(
     instruction_set: InstructionSet,
     x_ND: torch.Tensor,
@@ -48,8 +59,11 @@ def assign_tiles_(
     rounding_share: float,
     cancelling_share: float,
     rechecks: bool,
+    adding: Adding | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
     """Nearest centroids of rows of `x_ND`; tensors are contiguous, and the caller checks shapes.
+
+    With `adding`, for which dropped rows must be `wanted`, rows are added up in the same call.
 
     Returns
     -------
@@ -63,7 +77,13 @@ def assign_tiles_(
     labels_B = x_ND.new_empty(n_rows, dtype=torch.int64)
     sq_distances_B = torch.empty_like(sq_norms_B)
     uncertain_B = x_ND.new_empty(n_rows, dtype=torch.bool)
-    n_uncertain, n_dropped = instruction_set.functions.assign(
+    functions = instruction_set.functions
+    call = functions.assign
+    more: tuple[int | float, ...] = ()
+    if adding is not None:
+        offsets = x_ND.new_empty(k + 2, dtype=torch.int64)
+        call, more = functions.assign_and_add, _added_to(adding, offsets, n_rows, n_features)
+    n_uncertain, n_dropped = call(
         instruction_set.number,
         x_ND.dtype == torch.float64,
         x_ND.data_ptr(),
@@ -88,8 +108,25 @@ def assign_tiles_(
         wanted.most_sq_norm,
         rechecks,
         n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
+        *more,
     )
     return labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped
+
+
+def _added_to(
+    adding: Adding, offsets: torch.Tensor, n_rows: int, n_features: int
+) -> tuple[int | float, ...]:
+    """The further arguments of `assign_and_add`; `offsets` is scratch memory."""
+    sums_LKD, grades_K, counts = adding.to
+    return (
+        adding.order_B.data_ptr(),
+        offsets.data_ptr(),
+        *(counts_K.data_ptr() for counts_K in counts),
+        sums_LKD.data_ptr(),
+        grades_K.data_ptr(),
+        adding.unit,
+        n_threads_for(n_rows * n_features),
+    )
 
 
 def accumulate_tiles_(
