@@ -29,7 +29,7 @@ m rows are m rows of the cluster's mean weight.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -37,6 +37,7 @@ import torch
 from streamkm.clustering.assignment import nearest_and_fixed_sums
 from streamkm.clustering.reservoir import draw_, gather_reservoir_, reseed_, step_generator
 from streamkm.clustering.state import BY_MIN_GAIN, BY_NO_IMPROVEMENT, BY_TOL, RUNNING
+from streamkm.clustering.step_sums import Sharing
 from streamkm.devices import is_host
 from streamkm.distributed.world import ALONE
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import Assignment, MadeKernel
 
 __all__ = ["MiniBatch"]
 
@@ -77,7 +78,13 @@ class MiniBatch:
     epochs: int = 1
     batch_rows: int = 1
     """Rows of a batch, at most; with `epochs`, this tells how far the run has come."""
-    world: World = ALONE
+    sharing: Sharing = field(default_factory=Sharing, compare=False)
+    """The processes, and how they add up batches."""
+
+    @property
+    def world(self) -> World:
+        """The processes."""
+        return self.sharing.world
 
     @classmethod
     def make(
@@ -90,7 +97,7 @@ class MiniBatch:
         return cls(
             kernel, n_rows, config.seed, spherical, config.max_no_improvement,
             config.min_gain or 0.0, config.rate or "mean",
-            config.epochs, config.batch_rows, world,
+            config.epochs, config.batch_rows, Sharing(world),
         )  # fmt: skip
 
     def begin_epoch_(self, state: KMeansState) -> None:
@@ -106,19 +113,24 @@ class MiniBatch:
         live = state.stop == RUNNING
         if is_host(live.device) and not live:
             return  # On a GPU, reading `live` would make the host wait.
-        assignment, (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
+
+        def offer(assignment: Assignment) -> None:
+            labels_B, sq_distances_B = assignment
+            generator = step_generator(labels_B.device, self.seed, epoch, index)
+            draw_(state, batch, labels_B, sq_distances_B * live, generator)
+
+        (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
             self._kernel_for(state),
             batch,
             state.centroids_KD,
             spherical=self.spherical,
-            world=self.world,
+            sharing=self.sharing,
+            usual=state.batch_inertia,
+            meanwhile=offer,
         )
-        labels_B, sq_distances_B = assignment
         state.n_dropped += n_dropped * live
         counts_K *= live
         weights_K *= live
-        generator = step_generator(labels_B.device, self.seed, epoch, index)
-        draw_(state, batch, labels_B, sq_distances_B * live, generator)
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
