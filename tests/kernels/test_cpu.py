@@ -155,7 +155,7 @@ def test_many_centroids_in_a_window_with_dropped_rows(make) -> None:
     assert int(found.labels_B.max()) < 5  # The lowest of equal centroids.
 
 
-# Breaks when rows added in the call that assigns them give other bits than one call after the other:
+# Breaks when rows added in the call that assigns them give other bits than in a call of their own:
 # by a dropped row, a cluster so large that threads share it, an empty one, or a grade that is lost.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("n_threads", [1, 2])
