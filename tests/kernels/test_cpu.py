@@ -108,6 +108,62 @@ def test_labels_of_many_centroids_are_those_of_brute_force(make, case, dtype) ->
     torch.testing.assert_close(sq_distances_B.double(), found_B, rtol=1e-6, atol=1e-42)
 
 
+def excess(rows_BD: torch.Tensor, c_KD: torch.Tensor, labels_B: torch.Tensor) -> float:
+    """How much farther labels are than the nearest by brute force in float64, as a share."""
+    found_BK = torch.cdist(
+        rows_BD.double(), c_KD.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    ).square()
+    found_BK[found_BK.isnan()] = torch.inf
+    least_B = found_BK.amin(dim=1)
+    found_B = found_BK.gather(1, labels_B[:, None]).squeeze(1)
+    return float(((found_B - least_B) / least_B.clamp_min(1e-300)).max())
+
+
+# Breaks when few features, or few centroids, have a bound that is too narrow; or a row that is no
+# number spoils others.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("d", [16, 31, 96])
+def test_labels_of_few_centroids_are_those_of_brute_force(make, d, dtype) -> None:
+    kernel = make(65, 40, dtype, CPU)
+    for case, points in HARD_POINTS.items():
+        rows_BD, c_KD = (each[:40, :d].to(dtype) for each in points)
+        rows_BD = torch.cat((rows_BD, points[0][-25:, :d].to(dtype)))
+        rows_BD[[3, 50]] = torch.tensor([[torch.nan], [torch.inf]], dtype=dtype)
+        most = torch.finfo(dtype).max / 4
+        found = kernel.assign_in_place(rows_BD, None, c_KD, most_sq_norm=most, exact=True)
+        assert found.dropped_B.nonzero().flatten().tolist() == [3, 50]
+        good_B = ~found.dropped_B
+        assert excess(rows_BD[good_B], c_KD, found.labels_B[good_B]) < 1e-14, case
+
+
+# Breaks when rounding decides between thousands of centroids that are nearly one.
+@pytest.mark.parametrize("d", [16, 96])
+def test_thousands_of_centroids_within_rounding(make, d) -> None:
+    rows_BD = PLAIN_ROWS[:60, :d].float()
+    c_KD = (PLAIN[0, :d] + 1e-7 * normal(3000, d, dtype=torch.float64, device=CPU)).float()
+    labels_B, _ = make(60, 3000, torch.float32, CPU).assign(rows_BD, sq_norms(rows_BD), c_KD)
+    assert excess(rows_BD, c_KD, labels_B) < 1e-14
+
+
+# Breaks when the place of a number in a window is computed in 32 bits.
+def test_windows_of_more_numbers_than_32_bits_count(make) -> None:
+    n_rows, d = 2**25 + 5, 64
+    # Pages that nobody writes take no memory.
+    pages = mmap.mmap(-1, n_rows * d * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    window_ND = torch.frombuffer(pages, dtype=torch.float32).view(n_rows, d)
+    c_KD = normal(5, d, dtype=torch.float32, device=CPU)
+    positions_B = torch.tensor([1, n_rows - 1, 2**25, n_rows - 3], dtype=torch.int32)
+    window_ND[positions_B.long()] = c_KD[[4, 2, 0, 3]]
+    kernel = make(4, 5, torch.float32, CPU)
+    found = kernel.assign_in_place(window_ND, positions_B, c_KD, most_sq_norm=MOST, exact=True)
+    assert found.labels_B.tolist() == [4, 2, 0, 3]
+    sums_KD, counts_K = torch.zeros((5, d)).double(), torch.zeros(5).long()
+    kernel.accumulate(
+        window_ND, found.labels_B, sums_KD=sums_KD, counts_K=counts_K, positions_B=positions_B
+    )
+    assert torch.equal(sums_KD[[4, 2, 0, 3]].float(), c_KD[[4, 2, 0, 3]])
+
+
 @cache
 def exact_points(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows, centroids and labels. Coordinates are multiples of 2^-12 below 2^6: float64 computes
