@@ -106,11 +106,16 @@ def write_json(path: Path, session: Session, described: dict[str, Any]) -> None:
 
 
 def _cpu_model() -> str:
+    """The processor's name, with its family and model: many are called "AMD EPYC" alone."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (line.partition(":") for line in info.read_text().splitlines())
+        found = {name.strip(): value.strip() for name, _, value in reversed(list(lines))}
+        if "model name" in found:
+            numbers = [f"{name} {found[name]}" for name in ("cpu family", "model") if name in found]
+            return (
+                f"{found['model name']} ({', '.join(numbers)})" if numbers else found["model name"]
+            )
     return platform.processor() or platform.machine()
 
 

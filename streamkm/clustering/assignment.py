@@ -18,6 +18,7 @@ from streamkm.clustering.step_sums import StepSums
 from streamkm.kernels import (
     Assignment,
     Nearest,
+    PassSums,
     Rows,
     Sums,
     TwoNearest,
@@ -37,6 +38,7 @@ __all__ = [
     "BatchSums",
     "BatchTotals",
     "nearest",
+    "nearest_and_added_",
     "nearest_and_fixed_sums",
     "nearest_and_sums",
     "nearest_several",
@@ -150,6 +152,25 @@ def nearest_and_sums(
     if weights_B is None:
         return assignment, BatchSums(sums, counts_K, sums_KD.new_zeros(0))
     return assignment, BatchSums(sums, counts_K, mass_by_label(weights_B, assignment.labels_B, k))
+
+
+def nearest_and_added_(
+    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, added: PassSums, unit: float
+) -> Assignment:
+    """`nearest` of rows that lie in a window, which are added to the sums of a pass, times `unit`.
+
+    Sums and counts are those of `nearest_and_sums` and `add_graded_`, in one call of the kernel.
+    """
+    assert kernel.in_place is not None
+    labels_B, sq_distances_B, batch.sq_norms_B, batch.dropped_B = kernel.in_place.assign_and_add(
+        batch.x_ND,
+        batch.positions_B,
+        centroids_KD,
+        most_sq_norm=MOST_SQ_NORM[batch.x_ND.dtype],
+        added=added,
+        unit=unit,
+    )
+    return Assignment(labels_B, sq_distances_B)
 
 
 def nearest_and_fixed_sums(

@@ -12,11 +12,11 @@ nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 
-from streamkm.clustering.assignment import nearest_and_sums, weighted_sum
+from streamkm.clustering.assignment import nearest_and_added_, nearest_and_sums, weighted_sum
 from streamkm.clustering.graded_sums import sum_graded_
 from streamkm.clustering.reservoir import (
     OFFERED_PER_BATCH,
@@ -27,7 +27,7 @@ from streamkm.clustering.reservoir import (
 )
 from streamkm.clustering.state import BY_TOL, CONVERGED
 from streamkm.distributed.world import ALONE
-from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total
+from streamkm.kernels import LEAST_GRADE, PassSums, add_graded_, graded_total
 
 if TYPE_CHECKING:
     from streamkm.clustering.assignment import BatchSums
@@ -39,6 +39,16 @@ if TYPE_CHECKING:
     from streamkm.kernels import Assignment, MadeKernel
 
 __all__ = ["Lloyd", "is_closed"]
+
+
+class _Added(NamedTuple):
+    """What is known of a batch that has been added to the sums and counts of a pass."""
+
+    assignment: Assignment
+    mass: torch.Tensor | int
+    """Of its rows; 1 if that is 0."""
+    weights_K: torch.Tensor
+    """Of its rows, by label; of no meaning without weights."""
 
 
 @dataclass(frozen=True)
@@ -89,29 +99,42 @@ class Lloyd:
             state.n_steps += 1
         if len(batch) == 0:
             return
-        found = nearest_and_sums(
-            self._kernel_for(state),
-            batch,
-            state.centroids_KD,
-            spherical=self.spherical,
-            exact=True,
-        )
-        self._take_(state, batch, *found, epoch=epoch, index=index)
+        if batch.lies_in_window:
+            added = self._add_in_place_(state, batch)
+        else:
+            found = nearest_and_sums(
+                self._kernel_for(state),
+                batch,
+                state.centroids_KD,
+                spherical=self.spherical,
+                exact=True,
+            )
+            added = self._add_(state, batch, *found)
+        self._offer_(state, batch, added, epoch=epoch, index=index)
 
-    def _take_(
-        self,
-        state: KMeansState,
-        batch: Batch,
-        assignment: Assignment,
-        of_batch: BatchSums,
-        *,
-        epoch: int,
-        index: int,
-    ) -> None:
-        """Add a batch whose rows are assigned to the sums, and offer its rows to the reservoir."""
-        (labels_B, sq_distances_B), (sums, counts_K, weights_K) = assignment, of_batch
+    def _add_in_place_(self, state: KMeansState, batch: Batch) -> _Added:
+        """Assign the rows, which lie in a window and have no weights, and `_add_` them."""
+        added = PassSums(
+            state.pass_sums_LKD, state.pass_grades_K, (state.counts_K, state.epoch_counts_K)
+        )
+        assignment = nearest_and_added_(
+            self._kernel_for(state), batch, state.centroids_KD, added, 1 / self.weight_unit
+        )
+        n_counted = len(batch)
         if batch.dropped_B is not None:
-            sq_distances_B.masked_fill_(batch.dropped_B, 0)
+            n_dropped = int(batch.dropped_B.sum())
+            assignment.sq_distances_B.masked_fill_(batch.dropped_B, 0)
+            state.n_dropped += n_dropped
+            n_counted -= n_dropped
+        return _Added(assignment, max(n_counted, 1), state.weights_K)
+
+    def _add_(
+        self, state: KMeansState, batch: Batch, assignment: Assignment, of_batch: BatchSums
+    ) -> _Added:
+        """Add a batch whose rows are assigned to the sums and counts."""
+        sums, counts_K, weights_K = of_batch
+        if batch.dropped_B is not None:
+            assignment.sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()
         unit = sums.unit / self.weight_unit
         add_graded_(state.pass_sums_LKD, state.pass_grades_K, sums.sums_KD, unit)
@@ -119,15 +142,31 @@ class Lloyd:
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
         state.epoch_weights_K += weights_K
+        mass = (weights_K if state.is_weighted else counts_K).sum()
+        return _Added(assignment, torch.where(mass > 0, mass, 1), weights_K)
+
+    def _offer_(
+        self,
+        state: KMeansState,
+        batch: Batch,
+        added: _Added,
+        *,
+        epoch: int,
+        index: int,
+    ) -> None:
+        """Offer the rows of a batch to the reservoir, and add up their squared distances."""
+        (labels_B, sq_distances_B), mass, weights_K = added
         n_offered = labels_B.shape[0] if self.closing else OFFERED_PER_BATCH
         generator = step_generator(labels_B.device, self.seed, epoch, index)
         draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
         inertia = weighted_sum(batch, sq_distances_B)
-        totals_T = torch.cat((inertia.view(1), weights_K)) / self.weight_unit
+        totals_T = inertia.view(1)
+        if state.is_weighted:
+            totals_T = torch.cat((totals_T, weights_K))
+        totals_T = totals_T / self.weight_unit
         add_graded_(state.pass_totals_LT[..., None], state.pass_total_grades_T, totals_T[:, None])
         state.inertia += inertia
-        mass = (weights_K if state.is_weighted else counts_K).sum()
-        state.batch_inertia.copy_(inertia / torch.where(mass > 0, mass, 1))
+        torch.div(inertia, mass, out=state.batch_inertia)
 
     def _kernel_for(self, state: KMeansState) -> MadeKernel:
         """The kernel for a step from `state`."""

@@ -223,7 +223,8 @@ class Sizing(Lloyd):
         sizes.next_row += len(batch)
         found = Assignment(labels_B, distances_to(batch.x_BD, labels_B, centroids_KD))
         totals = totals_by_label(kernel, batch, labels_B, centroids_KD)
-        self._take_(state, batch, found, totals, epoch=epoch, index=index)
+        added = self._add_(state, batch, found, totals)
+        self._offer_(state, batch, added, epoch=epoch, index=index)
 
     def gathered_sizes(self) -> SizeState:
         """What `gathered` is to the state."""

@@ -22,6 +22,7 @@ __all__ = [
     "Listed",
     "MadeKernel",
     "PassKernel",
+    "PassSums",
     "PassedOver",
     "Passes",
     "Rows",
@@ -90,6 +91,16 @@ class Listed(NamedTuple):
     """Centroids, list after list, each ascending, int64."""
     offsets: torch.Tensor
     """Where in `members_P` each list begins, and P, int64; none that has rows is empty."""
+
+
+class PassSums(NamedTuple):
+    """What batches of unweighted rows are added to during a pass, in place."""
+
+    sums_LKD: torch.Tensor
+    """Sums in whole numbers, and their grades: see `kernels.ops.graded`."""
+    grades_K: torch.Tensor
+    counts: tuple[torch.Tensor, torch.Tensor]
+    """Two counts of rows by label, of the pass and of the epoch, int64."""
 
 
 class PassedOver(NamedTuple):
@@ -305,6 +316,21 @@ class InPlaceKernel(Protocol):
             Rows whose squared length is greater, or NaN, are dropped.
         exact : bool
             Whether distances are sums of squared differences, float64.
+        """
+
+    def assign_and_add(
+        self,
+        x_ND: torch.Tensor,
+        positions_B: torch.Tensor | None,
+        centroids_KD: torch.Tensor,
+        *,
+        most_sq_norm: float,
+        added: PassSums,
+        unit: float,
+    ) -> InPlaceAssignment:
+        """`assign_in_place` with exact distances; rows are added to `added`, times `unit`.
+
+        The sums are those of `accumulate` and `add_graded_`. Dropped rows are left out.
         """
 
     def accumulate(

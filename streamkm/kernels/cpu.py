@@ -40,10 +40,10 @@ from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_se
 from streamkm.kernels.ops.groups import GroupSearch
 from streamkm.kernels.ops.lists import assign_lists_
 from streamkm.kernels.ops.passes import TilePasses
-from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
+from streamkm.kernels.ops.tiles import Adding, Wanted, accumulate_tiles_, add_tiles_, assign_tiles_
 
 if TYPE_CHECKING:
-    from streamkm.kernels.base import KernelRequest, Listed
+    from streamkm.kernels.base import KernelRequest, Listed, PassSums
     from streamkm.kernels.extension import InstructionSet
     from streamkm.kernels.ops.groups import Groups
     from streamkm.kernels.ops.tiles import Tiled
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["CpuKernel"]
 
 LABELS_ALONE = Wanted()
+#: Rows of a batch, and centroids, must be fewer: they are numbered by int32.
+MOST_ROWS = 2**31
 
 
 class _Given(NamedTuple):
@@ -121,6 +123,11 @@ class CpuKernel:
         instruction_set: InstructionSet | None = None,
     ) -> None:
         self.check(device)
+        if max(batch_rows, k) >= MOST_ROWS:
+            raise ValueError(
+                f"this kernel numbers rows and centroids by int32: {batch_rows:,} rows and {k:,} "
+                f"centroids must be fewer than {MOST_ROWS:,}; take smaller batches"
+            )
         self._set = instruction_set or instruction_sets()[0]
         self._rechecks = precision == "exact"
         panel = self._set.float64_panel if dtype == torch.float64 else self._set.float32_panel
@@ -226,6 +233,36 @@ class CpuKernel:
         return InPlaceAssignment(
             labels_B, distances_B, sq_norms_B, dropped_B if n_dropped else None
         )
+
+    def assign_and_add(
+        self,
+        x_ND: torch.Tensor,
+        positions_B: torch.Tensor | None,
+        centroids_KD: torch.Tensor,
+        *,
+        most_sq_norm: float,
+        added: PassSums,
+        unit: float,
+    ) -> InPlaceAssignment:
+        """Assign rows where they lie, and add them up; see `InPlaceKernel`."""
+        (k, n_features), (sums_LKD, grades_K, counts) = centroids_KD.shape, added
+        of_k = (grades_K, *counts)
+        if sums_LKD.shape != (2, k, n_features) or any(each.shape != (k,) for each in of_k):
+            raise ValueError(
+                f"sums must be of shape (2, {k}, {n_features}), grades and counts of ({k},), not "
+                f"{tuple(sums_LKD.shape)} and {[tuple(each.shape) for each in of_k]}"
+            )
+        if not all(
+            each.dtype == torch.int64 and each.is_contiguous() for each in (sums_LKD, *of_k)
+        ):
+            raise ValueError("sums, grades and counts must be int64 and contiguous")
+        assigned = self.assign_in_place(
+            x_ND, positions_B, centroids_KD, most_sq_norm=most_sq_norm, exact=True
+        )
+        adding = Adding(added, unit, self._order)
+        x_ND = x_ND.contiguous()
+        add_tiles_(self._set, x_ND, positions_B, assigned.labels_B, assigned.dropped_B, adding)
+        return assigned
 
     def _assign(
         self,

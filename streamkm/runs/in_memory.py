@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,7 @@ def label_rows(
     sums = torch.zeros((2, 1, 1), dtype=torch.int64)
     grades_1 = torch.full((1,), LEAST_GRADE)
     labelling = Labelling(model, source, execution, weights, world=world)
+    _warn_of_type(labelling)
     watch = Watch(source, nan, world)
     with labelling.batches() as batches:
         for place in labelling.places():
@@ -80,6 +82,12 @@ def label_rows(
         for part in torch.from_numpy(labels_N).split(LABELS_AT_ONCE):
             world.sum_(part)
     return labels_N, float(graded_total(sums, grades_1)) / model.scaling.unit**2
+
+
+def _warn_of_type(labelling: Labelling) -> None:
+    """Warn, where a method of an estimator was called, of rows of another type."""
+    for note in labelling.type_notes:
+        warnings.warn(note, stacklevel=5)
 
 
 def _inertia(batch: LabelledBatch) -> torch.Tensor:
@@ -106,6 +114,7 @@ def distance_rows(
         float32, or float64 where rows are compared in it; NaN for rows that were dropped.
     """
     labelling = Labelling(model, source, execution)
+    _warn_of_type(labelling)
     centroids_KD = labelling.centroids_KD.double()
     distances_NK = np.empty((source.spec.n_rows, model.k), _distance_dtype(labelling))
     tile_rows = max(TILE_ELEMENTS // model.k, 1)
@@ -137,6 +146,7 @@ def nearest_rows(
         Of equal distances the lower is first; -1 for rows that were dropped.
     """
     labelling = Labelling(model, source, execution, n_nearest=n_nearest)
+    _warn_of_type(labelling)
     dtype = _distance_dtype(labelling)
     fields = [(CLUSTER, (np.int64, (n_nearest,))), (DISTANCE, (dtype, (n_nearest,)))]
     rows = FoundRows([(name, np.dtype(each)) for name, each in fields], model.scaling.unit)

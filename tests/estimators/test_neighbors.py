@@ -72,3 +72,27 @@ def test_tensors_are_rows() -> None:
         kmeans.kneighbors(torch.from_numpy(x), 2), kmeans.kneighbors(x, 2), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
+
+
+# Breaks when one row is taken for many rows of one feature, or an index error comes of it.
+def test_one_row_without_a_second_axis_is_refused() -> None:
+    x = clusters(50, 2)
+    kmeans = KMeans(4, random_state=0).fit(x)
+    for one_row in (x[0], x[0].tolist(), torch.from_numpy(x[0])):
+        with pytest.raises(
+            ValueError, match=r"Expected 2D array, got 1D array[\s\S]*reshape\(1, -1\)"
+        ):
+            kmeans.kneighbors(one_row, 2)
+
+
+# Breaks when pixels of 0 to 255 are labelled by centroids of 0 to 1, and nobody is told.
+def test_bytes_given_to_a_model_of_floats_get_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    x = clusters(50, 2)
+    kmeans, pixels = KMeans(4, random_state=0).fit(x), (x - x.min()).astype(np.uint8)
+    for method in (kmeans.predict, kmeans.transform, lambda x: kmeans.kneighbors(x, 2)):
+        with pytest.warns(UserWarning, match="rows are uint8, and the centroids are of float32"):
+            method(pixels)
+    recwarn.clear()
+    kmeans.predict(pixels.astype(np.int64))
+    KMeans(4, random_state=0).fit(pixels).predict(pixels)
+    assert not recwarn

@@ -12,13 +12,14 @@ import torch
 
 from streamkm.errors import DeviceError
 from streamkm.kernels import (
+    PassSums,
     cpu,
     resolve_kernel,
     sq_distances_to,
 )
 from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.extension import instruction_sets
-from streamkm.kernels.ops import tiles
+from streamkm.kernels.ops import graded, tiles
 from streamkm.kernels.ops.gather import gather
 from streamkm.kernels.reference import ReferenceKernel
 from tests.kernels.contract import KernelContract, normal, permuted, sq_norms
@@ -107,6 +108,62 @@ def test_labels_of_many_centroids_are_those_of_brute_force(make, case, dtype) ->
     torch.testing.assert_close(sq_distances_B.double(), found_B, rtol=1e-6, atol=1e-42)
 
 
+def excess(rows_BD: torch.Tensor, c_KD: torch.Tensor, labels_B: torch.Tensor) -> float:
+    """How much farther labels are than the nearest by brute force in float64, as a share."""
+    found_BK = torch.cdist(
+        rows_BD.double(), c_KD.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    ).square()
+    found_BK[found_BK.isnan()] = torch.inf
+    least_B = found_BK.amin(dim=1)
+    found_B = found_BK.gather(1, labels_B[:, None]).squeeze(1)
+    return float(((found_B - least_B) / least_B.clamp_min(1e-300)).max())
+
+
+# Breaks when few features, or few centroids, have a bound that is too narrow; or a row that is no
+# number spoils others.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("d", [16, 31, 96])
+def test_labels_of_few_centroids_are_those_of_brute_force(make, d, dtype) -> None:
+    kernel = make(65, 40, dtype, CPU)
+    for case, points in HARD_POINTS.items():
+        rows_BD, c_KD = (each[:40, :d].to(dtype) for each in points)
+        rows_BD = torch.cat((rows_BD, points[0][-25:, :d].to(dtype)))
+        rows_BD[[3, 50]] = torch.tensor([[torch.nan], [torch.inf]], dtype=dtype)
+        most = torch.finfo(dtype).max / 4
+        found = kernel.assign_in_place(rows_BD, None, c_KD, most_sq_norm=most, exact=True)
+        assert found.dropped_B.nonzero().flatten().tolist() == [3, 50]
+        good_B = ~found.dropped_B
+        assert excess(rows_BD[good_B], c_KD, found.labels_B[good_B]) < 1e-14, case
+
+
+# Breaks when rounding decides between thousands of centroids that are nearly one.
+@pytest.mark.parametrize("d", [16, 96])
+def test_thousands_of_centroids_within_rounding(make, d) -> None:
+    rows_BD = PLAIN_ROWS[:60, :d].float()
+    c_KD = (PLAIN[0, :d] + 1e-7 * normal(3000, d, dtype=torch.float64, device=CPU)).float()
+    labels_B, _ = make(60, 3000, torch.float32, CPU).assign(rows_BD, sq_norms(rows_BD), c_KD)
+    assert excess(rows_BD, c_KD, labels_B) < 1e-14
+
+
+# Breaks when the place of a number in a window is computed in 32 bits.
+def test_windows_of_more_numbers_than_32_bits_count(make) -> None:
+    n_rows, d = 2**25 + 5, 64
+    # Pages that nobody writes take no memory.
+    pages = mmap.mmap(-1, n_rows * d * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    window_ND = torch.frombuffer(pages, dtype=torch.float32).view(n_rows, d)
+    c_KD = normal(5, d, dtype=torch.float32, device=CPU)
+    positions_B = torch.tensor([1, n_rows - 1, 2**25, n_rows - 3], dtype=torch.int32)
+    window_ND[positions_B.long()] = c_KD[[4, 2, 0, 3]]
+    kernel = make(4, 5, torch.float32, CPU)
+    found = kernel.assign_in_place(window_ND, positions_B, c_KD, most_sq_norm=MOST, exact=True)
+    assert found.labels_B.tolist() == [4, 2, 0, 3]
+    sums_KD, counts_K = torch.zeros((5, d)).double(), torch.zeros(5).long()
+    kernel.accumulate(
+        window_ND, found.labels_B, sums_KD=sums_KD, counts_K=counts_K, positions_B=positions_B
+    )
+    assert torch.equal(sums_KD[[4, 2, 0, 3]].float(), c_KD[[4, 2, 0, 3]])
+
+
 @cache
 def exact_points(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows, centroids and labels. Coordinates are multiples of 2^-12 below 2^6: float64 computes
@@ -152,6 +209,74 @@ def test_many_centroids_in_a_window_with_dropped_rows(make) -> None:
     ).square()
     torch.testing.assert_close(found.sq_distances_B, expected_BK.amin(dim=1), rtol=1e-12, atol=0)
     assert int(found.labels_B.max()) < 5  # The lowest of equal centroids.
+
+
+# Breaks when rows added in the call that assigns them give other bits than in a call of their own:
+# by a dropped row, a cluster so large that threads share it, an empty one, or a grade that is lost.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_rows_added_at_once_are_those_added_later(make, dtype, n_threads, monkeypatch) -> None:
+    monkeypatch.setattr(tiles, "n_threads_for", lambda _products: n_threads)
+    monkeypatch.setattr(graded, "n_threads_for", lambda _products: n_threads)
+    for d, k, far in ((3, 40, 0.0), (70, 40, 9.0), (19, 300, 0.0)):
+        window_ND, c_KD = (
+            normal(900, d, dtype=dtype, device=CPU),
+            normal(k, d, dtype=dtype, device=CPU),
+        )
+        c_KD[1:] += far  # Nearly all rows are of cluster 0.
+        c_KD[k - 1] = 1e15  # No row.
+        window_ND[7] = torch.nan
+        kernel = make(800, k, dtype, CPU)
+        totals = []
+        counts = torch.zeros((2, k), dtype=torch.int64)
+        for at_once in (True, False):
+            counts.zero_()
+            sums_LKD = torch.zeros((2, k, d), dtype=torch.int64)
+            grades_K = torch.full((k,), graded.LEAST_GRADE)
+            for positions_B, size in ((permuted(900, 800), 1.0), (None, 1e9)):
+                x_ND = window_ND * size if positions_B is not None else window_ND[:500] * size
+                if at_once:
+                    added = PassSums(sums_LKD, grades_K, (counts[0], counts[1]))
+                    found = kernel.assign_and_add(
+                        x_ND, positions_B, c_KD, most_sq_norm=MOST, added=added, unit=0.25
+                    )
+                else:
+                    found = kernel.assign_in_place(
+                        x_ND, positions_B, c_KD, most_sq_norm=MOST, exact=True
+                    )
+                    sums_KD = torch.zeros((k + 1, d), dtype=torch.float64)
+                    counts_K = torch.zeros(k + 1, dtype=torch.int64)
+                    kernel.accumulate(
+                        x_ND, found.labels_B.masked_fill(found.dropped_B, k),
+                        sums_KD=sums_KD, counts_K=counts_K, positions_B=positions_B,
+                    )  # fmt: skip
+                    unit = torch.tensor(0.25, dtype=torch.float64)
+                    graded.add_graded_(sums_LKD, grades_K, sums_KD[:k], unit)
+                    counts += counts_K[:k]
+                totals += [each.clone() for each in (*found, sums_LKD, grades_K, counts)]
+        half = len(totals) // 2
+        assert all(map(torch.equal, totals[:half], totals[half:]))
+        assert counts[0, k - 1] == 0
+        assert counts[0].sum() == 1300 - 2
+
+
+# Breaks when rows are added to memory that is too small.
+def test_refuses_sums_of_other_shapes() -> None:
+    kernel, x_ND = CpuKernel(5, 2, torch.float32, CPU), torch.zeros((5, 3))
+    counts_K = torch.zeros(2, dtype=torch.int64)
+    wrong = (
+        (torch.zeros((2, 1, 3), dtype=torch.int64), "must be of shape \\(2, 2, 3\\)"),
+        (torch.zeros((2, 2, 3)), "must be int64 and contiguous"),
+    )
+    for sums_LKD, rule in wrong:
+        added = PassSums(sums_LKD, counts_K, (counts_K, counts_K))
+        with pytest.raises(ValueError, match=rule):
+            kernel.assign_and_add(x_ND, None, x_ND[:2], most_sq_norm=MOST, added=added, unit=1.0)
+
+
+def test_refuses_more_rows_than_int32_numbers() -> None:
+    with pytest.raises(ValueError, match="fewer than 2,147,483,648"):
+        CpuKernel(2**31, 2, torch.float32, CPU)
 
 
 # Breaks when who comes first decides which rows are screened in bytes.

@@ -24,20 +24,27 @@ int64_t assign_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     } else {
         screen_block(job, start, stop, screened);
     }
+    // Loops without a branch, so that compilers vectorise them: a row takes three square roots.
+    const int64_t n = stop - start;
+    const T* const sq_norms = job.sq_norms + start;
+    T sq_distances[BLOCK_ROWS], limits[BLOCK_ROWS];
+    for (int64_t i = 0; i < n; ++i) {
+        const T sq_distance = screened.firsts[i] + sq_norms[i];
+        sq_distances[i] = sq_distance > 0 ? sq_distance : T(0);
+        limits[i] = screened.firsts[i] + slack(job, sq_norms[i], sq_distances[i]);
+    }
     int64_t n_uncertain = 0;
-    for (int64_t row = start; row < stop; ++row) {
-        const T score = screened.firsts[row - start], sq_norm = job.sq_norms[row];
-        const T sq_distance = score + sq_norm > 0 ? score + sq_norm : T(0);
-        const T second = screened.seconds[row - start];
+    for (int64_t i = 0; i < n; ++i) {
         // Not `second <= ...`: a row compared with a NaN must be in doubt.
-        const bool is_uncertain = !(second > score + slack(job, sq_norm, sq_distance));
-        job.labels[row] = screened.labels[row - start];
-        job.sq_distances[row] = sq_distance;
-        job.uncertain[row] = is_uncertain;
-        if (job.second_sq_distances) {
-            job.second_sq_distances[row] = second + sq_norm > 0 ? second + sq_norm : T(0);
-        }
+        const bool is_uncertain = !(screened.seconds[i] > limits[i]);
+        job.uncertain[start + i] = is_uncertain;
         n_uncertain += is_uncertain;
+    }
+    std::copy_n(screened.labels, n, job.labels + start);
+    std::copy_n(sq_distances, n, job.sq_distances + start);
+    for (int64_t i = 0; job.second_sq_distances && i < n; ++i) {
+        const T sq_distance = screened.seconds[i] + sq_norms[i];
+        job.second_sq_distances[start + i] = sq_distance > 0 ? sq_distance : T(0);
     }
     return n_uncertain;
 }

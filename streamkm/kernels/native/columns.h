@@ -4,8 +4,9 @@
 // takes few products: with centroids in the lanes, finding the least score across lanes would be
 // most of the work. Scores are the same bits either way.
 
-// With more features, turning rows into columns costs more than it saves.
-constexpr int64_t MOST_FEATURES_OF_COLUMNS = 16;
+// With more features, turning rows into columns costs more than it saves. And squares are summed feature
+// by feature, which is the order of `sq_length` for as many.
+constexpr int64_t MOST_FEATURES_OF_COLUMNS = 2 * SUM_LANES - 1;
 
 // Vectors of rows, and centroids, that are scored at once: together they fill the registers.
 constexpr int COLUMN_VECTORS = 2, COLUMN_CENTROIDS = TILE_ROWS * 2 / 3;
@@ -49,6 +50,34 @@ INLINE void offer_centroids(const AssignJob<T>& job, const T* columns, int64_t f
     }
 }
 
+// Turns `column_rows` rows into `columns`, a vector of features of as many rows at a time. The last vector
+// ends where the rows do: features that it shares with the one before are filled twice.
+template <class T>
+INLINE void fill_columns(const T* const* rows, int64_t n_features, T* columns) {
+    using S = Simd<T>;
+    if (n_features < S::width) {
+        for (int64_t lane = 0; lane < column_rows<T>(); ++lane) {
+            for (int64_t feature = 0; feature < n_features; ++feature) {
+                columns[feature * column_rows<T>() + lane] = rows[lane][feature];
+            }
+        }
+        return;
+    }
+    for (int64_t next = 0; next < n_features; next += S::width) {
+        const int64_t feature = std::min(next, n_features - S::width);
+        for (int v = 0; v < COLUMN_VECTORS; ++v) {
+            typename S::Vector square[S::width];
+#pragma GCC unroll 16
+            for (int row = 0; row < S::width; ++row) square[row] = S::load(rows[v * S::width + row] + feature);
+            transpose<T>(square);
+#pragma GCC unroll 16
+            for (int i = 0; i < S::width; ++i) {
+                S::store(columns + (feature + i) * column_rows<T>() + v * S::width, square[i]);
+            }
+        }
+    }
+}
+
 // Fills the squared lengths of rows `begin` to `end`, which lie in `columns`, and which of them are
 // dropped. Dropped rows become zeros in `columns`.
 template <class T>
@@ -85,17 +114,16 @@ INLINE void screen_columns(const AssignJob<T>& job, int64_t start, int64_t stop,
     T columns[MOST_FEATURES_OF_COLUMNS * column_rows<T>()];
     for (int64_t begin = start; begin < stop; begin += column_rows<T>()) {
         const int64_t end = std::min(begin + column_rows<T>(), stop);
+        const T* rows[column_rows<T>()];
         for (int64_t lane = 0; lane < column_rows<T>(); ++lane) {
             // Spare lanes of the last columns hold the last row again.
             const int64_t row = std::min(begin + lane, stop - 1);
-            const T* const x = job.given(row);
+            rows[lane] = job.given(row);
             if (job.positions) {
                 __builtin_prefetch(job.given(std::min(row + COLUMN_ROWS_AHEAD, job.n_rows - 1)));
             }
-            for (int64_t feature = 0; feature < job.n_features; ++feature) {
-                columns[feature * column_rows<T>() + lane] = x[feature];
-            }
         }
+        fill_columns(rows, job.n_features, columns);
         if (job.dropped) measure_columns(job, begin, end, columns);
         Best<T> best[COLUMN_VECTORS];
         for (Best<T>& one : best) one.clear();

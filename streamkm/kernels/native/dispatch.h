@@ -626,14 +626,18 @@ void compare(const Functions<T>& functions, const CompareJob<T>& job, int n_thre
 // share it. Otherwise a thread takes all columns, since the rows of its cluster stay in a cache.
 constexpr int64_t SLICE_COLUMNS = 64;
 
+// Whether one cluster has so many of the rows that threads must share it.
+inline bool is_shared(const int64_t* offsets, int64_t k, int n_threads) {
+    int64_t largest = 0;
+    for (int64_t cluster = 0; cluster < k; ++cluster) {
+        largest = std::max(largest, offsets[cluster + 1] - offsets[cluster]);
+    }
+    return 2 * n_threads * largest > offsets[k];
+}
+
 template <class Job, class Function>
 void accumulate(const Job& job, int n_threads, Function of_cluster) {
-    int64_t largest = 0;
-    for (int64_t cluster = 0; cluster < job.k; ++cluster) {
-        largest = std::max(largest, job.offsets[cluster + 1] - job.offsets[cluster]);
-    }
-    const bool is_shared = 2 * n_threads * largest > job.offsets[job.k];
-    const int64_t slice = is_shared ? SLICE_COLUMNS : job.n_features;
+    const int64_t slice = is_shared(job.offsets, job.k, n_threads) ? SLICE_COLUMNS : job.n_features;
     const int64_t n_sums = job.k * parts_of(job.n_features, slice);
     const int64_t n_together = std::max<int64_t>(n_sums / (int64_t{n_threads} * 16), 1);
     Pool::instance().run(parts_of(n_sums, n_together), n_threads, [&](int64_t task) {
@@ -775,6 +779,40 @@ bool sort_by_label(const int64_t* labels, const int32_t* positions, int64_t n_ro
     std::memmove(offsets + 1, offsets, k * sizeof *offsets);
     offsets[0] = 0;
     return true;
+}
+
+// Adds rows to the sums of a pass: those of each cluster in float64, as `accumulate` does, and their sum
+// then in whole numbers. A sum in float64 stays in a cache, unless threads share a cluster.
+template <class T>
+void add_to_pass(const InstructionSet& set, AccumulateJob<T> job, GradedJob graded, int n_threads) {
+    const Functions<T>& functions = functions_of<T>(set);
+    if (n_threads > 1 && is_shared(job.offsets, job.k, n_threads)) {
+        std::vector<double> sums(job.k * job.n_features);
+        job.sums = sums.data();
+        graded.added = sums.data();
+        accumulate(job, n_threads, functions.accumulate_cluster);
+        add_graded(set.of_any, graded, n_threads);
+        return;
+    }
+    const int64_t n_together = std::max<int64_t>(job.k / (int64_t{n_threads} * 16), 1);
+    const int64_t n_tasks = parts_of(job.k, n_together);
+    std::vector<double> room(n_tasks * job.n_features);
+    Pool::instance().run(n_tasks, n_threads, [&](int64_t task) {
+        AccumulateJob<T> one = job;
+        GradedJob sums = graded;
+        one.sums = room.data() + task * job.n_features;
+        sums.added = one.sums;
+        const int64_t stop = std::min((task + 1) * n_together, job.k);
+        for (int64_t cluster = task * n_together; cluster < stop; ++cluster) {
+            one.offsets = job.offsets + cluster;
+            if (one.offsets[0] == one.offsets[1]) continue;
+            std::fill_n(one.sums, job.n_features, 0.0);
+            functions.accumulate_cluster(one, 0, 0, job.n_features);
+            sums.sums = graded.sums + cluster * job.n_features;
+            sums.grades = graded.grades + cluster;
+            set.of_any.add_graded_row(sums, 0);
+        }
+    });
 }
 
 }  // namespace

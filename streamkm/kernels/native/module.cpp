@@ -131,6 +131,64 @@ PyObject* py_assign(PyObject*, PyObject* args) {
     return Py_BuildValue("LL", n_uncertain, n_dropped);
 }
 
+struct AddArguments {
+    unsigned long long x, positions, labels, dropped, order, offsets, counts, epoch_counts, sums, grades;
+    long long n_window, n_rows, n_features, k;
+    double unit;
+    int n_threads;
+};
+
+// Adds rows that have their labels to the sums of a pass.
+template <class T>
+void add_from(const InstructionSet& set, const AddArguments& given) {
+    const bool* const dropped = at<bool>(given.dropped);
+    const int64_t* labels = at<int64_t>(given.labels);
+    std::vector<int64_t> counted;
+    if (dropped != nullptr) {
+        // Dropped rows are those of a cluster beyond the last, which is not added.
+        counted.assign(labels, labels + given.n_rows);
+        for (int64_t row = 0; row < given.n_rows; ++row) if (dropped[row]) counted[row] = given.k;
+        labels = counted.data();
+    }
+    int64_t* const offsets = at<int64_t>(given.offsets);
+    sort_by_label(labels, at<int32_t>(given.positions), given.n_rows, given.k + 1, at<int32_t>(given.order), offsets);
+    for (int64_t cluster = 0; cluster < given.k; ++cluster) {
+        at<int64_t>(given.counts)[cluster] += offsets[cluster + 1] - offsets[cluster];
+        at<int64_t>(given.epoch_counts)[cluster] += offsets[cluster + 1] - offsets[cluster];
+    }
+    add_to_pass(set,
+                AccumulateJob<T>{at<T>(given.x), nullptr, at<int32_t>(given.order), offsets, nullptr,
+                                 given.n_features, given.k},
+                GradedJob{nullptr, given.unit, at<int64_t>(given.sums), at<int64_t>(given.grades), given.k,
+                          given.n_features},
+                given.n_threads);
+}
+
+PyObject* py_add_to_pass(PyObject*, PyObject* args) {
+    int set, is_double;
+    AddArguments given{};
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKLLLLdi", &set, &is_double, &given.x, &given.positions,
+                          &given.labels, &given.dropped, &given.order, &given.offsets, &given.counts,
+                          &given.epoch_counts, &given.sums, &given.grades, &given.n_window,
+                          &given.n_rows, &given.n_features, &given.k, &given.unit, &given.n_threads)) {
+        return nullptr;
+    }
+    if (!lie_within(at<int32_t>(given.positions), given.n_rows, given.n_window)) {
+        return refuse_window(given.n_window);
+    }
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        is_double ? add_from<double>(instruction_sets[set], given)
+                  : add_from<float>(instruction_sets[set], given);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 template <class T>
 Grouped assign_grouped_from(const InstructionSet& set, const AssignArguments& given, const int32_t* order,
                             const int64_t* offsets, int64_t n_groups) {
@@ -734,6 +792,8 @@ PyMethodDef methods[] = {
      "The same by groups of centroids, and how many were compared; see kernels/ops/tiles.py."},
     {"assign_listed", py_assign_listed, METH_VARARGS,
      "Nearest of some centroids for each row, how many were in doubt; see kernels/ops/lists.py."},
+    {"add_to_pass", py_add_to_pass, METH_VARARGS,
+     "Adds rows that have their labels to the sums of a pass; see kernels/ops/tiles.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/ops/distances.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/ops/tiles.py."},
     {"accumulate_fixed", py_accumulate_fixed, METH_VARARGS,

@@ -59,11 +59,30 @@ void correct_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
 // Fills the exact distances of rows to the centroids of their final labels.
 template <class T>
 void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
-    for (int64_t row = start; row < stop; ++row) {
-        const T* const centroid = job.centroids + job.labels[row] * job.n_features;
-        const double exact = sq_difference(job.row(row), centroid, job.n_features);
+    const auto keep = [&job](int64_t row, double exact) __attribute__((always_inline)) {
         job.sq_distances[row] = static_cast<T>(exact);
         if (job.exact) job.exact[row] = exact;
+    };
+    const auto centroid_of = [&job](int64_t row) __attribute__((always_inline)) {
+        return job.centroids + job.labels[row] * job.n_features;
+    };
+    // (In float64 a compiler may round squares before adding in one of the two, and not in the other.)
+    if (!std::is_same_v<T, float> || job.n_features >= 2 * SUM_LANES) {
+        for (int64_t row = start; row < stop; ++row) {
+            keep(row, sq_difference(job.row(row), centroid_of(row), job.n_features));
+        }
+        return;
+    }
+    for (int64_t row = start; row < stop; row += SUMMED_ROWS) {
+        const T *rows[SUMMED_ROWS], *centroids[SUMMED_ROWS];
+        for (int i = 0; i < SUMMED_ROWS; ++i) {
+            // Spare places hold the last row again.
+            const int64_t each = std::min(row + i, stop - 1);
+            rows[i] = job.row(each);
+            centroids[i] = centroid_of(each);
+        }
+        const auto found = sq_differences(rows, centroids, job.n_features);
+        for (int i = 0; i < SUMMED_ROWS && row + i < stop; ++i) keep(row + i, found[i]);
     }
 }
 

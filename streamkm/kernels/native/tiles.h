@@ -79,6 +79,20 @@ INLINE V groups(const V& a, const V& b, std::index_sequence<lane...>) {
 #undef SOURCE
 }
 
+// Turns as many rows as there are lanes into columns.
+template <class T, int half = 1>
+INLINE void transpose(typename Simd<T>::Vector (&rows)[Simd<T>::width]) {
+    constexpr auto lanes = std::make_index_sequence<Simd<T>::width>{};
+#pragma GCC unroll 16
+    for (int row = 0; row < Simd<T>::width; ++row) {
+        if ((row & half) != 0) continue;
+        const auto a = rows[row], b = rows[row + half];
+        rows[row] = groups<T, half, 0>(a, b, lanes);
+        rows[row + half] = groups<T, half, 1>(a, b, lanes);
+    }
+    if constexpr (2 * half < Simd<T>::width) transpose<T, 2 * half>(rows);
+}
+
 // Merges the lanes of two rows: each row is left with half as many.
 template <class T, int half>
 INLINE Best<T> merged(const Best<T>& a, const Best<T>& b) {
@@ -249,6 +263,76 @@ INLINE double sq_difference(const T* a, const T* b, int64_t n_features) {
     return sum_of_squares(n_features, [a, b](int64_t feature) __attribute__((always_inline)) {
         return static_cast<double>(a[feature]) - static_cast<double>(b[feature]);
     });
+}
+
+// Rows whose squares are summed at once: a vector of sums.
+constexpr int SUMMED_ROWS = Simd<double>::width;
+
+// `sum_of_squares` of SUMMED_ROWS rows: each in the same order, and so the same bits. At the end lanes
+// are added up row beside row, where one row alone waits for each addition. `element(row, feature)` is a
+// double, and `vector(row, feature)` a vector of them.
+template <class Element, class Vector>
+INLINE Simd<double>::Vector sums_of_squares(int64_t n_features, const Element& element, const Vector& vector) {
+    using V = Simd<double>::Vector;
+    constexpr int PARTS = SUM_LANES / SUMMED_ROWS;
+    V total{};
+    int64_t feature = 0;
+    if (n_features >= SUM_LANES) {
+        V lanes[PARTS][SUMMED_ROWS] = {};
+        for (; feature + SUM_LANES <= n_features; feature += SUM_LANES) {
+#pragma GCC unroll 16
+            for (int part = 0; part < PARTS; ++part) {
+#pragma GCC unroll 16
+                for (int row = 0; row < SUMMED_ROWS; ++row) {
+                    const V value = vector(row, feature + part * SUMMED_ROWS);
+                    lanes[part][row] += value * value;
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int part = 0; part < PARTS; ++part) {
+            transpose<double>(lanes[part]);
+#pragma GCC unroll 16
+            for (int lane = 0; lane < SUMMED_ROWS; ++lane) total += lanes[part][lane];
+        }
+    }
+    for (; feature + SUMMED_ROWS <= n_features; feature += SUMMED_ROWS) {
+        V columns[SUMMED_ROWS];
+#pragma GCC unroll 16
+        for (int row = 0; row < SUMMED_ROWS; ++row) columns[row] = vector(row, feature);
+        transpose<double>(columns);
+#pragma GCC unroll 16
+        for (int lane = 0; lane < SUMMED_ROWS; ++lane) total += columns[lane] * columns[lane];
+    }
+    for (; feature < n_features; ++feature) {
+        V column;
+#pragma GCC unroll 16
+        for (int row = 0; row < SUMMED_ROWS; ++row) column[row] = element(row, feature);
+        total += column * column;
+    }
+    return total;
+}
+
+// As many numbers as a vector of doubles has, as doubles.
+template <class T>
+INLINE Simd<double>::Vector widened(const T* from) {
+    typedef T Narrow __attribute__((vector_size(VECTOR_BYTES / sizeof(double) * sizeof(T))));
+    Narrow narrow;
+    std::memcpy(&narrow, from, sizeof narrow);
+    return __builtin_convertvector(narrow, Simd<double>::Vector);
+}
+
+// Squared distances of SUMMED_ROWS pairs of points, as `sq_difference` has them.
+template <class T>
+INLINE Simd<double>::Vector sq_differences(const T* const* a, const T* const* b, int64_t n_features) {
+    return sums_of_squares(
+        n_features,
+        [a, b](int row, int64_t feature) __attribute__((always_inline)) {
+            return static_cast<double>(a[row][feature]) - static_cast<double>(b[row][feature]);
+        },
+        [a, b](int row, int64_t feature) __attribute__((always_inline)) {
+            return widened(a[row] + feature) - widened(b[row] + feature);
+        });
 }
 
 // Finds where the rows of a tile lie. If rows may be dropped, first fills their squared lengths and

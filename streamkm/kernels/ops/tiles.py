@@ -13,10 +13,19 @@ import torch
 from streamkm.kernels.extension import address, n_threads_for
 
 if TYPE_CHECKING:
+    from streamkm.kernels.base import PassSums
     from streamkm.kernels.extension import InstructionSet
     from streamkm.kernels.ops.groups import Groups
 
-__all__ = ["EPILOGUE_PRODUCTS", "Tiled", "Wanted", "accumulate_tiles_", "assign_tiles_"]
+__all__ = [
+    "EPILOGUE_PRODUCTS",
+    "Adding",
+    "Tiled",
+    "Wanted",
+    "accumulate_tiles_",
+    "add_tiles_",
+    "assign_tiles_",
+]
 
 #: Cost of comparing a score with the two least so far, in products.
 EPILOGUE_PRODUCTS = 16
@@ -47,6 +56,16 @@ class Tiled(NamedTuple):
     n_dropped: int
     n_compared: int
     """Comparisons of rows with centroids, or with centres of groups."""
+
+
+class Adding(NamedTuple):
+    """Sums of a pass that rows are added to as soon as they have their labels."""
+
+    to: PassSums
+    unit: float
+    """What rows are multiplied by, a power of two."""
+    order_B: torch.Tensor
+    """int32: scratch memory."""
 
 
 def assign_tiles_(
@@ -110,6 +129,42 @@ def assign_tiles_(
             *of_rows, *grouped, *found, dropped, zeros, exact, n_groups, *rest
         )
     return Tiled(labels_B, sq_distances_B, uncertain_B, *counts)
+
+
+def add_tiles_(
+    instruction_set: InstructionSet,
+    x_ND: torch.Tensor,
+    positions_B: torch.Tensor | None,
+    labels_B: torch.Tensor,
+    dropped_B: torch.Tensor | None,
+    adding: Adding,
+) -> None:
+    """Add rows that have their labels, but for those dropped, to the sums of a pass.
+
+    Tensors are contiguous, and the caller checks shapes.
+    """
+    sums_LKD, grades_K, counts = adding.to
+    (n_window, n_features), (n_rows,), (k,) = x_ND.shape, labels_B.shape, grades_K.shape
+    offsets = x_ND.new_empty(k + 2, dtype=torch.int64)
+    instruction_set.functions.add_to_pass(
+        instruction_set.number,
+        x_ND.dtype == torch.float64,
+        x_ND.data_ptr(),
+        address(positions_B),
+        labels_B.data_ptr(),
+        address(dropped_B),
+        adding.order_B.data_ptr(),
+        offsets.data_ptr(),
+        *(counts_K.data_ptr() for counts_K in counts),
+        sums_LKD.data_ptr(),
+        grades_K.data_ptr(),
+        n_window,
+        n_rows,
+        n_features,
+        k,
+        adding.unit,
+        n_threads_for(n_rows * n_features),
+    )
 
 
 def accumulate_tiles_(

@@ -97,6 +97,22 @@ def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> Memor
     return plan_memory(spec, reading, execution, fixed_bytes=needed)
 
 
+def _type_notes(dtype: str, fitted: str) -> list[str]:
+    """Whether rows of `dtype` may have other units than those of `fitted`.
+
+    Bytes are mostly pixels or codes, and a model of floats is one of pixels or codes that were
+    scaled. Other integers are not told of: people write 1 for 1.0.
+    """
+    if dtype not in ("uint8", "int8") or "float" not in fitted:
+        return []
+    note = (
+        f"the rows are {dtype}, and the centroids are of {fitted} rows: labels mean something only "
+        "if both have the same units; scale these rows as those of the fit were, or read them "
+        f"as {fitted}"
+    )
+    return [note]
+
+
 class Labelling:
     """Assigns the rows of one source to the centroids of one model.
 
@@ -108,6 +124,8 @@ class Labelling:
     """In the scaled space, on the device, in the dtype of `prepared` rows."""
     _closes_K: torch.Tensor | None = None
     """At which rows clusters close, if they do."""
+    type_notes: list[str]
+    """What is to be said of the type of the rows."""
 
     def __init__(
         self,
@@ -138,6 +156,7 @@ class Labelling:
                 "with the same features in the same order"
             )
         self._source, self._weights, self.world = source, weights, world
+        self.type_notes = _type_notes(spec.dtype, model.figures.get("dtype", spec.dtype))
         self._seat = seat
         self._agree(model)
         self._n_nearest = n_nearest
@@ -241,8 +260,8 @@ class Labelling:
 
     @property
     def notes(self) -> list[str]:
-        """What the log has to say of the kernel."""
-        notes = kernel_notes(self._asked_kernel, self.device)
+        """What the log has to say of the kernel and the rows."""
+        notes = kernel_notes(self._asked_kernel, self.device) + self.type_notes
         if isinstance(self.kernel, PricedKernel) and self._closes_K is None:
             notes.append(
                 "these are not the rows of the fit, byte for byte and by modification time: labels "
