@@ -1,16 +1,157 @@
-"""Answers every question about a device that is asked outside `kernels` and `stream`.
+"""Answers every question about a device that is asked outside `kernels`.
 
-A new type of device takes a change here, in `streamkm.stream` (how rows get there) and in
-`streamkm.tables` (which kernels run on it). Besides these only kernels compare device types.
+Work on a device that is not the host is queued. `Queues` is all that the rest of the package asks
+of such a device: queues, events by which one waits for another, and memory that copies can reach
+beside the arithmetic. CUDA calls its queues streams. A new type of device takes a class and a line
+in `QUEUES`, and what `streamkm.tables` says of the kernels that run on it. Besides these only
+kernels compare device types.
 """
 
 from __future__ import annotations
+
+import os
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from streamkm.errors import DeviceError, Option
 
-__all__ = ["device_name", "is_host", "resolve_device", "synchronize"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+
+__all__ = [
+    "QUEUES",
+    "CudaQueues",
+    "Event",
+    "Queue",
+    "Queues",
+    "device_name",
+    "is_host",
+    "memory_of",
+    "queues_of",
+    "resolve_device",
+    "sharing",
+    "synchronize",
+]
+
+
+class Event(Protocol):
+    """A mark in a queue. Before it is recorded it holds nothing up."""
+
+    def record(self, queue: Any) -> None:
+        """Put the mark behind all that is in `queue`; it forgets where it was."""
+
+    def synchronize(self) -> None:
+        """Let the host wait until all before the mark is done."""
+
+    def query(self) -> bool:
+        """Whether all before the mark is done."""
+
+    def elapsed_time(self, end: Any) -> float:
+        """Milliseconds from this mark to `end`, if both were made to be timed and have passed."""
+
+
+class Queue(Protocol):
+    """Work that a device does in the order in which it was queued, beside that of other queues."""
+
+    def wait_event(self, event: Any) -> None:
+        """Let all that is queued from now on wait for `event`, where it is recorded now."""
+
+    def wait_stream(self, other: Any) -> None:
+        """Let all that is queued from now on wait for all that is in `other` now."""
+
+    def synchronize(self) -> None:
+        """Let the host wait for all that is in the queue."""
+
+
+class Queues(Protocol):
+    """The queues of one device, and host memory that it copies from and to beside its work."""
+
+    def current(self) -> Queue:
+        """The queue that operations of torch go to."""
+
+    def new(self) -> Queue:
+        """Another queue."""
+
+    def event(self, *, timed: bool = False) -> Event:
+        """A new event."""
+
+    def within(self, queue: Any) -> AbstractContextManager[Any]:
+        """Operations of torch in a ``with`` block go to `queue`."""
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Page-locked memory of torch's own."""
+
+    def lock(self, buffer: np.ndarray) -> str:
+        """Page-lock `buffer`; why that was refused, or an empty string."""
+
+    def unlock(self, buffer: np.ndarray) -> None:
+        """Undo `lock`."""
+
+    def synchronize(self) -> None:
+        """Let the host wait for all that is in any queue."""
+
+
+class CudaQueues:
+    """CUDA's streams and events; see `Queues`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def current(self) -> torch.cuda.Stream:
+        """See `Queues`."""
+        return torch.cuda.current_stream(self._device)
+
+    def new(self) -> torch.cuda.Stream:
+        """See `Queues`."""
+        return torch.cuda.Stream(self._device)
+
+    def event(self, *, timed: bool = False) -> torch.cuda.Event:
+        """See `Queues`."""
+        return torch.cuda.Event(enable_timing=timed)
+
+    def within(self, queue: torch.cuda.Stream) -> AbstractContextManager[Any]:
+        """See `Queues`."""
+        return torch.cuda.stream(queue)
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """See `Queues`."""
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def lock(self, buffer: np.ndarray) -> str:
+        """See `Queues`."""
+        with torch.cuda.device(self._device):
+            status = torch.cuda.cudart().cudaHostRegister(buffer.ctypes.data, buffer.nbytes, 0)
+        if int(status) == 0:
+            return ""
+        # The failure stays CUDA's last error, and the next launch would raise it. torch can clear
+        # it only by a launch.
+        with suppress(RuntimeError):
+            torch.ones(1, device=self._device)
+        return str(status)
+
+    def unlock(self, buffer: np.ndarray) -> None:
+        """See `Queues`."""
+        with torch.cuda.device(self._device):
+            torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data)
+
+    def synchronize(self) -> None:
+        """See `Queues`."""
+        torch.cuda.synchronize(self._device)
+
+
+#: How to get at the queues of a device, by its type; the host has none.
+QUEUES: dict[str, Callable[[torch.device], Queues]] = {"cuda": CudaQueues}
+
+
+def queues_of(device: torch.device) -> Queues | None:
+    """The queues of `device`; None for the host, which does at once what it is asked."""
+    return None if is_host(device) else QUEUES[device.type](device)
 
 
 def resolve_device(
@@ -35,12 +176,15 @@ def resolve_device(
             Option("device", types[0]),
         )
     if device.type == "cuda":
-        if not torch.cuda.is_available():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            is_there = torch.cuda.is_available()
+        if not is_there:
             raise DeviceError(
                 Option("device", name),
-                f": torch {torch.__version__} sees no CUDA GPU; use ",
+                f": torch {torch.__version__} sees no CUDA GPU{_reason(said)}; use ",
                 Option("device", "cpu"),
-                ", or check the driver (nvidia-smi) and torch's build",
+                f", or {_remedy()}",
             )
         n_gpus = torch.cuda.device_count()
         index = device.index or 0
@@ -57,6 +201,24 @@ def resolve_device(
     return device
 
 
+def _reason(said: list[warnings.WarningMessage]) -> str:
+    """What torch warns of while it looks for GPUs, such as a driver that is too old: a sentence."""
+    first = str(said[0].message).partition("(Triggered")[0] if said else ""
+    # Advice follows, and where to download what.
+    sentence = " ".join(first.split()).partition(". ")[0].rstrip(".")
+    return f" ({sentence})" if sentence else ""
+
+
+def _remedy() -> str:
+    """How GPUs that are there can be made to be seen."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not hidden.strip(" ,"):
+        return "unset CUDA_VISIBLE_DEVICES, which is empty and hides every GPU"
+    if hidden is not None:
+        return f"check CUDA_VISIBLE_DEVICES, which is {hidden}, and the driver (nvidia-smi)"
+    return "check the driver (nvidia-smi) and torch's build"
+
+
 def is_host(device: torch.device) -> bool:
     """Whether `device` is the host, whose tensors lie in host memory and give values at once.
 
@@ -65,10 +227,43 @@ def is_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def memory_of(device: torch.device) -> tuple[int, int] | None:
+    """Bytes of a GPU that are free for this process, and all that it has; of a slice, the slice's.
+
+    None of a device that has no memory of its own.
+
+    Raises
+    ------
+    DeviceError
+        If the GPU does not answer.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        # What torch holds from earlier work it uses again.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise DeviceError(
+            Option("device", str(device)),
+            f" does not answer: {said}; check it (nvidia-smi), or use ",
+            Option("device", "cpu"),
+        ) from error
+    return free, total
+
+
+def sharing(device: torch.device, n_processes: int) -> int:
+    """Processes that share `device`, at most, of `n_processes` on this machine."""
+    n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+    return -(-n_processes // n_devices)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for all work that is queued on `device`."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    queues = queues_of(device)
+    if queues is not None:
+        queues.synchronize()
 
 
 def device_name(device: torch.device) -> str:

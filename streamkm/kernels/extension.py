@@ -1,7 +1,7 @@
 """The compiled extension, if installing streamkm could build it.
 
-Its functions take addresses, and only ``kernels.ops`` calls them. Whoever hands tensors
-to them must check dtype and shape and keep the tensors alive.
+Its functions take addresses, and only ``kernels.ops`` and ``kernels.exact`` call them. Whoever
+hands tensors to them must check dtype and shape and keep the tensors alive.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ class InstructionSet(NamedTuple):
     """Centroids that are scored at once, in float32."""
     float64_panel: int
     """Centroids that are scored at once, in float64."""
+    bytes_panel: int
+    """Centroids that are screened in whole numbers at once; 0 if that would not be faster."""
+    bits: int
+    """Bits of these numbers, 8 or 16."""
 
     @property
     def functions(self) -> Any:

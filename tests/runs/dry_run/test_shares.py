@@ -82,12 +82,11 @@ def test_bytes_are_those_that_are_added_up(plan, dtype, weighted):
     state = initial_state(batch.x_ND[:3].clone(), 0.0, weighted=weighted)
     kernel, wire = ReferenceKernel(3, 7, batch.x_ND.dtype, CPU), Wire()
     sharing = Sharing(wire)
-    sharing.has_held = True
     nearest_and_fixed_sums(
         kernel, batch, state.centroids_KD, spherical=False, sharing=sharing,
         usual=torch.tensor(7.0).double(),
     )  # fmt: skip
-    assert sharing.has_held == (not weighted)
+    assert sharing.has_held  # Else the rows are added up twice.
     assert step_bytes(made) == wire.n_bytes
     of_pass = Wire()
     Lloyd(kernel, 0, world=of_pass).gathered(state)
@@ -120,8 +119,9 @@ def test_blocks_are_those_that_each_process_reads(plan, n_processes, algorithm):
         for rank in range(n_processes)
     ]
     facts = dict(share_facts(made, World(0, 0, ["a"] * n_processes), "a"))
-    said = f"{n_processes} (a): each reads {min(counts)} to {max(counts)} of 34 blocks an epoch"
-    assert facts["processes"] == said
+    said = f"{n_processes} (a): each reads {min(counts)} to {max(counts)} of 34 blocks an epoch; "
+    memory = format_bytes(n_processes * made.memory.total_bytes)
+    assert facts["processes"] == f"{said}together they take {memory} of host memory"
     assert sum(counts) == 34
 
 
