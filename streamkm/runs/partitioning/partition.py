@@ -47,7 +47,7 @@ from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
 from streamkm.runs.storage.shared_path import check_shared
 from streamkm.sinks import tidy
-from streamkm.sources import beside_of, beside_row_bytes
+from streamkm.sources import beside_of, beside_row_bytes, id_notes, ids_of
 from streamkm.sources.names import in_order
 from streamkm.text import counted, format_bytes
 
@@ -146,6 +146,8 @@ def prepare(
         except MemoryBudgetError as error:
             _raise_larger(error, plan_grouping)
     plan = plan_grouping()
+    ids = ids_of(source) if grouping.rows == "parquet" and world.is_first else None
+    notes += [] if ids is None else id_notes(ids, execution.max_host_memory)
     if spec.dtype == "bfloat16" and grouping.rows is not None:
         notes.append("rows.npy has the bits of each bfloat16 as uint16")
     record = {

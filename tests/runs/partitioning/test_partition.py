@@ -309,6 +309,21 @@ def test_columns_in_another_order(tmp_path, capsys) -> None:
     assert np.load(tmp_path / "p" / "rows.npy").tobytes() == x[order][:, [2, 0, 1]].tobytes()
 
 
+# Breaks when ids that will not join one to one are written without a word.
+def test_ids_that_repeat_are_told(tmp_path, capsys) -> None:
+    x = clusters(30, 3)
+    names = {"id": np.arange(30) // 2, **dict(zip("abc", x.T, strict=True))}
+    pq.write_table(pa.table(names), tmp_path / "x.parquet")
+    source = (tmp_path / "x.parquet", "--id-column", "id")
+    assert cli("fit", *source, "--k", "4", "--out", tmp_path / "run") == 0
+    job = ("partition", tmp_path / "run", *source, "--rows", "parquet", "--out", tmp_path / "p")
+    for more in (("--dry-run",), ()):
+        capsys.readouterr()
+        assert cli(*job, *more) == 0
+        said = capsys.readouterr()
+        assert "15 rows with an id in column 'id' that an earlier row has" in said.out + said.err
+
+
 # Breaks when a file that is too short is read for ever, or filled with anything.
 @pytest.mark.parametrize("name", ["rows.npy.partial", "rows.bucket", "rows.place"])
 def test_unfinished_files_that_were_altered(name, fitted, tmp_path, only_buckets) -> None:
