@@ -9,6 +9,8 @@ kernels compare device types.
 
 from __future__ import annotations
 
+import os
+import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,8 +32,10 @@ __all__ = [
     "Queues",
     "device_name",
     "is_host",
+    "memory_of",
     "queues_of",
     "resolve_device",
+    "sharing",
     "synchronize",
 ]
 
@@ -172,12 +176,15 @@ def resolve_device(
             Option("device", types[0]),
         )
     if device.type == "cuda":
-        if not torch.cuda.is_available():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            is_there = torch.cuda.is_available()
+        if not is_there:
             raise DeviceError(
                 Option("device", name),
-                f": torch {torch.__version__} sees no CUDA GPU; use ",
+                f": torch {torch.__version__} sees no CUDA GPU{_reason(said)}; use ",
                 Option("device", "cpu"),
-                ", or check the driver (nvidia-smi) and torch's build",
+                f", or {_remedy()}",
             )
         n_gpus = torch.cuda.device_count()
         index = device.index or 0
@@ -194,12 +201,62 @@ def resolve_device(
     return device
 
 
+def _reason(said: list[warnings.WarningMessage]) -> str:
+    """What torch warns of while it looks for GPUs, such as a driver that is too old: a sentence."""
+    first = str(said[0].message).partition("(Triggered")[0] if said else ""
+    # Advice follows, and where to download what.
+    sentence = " ".join(first.split()).partition(". ")[0].rstrip(".")
+    return f" ({sentence})" if sentence else ""
+
+
+def _remedy() -> str:
+    """How GPUs that are there can be made to be seen."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and not hidden.strip(" ,"):
+        return "unset CUDA_VISIBLE_DEVICES, which is empty and hides every GPU"
+    if hidden is not None:
+        return f"check CUDA_VISIBLE_DEVICES, which is {hidden}, and the driver (nvidia-smi)"
+    return "check the driver (nvidia-smi) and torch's build"
+
+
 def is_host(device: torch.device) -> bool:
     """Whether `device` is the host, whose tensors lie in host memory and give values at once.
 
     Elsewhere, asking for a value waits for all queued work.
     """
     return device.type == "cpu"
+
+
+def memory_of(device: torch.device) -> tuple[int, int] | None:
+    """Bytes of a GPU that are free for this process, and all that it has; of a slice, the slice's.
+
+    None of a device that has no memory of its own.
+
+    Raises
+    ------
+    DeviceError
+        If the GPU does not answer.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        # What torch holds from earlier work it uses again.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise DeviceError(
+            Option("device", str(device)),
+            f" does not answer: {said}; check it (nvidia-smi), or use ",
+            Option("device", "cpu"),
+        ) from error
+    return free, total
+
+
+def sharing(device: torch.device, n_processes: int) -> int:
+    """Processes that share `device`, at most, of `n_processes` on this machine."""
+    n_devices = torch.cuda.device_count() if device.type == "cuda" else 1
+    return -(-n_processes // n_devices)
 
 
 def synchronize(device: torch.device) -> None:

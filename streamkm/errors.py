@@ -15,6 +15,7 @@
     │   └── DeviceError               the chosen device or kernel is not available
     ├── StorageError (OSError)        exit status 1: the disk refused a write
     ├── AllocationError (MemoryError) exit status 1: the machine or the GPU refused memory
+    ├── DeviceLostError               exit status 1: the GPU failed while it worked
     ├── ProcessLostError              exit status 1: another process died, hangs or lost its link
     ├── ElsewhereError                that of another process, which has told why it failed
     └── Interrupted (SystemExit)      exit status 75: stopped by a signal, a checkpoint is saved
@@ -32,6 +33,7 @@ __all__ = [
     "AllocationError",
     "ConfigError",
     "DeviceError",
+    "DeviceLostError",
     "ElsewhereError",
     "InputError",
     "Interrupted",
@@ -175,6 +177,13 @@ class AllocationError(StreamkmError, MemoryError):
     """The machine or the GPU refused memory that a command needs.
 
     Earlier checkpoints and results are intact: once there is memory, ``--resume`` continues.
+    """
+
+
+class DeviceLostError(StreamkmError):
+    """The GPU failed while it worked: it is gone, or says that an earlier kernel went wrong.
+
+    Earlier checkpoints and results are intact: ``--resume`` continues, in a new process.
     """
 
 

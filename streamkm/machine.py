@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MemoryLimit",
+    "available_memory",
     "cgroup_cores",
     "cgroup_memory",
     "cores_by_quota",
@@ -102,6 +103,14 @@ def memory_limit(n_processes: int = 1) -> MemoryLimit:
         share = of_group.n_bytes // n_processes
         limits.append(MemoryLimit(share, f"{of_group.origin}{shared}"))
     return min(limits, key=lambda limit: limit.n_bytes)
+
+
+def available_memory() -> int:
+    """Bytes of the machine's memory that a program can take and others need not give up."""
+    for line in _read(ROOT / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 @functools.cache

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
-from streamkm.devices import device_name, is_host, resolve_device, synchronize
+from streamkm.devices import (
+    device_name,
+    is_host,
+    memory_of,
+    resolve_device,
+    sharing,
+    synchronize,
+)
 from streamkm.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -40,6 +49,55 @@ def test_what_is_asked_for_is_taken(name: str, device: str) -> None:
 def test_what_is_not_there_is_refused(name: str, said: str) -> None:
     with pytest.raises(DeviceError, match=said):
         resolve_device(name)
+
+
+# Breaks when the reason is left to a warning with an address in it, or the remedy is to look at a
+# driver that is all right.
+@pytest.mark.parametrize(
+    ("visible", "warned", "said"),
+    [
+        ("", "", "GPU; use device='cpu', or unset CUDA_VISIBLE_DEVICES, which is empty and"),
+        ("7", "", "or check CUDA_VISIBLE_DEVICES, which is 7, and the driver"),
+        (None, "The driver is too old (found version 11040). Please update (Triggered at c.cpp)",
+         "sees no CUDA GPU (The driver is too old (found version 11040)); use"),
+    ],
+)  # fmt: skip
+def test_why_no_gpu_is_seen_is_said(
+    visible: str | None, warned: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> bool:
+        if warned:
+            warnings.warn(warned, UserWarning, stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", look)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(DeviceError) as caught:
+        resolve_device("cuda")
+    assert said in str(caught.value)
+
+
+# Breaks when what torch keeps from an earlier fit counts as taken, or a card that has gone ends a
+# command with a traceback.
+@pytest.mark.usefixtures("n_gpus")
+@pytest.mark.parametrize("n_gpus", [2], indirect=True)
+def test_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
+    assert memory_of(gpu) == (130, 1000)
+    assert [sharing(gpu, n) for n in (1, 2, 3)] == [1, 1, 2]
+    assert sharing(CPU, 3) == 3
+
+    def lost(device: torch.device) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: GPU is lost\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
+    with pytest.raises(DeviceError, match=r"device='cuda:1' does not answer: .* is lost .*'cpu'$"):
+        memory_of(gpu)
 
 
 # Breaks when a forked child, which may not use CUDA if its parent has, ends with a traceback.

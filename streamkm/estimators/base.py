@@ -91,6 +91,8 @@ class BaseKMeans(Neighbors, Clusterer):
             If a parameter or the data cannot be used; the message names a remedy.
         streamkm.errors.AllocationError
             If the machine or the GPU refuses memory.
+        streamkm.errors.DeviceLostError
+            If the GPU fails.
         streamkm.errors.StorageError
             If there is a `run_dir` and the disk refuses a write.
         streamkm.errors.Interrupted
@@ -281,6 +283,7 @@ class BaseKMeans(Neighbors, Clusterer):
             "metric": settings["metric"],
             "scale": settings["scale"],
             "nan": settings["nan"],
+            **{name: settings.get(name) for name in ("max_size", "min_size")},
         }
 
     # ---- what is fitted -----------------------------------------------------

@@ -96,6 +96,8 @@ def fit(
         If the arguments, the data or the run folder cannot be used.
     AllocationError
         If the machine or the GPU refuses memory; the checkpoints are kept.
+    DeviceLostError
+        If the GPU fails; the checkpoints are kept.
     StorageError
         If the disk refuses the result, or the checkpoint that `stop_request` asks for. An
         earlier checkpoint that it refuses costs a warning; the run tries again at the next.

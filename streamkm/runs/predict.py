@@ -385,7 +385,9 @@ def _label_all(
     start_row = writer.start_row
     if start_row:
         progress.say(f"resumed: from row {start_row:,}")
-    progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
+    progress.say(
+        f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory_description}"
+    )
     with labelling.batches(start_row) as batches:
         progress.begin("predict", source.spec.n_rows, labelling.times, done=start_row)
         for place in labelling.places(start_row):

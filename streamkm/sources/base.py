@@ -153,6 +153,9 @@ class ArraySpec:
     file: str = ""
     """Path of the local file that all rows lie in, or of the folder of a Zarr array; empty if there
     are several, or the format has another kind of place."""
+    first_byte: int = 0
+    """Byte of that file at which rows begin that lie in it as they are: memory that begins as far
+    into a page can be filled without a copy. 0 where that is of no use."""
 
     @property
     def storage(self) -> np.dtype[np.generic]:

@@ -90,6 +90,7 @@ class FlatSource(Described):
             grid=grid,
             member=member,
             file="" if file.is_remote else str(file.path),
+            first_byte=0 if file.is_remote else offset,
         )
 
     @property

@@ -1,46 +1,181 @@
 """Keeps rows of a source in memory once they were read, as far as they fit.
 
-For a run that reads the same rows several times. What was read first is kept, and nothing is given
-up for what comes later: passes go round the array, and a cache of the latest rows would have
-dropped each row just before it is wanted again.
+For a run that reads the same rows several times. Which rows are kept follows from the array and
+the room alone: units of rows, spread evenly over the array, each with a home of its own. So a run
+can say beforehand what will stay, every pass finds about the same share of its rows in memory
+wherever it is, and nothing is given up for what comes later: passes go round the array, and a cache
+of the latest rows would have dropped each row just before it is wanted again.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from array import array
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamkm.sources.base import Described, RowRange
 from streamkm.sources.layout import check_read
+from streamkm.sources.memory import MemorySource
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from streamkm.sources.base import ArraySpec, Source
 
-__all__ = ["BESIDE_BLOCK", "KeptRows"]
+__all__ = ["BESIDE_BLOCK", "Homes", "KeptRows", "Places", "held_rows"]
 
-#: Bytes that Python takes for each block that is kept, beside its rows.
-BESIDE_BLOCK = 320
+logger = logging.getLogger("streamkm")
+
+#: Bytes that are taken for each block of the array, beside the rows that are kept, at most.
+BESIDE_BLOCK = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Homes:
+    """Where rows stay: which units of an array have a home, and at which row of the memory.
+
+    The units that are kept are spread evenly over those that `others` leave.
+    """
+
+    n_rows: int
+    """Rows of the array."""
+    unit_rows: int
+    """Rows of a unit, a whole number of blocks; the last may be short."""
+    n_kept: int
+    """Units that are kept."""
+    others: Homes | None = None
+    """The homes elsewhere, whose units get none here."""
+
+    @property
+    def n_units(self) -> int:
+        """Units of the array."""
+        return -(-self.n_rows // self.unit_rows)
+
+    @property
+    def room_rows(self) -> int:
+        """Rows of the memory that has all homes."""
+        return min(self.n_kept * self.unit_rows, self.n_rows)
+
+    @property
+    def kept_rows(self) -> int:
+        """Rows that have a home."""
+        short = -self.n_rows % self.unit_rows
+        return self.n_kept * self.unit_rows - short * bool(self.table()[-1] >= 0)
+
+    def table(self) -> np.ndarray:
+        """The number of each unit's home, int32; -1 for units without one."""
+        is_left = np.ones(self.n_units, bool) if self.others is None else self.others.table() < 0
+        n_before = np.cumsum(is_left)
+        n_left = max(int(n_before[-1]), 1)
+        # Spread evenly: the number of homes up to a unit is its share of them, rounded down.
+        ranks = n_before * self.n_kept // n_left
+        is_kept = np.diff(ranks, prepend=0) > 0
+        return np.where(is_kept, ranks - 1, -1).astype(np.int32)
+
+
+class Places:
+    """Which blocks have come to their homes."""
+
+    def __init__(self, homes: Homes, block_rows: int) -> None:
+        self._n_rows, self._unit_rows, self.block_rows = homes.n_rows, homes.unit_rows, block_rows
+        self._table = homes.table()
+        # Of an array, an element is had in a third of the time.
+        self._homes = array("i", self._table.tobytes())
+        self._there = bytearray(-(-homes.n_rows // block_rows))
+
+    def find(self, rows: RowRange) -> int | None:
+        """Where `rows` lie, if they are all there, in one piece; else None."""
+        place = self._home(rows) if len(rows) else None
+        if place is None:
+            return None
+        first, last = rows.start // self.block_rows, (rows.stop - 1) // self.block_rows
+        return place if self._there.find(0, first, last + 1) < 0 else None
+
+    def find_blocks(self, starts: np.ndarray) -> np.ndarray | None:
+        """Where the whole blocks lie that begin at these rows, if they are all there; else None."""
+        there = np.frombuffer(self._there, np.uint8)
+        if not there[starts // self.block_rows].all():
+            return None
+        units = starts // self._unit_rows
+        found: np.ndarray = starts + (self._table[units] - units) * self._unit_rows
+        return found
+
+    def missing(self, rows: RowRange) -> list[tuple[RowRange, int]]:
+        """The parts of `rows`, one of each block, that have a home and are not there; with that."""
+        block_rows, found = self.block_rows, []
+        for number in range(rows.start // block_rows, -(-rows.stop // block_rows)):
+            start, stop = number * block_rows, (number + 1) * block_rows
+            part = RowRange(max(start, rows.start), min(stop, rows.stop))
+            place = None if self._there[number] else self._home(part)
+            if place is not None:
+                found.append((part, place))
+        return found
+
+    def _home(self, rows: RowRange) -> int | None:
+        """Where the home of `rows` begins; None unless all of them have one, in one piece."""
+        unit_rows = self._unit_rows
+        first, last = rows.start // unit_rows, (rows.stop - 1) // unit_rows
+        home = self._homes[first]
+        # Homes are in the order of the units, so those between lie there too.
+        if home < 0 or (last > first and self._homes[last] - home != last - first):
+            return None
+        return rows.start + (home - first) * unit_rows
+
+    def is_block(self, rows: RowRange) -> bool:
+        """Whether `rows` are a whole block."""
+        stop = min(rows.start + self.block_rows, self._n_rows)
+        return rows.start % self.block_rows == 0 and rows.stop == stop
+
+    def note(self, block: RowRange) -> None:
+        """Remember that `block` is there from now on."""
+        self._there[block.start // self.block_rows] = 1
 
 
 class KeptRows(Described):
-    """A view of `source` that reads each block once, up to `limit` bytes of blocks.
+    """A view of `source` that reads each row once, if it has a home.
 
     Closing the view frees the rows, and leaves the source open.
+
+    Parameters
+    ----------
+    source : Source
+        N rows by D features.
+    homes : Homes
+        The rows that are kept. Their memory is taken as they come, page by page.
     """
 
-    def __init__(self, source: Source, limit: int) -> None:
-        self._source, self._left = source, limit
-        self._held: dict[RowRange, np.ndarray] = {}
+    def __init__(self, source: Source, homes: Homes) -> None:
+        self._source, spec = source, source.spec
+        self._places = Places(homes, spec.block_rows)
         self._lock = threading.Lock()
         self._fingerprint: str | None = None
         self._closed = False
+        # Parts of blocks that a sample has read, and where they lie in the homes of their blocks.
+        self._pieces: dict[RowRange, int] = {}
         self.bytes_read = 0
         """Bytes that were asked of the source."""
+        try:
+            self._kept_ND = np.empty((homes.room_rows, spec.n_features), spec.storage)
+        except MemoryError:
+            logger.warning(
+                "%d bytes to keep rows in are refused: every pass reads them again",
+                homes.room_rows * spec.row_bytes,
+            )
+            self._keep_none()
+
+    @classmethod
+    def within(cls, source: Source, limit: int) -> KeptRows:
+        """A view that keeps blocks of `limit` bytes at most."""
+        spec = source.spec
+        n_blocks = -(-spec.n_rows // spec.block_rows)
+        n_kept = n_blocks if limit >= spec.nbytes else limit // (spec.block_rows * spec.row_bytes)
+        return cls(source, Homes(spec.n_rows, spec.block_rows, n_kept))
 
     @property
     def name(self) -> str:
@@ -55,27 +190,62 @@ class KeptRows(Described):
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Fill `out` with `rows`; see `Source.read`."""
         check_read(self.name, self.spec, rows, out, closed=self._closed)
-        # Of a block, or of the piece of one that a sample has read.
-        block = self._block_of(rows)
-        for whole in (block, rows):
-            if whole is not None and (held := self._held.get(whole)) is not None:
-                np.copyto(out, held[rows.start - whole.start : rows.stop - whole.start])
-                return
+        if (held := self.held(rows)) is not None:
+            np.copyto(out, held)
+            return
         self._source.read(rows, out)
         with self._lock:
             self.bytes_read += out.nbytes
-            # Single rows are not worth their own array.
-            if rows in self._held or len(rows) == 1 or out.nbytes > self._left:
-                return
-            self._left -= out.nbytes
-        self._held[rows] = out.copy()
+        self._keep(rows, out)
 
-    def _block_of(self, rows: RowRange) -> RowRange | None:
-        """The block that `rows` lie in; None if they lie in several."""
-        n_rows, block_rows = self.spec.n_rows, self.spec.block_rows
-        start = rows.start // block_rows * block_rows
-        stop = min(start + block_rows, n_rows)
-        return RowRange(start, stop) if rows.stop <= stop else None
+    def held(self, rows: RowRange) -> np.ndarray | None:
+        """`rows` where they lie in memory, one after the other, if they are all there."""
+        place = self._places.find(rows)
+        if place is None:
+            place = self._pieces.get(rows)
+        return None if place is None else self._kept_ND[place : place + len(rows)]
+
+    def take(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
+        """Fill `out` with `reads`, one after the other, if they are whole blocks that are all here.
+
+        One native call, which holds no lock: of blocks of 64 KiB, `read` takes longer to find one
+        than to copy it. False, with `out` as it was, if any must be read.
+        """
+        block_rows = self.spec.block_rows
+        starts = np.fromiter((rows.start for rows in reads), np.int64, len(reads))
+        stops = np.fromiter((rows.stop for rows in reads), np.int64, len(reads))
+        are_whole = (starts % block_rows == 0) & (stops - starts == block_rows)
+        if len(out) != len(reads) * block_rows or not are_whole.all():
+            return False
+        places = self._places.find_blocks(starts)
+        if places is None:
+            return False
+        n_whole = len(self._kept_ND) // block_rows
+        blocks = self._kept_ND[: n_whole * block_rows].reshape(n_whole, -1)
+        # "clip" only because "raise" goes through a buffer.
+        blocks.take(places // block_rows, 0, out.reshape(len(reads), -1), "clip")
+        return True
+
+    def _keep(self, rows: RowRange, read: np.ndarray) -> None:
+        """Copy rows that were read to their home, if they have one.
+
+        Several threads may come with the same rows: they write the same bytes.
+        """
+        for part, place in self._places.missing(rows):
+            is_block = self._places.is_block(part)
+            # A single row is not worth an entry.
+            if is_block or (part == rows and len(rows) > 1):
+                within = read[part.start - rows.start : part.stop - rows.start]
+                np.copyto(self._kept_ND[place : place + len(part)], within)
+            if is_block:
+                self._places.note(part)
+            elif part == rows and len(rows) > 1:
+                self._pieces[rows] = place
+
+    def _keep_none(self) -> None:
+        spec = self.spec
+        self._places, self._pieces = Places(Homes(spec.n_rows, spec.block_rows, 0), spec.n_rows), {}
+        self._kept_ND = np.empty((0, spec.n_features), spec.storage)
 
     def fingerprint(self) -> str:
         """That of the source, worked out once."""
@@ -94,4 +264,12 @@ class KeptRows(Described):
     def close(self) -> None:
         """Free the rows."""
         self._closed = True
-        self._held.clear()
+        self._keep_none()
+
+
+def held_rows(source: Source, rows: RowRange) -> np.ndarray | None:
+    """`rows` of `source` where they lie in host memory, if they do; they must not be changed."""
+    if isinstance(source, KeptRows):
+        return source.held(rows)
+    rows_ND = source.rows_there if isinstance(source, MemorySource) else None
+    return None if rows_ND is None else rows_ND[rows.start : rows.stop]

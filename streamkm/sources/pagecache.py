@@ -5,7 +5,9 @@ machine has spare memory for the whole array: then they go through the cache, an
 finds them there. So a run does not evict what other programs keep in the cache, and does not read a
 small array from the disk in every epoch. The choice decides how fast bytes are read, never which.
 
-O_DIRECT needs aligned memory, and rows in a slot are not aligned. So each thread has one aligned
+O_DIRECT reads whole pages. Memory that lies in its pages as the bytes do in those of the file is
+read into where it is: so are chunks of whole pages, and blocks of whole pages of a file whose slots
+begin where its rows do (`ArraySpec.first_byte`). For other memory each thread has one aligned
 buffer on huge pages, and copies out of it. That takes a quarter of the processor time of a read
 through the cache.
 """
@@ -13,6 +15,7 @@ through the cache.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import mmap
 import os
@@ -83,11 +86,16 @@ def has_spare_memory(size: int = 0) -> bool:
     """
     if sys.platform != "linux":
         return True
-    free, all_ = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PHYS_PAGES")
+    free, all_ = os.sysconf("SC_AVPHYS_PAGES"), _all_pages()
     if free * _SPARE_PART <= all_:
         return False
     # Every read asks without a size: the limit is looked up for a whole array only.
     return not size or min(free * mmap.PAGESIZE, memory_limit().n_bytes) > 2 * size
+
+
+@functools.cache
+def _all_pages() -> int:
+    return os.sysconf("SC_PHYS_PAGES")
 
 
 class OpenFile:
@@ -191,10 +199,13 @@ def _read_cached(fd: int, memories: Sequence[np.ndarray], offset: int) -> int:
 
 
 def _read_aligned(fd: int, memories: Sequence[np.ndarray], size: int, offset: int) -> int:
-    """Fill `memories` with aligned reads into the thread's buffer; returns the bytes read."""
-    buffer = _buffer()
+    """Fill `memories` with aligned reads; returns the bytes read."""
     rest = [memory for memory in memories if memory.size]
     done = 0
+    if len(rest) == 1 and _lies_alike(rest[0], offset):
+        done = _read_in_place(fd, rest[0], offset)
+        rest = [rest[0][done:]]
+    buffer = _buffer()
     while done < size:
         begin = (offset + done) // _ALIGNMENT * _ALIGNMENT
         skip = offset + done - begin
@@ -211,6 +222,29 @@ def _read_aligned(fd: int, memories: Sequence[np.ndarray], size: int, offset: in
             if not rest[0].size:
                 del rest[0]
     return done
+
+
+def _read_in_place(fd: int, memory: np.ndarray, offset: int) -> int:
+    """Fill `memory`, which lies in its pages as the bytes do in the file's; returns the bytes read.
+
+    Of its first and last page others may have a part: those two go through the thread's buffer.
+    """
+    head, tail = -offset % _ALIGNMENT, (offset + memory.size) % _ALIGNMENT
+    body, skip = slice(head, memory.size - tail), -head % _ALIGNMENT
+    pages = _buffer()
+    first, last = pages[:_ALIGNMENT], pages[_ALIGNMENT : 2 * _ALIGNMENT]
+    views = [*[first.data] * (head > 0), memory[body].data, *[last.data] * (tail > 0)]
+    done = min(max(os.preadv(fd, views, offset - skip) - skip, 0), memory.size)
+    n_first, n_last = min(head, done), max(done - body.stop, 0)
+    memory[:n_first] = first[skip : skip + n_first]
+    memory[body.stop : body.stop + n_last] = last[:n_last]
+    return done
+
+
+def _lies_alike(memory: np.ndarray, offset: int) -> bool:
+    """Whether `memory` has a whole page, and lies in its pages as the file's bytes do there."""
+    address: int = memory.__array_interface__["data"][0]
+    return (address - offset) % _ALIGNMENT == 0 and memory.size >= 2 * _ALIGNMENT
 
 
 def _aligned(size: int) -> int:

@@ -16,11 +16,14 @@ import threading
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamkm.devices import is_host
 from streamkm.errors import ReadError, StreamkmError
+from streamkm.sources.kept import KeptRows, held_rows
 from streamkm.stream.slots import WEIGHT_BYTES, weights_offset
 
 if TYPE_CHECKING:
@@ -29,10 +32,15 @@ if TYPE_CHECKING:
     from streamkm.sources.base import RowRange, Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import Window
+    from streamkm.stream.residency import DeviceRows
     from streamkm.stream.slots import HostSlots
     from streamkm.stream.stages import StageTimes
 
 __all__ = ["HostWindow", "prefetch"]
+
+#: Bytes of the blocks that a thread takes from the queue at once, about: to take a task and to
+#: account for it costs as much as to copy 200 KiB.
+TASK_BYTES = 4 << 20
 
 
 @dataclass
@@ -48,8 +56,19 @@ class HostWindow:
     """Positions in `rows_ND` in the order of use, int32; None for the order of reading."""
     release: Callable[[], None] = field(default=lambda: None)
     """Give the slot back to the readers; `rows_ND` must not be used afterwards."""
+    is_shared: bool = False
+    """Whether `rows_ND` are memory of the source, in place of the slot's: not to be changed."""
+    on_device: tuple[bool, ...] = ()
+    """Of each read of the window, whether its rows lie on the device and were not read; empty if
+    all were."""
     unfinished: int = 0
-    """Tasks that are left: one for each read, and one for the order."""
+    """Tasks that are left: the reads, some at a time, and the order."""
+
+    @property
+    def bytes_on_device(self) -> int:
+        """Bytes of the rows that were not read, because they lie on the device."""
+        reads, row_bytes = self.window.reads, self.rows_ND.strides[0]
+        return row_bytes * sum(map(len, compress(reads, self.on_device)))
 
 
 @contextmanager
@@ -60,13 +79,13 @@ def prefetch(
     n_threads: int,
     times: StageTimes,
     weights: Weights | None = None,
-    *,
-    rows: bool = True,
+    resident: DeviceRows | None = None,
 ) -> Iterator[Iterator[HostWindow]]:
     """Read `windows` of `source` in order with `n_threads` threads, as far ahead as slots allow.
 
-    With `weights` those of the rows are read with them. With `rows` false only weights and the
-    order of rows are made: the rows of the slots hold anything.
+    With `weights` those of the rows are read with them. Rows that are `resident` on the device by
+    then are not read: the slot holds anything in their place. On the CPU, rows that follow one
+    another in host memory are used there.
 
     Yields an iterator of `HostWindow`. Each keeps its slot until it is released. When the
     ``with`` block ends, for whatever reason, the threads stop and are joined. With 0 threads
@@ -77,7 +96,7 @@ def prefetch(
     ReadError
         From the iterator, if a read failed; the message names the source and the rows.
     """
-    readers = _Readers(source, windows, slots, times, weights, rows=rows)
+    readers = _Readers(source, windows, slots, times, weights, resident)
     if n_threads == 0:
         yield readers.one_by_one()
         return
@@ -106,17 +125,21 @@ class _Readers:
         slots: HostSlots,
         times: StageTimes,
         weights: Weights | None,
-        *,
-        rows: bool,
+        resident: DeviceRows | None,
     ) -> None:
         self._source = source
-        self._reads_rows = rows
+        self._resident, self._uses_in_place = resident, is_host(slots.device)
+        self._keeps = isinstance(source, KeptRows) or resident is not None
+        self._n_threads = max(slots.memory.n_readers, 1)
         self._weights = weights
         self._windows = windows
         self._times = times
         self._free = deque(slots.buffers)
         self._tasks: deque[tuple[HostWindow, Callable[[], None]]] = deque()
         self._opened: deque[HostWindow] = deque()
+        # The next window, where it was looked at and must wait; and the epoch of the first one.
+        self._next: Window | None = None
+        self._first_epoch: int | None = None
         self._exhausted = False
         self._stopping = False
         self._error: BaseException | None = None
@@ -146,6 +169,7 @@ class _Readers:
             while self._tasks:
                 self._tasks.popleft()[1]()
             if self._opened:
+                self._opened[0].unfinished = 0
                 yield self._opened.popleft()
 
     def results(self) -> Iterator[HostWindow]:
@@ -158,6 +182,8 @@ class _Readers:
                 if not self._opened:
                     return
                 host_window = self._opened.popleft()
+                if self._next is not None:
+                    self._changed.notify_all()
             yield host_window
 
     def stop(self) -> None:
@@ -181,37 +207,82 @@ class _Readers:
                     return self._tasks.popleft()
                 if self._exhausted:
                     break
-                if self._free:
-                    self._open_window()
-                else:
+                if not self._free or not self._open_window():
                     self._changed.wait()
             return None
 
-    def _open_window(self) -> None:
-        window = next(self._windows, None)
+    def _open_window(self) -> bool:
+        """Open the next window, if there is one; False if it must wait for those before it."""
+        window = self._next = self._next or next(self._windows, None)
         if window is None:
             self._exhausted = True
             self._changed.notify_all()
-            return
+            return True
+        if self._must_wait(window):
+            return False
+        self._next = None
         buffer = self._free.popleft()
         spec = self._source.spec
         n_bytes = window.n_rows * spec.row_bytes
-        rows_ND = buffer[:n_bytes].view(spec.storage).reshape(window.n_rows, spec.n_features)
+        rows_ND = in_place = self._in_place(window)
+        if rows_ND is None:
+            rows_ND = buffer[:n_bytes].view(spec.storage).reshape(window.n_rows, spec.n_features)
         host_window = HostWindow(window, rows_ND, release=self._releaser(buffer))
+        host_window.is_shared = in_place is not None
+        if self._resident is not None:
+            there = tuple(map(self._resident.has, window.reads))
+            host_window.on_device = there if any(there) else ()
         if self._weights is not None:
             start = weights_offset(n_bytes)
             weights = buffer[start : start + window.n_rows * WEIGHT_BYTES].view(np.float64)
             host_window.weights_N = weights
         self._tasks.append((host_window, self._orderer(host_window)))
-        offset = 0
-        reads = window.reads if self._reads_rows or self._weights is not None else ()
-        for rows in reads:
-            part = slice(offset, offset + len(rows))
-            self._tasks.append((host_window, self._reader(rows, host_window, part)))
-            offset += len(rows)
-        host_window.unfinished = len(reads) + 1
+        tasks = self._reading_tasks(host_window)
+        self._tasks += ((host_window, task) for task in tasks)
+        host_window.unfinished = len(tasks) + 1
         self._opened.append(host_window)
         self._changed.notify_all()
+        return True
+
+    def _must_wait(self, window: Window) -> bool:
+        """Whether the pass before must be read to its end first.
+
+        What stays in memory of the first pass is there from then on. Of a small array all windows
+        would else be opened at once, and read as often as there are slots.
+        """
+        if self._first_epoch is None:
+            self._first_epoch = window.epoch
+        if window.epoch != self._first_epoch + 1 or not self._keeps:
+            return False
+        # On a device, a window stays when it is copied there, which follows its being taken.
+        return any(not self._uses_in_place or host.unfinished for host in self._opened)
+
+    def _in_place(self, window: Window) -> np.ndarray | None:
+        """Rows of `window` that lie in host memory as they are used there; else None."""
+        one_read = window.one_read if self._uses_in_place else None
+        return None if one_read is None else held_rows(self._source, one_read)
+
+    def _reading_tasks(self, host_window: HostWindow) -> list[Callable[[], None]]:
+        """What is to be read of a window, in parts for the threads."""
+        reads, parts, offset = host_window.window.reads, [], 0
+        are_there = host_window.on_device or (host_window.is_shared,) * len(reads)
+        for rows, is_there in zip(reads, are_there, strict=True):
+            if not is_there or self._weights is not None:
+                parts.append((rows, slice(offset, offset + len(rows)), is_there))
+            offset += len(rows)
+        step = self._blocks_at_once(len(parts))
+        return [
+            self._reader(host_window, parts[first : first + step])
+            for first in range(0, len(parts), step)
+        ]
+
+    def _blocks_at_once(self, n_blocks: int) -> int:
+        """Blocks of a window of `n_blocks` that one thread takes together."""
+        spec = self._source.spec
+        if spec.is_remote:  # Each thread waits for one answer.
+            return 1
+        of_bytes = TASK_BYTES // (spec.block_rows * spec.row_bytes)
+        return max(min(of_bytes, n_blocks // (2 * self._n_threads)), 1)
 
     def _orderer(self, host_window: HostWindow) -> Callable[[], None]:
         def run() -> None:
@@ -220,25 +291,44 @@ class _Readers:
 
         return run
 
-    def _reader(self, rows: RowRange, host_window: HostWindow, part: slice) -> Callable[[], None]:
-        out, weights_N = host_window.rows_ND[part], host_window.weights_N
-
+    def _reader(
+        self, host_window: HostWindow, parts: list[tuple[RowRange, slice, bool]]
+    ) -> Callable[[], None]:
         def run() -> None:
-            with self._times.working("reading", out.nbytes if self._reads_rows else 0):
-                try:
-                    if self._reads_rows:
-                        self._source.read(rows, out)
-                    if self._weights is not None and weights_N is not None:
-                        self._weights.read(rows, weights_N[part])
-                except StreamkmError:
-                    raise
-                except Exception as error:
-                    raise ReadError(
-                        f"{self._source.name}: {rows} cannot be read: "
-                        f"{type(error).__name__}: {error}"
-                    ) from error
+            with self._times.working("reading"):
+                n_bytes = self._read(host_window, parts)
+            self._times.add("reading", n_bytes=n_bytes)
 
         return run
+
+    def _read(self, host_window: HostWindow, parts: list[tuple[RowRange, slice, bool]]) -> int:
+        """Read rows that are not there, and weights; returns the bytes of the rows.
+
+        It ends early where nobody waits for them any more.
+        """
+        rows_ND, weights_N = host_window.rows_ND, host_window.weights_N
+        if isinstance(self._source, KeptRows) and weights_N is None:
+            out = rows_ND[parts[0][1].start : parts[-1][1].stop]
+            if self._source.take([rows for rows, _, _ in parts], out):
+                return out.nbytes
+        read, n_bytes = self._source.read, 0
+        for rows, part, is_there in parts:
+            if self._stopping or self._error is not None:
+                break
+            try:
+                if not is_there:
+                    out = rows_ND[part]
+                    read(rows, out)
+                    n_bytes += out.nbytes
+                if self._weights is not None and weights_N is not None:
+                    self._weights.read(rows, weights_N[part])
+            except StreamkmError:
+                raise
+            except Exception as error:
+                raise ReadError(
+                    f"{self._source.name}: {rows} cannot be read: {type(error).__name__}: {error}"
+                ) from error
+        return n_bytes
 
     def _releaser(self, buffer: np.ndarray) -> Callable[[], None]:
         def release() -> None:

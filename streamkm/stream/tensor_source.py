@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype, check_shape
 from streamkm.sources.layout import check_read
-from streamkm.sources.memory import MemorySource, digest_of_rows, spec_in_memory
+from streamkm.sources.memory import digest_of_rows, spec_in_memory
 from streamkm.stream.transfer import as_stored_tensor
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from streamkm.sources.base import Source
 
-__all__ = ["TensorSource", "dtype_name", "rows_in_memory", "tensor_on"]
+__all__ = ["TensorSource", "dtype_name", "tensor_on"]
 
 
 class TensorSource(Described):
@@ -84,9 +84,3 @@ def tensor_on(source: Source, device: torch.device) -> torch.Tensor | None:
     if isinstance(source, TensorSource) and source.tensor.device == device:
         return source.tensor
     return None
-
-
-def rows_in_memory(source: Source) -> torch.Tensor | None:
-    """The rows of an array in memory that lie there as they are read; they must not be changed."""
-    rows_ND = source.rows_there if isinstance(source, MemorySource) else None
-    return None if rows_ND is None else as_stored_tensor(rows_ND, source.spec.dtype)

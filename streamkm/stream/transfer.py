@@ -5,12 +5,15 @@ works on the other. The copy of a window is queued before the window ahead of it
 is handed over, so it runs beside the work that the caller queues for that one.
 Events make each queue wait for the other. The host waits for a copy only when
 it gives the host slot back to the readers. On the CPU a window is used where it
-lies. Rows of a tensor on the device go through the same slots and queues, by
-copies within the device. The caller sees one iterator of `DeviceWindow`.
+lies. Rows that are on the device already, of a tensor or from an earlier pass, go
+through the same slots and queues, by copies within the device, or are used in
+their home if they follow one another there. The caller sees one iterator of
+`DeviceWindow`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +23,7 @@ import numpy as np
 import torch
 
 from streamkm.devices import queues_of
+from streamkm.stream.slots import locked_limit
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -28,12 +32,16 @@ if TYPE_CHECKING:
     from streamkm.sources.base import ArraySpec
     from streamkm.stream.plan import Window
     from streamkm.stream.prefetch import HostWindow
+    from streamkm.stream.residency import DeviceRows
     from streamkm.stream.slots import HostSlots
     from streamkm.stream.stages import StageTimes
 
-__all__ = ["DeviceWindow", "as_stored_tensor", "to_device"]
+__all__ = ["N_DEVICE_SLOTS", "ORDER_BYTES", "DeviceWindow", "as_stored_tensor", "to_device"]
 
-N_DEVICE_SLOTS = 2
+logger = logging.getLogger("streamkm")
+
+#: Windows on a GPU: one worked on, one being copied. And bytes of a position in the order of use.
+N_DEVICE_SLOTS, ORDER_BYTES = 2, 4
 
 
 @dataclass
@@ -82,25 +90,25 @@ def to_device(
     spec: ArraySpec,
     slots: HostSlots,
     times: StageTimes,
-    there_ND: torch.Tensor | None = None,
+    resident: DeviceRows | None = None,
 ) -> Generator[DeviceWindow]:
     """Move each window to the slots' device and release its host slot as soon as possible.
 
-    `there_ND` is all rows of the array, if they lie on the device: from the host comes only the
-    rest. On the CPU windows are its rows themselves where these follow one another. Otherwise they
-    are copies, because who uses a window may change it.
+    Rows that are `resident` on the device do not come from the host; others that have a home there
+    are copied to it on the way. A window that is no copy is shared, because who uses a window may
+    change it.
     """
     queues = queues_of(slots.device)
     if queues is None:
-        return _use_in_place(host_windows, spec, times, there_ND)
-    return _copy_there(host_windows, spec, slots, times, queues, there_ND)
+        return _use_in_place(host_windows, spec, times, resident)
+    return _copy_there(host_windows, spec, slots, times, queues, resident)
 
 
 def _use_in_place(
     host_windows: Iterator[HostWindow],
     spec: ArraySpec,
     times: StageTimes,
-    there_ND: torch.Tensor | None,
+    resident: DeviceRows | None,
 ) -> Generator[DeviceWindow]:
     while True:
         with times.waiting("arithmetic"):
@@ -108,13 +116,16 @@ def _use_in_place(
         if host is None:
             return
         order_N = None if host.order is None else torch.from_numpy(host.order)
-        x_ND, rows = as_stored_tensor(host.rows_ND, spec.dtype), host.window.one_read
-        is_shared = False
-        if there_ND is not None and there_ND.is_contiguous() and rows is not None:
-            x_ND, is_shared = there_ND[rows.start : rows.stop], True
-        elif there_ND is not None:
-            with times.working("copying", host.rows_ND.nbytes):
-                _copy_rows(x_ND, there_ND, host.window)
+        x_ND, is_shared = as_stored_tensor(host.rows_ND, spec.dtype), host.is_shared
+        if is_shared:
+            times.add("reading", n_bytes=host.rows_ND.nbytes)
+        if resident is not None and host.on_device:
+            home_ND = resident.in_place(host.window, host.on_device)
+            if home_ND is not None:
+                x_ND, is_shared = home_ND, True
+            else:
+                with times.working("copying", host.rows_ND.nbytes):
+                    _copy_resident(x_ND, resident, host)
         with times.working("arithmetic"):
             weights_N = None if host.weights_N is None else torch.from_numpy(host.weights_N)
             yield DeviceWindow(host.window, x_ND, order_N, weights_N, is_shared)
@@ -127,7 +138,7 @@ def _copy_there(
     host_slots: HostSlots,
     times: StageTimes,
     queues: Queues,
-    there_ND: torch.Tensor | None,
+    resident: DeviceRows | None = None,
 ) -> Generator[DeviceWindow]:
     compute, copy = queues.current(), queues.new()
     slots = [_DeviceSlot(host_slots, spec, queues) for _ in range(N_DEVICE_SLOTS)]
@@ -140,9 +151,8 @@ def _copy_there(
         for i, host in enumerate(host_windows):
             slot = slots[i % N_DEVICE_SLOTS]
             with queues.within(copy), clock.timing("copying", copy):
-                window = slot.fill(host, spec, copy, there_ND)
-            if there_ND is not None:
-                times.add("copying", n_bytes=host.rows_ND.nbytes)
+                window = slot.fill(host, spec, copy, resident)
+            times.add("copying", n_bytes=host.bytes_on_device)
             held.append((slot, host))
             if ahead is not None:
                 yield from _hand_over(*ahead, compute, clock)
@@ -183,7 +193,7 @@ class _DeviceSlot:
         n_weights = slot_rows if host_slots.memory.weighted else 0
         self._weights_N = torch.empty(n_weights, dtype=torch.float64, device=device)
         # Pinned: from other memory the host would wait for this copy and the one before it.
-        self._host_order_N = queues.pinned((slot_rows,), torch.int32)
+        self._host_order_N = _pinned(slot_rows, torch.int32, queues)
         self.copied, self.freed = queues.event(), queues.event()
 
     def fill(
@@ -191,15 +201,18 @@ class _DeviceSlot:
         host: HostWindow,
         spec: ArraySpec,
         copy: Queue,
-        there_ND: torch.Tensor | None,
+        resident: DeviceRows | None,
     ) -> DeviceWindow:
         """Queue the copy of `host`, to begin when the window in the slot has been used."""
         copy.wait_event(self.freed)
         x_ND, order_N = self._x_ND[: len(host.rows_ND)], None
-        if there_ND is None:
-            x_ND.copy_(as_stored_tensor(host.rows_ND, spec.dtype), non_blocking=True)
+        home_ND = None if resident is None else resident.in_place(host.window, host.on_device)
+        if home_ND is None:
+            _copy_from_host(x_ND, as_stored_tensor(host.rows_ND, spec.dtype), host)
+            if resident is not None:
+                _copy_resident(x_ND, resident, host)
         else:
-            _copy_rows(x_ND, there_ND, host.window)
+            x_ND = home_ND
         if host.order is not None:
             # The last copy from this memory: two windows ago, so it is over by now.
             self.copied.synchronize()
@@ -212,14 +225,49 @@ class _DeviceSlot:
             weights_N = self._weights_N[: len(host.weights_N)]
             weights_N.copy_(torch.from_numpy(host.weights_N), non_blocking=True)
         self.copied.record(copy)
-        return DeviceWindow(host.window, x_ND, order_N, weights_N)
+        return DeviceWindow(host.window, x_ND, order_N, weights_N, home_ND is not None)
 
 
-def _copy_rows(out_ND: torch.Tensor, there_ND: torch.Tensor, window: Window) -> None:
-    """Copy the rows that `window` reads, from the tensor of all rows on the same device."""
-    stops = accumulate(map(len, window.reads))
-    for rows, stop in zip(window.reads, stops, strict=True):
-        out_ND[stop - len(rows) : stop].copy_(there_ND[rows.start : rows.stop])
+def _copy_from_host(x_ND: torch.Tensor, host_ND: torch.Tensor, host: HostWindow) -> None:
+    """Queue copies of the rows that were read; of neighbours in the slot one copy together."""
+    if not host.on_device:
+        x_ND.copy_(host_ND, non_blocking=True)
+        return
+    start = stop = 0
+    for rows, is_there in zip((*host.window.reads, None), (*host.on_device, True), strict=True):
+        if is_there:
+            if stop > start:
+                x_ND[start:stop].copy_(host_ND[start:stop], non_blocking=True)
+            start = stop + (0 if rows is None else len(rows))
+        stop += 0 if rows is None else len(rows)
+
+
+def _copy_resident(x_ND: torch.Tensor, resident: DeviceRows, host: HostWindow) -> None:
+    """Queue copies of rows from their homes to `x_ND`, and of those that were read to theirs."""
+    reads = host.window.reads
+    stops = accumulate(map(len, reads))
+    for rows, stop, is_there in zip(
+        reads, stops, host.on_device or (False,) * len(reads), strict=True
+    ):
+        x_RD = x_ND[stop - len(rows) : stop]
+        if is_there:
+            x_RD.copy_(resident.of(rows))
+        else:
+            resident.keep_(rows, x_RD)
+
+
+def _pinned(n_elements: int, dtype: torch.dtype, queues: Queues) -> torch.Tensor:
+    try:
+        return queues.pinned((n_elements,), dtype)
+    except RuntimeError as error:
+        logger.warning(
+            "page-locking %d bytes of host memory failed (%s): the host waits for their copies to "
+            "the GPU; raise the locked-memory limit (ulimit -l)%s",
+            n_elements * dtype.itemsize,
+            str(error).partition("\n")[0],
+            locked_limit(),
+        )
+        return torch.empty(n_elements, dtype=dtype)
 
 
 class _EventClock:

@@ -375,6 +375,10 @@ def no_device_memory():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
 
 
+def lost_device():
+    raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ...")
+
+
 def bad_alloc():
     raise RuntimeError("std::bad_alloc")
 
@@ -390,7 +394,12 @@ REFUSALS = [
     (bad_alloc, "(an allocation was refused)", "--max-host-memory"),
     (no_mapping, "(an allocation was refused)", "--max-host-memory"),
     (too_many_threads, "(no thread could be started)", "--max-host-memory"),
-    (no_device_memory, "(tried to allocate 20.00 GiB)", "or use --device cpu"),
+    (no_device_memory, "(tried to allocate 20.00 GiB)", "--max-device-memory, or use --device cpu"),
+    (
+        lost_device,
+        "the GPU failed while fitting, after step 6 (train, epoch 0, batch 4) (CUDA error: unspeci",
+        "fied launch failure); check it (nvidia-smi; dmesg",
+    ),
 ]
 
 
@@ -413,7 +422,8 @@ def test_memory_that_is_refused_costs_the_work_since_the_last_checkpoint(
         patch.setattr(MiniBatch, "update_", update_while_there_is_memory_)
         assert main([*arguments, "--device", "cpu"]) == 1
     *_, error = capsys.readouterr().err.splitlines()
-    assert "out of memory while fitting, after step 6 (train, epoch 0, batch 4)" in error
+    assert " while fitting, after step 6 (train, epoch 0, batch 4)" in error
+    assert ("out of memory" in error) == (refuse is not lost_device)
     assert said in error
     assert remedy in error
     assert "then repeat with --resume: what was saved is intact" in error

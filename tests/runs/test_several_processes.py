@@ -41,11 +41,14 @@ def start(words: list[str], folder: Path, **more: str) -> Forked:
 
 
 #: Stops attempts on 1, 3, 2, 1, ... processes ever later, and compares with a run of one process.
-#: Worlds of fewer processes than are started are groups of the first of them.
+#: Worlds of fewer processes than are started are groups of the first of them. One of them keeps no
+#: row in memory, one keeps some and one all.
 RESUMED = """
 from dataclasses import replace
 from pathlib import Path
+from streamkm.clustering import sizing
 from streamkm.runs.engine import agreement
+from streamkm.runs.planning import residency
 from streamkm.stream import plan
 from tests.runs.engine.cases import CASES
 from tests.runs import helpers
@@ -63,11 +66,13 @@ class StopFrom(helpers.StopAfter):
 
 helpers.StopAfter = StopFrom
 agreement.MOST_STEPS = 1
+sizing.MOVING_PASSES, sizing.MOST_PASSES, sizing.EXCHANGING = 2, 3, (0,)
 plan.WINDOW_BYTES = 1000
 NAMES = sys.argv[2:]
 
 def attempts(case, folder, worlds, first):
     rank = worlds[3].rank
+    residency.available_memory = lambda: (0, 6000, 1 << 30)[rank] * residency.FREE_PART
     made = None
     if rank == 0:
         folder.mkdir()
@@ -127,6 +132,8 @@ NAMES = [
     "lloyd, weighted, cosine",
     "lloyd, z-score, drop",
     "lloyd, empty clusters",
+    "minibatch, bounded sizes",
+    "lloyd, bounded sizes, weighted, cosine, drop",
 ]
 
 
@@ -231,7 +238,14 @@ def test_one_process_speaks_for_all_and_records_each(x, tmp_path):
     said = [line.partition(" ")[2] for line in stderr.splitlines()]
     host = socket.gethostname()
     assert said.count(f"on 2 processes ({host})") == 1
-    for once in ("seeded (auto): ", "stopped: ", "written: ", "process 0: bottleneck: ", "waiting"):
+    for once in (
+        "stays in memory once it was read: ",
+        "seeded (auto): ",
+        "stopped: ",
+        "written: ",
+        "process 0: bottleneck: ",
+        "waiting",
+    ):
         assert sum(line.startswith(once) for line in said) == 1, once
     (record,) = (each for each in metrics_of(out) if each["phase"] == "processes")
     assert [(each["rank"], each["host"]) for each in record["processes"]] == [(0, host), (1, host)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,30 @@ def test_reads_past_the_cache_from_threads(tmp_path: Path, monkeypatch, no_spare
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(right, bounds))
+
+
+# Breaks when bytes at either end come from the wrong page, those beside the memory are overwritten,
+# or the thread's buffer is used for all of them though the memory lies as the file does.
+@linux
+@pytest.mark.parametrize("n_bytes", [100_000, 15 * 4096])
+def test_memory_that_lies_as_the_file_does_is_read_into(tmp_path: Path, n_bytes: int) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, n_bytes, np.uint8)
+    stored.tofile(tmp_path / "x")
+    fd = os.open(tmp_path / "x", os.O_RDONLY)
+    with suppress(OSError):  # Some filesystems take no O_DIRECT.
+        fd = os.open(tmp_path / "x", os.O_RDONLY | os.O_DIRECT)
+    pages = np.frombuffer(mmap.mmap(-1, n_bytes + 16384), np.uint8)
+    for offset in (0, 128, 4095, 4096, 8200):
+        for size in (8192, 8193, 20480, n_bytes):
+            pages.fill(7)
+            skip = 4096 + offset % 4096
+            size = min(size, len(pages) - skip - 1)
+            memory, left = pages[skip : skip + size], max(n_bytes - offset, 0)
+            pagecache._buffer().fill(9)
+            assert pagecache._read_aligned(fd, [memory], size, offset) == min(size, left)
+            assert np.array_equal(memory[:left], stored[offset : offset + size])
+            assert set(pages[:skip]) | set(pages[skip + size :]) == {7}
+            assert size > left or (pagecache._buffer()[2 * 4096 :] == 9).all()
 
 
 # ---------------------------------------------------------------- chunks of Zarr

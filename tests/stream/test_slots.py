@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import pytest
 import torch
 
 from streamkm.stream.pipeline import open_slots, stream
@@ -60,6 +61,15 @@ def test_a_registration_that_fails_leaves_no_error_behind(monkeypatch, caplog):
         assert calls == ["register", "register", "launch"]
     assert calls[3:] == ["unregister"]
     assert "page-locking 80 bytes of host memory failed" in caplog.text
+
+
+# Breaks when rows of a file cannot be read into slots without a copy, or slots share a page.
+@pytest.mark.parametrize(("first_byte", "skip"), [(0, 0), (128, 128), (4096 + 192, 192), (8, 0)])
+def test_slots_begin_as_far_into_a_page_as_rows_in_their_file(first_byte, skip):
+    slots = HostSlots(StreamMemory(3, 10, 4000, 1), torch.device("cpu"), first_byte=first_byte)
+    at = [buffer.ctypes.data for buffer in slots.buffers]
+    assert [address % 4096 for address in at] == [skip] * 3
+    assert len({(address + n) // 4096 for address in at for n in (0, 3999)}) in (3, 6)
 
 
 # Breaks when slots that no row is read into are page-locked: that touches every page of them.

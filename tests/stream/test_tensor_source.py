@@ -15,6 +15,7 @@ from streamkm.sources.memory import MemorySource
 from streamkm.stream.pipeline import stream
 from streamkm.stream.plan import ReadingPlan
 from streamkm.stream.prefetch import prefetch
+from streamkm.stream.residency import DeviceRows
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.tensor_source import TensorSource, tensor_on
 from streamkm.stream.transfer import _copy_there, as_stored_tensor
@@ -117,6 +118,8 @@ def test_windows_are_copies_within_the_device(dtype: str, seed: int | None, road
     slots = slots_for(plan, source, weighted=True)
     before, times = array.copy(), StageTimes()
 
+    resident = DeviceRows.of_all(source.tensor)
+
     def work() -> list[tuple[np.ndarray, list[float] | None]]:
         found = []
         if road == "host":
@@ -124,8 +127,8 @@ def test_windows_are_copies_within_the_device(dtype: str, seed: int | None, road
                 for window in windows:
                     found += taken(window)
             return found
-        with prefetch(source, plan.windows(1), slots, 2, times, weights, rows=False) as ahead:
-            for window in _copy_there(ahead, source.spec, slots, times, FakeGpu(), tensor):
+        with prefetch(source, plan.windows(1), slots, 2, times, weights, resident) as ahead:
+            for window in _copy_there(ahead, source.spec, slots, times, FakeGpu(), resident):
                 found += taken(window)
         return found
 
@@ -144,8 +147,9 @@ def test_copies_wait_for_the_streams_as_those_from_the_host_do() -> None:
     source = unreadable(tensor)
     plan = ReadingPlan(n_rows=100, block_rows=10, window_blocks=2, batch_rows=7, seed=None)
     slots, times = slots_for(plan, source), StageTimes()
-    with prefetch(source, plan.windows(0), slots, 0, times, rows=False) as ahead:
-        assert len(list(_copy_there(ahead, source.spec, slots, times, gpu, tensor))) == 5
+    resident = DeviceRows.of_all(tensor)
+    with prefetch(source, plan.windows(0), slots, 0, times, None, resident) as ahead:
+        assert len(list(_copy_there(ahead, source.spec, slots, times, gpu, resident))) == 5
     assert gpu.log[0] == ("wait stream", "copy", "compute")
     assert gpu.log[-1] == ("host waits", "copy")
 

@@ -87,7 +87,7 @@ def dry_predict(
         ("source", source.name),
         ("rows", f"{spec.n_rows:,} x {spec.n_features:,} features, {spec.dtype}"),
         ("size", f"{format_bytes(spec.nbytes)} ({spec.layout})"),
-        ("memory", str(labelling.memory)),
+        ("memory", labelling.memory_description),
         ("device", f"{labelling.device}, {labelling.kernel_description}"),
         ("time", f"about {format_duration(spec.n_rows / rate)} at {format_rate(rate)}"),
     ]

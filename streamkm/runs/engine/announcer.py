@@ -78,6 +78,10 @@ class Announcer:
         if self._world.size > 1:
             say(f"on {counted(self._world.size, 'process')} ({hosts_of(self._world)})")
         say(f"on {self.environment['device']}, {self._kernel}, {plan.memory}")
+        if plan.device_memory is not None:
+            say(str(plan.device_memory))
+        if plan.resident is not None:
+            say(f"stays in memory once it was read: {plan.resident}")
 
     def resumed(self, checkpoint: Checkpoint, cursor: Cursor) -> None:
         """Say where the attempt goes on, and what has changed that may change the last bits."""
@@ -99,7 +103,7 @@ class Announcer:
 
     def begin(self, phase: str, n_passes: int, done: int) -> StageTimes:
         """Show `n_passes` passes, `done` rows of them done; returns where their times go."""
-        if phase != "close":  # Closing adds to the times of training.
+        if phase not in ("close", "sizes"):  # These add to the times of training.
             self._times = StageTimes()
             self._waiting.begin()
         n_rows = n_passes * self._plan.reading.n_rows

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from streamkm.clustering.scaling import compute_dtype
-from streamkm.clustering.seeding.plan import plan_seeding
-from streamkm.devices import is_host
+from streamkm.clustering.seeding.plan import N_ROUNDS, plan_seeding
+from streamkm.devices import is_host, sharing
 from streamkm.kernels import resolve_kernel
+from streamkm.runs.planning.device_memory import plan_device_memory
 from streamkm.runs.planning.given_centroids import given_centroids
-from streamkm.runs.planning.memory import fit_bytes, plan_memory
+from streamkm.runs.planning.memory import fit_bytes, plan_memory, working_bytes
+from streamkm.runs.planning.residency import plan_residency
 from streamkm.stream.plan import plan_reading
 from streamkm.stream.transfer import as_stored_tensor
 from streamkm.tables import ALGORITHMS
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.seeding.plan import SeedingPlan
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
+    from streamkm.runs.planning.device_memory import DeviceMemoryPlan
     from streamkm.runs.planning.earlier import Earlier
     from streamkm.runs.planning.memory import MemoryPlan
+    from streamkm.runs.planning.residency import ResidencyPlan
     from streamkm.sources.base import Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import ReadingPlan
@@ -44,6 +48,10 @@ class FitPlan:
     reading: ReadingPlan
     seeding: SeedingPlan
     memory: MemoryPlan
+    device_memory: DeviceMemoryPlan | None
+    """None if the device is the host."""
+    resident: ResidencyPlan | None
+    """Which rows stay in memory; None where nothing is gained by it."""
     stored: torch.dtype
     """Dtype in which rows arrive."""
     dtype: torch.dtype
@@ -90,6 +98,21 @@ class FitPlan:
             spec, reading, config, on_host=on_host, weighted=weighted, probed=execution.probe
         )
         needed += weights.resident_bytes if weights is not None else 0
+        memory = plan_memory(
+            spec, reading, execution, fixed_bytes=needed, weighted=weighted,
+            n_processes=n_processes,
+        )  # fmt: skip
+        device_memory = plan_device_memory(
+            spec, reading, execution, device,
+            fixed_bytes=working_bytes(spec, reading, config, weighted=weighted),
+            weighted=weighted, n_processes=sharing(device, n_processes), lower="k",
+        )  # fmt: skip
+        shape = spec.n_rows, spec.n_features
+        seeding = plan_seeding(*shape, config.k, config.init, config.n_init, config.epochs)
+        resident = plan_residency(
+            source, reading, execution, memory, device_memory, n_processes=n_processes,
+            n_passes=_n_passes(config, seeding, is_new=earlier is None),
+        )  # fmt: skip
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         return cls(
             source=source,
@@ -98,22 +121,10 @@ class FitPlan:
             execution=execution,
             device=device,
             reading=reading,
-            seeding=plan_seeding(
-                spec.n_rows,
-                spec.n_features,
-                config.k,
-                config.init,
-                config.n_init,
-                config.epochs,
-            ),
-            memory=plan_memory(
-                spec,
-                reading,
-                execution,
-                fixed_bytes=needed,
-                weighted=weighted,
-                n_processes=n_processes,
-            ),
+            seeding=seeding,
+            memory=memory,
+            device_memory=device_memory,
+            resident=resident,
             stored=stored,
             dtype=compute_dtype(stored),
             # Before any pass over the data, so that a wrong file is refused at once.
@@ -146,3 +157,12 @@ class FitPlan:
     @cached_property
     def _in_sequence(self) -> ReadingPlan:
         return self.reading.in_sequence()
+
+
+def _n_passes(config: ResolvedFitConfig, seeding: SeedingPlan, *, is_new: bool) -> int:
+    """Passes over the array, at most, in a run that begins anew or goes on from another."""
+    n_passes = config.epochs + config.closes
+    if is_new:
+        n_passes += config.scale in ("zscore", "minmax")
+        n_passes += (N_ROUNDS + 1) * bool(seeding.candidate_rows)
+    return n_passes

@@ -17,6 +17,7 @@ from streamkm.clustering.seeding.plan import (
     greedy_trials,
     plan_seeding,
 )
+from streamkm.clustering.size_plan import priced_bytes, sizing_bytes
 from streamkm.errors import MemoryBudgetError, Option
 from streamkm.machine import memory_limit, n_cores
 from streamkm.sources.weights import MAX_HEAVY
@@ -39,6 +40,7 @@ __all__ = [
     "fit_bytes",
     "plan_memory",
     "predict_bytes",
+    "working_bytes",
 ]
 
 #: Budget where none is given, at most; half of the memory that this process may use if that is
@@ -218,22 +220,42 @@ def fit_bytes(
     probed : bool
         Whether a probe trains a copy of the state.
     """
-    width = _compute_width(spec)
-    state = config.k * spec.n_features
     # Saving a checkpoint copies the centroids and the sums.
-    total = RUNTIME_BYTES + reading.order_bytes + 2 * state * (width + 24)
+    copies = 2 * config.k * spec.n_features * (_compute_width(spec) + 24)
+    total = RUNTIME_BYTES + reading.order_bytes + copies
     if not on_host:
         return total
+    working = working_bytes(spec, reading, config, weighted=weighted, probed=probed)
+    return total + working + config.k * 64
+
+
+def working_bytes(
+    spec: ArraySpec,
+    reading: ReadingPlan,
+    config: ResolvedFitConfig,
+    *,
+    weighted: bool = False,
+    probed: bool = False,
+) -> int:
+    """Bytes that a fit takes where its arithmetic is done, on the host or a device.
+
+    Parameters are those of `fit_bytes`.
+    """
+    width = _compute_width(spec)
+    state = config.k * spec.n_features
     seeding = _seeding_bytes(spec, reading, config, weighted=weighted)
     # Centroids, sums, and the copies of both that an update or the end of a pass makes.
     training = _batch_bytes(spec, reading, config.k) + state * (5 * width + 80)
     training += branch_bytes(
         config.k, spec.n_features, config.n_branches, reading.batch_rows, width
     )
+    if config.is_bounded:
+        training += sizing_bytes(config.k)
+        training += priced_bytes(config.k, spec.n_features, reading.batch_rows, width)
     training += probed * state * (2 * width + 24)
     # A copy of the rows, times their weights.
     weighing = reading.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
-    return total + max(seeding, training + weighted * weighing) + config.k * 64
+    return max(seeding, training + weighted * weighing)
 
 
 def bytes_together(fixed_bytes: Sequence[int], shared_bytes: int = 0) -> int:

@@ -1,9 +1,12 @@
-"""Turns a failed allocation, on the host or the device, into one kind of error.
+"""Turns a failed allocation, on the host or the device, into one kind of error, and a lost GPU too.
 
 Libraries raise several: NumPy and Python a MemoryError, torch's allocators a RuntimeError, the
 C++ below them bad_alloc, mmap an OSError with ENOMEM. One from a source's library may be the
 cause of a `ReadError`. The memory plan keeps to its budget, so either other programs hold the
 memory that is missing, or the plan does not count it.
+
+A GPU that fails reports it late, at whatever call comes next. No later call of the process
+succeeds, so nothing is tried again: the run ends, and goes on from what was saved.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from streamkm.errors import AllocationError, Option, SourceError, StreamkmError
+from streamkm.errors import AllocationError, DeviceLostError, Option, SourceError, StreamkmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +27,8 @@ __all__ = ["memory_told"]
 _SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 #: Text of a failed allocation on the device, whether torch, CUDA or Triton raised it.
 _DEVICE_SIGN = "cuda"
+#: Texts, in lower case, of a RuntimeError that means a GPU that failed.
+_LOST_SIGNS = ("cuda error", "cublas_status", "cuda driver error")
 #: Text of the error for a thread that cannot start: its stack is memory too.
 _THREAD_SIGN = "can't start new thread"
 
@@ -31,6 +36,8 @@ _THREAD_SIGN = "can't start new thread"
 @contextmanager
 def memory_told(doing: Callable[[], str], *, resumable: bool) -> Iterator[None]:
     """Turn a failed allocation in a ``with`` block into an AllocationError that says where it was.
+
+    A failure of the GPU becomes a DeviceLostError.
 
     Parameters
     ----------
@@ -43,21 +50,30 @@ def memory_told(doing: Callable[[], str], *, resumable: bool) -> Iterator[None]:
     ------
     AllocationError
         In place of the error that means a failed allocation; that one is its cause.
+    DeviceLostError
+        In place of the error of a GPU that failed.
     """
     try:
         yield
     except (MemoryError, RuntimeError, OSError, SourceError) as error:
         # streamkm's other errors name their reason; a SourceError may have memory as its cause.
         is_explained = isinstance(error, StreamkmError) and not isinstance(error, SourceError)
-        refusal = None if is_explained else _refusal(error)
-        if refusal is None:
+        if is_explained:
             raise
-        raise _allocation_error(doing(), refusal, resumable=resumable) from error
+        refusal = _first(error, _is_refusal)
+        if refusal is not None:
+            raise _allocation_error(doing(), refusal, resumable=resumable) from error
+        lost = _first(error, _is_loss)
+        if lost is not None:
+            raise _device_error(doing(), lost, resumable=resumable) from error
+        raise
 
 
-def _refusal(error: BaseException | None) -> BaseException | None:
-    """The first of `error` and its causes that means a failed allocation; None if none does."""
-    while error is not None and not _is_refusal(error):
+def _first(
+    error: BaseException | None, means: Callable[[BaseException], bool]
+) -> BaseException | None:
+    """The first of `error` and its causes of which `means` is true; None if it is of none."""
+    while error is not None and not means(error):
         error = error.__cause__
     return error
 
@@ -70,11 +86,18 @@ def _is_refusal(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_sign)
 
 
+def _is_loss(error: BaseException) -> bool:
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in said for sign in _LOST_SIGNS)
+
+
 def _allocation_error(doing: str, refusal: BaseException, *, resumable: bool) -> AllocationError:
     said = str(refusal)
     if _DEVICE_SIGN in said.lower():
         remedy: list[str | Option] = [
-            "free the GPU's memory (nvidia-smi tells who holds it), or use ",
+            "free the GPU's memory (nvidia-smi tells who holds it), set a smaller ",
+            Option("max_device_memory"),
+            ", or use ",
             Option("device", "cpu"),
         ]
     else:
@@ -82,10 +105,25 @@ def _allocation_error(doing: str, refusal: BaseException, *, resumable: bool) ->
             "free memory that other programs hold, or set a smaller ",
             Option("max_host_memory"),
         ]
-    then: list[str | Option] = [", then repeat"]
+    said = f"out of memory while {doing} ({_in_words(said)}); "
+    return AllocationError(said, *remedy, *_then(resumable=resumable))
+
+
+def _device_error(doing: str, lost: BaseException, *, resumable: bool) -> DeviceLostError:
+    first, *_ = str(lost).strip().splitlines()
+    remedy = "check it (nvidia-smi; dmesg, where it is allowed), or use "
+    return DeviceLostError(
+        f"the GPU failed while {doing} ({first}); ",
+        remedy,
+        Option("device", "cpu"),
+        *_then(resumable=resumable),
+    )
+
+
+def _then(*, resumable: bool) -> list[str | Option]:
     if resumable:
-        then = [", then repeat with ", Option("resume", value=True), ": what was saved is intact"]
-    return AllocationError(f"out of memory while {doing} ({_in_words(said)}); ", *remedy, *then)
+        return [", then repeat with ", Option("resume", value=True), ": what was saved is intact"]
+    return [", then repeat"]
 
 
 def _in_words(said: str) -> str:

@@ -158,6 +158,6 @@ class SharedRows:
         if plan.sampling is not None:
             source = sampled = SampledRows(source, plan.sampling.rows_S)
         if plan.kept_bytes:
-            source = kept = KeptRows(source, plan.kept_bytes)
+            source = kept = KeptRows.within(source, plan.kept_bytes)
             stack.callback(kept.close)
         return cls(source, sampled)

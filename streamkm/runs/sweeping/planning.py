@@ -182,6 +182,5 @@ def kept_bytes(source: Source, groups: Sequence[Group], *, taken: int = 0) -> in
     spec, free_bytes = source.spec, min(group.free_bytes for group in groups) - taken
     if isinstance(source, MemorySource | TensorSource):
         return 0
-    block_bytes = spec.block_rows * spec.row_bytes
-    room = max(free_bytes, 0) * block_bytes // (block_bytes + BESIDE_BLOCK)
-    return min(room, spec.nbytes)
+    n_blocks = -(-spec.n_rows // spec.block_rows)
+    return min(max(free_bytes - BESIDE_BLOCK * n_blocks, 0), spec.nbytes)

@@ -6,6 +6,7 @@ thread has scratch memory of its own, which it allocates once.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -218,7 +219,10 @@ def scratch(use: str, size: int) -> np.ndarray:
     if buffer is None or buffer.size < size:
         # The old buffer is freed first, so that both never exist together.
         setattr(_thread, use, None)
-        buffer = np.empty(size, np.uint8)
+        # It begins a page, so that it can be read into past the page cache.
+        whole = np.empty(size + mmap.PAGESIZE, np.uint8)
+        first = -whole.ctypes.data % mmap.PAGESIZE
+        buffer = whole[first : first + size]
         setattr(_thread, use, buffer)
     return buffer
 

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -37,7 +37,7 @@ from streamkm.sources.zarr.shards import Sharding, plain_index
 from streamkm.sources.zarr.store import codec_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -128,6 +128,10 @@ class DirectReader:
         # Uncompressed bytes are read from any row to any row: only other axes can cut a chunk.
         rows_are_whole = codec is None or array.shape[0] % array.chunks[0] == 0
         are_whole = tail_is_whole and rows_are_whole and axes.are_last
+        self.cuts_rows_alone = index is None and array.ndim == 2 and tail_is_whole and axes.are_last
+        """Whether a chunk holds whole rows, so that `read_rows` can be used."""
+        if self.cuts_rows_alone:
+            self._key_around = _around(self._key)
         self.scratch_bytes = BUFFER_BYTES + self._chunks.scratch_bytes(are_whole=are_whole)
         # Those of the same rows with features last, so that both give the same sample.
         shape, chunks = axes.rows_first(array.shape), axes.rows_first(array.chunks)
@@ -156,18 +160,48 @@ class DirectReader:
         """
         where = f"{name}: {RowRange(box.start, box.stop)}"
         for key, parts in self._by_file(box, self._axes.stored_view(out, box)).items():
-            with _blaming(where, f"chunk {key}"), self._opened(key) as file:
-                if file is None:
-                    self._fill_in(parts)
-                elif self._shards is None:
+            with _blaming(where, f"chunk {key}"):
+                if self._shards is None:
                     (part,) = parts
-                    self._chunks.read(file, 0, os.fstat(file.fd).st_size, part)
+                    self._read_chunk(key, part)
+                elif (opened := self._open(key)) is None:
+                    self._fill_in(parts)
                 else:
-                    self._read_shard(self._shards, file, key, parts, where)
+                    with closing(opened[0]) as file:
+                        self._read_shard(self._shards, file, key, parts, where)
+
+    def read_rows(self, name: str, rows: RowRange, out: np.ndarray) -> None:
+        """Fill `out` with rows as `read` does, in half the time; only where `cuts_rows_alone`."""
+        chunk_rows, n_features = self._chunks.shape
+        before, after = self._key_around
+        for number in range(rows.start // chunk_rows, -(-rows.stop // chunk_rows)):
+            first = number * chunk_rows
+            start, stop = max(first, rows.start), min(first + chunk_rows, rows.stop)
+            within = (slice(start - first, stop - first), slice(0, n_features))
+            part = Part((number, 0), within, out[start - rows.start : stop - rows.start])
+            key = f"{before}{number}{after}"
+            try:
+                self._read_chunk(key, part)
+            except ReadError:
+                raise
+            except Exception as error:  # codecs raise errors of any class
+                raise _blamed(f"{name}: {rows}", f"chunk {key}", error) from error
 
     def close(self) -> None:
         """Release this thread's scratch; other threads release theirs when they end."""
         release_scratch()
+
+    def _read_chunk(self, key: str, part: Part) -> None:
+        """Fill a part from the file of its chunk."""
+        opened = self._open(key)
+        if opened is None:
+            self._fill_in([part])
+            return
+        file, size = opened
+        try:
+            self._chunks.read(file, 0, size, part)
+        finally:
+            file.close()
 
     def _read_shard(
         self, shards: Sharding, file: OpenFile, key: str, parts: list[Part], where: str
@@ -224,25 +258,28 @@ class DirectReader:
             index, within, target = zip(*place, strict=True)
             yield Part(index, within, out[target])
 
-    @contextmanager
-    def _opened(self, key: str) -> Iterator[OpenFile | None]:
-        """The file of a chunk or shard; None if it was never written."""
+    def _open(self, key: str) -> tuple[OpenFile, int] | None:
+        """The file of a chunk or shard and its bytes; None if it was never written."""
+        path = f"{self._folder}/{key}"
         try:
             # O_NONBLOCK, because a stranger's array may hold a pipe that nobody writes to.
-            fd = os.open(f"{self._folder}/{key}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
             # If the folder is gone too, the disk may be: that must not read as the fill value.
             Path(self._folder).stat()
-            yield None
-            return
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             os.close(fd)
-            raise OSError(errno.EINVAL, "is no regular file", f"{self._folder}/{key}")
-        file = OpenFile(fd, f"{self._folder}/{key}", fits=self._fits)
-        try:
-            yield file
-        finally:
-            file.close()
+            raise OSError(errno.EINVAL, "is no regular file", path)
+        return OpenFile(fd, path, fits=self._fits), found.st_size
+
+
+def _around(key: Callable[[tuple[int, int]], str]) -> tuple[str, str]:
+    """What stands before and after a row of chunks in their keys, such as ``c/`` and ``/0``."""
+    number = 1234567
+    before, _, after = key((number, 0)).partition(str(number))
+    return before, after
 
 
 @contextmanager
@@ -253,6 +290,11 @@ def _blaming(where: str, what: str) -> Iterator[None]:
     except ReadError:
         raise
     except Exception as error:  # codecs raise errors of any class
-        raise ReadError(
-            f"{where} cannot be read: {one_line(error)}; {what} is corrupt, truncated or unreadable"
-        ) from error
+        raise _blamed(where, what, error) from error
+
+
+def _blamed(where: str, what: str, error: Exception) -> ReadError:
+    """`error` as one that names the rows and the chunk."""
+    return ReadError(
+        f"{where} cannot be read: {one_line(error)}; {what} is corrupt, truncated or unreadable"
+    )

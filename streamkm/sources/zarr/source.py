@@ -126,6 +126,9 @@ class ZarrSource(Described):
     def read(self, rows: RowRange, out: np.ndarray) -> None:
         """Fill `out` with `rows`; see `Source.read`."""
         check_read(self._name, self._spec, rows, out, closed=self._closed)
+        if self._direct and self._direct.cuts_rows_alone:
+            self._direct.read_rows(self._name, rows, out)
+            return
         for box in row_boxes(self._axes.row_shape, rows):
             target = out[box.start - rows.start : box.stop - rows.start]
             if self._direct:
