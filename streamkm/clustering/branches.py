@@ -230,7 +230,9 @@ class BranchKernel:
             means_JD = (sums_JD / counts_J[:, None].clamp_min(1)).to(points_JD.dtype)
             points_JD = torch.where(counts_J[:, None] > 0, means_JD, points_JD)
         pairs = _pairs(leaves_KD, points_JD, self.branch_of(leaves_KD, points_JD), n_lists)
-        to_next_K = self._to_next(leaves_KD, pairs.lists(points_JD))
+        # The next leaf is found by as few lists as a tree has, however many a search allows.
+        n_nearest = listed(len(leaves_KD), n_branches)
+        to_next_K = self._to_next(leaves_KD, pairs.nearest(n_nearest).lists(points_JD))
         # Of leaves that are closer together than others this says little.
         reach_K = REACH * torch.maximum(to_next_K, to_next_K.median())
         is_near_P = pairs.margins_P <= reach_K[pairs.leaves_P]
@@ -262,6 +264,12 @@ class _Pairs(NamedTuple):
     def where(self, is_kept_P: torch.Tensor) -> _Pairs:
         return _Pairs(*(each[is_kept_P] for each in self))
 
+    def nearest(self, n_pairs: int) -> _Pairs:
+        """The pairs with the least margins, `n_pairs` and others as near as the last of them."""
+        if len(self.margins_P) <= n_pairs:
+            return self
+        return self.where(self.margins_P <= self.margins_P.kthvalue(n_pairs).values)
+
     def lists(self, points_JD: torch.Tensor, n_entries: int | None = None) -> Branches:
         """The lists of branches at `points_JD`, with zeros behind them up to `n_entries`."""
         n_leaves_J = torch.bincount(self.branches_P, minlength=len(points_JD))
@@ -283,10 +291,12 @@ def _pairs(
     rows = max(TILE_ELEMENTS // n_branches, 1)
     for part_TD, own_T in zip(leaves_KD.split(rows), own_K.split(rows), strict=True):
         from_JT = sq_distances_between(points_JD, part_TD, part_TD.square().sum(dim=1))
-        margin_TJ = (from_JT - from_JT.gather(0, own_T[None])).T / (2 * between_JJ[own_T])
+        # (In place: memory that is touched for the first time takes longer than the arithmetic.)
+        margin_TJ = from_JT.T.contiguous()
+        margin_TJ.sub_(margin_TJ.gather(1, own_T[:, None])).div_(2 * between_JJ[own_T])
         # Of two branches at one place the one without leaves is at infinity, and so is all else
         # that overflows.
-        margin_TJ = margin_TJ.nan_to_num(nan=torch.inf).scatter(1, own_T[:, None], -torch.inf)
+        margin_TJ.nan_to_num_(nan=torch.inf).scatter_(1, own_T[:, None], -torch.inf)
         least = margin_TJ.topk(most, dim=1, largest=False)
         margins.append(least.values)
         branches.append(least.indices)
