@@ -18,13 +18,16 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
+from streamkm.clustering import minibatch
 from streamkm.clustering.algorithm import make_algorithm
 from streamkm.clustering.preparation import Preparation
+from streamkm.clustering.reservoir import draw_
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.state import initial_state
 from streamkm.config import ExecutionConfig, FitConfig
@@ -66,6 +69,7 @@ class Stages:
         self._plan = plan
         self._kernel = RunKernel(plan)
         self._slots = open_slots(plan.source, plan.memory.stream, plan.device)
+        self._offering: list[float] = []
 
     def rates(self) -> dict[str, float]:
         """Every stage, by the names of `bench.scaling.Rates`."""
@@ -114,7 +118,14 @@ class Stages:
         )
         assign_s = (updating - few_updating) / (rows - few)
         batch_s = updating - rows * assign_s
-        return {"copy_s": 0.0, "prepare_s": prepare_s, "assign_s": assign_s, "batch_s": batch_s}
+        beside_s = median(self._offering) if self._plan.reading.seed is not None else 0.0
+        return {
+            "copy_s": 0.0,
+            "prepare_s": prepare_s,
+            "assign_s": assign_s,
+            "batch_s": batch_s,
+            "beside_s": beside_s,
+        }
 
     def _batches(
         self, algorithm: Algorithm, state: KMeansState, share: int
@@ -130,7 +141,14 @@ class Stages:
         algorithm.begin_epoch_(state)
         found = []
         windows = islice(plan.reading.windows(0), WINDOWS)
-        with stream(plan.source, windows, self._slots, StageTimes()) as on_device:
+
+        def offered(*arguments: Any) -> None:
+            self._offering.append(seconds(partial(draw_, *arguments)))
+
+        with (
+            patch.object(minibatch, "draw_", offered),
+            stream(plan.source, windows, self._slots, StageTimes()) as on_device,
+        ):
             for window in on_device:
                 for index, rows in window.batches():
                     begin = time.thread_time()

@@ -2,9 +2,10 @@
 
 A unit of work is what lies between two synchronisations, a step of mini-batches or a pass of lloyd.
 Reading, copying and arithmetic overlap, so that the slowest of them sets the pace; reductions
-follow the arithmetic. Where the arithmetic runs on the cores that read, there is a third bound:
-cores x time is at least the processor time of both. Left out are seeding, start-up, checkpoints and
-the closing pass, which costs about what a pass of lloyd does.
+follow the arithmetic, but for the little that is done beside them. Where the arithmetic runs on the
+cores that read, there is a third bound: cores x time is at least the processor time of both. Left
+out are seeding, start-up, checkpoints and the closing pass, which costs about what a pass of lloyd
+does.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Job:
         """Bytes that a synchronisation adds up, as ``--dry-run`` counts them."""
         dtype = torch.float64 if self.dtype == "float64" else torch.float32
         plan = SimpleNamespace(
-            config=SimpleNamespace(k=self.k), source=SimpleNamespace(spec=self.spec),
+            config=SimpleNamespace(k=self.k, batch_rows=self.batch_rows),
+            source=SimpleNamespace(spec=self.spec),
             dtype=dtype, weights=None, device=torch.device("cpu"),
         )  # fmt: skip
         return (step_bytes if self.in_steps else pass_bytes)(cast("FitPlan", plan))
@@ -116,6 +118,8 @@ class Rates:
     """A batch, however few its rows: calls of its operations, or launches."""
     move_s: float
     """A synchronisation: centroids follow their sums."""
+    beside_s: float = 0.0
+    """A batch: the part of all that which can be done while its sums are under way."""
     least_rows: int = 1
     """Rows that keep a GPU busy: fewer take as long to assign."""
 
@@ -201,7 +205,8 @@ def predict(
         "launching": n_batches * rates.batch_s,
         "moving": rates.move_s,
     }
-    reduction_s = network.seconds(job.reduced_bytes, n_nodes, n_local, n_reductions)
+    whole_s = network.seconds(job.reduced_bytes, n_nodes, n_local, n_reductions)
+    reduction_s = max(whole_s - rates.beside_s, 0.0)
     read_s, deal_s = own * rates.read_s, rows * rates.deal_s
     row_bytes = job.spec.row_bytes
     stages = {

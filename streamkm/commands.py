@@ -20,11 +20,10 @@ from streamkm.options import (
     source_keywords,
     take_over,
 )
-from streamkm.starting import processes
+from streamkm.starting import of_first, processes
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
     from streamkm.runs.dry_run.report import DryRun
 
@@ -112,15 +111,6 @@ def run_sweep(arguments: argparse.Namespace) -> None:
             print(found)
 
 
-def _of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What the first process reads, in all of them."""
-    if not shared:
-        return read()
-    world = shared["world"]
-    found: dict[str, Any] = world.gather(read() if world.is_first else None)[0]
-    return found
-
-
 def _print_report(report: DryRun) -> None:
     print(report)
     if report.errors:
@@ -143,7 +133,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
         ExitStack() as stack,
     ):
-        run = _of_first(shared, partial(read_config, arguments.run))
+        run = of_first(shared, partial(read_config, arguments.run))
         # Whether an output is finished shows only once the source is open: predict looks then.
         is_checked_later = arguments.resume and may_be_finished(arguments.run, targets)
         is_first = not shared or shared["world"].is_first
@@ -174,7 +164,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     with (
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
-        closing(open_as_in(_of_first(shared, reads), arguments)) as source,
+        closing(open_as_in(of_first(shared, reads), arguments)) as source,
         open_weights_of(arguments, source) as weights,
     ):
         from streamkm.runs.evaluate import evaluate

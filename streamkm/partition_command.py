@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from streamkm.config import ExecutionConfig
-from streamkm.errors import ConfigError
 from streamkm.files import expanded
 from streamkm.options import add_nan, add_source, configured, open_as_in, parsed_by
 from streamkm.runs.partitioning.grouping import SORTS, Grouping, parse_format, parse_only
 from streamkm.sources.options import OF_ALL
-from streamkm.starting import processes
+from streamkm.starting import of_first, processes
 
 if TYPE_CHECKING:
     import argparse
@@ -89,13 +89,9 @@ def run_partition(arguments: argparse.Namespace) -> None:
         StopRequest() as stop_request,
         processes(configured(ExecutionConfig, arguments)) as (execution, shared),
     ):
-        if shared and shared["world"].size > 1:
-            raise ConfigError(
-                f"a partition is the work of one process, and {shared['world'].size} were started; "
-                "start one: predict shares the labelling, and --labels takes what it has written"
-            )
-        run = read_config(arguments.run)
-        if not arguments.dry_run:
+        is_first = not shared or shared["world"].is_first
+        run = of_first(shared, partial(read_config, arguments.run))
+        if is_first and not arguments.dry_run:
             PartitionFolder.check_is_free(arguments.out, resume=arguments.resume)
         with closing(open_as_in(run, arguments)) as source:
             check_outside(source, out=arguments.out)
@@ -103,11 +99,14 @@ def run_partition(arguments: argparse.Namespace) -> None:
             if arguments.dry_run:
                 from streamkm.runs.dry_run.partition import dry_partition
 
-                report = dry_partition(*job, resume=arguments.resume, stop_request=stop_request)
-                print(report)
-                if report.errors:
-                    raise report.errors[0]
+                if is_first:
+                    report = dry_partition(*job, resume=arguments.resume, stop_request=stop_request)
+                    print(report)
+                    if report.errors:
+                        raise report.errors[0]
+                if shared:
+                    shared["world"].meet()
                 return
             from streamkm.runs.partitioning.partition import partition
 
-            partition(*job, resume=arguments.resume, stop_request=stop_request)
+            partition(*job, resume=arguments.resume, stop_request=stop_request, **shared)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from streamkm.errors import ConfigError, ElsewhereError, Interrupted, Option
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from streamkm.config import ExecutionConfig
 
-__all__ = ["n_to_start", "processes"]
+__all__ = ["n_to_start", "of_first", "processes"]
 
 #: Variables of a process that is one of several.
 STARTED_WITH = {"WORLD_SIZE", "RANK", "SLURM_STEP_ID"}
@@ -53,6 +53,15 @@ def n_to_start(execution: ExecutionConfig) -> int:
     from torch.cuda import device_count
 
     return max(device_count(), 1)
+
+
+def of_first(shared: dict[str, Any], read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the first process reads, in all of them; `shared` is as `processes` yields it."""
+    if not shared:
+        return read()
+    world = shared["world"]
+    found: dict[str, Any] = world.gather(read() if world.is_first else None)[0]
+    return found
 
 
 @contextmanager

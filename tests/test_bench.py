@@ -205,7 +205,7 @@ def test_pass_on_two_nodes_by_hand():
 
 def test_step_on_shared_cores_by_hand():
     job = MINIBATCH
-    # 10 x 4 sums of 8 bytes, 10 counts of 4 and 3 totals of 8, the latter in a line of the cache.
+    # 10 x 4 sums of 8 bytes, 10 counts of 2 and 3 totals of 8, the latter in a line of the cache.
     assert job.reduced_bytes == 8 * (40 + 8)
     links = Network(base_s=5.0, bandwidth=job.reduced_bytes)
     found = predict(job, RATES, Machine(readers=1, cores=2), links, n_local=4, n_reductions=1)
@@ -222,6 +222,10 @@ def test_step_on_shared_cores_by_hand():
     assert gpu.seconds["reading"] == 30 * 2 / 6 + 100 * 0.5 / 3
     alone = predict(job, RATES, Machine(readers=1), links)
     assert alone.seconds["reduction"] == 0
+    # What is done beside a reduction is not waited for.
+    beside = replace(RATES, beside_s=2.0)
+    hidden = predict(job, beside, Machine(readers=1, cores=2), links, n_local=4)
+    assert hidden.seconds["reduction"] == 5 + 1.5 - 2
 
 
 def test_where_scaling_ends_and_why():

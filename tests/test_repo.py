@@ -43,9 +43,13 @@ TESTED_IN = {
     "commands": "test_cli.py",
     "options": "test_cli.py",
     "wrong_options": "test_cli.py",
+    "distributed/pending": "distributed/test_world.py",
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",
     "kernels/base": "kernels/contract.py",
+    "kernels/stepping": "kernels/triton/test_step.py",
+    "kernels/triton/state": "kernels/triton/interpreted_step.py",
+    "clustering/few_launches": "kernels/triton/test_step.py",
     "sinks/base": "sinks/contract.py",
     "sinks/part": "sinks/contract.py",
     "sinks/growing": "sinks/test_parquet.py",

@@ -30,12 +30,12 @@ def campaign(folder: Path, *options: str) -> dict[str, Any]:
 # KILLED anywhere: scaling, seeding, training, closing, saving, labelling. Whatever an attempt
 # leaves behind must be taken up, or passed over, so that not a byte of any result differs.
 @pytest.mark.slow
-def test_200_kills_make_no_difference(tmp_path):
+def test_100_kills_make_no_difference(tmp_path):
     # In a process of its own: it forks, which one that has threads must not.
-    figures = campaign(tmp_path, "--kills", "200", "--executed", "0")
-    assert figures["n_kills"] >= 200
+    figures = campaign(tmp_path, "--kills", "100", "--executed", "0")
+    assert figures["n_kills"] >= 100
     # What was met depends on how fast the machine is.
-    assert min(figures["kills"][name] for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP")) > 3
+    assert min(figures["kills"][name] for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP")) > 1
     assert {"saving", "seed", "train"} <= figures["phases"].keys()
     assert len(figures["runs"]) > 4
 

@@ -53,6 +53,8 @@ SLACK_BITS = 16
 LEAST_SHARE, MOST_SHARE = 4.0**-SLACK_BITS, 0.25
 #: Numbers of 8 bytes in a line of the cache, at which the sums begin.
 LINE = 8
+#: Rows of a batch of all processes up to which counts go as 16 bits.
+MOST_SHORT_COUNTS = 2**15 - 1
 
 
 class Sharing:
@@ -94,6 +96,7 @@ class StepSums:
         self._world = world
         self._shares_B, self._unit = batch.shares
         self._n_bits = bits_for(batch.n_whole)
+        self._count_dtype = _count_dtype(batch.n_whole)
 
     def add_up(
         self,
@@ -142,7 +145,7 @@ class StepSums:
         """Their numbers, int64."""
         if self._world.size == 1:
             return self._sums.counts_K[: self._k]
-        return self._halves().view(torch.int32)[: self._k].long()
+        return self._packed_counts()[: self._k].long()
 
     def weights_K(self) -> torch.Tensor:
         """Sums of their weights, float64; of shape (0,) where rows have no weights."""
@@ -223,7 +226,8 @@ class StepSums:
         batch, (labels_B, sq_distances_B) = self._batch, self._assignment
         n_labels, n_features = self._k + 1, batch.x_ND.shape[1]
         n_limbs = _limbs(batch.sq_norms_B.dtype)
-        n_ahead = _numbers_ahead(self._k, weighted=self._shares_B is not None)
+        is_weighted = self._shares_B is not None
+        n_ahead = _numbers_ahead(self._k, self._count_dtype, weighted=is_weighted)
         memory = torch.zeros(
             n_ahead + n_limbs * n_labels * n_features, dtype=torch.int64, device=labels_B.device
         )
@@ -245,16 +249,16 @@ class StepSums:
             self._sums, batch.x_ND, batch.positions_B, labels_B, sq_distances_B, self._shares_B
         )
         if self._world.size > 1:
-            self._halves().view(torch.int32)[: self._k] = self._sums.counts_K[: self._k]
+            self._packed_counts()[: self._k] = self._sums.counts_K[: self._k]
         if self._shares_B is not None and of_shares_K is not None:
             self._of_shares_K = of_shares_K
             self._mass_LK = self._ahead[n_ahead - 2 * n_labels :].view(2, -1)
             mass_LK = fixed_by_label(self._shares_B, labels_B, of_shares_K, self._n_bits)
             self._mass_LK.copy_(mass_LK)
 
-    def _halves(self) -> torch.Tensor:
-        """Numbers of rows, two in one whole number: each fits 31 bits over all processes."""
-        return self._ahead[3 : 3 + math.ceil(self._k / 2)]
+    def _packed_counts(self) -> torch.Tensor:
+        """Numbers of rows, several in one whole number: over all processes none carries over."""
+        return self._ahead[3:].view(self._count_dtype)
 
     def _reduce(self, meanwhile: Callable[[], None]) -> None:
         under_way = self._world.sum_later(self._exchanged)
@@ -263,10 +267,10 @@ class StepSums:
 
 
 def exchanged_bytes(
-    k: int, n_features: int, dtype: torch.dtype, *, weighted: bool, on_host: bool
+    k: int, n_features: int, dtype: torch.dtype, batch_rows: int, *, weighted: bool, on_host: bool
 ) -> int:
-    """Bytes that the processes add up in a step, where quanta from the state fit."""
-    ahead = _numbers_ahead(k, weighted=weighted)
+    """Bytes that processes add up in a step of `batch_rows`, where quanta from the state fit."""
+    ahead = _numbers_ahead(k, _count_dtype(batch_rows), weighted=weighted)
     numbers = ahead + (_limbs(dtype) * (k + 1) - 1) * n_features
     # Exponents, of weights too, and whether those from the state fit.
     n_exponents = k + 3 + (k + 1 if weighted else 0)
@@ -278,9 +282,14 @@ def _limbs(dtype: torch.dtype) -> int:
     return 2 if dtype == torch.float64 else 1
 
 
-def _numbers_ahead(k: int, *, weighted: bool) -> int:
+def _count_dtype(n_rows: int) -> torch.dtype:
+    """What holds counts of rows of a batch of all processes, which has fewer than 2^31."""
+    return torch.int16 if n_rows <= MOST_SHORT_COUNTS else torch.int32
+
+
+def _numbers_ahead(k: int, count_dtype: torch.dtype, *, weighted: bool) -> int:
     """Numbers before the sums: distances, dropped rows, misfits, counts, and mass if `weighted`."""
-    n_numbers = 3 + math.ceil(k / 2) + (2 * (k + 1) if weighted else 0)
+    n_numbers = 3 + math.ceil(k * count_dtype.itemsize / 8) + (2 * (k + 1) if weighted else 0)
     return math.ceil(n_numbers / LINE) * LINE
 
 

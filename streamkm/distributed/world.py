@@ -15,13 +15,13 @@ import re
 import socket
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from streamkm.distributed.board import Board, Notice, elsewhere, within
+from streamkm.distributed.pending import Part, Pending
 from streamkm.errors import (
     ConfigError,
     ElsewhereError,
@@ -32,9 +32,9 @@ from streamkm.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-__all__ = ["ALONE", "Pending", "World"]
+__all__ = ["ALONE", "World"]
 
 #: Seconds that closing a group may take. It waits for collectives that have begun.
 CLOSE_S = 5.0
@@ -335,7 +335,7 @@ class World:
                 torch.cat([tensor.reshape(-1) for tensor in alike], out=flat)
             with self.waiting():
                 work = dist.all_reduce(flat, op, group=self._group, async_op=True)
-            parts.append(_Part(alike, buffer, work))
+            parts.append(Part(alike, buffer, work))
         return Pending(self._finish, parts)
 
     def _take(self, n: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -347,7 +347,7 @@ class World:
             self._free = [buffer for buffer in self._free if buffer is not gone]
         return large[0] if large else torch.empty(n, dtype=dtype, device=device)
 
-    def _finish(self, part: _Part) -> None:
+    def _finish(self, part: Part) -> None:
         """Wait for an all-reduce, hand out its result, and keep the buffer."""
         with self.waiting(is_new=False):
             part.work.wait()
@@ -417,30 +417,6 @@ class World:
         names = [f"process {rank} of {self.size} on {self.hosts[rank]}" for rank in ranks[:3]]
         more = f" and {len(ranks) - 3} more" if len(ranks) > 3 else ""
         return ", ".join(names) + more
-
-
-@dataclass(frozen=True)
-class _Part:
-    """An all-reduce that has begun."""
-
-    tensors: list[torch.Tensor]
-    buffer: torch.Tensor | None
-    """What is reduced; None for the one tensor itself."""
-    work: dist.Work
-
-
-class Pending:
-    """A sum that has begun; `World.sum_later` makes it."""
-
-    def __init__(self, finish: Callable[[_Part], None], parts: list[_Part]) -> None:
-        self._finish = finish
-        self._parts = parts
-
-    def wait(self) -> None:
-        """Wait for the sums, and copy them into the tensors."""
-        parts, self._parts = self._parts, []
-        for part in parts:
-            self._finish(part)
 
 
 _NOTHING = torch.empty(0, dtype=torch.uint8)

@@ -17,8 +17,12 @@ from functools import lru_cache
 
 import torch
 
+from streamkm.kernels.extension import instruction_sets, n_threads_for
+
 __all__ = [
+    "can_compile_differences",
     "cancelling_share",
+    "compiled_differences",
     "correct_",
     "pair_sq_distances",
     "recheck_",
@@ -125,16 +129,17 @@ def recheck_(
     rows = uncertain_B.nonzero().squeeze(1)
     if len(rows) == 0:
         return
-    centroids_KD = centroids_KD.double()
-    c_sq_K = centroids_KD.square().sum(dim=1)
+    wide_KD = centroids_KD.double()
+    c_sq_K = wide_KD.square().sum(dim=1)
     for part in rows.split(max(TILE_ELEMENTS // max(centroids_KD.shape), 1)):
-        x_UD = x_BD.index_select(0, part).double()
+        stored_UD = x_BD.index_select(0, part)
+        x_UD = stored_UD.double()
         sq_norms_U = x_UD.square().sum(dim=1)
-        scores_UK = torch.addmm(c_sq_K, x_UD, centroids_KD.T, alpha=-2)
+        scores_UK = torch.addmm(c_sq_K, x_UD, wide_KD.T, alpha=-2)
         bound_U = rounding_bound(sq_norms_U, c_sq_K.max(), x_UD.shape[1])
         limit_U = scores_UK.amin(dim=1) + 2 * bound_U
         near, candidates = (scores_UK <= limit_U[:, None]).nonzero(as_tuple=True)
-        distances = pair_sq_distances(x_UD, centroids_KD, near, candidates)
+        distances = pair_sq_distances(stored_UD, centroids_KD, near, candidates)
         least_U = torch.full_like(sq_norms_U, torch.inf)
         least_U.scatter_reduce_(0, near, distances, "amin")
         is_least = distances == least_U.index_select(0, near)
@@ -171,12 +176,61 @@ def recheck_second_(
 def pair_sq_distances(
     x_BD: torch.Tensor, centroids_KD: torch.Tensor, rows_P: torch.Tensor, columns_P: torch.Tensor
 ) -> torch.Tensor:
-    """Squared distance of each pair of a row and a centroid, float64, by differences."""
+    """Squared distance of each pair of a row and a centroid, float64, by differences.
+
+    By these labels are decided. So they are compiled where there is an extension: every kernel on a
+    CPU adds up in one order then, and decides as the others do where two distances are as good as
+    equal.
+    """
     result_P = torch.empty(len(rows_P), dtype=torch.float64, device=x_BD.device)
     step = max(TILE_ELEMENTS // x_BD.shape[1], 1)
     for start in range(0, len(rows_P), step):
         pairs = slice(start, start + step)
-        difference = x_BD.index_select(0, rows_P[pairs]).double()
-        difference -= centroids_KD.index_select(0, columns_P[pairs])
+        x_PD, columns = x_BD.index_select(0, rows_P[pairs]), columns_P[pairs]
+        if can_compile_differences(x_PD, columns, centroids_KD):
+            compiled_differences(x_PD, columns, centroids_KD, result_P[pairs])
+            continue
+        difference = x_PD.double()
+        difference -= centroids_KD.index_select(0, columns)
         result_P[pairs] = difference.square_().sum(dim=1)
     return result_P
+
+
+def can_compile_differences(
+    x_BD: torch.Tensor, labels_B: torch.Tensor, centroids_KD: torch.Tensor
+) -> bool:
+    """Whether there is compiled code for `compiled_differences` of these tensors."""
+    return bool(
+        instruction_sets()
+        and x_BD.is_cpu
+        and x_BD.dtype == centroids_KD.dtype
+        and x_BD.dtype in (torch.float32, torch.float64)
+        and labels_B.dtype == torch.int64
+        and x_BD.shape == (*labels_B.shape, centroids_KD.shape[1])
+    )
+
+
+def compiled_differences(
+    x_BD: torch.Tensor, labels_B: torch.Tensor, centroids_KD: torch.Tensor, out_B: torch.Tensor
+) -> None:
+    """Fill `out_B`, float64, with the squared distance of each row to the centroid of its label.
+
+    A sum of squared differences, in one order whatever the instruction set.
+    """
+    best = instruction_sets()[0]
+    x_BD, labels_B, centroids_KD = (
+        x_BD.contiguous(),
+        labels_B.contiguous(),
+        centroids_KD.contiguous(),
+    )
+    best.functions.sq_distances(
+        best.number,
+        x_BD.dtype == torch.float64,
+        x_BD.data_ptr(),
+        labels_B.data_ptr(),
+        centroids_KD.data_ptr(),
+        out_B.data_ptr(),
+        *x_BD.shape,
+        centroids_KD.shape[0],
+        n_threads_for(x_BD.numel()),
+    )

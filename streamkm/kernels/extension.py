@@ -1,7 +1,7 @@
 """The compiled extension, if installing streamkm could build it.
 
-Its functions take addresses, and only ``kernels.ops`` calls them. Whoever hands tensors
-to them must check dtype and shape and keep the tensors alive.
+Its functions take addresses, and only ``kernels.ops`` and ``kernels.exact`` call them. Whoever
+hands tensors to them must check dtype and shape and keep the tensors alive.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class ReferenceKernel:
     distances_cancel = True
     in_place = None
     whole_passes = None
+    stepper = None
 
     def __init__(
         self,
@@ -127,7 +128,7 @@ class ReferenceKernel:
             uncertain_B = n_near_B != 1
             self.n_rechecked += uncertain_B.sum()
             recheck_(labels_B, sq_distances_B, uncertain_B, x_BD, centroids_KD)
-        correct_(sq_distances_B, sq_norms_B, labels_B, x_BD, centroids_KD.double())
+        correct_(sq_distances_B, sq_norms_B, labels_B, x_BD, centroids_KD)
         if second_B is not None:
             second_B.add_(sq_norms_B).clamp_min_(0)
             if self._rechecks:

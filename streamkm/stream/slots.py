@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamkm.devices import queues_of
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -100,26 +102,27 @@ class HostSlots:
         self.on_device: DeviceRows | None = None
         """Rows that stay on the device, if any do."""
         self._locked = locked
-        self._skip = 0 if first_byte % _CACHE_LINE else first_byte % mmap.PAGESIZE
+        skip = 0 if first_byte % _CACHE_LINE else first_byte % mmap.PAGESIZE
         # One map for all slots: of small ones, to make a map is most of the cost. Each slot has
         # pages of its own. Private pages are twice as fast to touch first as shared ones.
-        stride = -(-(self._skip + memory.slot_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        stride = -(-(skip + memory.slot_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         map_ = mmap.mmap(-1, memory.n_slots * stride, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         # Huge pages take an eighth of the time to be touched first, and rows gathered from
         # all over a window do not each miss in the processor's cache of page addresses.
         with suppress(AttributeError, OSError):  # macOS; a Linux built without huge pages
             map_.madvise(mmap.MADV_HUGEPAGE)
-        self.buffers = [
-            np.frombuffer(map_, np.uint8, memory.slot_bytes, slot * stride + self._skip)
+        self._pages = [
+            np.frombuffer(map_, np.uint8, skip + memory.slot_bytes, slot * stride)
             for slot in range(memory.n_slots)
         ]
+        self.buffers = [pages[skip:] for pages in self._pages]
         self._pinned: list[np.ndarray] = []
 
     def __len__(self) -> int:
         return len(self.buffers)
 
     def __enter__(self) -> HostSlots:
-        if self.device.type == "cuda" and self._locked:
+        if self._locked:
             self._pin()
         return self
 
@@ -129,37 +132,29 @@ class HostSlots:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pinned:
-            import torch
-
-            with torch.cuda.device(self.device):
-                for buffer in self._pinned:
-                    torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data - self._skip)
+        queues = queues_of(self.device)
+        if queues is not None:
+            for pages in self._pinned:
+                queues.unlock(pages)
         # The map is freed with the last array that views it.
-        self._pinned, self.buffers = [], []
+        self._pinned, self._pages, self.buffers = [], [], []
         if self.kept is not None:
             self.kept.close()
         self.kept = self.on_device = None
 
     def _pin(self) -> None:
-        import torch
-
-        runtime = torch.cuda.cudart()
-        for buffer in self.buffers:
-            with torch.cuda.device(self.device):
-                begin, n_bytes = buffer.ctypes.data - self._skip, self._skip + buffer.nbytes
-                status = runtime.cudaHostRegister(begin, n_bytes, 0)
-            if int(status) != 0:
-                # The failure stays CUDA's last error, and the next launch would raise it. torch
-                # can clear it only by a launch.
-                with suppress(RuntimeError):
-                    torch.ones(1, device=self.device)
+        queues = queues_of(self.device)
+        if queues is None:
+            return
+        for pages in self._pages:
+            refused = queues.lock(pages)
+            if refused:
                 logger.warning(
                     "page-locking %d bytes of host memory failed (%s): copies to the GPU "
                     "will be slower; raise the locked-memory limit (ulimit -l)%s",
-                    buffer.nbytes,
-                    status,
+                    pages.nbytes,
+                    refused,
                     locked_limit(),
                 )
                 return
-            self._pinned.append(buffer)
+            self._pinned.append(pages)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from streamkm.clustering import step_sums
 from streamkm.clustering.assignment import nearest_and_fixed_sums
 from streamkm.clustering.step_sums import Sharing
 from streamkm.kernels.reference import ReferenceKernel
@@ -129,3 +130,14 @@ def test_sums_do_not_depend_on_how_rows_are_divided(
         assert alone.numbers[2 * index] == pytest.approx(
             float(sq_distances.amin(dim=1).sum()), rel=1e-3
         )
+
+
+# Breaks when counts of several clusters run into each other, or a long batch loses some.
+@pytest.mark.parametrize("most", [N_ROWS, N_ROWS - 1], ids=["16 bits", "32 bits"])
+def test_counts_are_whole_however_they_are_packed(most: int, monkeypatch) -> None:
+    monkeypatch.setattr(step_sums, "MOST_SHORT_COUNTS", most)
+    rows = [np.tile(np.arange(K) * 8.0, (N_FEATURES, 12)).T] * 2
+    rows[1] = np.zeros_like(rows[0])
+    for found in added_up(rows, 2, torch.float32):
+        assert found.sums[1].tolist() == [12] * K
+        assert found.sums[3].tolist() == [N_ROWS, 0, 0, 0, 0]

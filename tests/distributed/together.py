@@ -49,8 +49,15 @@ class _Thread:
 
     part = World.part
 
+    def agree(self, what: dict[str, Any]) -> None:
+        self.gather(what)
+
     def check(self) -> None:
         """Nobody is lost: a thread that fails breaks the barrier."""
+
+    def meet(self) -> None:
+        """Whoever is at work is waited for."""
+        self._meeting.barrier.wait()
 
     def fill_in_(self, *tensors: torch.Tensor) -> None:
         brought = self.gather([tensor.clone() for tensor in tensors])

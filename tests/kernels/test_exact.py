@@ -8,8 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamkm.kernels import Kernel, rank_nearest, sq_distances_to
+from streamkm.kernels.cpu import CpuKernel
 from streamkm.kernels.exact import recheck_
+from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.reference import ReferenceKernel
+from tests.kernels.contract import sq_norms
 
 CPU = torch.device("cpu")
 
@@ -92,3 +96,27 @@ def test_scores_that_overflow(rng) -> None:
     c_KD = np.array([[1.5e19, 0], [-1.5e19, 0], [0, 1e18]], np.float32)
     labels, truth = labels_and_truth(-c_KD, c_KD)
     assert labels == truth
+
+
+@pytest.mark.skipif(not instruction_sets(), reason="without an extension there is one kernel")
+@pytest.mark.parametrize("d", [7, 16, 45, 130])
+def test_kernels_on_a_cpu_decide_near_ties_alike(rng, d: int) -> None:
+    """Breaks when a kernel adds up squared differences in another order than the others.
+
+    Each centroid has the same features in another order, so that only rounding tells them apart.
+    """
+    x_BD = torch.from_numpy(np.repeat(rng.normal(size=(60, 1)), d, axis=1)).float()
+    c_KD = torch.from_numpy(rng.permuted(np.tile(rng.normal(size=d), (9, 1)), axis=1)).float()
+    pairs = torch.cartesian_prod(torch.arange(60), torch.arange(9))
+    exact_P = sq_distances_to(x_BD[pairs[:, 0]], pairs[:, 1], c_KD)
+    exact_BK = exact_P.view(60, 9)
+    torch.testing.assert_close(exact_BK, exact_BK[:, :1].expand(60, 9), rtol=1e-13, atol=0)
+    expected = exact_BK.argmin(dim=1).tolist()
+    assert len(set(expected)) > 2
+    # The last set has no fused multiply-add, and rounds products too.
+    sets = instruction_sets()[:-1] or instruction_sets()
+    kernels: list[Kernel] = [ReferenceKernel(60, 9, torch.float32, CPU)]
+    kernels += [CpuKernel(60, 9, torch.float32, CPU, instruction_set=each) for each in sets]
+    for kernel in kernels:
+        assert kernel.assign(x_BD, sq_norms(x_BD), c_KD).labels_B.tolist() == expected
+    assert rank_nearest(x_BD, sq_norms(x_BD), c_KD, 2).labels_BM[:, 0].tolist() == expected

@@ -125,6 +125,8 @@ NAMES = [
     "minibatch, weighted, starved clusters",
     "tree",
     "tree, weighted, starved clusters",
+    "from a run, half-life",
+    "from a run, weighted",
     "lloyd, weighted, cosine",
     "lloyd, z-score, drop",
     "lloyd, empty clusters",

@@ -135,7 +135,7 @@ from tests.runs.shared_labels import StopsAt, predict_until
 
 def main():
     kill = (lambda: os.kill(os.getpid(), signal.SIGKILL)) if {kill} else None
-    with joined("cpu", 3) as w:
+    with joined("cpu", 20) as w:
         stop = StopsAt({looks}, w.rank == {rank}, kill)
         predict_until(Path({folder!r}), Path({out!r}), {suffix!r}, {nearest}, w, stop)
 

@@ -13,7 +13,7 @@ from streamkm.stream.plan import ReadingPlan
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.residency import DeviceRows
 from streamkm.stream.stages import StageTimes
-from streamkm.stream.transfer import _copy_to_cuda
+from streamkm.stream.transfer import _copy_there
 from tests.stream.fake_gpu import FakeGpu
 from tests.stream.helpers import FakeSource, batches_of, slots_for, within
 
@@ -25,9 +25,9 @@ from tests.stream.helpers import FakeSource, batches_of, slots_for, within
 @pytest.mark.parametrize("n_readers", [0, 2])
 @pytest.mark.parametrize(("n_device", "n_host"), [(0, 6), (3, 0), (3, 2), (6, 0)])
 def test_every_pass_has_the_same_rows_and_reads_what_does_not_stay(
-    seed: int | None, n_readers: int, n_device: int, n_host: int, monkeypatch: pytest.MonkeyPatch
+    seed: int | None, n_readers: int, n_device: int, n_host: int
 ) -> None:
-    FakeGpu(monkeypatch)
+    gpu = FakeGpu()
     source, weights = FakeSource(113), open_weights(np.arange(113) / 7, 113)
     plan = ReadingPlan(n_rows=113, block_rows=10, window_blocks=2, batch_rows=7, seed=seed)
     there = Homes(113, 20, n_device)
@@ -47,7 +47,7 @@ def test_every_pass_has_the_same_rows_and_reads_what_does_not_stay(
                 kept, plan.windows(epoch), slots, n_readers, StageTimes(), weights, resident
             )
             with windows as ahead:
-                moved = _copy_to_cuda(ahead, source.spec, slots, StageTimes(), resident)
+                moved = _copy_there(ahead, source.spec, slots, StageTimes(), gpu, resident)
                 for window, planned in zip(moved, plan.windows(epoch), strict=True):
                     for (_, rows), expected in zip(
                         window.batches(), batches_of(planned), strict=True

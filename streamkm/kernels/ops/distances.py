@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from streamkm.kernels.exact import cancelling_share, pair_sq_distances
+from streamkm.kernels.exact import (
+    can_compile_differences,
+    cancelling_share,
+    compiled_differences,
+    pair_sq_distances,
+)
 from streamkm.kernels.extension import address, can_weigh, instruction_sets, n_threads_for
 
 __all__ = ["sq_distances_between", "sq_distances_to", "sq_distances_with"]
@@ -34,7 +39,7 @@ def sq_distances_between(
     distances_LS.add_(point_norms_L1).clamp_min_(0)
     share = cancelling_share(x_SD.dtype, x_SD.shape[1])
     points_P, rows_P = (distances_LS < share * (sq_norms_S + point_norms_L1)).nonzero(as_tuple=True)
-    exact_P = pair_sq_distances(x_SD, points_LD.double(), rows_P, points_P)
+    exact_P = pair_sq_distances(x_SD, points_LD, rows_P, points_P)
     distances_LS[points_P, rows_P] = exact_P.to(distances_LS.dtype)
     return distances_LS
 
@@ -147,28 +152,8 @@ def sq_distances_to(
     ``|x|^2 - 2 x.c + |c|^2``, by which the nearest centroid is found.
     """
     result_B = torch.empty(x_BD.shape[0], dtype=torch.float64, device=x_BD.device)
-    available = instruction_sets()
-    can_compile = (
-        x_BD.is_cpu
-        and x_BD.dtype == centroids_KD.dtype
-        and x_BD.dtype in (torch.float32, torch.float64)
-        and labels_B.dtype == torch.int64
-        and x_BD.shape == (*labels_B.shape, centroids_KD.shape[1])
-    )
-    if available and can_compile:
-        x_BD, labels_B = x_BD.contiguous(), labels_B.contiguous()
-        centroids_KD = centroids_KD.contiguous()
-        available[0].functions.sq_distances(
-            available[0].number,
-            x_BD.dtype == torch.float64,
-            x_BD.data_ptr(),
-            labels_B.data_ptr(),
-            centroids_KD.data_ptr(),
-            result_B.data_ptr(),
-            *x_BD.shape,
-            centroids_KD.shape[0],
-            n_threads_for(x_BD.numel()),
-        )
+    if can_compile_differences(x_BD, labels_B, centroids_KD):
+        compiled_differences(x_BD, labels_B, centroids_KD, result_B)
         return result_B
     tile_rows = max(TILE_ELEMENTS[x_BD.device.type] // max(x_BD.shape[1], 1), 1)
     for start in range(0, len(x_BD), tile_rows):

@@ -15,8 +15,6 @@ from typing import NamedTuple
 import torch
 
 from streamkm.kernels.exact import pair_sq_distances, screening_slack
-from streamkm.kernels.extension import instruction_sets
-from streamkm.kernels.ops.distances import sq_distances_to
 from streamkm.kernels.precision import full_precision
 
 __all__ = ["Nearest", "nearest_bytes", "rank_nearest"]
@@ -27,8 +25,6 @@ TILE_SCORES = {"cpu": 1 << 20, "cuda": 64 << 20}
 MIN_TILE_ROWS = 128
 #: Pairs of a row and a candidate that are ranked at once, at most, unless they are of one row.
 PAIRS = {"cpu": 1 << 18, "cuda": 8 << 20}
-#: Elements of the rows of pairs that are copied for compiled distances: 8 MiB of float64.
-COPIED_ELEMENTS = 1 << 20
 #: Bytes that ranking takes for a pair: its places, its distance, and copies of them that sort.
 PAIR_BYTES = 64
 
@@ -101,22 +97,9 @@ def _rank(
         (len(x_TD), int(counts_T.max())), torch.inf, dtype=torch.float64
     )
     columns_TC = columns_P.new_zeros(sq_distances_TC.shape)
-    sq_distances_TC[rows_P, places_P] = _distances(x_TD, centroids_KD, rows_P, columns_P)
+    sq_distances_TC[rows_P, places_P] = pair_sq_distances(x_TD, centroids_KD, rows_P, columns_P)
     columns_TC[rows_P, places_P] = columns_P
     # A stable sort leaves equal distances in the order of the indices.
     sorted_TC, order_TC = sq_distances_TC.sort(dim=1, stable=True)
     order_TM = order_TC[:, :n_nearest]
     return Nearest(columns_TC.gather(1, order_TM), sorted_TC[:, :n_nearest])
-
-
-def _distances(
-    x_TD: torch.Tensor, centroids_KD: torch.Tensor, rows_P: torch.Tensor, columns_P: torch.Tensor
-) -> torch.Tensor:
-    """Squared distance of each pair by differences, float64, as kernels recheck labels."""
-    if not (x_TD.is_cpu and instruction_sets()):
-        return pair_sq_distances(x_TD, centroids_KD, rows_P, columns_P)
-    result_P = torch.empty(len(rows_P), dtype=torch.float64)
-    for part in _slices(len(rows_P), max(COPIED_ELEMENTS // x_TD.shape[1], 1)):
-        x_PD = x_TD.index_select(0, rows_P[part])
-        result_P[part] = sq_distances_to(x_PD, columns_P[part], centroids_KD)
-    return result_P

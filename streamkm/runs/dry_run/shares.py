@@ -66,7 +66,7 @@ def share_notes(plan: FitPlan, n_processes: int) -> list[str]:
 def step_bytes(plan: FitPlan) -> int:
     """Bytes that the processes add up in a step: sums and counts of each cluster."""
     return exchanged_bytes(
-        plan.config.k, plan.source.spec.n_features, plan.dtype,
+        plan.config.k, plan.source.spec.n_features, plan.dtype, plan.config.batch_rows,
         weighted=plan.weights is not None, on_host=is_host(plan.device),
     )  # fmt: skip
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from streamkm.distributed.world import Pending, World
+    from streamkm.distributed.pending import Pending
+    from streamkm.distributed.world import World
 
 __all__ = ["Agreement"]
 

@@ -63,7 +63,7 @@ def write_faiss(what: Export) -> None:
     coarse = quantizer(model.n_features)
     coarse.add(centroids_KD)
     metric = faiss.METRIC_INNER_PRODUCT if by_product else faiss.METRIC_L2
-    index = faiss.IndexIVFFlat(coarse, model.n_features, model.k, metric)
+    index: Any = faiss.IndexIVFFlat(coarse, model.n_features, model.k, metric)
     index.is_trained = True
     if model.scaling.normalize:
         what.progress.say("note: rows are divided by their lengths; queries must be, too")
@@ -100,7 +100,7 @@ def _lists_on_disk(path: Path, sizes_K: list[int], code_size: int) -> Any:
     import faiss
 
     discard(path)
-    lists = faiss.OnDiskInvertedLists(len(sizes_K), code_size, str(path))
+    lists: Any = faiss.OnDiskInvertedLists(len(sizes_K), code_size, str(path))
     entry_bytes = code_size + _NUMBER_BYTES
     # A list gets a power of two of entries. At its full size at once the file need not grow.
     n_entries = sum(1 << (size - 1).bit_length() for size in sizes_K if size)

@@ -11,41 +11,54 @@ of each group is written at once. There are three ways, and `plan_distribution` 
 
 Buckets hold equal numbers of places, whichever clusters these are of, so a cluster of any size is
 no special case. Reading the source in the order of the output was rejected: it is a seek a row.
+
+Several processes gather the rows of a part of the source each. Where a row goes follows from the
+labels before it, so that each finds its positions in buckets or clusters by itself. Then each sorts
+some of the buckets. What fits in the memory of one process the first one moves alone.
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from streamkm.runs.partitioning.gathered import GatheredBytes, discard_buckets
 from streamkm.runs.partitioning.placing import SCAN_ROWS, ByKey
+from streamkm.runs.partitioning.shares import left_of, share_of
+from streamkm.sources.base import RowRange
 from streamkm.stream.stages import StageTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
+    from pathlib import Path
 
     from streamkm.runs.partitioning.gathered import DistributionPlan, Gathered, Output
     from streamkm.runs.partitioning.placing import Placing
-    from streamkm.runs.partitioning.work import Work
-    from streamkm.sources.base import RowRange
+    from streamkm.runs.partitioning.work import Reached, Work
 
-__all__ = ["distribute"]
+__all__ = ["Stream", "distribute", "publish"]
+
+#: Takes rows, and yields ranges of them and their records.
+Stream: TypeAlias = "Callable[[RowRange], Generator[tuple[RowRange, Any]]]"
 
 
 def distribute(
     step: str,
     plan: DistributionPlan,
     placing: Placing,
-    stream: Callable[[int], Generator[tuple[RowRange, Any]]],
+    stream: Stream,
     output: Output,
     work: Work,
-    reached: tuple[str, int],
+    reached: Reached,
     times: StageTimes | None = None,
     gathers: type[Gathered] = GatheredBytes,
+    *,
+    align: int = 1,
+    is_shared: bool = True,
 ) -> None:
-    """Put each record that `stream` yields at its place in `output`.
+    """Put each record that `stream` yields at its place in `output`; a collective.
 
     Parameters
     ----------
@@ -54,58 +67,108 @@ def distribute(
     plan, placing
         How, and where to; a `ByKey` if the plan is direct.
     stream : callable
-        Takes a row and yields, from there on, ranges of rows in order and their records: uint8 of
-        shape (n, plan.width), or what else `gathers` holds. Rows without a place may be left out.
+        Takes rows and yields ranges of them in order, and their records: uint8 of shape
+        (n, plan.width), or what else `gathers` holds. Rows without a place may be left out.
     output : Output
         Synced at the end. A place that no record comes to holds bytes of ones (-1).
     work : Work
         Where the cursor is, and buckets are for a while.
-    reached : tuple of str and int
+    reached : Reached
         What `Work.begin` says of the step.
     times : StageTimes, optional
         Those of `stream`.
     gathers : type
         What holds the records.
+    align : int
+        Rows that `stream` reads best together.
+    is_shared : bool
+        Whether all processes can write the output; otherwise the first writes alone.
     """
     stage, done = reached
-    if not plan.n_places or (stage == "write" and done == plan.n_places):
-        discard_buckets(work.folder, step)
+    world = work.world
+    if not plan.n_places or (stage == "write" and not left_of(plan.n_places, done)):
+        if world.is_first:
+            discard_buckets(work.folder, step)
         return
     how, times = asdict(plan), times or StageTimes()
+    rank, size = world.rank, world.size
+    if not is_shared or plan.is_in_memory:  # The memory of one process holds all of it.
+        rank, size = 0 if world.is_first else 1, 1
+
+    def share(n: int, done: Iterable[RowRange], align: int) -> list[RowRange]:
+        return share_of(left_of(n, done), rank, size, align) if rank < size else []
+
     with ExitStack() as stack:
         is_resumed = bool(stage) and not plan.is_in_memory
-        gathered = gathers(step, plan, output, work.folder, resumed=is_resumed)
+        gathered = work.opened(
+            partial(gathers, step, plan, output, work.folder),
+            resumed=is_resumed,
+        )
         stack.callback(gathered.close)
         if stage != "write" or plan.is_in_memory:
-            first = 0 if plan.is_in_memory else done
-            gathered.begin(placing, first)
-            records = stack.enter_context(closing(stream(first)))
-            work.progress.begin(step, placing.n_rows, times, done=first)
-            at = first
-            for rows, found in records:
-                work.progress.advance(rows.stop - at)
-                at = rows.stop
-                _gather(gathered, placing, rows, found)
-
-                def save(at: int = at) -> None:
-                    if not plan.is_in_memory:
-                        gathered.sync()
-                        work.save(step, how, "gather", at)
-
-                work.after_batch(save)
-                if work.progress.is_due():
-                    work.progress.report({})
-            records.close()
+            passed = () if plan.is_in_memory else done
+            mine = share(placing.n_rows, passed, align)
+            work.progress.begin(
+                step, placing.n_rows, times, done=placing.n_rows - sum(map(len, mine))
+            )
+            _gather_all(step, gathered, placing, stream, mine, passed, work)
             gathered.flush()
             if gathered.n_buckets > 1:
                 gathered.sync()
-                work.save(step, how, "write", 0)
+                work.save(step, how, "write", ())
         if not plan.is_direct:
-            _write(step, gathered, output, work, done if stage == "write" else 0)
+            put = done if stage == "write" else ()
+            _write(step, gathered, output, share(plan.n_places, put, plan.bucket_rows), put, work)
         output.sync()
         # From here on the buckets are not needed.
-        work.save(step, how, "write", plan.n_places)
-    discard_buckets(work.folder, step)
+        work.save(step, how, "write", [RowRange(0, plan.n_places)] if world.is_first else ())
+    if world.is_first:
+        discard_buckets(work.folder, step)
+
+
+def publish(output: Output, target: Path, work: Work) -> None:
+    """Give an output that all processes have written its name; a collective."""
+    if work.world.is_first:
+        output.publish(target)
+    work.world.meet()
+
+
+def _gather_all(
+    step: str,
+    gathered: Gathered,
+    placing: Placing,
+    stream: Stream,
+    mine: list[RowRange],
+    before: Iterable[RowRange],
+    work: Work,
+) -> None:
+    """Gather the records of the rows that are `mine`, until all processes have theirs.
+
+    Those of `before` have been gathered by an earlier attempt.
+    """
+    passed, at = [*before], 0
+
+    def save() -> None:
+        if not gathered.plan.is_in_memory:
+            gathered.sync()
+            work.save(step, asdict(gathered.plan), "gather", passed)
+
+    for own in mine:
+        gathered.skip(placing, RowRange(at, own.start))
+        at = own.start
+        passed.append(RowRange(at, at))
+        with closing(stream(own)) as records:
+            for rows, found in records:
+                work.progress.advance(rows.stop - at)
+                _gather(gathered, placing, rows, found)
+                at = rows.stop
+                passed[-1] = RowRange(own.start, at)
+                work.after_batch(save)
+                if work.progress.is_due():
+                    work.progress.report({})
+        passed[-1] = own  # Rows at its end that have no place may have been left out.
+    while work.world.size > 1 and work.after_batch(save, is_busy=False):
+        pass
 
 
 def _gather(gathered: Gathered, placing: Placing, rows: RowRange, records: Any) -> None:
@@ -119,18 +182,40 @@ def _gather(gathered: Gathered, placing: Placing, rows: RowRange, records: Any) 
             gathered.add(places_B // gathered.plan.bucket_rows, places_B, found)
 
 
-def _write(step: str, gathered: Gathered, output: Output, work: Work, done: int) -> None:
-    """Write the buckets, each sorted, from place `done` on."""
+def _write(
+    step: str,
+    gathered: Gathered,
+    output: Output,
+    mine: list[RowRange],
+    before: Iterable[RowRange],
+    work: Work,
+) -> None:
+    """Write the buckets with the places that are `mine`, each sorted, until all are written.
+
+    Those of `before` have been written by an earlier attempt.
+    """
     plan = gathered.plan
-    work.progress.begin(f"{step}: sorting", plan.n_places, StageTimes(), done=done)
-    for bucket in range(done // plan.bucket_rows, plan.n_buckets):
-        for start, rows in gathered.bucket(bucket, done):
-            output.put(start, rows)
-            work.progress.advance(len(rows))
+    left = sum(map(len, mine))
+    work.progress.begin(f"{step}: sorting", plan.n_places, StageTimes(), done=plan.n_places - left)
+    written: list[RowRange] = []
 
-            def save() -> None:
-                work.save(step, asdict(plan), "write", output.sync())
+    def save() -> None:
+        synced = output.sync()
+        # What is at work may be on disk in part, and nothing of it may have been put.
+        known = [RowRange(each.start, min(max(synced, each.start), each.stop)) for each in written]
+        work.save(step, asdict(plan), "write", [*before, *known])
 
-            work.after_batch(save)
-            if work.progress.is_due():
-                work.progress.report({})
+    for own in mine:
+        written.append(own)
+        for bucket in range(own.start // plan.bucket_rows, -(-own.stop // plan.bucket_rows)):
+            for start, rows in gathered.bucket(bucket, own.start):
+                kept = rows[: max(own.stop - start, 0)]
+                if not len(kept):
+                    break
+                output.put(start, kept)
+                work.progress.advance(len(kept))
+                work.after_batch(save)
+                if work.progress.is_due():
+                    work.progress.report({})
+    while work.world.size > 1 and work.after_batch(save, is_busy=False):
+        pass

@@ -43,7 +43,7 @@ class FlatOutput:
         npy_format.write_array_header_1_0(header, about)
         self._path, self._first = path, header.tell()
         self._width = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-        self._end = 0
+        self._end, self._is_closed = 0, False
         self._file = open_flat(path, self._first + shape[0] * self._width, resumed=resumed)
         # Also if it was resumed: a cursor may claim buckets before the output is synced.
         self._file.write(0, header.getvalue())
@@ -61,12 +61,14 @@ class FlatOutput:
     def publish(self, target: Path) -> None:
         """Give the complete file its name."""
         self._file.sync()
-        self._file.close()
+        self.close()
         rename_durably(self._path, target)
 
     def close(self) -> None:
-        """Release the file, which can be resumed."""
-        self._file.close()
+        """Release the file, which can be resumed; may be done twice."""
+        if not self._is_closed:  # Its number may be that of another file by now.
+            self._is_closed = True
+            self._file.close()
 
 
 def open_flat(path: Path, size: int, *, resumed: bool) -> OutputFile:

@@ -18,7 +18,6 @@ from streamkm.files import names_in, remove_file
 from streamkm.machine import n_cores
 from streamkm.runs.partitioning.flat import open_flat
 from streamkm.runs.partitioning.placing import SCAN_ROWS, ByKey, stable_argsort
-from streamkm.sources.base import RowRange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from streamkm.files import OutputFile
     from streamkm.runs.partitioning.placing import Placing
+    from streamkm.sources.base import RowRange
 
 __all__ = [
     "BESIDE_RECORD",
@@ -63,6 +63,9 @@ class Output(Protocol):
 
     def sync(self) -> int:
         """Bring what was put to disk; the place up to which all is there, if put in order."""
+
+    def publish(self, target: Path) -> None:
+        """Give the complete output its name."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,14 @@ class Gathered(ABC):
         self._next: np.ndarray = np.arange(self.n_buckets) * plan.bucket_rows
         self._open(resumed=resumed)
 
-    def begin(self, placing: Placing, row: int) -> None:
-        """Go on from `row`: find where the next record of each group goes."""
+    def skip(self, placing: Placing, passed: RowRange) -> None:
+        """Find where the next record of each group goes after `passed`, and what came before."""
+        self.flush()
         if self.plan.is_direct:
             assert isinstance(placing, ByKey)
-            self._next = placing.after(row)
+            self._next = placing.after(passed)
             return
-        for rows in RowRange(0, row).split(SCAN_ROWS):
+        for rows in passed.split(SCAN_ROWS):
             places_B = placing.places(rows)
             groups_B = places_B[places_B >= 0] // self.plan.bucket_rows
             self._next += np.bincount(groups_B, minlength=self.n_buckets)

@@ -11,17 +11,17 @@ from __future__ import annotations
 import io
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamkm.files import write_atomically
-from streamkm.runs.partitioning.distribution import distribute
+from streamkm.runs.partitioning.distribution import distribute, publish
 from streamkm.runs.partitioning.flat import FlatOutput
 from streamkm.runs.partitioning.gathered import DistributionPlan, plan_distribution
 from streamkm.runs.partitioning.placing import SCAN_ROWS, ByKey, Stored, offsets_of
 from streamkm.runs.partitioning.record import OFFSETS, ORDER
-from streamkm.sources.base import RowRange
 from streamkm.sources.npy import open_npy
 
 if TYPE_CHECKING:
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.runs.partitioning.clusters import Clusters
+    from streamkm.runs.partitioning.distribution import Stream
     from streamkm.runs.partitioning.placing import Placing
     from streamkm.runs.partitioning.work import Work
-    from streamkm.sources.base import Source
+    from streamkm.sources.base import RowRange, Source
 
 __all__ = ["order_bytes", "order_plans", "placing_of", "write_order"]
 
@@ -59,16 +60,17 @@ def order_bytes(n_rows: int, *, by_distance: bool) -> int:
 
 def write_order(clusters: Clusters, distances: Path | None, memory: int, work: Work) -> None:
     """Write offsets and order of `clusters`; by `distances`, a file of float32, if given."""
-    if (work.out / ORDER).exists():
+    if work.is_there(work.out / ORDER):
         return
-    offsets = offsets_of(clusters.n_rows, clusters.labels, clusters.k)
-    content = io.BytesIO()
-    np.save(content, offsets)
-    write_atomically(work.out / OFFSETS, content.getvalue())
+    offsets = offsets_of(clusters.n_rows, clusters.labels, clusters.k, work.world)
+    if work.world.is_first:
+        content = io.BytesIO()
+        np.save(content, offsets)
+        write_atomically(work.out / OFFSETS, content.getvalue())
     n_kept = int(offsets[-1])
     if distances is None:
         placing = ByKey(clusters.n_rows, clusters.labels, offsets[:-1])
-        _distribute(ORDER, n_kept, placing, _row_numbers(clusters.n_rows), memory, work, clusters.k)
+        _distribute(ORDER, n_kept, placing, _row_numbers(), memory, work, clusters.k)
         return
     with closing(open_npy(distances, column=True)) as source:
         sorted_ = _sort(clusters, source, memory, work)
@@ -76,7 +78,7 @@ def write_order(clusters: Clusters, distances: Path | None, memory: int, work: W
         read = _read(source)
         keys = _digits(source, lambda carried: carried >> 32)
         placing = ByKey(clusters.n_rows, keys, offsets[:-1])
-        stream = _records(clusters.n_rows, lambda rows: read(rows)[:, :1])
+        stream = _records(lambda rows: read(rows)[:, :1])
         _distribute(ORDER, n_kept, placing, stream, memory, work, clusters.k)
 
 
@@ -86,10 +88,10 @@ def placing_of(clusters: Clusters, work: Work, memory: int, *, by_distance: bool
         offsets = np.load(work.out / OFFSETS)
         return ByKey(clusters.n_rows, clusters.labels, offsets[:-1])
     path = work.folder / _PLACES
-    if not path.exists():
+    if not work.is_there(path):
         with closing(open_npy(work.out / ORDER, column=True)) as order:
             _distribute(
-                _PLACES, clusters.n_rows, Stored(order), _row_numbers(order.spec.n_rows), memory,
+                _PLACES, clusters.n_rows, Stored(order), _row_numbers(), memory,
                 work,
             )  # fmt: skip
     return Stored(open_npy(path, column=True))
@@ -118,14 +120,15 @@ def _sort(clusters: Clusters, distances: Source, memory: int, work: Work) -> Pat
         return (of >> 16) & (_N_DIGITS - 1)
 
     first, second = work.folder / _LOWER, work.folder / _UPPER
-    if not (first.exists() or second.exists()):
-        placing = ByKey(n_rows, lower, offsets_of(n_rows, lower, _N_DIGITS)[:-1])
-        _distribute(_LOWER, n_rows, placing, _records(n_rows, records), memory, work)
-    if not second.exists():
+    is_sorted = work.is_there(second)
+    if not (is_sorted or work.is_there(first)):
+        placing = ByKey(n_rows, lower, offsets_of(n_rows, lower, _N_DIGITS, work.world)[:-1])
+        _distribute(_LOWER, n_rows, placing, _records(records), memory, work)
+    if not is_sorted:
         with closing(open_npy(first)) as source:
             keys = _digits(source, upper)
-            placing = ByKey(n_rows, keys, offsets_of(n_rows, keys, _N_DIGITS)[:-1])
-            _distribute(_UPPER, n_rows, placing, _records(n_rows, _read(source)), memory, work)
+            placing = ByKey(n_rows, keys, offsets_of(n_rows, keys, _N_DIGITS, work.world)[:-1])
+            _distribute(_UPPER, n_rows, placing, _records(_read(source)), memory, work)
     return second
 
 
@@ -133,7 +136,7 @@ def _distribute(
     name: str,
     n_places: int,
     placing: Placing,
-    stream: Callable[[int], Generator[tuple[RowRange, np.ndarray]]],
+    stream: Stream,
     memory: int,
     work: Work,
     n_clusters: int = 0,
@@ -145,29 +148,32 @@ def _distribute(
     reached = work.begin(name, asdict(plan))
     shape = (n_places, 2) if is_sort else (n_places,)
     folder = work.out if name == ORDER else work.folder
-    output = FlatOutput(folder / f"{name}.partial", shape, _NUMBERS, resumed=bool(reached[0]))
+    output = work.opened(
+        partial(FlatOutput, folder / f"{name}.partial", shape, _NUMBERS),
+        resumed=bool(reached.stage),
+    )
     try:
         distribute(name, plan, placing, stream, output, work, reached)
-        output.publish(folder / name)
+        publish(output, folder / name, work)
     finally:
         output.close()
 
 
 def _records(
-    n_rows: int, numbers: Callable[[RowRange], np.ndarray]
-) -> Callable[[int], Generator[tuple[RowRange, np.ndarray]]]:
+    numbers: Callable[[RowRange], np.ndarray],
+) -> Stream:
     """A stream of records that `numbers`, int64 of shape (rows, columns), make."""
 
-    def stream(start: int) -> Generator[tuple[RowRange, np.ndarray]]:
-        for rows in RowRange(start, n_rows).split(SCAN_ROWS):
+    def stream(wanted: RowRange) -> Generator[tuple[RowRange, np.ndarray]]:
+        for rows in wanted.split(SCAN_ROWS):
             found = np.ascontiguousarray(numbers(rows), np.int64)
             yield rows, found.view(np.uint8)
 
     return stream
 
 
-def _row_numbers(n_rows: int) -> Callable[[int], Generator[tuple[RowRange, np.ndarray]]]:
-    return _records(n_rows, lambda rows: np.arange(rows.start, rows.stop)[:, None])
+def _row_numbers() -> Stream:
+    return _records(lambda rows: np.arange(rows.start, rows.stop)[:, None])
 
 
 def _read(source: Source) -> Callable[[RowRange], np.ndarray]:

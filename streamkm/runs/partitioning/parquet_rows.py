@@ -112,9 +112,9 @@ class GatheredTables(Gathered):
         if not resumed:
             discard_buckets(self._beside.parent, name)
 
-    def begin(self, placing: Placing, row: int) -> None:
+    def skip(self, placing: Placing, passed: RowRange) -> None:
         """See `Gathered`; what follows the claimed rows of a bucket is written over."""
-        super().begin(placing, row)
+        super().skip(placing, passed)
         for bucket, path in enumerate(self._paths):
             count = int(self._next[bucket]) - bucket * self.plan.bucket_rows
             for _, end in self._stored(path, count):

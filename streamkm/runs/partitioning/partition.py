@@ -45,6 +45,7 @@ from streamkm.runs.predict import job_of, predict
 from streamkm.runs.reporting.out_of_memory import memory_told
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
+from streamkm.runs.storage.shared_path import check_shared
 from streamkm.sinks import tidy
 from streamkm.sources import beside_of, beside_row_bytes
 from streamkm.sources.names import in_order
@@ -110,42 +111,36 @@ def prepare(
     out: Path,
     grouping: Grouping,
     stack: ExitStack,
+    world: World = ALONE,
 ) -> Job:
     """Check what a partition is asked to do, and plan it; `stack` closes what is opened.
 
-    Rows that have labels in `out` are not labelled again.
+    Rows that have labels in `out` are not labelled again. The first process of `world` alone reads
+    the run, and labels that are given: a collective.
 
     Raises
     ------
     InputError
         If the run, the source, the labels or the memory cannot be used.
     """
-    model = load_model(run_dir)
+    model = load_model(run_dir, world)
     spec, ordered = source.spec, _checked(source, model, grouping)
     nan = grouping.nan or model.settings["nan"]
-    job = job_of(run_dir, source, nan, [], "exact")
-    settings: dict[str, Any] = {
-        "rows": grouping.rows,
-        "sort": grouping.sort,
-        "only": None if grouping.only is None else sorted({*grouping.only}),
-        "nan": nan,
-        "labels": None,
-    }
+    job = job_of(run_dir, source, nan, [], "exact") if world.is_first else {}
     notes: list[str] = []
     given = None
-    if grouping.labels is not None:
+    if grouping.labels is not None and world.is_first:
         given = GivenLabels(grouping.labels, spec.n_rows, with_distances=grouping.by_distance)
         stack.callback(given.close)
         note = given.check_origin(run_dir, job, model.k)
         notes += [note] if note else []
-        settings |= {"labels": str(grouping.labels), "nan": None}
     beside_bytes = _beside_bytes(source, grouping)
     plan_grouping = partial(
         plan_partition, spec, model.k, execution, grouping,
-        drops=nan == "drop" or given is not None, beside_bytes=beside_bytes,
+        drops=nan == "drop" or grouping.labels is not None, beside_bytes=beside_bytes,
     )  # fmt: skip
     labelling = None
-    if given is None and not _has_labels(out, grouping):
+    if grouping.labels is None and not _has_labels(out, grouping):
         try:
             labelling = plan_labelling(ordered.spec, model.k, execution)
         except MemoryBudgetError as error:
@@ -156,14 +151,14 @@ def prepare(
     record = {
         "version": __version__,
         "run": str(run_dir),
-        "model": job["model"],
+        "model": job.get("model"),
         "source": source.name,
         "data": {
             "fingerprint": source.fingerprint(),
             "shape": [spec.n_rows, spec.n_features],
             "dtype": spec.dtype,
         },
-        "settings": settings,
+        "settings": _settings(grouping, nan),
         "feature_names": list(spec.feature_names),
         "k": model.k,
         "done": False,
@@ -171,6 +166,17 @@ def prepare(
     return Job(
         run_dir, model, source, grouping, given, plan, labelling, record, notes, beside_bytes
     )
+
+
+def _settings(grouping: Grouping, nan: str) -> dict[str, Any]:
+    """What decides the content of the partition, for its record."""
+    return {
+        "rows": grouping.rows,
+        "sort": grouping.sort,
+        "only": None if grouping.only is None else sorted({*grouping.only}),
+        "nan": nan if grouping.labels is None else None,
+        "labels": None if grouping.labels is None else str(grouping.labels),
+    }
 
 
 def _checked(source: Source, model: Model, grouping: Grouping) -> Source:
@@ -259,7 +265,8 @@ def partition(
     quiet : bool
         Say nothing on stderr.
     world : World, optional
-        Must be of one process.
+        The processes that share the rows. All call `partition` with the same arguments, and see
+        `out`.
 
     Raises
     ------
@@ -272,58 +279,70 @@ def partition(
     StorageError
         If the disk refuses; what was durable before is kept for `resume`.
     """
-    if world.size > 1:
-        raise ConfigError(
-            f"a partition is the work of one process, and {world.size} were started; start one: "
-            "`predict` shares the labelling, and ",
-            Option("labels"),
-            " takes what it has written",
-        )
     check_outside(source, out=out)
-    before = PartitionFolder.check_is_free(out, resume=resume)
+    before = PartitionFolder.check_is_free(out, resume=resume) if world.is_first else None
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(quiet=quiet))
-        job = prepare(run_dir, source, execution, out, grouping, stack)
+        progress = stack.enter_context(Progress(quiet=quiet or not world.is_first))
+        job = prepare(run_dir, source, execution, out, grouping, stack, world)
+        world.agree({name: job.record[name] for name in ("data", "settings")})
         stack.enter_context(_told(out))
-        folder = stack.enter_context(PartitionFolder(out, job.record, before))
-        if before is not None and before["done"]:
-            remove_tree(out / UNFINISHED)
+        folder = None
+        if world.is_first:
+            folder = stack.enter_context(PartitionFolder(out, job.record, before))
+        if world.gather(before is not None and before["done"])[0]:
+            if world.is_first:
+                remove_tree(out / UNFINISHED)
             progress.say(f"{out} is finished, of this model and source: nothing is left to do")
-            return before
-        job.check_space(out)
+            return _of_first(before, world)
+        check_shared([out], world)
+        if world.is_first:
+            job.check_space(out)
         for note in job.notes:
             progress.say(f"note: {note}")
-        work = Work(out, execution, stop_request, progress)
+        work = Work(out, execution, stop_request, progress, world)
+        world.meet()
         with memory_told(work.doing, resumable=True):
             _label(job, execution, work, stop_request, quiet=quiet)
             found = _group(job, work)
-        folder.write(done=True, **found)
+        if folder is not None:
+            folder.write(done=True, **found)
         work.discard()
         progress.say(_conclusion(out, found, job))
-        return folder.record
+        return _of_first(None if folder is None else folder.record, world)
+
+
+def _of_first(record: dict[str, Any] | None, world: World) -> dict[str, Any]:
+    """The record that the first process has, in all of them."""
+    found: dict[str, Any] = world.gather(record if world.is_first else None)[0]
+    return found
 
 
 def _label(
     job: Job, execution: ExecutionConfig, work: Work, stop_request: StopRequest, *, quiet: bool
 ) -> None:
     """Write labels, and distances if rows are sorted by them, unless they are there."""
-    labels = work.out / LABELS
+    world, labels = work.world, work.out / LABELS
     distances = work.out / DISTANCES if job.grouping.by_distance else None
     if job.given is not None:
         job.given.copy(labels, distances, job.source.spec.n_rows, job.model.k)
-    elif not _has_labels(work.out, job.grouping):
+    is_labelled = job.grouping.labels is not None or _has_labels(work.out, job.grouping)
+    if not world.gather(is_labelled)[0]:
         predict(
             job.run_dir, job.source, execution, labels=labels, distances=distances,
             nan=job.grouping.nan, resume=True, stop_request=stop_request, quiet=quiet,
-            tells_ids=False,
+            tells_ids=False, world=world,
         )  # fmt: skip
-    for path in (labels, *((distances,) if distances else ())):
-        tidy(path)
+    if world.is_first:
+        for path in (labels, *((distances,) if distances else ())):
+            tidy(path)
+    world.meet()
 
 
 def _group(job: Job, work: Work) -> dict[str, Any]:
     """Write order and rows; what partition.json says of them."""
-    kind, memory = job.grouping.rows, job.plan.gather_bytes
+    kind = job.grouping.rows
+    # Whoever goes on must find what others have put in buckets.
+    memory = int(work.world.gather(job.plan.gather_bytes)[0])
     work.progress.say(f"grouping: {job.plan.memory}")
     with closing(Clusters(work.out / LABELS, job.model.k, job.grouping.only)) as clusters:
         write_order(
@@ -331,7 +350,7 @@ def _group(job: Job, work: Work) -> dict[str, Any]:
         )
         sizes = np.diff(np.load(work.out / OFFSETS))
         n_kept = int(sizes.sum())
-        if kind is not None and not rows_path(work.out, kind).exists():
+        if kind is not None and not work.is_there(rows_path(work.out, kind)):
             plan = plan_rows(
                 kind,
                 job.source.spec,
@@ -343,7 +362,7 @@ def _group(job: Job, work: Work) -> dict[str, Any]:
             placing = placing_of(clusters, work, memory, by_distance=job.grouping.by_distance)
             stream = job.plan.memory.stream
             write_rows(kind, job.source, clusters, placing, plan, job.plan.reading, stream, work)
-        n_dropped = clusters.n_dropped()
+        n_dropped = clusters.n_dropped() if work.world.is_first else 0
     only = job.grouping.only
     asked = sizes if only is None else sizes[sorted({*only})]
     return {

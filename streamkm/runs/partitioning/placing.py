@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
+from streamkm.distributed.world import ALONE
 from streamkm.sources.base import RowRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamkm.distributed.world import World
     from streamkm.sources.base import Source
 
 __all__ = ["SCAN_ROWS", "ByKey", "Placing", "Stored", "offsets_of", "stable_argsort"]
@@ -65,9 +68,12 @@ class ByKey:
         self._next_K[keys_U] += counts
         return places_B
 
-    def after(self, n_rows: int) -> np.ndarray:
-        """Where the next row of each key goes after the first `n_rows`; for a new object."""
-        for rows in RowRange(0, n_rows).split(SCAN_ROWS):
+    def after(self, passed: RowRange) -> np.ndarray:
+        """Where the next row of each key goes after `passed`, which begins where one ended.
+
+        Who takes rows of these places adds them to what is returned, in place of `places`.
+        """
+        for rows in passed.split(SCAN_ROWS):
             keys_B = self.keys(rows)
             self._next_K += np.bincount(keys_B[keys_B >= 0], minlength=len(self._next_K))
         return self._next_K
@@ -87,12 +93,20 @@ class Stored:
         return places_B1[:, 0]
 
 
-def offsets_of(n_rows: int, keys: Callable[[RowRange], np.ndarray], n_keys: int) -> np.ndarray:
-    """Where the rows of each key begin, and after the last where they end; int64, K + 1 numbers."""
+def offsets_of(
+    n_rows: int, keys: Callable[[RowRange], np.ndarray], n_keys: int, world: World = ALONE
+) -> np.ndarray:
+    """Where the rows of each key begin, and after the last where they end; int64, K + 1 numbers.
+
+    Each process of `world` counts a part of the rows: a collective.
+    """
     offsets = np.zeros(n_keys + 1, np.int64)
-    for rows in RowRange(0, n_rows).split(SCAN_ROWS):
+    mine = world.part(n_rows)
+    for rows in RowRange(mine.start, mine.stop).split(SCAN_ROWS):
         keys_B = keys(rows)
         offsets[1:] += np.bincount(keys_B[keys_B >= 0], minlength=n_keys)
+    world.meet()  # To count may take a while.
+    world.sum_(torch.from_numpy(offsets))
     np.cumsum(offsets, out=offsets)
     return offsets
 

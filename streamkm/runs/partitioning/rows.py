@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from streamkm.runs.partitioning.distribution import distribute
+from streamkm.runs.partitioning.distribution import distribute, publish
 from streamkm.runs.partitioning.flat import FlatOutput
 from streamkm.runs.partitioning.gathered import GatheredBytes, plan_distribution
 from streamkm.runs.partitioning.grouping import FORMATS
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.runs.partitioning.clusters import Clusters
+    from streamkm.runs.partitioning.distribution import Stream
     from streamkm.runs.partitioning.gathered import DistributionPlan, Gathered
-    from streamkm.runs.partitioning.parquet_rows import ParquetRows, TableRows
+    from streamkm.runs.partitioning.parquet_rows import TableRows
     from streamkm.runs.partitioning.placing import Placing
     from streamkm.runs.partitioning.work import Work
-    from streamkm.runs.partitioning.zarr_rows import ZarrRows
     from streamkm.sources.base import ArraySpec, Source
     from streamkm.stream.plan import ReadingPlan
     from streamkm.stream.slots import StreamMemory
@@ -40,6 +42,8 @@ __all__ = ["align_rows", "plan_rows", "rows_path", "write_rows"]
 
 #: Bytes of a row number in a table.
 _NUMBER_BYTES = 8
+#: Formats that several processes write; another one the first writes alone.
+SHARED = ("npy", "zarr")
 #: Bytes of a chunk of a Zarr array, about.
 CHUNK_BYTES = 4 << 20
 
@@ -92,28 +96,32 @@ def write_rows(
     """Write the rows of the chosen clusters, as they are stored."""
     reached = work.begin("rows", asdict(plan))
     times, spec = StageTimes(), source.spec
-    path, is_resumed = work.out / f"{FORMATS[kind]}.partial", bool(reached[0])
+    path = work.out / f"{FORMATS[kind]}.partial"
     shape = (plan.n_places, spec.n_features)
     stream = _stream(source, clusters, reading, memory, times)
     gathers: type[Gathered] = GatheredBytes
-    output: FlatOutput | ZarrRows | ParquetRows
+    make: Callable[..., Any]
     if kind == "npy":
-        output = FlatOutput(path, shape, spec.storage, resumed=is_resumed)
+        make = partial(FlatOutput, path, shape, spec.storage)
     elif kind == "zarr":
         from streamkm.runs.partitioning.zarr_rows import ZarrRows
 
         rows = align_rows(kind, spec)
-        output = ZarrRows(path, shape, spec.storage, rows, resumed=is_resumed)
+        make = partial(ZarrRows, path, shape, spec.storage, rows)
     else:
         from streamkm.runs.partitioning.parquet_rows import GatheredTables, ParquetRows, TableRows
 
         tables, gathers = TableRows(spec, beside_of(source), source.name), GatheredTables
         stream = _tables(stream, tables, source)
         offsets = np.load(work.out / OFFSETS)
-        output = ParquetRows(path, tables.schema, spec.row_bytes, offsets, resumed=is_resumed)
+        make = partial(ParquetRows, path, tables.schema, spec.row_bytes, offsets)
+    output: Any = work.opened(make, resumed=bool(reached.stage))
     try:
-        distribute("rows", plan, placing, stream, output, work, reached, times, gathers)
-        output.publish(rows_path(work.out, kind))
+        distribute(
+            "rows", plan, placing, stream, output, work, reached, times, gathers,
+            align=reading.window_blocks * reading.block_rows, is_shared=kind in SHARED,
+        )  # fmt: skip
+        publish(output, rows_path(work.out, kind), work)
     finally:
         output.close()
 
@@ -124,12 +132,18 @@ def _stream(
     reading: ReadingPlan,
     memory: StreamMemory,
     times: StageTimes,
-) -> Callable[[int], Generator[tuple[RowRange, Any]]]:
+) -> Stream:
     """Windows that hold rows of a chosen cluster, read ahead; each row as its bytes."""
 
-    def stream(start: int) -> Generator[tuple[RowRange, Any]]:
-        first = reading.batch_at(start) if start < reading.n_rows else reading.n_batches(0)
-        windows = (window for window in reading.windows(0, first) if clusters.has_any(window.reads))
+    def stream(wanted: RowRange) -> Generator[tuple[RowRange, Any]]:
+        first = reading.batch_at(wanted.start) if wanted else reading.n_batches(0)
+        windows = (
+            window
+            for window in takewhile(
+                lambda window: window.reads[0].start < wanted.stop, reading.windows(0, first)
+            )
+            if clusters.has_any(window.reads)
+        )
         times.n_readers = max(memory.n_readers, 1)
         with (
             HostSlots(memory, torch.device("cpu")) as slots,
@@ -137,26 +151,25 @@ def _stream(
         ):
             for host in ahead:
                 reads = host.window.reads
-                rows = RowRange(max(reads[0].start, start), reads[-1].stop)
+                start, stop = reads[0].start, reads[-1].stop
+                rows = RowRange(max(start, wanted.start), min(stop, wanted.stop))
                 records = host.rows_ND.view("u1").reshape(len(host.rows_ND), -1)
                 with times.working("copying"):
-                    yield rows, records[rows.start - reads[0].start :]
+                    yield rows, records[rows.start - start : rows.stop - start]
                 host.release()
 
     return stream
 
 
-def _tables(
-    stream: Callable[[int], Generator[tuple[RowRange, Any]]], tables: TableRows, source: Source
-) -> Callable[[int], Generator[tuple[RowRange, Any]]]:
+def _tables(stream: Stream, tables: TableRows, source: Source) -> Stream:
     """The rows of `stream` as tables, with the columns beside the features."""
     spec, beside = source.spec, beside_of(source)
 
-    def stream_tables(start: int) -> Generator[tuple[RowRange, Any]]:
+    def stream_tables(wanted: RowRange) -> Generator[tuple[RowRange, Any]]:
         # Of no columns there is nothing to read.
         has_columns = beside is not None and len(beside.schema) > 0
-        reader = BesideReader(beside, start, source.name) if has_columns and beside else None
-        with closing(stream(start)) as found:
+        reader = BesideReader(beside, wanted.start, source.name) if has_columns and beside else None
+        with closing(stream(wanted)) as found:
             for rows, records in found:
                 for part in rows.split(SCAN_ROWS):
                     some = records[part.start - rows.start : part.stop - rows.start]

@@ -29,6 +29,8 @@ class Case:
     weighted: bool = False
     lone: bool = False
     """Whether one of the first centroids is a lone row that a larger cluster has more use for."""
+    goes_on: bool = False
+    """Whether it goes on from the finished run of the first 120 rows."""
 
     def job(self, folder: Path) -> Job:
         """The fit, on a Zarr array in `folder`."""
@@ -52,6 +54,11 @@ class Case:
             folder / "x.zarr", shape=rows.shape, chunks=(20, N_FEATURES), dtype="f4"
         )
         array[:] = rows
+        if self.goes_on:
+            np.save(folder / "first.npy", rows[:120])
+            first = Job(folder / "first.npy", folder / "first", {"k": 6, "batch_rows": 25})
+            first.attempt()
+            settings["from_run"] = str(first.run)
         weights = None
         if self.weighted:
             weights = folder / "w.npy"
@@ -90,6 +97,8 @@ CASES = [
     Case("tree, weighted, starved clusters",
          {"algorithm": "tree"}, starts_far=True, weighted=True),
     Case("tree, cosine", {"algorithm": "tree", "k": 12, "branching": "3x4", "metric": "cosine"}),
+    Case("from a run, half-life", {"half_life": 70, "epochs": 2, "tol": 1e-9}, goes_on=True),
+    Case("from a run, weighted", {"epochs": 2, "tol": 1e-9}, goes_on=True, weighted=True),
     Case("lloyd, until it stops", {**LLOYD, "init": "random", "k": 2, "tol": 0.5}),
     Case("lloyd, cosine", {**LLOYD, "epochs": 2, "metric": "cosine", "init": "random"}),
     Case("lloyd, z-score, drop", {**LLOYD, "epochs": 2, "scale": "zscore", "nan": "drop"}),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from streamkm.config import ExecutionConfig
+from streamkm.distributed.world import ALONE, World
 from streamkm.errors import Interrupted
 from streamkm.runs.partitioning import gathered
-from streamkm.runs.partitioning.distribution import distribute
+from streamkm.runs.partitioning.distribution import distribute, publish
 from streamkm.runs.partitioning.flat import FlatOutput
 from streamkm.runs.partitioning.gathered import (
     BESIDE_RECORD,
@@ -25,6 +28,7 @@ from streamkm.runs.partitioning.work import Work
 from streamkm.runs.reporting.progress import Progress
 from streamkm.sources import RowRange
 from streamkm.sources.memory import MemorySource
+from tests.distributed.together import together
 from tests.runs.helpers import StopAfter, every
 
 #: Ways to move 300 records of 8 bytes.
@@ -42,23 +46,28 @@ def keys(rows: RowRange) -> np.ndarray:
     return LABELS[rows.start : rows.stop]
 
 
-def stream(start: int) -> Generator[tuple[RowRange, np.ndarray]]:
-    for rows in RowRange(start, 300).split(23):
+def stream(wanted: RowRange) -> Generator[tuple[RowRange, np.ndarray]]:
+    for rows in wanted.split(23):
         yield rows, np.arange(rows.start, rows.stop)[:, None].view(np.uint8)
 
 
-def move(folder: Path, plan: DistributionPlan, stop_at: int | None = None, placing=None) -> None:
+def move(
+    folder: Path,
+    plan: DistributionPlan,
+    stop_at: int | None = None,
+    placing=None,
+    world: World = ALONE,
+) -> None:
     execution = ExecutionConfig(checkpoint_every=every(2))
-    work = Work(folder, execution, StopAfter(stop_at), Progress(quiet=True))
+    work = Work(folder, execution, StopAfter(stop_at), Progress(quiet=True), world)
+    world.meet()
     reached = work.begin("moved", asdict(plan))
-    output = FlatOutput(
-        work.folder / "moved.partial", (plan.n_places,), np.dtype(np.int64),
-        resumed=bool(reached[0]),
-    )  # fmt: skip
-    placing = placing or ByKey(300, keys, offsets_of(300, keys, 7)[:-1])
+    make = partial(FlatOutput, work.folder / "moved.partial", (plan.n_places,), np.dtype(np.int64))
+    output = work.opened(make, resumed=bool(reached.stage))
+    placing = placing or ByKey(300, keys, offsets_of(300, keys, 7, world)[:-1])
     try:
         distribute("moved", plan, placing, stream, output, work, reached)
-        output.publish(folder / "moved.npy")
+        publish(output, folder / "moved.npy", work)
     finally:
         output.close()
 
@@ -81,6 +90,58 @@ def test_records_are_in_place_wherever_it_was_stopped(way, quick_path) -> None:
             break
     assert stops >= 5
     assert np.load(folder / "moved.npy").tolist() == expected.tolist()
+
+
+# Breaks when a process writes where another one does, leaves out what is between two of them, or
+# when what was claimed by so many processes is lost to another number of them.
+@pytest.mark.parametrize("way", WAYS)
+def test_processes_share_records_and_resume_as_others(way, quick_path, monkeypatch) -> None:
+    monkeypatch.setattr("streamkm.runs.partitioning.work.MOST_BATCHES", 1)
+    expected = np.argsort(LABELS, kind="stable").tolist()
+    n_stops = 0
+    for stop_at in (2, 3, 5, 8, 11, None):
+        folder = quick_path / str(stop_at)
+        folder.mkdir()
+        for size, stop in ((3, stop_at), (2, stop_at), (1, None)):
+
+            def work(world: World, stop: int | None = stop, folder: Path = folder) -> bool:
+                # The last process gets the signal.
+                at = stop if world.rank == world.size - 1 else None
+                try:
+                    move(folder, WAYS[way], at, world=world)
+                except Interrupted:
+                    return True
+                return False
+
+            are_stopped = together(size, work)
+            assert len({*are_stopped}) == 1
+            n_stops += are_stopped[0]
+            if not are_stopped[0]:
+                break
+        assert np.load(folder / "moved.npy").tolist() == expected
+        assert [p.name for p in (folder / "unfinished").iterdir()] == ["cursor.json"]
+    assert n_stops >= 4
+
+
+# Breaks when an attempt forgets what earlier ones have claimed, so that it is done again.
+@pytest.mark.parametrize("way", ["direct", "buckets"])
+def test_what_was_claimed_stays_claimed(way, quick_path) -> None:
+    claimed: dict[str, int] = {}
+    n_stops = 0
+    while n_stops < 60:
+        try:
+            move(quick_path, WAYS[way], 3)
+        except Interrupted:
+            n_stops += 1
+            cursor = json.loads((quick_path / "unfinished" / "cursor.json").read_text())
+            n_done = sum(stop - start for start, stop in cursor["done"])
+            assert n_done > claimed.get(cursor["stage"], -1)
+            claimed[cursor["stage"]] = n_done
+        else:
+            break
+    assert len({*claimed}) == 1 + (way == "buckets")
+    assert 4 <= n_stops < 60
+    assert np.load(quick_path / "moved.npy").tolist() == np.argsort(LABELS, kind="stable").tolist()
 
 
 # Breaks when what was written under one plan is taken for that of another.

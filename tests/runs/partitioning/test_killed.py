@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.distributed.launched import by_hand, script
 from tests.runs.faults import RecordingDisk, digest, images, restore
 from tests.runs.helpers import Job, clusters
 from tests.runs.partitioning.conftest import group
@@ -54,6 +55,44 @@ def test_killed_again_and_again(rows, sort, memory, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
 
 
+SHARED = """
+from pathlib import Path
+import pytest
+from streamkm.stream import plan
+from tests.runs.partitioning.conftest import go, group
+from tests.runs.shared_labels import StopsAt
+
+def main():
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    with joined("cpu", 3) as w, pytest.MonkeyPatch.context() as patch:
+        go("buckets", patch)
+        patch.setattr(plan, "WINDOW_BYTES", 1000)
+        patch.setattr("streamkm.runs.partitioning.work.MOST_BATCHES", 1)
+        stop = StopsAt({looks}, w.rank == 1, kill)
+        patch.setattr("tests.runs.partitioning.conftest.StopAfter", lambda _: stop)
+        run = Path({fitted!r}) / "run" if w.is_first else Path("nowhere")
+        group(run, Path({fitted!r}) / "x.zarr", Path({out!r}), rows="npy", world=w)
+
+ends(main)
+"""
+
+
+# Breaks when processes of their own, one of them killed, do not write what one does: labels too.
+@pytest.mark.usefixtures("small_windows", "only_buckets")
+def test_real_processes_share_it_after_one_was_killed(fitted, tmp_path) -> None:
+    def attempt(size: int, looks: int) -> list[int]:
+        body = SHARED.format(fitted=str(fitted), out=str(tmp_path / "many"), looks=looks)
+        ends = by_hand(script(tmp_path, body), list(range(size)), size)
+        return [end.status for end in ends]
+
+    assert attempt(2, 14) == [1, -9]
+    assert (tmp_path / "many" / "labels.npy").exists()
+    assert attempt(3, 10**6) == [0, 0, 0]
+    group(fitted / "run", fitted / "x.zarr", tmp_path / "alone", rows="npy")
+    made, expected = (written(tmp_path / name) for name in ("many", "alone"))
+    assert made == expected
+
+
 # Breaks when something has its final name, or is claimed by a cursor, before it is on disk.
 @pytest.mark.parametrize("rows", ["npy", "parquet"])
 @pytest.mark.usefixtures("small_windows")
@@ -70,8 +109,8 @@ def test_power_may_go_at_any_call(rows, way, fitted, quick_path, monkeypatch) ->
     for number, moment in enumerate(disk.moments):
         for name, image in images(moment, seed=number, n_random=1):
             key = digest(image, moment.root)
-            # Of the other images every seventh moment's: each is a partition of its own.
-            if key in seen or (number % 7 and name != "names lost, contents kept"):
+            # Of the other images every 17th moment's: each is a partition of its own.
+            if key in seen or (number % 17 and name != "names lost, contents kept"):
                 continue
             seen.add(key)
             after, what = quick_path / "after", f"before call {number}, {moment.call}: {name}"

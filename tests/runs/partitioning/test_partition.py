@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
+from streamkm.distributed.world import World
 from streamkm.errors import (
     ConfigError,
     Interrupted,
@@ -26,8 +28,9 @@ from streamkm.errors import (
 )
 from streamkm.sources import RowRange
 from streamkm.sources.zarr.source import ZarrSource
+from tests.distributed.together import together
 from tests.runs.faults import FaultyDisk
-from tests.runs.helpers import Job, cli, clusters, content, predicted
+from tests.runs.helpers import Job, cli, clusters, content, label, predicted
 from tests.runs.partitioning.conftest import N_ROWS, K, group
 
 pytestmark = pytest.mark.usefixtures("small_windows")
@@ -113,8 +116,9 @@ def test_bytes_do_not_show_where_it_was_stopped(
     job = (fitted / "run", fitted / "x.zarr")
     group(*job, quick_path / "whole", rows=rows, sort=sort)
     whole = written(quick_path / "whole")
-    stops = 0
-    for stop_at in range(1, 2000):
+    stops, stop_at, more = 0, 0, int(way != "memory") + 1
+    # At each of the first moments, then at every second or third.
+    while (stop_at := stop_at + (1 if stop_at < 6 else more + sort.count("distance"))) < 2000:
         out = quick_path / str(stop_at)
         try:
             group(*job, out, stop_at, rows=rows, sort=sort)
@@ -465,16 +469,35 @@ def test_memory_is_that_of_the_plan(fitted, tmp_path, capsys) -> None:
     assert "of 100.0 MiB host memory" in capsys.readouterr().err
 
 
-def test_several_processes_are_refused(fitted, tmp_path) -> None:
-    from types import SimpleNamespace
+# Breaks when what several processes write is not what one does, stopped and resumed by others.
+@pytest.mark.parametrize(
+    ("rows", "sort", "way"),
+    [("npy", "row", "direct"), ("zarr", "distance", "buckets"), ("parquet", "row", "buckets")],
+    indirect=["way"],
+)
+def test_several_processes_write_the_bytes_of_one(
+    rows, sort, way, fitted, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("streamkm.runs.partitioning.work.MOST_BATCHES", 1)
+    labels = tmp_path / "labels.parquet"
+    label(fitted / "run", fitted / "x.zarr", labels)
+    job = (fitted / "run", fitted / "x.zarr")
+    asked: dict[str, Any] = {"rows": rows, "sort": sort, "labels": labels}
+    group(*job, tmp_path / "alone", **asked)
 
-    with pytest.raises(ConfigError, match="the work of one process, and 2 were started"):
-        group(
-            fitted / "run",
-            fitted / "x.npy",
-            tmp_path / "p",
-            world=cast(Any, SimpleNamespace(size=2)),
-        )
+    def work(world: World, stop_at: int | None) -> bool:
+        at = stop_at if world.rank == 1 else None
+        try:
+            record = group(*job, tmp_path / "many", at, world=world, **asked)
+        except Interrupted:
+            return True
+        assert record["done"]
+        return False
+
+    stopped = [together(size, partial(work, stop_at=at))[0] for size, at in ((3, 4), (2, 1))]
+    assert stopped == [True, True]
+    assert not any(together(4, partial(work, stop_at=None)))
+    assert written(tmp_path / "many") == written(tmp_path / "alone")
 
 
 def test_a_partition_at_work_is_left_alone(fitted, tmp_path) -> None:

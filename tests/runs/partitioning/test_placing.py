@@ -41,7 +41,7 @@ def test_places_are_those_of_a_stable_sort(labels: list[int], size: int, data) -
     seen = np.bincount(labels_N[:at][labels_N[:at] >= 0], minlength=5)
     starts = np.cumsum(np.bincount(labels_N[labels_N >= 0], minlength=5))
     starts = np.concatenate(([0], starts[:-1]))
-    assert by_key(labels_N, 5).after(at).tolist() == (starts + seen).tolist()
+    assert by_key(labels_N, 5).after(RowRange(0, at)).tolist() == (starts + seen).tolist()
 
 
 # Breaks when keys beyond one digit, or equal ones, lose their order.
