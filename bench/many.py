@@ -1,6 +1,7 @@
 """Compare a tree of clusters with a flat fit, and the fast search with the exact one.
 
-Both fits begin from the same rows, drawn at random, and read the array as often. Commands take
+The exact search is taken as it is, by groups of centroids where that pays, and by brute force. All
+fits begin from the same rows, drawn at random, and read the array as often. Commands take
 turns, each a process of its own, and their processor time is counted: it says more than the clock
 where other programs run beside. Inertia is of all rows by their true nearest centroids, in per cent
 above that of the flat fit.
@@ -15,7 +16,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -37,7 +37,21 @@ class Case(NamedTuple):
     """Rows that are labelled by both searches."""
 
 
-CASES = [Case(2_000_000, 64, 16_384, 200_000), Case(1_000_000, 32, 65_536, 100_000)]
+CASES = [
+    Case(2_000_000, 64, 16_384, 200_000),
+    Case(1_000_000, 32, 65_536, 100_000),
+    Case(400_000, 64, 16_384, 100_000),
+    Case(200_000, 32, 65_536, 100_000),
+]
+#: What runs a command, and what runs one without groups.
+AS_IT_IS = ("-m", "streamkm")
+BRUTE = (
+    "-c",
+    (
+        "from streamkm.kernels.ops import groups; groups.MIN_CENTROIDS = 1 << 62; "
+        "from streamkm.__main__ import main; raise SystemExit(main())"
+    ),
+)
 
 
 def write_rows(case: Case, path: Path) -> None:
@@ -57,10 +71,10 @@ def write_rows(case: Case, path: Path) -> None:
     rows.flush()
 
 
-def processor_seconds(*words: object) -> float:
+def processor_seconds(*words: object, runs: tuple[str, str] = AS_IT_IS) -> float:
     """What the command with `words` took of the processors."""
     environment_ = {**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())}
-    command = [sys.executable, "-m", "streamkm", *map(str, words)]
+    command = [sys.executable, *runs, *map(str, words)]
     child = os.posix_spawn(
         sys.executable, command, environment_, file_actions=[(os.POSIX_SPAWN_DUP2, 2, 1)]
     )
@@ -90,8 +104,8 @@ def compare(case: Case, folder: Path, n_turns: int) -> dict[str, Any]:
     drawn = np.sort(np.random.default_rng(1).choice(case.n_rows, case.k, replace=False))
     np.save(seeds, array[drawn])
     np.save(folder / "searched.npy", array[: case.n_searched])
-    fits: dict[str, list[float]] = {"minibatch": [], "tree": []}
-    searches: dict[str, list[float]] = {"exact": [], "fast": []}
+    fits: dict[str, list[float]] = {"minibatch": [], "brute": [], "tree": []}
+    searches: dict[str, list[float]] = {"exact": [], "brute": [], "fast": []}
     for turn in range(n_turns):
         for algorithm, times in fits.items():
             times.append(
@@ -103,26 +117,40 @@ def compare(case: Case, folder: Path, n_turns: int) -> dict[str, Any]:
                     "--init",
                     seeds,
                     "--algorithm",
-                    algorithm,
+                    "minibatch" if algorithm == "brute" else algorithm,
                     "--no-closing-pass",
                     "--out",
                     folder / f"{algorithm}-{turn}",
+                    runs=BRUTE if algorithm == "brute" else AS_IT_IS,
                 )
             )
     tree = folder / "tree-0"
     for turn in range(n_turns):
         for search, times in searches.items():
             labels = folder / f"{search}-{turn}.npy"
-            words = ("predict", tree, folder / "searched.npy", "--search", search)
-            times.append(processor_seconds(*words, "--labels", labels))
+            asked = "fast" if search == "fast" else "exact"
+            words = ("predict", tree, folder / "searched.npy", "--search", asked)
+            runs = BRUTE if search == "brute" else AS_IT_IS
+            times.append(processor_seconds(*words, "--labels", labels, runs=runs))
     agree = np.load(folder / "exact-0.npy") == np.load(folder / "fast-0.npy")
+    if not np.array_equal(np.load(folder / "exact-0.npy"), np.load(folder / "brute-0.npy")):
+        raise RuntimeError("labels are not those of brute force")
     of = {each: inertia(folder / f"{each}-0", rows) for each in fits}
-    start_up = processor_seconds("info", rows)
+    np.save(folder / "few.npy", array[:1000])
+    few = ("fit", folder / "few.npy", "--k", 2, "--init", "random", "--no-closing-pass")
+    start_up = processor_seconds(*few, "--out", folder / "few")
+
+    def ratio(times: dict[str, list[float]], one: str, other: str) -> float:
+        """Of processor time, less that of a start."""
+        return round((min(times[one]) - start_up) / (min(times[other]) - start_up), 2)
+
     return {
-        "samples": {"fits": fits, "searches": searches, "info": start_up},
-        "flat over tree": round(median(fits["minibatch"]) / median(fits["tree"]), 2),
+        "samples": {"fits": fits, "searches": searches, "start": start_up},
+        "brute flat over tree": ratio(fits, "brute", "tree"),
+        "flat over tree": ratio(fits, "minibatch", "tree"),
+        "brute over exact search": ratio(searches, "brute", "exact"),
+        "brute over fast search": ratio(searches, "brute", "fast"),
         "tree above flat, per cent": round(100 * (of["tree"] / of["minibatch"] - 1), 3),
-        "exact over fast search": round(median(searches["exact"]) / median(searches["fast"]), 2),
         "fast search finds the nearest, share": float(agree.mean()),
     }
 

@@ -12,10 +12,17 @@ are made from the field (see `streamkm.settings`). Rules between several setting
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from streamkm.batch_rows import (
+    MAX_BATCH_ROWS,
+    MIN_BATCH_ROWS,
+    default_batch_rows,
+    default_branches,
+    largest_batch_rows,
+)
+from streamkm.bounds import SIZE, check_bounds, parse_size
 from streamkm.cadence import Cadence
 from streamkm.errors import ConfigError, Option
 from streamkm.settings import (
@@ -48,25 +55,11 @@ __all__ = [
     "largest_batch_rows",
 ]
 
-#: Rows of a batch at most: few enough that a batch stays in cache.
-MAX_BATCH_ROWS = 16384
-#: Rows of a batch at least, unless the array is small: enough that a step's fixed costs vanish.
-MIN_BATCH_ROWS = 1024
-#: Steps of an epoch, about, between these two bounds.
-STEPS_PER_EPOCH = 64
-#: Rows of a batch for each branch of a tree: each branch is a call of the kernel. An epoch has 32
-#: steps all the same; with 16 the inertia ends up to 0.3 % higher.
-ROWS_PER_BRANCH, STEPS_OF_TREE = 256, 32
-#: Bytes of a batch widened to float32, at most, whatever the number of features.
-MAX_BATCH_BYTES = 64 << 20
-#: Rows of a batch at most where only speed depends on them, of few features, and bytes of such a
-#: batch widened to float32: what a batch takes beside its arithmetic is a fifth of 200,000 x 16.
-MOST_SHORT_ROWS, SHORT_ROWS_BYTES = 65536, 8 << 20
 #: Threads that read, at most: more would only wait for each other.
 MOST_READ_THREADS = 256
 
 #: The commands that several processes can share.
-SHARED = ("fit", "sweep", "predict", "evaluate")
+SHARED = ("fit", "sweep", "predict", "evaluate", "partition")
 
 #: The names that ``init`` takes, beside the path of a file.
 INITS = ("auto", "random", "k-means++", "k-means||")
@@ -211,6 +204,22 @@ class FitConfig:
         rule=whole(1),
         metavar="ROWS",
     )
+    max_size: int | str | None = setting(
+        "rows of a cluster at most, or a multiple of the mean size such as 1.2x; kept to the row",
+        default=None,
+        shown="any",
+        rule=SIZE,
+        parse=parse_size,
+        metavar="ROWS|2x",
+    )
+    min_size: int | str | None = setting(
+        "rows of a cluster at least, or a multiple of the mean size such as 0.5x; kept to the row",
+        default=None,
+        shown="any",
+        rule=SIZE,
+        parse=parse_size,
+        metavar="ROWS|0.5x",
+    )
     precision: Literal["exact", "fast"] = setting(
         "exact: every row gets its true nearest centroid; fast: rows that screening cannot decide "
         "are not scored again",
@@ -220,6 +229,8 @@ class FitConfig:
     def __post_init__(self) -> None:
         for each in settings_of(FitConfig):
             each.check(getattr(self, each.name))
+        fast = None if self.precision == "exact" else self.precision
+        check_bounds(self, self._entry, from_run=self.from_run, precision=fast)
         if self.max_no_improvement is not None and not self._entry.watches_batches:
             raise ConfigError(
                 Option("max_no_improvement"),
@@ -310,6 +321,11 @@ class FitConfig:
         """Branches of the tree; 0 for an algorithm without."""
         named = (self.branching or "").partition("x")[0]
         return int(named or default_branches(self.k)) if self._entry.branches else 0
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether clusters have a size at most, or at least."""
+        return self.max_size is not None or self.min_size is not None
 
     @property
     def normalizes(self) -> bool:
@@ -426,23 +442,3 @@ class ExecutionConfig:
         if self.read_threads is not None and self.read_threads > MOST_READ_THREADS:
             rule = f" must be at most {MOST_READ_THREADS}, not {self.read_threads:,}"
             raise ConfigError(Option("read_threads"), rule)
-
-
-def default_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int:
-    """Rows of a batch where the user names none: about `STEPS_PER_EPOCH` steps an epoch."""
-    of_branches = min(ROWS_PER_BRANCH * n_branches, n_rows // STEPS_OF_TREE)
-    wanted = min(max(n_rows // STEPS_PER_EPOCH, MIN_BATCH_ROWS), MAX_BATCH_ROWS)
-    return min(max(wanted, of_branches), largest_batch_rows(n_rows, n_features, n_branches))
-
-
-def largest_batch_rows(n_rows: int, n_features: int, n_branches: int = 0) -> int:
-    """Rows of a batch where only speed depends on them."""
-    short = min(SHORT_ROWS_BYTES // (4 * n_features), MOST_SHORT_ROWS)
-    fitting = MAX_BATCH_BYTES // (4 * n_features)
-    wanted = max(short, MAX_BATCH_ROWS, ROWS_PER_BRANCH * n_branches)
-    return min(max(min(wanted, fitting), 1), n_rows)
-
-
-def default_branches(k: int) -> int:
-    """Branches over `k` clusters where the user names none: their lists are about as long."""
-    return min(round(2 * math.sqrt(k)), k)

@@ -59,7 +59,7 @@ WEIGHTS_HELP = (
 )
 
 #: Settings that a sweep has in another form, or not at all: it varies K.
-NOT_SWEPT = ("k", "seed", "from_run", "half_life")
+NOT_SWEPT = ("k", "seed", "from_run", "half_life", "max_size", "min_size")
 
 C = TypeVar("C")
 

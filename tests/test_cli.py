@@ -519,7 +519,10 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
         ),
         ("fit x.npy --k 5 --ot o", "fit has no option --ot; did you mean --out?"),
         ("fit x.npy --k 5 --out o --max-host=1GiB", "did you mean --max-host-memory?"),
-        ("fit x.npy --k 5 --out o --max", "mean --max-host-memory or --max-no-improvement?"),
+        (
+            "fit x.npy --k 5 --out o --max",
+            "mean --max-host-memory or --max-no-improvement or --max-size?",
+        ),
         (
             "predict r x.npy --labels l.npy --k 5",
             "predict has no option --k, fit and sweep have (see",
@@ -588,7 +591,7 @@ def test_what_is_no_number_is_refused_by_the_rule(arguments, said, refused):
 def test_values_of_evaluate_stand_in_one_column(done, x, capsys):
     assert cli("evaluate", done, x) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert all(line[16] == " " != line[17] for line in lines)
     assert any(line.endswith("(Calinski-Harabasz)") for line in lines)
 

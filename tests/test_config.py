@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkm.config import (
-    MAX_BATCH_BYTES,
-    MAX_BATCH_ROWS,
-    MIN_BATCH_ROWS,
-    Cadence,
-    ExecutionConfig,
-    FitConfig,
-    ResolvedFitConfig,
-)
+from streamkm.batch_rows import MAX_BATCH_BYTES, MAX_BATCH_ROWS, MIN_BATCH_ROWS
+from streamkm.config import Cadence, ExecutionConfig, FitConfig, ResolvedFitConfig
 from streamkm.errors import ConfigError
 from streamkm.runs.storage.run_folder import setting_differences
 

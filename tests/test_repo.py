@@ -96,6 +96,10 @@ TESTED_IN = {
     "estimators/base": "estimators/test_conventions.py",
     "estimators/loading": "estimators/test_runs.py",
     "estimators/parameters": "estimators/test_conventions.py",
+    # Passes that bound sizes, in whole fits.
+    "clustering/size_plan": "clustering/test_sizing.py",
+    "runs/engine/bounded": "runs/test_bounded_sizes.py",
+    "batch_rows": "test_config.py",
     # Whole verbs: beside scikit-learn, and by who calls them.
     "runs/evaluate": "test_equivalence.py",
     "runs/sweeping/measuring": "runs/sweeping/test_sampled.py",
@@ -120,6 +124,7 @@ TESTED_IN = {
     "runs/fit": "test_equivalence.py",
     "runs/in_memory": "estimators/test_inputs.py",
     "runs/partial_fit": "estimators/test_minibatch.py",
+    "runs/engine/labelled": "runs/test_predict.py",
     "runs/engine/labelling": "runs/test_predict.py",
     "runs/engine/passes": "runs/engine/test_attempt.py",
     "runs/storage/handed": "runs/test_several_processes.py",

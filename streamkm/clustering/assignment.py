@@ -42,6 +42,7 @@ __all__ = [
     "nearest_several",
     "nearest_two",
     "sums_by_label",
+    "totals_by_label",
     "weighted_sum",
 ]
 
@@ -194,6 +195,13 @@ def sums_by_label(
     kernel: MadeKernel, batch: Batch, labels_B: torch.Tensor, centroids_KD: torch.Tensor
 ) -> torch.Tensor:
     """Weighted sum of the rows of each cluster, float64, by labels that are already known."""
+    return totals_by_label(kernel, batch, labels_B, centroids_KD).sums.wide()
+
+
+def totals_by_label(
+    kernel: MadeKernel, batch: Batch, labels_B: torch.Tensor, centroids_KD: torch.Tensor
+) -> BatchSums:
+    """Sums and counts of each cluster over the batch, by labels that are already known."""
     k, n_features = centroids_KD.shape
     sums_KD = centroids_KD.new_zeros((k + 1, n_features), dtype=torch.float64)
     counts_K = torch.zeros(k + 1, dtype=torch.int64, device=sums_KD.device)
@@ -201,7 +209,10 @@ def sums_by_label(
         labels_B = labels_B.masked_fill(batch.left_out_B, k)
     shares_B, unit = batch.shares
     kernel.accumulate(batch.x_BD, labels_B, sums_KD=sums_KD, counts_K=counts_K, shares_B=shares_B)
-    return Sums(sums_KD[:k], unit).wide()
+    weights_K = sums_KD.new_zeros(0)
+    if batch.weights_B is not None:
+        weights_K = mass_by_label(batch.weights_B, labels_B, k + 1)[:k]
+    return BatchSums(Sums(sums_KD[:k], unit), counts_K[:k], weights_K)
 
 
 def weighted_sum(batch: Batch, sq_distances_B: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ since rows of such a leaf lie on both sides (spill trees: Liu et al. 2004). How 
 branch p lies beyond the border of branch b is ``(|c - b|^2 - |c - p|^2) / 2 |b - p|``. Where that
 is more than twice the distance between c and the next leaf, the leaf is not listed: on data in
 groups most leaves are in few lists. Otherwise the pairs of a leaf and a branch that lie least far
-are listed, `LISTS_PER_LEAF` for each leaf on average.
+are listed, `LISTS_PER_LEAF` for each leaf on average; a fast search lists more.
 
 A label is so the nearest of the listed leaves, which need not be the nearest of all.
 
@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from streamkm.clustering.branch_plan import MOST_LISTS, TILE_ELEMENTS, listed
+from streamkm.clustering.branch_plan import LISTS_PER_LEAF, TILE_ELEMENTS, listed, most_lists
 from streamkm.kernels import (
     Assignment,
+    Listed,
     TwoNearest,
     add_by_label,
     assign_then_add,
@@ -73,13 +74,15 @@ class Level(NamedTuple):
 class BranchKernel:
     """A kernel that finds the nearest of the listed leaves, by calls of another kernel.
 
-    Rows are sorted by branch, and those of a branch go through the kernel in one call. The label of
+    Rows are sorted by branch, and those of a branch go through the kernel in one call, or those of
+    all branches, where it takes lists. The label of
     a row depends on that row and the branches alone.
     """
 
     stored_dtypes: tuple[torch.dtype, ...] = ()
     in_place = None
     whole_passes = None
+    by_lists = None
     stepper = None
 
     def __init__(
@@ -111,7 +114,18 @@ class BranchKernel:
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
         """The nearest of the leaves that are listed for the branch of each row."""
-        return Assignment(*self._by_branch(self._kernel.assign, x_BD, sq_norms_B, centroids_KD))
+        if self._kernel.by_lists is None:
+            found = self._by_branch(self._kernel.assign, x_BD, sq_norms_B, centroids_KD)
+            return Assignment(*found)
+        points_JD, leaves_P, n_leaves_J = self._used()
+        branch_B = self._kernel.assign(x_BD, sq_norms_B, points_JD).labels_B
+        lists = Listed(
+            branch_B.argsort(stable=True).int(),
+            _starts(torch.bincount(branch_B, minlength=len(points_JD))),
+            leaves_P,
+            _starts(n_leaves_J),
+        )
+        return self._kernel.by_lists.assign_listed(x_BD, sq_norms_B, centroids_KD, lists)
 
     def assign_two(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
@@ -144,6 +158,14 @@ class BranchKernel:
         """See `Kernel`."""
         return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
 
+    def _used(self) -> Branches:
+        """The branches that have leaves, without zeros behind the lists."""
+        assert self._branches is not None
+        points_JD, leaves_P, n_leaves_J = self._branches
+        is_used_J = n_leaves_J > 0
+        leaves_P = leaves_P[: int(n_leaves_J.sum())]
+        return Branches(points_JD[is_used_J], leaves_P, n_leaves_J[is_used_J])
+
     def _by_branch(
         self,
         assign: Callable[..., tuple[torch.Tensor, ...]],
@@ -152,11 +174,7 @@ class BranchKernel:
         centroids_KD: torch.Tensor,
     ) -> list[torch.Tensor]:
         """What `assign` finds for the rows of each branch among its leaves, by row."""
-        assert self._branches is not None
-        points_JD, leaves_P, n_leaves_J = self._branches
-        leaves_P = leaves_P[: int(n_leaves_J.sum())]
-        is_used_J = n_leaves_J > 0
-        points_JD, n_leaves_J = points_JD[is_used_J], n_leaves_J[is_used_J]
+        points_JD, leaves_P, n_leaves_J = self._used()
         branch_B = self._kernel.assign(x_BD, sq_norms_B, points_JD).labels_B
         order_B = branch_B.argsort(stable=True)
         sorted_BD, sorted_norms_B = x_BD.index_select(0, order_B), sq_norms_B[order_B]
@@ -186,10 +204,17 @@ class BranchKernel:
         ]
         return torch.cat(found)
 
-    def find_branches(self, leaves_KD: torch.Tensor, n_branches: int, seed: int) -> Branches:
+    def find_branches(
+        self,
+        leaves_KD: torch.Tensor,
+        n_branches: int,
+        seed: int,
+        n_lists: int = LISTS_PER_LEAF,
+    ) -> Branches:
         """Cluster the leaves into branches, and list the leaves of each.
 
-        A branch that gets no leaf stays where it is.
+        A leaf is in `n_lists` lists on average, at most. A branch that gets no leaf stays where it
+        is.
         """
         generator = torch.Generator().manual_seed(seed)
         drawn_J = torch.randperm(len(leaves_KD), generator=generator)[:n_branches]
@@ -204,7 +229,7 @@ class BranchKernel:
                 self._kernel.accumulate(part_KD, labels_K, sums_KD=sums_JD, counts_K=counts_J)
             means_JD = (sums_JD / counts_J[:, None].clamp_min(1)).to(points_JD.dtype)
             points_JD = torch.where(counts_J[:, None] > 0, means_JD, points_JD)
-        pairs = _pairs(leaves_KD, points_JD, self.branch_of(leaves_KD, points_JD))
+        pairs = _pairs(leaves_KD, points_JD, self.branch_of(leaves_KD, points_JD), n_lists)
         to_next_K = self._to_next(leaves_KD, pairs.lists(points_JD))
         # Of leaves that are closer together than others this says little.
         reach_K = REACH * torch.maximum(to_next_K, to_next_K.median())
@@ -219,6 +244,11 @@ class BranchKernel:
         )
         found = [search.assign_two(*part, leaves_KD).second_sq_distances_B for part in parts]
         return torch.cat(found).sqrt_()
+
+
+def _starts(counts_J: torch.Tensor) -> torch.Tensor:
+    """Where each of parts of these lengths begins, and where the last ends."""
+    return torch.cat([counts_J.new_zeros(1), counts_J.cumsum(0)])
 
 
 class _Pairs(NamedTuple):
@@ -242,10 +272,12 @@ class _Pairs(NamedTuple):
         return Branches(points_JD, padded_P, n_leaves_J)
 
 
-def _pairs(leaves_KD: torch.Tensor, points_JD: torch.Tensor, own_K: torch.Tensor) -> _Pairs:
+def _pairs(
+    leaves_KD: torch.Tensor, points_JD: torch.Tensor, own_K: torch.Tensor, n_lists: int
+) -> _Pairs:
     """The pairs with the least margins, where `own_K` are the branches of the leaves."""
     (k, _), n_branches = leaves_KD.shape, len(points_JD)
-    most = min(MOST_LISTS, n_branches)
+    most = most_lists(n_branches, n_lists)
     between_JJ = sq_distances_between(points_JD, points_JD, points_JD.square().sum(dim=1)).sqrt_()
     margins, branches = [], []
     rows = max(TILE_ELEMENTS // n_branches, 1)
@@ -260,7 +292,7 @@ def _pairs(leaves_KD: torch.Tensor, points_JD: torch.Tensor, own_K: torch.Tensor
         branches.append(least.indices)
     margins_P = torch.cat(margins).flatten()
     # Own branches come first, so that every leaf is listed.
-    chosen_P = margins_P.sort(stable=True).indices[: listed(k, n_branches)]
+    chosen_P = margins_P.sort(stable=True).indices[: listed(k, n_branches, n_lists)]
     leaves_P, branches_P = chosen_P // most, torch.cat(branches).flatten()[chosen_P]
     order_P = (branches_P * k + leaves_P).argsort()
     return _Pairs(leaves_P[order_P], branches_P[order_P], margins_P[chosen_P][order_P])

@@ -30,12 +30,13 @@ from streamkm.distributed.world import ALONE
 from streamkm.kernels import LEAST_GRADE, add_graded_, graded_total
 
 if TYPE_CHECKING:
+    from streamkm.clustering.assignment import BatchSums
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.reservoir import Reseeding
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import Assignment, MadeKernel
 
 __all__ = ["Lloyd", "is_closed"]
 
@@ -88,13 +89,27 @@ class Lloyd:
             state.n_steps += 1
         if len(batch) == 0:
             return
-        (labels_B, sq_distances_B), (sums, counts_K, weights_K) = nearest_and_sums(
+        found = nearest_and_sums(
             self._kernel_for(state),
             batch,
             state.centroids_KD,
             spherical=self.spherical,
             exact=True,
         )
+        self._take_(state, batch, *found, epoch=epoch, index=index)
+
+    def _take_(
+        self,
+        state: KMeansState,
+        batch: Batch,
+        assignment: Assignment,
+        of_batch: BatchSums,
+        *,
+        epoch: int,
+        index: int,
+    ) -> None:
+        """Add a batch whose rows are assigned to the sums, and offer its rows to the reservoir."""
+        (labels_B, sq_distances_B), (sums, counts_K, weights_K) = assignment, of_batch
         if batch.dropped_B is not None:
             sq_distances_B.masked_fill_(batch.dropped_B, 0)
             state.n_dropped += batch.dropped_B.sum()

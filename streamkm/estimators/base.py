@@ -283,6 +283,7 @@ class BaseKMeans(Neighbors, Clusterer):
             "metric": settings["metric"],
             "scale": settings["scale"],
             "nan": settings["nan"],
+            **{name: settings.get(name) for name in ("max_size", "min_size")},
         }
 
     # ---- what is fitted -----------------------------------------------------

@@ -9,6 +9,7 @@ from sklearn import cluster
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
+from streamkm.errors import ParameterError
 from streamkm.estimators.fitted import centers_of
 from streamkm.estimators.inputs import as_numpy
 
@@ -26,6 +27,12 @@ def to_sklearn(estimator: BaseEstimator, model: Model) -> Any:
     The conversion fits scikit-learn's estimator on the centroids themselves, so it takes k^2
     distances. `BaseKMeans.to_sklearn` describes the result.
     """
+    if model.sizes is not None:
+        raise ParameterError(
+            "scikit-learn's estimators label by the nearest centroid alone, and this fit has "
+            "bounds on the sizes of clusters, which also decide; give cluster_centers_ to one as "
+            "init if you want its labels"
+        )
     # scikit-learn wants rows in the type of the centroids.
     dtype = np.dtype(np.float32 if model.figures["dtype"] == "float32" else np.float64)
     moved = model.scaling.normalize or estimator.scale in ("zscore", "minmax")

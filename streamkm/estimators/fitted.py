@@ -87,6 +87,8 @@ def model_of(model: Model, centers: Any, counts: Any) -> Model:
     at_points_KD = points_KD.double() * mass_K[:, None]
     return replace(
         model,
+        # Prices are of the centroids that were fitted.
+        sizes=None if is_moved else model.sizes,
         centroids_KD=points_KD,
         counts_K=counts_K,
         weights_K=weights_K,
@@ -137,6 +139,7 @@ def _counted_anew(model: Model, points_KD: torch.Tensor, counts_K: torch.Tensor)
     """`model` with these centroids; each is the mean of as many rows as its count says."""
     return replace(
         model,
+        sizes=None,
         centroids_KD=points_KD,
         counts_K=counts_K,
         sums_KD=points_KD.double() * counts_K[:, None],

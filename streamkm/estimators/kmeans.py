@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sklearn.utils import check_random_state
 
 from streamkm.estimators.base import BaseKMeans
+from streamkm.estimators.parameters import bounds_of
 from streamkm.estimators.verbose import PassLines
 
 if TYPE_CHECKING:
@@ -69,6 +70,13 @@ class KMeans(BaseKMeans):
     nan : {"error", "drop"}, default="error"
         What to do with rows that hold NaN or infinity: ``"error"`` stops, ``"drop"`` leaves them
         out and labels them -1.
+    max_size : int or str, default=None
+        Rows of a cluster at most, or a multiple of the mean size, such as ``"1.2x"``. It is kept to
+        the row: some rows then get the label of another centroid than the nearest, and `predict`
+        of the very X that was fitted gives these labels again. Of other rows sizes are not
+        promised. It takes up to 25 more passes.
+    min_size : int or str, default=None
+        Rows of a cluster at least, in the same way, such as ``"0.5x"``.
     compute_labels : bool or "auto", default="auto"
         Whether `fit` ends with a pass for ``labels_`` and their ``inertia_``. ``"auto"`` makes the
         pass if X is in memory, but not if it is on disk.
@@ -158,6 +166,8 @@ class KMeans(BaseKMeans):
         metric: str = "euclidean",
         scale: str = "none",
         nan: str = "error",
+        max_size: int | str | None = None,
+        min_size: int | str | None = None,
         compute_labels: bool | str = "auto",
         device: str = "auto",
         max_host_memory: int | str | None = None,
@@ -176,6 +186,8 @@ class KMeans(BaseKMeans):
         self.metric = metric
         self.scale = scale
         self.nan = nan
+        self.max_size = max_size
+        self.min_size = min_size
         self.compute_labels = compute_labels
         self.device = device
         self.max_host_memory = max_host_memory
@@ -205,4 +217,4 @@ class KMeans(BaseKMeans):
         return PassLines()
 
     def _settings(self) -> dict[str, Any]:
-        return {"algorithm": "lloyd"}
+        return {"algorithm": "lloyd", **bounds_of(self)}

@@ -8,7 +8,13 @@ from streamkm.errors import ParameterError
 from streamkm.estimators.base import BaseKMeans
 from streamkm.estimators.batches import fit_batches, is_batches, update_by_batches
 from streamkm.estimators.inputs import open_rows
-from streamkm.estimators.parameters import check_parameters, draw_seed, warn_of_no_effect
+from streamkm.estimators.parameters import (
+    bounds_of,
+    check_parameters,
+    check_unbounded,
+    draw_seed,
+    warn_of_no_effect,
+)
 from streamkm.estimators.verbose import StepLines
 from streamkm.kernels import torch_alone_after_fork
 from streamkm.runs.fit import seed
@@ -92,6 +98,13 @@ class MiniBatchKMeans(BaseKMeans):
     nan : {"error", "drop"}, default="error"
         What to do with rows that hold NaN or infinity: ``"error"`` stops, ``"drop"`` leaves them
         out and labels them -1.
+    max_size : int or str, default=None
+        Rows of a cluster at most, or a multiple of the mean size, such as ``"1.2x"``. It is kept to
+        the row: some rows then get the label of another centroid than the nearest, and `predict`
+        of the very X that was fitted gives these labels again. Of other rows sizes are not
+        promised. It takes up to 25 more passes.
+    min_size : int or str, default=None
+        Rows of a cluster at least, in the same way, such as ``"0.5x"``.
     device : str, default="auto"
         ``"auto"`` (CUDA if there is a GPU), ``"cpu"``, ``"cuda"``, or one GPU of several, such as
         ``"cuda:1"``.
@@ -188,6 +201,8 @@ class MiniBatchKMeans(BaseKMeans):
         metric: str = "euclidean",
         scale: str = "none",
         nan: str = "error",
+        max_size: int | str | None = None,
+        min_size: int | str | None = None,
         device: str = "auto",
         max_host_memory: int | str | None = None,
         run_dir: str | os.PathLike[str] | None = None,
@@ -210,6 +225,8 @@ class MiniBatchKMeans(BaseKMeans):
         self.metric = metric
         self.scale = scale
         self.nan = nan
+        self.max_size = max_size
+        self.min_size = min_size
         self.device = device
         self.max_host_memory = max_host_memory
         self.run_dir = run_dir
@@ -274,6 +291,7 @@ class MiniBatchKMeans(BaseKMeans):
         is_first = not hasattr(self, "cluster_centers_")
         # An estimator from load_run may have begun from an array, which no parameter holds.
         check_parameters(self, with_init=is_first)
+        check_unbounded(self)
         with open_rows(self, X, reset=is_first) as rows:
             execution = self._execution(rows)
             weights = rows.weights(sample_weight)
@@ -328,6 +346,7 @@ class MiniBatchKMeans(BaseKMeans):
             "min_gain": float(self.min_gain),
             "rate": self.rate,
             "closing_pass": self.compute_labels is not False,
+            **bounds_of(self),
         }
 
     @classmethod

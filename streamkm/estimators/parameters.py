@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils import check_random_state
 
+from streamkm.bounds import SIZE
 from streamkm.config import INITS, ExecutionConfig, FitConfig
 from streamkm.errors import ParameterError
 from streamkm.settings import FLAG, Rule, finite, one_of, setting_of, whole
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "bounds_of",
     "check_parameters",
     "check_resumable",
+    "check_unbounded",
     "draw_seed",
     "execution_config",
     "warn_of_no_effect",
@@ -96,6 +99,7 @@ _RULES = {
         lambda value: value is None or isinstance(value, str | os.PathLike),
     ),
     "resume": Rule("True or False", FLAG.admits),
+    **{name: _either(None, "None", SIZE) for name in ("max_size", "min_size")},
     # Parameters of scikit-learn that change nothing here.
     "algorithm": one_of("lloyd", "elkan", "auto", "full"),
     "bisecting_strategy": one_of("biggest_inertia", "largest_cluster"),
@@ -133,6 +137,21 @@ def check_parameters(estimator: BaseEstimator, *, with_init: bool = True) -> Non
             raise ParameterError(f"{name} must be {rule.text}; it is {value!r}")
     if getattr(estimator, "resume", False) and estimator.run_dir is None:
         raise ParameterError("resume=True goes on from a run folder: give its path as run_dir")
+
+
+def bounds_of(estimator: BaseEstimator) -> dict[str, int | str | None]:
+    """The bounds on the sizes of clusters, as settings."""
+    return {name: _plain(getattr(estimator, name)) for name in ("max_size", "min_size")}
+
+
+def check_unbounded(estimator: BaseEstimator) -> None:
+    """Refuse bounds on sizes, which are about all rows of a fit, where rows come in pieces."""
+    for name, bound in bounds_of(estimator).items():
+        if bound is not None:
+            raise ParameterError(
+                f"{name}={bound!r} is kept on all rows together, which partial_fit and batches do "
+                "not bring: call fit with an array, or leave it out"
+            )
 
 
 def warn_of_no_effect(estimator: BaseEstimator) -> None:

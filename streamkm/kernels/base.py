@@ -18,6 +18,8 @@ __all__ = [
     "InPlaceKernel",
     "Kernel",
     "KernelRequest",
+    "ListKernel",
+    "Listed",
     "MadeKernel",
     "PassKernel",
     "PassedOver",
@@ -75,6 +77,19 @@ class InPlaceAssignment(NamedTuple):
     """Squared lengths of the rows; 0 for dropped rows."""
     dropped_B: torch.Tensor | None
     """True for rows that are not finite or too long; None if there are none."""
+
+
+class Listed(NamedTuple):
+    """Rows in L lists, each to be compared with some centroids alone."""
+
+    order_B: torch.Tensor
+    """Numbers of the rows, list after list, int32."""
+    starts: torch.Tensor
+    """Where in `order_B` the rows of each list begin, and B, int64."""
+    members_P: torch.Tensor
+    """Centroids, list after list, each ascending, int64."""
+    offsets: torch.Tensor
+    """Where in `members_P` each list begins, and P, int64; none that has rows is empty."""
 
 
 class PassedOver(NamedTuple):
@@ -195,6 +210,10 @@ class MadeKernel(Protocol):
     @property
     def whole_passes(self) -> PassKernel | None:
         """The kernel's way to make passes and breaths in one call; None if it has none."""
+
+    @property
+    def by_lists(self) -> ListKernel | None:
+        """The kernel's way to compare rows with some centroids alone; None if it has none."""
 
     @property
     def stepper(self) -> StepKernel | None:
@@ -325,6 +344,19 @@ class PassKernel(Protocol):
         spherical : bool
             Whether centroids move to the directions of the sums, not to the means.
         """
+
+
+class ListKernel(Protocol):
+    """A kernel that compares the rows of a batch with lists of centroids in one call."""
+
+    def assign_listed(
+        self,
+        x_BD: torch.Tensor,
+        sq_norms_B: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        lists: Listed,
+    ) -> Assignment:
+        """As `Kernel.assign` for the rows of each list and its centroids; labels are of all K."""
 
 
 class Passes(Protocol):

@@ -8,8 +8,10 @@ other are rechecked in float64, as in ``kernels.exact``.
 
 From 256 centroids on, processors that multiply bytes (AVX-512 VNNI, AVX-VNNI) screen in whole
 numbers of eight bits first (``native/bytes.h``): four products at once, and a bound that is
-certain. The centroids that the bound leaves, one or two, are compared in float64. Where labels are
-exact, they and the distances are the same bits on every instruction set.
+certain. With AVX2 alone they do so in sixteen bits, two products at once. The centroids that the
+bound leaves, one or two, are compared in float64. Where labels are exact, they and the distances
+are the same bits on every instruction set. From 2,048 centroids on, they are searched by groups
+where the data have structure (``native/groups.h``, ``ops/groups.py``).
 
 Rejected (bench/LOG.md): bfloat16 for that. Torch's matrix product: it runs at half the speed
 of AVX-512 on processors that MKL does not favour, and its scores go through memory once more.
@@ -21,7 +23,7 @@ Installing streamkm builds the extension if there is a compiler. If there is non
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 
@@ -35,16 +37,50 @@ from streamkm.kernels.base import (
 )
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
 from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
+from streamkm.kernels.ops.groups import GroupSearch
+from streamkm.kernels.ops.lists import assign_lists_
 from streamkm.kernels.ops.passes import TilePasses
 from streamkm.kernels.ops.tiles import Wanted, accumulate_tiles_, assign_tiles_
 
 if TYPE_CHECKING:
-    from streamkm.kernels.base import KernelRequest
+    from streamkm.kernels.base import KernelRequest, Listed
     from streamkm.kernels.extension import InstructionSet
+    from streamkm.kernels.ops.groups import Groups
+    from streamkm.kernels.ops.tiles import Tiled
 
 __all__ = ["CpuKernel"]
 
 LABELS_ALONE = Wanted()
+
+
+class _Given(NamedTuple):
+    """Rows to assign, and what is wanted of them; tensors are contiguous."""
+
+    x_ND: torch.Tensor
+    positions_B: torch.Tensor | None
+    sq_norms_B: torch.Tensor
+    wanted: Wanted
+
+    def cut(self, n_rows: int) -> tuple[_Given, _Given]:
+        """The first `n_rows` and the others, on the same memory."""
+        parts = []
+        for part in (slice(n_rows), slice(n_rows, None)):
+            x_ND, positions_B = self.x_ND, self.positions_B
+            if positions_B is None:
+                x_ND = x_ND[part]
+            else:
+                positions_B = positions_B[part]
+            _, dropped_B, _, exact_B = self.wanted
+            wanted = self.wanted._replace(
+                dropped_B=None if dropped_B is None else dropped_B[part],
+                exact_B=None if exact_B is None else exact_B[part],
+            )
+            parts.append(_Given(x_ND, positions_B, self.sq_norms_B[part], wanted))
+        return parts[0], parts[1]
+
+    def rows(self) -> torch.Tensor:
+        """The rows one after the other."""
+        return self.x_ND if self.positions_B is None else self.x_ND[self.positions_B.long()]
 
 
 class CpuKernel:
@@ -91,6 +127,7 @@ class CpuKernel:
         self._c_sq = torch.empty(-(-k // panel) * panel, dtype=dtype, device=device)
         self._n_features, self._batch_rows = 0, batch_rows
         self.n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
+        self._search = GroupSearch(self._label, self._set.bits)
 
     @cached_property
     def _order(self) -> torch.Tensor:
@@ -121,6 +158,11 @@ class CpuKernel:
         """The kernel itself."""
         return self
 
+    @property
+    def by_lists(self) -> Self:
+        """The kernel itself."""
+        return self
+
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> Assignment:
@@ -137,6 +179,30 @@ class CpuKernel:
             x_BD, sq_norms_B, centroids_KD, wanted=Wanted(second_B=second_B)
         )
         return TwoNearest(*assignment, second_B)
+
+    def assign_listed(
+        self,
+        x_BD: torch.Tensor,
+        sq_norms_B: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        lists: Listed,
+    ) -> Assignment:
+        """Nearest of the centroids of its list for each row; see `ListKernel`."""
+        self._check(x_BD, None, centroids_KD, sq_norms_B)
+        self._make_room(centroids_KD.shape[1])
+        labels_B, sq_distances_B, n_in_doubt = assign_lists_(
+            self._set,
+            x_BD.contiguous(),
+            sq_norms_B.contiguous(),
+            centroids_KD.contiguous(),
+            lists,
+            rounding_share=self._rounding_share,
+            cancelling_share=self._cancelling_share,
+            rechecks=self._rechecks,
+        )
+        if self._rechecks:
+            self.n_rechecked += n_in_doubt
+        return Assignment(labels_B, sq_distances_B)
 
     def assign_in_place(
         self,
@@ -175,26 +241,70 @@ class CpuKernel:
         if not 0 < k <= self._c_sq.shape[0]:
             raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
         self._make_room(centroids_KD.shape[1])
-        labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped = assign_tiles_(
+        centroids_KD, n_rows = centroids_KD.contiguous(), sq_norms_B.shape[0]
+        given = _Given(x_ND.contiguous(), positions_B, sq_norms_B.contiguous(), wanted)
+        if (
+            self._set.bytes_panel
+            and wanted.second_B is None
+            and self._search.serves(n_rows, k, x_ND.shape[1])
+        ):
+            return self._assign_served(given, centroids_KD)
+        tiled = self._assign_tiles(given, centroids_KD)
+        self._count(tiled)
+        if self._rechecks and wanted.second_B is not None:
+            uncertain_B = tiled.uncertain_B
+            uncertain_B |= wanted.second_B < self._cancelling_share * sq_norms_B
+            recheck_second_(wanted.second_B, uncertain_B, x_ND, centroids_KD)
+        return Assignment(tiled.labels_B, tiled.sq_distances_B), tiled.n_dropped
+
+    def _assign_served(self, given: _Given, centroids_KD: torch.Tensor) -> tuple[Assignment, int]:
+        """`_assign` by groups of centroids, if there are any; looks at the data if it is time."""
+        search, found, left = self._search, [], given
+        while len(left.sq_norms_B):
+            looks = search.wants_look(len(left.sq_norms_B))
+            part, left = left.cut(search.rows_at_once(len(left.sq_norms_B)))
+            tiled = self._assign_tiles(part, centroids_KD, search.groups)
+            self._count(tiled)
+            search.learn(len(part.sq_norms_B), tiled.n_compared, centroids_KD)
+            if looks:
+                search.look(part.rows(), tiled.sq_distances_B, centroids_KD)
+            found.append(tiled)
+        labels_B, sq_distances_B = found[0][:2]
+        if len(found) > 1:
+            labels_B = torch.cat([each.labels_B for each in found])
+            sq_distances_B = torch.cat([each.sq_distances_B for each in found])
+        return Assignment(labels_B, sq_distances_B), sum(each.n_dropped for each in found)
+
+    def _assign_tiles(
+        self, given: _Given, centroids_KD: torch.Tensor, groups: Groups | None = None
+    ) -> Tiled:
+        return assign_tiles_(
             self._set,
-            x_ND.contiguous(),
-            positions_B,
-            sq_norms_B.contiguous(),
-            centroids_KD.contiguous(),
+            given.x_ND,
+            given.positions_B,
+            given.sq_norms_B,
+            centroids_KD,
             self._packed,
             self._c_sq,
             self._zeros_D,
-            wanted,
+            given.wanted,
             rounding_share=self._rounding_share,
             cancelling_share=self._cancelling_share,
             rechecks=self._rechecks,
+            groups=groups,
         )
+
+    def _count(self, tiled: Tiled) -> None:
         if self._rechecks:
-            self.n_rechecked += n_uncertain
-            if wanted.second_B is not None:
-                uncertain_B |= wanted.second_B < self._cancelling_share * sq_norms_B
-                recheck_second_(wanted.second_B, uncertain_B, x_ND, centroids_KD)
-        return Assignment(labels_B, sq_distances_B), n_dropped
+            self.n_rechecked += tiled.n_uncertain
+
+    def _label(self, points_JD: torch.Tensor, x_ND: torch.Tensor) -> torch.Tensor:
+        """The nearest of `points_JD` for each row, without counting what was rechecked."""
+        found = []
+        for x_BD in x_ND.split(self._batch_rows):
+            given = _Given(x_BD, None, x_BD.square().sum(dim=1), LABELS_ALONE)
+            found.append(self._assign_tiles(given, points_JD).labels_B)
+        return torch.cat(found)
 
     def accumulate(
         self,

@@ -62,6 +62,10 @@ class InstructionSet(NamedTuple):
     """Centroids that are scored at once, in float32."""
     float64_panel: int
     """Centroids that are scored at once, in float64."""
+    bytes_panel: int
+    """Centroids that are screened in whole numbers at once; 0 if that would not be faster."""
+    bits: int
+    """Bits of these numbers, 8 or 16."""
 
     @property
     def functions(self) -> Any:

@@ -44,6 +44,7 @@ class ReferenceKernel:
     distances_cancel = True
     in_place = None
     whole_passes = None
+    by_lists = None
     stepper = None
 
     def __init__(

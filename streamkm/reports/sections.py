@@ -16,6 +16,7 @@ from streamkm.reports.course import STAGES, intervals, last_attempt
 from streamkm.reports.figures import uneven
 from streamkm.reports.page import Card, Link, Picture, Plot, Section, Table
 from streamkm.reports.verdict import listed, number, percent
+from streamkm.runs.engine.summary import Spread
 from streamkm.runs.storage.metrics_file import inertia_course
 from streamkm.runs.storage.run_folder import choice_of
 from streamkm.stream.stages import TOO_SHORT_S
@@ -62,7 +63,8 @@ def sizes_section(
         "sizes",
         "Sizes",
         f"Clusters from the largest to the smallest, by their rows ({counted_by}). The dashed line "
-        "is the mean size. A long low tail means many small clusters; tiny ones are orange."
+        "is the mean size. A long low tail means many small clusters; tiny ones are orange. "
+        f"In numbers: {Spread.of(sorted(sizes_K.tolist()))}."
         + (" The axis is logarithmic: a step up is a multiple." if uneven(sizes_K) else ""),
         plots=[
             Plot(

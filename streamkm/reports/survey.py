@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamkm.config import ExecutionConfig
-    from streamkm.runs.engine.labelling import LabelledBatch
+    from streamkm.runs.engine.labelled import LabelledBatch
     from streamkm.runs.evaluate import Evaluation
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sources import Source, Weights

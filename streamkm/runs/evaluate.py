@@ -9,8 +9,9 @@ import torch
 
 from streamkm.clustering.metrics import RunningClusterSums
 from streamkm.distributed.world import ALONE
-from streamkm.runs.engine.labelling import Labelling, LookedAt
-from streamkm.runs.engine.summary import median_size
+from streamkm.runs.engine.labelled import LookedAt
+from streamkm.runs.engine.labelling import Labelling
+from streamkm.runs.engine.summary import Spread, median_size
 from streamkm.runs.engine.watch import Watch
 from streamkm.runs.reporting.progress import Progress
 from streamkm.runs.storage.model import load_model
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.metrics import ClusterSums
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
-    from streamkm.runs.engine.labelling import EvaluatedBatch, LabelledBatch
+    from streamkm.runs.engine.labelled import EvaluatedBatch, LabelledBatch
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.runs.storage.model import Model
     from streamkm.sources import Source, Weights
@@ -113,6 +114,7 @@ class Evaluation:
             "clusters": len(self.sizes),
             "empty_clusters": self.sizes.count(0),
             "sizes": self.sizes,
+            "size_spread": Spread.of(sorted(self.sizes))._asdict(),
             **weights,
             **search,
         }
@@ -134,6 +136,7 @@ class Evaluation:
                 f"cluster sizes    {ordered[0]:,} least, {median_size(ordered):,} median, "
                 f"{ordered[-1]:,} most"
             ),
+            f"size spread      {Spread.of(ordered)}",
         ]
         if self.looked_at is not None:
             n_rows, n_true = self.looked_at

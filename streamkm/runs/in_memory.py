@@ -18,7 +18,7 @@ from streamkm.runs.reporting.bad_rows import non_finite_error
 if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
-    from streamkm.runs.engine.labelling import LabelledBatch
+    from streamkm.runs.engine.labelled import LabelledBatch
     from streamkm.runs.storage.model import Model
     from streamkm.sources import Source, Weights
 

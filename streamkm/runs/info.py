@@ -9,7 +9,7 @@ import numpy as np
 from streamkm.config import FitConfig
 from streamkm.errors import RunError
 from streamkm.runs.engine.comparing import changes_line
-from streamkm.runs.engine.summary import median_size
+from streamkm.runs.engine.summary import Spread, bounds_line, median_size
 from streamkm.runs.reporting.terminal_plot import terminal_plot
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.runs.storage.metrics_file import inertia_course, read_metrics
@@ -141,12 +141,15 @@ def _result_lines(about: dict[str, Any], ordered_K: np.ndarray, weights_K: np.nd
     if inertia is not None:
         mass = float(weights_K.sum()) if len(weights_K) else int(ordered_K.sum())
         said = f"{inertia:.9g} ({inertia / (mass or 1):.6g} per row), each row in its cluster"
+    sizes = figures.get("sizes")
     return [
         f"inertia      {said}",
         (
             f"sizes        {ordered_K[0]:,} least, {median_size(ordered_K.tolist()):,} median, "
             f"{ordered_K[-1]:,} most, {counted(int((ordered_K == 0).sum()), 'cluster')} empty"
         ),
+        f"spread       {Spread.of(ordered_K.tolist())}",
+        *([f"bounds       {bounds_line(sizes, inertia)}"] if sizes else []),
         f"steps        {figures['n_steps']:,} in {counted(figures['n_iter'], 'epoch')}",
         f"stopped      {figures['stop_reason']}",
         *([f"since        {changes_line(found)}"] if (found := figures.get("changes")) else []),

@@ -111,11 +111,12 @@ class HostSlots:
         # all over a window do not each miss in the processor's cache of page addresses.
         with suppress(AttributeError, OSError):  # macOS; a Linux built without huge pages
             map_.madvise(mmap.MADV_HUGEPAGE)
-        self._pages = [
+        # From the beginning of a page on, as pages are locked.
+        self._wholes = [
             np.frombuffer(map_, np.uint8, skip + memory.slot_bytes, slot * stride)
             for slot in range(memory.n_slots)
         ]
-        self.buffers = [pages[skip:] for pages in self._pages]
+        self.buffers = [whole[skip:] for whole in self._wholes]
         self._pinned: list[np.ndarray] = []
 
     def __len__(self) -> int:
@@ -134,10 +135,10 @@ class HostSlots:
     ) -> None:
         queues = queues_of(self.device)
         if queues is not None:
-            for pages in self._pinned:
-                queues.unlock(pages)
+            for whole in self._pinned:
+                queues.unlock(whole)
         # The map is freed with the last array that views it.
-        self._pinned, self._pages, self.buffers = [], [], []
+        self._pinned, self._wholes, self.buffers = [], [], []
         if self.kept is not None:
             self.kept.close()
         self.kept = self.on_device = None
@@ -146,15 +147,15 @@ class HostSlots:
         queues = queues_of(self.device)
         if queues is None:
             return
-        for pages in self._pages:
-            refused = queues.lock(pages)
+        for whole in self._wholes:
+            refused = queues.lock(whole)
             if refused:
                 logger.warning(
                     "page-locking %d bytes of host memory failed (%s): copies to the GPU "
                     "will be slower; raise the locked-memory limit (ulimit -l)%s",
-                    pages.nbytes,
+                    whole.nbytes,
                     refused,
                     locked_limit(),
                 )
                 return
-            self._pinned.append(pages)
+            self._pinned.append(whole)

@@ -193,7 +193,7 @@ class _DeviceSlot:
         n_weights = slot_rows if host_slots.memory.weighted else 0
         self._weights_N = torch.empty(n_weights, dtype=torch.float64, device=device)
         # Pinned: from other memory the host would wait for this copy and the one before it.
-        self._host_order_N = _pinned(queues, slot_rows, torch.int32)
+        self._host_order_N = _pinned(slot_rows, torch.int32, queues)
         self.copied, self.freed = queues.event(), queues.event()
 
     def fill(
@@ -256,7 +256,7 @@ def _copy_resident(x_ND: torch.Tensor, resident: DeviceRows, host: HostWindow) -
             resident.keep_(rows, x_RD)
 
 
-def _pinned(queues: Queues, n_elements: int, dtype: torch.dtype) -> torch.Tensor:
+def _pinned(n_elements: int, dtype: torch.dtype, queues: Queues) -> torch.Tensor:
     try:
         return queues.pinned((n_elements,), dtype)
     except RuntimeError as error:

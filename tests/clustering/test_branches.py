@@ -71,12 +71,13 @@ def test_lists_by_hand(gap) -> None:
 
 
 # Breaks when lists outgrow the memory that is planned for them.
-def test_leaves_that_lie_least_far_beyond_are_listed_where_there_are_too_many(rng) -> None:
+@pytest.mark.parametrize("n_lists", [8, 32])
+def test_leaves_that_lie_least_far_beyond_are_listed_where_there_are_too_many(rng, n_lists) -> None:
     k, n_branches = 400, 40
     made = make_kernel("reference", KernelRequest(k, k, torch.float64, CPU))
     leaves_KD = torch.from_numpy(rng.normal(size=(k, 12)))
-    found = BranchKernel(made, k).find_branches(leaves_KD, n_branches, seed=0)
-    assert int(found.n_leaves_J.sum()) == listed(k, n_branches) == 8 * k
+    found = BranchKernel(made, k).find_branches(leaves_KD, n_branches, seed=0, n_lists=n_lists)
+    assert int(found.n_leaves_J.sum()) == listed(k, n_branches, n_lists) == n_lists * k
     from_KJ = torch.cdist(leaves_KD, found.points_JD).square()
     nearest = from_KJ.min(dim=1, keepdim=True)
     apart_KJ = torch.cdist(found.points_JD, found.points_JD)[nearest.indices[:, 0]]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from streamkm.clustering import sizing
 from streamkm.clustering.seeding import plan as seeding_plan
 from streamkm.clustering.seeding import tree_plan
 from streamkm.runs.reporting import progress
@@ -57,3 +58,10 @@ def short_seeding(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("MAX_BREATHS", 3), ("FINAL_PASSES", 2), ("TREE_CLUSTERS", 40)):
         monkeypatch.setattr(seeding_plan, name, value)
     monkeypatch.setattr(tree_plan, "MAX_EXCHANGES", 1)
+
+
+@pytest.fixture
+def short_sizing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass or two of every stage in which sizes are bounded."""
+    for name, value in (("MOVING_PASSES", 2), ("MOST_PASSES", 3), ("EXCHANGING", (0,))):
+        monkeypatch.setattr(sizing, name, value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamkm import config
+from streamkm import batch_rows
 from streamkm.cli import main
 from streamkm.config import Cadence, ExecutionConfig, FitConfig
 from streamkm.distributed.world import ALONE
@@ -106,8 +106,8 @@ def every(batches: int) -> Cadence:
 
 def short_batches(patch: pytest.MonkeyPatch, n_rows: int) -> None:
     """Batches of `n_rows` at most, of rows however short."""
-    patch.setattr(config, "MAX_BATCH_ROWS", n_rows)
-    patch.setattr(config, "MOST_SHORT_ROWS", n_rows)
+    patch.setattr(batch_rows, "MAX_BATCH_ROWS", n_rows)
+    patch.setattr(batch_rows, "MOST_SHORT_ROWS", n_rows)
 
 
 def steps_saved(run: Path) -> list[int]:

@@ -46,6 +46,7 @@ def start(words: list[str], folder: Path, **more: str) -> Forked:
 RESUMED = """
 from dataclasses import replace
 from pathlib import Path
+from streamkm.clustering import sizing
 from streamkm.runs.engine import agreement
 from streamkm.runs.planning import residency
 from streamkm.stream import plan
@@ -65,6 +66,7 @@ class StopFrom(helpers.StopAfter):
 
 helpers.StopAfter = StopFrom
 agreement.MOST_STEPS = 1
+sizing.MOVING_PASSES, sizing.MOST_PASSES, sizing.EXCHANGING = 2, 3, (0,)
 plan.WINDOW_BYTES = 1000
 NAMES = sys.argv[2:]
 
@@ -130,6 +132,8 @@ NAMES = [
     "lloyd, weighted, cosine",
     "lloyd, z-score, drop",
     "lloyd, empty clusters",
+    "minibatch, bounded sizes",
+    "lloyd, bounded sizes, weighted, cosine, drop",
 ]
 
 

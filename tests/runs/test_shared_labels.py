@@ -177,11 +177,12 @@ def test_labels_go_on_with_any_number_of_processes(suffix, nearest, killed, fold
 
 
 COMMANDS = """
-from streamkm import config
+from streamkm import batch_rows
 from streamkm.cli import main as command
 from streamkm.stream import plan
 
-plan.WINDOW_BYTES, config.MAX_BATCH_ROWS, config.MOST_SHORT_ROWS = 40_000, 1_024, 1_024
+plan.WINDOW_BYTES = 40_000
+batch_rows.MAX_BATCH_ROWS = batch_rows.MOST_SHORT_ROWS = 1_024
 for number, words in enumerate({lines}):
     os.environ["MASTER_PORT"] = os.environ["PORTS"].split()[number]
     print("status", command(words.split()), flush=True)

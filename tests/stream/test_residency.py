@@ -27,7 +27,6 @@ from tests.stream.helpers import FakeSource, batches_of, slots_for, within
 def test_every_pass_has_the_same_rows_and_reads_what_does_not_stay(
     seed: int | None, n_readers: int, n_device: int, n_host: int
 ) -> None:
-    gpu = FakeGpu()
     source, weights = FakeSource(113), open_weights(np.arange(113) / 7, 113)
     plan = ReadingPlan(n_rows=113, block_rows=10, window_blocks=2, batch_rows=7, seed=seed)
     there = Homes(113, 20, n_device)
@@ -47,7 +46,7 @@ def test_every_pass_has_the_same_rows_and_reads_what_does_not_stay(
                 kept, plan.windows(epoch), slots, n_readers, StageTimes(), weights, resident
             )
             with windows as ahead:
-                moved = _copy_there(ahead, source.spec, slots, StageTimes(), gpu, resident)
+                moved = _copy_there(ahead, source.spec, slots, StageTimes(), FakeGpu(), resident)
                 for window, planned in zip(moved, plan.windows(epoch), strict=True):
                     for (_, rows), expected in zip(
                         window.batches(), batches_of(planned), strict=True

@@ -1,10 +1,13 @@
-// Screening in whole numbers of eight bits, for one instruction set that multiplies them.
+// Screening in whole numbers of eight bits, for one instruction set that multiplies them; or in those of
+// sixteen bits, for one that does not.
 //
-// dispatch.h includes it once for each such set, in a namespace of its own, with VECTOR_BYTES and
-// TILE_ROWS defined and the functions of tiles.h and rows.h in reach. An instruction multiplies four
-// times as many bytes as floats.
+// dispatch.h includes it once for each such set, in a namespace of its own, with VECTOR_BYTES, TILE_ROWS
+// and PER_WORD, the numbers that 32 bits hold, defined and the functions of tiles.h and rows.h in reach.
+// An instruction multiplies four times as many bytes as floats. Two instructions multiply twice as many
+// numbers of sixteen bits and add them, and a processor makes as many of these at a time: that is half
+// the time, and so exact that hardly a row is left with several centroids.
 //
-// Rows and centroids, less a point in their middle, become bytes times a scale of their own. What
+// "Bytes" below are numbers of either size. Rows and centroids, less a point in their middle, become bytes times a scale of their own. What
 // rounding took away is a vector of known length, so the score of a centroid is known within
 //     2 (|row's rest| |centroid in bytes| + |row| |centroid's rest|)
 // (Cauchy and Schwarz). No centroid whose score less this is above the least score plus this can be
@@ -26,8 +29,12 @@ INLINE float sum_of_lanes(const typename Simd<float>::Vector& a) { return _mm512
 #else
 INLINE void add_products(typename Simd<float>::IndexVector& sums, const uint8_t* centroids, int32_t row) {
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centroids));
+#if PER_WORD == 4
     sums = (typename Simd<float>::IndexVector)_mm256_dpbusd_avx_epi32((__m256i)sums, bytes,
                                                                        _mm256_set1_epi32(row));
+#else
+    sums += (typename Simd<float>::IndexVector)_mm256_madd_epi16(bytes, _mm256_set1_epi32(row));
+#endif
 }
 INLINE uint32_t lanes_at_most(const typename Simd<float>::Vector& a, const typename Simd<float>::Vector& b) {
     return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ));
@@ -48,6 +55,22 @@ using Floats = typename Simd<float>::Vector;
 using Integers = typename Simd<float>::IndexVector;
 constexpr int BYTE_LANES = Simd<float>::width, BYTE_PANEL = PANEL_VECTORS * BYTE_LANES;
 
+#if PER_WORD == 4
+using Number = int8_t;
+// Instructions multiply bytes with a sign by bytes without: those of centroids have 128 added.
+constexpr uint32_t ADDED = 128, FLIPPED = 0x80808080;
+// The size of a number at most.
+inline int32_t largest_number(int64_t) { return 127; }
+#else
+using Number = int16_t;
+constexpr uint32_t ADDED = 0, FLIPPED = 0;
+// Sums of products must fit 32 bits.
+inline int32_t largest_number(int64_t n_features) {
+    const auto most = static_cast<int32_t>(std::sqrt(0x7FFFFFFFp0 / static_cast<double>(std::max<int64_t>(n_features, 2))));
+    return std::min(most, 32767);
+}
+#endif
+
 // What is added to the lengths of a bound for rounding while they were computed; and the error of a
 // score in float32, as a share of |row|^2 + |centroid|^2, with room to spare.
 constexpr float LENGTH_SLACK = 1 + 1e-3f, SCORE_SLACK = 0x1p-20f;
@@ -66,14 +89,14 @@ struct InBytes {
     int32_t sum;         // of the bytes
 };
 
-// Fills every `stride`-th of `to` with four bytes, the last ones zeros; `flip` is what their bits are
+// Fills every `stride`-th of `to` with a word of bytes, the last ones zeros; `flip` is what their bits are
 // combined with. `shifted` has room for whole vectors.
 template <int stride, uint32_t flip, class T>
 INLINE InBytes into_bytes(const T* __restrict x, const T* __restrict centre, int64_t n_features,
                           float* __restrict shifted, int32_t* __restrict to) {
     using S = Simd<float>;
-    typedef int8_t Bytes __attribute__((vector_size(BYTE_LANES)));
-    typedef int32_t Quads __attribute__((vector_size(BYTE_LANES)));
+    typedef Number Bytes __attribute__((vector_size(BYTE_LANES * sizeof(Number))));
+    typedef int32_t Words __attribute__((vector_size(BYTE_LANES * sizeof(Number))));
     constexpr float TO_WHOLE = 0x1.8p23f;
     for (int64_t i = 0; i < n_features; ++i) shifted[i] = static_cast<float>(x[i] - centre[i]);
     const int64_t n_padded = parts_of(n_features, BYTE_LANES) * BYTE_LANES;
@@ -87,7 +110,8 @@ INLINE InBytes into_bytes(const T* __restrict x, const T* __restrict centre, int
     }
     const float largest = -least_of(highest < lowest ? highest : lowest);
     const bool is_short = !(largest >= SHORTEST);
-    const float scale = is_short ? 0 : largest / 127, inverse = is_short ? 0 : 127 / largest;
+    const float most = static_cast<float>(largest_number(n_features));
+    const float scale = is_short ? 0 : largest / most, inverse = is_short ? 0 : most / largest;
     Floats rests{}, lengths{};
     Integers sums{};
     for (int64_t i = 0; i < n_padded; i += BYTE_LANES) {
@@ -98,8 +122,10 @@ INLINE InBytes into_bytes(const T* __restrict x, const T* __restrict centre, int
         sums += whole;
         lengths += part * part;
         rests += rest * rest;
-        const Quads quads = (Quads)bytes ^ static_cast<int32_t>(flip);
-        for (int quad = 0; quad < BYTE_LANES / 4 && i + 4 * quad < n_features; ++quad, to += stride) *to = quads[quad];
+        const Words words = (Words)bytes ^ static_cast<int32_t>(flip);
+        for (int word = 0; word < BYTE_LANES / PER_WORD && i + PER_WORD * word < n_features; ++word, to += stride) {
+            *to = words[word];
+        }
     }
     uint32_t sum = 0;  // Of a row that is not finite the bytes are anything.
     for (int lane = 0; lane < BYTE_LANES; ++lane) sum += static_cast<uint32_t>(sums[lane]);
@@ -115,18 +141,18 @@ INLINE InBytes into_bytes(const T* __restrict x, const T* __restrict centre, int
 // The packed centroids of a `ByteJob`, in its memory.
 template <class T>
 struct ByteCentroids {
-    uint8_t* bytes;  // panel after panel, four features after four, lane after lane: plus 128
+    uint8_t* bytes;  // panel after panel, word after word of features, lane after lane: plus ADDED
     // One for each lane: |c|^2 (NaN where there is no centroid), twice the scale, lengths.
     float *sq_lengths, *scales, *lengths, *rests, *slacks;
     float *panel_length, *panel_rest, *panel_slack;  // the most in each panel
     T* centre;
-    int64_t n_quads;
+    int64_t n_words;
 
-    ByteCentroids(const AssignJob<T>& job) {
-        n_quads = parts_of(job.n_features, 4);
-        const int64_t n_panels = parts_of(job.k, BYTE_PANEL), n_lanes = n_panels * BYTE_PANEL;
-        centre = reinterpret_cast<T*>(job.in_bytes);
-        float* const floats = reinterpret_cast<float*>(centre + job.n_features);
+    ByteCentroids(uint8_t* room, int64_t k, int64_t n_features) {
+        n_words = parts_of(n_features, PER_WORD);
+        const int64_t n_panels = parts_of(k, BYTE_PANEL), n_lanes = n_panels * BYTE_PANEL;
+        centre = reinterpret_cast<T*>(room);
+        float* const floats = reinterpret_cast<float*>(centre + n_features);
         sq_lengths = floats;
         scales = sq_lengths + n_lanes;
         lengths = scales + n_lanes;
@@ -137,11 +163,12 @@ struct ByteCentroids {
         panel_slack = panel_rest + n_panels;
         bytes = reinterpret_cast<uint8_t*>(panel_slack + n_panels);
     }
+    ByteCentroids(const AssignJob<T>& job) : ByteCentroids(job.in_bytes, job.k, job.n_features) {}
 
     static int64_t n_bytes(int64_t k, int64_t n_features) {
         const int64_t n_panels = parts_of(k, BYTE_PANEL), n_lanes = n_panels * BYTE_PANEL;
         return n_features * sizeof(T) + (5 * n_lanes + 3 * n_panels) * sizeof(float) +
-               n_lanes * 4 * parts_of(n_features, 4);
+               n_lanes * 4 * parts_of(n_features, PER_WORD);
     }
 };
 
@@ -175,23 +202,23 @@ void find_centre(const AssignJob<T>& job) {
     }
 }
 
-// Packs the centroids of one panel. Returns false if one is too long.
-template <class T>
-bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
-    const ByteCentroids<T> all(job);
-    const int64_t room = parts_of(job.n_features, 16) * 16;
+// Packs the centroids of one panel: `of_lane` says where that of a lane is, null where there is none.
+// Returns false if one is too long.
+template <class T, class OfLane>
+bool pack_lanes(const ByteCentroids<T>& all, int64_t n_features, int64_t panel, const OfLane& of_lane) {
+    const int64_t room = parts_of(n_features, 16) * 16;
     std::vector<float> shifted(room);
-    int32_t* const packed = reinterpret_cast<int32_t*>(all.bytes) + panel * BYTE_PANEL * all.n_quads;
+    int32_t* const packed = reinterpret_cast<int32_t*>(all.bytes) + panel * BYTE_PANEL * all.n_words;
     float length = 0, rest = 0, slack = 0;
     bool fits = true;
     for (int lane = 0; lane < BYTE_PANEL; ++lane) {
         const int64_t index = panel * BYTE_PANEL + lane;
+        const T* const from = of_lane(lane);
         InBytes point{0, std::numeric_limits<float>::quiet_NaN(), 0, 0, 0};
-        if (index < job.k) {
-            point = into_bytes<BYTE_PANEL, 0x80808080>(job.centroids + index * job.n_features, all.centre,
-                                                       job.n_features, shifted.data(), packed + lane);
+        if (from != nullptr) {
+            point = into_bytes<BYTE_PANEL, FLIPPED>(from, all.centre, n_features, shifted.data(), packed + lane);
             // In float64: a score is as exact as this.
-            point.sq_length = static_cast<float>(sq_length(shifted.data(), job.n_features));
+            point.sq_length = static_cast<float>(sq_length(shifted.data(), n_features));
             fits &= !(point.sq_length > LONGEST_SQ);
         }
         // No score is less than that of a NaN, which is what a centroid that is not finite has.
@@ -204,8 +231,8 @@ bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
         length = std::max(length, all.lengths[index]);
         rest = std::max(rest, all.rests[index]);
         slack = std::max(slack, all.slacks[index]);
-        for (int64_t quad = 0; index >= job.k && quad < all.n_quads; ++quad) {
-            packed[quad * BYTE_PANEL + lane] = static_cast<int32_t>(0x80808080);
+        for (int64_t word = 0; from == nullptr && word < all.n_words; ++word) {
+            packed[word * BYTE_PANEL + lane] = static_cast<int32_t>(FLIPPED);
         }
     }
     all.panel_length[panel] = length;
@@ -214,9 +241,18 @@ bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
     return fits;
 }
 
+// The same for centroids in their order.
+template <class T>
+bool pack_bytes(const AssignJob<T>& job, int64_t panel) {
+    return pack_lanes(ByteCentroids<T>(job), job.n_features, panel, [&](int lane) -> const T* {
+        const int64_t index = panel * BYTE_PANEL + lane;
+        return index < job.k ? job.centroids + index * job.n_features : nullptr;
+    });
+}
+
 // Centroids that may be the nearest of a row.
 struct Candidates {
-    static constexpr int MOST = 64;
+    static constexpr int MOST = 128;
     struct One {
         int32_t index;
         float low;  // the least that its score can be
@@ -253,7 +289,7 @@ constexpr int64_t STRIDE = STRETCH + 32;
 struct ByteTile {
     float limits[TILE_ROWS];   // no centroid is the nearest whose score is certainly above
     float lengths[TILE_ROWS], rests[TILE_ROWS], slacks[TILE_ROWS], scales[TILE_ROWS];
-    int32_t starts[TILE_ROWS];  // of sums of products: less 128 for each byte of a row
+    int32_t starts[TILE_ROWS];  // of sums of products: less ADDED for each byte of a row
 };
 
 // Looks through the `n` scores from centroid `first` on for those that may be the nearest of row `row`
@@ -287,12 +323,12 @@ INLINE void screen_panel(const ByteCentroids<T>& all, const int32_t* rows, int64
 #pragma GCC unroll 4
         for (int v = 0; v < n_vectors; ++v) sums[row][v] = Integers{} + tile.starts[row];
     }
-    const uint8_t* packed = all.bytes + panel * BYTE_PANEL * 4 * all.n_quads;
-    constexpr int64_t LINE = Upcoming<T>::LINE / 4;
-    for (int64_t quad = 0; quad < all.n_quads;) {
-        upcoming.ask_for(4 * quad);
-        const int64_t line = std::min(quad + LINE, all.n_quads);
-        for (; quad < line; ++quad, packed += BYTE_PANEL * 4, rows += TILE_ROWS) {
+    const uint8_t* packed = all.bytes + panel * BYTE_PANEL * 4 * all.n_words;
+    constexpr int64_t LINE = Upcoming<T>::LINE / PER_WORD;
+    for (int64_t word = 0; word < all.n_words;) {
+        upcoming.ask_for(PER_WORD * word);
+        const int64_t line = std::min(word + LINE, all.n_words);
+        for (; word < line; ++word, packed += BYTE_PANEL * 4, rows += TILE_ROWS) {
 #pragma GCC unroll 16
             for (int row = 0; row < TILE_ROWS; ++row) {
 #pragma GCC unroll 4
@@ -317,11 +353,11 @@ INLINE void screen_panel(const ByteCentroids<T>& all, const int32_t* rows, int64
 }
 
 // Scores a tile of rows against the panels from `first` to `last`, and takes up centroids that may be
-// the nearest.
-template <class T>
+// the nearest, to `candidates(row)` for each row.
+template <class T, class OfRows>
 INLINE void screen_stretch(const AssignJob<T>& job, const ByteCentroids<T>& all,
                            const int32_t* rows, int64_t tile, bool asks, int64_t first,
-                           int64_t last, ByteTile& of_tile, float* scores, Candidates* candidates) {
+                           int64_t last, ByteTile& of_tile, float* scores, const OfRows& candidates) {
     Floats least[TILE_ROWS];
     for (Floats& one : least) one = Floats{} + std::numeric_limits<float>::infinity();
     float length = 0, rest = 0, slack = 0;
@@ -344,14 +380,14 @@ INLINE void screen_stretch(const AssignJob<T>& job, const ByteCentroids<T>& all,
         const float lowest = least_of(least[row]);
         if (!(lowest - error <= of_tile.limits[row])) continue;
         of_tile.limits[row] = std::min(of_tile.limits[row], lowest + error);
-        note(all, scores + row * STRIDE, first * BYTE_PANEL, n, error, of_tile, row, candidates[row]);
+        note(all, scores + row * STRIDE, first * BYTE_PANEL, n, error, of_tile, row, candidates(row));
     }
 }
 
 // Room of one thread for the rows of a block.
 template <class T>
 struct ByteRoom {
-    std::vector<int32_t> quads;
+    std::vector<int32_t> words;
     std::vector<float> shifted;
     std::vector<Candidates> candidates;
     std::vector<ByteTile> tiles;
@@ -361,13 +397,15 @@ struct ByteRoom {
 // Rows of a block whose bytes, and rests, stay in a cache.
 inline int64_t byte_block_rows(int64_t n_features) {
     constexpr int64_t CACHED = 128 << 10;
-    return std::clamp<int64_t>(CACHED / std::max<int64_t>(n_features, 1) / TILE_ROWS, 1, TILES_PER_BLOCK) * TILE_ROWS;
+    return std::clamp<int64_t>(CACHED / sizeof(Number) / std::max<int64_t>(n_features, 1) / TILE_ROWS, 1, TILES_PER_BLOCK) * TILE_ROWS;
 }
 
-// Turns the rows of a tile into bytes, and forgets the candidates that its places had.
+// Turns the rows of a tile into bytes, and forgets the candidates that its places had. Fills the squared
+// lengths of the rows, less the centre, if they are asked for.
 template <class T>
 INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int64_t tile, int64_t stop,
-                       float* shifted, int32_t* quads, ByteTile& of_tile, Candidates* candidates) {
+                       float* shifted, int32_t* words, ByteTile& of_tile, Candidates* candidates,
+                       float* sq_lengths = nullptr) {
     constexpr float INF = std::numeric_limits<float>::infinity();
     // No more than a sixteenth of the centroids: comparing that many takes as long as screening saves.
     const int most = static_cast<int>(std::clamp<int64_t>(job.k / 16, 8, Candidates::MOST));
@@ -378,7 +416,7 @@ INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int
         // Spare places of the last tile hold the last row again, with no centroid near.
         const bool is_spare = tile + row >= stop;
         const InBytes point = into_bytes<TILE_ROWS, 0>(located[is_spare ? stop - 1 - tile : row], all.centre,
-                                                       job.n_features, shifted, quads + row);
+                                                       job.n_features, shifted, words + row);
         const bool is_usable = point.sq_length < LONGEST_SQ;  // Not of a NaN.
         candidates[row].n = 0;
         candidates[row].room = most;
@@ -388,22 +426,24 @@ INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int
         of_tile.rests[row] = point.rest;
         of_tile.slacks[row] = SCORE_SLACK * point.sq_length + VANISHED_SCORE;
         of_tile.scales[row] = point.scale;
-        of_tile.starts[row] = static_cast<int32_t>(-128 * static_cast<uint32_t>(point.sum));
+        of_tile.starts[row] = static_cast<int32_t>(-ADDED * static_cast<uint32_t>(point.sum));
+        if (sq_lengths != nullptr) sq_lengths[row] = point.sq_length;
     }
 }
 
-// Fills label and distance of a row by its candidates. Returns whether it is in doubt still, because
-// too many centroids are near, or none.
-template <class T>
-INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& candidates) {
+// Fills label and distance of a row by its candidates, whose centroids `index_of` names. Returns whether
+// it is in doubt still, because too many centroids are near, or none.
+template <class T, class IndexOf>
+INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& candidates,
+                       const IndexOf& index_of) {
     const bool is_crowded = candidates.is_crowded || candidates.n == 0;
     double least = std::numeric_limits<double>::infinity();
     int64_t label = 0;
     const T* const x = job.row(row);
     for (int i = 0; i < candidates.n && !is_crowded; ++i) {
-        const int64_t index = candidates.all[i].index;
+        const int64_t index = index_of(candidates.all[i].index);
         const double sq_distance = sq_difference(x, job.centroids + index * job.n_features, job.n_features);
-        if (sq_distance < least) {
+        if (sq_distance < least || (sq_distance == least && index < label)) {
             least = sq_distance;
             label = index;
         }
@@ -415,6 +455,30 @@ INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& c
     return is_crowded;
 }
 
+// Fills labels and distances of rows `start` to `stop` by their candidates, and which of them are in
+// doubt still. Returns how many these are; `n_uncertain` grows by the others that were compared with
+// several centroids.
+template <class T, class IndexOf>
+INLINE int64_t settle_rows(const AssignJob<T>& job, int64_t start, int64_t stop, const ByteTile* tiles,
+                           Candidates* all, int64_t& n_uncertain, const IndexOf& index_of) {
+    int64_t n_crowded = 0;
+    for (int64_t row = start; row < stop; ++row) {
+        Candidates& candidates = all[row - start];
+        candidates.keep(tiles[(row - start) / TILE_ROWS].limits[(row - start) % TILE_ROWS]);
+        if (row + 1 < stop && all[row + 1 - start].n > 0) {
+            // Where the next row's centroid lies, no processor guesses.
+            const T* const next = job.centroids + index_of(all[row + 1 - start].all[0].index) * job.n_features;
+            for (int64_t i = 0; i < std::min<int64_t>(job.n_features, 1024); i += Upcoming<T>::LINE) {
+                __builtin_prefetch(next + i);
+            }
+        }
+        const bool is_crowded = settle_row(job, row, candidates, index_of);
+        n_crowded += is_crowded;
+        n_uncertain += candidates.n > 1 && !is_crowded;
+    }
+    return n_crowded;
+}
+
 // Fills labels and distances of rows `start` to `stop`, and which of them are in doubt still. Returns
 // how many these are; `n_uncertain` grows by the others that were compared with several centroids.
 template <class T>
@@ -422,40 +486,27 @@ int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64
     static thread_local ByteRoom<T> room;
     const ByteCentroids<T> all(job);
     const int64_t n_tiles = parts_of(stop - start, TILE_ROWS);
-    room.quads.resize(n_tiles * TILE_ROWS * all.n_quads);
+    room.words.resize(n_tiles * TILE_ROWS * all.n_words);
     room.shifted.resize(parts_of(job.n_features, 16) * 16);
     room.candidates.resize(n_tiles * TILE_ROWS);
     room.tiles.resize(n_tiles);
     room.scores.resize(TILE_ROWS * STRIDE);
-    const int64_t n_panels = parts_of(job.k, BYTE_PANEL), panel_bytes = BYTE_PANEL * 4 * all.n_quads;
+    const int64_t n_panels = parts_of(job.k, BYTE_PANEL), panel_bytes = BYTE_PANEL * 4 * all.n_words;
     const int64_t group = std::max<int64_t>(GROUP_BYTES / panel_bytes, 1);
     for (int64_t first = 0; first < n_panels; first += group) {
         for (int64_t tile = start; tile < stop; tile += TILE_ROWS) {
             ByteTile& of_tile = room.tiles[(tile - start) / TILE_ROWS];
             Candidates* const candidates = room.candidates.data() + (tile - start);
-            int32_t* const quads = room.quads.data() + (tile - start) * all.n_quads;
-            if (first == 0) begin_tile(job, all, tile, stop, room.shifted.data(), quads, of_tile, candidates);
+            int32_t* const words = room.words.data() + (tile - start) * all.n_words;
+            if (first == 0) begin_tile(job, all, tile, stop, room.shifted.data(), words, of_tile, candidates);
             const int64_t last = std::min(first + group, n_panels);
             for (int64_t panel = first; panel < last; panel += STRETCH_PANELS) {
-                screen_stretch(job, all, quads, tile, panel == 0, panel, std::min(panel + STRETCH_PANELS, last),
-                               of_tile, room.scores.data(), candidates);
+                screen_stretch(job, all, words, tile, panel == 0, panel, std::min(panel + STRETCH_PANELS, last),
+                               of_tile, room.scores.data(),
+                               [candidates](int row) -> Candidates& { return candidates[row]; });
             }
         }
     }
-    int64_t n_crowded = 0;
-    for (int64_t row = start; row < stop; ++row) {
-        Candidates& candidates = room.candidates[row - start];
-        candidates.keep(room.tiles[(row - start) / TILE_ROWS].limits[(row - start) % TILE_ROWS]);
-        if (row + 1 < stop && room.candidates[row + 1 - start].n > 0) {
-            // Where the next row's centroid lies, no processor guesses.
-            const T* const next = job.centroids + room.candidates[row + 1 - start].all[0].index * job.n_features;
-            for (int64_t i = 0; i < std::min<int64_t>(job.n_features, 1024); i += Upcoming<T>::LINE) {
-                __builtin_prefetch(next + i);
-            }
-        }
-        const bool is_crowded = settle_row(job, row, candidates);
-        n_crowded += is_crowded;
-        n_uncertain += candidates.n > 1 && !is_crowded;
-    }
-    return n_crowded;
+    return settle_rows(job, start, stop, room.tiles.data(), room.candidates.data(), n_uncertain,
+                       [](int64_t index) { return index; });
 }

@@ -95,9 +95,12 @@ namespace avx512_vnni {
 using namespace avx512;
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
+#define PER_WORD 4
 #include "bytes.h"
+#include "groups.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
+#undef PER_WORD
 }  // namespace avx512_vnni
 END_TARGET
 
@@ -116,6 +119,20 @@ namespace avx2 {
 }  // namespace avx2
 END_TARGET
 
+BEGIN_TARGET("avx2,fma,f16c")
+namespace avx2_words {
+using namespace avx2;
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#define PER_WORD 2
+#include "bytes.h"
+#include "groups.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+#undef PER_WORD
+}  // namespace avx2_words
+END_TARGET
+
 // Compilers that do not know the instructions (GCC before 11, Clang before 12) refuse their name.
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define HAS_AVX_VNNI 1
@@ -127,9 +144,12 @@ namespace avx_vnni {
 using namespace avx2;
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
+#define PER_WORD 4
 #include "bytes.h"
+#include "groups.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
+#undef PER_WORD
 }  // namespace avx_vnni
 END_TARGET
 #endif
@@ -157,15 +177,22 @@ namespace {
     use("int32", int32_t) use("uint64", uint64_t) use("int64", int64_t)
 constexpr int N_STORED_TYPES = 12;
 
-// Screening in bytes (bytes.h), by the sets that multiply them.
+// Screening in bytes, or in numbers of sixteen bits (bytes.h), by the sets that multiply them.
 template <class T>
 struct ByteFunctions {
-    int64_t panel_width;
+    int64_t panel_width, bits;
     int64_t (*n_bytes)(int64_t k, int64_t n_features);
     int64_t (*block_rows)(int64_t n_features);
     void (*find_centre)(const AssignJob<T>&);
     bool (*pack)(const AssignJob<T>&, int64_t panel);
     int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop, int64_t& n_uncertain);
+    // By groups (groups.h).
+    int64_t (*group_block_rows)(int64_t n_features);
+    bool (*pack_group)(const GroupedJob<T>&, int64_t group);
+    void (*pack_centres)(const GroupedJob<T>&, int64_t panel);
+    void (*find_groups)(const GroupedJob<T>&, int64_t start, int64_t stop);
+    int64_t (*assign_groups)(const GroupedJob<T>&, const AssignJob<T>& rows, const int32_t* groups, int64_t start,
+                             int64_t stop, int64_t& n_uncertain, int64_t& n_compared);
 };
 
 // The functions of one instruction set, for one dtype.
@@ -193,8 +220,10 @@ struct Functions {
 #define BYTE_FUNCTIONS(set, T)                                                        \
     []() -> ByteFunctions<T> {                                                        \
         using namespace set;                                                          \
-        return {BYTE_PANEL,     ByteCentroids<T>::n_bytes, byte_block_rows,           \
-                find_centre<T>, pack_bytes<T>,             assign_bytes<T>};          \
+        return {BYTE_PANEL, 8 * sizeof(Number), ByteCentroids<T>::n_bytes, byte_block_rows, \
+                find_centre<T>, pack_bytes<T>,             assign_bytes<T>,           \
+                group_block_rows, pack_group<T>, pack_centres<T>, find_groups<T>,     \
+                assign_groups<T>};                                                    \
     }()
 
 #define GATHER_ROWS(name, Stored) gather_rows<Stored, Element>,
@@ -262,7 +291,7 @@ const InstructionSet instruction_sets[] = {
 #if HAS_AVX_VNNI
     {"avx_vnni", [] { return has_avx2() && has_avx_vnni(); }, WITH_BYTES(avx2, avx_vnni)},
 #endif
-    {"avx2", has_avx2, INSTRUCTION_SET(avx2)},
+    {"avx2", has_avx2, WITH_BYTES(avx2, avx2_words)},
 #endif
     {"baseline", [] { return true; }, INSTRUCTION_SET(baseline)},
 };
@@ -352,13 +381,15 @@ int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, cons
     return n_uncertain;
 }
 
-// Whether screening in bytes takes less time than it saves: three products of four, less the turning of
-// a row into bytes and the comparison of what remains. (Measured on Zen 5, in bench/LOG.md.)
+// Whether screening in bytes takes less time than it saves: three products of four, or one of two in
+// numbers of sixteen bits, less the turning of a row into bytes and the comparison of what remains.
+// (Measured on Zen 5 and Zen 3, in bench/LOG.md.)
 template <class T>
 bool saves_time(const ByteFunctions<T>& bytes, const AssignJob<T>& job) {
     constexpr double CYCLES_OF_ROW = 300, CYCLES_OF_FEATURE = 0.6;
     const double products = static_cast<double>(job.k) * job.n_features * sizeof(T) / sizeof(float);
-    return products * 3 / (4 * bytes.panel_width) > CYCLES_OF_ROW + CYCLES_OF_FEATURE * job.n_features;
+    const double saved = 1 - static_cast<double>(bytes.bits) / 32;
+    return products * saved / bytes.panel_width > CYCLES_OF_ROW + CYCLES_OF_FEATURE * job.n_features;
 }
 
 // Labels all rows. Returns how many were compared with more than one centroid after screening.
@@ -419,6 +450,166 @@ int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, 
     for (int64_t row = 0; row < job.n_rows; ++row) if (job.uncertain[row]) rest.push_back(row);
     if (rest.empty()) return n_uncertain;
     return n_uncertain + assign_rest(functions, job, rest, rechecks, n_threads);
+}
+
+// What a call by groups did.
+struct Grouped {
+    int64_t n_uncertain = 0;  // rows that were compared with more than one centroid after screening
+    int64_t n_compared = 0;   // comparisons of rows with centroids
+};
+
+// Labels all rows, like `assign`, by groups of centroids; for a set that screens in bytes.
+template <class T>
+Grouped assign_by_groups(const Functions<T>& functions, GroupedJob<T>& job, bool rechecks, int n_threads) {
+    const ByteFunctions<T>& bytes = functions.bytes;
+    AssignJob<T>& rows = job.rows;
+    Pool& pool = Pool::instance();
+    const int64_t n_rows = rows.n_rows, d = rows.n_features;
+    std::vector<int64_t> panels(job.n_groups + 1);
+    for (int64_t group = 0; group < job.n_groups; ++group) {
+        panels[group + 1] = panels[group] + parts_of(job.offsets[group + 1] - job.offsets[group], bytes.panel_width);
+    }
+    job.panels = panels.data();
+    const int64_t n_lanes = job.n_panels() * bytes.panel_width;
+    const int64_t centre_panels = parts_of(job.n_groups, bytes.panel_width);
+    const std::unique_ptr<int32_t[]> of_lanes(new int32_t[n_lanes]), of_rows(new int32_t[n_rows]);
+    const std::unique_ptr<T[]> centres(new T[job.n_groups * d]);
+    const std::unique_ptr<float[]> radii(new float[centre_panels * bytes.panel_width]);
+    const std::unique_ptr<uint8_t[]> members(new uint8_t[bytes.n_bytes(n_lanes, d)]);
+    const std::unique_ptr<uint8_t[]> centres_in_bytes(new uint8_t[bytes.n_bytes(job.n_groups, d)]);
+    job.of_lanes = of_lanes.get();
+    job.of_rows = of_rows.get();
+    job.centres = centres.get();
+    job.radii = radii.get();
+    job.members = rows.in_bytes = members.get();
+    job.centres_in_bytes = centres_in_bytes.get();
+    // All are less the same point, which comes first in both rooms.
+    bytes.find_centre(rows);
+    std::memcpy(job.centres_in_bytes, job.members, d * sizeof(T));
+    std::atomic<bool> fits{true}, had_room{true};
+    const auto try_to = [&had_room](const auto& work) {
+        try {
+            work();
+        } catch (const std::bad_alloc&) {
+            had_room = false;
+        }
+    };
+    pool.run(job.n_groups, n_threads, [&](int64_t group) {
+        try_to([&] {
+            if (!bytes.pack_group(job, group)) fits = false;
+        });
+    });
+    pool.run(centre_panels, n_threads, [&](int64_t panel) { try_to([&] { bytes.pack_centres(job, panel); }); });
+    if (!had_room) throw std::bad_alloc();
+    if (!fits) return {assign(functions, rows, rechecks, n_threads), n_rows * rows.k};
+    const int64_t block_rows = bytes.group_block_rows(d), n_blocks = parts_of(n_rows, block_rows);
+    const auto for_each_block = [&](const auto& work) {
+        pool.run(n_blocks, n_threads, [&](int64_t block) {
+            try_to([&] { work(block * block_rows, std::min((block + 1) * block_rows, n_rows)); });
+        });
+        if (!had_room) throw std::bad_alloc();
+    };
+    for_each_block([&](int64_t start, int64_t stop) { bytes.find_groups(job, start, stop); });
+    // Rows as `rows` has them, but sorted by group.
+    std::vector<int64_t> starts(job.n_groups + 1);
+    for (int64_t row = 0; row < n_rows; ++row) ++starts[of_rows[row] + 1];
+    std::partial_sum(starts.begin(), starts.end(), starts.begin());
+    std::vector<int32_t> numbers(n_rows), positions(n_rows), groups(n_rows);
+    for (int64_t row = 0; row < n_rows; ++row) {
+        const int64_t place = starts[of_rows[row]]++;
+        numbers[place] = static_cast<int32_t>(row);
+        positions[place] = rows.positions ? rows.positions[row] : static_cast<int32_t>(row);
+        groups[place] = of_rows[row];
+    }
+    std::vector<T> sq_norms(rows.dropped ? n_rows : 0), sq_distances(n_rows);
+    std::vector<int64_t> labels(n_rows), rest;
+    std::vector<double> exact(rows.exact ? n_rows : 0);
+    const std::unique_ptr<bool[]> uncertain(new bool[n_rows]), dropped(new bool[rows.dropped ? n_rows : 0]);
+    AssignJob<T> sorted = rows;
+    sorted.positions = positions.data();
+    sorted.sq_norms = rows.dropped ? sq_norms.data() : nullptr;
+    sorted.labels = labels.data();
+    sorted.sq_distances = sq_distances.data();
+    sorted.uncertain = uncertain.get();
+    sorted.dropped = rows.dropped ? dropped.get() : nullptr;
+    sorted.exact = rows.exact ? exact.data() : nullptr;
+    std::atomic<int64_t> n_uncertain{0}, n_compared{n_rows * job.n_groups * 2};
+    for_each_block([&](int64_t start, int64_t stop) {
+        int64_t of_block = 0, compared = 0;
+        bytes.assign_groups(job, sorted, groups.data(), start, stop, of_block, compared);
+        n_uncertain += of_block;
+        n_compared += compared;
+    });
+    for (int64_t place = 0; place < n_rows; ++place) {
+        const int64_t row = numbers[place];
+        rows.labels[row] = labels[place];
+        rows.sq_distances[row] = sq_distances[place];
+        rows.uncertain[row] = uncertain[place];
+        if (rows.exact) rows.exact[row] = exact[place];
+    }
+    for (int64_t row = 0; row < n_rows; ++row) if (rows.uncertain[row]) rest.push_back(row);
+    Grouped done{n_uncertain, n_compared};
+    if (rest.empty()) return done;
+    done.n_uncertain += assign_rest(functions, rows, rest, rechecks, n_threads);
+    done.n_compared += static_cast<int64_t>(rest.size()) * rows.k;
+    return done;
+}
+
+// Labels the rows of one list. Returns how many were in doubt.
+template <class T>
+int64_t assign_list(const Functions<T>& functions, const AssignJob<T>& job, const Lists& lists, int64_t list,
+                    bool rechecks) {
+    static thread_local std::vector<T> centroids, packed, c_sq, sq_norms, sq_distances;
+    static thread_local std::vector<int64_t> labels;
+    const int64_t first = lists.starts[list], n = lists.starts[list + 1] - first, d = job.n_features;
+    const int64_t begin = lists.offsets[list], k = lists.offsets[list + 1] - begin;
+    if (n == 0) return 0;
+    const int64_t n_lanes = parts_of(k, functions.panel_width) * functions.panel_width;
+    centroids.resize(k * d);
+    packed.resize(n_lanes * d);
+    c_sq.resize(n_lanes);
+    for (auto* each : {&sq_norms, &sq_distances}) each->resize(n);
+    labels.resize(n);
+    for (int64_t i = 0; i < k; ++i) {
+        std::copy_n(job.centroids + lists.members[begin + i] * d, d, centroids.data() + i * d);
+    }
+    const int32_t* const rows = lists.order + first;
+    for (int64_t i = 0; i < n; ++i) sq_norms[i] = job.sq_norms[rows[i]];
+    const std::unique_ptr<bool[]> uncertain(new bool[n]);
+    AssignJob<T> own = job;
+    own.positions = rows;
+    own.centroids = centroids.data();
+    own.packed = packed.data();
+    own.c_sq = c_sq.data();
+    own.sq_norms = sq_norms.data();
+    own.sq_distances = sq_distances.data();
+    own.labels = labels.data();
+    own.uncertain = uncertain.get();
+    own.n_rows = n;
+    own.k = k;
+    const int64_t n_uncertain = assign(functions, own, rechecks, 1);
+    for (int64_t i = 0; i < n; ++i) {
+        job.labels[rows[i]] = lists.members[begin + labels[i]];
+        job.sq_distances[rows[i]] = sq_distances[i];
+    }
+    return n_uncertain;
+}
+
+// Labels rows by lists of centroids, each list by one thread. Returns how many rows were in doubt.
+template <class T>
+int64_t assign_by_lists(const Functions<T>& functions, const AssignJob<T>& job, const Lists& lists, bool rechecks,
+                        int n_threads) {
+    std::atomic<int64_t> n_uncertain{0};
+    std::atomic<bool> had_room{true};
+    Pool::instance().run(lists.n, n_threads, [&](int64_t list) {
+        try {
+            n_uncertain += assign_list(functions, job, lists, list, rechecks);
+        } catch (const std::bad_alloc&) {
+            had_room = false;
+        }
+    });
+    if (!had_room) throw std::bad_alloc();
+    return n_uncertain;
 }
 
 // Squared distances of all rows to a few points, and their sums over each part if `job.costs`.

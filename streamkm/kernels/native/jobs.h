@@ -53,6 +53,33 @@ struct AssignJob {
     }
 };
 
+// Nearest centroids of rows, where centroids are in groups.
+template <class T>
+struct GroupedJob {
+    AssignJob<T> rows;        // with the centroids in their order
+    const int32_t* order;     // k: centroids, group after group
+    const int64_t* offsets;   // n_groups + 1: where in `order` each group begins; none is empty
+    int64_t n_groups;
+    int64_t* panels;          // n_groups + 1: the first panel of each group
+    int32_t* of_lanes;        // to be filled: the centroid of each lane of the panels
+    uint8_t* members;         // room for the centroids in bytes, panel after panel
+    T* centres;               // n_groups x n_features, to be filled
+    float* radii;             // n_groups, and room up to a whole panel: to be filled
+    uint8_t* centres_in_bytes;
+    int32_t* of_rows;         // n_rows, to be filled: the group whose centre is about the nearest
+
+    int64_t n_panels() const { return panels[n_groups]; }
+};
+
+// Rows in lists, each to be compared with some centroids alone.
+struct Lists {
+    const int32_t* order;    // n_rows: numbers of the rows, list after list
+    const int64_t* starts;   // n + 1: where in `order` the rows of each list begin
+    const int64_t* members;  // centroids, list after list
+    const int64_t* offsets;  // n + 1: where in `members` each list begins
+    int64_t n;
+};
+
 // Squared distances of rows to a few points, which are given as `centroids`.
 template <class T>
 struct CompareJob : AssignJob<T> {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <iterator>
 #include <new>
+#include <vector>
 
 #include "breaths.h"
 #include "dispatch.h"
@@ -128,6 +129,129 @@ PyObject* py_assign(PyObject*, PyObject* args) {
     Py_END_ALLOW_THREADS;
     if (!had_room) return PyErr_NoMemory();
     return Py_BuildValue("LL", n_uncertain, n_dropped);
+}
+
+template <class T>
+Grouped assign_grouped_from(const InstructionSet& set, const AssignArguments& given, const int32_t* order,
+                            const int64_t* offsets, int64_t n_groups) {
+    GroupedJob<T> job{};
+    job.rows = job_of<T>(given);
+    job.order = order;
+    job.offsets = offsets;
+    job.n_groups = n_groups;
+    return assign_by_groups(functions_of<T>(set), job, given.rechecks, given.n_threads);
+}
+
+// Whether `order` has each of k centroids once, in groups that have one at least.
+bool are_groups(const int32_t* order, const int64_t* offsets, int64_t n_groups, int64_t k) {
+    if (n_groups < 1 || offsets[0] != 0 || offsets[n_groups] != k) return false;
+    for (int64_t group = 0; group < n_groups; ++group) {
+        if (offsets[group + 1] <= offsets[group]) return false;
+    }
+    std::vector<bool> is_there(k);
+    for (int64_t i = 0; i < k; ++i) {
+        if (order[i] < 0 || order[i] >= k || is_there[order[i]]) return false;
+        is_there[order[i]] = true;
+    }
+    return true;
+}
+
+PyObject* py_assign_grouped(PyObject*, PyObject* args) {
+    int set, is_double;
+    AssignArguments given{};
+    unsigned long long order, offsets;
+    long long n_groups;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKKLLLLLdddpi", &set, &is_double, &given.x,
+                          &given.positions, &given.sq_norms, &given.centroids, &given.packed,
+                          &given.c_sq, &order, &offsets, &given.labels, &given.sq_distances, &given.uncertain,
+                          &given.dropped, &given.zeros, &given.exact, &n_groups, &given.n_window, &given.n_rows,
+                          &given.n_features, &given.k, &given.rounding, &given.cancels, &given.most_sq_norm,
+                          &given.rechecks, &given.n_threads)) {
+        return nullptr;
+    }
+    if (!lie_within(at<int32_t>(given.positions), given.n_rows, given.n_window)) {
+        return refuse_window(given.n_window);
+    }
+    Grouped done;
+    long long n_dropped = 0;
+    bool had_room = true, are_right = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        const int32_t* const in_order = at<int32_t>(order);
+        const int64_t* const from = at<int64_t>(offsets);
+        are_right = are_groups(in_order, from, n_groups, given.k);
+        if (are_right) {
+            done = is_double ? assign_grouped_from<double>(instruction_sets[set], given, in_order, from, n_groups)
+                             : assign_grouped_from<float>(instruction_sets[set], given, in_order, from, n_groups);
+        }
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    if (const bool* dropped = at<bool>(given.dropped); dropped != nullptr && had_room && are_right) {
+        n_dropped = std::count(dropped, dropped + given.n_rows, true);
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    if (!are_right) {
+        PyErr_Format(PyExc_IndexError, "groups must have each of %lld centroids once, and none be empty", given.k);
+        return nullptr;
+    }
+    return Py_BuildValue("LLL", static_cast<long long>(done.n_uncertain), n_dropped,
+                         static_cast<long long>(done.n_compared));
+}
+
+// Whether each of `n_rows` rows is in one list, and each list that has rows has centroids of `k`.
+bool are_lists(const Lists& lists, int64_t n_rows, int64_t k) {
+    if (lists.starts[0] != 0 || lists.starts[lists.n] != n_rows || lists.offsets[0] != 0) return false;
+    for (int64_t list = 0; list < lists.n; ++list) {
+        const int64_t n = lists.starts[list + 1] - lists.starts[list];
+        const int64_t n_members = lists.offsets[list + 1] - lists.offsets[list];
+        if (n < 0 || n_members < 0 || (n > 0 && n_members == 0)) return false;
+    }
+    std::vector<bool> is_there(n_rows);
+    for (int64_t i = 0; i < n_rows; ++i) {
+        if (lists.order[i] < 0 || lists.order[i] >= n_rows || is_there[lists.order[i]]) return false;
+        is_there[lists.order[i]] = true;
+    }
+    return std::all_of(lists.members, lists.members + lists.offsets[lists.n],
+                       [k](int64_t member) { return member >= 0 && member < k; });
+}
+
+PyObject* py_assign_listed(PyObject*, PyObject* args) {
+    int set, is_double;
+    AssignArguments given{};
+    unsigned long long order, starts, members, offsets;
+    long long n_lists;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKLLLLddpi", &set, &is_double, &given.x, &given.sq_norms,
+                          &given.centroids, &order, &starts, &members, &offsets, &given.labels,
+                          &given.sq_distances, &n_lists, &given.n_rows, &given.n_features, &given.k,
+                          &given.rounding, &given.cancels, &given.rechecks, &given.n_threads)) {
+        return nullptr;
+    }
+    const Lists lists{at<int32_t>(order), at<int64_t>(starts), at<int64_t>(members), at<int64_t>(offsets), n_lists};
+    long long n_uncertain = 0;
+    bool had_room = true, are_right = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        const auto label = [&](const auto& functions, const auto& job) {
+            return assign_by_lists(functions, job, lists, given.rechecks, given.n_threads);
+        };
+        are_right = are_lists(lists, given.n_rows, given.k);
+        if (are_right) {
+            n_uncertain = is_double ? label(instruction_sets[set].of_double, job_of<double>(given))
+                                    : label(instruction_sets[set].of_float, job_of<float>(given));
+        }
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    if (!are_right) {
+        PyErr_Format(PyExc_IndexError, "each of %lld rows must be in one list of some of %lld centroids",
+                     given.n_rows, given.k);
+        return nullptr;
+    }
+    return PyLong_FromLongLong(n_uncertain);
 }
 
 template <class T>
@@ -589,9 +713,11 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
     for (size_t i = 0; i < std::size(instruction_sets); ++i) {
         const InstructionSet& set = instruction_sets[i];
         if (!set.is_supported()) continue;
-        PyObject* entry = Py_BuildValue("(siLL)", set.name, static_cast<int>(i),
+        PyObject* entry = Py_BuildValue("(siLLLL)", set.name, static_cast<int>(i),
                                         static_cast<long long>(set.of_float.panel_width),
-                                        static_cast<long long>(set.of_double.panel_width));
+                                        static_cast<long long>(set.of_double.panel_width),
+                                        static_cast<long long>(set.of_float.bytes.panel_width),
+                                        static_cast<long long>(set.of_float.bytes.bits));
         const bool failed = entry == nullptr || PyList_Append(names, entry) < 0;
         Py_XDECREF(entry);
         if (failed) {
@@ -604,6 +730,10 @@ PyObject* py_instruction_sets(PyObject*, PyObject*) {
 
 PyMethodDef methods[] = {
     {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/ops/tiles.py."},
+    {"assign_grouped", py_assign_grouped, METH_VARARGS,
+     "The same by groups of centroids, and how many were compared; see kernels/ops/tiles.py."},
+    {"assign_listed", py_assign_listed, METH_VARARGS,
+     "Nearest of some centroids for each row, how many were in doubt; see kernels/ops/lists.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/ops/distances.py."},
     {"accumulate", py_accumulate, METH_VARARGS, "Sums of rows by label; see kernels/ops/tiles.py."},
     {"accumulate_fixed", py_accumulate_fixed, METH_VARARGS,
@@ -624,7 +754,7 @@ PyMethodDef methods[] = {
     {"choose", py_choose, METH_VARARGS, "A step of greedy k-means++; see kernels/ops/choose.py."},
     {"stored_types", py_stored_types, METH_NOARGS, "Names of the dtypes that gather knows."},
     {"instruction_sets", py_instruction_sets, METH_NOARGS,
-     "(name, number, panel width for float32, for float64) of each that runs here, best first."},
+     "(name, number, panel width for float32, for float64, for bytes or 0, their bits) of each that runs here, best first."},
     {nullptr, nullptr, 0, nullptr},
 };
 

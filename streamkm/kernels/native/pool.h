@@ -47,8 +47,8 @@ public:
     template <class Work>
     void run(int64_t n_tasks, int n_threads, const Work& work) {
         // While another caller has the pool, this one does all its tasks itself.
-        std::unique_lock<std::mutex> mine(callers_, std::try_to_lock);
-        if (n_threads <= 1 || n_tasks <= 1 || !mine.owns_lock()) {
+        std::unique_lock<std::mutex> mine(callers_, std::defer_lock);
+        if (n_threads <= 1 || n_tasks <= 1 || !mine.try_lock()) {
             for (int64_t task = 0; task < n_tasks; ++task) work(task);
             return;
         }

@@ -71,9 +71,10 @@ class FixedSums(NamedTuple):
     def wide(self) -> torch.Tensor:
         """The sums as float64, (K, D)."""
         quanta_K1 = _power(self.exponents_E[:-1] - self.n_bits)[:, None]
-        wide_KD = self.sums_LKD[0] * quanta_K1
+        # (To multiply whole numbers by others takes torch several times as long.)
+        wide_KD = self.sums_LKD[0].double().mul_(quanta_K1)
         for rests_KD in self.sums_LKD[1:]:
-            wide_KD += rests_KD * (quanta_K1 * 2.0**-self.n_bits)
+            wide_KD += rests_KD.double().mul_(quanta_K1 * 2.0**-self.n_bits)
         return wide_KD
 
     def total(self) -> torch.Tensor:

@@ -14,8 +14,9 @@ from streamkm.kernels.extension import address, n_threads_for
 
 if TYPE_CHECKING:
     from streamkm.kernels.extension import InstructionSet
+    from streamkm.kernels.ops.groups import Groups
 
-__all__ = ["EPILOGUE_PRODUCTS", "Wanted", "accumulate_tiles_", "assign_tiles_"]
+__all__ = ["EPILOGUE_PRODUCTS", "Tiled", "Wanted", "accumulate_tiles_", "assign_tiles_"]
 
 #: Cost of comparing a score with the two least so far, in products.
 EPILOGUE_PRODUCTS = 16
@@ -34,6 +35,20 @@ class Wanted(NamedTuple):
     """float64: distances as sums of squared differences."""
 
 
+class Tiled(NamedTuple):
+    """What `assign_tiles_` found."""
+
+    labels_B: torch.Tensor
+    """int64."""
+    sq_distances_B: torch.Tensor
+    uncertain_B: torch.Tensor
+    """bool: rows that the screen left in doubt; rechecked if that was asked for."""
+    n_uncertain: int
+    n_dropped: int
+    n_compared: int
+    """Comparisons of rows with centroids, or with centres of groups."""
+
+
 def assign_tiles_(
     instruction_set: InstructionSet,
     x_ND: torch.Tensor,
@@ -48,23 +63,20 @@ def assign_tiles_(
     rounding_share: float,
     cancelling_share: float,
     rechecks: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    groups: Groups | None = None,
+) -> Tiled:
     """Nearest centroids of rows of `x_ND`; tensors are contiguous, and the caller checks shapes.
 
-    Returns
-    -------
-    labels_B : int64 Tensor of shape (B,)
-    sq_distances_B : Tensor of shape (B,)
-    uncertain_B : bool Tensor of shape (B,)
-        Rows that the screen left in doubt; rechecked if `rechecks`.
-    n_uncertain, n_dropped : int
+    With `groups` only those centroids are compared whose groups may have the nearest. They are for
+    instruction sets that screen in bytes, and not where a second nearest is wanted.
     """
     (n_window, n_features), (n_rows,), k = x_ND.shape, sq_norms_B.shape, centroids_KD.shape[0]
     labels_B = x_ND.new_empty(n_rows, dtype=torch.int64)
     sq_distances_B = torch.empty_like(sq_norms_B)
     uncertain_B = x_ND.new_empty(n_rows, dtype=torch.bool)
-    n_uncertain, n_dropped = instruction_set.functions.assign(
-        instruction_set.number,
+    functions, number = instruction_set.functions, instruction_set.number
+    of_rows = (
+        number,
         x_ND.dtype == torch.float64,
         x_ND.data_ptr(),
         address(positions_B),
@@ -72,13 +84,10 @@ def assign_tiles_(
         centroids_KD.data_ptr(),
         packed.data_ptr(),
         c_sq.data_ptr(),
-        labels_B.data_ptr(),
-        sq_distances_B.data_ptr(),
-        uncertain_B.data_ptr(),
-        address(wanted.second_B),
-        address(wanted.dropped_B),
-        zeros_D.data_ptr(),
-        address(wanted.exact_B),
+    )
+    found = (labels_B.data_ptr(), sq_distances_B.data_ptr(), uncertain_B.data_ptr())
+    dropped, exact = address(wanted.dropped_B), address(wanted.exact_B)
+    rest = (
         n_window,
         n_rows,
         n_features,
@@ -89,7 +98,18 @@ def assign_tiles_(
         rechecks,
         n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
     )
-    return labels_B, sq_distances_B, uncertain_B, n_uncertain, n_dropped
+    zeros = zeros_D.data_ptr()
+    if groups is None:
+        second = address(wanted.second_B)
+        in_doubt = functions.assign(*of_rows, *found, second, dropped, zeros, exact, *rest)
+        counts = *in_doubt, n_rows * k
+    else:
+        grouped = groups.order_K.data_ptr(), groups.offsets.data_ptr()
+        n_groups = len(groups.offsets) - 1
+        counts = functions.assign_grouped(
+            *of_rows, *grouped, *found, dropped, zeros, exact, n_groups, *rest
+        )
+    return Tiled(labels_B, sq_distances_B, uncertain_B, *counts)
 
 
 def accumulate_tiles_(

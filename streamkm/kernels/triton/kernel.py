@@ -97,7 +97,7 @@ class TritonKernel:
     name = "triton"
     distances_cancel = False
     in_place = None
-    whole_passes = None
+    whole_passes = by_lists = None
 
     def __init__(
         self,

@@ -18,6 +18,8 @@ from streamkm.clustering.branch_plan import compared
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.plan import N_ROUNDS, SCORE_PRODUCTS, greedy_epochs
+from streamkm.clustering.size_plan import MOST_PASSES
+from streamkm.clustering.sizing import initial_sizes
 from streamkm.clustering.state import initial_state
 from streamkm.distributed.world import ALONE
 from streamkm.errors import InputError
@@ -60,7 +62,7 @@ SEEDING_ROW_BYTES = 24
 #: Seconds that a product takes in seeding, at most. The probe finds more where batches are small:
 #: most of that is overhead, of which seeding has less.
 SLOW_PRODUCT_S = 3e-11
-_PHASES = ("scale", "seed", "train", "close")
+_PHASES = ("scale", "seed", "train", "close", "sizes")
 _BEGINNING = Cursor("scale")
 #: The probe's centroids come from a sample for one cluster: its few pieces are quick to read.
 PROBE_CLUSTERS = 1
@@ -145,6 +147,8 @@ def _add_plan(report: DryRun, plan: FitPlan) -> None:
         passes.insert(-1, f"seeding ({config.init}): {rounds}a sample of {n_drawn:,} rows")
     if config.closes:
         passes.append("1 closing pass")
+    if config.is_bounded:
+        passes.append(f"at most {MOST_PASSES + 1} for the sizes of clusters")
     order = "in sequence" if reading.seed is None else "at random"
     windows = (
         f"{reading.window_blocks:,} of {reading.n_blocks:,} blocks of {reading.block_rows:,} rows"
@@ -187,7 +191,8 @@ def _left(cursor: Cursor, plan: FitPlan) -> dict[str, float]:
     phase = "seed" if cursor.phase == "rounds" else cursor.phase
     at = _PHASES.index(phase)
     left = {name: float(number >= at) for number, name in enumerate(_PHASES)}
-    if phase != "seed":  # All of it counts: how long each of its stages takes is not known.
+    # All of these count: how long each stage takes, or how many passes follow, is not known.
+    if phase not in ("seed", "sizes"):
         reading = plan.reading_of(phase)
         passes = cursor.epoch + reading.rows_before(cursor.epoch, cursor.batch) / reading.n_rows
         passes -= plan.config.epochs if phase == "close" else 0
@@ -246,8 +251,13 @@ def _add_time(
     parts["training"] = passes_s("train", config.epochs)
     if config.closes:
         parts["closing"] = passes_s("close", 1)
+    if config.is_bounded:
+        # Each row is compared with each cluster, as in other passes.
+        like = "close" if "close" in probe.arithmetic else "train"
+        alone_s = n_rows / replace(probe, rows={like: 1}).most_rows_per_s
+        parts["sizes"] = left["sizes"] * (MOST_PASSES + 1) * alone_s
     said = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in parts.items())
-    most = "at most about" if config.epochs > 1 else "about"
+    most = "at most about" if config.epochs > 1 or config.is_bounded else "about"
     rates = (f"{name} {format_rate(alone.rows_per_s)}" for name, alone in probe.stages.items())
     alone = "of one process, each alone" if n_processes > 1 else "each alone"
     report.facts += [
@@ -280,7 +290,9 @@ def written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple[
     """Bytes of a checkpoint, at most, and of the model with its centroids."""
     spec, k, seeding = plan.source.spec, plan.config.k, plan.seeding
     moments = RunningMoments.empty(spec.n_features, torch.device("cpu"))
-    now = Snapshot(Cursor("train"), moments, scaling=scaling, state=state)
+    is_bounded = plan.config.is_bounded
+    sizes = initial_sizes(k, torch.ones(()), torch.device("cpu")) if is_bounded else None
+    now = Snapshot(Cursor("train"), moments, scaling=scaling, state=state, sizes=sizes)
     training = sum(tensor.nbytes for tensor in now.tensors().values())
     # The best seeding so far, the one under way, and what is known of every row of the sample.
     row_bytes = spec.n_features * plan.dtype.itemsize
@@ -292,6 +304,7 @@ def written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple[
         in_seeding += k * spec.n_features * 8  # The sums of the clusters, float64.
     held = (state.centroids_KD, state.sums_KD, state.counts_K, state.weights_K)
     model = sum(tensor.nbytes for tensor in held) + 4 * k * spec.n_features
+    model += sum(tensor.nbytes for tensor in sizes.rule) if sizes is not None else 0
     return max(training, in_seeding), model
 
 

@@ -29,7 +29,7 @@ def n_working(plan: FitPlan, phase: str, n_processes: int) -> int:
 
 
 def share_facts(plan: FitPlan, world: World, hosts: str) -> list[tuple[str, str]]:
-    """Lines of the report: the processes on `hosts`, their blocks, and the bytes on the wire."""
+    """Lines of the report: the processes on `hosts`, blocks, memory, and bytes on the wire."""
     blocks = _blocks(plan.reading, world.size)
     each = f"{min(blocks):,}"
     if max(blocks) > min(blocks):
@@ -41,8 +41,9 @@ def share_facts(plan: FitPlan, world: World, hosts: str) -> list[tuple[str, str]
         kind = "a pass" if _adds_up_passes(plan) else "a closing pass"
         sent.append(f"{_on_wire(pass_bytes(plan), world.size)} {kind}")
     read = f"each reads {each} of {plan.reading.n_blocks:,} blocks an epoch"
+    memory = f"together they take {format_bytes(world.size * plan.memory.total_bytes)}"
     return [
-        ("processes", f"{world.size} ({hosts}): {read}"),
+        ("processes", f"{world.size} ({hosts}): {read}; {memory} of host memory"),
         ("network", f"each process sends {' and '.join(sent)}"),
     ]
 

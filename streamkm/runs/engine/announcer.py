@@ -103,7 +103,7 @@ class Announcer:
 
     def begin(self, phase: str, n_passes: int, done: int) -> StageTimes:
         """Show `n_passes` passes, `done` rows of them done; returns where their times go."""
-        if phase != "close":  # Closing adds to the times of training.
+        if phase not in ("close", "sizes"):  # These add to the times of training.
             self._times = StageTimes()
             self._waiting.begin()
         n_rows = n_passes * self._plan.reading.n_rows

@@ -1,12 +1,13 @@
-"""One attempt at a fit, from where the last one stopped: scale, seed, train, close.
+"""One attempt at a fit, from where the last one stopped: scale, seed, train, close, sizes.
 
-A run goes through four phases. ``scale`` takes the moments of the features in one pass, where
+A run goes through these phases. ``scale`` takes the moments of the features in one pass, where
 z-score or min-max need them. ``seed`` draws a sample and finds the first centroids (see
 `engine.seeding`). ``train`` streams the epochs through the algorithm. ``close`` makes passes of
 Lloyd's algorithm: after mini-batches always, after another algorithm only where it left a
 cluster without a row, never without ``closing_pass``. Its epochs are numbered on from
 ``--epochs``. Before the first of them, after mini-batches of the annealed rate, centroids of a few
-rows go where they save more (see `clustering.spare`).
+rows go where they save more (see `clustering.spare`). ``sizes`` brings the sizes of clusters within
+their bounds, if they have any (see `clustering.sizing`).
 
 The cursor says how many batches of which epoch of which phase have been *applied*; rows that
 were only read ahead do not count. All that is computed is a function of the cursor and the
@@ -29,6 +30,7 @@ from streamkm.clustering.spare import spend_spare_
 from streamkm.distributed.world import ALONE
 from streamkm.kernels import Moments, moments_in_parts
 from streamkm.runs.engine.announcer import Announcer
+from streamkm.runs.engine.bounded import begun_sizes, size_figures, size_line, sizing
 from streamkm.runs.engine.comparing import COMPARED_ROWS, changes, changes_line
 from streamkm.runs.engine.exchange import moments_of_all
 from streamkm.runs.engine.keeper import Keeper
@@ -100,7 +102,10 @@ class Attempt:
             if self._phase == "close":
                 with self._announcer.phase("close"):
                     self._close(slots, state, scaling)
-            more = self._changes(slots, state)
+            if self._plan.config.is_bounded:
+                with self._announcer.phase("sizes"):
+                    self._size(slots, state, scaling)
+            more = self._changes(slots, state) | size_figures(self._keeper.now, self._plan)
         config = self._plan.config
         self._keeper.finish()
         reason = stop_reason(int(state.stop), config.algorithm, config.epochs)
@@ -223,6 +228,19 @@ class Attempt:
             one = range(cursor.epoch, cursor.epoch + 1)
             self._passes(slots, state, scaling, algorithm, one)
 
+    def _size(self, slots: HostSlots, state: KMeansState, scaling: Scaling) -> None:
+        """Bring the sizes of clusters within bounds, and say what that has cost."""
+        plan, keeper, now = self._plan, self._keeper, self._keeper.now
+        if now.sizes is None:
+            now.sizes = begun_sizes(now, plan)
+            keeper.move_to(Cursor("sizes", max(now.cursor.epoch, plan.config.epochs)))
+        while not now.sizes.is_done:
+            algorithm = sizing(now, plan, self._kernel.for_clusters, self._world)
+            epoch = now.cursor.epoch
+            one, world = range(epoch, epoch + 1), algorithm.world
+            self._passes(slots, state, scaling, algorithm, one, world)
+        self._announcer.progress.say(size_line(now, plan))
+
     def _passes(
         self,
         slots: HostSlots,
@@ -230,8 +248,9 @@ class Attempt:
         scaling: Scaling,
         algorithm: Algorithm,
         epochs: range,
+        world: World | None = None,
     ) -> None:
-        """Stream `epochs` through `algorithm`, from the cursor on."""
+        """Stream `epochs` through `algorithm`, from the cursor on; `world` shares the rows."""
         plan, keeper, phase = self._plan, self._keeper, self._phase
         first, reading = keeper.now.cursor, plan.reading_of(phase)
         prepare = Preparation.for_kernel(
@@ -247,7 +266,7 @@ class Attempt:
             algorithm.keep_own_(state)
         with (
             self._kernel.cores(),
-            open_passes(plan, first, epochs, slots, times, self._world) as passes,
+            open_passes(plan, first, epochs, slots, times, world or self._world) as passes,
         ):
             for epoch in epochs:
                 self._epoch(passes, prepare, algorithm, state, epoch)
@@ -326,6 +345,7 @@ class Attempt:
             figures | more,
             plan.source.spec.feature_names,
             self._level(state),
+            None if self._keeper.now.sizes is None else self._keeper.now.sizes.rule,
         )
 
     def _level(self, state: KMeansState) -> Level | None:

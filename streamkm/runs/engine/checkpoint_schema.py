@@ -14,6 +14,7 @@ import torch
 
 from streamkm.clustering.scaling import RunningMoments
 from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER
+from streamkm.clustering.sizing import initial_sizes
 from streamkm.clustering.state import initial_state
 from streamkm.kernels import LEAST_GRADE, add_graded_
 from streamkm.runs.engine.snapshot import Cursor
@@ -39,6 +40,7 @@ _GROUPS = {
     "rounds": {"moments", "scaling", "candidates"},
     "train": {"moments", "scaling", "state"},
     "close": {"moments", "scaling", "state"},
+    "sizes": {"moments", "scaling", "state", "sizes"},
 }
 
 
@@ -64,6 +66,7 @@ def check_checkpoint(checkpoint: Checkpoint, plan: FitPlan) -> None:
         "candidates": _candidates(plan),
         "seeding": _seeding(cursor, plan) if "seeding" in found else {},
         "state": _state(plan),
+        "sizes": _sizes(plan),
     }
     expected = {f"{group}.{name}": at for group in found for name, at in demands[group].items()}
     _compare(checkpoint.tensors, expected, plan)
@@ -222,6 +225,12 @@ def _state(plan: FitPlan) -> Demand:
         centroids_KD, 0, weighted=plan.is_weighted, n_branches=plan.config.n_branches
     )
     return _as_demand(state.tensors())
+
+
+def _sizes(plan: FitPlan) -> Demand:
+    if not plan.config.is_bounded:
+        return {}
+    return _as_demand(initial_sizes(plan.config.k, torch.ones(()), _META).tensors())
 
 
 def _as_demand(tensors: dict[str, torch.Tensor]) -> Demand:

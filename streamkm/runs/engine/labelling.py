@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from streamkm.clustering.assignment import nearest, nearest_several, nearest_two, sums_by_label
+from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED
 from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
+from streamkm.clustering.size_plan import priced_bytes
+from streamkm.clustering.sizes import PricedKernel, bounded_nearest
 from streamkm.config import default_branches, largest_batch_rows
 from streamkm.devices import is_host, resolve_device, sharing
 from streamkm.distributed.world import ALONE
 from streamkm.errors import ConfigError, Option
 from streamkm.kernels import (
     KernelRequest,
-    Nearest,
     cores_for_kernels,
     kernel_notes,
     make_kernel,
     nearest_bytes,
     sq_distances_to,
 )
+from streamkm.runs.engine.labelled import EvaluatedBatch, LabelledBatch, LookedAt
 from streamkm.runs.planning.device_memory import plan_device_memory
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
@@ -40,9 +43,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamkm.clustering.batch import Batch
+    from streamkm.clustering.sizes import SizeRule
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import Assignment, MadeKernel
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.storage.model import Model
     from streamkm.sources.base import ArraySpec, Source
@@ -51,14 +55,7 @@ if TYPE_CHECKING:
     from streamkm.stream.seat import Seat
     from streamkm.stream.slots import HostSlots
 
-__all__ = [
-    "EvaluatedBatch",
-    "LabelledBatch",
-    "Labelling",
-    "LookedAt",
-    "label_dtype",
-    "plan_labelling",
-]
+__all__ = ["Labelling", "label_dtype", "plan_labelling"]
 
 #: From this number of clusters on, labels are int64.
 INT64_CLUSTERS = 2**31
@@ -100,43 +97,6 @@ def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> Memor
     return plan_memory(spec, reading, execution, fixed_bytes=needed)
 
 
-@dataclass(frozen=True, slots=True)
-class LabelledBatch:
-    """Consecutive rows and their nearest centroids, on the device."""
-
-    start_row: int
-    labels_B: torch.Tensor
-    """int64; -1 for rows that are not finite."""
-    sq_distances_B: torch.Tensor
-    """Squared distances in the scaled space, float64; NaN for rows that are not finite."""
-    n_dropped: int
-    """Rows that are not finite."""
-    weights_B: torch.Tensor | None = None
-    """Float64; 0 for rows that are not finite; None without weights."""
-    several: Nearest | None = None
-    """The nearest centroids, if the labelling ranks several; as above for rows not finite."""
-
-
-class LookedAt(NamedTuple):
-    """Rows of a fast search that were compared with all centroids."""
-
-    n_rows: int
-    n_true: int
-    """Those whose label is a nearest centroid."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluatedBatch:
-    """A labelled batch, and what else judging a clustering takes."""
-
-    labelled: LabelledBatch
-    second_sq_distances_B: torch.Tensor
-    """Squared distances to the second nearest centroid; infinite if there is only one."""
-    sums_KD: torch.Tensor
-    """Sum of the rows of each cluster, times their weights, float64."""
-    looked_at: LookedAt
-
-
 class Labelling:
     """Assigns the rows of one source to the centroids of one model.
 
@@ -146,6 +106,8 @@ class Labelling:
 
     centroids_KD: torch.Tensor
     """In the scaled space, on the device, in the dtype of `prepared` rows."""
+    _closes_K: torch.Tensor | None = None
+    """At which rows clusters close, if they do."""
 
     def __init__(
         self,
@@ -187,14 +149,14 @@ class Labelling:
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
         batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
-        needed = output_bytes + self._arithmetic_bytes(model.k, n_branches, batch_rows, dtype)
+        needed = output_bytes + self._arithmetic_bytes(model, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
         n_here = world.hosts.count(world.host)
         self.memory = plan_memory(
             spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
             n_processes=n_here,
         )  # fmt: skip
-        finding = self._finding_bytes(model.k, n_branches, batch_rows, dtype)
+        finding = self._finding_bytes(model, n_branches, batch_rows, dtype)
         self.device_memory = plan_device_memory(
             spec, self._reading, execution, self.device, fixed_bytes=finding,
             weighted=weights is not None, n_processes=sharing(self.device, n_here),
@@ -206,6 +168,8 @@ class Labelling:
         self.kernel: MadeKernel = self._flat_kernel
         if fast:
             self.kernel = self._fast_kernel(n_branches, batch_rows)
+        if model.sizes is not None:
+            self._bound(model, model.sizes, fast=fast)
         self._stored = stored
         self.times = StageTimes()
 
@@ -222,21 +186,34 @@ class Labelling:
                 }
             )
 
+    def _bound(self, model: Model, sizes: SizeRule, *, fast: bool) -> None:
+        """Find clusters by `sizes`; they close only if the model was fitted on these rows."""
+        _check_search(self._n_nearest, fast=fast)
+        self.kernel = PricedKernel(self.kernel, sizes.prices_K.to(self.device))
+        if self._source.fingerprint() == model.figures["sizes"]["fingerprint"]:
+            self._closes_K = sizes.closes_K.to(self.device)
+
     def _arithmetic_bytes(
-        self, k: int, n_branches: int, batch_rows: int, dtype: torch.dtype
+        self, model: Model, n_branches: int, batch_rows: int, dtype: torch.dtype
     ) -> int:
         """Host bytes that finding takes, and what is found on its way to who writes it."""
         n_nearest, n_processes = self._n_nearest, self.world.size
         if is_host(self.device):
-            needed = self._finding_bytes(k, n_branches, batch_rows, dtype)
+            needed = self._finding_bytes(model, n_branches, batch_rows, dtype)
         else:
-            needed = predict_bytes(self._source.spec, self._reading, k, n_branches, on_host=False)
+            spec, k = self._source.spec, model.k
+            needed = predict_bytes(spec, self._reading, k, n_branches, on_host=False)
         n_copies = self.most_waiting + n_processes if n_processes > 1 else n_nearest > 1
         return needed + SENT_BYTES * n_nearest * batch_rows * n_copies
 
-    def _finding_bytes(self, k: int, n_branches: int, batch_rows: int, dtype: torch.dtype) -> int:
+    def _finding_bytes(
+        self, model: Model, n_branches: int, batch_rows: int, dtype: torch.dtype
+    ) -> int:
         """Bytes that finding takes where it is done, on the host or the device."""
-        needed = predict_bytes(self._source.spec, self._reading, k, n_branches, on_host=True)
+        spec, k = self._source.spec, model.k
+        needed = predict_bytes(spec, self._reading, k, n_branches, on_host=True)
+        if model.sizes is not None:
+            needed += priced_bytes(k, spec.n_features, batch_rows, dtype.itemsize)
         # Of several, what is ranked, and the ranks once more as they are written.
         if self._n_nearest > 1:
             needed += nearest_bytes(batch_rows, k, self._n_nearest, dtype.itemsize)
@@ -245,7 +222,9 @@ class Labelling:
     def _fast_kernel(self, n_branches: int, batch_rows: int) -> BranchKernel:
         """The kernel that searches by branches over the centroids, the same in all processes."""
         search = BranchKernel(self._flat_kernel, batch_rows)
-        branches = search.find_branches(self.centroids_KD, n_branches, seed=0)
+        branches = search.find_branches(
+            self.centroids_KD, n_branches, seed=0, n_lists=LISTS_PER_SEARCHED
+        )
         self.world.broadcast_(*branches)
         return search.on(branches)
 
@@ -263,7 +242,13 @@ class Labelling:
     @property
     def notes(self) -> list[str]:
         """What the log has to say of the kernel."""
-        return kernel_notes(self._asked_kernel, self.device)
+        notes = kernel_notes(self._asked_kernel, self.device)
+        if isinstance(self.kernel, PricedKernel) and self._closes_K is None:
+            notes.append(
+                "these are not the rows of the fit, byte for byte and by modification time: labels "
+                "go by the prices of its clusters, and bounds on their sizes are not kept"
+            )
+        return notes
 
     @property
     def most_waiting(self) -> int:
@@ -338,11 +323,17 @@ class Labelling:
 
     def _evaluate(self, start_row: int, batch: Batch) -> EvaluatedBatch:
         labels_B, sq_distances_B, second_B = nearest_two(
-            self.kernel, batch, self.centroids_KD, spherical=self._is_spherical
-        )
+            self._flat_kernel if self._is_priced else self.kernel,
+            batch, self.centroids_KD, spherical=self._is_spherical,
+        )  # fmt: skip
+        if self._is_priced:
+            nearest_B, least_B = labels_B, sq_distances_B
+            labels_B, sq_distances_B = self._find(start_row, batch)
+            # Of the other centroids, the nearest.
+            second_B = torch.where(labels_B == nearest_B, second_B, least_B.to(second_B.dtype))
         sums_KD = sums_by_label(self.kernel, batch, labels_B, self.centroids_KD)
         looked_at = LookedAt(0, 0)
-        if self.kernel is not self._flat_kernel:
+        if self.kernel is not self._flat_kernel and not self._is_priced:
             looked_at = self._look_at(batch, labels_B, sq_distances_B)
         labelled = self._labelled(start_row, batch, labels_B, sq_distances_B)
         return EvaluatedBatch(labelled, second_B, sums_KD, looked_at)
@@ -372,8 +363,17 @@ class Labelling:
                 several.sq_distances_BM.masked_fill_(batch.dropped_B[:, None], torch.nan)
             first = (several.labels_BM[:, 0], several.sq_distances_BM[:, 0])
             return replace(self._labelled(start_row, batch, *first), several=several)
-        assignment = nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)
-        return self._labelled(start_row, batch, *assignment)
+        return self._labelled(start_row, batch, *self._find(start_row, batch))
+
+    @property
+    def _is_priced(self) -> bool:
+        return isinstance(self.kernel, PricedKernel)
+
+    def _find(self, start_row: int, batch: Batch) -> Assignment:
+        """The cluster of each row, and its squared distance."""
+        if isinstance(self.kernel, PricedKernel):
+            return bounded_nearest(self.kernel, batch, self.centroids_KD, self._closes_K, start_row)
+        return nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)
 
     def _labelled(
         self, start_row: int, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor
@@ -384,6 +384,18 @@ class Labelling:
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
             n_dropped = int(batch.dropped_B.sum())
         return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)
+
+
+def _check_search(n_nearest: int, *, fast: bool) -> None:
+    """Refuse to look for more, or less, than the cluster of each row where sizes have bounds."""
+    several = (Option("nearest"), " and ", Option("second"), " go")
+    asked = (Option("search", "fast"), " goes") if fast else several
+    if fast or n_nearest > 1:
+        raise ConfigError(
+            *asked,
+            " by distances alone, and this run has bounds on the sizes of its clusters, which "
+            "also decide; leave it out",
+        )
 
 
 def _kernel_for(n_nearest: int, asked: str, *, fast: bool) -> str:

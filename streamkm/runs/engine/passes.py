@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["PASSES", "Passes", "open_passes"]
 
 #: The phases that read the whole array, in the order in which a run comes to them.
-PASSES = ("scale", "rounds", "train", "close")
+PASSES = ("scale", "rounds", "train", "close", "sizes")
 
 
 class Passes:

@@ -11,6 +11,7 @@ import torch
 
 from streamkm.clustering.scaling import RunningMoments, Scaling
 from streamkm.clustering.seeding.kmeans_parallel import Candidates
+from streamkm.clustering.sizing import SizeState, Sizing
 from streamkm.clustering.state import KMeansState
 from streamkm.runs.storage.checkpoint import Checkpoint
 from streamkm.runs.storage.handed import handed_round
@@ -31,9 +32,10 @@ class Cursor:
     """How far a run has come: batches of an epoch of a phase that were applied."""
 
     phase: str
-    """``scale``, ``rounds`` (of k-means||), ``seed``, ``train`` or ``close``."""
+    """``scale``, ``rounds`` (of k-means||), ``seed``, ``train``, ``close`` or ``sizes``."""
     epoch: int = 0
-    """From 0, but in ``close`` from ``--epochs`` on. In ``seed``: stages that are done."""
+    """From 0, but in ``close`` from ``--epochs`` on, and in ``sizes`` after that. In
+    ``seed``: stages that are done."""
     batch: int = 0
     """In ``seed``: steps of the next stage that are done."""
 
@@ -55,6 +57,8 @@ class Snapshot:
     seeding: dict[str, torch.Tensor] = field(default_factory=dict)
     """What the stages of seeding have found, and the tensors of the stage under way."""
     state: KMeansState | None = None
+    sizes: SizeState | None = None
+    """While sizes are brought within bounds, and after."""
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Every tensor by group and name, on the host."""
@@ -65,6 +69,8 @@ class Snapshot:
             groups["candidates"] = self.candidates.tensors()
         if self.state is not None:
             groups["state"] = self.state.tensors()
+        if self.sizes is not None:
+            groups["sizes"] = self.sizes.tensors()
         return {
             f"{group}.{name}": tensor.cpu().contiguous().numpy()
             for group, members in groups.items()
@@ -73,12 +79,14 @@ class Snapshot:
 
     def gathered(self, world: World, algorithm: Algorithm | None) -> Snapshot:
         """The fit as one process alone would have it; all processes of `world` call it."""
-        state, candidates = self.state, self.candidates
+        state, candidates, sizes = self.state, self.candidates, self.sizes
         if state is not None and algorithm is not None:
             state = algorithm.gathered(state)
+        if isinstance(algorithm, Sizing):
+            sizes = algorithm.gathered_sizes()
         if candidates is not None and self.cursor.phase == "rounds":
             candidates = candidates.gathered(world)
-        return replace(self, state=state, candidates=candidates)
+        return replace(self, state=state, candidates=candidates, sizes=sizes)
 
     @classmethod
     def beginning(cls, plan: FitPlan) -> Snapshot:
@@ -95,7 +103,7 @@ class Snapshot:
 
         The checkpoint must have passed `engine.checkpoint_schema.check_checkpoint`.
         """
-        names = ("moments", "scaling", "candidates", "seeding", "state")
+        names = ("moments", "scaling", "candidates", "seeding", "state", "sizes")
         groups: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
         for key, array in checkpoint.tensors.items():
             group, name = key.split(".")
@@ -114,6 +122,7 @@ class Snapshot:
             candidates=Candidates(**groups["candidates"]) if groups["candidates"] else None,
             seeding=groups["seeding"],
             state=KMeansState(**groups["state"]) if groups["state"] else None,
+            sizes=SizeState(**groups["sizes"]) if groups["sizes"] else None,
         )
 
     def manifest(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from streamkm.tables import ALGORITHMS
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from streamkm.runs.engine.snapshot import Snapshot
     from streamkm.stream.plan import ReadingPlan
 
-__all__ = ["final_figures", "median_size", "model_figures", "result_lines"]
+__all__ = ["Spread", "bounds_line", "final_figures", "median_size", "model_figures", "result_lines"]
 
 #: A last pass that lowered the inertia by this share of it, or more, is worth a note.
 WORTH_SAYING = 0.001
@@ -70,6 +71,42 @@ def median_size(ordered_K: Sequence[int]) -> int | float:
     return twice / 2 if twice % 2 else twice // 2
 
 
+def bounds_line(sizes: dict[str, Any], inertia: float | None) -> str:
+    """What bounds on sizes are and have cost, from ``figures["sizes"]``: a phrase."""
+    free, now = sizes["free_inertia"], inertia or 0.0
+    cost = f"{now / free - 1:+.2%}" if free else f"{now:.6g} instead of 0"
+    return f"{sizes['least']:,} to {sizes['most']:,} rows; inertia {cost} by them"
+
+
+class Spread(NamedTuple):
+    """How uneven sizes are."""
+
+    variation: float
+    """Coefficient of variation: the standard deviation over the mean."""
+    largest_over_mean: float
+    percentile_99: float
+    """Of sizes, between two by proportion."""
+
+    @classmethod
+    def of(cls, ordered_K: Sequence[int]) -> Self:
+        """The spread of sorted sizes, all 0 where no cluster has a row."""
+        k, total = len(ordered_K), sum(ordered_K)
+        if not total:
+            return cls(0.0, 0.0, 0.0)
+        # In whole numbers as far as possible: equal sizes have the variation 0.
+        sq_deviation = sum((k * size - total) ** 2 for size in ordered_K) / k
+        place, part = divmod(99 * (k - 1), 100)
+        low, high = ordered_K[place], ordered_K[min(place + 1, k - 1)]
+        percentile = low + (high - low) * part / 100
+        return cls(math.sqrt(sq_deviation) / total, k * ordered_K[-1] / total, percentile)
+
+    def __str__(self) -> str:
+        return (
+            f"coefficient of variation {self.variation:.3f}, largest over mean "
+            f"{self.largest_over_mean:.2f}, 99th percentile {self.percentile_99:,.6g}"
+        )
+
+
 def result_lines(
     figures: dict[str, Any], config: ResolvedFitConfig, phase: str, *, all_on_centroids: bool
 ) -> list[str]:
@@ -99,7 +136,9 @@ def result_lines(
         )
     if figures["empty"]:
         # Only a closing pass offers every row to empty clusters; it is repeated while that helps.
-        if phase != "close":
+        if config.is_bounded:
+            why = "the bounds on sizes allow it; min-size 1 gives each of them one"
+        elif phase != "close":
             why = "more epochs may give them some, and a closing pass would"
         elif all_on_centroids:
             why = f"the data has fewer than {k:,} distinct rows"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
     from streamkm.runs.engine.allotment import Allotment
-    from streamkm.runs.engine.labelling import LabelledBatch
+    from streamkm.runs.engine.labelled import LabelledBatch
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sinks import Part, Sink
     from streamkm.sources import Source

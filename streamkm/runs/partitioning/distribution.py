@@ -112,9 +112,9 @@ def distribute(
                 step, placing.n_rows, times, done=placing.n_rows - sum(map(len, mine))
             )
             _gather_all(step, gathered, placing, stream, mine, passed, work)
-            gathered.flush()
-            if gathered.n_buckets > 1:
+            if not plan.is_in_memory:
                 gathered.sync()
+            if gathered.n_buckets > 1:
                 work.save(step, how, "write", ())
         if not plan.is_direct:
             put = done if stage == "write" else ()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,8 +44,8 @@ __all__ = [
 #: holds; and threads that do so side by side, at most.
 PIECE_BYTES, MOST_WRITERS = 1 << 20, 4
 #: Bytes of a cluster's share of what is gathered, on average, from which on it is written to its
-#: final place at once: below, writes are too small, and buckets are faster.
-DIRECT_BYTES = 32 << 10
+#: final place at once, by halves: below, writes are too small, and buckets are faster.
+DIRECT_BYTES = 64 << 10
 #: Bytes that a gathered record takes beside itself: its group and its place, and the sort.
 BESIDE_RECORD = 48
 #: Bytes of a place.
@@ -142,7 +142,10 @@ class Gathered(ABC):
     ) -> None:
         self._beside = folder / step
         self.plan, self.n_buckets, self._output = plan, plan.n_buckets, output
-        self._filled = 0
+        # One part of the memory is filled while another is written.
+        n_parts = 1 if self.n_buckets == 1 else self._n_parts()
+        self._part_rows = max(plan.gather_rows // n_parts, 1)
+        self._first = self._filled = 0
         self._groups = np.empty(plan.gather_rows, np.int64)
         self._places = np.empty(0 if plan.is_direct else plan.gather_rows, np.int64)
         self._next: np.ndarray = np.arange(self.n_buckets) * plan.bucket_rows
@@ -169,12 +172,13 @@ class Gathered(ABC):
             places_B = None if places_B is None else places_B[kept]
         start = 0
         while start < len(groups_B):
-            if self._filled == len(self._groups):
+            if self._filled == self._part_rows:
                 self.flush()
-            part = slice(start, start + len(self._groups) - self._filled)
+            part = slice(start, start + self._part_rows - self._filled)
             some_B = groups_B[part]
-            to = slice(self._filled, self._filled + len(some_B))
-            start, self._filled = start + len(some_B), to.stop
+            begin = self._first + self._filled
+            to = slice(begin, begin + len(some_B))
+            start, self._filled = start + len(some_B), self._filled + len(some_B)
             # A copy of what stands together is several times as fast as one of chosen records.
             chosen = slice(part.start, start) if kept is None else kept[part]
             self._take_in(records, chosen, to)
@@ -183,19 +187,25 @@ class Gathered(ABC):
                 self._places[to] = places_B[part]
 
     def flush(self) -> None:
-        """Write each group's share of what is gathered: of a single bucket nothing."""
+        """Begin to write each group's share of what is gathered: of a single bucket nothing."""
         if self.n_buckets == 1 or not self._filled:
             return
-        order = stable_argsort(self._groups[: self._filled])
+        order = stable_argsort(self._groups[self._first : self._first + self._filled]) + self._first
         groups = self._groups[order]
         edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), self._filled]
         self._write_shares((int(groups[begin]), order[begin:end]) for begin, end in pairwise(edges))
+        next_ = self._first + self._part_rows
+        self._first = next_ if next_ + self._part_rows <= self.plan.gather_rows else 0
         self._filled = 0
 
     def _edges(self, bucket: int) -> tuple[int, int]:
         """The first place of a bucket, and the one after its last."""
         first = bucket * self.plan.bucket_rows
         return first, min(first + self.plan.bucket_rows, self.plan.n_places)
+
+    def _n_parts(self) -> int:
+        """Parts of the memory; 1 if nothing is gathered while something is written."""
+        return 1
 
     @abstractmethod
     def _open(self, *, resumed: bool) -> None:
@@ -207,7 +217,10 @@ class Gathered(ABC):
 
     @abstractmethod
     def _write_shares(self, shares: Iterator[tuple[int, np.ndarray]]) -> None:
-        """Write each group's share, given as numbers of what is gathered."""
+        """Begin to write each group's share, given as numbers of what is gathered.
+
+        What was begun before is written when it returns.
+        """
 
     @abstractmethod
     def sync(self) -> None:
@@ -230,10 +243,20 @@ def discard_buckets(folder: Path, step: str) -> None:
 
 
 class GatheredBytes(Gathered):
-    """Gathered records of equal length, and buckets in one file of theirs and one of places."""
+    """Gathered records of equal length, and buckets in one file of theirs and one of places.
+
+    Threads write one half of the memory while rows are read into the other.
+    """
+
+    def _n_parts(self) -> int:
+        """See `Gathered`."""
+        return 2 if _n_writers() > 1 else 1
 
     def _open(self, *, resumed: bool) -> None:
         plan = self.plan
+        self._n_writers = _n_writers()
+        self._pool = ThreadPoolExecutor(self._n_writers)
+        self._writing: list[Future[None]] = []
         self._records = np.empty((plan.gather_rows, plan.width), np.uint8)
         name = self._beside.name
         self._paths = [self._beside.with_name(f"{name}.{what}") for what in ("bucket", "place")]
@@ -252,11 +275,17 @@ class GatheredBytes(Gathered):
         found = [(group, int(self._next[group]), share) for group, share in shares]
         for group, _, share in found:
             self._next[group] += len(share)
-        # Threads put pieces in order and write them side by side: neither holds the interpreter.
-        n_writers = min(n_cores(), MOST_WRITERS, len(found))
-        with ThreadPoolExecutor(n_writers) as pool:
-            for done in [pool.submit(self._write, found[i::n_writers]) for i in range(n_writers)]:
-                done.result()
+        self._wait()
+        # They put pieces in order and write them side by side: neither holds the interpreter.
+        n = self._n_writers
+        self._writing = [self._pool.submit(self._write, found[i::n]) for i in range(n)]
+        if self._part_rows == self.plan.gather_rows:  # There is no other to fill.
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait for what is being written."""
+        while self._writing:
+            self._writing.pop().result()
 
     def _write(self, found: list[tuple[int, int, np.ndarray]]) -> None:
         """Write some shares, each from its position on."""
@@ -275,6 +304,7 @@ class GatheredBytes(Gathered):
     def sync(self) -> None:
         """See `Gathered`."""
         self.flush()
+        self._wait()
         for file in self._files:
             file.sync()
         if self.plan.is_direct:
@@ -316,9 +346,14 @@ class GatheredBytes(Gathered):
             yield start + begin, rows
 
     def close(self) -> None:
-        """Release files."""
+        """Release files and threads."""
+        self._pool.shutdown()
         for file in self._files:
             file.close()
+
+
+def _n_writers() -> int:
+    return min(n_cores(), MOST_WRITERS)
 
 
 def _read_into(file: OutputFile, position: int, out: np.ndarray) -> None:

@@ -294,9 +294,9 @@ def partition(
                 remove_tree(out / UNFINISHED)
             progress.say(f"{out} is finished, of this model and source: nothing is left to do")
             return _of_first(before, world)
-        check_shared([out], world)
         if world.is_first:
             job.check_space(out)
+        check_shared([out], world)  # Its files would come and go while the others are added up.
         for note in job.notes:
             progress.say(f"note: {note}")
         work = Work(out, execution, stop_request, progress, world)

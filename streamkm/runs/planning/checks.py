@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from streamkm.bounds import Bounds
 from streamkm.errors import ConfigError, Option
 from streamkm.sources.within import would_take
 
@@ -27,6 +28,7 @@ def check_fit(spec: ArraySpec, config: FitConfig, name: str) -> None:
         raise ConfigError(
             f"k must be at most the number of rows: {name} has {spec.n_rows:,}, k is {config.k:,}"
         )
+    Bounds.of(config, spec.n_rows).check(config, spec.n_rows, name)
 
 
 def _check_growing(config: FitConfig) -> None:

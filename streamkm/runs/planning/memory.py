@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamkm.clustering.branch_plan import branch_bytes
+from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED, branch_bytes
 from streamkm.clustering.seeding.plan import (
     CANDIDATES_PER_CLUSTER,
     MAX_PROPOSED,
@@ -17,6 +17,7 @@ from streamkm.clustering.seeding.plan import (
     greedy_trials,
     plan_seeding,
 )
+from streamkm.clustering.size_plan import priced_bytes, sizing_bytes
 from streamkm.errors import MemoryBudgetError, Option
 from streamkm.machine import memory_limit, n_cores
 from streamkm.sources.weights import MAX_HEAVY
@@ -58,6 +59,8 @@ TILE_BYTES, TILE_ROWS = 4 << 20, 128
 #: The compiled kernel pads its copy of the centroids to a multiple of this: two vectors of
 #: AVX-512 in float32, the widest panel.
 PANEL_LANES = 32
+#: Centroids from which on a kernel may search them by groups.
+MIN_GROUPED = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +249,9 @@ def working_bytes(
     training += branch_bytes(
         config.k, spec.n_features, config.n_branches, reading.batch_rows, width
     )
+    if config.is_bounded:
+        training += sizing_bytes(config.k)
+        training += priced_bytes(config.k, spec.n_features, reading.batch_rows, width)
     training += probed * state * (2 * width + 24)
     # A copy of the rows, times their weights.
     weighing = reading.batch_rows * (spec.n_features * width + 5 * WEIGHT_BYTES)
@@ -295,8 +301,11 @@ def _seeding_bytes(
 def _kernel_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
     """Bytes of a kernel: copies of `k` centroids, a tile's scores, and the choice among them."""
     width, n_lanes = _compute_width(spec), -(-k // PANEL_LANES) * PANEL_LANES
-    # As they are, and in eight bits with what is known of each.
-    packed = n_lanes * (spec.n_features * (width + 1) + 32)
+    # As they are, and in sixteen bits at most with what is known of each.
+    packed = n_lanes * (spec.n_features * (width + 2) + 32)
+    if k >= MIN_GROUPED:
+        # By groups, each in whole panels; and the rows sorted by them.
+        packed += n_lanes * (spec.n_features * 2 + 32) + reading.batch_rows * 64
     scores = max(TILE_BYTES, min(TILE_ROWS, reading.batch_rows) * k * width)
     return packed + scores + 3 * TILE_BYTES
 
@@ -315,7 +324,9 @@ def predict_bytes(
     # batch before and after they are widened.
     state += k * spec.n_features * (_compute_width(spec) + 40)
     width = _compute_width(spec)
-    state += branch_bytes(k, spec.n_features, n_branches, reading.batch_rows, width)
+    state += branch_bytes(
+        k, spec.n_features, n_branches, reading.batch_rows, width, LISTS_PER_SEARCHED
+    )
     total = RUNTIME_BYTES + reading.order_bytes + state
     return total + (_batch_bytes(spec, reading, k) if on_host else 0)
 

@@ -13,6 +13,7 @@ import torch
 
 from streamkm.clustering.branches import Level
 from streamkm.clustering.scaling import Scaling
+from streamkm.clustering.sizes import SizeRule
 from streamkm.distributed.world import ALONE
 from streamkm.errors import RunError
 from streamkm.files import write_atomically
@@ -67,6 +68,9 @@ class Model:
     """Names of the features; empty if the data had none."""
     level: Level | None = None
     """The branches of a tree, in the scaled space; None for other algorithms."""
+    sizes: SizeRule | None = None
+    """What decides labels where sizes have bounds, None where not. Then counts, sums and inertia
+    are those of the bounded clusters, and ``figures["sizes"]`` says more."""
 
     @property
     def k(self) -> int:
@@ -96,6 +100,7 @@ class Model:
             weights_K=self.weights_K.cpu(),
             scaling=self.scaling.on(_HOST),
             level=None if self.level is None else Level(*(each.cpu() for each in self.level)),
+            sizes=None if self.sizes is None else SizeRule(*(each.cpu() for each in self.sizes)),
         )
 
     def save(self, folder: RunFolder) -> None:
@@ -116,6 +121,8 @@ class Model:
         }
         if self.level is not None:
             tensors |= {"branches": self.level.centroids_JD, "parents": self.level.parents_K}
+        if self.sizes is not None:
+            tensors |= {"prices": self.sizes.prices_K, "closes": self.sizes.closes_K}
         about = {
             "normalize": self.scaling.normalize,
             "settings": self.settings,
@@ -194,6 +201,7 @@ def load_model(path: str | os.PathLike[str], world: World = ALONE) -> Model:
             inertia=about["inertia"],
             feature_names=_names(about, tensors["centroids"].shape[1]),
             level=_level(tensors),
+            sizes=_sizes(tensors, about["figures"]),
         )
     except DAMAGE as error:
         raise RunError(
@@ -215,6 +223,18 @@ def _level(tensors: dict[str, torch.Tensor]) -> Level | None:
     if not 0 <= int(level.parents_K.min()) <= int(level.parents_K.max()) < n_branches:
         raise ValueError(f"a cluster is of none of its {n_branches} branches")
     return level
+
+
+def _sizes(tensors: dict[str, torch.Tensor], figures: dict[str, Any]) -> SizeRule | None:
+    """What bounds the sizes; None if the model has no bounds."""
+    if "prices" not in tensors:
+        return None
+    found, k = SizeRule(tensors["prices"], tensors["closes"]), len(tensors["centroids"])
+    is_whole = found.prices_K.shape == found.closes_K.shape == (k,)
+    if not is_whole or not bool((found.prices_K >= 0).all()):
+        raise ValueError(f"its prices are of shape {tuple(found.prices_K.shape)}, or below 0")
+    figures["sizes"]["fingerprint"], figures["sizes"]["least"], figures["sizes"]["most"]
+    return found
 
 
 def _names(about: dict[str, Any], n_features: int) -> tuple[str, ...]:

@@ -263,15 +263,16 @@ def lock_of(run: Path) -> Iterator[None]:
 
 def test_time_is_that_of_what_is_left(x):
     source, setup = setup_of(x, epochs=4, init="random", scale="zscore", batch_rows=100)
-    whole = {"scale": 1.0, "seed": 1.0, "train": 1.0, "close": 1.0}
+    whole = {"scale": 1.0, "seed": 1.0, "train": 1.0, "close": 1.0, "sizes": 1.0}
     half = {**whole, "scale": 0.5}
-    trained = {"scale": 0.0, "seed": 0.0, "train": 0.625, "close": 1.0}
-    closed = {"scale": 0.0, "seed": 0.0, "train": 0.0, "close": 0.5}
+    trained = {"scale": 0.0, "seed": 0.0, "train": 0.625, "close": 1.0, "sizes": 1.0}
+    closed = {"scale": 0.0, "seed": 0.0, "train": 0.0, "close": 0.5, "sizes": 1.0}
     with closing(source):
         for cursor, left in (
             (Cursor("scale"), whole), (Cursor("scale", 0, 3), half),
             (Cursor("rounds", 2, 1), {**whole, "scale": 0.0}), (Cursor("train", 1, 3), trained),
             (Cursor("close", 4, 3), closed), (Cursor("close", 5, 1), {**closed, "close": 0.0}),
+            (Cursor("sizes", 5, 1), {**dict.fromkeys(whole, 0.0), "sizes": 1.0}),
         ):  # fmt: skip
             assert _left(cursor, setup) == left
 

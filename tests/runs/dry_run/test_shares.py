@@ -119,8 +119,9 @@ def test_blocks_are_those_that_each_process_reads(plan, n_processes, algorithm):
         for rank in range(n_processes)
     ]
     facts = dict(share_facts(made, World(0, 0, ["a"] * n_processes), "a"))
-    said = f"{n_processes} (a): each reads {min(counts)} to {max(counts)} of 34 blocks an epoch"
-    assert facts["processes"] == said
+    said = f"{n_processes} (a): each reads {min(counts)} to {max(counts)} of 34 blocks an epoch; "
+    memory = format_bytes(n_processes * made.memory.total_bytes)
+    assert facts["processes"] == f"{said}together they take {memory} of host memory"
     assert sum(counts) == 34
 
 

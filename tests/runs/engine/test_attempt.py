@@ -17,7 +17,7 @@ from streamkm.config import Cadence
 from tests.runs.engine.cases import CASES, Case, on_cases, uninterrupted
 from tests.runs.helpers import Job, every, steps_saved
 
-pytestmark = pytest.mark.usefixtures("small_windows", "short_seeding")
+pytestmark = pytest.mark.usefixtures("small_windows", "short_seeding", "short_sizing")
 
 
 @pytest.fixture

@@ -1,0 +1,23 @@
+"""The sizes of what bounded clusters take: bins of counts, and bytes. Imports no torch."""
+
+from __future__ import annotations
+
+__all__ = ["BIN_BITS", "MOST_PASSES", "N_BINS", "OCTAVES_ABOVE", "priced_bytes", "sizing_bytes"]
+
+#: Passes before the last, at most. Where sizes settle, each lowers what is too much by a third.
+MOST_PASSES = 24
+#: Bins of an octave as a power of two, and octaves, of the counts of what rows would lose.
+BIN_BITS, OCTAVES = 2, 24
+N_BINS = OCTAVES << BIN_BITS
+#: How far above the mean squared distance bins reach, in octaves.
+OCTAVES_ABOVE = 4
+
+
+def priced_bytes(k: int, n_features: int, batch_rows: int, width: int) -> int:
+    """Bytes of the copies of rows and centroids that have a price as one more feature."""
+    return (batch_rows + 2 * k) * (n_features + 1) * width + 64 * batch_rows
+
+
+def sizing_bytes(k: int) -> int:
+    """Bytes of the counts of all clusters: so far, of a batch, summed up, and in a checkpoint."""
+    return k * (4 * 8 * N_BINS + 112)
