@@ -56,8 +56,8 @@ class Snapshot:
     """What the stages of seeding have found, and the tensors of the stage under way."""
     state: KMeansState | None = None
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Every tensor by group and name, on the host."""
+    def on_device(self) -> dict[str, torch.Tensor]:
+        """Every tensor by group and name, as the fit uses it."""
         groups = {"moments": self.moments.tensors(), "seeding": self.seeding}
         if self.scaling is not None:
             groups["scaling"] = self.scaling.tensors()
@@ -66,10 +66,15 @@ class Snapshot:
         if self.state is not None:
             groups["state"] = self.state.tensors()
         return {
-            f"{group}.{name}": tensor.cpu().contiguous().numpy()
+            f"{group}.{name}": tensor
             for group, members in groups.items()
             for name, tensor in members.items()
         }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Every tensor by group and name, on the host."""
+        here = self.on_device().items()
+        return {name: tensor.cpu().contiguous().numpy() for name, tensor in here}
 
     def gathered(self, world: World, algorithm: Algorithm | None) -> Snapshot:
         """The fit as one process alone would have it; all processes of `world` call it."""
