@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamkm.errors import ReadError, StreamkmError
+from streamkm.ranges import named
 from streamkm.stream.slots import WEIGHT_BYTES, weights_offset
 
 if TYPE_CHECKING:
@@ -224,7 +225,8 @@ class _Readers:
         out, weights_N = host_window.rows_ND[part], host_window.weights_N
 
         def run() -> None:
-            with self._times.working("reading", out.nbytes if self._reads_rows else 0):
+            n_bytes = out.nbytes if self._reads_rows else 0
+            with named("read"), self._times.working("reading", n_bytes):
                 try:
                     if self._reads_rows:
                         self._source.read(rows, out)

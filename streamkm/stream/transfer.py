@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from streamkm.devices import queues_of
+from streamkm.ranges import named
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -139,7 +140,7 @@ def _copy_there(
     try:
         for i, host in enumerate(host_windows):
             slot = slots[i % N_DEVICE_SLOTS]
-            with queues.within(copy), clock.timing("copying", copy):
+            with named("copy"), queues.within(copy), clock.timing("copying", copy):
                 window = slot.fill(host, spec, copy, there_ND)
             if there_ND is not None:
                 times.add("copying", n_bytes=host.rows_ND.nbytes)

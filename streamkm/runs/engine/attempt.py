@@ -28,6 +28,7 @@ from streamkm.clustering.seeding.shares import Shares
 from streamkm.clustering.spare import spend_spare_
 from streamkm.distributed.world import ALONE
 from streamkm.kernels import Moments, moments_in_parts
+from streamkm.ranges import shown
 from streamkm.runs.engine.announcer import Announcer
 from streamkm.runs.engine.comparing import COMPARED_ROWS, changes, changes_line
 from streamkm.runs.engine.exchange import moments_of_all
@@ -89,7 +90,7 @@ class Attempt:
         """Go through the phases that are left, and return the model."""
         self._announcer.introduce()
         self._keeper.restore()
-        with self._slots() as slots:
+        with shown(wanted=self._plan.execution.nvtx), self._slots() as slots:
             state, scaling = self._until_seeded(slots)
             if self._plan.execution.probe:
                 with self._announcer.phase("probe"):

@@ -43,6 +43,7 @@ from streamkm.files import (
     rename_durably,
     write_durably,
 )
+from streamkm.ranges import named
 from streamkm.runs.storage.tensor_file import tensor_file
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
 from streamkm.text import counted
@@ -177,7 +178,8 @@ class Checkpointer:
         self, step: int, tensors: dict[str, np.ndarray], manifest: dict[str, Any], *, is_last: bool
     ) -> Path | None:
         try:
-            path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
+            with named("checkpoint"):
+                path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
             self._note_success(step)
             return path
         except OSError as error:
