@@ -13,7 +13,7 @@ from streamkm import ranges
 from streamkm.errors import DeviceError
 from tests.runs.helpers import every
 from tests.stream.hostile import hostile_device
-from tests.stream.test_hostile import job_in
+from tests.stream.test_hostile_device import job_in
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -165,8 +165,7 @@ def predict(
             stack.enter_context(_opened(*output, source, ids, progress, resume=resume))
             for output in (outputs if world.is_first else ())
         ]
-        columns = columns_of(distances, second)
-        n_rows = source.spec.n_rows
+        columns, n_rows = columns_of(distances, second), source.spec.n_rows
         allotted, start_row = _allotted(outputs, columns, sinks, job, n_rows, world, stack)
         writer = Writer(
             allotted, job, source, refuses=nan == "error", execution=execution, world=world,
@@ -175,8 +174,8 @@ def predict(
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
             if start_row < n_rows:
                 fields = fields_of(outputs, columns)
-                rows = FoundRows(fields, model.scaling.unit, labelling.most_ahead)
-                _label_all(source, labelling, rows, writer, progress)
+                found = FoundRows(fields, model.scaling.unit, labelling.most_ahead)
+                _label_all(source, labelling, found, writer, progress)
             # The last rows become durable, and their cursor names the job until the commit.
             writer.finish()
             _say_dropped(writer, progress)
