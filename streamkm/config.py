@@ -409,24 +409,20 @@ class ExecutionConfig:
         commands=("fit", "sweep", "predict", "partition"),
     )
     keep_checkpoints: int = setting(
-        "newest checkpoints to keep, at least 2",
-        default=2,
-        rule=whole(2),
-        metavar="N",
+        "newest checkpoints to keep, at least 2", default=2, rule=whole(2), metavar="N",
         commands=("fit", "sweep"),
-    )
+    )  # fmt: skip
     probe: bool = setting(
         "measure for about a second how fast reading, copying and arithmetic are alone, and say at "
         "the end what share of that the run reached",
         default=False,
     )
+    nvtx: bool = setting("name what the run does for profilers of NVIDIA", default=False)
     processes: str = setting(
         "processes of this machine that share the work; auto is one for each GPU",
-        default="1",
-        rule=matching(r"auto|[1-9]\d*", "auto or a whole number of at least 1"),
-        metavar="N|auto",
-        commands=SHARED,
-    )
+        default="1", rule=matching(r"auto|[1-9]\d*", "auto or a whole number of at least 1"),
+        metavar="N|auto", commands=SHARED,
+    )  # fmt: skip
     process_timeout: float = setting(
         "time after which one of several processes that does not answer counts as lost",
         default=60.0,

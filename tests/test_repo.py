@@ -126,6 +126,7 @@ TESTED_IN = {
     "runs/partial_fit": "estimators/test_minibatch.py",
     "runs/engine/labelled": "runs/test_predict.py",
     "runs/engine/labelling": "runs/test_predict.py",
+    "runs/engine/labelling_checks": "runs/test_predict.py",
     "runs/engine/passes": "runs/engine/test_attempt.py",
     "runs/storage/handed": "runs/test_several_processes.py",
     "runs/planning/checks": "runs/planning/test_memory.py",

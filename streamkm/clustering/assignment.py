@@ -26,6 +26,7 @@ from streamkm.kernels import (
     rank_nearest,
     sq_distances_to,
 )
+from streamkm.ranges import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,9 +143,10 @@ def nearest_and_sums(
         )
     else:
         rows = Rows(batch.x_BD, batch.sq_norms_B, shares_B, batch.left_out_B, zeros_first=spherical)
-        labels_B, sq_distances_B = kernel.step(
-            rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K
-        )
+        with named("assign"):
+            labels_B, sq_distances_B = kernel.step(
+                rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K
+            )
         if exact:
             sq_distances_B = _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD)
         assignment = Assignment(labels_B, sq_distances_B)
@@ -253,7 +255,8 @@ def _nearest_by_kernel_(
         return Assignment(empty_B.long(), batch.sq_norms_B)
     if batch.lies_in_window:
         return _nearest_in_window_(kernel, batch, centroids_KD, exact=False)
-    labels_B, sq_distances_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
+    with named("assign"):
+        labels_B, sq_distances_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD)
     if spherical:
         labels_B.masked_fill_(batch.sq_norms_B == 0, 0)
     return Assignment(labels_B, sq_distances_B)
@@ -267,13 +270,15 @@ def _nearest_in_window_(
     If `exact`, distances are sums of squared differences, float64.
     """
     assert kernel.in_place is not None
-    labels_B, sq_distances_B, batch.sq_norms_B, batch.dropped_B = kernel.in_place.assign_in_place(
-        batch.x_ND,
-        batch.positions_B,
-        centroids_KD,
-        most_sq_norm=MOST_SQ_NORM[batch.x_ND.dtype],
-        exact=exact,
-    )
+    with named("assign"):
+        found = kernel.in_place.assign_in_place(
+            batch.x_ND,
+            batch.positions_B,
+            centroids_KD,
+            most_sq_norm=MOST_SQ_NORM[batch.x_ND.dtype],
+            exact=exact,
+        )
+    labels_B, sq_distances_B, batch.sq_norms_B, batch.dropped_B = found
     return Assignment(labels_B, sq_distances_B)
 
 

@@ -16,6 +16,7 @@ import torch
 from streamkm.clustering.branch_plan import listed
 from streamkm.clustering.branches import Branches
 from streamkm.kernels import LEAST_GRADE, Reservoir, move_points_
+from streamkm.ranges import named
 
 if TYPE_CHECKING:
     from streamkm.kernels import Sums
@@ -188,15 +189,16 @@ class KMeansState:
         Tensor of shape (), float64
             Squared centroid shift: the sum of the squared distances that they moved.
         """
-        return move_points_(
-            self.centroids_KD,
-            self.sums_KD,
-            self.mass_K,
-            touched_K,
-            spherical=spherical,
-            added=added,
-            kept_K=kept_K,
-        )
+        with named("move"):
+            return move_points_(
+                self.centroids_KD,
+                self.sums_KD,
+                self.mass_K,
+                touched_K,
+                spherical=spherical,
+                added=added,
+                kept_K=kept_K,
+            )
 
     def begin_epoch_(self, *, closing: bool = False) -> None:
         """Reset what the epoch before gathered.

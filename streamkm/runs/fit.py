@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -134,7 +135,7 @@ def fit(
         checkpoints = Checkpointer(
             folder.checkpoints, execution.checkpoint_every, execution.keep_checkpoints
         )
-        with Progress(folder.metrics, quiet=quiet) as progress:
+        with Progress(folder.metrics, quiet=quiet) as progress, closing(checkpoints):
             attempt = Attempt(plan, checkpoints, progress, stop_request, listener, world, seat)
             with memory_told(attempt.doing, resumable=True):
                 model = attempt.run()

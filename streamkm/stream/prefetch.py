@@ -23,6 +23,7 @@ import numpy as np
 
 from streamkm.devices import is_host
 from streamkm.errors import ReadError, StreamkmError
+from streamkm.ranges import named
 from streamkm.sources.kept import KeptRows, held_rows
 from streamkm.stream.slots import WEIGHT_BYTES, weights_offset
 
@@ -295,7 +296,7 @@ class _Readers:
         self, host_window: HostWindow, parts: list[tuple[RowRange, slice, bool]]
     ) -> Callable[[], None]:
         def run() -> None:
-            with self._times.working("reading"):
+            with named("read"), self._times.working("reading"):
                 n_bytes = self._read(host_window, parts)
             self._times.add("reading", n_bytes=n_bytes)
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from streamkm.devices import queues_of
+from streamkm.ranges import named
 from streamkm.stream.slots import locked_limit
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _copy_there(
     try:
         for i, host in enumerate(host_windows):
             slot = slots[i % N_DEVICE_SLOTS]
-            with queues.within(copy), clock.timing("copying", copy):
+            with named("copy"), queues.within(copy), clock.timing("copying", copy):
                 window = slot.fill(host, spec, copy, resident)
             times.add("copying", n_bytes=host.bytes_on_device)
             held.append((slot, host))

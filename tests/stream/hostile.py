@@ -19,9 +19,11 @@ from __future__ import annotations
 import random
 import threading
 import time
+import traceback
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,8 +129,8 @@ class HostileDevice:
         self.new()
         self.now = self.queues[0]
         self.locked: dict[int, int] = {}
-        self.n_waits = 0
-        """How often the host has waited for a value."""
+        self.waits: list[str] = []
+        """Modules of the package in which the host has waited for a value, each time."""
 
     # ---- what the package asks ------------------------------------------------------------
 
@@ -211,6 +213,11 @@ class HostileDevice:
                 raise LostError("the device is lost")
             if not mark.is_passed:
                 raise HangError("the host waits for an event that nothing reaches")
+
+    def wait_for_value(self) -> None:
+        within = [f.filename for f in traceback.extract_stack() if "/streamkm/" in f.filename]
+        self.waits += [Path(name).stem for name in within[-1:]]
+        self.now.synchronize()
 
     def close(self) -> None:
         """Let the threads end; what is queued is done before, unless the device is lost."""
@@ -340,8 +347,7 @@ class Hostile(TorchDispatchMode):
             shapes = func(*tree_map(_shape_of, values), **_on_meta(named))
         except (NotImplementedError, RuntimeError):
             # How much comes out depends on values: the host waits.
-            self.device.n_waits += 1
-            self.device.now.synchronize()
+            self.device.wait_for_value()
             return tree_map(_wrapped, func(*values, **named))
         outs = tree_map(_memory_like, shapes)
         if "empty" in func._schema.name:  # What was there before may be in use yet.
@@ -372,8 +378,7 @@ class Hostile(TorchDispatchMode):
             return to
         device.enqueue(lambda: target.copy_(source))
         if not isinstance(to, OnDevice) and (waits or not device.is_locked(to)):
-            device.n_waits += 1
-            device.now.synchronize()
+            device.wait_for_value()
         return to
 
 

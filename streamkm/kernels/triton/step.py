@@ -23,6 +23,7 @@ from streamkm.kernels.triton.state import (
     prepare_kernel,
     rank_kernel,
 )
+from streamkm.ranges import named
 
 if TYPE_CHECKING:
     from streamkm.kernels.stepping import StepRules, StepState
@@ -101,8 +102,9 @@ class TritonStep:
         """See `StepKernel`."""
         n_rows = len(x_BD)
         found = Assignment(self._labels_B[:n_rows], self._sq_distances_B[:n_rows])
-        figures = self._kernel.assign_in_step(x_BD, state.centroids_KD, found)
-        with torch.cuda.device_of(x_BD):
+        with named("assign"):
+            figures = self._kernel.assign_in_step(x_BD, state.centroids_KD, found)
+        with named("move"), torch.cuda.device_of(x_BD):
             self._add_up(state, x_BD, found, sq_norms_B, dropped_B, rules)
             self._move(state, x_BD, found.labels_B, figures, rules)
 

@@ -29,6 +29,7 @@ from streamkm.clustering.seeding.shares import Shares
 from streamkm.clustering.spare import spend_spare_
 from streamkm.distributed.world import ALONE
 from streamkm.kernels import Moments, moments_in_parts
+from streamkm.ranges import shown
 from streamkm.runs.engine.announcer import Announcer
 from streamkm.runs.engine.bounded import begun_sizes, size_figures, size_line, sizing
 from streamkm.runs.engine.comparing import COMPARED_ROWS, changes, changes_line
@@ -91,7 +92,7 @@ class Attempt:
         """Go through the phases that are left, and return the model."""
         self._announcer.introduce()
         self._keeper.restore()
-        with self._slots() as slots:
+        with shown(wanted=self._plan.execution.nvtx), self._slots() as slots:
             state, scaling = self._until_seeded(slots)
             if self._plan.execution.probe:
                 with self._announcer.phase("probe"):

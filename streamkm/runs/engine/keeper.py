@@ -10,17 +10,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from streamkm.clustering.state import RUNNING
+from streamkm.devices import is_host
 from streamkm.distributed.world import ALONE
 from streamkm.errors import Interrupted, Option, StorageError
 from streamkm.runs.engine.agreement import Agreement
 from streamkm.runs.engine.checkpoint_schema import check_checkpoint
+from streamkm.runs.engine.fetching import Fetcher
 from streamkm.runs.engine.snapshot import Snapshot, of_first
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.runs.storage.checkpoint import NoCheckpoints
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    import numpy as np
     import torch
 
     from streamkm.clustering.algorithm import Algorithm
@@ -55,6 +59,8 @@ class Keeper:
         self.world, self._agreement = world, Agreement(world)
         self.algorithm: Algorithm | None = None
         """The one whose epoch is under way: it knows what processes have of the state."""
+        self._fetcher: Fetcher | None = None
+        self._found_dropped = False
 
     def restore(self) -> None:
         """Go on from the newest checkpoint that fits the run, if there is one."""
@@ -143,16 +149,38 @@ class Keeper:
             raise non_finite_error(self._plan.source, n_found, of_fit=True)
 
     def save(self, *, is_last: bool = False) -> Path | None:
-        """Save a checkpoint, but none that counts rows which `check_dropped` refuses."""
-        now = self.now
+        """Save a checkpoint, but none that counts rows which `check_dropped` refuses.
+
+        A device that queues its work is not waited for, unless the checkpoint is the last: a thread
+        waits for what must be saved, and writes it.
+        """
+        now, checkpoints = self.now, self._checkpoints
+        waits = is_last or self.world.size > 1 or is_host(self._plan.device)
         if self.world.size > 1:
             now = now.gathered(self.world, self.algorithm)
-        if now.state is not None:
+        if waits and now.state is not None:
             self.check_dropped(now.state.n_dropped)
-        if isinstance(self._checkpoints, NoCheckpoints):
+        if isinstance(checkpoints, NoCheckpoints):
             return None
-        manifest = {**now.manifest(), "environment": self._announcer.environment}
-        return self._checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
+        manifest = {**now.manifest(), "environment": dict(self._announcer.environment)}
+        if waits:
+            return checkpoints.save(now.step, now.tensors(), manifest, is_last=is_last)
+        checkpoints.wait()
+        if self._found_dropped and now.state is not None:
+            self.check_dropped(now.state.n_dropped)
+        self._fetcher = self._fetcher or Fetcher(self._plan.device)
+        fetched = self._fetcher.fetch(now.on_device())
+        checkpoints.save_later(now.step, partial(self._usable, fetched), manifest)
+        return None
+
+    def _usable(self, fetched: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
+        """The tensors of a checkpoint, None if they count rows that `check_dropped` refuses."""
+        arrays = fetched()
+        n_dropped = arrays.get("state.n_dropped")
+        if self._plan.config.nan == "error" and n_dropped is not None and int(n_dropped):
+            self._found_dropped = True
+            return None
+        return arrays
 
     def finish(self) -> None:
         """End the attempt: no step follows."""

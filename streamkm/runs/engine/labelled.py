@@ -22,12 +22,15 @@ class LabelledBatch:
     """int64; -1 for rows that are not finite."""
     sq_distances_B: torch.Tensor
     """Squared distances in the scaled space, float64; NaN for rows that are not finite."""
-    n_dropped: int
-    """Rows that are not finite."""
     weights_B: torch.Tensor | None = None
     """Float64; 0 for rows that are not finite; None without weights."""
     several: Nearest | None = None
     """The nearest centroids, if the labelling ranks several; as above for rows not finite."""
+
+    @property
+    def n_dropped(self) -> int:
+        """Rows that are not finite; waits for the device."""
+        return int((self.labels_B < 0).sum())
 
 
 class LookedAt(NamedTuple):

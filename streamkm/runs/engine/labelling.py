@@ -20,7 +20,7 @@ from streamkm.clustering.sizes import PricedKernel, bounded_nearest
 from streamkm.config import default_branches, largest_batch_rows
 from streamkm.devices import is_host, resolve_device, sharing
 from streamkm.distributed.world import ALONE
-from streamkm.errors import ConfigError, Option
+from streamkm.errors import ConfigError
 from streamkm.kernels import (
     KernelRequest,
     cores_for_kernels,
@@ -30,12 +30,13 @@ from streamkm.kernels import (
     sq_distances_to,
 )
 from streamkm.runs.engine.labelled import EvaluatedBatch, LabelledBatch, LookedAt
+from streamkm.runs.engine.labelling_checks import check_search, kernel_for, type_notes_of
 from streamkm.runs.planning.device_memory import plan_device_memory
 from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
 from streamkm.sources.names import in_order
 from streamkm.stream.pipeline import open_slots, stream
-from streamkm.stream.plan import plan_reading
+from streamkm.stream.plan import WINDOW_BYTES, plan_reading
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import as_stored_tensor
 
@@ -62,11 +63,13 @@ INT64_CLUSTERS = 2**31
 #: Bytes of a row that travel to who writes it, at most, for each of its nearest centroids: a label
 #: and a distance, and for a second table a distance.
 SENT_BYTES = 16
-#: The kernel whose arithmetic ranks several centroids: plain torch.
-RANKING_KERNEL = "reference"
 #: Rows that a fast search is checked on, about, in all batches and in each at least: enough to know
 #: the share within a per cent, few enough to take less time than the search.
 LOOKED_AT_ROWS, LEAST_LOOKED_AT_ROWS = 10_000, 64
+#: How many times the rows that suit a CPU a GPU labels at once: each launch takes the same time.
+LONGER = 4
+#: Batches that a GPU may be ahead of who takes the labels of an earlier one to the host.
+MOST_AHEAD = 2
 #: Types of the devices that a fast search runs on, and what the message calls it.
 _FAST = (("cpu",), "search fast")
 
@@ -86,9 +89,9 @@ def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> Memor
     MemoryBudgetError
         If the budget does not hold it.
     """
-    batch_rows = largest_batch_rows(spec.n_rows, spec.n_features, 0)
-    reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
     device = resolve_device(execution.device)
+    batch_rows = rows_at_once(spec, device)
+    reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
     plan_device_memory(
         spec, reading, execution, device,
         fixed_bytes=predict_bytes(spec, reading, k, on_host=True),
@@ -97,20 +100,12 @@ def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> Memor
     return plan_memory(spec, reading, execution, fixed_bytes=needed)
 
 
-def _type_notes(dtype: str, fitted: str) -> list[str]:
-    """Whether rows of `dtype` may have other units than those of `fitted`.
-
-    Bytes are mostly pixels or codes, and a model of floats is one of pixels or codes that were
-    scaled. Other integers are not told of: people write 1 for 1.0.
-    """
-    if dtype not in ("uint8", "int8") or "float" not in fitted:
-        return []
-    note = (
-        f"the rows are {dtype}, and the centroids are of {fitted} rows: labels mean something only "
-        "if both have the same units; scale these rows as those of the fit were, or read them "
-        f"as {fitted}"
-    )
-    return [note]
+def rows_at_once(spec: ArraySpec, device: torch.device, n_branches: int = 0) -> int:
+    """Rows of a batch of a `Labelling` that is not told how many."""
+    rows = largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
+    if is_host(device):
+        return rows
+    return min(max(min(LONGER * rows, WINDOW_BYTES // spec.row_bytes), rows), spec.n_rows)
 
 
 class Labelling:
@@ -156,17 +151,17 @@ class Labelling:
                 "with the same features in the same order"
             )
         self._source, self._weights, self.world = source, weights, world
-        self.type_notes = _type_notes(spec.dtype, model.figures.get("dtype", spec.dtype))
+        self.type_notes = type_notes_of(spec.dtype, model.figures.get("dtype", spec.dtype))
         self._seat = seat
         self._agree(model)
         self._n_nearest = n_nearest
-        self._asked_kernel = _kernel_for(n_nearest, execution.kernel, fast=fast)
+        self._asked_kernel = kernel_for(n_nearest, execution.kernel, fast=fast)
         self._is_spherical = model.settings["metric"] == "cosine"
         n_branches = default_branches(model.k) if fast else 0
         self.device = resolve_device(execution.device, *(_FAST if fast else ()))
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
-        batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
+        batch_rows = batch_rows or rows_at_once(spec, self.device, n_branches)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
         needed = output_bytes + self._arithmetic_bytes(model, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
@@ -207,7 +202,7 @@ class Labelling:
 
     def _bound(self, model: Model, sizes: SizeRule, *, fast: bool) -> None:
         """Find clusters by `sizes`; they close only if the model was fitted on these rows."""
-        _check_search(self._n_nearest, fast=fast)
+        check_search(self._n_nearest, fast=fast)
         self.kernel = PricedKernel(self.kernel, sizes.prices_K.to(self.device))
         if self._source.fingerprint() == model.figures["sizes"]["fingerprint"]:
             self._closes_K = sizes.closes_K.to(self.device)
@@ -216,13 +211,14 @@ class Labelling:
         self, model: Model, n_branches: int, batch_rows: int, dtype: torch.dtype
     ) -> int:
         """Host bytes that finding takes, and what is found on its way to who writes it."""
-        n_nearest, n_processes = self._n_nearest, self.world.size
-        if is_host(self.device):
+        n_nearest, n_processes, on_host = self._n_nearest, self.world.size, is_host(self.device)
+        if on_host:
             needed = self._finding_bytes(model, n_branches, batch_rows, dtype)
         else:
             spec, k = self._source.spec, model.k
             needed = predict_bytes(spec, self._reading, k, n_branches, on_host=False)
-        n_copies = self.most_waiting + n_processes if n_processes > 1 else n_nearest > 1
+        n_copies = self.most_waiting + n_processes if n_processes > 1 else int(n_nearest > 1)
+        n_copies += 0 if on_host else self.most_ahead + 1
         return needed + SENT_BYTES * n_nearest * batch_rows * n_copies
 
     def _finding_bytes(
@@ -268,6 +264,11 @@ class Labelling:
                 "go by the prices of its clusters, and bounds on their sizes are not kept"
             )
         return notes
+
+    @property
+    def most_ahead(self) -> int:
+        """Batches that may be queued before the rows of one are fetched; the CPU queues nothing."""
+        return 0 if is_host(self.device) else MOST_AHEAD
 
     @property
     def most_waiting(self) -> int:
@@ -397,44 +398,10 @@ class Labelling:
     def _labelled(
         self, start_row: int, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor
     ) -> LabelledBatch:
-        n_dropped = 0
         if batch.dropped_B is not None:
             labels_B.masked_fill_(batch.dropped_B, -1)
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
-            n_dropped = int(batch.dropped_B.sum())
-        return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)
-
-
-def _check_search(n_nearest: int, *, fast: bool) -> None:
-    """Refuse to look for more, or less, than the cluster of each row where sizes have bounds."""
-    several = (Option("nearest"), " and ", Option("second"), " go")
-    asked = (Option("search", "fast"), " goes") if fast else several
-    if fast or n_nearest > 1:
-        raise ConfigError(
-            *asked,
-            " by distances alone, and this run has bounds on the sizes of its clusters, which "
-            "also decide; leave it out",
-        )
-
-
-def _kernel_for(n_nearest: int, asked: str, *, fast: bool) -> str:
-    """The kernel that finds the `n_nearest` centroids of a row, as ``--kernel`` names it."""
-    if n_nearest == 1:
-        return asked
-    if fast:
-        raise ConfigError(
-            Option("search", "fast"),
-            " finds the nearest centroid alone; several are ranked by ",
-            Option("search", "exact"),
-        )
-    if asked not in ("auto", RANKING_KERNEL):
-        raise ConfigError(
-            Option("kernel", asked),
-            " finds the nearest centroid alone; several are ranked by ",
-            Option("kernel", RANKING_KERNEL),
-            ", as auto chooses",
-        )
-    return RANKING_KERNEL
+        return LabelledBatch(start_row, labels_B, sq_distances_B, batch.weights_B)
 
 
 def _first_row(window: Window, index: int) -> int:

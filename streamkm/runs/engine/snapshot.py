@@ -60,8 +60,8 @@ class Snapshot:
     sizes: SizeState | None = None
     """While sizes are brought within bounds, and after."""
 
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Every tensor by group and name, on the host."""
+    def on_device(self) -> dict[str, torch.Tensor]:
+        """Every tensor by group and name, as the fit uses it."""
         groups = {"moments": self.moments.tensors(), "seeding": self.seeding}
         if self.scaling is not None:
             groups["scaling"] = self.scaling.tensors()
@@ -72,10 +72,15 @@ class Snapshot:
         if self.sizes is not None:
             groups["sizes"] = self.sizes.tensors()
         return {
-            f"{group}.{name}": tensor.cpu().contiguous().numpy()
+            f"{group}.{name}": tensor
             for group, members in groups.items()
             for name, tensor in members.items()
         }
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Every tensor by group and name, on the host."""
+        here = self.on_device().items()
+        return {name: tensor.cpu().contiguous().numpy() for name, tensor in here}
 
     def gathered(self, world: World, algorithm: Algorithm | None) -> Snapshot:
         """The fit as one process alone would have it; all processes of `world` call it."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from streamkm.files import (
     rename_durably,
     write_durably,
 )
+from streamkm.ranges import named
 from streamkm.runs.storage.tensor_file import tensor_file
 from streamkm.sealed import DAMAGE, in_words, seal, unseal
 from streamkm.text import counted
@@ -95,6 +97,8 @@ class Checkpointer:
         self._keep = keep
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._n_failed, self._failure = 0, ""
+        self._under_way: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def load(self, check: Callable[[Checkpoint], None]) -> Checkpoint | None:
         """See `load_checkpoint`; the cadence counts on from the checkpoint's step."""
@@ -127,8 +131,55 @@ class Checkpointer:
         OSError
             If the disk refuses and `is_last` says that no other checkpoint will follow.
         """
+        self.wait()
         try:
-            path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
+            return self._save(step, tensors, manifest, is_last=is_last)
+        finally:
+            self._saved_at, self._saved_step = time.monotonic(), step
+
+    def save_later(
+        self,
+        step: int,
+        fetch: Callable[[], dict[str, np.ndarray] | None],
+        manifest: dict[str, Any],
+    ) -> None:
+        """`save` by a thread, which waits for the tensors; None of them saves nothing.
+
+        There is one such thread at most: the next one begins when it has ended.
+        """
+        self.wait()
+        self._saved_at, self._saved_step = time.monotonic(), step
+
+        def work() -> None:
+            try:
+                tensors = fetch()
+                if tensors is not None:
+                    self._save(step, tensors, manifest, is_last=False)
+            except BaseException as error:  # noqa: BLE001  # `wait` raises it where somebody sees it
+                self._error = error
+
+        self._under_way = threading.Thread(target=work, name="streamkm-checkpoint")
+        self._under_way.start()
+
+    def wait(self) -> None:
+        """Wait for the checkpoint under way, if there is one; raise what has ended its thread."""
+        self.close()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait for the checkpoint under way, if there is one."""
+        if self._under_way is not None:
+            self._under_way.join()
+            self._under_way = None
+
+    def _save(
+        self, step: int, tensors: dict[str, np.ndarray], manifest: dict[str, Any], *, is_last: bool
+    ) -> Path | None:
+        try:
+            with named("checkpoint"):
+                path = save_checkpoint(self.directory, step, tensors, manifest, keep=self._keep)
             self._note_success(step)
             return path
         except OSError as error:
@@ -136,8 +187,6 @@ class Checkpointer:
                 raise
             self._note_failure(step, error)
             return None
-        finally:
-            self._saved_at, self._saved_step = time.monotonic(), step
 
     def _note_failure(self, step: int, error: OSError) -> None:
         self._n_failed += 1
@@ -157,6 +206,7 @@ class Checkpointer:
 
     def conclude(self) -> None:
         """Remove what a killed attempt has left, and log how many checkpoints in a row failed."""
+        self.wait()
         with suppress(OSError):  # The disk may be dead; the result matters more.
             _discard_unfinished(self.directory)
         if self._n_failed:

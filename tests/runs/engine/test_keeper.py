@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,19 @@ def test_no_checkpoint_holds_rows_that_the_run_refuses(job):
     newest = load_checkpoint(job.run / "checkpoints")
     if newest is not None and newest.manifest["cursor"]["phase"] == "train":
         assert newest.tensors["state.n_dropped"] == 0
+
+
+# Breaks when a thread writes a checkpoint that counts rows which the run refuses.
+@pytest.mark.parametrize(("nan", "saves"), [("error", [0]), ("drop", [0, 3])])
+def test_a_thread_saves_no_rows_that_the_run_refuses(nan, saves):
+    plan: Any = SimpleNamespace(config=SimpleNamespace(nan=nan))
+    none: Any = None
+    announcer: Any = SimpleNamespace(progress=None)
+    keeper = Keeper(plan, none, NoCheckpoints(), announcer, StopRequest())
+    for n_dropped in (0, 3):
+        found = {"state.n_dropped": np.array(n_dropped)}
+        usable = keeper._usable(partial(dict, found))
+        assert (usable == found) == (n_dropped in saves)
 
 
 # Breaks when a phase of long steps answers a signal as seldom as the quick steps before it: after

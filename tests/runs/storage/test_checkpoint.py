@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import os
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -264,6 +266,53 @@ def test_a_checkpoint_that_reads_back_damaged_does_not_replace_any(folder, monke
     assert names(folder) == ["step-00000001", "step-00000002"]
     save(folder, 4)
     assert names(folder) == ["step-00000002", "step-00000004"]
+
+
+# ---- by a thread ------------------------------------------------------------
+
+
+def test_one_checkpoint_is_under_way_at_most(folder):
+    checkpoints, may_go_on, fetched = Checkpointer(folder, Cadence(batches=1), 9), Event(), []
+
+    def fetch(step):
+        assert may_go_on.wait(30)
+        fetched.append((step, names(folder) if folder.exists() else []))
+        return TENSORS
+
+    checkpoints.save_later(1, partial(fetch, 1), {})
+    assert not fetched
+    assert not checkpoints.is_due(1)  # Counted from when it began.
+    may_go_on.set()
+    checkpoints.save_later(2, partial(fetch, 2), {})
+    checkpoints.conclude()
+    assert fetched == [(1, []), (2, ["step-00000001"])]
+    assert names(folder) == ["step-00000001", "step-00000002"]
+
+
+def test_what_ends_the_thread_is_raised_by_who_waits(folder, monkeypatch, caplog):
+    checkpoints = Checkpointer(folder, Cadence(batches=1), 9)
+
+    def lost():
+        raise RuntimeError("the device is lost")
+
+    checkpoints.save_later(1, lost, {})
+    with pytest.raises(RuntimeError, match="lost"):
+        checkpoints.wait()
+    checkpoints.save_later(2, lambda: None, {})  # Refused: nothing is saved.
+    checkpoints.wait()
+    assert not folder.exists()
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        checkpoints.save_later(3, lambda: TENSORS, {})
+        checkpoints.wait()  # The run goes on.
+    assert "the checkpoint of step 3 cannot be saved" in caplog.text
+    checkpoints.save_later(4, lambda: TENSORS, {})
+    checkpoints.conclude()
+    assert names(folder) == ["step-00000004"]
 
 
 # ---- cadence ----------------------------------------------------------------

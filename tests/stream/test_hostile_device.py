@@ -176,3 +176,16 @@ def test_a_failed_read_is_told_however_late(monkeypatch: pytest.MonkeyPatch, thr
         sums = partial(sums_of_batches, monkeypatch, seed, 1 + seed % 4, None, source)
         with pytest.raises(ReadError, match="no disk"):
             within(60, partial(sums, threaded=threaded))
+
+
+# Breaks when predict waits for the device at a batch.
+def test_predict_waits_for_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_batches(monkeypatch, 10)
+    job = job_in(tmp_path / "job", epochs=1)
+    job.attempt(kernel="reference")
+    outputs = tmp_path / "l.npy", tmp_path / "d.npy"
+    with hostile_device(monkeypatch, 0) as device:
+        label(job.run, job.source, outputs[0], distances=outputs[1], kernel="reference")
+    # (The kernel of the CPU asks which rows are in doubt; the scaling is asked once for its kind.)
+    assert [module for module in device.waits if module != "exact"] == ["scaling"]
+    assert np.array_equal(np.load(outputs[0]), predicted(job.run, job.source, tmp_path / "c.npy"))

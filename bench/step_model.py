@@ -1,0 +1,170 @@
+"""What a stream to a GPU can reach at most by the host's own work, without a GPU: a prediction.
+
+Launches of a step are counted on torch's device without memory, with Triton's launches left out.
+The Python around them, of a step and of a window, and of the readers for a block, is measured here.
+What a launch takes on a machine with a GPU is assumed. All this Python shares one interpreter lock,
+so it is added up. ``python -m bench.step_model OUT.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.jit import JITFunction
+
+from streamkm.clustering import reservoir
+from streamkm.clustering.lloyd import Lloyd
+from streamkm.clustering.minibatch import MiniBatch
+from streamkm.clustering.preparation import Preparation
+from streamkm.clustering.scaling import Scaling
+from streamkm.clustering.state import initial_state
+from streamkm.kernels.triton import TritonKernel
+from streamkm.machine import processor_name
+from streamkm.sources.base import ArraySpec
+from streamkm.stream.plan import plan_reading
+from streamkm.stream.prefetch import prefetch
+from streamkm.stream.slots import HostSlots, StreamMemory
+from streamkm.stream.stages import StageTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+META = torch.device("meta")
+ROWS, K, FEATURES = 16384, 1024, 128
+#: Seconds that a launch is assumed to take the host, of Triton and of torch.
+LAUNCH_S = {"triton": 8e-6, "torch": 5e-6}
+WINDOWS = 40
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations of torch that a GPU would have to launch."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.n_launched = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = [each.alias_info for each in func._schema.returns]  # noqa: SLF001
+        is_launch = any(each is None or each.is_write for each in aliases)
+        self.n_launched += is_launch and "empty" not in func._schema.name  # noqa: SLF001
+        return func(*args, **(kwargs or {}))
+
+
+class HostGenerators:
+    """torch, but for generators: the device without memory has none."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def Generator(self, device: torch.device) -> torch.Generator:  # noqa: N802
+        del device
+        return torch.Generator()
+
+
+def step_of(algorithm: str) -> Callable[[int], None]:
+    """A step of an algorithm on the device without memory."""
+    kernel = TritonKernel(ROWS, K, torch.float32, META)
+    zeros_D = torch.zeros(FEATURES, dtype=torch.float64, device=META)
+    scaling = Scaling(zeros_D, zeros_D + 1, normalize=False)
+    prepare = Preparation.for_kernel(
+        scaling, kernel, batch_rows=ROWS, stored=torch.float32, dtype=torch.float32
+    )
+    state = initial_state(torch.empty((K, FEATURES), device=META), 0.0)
+    window_ND = torch.empty((8 * ROWS, FEATURES), device=META)
+    rows = torch.empty(ROWS, dtype=torch.int32, device=META)
+    made: MiniBatch | Lloyd = Lloyd(kernel, 0)
+    if algorithm == "minibatch":
+        made = MiniBatch(kernel, 10**8, 0, rate="annealed", epochs=4, batch_rows=ROWS)
+
+    def step(index: int) -> None:
+        made.update_(state, prepare(window_ND, rows), epoch=0, index=index)
+
+    return step
+
+
+def measured_step(algorithm: str) -> dict[str, float]:
+    """Launches of a step, and the processor time of its Python without them."""
+    triton: list[None] = []
+    with (
+        patch.object(JITFunction, "run", lambda *_, **__: triton.append(None)),
+        patch.object(Scaling, "is_affine", new=False),
+        patch.object(reservoir, "torch", HostGenerators()),
+    ):
+        step = step_of(algorithm)
+        step(1)
+        triton.clear()
+        with Counting() as counted:
+            step(2)
+        n_triton, steps = len(triton), range(3, 203)
+        started = time.process_time()
+        for index in steps:
+            step(index)
+        python_s = (time.process_time() - started) / len(steps)
+    return {"triton": n_triton, "torch": counted.n_launched, "python_s": python_s}
+
+
+def measured_reading() -> dict[str, float]:
+    """Processor time of the readers' and the main thread's Python for a window, reads left out."""
+    spec = ArraySpec(WINDOWS * 8 * ROWS, FEATURES, "float32", 2048, "nothing")
+    source: Any = SimpleNamespace(spec=spec, name="nothing", read=lambda *_: None)
+    reading = plan_reading(spec, batch_rows=ROWS, seed=0)
+    memory = StreamMemory(4, reading.window_rows, reading.window_rows * spec.row_bytes, 4)
+    windows = list(reading.windows(0))
+    n_blocks = sum(len(window.reads) for window in windows)
+    with HostSlots(memory, torch.device("cpu")) as slots:
+        started = time.process_time()
+        with prefetch(source, iter(windows), slots, 4, StageTimes()) as ahead:
+            for window in ahead:
+                window.release()
+        spent = time.process_time() - started
+    n_bytes = spec.n_rows * spec.row_bytes
+    return {
+        "window_s": spent / len(windows),
+        "block_s": spent / n_blocks,
+        "window_bytes": n_bytes / len(windows),
+        "block_bytes": n_bytes / n_blocks,
+    }
+
+
+def main() -> None:
+    reading = min((measured_reading() for _ in range(3)), key=lambda each: each["window_s"])
+    steps = {name: measured_step(name) for name in ("minibatch", "lloyd")}
+    # Operations of torch are far slower on the device without memory: this says nothing.
+    del steps["lloyd"]["python_s"]
+    launching_s = sum(steps["minibatch"][kind] * seconds for kind, seconds in LAUNCH_S.items())
+    n_steps = reading["window_bytes"] / (ROWS * FEATURES * 4)
+    steps_s = n_steps * (steps["minibatch"]["python_s"] + launching_s)
+    one_s = steps_s / n_steps  # A step of a whole window takes the host as long as any other.
+    spent = {
+        "launches": n_steps * launching_s,
+        "steps": steps_s,
+        "steps and readers": steps_s + reading["window_s"],
+        "a step a window, and readers": one_s + reading["window_s"],
+    }
+    ceiling = {name: reading["window_bytes"] / each / 1e9 for name, each in spent.items()}
+    found = {
+        "kind": "prediction, no GPU: launches counted, Python measured, time of a launch assumed",
+        "processor": processor_name(),
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "shape": {"rows": ROWS, "k": K, "features": FEATURES, "dtype": "float32"},
+        "assumed_launch_s": LAUNCH_S,
+        "reading": reading,
+        "steps": steps,
+        "minibatch, GB/s at most by": ceiling,
+    }
+    text = json.dumps(found, indent=1)
+    Path(sys.argv[1]).write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
