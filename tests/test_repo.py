@@ -47,6 +47,8 @@ TESTED_IN = {
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",
     "kernels/base": "kernels/contract.py",
+    "kernels/passes": "kernels/contract.py",
+    "kernels/rows": "kernels/contract.py",
     "kernels/stepping": "kernels/triton/test_step.py",
     "kernels/triton/state": "kernels/triton/interpreted_step.py",
     "clustering/few_launches": "kernels/triton/test_step.py",

@@ -2,17 +2,11 @@
 
 from streamkm.kernels.base import (
     Assignment,
-    Breathed,
-    BreathRules,
     Kernel,
     KernelRequest,
     Listed,
     MadeKernel,
-    PassedOver,
-    Passes,
-    PassKernel,
     PassSums,
-    Rows,
     TwoNearest,
     assign_then_add,
 )
@@ -45,7 +39,9 @@ from streamkm.kernels.ops.move import Sums, means_of, move_points_
 from streamkm.kernels.ops.normalize import normalize_, normalized
 from streamkm.kernels.ops.offer import OfferedRows, Reservoir, offer_, rounding_share
 from streamkm.kernels.ops.ranking import Nearest, nearest_bytes, rank_nearest
+from streamkm.kernels.passes import Breathed, BreathRules, PassedOver, Passes, PassKernel
 from streamkm.kernels.reference import add_by_label, mass_by_label
+from streamkm.kernels.rows import Rows
 from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
 from streamkm.kernels.stepping import StepKernel, StepRules, StepState
 

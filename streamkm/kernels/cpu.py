@@ -23,66 +23,38 @@ Installing streamkm builds the extension if there is a compiler. If there is non
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from streamkm.errors import DeviceError, Option
-from streamkm.kernels.base import (
-    Assignment,
-    InPlaceAssignment,
-    Rows,
-    TwoNearest,
-    assign_then_add,
-)
+from streamkm.kernels.base import Assignment, InPlaceAssignment, TwoNearest, assign_then_add
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
 from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
 from streamkm.kernels.ops.groups import GroupSearch
 from streamkm.kernels.ops.lists import assign_lists_
 from streamkm.kernels.ops.passes import TilePasses
-from streamkm.kernels.ops.tiles import Adding, Wanted, accumulate_tiles_, add_tiles_, assign_tiles_
+from streamkm.kernels.ops.tiles import (
+    Adding,
+    Given,
+    Wanted,
+    accumulate_tiles_,
+    add_tiles_,
+    assign_tiles_,
+)
 
 if TYPE_CHECKING:
     from streamkm.kernels.base import KernelRequest, Listed, PassSums
     from streamkm.kernels.extension import InstructionSet
     from streamkm.kernels.ops.groups import Groups
     from streamkm.kernels.ops.tiles import Tiled
+    from streamkm.kernels.rows import Rows
 
 __all__ = ["CpuKernel"]
 
 LABELS_ALONE = Wanted()
 #: Rows of a batch, and centroids, must be fewer: they are numbered by int32.
 MOST_ROWS = 2**31
-
-
-class _Given(NamedTuple):
-    """Rows to assign, and what is wanted of them; tensors are contiguous."""
-
-    x_ND: torch.Tensor
-    positions_B: torch.Tensor | None
-    sq_norms_B: torch.Tensor
-    wanted: Wanted
-
-    def cut(self, n_rows: int) -> tuple[_Given, _Given]:
-        """The first `n_rows` and the others, on the same memory."""
-        parts = []
-        for part in (slice(n_rows), slice(n_rows, None)):
-            x_ND, positions_B = self.x_ND, self.positions_B
-            if positions_B is None:
-                x_ND = x_ND[part]
-            else:
-                positions_B = positions_B[part]
-            _, dropped_B, _, exact_B = self.wanted
-            wanted = self.wanted._replace(
-                dropped_B=None if dropped_B is None else dropped_B[part],
-                exact_B=None if exact_B is None else exact_B[part],
-            )
-            parts.append(_Given(x_ND, positions_B, self.sq_norms_B[part], wanted))
-        return parts[0], parts[1]
-
-    def rows(self) -> torch.Tensor:
-        """The rows one after the other."""
-        return self.x_ND if self.positions_B is None else self.x_ND[self.positions_B.long()]
 
 
 class CpuKernel:
@@ -279,7 +251,7 @@ class CpuKernel:
             raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
         self._make_room(centroids_KD.shape[1])
         centroids_KD, n_rows = centroids_KD.contiguous(), sq_norms_B.shape[0]
-        given = _Given(x_ND.contiguous(), positions_B, sq_norms_B.contiguous(), wanted)
+        given = Given(x_ND.contiguous(), positions_B, sq_norms_B.contiguous(), wanted)
         if (
             self._set.bytes_panel
             and wanted.second_B is None
@@ -294,7 +266,7 @@ class CpuKernel:
             recheck_second_(wanted.second_B, uncertain_B, x_ND, centroids_KD)
         return Assignment(tiled.labels_B, tiled.sq_distances_B), tiled.n_dropped
 
-    def _assign_served(self, given: _Given, centroids_KD: torch.Tensor) -> tuple[Assignment, int]:
+    def _assign_served(self, given: Given, centroids_KD: torch.Tensor) -> tuple[Assignment, int]:
         """`_assign` by groups of centroids, if there are any; looks at the data if it is time."""
         search, found, left = self._search, [], given
         while len(left.sq_norms_B):
@@ -313,7 +285,7 @@ class CpuKernel:
         return Assignment(labels_B, sq_distances_B), sum(each.n_dropped for each in found)
 
     def _assign_tiles(
-        self, given: _Given, centroids_KD: torch.Tensor, groups: Groups | None = None
+        self, given: Given, centroids_KD: torch.Tensor, groups: Groups | None = None
     ) -> Tiled:
         return assign_tiles_(
             self._set,
@@ -339,7 +311,7 @@ class CpuKernel:
         """The nearest of `points_JD` for each row, without counting what was rechecked."""
         found = []
         for x_BD in x_ND.split(self._batch_rows):
-            given = _Given(x_BD, None, x_BD.square().sum(dim=1), LABELS_ALONE)
+            given = Given(x_BD, None, x_BD.square().sum(dim=1), LABELS_ALONE)
             found.append(self._assign_tiles(given, points_JD).labels_B)
         return torch.cat(found)
 

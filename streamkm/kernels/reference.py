@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
+from streamkm.kernels.base import Assignment, TwoNearest, assign_then_add
 from streamkm.kernels.exact import (
     cancelling_share,
     correct_,
@@ -24,6 +24,7 @@ from streamkm.kernels.precision import full_precision
 
 if TYPE_CHECKING:
     from streamkm.kernels.base import KernelRequest
+    from streamkm.kernels.rows import Rows
 
 __all__ = ["ReferenceKernel", "add_by_label", "mass_by_label"]
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.kernels.base import Breathed, PassedOver
 from streamkm.kernels.extension import address, can_weigh, n_threads_for
 from streamkm.kernels.ops.move import MOVE_PRODUCTS
 from streamkm.kernels.ops.tiles import EPILOGUE_PRODUCTS
+from streamkm.kernels.passes import Breathed, PassedOver
 
 if TYPE_CHECKING:
-    from streamkm.kernels.base import BreathRules, Rows
     from streamkm.kernels.extension import InstructionSet
+    from streamkm.kernels.passes import BreathRules
+    from streamkm.kernels.rows import Rows
 
 __all__ = ["TilePasses"]
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EPILOGUE_PRODUCTS",
     "Adding",
+    "Given",
     "Tiled",
     "Wanted",
     "accumulate_tiles_",
@@ -42,6 +43,36 @@ class Wanted(NamedTuple):
     most_sq_norm: float = math.inf
     exact_B: torch.Tensor | None = None
     """float64: distances as sums of squared differences."""
+
+
+class Given(NamedTuple):
+    """Rows to assign, and what is wanted of them; tensors are contiguous."""
+
+    x_ND: torch.Tensor
+    positions_B: torch.Tensor | None
+    sq_norms_B: torch.Tensor
+    wanted: Wanted
+
+    def cut(self, n_rows: int) -> tuple[Given, Given]:
+        """The first `n_rows` and the others, on the same memory."""
+        parts = []
+        for part in (slice(n_rows), slice(n_rows, None)):
+            x_ND, positions_B = self.x_ND, self.positions_B
+            if positions_B is None:
+                x_ND = x_ND[part]
+            else:
+                positions_B = positions_B[part]
+            _, dropped_B, _, exact_B = self.wanted
+            wanted = self.wanted._replace(
+                dropped_B=None if dropped_B is None else dropped_B[part],
+                exact_B=None if exact_B is None else exact_B[part],
+            )
+            parts.append(Given(x_ND, positions_B, self.sq_norms_B[part], wanted))
+        return parts[0], parts[1]
+
+    def rows(self) -> torch.Tensor:
+        """The rows one after the other."""
+        return self.x_ND if self.positions_B is None else self.x_ND[self.positions_B.long()]
 
 
 class Tiled(NamedTuple):

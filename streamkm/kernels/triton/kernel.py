@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from streamkm.errors import InputError
-from streamkm.kernels.base import Assignment, Rows, TwoNearest, assign_then_add
+from streamkm.kernels.base import Assignment, TwoNearest, assign_then_add
 from streamkm.kernels.triton.assign import (
     measure_kernel,
     round_kernel,
@@ -54,6 +54,7 @@ from streamkm.kernels.triton.update import add_chunks_kernel, join_kernel
 
 if TYPE_CHECKING:
     from streamkm.kernels.base import KernelRequest
+    from streamkm.kernels.rows import Rows
 
 __all__ = ["TritonKernel"]
 

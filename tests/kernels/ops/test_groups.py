@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from streamkm.kernels.cpu import LABELS_ALONE, CpuKernel, _Given
+from streamkm.kernels.cpu import LABELS_ALONE, CpuKernel
 from streamkm.kernels.extension import instruction_sets
 from streamkm.kernels.ops import groups as module
 from streamkm.kernels.ops.groups import Groups, GroupSearch
-from streamkm.kernels.ops.tiles import Tiled
+from streamkm.kernels.ops.tiles import Given, Tiled
 from tests.kernels.contract import permuted, sq_norms
 from tests.kernels.test_cpu import HARD_POINTS, exact_points
 
@@ -85,7 +85,7 @@ def test_groups_change_no_bit(instruction_set, case, dtype, how) -> None:
 
 
 def _served(kernel: CpuKernel, x_BD: torch.Tensor, c_KD: torch.Tensor, groups: Groups) -> Tiled:
-    given = _Given(x_BD, None, sq_norms(x_BD), LABELS_ALONE)
+    given = Given(x_BD, None, sq_norms(x_BD), LABELS_ALONE)
     return kernel._assign_tiles(given, c_KD.contiguous(), groups)
 
 
