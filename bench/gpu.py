@@ -42,8 +42,8 @@ from bench.gpu_checks import CHECKS_S, run_checks
 from bench.gpu_fit import measure_fits
 from bench.gpu_peers import assign_peers, iteration_peers
 from streamkm.kernels import Rows
-from streamkm.kernels.triton.kernel import TritonKernel, fits_one_read
-from streamkm.kernels.triton.tiles import Tile, tiles
+from streamkm.kernels.triton.kernel import TritonKernel
+from streamkm.kernels.triton.tiles import Tile, fits_one_read, tiles
 
 ROOT = Path(__file__).parents[1]
 #: Shares of the bfloat16 matrix rate that assign has to reach, by the number of features.
@@ -127,7 +127,7 @@ def assign(run: Run) -> None:
         before = int(exact.n_rechecked)
         exact.assign(x_BD, norms_B, c_KD)
         rechecked = (int(exact.n_rechecked) - before) / n_rows
-        for tile in tiles(d, torch.float32, x_BD.dtype, run.major)[: run.size(16, 2)]:
+        for tile in tiles(d, torch.float32, run.major)[: run.size(16, 2)]:
             times[str(tile)] = tile_seconds(run, tile, x_BD, norms_B, c_KD)
         peers = assign_peers(run.seconds, x_BD, c_KD.bfloat16())
         rate = 2 * n_rows * k * d / limit
