@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "Machine", "Network", "Prediction", "Rates", "predict", "where_it_ends"]
 
-#: Reductions of a step of mini-batches that wait for each other: of exponents, then of sums. Where
-#: one reduction does both, this is 1.
-STEP_REDUCTIONS = 2
+#: Reductions of a step of mini-batches that wait for each other: of sums, and on a GPU of exponents
+#: before them.
+STEP_REDUCTIONS = {"cpu": 1, "cuda": 2}
 #: Those at the end of a pass of lloyd: of grades, then of sums.
 PASS_REDUCTIONS = 2
 
@@ -93,7 +93,7 @@ class Job:
         dtype = torch.float64 if self.dtype == "float64" else torch.float32
         plan = SimpleNamespace(
             config=SimpleNamespace(k=self.k), source=SimpleNamespace(spec=self.spec),
-            dtype=dtype, weights=None,
+            dtype=dtype, weights=None, device=torch.device("cpu"),
         )  # fmt: skip
         return (step_bytes if self.in_steps else pass_bytes)(cast("FitPlan", plan))
 
@@ -193,7 +193,8 @@ def predict(
     n_batches = 1 if job.in_steps else own_units * job.reading.unit_batches
     least = n_batches * rates.least_rows
     if n_reductions is None:
-        n_reductions = STEP_REDUCTIONS if job.in_steps else PASS_REDUCTIONS
+        device = "cuda" if machine.cores is None else "cpu"
+        n_reductions = STEP_REDUCTIONS[device] if job.in_steps else PASS_REDUCTIONS
     assigning = "small batch" if own < least else "assigning"
     computed = {
         assigning: own * rates.prepare_s + max(own, least) * rates.assign_s,

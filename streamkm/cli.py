@@ -19,6 +19,7 @@ from streamkm import __version__
 from streamkm.commands import run_evaluate, run_fit, run_info, run_predict, run_report, run_sweep
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, ElsewhereError, StreamkmError
+from streamkm.export_command import EXPORT_SUMMARY, add_export_options, run_export
 from streamkm.files import expanded
 from streamkm.machine import cores_by_quota
 from streamkm.options import (
@@ -132,6 +133,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], None], str]] = {
         "Measure the clusters of a run on an array: inertia, sizes and quality indices.",
     ),
     "partition": ("RUN SOURCE --out DIR", run_partition, PARTITION_SUMMARY),
+    "export": ("RUN --to FORMAT --out FILE", run_export, EXPORT_SUMMARY),
     "report": ("RUN [SOURCE]", run_report, "Write an HTML page about a run or a sweep."),
     "sweep": (
         "SOURCE --k K [K ...] --out DIR",
@@ -239,6 +241,7 @@ def _add_options(commands: dict[str, _Parser]) -> None:
         add_labelling_options(parser)
     add_predict_options(predict)
     add_partition_options(commands["partition"])
+    add_export_options(commands["export"])
     evaluate.add_argument(
         "--json", action="store_true", help="print JSON, with the size of every cluster"
     )
@@ -247,7 +250,7 @@ def _add_options(commands: dict[str, _Parser]) -> None:
         parser.add_argument("--weights", metavar="LOCATION", type=expanded, help=WEIGHTS_HELP)
     add_source(commands["sweep"])
     add_sweep_options(commands["sweep"])
-    for name in commands.keys() - {"info"}:
+    for name in commands.keys() - {"info", "export"}:
         add_execution_options(commands[name], name)
     add_source(commands["info"], "PATH", "the folder of a run or a sweep, or an array: ")
 

@@ -228,14 +228,19 @@ class OutputFile:
 
     def reserve(self, size: int) -> None:
         """Make the file `size` bytes long and, where the file system can, reserve the space."""
-        try:
+        with _naming(self._path):
             os.ftruncate(self._fd, size)
+        self.reserve_part(0, size)
+
+    def reserve_part(self, position: int, n_bytes: int) -> None:
+        """Reserve the space of `n_bytes` from `position` on, where the file system can."""
+        try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, 0, size)
+                os.posix_fallocate(self._fd, position, n_bytes)
         except OSError as error:
             if error.errno in _NO_FALLOCATE:
                 return
-            reason = f"{error.strerror}: {size} bytes are needed; free space or choose another"
+            reason = f"{error.strerror}: {n_bytes} bytes are needed; free space or choose another"
             raise OSError(error.errno, f"{reason} folder", str(self._path)) from error
 
     def sync(self) -> None:

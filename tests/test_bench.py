@@ -205,8 +205,8 @@ def test_pass_on_two_nodes_by_hand():
 
 def test_step_on_shared_cores_by_hand():
     job = MINIBATCH
-    # 11 x 4 sums, 11 counts and 2 totals of 8 bytes, 12 exponents of 4.
-    assert job.reduced_bytes == 8 * 57 + 4 * 12
+    # 10 x 4 sums of 8 bytes, 10 counts of 4 and 3 totals of 8, the latter in a line of the cache.
+    assert job.reduced_bytes == 8 * (40 + 8)
     links = Network(base_s=5.0, bandwidth=job.reduced_bytes)
     found = predict(job, RATES, Machine(readers=1, cores=2), links, n_local=4, n_reductions=1)
     # 30 of 100 rows: 60 + 50 s of reading, 120 + 10 + 50 of arithmetic, on half a core.

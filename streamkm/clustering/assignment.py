@@ -14,28 +14,23 @@ import torch
 
 from streamkm.clustering.batch import MOST_SQ_NORM
 from streamkm.clustering.graded_sums import serial_sum
-from streamkm.distributed.world import ALONE
+from streamkm.clustering.step_sums import StepSums
 from streamkm.kernels import (
     Assignment,
-    FixedSums,
     Nearest,
     Rows,
     Sums,
     TwoNearest,
-    add_fixed_,
-    bits_for,
-    exponents_by_label,
-    exponents_of,
-    fixed_by_label,
     mass_by_label,
     rank_nearest,
     sq_distances_to,
-    wide_by_label,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from streamkm.clustering.batch import Batch
-    from streamkm.distributed.world import World
+    from streamkm.clustering.step_sums import Sharing
     from streamkm.kernels import MadeKernel
 
 __all__ = [
@@ -162,16 +157,18 @@ def nearest_and_fixed_sums(
     centroids_KD: torch.Tensor,
     *,
     spherical: bool,
-    world: World = ALONE,
-) -> tuple[Assignment, BatchSums, BatchTotals]:
-    """`nearest`, and sums over the batch that do not depend on how its rows are divided.
+    sharing: Sharing,
+    usual: torch.Tensor,
+    meanwhile: Callable[[Assignment], None] | None = None,
+) -> tuple[BatchSums, BatchTotals]:
+    """Sums over the batch that do not depend on how its rows are divided.
 
-    Every process of `world` brings its own rows of the batch, none if need be, and gets the sums
-    over all of them. Distances are those of the kernel: good enough to choose a centroid by, not to
-    report.
+    Every process of `sharing` brings its own rows of the batch, none if need be, and gets the sums
+    over all of them. `usual` is the mean squared distance of the batch before (see
+    `StepSums.add_up`). `meanwhile` gets what `nearest` gives while the sums are under way, with
+    distances of the kernel: good enough to choose a centroid by, not to report.
     """
-    k, n_features = centroids_KD.shape
-    shares_B, unit = batch.shares
+    k = len(centroids_KD)
     assignment = _nearest_by_kernel_(kernel, batch, centroids_KD, spherical=spherical)
     labels_B, sq_distances_B = assignment
     n_dropped = labels_B.new_zeros(1)
@@ -180,25 +177,16 @@ def nearest_and_fixed_sums(
         n_dropped += batch.dropped_B.sum()
     if batch.left_out_B is not None:
         labels_B = labels_B.masked_fill(batch.left_out_B, k)
-    exponents_E = exponents_by_label(batch.sq_norms_B, sq_distances_B, shares_B, labels_B, k + 1)
-    of_shares_K, mass_LK = exponents_E.new_zeros(0), labels_B.new_zeros((2, 0))
-    if shares_B is not None:
-        of_shares_K = exponents_of(shares_B, labels_B, k + 1)
-    world.max_(exponents_E, of_shares_K)
-    n_bits = bits_for(batch.n_whole)
-    sums = FixedSums.empty(exponents_E, n_features, centroids_KD.dtype, n_bits)
-    add_fixed_(sums, batch.x_ND, batch.positions_B, labels_B, sq_distances_B, shares_B)
-    if shares_B is not None:
-        mass_LK = fixed_by_label(shares_B, labels_B, of_shares_K, n_bits)
-    world.sum_(sums.sums_LKD, sums.counts_K, sums.total_1, n_dropped, mass_LK)
+    sums = StepSums(batch, Assignment(labels_B, sq_distances_B), n_dropped, k, sharing.world)
+
+    def call() -> None:
+        if meanwhile is not None:
+            meanwhile(assignment)
+
+    sums.add_up(centroids_KD, usual, sharing, call)
     return (
-        assignment,
-        BatchSums(
-            Sums(sums.wide()[:k], unit),
-            sums.counts_K[:k],
-            wide_by_label(mass_LK, of_shares_K, n_bits)[:k] * unit,
-        ),
-        BatchTotals(sums.total() * unit, n_dropped[0]),
+        BatchSums(Sums(sums.sums_KD(), batch.shares[1]), sums.counts_K(), sums.weights_K()),
+        BatchTotals(sums.inertia(), sums.n_dropped()),
     )
 
 

@@ -80,6 +80,7 @@ class BranchKernel:
     stored_dtypes: tuple[torch.dtype, ...] = ()
     in_place = None
     whole_passes = None
+    stepper = None
 
     def __init__(
         self, kernel: MadeKernel, batch_rows: int, branches: Branches | None = None

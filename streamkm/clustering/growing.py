@@ -54,12 +54,13 @@ class Growing(MiniBatch):
         live = state.stop == RUNNING
         if is_host(live.device) and not live:
             return  # On a GPU, reading `live` would make the host wait.
-        _, (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
+        (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
             self.kernel,
             batch,
             state.centroids_KD,
             spherical=self.spherical,
-            world=self.world,
+            sharing=self.sharing,
+            usual=state.batch_inertia,
         )
         state.n_dropped += n_dropped * live
         counts_K *= live

@@ -29,14 +29,16 @@ m rows are m rows of the cluster's mean weight.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import torch
 
 from streamkm.clustering.assignment import nearest_and_fixed_sums
+from streamkm.clustering.few_launches import takes_few_launches, update_in_few_launches_
 from streamkm.clustering.reservoir import draw_, gather_reservoir_, reseed_, step_generator
 from streamkm.clustering.state import BY_MIN_GAIN, BY_NO_IMPROVEMENT, BY_TOL, RUNNING
+from streamkm.clustering.step_sums import Sharing
 from streamkm.devices import is_host
 from streamkm.distributed.world import ALONE
 
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import Assignment, MadeKernel
 
 __all__ = ["MiniBatch"]
 
@@ -77,7 +79,13 @@ class MiniBatch:
     epochs: int = 1
     batch_rows: int = 1
     """Rows of a batch, at most; with `epochs`, this tells how far the run has come."""
-    world: World = ALONE
+    sharing: Sharing = field(default_factory=Sharing, compare=False)
+    """The processes, and how they add up batches."""
+
+    @property
+    def world(self) -> World:
+        """The processes."""
+        return self.sharing.world
 
     @classmethod
     def make(
@@ -90,7 +98,7 @@ class MiniBatch:
         return cls(
             kernel, n_rows, config.seed, spherical, config.max_no_improvement,
             config.min_gain or 0.0, config.rate or "mean",
-            config.epochs, config.batch_rows, world,
+            config.epochs, config.batch_rows, Sharing(world),
         )  # fmt: skip
 
     def begin_epoch_(self, state: KMeansState) -> None:
@@ -103,22 +111,42 @@ class MiniBatch:
         A state that has stopped stays as it is, to the bit: the host learns late
         that a run is over, and the batches it has queued by then must not matter.
         """
+        anneals, kernel = self.rate == "annealed", self._kernel_for(state)
+        # The first step of an annealed run remembers the seeds, in the mean weight of its rows.
+        if (
+            not (anneals and epoch == index == 0)
+            and self.world.size == 1
+            and takes_few_launches(kernel, batch, spherical=self.spherical)
+        ):
+            if anneals and index == 0 and epoch <= ANNEALED_EPOCHS:
+                state.former_inertia.masked_fill_(state.stop == RUNNING, torch.nan)
+            update_in_few_launches_(
+                kernel, state, batch, entropy=(self.seed, epoch, index),
+                memory=self.memory(state.k, epoch, index) if anneals else None,
+                n_all=self.n_rows, patience=self._patience,
+            )  # fmt: skip
+            return
         live = state.stop == RUNNING
         if is_host(live.device) and not live:
             return  # On a GPU, reading `live` would make the host wait.
-        assignment, (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
-            self._kernel_for(state),
+
+        def offer(assignment: Assignment) -> None:
+            labels_B, sq_distances_B = assignment
+            generator = step_generator(labels_B.device, self.seed, epoch, index)
+            draw_(state, batch, labels_B, sq_distances_B * live, generator)
+
+        (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
+            kernel,
             batch,
             state.centroids_KD,
             spherical=self.spherical,
-            world=self.world,
+            sharing=self.sharing,
+            usual=state.batch_inertia,
+            meanwhile=offer,
         )
-        labels_B, sq_distances_B = assignment
         state.n_dropped += n_dropped * live
         counts_K *= live
         weights_K *= live
-        generator = step_generator(labels_B.device, self.seed, epoch, index)
-        draw_(state, batch, labels_B, sq_distances_B * live, generator)
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
@@ -126,7 +154,7 @@ class MiniBatch:
         added_K = weights_K if state.is_weighted else counts_K.double()
         n_rows, mass = counts_K.sum(), added_K.sum()
         kept_K = None
-        if self.rate == "annealed":
+        if anneals:
             if epoch == index == 0:
                 _remember_seeds_(state, torch.where(n_rows > 0, mass / n_rows, 1))
             if index == 0 and epoch <= ANNEALED_EPOCHS:
@@ -136,6 +164,12 @@ class MiniBatch:
         state.mass_K += added_K
         shift = state.move_(counts_K > 0, spherical=self.spherical, added=sums, kept_K=kept_K)
         self._watch(state, inertia, n_rows, mass, shift, live)
+
+    @property
+    def _patience(self) -> int | None:
+        """`max_no_improvement`, no greater than int64 holds: torch refuses to compare with more."""
+        wanted = self.max_no_improvement
+        return None if wanted is None else min(wanted, MOST_STEPS)
 
     def _kernel_for(self, state: KMeansState) -> MadeKernel:
         """The kernel for a step from `state`."""
@@ -207,7 +241,8 @@ class MiniBatch:
         judged = live & (n_rows > 0)
         stop_at_tol = judged & (state.tolerance > 0) & (shift <= state.tolerance)
         state.stop.masked_fill_(stop_at_tol, BY_TOL)
-        if self.max_no_improvement is None:
+        patience = self._patience
+        if patience is None:
             return
         # As in scikit-learn, the first batch does not count: its inertia is that of the seeding.
         counted = judged & (state.n_steps > 1)
@@ -222,8 +257,6 @@ class MiniBatch:
         state.best_inertia.copy_(torch.where(improved, smoothed, state.best_inertia))
         waited = torch.where(improved, 0, state.no_improvement + counted.long())
         state.no_improvement.copy_(waited)
-        # torch refuses to compare with a number that int64 cannot hold.
-        patience = min(self.max_no_improvement, MOST_STEPS)
         too_long = live & (state.no_improvement >= patience)
         state.stop.masked_fill_(too_long & (state.stop == RUNNING), BY_NO_IMPROVEMENT)
 

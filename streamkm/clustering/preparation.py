@@ -13,7 +13,7 @@ from streamkm.kernels import gather, normalize_
 
 if TYPE_CHECKING:
     from streamkm.clustering.scaling import Scaling
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import MadeKernel, StepKernel
 
 __all__ = ["Preparation"]
 
@@ -29,6 +29,8 @@ class Preparation:
     """Whether rows that need no change are left to the kernel where they lie."""
     weight_unit: float | None = None
     """See `Batch`."""
+    stepper: StepKernel | None = None
+    """What prepares batches in one launch, if the kernel can."""
 
     @classmethod
     def for_kernel(
@@ -44,7 +46,7 @@ class Preparation:
         row_dtype = dtype if needs_change or stored not in kernel.stored_dtypes else stored
         takes_in_place = in_place and kernel.in_place is not None
         workspace_BD = cls.workspace(scaling, batch_rows, row_dtype)
-        return cls(scaling, workspace_BD, takes_in_place, weight_unit)
+        return cls(scaling, workspace_BD, takes_in_place, weight_unit, kernel.stepper)
 
     @classmethod
     def widened(
@@ -89,6 +91,8 @@ class Preparation:
         affine = (
             (scaling.shift_D.to(dtype), scaling.factor_D.to(dtype)) if scaling.is_affine else ()
         )
+        if self.stepper is not None and weights_N is None and not scaling.normalize:
+            return self._prepared_in_one_launch(x_ND, rows, affine, must_copy=is_shared)
         x_BD, sq_norms_B = gather(x_ND, rows, self.workspace_BD, *affine, must_copy=is_shared)
         dropped_B = self._dropped(x_BD, sq_norms_B) if x_ND.is_floating_point() else None
         weights_B = None if weights_N is None else weights_N[rows]
@@ -100,6 +104,31 @@ class Preparation:
             normalize_(x_BD)
             sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
         return Batch(x_BD, sq_norms_B, dropped_B, scaling.normalize, weights_B, self.weight_unit)
+
+    def _prepared_in_one_launch(
+        self,
+        x_ND: torch.Tensor,
+        rows: torch.Tensor | slice,
+        affine: tuple[torch.Tensor, ...],
+        *,
+        must_copy: bool,
+    ) -> Batch:
+        """`__call__` for rows without weights that are not normalised."""
+        assert self.stepper is not None
+        positions_B = None
+        if isinstance(rows, slice):
+            x_ND = x_ND[rows]
+            lies_ready = x_ND.dtype == self.workspace_BD.dtype and not (affine or must_copy)
+            x_BD = x_ND if lies_ready else self.workspace_BD[: len(x_ND)]
+        else:
+            positions_B, x_BD = rows, self.workspace_BD[: len(rows)]
+        shift_D, factor_D = affine or (None, None)
+        sq_norms_B, dropped_B = self.stepper.prepare(
+            x_ND, positions_B, x_BD, shift_D, factor_D,
+            most_sq_norm=MOST_SQ_NORM[torch.float32],
+        )  # fmt: skip
+        has_dropped = x_ND.is_floating_point()
+        return Batch(x_BD, sq_norms_B, dropped_B if has_dropped else None)
 
     def _dropped(self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor) -> torch.Tensor | None:
         """True for rows that cannot be used; None if it is known that there are none."""

@@ -33,6 +33,7 @@ __all__ = [
     "draw_",
     "gather_reservoir_",
     "mix",
+    "offered_of",
     "reseed_",
     "step_generator",
 ]
@@ -91,10 +92,7 @@ def draw_(
     direction to put a centroid in.
     """
     n_rows = batch.n_whole
-    # The first row differs from step to step: if rows come in the same order every epoch, the
-    # rows between would otherwise never be offered.
-    stride = max(-(-n_rows // n_offered), 1)
-    first = generator.initial_seed() % stride
+    first, stride = offered_of(generator.initial_seed(), n_rows, n_offered)
     uniform = torch.rand(
         len(range(first, n_rows, stride)),
         dtype=torch.float64,
@@ -123,6 +121,14 @@ def draw_(
         stride=stride,
     )
     offer_(state.reservoir, offered, uniform)
+
+
+def offered_of(seed: int, n_rows: int, n_offered: int = OFFERED_PER_BATCH) -> tuple[int, int]:
+    """The first row of a batch that is offered, and from how many one is."""
+    stride = max(-(-n_rows // n_offered), 1)
+    # The first row differs from step to step: if rows come in the same order every epoch, the
+    # rows between would otherwise never be offered.
+    return seed % stride, stride
 
 
 def gather_reservoir_(state: KMeansState, world: World) -> None:

@@ -118,7 +118,10 @@ class World:
         self.sum_later(*tensors).wait()
 
     def sum_later(self, *tensors: torch.Tensor) -> Pending:
-        """Begin `sum_`; the tensors change in `Pending.wait`, and must not before."""
+        """Begin `sum_`. Until `Pending.wait` the tensors hold anything, and must not be changed.
+
+        One contiguous tensor is added up where it is; several are copied together.
+        """
         return self._reduce(tensors, dist.ReduceOp.SUM)
 
     def max_(self, *tensors: torch.Tensor) -> None:
@@ -233,6 +236,7 @@ class World:
         """
         if self.size == 1:
             return
+        self.meet()  # What each has had to find out, such as rows of its data, may have taken long.
         self.compare(self.gather({"host": self.host, "what": what}))
 
     @staticmethod
@@ -323,9 +327,12 @@ class World:
         for (dtype, device), alike in kinds.items():
             if not (n := sum(tensor.numel() for tensor in alike)):
                 continue
-            buffer = self._take(n, dtype, device)
-            flat = buffer[:n]
-            torch.cat([tensor.reshape(-1) for tensor in alike], out=flat)
+            if len(alike) == 1 and alike[0].is_contiguous():
+                buffer, flat = None, alike[0].view(-1)
+            else:
+                buffer = self._take(n, dtype, device)
+                flat = buffer[:n]
+                torch.cat([tensor.reshape(-1) for tensor in alike], out=flat)
             with self.waiting():
                 work = dist.all_reduce(flat, op, group=self._group, async_op=True)
             parts.append(_Part(alike, buffer, work))
@@ -344,6 +351,8 @@ class World:
         """Wait for an all-reduce, hand out its result, and keep the buffer."""
         with self.waiting(is_new=False):
             part.work.wait()
+        if part.buffer is None:
+            return
         begin = 0
         for tensor in part.tensors:
             end = begin + tensor.numel()
@@ -415,7 +424,8 @@ class _Part:
     """An all-reduce that has begun."""
 
     tensors: list[torch.Tensor]
-    buffer: torch.Tensor
+    buffer: torch.Tensor | None
+    """What is reduced; None for the one tensor itself."""
     work: dist.Work
 
 

@@ -27,6 +27,7 @@ from streamkm.kernels.ops.distances import (
     sq_distances_with,
 )
 from streamkm.kernels.ops.fixed import (
+    LEAST_EXPONENT,
     FixedSums,
     add_fixed_,
     bits_for,
@@ -40,12 +41,14 @@ from streamkm.kernels.ops.graded import LEAST_GRADE, add_graded_, graded_total, 
 from streamkm.kernels.ops.moments import Moments, moments_in_parts
 from streamkm.kernels.ops.move import Sums, means_of, move_points_
 from streamkm.kernels.ops.normalize import normalize_, normalized
-from streamkm.kernels.ops.offer import OfferedRows, Reservoir, offer_
+from streamkm.kernels.ops.offer import OfferedRows, Reservoir, offer_, rounding_share
 from streamkm.kernels.ops.ranking import Nearest, nearest_bytes, rank_nearest
 from streamkm.kernels.reference import add_by_label, mass_by_label
 from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
+from streamkm.kernels.stepping import StepKernel, StepRules, StepState
 
 __all__ = [
+    "LEAST_EXPONENT",
     "LEAST_GRADE",
     "Assignment",
     "BreathRules",
@@ -62,6 +65,9 @@ __all__ = [
     "Passes",
     "Reservoir",
     "Rows",
+    "StepKernel",
+    "StepRules",
+    "StepState",
     "Sums",
     "TwoNearest",
     "add_by_label",
@@ -93,6 +99,7 @@ __all__ = [
     "raise_grades_",
     "rank_nearest",
     "resolve_kernel",
+    "rounding_share",
     "sq_distances_between",
     "sq_distances_to",
     "sq_distances_with",

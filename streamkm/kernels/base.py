@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from streamkm.kernels.stepping import StepKernel
+
 __all__ = [
     "Assignment",
     "BreathRules",
@@ -193,6 +195,10 @@ class MadeKernel(Protocol):
     @property
     def whole_passes(self) -> PassKernel | None:
         """The kernel's way to make passes and breaths in one call; None if it has none."""
+
+    @property
+    def stepper(self) -> StepKernel | None:
+        """The kernel's way to make a step in few launches; None if it has none."""
 
     def assign(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor

@@ -70,6 +70,7 @@ class CpuKernel:
     """
 
     name = "cpu"
+    stepper = None
     stored_dtypes: tuple[torch.dtype, ...] = ()
     distances_cancel = True
 

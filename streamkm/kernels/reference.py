@@ -44,6 +44,7 @@ class ReferenceKernel:
     distances_cancel = True
     in_place = None
     whole_passes = None
+    stepper = None
 
     def __init__(
         self,

@@ -113,14 +113,17 @@ def fit(
         world.agree({**record["fit"], **record["data"]})
     if run_dir is None or not world.is_first:
         # What is in the run folder, the first process alone has looked up.
-        if run_dir is not None and world.gather(None)[0]:
-            return load_model(run_dir, world)
+        if run_dir is not None:
+            world.meet()
+            if world.gather(None)[0]:
+                return load_model(run_dir, world)
         with Progress(quiet=quiet or not world.is_first) as progress:
             attempt = Attempt(plan, NoCheckpoints(), progress, stop_request, listener, world, seat)
             with memory_told(attempt.doing, resumable=run_dir is not None):
                 return attempt.run()
     with RunFolder(run_dir, record, resume=resume) as folder:
         finished = finished_model(folder)
+        world.meet()
         world.gather(finished is not None)
         if finished is not None:
             if world.size > 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from streamkm.distributed.world import ALONE
 from streamkm.errors import (
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from streamkm.runs.reporting.signals import StopRequest
     from streamkm.sinks import Sink
     from streamkm.sources import IdColumn, Source
+
+T = TypeVar("T")
 
 __all__ = [
     "finished_line",
@@ -171,7 +174,8 @@ def predict(
         )  # fmt: skip
         with _kept_for_resuming(sinks), memory_told(writer.doing, resumable=True):
             if start_row < n_rows:
-                rows = FoundRows(fields_of(outputs, columns), model.scaling.unit)
+                fields = fields_of(outputs, columns)
+                rows = FoundRows(fields, model.scaling.unit, labelling.most_ahead)
                 _label_all(source, labelling, rows, writer, progress)
             # The last rows become durable, and their cursor names the job until the commit.
             writer.finish()
@@ -388,14 +392,27 @@ def _label_all(
     progress.say(f"on {labelling.device}, {labelling.kernel_description}, {labelling.memory}")
     with labelling.batches(start_row) as batches:
         progress.begin("predict", source.spec.n_rows, labelling.times, done=start_row)
-        for place in labelling.places(start_row):
-            is_own = place.owner == labelling.world.rank
-            writer.write(place, rows.of(next(batches)) if is_own else None)
+        fetched = (
+            (place, rows.queued(next(batches)) if place.owner == labelling.world.rank else None)
+            for place in labelling.places(start_row)
+        )
+        for place, found in _after(fetched, labelling.most_ahead):
+            writer.write(place, None if found is None else found())
             writer.after(place)
             progress.advance(place.n_rows)
             if progress.is_due():
                 progress.report({})
     progress.say(labelling.times.summary())
+
+
+def _after(items: Iterator[T], n: int) -> Iterator[T]:
+    """`items`, each when `n` more have been begun, or none is left."""
+    begun: deque[T] = deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) > n:
+            yield begun.popleft()
+    yield from begun
 
 
 def _say_notes(notes: list[str], progress: Progress) -> None:

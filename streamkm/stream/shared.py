@@ -14,8 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
+from streamkm.devices import queues_of
 from streamkm.errors import Interrupted
 from streamkm.stream.pipeline import stream
 from streamkm.stream.seat import Seat, Turn, Wanted
@@ -75,12 +74,12 @@ class SharedStream:
         seats: list[Seat] = []
         errors: list[BaseException] = []
         results: dict[int, T] = {}
-        device = self.slots.device
-        compute = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        queues = queues_of(self.slots.device)
+        compute = None if queues is None else queues.current()
 
         def do(number: int, seat: Seat) -> None:
-            # A thread begins on the first GPU, on a stream that would not wait for copies.
-            with torch.cuda.stream(compute) if compute is not None else nullcontext():
+            # A thread begins on the first GPU, on a queue that would not wait for copies.
+            with nullcontext() if queues is None else queues.within(compute):
                 results[number] = works[number](seat)
 
         def go_on(seat: Seat, step: Callable[[], None]) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamkm.devices import queues_of
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -85,7 +87,7 @@ class HostSlots:
         return len(self.buffers)
 
     def __enter__(self) -> HostSlots:
-        if self.device.type == "cuda" and self._locked:
+        if self._locked:
             self._pin()
         return self
 
@@ -95,32 +97,25 @@ class HostSlots:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pinned:
-            import torch
-
-            with torch.cuda.device(self.device):
-                for buffer in self._pinned:
-                    torch.cuda.cudart().cudaHostUnregister(buffer.ctypes.data)
+        queues = queues_of(self.device)
+        if queues is not None:
+            for buffer in self._pinned:
+                queues.unlock(buffer)
         # The map is freed with the last array that views it.
         self._pinned, self.buffers = [], []
 
     def _pin(self) -> None:
-        import torch
-
-        runtime = torch.cuda.cudart()
+        queues = queues_of(self.device)
+        if queues is None:
+            return
         for buffer in self.buffers:
-            with torch.cuda.device(self.device):
-                status = runtime.cudaHostRegister(buffer.ctypes.data, buffer.nbytes, 0)
-            if int(status) != 0:
-                # The failure stays CUDA's last error, and the next launch would raise it. torch
-                # can clear it only by a launch.
-                with suppress(RuntimeError):
-                    torch.ones(1, device=self.device)
+            refused = queues.lock(buffer)
+            if refused:
                 logger.warning(
                     "page-locking %d bytes of host memory failed (%s): copies to the GPU "
                     "will be slower; raise the locked-memory limit (ulimit -l)",
                     buffer.nbytes,
-                    status,
+                    refused,
                 )
                 return
             self._pinned.append(buffer)

@@ -1,11 +1,11 @@
 """Moves windows from host slots to the device, beside the arithmetic.
 
-On CUDA a copy stream fills one of two device slots while the compute stream
+On a GPU a queue for copies fills one of two device slots while the queue of the arithmetic
 works on the other. The copy of a window is queued before the window ahead of it
 is handed over, so it runs beside the work that the caller queues for that one.
-Events make each stream wait for the other. The host waits for a copy only when
+Events make each queue wait for the other. The host waits for a copy only when
 it gives the host slot back to the readers. On the CPU a window is used where it
-lies. Rows of a tensor on the device go through the same slots and streams, by
+lies. Rows of a tensor on the device go through the same slots and queues, by
 copies within the device. The caller sees one iterator of `DeviceWindow`.
 """
 
@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from streamkm.devices import queues_of
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from streamkm.devices import Event, Queue, Queues
     from streamkm.sources.base import ArraySpec
     from streamkm.stream.plan import Window
     from streamkm.stream.prefetch import HostWindow
@@ -87,9 +90,10 @@ def to_device(
     rest. On the CPU windows are its rows themselves where these follow one another. Otherwise they
     are copies, because who uses a window may change it.
     """
-    if slots.device.type == "cuda":
-        return _copy_to_cuda(host_windows, spec, slots, times, there_ND)
-    return _use_in_place(host_windows, spec, times, there_ND)
+    queues = queues_of(slots.device)
+    if queues is None:
+        return _use_in_place(host_windows, spec, times, there_ND)
+    return _copy_there(host_windows, spec, slots, times, queues, there_ND)
 
 
 def _use_in_place(
@@ -117,25 +121,25 @@ def _use_in_place(
         host.release()
 
 
-def _copy_to_cuda(
+def _copy_there(
     host_windows: Iterator[HostWindow],
     spec: ArraySpec,
     host_slots: HostSlots,
     times: StageTimes,
-    there_ND: torch.Tensor | None = None,
+    queues: Queues,
+    there_ND: torch.Tensor | None,
 ) -> Generator[DeviceWindow]:
-    compute = torch.cuda.current_stream(host_slots.device)
-    copy = torch.cuda.Stream(host_slots.device)
-    slots = [_DeviceSlot(host_slots, spec) for _ in range(N_DEVICE_SLOTS)]
+    compute, copy = queues.current(), queues.new()
+    slots = [_DeviceSlot(host_slots, spec, queues) for _ in range(N_DEVICE_SLOTS)]
     # torch may give the slots memory that queued work still uses: the copies wait for that work.
     copy.wait_stream(compute)
-    clock = _EventClock(times)
+    clock = _EventClock(times, queues)
     held: deque[tuple[_DeviceSlot, HostWindow]] = deque()
     ahead: tuple[_DeviceSlot, DeviceWindow] | None = None
     try:
         for i, host in enumerate(host_windows):
             slot = slots[i % N_DEVICE_SLOTS]
-            with torch.cuda.stream(copy), clock.timing("copying", copy):
+            with queues.within(copy), clock.timing("copying", copy):
                 window = slot.fill(host, spec, copy, there_ND)
             if there_ND is not None:
                 times.add("copying", n_bytes=host.rows_ND.nbytes)
@@ -159,7 +163,7 @@ def _copy_to_cuda(
 
 
 def _hand_over(
-    slot: _DeviceSlot, window: DeviceWindow, compute: torch.cuda.Stream, clock: _EventClock
+    slot: _DeviceSlot, window: DeviceWindow, compute: Queue, clock: _EventClock
 ) -> Generator[DeviceWindow]:
     """Let the caller queue its work on a window: after its copy, before the slot's next one."""
     compute.wait_event(slot.copied)
@@ -169,9 +173,9 @@ def _hand_over(
 
 
 class _DeviceSlot:
-    """Memory for one window on the device, with an event for each stream to wait for."""
+    """Memory for one window on the device, with an event for each queue to wait for."""
 
-    def __init__(self, host_slots: HostSlots, spec: ArraySpec) -> None:
+    def __init__(self, host_slots: HostSlots, spec: ArraySpec, queues: Queues) -> None:
         device, slot_rows = host_slots.device, host_slots.memory.slot_rows
         example = as_stored_tensor(np.empty((0, spec.n_features), spec.storage), spec.dtype)
         self._x_ND = example.new_empty((slot_rows, spec.n_features), device=device)
@@ -179,14 +183,14 @@ class _DeviceSlot:
         n_weights = slot_rows if host_slots.memory.weighted else 0
         self._weights_N = torch.empty(n_weights, dtype=torch.float64, device=device)
         # Pinned: from other memory the host would wait for this copy and the one before it.
-        self._host_order_N = _pinned(slot_rows, torch.int32)
-        self.copied, self.freed = torch.cuda.Event(), torch.cuda.Event()
+        self._host_order_N = queues.pinned((slot_rows,), torch.int32)
+        self.copied, self.freed = queues.event(), queues.event()
 
     def fill(
         self,
         host: HostWindow,
         spec: ArraySpec,
-        copy: torch.cuda.Stream,
+        copy: Queue,
         there_ND: torch.Tensor | None,
     ) -> DeviceWindow:
         """Queue the copy of `host`, to begin when the window in the slot has been used."""
@@ -218,23 +222,22 @@ def _copy_rows(out_ND: torch.Tensor, there_ND: torch.Tensor, window: Window) -> 
         out_ND[stop - len(rows) : stop].copy_(there_ND[rows.start : rows.stop])
 
 
-def _pinned(n_elements: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(n_elements, dtype=dtype, pin_memory=True)
-
-
 class _EventClock:
-    """Times stages on CUDA streams by events, which are read only after they have passed."""
+    """Times stages on queues by events, which are read only after they have passed."""
 
-    def __init__(self, times: StageTimes) -> None:
-        self._times = times
-        self._spans: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
-        self._last: dict[str, torch.cuda.Event] = {}
+    def __init__(self, times: StageTimes, queues: Queues) -> None:
+        self._times, self._queues = times, queues
+        self._spans: deque[tuple[str, Event, Event]] = deque()
+        self._last: dict[str, Event] = {}
 
-    def timing(self, stage: str, stream: torch.cuda.Stream) -> Any:
-        """Count what is queued on `stream` within a ``with`` block as work of `stage`."""
-        return _EventSpan(self, stage, stream)
+    def timing(self, stage: str, queue: Queue) -> Any:
+        """Count what is queued on `queue` within a ``with`` block as work of `stage`."""
+        return _EventSpan(self, stage, queue)
 
-    def add(self, stage: str, start: torch.cuda.Event, end: torch.cuda.Event) -> None:
+    def event(self) -> Event:
+        return self._queues.event(timed=True)
+
+    def add(self, stage: str, start: Event, end: Event) -> None:
         self._spans.append((stage, start, end))
 
     def collect(self) -> None:
@@ -247,14 +250,14 @@ class _EventClock:
 
 
 class _EventSpan:
-    def __init__(self, clock: _EventClock, stage: str, stream: torch.cuda.Stream) -> None:
-        self._clock, self._stage, self._stream = clock, stage, stream
+    def __init__(self, clock: _EventClock, stage: str, queue: Queue) -> None:
+        self._clock, self._stage, self._queue = clock, stage, queue
 
     def __enter__(self) -> None:
-        self._start = torch.cuda.Event(enable_timing=True)
-        self._start.record(self._stream)
+        self._start = self._clock.event()
+        self._start.record(self._queue)
 
     def __exit__(self, *_: object) -> None:
-        end = torch.cuda.Event(enable_timing=True)
-        end.record(self._stream)
+        end = self._clock.event()
+        end.record(self._queue)
         self._clock.add(self._stage, self._start, end)

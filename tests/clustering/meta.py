@@ -19,6 +19,7 @@ class MetaKernel:
     distances_cancel = False
     in_place = None
     whole_passes = None
+    stepper = None
 
     @classmethod
     def check(cls, device) -> None:

@@ -106,11 +106,11 @@ class SourceContract:
         assert source.spec == spec
 
     # Breaks when an offset is off, a byte order is missed or a piece is left out.
-    @pytest.mark.parametrize("bounds", RANGES.values(), ids=RANGES)
-    def test_reads_any_range(self, case: Case, source: Source, bounds) -> None:
+    def test_reads_any_range(self, case: Case, source: Source) -> None:
         n = source.spec.n_rows
-        start, stop = (min(max(n * part // 7 + more, 0), n) for part, more in bounds)
-        assert same_bytes(read(source, start, stop), case.rows[start:stop])
+        for name, bounds in RANGES.items():
+            start, stop = (min(max(n * part // 7 + more, 0), n) for part, more in bounds)
+            assert same_bytes(read(source, start, stop), case.rows[start:stop]), name
 
     # Breaks when blocks, as a plan cuts them, do not cover the array.
     def test_blocks_make_up_the_array(self, case: Case, source: Source) -> None:
@@ -150,18 +150,18 @@ class SourceContract:
         again.close()
 
     # Breaks when a resumed run would go on with other data; sizes stay equal here.
-    @pytest.mark.parametrize("place", [0, -1], ids=["first value", "last value"])
-    def test_fingerprint_changes_with_the_content(self, case: Case, place: int) -> None:
-        case.age()
-        source = case.open()
-        before = source.fingerprint()
-        source.close()
-        changed = case.array.copy()
-        changed.flat[place] = 1 if changed.flat[place] != 1 else 2
-        case.store(changed)
-        source = case.open()
-        assert source.fingerprint() != before
-        source.close()
+    def test_fingerprint_changes_with_the_content(self, case: Case) -> None:
+        found = set()
+        for place in (None, 0, -1):
+            changed = case.array.copy()
+            if place is not None:
+                changed.flat[place] = 1 if changed.flat[place] != 1 else 2
+            case.store(changed)
+            case.age()
+            source = case.open()
+            found.add(source.fingerprint())
+            source.close()
+        assert len(found) == 3
 
     # Breaks when a closed descriptor's number, perhaps another file's by now, is read.
     def test_closed_source_refuses(self, case: Case) -> None:

@@ -1,31 +1,44 @@
-"""A CUDA device, its streams and events, played by fakes that log what is asked of them."""
+"""Queues and events of a GPU, played by fakes that log what is asked of them."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import pytest
+import numpy as np
 import torch
 
 
 class FakeGpu:
     """What is queued on every stream, in the order in which the host queues it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
         self.copy, self.compute = FakeStream(self, "copy"), FakeStream(self, "compute")
-        fakes = {
-            "current_stream": lambda device: self.compute,
-            "Stream": lambda device: self.copy,
-            "Event": lambda enable_timing=False: FakeEvent(self, is_clock=enable_timing),
-            "stream": lambda stream: nullcontext(),
-        }
-        for name, fake in fakes.items():
-            monkeypatch.setattr(torch.cuda, name, fake)
-        monkeypatch.setattr(
-            "streamkm.stream.transfer._pinned", lambda n, dtype: torch.empty(n, dtype=dtype)
-        )
+
+    def current(self) -> FakeStream:
+        return self.compute
+
+    def new(self) -> FakeStream:
+        return self.copy
+
+    def event(self, *, timed: bool = False) -> FakeEvent:
+        return FakeEvent(self, is_clock=timed)
+
+    def within(self, queue: FakeStream) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def lock(self, buffer: np.ndarray) -> str:
+        raise AssertionError("the slots are those of a CPU")
+
+    def unlock(self, buffer: np.ndarray) -> None:
+        raise AssertionError("the slots are those of a CPU")
+
+    def synchronize(self) -> None:
+        self.log.append(("host waits", "all"))
 
     def position(self, *entry) -> int:
         return self.log.index(entry)

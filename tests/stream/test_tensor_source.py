@@ -17,7 +17,7 @@ from streamkm.stream.plan import ReadingPlan
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.tensor_source import TensorSource, tensor_on
-from streamkm.stream.transfer import _copy_to_cuda, as_stored_tensor
+from streamkm.stream.transfer import _copy_there, as_stored_tensor
 from tests.sources.contract import Case, SourceContract, numbers
 from tests.stream.fake_gpu import FakeGpu
 from tests.stream.helpers import batches_of, slots_for, within
@@ -109,17 +109,13 @@ def taken(window: DeviceWindow) -> list[tuple[np.ndarray, list[float] | None]]:
 @pytest.mark.parametrize("road", ["host", "fake gpu"])
 @pytest.mark.parametrize("seed", [None, 4])
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
-def test_windows_are_copies_within_the_device(
-    dtype: str, seed: int | None, road: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_are_copies_within_the_device(dtype: str, seed: int | None, road: str) -> None:
     array = numbers((206, 6), DTYPES[dtype])[::2, ::2]
     tensor = tensor_of(array, dtype)
     source, weights = unreadable(tensor), open_weights(np.arange(103) / 7, 103)
     plan = ReadingPlan(n_rows=103, block_rows=10, window_blocks=3, batch_rows=8, seed=seed)
     slots = slots_for(plan, source, weighted=True)
     before, times = array.copy(), StageTimes()
-    if road == "fake gpu":
-        FakeGpu(monkeypatch)
 
     def work() -> list[tuple[np.ndarray, list[float] | None]]:
         found = []
@@ -129,7 +125,7 @@ def test_windows_are_copies_within_the_device(
                     found += taken(window)
             return found
         with prefetch(source, plan.windows(1), slots, 2, times, weights, rows=False) as ahead:
-            for window in _copy_to_cuda(ahead, source.spec, slots, times, tensor):
+            for window in _copy_there(ahead, source.spec, slots, times, FakeGpu(), tensor):
                 found += taken(window)
         return found
 
@@ -142,16 +138,14 @@ def test_windows_are_copies_within_the_device(
 
 
 # Breaks when a copy waits for nobody: it must follow the work that made the tensor.
-def test_copies_wait_for_the_streams_as_those_from_the_host_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    gpu = FakeGpu(monkeypatch)
+def test_copies_wait_for_the_streams_as_those_from_the_host_do() -> None:
+    gpu = FakeGpu()
     tensor = torch.arange(200.0).reshape(100, 2)
     source = unreadable(tensor)
     plan = ReadingPlan(n_rows=100, block_rows=10, window_blocks=2, batch_rows=7, seed=None)
     slots, times = slots_for(plan, source), StageTimes()
     with prefetch(source, plan.windows(0), slots, 0, times, rows=False) as ahead:
-        assert len(list(_copy_to_cuda(ahead, source.spec, slots, times, tensor))) == 5
+        assert len(list(_copy_there(ahead, source.spec, slots, times, gpu, tensor))) == 5
     assert gpu.log[0] == ("wait stream", "copy", "compute")
     assert gpu.log[-1] == ("host waits", "copy")
 

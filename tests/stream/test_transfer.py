@@ -8,7 +8,7 @@ import torch
 from streamkm.stream.plan import ReadingPlan
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
-from streamkm.stream.transfer import _copy_to_cuda, as_stored_tensor
+from streamkm.stream.transfer import _copy_there, as_stored_tensor
 from tests.stream.fake_gpu import FakeGpu
 from tests.stream.helpers import FakeSource, batches_of, slots_for, within
 
@@ -28,8 +28,8 @@ def test_bfloat16_bits_are_seen_as_bfloat16_on_the_same_memory():
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    return FakeGpu(monkeypatch)
+def gpu() -> FakeGpu:
+    return FakeGpu()
 
 
 def on_fake_gpu(gpu: FakeGpu, n_slots: int, seed: int | None = 4) -> list[list[int]]:
@@ -54,7 +54,9 @@ def on_fake_gpu(gpu: FakeGpu, n_slots: int, seed: int | None = 4) -> list[list[i
         batches = []
         windows = plan.windows(0)
         with prefetch(source, windows, slots, 2, times) as host_windows:
-            on_device = _copy_to_cuda(logging_release(host_windows), source.spec, slots, times)
+            on_device = _copy_there(
+                logging_release(host_windows), source.spec, slots, times, gpu, None
+            )
             for i, window in enumerate(on_device):
                 gpu.log.append(("use", i))
                 batches += [window.x_ND[rows][:, 0].int().tolist() for _, rows in window.batches()]

@@ -145,8 +145,9 @@ class Breathing:
         The first breath leaves its generator, `first`, where it is after what it needs: in steps it
         draws more.
         """
-        n_rows, (k, device) = len(self._sample), (self.centroids_KD.shape[0], first.device)
-        shape = n_breaths, n_rows + k + int(self._size)
+        device = self.centroids_KD.device
+        n_rows = len(self._sample)
+        shape = n_breaths, n_rows + self.centroids_KD.shape[0] + int(self._size)
         uniform_MU = torch.empty(shape, dtype=torch.float64, device=device)
         for place, uniform_U in enumerate(uniform_MU.unbind()):
             if place:

@@ -20,6 +20,7 @@ import torch
 from streamkm.kernels.extension import address, can_weigh, instruction_sets, n_threads_for
 
 __all__ = [
+    "LEAST_EXPONENT",
     "FixedSums",
     "add_fixed_",
     "bits_for",

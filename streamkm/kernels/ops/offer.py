@@ -14,7 +14,7 @@ import torch
 
 from streamkm.kernels.extension import address, can_weigh, instruction_sets
 
-__all__ = ["OfferedRows", "Reservoir", "offer_"]
+__all__ = ["OfferedRows", "Reservoir", "offer_", "rounding_share"]
 
 #: Logarithms taken in one call, few enough that torch uses one thread for them.
 SERIAL_ELEMENTS = 1024
@@ -75,15 +75,15 @@ def offer_(reservoir: Reservoir, offered: OfferedRows, uniform: torch.Tensor) ->
         _in_torch_(reservoir, offered, chances, uniform)
 
 
-def _rounding(offered: OfferedRows) -> float:
+def rounding_share(dtype: torch.dtype, *, skips_zeros: bool) -> float:
     """Share of a row's squared length up to which its squared distance from a mean is rounding.
 
     A mean is computed in float64. Rounded to float32 it is the row itself, if all rows are
     equal; but a direction is not, since the length of a normalised row is rounded.
     """
     eps = MEAN_EPS * torch.finfo(torch.float64).eps
-    if offered.skips_zeros:
-        eps = max(eps, torch.finfo(offered.x_ND.dtype).eps)
+    if skips_zeros:
+        eps = max(eps, torch.finfo(dtype).eps)
     return float(eps**2)
 
 
@@ -111,7 +111,7 @@ def _in_torch_(
     keys.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # Rounding leaves a row on its centroid at some distance; a second one there is no gain.
     sq_norms = offered.sq_norms_B[numbers]
-    rounding = _rounding(offered) * sq_norms
+    rounding = rounding_share(offered.x_ND.dtype, skips_zeros=offered.skips_zeros) * sq_norms
     keys.masked_fill_(offered.sq_distances_B[numbers] <= rounding, torch.inf)
     if offered.skips_zeros:
         keys.masked_fill_(sq_norms == 0, torch.inf)
@@ -170,7 +170,7 @@ def _compiled_(
         reservoir.keys_R.data_ptr(),
         reservoir.labels_R.data_ptr(),
         address(None if weights_B is None else reservoir.weights_R),
-        _rounding(offered),
+        rounding_share(offered.x_ND.dtype, skips_zeros=offered.skips_zeros),
         offered.first,
         offered.stride,
         uniform.shape[0],

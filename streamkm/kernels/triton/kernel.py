@@ -26,6 +26,7 @@ from streamkm.kernels.triton.lanes import lanes_kernel
 from streamkm.kernels.triton.narrow import narrow_kernel
 from streamkm.kernels.triton.one_read import add_spans_kernel, one_read_kernel
 from streamkm.kernels.triton.settle import settle_kernel
+from streamkm.kernels.triton.step import StepFigures, TritonStep
 from streamkm.kernels.triton.tiles import (
     LANES_OPTIONS,
     LANES_ROWS,
@@ -139,9 +140,11 @@ class TritonKernel:
         self._queue = torch.empty((n_queued, 2 + N_LISTED), dtype=torch.int32, device=device)
         self._crowd = torch.empty(n_queued, dtype=torch.int32, device=device)
         self._buffers: dict[str, torch.Tensor] = {}
-        on_gpu = device.type == "cuda"
-        card = torch.cuda.get_device_properties(device) if on_gpu else None
+        card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self._major = card.major if card else 9
+        self._about_is_zero = True
+        #: In few launches steps are made of rows in float32, or as they are stored.
+        self.stepper = None if dtype == torch.float64 else TritonStep(self, batch_rows, k, device)
         # To the interpreter a program of many centroids is no dearer than one of few.
         self._rounded_k = ROUNDED_K if card else MAX_ONE_READ_K
         n_processors = card.multi_processor_count if card else 1
@@ -185,6 +188,14 @@ class TritonKernel:
         if len(centroids_KD) == 1:
             return TwoNearest(*results[:2], torch.full_like(results[1], torch.inf))
         return TwoNearest(*results)
+
+    def assign_in_step(
+        self, x_BD: torch.Tensor, centroids_KD: torch.Tensor, found: Assignment
+    ) -> StepFigures:
+        """`assign` into memory that is there; who ends the step counts, and zeroes what is said."""
+        self._assign(x_BD, centroids_KD, two=False, found=found)
+        self._about_is_zero = True
+        return StepFigures(self._about, self._n_rechecked)
 
     def accumulate(
         self,
@@ -244,12 +255,19 @@ class TritonKernel:
     # ---- parts of assign ----------------------------------------------------
 
     def _assign(
-        self, x_BD: torch.Tensor, centroids_KD: torch.Tensor, *, two: bool
+        self,
+        x_BD: torch.Tensor,
+        centroids_KD: torch.Tensor,
+        *,
+        two: bool,
+        found: Assignment | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._refuse(x_BD, centroids_KD)
         n_rows, n_features = x_BD.shape
-        labels_B = torch.empty(n_rows, dtype=torch.int64, device=x_BD.device)
-        sq_distances_B = torch.empty(n_rows, dtype=self._dtype, device=x_BD.device)
+        labels_B, sq_distances_B = found or (
+            torch.empty(n_rows, dtype=torch.int64, device=x_BD.device),
+            torch.empty(n_rows, dtype=self._dtype, device=x_BD.device),
+        )
         second_B = torch.empty_like(sq_distances_B) if two else sq_distances_B
         if n_rows == 0:
             return labels_B, sq_distances_B, second_B
@@ -276,7 +294,8 @@ class TritonKernel:
                     BLOCK_D=32, STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED,
                     WIDE=WIDE[self._dtype], SECOND=two, **SETTLE_OPTIONS, **OPTIONS,
                 )  # fmt: skip
-                self._n_rechecked += self._about[3]
+                if found is None:
+                    self._n_rechecked += self._about[3]
         return results
 
     def _tile_for(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> Tile:
@@ -312,7 +331,9 @@ class TritonKernel:
         c16 = self._buffer("c16", padded_k * padded_d, torch.float16)
         c_sq = self._buffer("c_sq", padded_k, torch.float32)
         about = self._about.view(torch.float32)
-        self._about.zero_()
+        if not self._about_is_zero:
+            self._about.zero_()
+        self._about_is_zero = False
         blocks = {"BLOCK_K": min(block_k, self._rounded_k), "BLOCK_D": min(padded_d, 64)}
         measure_kernel[(triton.cdiv(k, blocks["BLOCK_K"]),)](
             centroids_KD, about, k, n_features, **blocks, **OPTIONS

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from streamkm.clustering.step_sums import exchanged_bytes
+from streamkm.devices import is_host
 from streamkm.tables import ALGORITHMS
 from streamkm.text import format_bytes
 
@@ -63,14 +64,11 @@ def share_notes(plan: FitPlan, n_processes: int) -> list[str]:
 
 
 def step_bytes(plan: FitPlan) -> int:
-    """Bytes that the processes add up in a step: sums, counts and exponents of each cluster."""
-    # One cluster more, for rows that are left out; rows of float64 are added up in two parts.
-    k, parts = plan.config.k + 1, 2 if plan.dtype == torch.float64 else 1
-    whole_numbers = parts * k * plan.source.spec.n_features + k + 2
-    exponents = k + 1
-    if plan.weights is not None:
-        whole_numbers, exponents = whole_numbers + 2 * k, exponents + k
-    return 8 * whole_numbers + 4 * exponents
+    """Bytes that the processes add up in a step: sums and counts of each cluster."""
+    return exchanged_bytes(
+        plan.config.k, plan.source.spec.n_features, plan.dtype,
+        weighted=plan.weights is not None, on_host=is_host(plan.device),
+    )  # fmt: skip
 
 
 def pass_bytes(plan: FitPlan) -> int:

@@ -31,7 +31,7 @@ from streamkm.runs.planning.environment import describe_kernel
 from streamkm.runs.planning.memory import plan_memory, predict_bytes
 from streamkm.sources.names import in_order
 from streamkm.stream.pipeline import open_slots, stream
-from streamkm.stream.plan import plan_reading
+from streamkm.stream.plan import WINDOW_BYTES, plan_reading
 from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import as_stored_tensor
 
@@ -69,6 +69,10 @@ RANKING_KERNEL = "reference"
 #: Rows that a fast search is checked on, about, in all batches and in each at least: enough to know
 #: the share within a per cent, few enough to take less time than the search.
 LOOKED_AT_ROWS, LEAST_LOOKED_AT_ROWS = 10_000, 64
+#: How many times the rows that suit a CPU a GPU labels at once: each launch takes the same time.
+LONGER = 4
+#: Batches that a GPU may be ahead of who takes the labels of an earlier one to the host.
+MOST_AHEAD = 2
 #: Types of the devices that a fast search runs on, and what the message calls it.
 _FAST = (("cpu",), "search fast")
 
@@ -88,11 +92,20 @@ def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> Memor
     MemoryBudgetError
         If the budget does not hold it.
     """
-    batch_rows = largest_batch_rows(spec.n_rows, spec.n_features, 0)
+    device = resolve_device(execution.device)
+    batch_rows = rows_at_once(spec, device)
     reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
-    on_host = is_host(resolve_device(execution.device))
+    on_host = is_host(device)
     needed = predict_bytes(spec, reading, k, on_host=on_host)
     return plan_memory(spec, reading, execution, fixed_bytes=needed)
+
+
+def rows_at_once(spec: ArraySpec, device: torch.device, n_branches: int = 0) -> int:
+    """Rows of a batch of a `Labelling` that is not told how many."""
+    rows = largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
+    if is_host(device):
+        return rows
+    return min(max(min(LONGER * rows, WINDOW_BYTES // spec.row_bytes), rows), spec.n_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +117,15 @@ class LabelledBatch:
     """int64; -1 for rows that are not finite."""
     sq_distances_B: torch.Tensor
     """Squared distances in the scaled space, float64; NaN for rows that are not finite."""
-    n_dropped: int
-    """Rows that are not finite."""
     weights_B: torch.Tensor | None = None
     """Float64; 0 for rows that are not finite; None without weights."""
     several: Nearest | None = None
     """The nearest centroids, if the labelling ranks several; as above for rows not finite."""
+
+    @property
+    def n_dropped(self) -> int:
+        """Rows that are not finite; waits for the device."""
+        return int((self.labels_B < 0).sum())
 
 
 class LookedAt(NamedTuple):
@@ -188,7 +204,7 @@ class Labelling:
         self.device = resolve_device(execution.device, *(_FAST if fast else ()))
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         dtype = torch.promote_types(compute_dtype(stored), model.centroids_KD.dtype)
-        batch_rows = batch_rows or largest_batch_rows(spec.n_rows, spec.n_features, n_branches)
+        batch_rows = batch_rows or rows_at_once(spec, self.device, n_branches)
         self._reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
         needed = output_bytes + self._arithmetic_bytes(model.k, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
@@ -216,7 +232,8 @@ class Labelling:
         # Of several, what is ranked, and the ranks once more as they are written.
         if n_nearest > 1 and on_host:
             needed += nearest_bytes(batch_rows, k, n_nearest, dtype.itemsize)
-        n_copies = self.most_waiting + n_processes if n_processes > 1 else n_nearest > 1
+        n_copies = self.most_waiting + n_processes if n_processes > 1 else int(n_nearest > 1)
+        n_copies += 0 if on_host else self.most_ahead + 1
         return needed + SENT_BYTES * n_nearest * batch_rows * n_copies
 
     def _fast_kernel(self, n_branches: int, batch_rows: int) -> BranchKernel:
@@ -236,6 +253,11 @@ class Labelling:
     def notes(self) -> list[str]:
         """What the log has to say of the kernel."""
         return kernel_notes(self._asked_kernel, self.device)
+
+    @property
+    def most_ahead(self) -> int:
+        """Batches that may be queued before the rows of one are fetched; the CPU queues nothing."""
+        return 0 if is_host(self.device) else MOST_AHEAD
 
     @property
     def most_waiting(self) -> int:
@@ -350,12 +372,10 @@ class Labelling:
     def _labelled(
         self, start_row: int, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor
     ) -> LabelledBatch:
-        n_dropped = 0
         if batch.dropped_B is not None:
             labels_B.masked_fill_(batch.dropped_B, -1)
             sq_distances_B.masked_fill_(batch.dropped_B, torch.nan)
-            n_dropped = int(batch.dropped_B.sum())
-        return LabelledBatch(start_row, labels_B, sq_distances_B, n_dropped, batch.weights_B)
+        return LabelledBatch(start_row, labels_B, sq_distances_B, batch.weights_B)
 
 
 def _kernel_for(n_nearest: int, asked: str, *, fast: bool) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from streamkm.devices import queues_of
 from streamkm.distributed.transfer import Transfer
 from streamkm.errors import Interrupted, Option
 from streamkm.runs.engine.agreement import Agreement
@@ -22,9 +23,10 @@ from streamkm.sinks import Written
 from streamkm.sources import RowRange
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from streamkm.config import ExecutionConfig
+    from streamkm.devices import Queues
     from streamkm.distributed.world import World
     from streamkm.runs.engine.allotment import Allotment
     from streamkm.runs.engine.labelling import LabelledBatch
@@ -42,30 +44,76 @@ CLUSTER, DISTANCE, SECOND = "cluster", "distance", "second_distance"
 class FoundRows:
     """What is written of each row: its cluster or several, and the distances that outputs have.
 
+    From a GPU it is copied beside the arithmetic, to page-locked memory that is used again.
+
     Parameters
     ----------
     fields : sequence of (str, dtype)
         The columns, `CLUSTER` first; a subarray type is of several nearest centroids.
     unit : float
         By which scaled distances are divided.
+    most_ahead : int
+        How many more batches may be queued before the rows of one are asked for.
     """
 
-    def __init__(self, fields: Sequence[tuple[str, np.dtype[Any]]], unit: float) -> None:
+    def __init__(
+        self, fields: Sequence[tuple[str, np.dtype[Any]]], unit: float, most_ahead: int = 0
+    ) -> None:
         self.dtype = np.dtype(list(fields))
-        self._unit = unit
+        self._unit, self._most_ahead, self._n_queued = unit, most_ahead, 0
+        self._held: dict[tuple[int, str], torch.Tensor] = {}
 
     def of(self, batch: LabelledBatch) -> np.ndarray:
         """The rows of a batch."""
-        found_B = np.empty(len(batch.labels_B), self.dtype)
+        return self.queued(batch)()
+
+    def queued(self, batch: LabelledBatch) -> Callable[[], np.ndarray]:
+        """Begin to fetch the rows of a batch; what is returned waits for them.
+
+        It must be called before `most_ahead` more batches and another are queued.
+        """
+        queues, columns = queues_of(batch.labels_B.device), self._columns(batch)
+        n_rows, event = len(batch.labels_B), None
+        if queues is not None:
+            place = self._n_queued % (self._most_ahead + 1)
+            self._n_queued += 1
+            for name, column in columns.items():
+                columns[name] = self._memory(queues, (place, name), column).copy_(
+                    column, non_blocking=True
+                )
+            event = queues.event()
+            event.record(queues.current())
+
+        def found() -> np.ndarray:
+            if event is not None:
+                event.synchronize()
+            found_B = np.empty(n_rows, self.dtype)
+            for name, column in columns.items():
+                found_B[name] = column.numpy()
+            return found_B
+
+        return found
+
+    def _columns(self, batch: LabelledBatch) -> dict[str, torch.Tensor]:
+        """The columns in the dtypes in which they are kept, on the device."""
         labels_BM, sq_distances_BM = batch.labels_B[:, None], batch.sq_distances_B[:, None]
         if batch.several is not None:
             labels_BM, sq_distances_BM = batch.several
+        columns = {}
         for name in self.dtype.names or ():
             is_label, shape = name == CLUSTER, self.dtype[name].shape
             values_BM = labels_BM if is_label else sq_distances_BM.sqrt() / self._unit
             chosen = values_BM[:, : shape[0]] if shape else values_BM[:, int(name == SECOND)]
-            found_B[name] = chosen.cpu().numpy()
-        return found_B
+            kept = torch.from_numpy(np.empty(0, self.dtype[name].base)).dtype
+            columns[name] = chosen.to(kept)
+        return columns
+
+    def _memory(self, queues: Queues, key: tuple[int, str], column: torch.Tensor) -> torch.Tensor:
+        """Page-locked memory for a column of a batch."""
+        held = self._held.get(key)
+        if held is None or len(held) < len(column):
+            held = self._held[key] = queues.pinned(tuple(column.shape), column.dtype)
+        return held[: len(column)]
 
     @staticmethod
     def n_dropped(found_B: np.ndarray) -> int:

@@ -164,6 +164,7 @@ def prepare(
             "dtype": spec.dtype,
         },
         "settings": settings,
+        "feature_names": list(spec.feature_names),
         "k": model.k,
         "done": False,
     }

@@ -27,6 +27,8 @@ def handed_round(
     arrays : mapping of str to ndarray
         Arrays by name.
     """
+    # To read a large checkpoint or model may take longer than a process has to answer.
+    world.meet()
     layout = {name: [array.dtype.name, array.shape] for name, array in arrays.items()}
     about, layout = world.gather([about, layout])[0]
     if world.is_first:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "load_model"]
 
+_HOST = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -82,7 +84,7 @@ class Model:
         return self._unscaled(self.centroids_KD)
 
     def _unscaled(self, points_KD: torch.Tensor) -> np.ndarray:
-        return self.scaling.inverse(points_KD.cpu()).float().numpy()
+        return self.scaling.on(_HOST).inverse(points_KD.cpu()).float().numpy()
 
     def on_host(self) -> Model:
         """The same model with its tensors in host memory."""
@@ -92,7 +94,7 @@ class Model:
             counts_K=self.counts_K.cpu(),
             sums_KD=self.sums_KD.cpu(),
             weights_K=self.weights_K.cpu(),
-            scaling=self.scaling.on(torch.device("cpu")),
+            scaling=self.scaling.on(_HOST),
             level=None if self.level is None else Level(*(each.cpu() for each in self.level)),
         )
 

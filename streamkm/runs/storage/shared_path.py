@@ -45,6 +45,7 @@ def check_shared(folders: Sequence[Path], world: World) -> None:
     """
     if world.size == 1 or not folders:
         return
+    world.meet()  # The first process has looked up what is written already.
     nonce = world.gather(uuid.uuid4().hex[:12])[0]
     tokens = [[f / f".streamkm-{nonce}-{rank}" for rank in range(world.size)] for f in folders]
     mine = [row[world.rank] for row in tokens]
@@ -97,6 +98,7 @@ def check_one_run(run_dir: Path, world: World) -> None:
     RunError
         The same in all processes.
     """
+    world.meet()
     seen = world.gather([str(run_dir.absolute()), (run_dir / CONFIG).exists()])
     path, is_there = seen[0]
     others = [rank for rank, (_, there) in enumerate(seen) if there and not is_there]

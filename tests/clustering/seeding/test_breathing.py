@@ -252,6 +252,7 @@ class StepByStep:
     """A kernel that makes neither passes nor breaths in one call."""
 
     whole_passes = None
+    stepper = None
 
     def __init__(self, kernel: CpuKernel) -> None:
         self._kernel = kernel

@@ -41,7 +41,7 @@ def interpreter_runs() -> bool:
 def test_interpreted_kernels_keep_the_contract() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header",
-         "tests/kernels/triton/interpreted.py"],
+         "tests/kernels/triton/interpreted.py", "tests/kernels/triton/interpreted_step.py"],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )  # fmt: skip

@@ -13,8 +13,9 @@ import torch
 from streamkm.clustering.assignment import nearest_and_fixed_sums
 from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.state import initial_state
+from streamkm.clustering.step_sums import Sharing
 from streamkm.config import ExecutionConfig, FitConfig
-from streamkm.distributed.world import World
+from streamkm.distributed.world import Pending, World
 from streamkm.kernels.reference import ReferenceKernel
 from streamkm.runs.dry_run.shares import (
     n_working,
@@ -42,6 +43,10 @@ class Wire(World):
         self.n_bytes += sum(tensor.nbytes for tensor in tensors)
 
     sum_ = max_ = _count
+
+    def sum_later(self, *tensors: torch.Tensor) -> Pending:
+        self._count(*tensors)
+        return Pending(lambda _: None, [])
 
     def gather_rows(self, rows: torch.Tensor) -> list[torch.Tensor]:
         return [rows]
@@ -75,7 +80,13 @@ def test_bytes_are_those_that_are_added_up(plan, dtype, weighted):
         batch = replace(batch, weights_B=torch.ones(20, dtype=torch.float64))
     state = initial_state(batch.x_ND[:3].clone(), 0.0, weighted=weighted)
     kernel, wire = ReferenceKernel(3, 7, batch.x_ND.dtype, CPU), Wire()
-    nearest_and_fixed_sums(kernel, batch, state.centroids_KD, spherical=False, world=wire)
+    sharing = Sharing(wire)
+    sharing.has_held = True
+    nearest_and_fixed_sums(
+        kernel, batch, state.centroids_KD, spherical=False, sharing=sharing,
+        usual=torch.tensor(7.0).double(),
+    )  # fmt: skip
+    assert sharing.has_held == (not weighted)
     assert step_bytes(made) == wire.n_bytes
     of_pass = Wire()
     Lloyd(kernel, 0, world=of_pass).gathered(state)

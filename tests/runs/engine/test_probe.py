@@ -22,7 +22,6 @@ from streamkm.runs.planning.fit_plan import FitPlan
 from streamkm.sources import open_source
 from streamkm.sources.flat import FlatSource
 from streamkm.stream.slots import HostSlots
-from streamkm.stream.transfer import _copy_to_cuda
 from tests.runs.helpers import Job, clusters, every, metrics_of
 from tests.stream.fake_gpu import FakeGpu
 
@@ -209,8 +208,7 @@ def test_the_probe_ends_after_so_many_windows(monkeypatch, job):
 
 # CUDA's streams and events played by fakes; `test_on_gpu` has the real ones.
 def test_copying_is_measured_by_the_way_of_a_run(job, monkeypatch):
-    FakeGpu(monkeypatch)
-    monkeypatch.setattr(probing, "to_device", _copy_to_cuda)
+    monkeypatch.setattr("streamkm.stream.transfer.queues_of", lambda device: FakeGpu())
     source, device = open_source(job.source), torch.device("cpu")
     config = FitConfig(k=4).resolved(600, 3)
     setup = FitPlan.make(source, config, ExecutionConfig(), device, None, None)

@@ -1,0 +1,212 @@
+"""A whole step of mini-batches in few launches, with no value that the host waits for.
+
+Beside the assignment a step of torch's operations takes some hundred launches: each waits for the
+one before, and none has work for a GPU. Here rows are prepared in one launch, and four more add
+them up, draw the reservoir, move the centroids and end the step. All working memory is allocated
+once. Draws are Philox numbers of (seed of the step, row), so that no generator is made.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+import triton
+
+from streamkm.kernels.base import Assignment
+from streamkm.kernels.triton.state import (
+    add_kernel,
+    finish_kernel,
+    move_kernel,
+    note_kernel,
+    prepare_kernel,
+    rank_kernel,
+)
+
+if TYPE_CHECKING:
+    from streamkm.kernels.stepping import StepRules, StepState
+
+__all__ = ["StepFigures", "TritonStep"]
+
+#: No fused multiply-adds: rounding is that of torch's operations, one after the other.
+OPTIONS = {"enable_fp_fusion": False}
+
+
+class StepFigures(NamedTuple):
+    """What an assignment leaves to the end of the step."""
+
+    about: torch.Tensor
+    """Of the centroids, and how many rows were compared again: zeros for the next assignment."""
+    n_rechecked: torch.Tensor
+    """What these rows are added to."""
+
+
+class AssignsInStep(Protocol):
+    """The kernel of which the step is."""
+
+    def assign_in_step(
+        self, x_BD: torch.Tensor, centroids_KD: torch.Tensor, found: Assignment
+    ) -> StepFigures:
+        """Write to `found` the nearest centroids and the squared distances to them."""
+
+
+class TritonStep:
+    """See `streamkm.kernels.base.StepKernel`; for rows in float32 or as they are stored."""
+
+    def __init__(
+        self, kernel: AssignsInStep, batch_rows: int, k: int, device: torch.device
+    ) -> None:
+        self._kernel, self._k, self._device = kernel, k, device
+        self._labels_B = torch.empty(batch_rows, dtype=torch.int64, device=device)
+        self._sq_distances_B = torch.empty(batch_rows, dtype=torch.float32, device=device)
+        self._sq_norms_B = torch.empty(batch_rows, dtype=torch.float32, device=device)
+        self._dropped_B = torch.empty(batch_rows, dtype=torch.bool, device=device)
+        self._held: dict[str, torch.Tensor] = {}
+
+    def prepare(
+        self,
+        x_ND: torch.Tensor,
+        positions_B: torch.Tensor | None,
+        out_BD: torch.Tensor,
+        shift_D: torch.Tensor | None,
+        factor_D: torch.Tensor | None,
+        *,
+        most_sq_norm: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `StepKernel`."""
+        n_rows, n_features = out_BD.shape
+        sq_norms_B, dropped_B = self._sq_norms_B[:n_rows], self._dropped_B[:n_rows]
+        if n_rows:
+            with torch.cuda.device_of(out_BD):
+                prepare_kernel[(n_rows,)](
+                    x_ND, x_ND.stride(0), x_ND if positions_B is None else positions_B,
+                    out_BD if shift_D is None else shift_D,
+                    out_BD if factor_D is None else factor_D,
+                    out_BD, sq_norms_B, dropped_B.view(torch.int8), _bits(most_sq_norm),
+                    n_features, HAS_POSITIONS=positions_B is not None,
+                    IS_AFFINE=shift_D is not None, BLOCK_D=_block(n_features), num_warps=1,
+                    **OPTIONS,
+                )  # fmt: skip
+        return sq_norms_B, dropped_B
+
+    def update_(
+        self,
+        state: StepState,
+        x_BD: torch.Tensor,
+        sq_norms_B: torch.Tensor,
+        dropped_B: torch.Tensor | None,
+        rules: StepRules,
+    ) -> None:
+        """See `StepKernel`."""
+        n_rows = len(x_BD)
+        found = Assignment(self._labels_B[:n_rows], self._sq_distances_B[:n_rows])
+        figures = self._kernel.assign_in_step(x_BD, state.centroids_KD, found)
+        with torch.cuda.device_of(x_BD):
+            self._add_up(state, x_BD, found, sq_norms_B, dropped_B, rules)
+            self._move(state, x_BD, found.labels_B, figures, rules)
+
+    def _add_up(
+        self,
+        state: StepState,
+        x_BD: torch.Tensor,
+        found: Assignment,
+        sq_norms_B: torch.Tensor,
+        dropped_B: torch.Tensor | None,
+        rules: StepRules,
+    ) -> None:
+        """Add up the rows, and draw the keys of those on offer."""
+        (n_rows, n_features), k = x_BD.shape, len(state.centroids_KD)
+        n_offered = len(range(rules.first, n_rows, rules.stride))
+        tally, exponents_E = self._zeros("tally", 3), self._exponents(k, rules.least_exponent)
+        keys = self._buffer("keys", n_offered, torch.float64)
+        has_dropped = dropped_B is not None
+        dropped = found.labels_B if dropped_B is None else dropped_B.view(torch.int8)
+        block_d = min(_block(n_features), 128)
+        note_kernel[(triton.cdiv(n_rows, 256),)](
+            *found, sq_norms_B, dropped, exponents_E, tally, keys,
+            state.stop, n_rows, k, rules.first, rules.stride, rules.seed,
+            _bits(rules.rounding), LEAST=rules.least_exponent, HAS_DROPPED=has_dropped,
+            BLOCK=256, **OPTIONS,
+        )  # fmt: skip
+        add_kernel[(triton.cdiv(n_rows, 16), triton.cdiv(n_features, block_d))](
+            x_BD, *found, dropped, exponents_E, self._zeros("sums", k * n_features),
+            self._zeros("counts", k), tally, n_rows, k, n_features, rules.n_bits,
+            HAS_DROPPED=has_dropped, BLOCK_M=16, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+
+    def _move(
+        self,
+        state: StepState,
+        x_BD: torch.Tensor,
+        labels_B: torch.Tensor,
+        figures: StepFigures,
+        rules: StepRules,
+    ) -> None:
+        """Move the centroids, fill the reservoir and end the step."""
+        (n_rows, n_features), k = x_BD.shape, len(state.centroids_KD)
+        n_kept, least = len(state.reservoir_keys_R), rules.least_exponent
+        n_offered = len(range(rules.first, n_rows, rules.stride))
+        exponents_E, keys = self._exponents(k, least), self._held["keys"]
+        sq_steps_K = self._buffer("sq_steps", k, torch.float64)
+        chosen_R = self._buffer("chosen", n_kept, torch.int32)
+        chosen_keys_R = self._buffer("chosen_keys", n_kept, torch.float64)
+        chosen_labels_R = self._buffer("chosen_labels", n_kept, torch.int64)
+        rows_RD = self._buffer("rows", n_kept * n_features, state.reservoir_RD.dtype)
+        rank_kernel[(triton.cdiv(n_kept + n_offered, 32),)](
+            state.reservoir_keys_R, keys, chosen_R, chosen_keys_R, n_kept, n_offered,
+            BLOCK_M=32, BLOCK_N=256, **OPTIONS,
+        )  # fmt: skip
+        move_kernel[(k + n_kept,)](
+            state.centroids_KD, state.sums_KD, state.mass_K, state.counts_K,
+            state.epoch_counts_K, state.stop, self._held["sums"], self._held["counts"],
+            exponents_E, sq_steps_K, x_BD, labels_B, state.reservoir_RD,
+            state.reservoir_labels_R, chosen_R, rows_RD, chosen_labels_R, k, n_kept, n_features,
+            rules.n_bits, rules.first, rules.stride, _bits(rules.memory or 0.0), LEAST=least,
+            FORGETS=rules.memory is not None, BLOCK_D=_block(n_features), num_warps=2, **OPTIONS,
+        )  # fmt: skip
+        finish_kernel[(1 + n_kept,)](
+            state.reservoir_RD, state.reservoir_keys_R, state.reservoir_labels_R, rows_RD,
+            chosen_keys_R, chosen_labels_R, exponents_E, sq_steps_K, self._held["tally"], *figures,
+            state.inertia, state.batch_inertia, state.shift, state.n_steps, state.n_dropped,
+            state.tolerance, state.stop, state.smoothed_inertia, state.best_inertia,
+            state.no_improvement, k, n_features, rules.n_bits, rules.n_all,
+            rules.patience or 0, LEAST=least, WATCHES=rules.patience is not None,
+            BY_TOL=rules.by_tol, BY_NO_IMPROVEMENT=rules.by_no_improvement, BLOCK_K=1024,
+            BLOCK_D=_block(n_features), **OPTIONS,
+        )  # fmt: skip
+
+    def _zeros(self, name: str, n_elements: int) -> torch.Tensor:
+        """Working memory that a step finds and leaves as zeros."""
+        held = self._held.get(name)
+        if held is None or len(held) != n_elements:
+            held = torch.zeros(n_elements, dtype=torch.int64, device=self._device)
+            self._held[name] = held
+        return held
+
+    def _exponents(self, k: int, least: int) -> torch.Tensor:
+        """The exponents of the clusters and of the squared distances, the least at first."""
+        held = self._held.get("exponents")
+        if held is None or len(held) != k + 1:
+            held = torch.full((k + 1,), least, dtype=torch.int32, device=self._device)
+            held[k] = 2 * least
+            self._held["exponents"] = held
+        return held
+
+    def _buffer(self, name: str, n_elements: int, dtype: torch.dtype) -> torch.Tensor:
+        """Working memory of any content, of `n_elements` or more."""
+        held = self._held.get(name)
+        if held is None or len(held) < n_elements:
+            held = torch.empty(max(n_elements, 1), dtype=dtype, device=self._device)
+            self._held[name] = held
+        return held
+
+
+def _bits(number: float) -> int:
+    """The bits of a float64, which as an argument of a kernel would be rounded to float32."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
+
+
+def _block(n_features: int) -> int:
+    """Features that a program takes at once."""
+    return min(triton.next_power_of_2(n_features), 1024)
