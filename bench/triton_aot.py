@@ -3,7 +3,7 @@
 Every kernel of `CASES` is compiled for compute capability 8.0 and 9.0. Registers, spills
 and the instructions of the screening loop are read from the machine code. A time is
 predicted from the loop; it is no measurement. Of `DEFAULTS`, which stand for all that a run
-may launch, the file says only which spill and which screen without copying ahead.
+may launch, the file also says which spill and which screen without copying ahead.
 
 The file has a section for each version of Triton: run this with each, as
 ``python -m bench.triton_aot bench/results/DATE-triton-aot.json 90 80``.
@@ -372,53 +372,28 @@ def main() -> None:
         "note": "No GPU was at hand. Registers, spills and instructions are read from machine "
         "code; 'predicted' is arithmetic on them and on published rates, not a measurement.",
     }
+    versions = whole.setdefault("triton", {}).setdefault(triton.__version__, {})
     for capability in capabilities:
-        report: dict[str, Any] = {"kernels": {}, "defaults": {}}
-        whole.setdefault("triton", {}).setdefault(triton.__version__, {})[f"sm_{capability}"] = (
-            report
-        )
-
-        def write() -> None:
-            path.write_text(json.dumps(whole, indent=1) + "\n")
-
-        for case in CASES:
-            resources = compile_case(case, capability)
+        defaults: dict[str, Any] = {
+            "compiled": 0, "of": len(DEFAULTS), "spill_or_use_local_memory": [], "wait_for_all": [],
+        }  # fmt: skip
+        report: dict[str, Any] = {"kernels": {}, "predicted": {}, "defaults": defaults}
+        versions[f"sm_{capability}"] = report
+        report["predicted_before"] = {f"d={d}": predict(loop, d) for d, loop in BEFORE.items()}
+        for case in dict.fromkeys([*DEFAULTS, *CASES]):
+            resources, is_screen = compile_case(case, capability), case.kernel == "screen_kernel"
             print(f"sm_{capability} {case}: {resources}", flush=True)
             report["kernels"][str(case)] = asdict(resources)
-            write()
-        if capability == 90:
-            report["predicted"] = {
-                str(case): predict(loop_of(case, found), case.n_features)
-                for case in CASES
-                if case.kernel == "screen_kernel" and case.dtype == "bf16" and case.k == 20_000
-                for found in [Resources(**report["kernels"][str(case)])]
-            }
-            report["predicted_before"] = {f"d={d}": predict(loop, d) for d, loop in BEFORE.items()}
-        report["defaults"] = compile_defaults(capability)
-        write()
-
-
-def compile_defaults(capability: int) -> dict[str, Any]:
-    """How many of `DEFAULTS` were compiled, which spill, and which wait for all copies."""
-    found: dict[str, Any] = {"compiled": 0, "spill_or_use_local_memory": [], "wait_for_all": []}
-    known: dict[str, Resources] = {}
-    for case in DEFAULTS:
-        key = compiled_as(case, capability)
-        resources = known[key] if key in known else compile_case(case, capability)
-        known[key] = resources
-        print(f"sm_{capability} {case}", flush=True)
-        found["compiled"] += 1
-        if resources.leaves_registers:
-            found["spill_or_use_local_memory"].append(str(case))
-        if case.kernel == "screen_kernel" and resources.copies_in_flight < 1:
-            found["wait_for_all"].append(str(case))
-    return found
-
-
-def compiled_as(case: Case, capability: int) -> str:
-    """All that decides about the code of `case`: cases of one key compile to the same."""
-    alignment = case.n_features == 1, case.n_features % 16 == 0
-    return f"{case.kernel} {case.dtype} {launch_constants(case, capability)} {alignment}"
+            if case in DEFAULTS:
+                defaults["compiled"] += 1
+                if resources.leaves_registers:
+                    defaults["spill_or_use_local_memory"].append(str(case))
+                if is_screen and resources.copies_in_flight < 1:
+                    defaults["wait_for_all"].append(str(case))
+            if is_screen and case.dtype == "bf16" and case.k == 20_000 and capability == 90:
+                loop = loop_of(case, resources)
+                report["predicted"][str(case)] = predict(loop, case.n_features)
+            path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":
