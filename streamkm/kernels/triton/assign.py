@@ -187,6 +187,40 @@ def round_rows_kernel(
     tl.store(about_ptrs + 2 * n_rows, tl.sqrt(sq_lost), mask=rows < n_rows)
 
 
+@triton.jit
+def _least_two(
+    x16, c16_ptrs, c_sq_ptrs, mult, n_tiles, index_mask,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constexpr, BLOCK_D: tl.constexpr,
+    PADDED_D: tl.constexpr, RESIDENT: tl.constexpr,
+):  # fmt: skip
+    """The two least scores at each position over all tiles of centroids.
+
+    `x16` are the rounded rows, or pointers to their first features if they are not `RESIDENT`.
+    `PADDED_D` is a constant, so that the addresses of a tile differ by constants.
+    """
+    best = tl.full((BLOCK_M, BLOCK_N // FOLD), FAR, tl.float32)
+    second = tl.full((BLOCK_M, BLOCK_N // FOLD), FAR, tl.float32)
+    if RESIDENT:
+        # The product of the next tile runs on the tensor cores while this one is looked through.
+        products = tl.dot(x16, tl.load(c16_ptrs))
+        for tile in range(1, n_tiles):
+            ahead = tl.dot(x16, tl.load(c16_ptrs + tl.cast(tile, tl.int64) * (BLOCK_N * PADDED_D)))
+            c_sq = tl.load(c_sq_ptrs + (tile - 1) * BLOCK_N)
+            best, second = _keep(best, second, products, mult, c_sq, tile - 1, index_mask, FOLD)
+            products = ahead
+        c_sq = tl.load(c_sq_ptrs + (n_tiles - 1) * BLOCK_N)
+        best, second = _keep(best, second, products, mult, c_sq, n_tiles - 1, index_mask, FOLD)
+    else:
+        for tile in range(0, n_tiles):
+            tile_ptrs = c16_ptrs + tl.cast(tile, tl.int64) * (BLOCK_N * PADDED_D)
+            products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for start in range(0, PADDED_D, BLOCK_D):
+                products = tl.dot(tl.load(x16 + start), tl.load(tile_ptrs + start), products)
+            c_sq = tl.load(c_sq_ptrs + tile * BLOCK_N)
+            best, second = _keep(best, second, products, mult, c_sq, tile, index_mask, FOLD)
+    return best, second
+
+
 @triton.jit(do_not_specialize=["n_rows", "k", "n_tiles", "index_mask"])
 def screen_kernel(
     x_ptr, stride, x16_ptr, x_about_ptr, c_ptr, c16_ptr, c_sq_ptr, about_ptr,
@@ -204,9 +238,9 @@ def screen_kernel(
         x_scale = tl.load(x_about_ptr + there)
         x_norm = tl.load(x_about_ptr + n_rows + there)
         x_lost = tl.load(x_about_ptr + 2 * n_rows + there)
-        x16_ptrs = x16_ptr + there.to(tl.int64)[:, None] * PADDED_D + d[None, :]
+        x16 = x16_ptr + there.to(tl.int64)[:, None] * PADDED_D + d[None, :]
         if RESIDENT:
-            x16 = tl.load(x16_ptrs)
+            x16 = tl.load(x16)
     else:
         x = load_rows(x_ptr, stride, there, d, n_features, WIDE)
         x_scale = scale_for(tl.max(tl.abs(x).to(tl.float32), axis=1))
@@ -216,28 +250,10 @@ def screen_kernel(
     mult = -2.0 * scale_for(tl.load(about_ptr + AMAX)) / x_scale
     KEPT_N: tl.constexpr = BLOCK_N // FOLD
     N_COMPARED: tl.constexpr = 2 if SECOND else FOLD
-    best = tl.full((BLOCK_M, KEPT_N), FAR, tl.float32)
-    second = tl.full((BLOCK_M, KEPT_N), FAR, tl.float32)
-    # `PADDED_D` is a constant, so that the addresses of a tile differ by constants.
-    c16_ptrs = c16_ptr + n[None, :] * PADDED_D + d[:, None]
-    if RESIDENT:
-        # The product of the next tile runs on the tensor cores while this one is looked through.
-        products = tl.dot(x16, tl.load(c16_ptrs))
-        for tile in range(1, n_tiles):
-            ahead = tl.dot(x16, tl.load(c16_ptrs + tl.cast(tile, tl.int64) * (BLOCK_N * PADDED_D)))
-            c_sq = tl.load(c_sq_ptr + (tile - 1) * BLOCK_N + n)
-            best, second = _keep(best, second, products, mult, c_sq, tile - 1, index_mask, FOLD)
-            products = ahead
-        c_sq = tl.load(c_sq_ptr + (n_tiles - 1) * BLOCK_N + n)
-        best, second = _keep(best, second, products, mult, c_sq, n_tiles - 1, index_mask, FOLD)
-    else:
-        for tile in range(0, n_tiles):
-            tile_ptrs = c16_ptrs + tl.cast(tile, tl.int64) * (BLOCK_N * PADDED_D)
-            products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            for start in range(0, PADDED_D, BLOCK_D):
-                products = tl.dot(tl.load(x16_ptrs + start), tl.load(tile_ptrs + start), products)
-            c_sq = tl.load(c_sq_ptr + tile * BLOCK_N + n)
-            best, second = _keep(best, second, products, mult, c_sq, tile, index_mask, FOLD)
+    best, second = _least_two(
+        x16, c16_ptr + n[None, :] * PADDED_D + d[:, None], c_sq_ptr + n, mult, n_tiles,
+        index_mask, BLOCK_M, BLOCK_N, FOLD, BLOCK_D, PADDED_D, RESIDENT,
+    )  # fmt: skip
     least, position, first = least_kept(best, index_mask, BLOCK_N, KEPT_N)
     other = first
     if SECOND:

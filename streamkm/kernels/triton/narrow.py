@@ -125,8 +125,7 @@ def narrow_kernel(
     part_k = tl.cdiv(tl.cdiv(k, n_parts), BLOCK_N) * BLOCK_N
     c_scale = scale_for(tl.load(about_ptr + AMAX))
     for item in range(tl.program_id(0), n_tiles * n_parts, tl.num_programs(0)):
-        begin = item // n_parts * BLOCK_M
-        part = item % n_parts
+        begin, part = item // n_parts * BLOCK_M, item % n_parts
         places = tl.minimum(begin + m, count - 1)
         entry_ptrs = queue_ptr + tl.load(crowd_ptr + places) * (2 + N_LISTED)
         rows = tl.load(entry_ptrs)
