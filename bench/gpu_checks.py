@@ -17,10 +17,16 @@ __all__ = ["CHECKS_S", "run_checks"]
 
 ROOT = Path(__file__).parents[1]
 #: Seconds that the tests may take.
-CHECKS_S = 200
+CHECKS_S = 150
 #: Characters that are kept of what they print: its end, where the failures are.
 MOST_OUTPUT = 20_000
-TESTS = ("tests/kernels/triton/test_kernel.py", "tests/runs/test_on_gpu.py")
+#: Every file with tests that need a GPU.
+TESTS = (
+    "tests/kernels/triton/test_kernel.py",
+    "tests/kernels/test_reference.py",
+    "tests/runs/test_on_gpu.py",
+    "tests/estimators/test_inputs.py",
+)
 
 
 def run_checks(seconds: float = CHECKS_S) -> dict[str, Any]:

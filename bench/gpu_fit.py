@@ -1,15 +1,18 @@
-"""A whole fit on a GPU, beside its parts alone: reading, the link, the arithmetic."""
+"""Whole fits on a GPU, by what their metrics.jsonl says, beside their slowest stage alone."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import time
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from streamkm.cadence import Cadence
 from streamkm.clustering.batch import Batch
 from streamkm.clustering.minibatch import MiniBatch
 from streamkm.clustering.state import initial_state
@@ -17,6 +20,7 @@ from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.kernels.triton.kernel import TritonKernel
 from streamkm.runs.fit import fit
 from streamkm.runs.planning.memory import plan_memory
+from streamkm.runs.predict import predict
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.sources import open_source
 from streamkm.stream.plan import plan_reading
@@ -27,55 +31,124 @@ from streamkm.stream.stages import StageTimes
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["measure_fits"]
+    from bench.gpu_run import Run
 
-K, BATCH_ROWS = 1024, 16384
+__all__ = ["checkpoints", "measure_fits", "measure_predict"]
+
+#: Bytes of an array: far more than what caches of the card hold, far less than its memory.
+ARRAY_BYTES = 4 * 2**30
+CHUNK_ROWS = 16384
+#: Figures of the last record of metrics.jsonl that are kept.
+KEPT = ("rows_per_s", "bottleneck", "busy_share", "probe_rows_per_s", "share_of_probe", "seconds")
 
 
-def measure_fits(device: torch.device, folder: Path, *, toy: bool) -> dict[str, Any]:
-    """Seconds, and bytes a second, of one epoch from .npy and from Zarr, and of its parts."""
-    n_rows, d, k = (200, 16, 8) if toy else (2_000_000, 128, K)
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"rows": n_rows, "d": d, "k": k}
-    for layout, path in make_arrays(folder, n_rows, d).items():
-        found[layout] = {"reader_alone_bytes_per_s": read_alone(path)}
-        # The first fit compiles, and fills the page cache.
-        for trial in range(2):
-            found[layout][f"fit_{trial}"] = one_fit(path, folder / "run", device, k)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if not importlib.util.find_spec("zarr"):
-        found["zarr"] = "left out: zarr is not installed"
-    found["link_bytes_per_s"] = "needs a GPU" if toy else link_alone(device)
-    found["arithmetic_rows_per_s"] = arithmetic_alone(device, 64 if toy else BATCH_ROWS, d, k)
+def measure_fits(run: Run) -> None:
+    """Eight epochs of every kind of fit, and what reading and arithmetic do alone."""
+    epochs = run.size(8, 2)
+    for d in (16,) if run.is_rehearsal else (128, 1024):
+        for layout, path in make_arrays(run, d).items():
+            run.add({"layout": layout, "d": d, "reader_alone_bytes_per_s": read_alone(path)})
+            for k in (3,) if run.is_rehearsal else (256, 20_000):
+                for batch_rows in (64,) if run.is_rehearsal else (16384, 131_072):
+                    for residency in residencies():
+                        about = {"layout": layout, "d": d, "k": k, "batch_rows": batch_rows,
+                                 "resident": not residency}  # fmt: skip
+                        found = one_fit(run, path, k, batch_rows, epochs, **residency)
+                        run.add(about | found)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for k in (3,) if run.is_rehearsal else (256, 20_000):
+            alone = arithmetic_alone(run.device, run.size(131_072, 64), d, k)
+            run.add({"d": d, "k": k, "arithmetic_alone_rows_per_s": alone})
+
+
+def residencies() -> list[dict[str, int]]:
+    """Settings of a run that keeps windows where there is room, and of one that keeps none."""
+    known = {field.name for field in fields(ExecutionConfig)}
+    none = {"max_device_memory": 0} if "max_device_memory" in known else {}
+    return [{}, none] if none else [{}]
+
+
+def make_arrays(run: Run, d: int, *, only_npy: bool = False) -> dict[str, Path]:
+    """The same rows as .npy and as Zarr, in the page cache because they were just written."""
+    n_rows = ARRAY_BYTES // (4 * d) if not run.is_rehearsal else 200
+    centres = 4 * run.normal(512, d)
+    path = run.data / "gpu.npy"
+    rows = np.lib.format.open_memmap(path, "w+", np.float32, (n_rows, d))
+    for start in range(0, n_rows, CHUNK_ROWS):
+        part = run.normal(min(CHUNK_ROWS, n_rows - start), d)
+        part += centres[torch.arange(start, start + len(part), device=run.device) * 7919 % 512]
+        rows[start : start + len(part)] = part.cpu().numpy()
+    rows.flush()
+    paths = {"npy": path}
+    if importlib.util.find_spec("zarr") and not only_npy:
+        import zarr
+
+        paths["zarr"] = run.data / "gpu.zarr"
+        chunks = (min(CHUNK_ROWS, n_rows), d)
+        zarr.create_array(paths["zarr"], data=rows, chunks=chunks, compressors=None, overwrite=True)
+    return paths
+
+
+def one_fit(
+    run: Run, path: Path, k: int, batch_rows: int, epochs: int, **execution: Any
+) -> dict[str, Any]:
+    """What the last record of metrics.jsonl says, and how long the whole fit took."""
+    out, start = run.data / "run", time.perf_counter()
+    shutil.rmtree(out, ignore_errors=True)
+    source = open_source(path)
+    config = FitConfig(k=k, batch_rows=batch_rows, epochs=epochs, init="random", tol=0.0)
+    try:
+        given = ExecutionConfig(device=run.device.type, probe=True, tune=True, **execution)
+        fit(source, config, given, out, resume=False, stop_request=StopRequest())
+        with (out / "metrics.jsonl").open() as lines:
+            last = json.loads(list(lines)[-1])
+        row_bytes = source.spec.nbytes / source.spec.n_rows
+    except Exception as error:  # noqa: BLE001  # what one fit raises is a result beside others
+        return {"failed": f"{type(error).__name__}: {error}"[:500]}
+    finally:
+        source.close()
+    rate = {"bytes_per_s": last.get("rows_per_s", 0.0) * row_bytes}
+    return {name: last[name] for name in KEPT if name in last} | rate | {
+        "whole_s": time.perf_counter() - start
+    }  # fmt: skip
+
+
+def measure_predict(run: Run) -> dict[str, Any]:
+    """Rows a second of `predict`, to labels on disk."""
+    path = make_arrays(run, run.size(128, 16), only_npy=True)["npy"]
+    one_fit(run, path, run.size(1024, 3), run.size(CHUNK_ROWS, 64), 1)
+    source, found = open_source(path), {}
+    # The first compiles.
+    for trial in range(2):
+        start = time.perf_counter()
+        predict(
+            run.data / "run", source, ExecutionConfig(device=run.device.type),
+            labels=run.data / f"labels-{trial}.npy", resume=False, stop_request=StopRequest(),
+            quiet=True,
+        )  # fmt: skip
+        found[f"rows_per_s_{trial}"] = source.spec.n_rows / (time.perf_counter() - start)
+    source.close()
     return found
 
 
-def make_arrays(folder: Path, n_rows: int, d: int) -> dict[str, Path]:
-    rng = np.random.default_rng(0)
-    centres = 4 * rng.standard_normal((512, d), dtype=np.float32)
-    rows = np.empty((n_rows, d), np.float32)
-    for start in range(0, n_rows, BATCH_ROWS):
-        part = rows[start : start + BATCH_ROWS]
-        part[...] = rng.standard_normal(part.shape, dtype=np.float32)
-        part += centres[rng.integers(512, size=len(part))]
-    paths = {"npy": folder / "gpu.npy"}
-    np.save(paths["npy"], rows)
-    if importlib.util.find_spec("zarr"):
-        import zarr
-        from zarr.codecs import BloscCodec
-
-        for layout, codec in {"zarr-raw": None, "zarr-lz4": BloscCodec(cname="lz4")}.items():
-            paths[layout] = folder / f"gpu-{layout}.zarr"
-            chunks = (min(BATCH_ROWS, n_rows), d)
-            zarr.create_array(
-                paths[layout], data=rows, chunks=chunks, compressors=codec, overwrite=True
-            )
-    return paths
+def checkpoints(run: Run) -> dict[str, Any]:
+    """What a checkpoint holds a fit up for, as a share of the 10 s after which one is due."""
+    path = make_arrays(run, run.size(128, 16), only_npy=True)["npy"]
+    k, batch_rows = run.size(20_000, 3), run.size(CHUNK_ROWS, 64)
+    n_batches = run.size(ARRAY_BYTES // (4 * 128 * CHUNK_ROWS), 4)
+    n_saved = 8 if n_batches > 8 else 1
+    # The first fit compiles.
+    plain, plain, saving = (
+        one_fit(run, path, k, batch_rows, 1, checkpoint_every=Cadence(batches=every))
+        for every in (10**9, 10**9, n_batches // n_saved)
+    )
+    each_s = (saving["whole_s"] - plain["whole_s"]) / n_saved
+    return {"each_s": each_s, "share_of_10_s": each_s / 10, "k": k, "saved": n_saved}
 
 
 def read_alone(path: Path) -> float:
     source = open_source(path)
-    plan = plan_reading(source.spec, batch_rows=min(BATCH_ROWS, source.spec.n_rows), seed=0)
+    plan = plan_reading(source.spec, batch_rows=min(CHUNK_ROWS, source.spec.n_rows), seed=0)
     memory = plan_memory(source.spec, plan, ExecutionConfig(), fixed_bytes=0)
     times, spent = StageTimes(memory.stream.n_readers), float("nan")
     with HostSlots(memory.stream, torch.device("cpu")) as slots:
@@ -89,33 +162,6 @@ def read_alone(path: Path) -> float:
             spent = time.perf_counter() - start
     source.close()
     return source.spec.nbytes / spent
-
-
-def one_fit(path: Path, run: Path, device: torch.device, k: int) -> dict[str, float]:
-    shutil.rmtree(run, ignore_errors=True)
-    source = open_source(path)
-    n_rows, n_bytes = source.spec.n_rows, source.spec.nbytes
-    config = FitConfig(k=k, batch_rows=min(BATCH_ROWS, n_rows), epochs=1)
-    start = time.perf_counter()
-    execution = ExecutionConfig(device=device.type)
-    fit(source, config, execution, run, resume=False, stop_request=StopRequest())
-    spent = time.perf_counter() - start
-    source.close()
-    shutil.rmtree(run)
-    return {"seconds": spent, "rows_per_s": n_rows / spent, "bytes_per_s": n_bytes / spent}
-
-
-def link_alone(device: torch.device) -> float:
-    host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True).fill_(1)
-    target = torch.empty_like(host, device=device)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    target.copy_(host, non_blocking=True)
-    start.record()
-    for _ in range(20):
-        target.copy_(host, non_blocking=True)
-    end.record()
-    end.synchronize()
-    return float(20 * host.nbytes / (start.elapsed_time(end) / 1e3))
 
 
 def arithmetic_alone(device: torch.device, n_rows: int, d: int, k: int) -> float:

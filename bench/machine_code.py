@@ -20,6 +20,9 @@ __all__ = ["Resources", "read_resources"]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 #: The matrix instructions of capability 8 and 9 (wgmma).
 MATRIX = ("HMMA", "HGMMA")
+#: The instruction of PTX that waits until no more than a number of groups of copies are under way.
+LABEL = re.compile(r"^\$\w+:")
+WAIT = r"cp\.async\.wait_group\s+(\d+)"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Resources:
     """Instructions on scores (minimum, maximum, multiply-add, logic) for each score."""
     epilogue: dict[str, float]
     loop_instructions_per_score: float
+    copies_in_flight: int
+    """Copies to shared memory that the screening loop leaves under way while it waits for one."""
+    product_waits: int
+    """Waits for a product in the loop: more than one if the assembler made products take turns."""
 
     @property
     def leaves_registers(self) -> bool:
@@ -44,10 +51,10 @@ class Resources:
 
 
 def read_resources(
-    cubin: bytes, shared: int, options: Mapping[str, int], constants: Mapping[str, Any]
+    asm: Mapping[str, Any], shared: int, options: Mapping[str, int], constants: Mapping[str, Any]
 ) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(asm["cubin"])
         file.flush()
         usage = run_tool("cuobjdump", "--dump-resource-usage", file.name)
         code = run_tool("nvdisasm", "-c", file.name)
@@ -79,7 +86,24 @@ def read_resources(
         epilogue_per_score=round(sum(epilogue.values()), 2),
         epilogue={name: round(n, 3) for name, n in epilogue.items() if n},
         loop_instructions_per_score=round(len(loop) / scores, 2) if loop else 0.0,
+        copies_in_flight=copies_in_flight(asm["ptx"]),
+        product_waits=sum(name.startswith("WARPGROUP.DEPBAR") for name in loop),
     )
+
+
+def copies_in_flight(ptx: str) -> int:
+    """The least that a wait for copies leaves under way, in the shortest loop that multiplies."""
+    lines = ptx.splitlines()
+    labels = {line.split(":")[0].strip(): at for at, line in enumerate(lines) if LABEL.match(line)}
+    loops: list[tuple[int, list[int]]] = []
+    for at, line in enumerate(lines):
+        target = re.search(r"\bbra(?:\.uni)?\s+(\$\w+)", line)
+        if target and (first := labels.get(target[1], at + 1)) <= at:
+            body = "\n".join(lines[first : at + 1])
+            waits = [int(n) for n in re.findall(WAIT, body)]
+            if waits and ("wgmma.mma_async" in body or "mma.sync" in body):
+                loops.append((at - first, waits))
+    return min(min(loops)[1]) if loops else 0
 
 
 def run_tool(name: str, *arguments: str) -> str:

@@ -3,7 +3,10 @@
 Every kernel of `CASES` is compiled for compute capability 8.0 and 9.0. Registers, spills
 and the instructions of the screening loop are read from the machine code. A time is
 predicted from the loop; it is no measurement. Of `DEFAULTS`, which stand for all that a run
-may launch, the file says only which spill.
+may launch, the file also says which spill and which screen without copying ahead.
+
+The file has a section for each version of Triton: run this with each, as
+``python -m bench.triton_aot bench/results/DATE-triton-aot.json 90 80``.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.machine_code import Resources, read_resources
-from streamkm.kernels.triton import assign, lanes, one_read, settle, update
+from streamkm.kernels.triton import assign, lanes, narrow, one_read, settle, update
 from streamkm.kernels.triton.kernel import (
     CHUNK,
     N_LISTED,
@@ -32,8 +35,12 @@ from streamkm.kernels.triton.kernel import (
 from streamkm.kernels.triton.tiles import (
     LANES_OPTIONS,
     MAX_LANE_NUMBERS,
+    NARROW_BLOCKS,
+    NARROW_OPTIONS,
     SETTLE_OPTIONS,
+    STREAMED_D,
     Tile,
+    can_round,
     default_tile,
     fits_lanes,
     is_resident,
@@ -52,10 +59,11 @@ __all__ = ["CASES", "DEFAULTS", "Case", "Resources", "compile_case"]
 POINTERS = {
     "x16_ptr": "fp16", "c16_ptr": "fp16", "x_about_ptr": "fp32", "about_ptr": "fp32",
     "c_sq_ptr": "fp32", "labels_ptr": "i64", "queue_ptr": "i32", "count_ptr": "i32",
-    "order_ptr": "i64", "counts_ptr": "i64", "left_out_ptr": "u8", "shares_ptr": "fp32",
+    "crowd_ptr": "i32", "order_ptr": "i64", "counts_ptr": "i64", "left_out_ptr": "u8",
+    "shares_ptr": "fp32",
     "rechecked_ptr": "i64", "span_sums_ptr": "fp32", "span_counts_ptr": "i32",
 }  # fmt: skip
-MODULES = (assign, lanes, one_read, settle, update)
+MODULES = (assign, lanes, narrow, one_read, settle, update)
 STORED = {
     "fp32": torch.float32, "fp64": torch.float64, "fp16": torch.float16, "bf16": torch.bfloat16,
     "u8": torch.uint8, "i8": torch.int8,
@@ -96,7 +104,7 @@ CASES = [
     Case("screen_kernel", "bf16", 128, "fast"),
     Case("screen_kernel", "bf16", 128, k=1024),
     *(Case("screen_kernel", "bf16", 128, tile=tile)
-      for tile in tiles(128, torch.float32, torch.bfloat16, 9)[1:]),
+      for tile in tiles(128, torch.float32, 9)[1:]),
     *(Case("one_read_kernel", "fp32", d, k=k)
       for k, d in ((16, 128), (64, 16), (64, 64), (128, 32), (256, 3), (256, 16),
                    (256, 64), (256, 100), (256, 128))),
@@ -105,65 +113,65 @@ CASES = [
     *(Case("one_read_kernel", dtype, 128, k=256) for dtype in ("bf16", "u8")),
     Case("one_read_kernel", "fp32", 128, "fast", k=256),
     Case("add_spans_kernel", "fp32", 64, k=64),
-    *(Case(name, "fp32", 128) for name in ("measure_kernel", "round_kernel", "settle_kernel")),
+    *(Case(name, "fp32", 128)
+      for name in ("measure_kernel", "round_kernel", "settle_kernel", "narrow_kernel")),
     Case("round_rows_kernel", "fp32", 768),
     *(Case(name, "fp32", 128) for name in ("add_chunks_kernel", "join_kernel")),
 ]  # fmt: skip
 
 
-#: Every way to cut the work that is a default, for every dtype and every kind of length: one,
-#: below 16, on and off multiples of 16, more than a tile holds.
+#: Every way to cut the work that is a default, for every kind of length: one, below 16, on and off
+#: multiples of 16, more than a tile holds. Dtypes that are widened alike stand for one another.
 DEFAULTS = [
     *(
-        Case("screen_kernel", dtype, d, k=k, second=k == 2)
-        for dtype in STORED
-        for d in (1, 3, 16, 40, 64, 128, 256, 257, 768)
-        for k in (2, 300, 20_000)
+        Case("screen_kernel", dtype, d, k=k)
+        for dtype, lengths in (
+            ("fp32", (1, 3, 16, 40, 64, 128, 256, 257, 768)),
+            ("bf16", (1, 40, 64, 128, 256, 768)),
+            ("fp64", (40, 64, 256)),
+            ("u8", (40,)),
+        )
+        for d in lengths
+        for k in (300, 20_000)
     ),
+    *(Case("screen_kernel", dtype, d, k=2, second=True) for dtype in ("fp32", "u8")
+      for d in (40, 256)),
     *(
         Case("one_read_kernel", "fp32", d, k=k)
-        for k in (16, 32, 64, 128, 256)
-        for d in (1, 3, 16, 17, 40, 64, 100, 128)
+        for k in (64, 256)
+        for d in (1, 3, 16, 17, 32, 40, 64, 100, 128)
         if not fits_lanes(k, d)
+    ),
+    *(
+        Case("one_read_kernel", dtype, d, k=256, weighted=weighted, spherical=True)
+        for dtype, weighted in (("fp32", True), ("fp32", False), ("bf16", False), ("u8", False))
+        for d in (40, 128)
     ),
     *(
         # With the most centroids that fit.
         Case("lanes_kernel", dtype, d, weighted=weighted, spherical=weighted,
              k=max(k for k in range(1, MAX_LANE_NUMBERS) if fits_lanes(k, d)))
-        for dtype in ("fp32", "fp16", "bf16", "u8", "i8")
-        for d in range(1, 17)
-        for weighted in (False, True)
-    ),
-    *(
-        Case("one_read_kernel", "fp32", d, k=k, weighted=weighted, spherical=True)
-        for k in (16, 256)
-        for d in (40, 100, 128)
-        for weighted in (False, True)
-    ),
-    *(
-        Case("one_read_kernel", dtype, d, k=k)
-        for dtype in ("fp16", "bf16", "u8", "i8")
-        for k in (16, 256)
-        for d in (3, 40, 100, 128)
-        if not fits_lanes(k, d)
+        for dtype, lengths, weighted in (
+            ("fp32", (1, 3, 5, 8, 12, 16), True), ("bf16", (7, 12), True), ("u8", (3,), False),
+        )
+        for d in lengths
     ),
     *(
         Case(name, dtype, d, k=k, second=k == 2)
-        for name, ks in (
-            ("settle_kernel", (2, 300, 20_000)), ("round_rows_kernel", (300,)),
-            ("add_chunks_kernel", (300,)), ("join_kernel", (300,)),
+        for name, ks, dtypes, lengths in (
+            ("settle_kernel", (2, 20_000), ("fp32", "u8"), (40, 128)),
+            ("narrow_kernel", (300,), ("fp32", "fp64", "u8"), (40, 768)),
+            ("round_rows_kernel", (300,), ("fp32", "u8"), (40, 768)),
+            ("add_chunks_kernel", (300,), ("fp32", "fp64"), (128,)),
+            ("join_kernel", (300,), ("fp32", "fp64"), (128,)),
         )
         for k in ks
-        for dtype in STORED
-        for d in (1, 3, 40, 128, 768)
+        for dtype in dtypes
+        for d in lengths
     ),
-    *(
-        Case(name, dtype, d)
-        for name in ("measure_kernel", "round_kernel")
-        for dtype in ("fp32", "fp64")
-        for d in (1, 3, 40, 128, 768)
-    ),
-    *(Case("add_spans_kernel", "fp32", d, k=k) for k, d in ((1, 1), (256, 128), (256, 100))),
+    *(Case(name, dtype, 128) for name in ("measure_kernel", "round_kernel")
+      for dtype in ("fp32", "fp64")),
+    *(Case("add_spans_kernel", "fp32", d, k=k) for k, d in ((1, 1), (256, 100))),
 ]  # fmt: skip
 
 
@@ -191,24 +199,27 @@ def compile_case(case: Case, capability: int) -> Resources:
     compiled = triton.compile(
         source, target=GPUTarget("cuda", capability, 32), options={**options, **OPTIONS}
     )
-    return read_resources(compiled.asm["cubin"], compiled.metadata.shared, options, constants)
+    return read_resources(compiled.asm, compiled.metadata.shared, options, constants)
 
 
 def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[str, int]]:
     """Constants and options of a launch; each kernel takes the constants that it knows."""
     dtype = torch.float64 if case.dtype == "fp64" else torch.float32
-    padded_d = padded_features(case.n_features, dtype, STORED[case.dtype])
+    padded_d = padded_features(case.n_features)
     tile = case.tile or (
         two_tile(capability // 10)
         if case.second
-        else default_tile(case.n_features, case.k, dtype, STORED[case.dtype], capability // 10)
+        else default_tile(case.n_features, case.k, dtype, capability // 10)
     )
-    stays = is_resident(case.n_features, dtype, STORED[case.dtype])
+    stays = is_resident(case.n_features)
+    rounds = tile.rounds and can_round(case.n_features, dtype)
     constants = {
         "BLOCK_M": tile.rows, "BLOCK_N": tile.centroids, "FOLD": tile.fold,
-        "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if stays else 64,
+        "KEPT_N": tile.centroids // tile.fold, "BLOCK_D": padded_d if stays else STREAMED_D,
+        "PADDED_D": padded_d,
         "BLOCK_K": 16, "BLOCK_C": 16, "STEP_D": STEP_D[dtype], "N_LISTED": N_LISTED, "CHUNK": CHUNK,
         "WIDE": tl.float64 if case.dtype == "fp64" else tl.float32, "RESIDENT": stays,
+        "ROUNDED": not rounds,
         "EXACT": case.precision == "exact", "SECOND": case.second,
     }  # fmt: skip
     if case.kernel == "one_read_kernel":
@@ -219,6 +230,8 @@ def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[
         return {"BLOCK_S": 16, "BLOCK_E": 128}, {"num_warps": 4}
     if case.kernel == "screen_kernel":
         return constants, {"num_warps": tile.warps, "num_stages": tile.stages}
+    if case.kernel == "narrow_kernel":
+        return {**constants, **NARROW_BLOCKS}, NARROW_OPTIONS
     if case.kernel == "settle_kernel":
         return constants | {"BLOCK_D": 32}, SETTLE_OPTIONS
     if case.kernel == "round_rows_kernel":
@@ -235,11 +248,12 @@ def one_read_constants(case: Case, major: int) -> tuple[dict[str, Any], dict[str
     block_k, padded_d = power_of_two(case.k), power_of_two(case.n_features)
     blocks: dict[str, Any] = {**one_read_blocks(block_k, padded_d, major)}
     is_stored = case.dtype != "fp32" and not case.weighted
+    term = tl.float16 if is_stored and case.dtype == "fp16" else tl.bfloat16
     constants = blocks | {
-        "TERM": tl.float16 if is_stored and case.dtype == "fp16" else tl.bfloat16,
+        "TERM": term, "FACTOR": term,
         "N_TERMS": 1 if is_stored else 3, **step_flags(case),
     }  # fmt: skip
-    return constants, one_read_options(padded_d)
+    return constants, one_read_options(case.n_features)
 
 
 def step_flags(case: Case) -> dict[str, bool]:
@@ -265,61 +279,121 @@ def argument_type(name: str, case: Case) -> str:
 # ---- prediction -------------------------------------------------------------
 
 #: Multiprocessors of an H200 SXM, by NVIDIA's documents, and what each does in a cycle: float16
-#: multiply-adds; lane operations of the pipe for minima, maxima and logic.
-PROCESSORS, MATRIX_RATE, ALU_RATE = 132, 2048, 64
+#: multiply-adds; lane operations of the pipe for minima, maxima and logic; instructions issued,
+#: in lanes; bytes of shared memory.
+PROCESSORS, MATRIX_RATE, ALU_RATE, ISSUE_RATE, SHARED_RATE = 132, 2048, 64, 128, 128
 #: Cycles a second at which 790 TFLOP/s, a measured rate of bfloat16, are 0.8 of the peak.
 CLOCK_HZ, MEASURED_MATRIX_FLOPS = 1.83e9, 790e12
+#: Bytes a second from the L2 cache to all multiprocessors together, as published for an H100; bytes
+#: a cycle to one that asks alone, and cycles until they come. None was measured on an H200.
+L2_RATE, L2_PORT, L2_LATENCY = 5.5e12, 64, 400
+ALU = ("FMNMX", "LOP3", "SEL", "FSEL", "FSETP")
 
 
-def predict(n_features: int, alu_per_score: float) -> dict[str, float]:
-    """Shares of the measured matrix rate, and times, if the loop's parts take turns or overlap."""
-    padded_d = padded_features(n_features, torch.float32, torch.bfloat16)
-    matrix = padded_d / MATRIX_RATE
-    epilogue = alu_per_score / ALU_RATE
-    useful = 2 * n_features * PROCESSORS * CLOCK_HZ / MEASURED_MATRIX_FLOPS
+@dataclass(frozen=True)
+class Loop:
+    """What `predict` has to know of a screening loop, for one tile of scores."""
+
+    rows: int
+    centroids: int
+    padded_d: int
+    instructions_per_score: float
+    alu_per_score: float
+    copies_ahead: bool
+    products_ahead: bool
+    """Whether the product of a tile runs while the tile before is looked through."""
+    reloads_rows: bool = False
+    rows_in_registers: bool = False
+    fold: int = 4
+
+
+def predict(loop: Loop, n_features: int, k: int = 20_000) -> dict[str, float | str]:
+    """Share of the measured matrix rate, the time, and the cycles of a tile part by part."""
+    scores = loop.rows * loop.centroids
+    per_cycle = PROCESSORS * CLOCK_HZ
     # The matrix product by itself reaches no more than cuBLAS does.
-    ceiling = MEASURED_MATRIX_FLOPS / (2 * MATRIX_RATE * PROCESSORS * CLOCK_HZ)
-    shares = {
-        "in_turn": round(useful / (matrix / ceiling + epilogue), 2),
-        "overlapped": round(useful / max(matrix / ceiling, epilogue), 2),
+    ceiling = MEASURED_MATRIX_FLOPS / (2 * MATRIX_RATE * per_cycle)
+    copied = 2 * loop.padded_d * (loop.centroids + (loop.rows if loop.reloads_rows else 0))
+    # A warpgroup multiplies 64 rows by 16 features at a time, and reads both factors each time.
+    steps = loop.rows // 64 * loop.padded_d // 16
+    factors = 32 * (loop.centroids + (0 if loop.rows_in_registers else 64))
+    parts = {
+        "product": scores * loop.padded_d / MATRIX_RATE / ceiling,
+        "issue": scores * loop.instructions_per_score / ISSUE_RATE,
+        "minima": scores * loop.alu_per_score / ALU_RATE,
+        "shared_memory": (steps * factors + copied) / SHARED_RATE,
+        "l2": copied / (L2_RATE / per_cycle),
     }
-    # Of 2^18 rows against 20,000 centroids, as scripts/gpu times them.
-    seconds = 2 * 2**18 * 20_000 * n_features / MEASURED_MATRIX_FLOPS
-    times = {f"{name}_s": round(seconds / share, 5) for name, share in shares.items()}
-    return shares | times
+    looking = max(parts["issue"], parts["minima"])
+    multiplying = max(parts["product"], parts["shared_memory"])
+    cycles = max(multiplying, looking) if loop.products_ahead else multiplying + looking
+    if not loop.copies_ahead:
+        cycles += copied / L2_PORT + L2_LATENCY
+    cycles = max(cycles, parts["l2"])
+    # At the end the members of a row's best group are compared, each read by that row alone.
+    parts["end"] = 4 * loop.fold * loop.rows * n_features / (L2_RATE / per_cycle)
+    cycles += parts["end"] / (k / loop.centroids)
+    share = 2 * scores * n_features / cycles * per_cycle / MEASURED_MATRIX_FLOPS
+    seconds = 2 * 2**18 * k * n_features / MEASURED_MATRIX_FLOPS / share
+    slowest = max(("product", "issue", "minima", "shared_memory", "l2"), key=parts.__getitem__)
+    rounded = {f"{name}_cycles": float(round(n)) for name, n in parts.items()}
+    return {"share": round(share, 2), "of_2^18_rows_s": round(seconds, 5), "slowest": slowest,
+            **rounded}  # fmt: skip
+
+
+def loop_of(case: Case, resources: Resources) -> Loop:
+    """The screening loop that `case` compiled to."""
+    constants, _ = launch_constants(case, 90)
+    return Loop(
+        constants["BLOCK_M"], constants["BLOCK_N"], constants["PADDED_D"],
+        resources.loop_instructions_per_score,
+        sum(resources.epilogue.get(name, 0) for name in ALU),
+        copies_ahead=resources.copies_in_flight > 0, products_ahead=constants["RESIDENT"],
+        reloads_rows=not constants["RESIDENT"], rows_in_registers=not constants["ROUNDED"],
+        fold=constants["FOLD"],
+    )  # fmt: skip
+
+
+#: The loops before three stages, products ahead and constant addresses, by the machine code of
+#: Triton 3.6.0.
+BEFORE = {
+    d: Loop(128, n, d, per_score, 1.75, copies_ahead=False, products_ahead=False)
+    for d, n, per_score in ((64, 128, 4.56), (128, 128, 5.41), (256, 128, 7.0))
+}
 
 
 def main() -> None:
-    report: dict[str, Any] = {
+    """Add what this Triton compiles to the file, after each kernel."""
+    path, capabilities = Path(sys.argv[1]), tuple(map(int, sys.argv[2:])) or (90, 80)
+    whole: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    whole |= {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "triton": triton.__version__,
         "measured_on_a_gpu": False,
         "note": "No GPU was at hand. Registers, spills and instructions are read from machine "
         "code; 'predicted' is arithmetic on them and on published rates, not a measurement.",
-        "kernels": {},
-        "defaults": {"compiled": 0, "spill_or_use_local_memory": []},
     }
-    for capability in (80, 90):
-        for case in CASES:
-            resources = compile_case(case, capability)
-            print(f"sm_{capability} {case}: {resources}")
-            report["kernels"][f"sm_{capability} {case}"] = asdict(resources)
-        for case in DEFAULTS:
-            resources = compile_case(case, capability)
-            report["defaults"]["compiled"] += 1
-            if resources.leaves_registers:
-                print(f"sm_{capability} {case}: {resources}")
-                report["defaults"]["spill_or_use_local_memory"].append(f"sm_{capability} {case}")
-    alu = ("FMNMX", "LOP3", "SEL", "FSEL", "FSETP")
-    report["predicted"] = {
-        str(case): predict(
-            case.n_features,
-            sum(report["kernels"][f"sm_90 {case}"]["epilogue"].get(name, 0) for name in alu),
-        )
-        for case in CASES
-        if case.kernel == "screen_kernel" and case.dtype == "bf16" and case.k == 20_000
-    }
-    Path(sys.argv[1]).write_text(json.dumps(report, indent=1) + "\n")
+    versions = whole.setdefault("triton", {}).setdefault(triton.__version__, {})
+    for capability in capabilities:
+        defaults: dict[str, Any] = {
+            "compiled": 0, "of": len(DEFAULTS), "spill_or_use_local_memory": [], "wait_for_all": [],
+        }  # fmt: skip
+        report: dict[str, Any] = {"kernels": {}, "predicted": {}, "defaults": defaults}
+        versions[f"sm_{capability}"] = report
+        report["predicted_before"] = {f"d={d}": predict(loop, d) for d, loop in BEFORE.items()}
+        for case in dict.fromkeys([*DEFAULTS, *CASES]):
+            resources, is_screen = compile_case(case, capability), case.kernel == "screen_kernel"
+            print(f"sm_{capability} {case}: {resources}", flush=True)
+            report["kernels"][str(case)] = asdict(resources)
+            if case in DEFAULTS:
+                defaults["compiled"] += 1
+                if resources.leaves_registers:
+                    defaults["spill_or_use_local_memory"].append(str(case))
+                if is_screen and resources.copies_in_flight < 1:
+                    defaults["wait_for_all"].append(str(case))
+            if is_screen and case.dtype == "bf16" and case.k == 20_000 and capability == 90:
+                loop = loop_of(case, resources)
+                report["predicted"][str(case)] = predict(loop, case.n_features)
+            path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -117,8 +117,18 @@ def test_measuring_on_a_gpu_is_rehearsed(tmp_path):
     results = json.loads(out.read_text())
     assert results["measured_on_a_gpu"] is False
     assert "failed" not in json.dumps({**results, "iteration": None})
-    assert [row["d"] for row in results["assign"]] == [64, 128, 256]
-    assert {"npy", "zarr-raw", "zarr-lz4"} <= set(results["fit"])
+    assert not any(row["wrong"] for row in results["smoke"])
+    assert {row.get("layout") for row in results["fits"]} == {"npy", "zarr", None}
+    # Toy sizes say nothing of the targets, but every part has the figures that they need.
+    assert "not measured" not in {row["verdict"] for row in results["targets"][3:6]}
+    assert list(gpu_parts(results)) == list(results)[-len(gpu_parts(results)) - 1 : -1]
+
+
+def gpu_parts(results):
+    """The parts among the results, in the order in which they ran."""
+    from bench.gpu import PARTS
+
+    return {name: results[name] for name in PARTS}
 
 
 # Breaks when a part that hangs, crashes or never begins takes the others' results with it.
@@ -129,25 +139,66 @@ def test_a_part_that_dies_leaves_the_results_of_others(tmp_path, monkeypatch, ca
     out = tmp_path / "results.json"
     gpu.write_results(out, {"gpu": "none", "slow": [{"d": 3}]})
     monkeypatch.setattr(
-        gpu, "PARTS", {"crashes": (None, 60), "slow": (None, 60), "late": (None, 0)}
+        gpu,
+        "PARTS",
+        {
+            "crashes": gpu.Part(None, 60),
+            "slow": gpu.Part(None, 60),
+            "late": gpu.Part(None, 0),
+            "reserving": gpu.Part(None, 0, reserved_s=200),
+        },
     )
     ends = {"crashes": "raise SystemExit(139)", "slow": "import time; time.sleep(600)"}
     run_limited = gpu.run_limited
 
+    limits = []
+
     def run(command, seconds):
+        limits.append(seconds)
         script = ends[command[command.index("--part") + 1]]
         return run_limited([sys.executable, "-c", script], 0.5 if "sleep" in script else seconds)
 
     monkeypatch.setattr(gpu, "run_limited", run)
     arguments = argparse.Namespace(minutes=5, rehearse=False, data=tmp_path)
     assert gpu.measure_parts(arguments, out) == 1
-    assert json.loads(out.read_text()) == {
+    results = json.loads(out.read_text())
+    assert {row["verdict"] for row in results.pop("targets")} == {"not measured"}
+    assert results == {
         "gpu": "none",
         "crashes": {"failed": "ended with status 139", "before": None},
         "slow": {"failed": "not done after 0 s", "before": [{"d": 3}]},
         "late": {"failed": "left out: the time was up", "before": None},
+        "reserving": {"failed": "left out: the time was up", "before": None},
     }
-    assert "failed: crashes, slow, late" in capfd.readouterr().out
+    assert "failed: crashes, slow, late, reserving" in capfd.readouterr().out
+    # Of five minutes the first two parts had those that are not reserved.
+    assert max(limits) <= 300 - 200
+
+
+# Breaks when a figure is compared with another target, or one that is missing passes for reached.
+def test_targets_stand_beside_what_was_found():
+    from bench.gpu_targets import as_table, compare_targets
+
+    row = {
+        "d": 128, "k": 20_000, "share_of_matrix_rate": {"exact": 0.61}, "exact_costs": 0.2,
+        "seconds": {"exact": 3.0}, "peers": {"torch, chunks": 9.0, "flash-kmeans": 2.0},
+    }  # fmt: skip
+    fits = [
+        {"d": 128, "k": 256, "resident": True, "rows_per_s": 96.0, "share_of_probe": 0.95},
+        {"d": 128, "k": 256, "resident": False, "rows_per_s": 50.0, "share_of_probe": 0.90},
+        {"d": 128, "k": 256, "arithmetic_alone_rows_per_s": 100.0},
+    ]
+    results = {"assign": {"failed": "slow", "before": [row]}, "fits": fits,
+               "same_bits": {"with_other_bits": 0}}  # fmt: skip
+    verdicts = {target.what: (target.found, target.verdict) for target in compare_targets(results)}
+    assert verdicts["assign, d=128, k=20,000: share of the matrix rate"] == (0.61, "reached")
+    assert verdicts["assign, d=64, k=20,000: share of the matrix rate"] == (None, "not measured")
+    assert verdicts["assign: exact labels cost over fast ones, most"] == (0.2, "NOT reached")
+    assert verdicts["assign: time over that of a peer, most"] == (1.5, "NOT reached")
+    assert verdicts["fit: share of the slowest stage alone, least"] == (0.9, "NOT reached")
+    assert verdicts["repetitions with other bits, of 100"] == (0, "reached")
+    assert verdicts["fit: resident passes, share of rows that are there, least"][1] == "reached"
+    assert len(as_table(compare_targets(results)).splitlines()) == len(verdicts)
 
 
 # Breaks when tests that are skipped, or not done in time, pass for passed.

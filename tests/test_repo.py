@@ -68,6 +68,7 @@ TESTED_IN = {
     "kernels/triton/assign": "kernels/triton/test_kernel.py",
     "kernels/triton/common": "kernels/triton/test_kernel.py",
     "kernels/triton/lanes": "kernels/triton/test_kernel.py",
+    "kernels/triton/narrow": "kernels/triton/test_kernel.py",
     "kernels/triton/one_read": "kernels/triton/test_kernel.py",
     "kernels/triton/settle": "kernels/triton/test_kernel.py",
     "kernels/triton/tiles": "kernels/triton/test_tuning.py",

@@ -102,10 +102,10 @@ def _in_torch_(
         if len(entering) == 0:
             return
         numbers, uniform, chances = numbers[entering], uniform[entering], chances[entering]
-    # In parts so small that torch keeps to one thread: its other threads would spin afterwards,
-    # on the cores that the next loop of the kernel needs.
+    # On a CPU in parts so small that torch keeps to one thread: its other threads would spin
+    # afterwards, on the cores that the next loop of the kernel needs.
     uniform = -uniform
-    for part in uniform.split(SERIAL_ELEMENTS):
+    for part in uniform.split(SERIAL_ELEMENTS if device.type == "cpu" else max(len(uniform), 1)):
         part.log1p_()
     keys = -uniform / chances
     keys.nan_to_num_(nan=torch.inf, posinf=torch.inf)

@@ -11,8 +11,12 @@ group are compared by their distances.
 Rounding leaves residuals, and these bound the error of a score (Cauchy-Schwarz). A row
 is certain if its runner-up lies beyond the bound. The few other rows are queued with
 the centroids that may be nearest, and `settle_kernel` (``settle.py``) compares these by
-float64 sums of squared differences, in which nothing cancels. It reads the length of
-the queue on the device, so that the host never waits.
+float64 sums of squared differences, in which nothing cancels. Rows with more of them than
+the queue lists are narrowed before (``narrow.py``). Both read the length of their list on
+the device, so that the host never waits.
+
+Where rows stay on the chip, the product of one tile runs on the tensor cores while the
+scores of the tile before are looked through, and the tiles after are being copied.
 
 Rejected: bfloat16 (8 bits: four times the bound, several times the queue) and tf32
 (11 bits too, at half the rate).
@@ -107,14 +111,18 @@ def _halves(scores):
 
 @triton.jit
 def _least_of_group(scores, FOLD: tl.constexpr):
-    """The least of every `FOLD` (1, 2 or 4) scores that share a position."""
+    """The least of every `FOLD` (1, 2, 4 or 8) scores that share a position."""
     if FOLD > 1:
         left, right = _halves(scores)
-        scores = tl.minimum(left, right)
-    if FOLD > 2:
-        left, right = _halves(scores)
-        scores = tl.minimum(left, right)
+        scores = _least_of_group(tl.minimum(left, right), FOLD // 2)
     return scores
+
+
+@triton.jit
+def _keep(best, second, products, mult, c_sq, tile, index_mask, FOLD: tl.constexpr):
+    """The two least scores at each position, those of another tile included."""
+    scores = products * mult[:, None] + c_sq[None, :]
+    return keep_two(best, second, _least_of_group(scores, FOLD), tile, index_mask)
 
 
 @triton.jit
@@ -179,46 +187,73 @@ def round_rows_kernel(
     tl.store(about_ptrs + 2 * n_rows, tl.sqrt(sq_lost), mask=rows < n_rows)
 
 
+@triton.jit
+def _least_two(
+    x16, c16_ptrs, c_sq_ptrs, mult, n_tiles, index_mask,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constexpr, BLOCK_D: tl.constexpr,
+    PADDED_D: tl.constexpr, RESIDENT: tl.constexpr,
+):  # fmt: skip
+    """The two least scores at each position over all tiles of centroids.
+
+    `x16` are the rounded rows, or pointers to their first features if they are not `RESIDENT`.
+    `PADDED_D` is a constant, so that the addresses of a tile differ by constants.
+    """
+    best = tl.full((BLOCK_M, BLOCK_N // FOLD), FAR, tl.float32)
+    second = tl.full((BLOCK_M, BLOCK_N // FOLD), FAR, tl.float32)
+    if RESIDENT:
+        # The product of the next tile runs on the tensor cores while this one is looked through.
+        products = tl.dot(x16, tl.load(c16_ptrs))
+        for tile in range(1, n_tiles):
+            ahead = tl.dot(x16, tl.load(c16_ptrs + tl.cast(tile, tl.int64) * (BLOCK_N * PADDED_D)))
+            c_sq = tl.load(c_sq_ptrs + (tile - 1) * BLOCK_N)
+            best, second = _keep(best, second, products, mult, c_sq, tile - 1, index_mask, FOLD)
+            products = ahead
+        c_sq = tl.load(c_sq_ptrs + (n_tiles - 1) * BLOCK_N)
+        best, second = _keep(best, second, products, mult, c_sq, n_tiles - 1, index_mask, FOLD)
+    else:
+        for tile in range(0, n_tiles):
+            tile_ptrs = c16_ptrs + tl.cast(tile, tl.int64) * (BLOCK_N * PADDED_D)
+            products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for start in range(0, PADDED_D, BLOCK_D):
+                products = tl.dot(tl.load(x16 + start), tl.load(tile_ptrs + start), products)
+            c_sq = tl.load(c_sq_ptrs + tile * BLOCK_N)
+            best, second = _keep(best, second, products, mult, c_sq, tile, index_mask, FOLD)
+    return best, second
+
+
 @triton.jit(do_not_specialize=["n_rows", "k", "n_tiles", "index_mask"])
 def screen_kernel(
     x_ptr, stride, x16_ptr, x_about_ptr, c_ptr, c16_ptr, c_sq_ptr, about_ptr,
-    labels_ptr, sq_distances_ptr, second_ptr, queue_ptr, count_ptr,
-    n_rows, k, n_features, padded_d, n_tiles, index_mask, pack_eps,
+    labels_ptr, sq_distances_ptr, second_ptr, queue_ptr, crowd_ptr, count_ptr,
+    n_rows, k, n_features, n_tiles, index_mask, pack_eps,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, FOLD: tl.constexpr, BLOCK_D: tl.constexpr,
-    STEP_D: tl.constexpr, N_LISTED: tl.constexpr, WIDE: tl.constexpr, RESIDENT: tl.constexpr,
-    EXACT: tl.constexpr, SECOND: tl.constexpr,
+    PADDED_D: tl.constexpr, STEP_D: tl.constexpr, N_LISTED: tl.constexpr, WIDE: tl.constexpr,
+    ROUNDED: tl.constexpr, RESIDENT: tl.constexpr, EXACT: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
     """Store labels and squared distances of a tile of rows; queue uncertain rows."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     there = tl.minimum(rows, n_rows - 1)
     d, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_N)
-    if RESIDENT:
+    if ROUNDED:
+        x_scale = tl.load(x_about_ptr + there)
+        x_norm = tl.load(x_about_ptr + n_rows + there)
+        x_lost = tl.load(x_about_ptr + 2 * n_rows + there)
+        x16 = x16_ptr + there.to(tl.int64)[:, None] * PADDED_D + d[None, :]
+        if RESIDENT:
+            x16 = tl.load(x16)
+    else:
         x = load_rows(x_ptr, stride, there, d, n_features, WIDE)
         x_scale = scale_for(tl.max(tl.abs(x).to(tl.float32), axis=1))
         scaled, x16, lost = round_rows(x, x_scale)
         x_norm = tl.sqrt(tl.sum(scaled * scaled, axis=1))
         x_lost = tl.sqrt(tl.sum(lost * lost, axis=1))
-    else:
-        x_scale = tl.load(x_about_ptr + there)
-        x_norm = tl.load(x_about_ptr + n_rows + there)
-        x_lost = tl.load(x_about_ptr + 2 * n_rows + there)
     mult = -2.0 * scale_for(tl.load(about_ptr + AMAX)) / x_scale
     KEPT_N: tl.constexpr = BLOCK_N // FOLD
     N_COMPARED: tl.constexpr = 2 if SECOND else FOLD
-    best = tl.full((BLOCK_M, KEPT_N), FAR, tl.float32)
-    second = tl.full((BLOCK_M, KEPT_N), FAR, tl.float32)
-    for tile in range(0, n_tiles):
-        c_rows = (tile * BLOCK_N + n).to(tl.int64) * padded_d
-        c16_ptrs = c16_ptr + c_rows[None, :] + d[:, None]
-        if RESIDENT:
-            products = tl.dot(x16, tl.load(c16_ptrs))
-        else:
-            products = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-            x16_ptrs = x16_ptr + there.to(tl.int64)[:, None] * padded_d + d[None, :]
-            for start in range(0, padded_d, BLOCK_D):
-                products = tl.dot(tl.load(x16_ptrs + start), tl.load(c16_ptrs + start), products)
-        scores = products * mult[:, None] + tl.load(c_sq_ptr + tile * BLOCK_N + n)[None, :]
-        best, second = keep_two(best, second, _least_of_group(scores, FOLD), tile, index_mask)
+    best, second = _least_two(
+        x16, c16_ptr + n[None, :] * PADDED_D + d[:, None], c_sq_ptr + n, mult, n_tiles,
+        index_mask, BLOCK_M, BLOCK_N, FOLD, BLOCK_D, PADDED_D, RESIDENT,
+    )  # fmt: skip
     least, position, first = least_kept(best, index_mask, BLOCK_N, KEPT_N)
     other = first
     if SECOND:
@@ -234,9 +269,13 @@ def screen_kernel(
     if SECOND:
         tl.store(second_ptr + rows, second_sq, mask=rows < n_rows)
     if EXACT:
-        limit = score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, pack_eps, padded_d)
+        padded_d = tl.full((), PADDED_D, tl.int32)
+        limit = score_limit(
+            least, c_norm, about_ptr, tl.load(about_ptr + RESIDUAL), SUBNORMAL, mult, x_norm,
+            x_lost, pack_eps, padded_d,
+        )  # fmt: skip
         clear = is_clear(least_sq, second_sq, n_features, WIDE)
         queue(
-            best, second, limit, clear, rows, n_rows, index_mask, queue_ptr, count_ptr,
+            best, second, limit, clear, rows, n_rows, index_mask, queue_ptr, crowd_ptr, count_ptr,
             BLOCK_N, KEPT_N, N_LISTED, 2 if SECOND else 1,
         )  # fmt: skip

@@ -9,6 +9,7 @@ __all__ = [
     "AMAX",
     "FAR",
     "NORM",
+    "ONE_A_ROW",
     "RESIDUAL",
     "SUBNORMAL",
     "is_before",
@@ -32,6 +33,10 @@ FLOOR = tl.constexpr(2.0**-80)
 SUBNORMAL = tl.constexpr(2.0**-25)
 #: Relative error of one addition by a tensor core, which truncates instead of rounding.
 ADD_EPS = tl.constexpr(2.0**-23)
+
+#: Arguments with one number for each row, which may begin anywhere in a window. Compiled for
+#: numbers at any address, so that another window compiles nothing.
+ONE_A_ROW = ["sq_norms_ptr", "shares_ptr", "left_out_ptr", "labels_ptr"]
 
 #: Places of what screening must know of the centroids: largest element, greatest length and
 #: greatest relative residual. `measure_kernel` fills the first, `round_kernel` the others.
@@ -67,17 +72,21 @@ def round_rows(x, scale):
 
 
 @triton.jit
-def score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, pack_eps, padded_d):
+def score_limit(
+    least, c_norm, about_ptr, relative, subnormal, mult, x_norm, x_lost, pack_eps, padded_d
+):  # fmt: skip
     """The score up to which a centroid may be the nearest, given the least score.
 
     By Cauchy-Schwarz ``|x.c - x'.c'| <= |x - x'||c| + |x'||c - c'|``. A centroid
     longer than the row and its distance together cannot be the nearest. So a single
     centroid far away does not make every row uncertain. (Factors above 1 allow for
     rounding in this function.)
+
+    `relative` is the share of a centroid's length that rounding lost, at most, beside
+    `subnormal` for each element; `x_lost` is the length that a row lost.
     """
     add = ADD_EPS * (padded_d + 16).to(tl.float32)
-    floor = SUBNORMAL * tl.sqrt(padded_d.to(tl.float32))
-    relative = tl.load(about_ptr + RESIDUAL)
+    floor = subnormal * tl.sqrt(padded_d.to(tl.float32))
     x_reach = x_norm + x_lost
     per_length = tl.abs(mult) * (x_lost + x_reach * (relative + add))
     fixed = tl.abs(mult) * x_reach * floor + pack_eps * tl.abs(least) + FLOOR

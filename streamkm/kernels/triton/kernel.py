@@ -21,19 +21,27 @@ from streamkm.kernels.triton.assign import (
     round_rows_kernel,
     screen_kernel,
 )
+from streamkm.kernels.triton.given import check_given, dense_rows
 from streamkm.kernels.triton.lanes import lanes_kernel
+from streamkm.kernels.triton.narrow import narrow_kernel
 from streamkm.kernels.triton.one_read import add_spans_kernel, one_read_kernel
 from streamkm.kernels.triton.settle import settle_kernel
 from streamkm.kernels.triton.step import StepFigures, TritonStep
 from streamkm.kernels.triton.tiles import (
     LANES_OPTIONS,
     LANES_ROWS,
-    MAX_RESIDENT_D,
+    MAX_ONE_READ_K,
+    MAX_ROUNDED_D,
+    NARROW_BLOCKS,
+    NARROW_OPTIONS,
     ONE_READ_ROWS,
     SETTLE_OPTIONS,
+    STREAMED_D,
     Tile,
+    can_round,
     default_tile,
     fits_lanes,
+    fits_one_read,
     is_resident,
     lanes_blocks,
     one_read_blocks,
@@ -68,16 +76,16 @@ STEP_D = {torch.float32: 32, torch.float64: 16}
 WIDE = {torch.float32: tl.float32, torch.float64: tl.float64}
 #: Rows of a batch, at most: 32 bits address the elements of the queue.
 MAX_BATCH_ROWS = 2**27
-#: Programs that settle rows, for each multiprocessor.
-SETTLERS = 16
+#: Programs that settle rows and that narrow crowds, for each multiprocessor.
+SETTLERS, NARROWERS = 16, 4
+#: Centroids that a program rounds.
+ROUNDED_K = 16
 #: Bits of a score that may hold a tile number, at most.
 MAX_INDEX_BITS = 18
 #: Bounds hold with and without fused multiply-adds; without, a score takes one more instruction.
 OPTIONS = {"enable_fp_fusion": True}
 #: Sorted rows that one program adds up; it decides the last bits of sums.
 CHUNK = 64
-#: Clusters and features of a step in one read, at most: more centroids do not stay on the chip.
-MAX_ONE_READ_K, MAX_ONE_READ_D = 256, 128
 #: Programs of a step in one read, at most; it decides the last bits of sums. Two for each
 #: multiprocessor of an H100; their sums take at most 33 MiB of memory.
 MAX_SPANS = 264
@@ -117,7 +125,7 @@ class TritonKernel:
             raise InputError(
                 f"kernel triton takes batches of 1 to {MAX_BATCH_ROWS:,} rows, not {batch_rows}"
             )
-        if dtype not in MAX_RESIDENT_D:
+        if dtype not in MAX_ROUNDED_D:
             raise InputError(f"kernel triton takes float32 or float64 centroids, not {dtype}")
         self._k, self._dtype, self._tile = k, dtype, tile
         self.stored_dtypes = STORED if dtype == torch.float32 else ()
@@ -125,18 +133,23 @@ class TritonKernel:
         self._precision = precision
         self._exact = precision == "exact"
         self._batch_rows = batch_rows
-        # Largest element, length and relative residual of the centroids, and length of the queue.
-        self._about = torch.zeros(4, dtype=torch.int32, device=device)
+        # Largest element, length and relative residual of the centroids, and lengths of the queue
+        # and of the crowd.
+        self._about = torch.zeros(5, dtype=torch.int32, device=device)
         self._n_rechecked = torch.zeros((), dtype=torch.int64, device=device)
         n_queued = batch_rows if self._exact else 0
         self._queue = torch.empty((n_queued, 2 + N_LISTED), dtype=torch.int32, device=device)
+        self._crowd = torch.empty(n_queued, dtype=torch.int32, device=device)
         self._buffers: dict[str, torch.Tensor] = {}
         card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self._major = card.major if card else 9
         self._about_is_zero = True
         #: In few launches steps are made of rows in float32, or as they are stored.
         self.stepper = None if dtype == torch.float64 else TritonStep(self, batch_rows, k, device)
-        self._n_settlers = SETTLERS * (card.multi_processor_count if card else 1)
+        # To the interpreter a program of many centroids is no dearer than one of few.
+        self._rounded_k = ROUNDED_K if card else MAX_ONE_READ_K
+        n_processors = card.multi_processor_count if card else 1
+        self._n_settlers, self._n_narrowers = SETTLERS * n_processors, NARROWERS * n_processors
 
     @classmethod
     def check(cls, _device: torch.device) -> None:
@@ -198,7 +211,7 @@ class TritonKernel:
         n_rows, n_features = x_BD.shape
         if n_rows == 0:
             return
-        x_BD = _with_dense_rows(x_BD)
+        x_BD = dense_rows(x_BD)
         # A radix sort takes one pass for each byte of a key.
         key = torch.int16 if len(sums_KD) < 2**15 else torch.int32
         sorted_B, order_B = torch.sort(labels_B.to(key), stable=True)
@@ -228,8 +241,8 @@ class TritonKernel:
         """Assign rows and add them up, in one read if `fits_one_read`; see `Kernel`."""
         if not fits_one_read(len(centroids_KD), rows.x_BD.shape[1], self._dtype):
             return assign_then_add(self, rows, centroids_KD, sums_KD=sums_KD, counts_K=counts_K)
-        self._check(rows.x_BD, centroids_KD)
-        x_BD, centroids_KD = _with_dense_rows(rows.x_BD), centroids_KD.contiguous()
+        self._refuse(rows.x_BD, centroids_KD)
+        x_BD, centroids_KD = dense_rows(rows.x_BD), centroids_KD.contiguous()
         n_rows = len(x_BD)
         labels_B = torch.empty(n_rows, dtype=torch.int64, device=x_BD.device)
         sq_distances_B = torch.empty(n_rows, dtype=self._dtype, device=x_BD.device)
@@ -250,7 +263,7 @@ class TritonKernel:
         two: bool,
         found: Assignment | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        self._check(x_BD, centroids_KD)
+        self._refuse(x_BD, centroids_KD)
         n_rows, n_features = x_BD.shape
         labels_B, sq_distances_B = found or (
             torch.empty(n_rows, dtype=torch.int64, device=x_BD.device),
@@ -259,15 +272,22 @@ class TritonKernel:
         second_B = torch.empty_like(sq_distances_B) if two else sq_distances_B
         if n_rows == 0:
             return labels_B, sq_distances_B, second_B
-        x_BD = _with_dense_rows(x_BD)
+        x_BD = dense_rows(x_BD)
         centroids_KD = centroids_KD.contiguous()
-        padded_d = padded_features(n_features, self._dtype, x_BD.dtype)
+        padded_d = padded_features(n_features)
         tile = two_tile(self._major) if two else self._tile_for(x_BD, centroids_KD)
         results = (labels_B, sq_distances_B, second_B)
         with torch.cuda.device_of(x_BD):
             rounded = self._round_centroids(centroids_KD, padded_d, tile.centroids)
             self._screen(x_BD, centroids_KD, rounded, results, padded_d, tile, two=two)
             if self._exact:
+                if not two:
+                    narrow_kernel[(self._n_narrowers,)](
+                        x_BD, x_BD.stride(0), centroids_KD, *rounded[1:], labels_B, self._queue,
+                        self._crowd, self._about[4:], len(centroids_KD), n_features,
+                        **NARROW_BLOCKS, N_LISTED=N_LISTED, WIDE=WIDE[self._dtype],
+                        **NARROW_OPTIONS, **OPTIONS,
+                    )  # fmt: skip
                 settle_kernel[(self._n_settlers,)](
                     x_BD, x_BD.stride(0), centroids_KD, *results, self._queue, self._about[3:],
                     len(centroids_KD), n_features,
@@ -293,31 +313,15 @@ class TritonKernel:
                 return seconds_of(lambda: trial.assign(x_BD, no_norms_B, centroids_KD))
 
             with torch.cuda.device_of(x_BD):
-                among = tiles(x_BD.shape[1], self._dtype, x_BD.dtype, self._major)
+                among = tiles(x_BD.shape[1], self._dtype, self._major)
                 self._tile = tuned_tile(cache_folder(), key, among, seconds)
         return self._tile or default_tile(
-            x_BD.shape[1], len(centroids_KD), self._dtype, x_BD.dtype, self._major
+            x_BD.shape[1], len(centroids_KD), self._dtype, self._major
         )
 
-    def _check(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
-        """Refuse tensors that the device code would misread, or read out of bounds."""
-        k, n_features = centroids_KD.shape
-        fits = 1 <= k <= self._k and n_features == x_BD.shape[1]
-        if not fits or centroids_KD.dtype != self._dtype:
-            raise InputError(
-                f"centroids must be {self._k} x {x_BD.shape[1]} at most, {self._dtype}, for these "
-                f"rows; they are {k} x {n_features}, {centroids_KD.dtype}"
-            )
+    def _refuse(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
         taken = (self._dtype, *self.stored_dtypes)
-        if x_BD.dtype not in taken:
-            raise InputError(
-                f"rows must be one of {taken} beside {self._dtype} centroids, not {x_BD.dtype}"
-            )
-        if len(x_BD) > self._batch_rows:
-            raise InputError(
-                f"a batch has at most the {self._batch_rows:,} rows that the kernel was made for, "
-                f"not {len(x_BD):,}"
-            )
+        check_given(x_BD, centroids_KD, self._batch_rows, self._k, taken)
 
     def _round_centroids(
         self, centroids_KD: torch.Tensor, padded_d: int, block_k: int
@@ -331,14 +335,13 @@ class TritonKernel:
         if not self._about_is_zero:
             self._about.zero_()
         self._about_is_zero = False
-        block_d = min(padded_d, 64)
-        measure_kernel[(triton.cdiv(k, 16),)](
-            centroids_KD, about, k, n_features, BLOCK_K=16, BLOCK_D=block_d, **OPTIONS
+        blocks = {"BLOCK_K": min(block_k, self._rounded_k), "BLOCK_D": min(padded_d, 64)}
+        measure_kernel[(triton.cdiv(k, blocks["BLOCK_K"]),)](
+            centroids_KD, about, k, n_features, **blocks, **OPTIONS
         )
-        round_kernel[(padded_k // 16,)](
-            centroids_KD, c16, c_sq, about, k, n_features, padded_d,
-            BLOCK_K=16, BLOCK_D=block_d, **OPTIONS,
-        )  # fmt: skip
+        round_kernel[(padded_k // blocks["BLOCK_K"],)](
+            centroids_KD, c16, c_sq, about, k, n_features, padded_d, **blocks, **OPTIONS
+        )
         return c16, c_sq, about
 
     def _screen(
@@ -354,9 +357,10 @@ class TritonKernel:
     ) -> None:
         (n_rows, n_features), k = x_BD.shape, len(centroids_KD)
         wide = WIDE[self._dtype]
-        stays = is_resident(n_features, self._dtype, x_BD.dtype)
+        stays = is_resident(n_features)
+        rounds = tile.rounds and can_round(n_features, self._dtype)
         x16 = x_about = rounded[1]
-        if not stays:
+        if not rounds:
             x16 = self._buffer("x16", self._batch_rows * padded_d, torch.float16)
             x_about = self._buffer("x_about", 3 * self._batch_rows, torch.float32)
             round_rows_kernel[(triton.cdiv(n_rows, 16),)](
@@ -367,13 +371,13 @@ class TritonKernel:
         index_bits = (n_tiles - 1).bit_length()
         screen_kernel[(triton.cdiv(n_rows, tile.rows),)](
             x_BD, x_BD.stride(0), x16, x_about, centroids_KD, *rounded, *results,
-            self._queue, self._about[3:],
-            n_rows, k, n_features, padded_d, n_tiles, -1 << index_bits,
-            2.0 ** (index_bits - 22),
+            self._queue, self._crowd, self._about[3:], n_rows, k,
+            n_features, n_tiles, -1 << index_bits, 2.0 ** (index_bits - 22),
             BLOCK_M=tile.rows, BLOCK_N=tile.centroids, FOLD=tile.fold,
-            BLOCK_D=padded_d if stays else 64, STEP_D=STEP_D[self._dtype],
+            BLOCK_D=padded_d if stays else STREAMED_D, PADDED_D=padded_d,
+            STEP_D=STEP_D[self._dtype],
             N_LISTED=N_LISTED, WIDE=wide,
-            RESIDENT=stays, EXACT=self._exact, SECOND=two,
+            ROUNDED=not rounds, RESIDENT=stays, EXACT=self._exact, SECOND=two,
             num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip
 
@@ -419,13 +423,14 @@ class TritonKernel:
             # Rows as stored fit one term; multiplied by their shares they are float32.
             n_terms = 1 if shares_B is None and x_BD.dtype in STORED else 3
             term = tl.float16 if n_terms == 1 and x_BD.dtype == torch.float16 else tl.bfloat16
-            if x_BD.device.type == "cpu":
-                term = tl.float32  # Triton's interpreter multiplies bfloat16 wrongly.
+            # Triton's interpreter multiplies bfloat16 wrongly.
+            factor = tl.float32 if x_BD.device.type == "cpu" else term
             one_read_kernel[(n_spans,)](
                 x_BD, x_BD.stride(0), centroids_KD, *rounded, *given, *results,
                 n_rows, k, n_features, block_d, span,
-                **one_read_blocks(block_k, block_d, self._major), TERM=term, N_TERMS=n_terms,
-                **flags, **one_read_options(block_d), **OPTIONS,
+                **one_read_blocks(block_k, block_d, self._major), TERM=term, FACTOR=factor,
+                N_TERMS=n_terms,
+                **flags, **one_read_options(n_features), **OPTIONS,
             )  # fmt: skip
         add_spans_kernel[(triton.cdiv(k * n_features, 128),)](
             span_sums, span_counts, sums_KD, counts_K, n_spans, k, n_features,
@@ -439,13 +444,3 @@ class TritonKernel:
             held = torch.empty(n_elements, dtype=dtype, device=self._about.device)
             self._buffers[name] = held
         return held
-
-
-def fits_one_read(k: int, n_features: int, dtype: torch.dtype) -> bool:
-    """Whether `TritonKernel.step` reads rows once. It decides the bits of sums: never tuned."""
-    return dtype == torch.float32 and k <= MAX_ONE_READ_K and n_features <= MAX_ONE_READ_D
-
-
-def _with_dense_rows(x_BD: torch.Tensor) -> torch.Tensor:
-    """`x_BD`, or a copy in which the features of a row lie side by side."""
-    return x_BD if x_BD.stride(1) == 1 else x_BD.contiguous()

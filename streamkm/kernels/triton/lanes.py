@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from streamkm.kernels.triton.common import is_clear
+from streamkm.kernels.triton.common import ONE_A_ROW, is_clear
 
 __all__ = ["lanes_kernel"]
 
@@ -129,7 +129,7 @@ def _store(sums, counts, sums_ptr, counts_ptr, k, BLOCK_K: tl.constexpr, D: tl.c
             tl.store(sums_ptr + (first + i).to(tl.int64) * D + j, total, mask=i < k)
 
 
-@triton.jit(do_not_specialize=["n_rows", "k", "span"])
+@triton.jit(do_not_specialize=["n_rows", "k", "span"], do_not_specialize_on_alignment=ONE_A_ROW)
 def lanes_kernel(
     x_ptr, stride, c_ptr, sq_norms_ptr, shares_ptr, left_out_ptr,
     labels_ptr, sq_distances_ptr, sums_ptr, counts_ptr, rechecked_ptr,

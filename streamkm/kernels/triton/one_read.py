@@ -28,6 +28,8 @@ import triton.language as tl
 from streamkm.kernels.triton.common import (
     AMAX,
     FAR,
+    ONE_A_ROW,
+    RESIDUAL,
     SUBNORMAL,
     keep_two,
     least_kept,
@@ -108,7 +110,10 @@ def _assigned(
         x_norm *= 1.0 + 2.0**-16
         x_lost = LOST * x_norm + SUBNORMAL * tl.sqrt(padded_d.to(tl.float32))
         PACK_EPS: tl.constexpr = N_TILES * 2.0**-22
-        limit = score_limit(least, c_norm, about_ptr, mult, x_norm, x_lost, PACK_EPS, padded_d)
+        limit = score_limit(
+            least, c_norm, about_ptr, tl.load(about_ptr + RESIDUAL), SUBNORMAL, mult, x_norm,
+            x_lost, PACK_EPS, padded_d,
+        )  # fmt: skip
         # A score that is not a number rules out no centroid.
         is_certain = (runner_up > limit) & (tl.abs(least) < 0.5 * FAR)
         is_doubtful = ~is_certain & (rows < end)
@@ -135,31 +140,35 @@ def _leading_bits(x):
 
 
 @triton.jit
-def _tile_sums(member, x, TERM: tl.constexpr, N_TERMS: tl.constexpr):
-    """For each row of a tile the sum of the rows that `member` marks, from zero."""
-    hot = tl.where(member, 1.0, 0.0).to(TERM)
+def _tile_sums(member, x, TERM: tl.constexpr, FACTOR: tl.constexpr, N_TERMS: tl.constexpr):
+    """For each row of a tile the sum of the rows that `member` marks, from zero.
+
+    Terms are numbers of dtype `TERM`, multiplied as `FACTOR`, which is another dtype only where
+    the interpreter multiplies.
+    """
+    hot = tl.where(member, 1.0, 0.0).to(FACTOR)
     if N_TERMS == 1:
-        sums = tl.dot(hot, x.to(TERM))
+        sums = tl.dot(hot, x.to(TERM).to(FACTOR))
     else:
         # The first 8 bits, the next 8 and the last 8: nothing is rounded.
         high = _leading_bits(x)
         middle = _leading_bits(x - high)
         low = (x - high) - middle
-        sums = tl.dot(hot, low.to(TERM))
-        sums = tl.dot(hot, middle.to(TERM), sums)
-        sums = tl.dot(hot, high.to(TERM), sums)
+        sums = tl.dot(hot, low.to(TERM).to(FACTOR))
+        sums = tl.dot(hot, middle.to(TERM).to(FACTOR), sums)
+        sums = tl.dot(hot, high.to(TERM).to(FACTOR), sums)
     return sums
 
 
-@triton.jit(do_not_specialize=["n_rows", "k", "span"])
+@triton.jit(do_not_specialize=["n_rows", "k", "span"], do_not_specialize_on_alignment=ONE_A_ROW)
 def one_read_kernel(
     x_ptr, stride, c_ptr, c16_ptr, c_sq_ptr, about_ptr, sq_norms_ptr, shares_ptr, left_out_ptr,
     labels_ptr, sq_distances_ptr, sums_ptr, counts_ptr, rechecked_ptr,
     n_rows, k, n_features, padded_d, span,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr, SLAB_D: tl.constexpr, STEP_D: tl.constexpr,
-    TERM: tl.constexpr, N_TERMS: tl.constexpr, HAS_SHARES: tl.constexpr, HAS_LEFT_OUT: tl.constexpr,
-    ZEROS_FIRST: tl.constexpr, EXACT: tl.constexpr,
+    TERM: tl.constexpr, FACTOR: tl.constexpr, N_TERMS: tl.constexpr, HAS_SHARES: tl.constexpr,
+    HAS_LEFT_OUT: tl.constexpr, ZEROS_FIRST: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Store labels and squared distances of a span of rows, and its sums and counts."""
     # Share of a row's length that rounding to float16 loses; stored dtypes fit it.
@@ -206,7 +215,7 @@ def one_read_kernel(
                 part = tl.where(is_counted[:, None], part, 0.0)
             if HAS_SHARES:
                 part *= tl.load(shares_ptr + there)[:, None]
-            part = _tile_sums(same, part, TERM, N_TERMS)
+            part = _tile_sums(same, part, TERM, FACTOR, N_TERMS)
             ptrs = row_ptrs + at[None, :]
             mask = brings & (at < n_features)[None, :]
             tl.store(ptrs, tl.load(ptrs, mask=mask, other=0.0) + part, mask=mask)

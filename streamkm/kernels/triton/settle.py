@@ -12,7 +12,7 @@ __all__ = ["queue", "settle_kernel"]
 
 @triton.jit
 def queue(
-    best, second, limit, clear, rows, n_rows, index_mask, queue_ptr, count_ptr,
+    best, second, limit, clear, rows, n_rows, index_mask, queue_ptr, crowd_ptr, count_ptr,
     BLOCK_N: tl.constexpr, KEPT_N: tl.constexpr, N_LISTED: tl.constexpr, N_SOUGHT: tl.constexpr,
 ):  # fmt: skip
     """Queue each row unless it is `clear` and just `N_SOUGHT` groups are within the limit.
@@ -20,22 +20,33 @@ def queue(
     An entry is the first centroid of a group. If the second best at a position is within the
     limit too, a third may be, and the entry is ``-1 - position``: all centroids at the position.
     A row with more entries than fit, or with NaN, has 0 entries, which stand for all centroids.
+    Its place in the queue is listed at `crowd_ptr`. `count_ptr` counts the queue and, behind
+    that, the crowd.
     """
     n = tl.arange(0, KEPT_N)[None, :]
     near = best <= limit[:, None]
     is_crowded = second <= limit[:, None]
     n_near = tl.sum(near.to(tl.int32), axis=1)
-    n_crowded = tl.sum(is_crowded.to(tl.int32), axis=1)
-    certain = (n_near == N_SOUGHT) & (n_crowded == 0) & clear
+    n_shared = tl.sum(is_crowded.to(tl.int32), axis=1)
+    certain = (n_near == N_SOUGHT) & (n_shared == 0) & clear
     uncertain = ~certain & (rows < n_rows)
     n_uncertain = tl.sum(uncertain.to(tl.int32), axis=0)
     if n_uncertain > 0:
         first = tl.atomic_add(count_ptr, n_uncertain)
         slots = first + tl.cumsum(uncertain.to(tl.int32), axis=0) - 1
         ptrs = queue_ptr + slots * (2 + N_LISTED)
-        n_listed = tl.where(uncertain & (n_near <= N_LISTED), n_near, 0)
+        # All centroids at a position are a 16th of all, or more. `narrow_kernel`, which takes rows
+        # with two such entries, seeks one centroid only.
+        MAX_SHARED: tl.constexpr = 1 if N_SOUGHT == 1 else N_LISTED
+        fits = (n_near <= N_LISTED) & (n_shared <= MAX_SHARED)
+        n_listed = tl.where(uncertain & fits, n_near, 0)
         tl.store(ptrs, rows, mask=uncertain)
         tl.store(ptrs + 1, n_listed, mask=uncertain)
+        crowded = (uncertain & (n_listed == 0)).to(tl.int32)
+        n_crowded = tl.sum(crowded, axis=0)
+        if n_crowded > 0:
+            place = tl.atomic_add(count_ptr + 1, n_crowded)
+            tl.store(crowd_ptr + place + tl.cumsum(crowded, axis=0) - 1, slots, mask=crowded > 0)
         tile = best.to(tl.int32, bitcast=True) & ~index_mask
         entries = tl.where(is_crowded, -1 - n, tile * BLOCK_N + n)
         before = tl.full(rows.shape, -1, tl.int32)

@@ -329,5 +329,5 @@ def finish_kernel(
             tl.store(tally_ptr + place, n_rows * 0)
         n_rechecked = tl.load(about_ptr + 3)
         tl.store(rechecked_ptr, tl.load(rechecked_ptr) + n_rechecked)
-        for place in tl.static_range(4):
+        for place in tl.static_range(5):
             tl.store(about_ptr + place, n_rechecked * 0)

@@ -13,12 +13,18 @@ __all__ = [
     "LANES_OPTIONS",
     "LANES_ROWS",
     "MAX_LANE_NUMBERS",
-    "MAX_RESIDENT_D",
+    "MAX_ONE_READ_K",
+    "MAX_ROUNDED_D",
+    "NARROW_BLOCKS",
+    "NARROW_OPTIONS",
     "ONE_READ_ROWS",
     "SETTLE_OPTIONS",
+    "STREAMED_D",
     "Tile",
+    "can_round",
     "default_tile",
     "fits_lanes",
+    "fits_one_read",
     "is_resident",
     "lanes_blocks",
     "one_read_blocks",
@@ -29,10 +35,17 @@ __all__ = [
     "two_tile",
 ]
 
-#: Features of a row that is kept on the chip, at most: registers would not hold more.
-MAX_RESIDENT_D = {torch.float32: 256, torch.float64: 64}
-#: Bytes of such a row, at most: a tile of rows is in registers as a whole while it is rounded.
-MAX_RESIDENT_BYTES = 512
+#: Block sizes of `narrow_kernel`, and options of its compilation.
+NARROW_BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_D": 32}
+NARROW_OPTIONS = {"num_warps": 4, "maxnreg": 255}
+#: Features of a row that a program rounds itself, at most, by the dtype of the centroids:
+#: registers would not hold more of a tile of rows.
+MAX_ROUNDED_D = {torch.float32: 128, torch.float64: 64}
+#: Features of a row that stays in shared memory while all centroids pass by, at most. Longer
+#: rows are loaded again with each tile of centroids, `STREAMED_D` features at a time.
+MAX_RESIDENT_D, STREAMED_D = 256, 64
+#: Clusters and features of a step in one read, at most: more centroids do not stay on the chip.
+MAX_ONE_READ_K, MAX_ONE_READ_D = 256, 128
 #: Rows of a tile of `one_read_kernel`; it decides the last bits of sums.
 ONE_READ_ROWS = 64
 #: Rows of a tile of `lanes_kernel`, one for each thread of 8 warps, and options of its
@@ -45,7 +58,7 @@ MAX_LANE_NUMBERS, MAX_LANE_FEATURES = 176, 16
 #: another program fits beside, and spills the rest.
 SETTLE_OPTIONS = {"num_warps": 2, "maxnreg": 255}
 #: Centroids from which on a wider group saves more on every score than it costs to compare its
-#: members at the end.
+#: members at the end, and rounding rows beforehand costs less than the registers it takes.
 MANY_CENTROIDS = 2048
 
 
@@ -58,33 +71,36 @@ class Tile:
     fold: int = 2
     """Scores of a tile that share a position, of which one is kept."""
     warps: int = 8
-    stages: int = 2
+    stages: int = 3
+    """Tiles of centroids in shared memory. With 2, a program waits for each copy in full."""
+    rounds: bool = False
+    """Whether the program rounds its rows itself, if `can_round`; a kernel before it does if not.
+    Rows are then read once, which counts where there are few centroids."""
 
 
-def is_resident(n_features: int, dtype: torch.dtype, rows: torch.dtype) -> bool:
-    """Whether a program keeps its rows on the chip and rounds them itself.
+def can_round(n_features: int, dtype: torch.dtype) -> bool:
+    """Whether a program can round its own rows, for centroids of `dtype`.
 
     Rows that are not aligned are loaded element by element. For many features of many rows that
     takes more registers than there are.
     """
     is_aligned = n_features % 16 == 0 or n_features < 16
-    return (
-        is_aligned
-        and n_features <= MAX_RESIDENT_D[dtype]
-        and n_features * rows.itemsize <= MAX_RESIDENT_BYTES
-    )
+    return is_aligned and n_features <= MAX_ROUNDED_D[dtype]
 
 
-def default_tile(
-    n_features: int, k: int, dtype: torch.dtype, rows: torch.dtype, major: int
-) -> Tile:
-    """The tile without tuning, for `k` centroids of `dtype` and rows of dtype `rows`.
+def is_resident(n_features: int) -> bool:
+    """Whether the rows of a tile stay on the chip while all centroids pass by."""
+    return n_features <= MAX_RESIDENT_D
+
+
+def default_tile(n_features: int, k: int, dtype: torch.dtype, major: int) -> Tile:
+    """The tile without tuning, for `k` centroids of `dtype`.
 
     It spills no registers on compute capability `major`, 8 or 9.
     """
-    if k < MANY_CENTROIDS and is_resident(n_features, dtype, rows):
-        return Tile(rows=64) if n_features < 16 and major < 9 else Tile()
-    return tiles(n_features, dtype, rows, major)[0]
+    if k < MANY_CENTROIDS and can_round(n_features, dtype):
+        return Tile(rows=64 if n_features < 16 and major < 9 else 128, rounds=True)
+    return tiles(n_features, dtype, major)[0]
 
 
 def two_tile(major: int) -> Tile:
@@ -93,45 +109,50 @@ def two_tile(major: int) -> Tile:
     return Tile(rows=64, fold=1) if major >= 9 else Tile(rows=32, fold=1, warps=4)
 
 
-def tiles(n_features: int, dtype: torch.dtype, rows: torch.dtype, major: int) -> tuple[Tile, ...]:
+def tiles(n_features: int, dtype: torch.dtype, major: int) -> tuple[Tile, ...]:
     """The tiles that tuning chooses from, for many centroids of `dtype`; the default first."""
-    if not is_resident(n_features, dtype, rows):
-        # On capability 8 both factors of a product lie in registers; wgmma reads shared memory.
-        needs_room = major < 9 and n_features % 16 != 0 and dtype == torch.float32
+    if not is_resident(n_features):
+        # A wider tile reads the rows less often. On capability 8 both factors of a product lie in
+        # registers, which a wide one does not leave room for; wgmma reads shared memory.
+        wide = Tile(centroids=256, fold=8)
         return (
-            *((Tile(centroids=64, fold=4, stages=3),) if needs_room else ()),
-            Tile(centroids=128, fold=4, stages=3),
+            *((wide,) if major >= 9 else ()),
+            Tile(centroids=128, fold=4),
             Tile(centroids=128, fold=4, stages=4),
-            Tile(centroids=256, fold=4, stages=3),
             Tile(rows=64, centroids=128, fold=4, warps=4, stages=4),
         )
-    wide, narrow = Tile(centroids=128, fold=4), Tile(centroids=64, fold=4)
-    first: tuple[Tile, ...]
-    if n_features < 16 and major < 9:
-        first = (Tile(rows=64, centroids=128, fold=4), wide, narrow)
-    elif dtype == torch.float32:
-        first = (wide, narrow)
-    else:
-        first = (narrow, wide)
+    narrow, wide = Tile(centroids=64, fold=4), Tile(centroids=128, fold=4)
+    # Two programs of narrow tiles fit a multiprocessor up to 64 features, and their waits overlap.
+    # Beyond 128 features, wide tiles take more shared memory than there is.
+    is_wide = 64 < n_features <= 128
+    own = (
+        Tile(centroids=64, fold=4, rounds=True),
+        Tile(rounds=True),
+        Tile(rows=64, centroids=64, fold=4, warps=4, rounds=True),
+    )
     return (
-        *first,
-        Tile(),
-        Tile(centroids=64, fold=4, stages=3),
-        Tile(rows=64, centroids=128, fold=4, warps=4),
-        Tile(rows=64, centroids=64, fold=2, warps=4),
+        *((wide, narrow) if is_wide else (narrow, wide) if n_features <= 64 else (narrow,)),
+        Tile(centroids=64, fold=4, stages=4),
+        Tile(rows=64, centroids=64, fold=4, warps=4),
+        *(own if can_round(n_features, dtype) else ()),
     )
 
 
-def padded_features(n_features: int, dtype: torch.dtype, rows: torch.dtype) -> int:
+def padded_features(n_features: int) -> int:
     """Number of features that a row is padded to for the tensor cores."""
-    if not is_resident(n_features, dtype, rows):
-        return -(-n_features // 64) * 64
-    return power_of_two(n_features)
+    if is_resident(n_features):
+        return power_of_two(n_features)
+    return -(-n_features // STREAMED_D) * STREAMED_D
 
 
 def power_of_two(n: int) -> int:
     """The least power of two that is at least `n` and 16, which tensor cores need."""
     return max(1 << (n - 1).bit_length(), 16)
+
+
+def fits_one_read(k: int, n_features: int, dtype: torch.dtype) -> bool:
+    """Whether `TritonKernel.step` reads rows once. It decides the bits of sums: never tuned."""
+    return dtype == torch.float32 and k <= MAX_ONE_READ_K and n_features <= MAX_ONE_READ_D
 
 
 def one_read_blocks(block_k: int, block_d: int, major: int) -> dict[str, int]:
@@ -151,10 +172,12 @@ def one_read_blocks(block_k: int, block_d: int, major: int) -> dict[str, int]:
     }
 
 
-def one_read_options(block_d: int) -> dict[str, int]:
-    """Options to compile `one_read_kernel` with, for `block_d` padded features."""
-    # With two slabs of features there is no third to load ahead.
-    return {"num_warps": 4, "maxnreg": 255, "num_stages": 2 if block_d == 32 else 3}
+def one_read_options(n_features: int) -> dict[str, int]:
+    """Options to compile `one_read_kernel` with, for rows of `n_features` features."""
+    # Of rows that are loaded element by element, loading slabs ahead takes more registers than
+    # there are. With two slabs there is no third to load ahead.
+    is_ahead = n_features % 16 == 0 and n_features > 32
+    return {"num_warps": 4, "maxnreg": 255, "num_stages": 3 if is_ahead else 1}
 
 
 def fits_lanes(k: int, n_features: int) -> bool:

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAST_TUNED_K", "cache_folder", "fastest", "key_of", "seconds_of", "tuned_tile"]
 
-#: Centroids from which on tiles are tuned: with fewer, the link from the host sets the pace.
-LEAST_TUNED_K = 4096
+#: Centroids from which on tiles are tuned: with fewer, reading the rows sets the pace, even from
+#: the memory of the device.
+LEAST_TUNED_K = 1024
 #: Bytes that are read of a file, at most; one that this module wrote is much shorter.
 MAX_BYTES = 4096
 #: Folder below the cache. Its number is that of the format: raise it if a tile changes meaning.
-FOLDER = Path("streamkm") / "tiles-1"
+FOLDER = Path("streamkm") / "tiles-2"
 #: Runs of which the median time is taken.
 N_TIMED = 5
 
@@ -51,13 +52,17 @@ def key_of(
 ) -> str:
     """Name of the file for all that decides the fastest tile: card, versions, dtypes and sizes.
 
+    The card's processors are counted: of one card a slice (MIG) may be lent.
+
     Numbers of features and centroids are rounded up to powers of two.
     """
     major, minor = torch.cuda.get_device_capability(device)
     card = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name(device))
+    n_processors = torch.cuda.get_device_properties(device).multi_processor_count
     dtypes = f"{rows}-{centroids}".replace("torch.", "")
     d, bucket = 1 << (n_features - 1).bit_length(), 1 << (k - 1).bit_length()
-    return f"{card}-sm{major}{minor}-triton{triton.__version__}-{dtypes}-d{d}-k{bucket}.json"
+    where = f"{card}-sm{major}{minor}-{n_processors}-triton{triton.__version__}"
+    return f"{where}-{dtypes}-d{d}-k{bucket}.json"
 
 
 def tuned_tile(
@@ -87,7 +92,10 @@ def fastest(among: tuple[Tile, ...], seconds: Callable[[Tile], float | None]) ->
 
 
 def seconds_of(action: Callable[[], object]) -> float | None:
-    """Median time of `action` on the current GPU; None if its programs do not fit there."""
+    """Median time of `action` on the current GPU; None if it cannot be compiled or launched there.
+
+    Another tile may do. A device that is lost fails again at the next call, outside of tuning.
+    """
     spent: list[float] = []
     try:
         action()  # compiles
@@ -98,7 +106,7 @@ def seconds_of(action: Callable[[], object]) -> float | None:
             end.record()
             end.synchronize()
             spent.append(start.elapsed_time(end) / 1e3)
-    except triton.runtime.errors.OutOfResources:
+    except (triton.runtime.errors.TritonError, RuntimeError):
         return None
     return sorted(spent)[N_TIMED // 2]
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from streamkm.kernels.triton.common import ONE_A_ROW
+
 __all__ = ["add_chunks_kernel", "join_kernel"]
 
 
@@ -25,7 +27,7 @@ def _label_at(labels_ptr, position, n_rows):
     return tl.load(labels_ptr + position, mask=inside, other=-1).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows"], do_not_specialize_on_alignment=ONE_A_ROW)
 def add_chunks_kernel(
     x_ptr, stride, shares_ptr, order_ptr, labels_ptr, sums_ptr, counts_ptr, pieces_ptr,
     n_rows, n_features,

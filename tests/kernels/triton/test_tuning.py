@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
 
+from triton.runtime.errors import OutOfResources, PTXASError
+
 from streamkm.kernels.triton.tiles import Tile, default_tile, tiles
-from streamkm.kernels.triton.tuning import FOLDER, cache_folder, fastest, key_of, tuned_tile
+from streamkm.kernels.triton.tuning import (
+    FOLDER,
+    cache_folder,
+    fastest,
+    key_of,
+    seconds_of,
+    tuned_tile,
+)
 
 D, K, DTYPE = 128, 20_000, torch.float32
-TILES = tiles(D, DTYPE, DTYPE, 9)
+TILES = tiles(D, DTYPE, 9)
 
 
 class Timer:
@@ -44,7 +54,7 @@ def test_the_fastest_is_chosen_once_and_remembered(tmp_path: Path) -> None:
 
 def test_where_no_tile_runs_the_default_stays() -> None:
     assert fastest(TILES, lambda tile: None) is None
-    assert tuned_tile(None, "", TILES, lambda tile: None) == default_tile(D, K, DTYPE, DTYPE, 9)
+    assert tuned_tile(None, "", TILES, lambda tile: None) == default_tile(D, K, DTYPE, 9)
 
 
 # Breaks when anything in a file is believed, beyond which of the tiles it names.
@@ -54,9 +64,9 @@ def test_where_no_tile_runs_the_default_stays() -> None:
         b"", b"{", b"null", b"[]", b"3", b'"Tile()"', b"\xff\xfe\x00", b"[" * 4000, b"{}" * 9000,
         b'{"rows": 128}', b'{"__class__": "os.system", "args": ["true"]}',
         json.dumps({"rows": 3, "centroids": -1, "fold": 0, "warps": 1 << 40, "stages": 2}).encode(),
-        json.dumps({"rows": 128, "centroids": 64, "fold": 2, "warps": 8, "stages": 2,
-                    "more": 1}).encode(),
-        json.dumps({"rows": 128.0, "centroids": 64, "fold": 2, "warps": 8, "stages": 2}).encode(),
+        json.dumps({"rows": 128, "centroids": 64, "fold": 2, "warps": 8, "stages": 3,
+                    "rounds": False, "more": 1}).encode(),
+        json.dumps({"rows": 128.0, "centroids": 64, "fold": 2, "warps": 8, "stages": 3}).encode(),
     ],
     ids=range(14),
 )  # fmt: skip
@@ -85,9 +95,13 @@ def test_the_folder_is_xdg_s() -> None:
 
 # Breaks when what one GPU, dtype or size of problem found fastest is taken for another.
 def test_another_gpu_or_problem_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = {"name": "A GPU 80GB/x", "capability": (8, 0)}
+    card = {"name": "A GPU 80GB/x", "capability": (8, 0), "processors": 108}
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: card["name"])
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: card["capability"])
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties",
+        lambda device: SimpleNamespace(multi_processor_count=card["processors"]),
+    )
     device = torch.device("cuda", 0)
 
     def key(rows: torch.dtype = DTYPE, d: int = D, k: int = K, wide: torch.dtype = DTYPE) -> str:
@@ -98,7 +112,23 @@ def test_another_gpu_or_problem_has_another_name(monkeypatch: pytest.MonkeyPatch
     keys.append(key())
     card["name"] = "another"
     keys.append(key())
+    card["processors"] = 16
+    keys.append(key())
     assert len(set(keys)) == len(keys)
     # Sizes in buckets: for a few rows or centroids more nothing is timed again.
     assert key(d=D - 1, k=K + 1) == key()
     assert all(Path(name).name == name for name in keys)
+
+
+# Breaks when a tile that the assembler or the driver refuses ends the run that tries it.
+@pytest.mark.parametrize(
+    "error",
+    [PTXASError("ptxas: register allocation failed"), OutOfResources(300_000, 232_448, "shared"),
+     RuntimeError("Triton Error [CUDA]: invalid argument")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_tile_that_fails_is_passed_over(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    assert seconds_of(fail) is None
