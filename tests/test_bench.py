@@ -135,17 +135,22 @@ def gpu_parts(results):
 def test_a_part_that_dies_leaves_the_results_of_others(tmp_path, monkeypatch, capfd):
     pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux only")
     from bench import gpu
+    from bench.gpu_run import write_results
 
     out = tmp_path / "results.json"
-    gpu.write_results(out, {"gpu": "none", "slow": [{"d": 3}]})
+    write_results(out, {"gpu": "none", "slow": [{"d": 3}]})
+
+    def never(_: object) -> None:
+        raise AssertionError("parts run in processes of their own")
+
     monkeypatch.setattr(
         gpu,
         "PARTS",
         {
-            "crashes": gpu.Part(None, 60),
-            "slow": gpu.Part(None, 60),
-            "late": gpu.Part(None, 0),
-            "reserving": gpu.Part(None, 0, reserved_s=200),
+            "crashes": gpu.Part(never, 60),
+            "slow": gpu.Part(never, 60),
+            "late": gpu.Part(never, 0),
+            "reserving": gpu.Part(never, 0, reserved_s=200),
         },
     )
     ends = {"crashes": "raise SystemExit(139)", "slow": "import time; time.sleep(600)"}
