@@ -521,7 +521,7 @@ def test_a_missing_extension_is_told_with_what_it_costs(x, done, tmp_path, capsy
         ("fit x.npy --k 5 --out o --max-host=1GiB", "did you mean --max-host-memory?"),
         (
             "fit x.npy --k 5 --out o --max",
-            "mean --max-host-memory or --max-no-improvement or --max-size?",
+            "mean --max-device-memory or --max-host-memory or --max-no-improvement or --max-size?",
         ),
         (
             "predict r x.npy --labels l.npy --k 5",

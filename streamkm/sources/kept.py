@@ -169,14 +169,6 @@ class KeptRows(Described):
             )
             self._keep_none()
 
-    @classmethod
-    def within(cls, source: Source, limit: int) -> KeptRows:
-        """A view that keeps blocks of `limit` bytes at most."""
-        spec = source.spec
-        n_blocks = -(-spec.n_rows // spec.block_rows)
-        n_kept = n_blocks if limit >= spec.nbytes else limit // (spec.block_rows * spec.row_bytes)
-        return cls(source, Homes(spec.n_rows, spec.block_rows, n_kept))
-
     @property
     def name(self) -> str:
         """Where the rows come from."""

@@ -158,5 +158,8 @@ def by_hand(
 
 
 def is_stopped(process: int) -> bool:
-    status = Path(f"/proc/{process}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # It ended just now.
+        return False
+    return status.rpartition(")")[2].split()[0] == "T"

@@ -20,6 +20,7 @@ from streamkm import KMeans, MiniBatchKMeans, load_run, open_source
 from streamkm.cli import main
 from streamkm.errors import Interrupted, OutputExistsError, ParameterError, ResumeError, RunError
 from streamkm.runs.info import describe_run
+from streamkm.runs.planning import residency
 from streamkm.tables import ALGORITHMS
 from tests.runs.helpers import clusters
 
@@ -177,7 +178,8 @@ class SlowSource:
 
 
 # Breaks when Ctrl-C loses what was done, or a resumed fit is another.
-def test_interrupted_and_resumed(tmp_path: Path) -> None:
+def test_interrupted_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency, "available_memory", lambda: 0)  # Nothing stays in memory.
     x = clusters(3000, 4)
     settings: dict[str, Any] = {
         "init": "random", "n_init": 1, "random_state": 0, "tol": 0.0, "max_iter": 20,
@@ -192,7 +194,10 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(resumed.cluster_centers_, whole.cluster_centers_)
 
 
-def test_without_a_run_folder_control_c_is_a_keyboard_interrupt() -> None:
+def test_without_a_run_folder_control_c_is_a_keyboard_interrupt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residency, "available_memory", lambda: 0)  # Nothing stays in memory.
     with pytest.raises(KeyboardInterrupt):
         KMeans(20, init="random", tol=0.0, random_state=0).fit(SlowSource(clusters(3000, 4), 6))
     left = [t.name for t in threading.enumerate() if t.name.startswith("streamkm")]

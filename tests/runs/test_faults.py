@@ -25,6 +25,7 @@ from streamkm import files
 from streamkm.errors import ReadError, StorageError, StreamkmError
 from streamkm.files import LineFile, OutputFile, write_durably
 from streamkm.runs import predict as predict_module
+from streamkm.runs.planning import residency
 from streamkm.runs.storage import checkpoint
 from streamkm.runs.storage.checkpoint import load_checkpoint
 from streamkm.sinks import open_sink
@@ -275,7 +276,10 @@ def chunked(quick_path) -> Job:
 
 # Breaks where a run, or an output, that could go on is deleted as if its data were unusable.
 @pytest.mark.usefixtures("small_windows")
-def test_a_source_that_cannot_be_read_for_a_while_costs_no_checkpoint(chunked, unreadable):
+def test_a_source_that_cannot_be_read_for_a_while_costs_no_checkpoint(
+    chunked, unreadable, monkeypatch
+):
+    monkeypatch.setattr(residency, "available_memory", lambda: 0)  # Nothing stays in memory.
     whole = replace(chunked, run=chunked.run.with_name("whole"))
     whole.attempt()
     kept = []

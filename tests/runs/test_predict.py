@@ -392,7 +392,7 @@ def test_the_share_of_true_nearest_is_that_of_all_rows(tmp_path, rng, capsys):
         assert cli("predict", run, tmp_path / "x.npy", "--labels", out, "--search", search) == 0
         found[search] = np.load(out)
     share = float((found["exact"] == found["fast"]).mean())
-    assert 0.7 < share < 0.99
+    assert 0.7 < share < 1
     capsys.readouterr()
     assert cli("evaluate", run, tmp_path / "x.npy", "--search", "fast", "--json") == 0
     told = json.loads(capsys.readouterr().out)

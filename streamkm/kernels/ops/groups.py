@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakMethod
 
 import torch
 
@@ -68,8 +69,9 @@ class GroupSearch:
 
     Parameters
     ----------
-    label : callable
+    label : method
         Takes points and centroids, and returns the nearest of the points for each centroid, int64.
+        It is held weakly: a kernel that has a search is freed as soon as nobody else holds it.
     bits : int
         Bits of the whole numbers that rows are screened in.
     """
@@ -77,7 +79,7 @@ class GroupSearch:
     def __init__(
         self, label: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], bits: int = 8
     ) -> None:
-        self._label, self._bits = label, bits
+        self._method, self._bits = WeakMethod(label), bits
         self._shape = 0, 0
         self._forget()
         self.n_compared = 0
@@ -135,16 +137,18 @@ class GroupSearch:
 
     def _find(self, centroids_KD: torch.Tensor) -> None:
         """Cluster the centroids by passes of Lloyd's algorithm over them."""
+        label = self._method()
+        assert label is not None, "the kernel that searches is there"
         n_groups = n_groups_of(k := len(centroids_KD))
         points_JD = centroids_KD[torch.linspace(0, k - 1, n_groups, dtype=torch.float64).long()]
         for _ in range(PASSES):
-            labels_K = self._label(points_JD, centroids_KD)
+            labels_K = label(points_JD, centroids_KD)
             counts_J = torch.bincount(labels_K, minlength=n_groups)
             sums_JD = torch.zeros(points_JD.shape, dtype=torch.float64)
             sums_JD.index_add_(0, labels_K, centroids_KD.double())
             means_JD = (sums_JD / counts_J.clamp_min(1)[:, None]).to(points_JD.dtype)
             points_JD = torch.where(counts_J[:, None] > 0, means_JD, points_JD)
-        labels_K = self._label(points_JD, centroids_KD)
+        labels_K = label(points_JD, centroids_KD)
         counts_J = torch.bincount(labels_K, minlength=n_groups)
         ends_J = counts_J[counts_J > 0].cumsum(0)
         offsets = torch.cat([ends_J.new_zeros(1), ends_J])

@@ -123,8 +123,9 @@ def tiles(n_features: int, dtype: torch.dtype, major: int) -> tuple[Tile, ...]:
         )
     narrow, wide = Tile(centroids=64, fold=4), Tile(centroids=128, fold=4)
     # Two programs of narrow tiles fit a multiprocessor up to 64 features, and their waits overlap.
-    # Beyond 128 features, wide tiles take more shared memory than there is.
-    is_wide = 64 < n_features <= 128
+    # Beyond 128 features, wide tiles take more shared memory than there is. On capability 8 rows
+    # that are not aligned leave them too few registers.
+    is_wide = 64 < n_features <= 128 and (major >= 9 or n_features % 16 == 0)
     own = (
         Tile(centroids=64, fold=4, rounds=True),
         Tile(rounds=True),

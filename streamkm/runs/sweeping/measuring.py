@@ -11,8 +11,8 @@ import torch
 from streamkm.runs.sweeping.figures import measure_all_rows, plan_measuring
 from streamkm.runs.sweeping.planning import kept_bytes
 from streamkm.runs.sweeping.sampled import measure_sampled, plan_sampling
-from streamkm.sources.kept import KeptRows
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.remembered import RememberedRows
 from streamkm.sources.sampled import SampledRows
 from streamkm.stream.tensor_source import TensorSource
 from streamkm.text import format_bytes
@@ -158,6 +158,6 @@ class SharedRows:
         if plan.sampling is not None:
             source = sampled = SampledRows(source, plan.sampling.rows_S)
         if plan.kept_bytes:
-            source = kept = KeptRows.within(source, plan.kept_bytes)
+            source = kept = RememberedRows(source, plan.kept_bytes)
             stack.callback(kept.close)
         return cls(source, sampled)

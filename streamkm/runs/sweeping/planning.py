@@ -11,8 +11,8 @@ from streamkm.distributed.world import ALONE
 from streamkm.errors import MemoryBudgetError
 from streamkm.runs.fit import plan_fit
 from streamkm.runs.planning.memory import bytes_together, plan_memory
-from streamkm.sources.kept import BESIDE_BLOCK
 from streamkm.sources.memory import MemorySource
+from streamkm.sources.remembered import BESIDE_BLOCK
 from streamkm.stream.tensor_source import TensorSource
 from streamkm.text import counted
 
@@ -182,5 +182,6 @@ def kept_bytes(source: Source, groups: Sequence[Group], *, taken: int = 0) -> in
     spec, free_bytes = source.spec, min(group.free_bytes for group in groups) - taken
     if isinstance(source, MemorySource | TensorSource):
         return 0
-    n_blocks = -(-spec.n_rows // spec.block_rows)
-    return min(max(free_bytes - BESIDE_BLOCK * n_blocks, 0), spec.nbytes)
+    block_bytes = spec.block_rows * spec.row_bytes
+    room = max(free_bytes, 0) * block_bytes // (block_bytes + BESIDE_BLOCK)
+    return min(room, spec.nbytes)

@@ -181,7 +181,8 @@ def test_refuses_what_are_no_groups(order, offsets) -> None:
 
 # Breaks when a call is too small or too large for what it says.
 def test_which_calls_may_be_by_groups() -> None:
-    search = GroupSearch(lambda *_: torch.zeros(0))
+    kernel = CpuKernel(1, 1, torch.float32, CPU)
+    search = GroupSearch(kernel._label)
     assert not search.serves(module.MIN_ROWS, module.MIN_CENTROIDS - 1, 8)
     assert not search.serves(module.MIN_ROWS - 1, module.MIN_CENTROIDS, 8)
     assert search.serves(module.MIN_ROWS, module.MIN_CENTROIDS, 8)

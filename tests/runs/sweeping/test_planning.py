@@ -15,7 +15,7 @@ import zarr
 from streamkm.runs.sweeping.planning import OTHER_FILES, kept_bytes
 from streamkm.sources import open_source
 from streamkm.sources.base import RowRange
-from streamkm.sources.kept import KeptRows
+from streamkm.sources.remembered import RememberedRows
 from tests.runs.helpers import clusters
 
 if TYPE_CHECKING:
@@ -38,17 +38,17 @@ def test_small_blocks_are_kept_within_the_memory(tmp_path: Path, rows: int) -> N
     array[:] = 1
     source = open_source(tmp_path / "x.zarr")
     free: Any = [Roomy(20_000)]
-    kept = KeptRows.within(source, kept_bytes(source, free))
+    kept = RememberedRows(source, kept_bytes(source, free))
     out = np.empty((rows, 2), np.float32)
     kept.read(RowRange(0, rows), out)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    held = KeptRows.within(source, kept_bytes(source, free))
+    held = RememberedRows(source, kept_bytes(source, free))
     for block in RowRange(0, 4000).split(rows):
         held.read(block, out)
     taken = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert 5_000 < taken < 32_000  # The last reads leave some too.
+    assert 5_000 < taken < 25_000
 
 
 # Breaks when a sweep of hundreds of fits holds more files open than a process may.

@@ -26,6 +26,7 @@ from streamkm.errors import (
     ResumeError,
 )
 from streamkm.runs.fit import fit
+from streamkm.runs.planning import residency
 from streamkm.runs.reporting.signals import StopRequest
 from streamkm.runs.sweeping import figures, measuring
 from streamkm.runs.sweeping import sweep as verb
@@ -240,6 +241,7 @@ def test_eight_fits_read_what_one_reads(
 ) -> None:
     x = clusters(300_000, 32)
     np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(residency, "available_memory", lambda: 0)  # Nothing stays in memory.
     alone(tmp_path / "x.npy", tmp_path / "own", k=10, **settings)
     of_one = sum(read_bytes)
     assert of_one >= 2 * x.nbytes
