@@ -6,8 +6,9 @@ import importlib.util
 import json
 import shutil
 import time
-from dataclasses import fields
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from streamkm.clustering.state import initial_state
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.kernels.triton.kernel import TritonKernel
 from streamkm.runs.fit import fit
+from streamkm.runs.planning import fit_plan
 from streamkm.runs.planning.memory import plan_memory
 from streamkm.runs.predict import predict
 from streamkm.runs.reporting.signals import StopRequest
@@ -50,22 +52,15 @@ def measure_fits(run: Run) -> None:
             run.add({"layout": layout, "d": d, "reader_alone_bytes_per_s": read_alone(path)})
             for k in (3,) if run.is_rehearsal else (256, 20_000):
                 for batch_rows in (64,) if run.is_rehearsal else (16384, 131_072):
-                    for residency in residencies():
+                    for resident in (True, False):
                         about = {"layout": layout, "d": d, "k": k, "batch_rows": batch_rows,
-                                 "resident": not residency}  # fmt: skip
-                        found = one_fit(run, path, k, batch_rows, epochs, **residency)
+                                 "resident": resident}  # fmt: skip
+                        found = one_fit(run, path, k, batch_rows, epochs, resident=resident)
                         run.add(about | found)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for k in (3,) if run.is_rehearsal else (256, 20_000):
             alone = arithmetic_alone(run.device, run.size(131_072, 64), d, k)
             run.add({"d": d, "k": k, "arithmetic_alone_rows_per_s": alone})
-
-
-def residencies() -> list[dict[str, int]]:
-    """Settings of a run that keeps windows where there is room, and of one that keeps none."""
-    known = {field.name for field in fields(ExecutionConfig)}
-    none = {"max_device_memory": 0} if "max_device_memory" in known else {}
-    return [{}, none] if none else [{}]
 
 
 def make_arrays(run: Run, d: int, *, only_npy: bool = False) -> dict[str, Path]:
@@ -90,16 +85,27 @@ def make_arrays(run: Run, d: int, *, only_npy: bool = False) -> dict[str, Path]:
 
 
 def one_fit(
-    run: Run, path: Path, k: int, batch_rows: int, epochs: int, **execution: Any
+    run: Run,
+    path: Path,
+    k: int,
+    batch_rows: int,
+    epochs: int,
+    *,
+    resident: bool = True,
+    **execution: Any,
 ) -> dict[str, Any]:
-    """What the last record of metrics.jsonl says, and how long the whole fit took."""
+    """What the last record of metrics.jsonl says, and how long the whole fit took.
+
+    If not `resident`, no rows stay anywhere between passes, which no setting asks for.
+    """
     out, start = run.data / "run", time.perf_counter()
     shutil.rmtree(out, ignore_errors=True)
     source = open_source(path)
     config = FitConfig(k=k, batch_rows=batch_rows, epochs=epochs, init="random", tol=0.0)
     try:
         given = ExecutionConfig(device=run.device.type, probe=True, tune=True, **execution)
-        fit(source, config, given, out, resume=False, stop_request=StopRequest())
+        with nullcontext() if resident else patch.object(fit_plan, "plan_residency", _nothing):
+            fit(source, config, given, out, resume=False, stop_request=StopRequest())
         with (out / "metrics.jsonl").open() as lines:
             last = json.loads(list(lines)[-1])
         row_bytes = source.spec.nbytes / source.spec.n_rows
@@ -111,6 +117,10 @@ def one_fit(
     return {name: last[name] for name in KEPT if name in last} | rate | {
         "whole_s": time.perf_counter() - start
     }  # fmt: skip
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """No plan of rows that stay."""
 
 
 def measure_predict(run: Run) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -119,8 +120,11 @@ def test_measuring_on_a_gpu_is_rehearsed(tmp_path):
     assert "failed" not in json.dumps({**results, "iteration": None})
     assert not any(row["wrong"] for row in results["smoke"])
     assert {row.get("layout") for row in results["fits"]} == {"npy", "zarr", None}
-    # Toy sizes say nothing of the targets, but every part has the figures that they need.
-    assert "not measured" not in {row["verdict"] for row in results["targets"][3:6]}
+    # Toy sizes say nothing of the targets, but every part has the figures that they need. (Those of
+    # shapes are for large ones, and a peer may not be there.)
+    others = [row for row in results["targets"] if not re.search("k=20,000|peer", row["what"])]
+    assert len(others) >= 6
+    assert "not measured" not in {row["verdict"] for row in others}
     assert list(gpu_parts(results)) == list(results)[-len(gpu_parts(results)) - 1 : -1]
 
 
