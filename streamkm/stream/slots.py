@@ -9,6 +9,7 @@ of two (pytorch#150517), which would break the memory plan.
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import resource
 from contextlib import suppress
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from streamkm.devices import Queues
     from streamkm.sources.kept import KeptRows
     from streamkm.stream.residency import DeviceRows
 
@@ -32,6 +34,7 @@ __all__ = [
     "HostSlots",
     "StreamMemory",
     "locked_limit",
+    "pinned",
     "slot_bytes",
     "weights_offset",
 ]
@@ -75,6 +78,23 @@ class StreamMemory:
     """Reader threads; with 0 the calling thread reads."""
     weighted: bool = False
     """Whether the slots have room for weights behind the rows."""
+
+
+def pinned(queues: Queues, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Host memory for copies of a device: page-locked, or other memory if that is refused."""
+    import torch
+
+    try:
+        return queues.pinned(shape, dtype)
+    except RuntimeError as error:
+        logger.warning(
+            "page-locking %d bytes of host memory failed (%s): the host waits for their copies; "
+            "raise the locked-memory limit (ulimit -l)%s",
+            math.prod(shape) * dtype.itemsize,
+            str(error).partition("\n")[0],
+            locked_limit(),
+        )
+        return torch.empty(shape, dtype=dtype)
 
 
 class HostSlots:

@@ -24,7 +24,7 @@ import torch
 
 from streamkm.devices import queues_of
 from streamkm.ranges import named
-from streamkm.stream.slots import locked_limit
+from streamkm.stream.slots import pinned
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -194,7 +194,7 @@ class _DeviceSlot:
         n_weights = slot_rows if host_slots.memory.weighted else 0
         self._weights_N = torch.empty(n_weights, dtype=torch.float64, device=device)
         # Pinned: from other memory the host would wait for this copy and the one before it.
-        self._host_order_N = _pinned(slot_rows, torch.int32, queues)
+        self._host_order_N = pinned(queues, (slot_rows,), torch.int32)
         self.copied, self.freed = queues.event(), queues.event()
 
     def fill(
@@ -255,20 +255,6 @@ def _copy_resident(x_ND: torch.Tensor, resident: DeviceRows, host: HostWindow) -
             x_RD.copy_(resident.of(rows))
         else:
             resident.keep_(rows, x_RD)
-
-
-def _pinned(n_elements: int, dtype: torch.dtype, queues: Queues) -> torch.Tensor:
-    try:
-        return queues.pinned((n_elements,), dtype)
-    except RuntimeError as error:
-        logger.warning(
-            "page-locking %d bytes of host memory failed (%s): the host waits for their copies to "
-            "the GPU; raise the locked-memory limit (ulimit -l)%s",
-            n_elements * dtype.itemsize,
-            str(error).partition("\n")[0],
-            locked_limit(),
-        )
-        return torch.empty(n_elements, dtype=dtype)
 
 
 class _EventClock:

@@ -34,6 +34,7 @@ class _Thread:
 
     def __init__(self, rank: int, size: int, meeting: _Meeting) -> None:
         self.rank, self.size, self.is_first, self.is_alike = rank, size, rank == 0, True
+        self.host, self.hosts = "here", ["here"] * size
         self._meeting = meeting
 
     def gather(self, value: Any) -> list[Any]:

@@ -174,3 +174,12 @@ def test_a_dry_run_counts_the_passes(tmp_path, capsys):
     words = ("--k", 3, "--max-size", "1.2x", "--out", tmp_path / "run", "--dry-run")
     assert cli("fit", tmp_path / "iris.npy", *words) == 0
     assert "at most 25 for the sizes of clusters" in capsys.readouterr().out
+
+
+# Breaks when every pass for the sizes reads the array again though it fits in memory, or when what
+# ended the training is told as what ended the fit.
+def test_passes_for_sizes_find_rows_in_memory(tmp_path, capfd):
+    job = fitted(tmp_path, clusters(1500, 4), k=5, algorithm="lloyd", epochs=1, max_size="1x")
+    assert "all 1,500 rows" in capfd.readouterr().err
+    reason = load_model(job.run).figures["stop_reason"]
+    assert reason.endswith("; then sizes were brought within their bounds")

@@ -110,6 +110,8 @@ class Attempt:
         config = self._plan.config
         self._keeper.finish()
         reason = stop_reason(int(state.stop), config.algorithm, config.epochs)
+        if config.is_bounded:
+            reason += "; then sizes were brought within their bounds"
         self._announcer.conclude(self._keeper.now, reason)
         return self._model(state, scaling, stop_reason=reason, **more)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from streamkm.devices import is_host, queues_of
+from streamkm.stream.slots import pinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +48,7 @@ class Fetcher:
                 if not is_host(copy.device):
                     held = self._held.get(name)
                     if held is None or (held.shape, held.dtype) != (copy.shape, copy.dtype):
-                        held = self._held[name] = queues.pinned(tuple(copy.shape), copy.dtype)
+                        held = self._held[name] = pinned(queues, tuple(copy.shape), copy.dtype)
                     fetched = held.copy_(copy, non_blocking=True)
                 arrays[name] = fetched.contiguous().numpy()
             event.record(self._queue)

@@ -79,8 +79,12 @@ def label_dtype(k: int) -> np.dtype[Any]:
     return np.dtype(np.int64 if k >= INT64_CLUSTERS else np.int32)
 
 
-def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> MemoryPlan:
-    """The memory of a `Labelling` of one process that finds the nearest of `k` centroids.
+def plan_labelling(
+    spec: ArraySpec, model: Model, execution: ExecutionConfig, *, n_processes: int = 1
+) -> MemoryPlan:
+    """The memory of a `Labelling` that finds the clusters of `model`, of one process.
+
+    `n_processes` share the memory of the machine.
 
     Raises
     ------
@@ -92,12 +96,21 @@ def plan_labelling(spec: ArraySpec, k: int, execution: ExecutionConfig) -> Memor
     device = resolve_device(execution.device)
     batch_rows = rows_at_once(spec, device)
     reading = plan_reading(spec, batch_rows=batch_rows, seed=None)
+    finding = predict_bytes(spec, reading, model.k, on_host=True)
+    if model.sizes is not None:
+        dtype = torch.promote_types(_compute_dtype_of(spec), model.centroids_KD.dtype)
+        finding += priced_bytes(model.k, spec.n_features, batch_rows, dtype.itemsize)
     plan_device_memory(
-        spec, reading, execution, device,
-        fixed_bytes=predict_bytes(spec, reading, k, on_host=True),
+        spec, reading, execution, device, fixed_bytes=finding,
+        n_processes=sharing(device, n_processes),
     )  # fmt: skip
-    needed = predict_bytes(spec, reading, k, on_host=is_host(device))
-    return plan_memory(spec, reading, execution, fixed_bytes=needed)
+    on_host = is_host(device)
+    needed = finding if on_host else predict_bytes(spec, reading, model.k, on_host=False)
+    return plan_memory(spec, reading, execution, fixed_bytes=needed, n_processes=n_processes)
+
+
+def _compute_dtype_of(spec: ArraySpec) -> torch.dtype:
+    return compute_dtype(as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype)
 
 
 def rows_at_once(spec: ArraySpec, device: torch.device, n_branches: int = 0) -> int:
@@ -150,11 +163,12 @@ class Labelling:
                 f"{model.n_features}: they must agree; name the array that was clustered, or one "
                 "with the same features in the same order"
             )
-        self._source, self._weights, self.world = source, weights, world
+        self._source, self._weights, self.world, self._seat = source, weights, world, seat
         self.type_notes = type_notes_of(spec.dtype, model.figures.get("dtype", spec.dtype))
-        self._seat = seat
         self._agree(model)
         self._n_nearest = n_nearest
+        if model.sizes is not None:
+            check_search(n_nearest, fast=fast)
         self._asked_kernel = kernel_for(n_nearest, execution.kernel, fast=fast)
         self._is_spherical = model.settings["metric"] == "cosine"
         n_branches = default_branches(model.k) if fast else 0
@@ -183,7 +197,7 @@ class Labelling:
         if fast:
             self.kernel = self._fast_kernel(n_branches, batch_rows)
         if model.sizes is not None:
-            self._bound(model, model.sizes, fast=fast)
+            self._bound(model, model.sizes)
         self._stored = stored
         self.times = StageTimes()
 
@@ -200,9 +214,8 @@ class Labelling:
                 }
             )
 
-    def _bound(self, model: Model, sizes: SizeRule, *, fast: bool) -> None:
+    def _bound(self, model: Model, sizes: SizeRule) -> None:
         """Find clusters by `sizes`; they close only if the model was fitted on these rows."""
-        check_search(self._n_nearest, fast=fast)
         self.kernel = PricedKernel(self.kernel, sizes.prices_K.to(self.device))
         if self._source.fingerprint() == model.figures["sizes"]["fingerprint"]:
             self._closes_K = sizes.closes_K.to(self.device)

@@ -21,6 +21,7 @@ from streamkm.runs.engine.agreement import Agreement
 from streamkm.runs.reporting.bad_rows import non_finite_error
 from streamkm.sinks import Written
 from streamkm.sources import RowRange
+from streamkm.stream.slots import pinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,7 +113,7 @@ class FoundRows:
         """Page-locked memory for a column of a batch."""
         held = self._held.get(key)
         if held is None or len(held) < len(column):
-            held = self._held[key] = queues.pinned(tuple(column.shape), column.dtype)
+            held = self._held[key] = pinned(queues, tuple(column.shape), column.dtype)
         return held[: len(column)]
 
     @staticmethod

@@ -134,15 +134,16 @@ def prepare(
         stack.callback(given.close)
         note = given.check_origin(run_dir, job, model.k)
         notes += [note] if note else []
-    beside_bytes = _beside_bytes(source, grouping)
+    beside_bytes, n_here = _beside_bytes(source, grouping), world.hosts.count(world.host)
     plan_grouping = partial(
         plan_partition, spec, model.k, execution, grouping,
         drops=nan == "drop" or grouping.labels is not None, beside_bytes=beside_bytes,
+        n_processes=n_here,
     )  # fmt: skip
     labelling = None
     if grouping.labels is None and not _has_labels(out, grouping):
         try:
-            labelling = plan_labelling(ordered.spec, model.k, execution)
+            labelling = plan_labelling(ordered.spec, model, execution, n_processes=n_here)
         except MemoryBudgetError as error:
             _raise_larger(error, plan_grouping)
     plan = plan_grouping()

@@ -82,10 +82,12 @@ def plan_partition(
     *,
     drops: bool,
     beside_bytes: int = 0,
+    n_processes: int = 1,
 ) -> PartitionPlan:
     """The plan of a partition of `spec` into `k` clusters; `drops`: rows may be in none of them.
 
-    `beside_bytes` are those of a row in the columns of a table that are no features.
+    `beside_bytes` are those of a row in the columns of a table that are no features. `n_processes`
+    share the memory of the machine.
 
     Raises
     ------
@@ -107,12 +109,16 @@ def plan_partition(
     fixed += 2 * align * width * (align > 1)
     one_row = width + BESIDE_RECORD
     least = max(min(LEAST_GATHERED, spec.n_rows * one_row), align * one_row)
-    budget = plan_memory(spec, reading, execution, fixed_bytes=fixed + least).budget
+    budget = plan_memory(
+        spec, reading, execution, fixed_bytes=fixed + least, n_processes=n_processes
+    ).budget
     slot = slot_bytes(reading.window_rows, spec.row_bytes, weighted=False)
     room = budget - fixed - slot - spec.scratch_bytes
     room = max(least, room - slot)
     gathered = max(least, min(room, _wanted(spec.n_rows, width, k, room)))
-    memory = plan_memory(spec, reading, execution, fixed_bytes=fixed + gathered)
+    memory = plan_memory(
+        spec, reading, execution, fixed_bytes=fixed + gathered, n_processes=n_processes
+    )
     order = order_plans(spec.n_rows, k, gathered, by_distance=by_distance)
     of_rows = None
     if rows is not None:

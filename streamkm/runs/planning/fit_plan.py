@@ -10,6 +10,7 @@ import numpy as np
 
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.clustering.seeding.plan import N_ROUNDS, plan_seeding
+from streamkm.clustering.size_plan import MOST_PASSES
 from streamkm.devices import is_host, sharing
 from streamkm.kernels import resolve_kernel
 from streamkm.runs.planning.device_memory import plan_device_memory
@@ -104,7 +105,9 @@ class FitPlan:
         )  # fmt: skip
         device_memory = plan_device_memory(
             spec, reading, execution, device,
-            fixed_bytes=working_bytes(spec, reading, config, weighted=weighted),
+            fixed_bytes=working_bytes(
+                spec, reading, config, weighted=weighted, probed=execution.probe
+            ),
             weighted=weighted, n_processes=sharing(device, n_processes), lower="k",
         )  # fmt: skip
         shape = spec.n_rows, spec.n_features
@@ -161,7 +164,7 @@ class FitPlan:
 
 def _n_passes(config: ResolvedFitConfig, seeding: SeedingPlan, *, is_new: bool) -> int:
     """Passes over the array, at most, in a run that begins anew or goes on from another."""
-    n_passes = config.epochs + config.closes
+    n_passes = config.epochs + config.closes + config.is_bounded * (MOST_PASSES + 1)
     if is_new:
         n_passes += config.scale in ("zscore", "minmax")
         n_passes += (N_ROUNDS + 1) * bool(seeding.candidate_rows)

@@ -307,7 +307,9 @@ class _Reader:
 
     def _measure(self, variant: Variant, seat: Seat) -> Measured:
         model, weights, kept = self._models[variant], self._weights, self._kept
-        labelling = Labelling(model, self._source, self._execution, weights, seat=seat)
+        # Batches as its own reading has them: the slots are for those.
+        batch_rows = _reading(self._source).batch_rows
+        labelling = Labelling(model, self._source, self._execution, weights, batch_rows, seat=seat)
         sums = RunningClusterSums(model.k, model.n_features)
         watch = Watch(self._source, model.settings["nan"], ALONE, self._stop)
         beside = self._beside(variant)

@@ -86,7 +86,7 @@ def test_labelling_is_planned_as_it_is_done(memory, fitted) -> None:
     execution = ExecutionConfig(device="cpu", max_host_memory=memory)
     model = load_model(fitted / "run")
     done = Labelling(model, source, execution).memory
-    assert plan_labelling(source.spec, model.k, execution) == done
+    assert plan_labelling(source.spec, model, execution) == done
     source.close()
 
 
