@@ -156,8 +156,6 @@ class KeptRows(Described):
         self._lock = threading.Lock()
         self._fingerprint: str | None = None
         self._closed = False
-        # Parts of blocks that a sample has read, and where they lie in the homes of their blocks.
-        self._pieces: dict[RowRange, int] = {}
         self.bytes_read = 0
         """Bytes that were asked of the source."""
         try:
@@ -193,8 +191,6 @@ class KeptRows(Described):
     def held(self, rows: RowRange) -> np.ndarray | None:
         """`rows` where they lie in memory, one after the other, if they are all there."""
         place = self._places.find(rows)
-        if place is None:
-            place = self._pieces.get(rows)
         return None if place is None else self._kept_ND[place : place + len(rows)]
 
     def take(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
@@ -224,19 +220,15 @@ class KeptRows(Described):
         Several threads may come with the same rows: they write the same bytes.
         """
         for part, place in self._places.missing(rows):
-            is_block = self._places.is_block(part)
-            # A single row is not worth an entry.
-            if is_block or (part == rows and len(rows) > 1):
+            # Parts of blocks, such as a sample reads, are read once.
+            if self._places.is_block(part):
                 within = read[part.start - rows.start : part.stop - rows.start]
                 np.copyto(self._kept_ND[place : place + len(part)], within)
-            if is_block:
                 self._places.note(part)
-            elif part == rows and len(rows) > 1:
-                self._pieces[rows] = place
 
     def _keep_none(self) -> None:
         spec = self.spec
-        self._places, self._pieces = Places(Homes(spec.n_rows, spec.block_rows, 0), spec.n_rows), {}
+        self._places = Places(Homes(spec.n_rows, spec.block_rows, 0), spec.n_rows)
         self._kept_ND = np.empty((0, spec.n_features), spec.storage)
 
     def fingerprint(self) -> str:
