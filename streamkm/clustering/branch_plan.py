@@ -9,7 +9,6 @@ __all__ = [
     "branch_bytes",
     "compared",
     "listed",
-    "most_lists",
 ]
 
 #: Lists that a cluster is in, at most, on average over all clusters. With 2, 4, 6 and 8 lists the
@@ -21,7 +20,7 @@ LISTS_PER_LEAF = 8
 #: branches). Data in groups, whose clusters are in fewer lists, are searched no slower.
 LISTS_PER_SEARCHED = 32
 #: Distances between clusters and branches that are in memory at once.
-TILE_ELEMENTS = 1 << 22
+TILE_ELEMENTS = 1 << 20
 
 
 def listed(k: int, n_branches: int, n_lists: int = LISTS_PER_LEAF) -> int:
@@ -30,11 +29,6 @@ def listed(k: int, n_branches: int, n_lists: int = LISTS_PER_LEAF) -> int:
     A cluster is in `n_lists` lists on average.
     """
     return min(n_lists, n_branches) * k
-
-
-def most_lists(n_branches: int, n_lists: int) -> int:
-    """Branches beyond whose border one cluster may lie, at most: those that are least far."""
-    return min(max(24, 2 * n_lists), n_branches)
 
 
 def compared(k: int, n_branches: int) -> float:
@@ -55,7 +49,8 @@ def branch_bytes(
         return 0
     # The rows of a batch sorted by branch, and the centroids of a list, which may be all.
     searching = batch_rows * (n_features * width + 64) + k * n_features * width
-    # Distances of a tile, and of each cluster the least far branches, twice while they are sorted.
-    finding = 4 * TILE_ELEMENTS * width + 3 * most_lists(n_branches, n_lists) * k * (width + 8)
+    # Distances of a tile and its near pairs; the pairs so far, twice while the nearest are chosen.
+    n_pairs = 2 * listed(k, n_branches, n_lists) + TILE_ELEMENTS
+    finding = TILE_ELEMENTS * (4 * width + 32) + 3 * n_pairs * (width + 8)
     lists = 5 * 8 * listed(k, n_branches, n_lists) + n_branches * n_features * (3 * width + 16)
     return max(searching, finding) + lists

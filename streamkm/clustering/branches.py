@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from streamkm.clustering.branch_plan import LISTS_PER_LEAF, TILE_ELEMENTS, listed, most_lists
+from streamkm.clustering.branch_plan import LISTS_PER_LEAF, TILE_ELEMENTS, listed
 from streamkm.kernels import (
     Assignment,
     Listed,
@@ -229,23 +229,14 @@ class BranchKernel:
                 self._kernel.accumulate(part_KD, labels_K, sums_KD=sums_JD, counts_K=counts_J)
             means_JD = (sums_JD / counts_J[:, None].clamp_min(1)).to(points_JD.dtype)
             points_JD = torch.where(counts_J[:, None] > 0, means_JD, points_JD)
-        pairs = _pairs(leaves_KD, points_JD, self.branch_of(leaves_KD, points_JD), n_lists)
-        # The next leaf is found by as few lists as a tree has, however many a search allows.
-        n_nearest = listed(len(leaves_KD), n_branches)
-        to_next_K = self._to_next(leaves_KD, pairs.nearest(n_nearest).lists(points_JD))
+        own_K = self.branch_of(leaves_KD, points_JD)
+        between_JJ = sq_distances_between(points_JD, points_JD, _sq_norms(points_JD)).sqrt_()
+        to_next_K = _to_next(leaves_KD, own_K, between_JJ)
         # Of leaves that are closer together than others this says little.
         reach_K = REACH * torch.maximum(to_next_K, to_next_K.median())
-        is_near_P = pairs.margins_P <= reach_K[pairs.leaves_P]
-        return pairs.where(is_near_P).lists(points_JD, len(is_near_P))
-
-    def _to_next(self, leaves_KD: torch.Tensor, branches: Branches) -> torch.Tensor:
-        """The distance of each leaf to the nearest other, as far as `branches` list it."""
-        search, sq_norms_K = self.on(branches), leaves_KD.square().sum(dim=1)
-        parts = zip(
-            leaves_KD.split(self._batch_rows), sq_norms_K.split(self._batch_rows), strict=True
-        )
-        found = [search.assign_two(*part, leaves_KD).second_sq_distances_B for part in parts]
-        return torch.cat(found).sqrt_()
+        most = listed(len(leaves_KD), n_branches, n_lists)
+        pairs = _near_pairs(leaves_KD, points_JD, own_K, reach_K, between_JJ, most)
+        return pairs.lists(points_JD, most)
 
 
 def _starts(counts_J: torch.Tensor) -> torch.Tensor:
@@ -253,8 +244,35 @@ def _starts(counts_J: torch.Tensor) -> torch.Tensor:
     return torch.cat([counts_J.new_zeros(1), counts_J.cumsum(0)])
 
 
+def _sq_norms(x_BD: torch.Tensor) -> torch.Tensor:
+    return x_BD.square().sum(dim=1)
+
+
+def _to_next(
+    leaves_KD: torch.Tensor, own_K: torch.Tensor, between_JJ: torch.Tensor
+) -> torch.Tensor:
+    """The distance of each leaf to the next of its branch; to the next branch if it is alone."""
+    counts_J = torch.bincount(own_K, minlength=len(between_JJ))
+    to_next_K = leaves_KD.new_empty(len(leaves_KD))
+    for own_L in own_K.argsort(stable=True).split(counts_J.tolist()):
+        x_LD = leaves_KD[own_L]
+        norms_L, n = _sq_norms(x_LD), max(len(own_L), 1)
+        start = 0
+        for x_TD in x_LD.split(max(TILE_ELEMENTS // n, 1)) if len(own_L) else ():
+            rows_T = torch.arange(len(x_TD))
+            sq_distances_TL = sq_distances_between(x_TD, x_LD, norms_L)
+            sq_distances_TL[rows_T, start + rows_T] = torch.inf
+            to_next_K[own_L[start + rows_T]] = sq_distances_TL.amin(dim=1).sqrt_()
+            start += len(x_TD)
+    is_alone_K = counts_J[own_K] == 1
+    alone_T = own_K[is_alone_K]
+    to_branches_TJ = between_JJ[alone_T].scatter_(1, alone_T[:, None], torch.inf)
+    to_next_K[is_alone_K] = to_branches_TJ.amin(dim=1)
+    return to_next_K
+
+
 class _Pairs(NamedTuple):
-    """Pairs of a leaf and a branch, by branch and then by leaf."""
+    """Pairs of a leaf and a branch, by leaf; numbers are int32."""
 
     leaves_P: torch.Tensor
     branches_P: torch.Tensor
@@ -265,47 +283,57 @@ class _Pairs(NamedTuple):
         return _Pairs(*(each[is_kept_P] for each in self))
 
     def nearest(self, n_pairs: int) -> _Pairs:
-        """The pairs with the least margins, `n_pairs` and others as near as the last of them."""
+        """The `n_pairs` pairs with the least margins; of equal ones the first."""
         if len(self.margins_P) <= n_pairs:
             return self
-        return self.where(self.margins_P <= self.margins_P.kthvalue(n_pairs).values)
+        last = self.margins_P.kthvalue(n_pairs).values
+        is_kept_P = self.margins_P < last
+        equal = (self.margins_P == last).nonzero()[:, 0]
+        is_kept_P[equal[: n_pairs - int(is_kept_P.sum())]] = True
+        return self.where(is_kept_P)
 
-    def lists(self, points_JD: torch.Tensor, n_entries: int | None = None) -> Branches:
+    def lists(self, points_JD: torch.Tensor, n_entries: int) -> Branches:
         """The lists of branches at `points_JD`, with zeros behind them up to `n_entries`."""
+        leaves_P = self.leaves_P.new_zeros(n_entries, dtype=torch.int64)
+        leaves_P[: len(self.leaves_P)] = self.leaves_P[self.branches_P.argsort(stable=True)]
         n_leaves_J = torch.bincount(self.branches_P, minlength=len(points_JD))
-        if n_entries is None:
-            return Branches(points_JD, self.leaves_P, n_leaves_J)
-        padded_P = self.leaves_P.new_zeros(n_entries)
-        padded_P[: len(self.leaves_P)] = self.leaves_P
-        return Branches(points_JD, padded_P, n_leaves_J)
+        return Branches(points_JD, leaves_P, n_leaves_J)
 
 
-def _pairs(
-    leaves_KD: torch.Tensor, points_JD: torch.Tensor, own_K: torch.Tensor, n_lists: int
+def _near_pairs(
+    leaves_KD: torch.Tensor,
+    points_JD: torch.Tensor,
+    own_K: torch.Tensor,
+    reach_K: torch.Tensor,
+    between_JJ: torch.Tensor,
+    most: int,
 ) -> _Pairs:
-    """The pairs with the least margins, where `own_K` are the branches of the leaves."""
-    (k, _), n_branches = leaves_KD.shape, len(points_JD)
-    most = most_lists(n_branches, n_lists)
-    between_JJ = sq_distances_between(points_JD, points_JD, points_JD.square().sum(dim=1)).sqrt_()
-    margins, branches = [], []
-    rows = max(TILE_ELEMENTS // n_branches, 1)
-    for part_TD, own_T in zip(leaves_KD.split(rows), own_K.split(rows), strict=True):
-        from_JT = sq_distances_between(points_JD, part_TD, part_TD.square().sum(dim=1))
-        # (In place: memory that is touched for the first time takes longer than the arithmetic.)
-        margin_TJ = from_JT.T.contiguous()
-        margin_TJ.sub_(margin_TJ.gather(1, own_T[:, None])).div_(2 * between_JJ[own_T])
+    """The pairs whose margins are within the reach of the leaf: the `most` with the least margins.
+
+    `own_K` are the branches of the leaves, of which all are among the pairs.
+    """
+    norms_J = _sq_norms(points_JD)
+    # No branch at infinity is within reach.
+    reach_K = reach_K.clamp_max(torch.finfo(reach_K.dtype).max)
+    none = own_K.new_empty(0, dtype=torch.int32)
+    found, limit, start = _Pairs(none, none, reach_K[:0]), torch.inf, 0
+    for part_TD in leaves_KD.split(max(TILE_ELEMENTS // len(points_JD), 1)):
+        own_T1 = own_K[start : start + len(part_TD), None]
+        margin_TJ = sq_distances_between(part_TD, points_JD, norms_J)
+        margin_TJ.sub_(margin_TJ.gather(1, own_T1)).div_(between_JJ[own_T1[:, 0]].mul_(2))
         # Of two branches at one place the one without leaves is at infinity, and so is all else
         # that overflows.
-        margin_TJ.nan_to_num_(nan=torch.inf).scatter_(1, own_T[:, None], -torch.inf)
-        least = margin_TJ.topk(most, dim=1, largest=False)
-        margins.append(least.values)
-        branches.append(least.indices)
-    margins_P = torch.cat(margins).flatten()
-    # Own branches come first, so that every leaf is listed.
-    chosen_P = margins_P.sort(stable=True).indices[: listed(k, n_branches, n_lists)]
-    leaves_P, branches_P = chosen_P // most, torch.cat(branches).flatten()[chosen_P]
-    order_P = (branches_P * k + leaves_P).argsort()
-    return _Pairs(leaves_P[order_P], branches_P[order_P], margins_P[chosen_P][order_P])
+        margin_TJ.nan_to_num_(nan=torch.inf, posinf=torch.inf).scatter_(1, own_T1, -torch.inf)
+        reach_T1 = reach_K[start : start + len(part_TD), None].clamp_max(limit)
+        leaves, branches = (margin_TJ <= reach_T1).nonzero().unbind(1)
+        near = _Pairs((leaves + start).int(), branches.int(), margin_TJ[leaves, branches])
+        found = _Pairs(*map(torch.cat, zip(found, near, strict=True)))
+        if len(found.margins_P) > 2 * most:
+            # What lies farther than the last of these cannot be among them at the end.
+            found = found.nearest(most)
+            limit = float(found.margins_P.max())
+        start += len(part_TD)
+    return found.nearest(most)
 
 
 def level_above(
