@@ -1,9 +1,10 @@
-"""A whole step of mini-batches in few launches, with no value that the host waits for.
+"""A whole step in few launches, with no value that the host waits for.
 
 Beside the assignment a step of torch's operations takes some hundred launches: each waits for the
-one before, and none has work for a GPU. Here rows are prepared in one launch, and four more add
-them up, draw the reservoir, move the centroids and end the step. All working memory is allocated
-once. Draws are Philox numbers of (seed of the step, row), so that no generator is made.
+one before, and none has work for a GPU. Here rows are prepared in one launch, and five more add
+them up, draw the reservoir, move the centroids, or add the batch to a pass, and end the step. All
+working memory is allocated once. Draws are Philox numbers of (seed of the step, row), so that no
+generator is made.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 import triton
 
 from streamkm.kernels.base import Assignment
+from streamkm.kernels.triton.graded import add_batch_kernel, finish_batch_kernel
 from streamkm.kernels.triton.state import (
     add_kernel,
     finish_kernel,
@@ -26,7 +28,7 @@ from streamkm.kernels.triton.state import (
 from streamkm.ranges import named
 
 if TYPE_CHECKING:
-    from streamkm.kernels.stepping import StepRules, StepState
+    from streamkm.kernels.stepping import AddRules, PassState, StepRules, StepState
 
 __all__ = ["StepFigures", "TritonStep"]
 
@@ -97,44 +99,93 @@ class TritonStep:
         x_BD: torch.Tensor,
         sq_norms_B: torch.Tensor,
         dropped_B: torch.Tensor | None,
+        adding: AddRules,
         rules: StepRules,
     ) -> None:
         """See `StepKernel`."""
+        found, figures = self._assign(x_BD, state.centroids_KD)
+        with named("move"), torch.cuda.device_of(x_BD):
+            self._add_up(state, state.stop, x_BD, found, sq_norms_B, dropped_B, adding)
+            self._move(state, x_BD, found.labels_B, figures, adding, rules)
+
+    def add_to_pass_(
+        self,
+        state: PassState,
+        x_BD: torch.Tensor,
+        sq_norms_B: torch.Tensor,
+        dropped_B: torch.Tensor | None,
+        adding: AddRules,
+        *,
+        counts_step: bool,
+    ) -> None:
+        """See `StepKernel`."""
+        found, figures = self._assign(x_BD, state.centroids_KD)
+        # A pass goes on whatever the state says of stopping: this stays 0.
+        stop = self._zeros("stop", 1)
+        with torch.cuda.device_of(x_BD):
+            self._add_up(state, stop, x_BD, found, sq_norms_B, dropped_B, adding)
+            self._add_to_pass(state, x_BD, found.labels_B, figures, adding, counts_step)
+
+    def _assign(
+        self, x_BD: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> tuple[Assignment, StepFigures]:
         n_rows = len(x_BD)
         found = Assignment(self._labels_B[:n_rows], self._sq_distances_B[:n_rows])
         with named("assign"):
-            figures = self._kernel.assign_in_step(x_BD, state.centroids_KD, found)
-        with named("move"), torch.cuda.device_of(x_BD):
-            self._add_up(state, x_BD, found, sq_norms_B, dropped_B, rules)
-            self._move(state, x_BD, found.labels_B, figures, rules)
+            return found, self._kernel.assign_in_step(x_BD, centroids_KD, found)
 
     def _add_up(
         self,
-        state: StepState,
+        state: StepState | PassState,
+        stop: torch.Tensor,
         x_BD: torch.Tensor,
         found: Assignment,
         sq_norms_B: torch.Tensor,
         dropped_B: torch.Tensor | None,
-        rules: StepRules,
+        adding: AddRules,
     ) -> None:
-        """Add up the rows, and draw the keys of those on offer."""
+        """Add up the rows, and choose among those on offer and those of the reservoir."""
         (n_rows, n_features), k = x_BD.shape, len(state.centroids_KD)
-        n_offered = len(range(rules.first, n_rows, rules.stride))
-        tally, exponents_E = self._zeros("tally", 3), self._exponents(k, rules.least_exponent)
+        n_kept, n_offered = len(state.reservoir_keys_R), adding.n_offered(n_rows)
+        tally, exponents_E = self._zeros("tally", 3), self._exponents(k, adding.least_exponent)
         keys = self._buffer("keys", n_offered, torch.float64)
         has_dropped = dropped_B is not None
         dropped = found.labels_B if dropped_B is None else dropped_B.view(torch.int8)
         block_d = min(_block(n_features), 128)
         note_kernel[(triton.cdiv(n_rows, 256),)](
             *found, sq_norms_B, dropped, exponents_E, tally, keys,
-            state.stop, n_rows, k, rules.first, rules.stride, rules.seed,
-            _bits(rules.rounding), LEAST=rules.least_exponent, HAS_DROPPED=has_dropped,
+            stop, n_rows, k, adding.first, adding.stride, adding.seed,
+            _bits(adding.rounding), LEAST=adding.least_exponent, HAS_DROPPED=has_dropped,
             BLOCK=256, **OPTIONS,
         )  # fmt: skip
         add_kernel[(triton.cdiv(n_rows, 16), triton.cdiv(n_features, block_d))](
             x_BD, *found, dropped, exponents_E, self._zeros("sums", k * n_features),
-            self._zeros("counts", k), tally, n_rows, k, n_features, rules.n_bits,
+            self._zeros("counts", k), tally, n_rows, k, n_features, adding.n_bits,
             HAS_DROPPED=has_dropped, BLOCK_M=16, BLOCK_D=block_d, **OPTIONS,
+        )  # fmt: skip
+        rank_kernel[(triton.cdiv(n_kept + n_offered, 32),)](
+            state.reservoir_keys_R, keys, self._buffer("chosen", n_kept, torch.int32),
+            self._buffer("chosen_keys", n_kept, torch.float64), n_kept, n_offered,
+            BLOCK_M=32, BLOCK_N=256, **OPTIONS,
+        )  # fmt: skip
+
+    def _brought(
+        self, state: StepState | PassState, x_BD: torch.Tensor, labels_B: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """What rows that were chosen for the reservoir are brought from, and to."""
+        n_kept, n_features = state.reservoir_RD.shape
+        return (
+            x_BD, labels_B, state.reservoir_RD, state.reservoir_labels_R, self._held["chosen"],
+            self._buffer("rows", n_kept * n_features, state.reservoir_RD.dtype),
+            self._buffer("chosen_labels", n_kept, torch.int64),
+        )  # fmt: skip
+
+    def _reservoir(self, state: StepState | PassState) -> tuple[torch.Tensor, ...]:
+        """The reservoir, and what is put into it at the end of a step."""
+        held = self._held
+        return (
+            state.reservoir_RD, state.reservoir_keys_R, state.reservoir_labels_R, held["rows"],
+            held["chosen_keys"], held["chosen_labels"],
         )  # fmt: skip
 
     def _move(
@@ -143,39 +194,55 @@ class TritonStep:
         x_BD: torch.Tensor,
         labels_B: torch.Tensor,
         figures: StepFigures,
+        adding: AddRules,
         rules: StepRules,
     ) -> None:
         """Move the centroids, fill the reservoir and end the step."""
-        (n_rows, n_features), k = x_BD.shape, len(state.centroids_KD)
-        n_kept, least = len(state.reservoir_keys_R), rules.least_exponent
-        n_offered = len(range(rules.first, n_rows, rules.stride))
-        exponents_E, keys = self._exponents(k, least), self._held["keys"]
+        (k, n_features), n_kept = state.centroids_KD.shape, len(state.reservoir_keys_R)
+        held, least, n_bits = self._held, adding.least_exponent, adding.n_bits
         sq_steps_K = self._buffer("sq_steps", k, torch.float64)
-        chosen_R = self._buffer("chosen", n_kept, torch.int32)
-        chosen_keys_R = self._buffer("chosen_keys", n_kept, torch.float64)
-        chosen_labels_R = self._buffer("chosen_labels", n_kept, torch.int64)
-        rows_RD = self._buffer("rows", n_kept * n_features, state.reservoir_RD.dtype)
-        rank_kernel[(triton.cdiv(n_kept + n_offered, 32),)](
-            state.reservoir_keys_R, keys, chosen_R, chosen_keys_R, n_kept, n_offered,
-            BLOCK_M=32, BLOCK_N=256, **OPTIONS,
-        )  # fmt: skip
         move_kernel[(k + n_kept,)](
             state.centroids_KD, state.sums_KD, state.mass_K, state.counts_K,
-            state.epoch_counts_K, state.stop, self._held["sums"], self._held["counts"],
-            exponents_E, sq_steps_K, x_BD, labels_B, state.reservoir_RD,
-            state.reservoir_labels_R, chosen_R, rows_RD, chosen_labels_R, k, n_kept, n_features,
-            rules.n_bits, rules.first, rules.stride, _bits(rules.memory or 0.0), LEAST=least,
-            FORGETS=rules.memory is not None, BLOCK_D=_block(n_features), num_warps=2, **OPTIONS,
+            state.epoch_counts_K, state.stop, held["sums"], held["counts"],
+            held["exponents"], sq_steps_K, *self._brought(state, x_BD, labels_B), k, n_kept,
+            n_features, n_bits, adding.first, adding.stride, _bits(rules.memory or 0.0),
+            LEAST=least, FORGETS=rules.memory is not None, BLOCK_D=_block(n_features),
+            num_warps=2, **OPTIONS,
         )  # fmt: skip
         finish_kernel[(1 + n_kept,)](
-            state.reservoir_RD, state.reservoir_keys_R, state.reservoir_labels_R, rows_RD,
-            chosen_keys_R, chosen_labels_R, exponents_E, sq_steps_K, self._held["tally"], *figures,
+            *self._reservoir(state), held["exponents"], sq_steps_K, held["tally"], *figures,
             state.inertia, state.batch_inertia, state.shift, state.n_steps, state.n_dropped,
             state.tolerance, state.stop, state.smoothed_inertia, state.best_inertia,
-            state.no_improvement, k, n_features, rules.n_bits, rules.n_all,
+            state.no_improvement, k, n_features, n_bits, rules.n_all,
             rules.patience or 0, LEAST=least, WATCHES=rules.patience is not None,
             BY_TOL=rules.by_tol, BY_NO_IMPROVEMENT=rules.by_no_improvement, BLOCK_K=1024,
             BLOCK_D=_block(n_features), **OPTIONS,
+        )  # fmt: skip
+
+    def _add_to_pass(
+        self,
+        state: PassState,
+        x_BD: torch.Tensor,
+        labels_B: torch.Tensor,
+        figures: StepFigures,
+        adding: AddRules,
+        counts_step: bool,
+    ) -> None:
+        """Add the batch to the sums of the pass, fill the reservoir and end the step."""
+        (k, n_features), n_kept = state.centroids_KD.shape, len(state.reservoir_keys_R)
+        held, least, n_bits = self._held, adding.least_exponent, adding.n_bits
+        add_batch_kernel[(k + n_kept,)](
+            state.pass_sums_LKD, state.pass_grades_K, state.counts_K, state.epoch_counts_K,
+            held["sums"], held["counts"], held["exponents"],
+            *self._brought(state, x_BD, labels_B), k, n_kept, n_features, n_bits,
+            adding.first, adding.stride, LEAST=least, BLOCK_D=_block(n_features), num_warps=2,
+            **OPTIONS,
+        )  # fmt: skip
+        finish_batch_kernel[(1 + n_kept,)](
+            *self._reservoir(state), held["exponents"], held["tally"], *figures,
+            state.pass_totals_LT, state.pass_total_grades_T, state.inertia,
+            state.batch_inertia, state.n_steps, state.n_dropped, k, n_features, n_bits,
+            LEAST=least, COUNTS_STEP=counts_step, BLOCK_D=_block(n_features), **OPTIONS,
         )  # fmt: skip
 
     def _zeros(self, name: str, n_elements: int) -> torch.Tensor:
