@@ -7,6 +7,7 @@ go the way of `streamkm.clustering.minibatch` and `streamkm.clustering.lloyd`, w
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from streamkm.kernels import MadeKernel
 
 __all__ = ["add_in_few_launches_", "takes_few_launches", "update_in_few_launches_"]
+
+
+_OF_STEP, _OF_PASS = attrgetter(*StepState._fields), attrgetter(*PassState._fields)
+_ROUNDING = rounding_share(torch.float32, skips_zeros=False)
 
 
 def takes_few_launches(kernel: MadeKernel, batch: Batch, *, spherical: bool) -> bool:
@@ -58,7 +63,7 @@ def update_in_few_launches_(
     assert kernel.stepper is not None
     rules = StepRules(memory, n_all, patience, BY_TOL, BY_NO_IMPROVEMENT)
     kernel.stepper.update_(
-        StepState(*(getattr(state, name) for name in StepState._fields)),
+        StepState._make(_OF_STEP(state)),
         batch.x_BD, batch.sq_norms_B, batch.dropped_B,
         _add_rules(len(batch), entropy, OFFERED_PER_BATCH), rules,
     )  # fmt: skip
@@ -76,7 +81,7 @@ def add_in_few_launches_(
     """Do what `Lloyd.update_` does, with weights in units of 1."""
     assert kernel.stepper is not None
     kernel.stepper.add_to_pass_(
-        PassState(*(getattr(state, name) for name in PassState._fields)),
+        PassState._make(_OF_PASS(state)),
         batch.x_BD, batch.sq_norms_B, batch.dropped_B,
         _add_rules(len(batch), entropy, n_offered), counts_step=counts_step,
     )  # fmt: skip
@@ -89,7 +94,7 @@ def _add_rules(n_rows: int, entropy: tuple[int, ...], n_offered: int) -> AddRule
         seed=seed,
         first=first,
         stride=stride,
-        rounding=rounding_share(torch.float32, skips_zeros=False),
+        rounding=_ROUNDING,
         n_bits=bits_for(n_rows),
         least_exponent=LEAST_EXPONENT[torch.float32],
     )

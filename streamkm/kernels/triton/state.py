@@ -215,7 +215,7 @@ def bring_row(
         tl.store(rows_ptr + place.to(tl.int64) * n_features + d, brought, mask=d < n_features)
 
 
-@triton.jit(do_not_specialize=["first", "stride"])
+@triton.jit(do_not_specialize=["first", "stride", "memory_bits"])
 def move_kernel(
     centroids_ptr, sums_ptr, mass_ptr, counts_ptr, epoch_counts_ptr, stop_ptr,
     added_ptr, added_counts_ptr, exponents_ptr, sq_steps_ptr,
