@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ from streamkm.stream.slots import HostSlots, StreamMemory
 from streamkm.stream.stages import StageTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 META = torch.device("meta")
 ROWS, K, FEATURES = 16384, 1024, 128
@@ -97,16 +98,30 @@ class NoDriver:
         self.n_launched += 1
 
 
-def step_of(algorithm: str) -> Callable[[int], None]:
+@contextmanager
+def without_gpu(gpu: NoDriver, compile_: Callable[..., NoDriver]) -> Iterator[None]:
+    """Let steps run on the device without memory; `compile_` is asked for kernels as Triton is."""
+    with (
+        patch.object(type(driver), "active", gpu),
+        patch.object(JITFunction, "_do_compile", compile_),
+        patch.object(Scaling, "is_affine", new=False),
+        patch.object(reservoir, "torch", HostGenerators()),
+    ):
+        yield
+
+
+def step_of(
+    algorithm: str, k: int = K, n_features: int = FEATURES, stored: torch.dtype = torch.float32
+) -> Callable[[int], None]:
     """A step of an algorithm on the device without memory."""
-    kernel = TritonKernel(ROWS, K, torch.float32, META)
-    zeros_D = torch.zeros(FEATURES, dtype=torch.float64, device=META)
+    kernel = TritonKernel(ROWS, k, torch.float32, META)
+    zeros_D = torch.zeros(n_features, dtype=torch.float64, device=META)
     scaling = Scaling(zeros_D, zeros_D + 1, normalize=False)
     prepare = Preparation.for_kernel(
-        scaling, kernel, batch_rows=ROWS, stored=torch.float32, dtype=torch.float32
+        scaling, kernel, batch_rows=ROWS, stored=stored, dtype=torch.float32
     )
-    state = initial_state(torch.empty((K, FEATURES), device=META), 0.0)
-    window_ND = torch.empty((8 * ROWS, FEATURES), device=META)
+    state = initial_state(torch.empty((k, n_features), device=META), 0.0)
+    window_ND = torch.empty((8 * ROWS, n_features), dtype=stored, device=META)
     rows = torch.empty(ROWS, dtype=torch.int32, device=META)
     made: MiniBatch | Lloyd = Lloyd(kernel, 0)
     if algorithm == "minibatch":
@@ -121,12 +136,7 @@ def step_of(algorithm: str) -> Callable[[int], None]:
 def measured_step(algorithm: str) -> dict[str, float]:
     """Launches of a step, and the least processor time of its Python."""
     gpu, spent = NoDriver(), []
-    with (
-        patch.object(type(driver), "active", gpu),
-        patch.object(JITFunction, "_do_compile", lambda *_: gpu),
-        patch.object(Scaling, "is_affine", new=False),
-        patch.object(reservoir, "torch", HostGenerators()),
-    ):
+    with without_gpu(gpu, lambda *_: gpu):
         step = step_of(algorithm)
         step(1)
         gpu.n_launched = 0

@@ -3,7 +3,8 @@
 Every kernel of `CASES` is compiled for compute capability 8.0 and 9.0. Registers, spills
 and the instructions of the screening loop are read from the machine code. A time is
 predicted from the loop; it is no measurement. Of `DEFAULTS`, which stand for all that a run
-may launch, the file also says which spill and which screen without copying ahead.
+may launch, the file also says which spill and which screen without copying ahead. So it does of
+the kernels of steps, which are compiled as a step asks for them.
 
 The file has a section for each version of Triton: run this with each, as
 ``python -m bench.triton_aot bench/results/DATE-triton-aot.json 90 80``. What the file has already
@@ -16,6 +17,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.machine_code import Resources, read_resources
-from streamkm.kernels.triton import assign, lanes, narrow, one_read, settle, update
+from bench.step_model import NoDriver, step_of, without_gpu
+from streamkm.kernels.triton import (
+    assign,
+    graded,
+    lanes,
+    narrow,
+    one_read,
+    settle,
+    state,
+    update,
+)
 from streamkm.kernels.triton.kernel import (
     CHUNK,
     N_LISTED,
@@ -201,6 +213,42 @@ def compile_case(case: Case, capability: int) -> Resources:
         source, target=GPUTarget("cuda", capability, 32), options={**options, **OPTIONS}
     )
     return read_resources(compiled.asm, compiled.metadata.shared, options, constants)
+
+
+#: Rows as stored, features and clusters of the steps whose kernels are compiled.
+STEPS = (
+    *((torch.float32, d, 1024) for d in (3, 128, 1100)),
+    (torch.bfloat16, 128, 20_000), (torch.uint8, 40, 2),
+)  # fmt: skip
+
+
+def compile_steps(capability: int) -> dict[str, Resources]:
+    """The kernels of steps beside their assignment, as Triton is asked for them."""
+    gpu, found = NoDriver(), {}
+    for (stored, d, k), algorithm in product(STEPS, ("minibatch", "lloyd")):
+        asked: list[tuple[Any, ...]] = []
+
+        def ask(*wanted: Any, asked: list[tuple[Any, ...]] = asked) -> NoDriver:
+            asked.append(wanted)
+            return gpu
+
+        with without_gpu(gpu, ask):
+            step_of(algorithm, k, d, stored)(1)
+        for function, _, signature, _, constants, options, attributes, _ in asked:
+            if function.fn.__module__ not in (graded.__name__, state.__name__):
+                continue
+            name = f"{function.fn.__name__} {stored} k={k} d={d}"
+            if name in found:
+                continue
+            compiled = triton.compile(
+                ASTSource(function, signature, constants, attributes),
+                target=GPUTarget("cuda", capability, 32), options=vars(options),
+            )  # fmt: skip
+            used = {function.arg_names[place]: each for (place,), each in constants.items()}
+            found[name] = read_resources(
+                compiled.asm, compiled.metadata.shared, vars(options), used
+            )
+    return found
 
 
 def launch_constants(case: Case, capability: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -391,6 +439,10 @@ def main() -> None:
                 report["predicted"][str(case)] = predict(loop, case.n_features)
             report["defaults"] = _summary(kernels)
             path.write_text(json.dumps(whole, indent=1) + "\n")
+        steps = compile_steps(capability)
+        report["steps"] = {name: asdict(resources) for name, resources in steps.items()}
+        report["steps_spill"] = [name for name, each in steps.items() if each.leaves_registers]
+        path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def _is_predicted(case: Case, capability: int) -> bool:

@@ -1,8 +1,9 @@
 """Device code of a step beside the assignment: sums, reservoir, centroids, scalars.
 
 Sums of rows are whole numbers (see `streamkm.kernels.ops.fixed`), so that atomics add them up in
-any order with the same bits. What one step leaves in the working memory, the next needs as it is:
-zeros, and the least exponents.
+any order with the same bits. They are relaxed: no kernel reads what it has added, and others would
+wait for memory at each. What one step leaves in the working memory, the next needs as it is: zeros,
+and the least exponents.
 """
 
 from __future__ import annotations
@@ -108,15 +109,15 @@ def note_kernel(
     if HAS_DROPPED:
         dropped = inside & (tl.load(dropped_ptr + row, mask=inside, other=0) != 0)
         taken = inside & ~dropped
-        tl.atomic_add(tally_ptr + DROPPED, tl.sum(dropped.to(tl.int64), axis=0))
+        tl.atomic_add(tally_ptr + DROPPED, tl.sum(dropped.to(tl.int64), axis=0), sem="relaxed")
     label = tl.load(labels_ptr + row, mask=inside, other=0)
     sq_distance = tl.load(sq_distances_ptr + row, mask=taken, other=0).to(tl.float64)
     sq_norm = tl.load(sq_norms_ptr + row, mask=taken, other=0).to(tl.float64)
     # Of a root half the exponent, and one more, since squared lengths are rounded.
     length = tl.where(sq_norm > 0, ((exponent_above(sq_norm) + 1) >> 1) + 1, LEAST)
-    tl.atomic_max(exponents_ptr + label, tl.maximum(length, LEAST), mask=taken)
+    tl.atomic_max(exponents_ptr + label, tl.maximum(length, LEAST), mask=taken, sem="relaxed")
     far = tl.where(sq_distance > 0, exponent_above(sq_distance), 2 * LEAST)
-    tl.atomic_max(exponents_ptr + k, tl.max(tl.maximum(far, 2 * LEAST), axis=0))
+    tl.atomic_max(exponents_ptr + k, tl.max(tl.maximum(far, 2 * LEAST), axis=0), sem="relaxed")
     is_live = tl.load(stop_ptr) == RUNNING
     is_possible = taken & is_live & (sq_distance > as_float(rounding_bits) * sq_norm)
     exponential = -tl.log(1.0 - uniform(seed, row))
@@ -144,14 +145,18 @@ def add_kernel(
     x = tl.load(x_ptr + row.to(tl.int64)[:, None] * n_features + d[None, :], mask=mask, other=0)
     scaled = x.to(tl.float64) * scale[:, None]
     whole = ((scaled + ROUNDER) - ROUNDER).to(tl.int64)
-    tl.atomic_add(sums_ptr + label[:, None] * n_features + d[None, :], whole, mask=mask)
+    tl.atomic_add(
+        sums_ptr + label[:, None] * n_features + d[None, :], whole, mask=mask, sem="relaxed"
+    )
     if tl.program_id(1) == 0:
-        tl.atomic_add(counts_ptr + label, tl.full((BLOCK_M,), 1, tl.int64), mask=taken)
+        tl.atomic_add(
+            counts_ptr + label, tl.full((BLOCK_M,), 1, tl.int64), mask=taken, sem="relaxed"
+        )
         sq_distance = tl.load(sq_distances_ptr + row, mask=taken, other=0).to(tl.float64)
         scaled_sq = sq_distance * power(n_bits - tl.load(exponents_ptr + k))
         whole_sq = ((scaled_sq + ROUNDER) - ROUNDER).to(tl.int64)
-        tl.atomic_add(tally_ptr + TOTAL, tl.sum(whole_sq, axis=0))
-        tl.atomic_add(tally_ptr + ADDED, tl.sum(taken.to(tl.int64), axis=0))
+        tl.atomic_add(tally_ptr + TOTAL, tl.sum(whole_sq, axis=0), sem="relaxed")
+        tl.atomic_add(tally_ptr + ADDED, tl.sum(taken.to(tl.int64), axis=0), sem="relaxed")
 
 
 @triton.jit

@@ -233,7 +233,7 @@ class TritonStep:
             rank_kernel, (triton.cdiv(n_kept + n_offered, 32),),
             state.reservoir_keys_R, self._keys_B, self._buffer("chosen", n_kept, torch.int32),
             self._buffer("chosen_keys", n_kept, torch.float64), n_kept, n_offered,
-            BLOCK_M=32, BLOCK_N=256, **OPTIONS,
+            BLOCK_M=32, BLOCK_N=128, **OPTIONS,
         )  # fmt: skip
 
     def _brought(
