@@ -30,6 +30,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+if __name__ == "__main__":
+    from bench.gpu_needs import check_needs
+
+    check_needs()
 if "--rehearse" in sys.argv:
     # Read when triton is imported.
     os.environ["TRITON_INTERPRET"] = "1"

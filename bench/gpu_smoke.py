@@ -1,16 +1,25 @@
-"""Twenty short checks of the kernels: is anything right at all, before minutes are spent?"""
+"""Some twenty short checks of the kernels: is anything right at all, before minutes are spent?"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 
-from streamkm.kernels import Rows
+from streamkm.clustering.lloyd import Lloyd
+from streamkm.clustering.minibatch import MiniBatch
+from streamkm.clustering.preparation import Preparation
+from streamkm.clustering.scaling import Scaling
+from streamkm.clustering.state import initial_state
+from streamkm.kernels import Rows, graded_total
 from streamkm.kernels.triton.kernel import TritonKernel
+from streamkm.kernels.triton.replay import Replays
 
 if TYPE_CHECKING:
     from bench.gpu_run import Run
+    from streamkm.clustering.state import KMeansState
 
 __all__ = ["same_bits", "smoke"]
 
@@ -27,7 +36,7 @@ CHECKS = [
 
 
 def smoke(run: Run) -> None:
-    """Labels, distances, sums and counts beside those of float64; then rows of a crowd."""
+    """Labels, distances, sums, counts beside those of float64; rows of a crowd; and steps."""
     for dtype, n_rows, k, d in CHECKS[:2] if run.is_rehearsal else CHECKS:
         n_rows, k = run.size(n_rows, 20), run.size(k, 9)
         x_BD = run.normal(n_rows, d)
@@ -43,6 +52,7 @@ def smoke(run: Run) -> None:
     c_KD, base_D = run.normal(k, 64), run.normal(64)
     c_KD[::3] = base_D + 3e-4 * run.normal((k + 2) // 3, 64)
     run.add({"check": f"crowd, k={k}", "wrong": wrong_in(c_KD[: run.size(600, 6)].clone(), c_KD)})
+    run.add({"check": "steps", "wrong": wrong_in_steps(run)})
     wrong = [row["check"] for row in run.results[run.part] if row["wrong"]]
     if wrong:
         raise AssertionError(f"wrong: {'; '.join(wrong)}")
@@ -84,6 +94,56 @@ def wrong_in(x_BD: torch.Tensor, c_KD: torch.Tensor) -> list[str]:
     if not torch.equal(counts_K, found.labels_B.bincount(minlength=k + 1)):
         wrong.append("counts")
     return wrong
+
+
+def wrong_in_steps(run: Run) -> list[str]:
+    """What is wrong in steps whose launches are made again, beside those that Triton launches."""
+    n_rows, k, wrong = run.size(5000, 12), run.size(300, 5), []
+    window_ND = run.normal(2 * n_rows, 24)
+    rows = [
+        torch.randperm(2 * n_rows, device=run.device)[:n_rows].int() for _ in range(run.size(3, 2))
+    ]
+    for name in ("minibatch", "lloyd"):
+        state, expected = (
+            states_after(name, window_ND, rows, k, again=again) for again in (True, False)
+        )
+        differ = [
+            each
+            for each, tensor in expected.tensors().items()
+            if not torch.equal(tensor.nan_to_num(-1.0), getattr(state, each).nan_to_num(-1.0))
+        ]
+        if differ:
+            wrong.append(f"{name}, made again: {', '.join(differ)}")
+        if name == "lloyd":
+            whole_BD = torch.cat([window_ND[each.long()] for each in rows])
+            labels_B = torch.cdist(whole_BD.double(), state.centroids_KD.double()).argmin(dim=1)
+            exact_KD = torch.zeros_like(state.sums_KD).index_add_(0, labels_B, whole_BD.double())
+            sums_KD = graded_total(state.pass_sums_LKD, state.pass_grades_K)
+            if not torch.allclose(sums_KD, exact_KD, rtol=1e-9, atol=1e-9):
+                wrong.append("sums of a pass")
+    return wrong
+
+
+def states_after(
+    name: str, window_ND: torch.Tensor, rows: list[torch.Tensor], k: int, *, again: bool
+) -> KMeansState:
+    """The state after some steps, each launched anew unless `again`."""
+    n_rows, d, device = len(rows[0]), window_ND.shape[1], window_ND.device
+    kernel = TritonKernel(n_rows, k, F32, device)
+    zeros_D = torch.zeros(d, dtype=F64, device=device)
+    prepare = Preparation.for_kernel(
+        Scaling(zeros_D, zeros_D + 1, normalize=False), kernel, batch_rows=n_rows, stored=F32,
+        dtype=F32,
+    )  # fmt: skip
+    made: MiniBatch | Lloyd = Lloyd(kernel, 0)
+    if name == "minibatch":
+        made = MiniBatch(kernel, 10**6, 0, rate="annealed", epochs=2, batch_rows=n_rows)
+    state = initial_state(window_ND[:k].clone(), 0.0)
+    anew = patch.object(Replays, "__call__", lambda *given: given[-1]())
+    with nullcontext() if again else anew:
+        for index, each in enumerate(rows, start=1):
+            made.update_(state, prepare(window_ND, each), epoch=0, index=index)
+    return state
 
 
 def same_bits(run: Run) -> dict[str, Any]:

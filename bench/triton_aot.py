@@ -3,10 +3,12 @@
 Every kernel of `CASES` is compiled for compute capability 8.0 and 9.0. Registers, spills
 and the instructions of the screening loop are read from the machine code. A time is
 predicted from the loop; it is no measurement. Of `DEFAULTS`, which stand for all that a run
-may launch, the file also says which spill and which screen without copying ahead.
+may launch, the file also says which spill and which screen without copying ahead. So it does of
+the kernels of steps, which are compiled as a step asks for them.
 
 The file has a section for each version of Triton: run this with each, as
-``python -m bench.triton_aot bench/results/DATE-triton-aot.json 90 80``.
+``python -m bench.triton_aot bench/results/DATE-triton-aot.json 90 80``. What the file has already
+is not compiled again: a run that was interrupted goes on, and after a change begin another file.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.machine_code import Resources, read_resources
-from streamkm.kernels.triton import assign, lanes, narrow, one_read, settle, update
+from bench.step_code import compile_steps
+from streamkm.kernels.triton import (
+    assign,
+    lanes,
+    narrow,
+    one_read,
+    settle,
+    update,
+)
 from streamkm.kernels.triton.kernel import (
     CHUNK,
     N_LISTED,
@@ -374,26 +384,47 @@ def main() -> None:
     }
     versions = whole.setdefault("triton", {}).setdefault(triton.__version__, {})
     for capability in capabilities:
-        defaults: dict[str, Any] = {
-            "compiled": 0, "of": len(DEFAULTS), "spill_or_use_local_memory": [], "wait_for_all": [],
-        }  # fmt: skip
-        report: dict[str, Any] = {"kernels": {}, "predicted": {}, "defaults": defaults}
-        versions[f"sm_{capability}"] = report
+        report: dict[str, Any] = versions.setdefault(
+            f"sm_{capability}", {"kernels": {}, "predicted": {}, "defaults": {}}
+        )
         report["predicted_before"] = {f"d={d}": predict(loop, d) for d, loop in BEFORE.items()}
+        kernels: dict[str, Any] = report["kernels"]
         for case in dict.fromkeys([*DEFAULTS, *CASES]):
-            resources, is_screen = compile_case(case, capability), case.kernel == "screen_kernel"
+            if str(case) in kernels:
+                continue
+            resources = compile_case(case, capability)
             print(f"sm_{capability} {case}: {resources}", flush=True)
-            report["kernels"][str(case)] = asdict(resources)
-            if case in DEFAULTS:
-                defaults["compiled"] += 1
-                if resources.leaves_registers:
-                    defaults["spill_or_use_local_memory"].append(str(case))
-                if is_screen and resources.copies_in_flight < 1:
-                    defaults["wait_for_all"].append(str(case))
-            if is_screen and case.dtype == "bf16" and case.k == 20_000 and capability == 90:
+            kernels[str(case)] = asdict(resources)
+            if _is_predicted(case, capability):
                 loop = loop_of(case, resources)
                 report["predicted"][str(case)] = predict(loop, case.n_features)
+            report["defaults"] = _summary(kernels)
             path.write_text(json.dumps(whole, indent=1) + "\n")
+        steps = compile_steps(capability)
+        report["steps"] = {name: asdict(resources) for name, resources in steps.items()}
+        report["steps_spill"] = [name for name, each in steps.items() if each.leaves_registers]
+        path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def _is_predicted(case: Case, capability: int) -> bool:
+    is_screen = case.kernel == "screen_kernel" and case.dtype == "bf16"
+    return is_screen and case.k == 20_000 and capability == 90
+
+
+def _summary(kernels: dict[str, Any]) -> dict[str, Any]:
+    """Of the defaults: how many are compiled, which spill, which screen without copying ahead."""
+    found = {case: Resources(**kernels[str(case)]) for case in DEFAULTS if str(case) in kernels}
+    return {
+        "compiled": len(found),
+        "of": len(DEFAULTS),
+        "spill_or_use_local_memory": [
+            str(case) for case, resources in found.items() if resources.leaves_registers
+        ],
+        "wait_for_all": [
+            str(case) for case, resources in found.items()
+            if case.kernel == "screen_kernel" and resources.copies_in_flight < 1
+        ],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

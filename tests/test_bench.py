@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 
 pytest.importorskip("pytest_benchmark")
 
+from bench.gpu_needs import check_needs
 from bench.measure import Comparison, Session, Target
 from bench.report import table, write_json
 from bench.scaling import Job, Machine, Network, Rates, predict, where_it_ends
@@ -98,6 +100,16 @@ def test_unknown_name_is_refused():
     )  # fmt: skip
     assert done.returncode == 2
     assert "fit, growth, memory, checkpoint, read, kernel, quality" in done.stderr.replace("'", "")
+
+
+# Breaks when a bare machine gets a traceback, or ends although the kernels could be measured.
+@pytest.mark.parametrize(("missing", "ends"), [("zarr", False), ("tqdm", True), ("none", False)])
+def test_what_a_gpu_machine_lacks_is_said(capsys, missing, ends):
+    with pytest.raises(SystemExit) if ends else nullcontext():
+        check_needs(lambda module: None if module == missing else module)
+    said = capsys.readouterr().err
+    assert (missing in said) == ("CONTRIBUTING.md" in said) == (missing != "none")
+    assert said.count("\n") == (missing != "none")
 
 
 # Breaks when scripts/gpu fails for a reason that no GPU is needed to find.

@@ -51,6 +51,7 @@ TESTED_IN = {
     "kernels/rows": "kernels/contract.py",
     "kernels/stepping": "kernels/triton/test_step.py",
     "kernels/triton/state": "kernels/triton/interpreted_step.py",
+    "kernels/triton/graded": "kernels/triton/interpreted_step.py",
     "clustering/few_launches": "kernels/triton/test_step.py",
     "sinks/base": "sinks/contract.py",
     "sinks/part": "sinks/contract.py",

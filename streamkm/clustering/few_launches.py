@@ -1,26 +1,39 @@
-"""A step of mini-batches by the few launches of a kernel that can make one.
+"""A step of mini-batches, or of a pass, by the few launches of a kernel that can make one.
 
 On a GPU the operations of torch that follow an assignment take longer to launch than to carry out.
-Steps of all other kinds, of rows with weights, on the unit sphere, or shared by several processes,
-go the way of `streamkm.clustering.minibatch`, which does the same.
+Steps of other kinds, of rows with weights, on the unit sphere, or of batches that processes share,
+go the way of `streamkm.clustering.minibatch` and `streamkm.clustering.lloyd`, which do the same.
 """
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import torch
 
-from streamkm.clustering.reservoir import mix, offered_of
+from streamkm.clustering.reservoir import OFFERED_PER_BATCH, mix, offered_of
 from streamkm.clustering.state import BY_NO_IMPROVEMENT, BY_TOL
-from streamkm.kernels import LEAST_EXPONENT, StepRules, StepState, bits_for, rounding_share
+from streamkm.kernels import (
+    LEAST_EXPONENT,
+    AddRules,
+    PassState,
+    StepRules,
+    StepState,
+    bits_for,
+    rounding_share,
+)
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
     from streamkm.kernels import MadeKernel
 
-__all__ = ["takes_few_launches", "update_in_few_launches_"]
+__all__ = ["add_in_few_launches_", "takes_few_launches", "update_in_few_launches_"]
+
+
+_OF_STEP, _OF_PASS = attrgetter(*StepState._fields), attrgetter(*PassState._fields)
+_ROUNDING = rounding_share(torch.float32, skips_zeros=False)
 
 
 def takes_few_launches(kernel: MadeKernel, batch: Batch, *, spherical: bool) -> bool:
@@ -48,20 +61,40 @@ def update_in_few_launches_(
 ) -> None:
     """Do what `MiniBatch.update_` does; `entropy` are the numbers that name the step."""
     assert kernel.stepper is not None
+    rules = StepRules(memory, n_all, patience, BY_TOL, BY_NO_IMPROVEMENT)
+    kernel.stepper.update_(
+        StepState._make(_OF_STEP(state)),
+        batch.x_BD, batch.sq_norms_B, batch.dropped_B,
+        _add_rules(len(batch), entropy, OFFERED_PER_BATCH), rules,
+    )  # fmt: skip
+
+
+def add_in_few_launches_(
+    kernel: MadeKernel,
+    state: KMeansState,
+    batch: Batch,
+    *,
+    entropy: tuple[int, ...],
+    n_offered: int,
+    counts_step: bool,
+) -> None:
+    """Do what `Lloyd.update_` does, with weights in units of 1."""
+    assert kernel.stepper is not None
+    kernel.stepper.add_to_pass_(
+        PassState._make(_OF_PASS(state)),
+        batch.x_BD, batch.sq_norms_B, batch.dropped_B,
+        _add_rules(len(batch), entropy, n_offered), counts_step=counts_step,
+    )  # fmt: skip
+
+
+def _add_rules(n_rows: int, entropy: tuple[int, ...], n_offered: int) -> AddRules:
     seed = mix(*entropy) >> 1
-    first, stride = offered_of(seed, len(batch))
-    rules = StepRules(
+    first, stride = offered_of(seed, n_rows, n_offered)
+    return AddRules(
         seed=seed,
         first=first,
         stride=stride,
-        rounding=rounding_share(torch.float32, skips_zeros=False),
-        n_bits=bits_for(len(batch)),
+        rounding=_ROUNDING,
+        n_bits=bits_for(n_rows),
         least_exponent=LEAST_EXPONENT[torch.float32],
-        memory=memory,
-        n_all=n_all,
-        patience=patience,
-        by_tol=BY_TOL,
-        by_no_improvement=BY_NO_IMPROVEMENT,
     )
-    changed = StepState(*(getattr(state, name) for name in StepState._fields))
-    kernel.stepper.update_(changed, batch.x_BD, batch.sq_norms_B, batch.dropped_B, rules)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import torch
 
 from streamkm.clustering.assignment import nearest_and_added_, nearest_and_sums, weighted_sum
+from streamkm.clustering.few_launches import add_in_few_launches_, takes_few_launches
 from streamkm.clustering.graded_sums import sum_graded_
 from streamkm.clustering.reservoir import (
     OFFERED_PER_BATCH,
@@ -95,6 +96,17 @@ class Lloyd:
 
         A batch that belongs to another process is empty.
         """
+        kernel = self._kernel_for(state)
+        if (
+            self.weight_unit == 1.0
+            and not state.is_weighted
+            and takes_few_launches(kernel, batch, spherical=self.spherical)
+        ):
+            add_in_few_launches_(
+                kernel, state, batch, entropy=(self.seed, epoch, index),
+                n_offered=self._n_offered(batch), counts_step=not self.closing,
+            )  # fmt: skip
+            return
         if not self.closing:
             state.n_steps += 1
         if len(batch) == 0:
@@ -103,11 +115,7 @@ class Lloyd:
             added = self._add_in_place_(state, batch)
         else:
             found = nearest_and_sums(
-                self._kernel_for(state),
-                batch,
-                state.centroids_KD,
-                spherical=self.spherical,
-                exact=True,
+                kernel, batch, state.centroids_KD, spherical=self.spherical, exact=True
             )
             added = self._add_(state, batch, *found)
         self._offer_(state, batch, added, epoch=epoch, index=index)
@@ -156,8 +164,8 @@ class Lloyd:
     ) -> None:
         """Offer the rows of a batch to the reservoir, and add up their squared distances."""
         (labels_B, sq_distances_B), mass, weights_K = added
-        n_offered = labels_B.shape[0] if self.closing else OFFERED_PER_BATCH
         generator = step_generator(labels_B.device, self.seed, epoch, index)
+        n_offered = self._n_offered(batch)
         draw_(state, batch, labels_B, sq_distances_B, generator, n_offered=n_offered)
         inertia = weighted_sum(batch, sq_distances_B)
         totals_T = inertia.view(1)
@@ -167,6 +175,10 @@ class Lloyd:
         add_graded_(state.pass_totals_LT[..., None], state.pass_total_grades_T, totals_T[:, None])
         state.inertia += inertia
         torch.div(inertia, mass, out=state.batch_inertia)
+
+    def _n_offered(self, batch: Batch) -> int:
+        """Rows of the batch that are offered to the reservoir, at most."""
+        return len(batch) if self.closing else OFFERED_PER_BATCH
 
     def _kernel_for(self, state: KMeansState) -> MadeKernel:
         """The kernel for a step from `state`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -87,10 +88,7 @@ class Preparation:
                 positions_B = rows
             unknown = x_ND.new_empty(0)
             return Batch(x_ND, unknown, None, positions_B=positions_B, lies_in_window=True)
-        # Converted only if there is something to scale: on a GPU that is two launches a batch.
-        affine = (
-            (scaling.shift_D.to(dtype), scaling.factor_D.to(dtype)) if scaling.is_affine else ()
-        )
+        affine = self._affine if scaling.is_affine else ()
         if self.stepper is not None and weights_N is None and not scaling.normalize:
             return self._prepared_in_one_launch(x_ND, rows, affine, must_copy=is_shared)
         x_BD, sq_norms_B = gather(x_ND, rows, self.workspace_BD, *affine, must_copy=is_shared)
@@ -104,6 +102,12 @@ class Preparation:
             normalize_(x_BD)
             sq_norms_B = torch.linalg.vector_norm(x_BD, dim=1).square_()
         return Batch(x_BD, sq_norms_B, dropped_B, scaling.normalize, weights_B, self.weight_unit)
+
+    @cached_property
+    def _affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shift and factor in the dtype of the batches: on a GPU that is two launches."""
+        dtype = self.workspace_BD.dtype
+        return self.scaling.shift_D.to(dtype), self.scaling.factor_D.to(dtype)
 
     def _prepared_in_one_launch(
         self,
@@ -119,9 +123,9 @@ class Preparation:
         if isinstance(rows, slice):
             x_ND = x_ND[rows]
             lies_ready = x_ND.dtype == self.workspace_BD.dtype and not (affine or must_copy)
-            x_BD = x_ND if lies_ready else self.workspace_BD[: len(x_ND)]
+            x_BD = x_ND if lies_ready else self.workspace_BD[: x_ND.shape[0]]
         else:
-            positions_B, x_BD = rows, self.workspace_BD[: len(rows)]
+            positions_B, x_BD = rows, self.workspace_BD[: rows.shape[0]]
         shift_D, factor_D = affine or (None, None)
         sq_norms_B, dropped_B = self.stepper.prepare(
             x_ND, positions_B, x_BD, shift_D, factor_D,

@@ -43,11 +43,12 @@ from streamkm.kernels.passes import Breathed, BreathRules, PassedOver, Passes, P
 from streamkm.kernels.reference import add_by_label, mass_by_label
 from streamkm.kernels.rows import Rows
 from streamkm.kernels.select import kernel_notes, make_kernel, resolve_kernel
-from streamkm.kernels.stepping import StepKernel, StepRules, StepState
+from streamkm.kernels.stepping import AddRules, PassState, StepKernel, StepRules, StepState
 
 __all__ = [
     "LEAST_EXPONENT",
     "LEAST_GRADE",
+    "AddRules",
     "Assignment",
     "BreathRules",
     "Breathed",
@@ -60,6 +61,7 @@ __all__ = [
     "Nearest",
     "OfferedRows",
     "PassKernel",
+    "PassState",
     "PassSums",
     "PassedOver",
     "Passes",

@@ -1,4 +1,4 @@
-"""A step of mini-batches in few launches: what a kernel that makes one is asked for."""
+"""A step in few launches, of mini-batches or of a pass: what is asked of a kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["StepKernel", "StepRules", "StepState"]
+__all__ = ["AddRules", "PassState", "StepKernel", "StepRules", "StepState"]
 
 
 class StepState(NamedTuple):
@@ -33,8 +33,29 @@ class StepState(NamedTuple):
     stop: torch.Tensor
 
 
-class StepRules(NamedTuple):
-    """What a step of mini-batches goes by: numbers that the host knows."""
+class PassState(NamedTuple):
+    """What a batch changes of a state during a pass of Lloyd's algorithm; see `KMeansState`."""
+
+    centroids_KD: torch.Tensor
+    """These stay as they are."""
+    pass_sums_LKD: torch.Tensor
+    pass_grades_K: torch.Tensor
+    pass_totals_LT: torch.Tensor
+    """Of rows without weights: T = 1."""
+    pass_total_grades_T: torch.Tensor
+    counts_K: torch.Tensor
+    epoch_counts_K: torch.Tensor
+    reservoir_RD: torch.Tensor
+    reservoir_keys_R: torch.Tensor
+    reservoir_labels_R: torch.Tensor
+    inertia: torch.Tensor
+    batch_inertia: torch.Tensor
+    n_steps: torch.Tensor
+    n_dropped: torch.Tensor
+
+
+class AddRules(NamedTuple):
+    """How the rows of a batch are added up, and which are offered to the reservoir."""
 
     seed: int
     """Of the draws of this step."""
@@ -46,6 +67,15 @@ class StepRules(NamedTuple):
     n_bits: int
     least_exponent: int
     """See `FixedSums`."""
+
+    def n_offered(self, n_rows: int) -> int:
+        """How many of `n_rows` are offered."""
+        return len(range(self.first, n_rows, self.stride))
+
+
+class StepRules(NamedTuple):
+    """What a step of mini-batches goes by: numbers that the host knows."""
+
     memory: float | None
     """Rows that a cluster remembers at most; None where it remembers every row."""
     n_all: int
@@ -58,7 +88,7 @@ class StepRules(NamedTuple):
 
 
 class StepKernel(Protocol):
-    """A kernel that makes a step of mini-batches in few launches, and waits for no value."""
+    """A kernel that makes a step in few launches, and waits for no value."""
 
     def prepare(
         self,
@@ -82,6 +112,22 @@ class StepKernel(Protocol):
         x_BD: torch.Tensor,
         sq_norms_B: torch.Tensor,
         dropped_B: torch.Tensor | None,
+        adding: AddRules,
         rules: StepRules,
     ) -> None:
         """Do to `state` what `MiniBatch.update_` does with a batch of rows without weights."""
+
+    def add_to_pass_(
+        self,
+        state: PassState,
+        x_BD: torch.Tensor,
+        sq_norms_B: torch.Tensor,
+        dropped_B: torch.Tensor | None,
+        adding: AddRules,
+        *,
+        counts_step: bool,
+    ) -> None:
+        """Do to `state` what `Lloyd.update_` does with a batch of rows without weights.
+
+        A pass that closes a run does not count its steps.
+        """

@@ -9,7 +9,7 @@ from streamkm.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["check_given", "dense_rows"]
+__all__ = ["ALIGNED_BYTES", "check_given", "dense_rows"]
 
 #: Triton compiles one kernel for addresses that are multiples of this, and another for all others.
 ALIGNED_BYTES = 16

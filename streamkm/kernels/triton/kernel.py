@@ -25,6 +25,7 @@ from streamkm.kernels.triton.given import check_given, dense_rows
 from streamkm.kernels.triton.lanes import lanes_kernel
 from streamkm.kernels.triton.narrow import narrow_kernel
 from streamkm.kernels.triton.one_read import add_spans_kernel, one_read_kernel
+from streamkm.kernels.triton.replay import Launcher
 from streamkm.kernels.triton.settle import settle_kernel
 from streamkm.kernels.triton.step import StepFigures, TritonStep
 from streamkm.kernels.triton.tiles import (
@@ -144,6 +145,7 @@ class TritonKernel:
         card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self._major = card.major if card else 9
         self._about_is_zero = True
+        self.launch = Launcher()
         #: In few launches steps are made of rows in float32, or as they are stored.
         self.stepper = None if dtype == torch.float64 else TritonStep(self, batch_rows, k, device)
         # To the interpreter a program of many centroids is no dearer than one of few.
@@ -159,13 +161,9 @@ class TritonKernel:
     def make(cls, request: KernelRequest) -> Self:
         """See `Kernel`."""
         return cls(
-            request.batch_rows,
-            request.k,
-            request.dtype,
-            request.device,
-            request.precision,
+            request.batch_rows, request.k, request.dtype, request.device, request.precision,
             tune=request.tune,
-        )
+        )  # fmt: skip
 
     @property
     def n_rechecked(self) -> torch.Tensor:
@@ -177,8 +175,7 @@ class TritonKernel:
     ) -> Assignment:
         """Nearest centroid of each row; see `Kernel`. Needs no squared lengths."""
         del sq_norms_B
-        labels_B, sq_distances_B, _ = self._assign(x_BD, centroids_KD, two=False)
-        return Assignment(labels_B, sq_distances_B)
+        return Assignment(*self._assign(x_BD, centroids_KD, two=False)[:2])
 
     def assign_two(
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
@@ -190,13 +187,19 @@ class TritonKernel:
             return TwoNearest(*results[:2], torch.full_like(results[1], torch.inf))
         return TwoNearest(*results)
 
-    def assign_in_step(
-        self, x_BD: torch.Tensor, centroids_KD: torch.Tensor, found: Assignment
-    ) -> StepFigures:
-        """`assign` into memory that is there; who ends the step counts, and zeroes what is said."""
-        self._assign(x_BD, centroids_KD, two=False, found=found)
+    def begin_step(self) -> StepFigures:
+        """Zero what the assignment adds to, as `TritonStep` does at the end of a step."""
+        if not self._about_is_zero:
+            self._about.zero_()
         self._about_is_zero = True
         return StepFigures(self._about, self._n_rechecked)
+
+    def assign_in_step(
+        self, x_BD: torch.Tensor, centroids_KD: torch.Tensor, found: Assignment
+    ) -> None:
+        """`assign` into memory that is there, within a step that has begun."""
+        self._assign(x_BD, centroids_KD, two=False, found=found)
+        self._about_is_zero = True
 
     def accumulate(
         self,
@@ -282,15 +285,16 @@ class TritonKernel:
             self._screen(x_BD, centroids_KD, rounded, results, padded_d, tile, two=two)
             if self._exact:
                 if not two:
-                    narrow_kernel[(self._n_narrowers,)](
-                        x_BD, x_BD.stride(0), centroids_KD, *rounded[1:], labels_B, self._queue,
-                        self._crowd, self._about[4:], len(centroids_KD), n_features,
+                    self.launch(
+                        narrow_kernel, (self._n_narrowers,), x_BD, x_BD.stride(0), centroids_KD,
+                        *rounded[1:], labels_B, self._queue, self._crowd, self._about[4:],
+                        len(centroids_KD), n_features,
                         **NARROW_BLOCKS, N_LISTED=N_LISTED, WIDE=WIDE[self._dtype],
                         **NARROW_OPTIONS, **OPTIONS,
                     )  # fmt: skip
-                settle_kernel[(self._n_settlers,)](
-                    x_BD, x_BD.stride(0), centroids_KD, *results, self._queue, self._about[3:],
-                    len(centroids_KD), n_features,
+                self.launch(
+                    settle_kernel, (self._n_settlers,), x_BD, x_BD.stride(0), centroids_KD,
+                    *results, self._queue, self._about[3:], len(centroids_KD), n_features,
                     BLOCK_N=tile.centroids, KEPT_N=tile.centroids // tile.fold, BLOCK_K=16,
                     BLOCK_D=32, STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED,
                     WIDE=WIDE[self._dtype], SECOND=two, **SETTLE_OPTIONS, **OPTIONS,
@@ -315,9 +319,8 @@ class TritonKernel:
             with torch.cuda.device_of(x_BD):
                 among = tiles(x_BD.shape[1], self._dtype, self._major)
                 self._tile = tuned_tile(cache_folder(), key, among, seconds)
-        return self._tile or default_tile(
-            x_BD.shape[1], len(centroids_KD), self._dtype, self._major
-        )
+        k, n_features = centroids_KD.shape
+        return self._tile or default_tile(n_features, k, self._dtype, self._major)
 
     def _refuse(self, x_BD: torch.Tensor, centroids_KD: torch.Tensor) -> None:
         taken = (self._dtype, *self.stored_dtypes)
@@ -336,12 +339,14 @@ class TritonKernel:
             self._about.zero_()
         self._about_is_zero = False
         blocks = {"BLOCK_K": min(block_k, self._rounded_k), "BLOCK_D": min(padded_d, 64)}
-        measure_kernel[(triton.cdiv(k, blocks["BLOCK_K"]),)](
-            centroids_KD, about, k, n_features, **blocks, **OPTIONS
-        )
-        round_kernel[(padded_k // blocks["BLOCK_K"],)](
-            centroids_KD, c16, c_sq, about, k, n_features, padded_d, **blocks, **OPTIONS
-        )
+        self.launch(
+            measure_kernel, (triton.cdiv(k, blocks["BLOCK_K"]),),
+            centroids_KD, about, k, n_features, **blocks, **OPTIONS,
+        )  # fmt: skip
+        self.launch(
+            round_kernel, (padded_k // blocks["BLOCK_K"],),
+            centroids_KD, c16, c_sq, about, k, n_features, padded_d, **blocks, **OPTIONS,
+        )  # fmt: skip
         return c16, c_sq, about
 
     def _screen(
@@ -363,20 +368,19 @@ class TritonKernel:
         if not rounds:
             x16 = self._buffer("x16", self._batch_rows * padded_d, torch.float16)
             x_about = self._buffer("x_about", 3 * self._batch_rows, torch.float32)
-            round_rows_kernel[(triton.cdiv(n_rows, 16),)](
-                x_BD, x_BD.stride(0), x16, x_about, n_rows, n_features, padded_d,
-                BLOCK_M=16, BLOCK_D=64, WIDE=wide, **OPTIONS,
+            self.launch(
+                round_rows_kernel, (triton.cdiv(n_rows, 16),), x_BD, x_BD.stride(0), x16, x_about,
+                n_rows, n_features, padded_d, BLOCK_M=16, BLOCK_D=64, WIDE=wide, **OPTIONS,
             )  # fmt: skip
         n_tiles = triton.cdiv(k, tile.centroids)
         index_bits = (n_tiles - 1).bit_length()
-        screen_kernel[(triton.cdiv(n_rows, tile.rows),)](
-            x_BD, x_BD.stride(0), x16, x_about, centroids_KD, *rounded, *results,
-            self._queue, self._crowd, self._about[3:], n_rows, k,
+        self.launch(
+            screen_kernel, (triton.cdiv(n_rows, tile.rows),), x_BD, x_BD.stride(0), x16, x_about,
+            centroids_KD, *rounded, *results, self._queue, self._crowd, self._about[3:], n_rows, k,
             n_features, n_tiles, -1 << index_bits, 2.0 ** (index_bits - 22),
             BLOCK_M=tile.rows, BLOCK_N=tile.centroids, FOLD=tile.fold,
             BLOCK_D=padded_d if stays else STREAMED_D, PADDED_D=padded_d,
-            STEP_D=STEP_D[self._dtype],
-            N_LISTED=N_LISTED, WIDE=wide,
+            STEP_D=STEP_D[self._dtype], N_LISTED=N_LISTED, WIDE=wide,
             ROUNDED=not rounds, RESIDENT=stays, EXACT=self._exact, SECOND=two,
             num_warps=tile.warps, num_stages=tile.stages, **OPTIONS,
         )  # fmt: skip

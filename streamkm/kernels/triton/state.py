@@ -1,8 +1,9 @@
-"""Device code of a step of mini-batches beside the assignment: sums, reservoir, centroids, scalars.
+"""Device code of a step beside the assignment: sums, reservoir, centroids, scalars.
 
 Sums of rows are whole numbers (see `streamkm.kernels.ops.fixed`), so that atomics add them up in
-any order with the same bits. What one step leaves in the working memory, the next needs as it is:
-zeros, and the least exponents.
+any order with the same bits. They are relaxed: no kernel reads what it has added, and others would
+wait for memory at each. What one step leaves in the working memory, the next needs as it is: zeros,
+and the least exponents.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ import triton
 import triton.language as tl
 
 __all__ = [
+    "ADDED",
+    "DROPPED",
+    "ROUNDER",
+    "TOTAL",
     "add_kernel",
+    "bring_row",
+    "end_step",
+    "exponent_above",
     "finish_kernel",
     "move_kernel",
     "note_kernel",
+    "power",
     "prepare_kernel",
+    "put_row",
     "rank_kernel",
 ]
 
@@ -99,15 +109,15 @@ def note_kernel(
     if HAS_DROPPED:
         dropped = inside & (tl.load(dropped_ptr + row, mask=inside, other=0) != 0)
         taken = inside & ~dropped
-        tl.atomic_add(tally_ptr + DROPPED, tl.sum(dropped.to(tl.int64), axis=0))
+        tl.atomic_add(tally_ptr + DROPPED, tl.sum(dropped.to(tl.int64), axis=0), sem="relaxed")
     label = tl.load(labels_ptr + row, mask=inside, other=0)
     sq_distance = tl.load(sq_distances_ptr + row, mask=taken, other=0).to(tl.float64)
     sq_norm = tl.load(sq_norms_ptr + row, mask=taken, other=0).to(tl.float64)
     # Of a root half the exponent, and one more, since squared lengths are rounded.
     length = tl.where(sq_norm > 0, ((exponent_above(sq_norm) + 1) >> 1) + 1, LEAST)
-    tl.atomic_max(exponents_ptr + label, tl.maximum(length, LEAST), mask=taken)
+    tl.atomic_max(exponents_ptr + label, tl.maximum(length, LEAST), mask=taken, sem="relaxed")
     far = tl.where(sq_distance > 0, exponent_above(sq_distance), 2 * LEAST)
-    tl.atomic_max(exponents_ptr + k, tl.max(tl.maximum(far, 2 * LEAST), axis=0))
+    tl.atomic_max(exponents_ptr + k, tl.max(tl.maximum(far, 2 * LEAST), axis=0), sem="relaxed")
     is_live = tl.load(stop_ptr) == RUNNING
     is_possible = taken & is_live & (sq_distance > as_float(rounding_bits) * sq_norm)
     exponential = -tl.log(1.0 - uniform(seed, row))
@@ -135,14 +145,18 @@ def add_kernel(
     x = tl.load(x_ptr + row.to(tl.int64)[:, None] * n_features + d[None, :], mask=mask, other=0)
     scaled = x.to(tl.float64) * scale[:, None]
     whole = ((scaled + ROUNDER) - ROUNDER).to(tl.int64)
-    tl.atomic_add(sums_ptr + label[:, None] * n_features + d[None, :], whole, mask=mask)
+    tl.atomic_add(
+        sums_ptr + label[:, None] * n_features + d[None, :], whole, mask=mask, sem="relaxed"
+    )
     if tl.program_id(1) == 0:
-        tl.atomic_add(counts_ptr + label, tl.full((BLOCK_M,), 1, tl.int64), mask=taken)
+        tl.atomic_add(
+            counts_ptr + label, tl.full((BLOCK_M,), 1, tl.int64), mask=taken, sem="relaxed"
+        )
         sq_distance = tl.load(sq_distances_ptr + row, mask=taken, other=0).to(tl.float64)
         scaled_sq = sq_distance * power(n_bits - tl.load(exponents_ptr + k))
         whole_sq = ((scaled_sq + ROUNDER) - ROUNDER).to(tl.int64)
-        tl.atomic_add(tally_ptr + TOTAL, tl.sum(whole_sq, axis=0))
-        tl.atomic_add(tally_ptr + ADDED, tl.sum(taken.to(tl.int64), axis=0))
+        tl.atomic_add(tally_ptr + TOTAL, tl.sum(whole_sq, axis=0), sem="relaxed")
+        tl.atomic_add(tally_ptr + ADDED, tl.sum(taken.to(tl.int64), axis=0), sem="relaxed")
 
 
 @triton.jit
@@ -164,21 +178,24 @@ def rank_kernel(
     candidate = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n_candidates = n_kept + n_offered
     key = _key(old_keys_ptr, keys_ptr, candidate, n_kept, n_offered)
-    rank = tl.zeros((BLOCK_M,), tl.int32)
-    for start in range(0, n_candidates, BLOCK_N):
-        other = start + tl.arange(0, BLOCK_N)
-        other_key = _key(old_keys_ptr, keys_ptr, other, n_kept, n_offered)
-        is_first = other_key[None, :] < key[:, None]
-        is_equal = (other_key[None, :] == key[:, None]) & (other[None, :] < candidate[:, None])
-        rank += tl.sum((is_first | is_equal).to(tl.int32), axis=1)
-    is_chosen = (candidate < n_candidates) & (rank < n_kept)
-    chosen = tl.where(key < float("inf"), candidate, -1)  # A place without a row.
-    tl.store(chosen_ptr + rank, chosen, mask=is_chosen)
-    tl.store(chosen_keys_ptr + rank, key, mask=is_chosen)
+    # Before a row on offer come all rows of the reservoir whose keys are not greater.
+    last_key = tl.load(old_keys_ptr + n_kept - 1)
+    if tl.max(((candidate < n_kept) | (key < last_key)).to(tl.int32), axis=0) > 0:
+        rank = tl.zeros((BLOCK_M,), tl.int32)
+        for start in range(0, n_candidates, BLOCK_N):
+            other = start + tl.arange(0, BLOCK_N)
+            other_key = _key(old_keys_ptr, keys_ptr, other, n_kept, n_offered)
+            is_first = other_key[None, :] < key[:, None]
+            is_equal = (other_key[None, :] == key[:, None]) & (other[None, :] < candidate[:, None])
+            rank += tl.sum((is_first | is_equal).to(tl.int32), axis=1)
+        is_chosen = (candidate < n_candidates) & (rank < n_kept)
+        chosen = tl.where(key < float("inf"), candidate, -1)  # A place without a row.
+        tl.store(chosen_ptr + rank, chosen, mask=is_chosen)
+        tl.store(chosen_keys_ptr + rank, key, mask=is_chosen)
 
 
 @triton.jit
-def _bring_row(
+def bring_row(
     place, x_ptr, labels_ptr, old_rows_ptr, old_labels_ptr, chosen_ptr, rows_ptr,
     chosen_labels_ptr, n_kept, n_features, first, stride, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -203,7 +220,7 @@ def _bring_row(
         tl.store(rows_ptr + place.to(tl.int64) * n_features + d, brought, mask=d < n_features)
 
 
-@triton.jit(do_not_specialize=["first", "stride"])
+@triton.jit(do_not_specialize=["first", "stride", "memory_bits"])
 def move_kernel(
     centroids_ptr, sums_ptr, mass_ptr, counts_ptr, epoch_counts_ptr, stop_ptr,
     added_ptr, added_counts_ptr, exponents_ptr, sq_steps_ptr,
@@ -251,7 +268,7 @@ def move_kernel(
         tl.store(added_counts_ptr + number, n_added * 0)
         tl.store(exponents_ptr + number, LEAST)
     else:
-        _bring_row(
+        bring_row(
             number - k, x_ptr, labels_ptr, old_rows_ptr, old_labels_ptr, chosen_ptr, rows_ptr,
             chosen_labels_ptr, n_kept, n_features, first, stride, BLOCK_D,
         )  # fmt: skip
@@ -278,6 +295,33 @@ def _watch(
     tl.store(stop_ptr, BY_NO_IMPROVEMENT, mask=waited >= patience)
 
 
+@triton.jit
+def put_row(
+    place, reservoir_ptr, keys_ptr, labels_ptr, rows_ptr, chosen_keys_ptr, chosen_labels_ptr,
+    n_features, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Put a row that was brought into the reservoir."""
+    tl.store(keys_ptr + place, tl.load(chosen_keys_ptr + place))
+    tl.store(labels_ptr + place, tl.load(chosen_labels_ptr + place))
+    base = place.to(tl.int64) * n_features
+    for start in range(0, n_features, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        row = tl.load(rows_ptr + base + d, mask=d < n_features)
+        tl.store(reservoir_ptr + base + d, row, mask=d < n_features)
+
+
+@triton.jit
+def end_step(exponents_ptr, tally_ptr, about_ptr, rechecked_ptr, k, LEAST: tl.constexpr):
+    """Count rows that were compared again, and leave the working memory to the next step."""
+    tl.store(exponents_ptr + k, 2 * LEAST)
+    n_rechecked = tl.load(about_ptr + 3)
+    tl.store(rechecked_ptr, tl.load(rechecked_ptr) + n_rechecked)
+    for place in tl.static_range(3):
+        tl.store(tally_ptr + place, tl.zeros((), tl.int64))
+    for place in tl.static_range(5):
+        tl.store(about_ptr + place, n_rechecked * 0)
+
+
 @triton.jit(do_not_specialize=["n_all", "patience"])
 def finish_kernel(
     reservoir_ptr, keys_ptr, reservoir_labels_ptr, rows_ptr, chosen_keys_ptr, chosen_labels_ptr,
@@ -290,14 +334,10 @@ def finish_kernel(
 ):  # fmt: skip
     """Put a chosen row into the reservoir; the first program ends the step and its scalars."""
     if tl.program_id(0) > 0:
-        place = tl.program_id(0) - 1
-        tl.store(keys_ptr + place, tl.load(chosen_keys_ptr + place))
-        tl.store(reservoir_labels_ptr + place, tl.load(chosen_labels_ptr + place))
-        base = place.to(tl.int64) * n_features
-        for start in range(0, n_features, BLOCK_D):
-            d = start + tl.arange(0, BLOCK_D)
-            row = tl.load(rows_ptr + base + d, mask=d < n_features)
-            tl.store(reservoir_ptr + base + d, row, mask=d < n_features)
+        put_row(
+            tl.program_id(0) - 1, reservoir_ptr, keys_ptr, reservoir_labels_ptr, rows_ptr,
+            chosen_keys_ptr, chosen_labels_ptr, n_features, BLOCK_D,
+        )  # fmt: skip
     else:
         steps = tl.zeros((BLOCK_K,), tl.float64)
         for start in range(0, k, BLOCK_K):
@@ -324,10 +364,4 @@ def finish_kernel(
                     n_all, patience, BY_NO_IMPROVEMENT,
                 )  # fmt: skip
             tl.store(stop_ptr, BY_TOL, mask=is_close)
-        tl.store(exponents_ptr + k, 2 * LEAST)
-        for place in tl.static_range(3):
-            tl.store(tally_ptr + place, n_rows * 0)
-        n_rechecked = tl.load(about_ptr + 3)
-        tl.store(rechecked_ptr, tl.load(rechecked_ptr) + n_rechecked)
-        for place in tl.static_range(5):
-            tl.store(about_ptr + place, n_rechecked * 0)
+        end_step(exponents_ptr, tally_ptr, about_ptr, rechecked_ptr, k, LEAST)

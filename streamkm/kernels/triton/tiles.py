@@ -99,7 +99,10 @@ def default_tile(n_features: int, k: int, dtype: torch.dtype, major: int) -> Til
     It spills no registers on compute capability `major`, 8 or 9.
     """
     if k < MANY_CENTROIDS and can_round(n_features, dtype):
-        return Tile(rows=64 if n_features < 16 and major < 9 else 128, rounds=True)
+        # On capability 8 Triton 3.6.0 has no registers for more groups, or more rows.
+        if major < 9:
+            return Tile(rows=64, rounds=True) if n_features < 16 else Tile(fold=4, rounds=True)
+        return Tile(rounds=True)
     return tiles(n_features, dtype, major)[0]
 
 
@@ -114,18 +117,18 @@ def tiles(n_features: int, dtype: torch.dtype, major: int) -> tuple[Tile, ...]:
     if not is_resident(n_features):
         # A wider tile reads the rows less often. On capability 8 both factors of a product lie in
         # registers, which a wide one does not leave room for; wgmma reads shared memory.
-        wide = Tile(centroids=256, fold=8)
+        first = Tile(centroids=256, fold=8) if major >= 9 else Tile(centroids=64, fold=4)
         return (
-            *((wide,) if major >= 9 else ()),
+            *((first,) if major >= 9 or n_features % 16 else ()),
             Tile(centroids=128, fold=4),
             Tile(centroids=128, fold=4, stages=4),
             Tile(rows=64, centroids=128, fold=4, warps=4, stages=4),
         )
     narrow, wide = Tile(centroids=64, fold=4), Tile(centroids=128, fold=4)
     # Two programs of narrow tiles fit a multiprocessor up to 64 features, and their waits overlap.
-    # Beyond 128 features, wide tiles take more shared memory than there is. On capability 8 rows
-    # that are not aligned leave them too few registers.
-    is_wide = 64 < n_features <= 128 and (major >= 9 or n_features % 16 == 0)
+    # Beyond 128 features, wide tiles take more shared memory than there is. On capability 8 they
+    # spill, at d=128 by Triton 3.6.0 alone.
+    is_wide = 64 < n_features <= 128 and major >= 9
     own = (
         Tile(centroids=64, fold=4, rounds=True),
         Tile(rounds=True),

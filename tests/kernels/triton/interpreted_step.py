@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import triton
 import triton.language as tl
 
-from streamkm.clustering import few_launches, minibatch, reservoir
+from streamkm.clustering import few_launches, lloyd, minibatch, reservoir
+from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import Scaling
@@ -40,12 +42,13 @@ class Philox:
     """torch, but for its generators and the numbers they draw, which are those of the kernels."""
 
     n_rows = 0
+    n_offered = reservoir.OFFERED_PER_BATCH
 
     def __getattr__(self, name):
         return getattr(torch, name)
 
     def rand(self, n, *, generator, **_):
-        first, stride = reservoir.offered_of(generator.initial_seed(), self.n_rows)
+        first, stride = reservoir.offered_of(generator.initial_seed(), self.n_rows, self.n_offered)
         out = torch.empty(self.n_rows, dtype=torch.float64)
         uniform_kernel[(1,)](
             out, generator.initial_seed(), self.n_rows, BLOCK=triton.next_power_of_2(self.n_rows)
@@ -53,8 +56,11 @@ class Philox:
         return out[first::stride].clone()
 
 
-def states_after(monkeypatch, batches, c_KD, *, few: bool, **options):
-    """The state after each batch, by torch's operations or in few launches."""
+def states_after(monkeypatch, batches, c_KD, *, few: bool, made=None, **options):
+    """The state after each batch, by torch's operations or in few launches.
+
+    `made` makes the algorithm of a kernel and options; mini-batches if it is None.
+    """
     philox = Philox()
     monkeypatch.setattr("streamkm.clustering.reservoir.torch", philox)
     n_rows, k = max(len(x) for x in batches), len(c_KD)
@@ -69,13 +75,18 @@ def states_after(monkeypatch, batches, c_KD, *, few: bool, **options):
         scaling, kernel, batch_rows=n_rows, stored=batches[0].dtype, dtype=torch.float32
     )
     takes = few_launches.takes_few_launches if few else lambda *_, **__: False
-    monkeypatch.setattr(minibatch, "takes_few_launches", takes)
+    for module in (minibatch, lloyd):
+        monkeypatch.setattr(module, "takes_few_launches", takes)
     tolerance = options.pop("tolerance", 0.0)
     state = initial_state(c_KD.clone(), tolerance)
-    algorithm = MiniBatch(kernel, 500, seed=3, batch_rows=n_rows, **options)
+    if made is None:
+        algorithm = MiniBatch(kernel, 500, seed=3, batch_rows=n_rows, **options)
+    else:
+        algorithm = made(kernel, seed=3, **options)
+        philox.n_offered = n_rows if algorithm.closing else 16
     found = []
     for index, x_ND in enumerate(batches):
-        if index % 3 == 0:
+        if index % 3 == 0 and (made is None or index == 0):
             algorithm.begin_epoch_(state)
         philox.n_rows = len(x_ND)
         rows = slice(0, len(x_ND)) if index % 2 else torch.arange(len(x_ND)).flip(0).int()
@@ -123,6 +134,52 @@ def test_a_step_is_that_of_torch(monkeypatch, rng, dtype: torch.dtype, options) 
     assert int(last["stop"]) == stops[next(iter(options))]
     assert (int(last["n_steps"]) < len(batches)) == ("rate" not in options)
     assert (int(last["no_improvement"]) > 0) == ("max_no_improvement" in options)
+
+
+# Breaks when the kernels of a batch of a pass do anything else than the operations of torch: rows
+# of all sizes raise grades by one and by more, of sums and of squared distances.
+@pytest.mark.parametrize(
+    ("dtype", "closing", "sizes"),
+    [
+        (torch.float32, False, (1e-18, 1e-3, 1e16)),
+        (torch.uint8, True, (1.0, 1.0)),
+    ],
+    ids=["float32", "uint8, closing"],
+)
+def test_a_batch_of_a_pass_is_that_of_torch(
+    monkeypatch, rng, dtype: torch.dtype, closing: bool, sizes: tuple[float, ...]
+) -> None:
+    for module in ("fixed", "gather", "graded", "move", "offer"):
+        monkeypatch.setattr(f"streamkm.kernels.ops.{module}.instruction_sets", tuple)
+    monkeypatch.setattr(lloyd, "OFFERED_PER_BATCH", 16)
+    # In one read sums are rounded to float32.
+    monkeypatch.setattr("streamkm.kernels.triton.kernel.fits_one_read", lambda *_: False)
+    d, k = 3, 5
+    batches = []
+    for index, size in enumerate(sizes):
+        n = 30 - index
+        rows = rng.normal(size=(n, d)) * 9 + rng.integers(0, 3, (n, 1)) * 20 + 60
+        batches.append((torch.from_numpy(rows).clamp(0, 250).round() * size).to(dtype))
+    if dtype == torch.float32:
+        batches[1][3, 2], batches[2][5] = torch.nan, 1e25
+    c_KD = batches[0][:k].float() + 1
+    c_KD[-1] = 1e9  # Of no row.
+    expected, found = (
+        states_after(monkeypatch, batches, c_KD, few=few, made=Lloyd, closing=closing)
+        for few in (False, True)
+    )
+    for step, (these, those) in enumerate(zip(found, expected, strict=True)):
+        for name, tensor in those.items():
+            exact = tensor.dtype != torch.float64 and not name.startswith("pass_total")
+            torch.testing.assert_close(
+                these[name], tensor, rtol=0 if exact else 1e-12, atol=0, equal_nan=True,
+                msg=f"{name} differs after step {step}",
+            )  # fmt: skip
+    last = expected[-1]
+    assert int(last["n_steps"]) == (0 if closing else len(batches))
+    if dtype == torch.float32:
+        grades = [int(each["pass_grades_K"].max()) for each in expected]
+        assert [after - before for before, after in pairwise(grades)] == [2, 1]
 
 
 # Breaks when a fit on a GPU finds other clusters than one on a CPU.

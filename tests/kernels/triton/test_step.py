@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed: it exists for Lin
 
 from triton.runtime.jit import JITFunction
 
+from streamkm.clustering.lloyd import Lloyd
 from streamkm.clustering.minibatch import MiniBatch
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import Scaling
@@ -45,11 +46,14 @@ class Counting(TorchDispatchMode):
         return made
 
 
+ADDED_UP = ["note_kernel", "add_kernel", "rank_kernel"]
+
+
 # Breaks when a step takes more launches, allocates, or asks the device for a value (which raises).
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
-@pytest.mark.parametrize("patience", [None, 10])
+@pytest.mark.parametrize("kind", ["minibatch", "patience", "lloyd", "closing"])
 def test_a_step_is_a_dozen_launches(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, patience: int | None
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, kind: str
 ) -> None:
     launched: list[str] = []
     monkeypatch.setattr(
@@ -63,9 +67,15 @@ def test_a_step_is_a_dozen_launches(
         Scaling(zeros_D, zeros_D + 1, normalize=False), kernel, batch_rows=n_rows, stored=dtype,
         dtype=torch.float32,
     )  # fmt: skip
-    algorithm = MiniBatch(
-        kernel, 10**6, 0, rate="annealed", epochs=4, batch_rows=n_rows, max_no_improvement=patience
-    )
+    if kind in ("lloyd", "closing"):
+        algorithm: Any = Lloyd(kernel, 0, closing=kind == "closing")
+        ending = ["add_batch_kernel", "finish_batch_kernel"]
+    else:
+        algorithm = MiniBatch(
+            kernel, 10**6, 0, rate="annealed", epochs=4, batch_rows=n_rows,
+            max_no_improvement=10 if kind == "patience" else None,
+        )  # fmt: skip
+        ending = ["move_kernel", "finish_kernel"]
     state = initial_state(torch.empty((k, d), device=META), 0.0)
     window_ND = torch.empty((2 * n_rows, d), dtype=dtype, device=META)
     rows = torch.empty(n_rows, dtype=torch.int32, device=META)
@@ -77,6 +87,4 @@ def test_a_step_is_a_dozen_launches(
     assert counted.launched == []
     assert len(launched) <= 12, launched
     assert launched[0] == "prepare_kernel"
-    assert launched[-5:] == [
-        "note_kernel", "add_kernel", "rank_kernel", "move_kernel", "finish_kernel"
-    ]  # fmt: skip
+    assert launched[-5:] == ADDED_UP + ending
