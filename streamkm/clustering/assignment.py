@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.step_sums import Sharing
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import Carried, MadeKernel
 
 __all__ = [
     "BatchSums",
@@ -157,11 +157,17 @@ def nearest_and_sums(
 
 
 def nearest_and_added_(
-    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, added: PassSums, unit: float
+    kernel: MadeKernel,
+    batch: Batch,
+    centroids_KD: torch.Tensor,
+    added: PassSums,
+    unit: float,
+    carried: Carried | None = None,
 ) -> Assignment:
     """`nearest` of rows that lie in a window, which are added to the sums of a pass, times `unit`.
 
     Sums and counts are those of `nearest_and_sums` and `add_graded_`, in one call of the kernel.
+    What is `carried` from the pass before is brought up to date.
     """
     assert kernel.in_place is not None
     labels_B, sq_distances_B, batch.sq_norms_B, batch.dropped_B = kernel.in_place.assign_and_add(
@@ -171,6 +177,7 @@ def nearest_and_added_(
         most_sq_norm=MOST_SQ_NORM[batch.x_ND.dtype],
         added=added,
         unit=unit,
+        carried=carried,
     )
     return Assignment(labels_B, sq_distances_B)
 

@@ -80,6 +80,6 @@ def test_no_share_of_no_rows(tmp_path: Path) -> None:
     with closing(open_source(tmp_path / "x.npy")) as source:
         kernel = RunKernel(plan_fit(source, config, execution))
     kernel.assigned["train"] += 0
-    assert kernel.rechecked() == {}
+    assert kernel.shares() == {}
     kernel.assigned["train"] += 40
-    assert kernel.rechecked() == {"rechecked_share": 0.0}
+    assert kernel.shares() == {"rechecked_share": 0.0}
