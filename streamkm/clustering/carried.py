@@ -35,9 +35,13 @@ class _Kept(NamedTuple):
 
 
 class CarriedRows:
-    """What is carried of the batches of one process, by their numbers; each pass has the same."""
+    """What is carried of the batches of one process, by their numbers; each pass has the same.
 
-    def __init__(self) -> None:
+    `order` says which rows each batch has: who goes by what is carried must have an equal one.
+    """
+
+    def __init__(self, order: object = None) -> None:
+        self.order = order
         self._kept: dict[int, _Kept] = {}
         self._pass_number = 0
         self._before_KD: torch.Tensor | None = None
@@ -82,6 +86,12 @@ class CarriedRows:
         self.n_rows += n_rows
         self.n_possible += n_rows * k
         self.n_spared += n_rows * k - carried.n_compared
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all that is kept."""
+        of_rows = sum(each.labels_B.nbytes + each.lows_B.nbytes for each, _ in self._kept.values())
+        return of_rows + (0 if self._before_KD is None else self._before_KD.nbytes)
 
     @property
     def spared_share(self) -> float:

@@ -229,6 +229,7 @@ class InPlaceKernel(Protocol):
         *,
         most_sq_norm: float,
         exact: bool,
+        carried: Carried | None = None,
     ) -> InPlaceAssignment:
         """Find nearest centroids, squared lengths and rows to drop in one read of the rows.
 
@@ -243,6 +244,8 @@ class InPlaceKernel(Protocol):
             Rows whose squared length is greater, or NaN, are dropped.
         exact : bool
             Whether distances are sums of squared differences, float64.
+        carried : Carried, optional
+            What a pass before has found, brought up to date; only with `exact`.
         """
 
     def assign_and_add(

@@ -349,6 +349,7 @@ class Attempt:
             plan.source.spec.feature_names,
             self._level(state),
             None if self._keeper.now.sizes is None else self._keeper.now.sizes.rule,
+            self._kernel.carried,
         )
 
     def _level(self, state: KMeansState) -> Level | None:

@@ -26,7 +26,7 @@ class RunKernel:
         self._plan = plan
         self.assigned: Counter[str] = Counter()
         """Rows that this attempt gave to `for_clusters`, by phase."""
-        self.carried = CarriedRows() if plan.carries else None
+        self.carried = CarriedRows(plan.reading) if plan.carries else None
         """What passes leave for the next ones; None where nothing is kept."""
 
     def __str__(self) -> str:
