@@ -25,6 +25,9 @@ __all__ = ["CarriedRows"]
 #: Where more than this share of comparisons was left in the batches of a pass that were tried, the
 #: other batches of the pass are compared with all centroids at once.
 WORTH_SHARE = 0.9
+#: After this number of such passes in a row nothing is kept in the next, but of the first batch,
+#: until that shows that it is worth it: to keep it takes a twentieth of a pass.
+MOST_IN_VAIN = 2
 
 
 class _Kept(NamedTuple):
@@ -46,7 +49,7 @@ class CarriedRows:
         self._pass_number = 0
         self._before_KD: torch.Tensor | None = None
         self._drift: Drift | None = None
-        self._tried = self._left = 0
+        self._tried = self._left = self._n_in_vain = 0
         self.n_rows = 0
         """Rows that were assigned so."""
         self.n_spared = 0
@@ -60,10 +63,25 @@ class CarriedRows:
         self._drift = None if before_KD is None else Drift.between(before_KD, centroids_KD)
         self._before_KD = centroids_KD.clone()
         self._pass_number += 1
+        if self._tried:
+            self._n_in_vain = 0 if self._is_worth_it else self._n_in_vain + 1
         self._tried = self._left = 0
 
-    def of_batch(self, index: int, n_rows: int) -> Carried:
-        """What is carried of batch `index`; `take` says afterwards what came of it."""
+    @property
+    def _is_worth_it(self) -> bool:
+        """Whether the batches of this pass that were tried have spared enough, if any were."""
+        return self._left <= WORTH_SHARE * self._tried
+
+    def of_batch(self, index: int, n_rows: int) -> Carried | None:
+        """What is carried of batch `index`; `take` says afterwards what came of it.
+
+        None where nothing is kept of it in this pass.
+        """
+        if self._n_in_vain >= MOST_IN_VAIN and not self._is_worth_it:
+            assert self._before_KD is not None, "a pass has begun"
+            self.n_rows += n_rows
+            self.n_possible += n_rows * len(self._before_KD)
+            return None
         kept = self._kept.get(index)
         if kept is None:
             carried = Carried(
@@ -72,8 +90,7 @@ class CarriedRows:
         else:
             carried = kept.carried
         is_known = kept is not None and kept.pass_number == self._pass_number - 1
-        is_worth_it = self._left <= WORTH_SHARE * self._tried
-        carried.drift = self._drift if is_known and is_worth_it else None
+        carried.drift = self._drift if is_known and self._is_worth_it else None
         return carried
 
     def take(self, index: int, carried: Carried, k: int) -> None:
