@@ -47,6 +47,7 @@ TESTED_IN = {
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",
     "kernels/base": "kernels/contract.py",
+    "kernels/checks": "kernels/test_cpu.py",
     "kernels/passes": "kernels/contract.py",
     "kernels/rows": "kernels/contract.py",
     "kernels/stepping": "kernels/triton/test_step.py",

@@ -8,6 +8,7 @@ saves and resumes; an algorithm only changes the state.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 from streamkm.clustering.branches import BranchKernel
@@ -20,6 +21,7 @@ from streamkm.tables import ALGORITHMS, load_class
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
+    from streamkm.clustering.carried import CarriedRows
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
@@ -77,13 +79,16 @@ class Algorithm(Protocol):
 
 def make_algorithm(
     kernel: MadeKernel, config: ResolvedFitConfig, n_rows: int,
-    world: World = ALONE, weight_unit: float = 1.0,
+    world: World = ALONE, weight_unit: float = 1.0, carried: CarriedRows | None = None,
 ) -> Algorithm:  # fmt: skip
-    """The algorithm that ``--algorithm`` names, or `Growing`; see `Algorithm.make`."""
+    """The algorithm that ``--algorithm`` names, or `Growing`; see `Algorithm.make`.
+
+    `carried` is for Lloyd's, whose passes leave something in it for the next ones.
+    """
     grows = config.from_run is not None
     home = Growing if grows else load_class(ALGORITHMS[config.algorithm].home)
     made: Algorithm = home.make(kernel, config, n_rows, world, weight_unit)
-    return made
+    return replace(made, carried=carried) if isinstance(made, Lloyd) else made
 
 
 def stop_reason(code: int, algorithm: str, epochs: int) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.step_sums import Sharing
-    from streamkm.kernels import MadeKernel
+    from streamkm.kernels import Carried, MadeKernel
 
 __all__ = [
     "BatchSums",
@@ -71,15 +71,22 @@ class BatchTotals(NamedTuple):
 
 
 def nearest(
-    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, *, spherical: bool
+    kernel: MadeKernel,
+    batch: Batch,
+    centroids_KD: torch.Tensor,
+    *,
+    spherical: bool,
+    carried: Carried | None = None,
 ) -> Assignment:
     """The nearest centroid of each row, with distances exact enough to report.
+
+    What is `carried` from a pass before is brought up to date; it is for rows that lie in a window.
 
     If `spherical`, rows of zeros get label 0: they are at distance 1 from every unit vector,
     and the last bits of the centroids' lengths must not decide the tie.
     """
     if batch.lies_in_window:
-        return _nearest_in_window_(kernel, batch, centroids_KD, exact=True)
+        return _nearest_in_window_(kernel, batch, centroids_KD, exact=True, carried=carried)
     labels_B, sq_distances_B = _nearest_by_kernel_(kernel, batch, centroids_KD, spherical=spherical)
     return Assignment(labels_B, _exact(kernel, batch, labels_B, sq_distances_B, centroids_KD))
 
@@ -157,11 +164,17 @@ def nearest_and_sums(
 
 
 def nearest_and_added_(
-    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, added: PassSums, unit: float
+    kernel: MadeKernel,
+    batch: Batch,
+    centroids_KD: torch.Tensor,
+    added: PassSums,
+    unit: float,
+    carried: Carried | None = None,
 ) -> Assignment:
     """`nearest` of rows that lie in a window, which are added to the sums of a pass, times `unit`.
 
     Sums and counts are those of `nearest_and_sums` and `add_graded_`, in one call of the kernel.
+    What is `carried` from the pass before is brought up to date.
     """
     assert kernel.in_place is not None
     labels_B, sq_distances_B, batch.sq_norms_B, batch.dropped_B = kernel.in_place.assign_and_add(
@@ -171,6 +184,7 @@ def nearest_and_added_(
         most_sq_norm=MOST_SQ_NORM[batch.x_ND.dtype],
         added=added,
         unit=unit,
+        carried=carried,
     )
     return Assignment(labels_B, sq_distances_B)
 
@@ -263,7 +277,12 @@ def _nearest_by_kernel_(
 
 
 def _nearest_in_window_(
-    kernel: MadeKernel, batch: Batch, centroids_KD: torch.Tensor, *, exact: bool
+    kernel: MadeKernel,
+    batch: Batch,
+    centroids_KD: torch.Tensor,
+    *,
+    exact: bool,
+    carried: Carried | None = None,
 ) -> Assignment:
     """Assign rows where they lie; fill in their squared lengths and which of them are dropped.
 
@@ -277,6 +296,7 @@ def _nearest_in_window_(
             centroids_KD,
             most_sq_norm=MOST_SQ_NORM[batch.x_ND.dtype],
             exact=exact,
+            carried=carried,
         )
     labels_B, sq_distances_B, batch.sq_norms_B, batch.dropped_B = found
     return Assignment(labels_B, sq_distances_B)

@@ -33,6 +33,7 @@ from streamkm.kernels import LEAST_GRADE, PassSums, add_graded_, graded_total
 if TYPE_CHECKING:
     from streamkm.clustering.assignment import BatchSums
     from streamkm.clustering.batch import Batch
+    from streamkm.clustering.carried import CarriedRows
     from streamkm.clustering.reservoir import Reseeding
     from streamkm.clustering.state import KMeansState
     from streamkm.config import ResolvedFitConfig
@@ -65,6 +66,8 @@ class Lloyd:
     world: World = ALONE
     weight_unit: float = 1.0
     """A power of two in which sums of weights are kept, so that they fit whatever the weights."""
+    carried: CarriedRows | None = None
+    """What passes leave for the next ones of rows that lie in windows; None to keep nothing."""
 
     @classmethod
     def make(
@@ -80,6 +83,8 @@ class Lloyd:
         """Forget the sums and counts of the pass before."""
         state.begin_epoch_(closing=self.closing)
         self._forget_(state)
+        if self.carried is not None:
+            self.carried.begin_pass_(state.centroids_KD)
 
     def _forget_(self, state: KMeansState) -> None:
         for sums in (state.pass_sums_LKD, state.pass_totals_LT):
@@ -112,7 +117,7 @@ class Lloyd:
         if len(batch) == 0:
             return
         if batch.lies_in_window:
-            added = self._add_in_place_(state, batch)
+            added = self._add_in_place_(state, batch, index)
         else:
             found = nearest_and_sums(
                 kernel, batch, state.centroids_KD, spherical=self.spherical, exact=True
@@ -120,14 +125,17 @@ class Lloyd:
             added = self._add_(state, batch, *found)
         self._offer_(state, batch, added, epoch=epoch, index=index)
 
-    def _add_in_place_(self, state: KMeansState, batch: Batch) -> _Added:
+    def _add_in_place_(self, state: KMeansState, batch: Batch, index: int) -> _Added:
         """Assign the rows, which lie in a window and have no weights, and `_add_` them."""
+        carried = None if self.carried is None else self.carried.of_batch(index, len(batch))
         added = PassSums(
             state.pass_sums_LKD, state.pass_grades_K, (state.counts_K, state.epoch_counts_K)
         )
         assignment = nearest_and_added_(
-            self._kernel_for(state), batch, state.centroids_KD, added, 1 / self.weight_unit
+            self._kernel_for(state), batch, state.centroids_KD, added, 1 / self.weight_unit, carried
         )
+        if self.carried is not None and carried is not None:
+            self.carried.take(index, carried, state.k)
         n_counted = len(batch)
         if batch.dropped_B is not None:
             n_dropped = int(batch.dropped_B.sum())

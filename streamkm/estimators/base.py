@@ -438,12 +438,9 @@ class BaseKMeans(Neighbors, Clusterer):
 
     def _label(self, rows: InputRows, execution: ExecutionConfig, weights: Weights | None) -> None:
         """Set ``labels_`` and their inertia, if `compute_labels` asks for them."""
+        # What the fit has left is for these rows alone, and no part of what the estimator keeps.
+        model, self._model = self._model, replace(self._model, carried=None)
         if self.compute_labels is True or (self.compute_labels == "auto" and rows.in_memory):
             self.labels_, self.inertia_ = label_rows(
-                self._model,
-                rows.source,
-                execution,
-                nan=self.nan,
-                weights=weights,
-                world=rows.world,
+                model, rows.source, execution, nan=self.nan, weights=weights, world=rows.world
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sklearn.utils import check_random_state
@@ -209,7 +210,8 @@ class KMeans(BaseKMeans):
         models = []
         for seed in (first, *check_random_state(first).randint(MOST_SEED, size=n_init - 1)):
             self._seed = int(seed)
-            models.append(super()._run(rows, execution, weights, 1))
+            model = super()._run(rows, execution, weights, 1)
+            models.append(replace(model, carried=None))
         self._seed = first
         return min(models, key=lambda model: model.inertia or 0.0)
 

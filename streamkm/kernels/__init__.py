@@ -2,6 +2,7 @@
 
 from streamkm.kernels.base import (
     Assignment,
+    Carried,
     Kernel,
     KernelRequest,
     Listed,
@@ -10,6 +11,7 @@ from streamkm.kernels.base import (
     TwoNearest,
     assign_then_add,
 )
+from streamkm.kernels.drift import Drift
 from streamkm.kernels.exact import cancelling_share, pair_sq_distances
 from streamkm.kernels.extension import (
     cores_for_kernels,
@@ -52,6 +54,8 @@ __all__ = [
     "Assignment",
     "BreathRules",
     "Breathed",
+    "Carried",
+    "Drift",
     "FixedSums",
     "Kernel",
     "KernelRequest",

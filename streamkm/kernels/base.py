@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from streamkm.kernels.drift import Drift
     from streamkm.kernels.passes import PassKernel
     from streamkm.kernels.rows import Rows
     from streamkm.kernels.stepping import StepKernel
 
 __all__ = [
     "Assignment",
+    "Carried",
     "InPlaceAssignment",
     "InPlaceKernel",
     "Kernel",
@@ -82,6 +84,20 @@ class PassSums(NamedTuple):
     grades_K: torch.Tensor
     counts: tuple[torch.Tensor, torch.Tensor]
     """Two counts of rows by label, of the pass and of the epoch, int64."""
+
+
+@dataclass(slots=True)
+class Carried:
+    """What one pass finds of the rows of a batch and the next one goes by; kept up to date."""
+
+    labels_B: torch.Tensor
+    """Index of the nearest centroid, int32."""
+    lows_B: torch.Tensor
+    """A distance below which there is no other centroid, float32; 0 where none is known."""
+    drift: Drift | None = None
+    """How far centroids have moved since; None if nothing is known of the rows."""
+    n_compared: int = 0
+    """Comparisons of rows with centroids that the last call made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +229,7 @@ class InPlaceKernel(Protocol):
         *,
         most_sq_norm: float,
         exact: bool,
+        carried: Carried | None = None,
     ) -> InPlaceAssignment:
         """Find nearest centroids, squared lengths and rows to drop in one read of the rows.
 
@@ -227,6 +244,8 @@ class InPlaceKernel(Protocol):
             Rows whose squared length is greater, or NaN, are dropped.
         exact : bool
             Whether distances are sums of squared differences, float64.
+        carried : Carried, optional
+            What a pass before has found, brought up to date; only with `exact`.
         """
 
     def assign_and_add(
@@ -238,10 +257,12 @@ class InPlaceKernel(Protocol):
         most_sq_norm: float,
         added: PassSums,
         unit: float,
+        carried: Carried | None = None,
     ) -> InPlaceAssignment:
         """`assign_in_place` with exact distances; rows are added to `added`, times `unit`.
 
-        The sums are those of `accumulate` and `add_graded_`. Dropped rows are left out.
+        The sums are those of `accumulate` and `add_graded_`. Dropped rows are left out. What is
+        `carried` spares comparisons, and is brought up to date; it changes no bit of the result.
         """
 
     def accumulate(

@@ -29,8 +29,10 @@ import torch
 
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import Assignment, InPlaceAssignment, TwoNearest, assign_then_add
+from streamkm.kernels.checks import check_rows, check_sums
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
 from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
+from streamkm.kernels.ops.carried import assign_carried_
 from streamkm.kernels.ops.groups import GroupSearch
 from streamkm.kernels.ops.lists import assign_lists_
 from streamkm.kernels.ops.passes import TilePasses
@@ -44,7 +46,7 @@ from streamkm.kernels.ops.tiles import (
 )
 
 if TYPE_CHECKING:
-    from streamkm.kernels.base import KernelRequest, Listed, PassSums
+    from streamkm.kernels.base import Carried, KernelRequest, Listed, PassSums
     from streamkm.kernels.extension import InstructionSet
     from streamkm.kernels.ops.groups import Groups
     from streamkm.kernels.ops.tiles import Tiled
@@ -191,15 +193,19 @@ class CpuKernel:
         *,
         most_sq_norm: float,
         exact: bool,
+        carried: Carried | None = None,
     ) -> InPlaceAssignment:
-        """Nearest centroids of rows where they lie in a window; see `InPlaceKernel`."""
+        """Nearest centroids of rows where they lie in a window; see `InPlaceKernel`.
+
+        By what is `carried`, if it is, which needs `exact` distances.
+        """
         n_rows = (x_ND if positions_B is None else positions_B).shape[0]
         sq_norms_B = x_ND.new_empty(n_rows)
         dropped_B = x_ND.new_empty(n_rows, dtype=torch.bool)
         exact_B = x_ND.new_empty(n_rows, dtype=torch.float64) if exact else None
         wanted = Wanted(dropped_B=dropped_B, most_sq_norm=most_sq_norm, exact_B=exact_B)
         (labels_B, sq_distances_B), n_dropped = self._assign(
-            x_ND, sq_norms_B, centroids_KD, positions_B, wanted
+            x_ND, sq_norms_B, centroids_KD, positions_B, wanted, carried
         )
         distances_B = sq_distances_B if exact_B is None else exact_B
         return InPlaceAssignment(
@@ -215,21 +221,12 @@ class CpuKernel:
         most_sq_norm: float,
         added: PassSums,
         unit: float,
+        carried: Carried | None = None,
     ) -> InPlaceAssignment:
         """Assign rows where they lie, and add them up; see `InPlaceKernel`."""
-        (k, n_features), (sums_LKD, grades_K, counts) = centroids_KD.shape, added
-        of_k = (grades_K, *counts)
-        if sums_LKD.shape != (2, k, n_features) or any(each.shape != (k,) for each in of_k):
-            raise ValueError(
-                f"sums must be of shape (2, {k}, {n_features}), grades and counts of ({k},), not "
-                f"{tuple(sums_LKD.shape)} and {[tuple(each.shape) for each in of_k]}"
-            )
-        if not all(
-            each.dtype == torch.int64 and each.is_contiguous() for each in (sums_LKD, *of_k)
-        ):
-            raise ValueError("sums, grades and counts must be int64 and contiguous")
+        check_sums(added, centroids_KD)
         assigned = self.assign_in_place(
-            x_ND, positions_B, centroids_KD, most_sq_norm=most_sq_norm, exact=True
+            x_ND, positions_B, centroids_KD, most_sq_norm=most_sq_norm, exact=True, carried=carried
         )
         adding = Adding(added, unit, self._order)
         x_ND = x_ND.contiguous()
@@ -243,6 +240,7 @@ class CpuKernel:
         centroids_KD: torch.Tensor,
         positions_B: torch.Tensor | None = None,
         wanted: Wanted = LABELS_ALONE,
+        carried: Carried | None = None,
     ) -> tuple[Assignment, int]:
         """Labels and squared distances, and the number of dropped rows."""
         self._check(x_ND, positions_B, centroids_KD, sq_norms_B)
@@ -250,13 +248,11 @@ class CpuKernel:
         if not 0 < k <= self._c_sq.shape[0]:
             raise ValueError(f"this kernel is made for {len(self._c_sq)} centroids, not {k}")
         self._make_room(centroids_KD.shape[1])
-        centroids_KD, n_rows = centroids_KD.contiguous(), sq_norms_B.shape[0]
+        centroids_KD = centroids_KD.contiguous()
         given = Given(x_ND.contiguous(), positions_B, sq_norms_B.contiguous(), wanted)
-        if (
-            self._set.bytes_panel
-            and wanted.second_B is None
-            and self._search.serves(n_rows, k, x_ND.shape[1])
-        ):
+        if carried is not None:
+            return self._assign_carried(given, carried, centroids_KD)
+        if self._is_served(given, k):
             return self._assign_served(given, centroids_KD)
         tiled = self._assign_tiles(given, centroids_KD)
         self._count(tiled)
@@ -264,6 +260,41 @@ class CpuKernel:
             uncertain_B = tiled.uncertain_B
             uncertain_B |= wanted.second_B < self._cancelling_share * sq_norms_B
             recheck_second_(wanted.second_B, uncertain_B, x_ND, centroids_KD)
+        return Assignment(tiled.labels_B, tiled.sq_distances_B), tiled.n_dropped
+
+    def _is_served(self, given: Given, k: int) -> bool:
+        """Whether rows may be searched for by groups of centroids."""
+        if not self._set.bytes_panel or given.wanted.second_B is not None:
+            return False
+        return self._search.serves(len(given.sq_norms_B), k, given.x_ND.shape[1])
+
+    def _assign_carried(
+        self, given: Given, carried: Carried, centroids_KD: torch.Tensor
+    ) -> tuple[Assignment, int]:
+        """`_assign` by what is `carried`; by groups of centroids where these are found to pay."""
+        n_rows, k = len(given.sq_norms_B), len(centroids_KD)
+        is_served = self._is_served(given, k)
+        if is_served and (self._search.groups is not None or self._search.wants_look(n_rows)):
+            assignment, n_dropped = self._assign_served(given, centroids_KD)
+            carried.labels_B.copy_(assignment.labels_B)
+            carried.lows_B.zero_()
+            carried.n_compared = n_rows * k
+            return assignment, n_dropped
+        tiled = assign_carried_(
+            self._set,
+            given,
+            carried,
+            centroids_KD,
+            self._packed,
+            self._c_sq,
+            self._zeros_D,
+            rounding_share=self._rounding_share,
+            cancelling_share=self._cancelling_share,
+        )
+        self._count(tiled)
+        carried.n_compared = tiled.n_compared
+        if is_served:
+            self._search.learn(n_rows, n_rows * k, centroids_KD)
         return Assignment(tiled.labels_B, tiled.sq_distances_B), tiled.n_dropped
 
     def _assign_served(self, given: Given, centroids_KD: torch.Tensor) -> tuple[Assignment, int]:
@@ -413,32 +444,6 @@ class CpuKernel:
         points_dtype: torch.dtype | None = None,
         is_batch: bool = True,
     ) -> None:
-        """Refuse tensors beyond whose end the extension, given bare addresses, would go."""
-        # Not by len() and device.type, which take five times as long: small batches feel it.
-        n_window, n_features = x_BD.shape
-        n_rows = n_window if positions_B is None else positions_B.shape[0]
-        most_rows = self._batch_rows if is_batch else n_rows
-        if n_rows > most_rows or of_rows_B.shape[0] != n_rows:
-            raise ValueError(
-                f"a batch has at most {most_rows} rows here, and as many labels and norms: "
-                f"not {n_rows} rows and {len(of_rows_B)}"
-            )
-        if points_KD.shape[1] != n_features:
-            raise ValueError(
-                f"rows have {n_features} features, centroids {points_KD.shape[1]}: they must agree"
-            )
-        if positions_B is not None and not (
-            positions_B.dtype == torch.int32 and positions_B.is_contiguous()
-        ):
-            raise ValueError(f"positions must be int32 and contiguous, not {positions_B.dtype}")
-        tensors = (x_BD, points_KD, of_rows_B)
-        if n_features == 0 or not (x_BD.is_cpu and points_KD.is_cpu and of_rows_B.is_cpu):
-            raise ValueError(
-                f"this kernel takes rows of one feature or more on the CPU, not of {n_features} on "
-                f"{', '.join(sorted({str(tensor.device) for tensor in tensors}))}"
-            )
-        if points_KD.dtype != (points_dtype or self._c_sq.dtype):
-            raise ValueError(f"this kernel takes no centroids or sums of {points_KD.dtype}")
-        found = {x_BD.dtype, of_rows_B.dtype} - {torch.int64}
-        if found != {self._c_sq.dtype}:
-            raise ValueError(f"this kernel is made for {self._c_sq.dtype}, not {found}")
+        """Refuse what the extension would go wrong with; see `check_rows`."""
+        dtype, most_rows = self._c_sq.dtype, self._batch_rows if is_batch else None
+        check_rows(x_BD, positions_B, points_KD, of_rows_B, dtype, points_dtype, most_rows)

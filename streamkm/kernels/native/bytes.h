@@ -290,7 +290,26 @@ struct ByteTile {
     float limits[TILE_ROWS];   // no centroid is the nearest whose score is certainly above
     float lengths[TILE_ROWS], rests[TILE_ROWS], slacks[TILE_ROWS], scales[TILE_ROWS];
     int32_t starts[TILE_ROWS];  // of sums of products: less ADDED for each byte of a row
+    // The two least scores, and how far off any is at most; only where `AssignJob::lows` are wanted.
+    float firsts[TILE_ROWS], seconds[TILE_ROWS], errors[TILE_ROWS];
 };
+
+// Takes `n` scores into the two least so far.
+INLINE void take_two(const float* scores, int64_t n, float& first, float& second) {
+    constexpr float INF = std::numeric_limits<float>::infinity();
+    Floats least = Floats{} + INF, next = least;
+    for (int64_t i = 0; i < n; i += BYTE_LANES) {
+        const Floats score = Simd<float>::load(scores + i);  // A NaN is passed over.
+        const Floats loser = score < least ? least : score;
+        next = loser < next ? loser : next;
+        least = score < least ? score : least;
+    }
+    for (int lane = 0; lane < BYTE_LANES; ++lane) {
+        second = std::min(second, std::max(first, least[lane]));
+        first = std::min(first, least[lane]);
+    }
+    second = std::min(second, least_of(next));
+}
 
 // Looks through the `n` scores from centroid `first` on for those that may be the nearest of row `row`
 // of a tile, where all within `error` of the limit may be.
@@ -377,6 +396,10 @@ INLINE void screen_stretch(const AssignJob<T>& job, const ByteCentroids<T>& all,
     const int64_t n = std::min(last * BYTE_PANEL, parts_of(job.k, BYTE_LANES) * BYTE_LANES) - first * BYTE_PANEL;
     for (int row = 0; row < TILE_ROWS; ++row) {
         const float error = length * of_tile.rests[row] + rest * of_tile.lengths[row] + slack + of_tile.slacks[row];
+        if (job.lows) {
+            take_two(scores + row * STRIDE, n, of_tile.firsts[row], of_tile.seconds[row]);
+            of_tile.errors[row] = std::max(of_tile.errors[row], error);
+        }
         const float lowest = least_of(least[row]);
         if (!(lowest - error <= of_tile.limits[row])) continue;
         of_tile.limits[row] = std::min(of_tile.limits[row], lowest + error);
@@ -426,6 +449,8 @@ INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int
         of_tile.rests[row] = point.rest;
         of_tile.slacks[row] = SCORE_SLACK * point.sq_length + VANISHED_SCORE;
         of_tile.scales[row] = point.scale;
+        of_tile.firsts[row] = of_tile.seconds[row] = INF;
+        of_tile.errors[row] = 0;
         of_tile.starts[row] = static_cast<int32_t>(-ADDED * static_cast<uint32_t>(point.sum));
         if (sq_lengths != nullptr) sq_lengths[row] = point.sq_length;
     }
@@ -475,6 +500,19 @@ INLINE int64_t settle_rows(const AssignJob<T>& job, int64_t start, int64_t stop,
         const bool is_crowded = settle_row(job, row, candidates, index_of);
         n_crowded += is_crowded;
         n_uncertain += candidates.n > 1 && !is_crowded;
+        if (job.lows && !is_crowded) {
+            // One candidate alone has the least score, and its distance is known: others are as much
+            // farther as their scores are higher, but for two errors. Of several, none is nearer than
+            // the nearest.
+            const ByteTile& of_tile = tiles[(row - start) / TILE_ROWS];
+            const int place = static_cast<int>((row - start) % TILE_ROWS);
+            double farther = 0;
+            if (candidates.n == 1) {
+                farther = static_cast<double>(of_tile.seconds[place]) - of_tile.firsts[place] -
+                          2 * static_cast<double>(of_tile.errors[place]);
+            }
+            job.lows[row] = low_of(job.exact[row] * (1 - 0x1p-20) + std::max(farther, 0.0));
+        }
     }
     return n_crowded;
 }

@@ -206,6 +206,7 @@ struct Functions {
     void (*recheck_row)(const AssignJob<T>&, int64_t row);
     void (*correct_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*measure_block)(const AssignJob<T>&, int64_t start, int64_t stop);
+    void (*know_block)(const AssignJob<T>&, int64_t start, int64_t stop);
     void (*accumulate_cluster)(const AccumulateJob<T>&, int64_t cluster, int64_t column,
                                int64_t stop);
     void (*fix_cluster)(const FixedJob<T>&, int64_t cluster, int64_t column, int64_t stop);
@@ -233,7 +234,7 @@ struct Functions {
         using Element = T;                                                            \
         return {panel_width<T>(),     BLOCK_ROWS,       pack_panel<T>,    assign_block<T>,     \
                 pack_points<T>,       compare_block<T>, recheck_row<T>,   correct_block<T>,    \
-                measure_block<T>,      accumulate_cluster<T>, fix_cluster<T>,   fixed_total<T>, \
+                measure_block<T>,      know_block<T>,   accumulate_cluster<T>, fix_cluster<T>,   fixed_total<T>, \
                 measure_rows<T>,       move_cluster<T>, \
                 {FOR_EACH_STORED_TYPE(GATHER_ROWS)}, bytes};                                   \
     }()
@@ -355,6 +356,7 @@ int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, cons
     std::vector<T> sq_norms(n), sq_distances(n);
     std::vector<int64_t> labels(n);
     std::vector<double> exact(job.exact ? n : 0);
+    std::vector<float> lows(job.lows ? n : 0);
     const std::unique_ptr<bool[]> flags(new bool[2 * n]);
     AssignJob<T> rest = job;
     rest.positions = positions.data();
@@ -364,6 +366,7 @@ int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, cons
     rest.uncertain = flags.get();
     rest.dropped = job.dropped ? flags.get() + n : nullptr;
     rest.exact = job.exact ? exact.data() : nullptr;
+    rest.lows = job.lows ? lows.data() : nullptr;
     rest.n_rows = n;
     for (int64_t i = 0; i < n; ++i) {
         positions[i] = job.positions ? job.positions[rows[i]] : static_cast<int32_t>(rows[i]);
@@ -377,6 +380,7 @@ int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, cons
         job.sq_distances[row] = sq_distances[i];
         if (job.dropped) job.dropped[row] = rest.dropped[i];
         if (job.exact) job.exact[row] = exact[i];
+        if (job.lows) job.lows[row] = lows[i];
     }
     return n_uncertain;
 }
@@ -398,7 +402,9 @@ int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, 
     const ByteFunctions<T>& bytes = functions.bytes;
     // Sums of more products of bytes may not fit 32 bits.
     constexpr int64_t MOST_FEATURES = 1 << 16;
-    if (bytes.assign_block == nullptr || job.k < MANY_CENTROIDS || job.n_features > MOST_FEATURES ||
+    // (Where distances are exact anyway, fewer may be screened so: `saves_time` says when.)
+    const int64_t least_k = job.lows ? 1 : MANY_CENTROIDS;
+    if (bytes.assign_block == nullptr || job.k < least_k || job.n_features > MOST_FEATURES ||
         job.second_sq_distances || !saves_time(bytes, job)) {
         return assign_by_scores(functions, job, rechecks, n_threads);
     }

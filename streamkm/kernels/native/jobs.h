@@ -42,6 +42,8 @@ struct AssignJob {
     const T* zeros;          // n_features: what is read in place of a dropped row
     double* exact;           // n_rows, to be filled, or null: as sums of squared differences
     T most_sq_norm;          // squared length above which, or if it is NaN, a row is dropped
+    float* lows;             // n_rows, to be filled, or null: no centroid is nearer than this, but that
+                             // of the label; only where `exact` is filled
 
     // The row as it was given.
     const T* given(int64_t number) const {

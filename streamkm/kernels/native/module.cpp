@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "breaths.h"
+#include "carried.h"
 #include "dispatch.h"
 #include "reservoir.h"
 
@@ -129,6 +130,67 @@ PyObject* py_assign(PyObject*, PyObject* args) {
     Py_END_ALLOW_THREADS;
     if (!had_room) return PyErr_NoMemory();
     return Py_BuildValue("LL", n_uncertain, n_dropped);
+}
+
+struct CarriedArguments {
+    AssignArguments rows;
+    unsigned long long labels, lows, members, offsets, limits;
+    long long n_steps, farthest;
+    double next;
+};
+
+template <class T>
+CarriedRows carried_from(const InstructionSet& set, const CarriedArguments& given) {
+    CarriedJob<T> job{};
+    job.rows = job_of<T>(given.rows);
+    job.labels = at<int32_t>(given.labels);
+    job.lows = at<float>(given.lows);
+    job.drift = {at<int64_t>(given.members), at<int64_t>(given.offsets), at<double>(given.limits), given.n_steps,
+                 given.farthest, given.next};
+    return assign_carried(functions_of<T>(set), job, given.rows.rechecks, given.rows.n_threads);
+}
+
+PyObject* py_assign_carried(PyObject*, PyObject* args) {
+    int set, is_double;
+    CarriedArguments given{};
+    AssignArguments& rows = given.rows;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKKKKKLLdLLLLdddpi", &set, &is_double, &rows.x, &rows.positions,
+                          &rows.sq_norms, &rows.centroids, &rows.packed, &rows.c_sq, &rows.labels,
+                          &rows.sq_distances, &rows.uncertain, &rows.dropped, &rows.zeros, &rows.exact,
+                          &given.labels, &given.lows, &given.members, &given.offsets, &given.limits,
+                          &given.n_steps, &given.farthest, &given.next, &rows.n_window, &rows.n_rows,
+                          &rows.n_features, &rows.k, &rows.rounding, &rows.cancels, &rows.most_sq_norm,
+                          &rows.rechecks, &rows.n_threads)) {
+        return nullptr;
+    }
+    if (!lie_within(at<int32_t>(rows.positions), rows.n_rows, rows.n_window)) return refuse_window(rows.n_window);
+    const int32_t* const before = at<int32_t>(given.labels);
+    const int64_t* const members = at<int64_t>(given.members);
+    const int64_t* const offsets = at<int64_t>(given.offsets);
+    CarriedRows done;
+    long long n_dropped = 0;
+    bool had_room = true, are_right = true;
+    Py_BEGIN_ALLOW_THREADS;
+    if (given.limits != 0) {
+        const auto is_label = [&rows](int64_t label) { return label >= 0 && label < rows.k; };
+        are_right = std::all_of(before, before + rows.n_rows, is_label) &&
+                    std::all_of(members, members + offsets[given.n_steps], is_label);
+    }
+    if (are_right) {
+        try {
+            done = is_double ? carried_from<double>(instruction_sets[set], given)
+                             : carried_from<float>(instruction_sets[set], given);
+            const bool* const dropped = at<bool>(rows.dropped);
+            n_dropped = std::count(dropped, dropped + rows.n_rows, true);
+        } catch (const std::bad_alloc&) {
+            had_room = false;
+        }
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    if (!are_right) return refuse_labels(rows.k);
+    return Py_BuildValue("LLL", static_cast<long long>(done.n_uncertain), n_dropped,
+                         static_cast<long long>(done.n_compared));
 }
 
 struct AddArguments {
@@ -792,6 +854,8 @@ PyMethodDef methods[] = {
      "The same by groups of centroids, and how many were compared; see kernels/ops/tiles.py."},
     {"assign_listed", py_assign_listed, METH_VARARGS,
      "Nearest of some centroids for each row, how many were in doubt; see kernels/ops/lists.py."},
+    {"assign_carried", py_assign_carried, METH_VARARGS,
+     "Nearest centroids of rows of which a pass has found some: doubts, dropped, compared; see kernels/ops/carried.py."},
     {"add_to_pass", py_add_to_pass, METH_VARARGS,
      "Adds rows that have their labels to the sums of a pass; see kernels/ops/tiles.py."},
     {"compare", py_compare, METH_VARARGS, "Distances of rows to a few points; see kernels/ops/distances.py."},

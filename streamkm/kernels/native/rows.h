@@ -86,6 +86,18 @@ void measure_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
     }
 }
 
+// Fills squared lengths of rows, which of them are dropped, and exact distances to the centroids of the
+// labels that they have.
+template <class T>
+void know_block(const AssignJob<T>& job, int64_t start, int64_t stop) {
+    for (int64_t row = start; row < stop; ++row) {
+        const T sq_norm = static_cast<T>(sq_length(job.given(row), job.n_features));
+        job.dropped[row] = !(sq_norm <= job.most_sq_norm);  // NaN too.
+        job.sq_norms[row] = job.dropped[row] ? T(0) : sq_norm;
+    }
+    measure_block(job, start, stop);
+}
+
 // Rows of a cluster that are added up before they join its sum, a power of two. They are added in
 // pairs, then pairs of pairs: of equal rows no addition rounds. Sums are double, so that sums of
 // equal float rows are exact.

@@ -111,10 +111,10 @@ class Announcer:
         return self._times
 
     def report(self, now: Snapshot) -> None:
-        """Show and record the figures of `now`, and the share of rows rechecked."""
+        """Show and record the figures of `now`, and what the kernel did."""
         self._waiting.count(self._times)
         if not self.progress.is_silent:  # Fetching the figures waits for the device.
-            self.progress.report({**now.figures(), **self._kernel.rechecked()})
+            self.progress.report({**now.figures(), **self._kernel.shares()})
 
     def probed(self, probe: Probe) -> None:
         """Say and record what `probe` found; `conclude` compares the passes with it."""

@@ -198,7 +198,7 @@ class Attempt:
         config, keeper = self._plan.config, self._keeper
         algorithm = make_algorithm(
             self._kernel.for_clusters, config, self._plan.reading.n_rows, self._world,
-            self._plan.weight_unit or 1.0,
+            self._plan.weight_unit or 1.0, self._kernel.carried,
         )  # fmt: skip
         first = keeper.now.cursor.epoch
         left = range(first, first if keeper.is_stopped else config.epochs)
@@ -349,6 +349,7 @@ class Attempt:
             plan.source.spec.feature_names,
             self._level(state),
             None if self._keeper.now.sizes is None else self._keeper.now.sizes.rule,
+            self._kernel.carried,
         )
 
     def _level(self, state: KMeansState) -> Level | None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamkm.clustering.batch import Batch
+    from streamkm.clustering.carried import CarriedRows
     from streamkm.clustering.sizes import SizeRule
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
@@ -132,6 +133,8 @@ class Labelling:
     """In the scaled space, on the device, in the dtype of `prepared` rows."""
     _closes_K: torch.Tensor | None = None
     """At which rows clusters close, if they do."""
+    _carried: CarriedRows | None = None
+    """What a pass of the fit has left, if `go_by` was told."""
     type_notes: list[str]
     """What is to be said of the type of the rows."""
 
@@ -200,6 +203,15 @@ class Labelling:
             self._bound(model, model.sizes)
         self._stored = stored
         self.times = StageTimes()
+
+    def go_by(self, carried: CarriedRows | None) -> None:
+        """Compare no more than what the last pass of the fit, over the same rows, leaves to do.
+
+        Nothing happens where there were other batches.
+        """
+        if carried is not None and carried.order == self._reading:
+            self._carried = carried
+            carried.begin_pass_(self.centroids_KD)
 
     def _agree(self, model: Model) -> None:
         """Check that all processes have the same model, rows and weights."""
@@ -406,7 +418,13 @@ class Labelling:
         """The cluster of each row, and its squared distance."""
         if isinstance(self.kernel, PricedKernel):
             return bounded_nearest(self.kernel, batch, self.centroids_KD, self._closes_K, start_row)
-        return nearest(self.kernel, batch, self.centroids_KD, spherical=self._is_spherical)
+        carried = None
+        if self._carried is not None and batch.lies_in_window:
+            index = self._reading.batch_at(start_row)
+            carried = self._carried.of_batch(index, len(batch))
+        return nearest(
+            self.kernel, batch, self.centroids_KD, spherical=self._is_spherical, carried=carried
+        )
 
     def _labelled(
         self, start_row: int, batch: Batch, labels_B: torch.Tensor, sq_distances_B: torch.Tensor

@@ -6,6 +6,7 @@ from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from streamkm.clustering.carried import CarriedRows
 from streamkm.kernels import KernelRequest, cores_for_kernels, make_kernel
 from streamkm.runs.planning.environment import describe_kernel
 
@@ -25,6 +26,8 @@ class RunKernel:
         self._plan = plan
         self.assigned: Counter[str] = Counter()
         """Rows that this attempt gave to `for_clusters`, by phase."""
+        self.carried = CarriedRows(plan.reading) if plan.carries else None
+        """What passes leave for the next ones; None where nothing is kept."""
 
     def __str__(self) -> str:
         plan = self._plan
@@ -52,8 +55,15 @@ class RunKernel:
         """A context to hold while rows are assigned: see `cores_for_kernels`."""
         return cores_for_kernels(self._plan.kernel)
 
-    def rechecked(self) -> dict[str, float]:
-        """The figure `rechecked_share`: the share of the rows `assigned` that were rechecked."""
+    def shares(self) -> dict[str, float]:
+        """The figure `rechecked_share`: the share of the rows `assigned` that were rechecked.
+
+        Where something is carried from pass to pass, `spared_share` as well: the share of the
+        comparisons with centroids that were not made.
+        """
         if not self.assigned.total():  # Of several processes one may not have had a row yet.
             return {}
-        return {"rechecked_share": int(self.for_clusters.n_rechecked) / self.assigned.total()}
+        shares = {"rechecked_share": int(self.for_clusters.n_rechecked) / self.assigned.total()}
+        if self.carried is not None:
+            shares["spared_share"] = self.carried.spared_share
+        return shares

@@ -15,7 +15,7 @@ from streamkm.devices import is_host, sharing
 from streamkm.kernels import resolve_kernel
 from streamkm.runs.planning.device_memory import plan_device_memory
 from streamkm.runs.planning.given_centroids import given_centroids
-from streamkm.runs.planning.memory import fit_bytes, plan_memory, working_bytes
+from streamkm.runs.planning.memory import carried_bytes, fit_bytes, plan_memory, working_bytes
 from streamkm.runs.planning.residency import plan_residency
 from streamkm.stream.plan import plan_reading
 from streamkm.stream.transfer import as_stored_tensor
@@ -30,11 +30,16 @@ if TYPE_CHECKING:
     from streamkm.runs.planning.earlier import Earlier
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.planning.residency import ResidencyPlan
-    from streamkm.sources.base import Source
+    from streamkm.sources.base import ArraySpec, Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import ReadingPlan
 
 __all__ = ["FitPlan"]
+
+
+#: Products of a row from which on something is carried from pass to pass: fewer are made in the
+#: time that it takes to look at what was carried.
+WORTH_PRODUCTS = 8192
 
 
 @dataclass(frozen=True)
@@ -90,25 +95,27 @@ class FitPlan:
             If the kernel that was asked for does not run on `device`.
         """
         spec, weighted = source.spec, weights is not None
-        shuffles = ALGORITHMS[config.algorithm].shuffles
-        reading = plan_reading(
-            spec, batch_rows=config.batch_rows, seed=config.seed if shuffles else None
-        )
-        on_host = is_host(device)
+        seed = config.seed if ALGORITHMS[config.algorithm].shuffles else None
+        reading = plan_reading(spec, batch_rows=config.batch_rows, seed=seed)
         needed = fit_bytes(
-            spec, reading, config, on_host=on_host, weighted=weighted, probed=execution.probe
-        )
+            spec, reading, config,
+            on_host=is_host(device), weighted=weighted, probed=execution.probe,
+        )  # fmt: skip
         needed += weights.resident_bytes if weights is not None else 0
         memory = plan_memory(
             spec, reading, execution, fixed_bytes=needed, weighted=weighted,
             n_processes=n_processes,
         )  # fmt: skip
+        # Before the run folder is taken, so that nothing is written there.
+        kernel = resolve_kernel(execution.kernel, device)
+        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
+        dtype = compute_dtype(stored)
+        if kernel == "cpu" and stored == dtype and not weighted and _can_carry(config, spec):
+            memory = memory.carrying(carried_bytes(spec, reading, config.k))
+        working = working_bytes(spec, reading, config, weighted=weighted, probed=execution.probe)
         device_memory = plan_device_memory(
-            spec, reading, execution, device,
-            fixed_bytes=working_bytes(
-                spec, reading, config, weighted=weighted, probed=execution.probe
-            ),
-            weighted=weighted, n_processes=sharing(device, n_processes), lower="k",
+            spec, reading, execution, device, fixed_bytes=working, weighted=weighted,
+            n_processes=sharing(device, n_processes), lower="k",
         )  # fmt: skip
         shape = spec.n_rows, spec.n_features
         seeding = plan_seeding(*shape, config.k, config.init, config.n_init, config.epochs)
@@ -116,7 +123,6 @@ class FitPlan:
             source, reading, execution, memory, device_memory, n_processes=n_processes,
             n_passes=_n_passes(config, seeding, is_new=earlier is None),
         )  # fmt: skip
-        stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         return cls(
             source=source,
             weights=weights,
@@ -129,18 +135,22 @@ class FitPlan:
             device_memory=device_memory,
             resident=resident,
             stored=stored,
-            dtype=compute_dtype(stored),
+            dtype=dtype,
             # Before any pass over the data, so that a wrong file is refused at once.
             given_KD=given_centroids(config, spec.n_features, given_KD),
             earlier=earlier,
-            # Before the run folder is taken, so that nothing is written there.
-            kernel=resolve_kernel(execution.kernel, device),
+            kernel=kernel,
         )
 
     @property
     def measures_scale(self) -> bool:
         """Whether the scaling takes a pass for the statistics of the features."""
         return self.config.scale in ("zscore", "minmax") and self.earlier is None
+
+    @property
+    def carries(self) -> bool:
+        """Whether passes keep something of each row for the next ones."""
+        return self.memory.carried_bytes > 0
 
     @property
     def is_weighted(self) -> bool:
@@ -160,6 +170,18 @@ class FitPlan:
     @cached_property
     def _in_sequence(self) -> ReadingPlan:
         return self.reading.in_sequence()
+
+
+def _can_carry(config: ResolvedFitConfig, spec: ArraySpec) -> bool:
+    """Whether passes go over the rows as they lie, with labels that are exact, more than once."""
+    is_lloyd = config.algorithm == "lloyd" and config.epochs > 1 and config.precision == "exact"
+    as_stored = config.metric == "euclidean" and config.scale == "none"
+    return (
+        is_lloyd
+        and as_stored
+        and config.from_run is None
+        and config.k * spec.n_features >= WORTH_PRODUCTS
+    )
 
 
 def _n_passes(config: ResolvedFitConfig, seeding: SeedingPlan, *, is_new: bool) -> int:

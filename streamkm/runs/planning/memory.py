@@ -6,7 +6,7 @@ the seconds that importing it takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED, branch_bytes
@@ -37,6 +37,7 @@ __all__ = [
     "RUNTIME_BYTES",
     "MemoryPlan",
     "bytes_together",
+    "carried_bytes",
     "fit_bytes",
     "plan_memory",
     "predict_bytes",
@@ -59,6 +60,8 @@ TILE_BYTES, TILE_ROWS = 4 << 20, 128
 #: The compiled kernel pads its copy of the centroids to a multiple of this: two vectors of
 #: AVX-512 in float32, the widest panel.
 PANEL_LANES = 32
+#: Bytes that are kept of a row from pass to pass: its label, int32, and a distance, float32.
+CARRIED_BYTES = 8
 #: Centroids from which on a kernel may search them by groups.
 MIN_GROUPED = 2048
 
@@ -77,20 +80,31 @@ class MemoryPlan:
     """Bytes that the run may take."""
     origin: str = ""
     """The limit that the budget is half of, in words; empty if none set by a job decides it."""
+    carried_bytes: int = 0
+    """Bytes of what passes leave for the next ones."""
 
     @property
     def total_bytes(self) -> int:
         """Bytes that the run takes, at most."""
         slots = self.stream.n_slots * self.stream.slot_bytes
-        return self.fixed_bytes + slots + max(self.stream.n_readers, 1) * self.reader_bytes
+        readers = max(self.stream.n_readers, 1) * self.reader_bytes
+        return self.fixed_bytes + slots + readers + self.carried_bytes
+
+    def carrying(self, n_bytes: int) -> MemoryPlan:
+        """The plan with room for `n_bytes` that are carried from pass to pass, if they fit."""
+        fits = self.total_bytes + n_bytes <= self.budget
+        return replace(self, carried_bytes=n_bytes) if fits else self
 
     def __str__(self) -> str:
         half = f" (half of the {self.origin})" if self.origin else ""
+        carried = format_bytes(self.carried_bytes)
+        bounds = f", bounds of rows {carried}" if self.carried_bytes else ""
         return (
             f"{format_bytes(self.total_bytes)} of {format_bytes(self.budget)} host memory{half}: "
             f"slots {self.stream.n_slots} x {format_bytes(self.stream.slot_bytes)}, "
             f"readers {self.stream.n_readers} x {format_bytes(self.reader_bytes)}, "
             f"arithmetic and libraries {format_bytes(self.fixed_bytes)}"
+            f"{bounds}"
         )
 
 
@@ -227,6 +241,17 @@ def fit_bytes(
         return total
     working = working_bytes(spec, reading, config, weighted=weighted, probed=probed)
     return total + working + config.k * 64
+
+
+def carried_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
+    """Host bytes of what passes of Lloyd's algorithm leave for the next ones.
+
+    Beside what is kept of rows and centroids, copies of some centroids and numbers of the rows of a
+    batch (``kernels/native/carried.h``).
+    """
+    width = _compute_width(spec)
+    of_centroids = k * spec.n_features * 2 * width + 16 * k
+    return CARRIED_BYTES * spec.n_rows + of_centroids + reading.batch_rows * (width * 2 + 64)
 
 
 def working_bytes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from streamkm.sealed import DAMAGE, in_words
 if TYPE_CHECKING:
     import os
 
+    from streamkm.clustering.carried import CarriedRows
     from streamkm.distributed.world import World
     from streamkm.runs.storage.run_folder import RunFolder
 
@@ -71,6 +72,8 @@ class Model:
     sizes: SizeRule | None = None
     """What decides labels where sizes have bounds, None where not. Then counts, sums and inertia
     are those of the bounded clusters, and ``figures["sizes"]`` says more."""
+    carried: CarriedRows | None = field(default=None, repr=False, compare=False)
+    """What the last pass has left for labelling the same rows at once; it is not saved."""
 
     @property
     def k(self) -> int:

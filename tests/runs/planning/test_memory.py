@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,7 @@ from streamkm.errors import ConfigError, MemoryBudgetError
 from streamkm.machine import MemoryLimit
 from streamkm.runs.planning import memory
 from streamkm.runs.planning.checks import check_fit
-from streamkm.runs.planning.memory import fit_bytes, plan_memory, predict_bytes
+from streamkm.runs.planning.memory import carried_bytes, fit_bytes, plan_memory, predict_bytes
 from streamkm.sources.base import ArraySpec
 from streamkm.stream.plan import plan_reading
 from streamkm.text import parse_bytes
@@ -236,3 +237,18 @@ def test_a_plan_beyond_the_limit_is_refused(monkeypatch):
         plan_by_default(1 << 30)
     limited(monkeypatch, 100 << 20, "")  # The machine may swap.
     plan_by_default(1 << 30)
+
+
+# Breaks when what passes leave for the next ones is kept beyond the budget, or is not said.
+def test_bounds_of_rows_are_kept_where_they_fit():
+    spec = ArraySpec(10**6, 128, "float32", 4096, "test")
+    reading = plan_reading(spec, batch_rows=4096, seed=None)
+    n_bytes = carried_bytes(spec, reading, 1024)
+    assert n_bytes > 8 * 10**6
+    memory = planned(spec, 400 << 20)
+    carrying = replace(memory, budget=memory.total_bytes + n_bytes).carrying(n_bytes)
+    assert carrying.total_bytes == memory.total_bytes + n_bytes
+    assert "bounds of rows" in str(carrying)
+    short = replace(memory, budget=memory.total_bytes + n_bytes - 1).carrying(n_bytes)
+    assert short.total_bytes == memory.total_bytes
+    assert "bounds of rows" not in str(short)

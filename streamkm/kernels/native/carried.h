@@ -1,0 +1,168 @@
+// Passes of Lloyd's algorithm that go on from what the pass before has found of each row.
+//
+// A row brings its label and a bound: no other centroid was nearer. Since then each centroid has
+// drifted by a known distance. So those alone may be nearer than the row's own that have drifted by
+// more than the bound exceeds the distance to that (Hamerly 2010, who compares the greatest drift
+// alone). In order of drift they are the first ones: rows are sorted by how many of these they must be
+// compared with, a few steps, and each step is an `assign` of its own. Where most centroids stand still
+// and a few go far, as in most passes, that is a small part of all; with one drift for all it is none.
+//
+// Labels, and the bits of distances, are those of an `assign` of all rows to all centroids.
+
+#pragma once
+
+#include "dispatch.h"
+
+namespace {
+
+// Centroids in order of drift, in steps: each step has those of the ones before and some more.
+struct Drift {
+    const int64_t* members;  // centroids of step after step, each ascending
+    const int64_t* offsets;  // n_steps + 1: where in `members` each step begins
+    const double* limits;    // n_steps + 1: drift of any centroid at most, and of those not in each step;
+                             // null if nothing is known of any row
+    int64_t n_steps;  // none where there are few centroids
+    int64_t farthest;        // the centroid that has drifted most
+    double next;             // the drift of the others at most
+};
+
+// Rows with what the pass before has found of them, to be replaced.
+template <class T>
+struct CarriedJob {
+    AssignJob<T> rows;  // `exact`, `dropped` and `lows` are given
+    int32_t* labels;    // n_rows
+    float* lows;        // n_rows: no centroid was nearer, but that of the label; 0 where nothing is known
+    Drift drift;
+};
+
+struct CarriedRows {
+    int64_t n_uncertain = 0, n_compared = 0;
+};
+
+// What the distance to a centroid, computed, may be more than it is: a share, and what vanishes of squares.
+constexpr double DISTANCE_SLACK = 1 + 0x1p-20, DISTANCE_VANISHED = 1e-150;
+
+// The bound less a drift, rounded down.
+inline float lowered(float low, double drift) {
+    const double left = (static_cast<double>(low) - drift) * (1 - 0x1p-20);
+    return left > 1e-30 ? static_cast<float>(left) : 0.0f;  // A NaN says nothing either.
+}
+
+// How many steps of centroids a row must be compared with; one more than there are for all centroids.
+inline int64_t steps_of(const Drift& drift, float low, double sq_distance, int64_t label) {
+    const double spare = static_cast<double>(low) - (std::sqrt(sq_distance) * DISTANCE_SLACK + DISTANCE_VANISHED);
+    if (spare > (label == drift.farthest ? drift.next : drift.limits[0])) return 0;
+    int64_t step = 1;
+    while (step <= drift.n_steps && !(spare > drift.limits[step])) ++step;
+    return step;
+}
+
+// Compares rows, by their numbers, with the centroids of a step, or all of them. Returns how many were
+// in doubt.
+template <class T>
+int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, const std::vector<int64_t>& rows,
+                     int64_t step, bool rechecks, int n_threads) {
+    const AssignJob<T>& all = job.rows;
+    const Drift& drift = job.drift;
+    const int64_t n = static_cast<int64_t>(rows.size()), d = all.n_features;
+    const bool has_all = step > drift.n_steps;
+    const int64_t* const members = has_all ? nullptr : drift.members + drift.offsets[step - 1];
+    const int64_t k = has_all ? all.k : drift.offsets[step] - drift.offsets[step - 1];
+    std::vector<T> centroids(has_all ? 0 : k * d), sq_norms(n), sq_distances(n);
+    std::vector<int32_t> positions(n);
+    std::vector<int64_t> labels(n);
+    std::vector<double> exact(n);
+    std::vector<float> lows(n);
+    const std::unique_ptr<bool[]> flags(new bool[2 * n]);
+    bool any_dropped = false;
+    for (int64_t i = 0; i < n; ++i) {
+        positions[i] = all.positions ? all.positions[rows[i]] : static_cast<int32_t>(rows[i]);
+        sq_norms[i] = all.sq_norms[rows[i]];
+        any_dropped |= all.dropped[rows[i]];
+    }
+    for (int64_t i = 0; !has_all && i < k; ++i) {
+        std::copy_n(all.centroids + members[i] * d, d, centroids.data() + i * d);
+    }
+    AssignJob<T> some = all;
+    some.positions = positions.data();
+    some.sq_norms = sq_norms.data();
+    some.centroids = has_all ? all.centroids : centroids.data();
+    some.labels = labels.data();
+    some.sq_distances = sq_distances.data();
+    some.uncertain = flags.get();
+    some.dropped = any_dropped ? flags.get() + n : nullptr;
+    some.exact = exact.data();
+    some.lows = lows.data();
+    some.n_rows = n;
+    some.k = k;
+    const int64_t n_uncertain = assign(functions, some, rechecks, n_threads);
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t row = rows[i], label = has_all ? labels[i] : members[labels[i]];
+        const int64_t own = job.labels[row];
+        if (has_all) {
+            job.lows[row] = all.dropped[row] ? 0 : lows[i];
+        } else {
+            // Those beyond the step, those of it but the nearest, and of the two that were compared
+            // last the one that lost.
+            float low = std::min(lowered(job.lows[row], drift.limits[step]), lows[i]);
+            const bool stays = all.exact[row] < exact[i] || (all.exact[row] == exact[i] && own <= label);
+            if (label != own) low = std::min(low, lowered(static_cast<float>(std::min<double>(
+                std::sqrt(std::max(exact[i], all.exact[row])), std::numeric_limits<float>::max())), 0));
+            job.lows[row] = low;
+            if (stays) continue;
+        }
+        job.labels[row] = static_cast<int32_t>(label);
+        all.exact[row] = exact[i];
+    }
+    return n_uncertain;
+}
+
+// Labels all rows.
+template <class T>
+CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, bool rechecks, int n_threads) {
+    // Fewer rows are compared with a step more: to pack its centroids would take longer.
+    constexpr size_t FEW_ROWS = 64;
+    AssignJob<T>& all = job.rows;
+    CarriedRows done;
+    if (job.drift.limits == nullptr) {
+        all.lows = job.lows;
+        done.n_uncertain = assign(functions, all, rechecks, n_threads);
+        done.n_compared = all.n_rows * all.k;
+        for (int64_t row = 0; row < all.n_rows; ++row) {
+            job.labels[row] = static_cast<int32_t>(all.labels[row]);
+            if (all.dropped[row]) job.lows[row] = 0;
+        }
+        return done;
+    }
+    for (int64_t row = 0; row < all.n_rows; ++row) all.labels[row] = job.labels[row];
+    for_each_part(all.n_rows, n_threads, [&](int64_t start, int64_t stop) { functions.know_block(all, start, stop); });
+    done.n_compared = all.n_rows;
+    std::vector<std::vector<int64_t>> by_step(job.drift.n_steps + 2);
+    for (int64_t row = 0; row < all.n_rows; ++row) {
+        const float low = all.dropped[row] ? 0 : job.lows[row];
+        by_step[steps_of(job.drift, low, all.exact[row], job.labels[row])].push_back(row);
+    }
+    for (const int64_t row : by_step[0]) {
+        job.lows[row] = lowered(job.lows[row], job.labels[row] == job.drift.farthest ? job.drift.next : job.drift.limits[0]);
+    }
+    for (int64_t step = 1; step <= job.drift.n_steps + 1; ++step) {
+        std::vector<int64_t>& rows = by_step[step];
+        if (rows.empty()) continue;
+        if (rows.size() < FEW_ROWS && step <= job.drift.n_steps) {
+            std::vector<int64_t>& next = by_step[step + 1];
+            next.insert(next.begin(), rows.begin(), rows.end());
+            continue;
+        }
+        const bool has_all = step > job.drift.n_steps;
+        const int64_t k = has_all ? all.k : job.drift.offsets[step] - job.drift.offsets[step - 1];
+        done.n_uncertain += compare_step(functions, job, rows, step, rechecks, n_threads);
+        done.n_compared += static_cast<int64_t>(rows.size()) * k;
+    }
+    for (int64_t row = 0; row < all.n_rows; ++row) {
+        all.labels[row] = job.labels[row];
+        all.sq_distances[row] = static_cast<T>(all.exact[row]);
+    }
+    return done;
+}
+
+}  // namespace
