@@ -75,10 +75,13 @@ class FitPlan:
         weights: Weights | None,
         n_processes: int = 1,
         earlier: Earlier | None = None,
+        *,
+        trains: bool = True,
     ) -> Self:
         """The plan of a fit on `device`; other parameters are those of `streamkm.runs.fit.fit`.
 
-        `n_processes` is of `plan_memory`; `earlier` is ``config.from_run``.
+        `n_processes` is of `plan_memory`; `earlier` is ``config.from_run``. It `trains`, or ends
+        with the first centroids.
 
         Raises
         ------
@@ -114,7 +117,7 @@ class FitPlan:
         seeding = plan_seeding(*shape, config.k, config.init, config.n_init, config.epochs)
         resident = plan_residency(
             source, reading, execution, memory, device_memory, n_processes=n_processes,
-            n_passes=_n_passes(config, seeding, is_new=earlier is None),
+            n_passes=_n_passes(config, seeding, is_new=earlier is None, trains=trains),
         )  # fmt: skip
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
         return cls(
@@ -162,9 +165,12 @@ class FitPlan:
         return self.reading.in_sequence()
 
 
-def _n_passes(config: ResolvedFitConfig, seeding: SeedingPlan, *, is_new: bool) -> int:
+def _n_passes(
+    config: ResolvedFitConfig, seeding: SeedingPlan, *, is_new: bool, trains: bool
+) -> int:
     """Passes over the array, at most, in a run that begins anew or goes on from another."""
-    n_passes = config.epochs + config.closes + config.is_bounded * (MOST_PASSES + 1)
+    sizing = config.is_bounded * (MOST_PASSES + 1)
+    n_passes = config.epochs + config.closes + sizing if trains else 0
     if is_new:
         n_passes += config.scale in ("zscore", "minmax")
         n_passes += (N_ROUNDS + 1) * bool(seeding.candidate_rows)
