@@ -15,7 +15,7 @@ from streamkm.devices import is_host, sharing
 from streamkm.kernels import resolve_kernel
 from streamkm.runs.planning.device_memory import plan_device_memory
 from streamkm.runs.planning.given_centroids import given_centroids
-from streamkm.runs.planning.memory import fit_bytes, plan_memory, working_bytes
+from streamkm.runs.planning.memory import fit_bytes, plan_memory, within_memory, working_bytes
 from streamkm.runs.planning.residency import plan_residency
 from streamkm.stream.plan import plan_reading
 from streamkm.stream.transfer import as_stored_tensor
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from streamkm.runs.planning.earlier import Earlier
     from streamkm.runs.planning.memory import MemoryPlan
     from streamkm.runs.planning.residency import ResidencyPlan
-    from streamkm.sources.base import Source
+    from streamkm.sources.base import ArraySpec, Source
     from streamkm.sources.weights import Weights
     from streamkm.stream.plan import ReadingPlan
 
@@ -92,27 +92,14 @@ class FitPlan:
         DeviceError
             If the kernel that was asked for does not run on `device`.
         """
-        spec, weighted = source.spec, weights is not None
+        spec = source.spec
         shuffles = ALGORITHMS[config.algorithm].shuffles
         reading = plan_reading(
             spec, batch_rows=config.batch_rows, seed=config.seed if shuffles else None
         )
-        on_host = is_host(device)
-        needed = fit_bytes(
-            spec, reading, config, on_host=on_host, weighted=weighted, probed=execution.probe
+        memory, device_memory = _memory(
+            spec, reading, config, execution, device, weights, n_processes
         )
-        needed += weights.resident_bytes if weights is not None else 0
-        memory = plan_memory(
-            spec, reading, execution, fixed_bytes=needed, weighted=weighted,
-            n_processes=n_processes,
-        )  # fmt: skip
-        device_memory = plan_device_memory(
-            spec, reading, execution, device,
-            fixed_bytes=working_bytes(
-                spec, reading, config, weighted=weighted, probed=execution.probe
-            ),
-            weighted=weighted, n_processes=sharing(device, n_processes), lower="k",
-        )  # fmt: skip
         shape = spec.n_rows, spec.n_features
         seeding = plan_seeding(*shape, config.k, config.init, config.n_init, config.epochs)
         resident = plan_residency(
@@ -163,6 +150,38 @@ class FitPlan:
     @cached_property
     def _in_sequence(self) -> ReadingPlan:
         return self.reading.in_sequence()
+
+
+def _memory(
+    spec: ArraySpec,
+    reading: ReadingPlan,
+    config: ResolvedFitConfig,
+    execution: ExecutionConfig,
+    device: torch.device,
+    weights: Weights | None,
+    n_processes: int,
+) -> tuple[MemoryPlan, DeviceMemoryPlan | None]:
+    """The plans of the host's memory and the device's."""
+    weighted, probed = weights is not None, execution.probe
+    resident = weights.resident_bytes if weights is not None else 0
+
+    def on_host(config: ResolvedFitConfig) -> MemoryPlan:
+        needed = fit_bytes(
+            spec, reading, config, on_host=is_host(device), weighted=weighted, probed=probed
+        )
+        return plan_memory(
+            spec, reading, execution, fixed_bytes=needed + resident, weighted=weighted,
+            n_processes=n_processes,
+        )  # fmt: skip
+
+    def on_device(config: ResolvedFitConfig) -> DeviceMemoryPlan | None:
+        needed = working_bytes(spec, reading, config, weighted=weighted, probed=probed)
+        return plan_device_memory(
+            spec, reading, execution, device, fixed_bytes=needed, weighted=weighted,
+            n_processes=sharing(device, n_processes), lower="k",
+        )  # fmt: skip
+
+    return within_memory(config, on_host), within_memory(config, on_device)
 
 
 def _n_passes(
