@@ -185,10 +185,11 @@ class FitConfig:
         "rows with NaN or infinity: error stops, drop leaves them out and counts them",
         default="error",
     )
-    closing_pass: bool = setting(
+    closing_pass: bool | None = setting(
         "end with a pass that makes each centroid the mean of its cluster; after "
         f"{_names(lambda entry: not entry.closes)} only if a cluster has no row",
-        default=True,
+        default=None,
+        shown="yes, but not with --from",
     )
     from_run: str | None = setting(
         "go on from the centroids and counts of a finished run, over new rows; its k, metric and "
@@ -311,8 +312,7 @@ class FitConfig:
                 "min_gain": self._entry.min_gain if self.min_gain is None else self.min_gain,
                 "rate": self.rate or next(iter(rates), None),
                 "branching": str(self.n_branches or "") or None,
-                # It would forget the rows of an earlier run.
-                "closing_pass": self.closing_pass and not self.from_run,
+                "closing_pass": self._may_close,
             }
         )
 
@@ -335,7 +335,12 @@ class FitConfig:
     @property
     def closes(self) -> bool:
         """Whether a closing pass follows in any case."""
-        return self.closing_pass and self._entry.closes and self.from_run is None
+        return self._may_close and self._entry.closes
+
+    @property
+    def _may_close(self) -> bool:
+        # It would forget the rows of an earlier run.
+        return self.closing_pass is not False and self.from_run is None
 
     @property
     def _entry(self) -> AlgorithmEntry:

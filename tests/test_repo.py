@@ -44,6 +44,7 @@ TESTED_IN = {
     "options": "test_cli.py",
     "wrong_options": "test_cli.py",
     "distributed/pending": "distributed/test_world.py",
+    "clustering/reservoir_plan": "clustering/test_reservoir.py",
     # The protocols: by the contracts of what implements them.
     "clustering/algorithm": "clustering/contract.py",
     "kernels/base": "kernels/contract.py",

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["BIN_BITS", "MOST_PASSES", "N_BINS", "OCTAVES_ABOVE", "priced_bytes", "sizing_bytes"]
+__all__ = [
+    "BIN_BITS",
+    "MOST_PASSES",
+    "N_BINS",
+    "OCTAVES_ABOVE",
+    "priced_bytes",
+    "size_state_bytes",
+    "sizing_bytes",
+]
 
 #: Passes before the last, at most. Where sizes settle, each lowers what is too much by a third.
 MOST_PASSES = 24
@@ -21,3 +29,8 @@ def priced_bytes(k: int, n_features: int, batch_rows: int, width: int) -> int:
 def sizing_bytes(k: int) -> int:
     """Bytes of the counts of all clusters: so far, of a batch, summed up, and in a checkpoint."""
     return k * (4 * 8 * N_BINS + 112)
+
+
+def size_state_bytes(k: int) -> int:
+    """Bytes of the state of the sizes, as a checkpoint has it."""
+    return k * (8 * N_BINS + 56) + 56

@@ -15,6 +15,7 @@ import torch
 
 from streamkm.clustering.branch_plan import listed
 from streamkm.clustering.branches import Branches
+from streamkm.clustering.reservoir_plan import reservoir_rows
 from streamkm.kernels import LEAST_GRADE, Reservoir, move_points_
 from streamkm.ranges import named
 
@@ -30,7 +31,6 @@ __all__ = [
     "STOP_REASONS",
     "KMeansState",
     "initial_state",
-    "reservoir_rows",
 ]
 
 RUNNING, BY_TOL, BY_NO_IMPROVEMENT, CONVERGED, BY_MIN_GAIN = range(5)
@@ -41,9 +41,6 @@ STOP_REASONS = {
     CONVERGED: "converged: no centroid moves any more, every row is with its nearest",
     BY_MIN_GAIN: "the last epoch lowered the inertia by no more than min-gain",
 }
-
-#: Size of the reservoir: one row for every 16 clusters, but at least 256 and at most one each.
-CLUSTERS_PER_RESERVOIR_ROW, MIN_RESERVOIR_ROWS = 16, 256
 
 
 @dataclass
@@ -261,8 +258,3 @@ def initial_state(
         n_reseeded=integer(),
         stop=integer(),
     )
-
-
-def reservoir_rows(k: int) -> int:
-    """Size of the reservoir for `k` clusters."""
-    return min(k, max(MIN_RESERVOIR_ROWS, k // CLUSTERS_PER_RESERVOIR_ROW))

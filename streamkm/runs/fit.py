@@ -166,10 +166,12 @@ def plan_fit(
     given_KD: np.ndarray | None = None,
     weights: Weights | None = None,
     world: World = ALONE,
+    *,
+    trains: bool = True,
 ) -> FitPlan:
     """The fit plan: all that `fit` decides before it reads a row.
 
-    Parameters and errors are those of `fit`.
+    Parameters and errors are those of `fit`; `trains` is of `FitPlan.make`.
     """
     spec = source.spec
     check_fit(spec, config, source.name)
@@ -185,7 +187,9 @@ def plan_fit(
     devices = ALGORITHMS[config.algorithm].devices
     device = resolve_device(execution.device, devices, f"algorithm {config.algorithm}")
     n_here = world.hosts.count(world.host)
-    return FitPlan.make(source, resolved, execution, device, given_KD, weights, n_here, earlier)
+    return FitPlan.make(
+        source, resolved, execution, device, given_KD, weights, n_here, earlier, trains=trains
+    )
 
 
 def run_record(plan: FitPlan, given_KD: np.ndarray | None = None) -> dict[str, Any]:
@@ -299,6 +303,6 @@ def seed(
 
     Parameters are those of `fit`.
     """
-    plan = plan_fit(source, config, execution, given_KD, weights)
+    plan = plan_fit(source, config, execution, given_KD, weights, trains=False)
     with Progress(quiet=quiet) as progress:
         return Attempt.of_seeding_alone(plan, progress).seed()

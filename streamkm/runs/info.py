@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["describe_run", "describe_source"]
 
 #: Settings of a run that are always shown; the others only if they differ from the default.
-ALWAYS_SHOWN = ("k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "seed")
+ALWAYS_SHOWN = ("k", "algorithm", "epochs", "batch_rows", "init", "metric", "scale", "seed", "rate")
 
 #: Files of a source that are listed, at most.
 PARTS_SHOWN = 12
@@ -86,7 +86,7 @@ def describe_run(path: Path) -> str:
     lines += [
         f"{name.replace('_', '-'):<12} {value}"
         for name, value in settings.items()
-        if name in ALWAYS_SHOWN or value != usual.get(name)
+        if (name in ALWAYS_SHOWN and value is not None) or value != usual.get(name)
     ]
     owner = run_owner(path)
     stands = "unfinished" if owner is None else "running"

@@ -12,7 +12,7 @@ from streamkm.clustering.reservoir import (
     reseed_,
     step_generator,
 )
-from streamkm.clustering.state import reservoir_rows
+from streamkm.clustering.reservoir_plan import reservoir_rows
 from tests.clustering.streams import CPU, batch_of, bits, state_from
 
 

@@ -41,6 +41,7 @@ def test_info_tells_how_far_a_run_has_come(x, tmp_path, capsys):
     assert f"sizes        {sizes[0]} least, 100 median, {sizes[1]} most, 0 clusters" in out
     assert "steps        10 in 1 epoch\nstopped      all epochs are done (1)" in out
     assert re.search("^batch-rows +20$", out, re.MULTILINE)
+    assert re.search("^rate +annealed$", out, re.MULTILINE)
     assert "n-init" not in out  # as by default
     (run / "model.safetensors").unlink()
     assert cli("info", run) == 0

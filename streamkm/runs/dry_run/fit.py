@@ -242,20 +242,31 @@ def _add_time(
     """
     config, n_rows, left = plan.config, plan.source.spec.n_rows, _left(stands, plan)
 
-    def passes_s(phase: str, n_passes: int) -> float:
-        alone_s = n_passes * n_rows / replace(probe, rows={phase: 1}).most_rows_per_s
-        return left[phase] * alone_s / n_working(plan, phase, n_processes)
+    later = probe.with_resident(plan.resident)
+    # The first pass finds no row in memory, not even in a run that is resumed.
+    firsts = ["scale"] * ("scale" in probe.arithmetic) + ["train"]
+    firsts += ["close"] * config.closes + ["sizes"] * config.is_bounded
+    first = next((phase for phase in firsts if left[phase] > 0), None)
 
-    parts = {"scale": passes_s("scale", 1)} if "scale" in probe.arithmetic else {}
+    def passes_s(phase: str, n_passes: int, like: str = "") -> float:
+        rows = {like or phase: 1}
+        n_later = left[phase] * n_passes
+        n_first = min(n_later, 1) if phase == first else 0
+        alone_s = n_first * n_rows / replace(probe, rows=rows).most_rows_per_s
+        return alone_s + (n_later - n_first) * n_rows / replace(later, rows=rows).most_rows_per_s
+
+    def shared_s(phase: str, n_passes: int) -> float:
+        return passes_s(phase, n_passes) / n_working(plan, phase, n_processes)
+
+    parts = {"scale": shared_s("scale", 1)} if "scale" in probe.arithmetic else {}
     parts["seeding"] = left["seed"] * seeding_s(plan, probe)
-    parts["training"] = passes_s("train", config.epochs)
+    parts["training"] = shared_s("train", config.epochs)
     if config.closes:
-        parts["closing"] = passes_s("close", 1)
+        parts["closing"] = shared_s("close", 1)
     if config.is_bounded:
         # Each row is compared with each cluster, as in other passes.
         like = "close" if "close" in probe.arithmetic else "train"
-        alone_s = n_rows / replace(probe, rows={like: 1}).most_rows_per_s
-        parts["sizes"] = left["sizes"] * (MOST_PASSES + 1) * alone_s
+        parts["sizes"] = passes_s("sizes", MOST_PASSES + 1, like)
     said = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in parts.items())
     most = "at most about" if config.epochs > 1 or config.is_bounded else "about"
     rates = (f"{name} {format_rate(alone.rows_per_s)}" for name, alone in probe.stages.items())

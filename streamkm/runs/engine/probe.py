@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streamkm.clustering.scaling import Scaling
     from streamkm.clustering.state import KMeansState
     from streamkm.runs.planning.fit_plan import FitPlan
+    from streamkm.runs.planning.residency import ResidencyPlan
     from streamkm.stream.plan import Window
     from streamkm.stream.prefetch import HostWindow
     from streamkm.stream.slots import HostSlots
@@ -118,6 +119,18 @@ class Probe:
         of = "what the probe measured for it alone" if alone else self._shared_by()
         rates = f"{_millions(rows_per_s)} of {_millions(ceiling)} million rows/s"
         return f"{rows_per_s / ceiling:.2f} of {of} ({rates})"
+
+    def with_resident(self, plan: ResidencyPlan | None) -> Probe:
+        """The same for a pass that finds rows in memory where `plan` keeps them."""
+        if plan is None:
+            return self
+        shares = {"reading": plan.read_share, "copying": plan.copied_share}
+        moving = {
+            name: Alone(alone.rows_per_s / shares[name], alone.core_s_per_row * shares[name])
+            for name, alone in self.moving.items()
+            if shares[name] > 0
+        }
+        return replace(self, moving=moving)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

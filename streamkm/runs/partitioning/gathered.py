@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -257,6 +258,8 @@ class GatheredBytes(Gathered):
         self._n_writers = _n_writers()
         self._pool = ThreadPoolExecutor(self._n_writers)
         self._writing: list[Future[None]] = []
+        # The file system lets one write at a time into a file: the others would wait spinning.
+        self._turn = Lock()
         self._records = np.empty((plan.gather_rows, plan.width), np.uint8)
         name = self._beside.name
         self._paths = [self._beside.with_name(f"{name}.{what}") for what in ("bucket", "place")]
@@ -292,10 +295,11 @@ class GatheredBytes(Gathered):
         memory = self._piece_memory()
         for _, at, share in found:
             for start, rows in self._pieces(share, at, memory):
-                if self.plan.is_direct:
-                    self._output.put(start, rows)
-                else:
-                    self._files[0].write(start * self.plan.width, rows.reshape(-1).data)
+                with self._turn:
+                    if self.plan.is_direct:
+                        self._output.put(start, rows)
+                    else:
+                        self._files[0].write(start * self.plan.width, rows.reshape(-1).data)
             if not self.plan.is_direct:
                 # A place that was never written holds 0.
                 places = (self._places[share] + 1).view(np.uint8)

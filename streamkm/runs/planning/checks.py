@@ -50,6 +50,14 @@ def _check_growing(config: FitConfig) -> None:
                 Option(name, value),
                 " out",
             )
+    if config.from_run is not None and config.closing_pass:
+        raise ConfigError(
+            Option("from_run"),
+            " goes on from the counts of an earlier run, and a closing pass would forget its rows: "
+            "leave ",
+            Option("closing_pass", value=True),
+            " out",
+        )
 
 
 def check_outside(source: Source, **outputs: Path | None) -> None:

@@ -47,6 +47,11 @@ class DeviceMemoryPlan:
         return N_DEVICE_SLOTS * self.window_bytes + self.fixed_bytes
 
     @property
+    def working_bytes(self) -> int:
+        """Bytes of the arithmetic, without libraries."""
+        return self.fixed_bytes - RUNTIME_BYTES
+
+    @property
     def free_bytes(self) -> int:
         """What the budget leaves."""
         return self.budget - self.total_bytes

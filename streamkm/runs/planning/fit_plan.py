@@ -15,7 +15,13 @@ from streamkm.devices import is_host, sharing
 from streamkm.kernels import resolve_kernel
 from streamkm.runs.planning.device_memory import plan_device_memory
 from streamkm.runs.planning.given_centroids import given_centroids
-from streamkm.runs.planning.memory import carried_bytes, fit_bytes, plan_memory, working_bytes
+from streamkm.runs.planning.memory import (
+    carried_bytes,
+    fit_bytes,
+    plan_memory,
+    within_memory,
+    working_bytes,
+)
 from streamkm.runs.planning.residency import plan_residency
 from streamkm.stream.plan import plan_reading
 from streamkm.stream.transfer import as_stored_tensor
@@ -80,10 +86,13 @@ class FitPlan:
         weights: Weights | None,
         n_processes: int = 1,
         earlier: Earlier | None = None,
+        *,
+        trains: bool = True,
     ) -> Self:
         """The plan of a fit on `device`; other parameters are those of `streamkm.runs.fit.fit`.
 
-        `n_processes` is of `plan_memory`; `earlier` is ``config.from_run``.
+        `n_processes` is of `plan_memory`; `earlier` is ``config.from_run``. It `trains`, or ends
+        with the first centroids.
 
         Raises
         ------
@@ -94,34 +103,25 @@ class FitPlan:
         DeviceError
             If the kernel that was asked for does not run on `device`.
         """
-        spec, weighted = source.spec, weights is not None
-        seed = config.seed if ALGORITHMS[config.algorithm].shuffles else None
-        reading = plan_reading(spec, batch_rows=config.batch_rows, seed=seed)
-        needed = fit_bytes(
-            spec, reading, config,
-            on_host=is_host(device), weighted=weighted, probed=execution.probe,
-        )  # fmt: skip
-        needed += weights.resident_bytes if weights is not None else 0
-        memory = plan_memory(
-            spec, reading, execution, fixed_bytes=needed, weighted=weighted,
-            n_processes=n_processes,
-        )  # fmt: skip
+        spec = source.spec
+        shuffles = ALGORITHMS[config.algorithm].shuffles
+        reading = plan_reading(
+            spec, batch_rows=config.batch_rows, seed=config.seed if shuffles else None
+        )
+        memory, device_memory = _memory(
+            spec, reading, config, execution, device, weights, n_processes
+        )
         # Before the run folder is taken, so that nothing is written there.
         kernel = resolve_kernel(execution.kernel, device)
         stored = as_stored_tensor(np.empty((0, 0), spec.storage), spec.dtype).dtype
-        dtype = compute_dtype(stored)
-        if kernel == "cpu" and stored == dtype and not weighted and _can_carry(config, spec):
+        dtype, is_plain = compute_dtype(stored), weights is None
+        if kernel == "cpu" and stored == dtype and is_plain and _can_carry(config, spec):
             memory = memory.carrying(carried_bytes(spec, reading, config.k))
-        working = working_bytes(spec, reading, config, weighted=weighted, probed=execution.probe)
-        device_memory = plan_device_memory(
-            spec, reading, execution, device, fixed_bytes=working, weighted=weighted,
-            n_processes=sharing(device, n_processes), lower="k",
-        )  # fmt: skip
         shape = spec.n_rows, spec.n_features
         seeding = plan_seeding(*shape, config.k, config.init, config.n_init, config.epochs)
         resident = plan_residency(
             source, reading, execution, memory, device_memory, n_processes=n_processes,
-            n_passes=_n_passes(config, seeding, is_new=earlier is None),
+            n_passes=_n_passes(config, seeding, is_new=earlier is None, trains=trains),
         )  # fmt: skip
         return cls(
             source=source,
@@ -184,9 +184,44 @@ def _can_carry(config: ResolvedFitConfig, spec: ArraySpec) -> bool:
     )
 
 
-def _n_passes(config: ResolvedFitConfig, seeding: SeedingPlan, *, is_new: bool) -> int:
+def _memory(
+    spec: ArraySpec,
+    reading: ReadingPlan,
+    config: ResolvedFitConfig,
+    execution: ExecutionConfig,
+    device: torch.device,
+    weights: Weights | None,
+    n_processes: int,
+) -> tuple[MemoryPlan, DeviceMemoryPlan | None]:
+    """The plans of the host's memory and the device's."""
+    weighted, probed = weights is not None, execution.probe
+    resident = weights.resident_bytes if weights is not None else 0
+
+    def on_host(config: ResolvedFitConfig) -> MemoryPlan:
+        needed = fit_bytes(
+            spec, reading, config, on_host=is_host(device), weighted=weighted, probed=probed
+        )
+        return plan_memory(
+            spec, reading, execution, fixed_bytes=needed + resident, weighted=weighted,
+            n_processes=n_processes,
+        )  # fmt: skip
+
+    def on_device(config: ResolvedFitConfig) -> DeviceMemoryPlan | None:
+        needed = working_bytes(spec, reading, config, weighted=weighted, probed=probed)
+        return plan_device_memory(
+            spec, reading, execution, device, fixed_bytes=needed, weighted=weighted,
+            n_processes=sharing(device, n_processes), lower="k",
+        )  # fmt: skip
+
+    return within_memory(config, on_host), within_memory(config, on_device)
+
+
+def _n_passes(
+    config: ResolvedFitConfig, seeding: SeedingPlan, *, is_new: bool, trains: bool
+) -> int:
     """Passes over the array, at most, in a run that begins anew or goes on from another."""
-    n_passes = config.epochs + config.closes + config.is_bounded * (MOST_PASSES + 1)
+    sizing = config.is_bounded * (MOST_PASSES + 1)
+    n_passes = config.epochs + config.closes + sizing if trains else 0
     if is_new:
         n_passes += config.scale in ("zscore", "minmax")
         n_passes += (N_ROUNDS + 1) * bool(seeding.candidate_rows)

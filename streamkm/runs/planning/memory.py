@@ -7,9 +7,10 @@ the seconds that importing it takes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED, branch_bytes
+from streamkm.clustering.branch_plan import LISTS_PER_SEARCHED, branch_bytes, listed
+from streamkm.clustering.reservoir_plan import reservoir_rows
 from streamkm.clustering.seeding.plan import (
     CANDIDATES_PER_CLUSTER,
     MAX_PROPOSED,
@@ -17,7 +18,8 @@ from streamkm.clustering.seeding.plan import (
     greedy_trials,
     plan_seeding,
 )
-from streamkm.clustering.size_plan import priced_bytes, sizing_bytes
+from streamkm.clustering.size_plan import priced_bytes, size_state_bytes, sizing_bytes
+from streamkm.config import INITS
 from streamkm.errors import MemoryBudgetError, Option
 from streamkm.machine import memory_limit, n_cores
 from streamkm.sources.weights import MAX_HEAVY
@@ -25,7 +27,7 @@ from streamkm.stream.slots import WEIGHT_BYTES, StreamMemory, slot_bytes
 from streamkm.text import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from streamkm.config import ExecutionConfig, ResolvedFitConfig
     from streamkm.machine import MemoryLimit
@@ -38,9 +40,12 @@ __all__ = [
     "MemoryPlan",
     "bytes_together",
     "carried_bytes",
+    "checkpoint_bytes",
     "fit_bytes",
+    "greatest_k",
     "plan_memory",
     "predict_bytes",
+    "within_memory",
     "working_bytes",
 ]
 
@@ -64,6 +69,10 @@ PANEL_LANES = 32
 CARRIED_BYTES = 8
 #: Centroids from which on a kernel may search them by groups.
 MIN_GROUPED = 2048
+#: Bytes of the single numbers of a checkpoint.
+CHECKPOINT_SCALARS = 1 << 10
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +243,10 @@ def fit_bytes(
     probed : bool
         Whether a probe trains a copy of the state.
     """
-    # Saving a checkpoint copies the centroids and the sums.
-    copies = 2 * config.k * spec.n_features * (_compute_width(spec) + 24)
-    total = RUNTIME_BYTES + reading.order_bytes + copies
+    # Of a GPU, one lies in page-locked memory while the next is saved.
+    total = (
+        RUNTIME_BYTES + reading.order_bytes + 2 * checkpoint_bytes(spec, config, weighted=weighted)
+    )
     if not on_host:
         return total
     working = working_bytes(spec, reading, config, weighted=weighted, probed=probed)
@@ -252,6 +262,51 @@ def carried_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
     width = _compute_width(spec)
     of_centroids = k * spec.n_features * 2 * width + 16 * k
     return CARRIED_BYTES * spec.n_rows + of_centroids + reading.batch_rows * (width * 2 + 64)
+
+
+def checkpoint_bytes(spec: ArraySpec, config: ResolvedFitConfig, *, weighted: bool) -> int:
+    """Bytes of the tensors of a checkpoint, at most, on the host."""
+    k, n_features, width = config.k, spec.n_features, _compute_width(spec)
+    # Centroids, sums, and the sums of a pass; the reservoir; what is known of each cluster.
+    total = k * n_features * (width + 24) + reservoir_rows(k) * (n_features * width + 24)
+    total += k * (32 + 40 * weighted) + CHECKPOINT_SCALARS + 64 * n_features
+    total += config.n_branches * (n_features * width + 8) + 8 * listed(k, config.n_branches)
+    return total + config.is_bounded * size_state_bytes(k)
+
+
+def greatest_k(k: int, fits: Callable[[int], bool]) -> int:
+    """The most clusters below `k` that fit, if any number that is less than one that fits does."""
+    most, too_many = 0, k
+    while most + 1 < too_many:
+        middle = (most + too_many) // 2
+        most, too_many = (middle, too_many) if fits(middle) else (most, middle)
+    return most
+
+
+def within_memory(config: ResolvedFitConfig, planned: Callable[[ResolvedFitConfig], T]) -> T:
+    """What is `planned` of `config`; an error names the most clusters for which it would be.
+
+    Raises
+    ------
+    MemoryBudgetError
+        If `planned` raises it.
+    """
+
+    def fits(k: int) -> bool:
+        try:
+            planned(replace(config, k=k))
+        except MemoryBudgetError:
+            return False
+        return True
+
+    try:
+        return planned(config)
+    except MemoryBudgetError as error:
+        # Centroids that are there already are as many as they are.
+        is_open = config.from_run is None and config.init in INITS
+        if is_open and (most := greatest_k(config.k, fits)):
+            error.args += ("; the most clusters that fit are ", Option("k", most))
+        raise
 
 
 def working_bytes(

@@ -38,6 +38,16 @@ class ResidencyPlan:
     host: Homes
     row_bytes: int
 
+    @property
+    def read_share(self) -> float:
+        """The share of the rows that each pass but the first reads again."""
+        return 1 - (self.device.kept_rows + self.host.kept_rows) / self.host.n_rows
+
+    @property
+    def copied_share(self) -> float:
+        """The share of the rows that each pass but the first brings to the device."""
+        return 1 - self.device.kept_rows / self.host.n_rows
+
     def __str__(self) -> str:
         n_rows = self.host.n_rows
         places = [("on the device", self.device), ("in host memory", self.host)]

@@ -7,9 +7,11 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from streamkm.devices import sharing
 from streamkm.distributed.world import ALONE
 from streamkm.errors import MemoryBudgetError
 from streamkm.runs.fit import plan_fit
+from streamkm.runs.planning.device_memory import plan_device_memory
 from streamkm.runs.planning.memory import bytes_together, plan_memory
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.remembered import BESIDE_BLOCK
@@ -119,10 +121,18 @@ def plan_sweep(
 
     def memory(members: Sequence[Variant]) -> MemoryPlan:
         plan = plans[members[0]]
+        n_here = world.hosts.count(world.host)
+        on_device = [plans[each].device_memory for each in members]
+        working = [each.working_bytes for each in on_device if each is not None]
+        # It refuses fits that one card does not hold.
+        plan_device_memory(
+            source.spec, plan.reading, execution, plan.device, fixed_bytes=sum(working),
+            weighted=weights is not None, n_processes=sharing(plan.device, n_here),
+        )  # fmt: skip
         fixed = bytes_together([plans[each].memory.fixed_bytes for each in members], resident)
         return plan_memory(
             source.spec, plan.reading, execution, fixed_bytes=fixed, weighted=weights is not None,
-            n_processes=world.hosts.count(world.host),
+            n_processes=n_here,
         )  # fmt: skip
 
     largest_first = sorted(variants, key=lambda each: (-each.k, each.space, each.seed))

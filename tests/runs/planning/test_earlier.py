@@ -195,6 +195,7 @@ def test_a_run_resumes_with_the_same_earlier_run_alone(run: Path, x: Path, tmp_p
         (("--rate", "annealed"), "leave --rate annealed out"),
         (("--algorithm", "lloyd"), "leave --algorithm lloyd out"),
         (("--n-init", 2), "leave --n-init 2 out"),
+        (("--closing-pass",), "would forget its rows: leave --closing-pass out"),
         (("--half-life", 0), "--half-life must be a whole number of at least 1, not 0"),
         (("--from", "nothing"), "nothing does not exist"),
     ],

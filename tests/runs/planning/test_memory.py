@@ -5,22 +5,40 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamkm.clustering.scaling import RunningMoments, Scaling
+from streamkm.clustering.sizing import initial_sizes
+from streamkm.clustering.state import initial_state
 from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import ConfigError, MemoryBudgetError
 from streamkm.machine import MemoryLimit
+from streamkm.runs.engine.snapshot import Cursor, Snapshot
+from streamkm.runs.fit import plan_fit
 from streamkm.runs.planning import memory
 from streamkm.runs.planning.checks import check_fit
-from streamkm.runs.planning.memory import carried_bytes, fit_bytes, plan_memory, predict_bytes
+from streamkm.runs.planning.memory import (
+    carried_bytes,
+    checkpoint_bytes,
+    fit_bytes,
+    greatest_k,
+    plan_memory,
+    predict_bytes,
+)
 from streamkm.sources.base import ArraySpec
 from streamkm.stream.plan import plan_reading
 from streamkm.text import parse_bytes
 from tests.runs.helpers import Job, clusters
+from tests.stream.helpers import FakeSource
+
+if TYPE_CHECKING:
+    from streamkm.runs.planning.fit_plan import FitPlan
 
 specs = st.builds(
     ArraySpec,
@@ -252,3 +270,49 @@ def test_bounds_of_rows_are_kept_where_they_fit():
     short = replace(memory, budget=memory.total_bytes + n_bytes - 1).carrying(n_bytes)
     assert short.total_bytes == memory.total_bytes
     assert "bounds of rows" not in str(short)
+
+
+# Breaks when a K that is too large is refused without a word on which K is not.
+@pytest.mark.parametrize(
+    "settings", [{}, {"algorithm": "tree"}, {"init": "k-means||", "max_size": "2x"}], ids=str
+)
+def test_the_most_clusters_that_fit_are_told(settings: dict[str, Any]) -> None:
+    source, execution = FakeSource(10**7, n_features=256), ExecutionConfig(max_host_memory=1 << 30)
+
+    def plan(k: int) -> FitPlan:
+        return plan_fit(source, FitConfig(k=k, **settings), execution)
+
+    with pytest.raises(MemoryBudgetError) as caught:
+        plan(10**6)
+    found = re.search(r"; the most clusters that fit are --k (\d+)$", caught.value.for_command_line)
+    assert found
+    most = int(found[1])
+    assert most > 1000
+    plan(most)
+    with pytest.raises(MemoryBudgetError):
+        plan(most + most // 8)
+
+
+def test_the_most_clusters_are_found() -> None:
+    for most in range(10):
+        assert greatest_k(10, lambda k, most=most: k <= most) == most  # type: ignore[misc]
+
+
+# Breaks when a checkpoint of a GPU takes more of the host than was planned.
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "tree"}, {"max_size": "2x"}], ids=str)
+@pytest.mark.parametrize(("k", "n_features"), [(5, 3), (9000, 2)])
+def test_no_checkpoint_is_larger_than_was_planned(k, n_features, settings, weighted) -> None:
+    source = FakeSource(10**6, n_features=n_features)
+    plan = plan_fit(source, FitConfig(k=k, **settings), ExecutionConfig())
+    config, here = plan.config, torch.device("cpu")
+    moments = RunningMoments.empty(n_features, here)
+    state = initial_state(
+        torch.zeros(k, n_features), 0.0, weighted=weighted, n_branches=config.n_branches
+    )
+    sizes = initial_sizes(k, torch.ones(()), here) if config.is_bounded else None
+    scaling = Scaling.fit("zscore", "euclidean", moments, torch.float32)
+    now = Snapshot(Cursor("train"), moments, scaling=scaling, state=state, sizes=sizes)
+    n_bytes = sum(each.nbytes for each in now.tensors().values())
+    planned = checkpoint_bytes(source.spec, config, weighted=weighted)
+    assert n_bytes <= planned <= 1.2 * n_bytes + 4096

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 import zarr
 
-from streamkm.config import ExecutionConfig
+from streamkm.config import ExecutionConfig, FitConfig
 from streamkm.errors import Interrupted
 from streamkm.machine import available_memory
+from streamkm.runs.fit import plan_fit
 from streamkm.runs.planning import residency
 from streamkm.runs.planning.device_memory import DeviceMemoryPlan
 from streamkm.runs.planning.memory import MemoryPlan, plan_memory
@@ -112,3 +114,13 @@ def test_what_stays_does_not_change_the_result(
     assert read[2] < read[1] < read[0]
     # Two attempts: each reads what stays once, and a sample.
     assert read[2] <= 4 * spec.n_rows
+
+
+# Breaks when seeds are looked for with memory that is kept for passes that never come.
+def test_seeding_alone_keeps_rows_for_its_own_passes(tmp_path):
+    np.save(tmp_path / "x.npy", clusters(300, 3))
+    with closing(open_source(tmp_path / "x.npy")) as source:
+        for init, keeps in (("auto", False), ("k-means||", True)):
+            config = FitConfig(k=3, init=init, epochs=5)
+            plans = [plan_fit(source, config, ExecutionConfig(), trains=t) for t in (True, False)]
+            assert [plan.resident is not None for plan in plans] == [True, keeps]

@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 import zarr
 
-from streamkm.runs.sweeping.planning import OTHER_FILES, kept_bytes
+from streamkm.config import ExecutionConfig, FitConfig
+from streamkm.runs.fit import plan_fit
+from streamkm.runs.planning import device_memory
+from streamkm.runs.sweeping.planning import OTHER_FILES, kept_bytes, plan_sweep
+from streamkm.runs.sweeping.variants import Space, Variant
 from streamkm.sources import open_source
 from streamkm.sources.base import RowRange
 from streamkm.sources.remembered import RememberedRows
 from tests.runs.helpers import clusters
+from tests.stream.helpers import FakeSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,3 +66,18 @@ def test_fits_hold_no_more_files_than_they_may(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "the open files of a process do not hold all of them at once: 5 groups" in ended.stderr
     assert len(list((tmp_path / "sweep").glob("k-*/model.safetensors"))) == 100
+
+
+# Breaks when fits share a read whose memory one card does not hold together.
+def test_a_card_holds_the_fits_that_share_a_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    source: Any = FakeSource(10**6, n_features=8, block_rows=1 << 14)
+    variants = [Variant(Space(0, "none", "euclidean"), k, 0, f"k-{k}") for k in (4, 5, 6, 7)]
+    monkeypatch.setattr(device_memory, "memory_of", lambda device: (1 << 33, 1 << 33))
+    groups = plan_sweep(source, FitConfig(k=1), variants, ExecutionConfig()).groups
+    assert [len(group.variants) for group in groups] == [4]
+    plan = plan_fit(source, FitConfig(k=7), ExecutionConfig()).device_memory
+    assert plan is not None
+    room = plan.total_bytes + 1.5 * plan.working_bytes
+    monkeypatch.setattr(device_memory, "memory_of", lambda device: (int(room * 16 / 15), 1 << 33))
+    groups = plan_sweep(source, FitConfig(k=1), variants, ExecutionConfig()).groups
+    assert [len(group.variants) for group in groups] == [2, 2]
