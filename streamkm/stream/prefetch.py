@@ -24,6 +24,7 @@ import numpy as np
 from streamkm.devices import is_host
 from streamkm.errors import ReadError, StreamkmError
 from streamkm.ranges import named
+from streamkm.sources.base import ReadsTogether
 from streamkm.sources.kept import KeptRows, held_rows
 from streamkm.stream.slots import WEIGHT_BYTES, weights_offset
 
@@ -131,6 +132,7 @@ class _Readers:
         self._source = source
         self._resident, self._uses_in_place = resident, is_host(slots.device)
         self._keeps = isinstance(source, KeptRows) or resident is not None
+        self._together = source.read_together if isinstance(source, ReadsTogether) else None
         self._n_threads = max(slots.memory.n_readers, 1)
         self._weights = weights
         self._windows = windows
@@ -149,13 +151,10 @@ class _Readers:
     def work(self) -> None:
         """Body of a reader thread."""
         try:
-            while (task := self._next_task()) is not None:
-                host_window, run = task
+            done = None
+            while (task := self._next_task(done)) is not None:
+                done, run = task
                 run()
-                with self._changed:
-                    host_window.unfinished -= 1
-                    if host_window.unfinished == 0:
-                        self._changed.notify_all()
         # `results` raises it in the consumer: here nobody would see it.
         except BaseException as error:  # noqa: BLE001
             with self._changed:
@@ -201,8 +200,13 @@ class _Readers:
             return self._opened[0].unfinished == 0
         return self._exhausted
 
-    def _next_task(self) -> tuple[HostWindow, Callable[[], None]] | None:
+    def _next_task(self, done: HostWindow | None) -> tuple[HostWindow, Callable[[], None]] | None:
+        """The next task of a thread that has done one of the window `done`; None at the end."""
         with self._times.waiting("reading"), self._changed:
+            if done is not None:
+                done.unfinished -= 1
+                if done.unfinished == 0:
+                    self._changed.notify_all()
             while not (self._stopping or self._error):
                 if self._tasks:
                     return self._tasks.popleft()
@@ -296,9 +300,8 @@ class _Readers:
         self, host_window: HostWindow, parts: list[tuple[RowRange, slice, bool]]
     ) -> Callable[[], None]:
         def run() -> None:
-            with named("read"), self._times.working("reading"):
-                n_bytes = self._read(host_window, parts)
-            self._times.add("reading", n_bytes=n_bytes)
+            with named("read"), self._times.working("reading") as span:
+                span.n_bytes = self._read(host_window, parts)
 
         return run
 
@@ -307,29 +310,38 @@ class _Readers:
 
         It ends early where nobody waits for them any more.
         """
-        rows_ND, weights_N = host_window.rows_ND, host_window.weights_N
-        if isinstance(self._source, KeptRows) and weights_N is None:
-            out = rows_ND[parts[0][1].start : parts[-1][1].stop]
-            if self._source.take([rows for rows, _, _ in parts], out):
-                return out.nbytes
-        read, n_bytes = self._source.read, 0
-        for rows, part, is_there in parts:
-            if self._stopping or self._error is not None:
-                break
-            try:
-                if not is_there:
-                    out = rows_ND[part]
-                    read(rows, out)
+        weights_N, (rows, _, _) = host_window.weights_N, parts[0]
+        try:
+            n_bytes = self._read_together(host_window, parts)
+            if n_bytes and weights_N is None:
+                return n_bytes
+            have_come = n_bytes > 0
+            for rows, part, is_there in parts:
+                if self._stopping or self._error is not None:
+                    break
+                if not (is_there or have_come):
+                    out = host_window.rows_ND[part]
+                    self._source.read(rows, out)
                     n_bytes += out.nbytes
                 if self._weights is not None and weights_N is not None:
                     self._weights.read(rows, weights_N[part])
-            except StreamkmError:
-                raise
-            except Exception as error:
-                raise ReadError(
-                    f"{self._source.name}: {rows} cannot be read: {type(error).__name__}: {error}"
-                ) from error
+        except StreamkmError:
+            raise
+        except Exception as error:
+            raise ReadError(
+                f"{self._source.name}: {rows} cannot be read: {type(error).__name__}: {error}"
+            ) from error
         return n_bytes
+
+    def _read_together(
+        self, host_window: HostWindow, parts: list[tuple[RowRange, slice, bool]]
+    ) -> int:
+        """Read all rows of `parts` by one call, if the source can; returns their bytes, or 0."""
+        # Parts that are there leave gaps in the slot.
+        if self._together is None or host_window.is_shared or host_window.on_device:
+            return 0
+        out = host_window.rows_ND[parts[0][1].start : parts[-1][1].stop]
+        return out.nbytes if self._together([rows for rows, _, _ in parts], out) else 0
 
     def _releaser(self, buffer: np.ndarray) -> Callable[[], None]:
         def release() -> None:
