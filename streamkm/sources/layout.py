@@ -133,10 +133,10 @@ def check_reads(
     name: str, spec: ArraySpec, reads: Sequence[RowRange], out: np.ndarray, *, closed: bool
 ) -> None:
     """As `check_read`, for `reads` that come one after the other in `out`."""
-    last = max(reads, key=lambda rows: rows.stop)
-    if closed or last.stop > spec.n_rows:
+    if closed or max([rows.stop for rows in reads]) > spec.n_rows:
+        last = max(reads, key=lambda rows: rows.stop)
         check_read(name, spec, last, out, closed=closed)
-    _check_memory(name, spec, sum(rows.stop - rows.start for rows in reads), out)
+    _check_memory(name, spec, sum([rows.stop - rows.start for rows in reads]), out)
 
 
 def _check_memory(name: str, spec: ArraySpec, n_rows: int, out: np.ndarray) -> None:

@@ -42,7 +42,7 @@ __all__ = ["HostWindow", "prefetch"]
 
 #: Bytes of the blocks that a thread takes from the queue at once, about: to take a task and to
 #: account for it costs as much as to copy 200 KiB.
-TASK_BYTES = 4 << 20
+TASK_BYTES = 8 << 20
 
 
 @dataclass
@@ -227,11 +227,11 @@ class _Readers:
             return False
         self._next = None
         buffer = self._free.popleft()
-        spec = self._source.spec
-        n_bytes = window.n_rows * spec.row_bytes
+        spec, n_rows = self._source.spec, window.n_rows
+        n_bytes = n_rows * spec.row_bytes
         rows_ND = in_place = self._in_place(window)
         if rows_ND is None:
-            rows_ND = buffer[:n_bytes].view(spec.storage).reshape(window.n_rows, spec.n_features)
+            rows_ND = buffer[:n_bytes].view(spec.storage).reshape(n_rows, spec.n_features)
         host_window = HostWindow(window, rows_ND, release=self._releaser(buffer))
         host_window.is_shared = in_place is not None
         if self._resident is not None:
@@ -239,7 +239,7 @@ class _Readers:
             host_window.on_device = there if any(there) else ()
         if self._weights is not None:
             start = weights_offset(n_bytes)
-            weights = buffer[start : start + window.n_rows * WEIGHT_BYTES].view(np.float64)
+            weights = buffer[start : start + n_rows * WEIGHT_BYTES].view(np.float64)
             host_window.weights_N = weights
         self._tasks.append((host_window, self._orderer(host_window)))
         tasks = self._reading_tasks(host_window)
@@ -272,9 +272,10 @@ class _Readers:
         reads, parts, offset = host_window.window.reads, [], 0
         are_there = host_window.on_device or (host_window.is_shared,) * len(reads)
         for rows, is_there in zip(reads, are_there, strict=True):
+            end = offset + rows.stop - rows.start
             if not is_there or self._weights is not None:
-                parts.append((rows, slice(offset, offset + len(rows)), is_there))
-            offset += len(rows)
+                parts.append((rows, slice(offset, end), is_there))
+            offset = end
         step = self._blocks_at_once(len(parts))
         return [
             self._reader(host_window, parts[first : first + step])
