@@ -161,6 +161,10 @@ def test_short_reads_go_on(tmp_path: Path, monkeypatch) -> None:
     whole = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, *at: whole(fd, [views[0][:7]], *at))
     assert same_bytes(read(source, 3, 90), array[3:90])
+    out = np.empty_like(array[:30])
+    assert isinstance(source, ReadsTogether)
+    assert source.read_together([RowRange(50, 60), RowRange(0, 20)], out)
+    assert same_bytes(out, np.concatenate([array[50:60], array[:20]]))
     source.close()
 
 

@@ -91,6 +91,29 @@ def test_the_order_of_use_comes_with_the_window():
             host.release()
 
 
+class Together(FakeSource):
+    """A source that reads several ranges at once, if it `can`."""
+
+    can = True
+
+    def read_together(self, reads, out):
+        if self.can:
+            out[...] = np.concatenate([np.arange(r.start, r.stop) for r in reads])[:, None]
+            self.reads.append(tuple(reads))
+        return self.can
+
+
+# Breaks when blocks that come by one call are read again, or come to the place of others.
+@pytest.mark.parametrize("can", [True, False])
+def test_blocks_of_a_task_are_asked_for_together(can):
+    source = Together(205)
+    source.can = can
+    plan = plan_of(source, window_blocks=8)
+    assert consume(source, plan, 2, 1) == in_order_of_reading(plan)
+    n_calls = [len(window.reads) for window in plan.windows(0)]
+    assert len(source.reads) == (7 if can else sum(n_calls))
+
+
 # ---- memory -----------------------------------------------------------------
 
 
