@@ -118,6 +118,11 @@ class Places:
                 found.append((part, place))
         return found
 
+    def room(self, rows: RowRange) -> int | None:
+        """Where `rows` have their homes in one piece, if they are whole blocks; else None."""
+        is_whole = rows.stop % self.block_rows == 0 or rows.stop == self._n_rows
+        return self._home(rows) if is_whole and rows.start % self.block_rows == 0 else None
+
     def _home(self, rows: RowRange) -> int | None:
         """Where the home of `rows` begins; None unless all of them have one, in one piece."""
         unit_rows = self._unit_rows
@@ -195,6 +200,15 @@ class KeptRows(Described):
         place = self._places.find(rows)
         return None if place is None else self._kept_ND[place : place + len(rows)]
 
+    def room(self, rows: RowRange) -> np.ndarray | None:
+        """Where `rows`, which are whole blocks, will stay one after the other; else None.
+
+        To be given to `read` for `out`, so that they come there without a copy. Nobody else may
+        read the same rows meanwhile.
+        """
+        place = self._places.room(rows)
+        return None if place is None else self._kept_ND[place : place + len(rows)]
+
     def read_together(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
         """Fill `out` with `reads`, if all are here or the source can; see `ReadsTogether`."""
         check_reads(self.name, self.spec, reads, out, closed=self._closed)
@@ -249,7 +263,9 @@ class KeptRows(Described):
             # Parts of blocks, such as a sample reads, are read once.
             if self._places.is_block(part):
                 within = read[part.start - rows.start : part.stop - rows.start]
-                np.copyto(self._kept_ND[place : place + len(part)], within)
+                home = self._kept_ND[place : place + len(part)]
+                if not np.may_share_memory(home, within):  # else it was read into its `room`
+                    np.copyto(home, within)
                 self._places.note(part)
 
     def _keep_none(self) -> None:

@@ -59,7 +59,8 @@ class HostWindow:
     release: Callable[[], None] = field(default=lambda: None)
     """Give the slot back to the readers; `rows_ND` must not be used afterwards."""
     is_shared: bool = False
-    """Whether `rows_ND` are memory of the source, in place of the slot's: not to be changed."""
+    """Whether `rows_ND` are memory of the source, in place of the slot's: to be read into, if they
+    are not there yet, and not to be changed."""
     on_device: tuple[bool, ...] = ()
     """Of each read of the window, whether its rows lie on the device and were not read; empty if
     all were."""
@@ -231,9 +232,12 @@ class _Readers:
         n_bytes = n_rows * spec.row_bytes
         rows_ND = in_place = self._in_place(window)
         if rows_ND is None:
+            rows_ND = self._room(window)
+        is_shared = rows_ND is not None
+        if rows_ND is None:
             rows_ND = buffer[:n_bytes].view(spec.storage).reshape(n_rows, spec.n_features)
         host_window = HostWindow(window, rows_ND, release=self._releaser(buffer))
-        host_window.is_shared = in_place is not None
+        host_window.is_shared = is_shared
         if self._resident is not None:
             there = tuple(map(self._resident.has, window.reads))
             host_window.on_device = there if any(there) else ()
@@ -242,7 +246,7 @@ class _Readers:
             weights = buffer[start : start + n_rows * WEIGHT_BYTES].view(np.float64)
             host_window.weights_N = weights
         self._tasks.append((host_window, self._orderer(host_window)))
-        tasks = self._reading_tasks(host_window)
+        tasks = self._reading_tasks(host_window, are_there=in_place is not None)
         self._tasks += ((host_window, task) for task in tasks)
         host_window.unfinished = len(tasks) + 1
         self._opened.append(host_window)
@@ -267,11 +271,24 @@ class _Readers:
         one_read = window.one_read if self._uses_in_place else None
         return None if one_read is None else held_rows(self._source, one_read)
 
-    def _reading_tasks(self, host_window: HostWindow) -> list[Callable[[], None]]:
-        """What is to be read of a window, in parts for the threads."""
+    def _room(self, window: Window) -> np.ndarray | None:
+        """Where the rows of `window` will stay and can be read at once; else None.
+
+        In the first pass alone: later ones may have the same rows in two windows at once, and one
+        must not be filled again while the other is in use.
+        """
+        is_first = self._uses_in_place and window.epoch == self._first_epoch
+        if not (is_first and isinstance(self._source, KeptRows)):
+            return None
+        return None if window.one_read is None else self._source.room(window.one_read)
+
+    def _reading_tasks(
+        self, host_window: HostWindow, *, are_there: bool
+    ) -> list[Callable[[], None]]:
+        """What is to be read of a window, in parts for the threads; `are_there` of the rows."""
         reads, parts, offset = host_window.window.reads, [], 0
-        are_there = host_window.on_device or (host_window.is_shared,) * len(reads)
-        for rows, is_there in zip(reads, are_there, strict=True):
+        of_each = host_window.on_device or (are_there,) * len(reads)
+        for rows, is_there in zip(reads, of_each, strict=True):
             end = offset + rows.stop - rows.start
             if not is_there or self._weights is not None:
                 parts.append((rows, slice(offset, end), is_there))
@@ -338,8 +355,8 @@ class _Readers:
         self, host_window: HostWindow, parts: list[tuple[RowRange, slice, bool]]
     ) -> int:
         """Read all rows of `parts` by one call, if the source can; returns their bytes, or 0."""
-        # Parts that are there leave gaps in the slot.
-        if self._together is None or host_window.is_shared or host_window.on_device:
+        # Parts that are on the device leave gaps in the slot.
+        if self._together is None or parts[0][2] or host_window.on_device:
             return 0
         out = host_window.rows_ND[parts[0][1].start : parts[-1][1].stop]
         return out.nbytes if self._together([rows for rows, _, _ in parts], out) else 0
