@@ -356,7 +356,7 @@ class _Readers:
     ) -> int:
         """Read all rows of `parts` by one call, if the source can; returns their bytes, or 0."""
         # Parts that are on the device leave gaps in the slot.
-        if self._together is None or parts[0][2] or host_window.on_device:
+        if self._together is None or len(parts) == 1 or parts[0][2] or host_window.on_device:
             return 0
         out = host_window.rows_ND[parts[0][1].start : parts[-1][1].stop]
         return out.nbytes if self._together([rows for rows, _, _ in parts], out) else 0
