@@ -28,6 +28,7 @@ __all__ = [
     "ArraySpec",
     "Described",
     "Grid",
+    "ReadsTogether",
     "RowRange",
     "Source",
     "check_dtype",
@@ -230,6 +231,22 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release files. A later read is an error, a later close is not."""
+
+
+@runtime_checkable
+class ReadsTogether(Protocol):
+    """A source that reads several ranges of rows at less cost than one by one."""
+
+    def read_together(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
+        """Fill `out` with `reads`, one after the other, as `Source.read` does with each of them.
+
+        At most a few blocks: a read is not broken off in the middle of a call.
+
+        Returns
+        -------
+        bool
+            False, with any numbers in `out`, if they must be read one by one.
+        """
 
 
 class Described:

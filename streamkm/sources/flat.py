@@ -9,11 +9,12 @@ import numpy as np
 
 from streamkm.errors import SourceError
 from streamkm.sources.base import DTYPES, ArraySpec, Described, RowRange, check_dtype, check_shape
-from streamkm.sources.layout import check_read, rows_for_bytes
+from streamkm.sources.layout import check_read, check_reads, rows_for_bytes
 from streamkm.sources.pagecache import BUFFER_BYTES
-from streamkm.sources.rowfile import row_file
+from streamkm.sources.rowfile import RowFile, row_file
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from streamkm.sources.base import Grid
@@ -109,6 +110,17 @@ class FlatSource(Described):
         self._file.read_into(out, self._offset + rows.start * self._spec.row_bytes, rows)
         if self._swapped:
             out.byteswap(inplace=True)
+
+    def read_together(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
+        """Fill `out` with `reads`, if the file is on this machine; see `ReadsTogether`."""
+        if not isinstance(self._file, RowFile):
+            return False
+        check_reads(self.name, self._spec, reads, out, closed=self._file.closed)
+        first, row_bytes = self._offset, self._spec.row_bytes
+        self._file.read_each(out, [(first + rows.start * row_bytes, rows) for rows in reads])
+        if self._swapped:
+            out.byteswap(inplace=True)
+        return True
 
     def fingerprint(self) -> str:
         """Hex digest of the layout and the file's size and modification time."""

@@ -13,17 +13,18 @@ import logging
 import threading
 from array import array
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamkm.sources.base import Described, RowRange
-from streamkm.sources.layout import check_read
+from streamkm.sources.base import Described, ReadsTogether, RowRange
+from streamkm.sources.layout import check_read, check_reads
 from streamkm.sources.memory import MemorySource
 from streamkm.sources.within import would_take
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from streamkm.sources.base import ArraySpec, Source
@@ -117,6 +118,11 @@ class Places:
                 found.append((part, place))
         return found
 
+    def room(self, rows: RowRange) -> int | None:
+        """Where `rows` have their homes in one piece, if they are whole blocks; else None."""
+        is_whole = rows.stop % self.block_rows == 0 or rows.stop == self._n_rows
+        return self._home(rows) if is_whole and rows.start % self.block_rows == 0 else None
+
     def _home(self, rows: RowRange) -> int | None:
         """Where the home of `rows` begins; None unless all of them have one, in one piece."""
         unit_rows = self._unit_rows
@@ -153,6 +159,7 @@ class KeptRows(Described):
     def __init__(self, source: Source, homes: Homes) -> None:
         self._source, spec = source, source.spec
         self._places = Places(homes, spec.block_rows)
+        self._together = source.read_together if isinstance(source, ReadsTogether) else None
         self._lock = threading.Lock()
         self._fingerprint: str | None = None
         self._closed = False
@@ -193,7 +200,40 @@ class KeptRows(Described):
         place = self._places.find(rows)
         return None if place is None else self._kept_ND[place : place + len(rows)]
 
-    def take(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
+    def room(self, rows: RowRange) -> np.ndarray | None:
+        """Where `rows`, which are whole blocks, will stay one after the other; else None.
+
+        To be given to `read` for `out`, so that they come there without a copy. Nobody else may
+        read the same rows meanwhile.
+        """
+        place = self._places.room(rows)
+        return None if place is None else self._kept_ND[place : place + len(rows)]
+
+    def read_together(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
+        """Fill `out` with `reads`, if all are here or the source can; see `ReadsTogether`."""
+        check_reads(self.name, self.spec, reads, out, closed=self._closed)
+        if self._take(reads, out):
+            return True
+        if self._together is None:
+            return False
+        at = 0
+        for is_here, run in groupby(reads, lambda rows: self._places.find(rows) is not None):
+            some = list(run)
+            end = at + sum(map(len, some))
+            if is_here:
+                for rows, part in _parts(some, out[at:end]):
+                    self.read(rows, part)
+            elif self._together(some, out[at:end]):
+                with self._lock:
+                    self.bytes_read += out[at:end].nbytes
+                for rows, part in _parts(some, out[at:end]):
+                    self._keep(rows, part)
+            else:
+                return False
+            at = end
+        return True
+
+    def _take(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
         """Fill `out` with `reads`, one after the other, if they are whole blocks that are all here.
 
         One native call, which holds no lock: of blocks of 64 KiB, `read` takes longer to find one
@@ -223,7 +263,9 @@ class KeptRows(Described):
             # Parts of blocks, such as a sample reads, are read once.
             if self._places.is_block(part):
                 within = read[part.start - rows.start : part.stop - rows.start]
-                np.copyto(self._kept_ND[place : place + len(part)], within)
+                home = self._kept_ND[place : place + len(part)]
+                if not np.may_share_memory(home, within):  # else it was read into its `room`
+                    np.copyto(home, within)
                 self._places.note(part)
 
     def _keep_none(self) -> None:
@@ -249,6 +291,14 @@ class KeptRows(Described):
         """Free the rows."""
         self._closed = True
         self._keep_none()
+
+
+def _parts(reads: list[RowRange], out: np.ndarray) -> Iterator[tuple[RowRange, np.ndarray]]:
+    """Each of `reads` with its place in `out`, where they come one after the other."""
+    at = 0
+    for rows in reads:
+        yield rows, out[at : at + len(rows)]
+        at += len(rows)
 
 
 def held_rows(source: Source, rows: RowRange) -> np.ndarray | None:

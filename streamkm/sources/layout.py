@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from streamkm.errors import ReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
     from streamkm.sources.base import ArraySpec, RowRange
 
-__all__ = ["RowBox", "check_read", "one_line", "row_boxes", "rows_for_bytes"]
+__all__ = ["RowBox", "check_read", "check_reads", "one_line", "row_boxes", "rows_for_bytes"]
 
 
 class RowBox(NamedTuple):
@@ -126,7 +126,22 @@ def check_read(
         raise ReadError(f"{name}: cannot read {rows}, the source is closed; open it again")
     if rows.stop > spec.n_rows:
         raise ReadError(f"{name}: cannot read {rows}, the array has {spec.n_rows} rows")
-    shape = (len(rows), spec.n_features)
+    _check_memory(name, spec, len(rows), out)
+
+
+def check_reads(
+    name: str, spec: ArraySpec, reads: Sequence[RowRange], out: np.ndarray, *, closed: bool
+) -> None:
+    """As `check_read`, for `reads` that come one after the other in `out`."""
+    if closed or max([rows.stop for rows in reads]) > spec.n_rows:
+        last = max(reads, key=lambda rows: rows.stop)
+        check_read(name, spec, last, out, closed=closed)
+    _check_memory(name, spec, sum([rows.stop - rows.start for rows in reads]), out)
+
+
+def _check_memory(name: str, spec: ArraySpec, n_rows: int, out: np.ndarray) -> None:
+    """Refuse memory of the wrong form for `n_rows`."""
+    shape = (n_rows, spec.n_features)
     if out.shape != shape or out.dtype != spec.storage:
         raise ValueError(
             f"{name}: out must have shape {shape} and dtype {spec.storage}, "

@@ -17,6 +17,7 @@ from streamkm.sources.pagecache import BUFFER_BYTES
 from streamkm.sources.rowfile import row_file, stream_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from streamkm.sources.base import Source
@@ -249,3 +250,8 @@ class FortranSource(FlatSource):
             out[part.start - rows.start : part.stop - rows.start] = columns.T
         if self._swapped:
             out.byteswap(inplace=True)
+
+    def read_together(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
+        """False: each of them takes a request a column."""
+        del reads, out
+        return False

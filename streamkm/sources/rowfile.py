@@ -25,7 +25,7 @@ from streamkm.sources.base import RowRange
 from streamkm.sources.pagecache import OpenFile, has_spare_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["ByteFile", "RowFile", "Stored", "row_file", "stream_of"]
 
@@ -177,6 +177,26 @@ class RowFile:
                 f"{self.path}: ends at byte {offset + done} in the middle of {rows}; "
                 f"it had {self.size} bytes when it was opened, has it been truncated?"
             )
+
+    def read_each(self, out: np.ndarray, places: Sequence[tuple[int, RowRange]]) -> None:
+        """As `read_into`, of rows that lie at several places: one after the other in `out`.
+
+        A place is a position in bytes and the rows that begin there.
+        """
+        memory = out.reshape(-1).view(np.uint8)
+        row_bytes = out[:1].nbytes
+        try:
+            with self._opened(places[0][1]) as file:
+                ranges = ((offset, (rows.stop - rows.start) * row_bytes) for offset, rows in places)
+                if file.read_each(memory, ranges):
+                    return
+        except OSError:
+            pass
+        # Read once more one by one, which tells the rows that cannot be read, and why.
+        at = 0
+        for offset, rows in places:
+            self.read_into(out[at : at + len(rows)], offset, rows)
+            at += len(rows)
 
     @contextmanager
     def _opened(self, rows: RowRange) -> Iterator[OpenFile]:

@@ -86,7 +86,7 @@ class Window:
     @property
     def n_rows(self) -> int:
         """Rows that are read."""
-        return sum(map(len, self.reads))
+        return sum([rows.stop - rows.start for rows in self.reads])
 
     @property
     def one_read(self) -> RowRange | None:
@@ -253,9 +253,11 @@ class ReadingPlan:
         first = self._window_of(start, first_batches)
         for index in range(first, self.n_windows):
             chosen = blocks[index * self.window_blocks : (index + 1) * self.window_blocks]
+            starts = chosen * self.block_rows
+            stops = np.minimum(starts + self.block_rows, self.n_rows)
             yield Window(
                 epoch=epoch,
-                reads=tuple(self.block(int(block)) for block in chosen),
+                reads=tuple(map(RowRange, starts.tolist(), stops.tolist())),
                 first_batch=int(first_batches[index]),
                 batch_edges=self._edges(int(window_rows[index])),
                 last=index == self.n_windows - 1,

@@ -24,6 +24,7 @@ import numpy as np
 from streamkm.devices import is_host
 from streamkm.errors import ReadError, StreamkmError
 from streamkm.ranges import named
+from streamkm.sources.base import ReadsTogether
 from streamkm.sources.kept import KeptRows, held_rows
 from streamkm.stream.slots import WEIGHT_BYTES, weights_offset
 
@@ -41,7 +42,7 @@ __all__ = ["HostWindow", "prefetch"]
 
 #: Bytes of the blocks that a thread takes from the queue at once, about: to take a task and to
 #: account for it costs as much as to copy 200 KiB.
-TASK_BYTES = 4 << 20
+TASK_BYTES = 8 << 20
 
 
 @dataclass
@@ -58,7 +59,8 @@ class HostWindow:
     release: Callable[[], None] = field(default=lambda: None)
     """Give the slot back to the readers; `rows_ND` must not be used afterwards."""
     is_shared: bool = False
-    """Whether `rows_ND` are memory of the source, in place of the slot's: not to be changed."""
+    """Whether `rows_ND` are memory of the source, in place of the slot's: to be read into, if they
+    are not there yet, and not to be changed."""
     on_device: tuple[bool, ...] = ()
     """Of each read of the window, whether its rows lie on the device and were not read; empty if
     all were."""
@@ -131,6 +133,7 @@ class _Readers:
         self._source = source
         self._resident, self._uses_in_place = resident, is_host(slots.device)
         self._keeps = isinstance(source, KeptRows) or resident is not None
+        self._together = source.read_together if isinstance(source, ReadsTogether) else None
         self._n_threads = max(slots.memory.n_readers, 1)
         self._weights = weights
         self._windows = windows
@@ -149,13 +152,10 @@ class _Readers:
     def work(self) -> None:
         """Body of a reader thread."""
         try:
-            while (task := self._next_task()) is not None:
-                host_window, run = task
+            done = None
+            while (task := self._next_task(done)) is not None:
+                done, run = task
                 run()
-                with self._changed:
-                    host_window.unfinished -= 1
-                    if host_window.unfinished == 0:
-                        self._changed.notify_all()
         # `results` raises it in the consumer: here nobody would see it.
         except BaseException as error:  # noqa: BLE001
             with self._changed:
@@ -201,8 +201,13 @@ class _Readers:
             return self._opened[0].unfinished == 0
         return self._exhausted
 
-    def _next_task(self) -> tuple[HostWindow, Callable[[], None]] | None:
+    def _next_task(self, done: HostWindow | None) -> tuple[HostWindow, Callable[[], None]] | None:
+        """The next task of a thread that has done one of the window `done`; None at the end."""
         with self._times.waiting("reading"), self._changed:
+            if done is not None:
+                done.unfinished -= 1
+                if done.unfinished == 0:
+                    self._changed.notify_all()
             while not (self._stopping or self._error):
                 if self._tasks:
                     return self._tasks.popleft()
@@ -223,22 +228,25 @@ class _Readers:
             return False
         self._next = None
         buffer = self._free.popleft()
-        spec = self._source.spec
-        n_bytes = window.n_rows * spec.row_bytes
+        spec, n_rows = self._source.spec, window.n_rows
+        n_bytes = n_rows * spec.row_bytes
         rows_ND = in_place = self._in_place(window)
         if rows_ND is None:
-            rows_ND = buffer[:n_bytes].view(spec.storage).reshape(window.n_rows, spec.n_features)
+            rows_ND = self._room(window)
+        is_shared = rows_ND is not None
+        if rows_ND is None:
+            rows_ND = buffer[:n_bytes].view(spec.storage).reshape(n_rows, spec.n_features)
         host_window = HostWindow(window, rows_ND, release=self._releaser(buffer))
-        host_window.is_shared = in_place is not None
+        host_window.is_shared = is_shared
         if self._resident is not None:
             there = tuple(map(self._resident.has, window.reads))
             host_window.on_device = there if any(there) else ()
         if self._weights is not None:
             start = weights_offset(n_bytes)
-            weights = buffer[start : start + window.n_rows * WEIGHT_BYTES].view(np.float64)
+            weights = buffer[start : start + n_rows * WEIGHT_BYTES].view(np.float64)
             host_window.weights_N = weights
         self._tasks.append((host_window, self._orderer(host_window)))
-        tasks = self._reading_tasks(host_window)
+        tasks = self._reading_tasks(host_window, are_there=in_place is not None)
         self._tasks += ((host_window, task) for task in tasks)
         host_window.unfinished = len(tasks) + 1
         self._opened.append(host_window)
@@ -263,14 +271,28 @@ class _Readers:
         one_read = window.one_read if self._uses_in_place else None
         return None if one_read is None else held_rows(self._source, one_read)
 
-    def _reading_tasks(self, host_window: HostWindow) -> list[Callable[[], None]]:
-        """What is to be read of a window, in parts for the threads."""
+    def _room(self, window: Window) -> np.ndarray | None:
+        """Where the rows of `window` will stay and can be read at once; else None.
+
+        In the first pass alone: later ones may have the same rows in two windows at once, and one
+        must not be filled again while the other is in use.
+        """
+        is_first = self._uses_in_place and window.epoch == self._first_epoch
+        if not (is_first and isinstance(self._source, KeptRows)):
+            return None
+        return None if window.one_read is None else self._source.room(window.one_read)
+
+    def _reading_tasks(
+        self, host_window: HostWindow, *, are_there: bool
+    ) -> list[Callable[[], None]]:
+        """What is to be read of a window, in parts for the threads; `are_there` of the rows."""
         reads, parts, offset = host_window.window.reads, [], 0
-        are_there = host_window.on_device or (host_window.is_shared,) * len(reads)
-        for rows, is_there in zip(reads, are_there, strict=True):
+        of_each = host_window.on_device or (are_there,) * len(reads)
+        for rows, is_there in zip(reads, of_each, strict=True):
+            end = offset + rows.stop - rows.start
             if not is_there or self._weights is not None:
-                parts.append((rows, slice(offset, offset + len(rows)), is_there))
-            offset += len(rows)
+                parts.append((rows, slice(offset, end), is_there))
+            offset = end
         step = self._blocks_at_once(len(parts))
         return [
             self._reader(host_window, parts[first : first + step])
@@ -296,9 +318,8 @@ class _Readers:
         self, host_window: HostWindow, parts: list[tuple[RowRange, slice, bool]]
     ) -> Callable[[], None]:
         def run() -> None:
-            with named("read"), self._times.working("reading"):
-                n_bytes = self._read(host_window, parts)
-            self._times.add("reading", n_bytes=n_bytes)
+            with named("read"), self._times.working("reading") as span:
+                span.n_bytes = self._read(host_window, parts)
 
         return run
 
@@ -307,29 +328,38 @@ class _Readers:
 
         It ends early where nobody waits for them any more.
         """
-        rows_ND, weights_N = host_window.rows_ND, host_window.weights_N
-        if isinstance(self._source, KeptRows) and weights_N is None:
-            out = rows_ND[parts[0][1].start : parts[-1][1].stop]
-            if self._source.take([rows for rows, _, _ in parts], out):
-                return out.nbytes
-        read, n_bytes = self._source.read, 0
-        for rows, part, is_there in parts:
-            if self._stopping or self._error is not None:
-                break
-            try:
-                if not is_there:
-                    out = rows_ND[part]
-                    read(rows, out)
+        weights_N, (rows, _, _) = host_window.weights_N, parts[0]
+        try:
+            n_bytes = self._read_together(host_window, parts)
+            if n_bytes and weights_N is None:
+                return n_bytes
+            have_come = n_bytes > 0
+            for rows, part, is_there in parts:
+                if self._stopping or self._error is not None:
+                    break
+                if not (is_there or have_come):
+                    out = host_window.rows_ND[part]
+                    self._source.read(rows, out)
                     n_bytes += out.nbytes
                 if self._weights is not None and weights_N is not None:
                     self._weights.read(rows, weights_N[part])
-            except StreamkmError:
-                raise
-            except Exception as error:
-                raise ReadError(
-                    f"{self._source.name}: {rows} cannot be read: {type(error).__name__}: {error}"
-                ) from error
+        except StreamkmError:
+            raise
+        except Exception as error:
+            raise ReadError(
+                f"{self._source.name}: {rows} cannot be read: {type(error).__name__}: {error}"
+            ) from error
         return n_bytes
+
+    def _read_together(
+        self, host_window: HostWindow, parts: list[tuple[RowRange, slice, bool]]
+    ) -> int:
+        """Read all rows of `parts` by one call, if the source can; returns their bytes, or 0."""
+        # Parts that are on the device leave gaps in the slot.
+        if self._together is None or len(parts) == 1 or parts[0][2] or host_window.on_device:
+            return 0
+        out = host_window.rows_ND[parts[0][1].start : parts[-1][1].stop]
+        return out.nbytes if self._together([rows for rows, _, _ in parts], out) else 0
 
     def _releaser(self, buffer: np.ndarray) -> Callable[[], None]:
         def release() -> None:

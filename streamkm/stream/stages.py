@@ -8,12 +8,8 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-__all__ = ["STAGES", "TOO_SHORT_S", "StageTimes"]
+__all__ = ["STAGES", "TOO_SHORT_S", "Span", "StageTimes"]
 
 STAGES = ("reading", "copying", "arithmetic")
 #: Seconds of streaming below which no stage is called the bottleneck: the line would say 0.0 s.
@@ -41,13 +37,16 @@ class StageTimes:
             self.wait_s[stage] += wait / share
             self.bytes_read += n_bytes
 
-    def waiting(self, stage: str) -> AbstractContextManager[None]:
+    def waiting(self, stage: str) -> Span:
         """Count the time of a ``with`` block as waiting."""
-        return _Span(self, stage, "wait")
+        return Span(self, stage, "wait")
 
-    def working(self, stage: str, n_bytes: int = 0) -> AbstractContextManager[None]:
-        """Count the time of a ``with`` block as work, in which `n_bytes` are read."""
-        return _Span(self, stage, "busy", n_bytes)
+    def working(self, stage: str, n_bytes: int = 0) -> Span:
+        """Count the time of a ``with`` block as work, in which `n_bytes` are read.
+
+        Where that is known only at the end, the block sets the span's `n_bytes`.
+        """
+        return Span(self, stage, "busy", n_bytes)
 
     @property
     def elapsed_s(self) -> float:
@@ -94,19 +93,20 @@ class StageTimes:
             }
 
 
-class _Span:
+class Span:
     """A ``with`` block whose time goes to one stage."""
 
     def __init__(self, times: StageTimes, stage: str, kind: str, n_bytes: int = 0) -> None:
-        self._times, self._stage, self._kind, self._n_bytes = times, stage, kind, n_bytes
+        self._times, self._stage, self._kind, self.n_bytes = times, stage, kind, n_bytes
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Span:
         self._from = time.perf_counter()
         # There are several readers; each other stage works on one window at a time.
         if self._kind == "busy" and self._stage != "reading":
             self._times.working_since[self._stage] = self._from
+        return self
 
     def __exit__(self, *_: object) -> None:
         spent = time.perf_counter() - self._from
         self._times.working_since.pop(self._stage, None)
-        self._times.add(self._stage, **{self._kind: spent}, n_bytes=self._n_bytes)
+        self._times.add(self._stage, **{self._kind: spent}, n_bytes=self.n_bytes)

@@ -12,6 +12,7 @@ import pytest
 
 from streamkm.errors import ReadError
 from streamkm.sources import RowRange, Source
+from streamkm.sources.base import ReadsTogether
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +131,28 @@ class SourceContract:
         assert same_bytes(memory[2:-2], case.rows[start:stop])
         assert same_bytes(memory[:2], guard)
         assert same_bytes(memory[-2:], guard)
+
+    # Breaks when of several ranges one comes to the place of another, or checks are left out.
+    def test_reads_ranges_together(self, case: Case, source: Source) -> None:
+        if not isinstance(source, ReadsTogether):
+            return
+        spec = source.spec
+        blocks = list(
+            RowRange(0, spec.n_rows).split(max(1, min(spec.block_rows, spec.n_rows // 3)))
+        )
+        reads = [*blocks[::-1], blocks[0], RowRange(spec.n_rows // 4, spec.n_rows // 2 + 1)]
+        out = np.empty((sum(map(len, reads)), spec.n_features), spec.storage)
+        if not source.read_together(reads, out):
+            return
+        assert same_bytes(out, np.concatenate([case.rows[r.start : r.stop] for r in reads]))
+        n = spec.n_rows
+        with pytest.raises(ReadError, match=f"rows {n - 1}:{n + 1}"):
+            source.read_together([RowRange(0, 1), RowRange(n - 1, n + 1)], out[:3])
+        with pytest.raises(ValueError, match="out must"):
+            source.read_together([RowRange(0, 1), RowRange(0, 1)], out[:1])
+        source.close()
+        with pytest.raises(ReadError, match="rows 0:1, the source is closed"):
+            source.read_together([RowRange(0, 1)], out[:1])
 
     # Breaks when threads share a file position or a scratch buffer.
     def test_four_threads_read_at_once(self, case: Case, source: Source) -> None:

@@ -15,6 +15,7 @@ from streamkm.errors import ReadError, SourceError
 from streamkm.sources import DTYPES, RowRange, open_source
 from streamkm.sources import npy as npy_module
 from streamkm.sources import vecs as vecs_module
+from streamkm.sources.base import ReadsTogether
 from tests.sources.contract import Case, SourceContract, numbers, read, same_bytes
 
 NPY: dict[str, tuple[tuple[int, ...], str, Any, tuple[int, int] | None]] = {
@@ -160,6 +161,10 @@ def test_short_reads_go_on(tmp_path: Path, monkeypatch) -> None:
     whole = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, views, *at: whole(fd, [views[0][:7]], *at))
     assert same_bytes(read(source, 3, 90), array[3:90])
+    out = np.empty_like(array[:30])
+    assert isinstance(source, ReadsTogether)
+    assert source.read_together([RowRange(50, 60), RowRange(0, 20)], out)
+    assert same_bytes(out, np.concatenate([array[50:60], array[:20]]))
     source.close()
 
 
@@ -172,6 +177,9 @@ def test_file_truncated_after_opening(tmp_path: Path) -> None:
     assert read(source, 0, 99).shape == (99, 4)
     with pytest.raises(ReadError, match=r"x\.npy.*rows 90:100.*truncated"):
         read(source, 90, 100)
+    assert isinstance(source, ReadsTogether)
+    with pytest.raises(ReadError, match=r"x\.npy.*rows 90:100.*truncated"):
+        source.read_together([RowRange(0, 10), RowRange(90, 100)], np.empty((20, 4), np.float32))
     source.close()
 
 

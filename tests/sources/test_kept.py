@@ -59,6 +59,20 @@ def test_what_was_read_is_read_once() -> None:
     assert kept.bytes_read == array.nbytes
 
 
+# Breaks when of blocks read together some are read again, or kept in the wrong place.
+def test_of_blocks_together_the_missing_are_read(tmp_path: Path) -> None:
+    array = np.arange(40, dtype=np.float32).reshape(20, 2)
+    zarr.create_array(tmp_path / "x.zarr", data=array, chunks=(4, 2))
+    kept = within(open_source(tmp_path / "x.zarr"), 3 * 4 * 8)  # blocks 1, 3 and 4 have a home
+    reads = [RowRange(start, start + 4) for start in (12, 0, 4, 16)]
+    for n_new in (16, 4):
+        before, out = kept.bytes_read, np.empty((16, 2), np.float32)
+        assert kept.read_together(reads, out)
+        assert np.array_equal(out, np.concatenate([array[r.start : r.stop] for r in reads]))
+        assert kept.bytes_read - before == n_new * 8
+    assert np.array_equal(read(kept, 16, 20), array[16:])
+
+
 # Breaks when more is kept than there is room for, or what is kept gives way to what comes later.
 def test_no_more_is_kept_than_fits(tmp_path: Path) -> None:
     array = np.arange(40, dtype=np.float32).reshape(20, 2)
@@ -94,19 +108,22 @@ def test_homes_hold_every_unit_once(n_rows: int, unit_rows: int, data: st.DataOb
 # are pieces of blocks, are taken for them.
 def test_blocks_that_are_all_there_are_taken_at_once(tmp_path: Path) -> None:
     array = np.arange(44, dtype=np.float32).reshape(22, 2)
-    zarr.create_array(tmp_path / "x.zarr", data=array, chunks=(4, 2))
+    # Of chunks that cut features the source itself reads no blocks together.
+    zarr.create_array(tmp_path / "x.zarr", data=array, chunks=(4, 1))
     kept = KeptRows(open_source(tmp_path / "x.zarr"), Homes(22, 8, 2))  # rows 8 to 21
     blocks = [RowRange(start, min(start + 4, 22)) for start in range(0, 22, 4)]
     for block in blocks[:4]:
         read(kept, block.start, block.stop)
     found = np.full((8, 2), np.nan, np.float32)
-    assert kept.take([blocks[3], blocks[2]], found)
+    assert kept.read_together([blocks[3], blocks[2]], found)
     assert np.array_equal(found, np.concatenate([array[12:16], array[8:12]]))
     for reads in (
         [blocks[0], blocks[2]],  # The first has no home, and the last not come yet.
         [blocks[2], blocks[4]],
-        [RowRange(8, 10), RowRange(10, 16)],
     ):
-        assert not kept.take(reads, found)
+        assert not kept.read_together(reads, found)
+    assert kept.read_together([RowRange(8, 10), RowRange(10, 16)], found)  # pieces
+    assert np.array_equal(found, array[8:16])
     read(kept, 20, 22)
-    assert not kept.take([blocks[2], blocks[5]], found[:6])  # A short one has no number.
+    assert kept.read_together([blocks[2], blocks[5]], found[:6])  # A short one has no number.
+    assert np.array_equal(found[:6], np.concatenate([array[8:12], array[20:]]))

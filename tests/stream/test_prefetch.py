@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from contextlib import closing
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from streamkm.errors import NonFiniteError, ReadError
+from streamkm.sources.kept import Homes, KeptRows
 from streamkm.stream.plan import ReadingPlan
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
@@ -89,6 +91,49 @@ def test_the_order_of_use_comes_with_the_window():
             assert host.window == window
             np.testing.assert_array_equal(host.order, window.order())
             host.release()
+
+
+class Together(FakeSource):
+    """A source that reads several ranges at once, if it `can`."""
+
+    can = True
+    calls = 0
+
+    def read_together(self, reads, out):
+        assert len(reads) > 1
+        if self.can:
+            out[...] = np.concatenate([np.arange(r.start, r.stop) for r in reads])[:, None]
+            self.calls += 1
+        return self.can
+
+
+# Breaks when blocks that come by one call are read again, or come to the place of others.
+@pytest.mark.parametrize("can", [True, False])
+def test_blocks_of_a_task_are_asked_for_together(can):
+    source = Together(205)
+    source.can = can
+    plan = plan_of(source, window_blocks=8)
+    assert consume(source, plan, 2, 1) == in_order_of_reading(plan)
+    n_calls = [len(window.reads) for window in plan.windows(0)]
+    assert (source.calls, len(source.reads)) == ((6, 1) if can else (0, sum(n_calls)))
+
+
+# Breaks when rows that stay are copied there beside the slot, or come to another's place; and when
+# a later pass reads them again.
+def test_rows_that_stay_are_read_where_they_stay():
+    source = FakeSource(200)
+    plan = plan_of(source, window_blocks=5, seed=None)
+    kept = KeptRows(source, Homes(200, 50, 3))  # units 1, 2 and 3 of 4
+    slots = slots_for(plan, source, 2, 2)
+    windows = itertools.chain(plan.windows(0), plan.windows(1))
+    with prefetch(kept, windows, slots, 2, StageTimes(2)) as ahead:
+        for number, host in enumerate(ahead):
+            assert host.rows_ND[:, 0].tolist() == list(
+                range(*(50 * (number % 4 + i) for i in (0, 1)))
+            )
+            assert host.is_shared == (number % 4 > 0)
+            host.release()
+    assert len(source.reads) == 20 + 5
 
 
 # ---- memory -----------------------------------------------------------------

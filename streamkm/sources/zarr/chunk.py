@@ -102,6 +102,18 @@ class ChunkReader:
         if size > 2 * self.nbytes + _SLACK_BYTES:
             raise ValueError(f"{size} bytes are stored for a chunk of {self.nbytes}")
 
+    def memory_for(self, size: int, target: np.ndarray) -> np.ndarray | None:
+        """Where a whole chunk of `size` stored bytes is to be read for `target`, both uint8.
+
+        None if that is no usual size.
+        """
+        if self.decode is None:
+            return target if size == self.nbytes else None
+        # What Blosc stores as it is, `read` reads into place.
+        is_plain = self._is_blosc and size == HEADER_BYTES + self.nbytes
+        most = stored_bytes(self.nbytes)
+        return None if is_plain or size > most else scratch("stored", most)[:size]
+
     def read(self, file: OpenFile, offset: int, size: int, part: Part) -> None:
         """Fill a part from the chunk of `size` stored bytes at `offset` of a file."""
         self.check_size(size)

@@ -24,6 +24,7 @@ import numcodecs.gzip
 import numcodecs.lz4
 import numcodecs.zlib
 import numcodecs.zstd
+import numpy as np
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 from zarr.storage import LocalStore
 
@@ -37,10 +38,9 @@ from streamkm.sources.zarr.shards import Sharding, plain_index
 from streamkm.sources.zarr.store import codec_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    import numpy as np
     import zarr
 
     from streamkm.sources.axes import Axes
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectReader", "direct_reader"]
 
+#: O_NONBLOCK, because a stranger's array may hold a pipe that nobody writes to.
+_OPENING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 #: Classes of codecs that `DECODERS` decodes. Subclasses are left out: they may store anything.
 _CODECS = (
     numcodecs.blosc.Blosc,
@@ -170,26 +172,62 @@ class DirectReader:
                     with closing(opened[0]) as file:
                         self._read_shard(self._shards, file, key, parts, where)
 
-    def read_rows(self, name: str, rows: RowRange, out: np.ndarray) -> None:
-        """Fill `out` with rows as `read` does, in half the time; only where `cuts_rows_alone`."""
+    def read_rows(self, name: str, reads: Sequence[RowRange], out: np.ndarray) -> None:
+        """Fill `out` with rows as `read` does, in a third of the time; where `cuts_rows_alone`.
+
+        Several ranges of rows come one after the other.
+        """
         chunk_rows, n_features = self._chunks.shape
         before, after = self._key_around
-        for number in range(rows.start // chunk_rows, -(-rows.stop // chunk_rows)):
-            first = number * chunk_rows
-            start, stop = max(first, rows.start), min(first + chunk_rows, rows.stop)
-            within = (slice(start - first, stop - first), slice(0, n_features))
-            part = Part((number, 0), within, out[start - rows.start : stop - rows.start])
-            key = f"{before}{number}{after}"
-            try:
-                self._read_chunk(key, part)
-            except ReadError:
-                raise
-            except Exception as error:  # codecs raise errors of any class
-                raise _blamed(f"{name}: {rows}", f"chunk {key}", error) from error
+        through_cache = self._fits and has_spare_memory()
+        memory, row_bytes = out.reshape(-1).view(np.uint8), n_features * out.itemsize
+        at = 0
+        for rows in reads:
+            for number in range(rows.start // chunk_rows, -(-rows.stop // chunk_rows)):
+                first = number * chunk_rows
+                start, stop = max(first, rows.start), min(first + chunk_rows, rows.stop)
+                end = at + stop - start
+                key = f"{before}{number}{after}"
+                try:
+                    is_whole = through_cache and end - at == chunk_rows
+                    target = memory[at * row_bytes : end * row_bytes]
+                    if not (is_whole and self._read_whole(key, target)):
+                        within = (slice(start - first, stop - first), slice(0, n_features))
+                        self._read_chunk(key, Part((number, 0), within, out[at:end]))
+                except ReadError:
+                    raise
+                except Exception as error:  # codecs raise errors of any class
+                    raise _blamed(f"{name}: {rows}", f"chunk {key}", error) from error
+                at = end
 
     def close(self) -> None:
         """Release this thread's scratch; other threads release theirs when they end."""
         release_scratch()
+
+    def _read_whole(self, key: str, target: np.ndarray) -> bool:
+        """Fill `target`, uint8, with a whole chunk through the page cache, by the fewest calls.
+
+        False where anything is unusual: then `_read_chunk`, which knows what to do or to say.
+        """
+        try:
+            fd = os.open(f"{self._folder}/{key}", _OPENING)
+        except OSError:
+            return False
+        try:
+            found = os.fstat(fd)
+            size = found.st_size
+            stored = self._chunks.memory_for(size, target)
+            if stored is None or not stat.S_ISREG(found.st_mode):
+                return False
+            if os.preadv(fd, (stored.data,), 0) != size:
+                return False
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        if self._chunks.decode is not None:
+            self._chunks.decode(stored, target)
+        return True
 
     def _read_chunk(self, key: str, part: Part) -> None:
         """Fill a part from the file of its chunk."""
@@ -262,8 +300,7 @@ class DirectReader:
         """The file of a chunk or shard and its bytes; None if it was never written."""
         path = f"{self._folder}/{key}"
         try:
-            # O_NONBLOCK, because a stranger's array may hold a pipe that nobody writes to.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(path, _OPENING)
         except FileNotFoundError:
             # If the folder is gone too, the disk may be: that must not read as the fill value.
             Path(self._folder).stat()

@@ -22,14 +22,14 @@ from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from streamkm.errors import ReadError, SourceError
 from streamkm.sources.base import ArraySpec, Described, RowRange, check_dtype
-from streamkm.sources.layout import check_read, one_line, row_boxes
+from streamkm.sources.layout import check_read, check_reads, one_line, row_boxes
 from streamkm.sources.within import is_inside
 from streamkm.sources.zarr.direct import direct_reader
 from streamkm.sources.zarr.listing import LISTED, object_versions
 from streamkm.sources.zarr.store import WholeStore, codec_name, folder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
 
@@ -127,7 +127,7 @@ class ZarrSource(Described):
         """Fill `out` with `rows`; see `Source.read`."""
         check_read(self._name, self._spec, rows, out, closed=self._closed)
         if self._direct and self._direct.cuts_rows_alone:
-            self._direct.read_rows(self._name, rows, out)
+            self._direct.read_rows(self._name, [rows], out)
             return
         for box in row_boxes(self._axes.row_shape, rows):
             target = out[box.start - rows.start : box.stop - rows.start]
@@ -142,6 +142,14 @@ class ZarrSource(Described):
                     f"{self._name}: {RowRange(box.start, box.stop)} cannot be read: "
                     f"{one_line(error)}; a chunk is corrupt, truncated or unreadable"
                 ) from error
+
+    def read_together(self, reads: Sequence[RowRange], out: np.ndarray) -> bool:
+        """Fill `out` with `reads`, where a chunk holds whole rows; see `ReadsTogether`."""
+        if not (self._direct and self._direct.cuts_rows_alone):
+            return False
+        check_reads(self._name, self._spec, reads, out, closed=self._closed)
+        self._direct.read_rows(self._name, reads, out)
+        return True
 
     def fingerprint(self) -> str:
         """Hex digest of the metadata, and of what the store tells about the chunks.

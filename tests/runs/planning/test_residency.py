@@ -21,7 +21,7 @@ from streamkm.runs.planning.memory import MemoryPlan, plan_memory
 from streamkm.runs.planning.residency import plan_residency
 from streamkm.sources import open_source
 from streamkm.sources.memory import MemorySource
-from streamkm.sources.zarr.source import ZarrSource
+from streamkm.sources.zarr.direct import DirectReader
 from streamkm.stream.plan import plan_reading
 from streamkm.stream.slots import StreamMemory
 from streamkm.stream.tensor_source import TensorSource
@@ -91,13 +91,13 @@ def test_what_stays_does_not_change_the_result(
     spec = open_source(path).spec
     found: list[dict[str, bytes]] = []
     read: list[int] = []
-    original = ZarrSource.read
+    original = DirectReader.read_rows
 
-    def counting(source, rows, out):
-        read[-1] += len(rows)
-        original(source, rows, out)
+    def counting(reader, name, reads, out):
+        read[-1] += len(out)
+        original(reader, name, reads, out)
 
-    monkeypatch.setattr(ZarrSource, "read", counting)
+    monkeypatch.setattr(DirectReader, "read_rows", counting)
     for share in (0.0, 0.4, 1.0):
         read.append(0)
         free = int(share * spec.nbytes) + 1000

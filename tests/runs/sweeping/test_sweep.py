@@ -218,7 +218,14 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(out.nbytes)
         before(self, rows, out)
 
+    together = FlatSource.read_together
+
+    def read_together(self: FlatSource, reads: Any, out: np.ndarray) -> bool:
+        found.append(out.nbytes)
+        return together(self, reads, out)
+
     monkeypatch.setattr(FlatSource, "read", read)
+    monkeypatch.setattr(FlatSource, "read_together", read_together)
     return found
 
 
