@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.kernels import MadeKernel
 
-__all__ = ["takes_few_launches", "update_in_few_launches_"]
+__all__ = ["step_state", "takes_few_launches", "update_in_few_launches_"]
+
+
+def step_state(state: KMeansState) -> StepState:
+    """The tensors of `state` that a step of mini-batches changes."""
+    return StepState(*(getattr(state, name) for name in StepState._fields))
 
 
 def takes_few_launches(kernel: MadeKernel, batch: Batch, *, spherical: bool) -> bool:
@@ -63,5 +68,4 @@ def update_in_few_launches_(
         by_tol=BY_TOL,
         by_no_improvement=BY_NO_IMPROVEMENT,
     )
-    changed = StepState(*(getattr(state, name) for name in StepState._fields))
-    kernel.stepper.update_(changed, batch.x_BD, batch.sq_norms_B, batch.dropped_B, rules)
+    kernel.stepper.update_(step_state(state), batch.x_BD, batch.sq_norms_B, batch.dropped_B, rules)
