@@ -19,6 +19,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
             asked.append((option, value))
 
     monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    monkeypatch.setattr("gc.set_threshold", lambda *thresholds: None)
     return asked
 
 
@@ -54,3 +55,13 @@ def test_arithmetic_has_no_more_threads_than_the_job_has_cores(
         monkeypatch.delenv("OMP_NUM_THREADS")
     process.prepare_process(granted)
     assert os.environ.get("OMP_NUM_THREADS") == found
+
+
+# Breaks when Python walks through all of torch's objects every few hundred new ones, in every step.
+def test_cycles_are_seldom_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    asked: list[tuple[int, ...]] = []
+    monkeypatch.setattr("gc.set_threshold", lambda *thresholds: asked.append(thresholds))
+    process.prepare_process()
+    ((newest, *_),) = asked
+    assert newest >= 10_000

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchSums",
-    "BatchTotals",
     "nearest",
     "nearest_and_added_",
     "nearest_and_fixed_sums",
@@ -59,15 +58,6 @@ class BatchSums(NamedTuple):
     """Numbers of rows of positive weight, int64."""
     weights_K: torch.Tensor
     """Sums of their weights, float64; of shape (0,) where rows have no weights."""
-
-
-class BatchTotals(NamedTuple):
-    """What a batch of all processes adds up to."""
-
-    inertia: torch.Tensor
-    """Sum of the squared distances of the rows, each times its weight, float64."""
-    n_dropped: torch.Tensor
-    """Rows that were dropped, int64."""
 
 
 def nearest(
@@ -198,7 +188,7 @@ def nearest_and_fixed_sums(
     sharing: Sharing,
     usual: torch.Tensor,
     meanwhile: Callable[[Assignment], None] | None = None,
-) -> tuple[BatchSums, BatchTotals]:
+) -> StepSums:
     """Sums over the batch that do not depend on how its rows are divided.
 
     Every process of `sharing` brings its own rows of the batch, none if need be, and gets the sums
@@ -209,10 +199,10 @@ def nearest_and_fixed_sums(
     k = len(centroids_KD)
     assignment = _nearest_by_kernel_(kernel, batch, centroids_KD, spherical=spherical)
     labels_B, sq_distances_B = assignment
-    n_dropped = labels_B.new_zeros(1)
+    n_dropped: int | torch.Tensor = 0
     if batch.dropped_B is not None:
         sq_distances_B.masked_fill_(batch.dropped_B, 0)
-        n_dropped += batch.dropped_B.sum()
+        n_dropped = batch.dropped_B.sum()
     if batch.left_out_B is not None:
         labels_B = labels_B.masked_fill(batch.left_out_B, k)
     sums = StepSums(batch, Assignment(labels_B, sq_distances_B), n_dropped, k, sharing.world)
@@ -222,10 +212,7 @@ def nearest_and_fixed_sums(
             meanwhile(assignment)
 
     sums.add_up(centroids_KD, usual, sharing, call)
-    return (
-        BatchSums(Sums(sums.sums_KD(), batch.shares[1]), sums.counts_K(), sums.weights_K()),
-        BatchTotals(sums.inertia(), sums.n_dropped()),
-    )
+    return sums
 
 
 def sums_by_label(

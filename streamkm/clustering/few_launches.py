@@ -29,11 +29,16 @@ if TYPE_CHECKING:
     from streamkm.clustering.state import KMeansState
     from streamkm.kernels import MadeKernel
 
-__all__ = ["add_in_few_launches_", "takes_few_launches", "update_in_few_launches_"]
+__all__ = ["add_in_few_launches_", "step_state", "takes_few_launches", "update_in_few_launches_"]
 
 
 _OF_STEP, _OF_PASS = attrgetter(*StepState._fields), attrgetter(*PassState._fields)
 _ROUNDING = rounding_share(torch.float32, skips_zeros=False)
+
+
+def step_state(state: KMeansState) -> StepState:
+    """The tensors of `state` that a step of mini-batches changes."""
+    return StepState._make(_OF_STEP(state))
 
 
 def takes_few_launches(kernel: MadeKernel, batch: Batch, *, spherical: bool) -> bool:
@@ -63,7 +68,7 @@ def update_in_few_launches_(
     assert kernel.stepper is not None
     rules = StepRules(memory, n_all, patience, BY_TOL, BY_NO_IMPROVEMENT)
     kernel.stepper.update_(
-        StepState._make(_OF_STEP(state)),
+        step_state(state),
         batch.x_BD, batch.sq_norms_B, batch.dropped_B,
         _add_rules(len(batch), entropy, OFFERED_PER_BATCH), rules,
     )  # fmt: skip

@@ -54,7 +54,7 @@ class Growing(MiniBatch):
         live = state.stop == RUNNING
         if is_host(live.device) and not live:
             return  # On a GPU, reading `live` would make the host wait.
-        (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
+        added = nearest_and_fixed_sums(
             self.kernel,
             batch,
             state.centroids_KD,
@@ -62,9 +62,9 @@ class Growing(MiniBatch):
             sharing=self.sharing,
             usual=state.batch_inertia,
         )
-        state.n_dropped += n_dropped * live
-        counts_K *= live
-        added_K = weights_K * live if len(weights_K) else counts_K.double()
+        state.n_dropped += added.n_dropped() * live
+        counts_K, weights_K = added.counts_K() * live, added.weights_K() * live
+        added_K = weights_K if len(weights_K) else counts_K.double()
         n_rows, mass = counts_K.sum(), added_K.sum()
         if self.half_life is not None:
             kept = torch.exp2(-n_rows.double() / self.half_life)
@@ -76,8 +76,8 @@ class Growing(MiniBatch):
         if state.is_weighted:
             state.weights_K.copy_(state.mass_K)
             state.epoch_weights_K += added_K
-        shift = state.move_(counts_K > 0, spherical=self.spherical, added=sums)
-        self._watch(state, inertia, n_rows, mass, shift, live)
+        shift = state.move_(counts_K > 0, spherical=self.spherical, added=added.sums())
+        self._watch(state, added.inertia(), n_rows, mass, shift, live)
 
     def finish_epoch_(self, state: KMeansState) -> None:
         """Compare the epoch with the one before, if there is one; no cluster is reseeded."""

@@ -35,16 +35,22 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from streamkm.clustering.assignment import nearest_and_fixed_sums
-from streamkm.clustering.few_launches import takes_few_launches, update_in_few_launches_
+from streamkm.clustering.few_launches import (
+    step_state,
+    takes_few_launches,
+    update_in_few_launches_,
+)
 from streamkm.clustering.reservoir import draw_, gather_reservoir_, reseed_, step_generator
 from streamkm.clustering.state import BY_MIN_GAIN, BY_NO_IMPROVEMENT, BY_TOL, RUNNING
 from streamkm.clustering.step_sums import Sharing
 from streamkm.devices import is_host
 from streamkm.distributed.world import ALONE
+from streamkm.kernels import StepRules, can_finish, finish_step_
 
 if TYPE_CHECKING:
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.state import KMeansState
+    from streamkm.clustering.step_sums import StepSums
     from streamkm.config import ResolvedFitConfig
     from streamkm.distributed.world import World
     from streamkm.kernels import Assignment, MadeKernel
@@ -135,7 +141,7 @@ class MiniBatch:
             generator = step_generator(labels_B.device, self.seed, epoch, index)
             draw_(state, batch, labels_B, sq_distances_B * live, generator)
 
-        (sums, counts_K, weights_K), (inertia, n_dropped) = nearest_and_fixed_sums(
+        added = nearest_and_fixed_sums(
             kernel,
             batch,
             state.centroids_KD,
@@ -144,9 +150,31 @@ class MiniBatch:
             usual=state.batch_inertia,
             meanwhile=offer,
         )
-        state.n_dropped += n_dropped * live
-        counts_K *= live
-        weights_K *= live
+        is_first = epoch == index == 0
+        memory = self.memory(state.k, epoch, index) if anneals else None
+        if anneals and index == 0 and epoch <= ANNEALED_EPOCHS:
+            state.former_inertia.masked_fill_(live, torch.nan)
+        # (Elsewhere the state may have stopped: see above.)
+        if is_host(live.device) and batch.weights_B is None and not (anneals and is_first):
+            changed = step_state(state)
+            if can_finish(changed):
+                rules = StepRules(memory, self.n_rows, self._patience, BY_TOL, BY_NO_IMPROVEMENT)
+                finish_step_(changed, added.added(), rules, spherical=self.spherical)
+                return
+        self._add_(state, added, memory, live, remembers_seeds=anneals and is_first)
+
+    def _add_(
+        self,
+        state: KMeansState,
+        added: StepSums,
+        memory: float | None,
+        live: torch.Tensor,
+        *,
+        remembers_seeds: bool,
+    ) -> None:
+        """Add the sums of a batch to a state that is `live`, and move its centroids."""
+        counts_K, weights_K = added.counts_K() * live, added.weights_K() * live
+        state.n_dropped += added.n_dropped() * live
         state.counts_K += counts_K
         state.epoch_counts_K += counts_K
         state.weights_K += weights_K
@@ -154,16 +182,16 @@ class MiniBatch:
         added_K = weights_K if state.is_weighted else counts_K.double()
         n_rows, mass = counts_K.sum(), added_K.sum()
         kept_K = None
-        if anneals:
-            if epoch == index == 0:
+        if memory is not None:
+            if remembers_seeds:
                 _remember_seeds_(state, torch.where(n_rows > 0, mass / n_rows, 1))
-            if index == 0 and epoch <= ANNEALED_EPOCHS:
-                state.former_inertia.masked_fill_(live, torch.nan)
-            kept_K = _kept(state, added_K, self.memory(state.k, epoch, index))
+            kept_K = _kept(state, added_K, memory)
             state.mass_K *= kept_K
         state.mass_K += added_K
-        shift = state.move_(counts_K > 0, spherical=self.spherical, added=sums, kept_K=kept_K)
-        self._watch(state, inertia, n_rows, mass, shift, live)
+        shift = state.move_(
+            counts_K > 0, spherical=self.spherical, added=added.sums(), kept_K=kept_K
+        )
+        self._watch(state, added.inertia(), n_rows, mass, shift, live)
 
     @property
     def _patience(self) -> int | None:

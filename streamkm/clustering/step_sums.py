@@ -23,13 +23,17 @@ import torch
 from streamkm.devices import is_host
 from streamkm.distributed.world import ALONE
 from streamkm.kernels import (
+    Added,
     FixedSums,
+    Sums,
     add_fixed_,
     bits_for,
+    expected_exponents,
     exponents_by_label,
     exponents_of,
     fixed_by_label,
     gather,
+    instruction_sets,
     wide_by_label,
 )
 
@@ -81,7 +85,7 @@ class StepSums:
         The rows of this process, with their squared lengths.
     assignment : Assignment
         Their labels, K for rows that no cluster counts, and squared distances.
-    n_dropped : int64 Tensor of shape (1,)
+    n_dropped : int or int64 Tensor of shape ()
         Rows of this process that were dropped.
     k : int
         Number of clusters.
@@ -90,7 +94,12 @@ class StepSums:
     """
 
     def __init__(
-        self, batch: Batch, assignment: Assignment, n_dropped: torch.Tensor, k: int, world: World
+        self,
+        batch: Batch,
+        assignment: Assignment,
+        n_dropped: int | torch.Tensor,
+        k: int,
+        world: World,
     ) -> None:
         self._batch, self._assignment, self._n_dropped, self._k = batch, assignment, n_dropped, k
         self._world = world
@@ -137,9 +146,14 @@ class StepSums:
         self._add(exponents_E, of_shares_K)
         self._reduce(meanwhile)
 
-    def sums_KD(self) -> torch.Tensor:
-        """Sums of the rows of each cluster, float64, in units of `Batch.shares`."""
-        return self._sums.wide()[: self._k]
+    def added(self) -> Added:
+        """All of them, for `finish_step_`; only if rows have no weights."""
+        counts_K = self._sums.counts_K if self._world.size == 1 else self._packed_counts()
+        return Added(self._sums, counts_K, self._ahead)
+
+    def sums(self) -> Sums:
+        """Sums of the rows of each cluster."""
+        return Sums(self._sums.wide()[: self._k], self._unit)
 
     def counts_K(self) -> torch.Tensor:
         """Their numbers, int64."""
@@ -182,7 +196,18 @@ class StepSums:
     ) -> tuple[torch.Tensor, int]:
         """Exponents of rows within reach of their centroids, and how many rows they do not fit."""
         _, sq_norms_K = gather(centroids_KD, slice(None), centroids_KD)
-        reach = REACH * float(usual.sqrt())
+        reach = REACH * math.sqrt(float(usual))
+        if instruction_sets():
+            labels_B, sq_distances_B = self._assignment
+            return expected_exponents(
+                sq_norms_K,
+                labels_B.contiguous(),
+                self._batch.sq_norms_B.contiguous(),
+                sq_distances_B.contiguous(),
+                reach=reach,
+                least_share=LEAST_SHARE,
+                most_share=MOST_SHARE,
+            )
         # One more, for lengths that were rounded; rows that no cluster counts may be of any length.
         exponents_K = torch.frexp(sq_norms_K.double().sqrt_().add_(reach)).exponent + 1
         expected_E = torch.cat((exponents_K, exponents_K.new_tensor([0, math.frexp(reach**2)[1]])))
@@ -241,7 +266,8 @@ class StepSums:
             exponents_E,
             self._n_bits,
         )
-        self._ahead[1:2] = self._n_dropped
+        if self._batch.dropped_B is not None:
+            self._ahead[1] = self._n_dropped
         if n_misfits:
             self._ahead[2] = n_misfits
             return

@@ -41,6 +41,12 @@ from streamkm.kernels.ops.move import Sums, means_of, move_points_
 from streamkm.kernels.ops.normalize import normalize_, normalized
 from streamkm.kernels.ops.offer import OfferedRows, Reservoir, offer_, rounding_share
 from streamkm.kernels.ops.ranking import Nearest, nearest_bytes, rank_nearest
+from streamkm.kernels.ops.step import (
+    Added,
+    can_finish,
+    expected_exponents,
+    finish_step_,
+)
 from streamkm.kernels.passes import Breathed, BreathRules, PassedOver, Passes, PassKernel
 from streamkm.kernels.reference import add_by_label, mass_by_label
 from streamkm.kernels.rows import Rows
@@ -51,6 +57,7 @@ __all__ = [
     "LEAST_EXPONENT",
     "LEAST_GRADE",
     "AddRules",
+    "Added",
     "Assignment",
     "BreathRules",
     "Breathed",
@@ -81,12 +88,15 @@ __all__ = [
     "add_graded_",
     "assign_then_add",
     "bits_for",
+    "can_finish",
     "cancelling_share",
     "choose_",
     "cores_for_kernels",
     "drawn_by",
+    "expected_exponents",
     "exponents_by_label",
     "exponents_of",
+    "finish_step_",
     "fixed_by_label",
     "gather",
     "graded_total",

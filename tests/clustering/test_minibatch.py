@@ -14,6 +14,7 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.datasets import load_digits, load_iris
 
 from streamkm.clustering import minibatch as module
+from streamkm.clustering import step_sums
 from streamkm.clustering.minibatch import ANNEALED_EPOCHS, MiniBatch
 from streamkm.clustering.reservoir import Reseeding
 from streamkm.clustering.state import (
@@ -25,8 +26,9 @@ from streamkm.clustering.state import (
     initial_state,
 )
 from streamkm.config import FitConfig
+from streamkm.kernels import instruction_sets
 from streamkm.runs.storage.run_folder import setting_differences
-from tests.clustering.contract import AlgorithmContract
+from tests.clustering.contract import CASES, AlgorithmContract, Case, Engine
 from tests.clustering.streams import (
     batch_of,
     bits,
@@ -50,6 +52,25 @@ class TestMiniBatch(AlgorithmContract):
 class TestAnnealed(AlgorithmContract):
     name = "minibatch"
     remembers_all = False
+
+
+# Breaks when the compiled end of a step has other bits than the operations of torch have.
+@pytest.mark.skipif(not instruction_sets(), reason="the extension was not built")
+@pytest.mark.parametrize("rate", ["mean", "annealed"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.kernel == "cpu"], ids=lambda c: c.name)
+def test_the_compiled_end_of_a_step_changes_nothing(
+    case: Case, rate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"max_no_improvement": 3, "rate": rate, "min_gain": 0.0}
+    found = []
+    for is_compiled in (True, False):
+        if not is_compiled:
+            monkeypatch.setattr(module, "can_finish", lambda state: False)
+            monkeypatch.setattr(step_sums, "instruction_sets", lambda: ())
+        engine = Engine("minibatch", case, settings)
+        state = engine.begin(tolerance=1e-3)
+        found.append([bits(state) for _ in engine.steps(state, 3)])
+    assert found[0] == found[1]
 
 
 def annealed(k: int, n_rows: int, **options: Any) -> MiniBatch:

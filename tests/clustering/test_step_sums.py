@@ -68,13 +68,14 @@ def added_up(rows: list[np.ndarray], size: int, dtype: torch.dtype) -> list[Foun
             own = ALL[owner == world.rank] if size > 1 else ALL
             batch = batch_of(each[own], dtype)
             batch.numbers_B, batch.n_shared = torch.from_numpy(own).int(), N_ROWS
-            found, (inertia, n_dropped) = nearest_and_fixed_sums(
+            found = nearest_and_fixed_sums(
                 kernel, batch, centroids_KD, spherical=False, sharing=sharing, usual=usual
             )
-            sums += [found.sums.wide(), found.counts_K]
-            numbers += [float(inertia), int(n_dropped)]
+            counts_K, inertia = found.counts_K(), found.inertia()
+            sums += [found.sums().wide(), counts_K]
+            numbers += [float(inertia), int(found.n_dropped())]
             has_held.append(sharing.has_held)
-            usual = inertia / found.counts_K.sum()
+            usual = inertia / counts_K.sum()
         return Found(sums, numbers, has_held, calls["sum"], calls["max"])
 
     return together(size, work)

@@ -20,6 +20,7 @@
 #include "carried.h"
 #include "dispatch.h"
 #include "reservoir.h"
+#include "step.h"
 
 namespace {
 
@@ -568,6 +569,73 @@ PyObject* py_move(PyObject*, PyObject* args) {
     return PyFloat_FromDouble(shift);
 }
 
+PyObject* py_expect(PyObject*, PyObject* args) {
+    int is_double;
+    unsigned long long labels, sq_norms, sq_distances, sq_norms_of_centroids, exponents;
+    long long n_rows, k;
+    Reach reach;
+    if (!PyArg_ParseTuple(args, "iKKKKKLLddd", &is_double, &labels, &sq_norms, &sq_distances,
+                          &sq_norms_of_centroids, &exponents, &n_rows, &k, &reach.reach, &reach.least_share,
+                          &reach.most_share)) {
+        return nullptr;
+    }
+    if (!are_labels(at<int64_t>(labels), n_rows, k + 1)) return refuse_labels(k + 1);
+    long long n_misfits = 0;
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    const auto count = [&](auto example) {
+        using T = decltype(example);
+        expect_exponents(at<T>(sq_norms_of_centroids), k, reach, at<int32_t>(exponents));
+        n_misfits = count_misfits(at<int64_t>(labels), at<T>(sq_norms), at<T>(sq_distances), n_rows, k, reach,
+                                  at<int32_t>(exponents));
+    };
+    try {
+        is_double ? count(double{}) : count(float{});
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    return had_room ? PyLong_FromLongLong(n_misfits) : PyErr_NoMemory();
+}
+
+PyObject* py_finish_step(PyObject*, PyObject* args) {
+    int set, is_double, n_bits, spherical, n_threads;
+    unsigned long long centroids, state_sums, mass, state_counts, epoch_counts, inertia, batch_inertia, shift,
+        smoothed, best, no_improvement, n_steps, n_dropped, stop, tolerance, sums, exponents, counts, ahead;
+    long long n_limbs, count_bytes, patience, by_tol, by_no_improvement, k, n_features;
+    double memory, n_all;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKKKKKKKLLiddLLLpLLi", &set, &is_double, &centroids, &state_sums,
+                          &mass, &state_counts, &epoch_counts, &inertia, &batch_inertia, &shift, &smoothed, &best,
+                          &no_improvement, &n_steps, &n_dropped, &tolerance, &stop, &sums, &exponents, &counts,
+                          &ahead, &n_limbs, &count_bytes, &n_bits, &memory, &n_all, &patience, &by_tol,
+                          &by_no_improvement, &spherical, &k, &n_features, &n_threads)) {
+        return nullptr;
+    }
+    const BatchAdded added{at<int64_t>(sums), at<int32_t>(exponents), at<void>(counts), at<int64_t>(ahead),
+                           n_limbs, count_bytes, n_bits};
+    const RulesOfStep rules{memory, n_all, patience, by_tol, by_no_improvement, spherical != 0};
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    const auto finish = [&](auto example, const auto& functions) {
+        using T = decltype(example);
+        const StateOfStep<T> state{
+            at<T>(centroids), at<double>(state_sums), at<double>(mass), at<int64_t>(state_counts),
+            at<int64_t>(epoch_counts), at<double>(inertia), at<double>(batch_inertia), at<double>(shift),
+            at<double>(smoothed), at<double>(best), at<int64_t>(no_improvement), at<int64_t>(n_steps),
+            at<int64_t>(n_dropped), at<int64_t>(stop), at<double>(tolerance)};
+        finish_step(functions, state, added, rules, k, n_features, n_threads);
+    };
+    try {
+        is_double ? finish(double{}, instruction_sets[set].of_double)
+                  : finish(float{}, instruction_sets[set].of_float);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 PyObject* py_gather(PyObject*, PyObject* args) {
     int set, is_double, stored, n_threads;
     unsigned long long window, rows, shift, factor, x, sq_norms;
@@ -870,6 +938,9 @@ PyMethodDef methods[] = {
     {"gather", py_gather, METH_VARARGS, "Rows of a window as a batch; see kernels/ops/gather.py."},
     {"offer", py_offer, METH_VARARGS, "Rows that may fill empty clusters; see kernels/ops/offer.py."},
     {"moments", py_moments, METH_VARARGS, "Moments of features; see kernels/ops/moments.py."},
+    {"expect", py_expect, METH_VARARGS,
+     "Exponents of rows within reach of their centroids, and rows that they do not fit; see kernels/ops/step.py."},
+    {"finish_step", py_finish_step, METH_VARARGS, "What the sums of a batch do to a state; see kernels/ops/step.py."},
     {"move", py_move, METH_VARARGS, "Centroids follow the sums; see kernels/ops/move.py."},
     {"passes", py_passes, METH_VARARGS,
      "Passes of Lloyd's algorithm: passes made, rows in doubt, whether each cluster has mass, whether another is worth it; see kernels/ops/passes.py."},
