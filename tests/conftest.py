@@ -18,6 +18,26 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 CONTRACTS = ("clustering", "kernels", "sinks", "sources")
 pytest.register_assert_rewrite(*(f"tests.{room}.contract" for room in CONTRACTS))
 
+#: Files of the longest tests, a quarter of all work, and of those that wait for other processes.
+#: Begun last, they would run when other workers have nothing left to do.
+LONGEST = (
+    "tests/kernels/triton/test_kernel.py",
+    "tests/test_bench.py",
+    "tests/test_torture.py",
+    "tests/distributed/test_machines.py",
+    "tests/runs/test_several_processes.py",
+    "tests/sources/test_lazy.py",
+    "tests/test_docs.py",
+    "tests/reports/test_sweep_report.py",
+    "tests/runs/engine/test_seeding.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:

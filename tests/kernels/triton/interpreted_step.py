@@ -107,8 +107,9 @@ def states_after(monkeypatch, batches, c_KD, *, few: bool, made=None, **options)
     ids=["annealed", "patience", "tolerance"],
 )
 def test_a_step_is_that_of_torch(monkeypatch, rng, dtype: torch.dtype, options) -> None:
-    for module in ("fixed", "gather", "move", "offer"):
+    for module in ("fixed", "gather", "move", "offer", "step"):
         monkeypatch.setattr(f"streamkm.kernels.ops.{module}.instruction_sets", tuple)
+    monkeypatch.setattr("streamkm.clustering.step_sums.instruction_sets", tuple)
     monkeypatch.setattr(reservoir, "OFFERED_PER_BATCH", 16)
     d, k = 3, 5
     batches = []

@@ -38,10 +38,11 @@ def interpreter_runs() -> bool:
 @pytest.mark.skipif(
     not interpreter_runs(), reason="this Triton interprets nothing beside this NumPy"
 )
-def test_interpreted_kernels_keep_the_contract() -> None:
+@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_step.py"])
+def test_interpreted_kernels_keep_the_contract(file: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header",
-         "tests/kernels/triton/interpreted.py", "tests/kernels/triton/interpreted_step.py"],
+         f"tests/kernels/triton/{file}"],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )  # fmt: skip
