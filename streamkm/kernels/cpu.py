@@ -8,7 +8,8 @@ other are rechecked in float64, as in ``kernels.exact``.
 
 From 256 centroids on, processors that multiply bytes (AVX-512 VNNI, AVX-VNNI) screen in whole
 numbers of eight bits first (``native/bytes.h``): four products at once, and a bound that is
-certain. With AVX2 alone they do so in sixteen bits, two products at once. The centroids that the
+certain. With AVX2 alone they do so in eight and seven bits, three products at once, or in sixteen,
+two at once, where the first rows show that fewer bits leave too many centroids. Those that the
 bound leaves, one or two, are compared in float64. Where labels are exact, they and the distances
 are the same bits on every instruction set. From 2,048 centroids on, they are searched by groups
 where the data have structure (``native/groups.h``, ``ops/groups.py``).

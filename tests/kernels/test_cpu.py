@@ -89,6 +89,9 @@ HARD_POINTS = {
     "zeros": (torch.zeros_like(PLAIN_ROWS), PLAIN),
     "whole numbers": ((PLAIN_ROWS * 2).round(), (PLAIN * 2).round()),
     "some centroids are not numbers": (PLAIN_ROWS, NOT_NUMBERS),
+    # Numbers of one size: sums of products are as large as they can be.
+    "signs": (PLAIN_ROWS.sign(), PLAIN.sign()),
+    "opposite signs": (-PLAIN.sign(), PLAIN.sign()),
 }
 
 
@@ -187,8 +190,12 @@ def exact_points(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("seed", range(12))
 def test_labels_of_many_centroids_are_those_of_exact_arithmetic(make, seed) -> None:
     rows_BD, c_KD, expected_B = exact_points(seed)
-    labels_B, _ = make(200, len(c_KD), torch.float32, CPU).assign(rows_BD, sq_norms(rows_BD), c_KD)
-    assert torch.equal(labels_B, expected_B)
+    # (Fewer bits are for calls of more rows than these.)
+    for n_times in (1, 3):
+        many_BD = rows_BD.repeat(n_times, 1)
+        kernel = make(len(many_BD), len(c_KD), torch.float32, CPU)
+        labels_B, _ = kernel.assign(many_BD, sq_norms(many_BD), c_KD)
+        assert torch.equal(labels_B, expected_B.repeat(n_times))
 
 
 # Breaks when rows that screening in bytes leaves to the scores lose their places or lengths.

@@ -5,7 +5,8 @@
 // and PER_WORD, the numbers that 32 bits hold, defined and the functions of tiles.h and rows.h in reach.
 // An instruction multiplies four times as many bytes as floats. Two instructions multiply twice as many
 // numbers of sixteen bits and add them, and a processor makes as many of these at a time: that is half
-// the time, and so exact that hardly a row is left with several centroids.
+// the time, and so exact that hardly a row is left with several centroids. With SEGMENT_WORDS defined,
+// the products of bytes are added up in sixteen bits, over as many words: that is a third of the time.
 //
 // "Bytes" below are numbers of either size. Rows and centroids, less a point in their middle, become bytes times a scale of their own. What
 // rounding took away is a vector of known length, so the score of a centroid is known within
@@ -29,7 +30,10 @@ INLINE float sum_of_lanes(const typename Simd<float>::Vector& a) { return _mm512
 #else
 INLINE void add_products(typename Simd<float>::IndexVector& sums, const uint8_t* centroids, int32_t row) {
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(centroids));
-#if PER_WORD == 4
+#if defined(SEGMENT_WORDS)
+    sums = (typename Simd<float>::IndexVector)_mm256_add_epi16(
+        (__m256i)sums, _mm256_maddubs_epi16(bytes, _mm256_set1_epi32(row)));
+#elif PER_WORD == 4
     sums = (typename Simd<float>::IndexVector)_mm256_dpbusd_avx_epi32((__m256i)sums, bytes,
                                                                        _mm256_set1_epi32(row));
 #else
@@ -51,25 +55,56 @@ INLINE float sum_of_lanes(const typename Simd<float>::Vector& a) {
 }
 #endif
 
+#if defined(SEGMENT_WORDS)
+// Of how many numbers half of each word of a segment are.
+constexpr float SQRT_OF_HALF = SEGMENT_WORDS == 8 ? 4 : 5.656855f;
+static_assert(SEGMENT_WORDS == 8 || SEGMENT_WORDS == 16);
+#endif
+
 using Floats = typename Simd<float>::Vector;
 using Integers = typename Simd<float>::IndexVector;
 constexpr int BYTE_LANES = Simd<float>::width, BYTE_PANEL = PANEL_VECTORS * BYTE_LANES;
 
-#if PER_WORD == 4
+#if defined(SEGMENT_WORDS)
+using Number = int8_t;
+// Those of centroids have one bit less, so that the sum of two products fits sixteen bits: 2 x 127 x 127.
+constexpr uint32_t ADDED = 64;
+template <bool is_row>
+INLINE int32_t largest_number(int64_t) { return is_row ? 127 : 63; }
+// A word has two sums, each of half of its numbers. Over a segment these numbers are at most so long, of
+// rows and of centroids: 255 x 128 fits sixteen bits. (Sums on the way may not: they are whole again at
+// the end.) Less what rounding adds to the length.
+template <bool is_row>
+constexpr float LONGEST_HALF = (is_row ? 255 : 128) - 0.51f * SQRT_OF_HALF;
+#elif PER_WORD == 4
 using Number = int8_t;
 // Instructions multiply bytes with a sign by bytes without: those of centroids have 128 added.
-constexpr uint32_t ADDED = 128, FLIPPED = 0x80808080;
+constexpr uint32_t ADDED = 128;
 // The size of a number at most.
-inline int32_t largest_number(int64_t) { return 127; }
+template <bool is_row>
+INLINE int32_t largest_number(int64_t) { return 127; }
 #else
 using Number = int16_t;
-constexpr uint32_t ADDED = 0, FLIPPED = 0;
+constexpr uint32_t ADDED = 0;
 // Sums of products must fit 32 bits.
-inline int32_t largest_number(int64_t n_features) {
+template <bool is_row>
+INLINE int32_t largest_number(int64_t n_features) {
     const auto most = static_cast<int32_t>(std::sqrt(0x7FFFFFFFp0 / static_cast<double>(std::max<int64_t>(n_features, 2))));
     return std::min(most, 32767);
 }
 #endif
+
+// What a number of a centroid that is 0 becomes, in all places of a word.
+constexpr uint32_t ZEROS = ADDED * 0x01010101;
+
+// Words of a row: each segment begins with one of its own.
+inline int64_t row_words(int64_t n_words) {
+#if defined(SEGMENT_WORDS)
+    return n_words + parts_of(n_words, SEGMENT_WORDS);
+#else
+    return n_words;
+#endif
+}
 
 // What is added to the lengths of a bound for rounding while they were computed; and the error of a
 // score in float32, as a share of |row|^2 + |centroid|^2, with room to spare.
@@ -89,9 +124,17 @@ struct InBytes {
     int32_t sum;         // of the bytes
 };
 
-// Fills every `stride`-th of `to` with a word of bytes, the last ones zeros; `flip` is what their bits are
-// combined with. `shifted` has room for whole vectors.
-template <int stride, uint32_t flip, class T>
+#if defined(SEGMENT_WORDS)
+// The sums of the first two of every four lanes, and of the others, which the halves of words hold.
+template <class V>
+INLINE auto halves_of(const V& a) {
+    return std::make_pair((a[0] + a[1]) + (a[4] + a[5]), (a[2] + a[3]) + (a[6] + a[7]));
+}
+#endif
+
+// Fills every `stride`-th of `to` with a word of bytes, the last ones zeros. `shifted` has room for whole
+// vectors.
+template <int stride, bool is_row, class T>
 INLINE InBytes into_bytes(const T* __restrict x, const T* __restrict centre, int64_t n_features,
                           float* __restrict shifted, int32_t* __restrict to) {
     using S = Simd<float>;
@@ -102,30 +145,73 @@ INLINE InBytes into_bytes(const T* __restrict x, const T* __restrict centre, int
     const int64_t n_padded = parts_of(n_features, BYTE_LANES) * BYTE_LANES;
     for (int64_t i = n_features; i < n_padded; ++i) shifted[i] = 0;
     Floats lowest{}, highest{}, squares{};
-    for (int64_t i = 0; i < n_padded; i += BYTE_LANES) {
-        const Floats value = S::load(shifted + i);
-        lowest = value < lowest ? value : lowest;
-        highest = -value < highest ? -value : highest;
-        squares += value * value;
+#if defined(SEGMENT_WORDS)
+    constexpr int64_t SEGMENT = SEGMENT_WORDS * PER_WORD;
+    float longest_half = 0;
+    for (int64_t start = 0; start < n_padded; start += SEGMENT) {
+        const Floats before = squares;
+        squares = Floats{};
+        for (int64_t i = start; i < std::min(start + SEGMENT, n_padded); i += BYTE_LANES) {
+#else
+    {
+        for (int64_t i = 0; i < n_padded; i += BYTE_LANES) {
+#endif
+            const Floats value = S::load(shifted + i);
+            lowest = value < lowest ? value : lowest;
+            highest = -value < highest ? -value : highest;
+            squares += value * value;
+        }
+#if defined(SEGMENT_WORDS)
+        const auto [even, odd] = halves_of(squares);
+        longest_half = std::max(longest_half, std::max(even, odd));
+        squares += before;
+#endif
     }
     const float largest = -least_of(highest < lowest ? highest : lowest);
     const bool is_short = !(largest >= SHORTEST);
-    const float most = static_cast<float>(largest_number(n_features));
-    const float scale = is_short ? 0 : largest / most, inverse = is_short ? 0 : most / largest;
+    const float most = static_cast<float>(largest_number<is_row>(n_features));
+    float scale = is_short ? 0 : largest / most, inverse = is_short ? 0 : most / largest;
+#if defined(SEGMENT_WORDS)
+    // Squares of small numbers vanish.
+    longest_half = largest < 0x1p-40f ? largest * SQRT_OF_HALF : std::sqrt(longest_half);
+    if (longest_half * inverse > LONGEST_HALF<is_row>) {
+        scale = longest_half / LONGEST_HALF<is_row>;
+        inverse = LONGEST_HALF<is_row> / longest_half;
+    }
+    // (Without a sign: of a row that is not finite these are anything.)
+    typedef uint32_t Unsigned __attribute__((vector_size(VECTOR_BYTES)));
+    Unsigned of_segment{};
+    int32_t* first = to;
+#endif
     Floats rests{}, lengths{};
     Integers sums{};
     for (int64_t i = 0; i < n_padded; i += BYTE_LANES) {
+#if defined(SEGMENT_WORDS)
+        if (is_row && i % SEGMENT == 0) {
+            first = to;
+            to += stride;
+            of_segment = Unsigned{};
+        }
+#endif
         const Floats value = S::load(shifted + i), rounded = value * inverse + TO_WHOLE;
         const Integers whole = (Integers)rounded - int32_t{0x4B400000};  // Less the bits of TO_WHOLE.
         const Floats part = (rounded - TO_WHOLE) * scale, rest = value - part;
-        const Bytes bytes = __builtin_convertvector(whole, Bytes);
+        const Bytes bytes = __builtin_convertvector(is_row ? whole : whole + static_cast<int32_t>(ADDED), Bytes);
         sums += whole;
         lengths += part * part;
         rests += rest * rest;
-        const Words words = (Words)bytes ^ static_cast<int32_t>(flip);
+        const Words words = (Words)bytes;
         for (int word = 0; word < BYTE_LANES / PER_WORD && i + PER_WORD * word < n_features; ++word, to += stride) {
             *to = words[word];
         }
+#if defined(SEGMENT_WORDS)
+        of_segment += (Unsigned)whole;
+        if (is_row && (i % SEGMENT == SEGMENT - BYTE_LANES || i + BYTE_LANES == n_padded)) {
+            // Where the sums of products begin: less ADDED for each byte.
+            const auto [even, odd] = halves_of(of_segment * -ADDED);
+            *first = static_cast<int32_t>(odd << 16 | (even & 0xFFFF));
+        }
+#endif
     }
     uint32_t sum = 0;  // Of a row that is not finite the bytes are anything.
     for (int lane = 0; lane < BYTE_LANES; ++lane) sum += static_cast<uint32_t>(sums[lane]);
@@ -216,7 +302,7 @@ bool pack_lanes(const ByteCentroids<T>& all, int64_t n_features, int64_t panel, 
         const T* const from = of_lane(lane);
         InBytes point{0, std::numeric_limits<float>::quiet_NaN(), 0, 0, 0};
         if (from != nullptr) {
-            point = into_bytes<BYTE_PANEL, FLIPPED>(from, all.centre, n_features, shifted.data(), packed + lane);
+            point = into_bytes<BYTE_PANEL, false>(from, all.centre, n_features, shifted.data(), packed + lane);
             // In float64: a score is as exact as this.
             point.sq_length = static_cast<float>(sq_length(shifted.data(), n_features));
             fits &= !(point.sq_length > LONGEST_SQ);
@@ -232,7 +318,7 @@ bool pack_lanes(const ByteCentroids<T>& all, int64_t n_features, int64_t panel, 
         rest = std::max(rest, all.rests[index]);
         slack = std::max(slack, all.slacks[index]);
         for (int64_t word = 0; from == nullptr && word < all.n_words; ++word) {
-            packed[word * BYTE_PANEL + lane] = static_cast<int32_t>(FLIPPED);
+            packed[word * BYTE_PANEL + lane] = static_cast<int32_t>(ZEROS);
         }
     }
     all.panel_length[panel] = length;
@@ -258,7 +344,7 @@ struct Candidates {
         float low;  // the least that its score can be
     };
     int n = 0, room;
-    bool is_crowded = false;  // whether there were more
+    float lost;  // the least that the score of one can be for which there was no room
     One all[MOST];
 
     INLINE void keep(float limit) {
@@ -272,7 +358,7 @@ struct Candidates {
     void add(int64_t index, float low, float limit) {
         if (n == room) keep(limit);
         if (n == room) {
-            is_crowded = true;
+            lost = low < lost ? low : lost;
             return;
         }
         all[n++] = {static_cast<int32_t>(index), low};
@@ -319,7 +405,14 @@ INLINE void note(const ByteCentroids<T>& all, const float* scores, int64_t first
     float limit = tile.limits[row];
     for (int64_t i = 0; i < n; i += BYTE_LANES) {
         const Floats of_lanes = Simd<float>::load(scores + i);
-        for (uint32_t lanes = lanes_at_most(of_lanes, Floats{} + (limit + error)); lanes != 0; lanes &= lanes - 1) {
+        uint32_t lanes = lanes_at_most(of_lanes, Floats{} + (limit + error));
+        if (lanes == 0) continue;
+        // Each by its own error, which is less than `error`, with room for what rounding does to it.
+        const Floats errors = Simd<float>::load(all.lengths + first + i) * tile.rests[row] +
+                              Simd<float>::load(all.rests + first + i) * tile.lengths[row] +
+                              Simd<float>::load(all.slacks + first + i) + tile.slacks[row];
+        lanes &= lanes_at_most(of_lanes - errors * LENGTH_SLACK, Floats{} + limit);
+        for (; lanes != 0; lanes &= lanes - 1) {
             const int64_t each = i + __builtin_ctz(lanes), index = first + each;
             const float own = all.lengths[index] * tile.rests[row] + all.rests[index] * tile.lengths[row] +
                               all.slacks[index] + tile.slacks[row];
@@ -337,12 +430,42 @@ INLINE void screen_panel(const ByteCentroids<T>& all, const int32_t* rows, int64
                          const Upcoming<T>& upcoming, const ByteTile& tile, float* scores,
                          Floats (&least)[TILE_ROWS]) {
     Integers sums[TILE_ROWS][n_vectors];
+    const uint8_t* packed = all.bytes + panel * BYTE_PANEL * 4 * all.n_words;
+#if defined(SEGMENT_WORDS)
+    std::fill_n(&sums[0][0], TILE_ROWS * n_vectors, Integers{});
+    constexpr int64_t LINE = Upcoming<T>::LINE;
+    for (int64_t word = 0; word < all.n_words;) {
+        const int64_t stop = std::min<int64_t>(word + SEGMENT_WORDS, all.n_words);
+        for (int64_t i = PER_WORD * word; i < PER_WORD * stop; i += LINE) upcoming.ask_for(i);
+        Integers of_segment[TILE_ROWS][n_vectors];
+#pragma GCC unroll 16
+        for (int row = 0; row < TILE_ROWS; ++row) {
+#pragma GCC unroll 4
+            for (int v = 0; v < n_vectors; ++v) of_segment[row][v] = Integers{} + rows[row];
+        }
+        for (rows += TILE_ROWS; word < stop; ++word, packed += BYTE_PANEL * 4, rows += TILE_ROWS) {
+#pragma GCC unroll 16
+            for (int row = 0; row < TILE_ROWS; ++row) {
+#pragma GCC unroll 4
+                for (int v = 0; v < n_vectors; ++v) {
+                    add_products(of_segment[row][v], packed + v * VECTOR_BYTES, rows[row]);
+                }
+            }
+        }
+#pragma GCC unroll 16
+        for (int row = 0; row < TILE_ROWS; ++row) {
+#pragma GCC unroll 4
+            for (int v = 0; v < n_vectors; ++v) {
+                sums[row][v] += (Integers)_mm256_madd_epi16((__m256i)of_segment[row][v], _mm256_set1_epi16(1));
+            }
+        }
+    }
+#else
 #pragma GCC unroll 16
     for (int row = 0; row < TILE_ROWS; ++row) {
 #pragma GCC unroll 4
         for (int v = 0; v < n_vectors; ++v) sums[row][v] = Integers{} + tile.starts[row];
     }
-    const uint8_t* packed = all.bytes + panel * BYTE_PANEL * 4 * all.n_words;
     constexpr int64_t LINE = Upcoming<T>::LINE / PER_WORD;
     for (int64_t word = 0; word < all.n_words;) {
         upcoming.ask_for(PER_WORD * word);
@@ -357,6 +480,7 @@ INLINE void screen_panel(const ByteCentroids<T>& all, const int32_t* rows, int64
             }
         }
     }
+#endif
 #pragma GCC unroll 4
     for (int v = 0; v < n_vectors; ++v) {
         const Floats lengths = Simd<float>::load(all.sq_lengths + panel * BYTE_PANEL + v * BYTE_LANES);
@@ -438,12 +562,12 @@ INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int
     for (int row = 0; row < TILE_ROWS; ++row) {
         // Spare places of the last tile hold the last row again, with no centroid near.
         const bool is_spare = tile + row >= stop;
-        const InBytes point = into_bytes<TILE_ROWS, 0>(located[is_spare ? stop - 1 - tile : row], all.centre,
+        const InBytes point = into_bytes<TILE_ROWS, true>(located[is_spare ? stop - 1 - tile : row], all.centre,
                                                        job.n_features, shifted, words + row);
         const bool is_usable = point.sq_length < LONGEST_SQ;  // Not of a NaN.
         candidates[row].n = 0;
         candidates[row].room = most;
-        candidates[row].is_crowded = !is_usable;
+        candidates[row].lost = is_usable ? INF : -INF;
         of_tile.limits[row] = is_usable && !is_spare ? INF : -INF;
         of_tile.lengths[row] = std::sqrt(point.sq_length) * LENGTH_SLACK + vanished;
         of_tile.rests[row] = point.rest;
@@ -451,20 +575,76 @@ INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int
         of_tile.scales[row] = point.scale;
         of_tile.firsts[row] = of_tile.seconds[row] = INF;
         of_tile.errors[row] = 0;
+#if !defined(SEGMENT_WORDS)
         of_tile.starts[row] = static_cast<int32_t>(-ADDED * static_cast<uint32_t>(point.sum));
+#endif
         if (sq_lengths != nullptr) sq_lengths[row] = point.sq_length;
     }
+}
+
+// The squared distance of two points in float32.
+template <class T>
+INLINE float about_sq_difference(const T* __restrict a, const T* __restrict b, int64_t n_features) {
+    constexpr int SUMS = 4;
+    typedef T Wide __attribute__((vector_size(BYTE_LANES * sizeof(T))));
+    Floats sums[SUMS] = {};
+    int64_t i = 0;
+    const auto add = [&](int part, int64_t from) __attribute__((always_inline)) {
+        Wide x, c;
+        std::memcpy(&x, a + from, sizeof x);
+        std::memcpy(&c, b + from, sizeof c);
+        const Floats difference = __builtin_convertvector(x - c, Floats);
+        sums[part] += difference * difference;
+    };
+    for (; i + SUMS * BYTE_LANES <= n_features; i += SUMS * BYTE_LANES) {
+#pragma GCC unroll 4
+        for (int part = 0; part < SUMS; ++part) add(part, i + part * BYTE_LANES);
+    }
+    for (; i + BYTE_LANES <= n_features; i += BYTE_LANES) add(0, i);
+    float rest = 0;
+    for (; i < n_features; ++i) {
+        const float difference = static_cast<float>(a[i] - b[i]);
+        rest += difference * difference;
+    }
+    return sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+}
+
+// Candidates from which on those that are farther by more than rounding are left out first.
+constexpr int MANY_CANDIDATES = 3;
+
+// Leaves out the candidates of a row that are farther than another by more than float32 may err.
+template <class T, class IndexOf>
+INLINE void leave_nearest(const AssignJob<T>& job, const T* x, Candidates& candidates, const IndexOf& index_of) {
+    // A sum has all its terms of one sign: it errs by a share of itself, and by squares that vanish.
+    const float d = static_cast<float>(job.n_features);
+    const float share = (d / BYTE_LANES + 16) * 0x1p-23f, vanished = d * 0x1p-120f;
+    float least = std::numeric_limits<float>::infinity();
+    for (int i = 0; i < candidates.n; ++i) {
+        Candidates::One& one = candidates.all[i];
+        if (i + 1 < candidates.n) {
+            const T* const next = job.centroids + index_of(candidates.all[i + 1].index) * job.n_features;
+            for (int64_t j = 0; j < std::min<int64_t>(job.n_features, 1024); j += Upcoming<T>::LINE) {
+                __builtin_prefetch(next + j);
+            }
+        }
+        const float sq_distance =
+            about_sq_difference(x, job.centroids + index_of(one.index) * job.n_features, job.n_features);
+        one.low = sq_distance * (1 - share) - vanished;
+        least = std::min(least, sq_distance * (1 + share) + vanished);
+    }
+    candidates.keep(least);
 }
 
 // Fills label and distance of a row by its candidates, whose centroids `index_of` names. Returns whether
 // it is in doubt still, because too many centroids are near, or none.
 template <class T, class IndexOf>
-INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& candidates,
+INLINE bool settle_row(const AssignJob<T>& job, int64_t row, Candidates& candidates, float limit,
                        const IndexOf& index_of) {
-    const bool is_crowded = candidates.is_crowded || candidates.n == 0;
+    const bool is_crowded = candidates.lost <= limit || candidates.n == 0;
     double least = std::numeric_limits<double>::infinity();
     int64_t label = 0;
     const T* const x = job.row(row);
+    if (!is_crowded && candidates.n >= MANY_CANDIDATES) leave_nearest(job, x, candidates, index_of);
     for (int i = 0; i < candidates.n && !is_crowded; ++i) {
         const int64_t index = index_of(candidates.all[i].index);
         const double sq_distance = sq_difference(x, job.centroids + index * job.n_features, job.n_features);
@@ -482,14 +662,15 @@ INLINE bool settle_row(const AssignJob<T>& job, int64_t row, const Candidates& c
 
 // Fills labels and distances of rows `start` to `stop` by their candidates, and which of them are in
 // doubt still. Returns how many these are; `n_uncertain` grows by the others that were compared with
-// several centroids.
+// several centroids, and `n_compared` by these centroids.
 template <class T, class IndexOf>
 INLINE int64_t settle_rows(const AssignJob<T>& job, int64_t start, int64_t stop, const ByteTile* tiles,
-                           Candidates* all, int64_t& n_uncertain, const IndexOf& index_of) {
+                           Candidates* all, int64_t& n_uncertain, int64_t& n_compared, const IndexOf& index_of) {
     int64_t n_crowded = 0;
     for (int64_t row = start; row < stop; ++row) {
         Candidates& candidates = all[row - start];
-        candidates.keep(tiles[(row - start) / TILE_ROWS].limits[(row - start) % TILE_ROWS]);
+        const float limit = tiles[(row - start) / TILE_ROWS].limits[(row - start) % TILE_ROWS];
+        candidates.keep(limit);
         if (row + 1 < stop && all[row + 1 - start].n > 0) {
             // Where the next row's centroid lies, no processor guesses.
             const T* const next = job.centroids + index_of(all[row + 1 - start].all[0].index) * job.n_features;
@@ -497,9 +678,11 @@ INLINE int64_t settle_rows(const AssignJob<T>& job, int64_t start, int64_t stop,
                 __builtin_prefetch(next + i);
             }
         }
-        const bool is_crowded = settle_row(job, row, candidates, index_of);
+        const int n_near = candidates.n;
+        const bool is_crowded = settle_row(job, row, candidates, limit, index_of);
         n_crowded += is_crowded;
-        n_uncertain += candidates.n > 1 && !is_crowded;
+        n_uncertain += n_near > 1 && !is_crowded;
+        n_compared += n_near;
         if (job.lows && !is_crowded) {
             // One candidate alone has the least score, and its distance is known: others are as much
             // farther as their scores are higher, but for two errors. Of several, none is nearer than
@@ -507,7 +690,7 @@ INLINE int64_t settle_rows(const AssignJob<T>& job, int64_t start, int64_t stop,
             const ByteTile& of_tile = tiles[(row - start) / TILE_ROWS];
             const int place = static_cast<int>((row - start) % TILE_ROWS);
             double farther = 0;
-            if (candidates.n == 1) {
+            if (n_near == 1) {
                 farther = static_cast<double>(of_tile.seconds[place]) - of_tile.firsts[place] -
                           2 * static_cast<double>(of_tile.errors[place]);
             }
@@ -518,13 +701,15 @@ INLINE int64_t settle_rows(const AssignJob<T>& job, int64_t start, int64_t stop,
 }
 
 // Fills labels and distances of rows `start` to `stop`, and which of them are in doubt still. Returns
-// how many these are; `n_uncertain` grows by the others that were compared with several centroids.
+// how many these are; `n_uncertain` grows by the others that were compared with several centroids, and
+// `n_compared` by these centroids.
 template <class T>
-int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64_t& n_uncertain) {
+int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64_t& n_uncertain,
+                     int64_t& n_compared) {
     static thread_local ByteRoom<T> room;
     const ByteCentroids<T> all(job);
     const int64_t n_tiles = parts_of(stop - start, TILE_ROWS);
-    room.words.resize(n_tiles * TILE_ROWS * all.n_words);
+    room.words.resize(n_tiles * TILE_ROWS * row_words(all.n_words));
     room.shifted.resize(parts_of(job.n_features, 16) * 16);
     room.candidates.resize(n_tiles * TILE_ROWS);
     room.tiles.resize(n_tiles);
@@ -535,7 +720,7 @@ int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64
         for (int64_t tile = start; tile < stop; tile += TILE_ROWS) {
             ByteTile& of_tile = room.tiles[(tile - start) / TILE_ROWS];
             Candidates* const candidates = room.candidates.data() + (tile - start);
-            int32_t* const words = room.words.data() + (tile - start) * all.n_words;
+            int32_t* const words = room.words.data() + (tile - start) * row_words(all.n_words);
             if (first == 0) begin_tile(job, all, tile, stop, room.shifted.data(), words, of_tile, candidates);
             const int64_t last = std::min(first + group, n_panels);
             for (int64_t panel = first; panel < last; panel += STRETCH_PANELS) {
@@ -545,6 +730,6 @@ int64_t assign_bytes(const AssignJob<T>& job, int64_t start, int64_t stop, int64
             }
         }
     }
-    return settle_rows(job, start, stop, room.tiles.data(), room.candidates.data(), n_uncertain,
+    return settle_rows(job, start, stop, room.tiles.data(), room.candidates.data(), n_uncertain, n_compared,
                        [](int64_t index) { return index; });
 }

@@ -133,6 +133,21 @@ using namespace avx2;
 }  // namespace avx2_words
 END_TARGET
 
+BEGIN_TARGET("avx2,fma,f16c")
+namespace avx2_bytes {
+using namespace avx2;
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#define PER_WORD 4
+#define SEGMENT_WORDS 16
+#include "bytes.h"
+#undef VECTOR_BYTES
+#undef TILE_ROWS
+#undef PER_WORD
+#undef SEGMENT_WORDS
+}  // namespace avx2_bytes
+END_TARGET
+
 // Compilers that do not know the instructions (GCC before 11, Clang before 12) refuse their name.
 #if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
 #define HAS_AVX_VNNI 1
@@ -185,7 +200,8 @@ struct ByteFunctions {
     int64_t (*block_rows)(int64_t n_features);
     void (*find_centre)(const AssignJob<T>&);
     bool (*pack)(const AssignJob<T>&, int64_t panel);
-    int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop, int64_t& n_uncertain);
+    int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop, int64_t& n_uncertain,
+                            int64_t& n_compared);
     // By groups (groups.h).
     int64_t (*group_block_rows)(int64_t n_features);
     bool (*pack_group)(const GroupedJob<T>&, int64_t group);
@@ -216,6 +232,7 @@ struct Functions {
     // Indexed by the number of the stored dtype.
     void (*gather_rows[N_STORED_TYPES])(const GatherJob<T>&, int64_t start, int64_t stop);
     ByteFunctions<T> bytes;  // nulls where the set has none
+    ByteFunctions<T> fewer;  // the same in fewer bits, without groups; nulls where the set has none
 };
 
 #define BYTE_FUNCTIONS(set, T)                                                        \
@@ -227,8 +244,16 @@ struct Functions {
                 assign_groups<T>};                                                    \
     }()
 
+#define FEWER_BITS(set, T)                                                            \
+    []() -> ByteFunctions<T> {                                                        \
+        using namespace set;                                                          \
+        return {BYTE_PANEL, 8 * sizeof(Number), ByteCentroids<T>::n_bytes, byte_block_rows, \
+                find_centre<T>, pack_bytes<T>, assign_bytes<T>, nullptr, nullptr, nullptr, \
+                nullptr, nullptr};                                                    \
+    }()
+
 #define GATHER_ROWS(name, Stored) gather_rows<Stored, Element>,
-#define FUNCTIONS(set, T, bytes)                                                             \
+#define FUNCTIONS(set, T, bytes, fewer)                                                             \
     []() -> Functions<T> {                                                            \
         using namespace set;                                                          \
         using Element = T;                                                            \
@@ -236,7 +261,7 @@ struct Functions {
                 pack_points<T>,       compare_block<T>, recheck_row<T>,   correct_block<T>,    \
                 measure_block<T>,      know_block<T>,   accumulate_cluster<T>, fix_cluster<T>,   fixed_total<T>, \
                 measure_rows<T>,       move_cluster<T>, \
-                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}, bytes};                                   \
+                {FOR_EACH_STORED_TYPE(GATHER_ROWS)}, bytes, fewer};                                   \
     }()
 
 // The functions of one instruction set that compute in float64, whatever the rows are stored as.
@@ -262,10 +287,13 @@ struct InstructionSet {
     AnyFunctions of_any;
 };
 
-#define INSTRUCTION_SET(set) FUNCTIONS(set, float, {}), FUNCTIONS(set, double, {}), ANY_FUNCTIONS(set)
+#define INSTRUCTION_SET(set) FUNCTIONS(set, float, {}, {}), FUNCTIONS(set, double, {}, {}), ANY_FUNCTIONS(set)
 #define WITH_BYTES(set, bytes)                                                        \
-    FUNCTIONS(set, float, BYTE_FUNCTIONS(bytes, float)),                              \
-        FUNCTIONS(set, double, BYTE_FUNCTIONS(bytes, double)), ANY_FUNCTIONS(set)
+    FUNCTIONS(set, float, BYTE_FUNCTIONS(bytes, float), {}),                          \
+        FUNCTIONS(set, double, BYTE_FUNCTIONS(bytes, double), {}), ANY_FUNCTIONS(set)
+#define WITH_FEWER(set, bytes, fewer)                                                 \
+    FUNCTIONS(set, float, BYTE_FUNCTIONS(bytes, float), FEWER_BITS(fewer, float)),    \
+        FUNCTIONS(set, double, BYTE_FUNCTIONS(bytes, double), FEWER_BITS(fewer, double)), ANY_FUNCTIONS(set)
 
 #if defined(__x86_64__)
 inline bool has_avx512() {
@@ -292,7 +320,7 @@ const InstructionSet instruction_sets[] = {
 #if HAS_AVX_VNNI
     {"avx_vnni", [] { return has_avx2() && has_avx_vnni(); }, WITH_BYTES(avx2, avx_vnni)},
 #endif
-    {"avx2", has_avx2, WITH_BYTES(avx2, avx2_words)},
+    {"avx2", has_avx2, WITH_FEWER(avx2, avx2_words, avx2_bytes)},
 #endif
     {"baseline", [] { return true; }, INSTRUCTION_SET(baseline)},
 };
@@ -396,66 +424,119 @@ bool saves_time(const ByteFunctions<T>& bytes, const AssignJob<T>& job) {
     return products * saved / bytes.panel_width > CYCLES_OF_ROW + CYCLES_OF_FEATURE * job.n_features;
 }
 
+// Screens rows in whole numbers, block by block.
+template <class T>
+class Screening {
+public:
+    Screening(AssignJob<T>& rows, int64_t rows_of_block, int n) : job(rows), block_rows(rows_of_block), n_threads(n) {}
+
+    // Whether screening with these functions takes less time than it saves: tries a few of the blocks that
+    // are left, and screens the others if it does.
+    bool run(const ByteFunctions<T>& bytes, bool rechecks) {
+        room.reset(new uint8_t[bytes.n_bytes(job.k, job.n_features)]);
+        job.in_bytes = room.get();
+        bytes.find_centre(job);
+        Pool& pool = Pool::instance();
+        std::atomic<bool> fits{true};
+        pool.run(parts_of(job.k, bytes.panel_width), n_threads, [&](int64_t panel) {
+            try_to([&] {
+                if (!bytes.pack(job, panel)) fits = false;
+            });
+        });
+        if (!had_room) throw std::bad_alloc();
+        if (!fits) return false;
+        // Where many rows are near many centroids, screening is in vain. A few blocks are tried first:
+        // what is done about the others must not depend on who comes first.
+        constexpr int64_t SHARE = 8;
+        const int64_t n_blocks = parts_of(job.n_rows, block_rows), tried = n_tried++;
+        std::atomic<int64_t> n_screened{0}, n_left{0}, n_compared{0};
+        const auto screen = [&](int64_t block) {
+            const int64_t start = block * block_rows, stop = std::min(start + block_rows, job.n_rows);
+            int64_t n_doubtful = 0, n_candidates = 0;
+            try_to([&] { n_left += bytes.assign_block(job, start, stop, n_doubtful, n_candidates); });
+            n_screened += stop - start;
+            n_uncertain += n_doubtful;
+            n_compared += n_candidates;
+        };
+        pool.run(parts_of(n_blocks - tried, TRIED), n_threads, [&](int64_t i) { screen(i * TRIED + tried); });
+        if (rechecks && SHARE * n_left > n_screened) return false;
+        if (compares_much(bytes, n_compared, n_screened)) return false;
+        pool.run(n_blocks, n_threads, [&](int64_t block) {
+            if (block % TRIED > tried) screen(block);
+        });
+        if (!had_room) throw std::bad_alloc();
+        n_tried = TRIED;
+        return true;
+    }
+
+    // Whether nothing was screened, because a centroid is too long.
+    bool is_unused() const { return n_tried == 0; }
+
+    // The rows that are in doubt, or in no block that was screened.
+    std::vector<int64_t> rest() const {
+        std::vector<int64_t> numbers;
+        for (int64_t row = 0; row < job.n_rows; ++row) {
+            if (row / block_rows % TRIED >= n_tried) job.uncertain[row] = true;
+            if (job.uncertain[row]) numbers.push_back(row);
+        }
+        return numbers;
+    }
+
+    std::atomic<int64_t> n_uncertain{0};  // rows that were compared with more than one centroid
+
+private:
+    static constexpr int64_t TRIED = 16;
+
+    // Whether comparing what fewer bits leave takes as long as they save.
+    bool compares_much(const ByteFunctions<T>& bytes, int64_t n_compared, int64_t n_screened) const {
+        constexpr double PRODUCTS_SAVED = 0.5, PRODUCTS_OF_ONE = 1500, PRODUCTS_OF_FEATURE = 15;
+        if (bytes.assign_groups != nullptr) return false;
+        const double saved = PRODUCTS_SAVED * static_cast<double>(job.k) * job.n_features;
+        const double of_candidate = PRODUCTS_OF_ONE + PRODUCTS_OF_FEATURE * job.n_features;
+        return of_candidate * static_cast<double>(n_compared - n_screened) > saved * n_screened;
+    }
+
+    // (No error may leave a thread of the pool.)
+    template <class Work>
+    void try_to(const Work& work) {
+        try {
+            work();
+        } catch (const std::bad_alloc&) {
+            had_room = false;
+        }
+    }
+
+    AssignJob<T>& job;
+    const int64_t block_rows;
+    const int n_threads;
+    int64_t n_tried = 0;  // blocks that are screened of each TRIED
+    std::unique_ptr<uint8_t[]> room;
+    std::atomic<bool> had_room{true};
+};
+
 // Labels all rows. Returns how many were compared with more than one centroid after screening.
 template <class T>
 int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, int n_threads) {
     const ByteFunctions<T>& bytes = functions.bytes;
     // Sums of more products of bytes may not fit 32 bits.
     constexpr int64_t MOST_FEATURES = 1 << 16;
+    // In a call of fewer rows it takes long to pack the centroids twice, should fewer bits be in vain.
+    constexpr int64_t MANY_ROWS = 512;
     // (Where distances are exact anyway, fewer may be screened so: `saves_time` says when.)
     const int64_t least_k = job.lows ? 1 : MANY_CENTROIDS;
     if (bytes.assign_block == nullptr || job.k < least_k || job.n_features > MOST_FEATURES ||
         job.second_sq_distances || !saves_time(bytes, job)) {
         return assign_by_scores(functions, job, rechecks, n_threads);
     }
-    Pool& pool = Pool::instance();
-    const std::unique_ptr<uint8_t[]> room(new uint8_t[bytes.n_bytes(job.k, job.n_features)]);
-    job.in_bytes = room.get();
-    bytes.find_centre(job);
-    // (No error may leave a thread of the pool.)
-    std::atomic<bool> fits{true}, had_room{true};
-    const auto try_to = [&had_room](const auto& work) {
-        try {
-            work();
-        } catch (const std::bad_alloc&) {
-            had_room = false;
-        }
-    };
-    pool.run(parts_of(job.k, bytes.panel_width), n_threads, [&](int64_t panel) {
-        try_to([&] {
-            if (!bytes.pack(job, panel)) fits = false;
-        });
-    });
-    if (!had_room) throw std::bad_alloc();
-    if (!fits) return assign_by_scores(functions, job, rechecks, n_threads);
-    const int64_t block_rows = bytes.block_rows(job.n_features), n_blocks = parts_of(job.n_rows, block_rows);
-    std::atomic<int64_t> n_uncertain{0}, n_screened{0}, n_left{0};
-    const auto screen = [&](int64_t block) {
-        const int64_t start = block * block_rows, stop = std::min(start + block_rows, job.n_rows);
-        int64_t n_doubtful = 0;
-        try_to([&] { n_left += bytes.assign_block(job, start, stop, n_doubtful); });
-        n_screened += stop - start;
-        n_uncertain += n_doubtful;
-    };
-    // Where many rows are near many centroids, screening is in vain. A few blocks are tried first:
-    // what is done about the others must not depend on who comes first.
-    constexpr int64_t SHARE = 8, TRIED = 16;
-    pool.run(parts_of(n_blocks, TRIED), n_threads, [&](int64_t tried) { screen(tried * TRIED); });
-    const bool is_in_vain = rechecks && SHARE * n_left > n_screened;
-    pool.run(n_blocks, n_threads, [&](int64_t block) {
-        if (block % TRIED == 0) return;
-        const int64_t start = block * block_rows, stop = std::min(start + block_rows, job.n_rows);
-        if (is_in_vain) {
-            std::fill(job.uncertain + start, job.uncertain + stop, true);
-        } else {
-            screen(block);
-        }
-    });
-    if (!had_room) throw std::bad_alloc();
-    std::vector<int64_t> rest;
-    for (int64_t row = 0; row < job.n_rows; ++row) if (job.uncertain[row]) rest.push_back(row);
-    if (rest.empty()) return n_uncertain;
-    return n_uncertain + assign_rest(functions, job, rest, rechecks, n_threads);
+    Screening<T> screening(job, bytes.block_rows(job.n_features), n_threads);
+    // (Fewer bits leave bounds that are of little use to the next pass.)
+    const bool is_done = functions.fewer.assign_block != nullptr && job.n_rows >= MANY_ROWS && job.lows == nullptr &&
+                         screening.run(functions.fewer, rechecks);
+    if (!is_done) screening.run(bytes, rechecks);
+    if (screening.is_unused()) return assign_by_scores(functions, job, rechecks, n_threads);
+    const std::vector<int64_t> rest = screening.rest();
+    if (rest.empty()) return screening.n_uncertain;
+    return screening.n_uncertain + assign_rest(functions, job, rest, rechecks, n_threads);
 }
 
 // What a call by groups did.

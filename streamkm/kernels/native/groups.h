@@ -291,6 +291,7 @@ int64_t assign_groups(const GroupedJob<T>& job, const AssignJob<T>& rows, const 
         const Pair* const last = room.sorted.data() + room.ends[group];
         while (pair < last) n_compared += screen_pairs(job, lanes, packed.members, room, pair, last);
     }
-    return settle_rows(rows, start, stop, room.tiles.data(), room.candidates.data(), n_uncertain,
+    int64_t n_candidates = 0;
+    return settle_rows(rows, start, stop, room.tiles.data(), room.candidates.data(), n_uncertain, n_candidates,
                        [&](int64_t lane) { return job.of_lanes[lane]; });
 }
