@@ -345,6 +345,7 @@ struct Candidates {
     };
     int n = 0, room;
     float lost;  // the least that the score of one can be for which there was no room
+    float kept;  // the limit when room was last made
     One all[MOST];
 
     INLINE void keep(float limit) {
@@ -356,7 +357,10 @@ struct Candidates {
         n = n_kept;
     }
     void add(int64_t index, float low, float limit) {
-        if (n == room) keep(limit);
+        if (n == room && limit < kept) {
+            keep(limit);
+            kept = limit;
+        }
         if (n == room) {
             lost = low < lost ? low : lost;
             return;
@@ -568,6 +572,7 @@ INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int
         candidates[row].n = 0;
         candidates[row].room = most;
         candidates[row].lost = is_usable ? INF : -INF;
+        candidates[row].kept = INF;
         of_tile.limits[row] = is_usable && !is_spare ? INF : -INF;
         of_tile.lengths[row] = std::sqrt(point.sq_length) * LENGTH_SLACK + vanished;
         of_tile.rests[row] = point.rest;

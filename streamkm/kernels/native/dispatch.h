@@ -460,7 +460,7 @@ public:
         };
         pool.run(parts_of(n_blocks - tried, TRIED), n_threads, [&](int64_t i) { screen(i * TRIED + tried); });
         if (rechecks && SHARE * n_left > n_screened) return false;
-        if (compares_much(bytes, n_compared, n_screened)) return false;
+        if (compares_much(bytes, n_compared, n_left, n_screened)) return false;
         pool.run(n_blocks, n_threads, [&](int64_t block) {
             if (block % TRIED > tried) screen(block);
         });
@@ -487,13 +487,15 @@ public:
 private:
     static constexpr int64_t TRIED = 16;
 
-    // Whether comparing what fewer bits leave takes as long as they save.
-    bool compares_much(const ByteFunctions<T>& bytes, int64_t n_compared, int64_t n_screened) const {
-        constexpr double PRODUCTS_SAVED = 0.5, PRODUCTS_OF_ONE = 1500, PRODUCTS_OF_FEATURE = 15;
+    // Whether comparing what fewer bits leave takes as long as they save. (Measured on Zen 3, in
+    // bench/LOG.md, in products of fewer bits: a row that is left takes as many in float32.)
+    bool compares_much(const ByteFunctions<T>& bytes, int64_t n_compared, int64_t n_left, int64_t n_screened) const {
+        constexpr double PRODUCTS_SAVED = 0.4, PRODUCTS_OF_ONE = 9400, PRODUCTS_OF_FEATURE = 15, OF_FLOATS = 2.4;
         if (bytes.assign_groups != nullptr) return false;
-        const double saved = PRODUCTS_SAVED * static_cast<double>(job.k) * job.n_features;
+        const double of_row = static_cast<double>(job.k) * job.n_features;
         const double of_candidate = PRODUCTS_OF_ONE + PRODUCTS_OF_FEATURE * job.n_features;
-        return of_candidate * static_cast<double>(n_compared - n_screened) > saved * n_screened;
+        return of_candidate * static_cast<double>(n_compared - n_screened) + OF_FLOATS * of_row * n_left >
+               PRODUCTS_SAVED * of_row * n_screened;
     }
 
     // (No error may leave a thread of the pool.)
