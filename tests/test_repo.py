@@ -103,6 +103,7 @@ TESTED_IN = {
     "estimators/loading": "estimators/test_runs.py",
     "estimators/parameters": "estimators/test_conventions.py",
     # Passes that bound sizes, in whole fits.
+    "clustering/exchanging": "clustering/test_sizing.py",
     "clustering/size_plan": "clustering/test_sizing.py",
     "runs/engine/bounded": "runs/test_bounded_sizes.py",
     "batch_rows": "test_config.py",

@@ -7,6 +7,7 @@ __all__ = [
     "MOST_PASSES",
     "N_BINS",
     "OCTAVES_ABOVE",
+    "pool_places",
     "priced_bytes",
     "size_state_bytes",
     "sizing_bytes",
@@ -21,6 +22,11 @@ N_BINS = OCTAVES << BIN_BITS
 OCTAVES_ABOVE = 4
 
 
+def pool_places(k: int) -> int:
+    """Rows that may be named to go elsewhere than prices say."""
+    return 16 * k + 1024
+
+
 def priced_bytes(k: int, n_features: int, batch_rows: int, width: int) -> int:
     """Bytes of the copies of rows and centroids that have a price as one more feature."""
     return (batch_rows + 2 * k) * (n_features + 1) * width + 64 * batch_rows
@@ -28,9 +34,10 @@ def priced_bytes(k: int, n_features: int, batch_rows: int, width: int) -> int:
 
 def sizing_bytes(k: int) -> int:
     """Bytes of the counts of all clusters: so far, of a batch, summed up, and in a checkpoint."""
-    return k * (4 * 8 * N_BINS + 112)
+    # What is gathered is sorted, in a few copies.
+    return k * (4 * 8 * N_BINS + 112) + 7 * 32 * pool_places(k)
 
 
 def size_state_bytes(k: int) -> int:
     """Bytes of the state of the sizes, as a checkpoint has it."""
-    return k * (8 * N_BINS + 56) + 56
+    return k * (8 * N_BINS + 64) + 56 + 32 * pool_places(k)

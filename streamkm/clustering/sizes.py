@@ -6,8 +6,9 @@ rows on one side and the clusters on the other (Bradley, Bennett & Demiriz 2000,
 k-means clustering"): the best partition within bounds is of this form, but for rows that are
 equally well off in several clusters. Such rows may be many, if many rows are equal. So each cluster
 also closes at a row: from that row on it takes no more, and rows go to the best of those that are
-open. Labels are thus a function of the row and its number alone. They need no label for each row on
-disk, and any part of them can be found without the rest.
+open. And a few rows are named that go elsewhere (`clustering.settling`). Labels are thus a function
+of the row and its number alone. They need no label for each row on disk, and any part of them can
+be found without the rest.
 
 Any kernel finds the centroid: a price is one more feature, in which rows are 0 and a centroid is
 the square root of its price.
@@ -43,6 +44,11 @@ class SizeRule(NamedTuple):
     closes_K: torch.Tensor
     """The number of the row from which on a cluster takes no more, int64; `NEVER` if it always
     does. It is about the rows of the fit alone."""
+    moved_rows_M: torch.Tensor
+    """Rows of the fit that go to another cluster than by price, int64, ascending; see
+    `clustering.settling`."""
+    moved_to_M: torch.Tensor
+    """The clusters that these rows go to, int64."""
 
 
 class PricedKernel:
@@ -139,7 +145,7 @@ def bounded_nearest(
     kernel: PricedKernel,
     batch: Batch,
     centroids_KD: torch.Tensor,
-    closes_K: torch.Tensor | None,
+    rule: SizeRule | None,
     start_row: int,
 ) -> Assignment:
     """The open centroid of least squared distance plus price, and the squared distance to it.
@@ -151,14 +157,24 @@ def bounded_nearest(
     batch : Batch
         Prepared rows that follow each other, the first of number `start_row`.
     centroids_KD : Tensor of shape (K, D)
-    closes_K : int64 Tensor of shape (K,), or None
-        See `SizeRule`; None if no cluster ever closes.
+    rule : SizeRule or None
+        Of these rows; None if they are not those of the fit, so that prices alone decide.
     start_row : int
     """
     labels_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD).labels_B
-    if closes_K is not None:
-        _give_on_(labels_B, kernel, batch, centroids_KD, closes_K, start_row)
+    if rule is not None:
+        _move_(labels_B, rule.moved_rows_M, rule.moved_to_M, start_row)
+        _give_on_(labels_B, kernel, batch, centroids_KD, rule.closes_K, start_row)
     return Assignment(labels_B, sq_distances_to(batch.x_BD, labels_B, centroids_KD))
+
+
+def _move_(
+    labels_B: torch.Tensor, rows_M: torch.Tensor, to_M: torch.Tensor, start_row: int
+) -> None:
+    """Give the rows that are named to the clusters that are."""
+    ends = torch.tensor([start_row, start_row + len(labels_B)], device=rows_M.device)
+    here = slice(*torch.searchsorted(rows_M, ends).tolist())
+    labels_B[rows_M[here] - start_row] = to_M[here]
 
 
 def _give_on_(
@@ -203,6 +219,10 @@ class Taken(NamedTuple):
     """As in `SizeRule`, of those that take no more."""
     n_given: torch.Tensor
     """Rows that went to another cluster because theirs took no more, int64, of shape ()."""
+    moved_rows_M: torch.Tensor
+    """As in `SizeRule`, but that places of no row are `NEVER`, the last."""
+    moved_to_M: torch.Tensor
+    """As in `SizeRule`."""
 
 
 def take_(
@@ -219,6 +239,7 @@ def take_(
     """
     k = len(centroids_KD)
     labels_B = kernel.assign(batch.x_BD, batch.sq_norms_B, centroids_KD).labels_B
+    _move_(labels_B, taken.moved_rows_M, taken.moved_to_M, start_row)
     wanted_B = labels_B.clone()
     if bool(taken.n_left <= taken.due_K.sum()):
         _leave_what_is_due_(taken, torch.zeros_like(taken.due_K), start_row)

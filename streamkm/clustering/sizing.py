@@ -8,6 +8,8 @@ depends on its stage:
   of too many.
 - Then only prices change, until no more than `LEFT_SHARE` of the rows are too many for their
   clusters.
+- One pass gathers rows that lose little by going to the next cluster, and some of them go
+  (see `clustering.settling`). Each process makes it whole.
 - A last pass fills the clusters in the order of the rows (see `clustering.sizes`). It keeps the
   bounds to the row, whatever the passes before it have reached. Which cluster a row gets depends
   on all rows before it, so that of several processes each makes the whole of this pass.
@@ -35,11 +37,13 @@ import torch
 
 from streamkm.bounds import Bounds
 from streamkm.clustering.assignment import totals_by_label
+from streamkm.clustering.exchanging import allotted, exchanges, to_nearest
 from streamkm.clustering.lloyd import Lloyd
-from streamkm.clustering.size_plan import BIN_BITS, MOST_PASSES, N_BINS, OCTAVES_ABOVE
+from streamkm.clustering.settling import Pool, offer_, settle_
+from streamkm.clustering.size_plan import BIN_BITS, MOST_PASSES, N_BINS, OCTAVES_ABOVE, pool_places
 from streamkm.clustering.sizes import NEVER, PricedKernel, SizeRule, Taken, take_
 from streamkm.distributed.world import ALONE
-from streamkm.kernels import Assignment, normalized, sq_distances_between
+from streamkm.kernels import Assignment, normalized
 from streamkm.kernels import sq_distances_to as distances_to
 
 if TYPE_CHECKING:
@@ -51,8 +55,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DONE", "SizeState", "Sizing", "allotted", "initial_sizes", "lost_by"]
 
-#: Stages: centroids and prices move, prices alone, rows are given out, all is done.
-MOVING, PRICING, FILLING, DONE = range(4)
+#: Stages: centroids and prices move, prices alone, rows that could go elsewhere are gathered, rows
+#: are given out, all is done.
+MOVING, PRICING, GATHERING, FILLING, DONE = range(5)
 #: Passes in which centroids move. On embeddings, 8 end 0.1 % higher.
 MOVING_PASSES = 12
 #: Share of the rows that may be too many for their clusters before the last pass. Each costs up to
@@ -75,12 +80,8 @@ EXCHANGING, STUCK_SHARE = (0, 4, 8), 0.5
 EXCHANGED_SHARE = 0.5
 #: Clusters whose rows are too many by this share of the most share their centroid in the end.
 SHARING_ABOVE = 0.25
-#: Clusters above this share of the mean are not given up.
-GIVEN_UP_BELOW = 0.5
 #: Bits of a float32 below those that choose a bin.
 DROPPED_BITS = 23 - BIN_BITS
-#: Distances that are held at a time.
-TILE_ELEMENTS = 1 << 22
 
 
 @dataclass
@@ -117,6 +118,13 @@ class SizeState:
     """Inertia of the first pass, before any bound, float64; NaN before."""
     n_given: torch.Tensor
     """Rows that went elsewhere because their cluster was full, int64."""
+    reach_K: torch.Tensor
+    """The most that a row which is gathered loses, float64; 0 before."""
+    rows_P: torch.Tensor
+    """See `Pool`, as the three after it. From the last pass on, those that go elsewhere."""
+    from_P: torch.Tensor
+    to_P: torch.Tensor
+    losses_P: torch.Tensor
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by its name."""
@@ -125,12 +133,21 @@ class SizeState:
     @property
     def rule(self) -> SizeRule:
         """What decides labels, in the end."""
-        return SizeRule(self.prices_K, self.closes_K)
+        is_row_P = self.rows_P != NEVER
+        return SizeRule(self.prices_K, self.closes_K, self.rows_P[is_row_P], self.to_P[is_row_P])
 
     @property
     def taken(self) -> Taken:
         """How full clusters are in the last pass, on the memory of the state."""
-        return Taken(self.room_K, self.due_K, self.n_left, self.closes_K, self.n_given)
+        return Taken(
+            self.room_K, self.due_K, self.n_left, self.closes_K, self.n_given, self.rows_P,
+            self.to_P,
+        )  # fmt: skip
+
+    @property
+    def pool(self) -> Pool:
+        """Rows that could go elsewhere, on the memory of the state."""
+        return Pool(self.rows_P, self.from_P, self.to_P, self.losses_P)
 
     @property
     def is_done(self) -> bool:
@@ -138,8 +155,8 @@ class SizeState:
         return int(self.stage) == DONE
 
     def world_of_pass(self, world: World) -> World:
-        """The processes that share the next pass: this one alone if clusters are filled in it."""
-        return ALONE if int(self.stage) == FILLING else world
+        """The processes that share the next pass: this one alone in the last two."""
+        return ALONE if int(self.stage) in (GATHERING, FILLING) else world
 
     @property
     def of_this_process(self) -> tuple[torch.Tensor, ...]:
@@ -155,6 +172,7 @@ def initial_sizes(k: int, sq_distance: torch.Tensor, device: torch.device) -> Si
 
     usual = torch.where(sq_distance > 0, sq_distance, 1).float().view(1)
     top_bin = (usual.view(torch.int32).long() >> DROPPED_BITS) + (OCTAVES_ABOVE << BIN_BITS)
+    places = pool_places(k)
     return SizeState(
         prices_K=torch.zeros(k, dtype=torch.float64, device=device),
         closes_K=integers(k) + NEVER,
@@ -171,6 +189,11 @@ def initial_sizes(k: int, sq_distance: torch.Tensor, device: torch.device) -> Si
         former_excess=integers(),
         free_inertia=torch.full((), torch.nan, dtype=torch.float64, device=device),
         n_given=integers(),
+        reach_K=torch.zeros(k, dtype=torch.float64, device=device),
+        rows_P=integers(places) + NEVER,
+        from_P=integers(places),
+        to_P=integers(places),
+        losses_P=torch.full((places,), torch.inf, dtype=torch.float64, device=device),
     )
 
 
@@ -216,6 +239,11 @@ class Sizing(Lloyd):
         kernel = self.kernel.on(sizes.prices_K)
         if int(sizes.stage) == FILLING:
             labels_B = take_(sizes.taken, kernel, batch, centroids_KD, int(sizes.next_row))
+        elif int(sizes.stage) == GATHERING:
+            labels_B = offer_(
+                sizes.pool, kernel, batch, centroids_KD, sizes.prices_K, sizes.reach_K,
+                int(sizes.next_row),
+            )  # fmt: skip
         else:
             labels_B = self._count_(kernel, batch, centroids_KD)
         counted_B = labels_B if batch.dropped_B is None else labels_B[~batch.dropped_B]
@@ -258,6 +286,11 @@ class Sizing(Lloyd):
         n_rows = int(sizes.counts_K.sum())
         bounds = Bounds.of(config, n_rows)
         bounds.check(config, n_rows, self.source)
+        if int(sizes.stage) == GATHERING:
+            sizes.n_passes += 1
+            sizes.n_given += settle_(sizes.pool, sizes.counts_K, sizes.prices_K, bounds)
+            self._fill_(bounds, n_rows)
+            return
         n_excess = int((sizes.counts_K - allotted(sizes.counts_K, bounds)).clamp_min_(0).sum())
         n_passes = int(sizes.n_passes)
         if n_passes == 0:
@@ -265,12 +298,14 @@ class Sizing(Lloyd):
         sizes.n_passes += 1
         moves = n_passes < MOVING_PASSES
         ends = n_excess == 0 if n_passes == 0 else not moves and n_excess <= LEFT_SHARE * n_rows
-        if ends or n_passes + 1 == MOST_PASSES:
+        if ends or n_passes + 2 == MOST_PASSES:
             self._share_(state, bounds)
-            sizes.room_K.fill_(bounds.most)
-            sizes.due_K.fill_(bounds.least)
-            sizes.n_left.fill_(n_rows)
-            sizes.stage.fill_(FILLING)
+            if n_passes == 0:  # Nothing is too much.
+                self._fill_(bounds, n_rows)
+                return
+            wanted_K = torch.full_like(sizes.counts_K, pool_places(state.k) // state.k)
+            sizes.reach_K.copy_(lost_by(sizes.leaving_KE, wanted_K, sizes.top_bin))
+            sizes.stage.fill_(GATHERING)
             return
         sizes.stage.fill_(MOVING if n_passes + 1 < MOVING_PASSES else PRICING)
         # A few rows more than the least: no price is met to the row.
@@ -282,6 +317,14 @@ class Sizing(Lloyd):
             state.shift.copy_(state.move_(state.counts_K > 0, spherical=self.spherical))
         if moves and n_passes in EXCHANGING:
             self._exchange_(state, bounds, n_excess)
+
+    def _fill_(self, bounds: Bounds, n_rows: int) -> None:
+        """Begin the last pass."""
+        sizes = self._sizes
+        sizes.room_K.fill_(bounds.most)
+        sizes.due_K.fill_(bounds.least)
+        sizes.n_left.fill_(n_rows)
+        sizes.stage.fill_(FILLING)
 
     @property
     def _sizes(self) -> SizeState:
@@ -333,7 +376,7 @@ class Sizing(Lloyd):
         n_moved = 0
         if n_excess > 5 * LEFT_SHARE * n_rows and (not former or n_excess > STUCK_SHARE * former):
             n_moved = int(-(-n_excess * EXCHANGED_SHARE // bounds.most))
-        pairs = _exchanges(state, counts_K, bounds, max(n_moved, n_small), n_rows / k)
+        pairs = exchanges(state, counts_K, bounds, max(n_moved, n_small), n_rows / k)
         is_used_R = ~state.reservoir_keys_R.isfinite()
         for divided, moved in pairs:
             old_D = state.centroids_KD[divided].double()
@@ -358,7 +401,7 @@ class Sizing(Lloyd):
             return
         shared = []
         few = (2 * counts_K < bounds.most).nonzero().squeeze(1)
-        loss_F = _to_nearest(state.centroids_KD, few).double() * counts_K[few]
+        loss_F = to_nearest(state.centroids_KD, few).double() * counts_K[few]
         for moved in few[loss_F.argsort(stable=True)].tolist():
             above_K = counts_K - bounds.most * parts_K
             divided, n_given_up = int(above_K.argmax()), int(counts_K[moved])
@@ -374,27 +417,6 @@ class Sizing(Lloyd):
         for divided, moved in shared:
             state.centroids_KD[moved] = state.centroids_KD[divided]
             sizes.prices_K[moved] = sizes.prices_K[divided]
-
-
-def allotted(counts_K: torch.Tensor, bounds: Bounds) -> torch.Tensor:
-    """Rows that each cluster may have, int64, so that none gets less than the least.
-
-    Without a least that is the most. Else it is for each what it has, brought within the bounds and
-    then changed so that all add up to the number of rows: what is too little is taken from those
-    that have more than the least, in proportion. Clusters that can have no more than this cannot
-    have less, either.
-    """
-    if not bounds.least:
-        return torch.full_like(counts_K, bounds.most)
-    most_K = counts_K.clamp(bounds.least, bounds.most)
-    while left := int(counts_K.sum() - most_K.sum()):
-        room_K = bounds.most - most_K if left > 0 else most_K - bounds.least
-        share_K = (room_K * (abs(left) / float(room_K.sum()))).long()
-        if not share_K.any():  # The last few: one for each of those with the most room.
-            share_K[room_K.argsort(descending=True, stable=True)[: abs(left)]] = 1
-            share_K = torch.minimum(share_K, room_K)
-        most_K += share_K if left > 0 else -share_K
-    return most_K
 
 
 def lost_by(counts_KE: torch.Tensor, n_rows_K: torch.Tensor, top_bin: torch.Tensor) -> torch.Tensor:
@@ -413,38 +435,3 @@ def lost_by(counts_KE: torch.Tensor, n_rows_K: torch.Tensor, top_bin: torch.Tens
     part_K1 = (wanted_K1 - before_K1) / in_bin_K1.clamp_min(1)
     lost_K1 = edges_E[bin_K1] + part_K1 * (edges_E[bin_K1 + 1] - edges_E[bin_K1])
     return torch.where(wanted_K1 <= up_to_KE[:, -1:], lost_K1, torch.inf).squeeze(1)
-
-
-def _exchanges(
-    state: KMeansState, counts_K: torch.Tensor, bounds: Bounds, n_moved: int, mean: float
-) -> list[tuple[int, int]]:
-    """Pairs of a cluster to divide and one that is given up for it, at most `n_moved`.
-
-    Clusters are given up whose rows are near to another's (Ward 1963), those far below the least
-    first. The cluster is divided that has the most rows for each centroid it then has.
-    """
-    few = (counts_K < GIVEN_UP_BELOW * mean).nonzero().squeeze(1)
-    few = few[counts_K[few].argsort(stable=True)][: 4 * n_moved]
-    if not len(few) or state.k < 3:
-        return []
-    loss_F = _to_nearest(state.centroids_KD, few).double() * counts_K[few]
-    loss_F.masked_fill_(counts_K[few] < bounds.least / 2, -1)
-    load_K, parts_K = counts_K.double(), torch.ones_like(counts_K)
-    pairs = []
-    for moved in few[loss_F.argsort(stable=True)][:n_moved].tolist():
-        load_K[moved] = 0
-        divided = int((load_K / parts_K).argmax())
-        if load_K[divided] < mean * parts_K[divided]:
-            break
-        parts_K[divided] += 1
-        pairs.append((divided, moved))
-    return pairs
-
-
-def _to_nearest(centroids_KD: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """The squared distance from each chosen centroid to the nearest other."""
-    sq_norms_K, found = centroids_KD.square().sum(dim=1), []
-    for part in chosen.split(max(TILE_ELEMENTS // len(centroids_KD), 1)):
-        apart_PK = sq_distances_between(centroids_KD[part], centroids_KD, sq_norms_K)
-        found.append(apart_PK.scatter(1, part[:, None], torch.inf).amin(dim=1))
-    return torch.cat(found)

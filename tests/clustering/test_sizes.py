@@ -11,7 +11,7 @@ import torch
 from streamkm.clustering.batch import Batch
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import RunningMoments, Scaling
-from streamkm.clustering.sizes import NEVER, PricedKernel, Taken, bounded_nearest, take_
+from streamkm.clustering.sizes import NEVER, PricedKernel, SizeRule, Taken, bounded_nearest, take_
 from streamkm.kernels import KernelRequest, make_kernel
 from streamkm.kernels.extension import instruction_sets
 from tests.clustering.streams import CPU
@@ -35,11 +35,11 @@ def batch_of(kernel: PricedKernel, rows: np.ndarray) -> Batch:
 
 
 def taken(room: list[int], due: int = 0, n_rows: int = 0) -> Taken:
-    k = len(room)
+    k, no_rows = len(room), torch.zeros(0, dtype=torch.int64)
     n_given = torch.zeros((), dtype=torch.int64)
     return Taken(
         torch.tensor(room), torch.full((k,), due), torch.tensor(n_rows), torch.full((k,), NEVER),
-        n_given,
+        n_given, no_rows, no_rows,
     )  # fmt: skip
 
 
@@ -92,10 +92,12 @@ def test_labels_do_not_depend_on_batches(kernel_name, spare, due):
     prices = draws.uniform(0, 0.1, 9)
     room = np.full(9, 300 // 9) + spare
     room[0] += 300 - 9 * (300 // 9)
+    moved = torch.tensor([5, 6, 40, 41, 120, 299]), torch.tensor([8, 0, 3, 2, 1, 0])
     given = []
     for batch_rows in (300, 41, 7):
         kernel = priced(prices, max(batch_rows, 13), kernel_name)
-        left = taken(room.tolist(), due, 300)
+        left = taken(room.tolist(), due, 300)._replace(moved_rows_M=moved[0], moved_to_M=moved[1])
+        rule = SizeRule(torch.from_numpy(prices), left.closes_K, *moved)
         labels = [
             take_(left, kernel, batch_of(kernel, rows[i : i + batch_rows]), centroids_KD, i)
             for i in range(0, 300, batch_rows)
@@ -106,7 +108,7 @@ def test_labels_do_not_depend_on_batches(kernel_name, spare, due):
         assert int(left.due_K.sum()) == int(left.n_left) == 0
         again = [
             bounded_nearest(
-                kernel, batch_of(kernel, rows[i : i + 13]), centroids_KD, left.closes_K, i
+                kernel, batch_of(kernel, rows[i : i + 13]), centroids_KD, rule, i
             ).labels_B
             for i in range(0, 300, 13)
         ]

@@ -315,7 +315,9 @@ def written_bytes(plan: FitPlan, state: KMeansState, scaling: Scaling) -> tuple[
         in_seeding += k * spec.n_features * 8  # The sums of the clusters, float64.
     held = (state.centroids_KD, state.sums_KD, state.counts_K, state.weights_K)
     model = sum(tensor.nbytes for tensor in held) + 4 * k * spec.n_features
-    model += sum(tensor.nbytes for tensor in sizes.rule) if sizes is not None else 0
+    if sizes is not None:
+        named = (sizes.prices_K, sizes.closes_K, sizes.rows_P, sizes.to_P)
+        model += sum(tensor.nbytes for tensor in named)  # At most.
     return max(training, in_seeding), model
 
 

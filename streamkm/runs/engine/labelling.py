@@ -16,7 +16,7 @@ from streamkm.clustering.branches import BranchKernel
 from streamkm.clustering.preparation import Preparation
 from streamkm.clustering.scaling import compute_dtype
 from streamkm.clustering.size_plan import priced_bytes
-from streamkm.clustering.sizes import PricedKernel, bounded_nearest
+from streamkm.clustering.sizes import PricedKernel, SizeRule, bounded_nearest
 from streamkm.config import default_branches, largest_batch_rows
 from streamkm.devices import is_host, resolve_device, sharing
 from streamkm.distributed.world import ALONE
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.carried import CarriedRows
-    from streamkm.clustering.sizes import SizeRule
     from streamkm.config import ExecutionConfig
     from streamkm.distributed.world import World
     from streamkm.kernels import Assignment, MadeKernel
@@ -131,8 +130,8 @@ class Labelling:
 
     centroids_KD: torch.Tensor
     """In the scaled space, on the device, in the dtype of `prepared` rows."""
-    _closes_K: torch.Tensor | None = None
-    """At which rows clusters close, if they do."""
+    _rule: SizeRule | None = None
+    """Which rows go elsewhere, and at which clusters close, if they do."""
     _carried: CarriedRows | None = None
     """What a pass of the fit has left, if `go_by` was told."""
     type_notes: list[str]
@@ -230,7 +229,7 @@ class Labelling:
         """Find clusters by `sizes`; they close only if the model was fitted on these rows."""
         self.kernel = PricedKernel(self.kernel, sizes.prices_K.to(self.device))
         if self._source.fingerprint() == model.figures["sizes"]["fingerprint"]:
-            self._closes_K = sizes.closes_K.to(self.device)
+            self._rule = SizeRule(*(each.to(self.device) for each in sizes))
 
     def _arithmetic_bytes(
         self, model: Model, n_branches: int, batch_rows: int, dtype: torch.dtype
@@ -283,7 +282,7 @@ class Labelling:
     def notes(self) -> list[str]:
         """What the log has to say of the kernel and the rows."""
         notes = kernel_notes(self._asked_kernel, self.device) + self.type_notes
-        if isinstance(self.kernel, PricedKernel) and self._closes_K is None:
+        if isinstance(self.kernel, PricedKernel) and self._rule is None:
             notes.append(
                 "these are not the rows of the fit, byte for byte and by modification time: labels "
                 "go by the prices of its clusters, and bounds on their sizes are not kept"
@@ -417,7 +416,7 @@ class Labelling:
     def _find(self, start_row: int, batch: Batch) -> Assignment:
         """The cluster of each row, and its squared distance."""
         if isinstance(self.kernel, PricedKernel):
-            return bounded_nearest(self.kernel, batch, self.centroids_KD, self._closes_K, start_row)
+            return bounded_nearest(self.kernel, batch, self.centroids_KD, self._rule, start_row)
         carried = None
         if self._carried is not None and batch.lies_in_window:
             index = self._reading.batch_at(start_row)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Model", "load_model"]
 
 _HOST = torch.device("cpu")
+#: Names of the tensors of a `SizeRule`.
+SIZES = ("prices", "closes", "moved.rows", "moved.to")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Model:
         if self.level is not None:
             tensors |= {"branches": self.level.centroids_JD, "parents": self.level.parents_K}
         if self.sizes is not None:
-            tensors |= {"prices": self.sizes.prices_K, "closes": self.sizes.closes_K}
+            tensors |= dict(zip(SIZES, self.sizes, strict=True))
         about = {
             "normalize": self.scaling.normalize,
             "settings": self.settings,
@@ -232,10 +234,15 @@ def _sizes(tensors: dict[str, torch.Tensor], figures: dict[str, Any]) -> SizeRul
     """What bounds the sizes; None if the model has no bounds."""
     if "prices" not in tensors:
         return None
-    found, k = SizeRule(tensors["prices"], tensors["closes"]), len(tensors["centroids"])
+    # Models of older versions have no rows that moved.
+    tensors = dict.fromkeys(SIZES[2:], torch.zeros(0, dtype=torch.int64)) | tensors
+    found, k = SizeRule(*(tensors[name] for name in SIZES)), len(tensors["centroids"])
     is_whole = found.prices_K.shape == found.closes_K.shape == (k,)
     if not is_whole or not bool((found.prices_K >= 0).all()):
         raise ValueError(f"its prices are of shape {tuple(found.prices_K.shape)}, or below 0")
+    rows_M, to_M = found.moved_rows_M, found.moved_to_M
+    if rows_M.shape != to_M.shape or not bool(((to_M >= 0) & (to_M < k)).all()):
+        raise ValueError(f"its moved rows are of shape {tuple(rows_M.shape)}, or of no cluster")
     figures["sizes"]["fingerprint"], figures["sizes"]["least"], figures["sizes"]["most"]
     return found
 
