@@ -87,9 +87,18 @@ class GroupSearch:
         self.n_possible = 0
         """Comparisons of all those rows with all centroids."""
 
+    @property
+    def pays_for_two(self) -> bool:
+        """Whether two nearest are worth a search by these groups, as far as is known."""
+        return self._share_of_two <= IN_VAIN
+
+    def learn_of_two(self, n_compared: int, n_possible: int) -> None:
+        """Take note of a search for the two nearest of some rows."""
+        self._share_of_two = n_compared / n_possible
+
     def _forget(self) -> None:
         self.groups: Groups | None = None
-        self._n_rows, self._wait, self._promised = 0, 0, 1.0
+        self._n_rows, self._wait, self._promised, self._share_of_two = 0, 0, 1.0, 0.0
 
     def serves(self, n_rows: int, k: int, n_features: int) -> bool:
         """Whether a call with these numbers of rows and centroids may be one by groups."""
