@@ -157,15 +157,15 @@ class CpuKernel:
     ) -> TwoNearest:
         """The two nearest centroids of each row; see `Kernel`."""
         search, n_rows, k = self._search, len(sq_norms_B), len(centroids_KD)
-        if self._is_served(Given(x_BD, None, sq_norms_B, LABELS_ALONE), k) and search.pays_for_two:
+        given = Given(x_BD, None, sq_norms_B, LABELS_ALONE)
+        if search.pays_for_two(n_rows, k) and self._is_served(given, k):
             if search.groups is None and not search.wants_look(n_rows):
                 search.learn(n_rows, n_rows * k, centroids_KD)
             else:
                 nearest = self.assign(x_BD, sq_norms_B, centroids_KD)
                 if (groups := search.groups) is not None:
-                    rows = Rows(x_BD, sq_norms_B)
                     second_B, n_compared = second_in_bunches(
-                        self._assign_two, rows, nearest.labels_B, centroids_KD, groups
+                        self._assign_two, Rows(x_BD, sq_norms_B), nearest[0], centroids_KD, groups
                     )
                     search.learn_of_two(n_compared, n_rows * k)
                     return TwoNearest(*nearest, second_B)

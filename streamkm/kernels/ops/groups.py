@@ -51,6 +51,8 @@ WIDER, MORE = 1.25, 2.0
 ASKED_ROWS, MOST_CANDIDATES = 64, 128
 #: After data were looked at in vain, this many times the rows so far pass before the next look.
 PATIENCE = 8
+#: Pairs of rows and centroids from which on two nearest are found by groups: bunches take calls.
+PAIRS_FOR_TWO = 1 << 26
 #: Groups are found anew where centroids have moved so that this many times as much is compared.
 GROWN = 1.5
 
@@ -87,10 +89,9 @@ class GroupSearch:
         self.n_possible = 0
         """Comparisons of all those rows with all centroids."""
 
-    @property
-    def pays_for_two(self) -> bool:
+    def pays_for_two(self, n_rows: int, k: int) -> bool:
         """Whether two nearest are worth a search by these groups, as far as is known."""
-        return self._share_of_two <= IN_VAIN
+        return n_rows * k >= PAIRS_FOR_TWO and self._share_of_two <= IN_VAIN
 
     def learn_of_two(self, n_compared: int, n_possible: int) -> None:
         """Take note of a search for the two nearest of some rows."""

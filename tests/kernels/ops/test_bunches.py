@@ -63,6 +63,7 @@ def test_a_bunch_has_the_several_nearest(case, n_nearest) -> None:
 # from them, or goes on with them where nearly all centroids are compared.
 def test_a_kernel_finds_two_by_groups(eager, monkeypatch) -> None:
     monkeypatch.setattr(module, "PROMISING", 2.0)
+    monkeypatch.setattr(module, "PAIRS_FOR_TWO", 0)
     x_BD, c_KD = (points.float() for points in CASES["nested, of 1"])
     kernel, flat = (CpuKernel(700, 600, torch.float32, CPU) for _ in range(2))
     expected = flat._assign_two(x_BD, sq_norms(x_BD), c_KD)
@@ -73,5 +74,5 @@ def test_a_kernel_finds_two_by_groups(eager, monkeypatch) -> None:
     assert 0 < kernel._search._share_of_two < 0.5
     noise = torch.from_numpy(np.random.default_rng(0).normal(size=(700, 40))).float()
     kernel._search.learn_of_two(1, 1)
-    assert not kernel._search.pays_for_two
+    assert not kernel._search.pays_for_two(700, 600)
     assert torch.isfinite(kernel.assign_two(noise, sq_norms(noise), c_KD)[2]).all()
