@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from streamkm.kernels.base import PassSums
 
-__all__ = ["check_rows", "check_sums"]
+__all__ = ["check_adding", "check_rows", "check_sums"]
 
 
 def check_rows(
@@ -76,3 +76,33 @@ def check_sums(added: PassSums, centroids_KD: torch.Tensor) -> None:
         )
     if not all(each.dtype == torch.int64 and each.is_contiguous() for each in (sums_LKD, *of_k)):
         raise ValueError("sums, grades and counts must be int64 and contiguous")
+
+
+def check_adding(
+    n_rows: int,
+    labels_B: torch.Tensor,
+    sums_KD: torch.Tensor,
+    counts_K: torch.Tensor,
+    shares_B: torch.Tensor | None,
+    *,
+    has_positions: bool,
+) -> None:
+    """Refuse labels, sums, counts and shares of `n_rows` rows that cannot be added up."""
+    k = sums_KD.shape[0]
+    if labels_B.dtype != torch.int64 or not sums_KD.is_contiguous():
+        raise ValueError(
+            f"labels must be int64 and sums contiguous, not {labels_B.dtype} and of strides "
+            f"{sums_KD.stride()}"
+        )
+    if shares_B is not None and not (
+        not has_positions and shares_B.dtype == torch.float64 and shares_B.shape == (n_rows,)
+    ):
+        raise ValueError(
+            f"shares must be float64, one for each of {n_rows} rows without positions, not "
+            f"{len(shares_B)} of {shares_B.dtype}"
+        )
+    if counts_K.dtype != torch.int64 or counts_K.shape != (k,) or not counts_K.is_contiguous():
+        raise ValueError(
+            f"counts must be contiguous, int64, of shape ({k},), one for each sum, not "
+            f"{counts_K.dtype} of shape {tuple(counts_K.shape)}"
+        )

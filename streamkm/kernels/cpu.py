@@ -30,9 +30,10 @@ import torch
 
 from streamkm.errors import DeviceError, Option
 from streamkm.kernels.base import Assignment, InPlaceAssignment, TwoNearest, assign_then_add
-from streamkm.kernels.checks import check_rows, check_sums
+from streamkm.kernels.checks import check_adding, check_rows, check_sums
 from streamkm.kernels.exact import cancelling_share, recheck_second_, rounding_share
 from streamkm.kernels.extension import HOW_TO_BUILD, WHY_MISSING, instruction_sets
+from streamkm.kernels.ops.bunches import second_in_bunches
 from streamkm.kernels.ops.carried import assign_carried_
 from streamkm.kernels.ops.groups import GroupSearch
 from streamkm.kernels.ops.lists import assign_lists_
@@ -45,13 +46,13 @@ from streamkm.kernels.ops.tiles import (
     add_tiles_,
     assign_tiles_,
 )
+from streamkm.kernels.rows import Rows
 
 if TYPE_CHECKING:
     from streamkm.kernels.base import Carried, KernelRequest, Listed, PassSums
     from streamkm.kernels.extension import InstructionSet
     from streamkm.kernels.ops.groups import Groups
     from streamkm.kernels.ops.tiles import Tiled
-    from streamkm.kernels.rows import Rows
 
 __all__ = ["CpuKernel"]
 
@@ -156,10 +157,28 @@ class CpuKernel:
         self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> TwoNearest:
         """The two nearest centroids of each row; see `Kernel`."""
+        search, n_rows, k = self._search, len(sq_norms_B), len(centroids_KD)
+        given = Given(x_BD, None, sq_norms_B, LABELS_ALONE)
+        if search.pays_for_two(n_rows, k) and self._is_served(given, k):
+            if search.groups is None and not search.wants_look(n_rows):
+                search.learn(n_rows, n_rows * k, centroids_KD)
+            else:
+                nearest = self.assign(x_BD, sq_norms_B, centroids_KD)
+                if (groups := search.groups) is not None:
+                    second_B, n_compared = second_in_bunches(
+                        self._assign_two, Rows(x_BD, sq_norms_B), nearest[0], centroids_KD, groups
+                    )
+                    search.learn_of_two(n_compared, n_rows * k)
+                    return TwoNearest(*nearest, second_B)
+        return self._assign_two(x_BD, sq_norms_B, centroids_KD)
+
+    def _assign_two(
+        self, x_BD: torch.Tensor, sq_norms_B: torch.Tensor, centroids_KD: torch.Tensor
+    ) -> TwoNearest:
+        """`assign_two` by comparing each row with all of these centroids."""
         second_B = torch.empty_like(sq_norms_B)
-        assignment, _ = self._assign(
-            x_BD, sq_norms_B, centroids_KD, wanted=Wanted(second_B=second_B)
-        )
+        wanted = Wanted(second_B=second_B)
+        assignment, _ = self._assign(x_BD, sq_norms_B, centroids_KD, wanted=wanted)
         return TwoNearest(*assignment, second_B)
 
     def assign_listed(
@@ -358,27 +377,9 @@ class CpuKernel:
         positions_B: torch.Tensor | None = None,
     ) -> None:
         """Add rows to their clusters, in the order of rows; see `Kernel` and `InPlaceKernel`."""
-        k = sums_KD.shape[0]
         self._check(x_BD, positions_B, sums_KD, labels_B, points_dtype=torch.float64)
-        if labels_B.dtype != torch.int64 or not sums_KD.is_contiguous():
-            raise ValueError(
-                f"labels must be int64 and sums contiguous, not {labels_B.dtype} and of strides "
-                f"{sums_KD.stride()}"
-            )
-        if shares_B is not None and not (
-            positions_B is None
-            and shares_B.dtype == torch.float64
-            and shares_B.shape == x_BD.shape[:1]
-        ):
-            raise ValueError(
-                f"shares must be float64, one for each of {len(x_BD)} rows without positions, not "
-                f"{len(shares_B)} of {shares_B.dtype}"
-            )
-        if counts_K.dtype != torch.int64 or counts_K.shape != (k,) or not counts_K.is_contiguous():
-            raise ValueError(
-                f"counts must be contiguous, int64, of shape ({k},), one for each sum, not "
-                f"{counts_K.dtype} of shape {tuple(counts_K.shape)}"
-            )
+        has_positions = positions_B is not None
+        check_adding(len(x_BD), labels_B, sums_KD, counts_K, shares_B, has_positions=has_positions)
         accumulate_tiles_(
             self._set,
             x_BD.contiguous(),

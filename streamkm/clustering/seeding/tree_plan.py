@@ -16,8 +16,8 @@ __all__ = ["HALF_LIFE", "POOL", "ROWS_PER_CHILD", "TreePlan", "deal", "plan_tree
 #: small products of matrices. More would compare rows with clusters that lie far off.
 FIRST_LEVEL, MIN_CHILDREN, CHILDREN_SHARE = 24, 16, 1 / 4
 #: Clusters that each row is compared with: 8 times the square root of all, or 4 times if that takes
-#: too long, but at least 64.
-MIN_NEAR, NEAR_SHARES = 64, (8, 4)
+#: too long, but at least 64. More than 256 leave seeds as they are (bench/LOG.md).
+MIN_NEAR, MAX_NEAR, NEAR_SHARES = 64, 256, (8, 4)
 #: Rows of a cluster that k-means++ divides it by, for each of its children.
 ROWS_PER_CHILD = 256
 #: A row counts half after 8 more rows of its cluster. A batch brings each cluster 10 rows, if the
@@ -33,8 +33,8 @@ CALL_PRODUCTS, COPY_PRODUCTS, READ_PRODUCTS = 4 << 20, 40, 70
 STEP_PRODUCTS, THIN_PAIRS = 8 << 20, 2
 #: How often a pass reads all rows, and how often an exchange reads them on top of its pass.
 PASS_READS, EXCHANGE_READS = 2, 5
-#: The near clusters of a branch are chosen among 8 times as many.
-POOL = 8
+#: The near clusters of a branch are chosen among 4 times as many.
+POOL = 4
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _tree(
     levels = [k]
     while levels[0] > FIRST_LEVEL:
         levels.insert(0, -(-levels[0] // _children(levels[0])))
-    near = [min(n, max(MIN_NEAR, int(near_share * math.sqrt(n)))) for n in levels]
+    near = [min(n, max(MIN_NEAR, min(int(near_share * math.sqrt(n)), MAX_NEAR))) for n in levels]
     most = [*[MAX_BATCHES_ABOVE] * (len(levels) - 1), MAX_BATCHES]
     batches = [
         min(max(rows // (BATCH_ROWS_PER_CLUSTER * n), 1), limit)

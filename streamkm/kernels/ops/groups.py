@@ -51,6 +51,8 @@ WIDER, MORE = 1.25, 2.0
 ASKED_ROWS, MOST_CANDIDATES = 64, 128
 #: After data were looked at in vain, this many times the rows so far pass before the next look.
 PATIENCE = 8
+#: Pairs of rows and centroids from which on two nearest are found by groups: bunches take calls.
+PAIRS_FOR_TWO = 1 << 26
 #: Groups are found anew where centroids have moved so that this many times as much is compared.
 GROWN = 1.5
 
@@ -87,9 +89,17 @@ class GroupSearch:
         self.n_possible = 0
         """Comparisons of all those rows with all centroids."""
 
+    def pays_for_two(self, n_rows: int, k: int) -> bool:
+        """Whether two nearest are worth a search by these groups, as far as is known."""
+        return n_rows * k >= PAIRS_FOR_TWO and self._share_of_two <= IN_VAIN
+
+    def learn_of_two(self, n_compared: int, n_possible: int) -> None:
+        """Take note of a search for the two nearest of some rows."""
+        self._share_of_two = n_compared / n_possible
+
     def _forget(self) -> None:
         self.groups: Groups | None = None
-        self._n_rows, self._wait, self._promised = 0, 0, 1.0
+        self._n_rows, self._wait, self._promised, self._share_of_two = 0, 0, 1.0, 0.0
 
     def serves(self, n_rows: int, k: int, n_features: int) -> bool:
         """Whether a call with these numbers of rows and centroids may be one by groups."""
