@@ -1,10 +1,9 @@
 """Assignment and accumulation on the CPU in cache-sized tiles, compiled from C++.
 
-A tile of rows is scored against a panel of centroids in registers. Only the least and
-the second least score of each row leave the registers, so no B x K matrix reaches
-memory. As many threads as torch has share a batch (see ``native/pool.h``); the result
-does not depend on their number. Rows whose two least scores are within rounding of each
-other are rechecked in float64, as in ``kernels.exact``.
+A tile of rows is scored against a panel of centroids in registers. Only the least and the second
+least score of each row leave the registers, so no B x K matrix reaches memory. As many threads as
+torch has share a batch (see ``native/pool.h``); the result does not depend on their number. Rows
+whose two least scores are within rounding are rechecked in float64, as in ``kernels.exact``.
 
 From 256 centroids on, processors that multiply bytes (AVX-512 VNNI, AVX-VNNI) screen in whole
 numbers of eight bits first (``native/bytes.h``): four products at once, and a bound that is
