@@ -205,13 +205,19 @@ def test_chunks_past_the_cache(
     array = numbers((41_003, 32))
     store_array(tmp_path / "x.zarr", version, codec, array, **layout(name, version))
     files = chunk_files(tmp_path / "x.zarr")
-    for file in files:
-        dropped(file)
-    source = opened(tmp_path / "x.zarr")
-    for start, stop in ((0, 41_003), (5, 9_999), (17_007, 41_000), (41_000, 41_003)):
-        assert same_bytes(read(source, start, stop), array[start:stop])
-    # All but a page here and there, of headers, indices and ends of files.
-    assert sum(map(cached_pages, files)) < 0.1 * array.nbytes / 4096
+    n_cached = 0
+    for _ in range(3):
+        for file in files:
+            dropped(file)
+        source = opened(tmp_path / "x.zarr")
+        for start, stop in ((0, 41_003), (5, 9_999), (17_007, 41_000), (41_000, 41_003)):
+            assert same_bytes(read(source, start, stop), array[start:stop])
+        # All but a page here and there, of headers, indices and ends of files. (On a busy machine
+        # pages of what was just written may outlast `dropped`: then once more.)
+        n_cached = sum(map(cached_pages, files))
+        if n_cached < 0.1 * array.nbytes / 4096:
+            return
+    pytest.fail(f"{n_cached} pages of {array.nbytes // 4096} are cached")
 
 
 @linux

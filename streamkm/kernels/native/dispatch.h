@@ -459,6 +459,8 @@ public:
             n_compared += n_candidates;
         };
         pool.run(parts_of(n_blocks - tried, TRIED), n_threads, [&](int64_t i) { screen(i * TRIED + tried); });
+        // (Of a block without room nothing is filled, not even which rows are in doubt.)
+        if (!had_room) throw std::bad_alloc();
         if (rechecks && SHARE * n_left > n_screened) return false;
         if (compares_much(bytes, n_compared, n_left, n_screened)) return false;
         pool.run(n_blocks, n_threads, [&](int64_t block) {
