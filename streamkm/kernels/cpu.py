@@ -10,8 +10,8 @@ numbers of eight bits first (``native/bytes.h``): four products at once, and a b
 certain. With AVX2 alone they do so in eight and seven bits, three products at once, or in sixteen,
 two at once, where the first rows show that fewer bits leave too many centroids. Those that the
 bound leaves, one or two, are compared in float64. Where labels are exact, they and the distances
-are the same bits on every instruction set. From 2,048 centroids on, they are searched by groups
-where the data have structure (``native/groups.h``, ``ops/groups.py``).
+are the same bits on every instruction set. From 2,048 centroids on, groups of them or a part of the
+features rule most out where data have structure (``ops/groups.py``, ``ops/heads.py``).
 
 Rejected (bench/LOG.md): bfloat16 for that. Torch's matrix product: it runs at half the speed
 of AVX-512 on processors that MKL does not favour, and its scores go through memory once more.
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from streamkm.kernels.base import Carried, KernelRequest, Listed, PassSums
     from streamkm.kernels.extension import InstructionSet
     from streamkm.kernels.ops.groups import Groups
+    from streamkm.kernels.ops.heads import Heads
     from streamkm.kernels.ops.tiles import Tiled
 
 __all__ = ["CpuKernel"]
@@ -282,10 +283,9 @@ class CpuKernel:
         return Assignment(tiled.labels_B, tiled.sq_distances_B), tiled.n_dropped
 
     def _is_served(self, given: Given, k: int) -> bool:
-        """Whether rows may be searched for by groups of centroids."""
-        if not self._set.bytes_panel or given.wanted.second_B is not None:
-            return False
-        return self._search.serves(len(given.sq_norms_B), k, given.x_ND.shape[1])
+        """Whether rows may be compared by groups of centroids or by heads."""
+        is_able = self._set.bytes_panel > 0 and given.wanted.second_B is None
+        return is_able and self._search.serves(len(given.sq_norms_B), k, given.x_ND.shape[1])
 
     def _assign_carried(
         self, given: Given, carried: Carried, centroids_KD: torch.Tensor
@@ -317,14 +317,14 @@ class CpuKernel:
         return Assignment(tiled.labels_B, tiled.sq_distances_B), tiled.n_dropped
 
     def _assign_served(self, given: Given, centroids_KD: torch.Tensor) -> tuple[Assignment, int]:
-        """`_assign` by groups of centroids, if there are any; looks at the data if it is time."""
+        """`_assign` by groups or heads, if there are any; looks at the data if it is time."""
         search, found, left = self._search, [], given
         while len(left.sq_norms_B):
             looks = search.wants_look(len(left.sq_norms_B))
             part, left = left.cut(search.rows_at_once(len(left.sq_norms_B)))
-            tiled = self._assign_tiles(part, centroids_KD, search.groups)
+            tiled = self._assign_tiles(part, centroids_KD, by := search.way(len(part.sq_norms_B)))
             self._count(tiled)
-            search.learn(len(part.sq_norms_B), tiled.n_compared, centroids_KD)
+            search.learn(len(part.sq_norms_B), tiled.n_compared, centroids_KD, by=by)
             if looks:
                 search.look(part.rows(), tiled.sq_distances_B, centroids_KD)
             found.append(tiled)
@@ -335,7 +335,7 @@ class CpuKernel:
         return Assignment(labels_B, sq_distances_B), sum(each.n_dropped for each in found)
 
     def _assign_tiles(
-        self, given: Given, centroids_KD: torch.Tensor, groups: Groups | None = None
+        self, given: Given, centroids_KD: torch.Tensor, by: Groups | Heads | None = None
     ) -> Tiled:
         return assign_tiles_(
             self._set,
@@ -350,7 +350,7 @@ class CpuKernel:
             rounding_share=self._rounding_share,
             cancelling_share=self._cancelling_share,
             rechecks=self._rechecks,
-            groups=groups,
+            by=by,
         )
 
     def _count(self, tiled: Tiled) -> None:

@@ -63,7 +63,7 @@ static_assert(SEGMENT_WORDS == 8 || SEGMENT_WORDS == 16);
 
 using Floats = typename Simd<float>::Vector;
 using Integers = typename Simd<float>::IndexVector;
-constexpr int BYTE_LANES = Simd<float>::width, BYTE_PANEL = PANEL_VECTORS * BYTE_LANES;
+constexpr int BYTE_LANES = Simd<float>::width, BYTE_PANEL = PANEL_VECTORS * BYTE_LANES, TILE_HEIGHT = TILE_ROWS;
 
 #if defined(SEGMENT_WORDS)
 using Number = int8_t;
@@ -402,8 +402,9 @@ INLINE void take_two(const float* scores, int64_t n, float& first, float& second
 }
 
 // Looks through the `n` scores from centroid `first` on for those that may be the nearest of row `row`
-// of a tile, where all within `error` of the limit may be.
-template <class T>
+// of a tile, where all within `error` of the limit may be. The limit falls with them, unless scores are
+// those of heads (heads.h), which are no distances but less.
+template <bool are_heads = false, class T>
 INLINE void note(const ByteCentroids<T>& all, const float* scores, int64_t first, int64_t n, float error,
                  ByteTile& tile, int row, Candidates& candidates) {
     float limit = tile.limits[row];
@@ -421,7 +422,7 @@ INLINE void note(const ByteCentroids<T>& all, const float* scores, int64_t first
             const float own = all.lengths[index] * tile.rests[row] + all.rests[index] * tile.lengths[row] +
                               all.slacks[index] + tile.slacks[row];
             const float low = scores[each] - own, high = scores[each] + own;
-            limit = high < limit ? high : limit;
+            if (!are_heads) limit = high < limit ? high : limit;
             if (low <= limit) candidates.add(index, low, limit);
         }
     }
@@ -551,23 +552,21 @@ inline int64_t byte_block_rows(int64_t n_features) {
     return std::clamp<int64_t>(CACHED / sizeof(Number) / std::max<int64_t>(n_features, 1) / TILE_ROWS, 1, TILES_PER_BLOCK) * TILE_ROWS;
 }
 
-// Turns the rows of a tile into bytes, and forgets the candidates that its places had. Fills the squared
-// lengths of the rows, less the centre, if they are asked for.
+// Turns points into the rows of a tile in bytes, and forgets the candidates that its places had. Of `k`
+// centroids one is wanted. Fills the squared lengths of the points, less the centre, if asked for.
 template <class T>
-INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int64_t tile, int64_t stop,
-                       float* shifted, int32_t* words, ByteTile& of_tile, Candidates* candidates,
-                       float* sq_lengths = nullptr) {
+INLINE void fill_tile(const ByteCentroids<T>& all, const T* const (&points)[TILE_ROWS], int n_points,
+                      int64_t n_features, int64_t k, float* shifted, int32_t* words, ByteTile& of_tile,
+                      Candidates* candidates, float* sq_lengths) {
     constexpr float INF = std::numeric_limits<float>::infinity();
     // No more than a sixteenth of the centroids: comparing that many takes as long as screening saves.
-    const int most = static_cast<int>(std::clamp<int64_t>(job.k / 16, 8, Candidates::MOST));
-    const float vanished = VANISHED * std::sqrt(static_cast<float>(job.n_features));
-    const T* located[TILE_ROWS];
-    locate_tile(job, tile, stop, located);
+    const int most = static_cast<int>(std::clamp<int64_t>(k / 16, 8, Candidates::MOST));
+    const float vanished = VANISHED * std::sqrt(static_cast<float>(n_features));
     for (int row = 0; row < TILE_ROWS; ++row) {
         // Spare places of the last tile hold the last row again, with no centroid near.
-        const bool is_spare = tile + row >= stop;
-        const InBytes point = into_bytes<TILE_ROWS, true>(located[is_spare ? stop - 1 - tile : row], all.centre,
-                                                       job.n_features, shifted, words + row);
+        const bool is_spare = row >= n_points;
+        const InBytes point = into_bytes<TILE_ROWS, true>(points[is_spare ? n_points - 1 : row], all.centre,
+                                                       n_features, shifted, words + row);
         const bool is_usable = point.sq_length < LONGEST_SQ;  // Not of a NaN.
         candidates[row].n = 0;
         candidates[row].room = most;
@@ -585,6 +584,17 @@ INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int
 #endif
         if (sq_lengths != nullptr) sq_lengths[row] = point.sq_length;
     }
+}
+
+// The same for the rows of a job from `tile` on, `stop` at most.
+template <class T>
+INLINE void begin_tile(const AssignJob<T>& job, const ByteCentroids<T>& all, int64_t tile, int64_t stop,
+                       float* shifted, int32_t* words, ByteTile& of_tile, Candidates* candidates,
+                       float* sq_lengths = nullptr) {
+    const T* located[TILE_ROWS];
+    locate_tile(job, tile, stop, located);
+    fill_tile(all, located, static_cast<int>(std::min<int64_t>(stop - tile, TILE_ROWS)), job.n_features, job.k,
+              shifted, words, of_tile, candidates, sq_lengths);
 }
 
 // The squared distance of two points in float32.

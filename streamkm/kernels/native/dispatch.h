@@ -97,6 +97,7 @@ using namespace avx512;
 #define TILE_ROWS 12
 #define PER_WORD 4
 #include "bytes.h"
+#include "heads.h"
 #include "groups.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
@@ -126,6 +127,7 @@ using namespace avx2;
 #define TILE_ROWS 6
 #define PER_WORD 2
 #include "bytes.h"
+#include "heads.h"
 #include "groups.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
@@ -141,6 +143,7 @@ using namespace avx2;
 #define PER_WORD 4
 #define SEGMENT_WORDS 16
 #include "bytes.h"
+#include "heads.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
 #undef PER_WORD
@@ -161,6 +164,7 @@ using namespace avx2;
 #define TILE_ROWS 6
 #define PER_WORD 4
 #include "bytes.h"
+#include "heads.h"
 #include "groups.h"
 #undef VECTOR_BYTES
 #undef TILE_ROWS
@@ -202,6 +206,15 @@ struct ByteFunctions {
     bool (*pack)(const AssignJob<T>&, int64_t panel);
     int64_t (*assign_block)(const AssignJob<T>&, int64_t start, int64_t stop, int64_t& n_uncertain,
                             int64_t& n_compared);
+    // By heads (heads.h).
+    int64_t tile_rows;
+    int64_t (*head_stride)(int64_t n_directions);
+    int64_t (*head_bytes)(const HeadJob<T>&);
+    void (*pack_directions)(const HeadJob<T>&);
+    void (*project)(const HeadJob<T>&, int64_t tile);
+    void (*find_head_centre)(const HeadJob<T>&);
+    bool (*pack_heads)(const HeadJob<T>&, int64_t panel);
+    int64_t (*assign_heads)(const HeadJob<T>&, int64_t start, int64_t stop, int64_t& n_uncertain, int64_t& n_compared);
     // By groups (groups.h).
     int64_t (*group_block_rows)(int64_t n_features);
     bool (*pack_group)(const GroupedJob<T>&, int64_t group);
@@ -235,11 +248,14 @@ struct Functions {
     ByteFunctions<T> fewer;  // the same in fewer bits, without groups; nulls where the set has none
 };
 
+#define HEAD_FUNCTIONS(T)                                                             \
+    TILE_HEIGHT, head_stride, head_bytes<T>, pack_directions<T>, project_centroids<T>, find_head_centre<T>, \
+        pack_heads<T>, assign_heads<T>
 #define BYTE_FUNCTIONS(set, T)                                                        \
     []() -> ByteFunctions<T> {                                                        \
         using namespace set;                                                          \
         return {BYTE_PANEL, 8 * sizeof(Number), ByteCentroids<T>::n_bytes, byte_block_rows, \
-                find_centre<T>, pack_bytes<T>,             assign_bytes<T>,           \
+                find_centre<T>, pack_bytes<T>, assign_bytes<T>, HEAD_FUNCTIONS(T), \
                 group_block_rows, pack_group<T>, pack_centres<T>, find_groups<T>,     \
                 assign_groups<T>};                                                    \
     }()
@@ -248,8 +264,8 @@ struct Functions {
     []() -> ByteFunctions<T> {                                                        \
         using namespace set;                                                          \
         return {BYTE_PANEL, 8 * sizeof(Number), ByteCentroids<T>::n_bytes, byte_block_rows, \
-                find_centre<T>, pack_bytes<T>, assign_bytes<T>, nullptr, nullptr, nullptr, \
-                nullptr, nullptr};                                                    \
+                find_centre<T>, pack_bytes<T>, assign_bytes<T>, HEAD_FUNCTIONS(T), nullptr, \
+                nullptr, nullptr, nullptr, nullptr};                                  \
     }()
 
 #define GATHER_ROWS(name, Stored) gather_rows<Stored, Element>,
@@ -375,10 +391,9 @@ int64_t assign_by_scores(const Functions<T>& functions, AssignJob<T>& job, bool 
     return n_uncertain;
 }
 
-// Labels rows that screening in bytes left: `rows` are their numbers.
-template <class T>
-int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, const std::vector<int64_t>& rows,
-                    bool rechecks, int n_threads) {
+// Labels rows that screening left, by `assign_them`: `rows` are their numbers.
+template <class T, class Assign>
+int64_t assign_rest(const AssignJob<T>& job, const std::vector<int64_t>& rows, const Assign& assign_them) {
     const int64_t n = static_cast<int64_t>(rows.size());
     std::vector<int32_t> positions(n);
     std::vector<T> sq_norms(n), sq_distances(n);
@@ -400,7 +415,7 @@ int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, cons
         positions[i] = job.positions ? job.positions[rows[i]] : static_cast<int32_t>(rows[i]);
         sq_norms[i] = job.sq_norms[rows[i]];
     }
-    const int64_t n_uncertain = assign_by_scores(functions, rest, rechecks, n_threads);
+    const int64_t n_uncertain = assign_them(rest);
     for (int64_t i = 0; i < n; ++i) {
         const int64_t row = rows[i];
         job.sq_norms[row] = sq_norms[i];
@@ -411,6 +426,12 @@ int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, cons
         if (job.lows) job.lows[row] = lows[i];
     }
     return n_uncertain;
+}
+
+template <class T>
+int64_t assign_rest(const Functions<T>& functions, const AssignJob<T>& job, const std::vector<int64_t>& rows,
+                    bool rechecks, int n_threads) {
+    return assign_rest(job, rows, [&](AssignJob<T>& rest) { return assign_by_scores(functions, rest, rechecks, n_threads); });
 }
 
 // Whether screening in bytes takes less time than it saves: three products of four, or one of two in
@@ -430,45 +451,41 @@ class Screening {
 public:
     Screening(AssignJob<T>& rows, int64_t rows_of_block, int n) : job(rows), block_rows(rows_of_block), n_threads(n) {}
 
-    // Whether screening with these functions takes less time than it saves: tries a few of the blocks that
-    // are left, and screens the others if it does.
+    // Whether screening in bytes takes less time than it saves: tries a few of the blocks that are left,
+    // and screens the others if it does.
     bool run(const ByteFunctions<T>& bytes, bool rechecks) {
-        room.reset(new uint8_t[bytes.n_bytes(job.k, job.n_features)]);
+        const std::unique_ptr<uint8_t[]> room(new uint8_t[bytes.n_bytes(job.k, job.n_features)]);
         job.in_bytes = room.get();
         bytes.find_centre(job);
-        Pool& pool = Pool::instance();
-        std::atomic<bool> fits{true};
-        pool.run(parts_of(job.k, bytes.panel_width), n_threads, [&](int64_t panel) {
-            try_to([&] {
-                if (!bytes.pack(job, panel)) fits = false;
+        return run(
+            parts_of(job.k, bytes.panel_width), [&](int64_t panel) { return bytes.pack(job, panel); },
+            [&](int64_t start, int64_t stop, int64_t& n_doubtful, int64_t& n_candidates) {
+                return bytes.assign_block(job, start, stop, n_doubtful, n_candidates);
+            },
+            [&](int64_t n_left, int64_t n_screened) {
+                // (Measured on Zen 3, in bench/LOG.md. A row that is left takes as many products in float32.)
+                constexpr int64_t SHARE = 8;
+                constexpr double SAVED = 0.4, OF_FLOATS = 2.4;
+                if (rechecks && SHARE * n_left > n_screened) return true;
+                return bytes.assign_groups == nullptr && compares_more_than(SAVED, 1, OF_FLOATS * n_left, n_screened);
             });
-        });
-        if (!had_room) throw std::bad_alloc();
-        if (!fits) return false;
-        // Where many rows are near many centroids, screening is in vain. A few blocks are tried first:
-        // what is done about the others must not depend on who comes first.
-        constexpr int64_t SHARE = 8;
-        const int64_t n_blocks = parts_of(job.n_rows, block_rows), tried = n_tried++;
-        std::atomic<int64_t> n_screened{0}, n_left{0}, n_compared{0};
-        const auto screen = [&](int64_t block) {
-            const int64_t start = block * block_rows, stop = std::min(start + block_rows, job.n_rows);
-            int64_t n_doubtful = 0, n_candidates = 0;
-            try_to([&] { n_left += bytes.assign_block(job, start, stop, n_doubtful, n_candidates); });
-            n_screened += stop - start;
-            n_uncertain += n_doubtful;
-            n_compared += n_candidates;
-        };
-        pool.run(parts_of(n_blocks - tried, TRIED), n_threads, [&](int64_t i) { screen(i * TRIED + tried); });
-        // (Of a block without room nothing is filled, not even which rows are in doubt.)
-        if (!had_room) throw std::bad_alloc();
-        if (rechecks && SHARE * n_left > n_screened) return false;
-        if (compares_much(bytes, n_compared, n_left, n_screened)) return false;
-        pool.run(n_blocks, n_threads, [&](int64_t block) {
-            if (block % TRIED > tried) screen(block);
-        });
-        if (!had_room) throw std::bad_alloc();
-        n_tried = TRIED;
-        return true;
+    }
+
+    // The same by heads, whose centroids are projected.
+    bool run(const ByteFunctions<T>& bytes, HeadJob<T>& heads) {
+        const std::unique_ptr<uint8_t[]> room(new uint8_t[bytes.head_bytes(heads)]);
+        heads.in_bytes = room.get();
+        bytes.find_head_centre(heads);
+        return run(
+            parts_of(job.k, bytes.panel_width), [&](int64_t panel) { return bytes.pack_heads(heads, panel); },
+            [&](int64_t start, int64_t stop, int64_t& n_doubtful, int64_t& n_candidates) {
+                return bytes.assign_heads(heads, start, stop, n_doubtful, n_candidates);
+            },
+            [&](int64_t n_left, int64_t n_screened) {
+                // Less is saved than is not multiplied: rows are turned. Rows that are left take all features.
+                const double saved = 0.9 - static_cast<double>(heads.n_numbers()) / static_cast<double>(job.n_features);
+                return compares_more_than(saved, bytes.assign_groups == nullptr ? 1 : 2, n_left, n_screened);
+            });
     }
 
     // Whether nothing was screened, because a centroid is too long.
@@ -489,15 +506,49 @@ public:
 private:
     static constexpr int64_t TRIED = 16;
 
-    // Whether comparing what fewer bits leave takes as long as they save. (Measured on Zen 3, in
-    // bench/LOG.md, in products of fewer bits: a row that is left takes as many in float32.)
-    bool compares_much(const ByteFunctions<T>& bytes, int64_t n_compared, int64_t n_left, int64_t n_screened) const {
-        constexpr double PRODUCTS_SAVED = 0.4, PRODUCTS_OF_ONE = 9400, PRODUCTS_OF_FEATURE = 15, OF_FLOATS = 2.4;
-        if (bytes.assign_groups != nullptr) return false;
+    template <class Pack, class Screen, class InVain>
+    bool run(int64_t n_panels, const Pack& pack, const Screen& screen_rows, const InVain& is_in_vain) {
+        Pool& pool = Pool::instance();
+        std::atomic<bool> fits{true};
+        pool.run(n_panels, n_threads, [&](int64_t panel) {
+            try_to([&] {
+                if (!pack(panel)) fits = false;
+            });
+        });
+        if (!had_room) throw std::bad_alloc();
+        if (!fits) return false;
+        // Where many rows are near many centroids, screening is in vain. A few blocks are tried first:
+        // what is done about the others must not depend on who comes first.
+        const int64_t n_blocks = parts_of(job.n_rows, block_rows), tried = n_tried++;
+        std::atomic<int64_t> n_screened{0}, n_left{0};
+        n_compared = 0;
+        const auto screen = [&](int64_t block) {
+            const int64_t start = block * block_rows, stop = std::min(start + block_rows, job.n_rows);
+            int64_t n_doubtful = 0, n_candidates = 0;
+            try_to([&] { n_left += screen_rows(start, stop, n_doubtful, n_candidates); });
+            n_screened += stop - start;
+            n_uncertain += n_doubtful;
+            n_compared += n_candidates;
+        };
+        pool.run(parts_of(n_blocks - tried, TRIED), n_threads, [&](int64_t i) { screen(i * TRIED + tried); });
+        // (Of a block without room nothing is filled, not even which rows are in doubt.)
+        if (!had_room) throw std::bad_alloc();
+        if (is_in_vain(n_left, n_screened)) return false;
+        pool.run(n_blocks, n_threads, [&](int64_t block) {
+            if (block % TRIED > tried) screen(block);
+        });
+        if (!had_room) throw std::bad_alloc();
+        n_tried = TRIED;
+        return true;
+    }
+
+    // Whether comparing what screening leaves takes as long as it saves, a share of comparing all; `left` are
+    // rows that take as long as others without it. Products are made at a `pace`, in times that of Zen 3.
+    bool compares_more_than(double saved, double pace, double left, int64_t n_screened) const {
+        constexpr double PRODUCTS_OF_ONE = 9400, PRODUCTS_OF_FEATURE = 15;
         const double of_row = static_cast<double>(job.k) * job.n_features;
-        const double of_candidate = PRODUCTS_OF_ONE + PRODUCTS_OF_FEATURE * job.n_features;
-        return of_candidate * static_cast<double>(n_compared - n_screened) + OF_FLOATS * of_row * n_left >
-               PRODUCTS_SAVED * of_row * n_screened;
+        const double of_candidate = pace * (PRODUCTS_OF_ONE + PRODUCTS_OF_FEATURE * job.n_features);
+        return of_candidate * static_cast<double>(n_compared - n_screened) + of_row * left > saved * of_row * n_screened;
     }
 
     // (No error may leave a thread of the pool.)
@@ -514,7 +565,7 @@ private:
     const int64_t block_rows;
     const int n_threads;
     int64_t n_tried = 0;  // blocks that are screened of each TRIED
-    std::unique_ptr<uint8_t[]> room;
+    std::atomic<int64_t> n_compared{0};  // comparisons that screening left
     std::atomic<bool> had_room{true};
 };
 
@@ -543,11 +594,45 @@ int64_t assign(const Functions<T>& functions, AssignJob<T>& job, bool rechecks, 
     return screening.n_uncertain + assign_rest(functions, job, rest, rechecks, n_threads);
 }
 
-// What a call by groups did.
+// What a call by heads or by groups did.
 struct Grouped {
     int64_t n_uncertain = 0;  // rows that were compared with more than one centroid after screening
     int64_t n_compared = 0;   // comparisons of rows with centroids
 };
+
+// Labels all rows, like `assign`, by heads, and by all features where it finds these in vain: then as many
+// comparisons are told as there are rows and centroids. For a set that screens in bytes.
+template <class T>
+Grouped assign_by_heads(const Functions<T>& functions, HeadJob<T>& job, bool rechecks, int n_threads) {
+    const ByteFunctions<T>& bytes = functions.fewer.assign_block != nullptr ? functions.fewer : functions.bytes;
+    AssignJob<T>& rows = job.rows;
+    const int64_t stride = bytes.head_stride(job.n_directions), n_all = rows.n_rows * rows.k;
+    std::unique_ptr<float[]> packed(new float[stride * rows.n_features]), heads(new float[stride * rows.k]);
+    std::unique_ptr<float[]> moves(new float[rows.k]);
+    job.packed = packed.get();
+    job.heads = heads.get();
+    job.moves = moves.get();
+    bytes.pack_directions(job);
+    std::atomic<bool> had_room{true};
+    Pool::instance().run(parts_of(rows.k, bytes.tile_rows), n_threads, [&](int64_t tile) {
+        try {
+            bytes.project(job, tile);
+        } catch (const std::bad_alloc&) {
+            had_room = false;
+        }
+    });
+    if (!had_room) throw std::bad_alloc();
+    Screening<T> screening(rows, functions.bytes.block_rows(rows.n_features), n_threads);
+    const bool is_done = screening.run(bytes, job);
+    for (auto* room : {&packed, &heads, &moves}) room->reset();
+    if (!is_done) screening.run(functions.bytes, rechecks);
+    if (screening.is_unused()) return {assign_by_scores(functions, rows, rechecks, n_threads), n_all};
+    Grouped done{screening.n_uncertain, is_done ? n_all * job.n_numbers() / rows.n_features : n_all};
+    const std::vector<int64_t> rest = screening.rest();
+    if (rest.empty()) return done;
+    done.n_uncertain += assign_rest(rows, rest, [&](AssignJob<T>& left) { return assign(functions, left, rechecks, n_threads); });
+    return done;
+}
 
 // Labels all rows, like `assign`, by groups of centroids; for a set that screens in bytes.
 template <class T>

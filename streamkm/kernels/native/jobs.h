@@ -73,6 +73,22 @@ struct GroupedJob {
     int64_t n_panels() const { return panels[n_groups]; }
 };
 
+// Nearest centroids of rows, by the heads of both first: see heads.h.
+template <class T>
+struct HeadJob {
+    AssignJob<T> rows;
+    const float* directions;  // n_directions x n_features: orthonormal rows, but for `skew`
+    const T* middle;          // n_features: what points are less before they are turned
+    int64_t n_directions;
+    double skew;       // at most the Frobenius norm of directions times their transpose, less the identity
+    float* packed;     // room for the directions as the instruction set reads them
+    float* heads;      // room for those of the centroids
+    float* moves;      // k, to be filled: by how much rounding may have moved the head of each
+    uint8_t* in_bytes;  // room for the heads of the centroids in bytes
+
+    int64_t n_numbers() const { return n_directions + 1; }
+};
+
 // Rows in lists, each to be compared with some centroids alone.
 struct Lists {
     const int32_t* order;    // n_rows: numbers of the rows, list after list

@@ -253,6 +253,54 @@ PyObject* py_add_to_pass(PyObject*, PyObject* args) {
 }
 
 template <class T>
+Grouped assign_by_heads_from(const InstructionSet& set, const AssignArguments& given, unsigned long long directions,
+                             unsigned long long middle, int64_t n_directions, double skew) {
+    HeadJob<T> job{};
+    job.rows = job_of<T>(given);
+    job.directions = at<float>(directions);
+    job.middle = at<T>(middle);
+    job.n_directions = n_directions;
+    job.skew = skew;
+    return assign_by_heads(functions_of<T>(set), job, given.rechecks, given.n_threads);
+}
+
+PyObject* py_assign_by_heads(PyObject*, PyObject* args) {
+    int set, is_double;
+    AssignArguments given{};
+    unsigned long long directions, middle;
+    long long n_directions;
+    double skew;
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKKLdLLLLdddpi", &set, &is_double, &given.x, &given.positions,
+                          &given.sq_norms, &given.centroids, &given.packed, &given.c_sq, &directions, &middle,
+                          &given.labels, &given.sq_distances, &given.uncertain, &given.dropped, &given.zeros,
+                          &given.exact, &n_directions, &skew, &given.n_window, &given.n_rows, &given.n_features,
+                          &given.k, &given.rounding, &given.cancels, &given.most_sq_norm, &given.rechecks,
+                          &given.n_threads)) {
+        return nullptr;
+    }
+    if (!lie_within(at<int32_t>(given.positions), given.n_rows, given.n_window)) {
+        return refuse_window(given.n_window);
+    }
+    Grouped done;
+    long long n_dropped = 0;
+    bool had_room = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        done = is_double ? assign_by_heads_from<double>(instruction_sets[set], given, directions, middle, n_directions, skew)
+                         : assign_by_heads_from<float>(instruction_sets[set], given, directions, middle, n_directions, skew);
+    } catch (const std::bad_alloc&) {
+        had_room = false;
+    }
+    if (const bool* dropped = at<bool>(given.dropped); dropped != nullptr && had_room) {
+        n_dropped = std::count(dropped, dropped + given.n_rows, true);
+    }
+    Py_END_ALLOW_THREADS;
+    if (!had_room) return PyErr_NoMemory();
+    return Py_BuildValue("LLL", static_cast<long long>(done.n_uncertain), n_dropped,
+                         static_cast<long long>(done.n_compared));
+}
+
+template <class T>
 Grouped assign_grouped_from(const InstructionSet& set, const AssignArguments& given, const int32_t* order,
                             const int64_t* offsets, int64_t n_groups) {
     GroupedJob<T> job{};
@@ -920,6 +968,8 @@ PyMethodDef methods[] = {
     {"assign", py_assign, METH_VARARGS, "Nearest centroids of rows, how many were in doubt, how many dropped; see kernels/ops/tiles.py."},
     {"assign_grouped", py_assign_grouped, METH_VARARGS,
      "The same by groups of centroids, and how many were compared; see kernels/ops/tiles.py."},
+    {"assign_by_heads", py_assign_by_heads, METH_VARARGS,
+     "The same by heads of rows and centroids, and how many were compared; see kernels/ops/tiles.py."},
     {"assign_listed", py_assign_listed, METH_VARARGS,
      "Nearest of some centroids for each row, how many were in doubt; see kernels/ops/lists.py."},
     {"assign_carried", py_assign_carried, METH_VARARGS,

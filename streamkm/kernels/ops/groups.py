@@ -8,7 +8,7 @@ and centroids that move keep their groups.
 
 Whether groups pay depends on the data. `GroupSearch` looks at a few rows and at the centroids
 around a few others first, groups the centroids where that promises enough, and gives the groups up
-where more is compared than was promised.
+where more is compared than was promised. Where groups promise little, heads may (``ops/heads.py``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakMethod
 
 import torch
+
+from streamkm.kernels.ops.heads import Heads, find_heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +38,11 @@ TRIED_ROWS = 2048
 PASSES = 2
 #: What finding groups takes, in rows compared with all centroids, for each group.
 ROWS_PER_GROUP = 8
-#: Products of rows and centroids, and as much for 16 features more, that go before a look.
-PRODUCTS_BEFORE = 1 << 34
+#: Products of rows and centroids, and as much for 16 features more, that go before a look; and as
+#: many for the square of the features, which finding axes takes a few hundredths of.
+PRODUCTS_BEFORE, PRODUCTS_OF_AXES = 1 << 34, 300_000
+#: Centroids for each row of a call by heads, at most: each call turns the centroids.
+CENTROIDS_PER_ROW = 4
 #: Groups that are tried, and centroids of which they are made, at most, when data are looked at.
 TRIED_GROUPS, TRIED_CENTROIDS = 16, 2048
 #: Share of all comparisons up to which groups are promising, and from which on they are given up. A
@@ -99,6 +104,7 @@ class GroupSearch:
 
     def _forget(self) -> None:
         self.groups: Groups | None = None
+        self._heads: Heads | None = None
         self._n_rows, self._wait, self._promised, self._share_of_two = 0, 0, 1.0, 0.0
 
     def serves(self, n_rows: int, k: int, n_features: int) -> bool:
@@ -108,13 +114,21 @@ class GroupSearch:
         if (k, n_features) != self._shape:
             self._forget()
             self._shape = k, n_features
-            before = PRODUCTS_BEFORE // (k * (n_features + 16))
+            products = max(PRODUCTS_BEFORE, PRODUCTS_OF_AXES * n_features**2)
+            before = products // (k * (n_features + 16))
             self._wait = max(ROWS_PER_GROUP * n_groups_of(k), before)
         return True
 
     def wants_look(self, n_rows: int) -> bool:
         """Whether it is time to look at the data, in a call of `n_rows` rows."""
-        return self.groups is None and self._n_rows + n_rows >= self._wait
+        is_found = self.groups is not None or self._heads is not None
+        return not is_found and self._n_rows + n_rows >= self._wait
+
+    def way(self, n_rows: int) -> Groups | Heads | None:
+        """By what to compare `n_rows` rows with the centroids; None for all features of all."""
+        if self.groups is not None:
+            return self.groups
+        return self._heads if n_rows * CENTROIDS_PER_ROW >= self._shape[0] else None
 
     def rows_at_once(self, n_rows: int) -> int:
         """How many of `n_rows` to assign before `learn`: a few if there is something to learn."""
@@ -125,17 +139,28 @@ class GroupSearch:
     def look(
         self, x_BD: torch.Tensor, sq_distances_B: torch.Tensor, centroids_KD: torch.Tensor
     ) -> None:
-        """Group the centroids if these rows, of which the distances are known, promise much."""
+        """Find groups or heads if these rows, of which the distances are known, promise much."""
         if _share(x_BD, sq_distances_B, centroids_KD, self._bits) <= PROMISING:
             self._find(centroids_KD)
-        else:
+            return
+        self._heads = find_heads(x_BD, sq_distances_B, centroids_KD, self._bits)
+        if self._heads is None:
             self._wait = PATIENCE * (self._n_rows + self._wait)
 
-    def learn(self, n_rows: int, n_compared: int, centroids_KD: torch.Tensor) -> None:
-        """Take note of a call; give groups up, or find them anew, where too much was compared."""
+    def learn(
+        self,
+        n_rows: int,
+        n_compared: int,
+        centroids_KD: torch.Tensor,
+        *,
+        by: Groups | Heads | None = None,
+    ) -> None:
+        """Take note of a call; give up what it went `by`, or find it anew, if that was in vain."""
         possible = n_rows * len(centroids_KD)
         self.n_compared, self.n_possible = self.n_compared + n_compared, self.n_possible + possible
         self._n_rows += n_rows
+        if isinstance(by, Heads) and n_compared == possible:
+            self._heads, self._wait = None, PATIENCE * self._n_rows
         if self.groups is None:
             return
         share = n_compared / possible

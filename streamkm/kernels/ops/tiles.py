@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from streamkm.kernels.extension import address, n_threads_for
+from streamkm.kernels.ops.heads import Heads
 
 if TYPE_CHECKING:
     from streamkm.kernels.base import PassSums
@@ -86,7 +87,8 @@ class Tiled(NamedTuple):
     n_uncertain: int
     n_dropped: int
     n_compared: int
-    """Comparisons of rows with centroids, or with centres of groups."""
+    """Comparisons of rows with centroids, or with centres of groups; by heads as many as take that
+    time, and those of all rows with all centroids where these were found to be in vain."""
 
 
 class Adding(NamedTuple):
@@ -113,12 +115,13 @@ def assign_tiles_(
     rounding_share: float,
     cancelling_share: float,
     rechecks: bool,
-    groups: Groups | None = None,
+    by: Groups | Heads | None = None,
 ) -> Tiled:
     """Nearest centroids of rows of `x_ND`; tensors are contiguous, and the caller checks shapes.
 
-    With `groups` only those centroids are compared whose groups may have the nearest. They are for
-    instruction sets that screen in bytes, and not where a second nearest is wanted.
+    `by` groups only those centroids are compared whose groups may have the nearest, by heads those
+    whose heads are near. Both are for instruction sets that screen in bytes, and not where a second
+    nearest is wanted.
     """
     (n_window, n_features), (n_rows,), k = x_ND.shape, sq_norms_B.shape, centroids_KD.shape[0]
     labels_B = x_ND.new_empty(n_rows, dtype=torch.int64)
@@ -148,17 +151,19 @@ def assign_tiles_(
         rechecks,
         n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
     )
-    zeros = zeros_D.data_ptr()
-    if groups is None:
-        second = address(wanted.second_B)
-        in_doubt = functions.assign(*of_rows, *found, second, dropped, zeros, exact, *rest)
-        counts = *in_doubt, n_rows * k
+    zeros, second = zeros_D.data_ptr(), address(wanted.second_B)
+    if by is None:
+        two = functions.assign(*of_rows, *found, second, dropped, zeros, exact, *rest)
+        return Tiled(labels_B, sq_distances_B, uncertain_B, two[0], two[1], n_rows * k)
+    filled = *found, dropped, zeros, exact
+    if isinstance(by, Heads):
+        turned = by.directions_MD.data_ptr(), by.middle_D.data_ptr()
+        size = len(by.directions_MD), by.skew
+        counts = functions.assign_by_heads(*of_rows, *turned, *filled, *size, *rest)
     else:
-        grouped = groups.order_K.data_ptr(), groups.offsets.data_ptr()
-        n_groups = len(groups.offsets) - 1
-        counts = functions.assign_grouped(
-            *of_rows, *grouped, *found, dropped, zeros, exact, n_groups, *rest
-        )
+        grouped = by.order_K.data_ptr(), by.offsets.data_ptr()
+        n_groups = len(by.offsets) - 1
+        counts = functions.assign_grouped(*of_rows, *grouped, *filled, n_groups, *rest)
     return Tiled(labels_B, sq_distances_B, uncertain_B, *counts)
 
 

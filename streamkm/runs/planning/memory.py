@@ -67,7 +67,7 @@ TILE_BYTES, TILE_ROWS = 4 << 20, 128
 PANEL_LANES = 32
 #: Bytes that are kept of a row from pass to pass: its label, int32, and a distance, float32.
 CARRIED_BYTES = 8
-#: Centroids from which on a kernel may search them by groups.
+#: Centroids from which on a kernel may search them by groups, or by heads.
 MIN_GROUPED = 2048
 #: Bytes of the single numbers of a checkpoint.
 CHECKPOINT_SCALARS = 1 << 10
@@ -384,8 +384,9 @@ def _kernel_bytes(spec: ArraySpec, reading: ReadingPlan, k: int) -> int:
     # As they are, and in sixteen bits at most with what is known of each.
     packed = n_lanes * (spec.n_features * (width + 2) + 32)
     if k >= MIN_GROUPED:
-        # By groups, each in whole panels; and the rows sorted by them.
-        packed += n_lanes * (spec.n_features * 2 + 32) + reading.batch_rows * 64
+        # By groups, each in whole panels, and the rows sorted by them; or heads of at most 0.8 of
+        # the features, in float32 and in bytes.
+        packed += n_lanes * (spec.n_features * 4 + 128) + reading.batch_rows * 64
     scores = max(TILE_BYTES, min(TILE_ROWS, reading.batch_rows) * k * width)
     return packed + scores + 3 * TILE_BYTES
 

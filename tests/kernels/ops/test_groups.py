@@ -105,6 +105,7 @@ def eager(monkeypatch) -> None:
     monkeypatch.setattr(module, "MIN_CENTROIDS", 256)
     monkeypatch.setattr(module, "MIN_ROWS", 64)
     monkeypatch.setattr(module, "PRODUCTS_BEFORE", 0)
+    monkeypatch.setattr(module, "PRODUCTS_OF_AXES", 0)
     monkeypatch.setattr(module, "ROWS_PER_GROUP", 0)
     monkeypatch.setattr(module, "LOOK_ROWS", 50)
     monkeypatch.setattr(module, "TRIED_ROWS", 100)
