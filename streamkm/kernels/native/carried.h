@@ -60,43 +60,48 @@ inline int64_t steps_of(const Drift& drift, float low, double sq_distance, int64
 // Compares rows, by their numbers, with the centroids of a step, or all of them. Returns how many were
 // in doubt.
 template <class T>
-int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, const std::vector<int64_t>& rows,
+int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, const int32_t* rows, int64_t n,
                      int64_t step, bool rechecks, int n_threads) {
     const AssignJob<T>& all = job.rows;
     const Drift& drift = job.drift;
-    const int64_t n = static_cast<int64_t>(rows.size()), d = all.n_features;
+    const int64_t d = all.n_features;
     const bool has_all = step > drift.n_steps;
     const int64_t* const members = has_all ? nullptr : drift.members + drift.offsets[step - 1];
     const int64_t k = has_all ? all.k : drift.offsets[step] - drift.offsets[step - 1];
-    std::vector<T> centroids(has_all ? 0 : k * d), sq_norms(n), sq_distances(n);
-    std::vector<int32_t> positions(n);
-    std::vector<int64_t> labels(n);
-    std::vector<double> exact(n);
-    std::vector<float> lows(n);
+    std::vector<T> centroids(has_all ? 0 : k * d);
+    const std::unique_ptr<T[]> sq_norms(new T[n]), sq_distances(new T[n]);
+    const std::unique_ptr<int32_t[]> positions(new int32_t[n]);
+    const std::unique_ptr<int64_t[]> labels(new int64_t[n]);
+    const std::unique_ptr<double[]> exact(new double[n]);
+    const std::unique_ptr<float[]> lows(new float[n]);
     const std::unique_ptr<bool[]> flags(new bool[2 * n]);
-    bool any_dropped = false;
-    for (int64_t i = 0; i < n; ++i) {
-        positions[i] = all.positions ? all.positions[rows[i]] : static_cast<int32_t>(rows[i]);
-        sq_norms[i] = all.sq_norms[rows[i]];
-        any_dropped |= all.dropped[rows[i]];
-    }
+    std::atomic<bool> any_dropped{false};
+    for_each_part(n, n_threads, [&](int64_t start, int64_t stop) {
+        bool is_any = false;
+        for (int64_t i = start; i < stop; ++i) {
+            positions[i] = all.positions ? all.positions[rows[i]] : rows[i];
+            sq_norms[i] = all.sq_norms[rows[i]];
+            is_any |= all.dropped[rows[i]];
+        }
+        if (is_any) any_dropped = true;
+    });
     for (int64_t i = 0; !has_all && i < k; ++i) {
         std::copy_n(all.centroids + members[i] * d, d, centroids.data() + i * d);
     }
     AssignJob<T> some = all;
-    some.positions = positions.data();
-    some.sq_norms = sq_norms.data();
+    some.positions = positions.get();
+    some.sq_norms = sq_norms.get();
     some.centroids = has_all ? all.centroids : centroids.data();
-    some.labels = labels.data();
-    some.sq_distances = sq_distances.data();
+    some.labels = labels.get();
+    some.sq_distances = sq_distances.get();
     some.uncertain = flags.get();
     some.dropped = any_dropped ? flags.get() + n : nullptr;
-    some.exact = exact.data();
-    some.lows = lows.data();
+    some.exact = exact.get();
+    some.lows = lows.get();
     some.n_rows = n;
     some.k = k;
     const int64_t n_uncertain = assign(functions, some, rechecks, n_threads);
-    for (int64_t i = 0; i < n; ++i) {
+    const auto keep = [&](int64_t i) {
         const int64_t row = rows[i], label = has_all ? labels[i] : members[labels[i]];
         const int64_t own = job.labels[row];
         if (has_all) {
@@ -109,59 +114,99 @@ int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, co
             if (label != own) low = std::min(low, lowered(static_cast<float>(std::min<double>(
                 std::sqrt(std::max(exact[i], all.exact[row])), std::numeric_limits<float>::max())), 0));
             job.lows[row] = low;
-            if (stays) continue;
+            if (stays) return;
         }
         job.labels[row] = static_cast<int32_t>(label);
         all.exact[row] = exact[i];
-    }
+    };
+    for_each_part(n, n_threads, [&](int64_t start, int64_t stop) {
+        for (int64_t i = start; i < stop; ++i) keep(i);
+    });
     return n_uncertain;
+}
+
+// Rows by the number of steps that they must be compared with.
+struct RowsBySteps {
+    std::unique_ptr<int32_t[]> rows;  // those of none first
+    std::vector<int64_t> starts;      // where those of each number begin, and all of them
+};
+
+// Sorts rows by the number of steps, of which there are `n_steps` at most. What `know` does to a part of
+// the rows comes first; then `steps_of_row` is asked for each.
+template <class Know, class StepsOfRow>
+RowsBySteps sort_by_steps(int64_t n_rows, int64_t n_steps, int n_threads, const Know& know, const StepsOfRow& steps_of_row) {
+    const int64_t n_kinds = n_steps + 1, n_parts = parts_of(n_rows, PART_ROWS);
+    const std::unique_ptr<int32_t[]> steps(new int32_t[n_rows]);
+    std::vector<int64_t> places(n_parts * n_kinds);  // counts of each part first
+    for_each_part(n_rows, n_threads, [&](int64_t start, int64_t stop) {
+        know(start, stop);
+        int64_t* const counts = places.data() + start / PART_ROWS * n_kinds;
+        for (int64_t row = start; row < stop; ++row) {
+            steps[row] = static_cast<int32_t>(steps_of_row(row));
+            ++counts[steps[row]];
+        }
+    });
+    RowsBySteps sorted{std::unique_ptr<int32_t[]>(new int32_t[n_rows]), std::vector<int64_t>(n_kinds + 1)};
+    int64_t place = 0;
+    for (int64_t kind = 0; kind < n_kinds; ++kind) {
+        sorted.starts[kind] = place;
+        for (int64_t part = 0; part < n_parts; ++part) place += std::exchange(places[part * n_kinds + kind], place);
+    }
+    sorted.starts[n_kinds] = place;
+    for_each_part(n_rows, n_threads, [&](int64_t start, int64_t stop) {
+        int64_t* const of_part = places.data() + start / PART_ROWS * n_kinds;
+        for (int64_t row = start; row < stop; ++row) sorted.rows[of_part[steps[row]]++] = static_cast<int32_t>(row);
+    });
+    return sorted;
 }
 
 // Labels all rows.
 template <class T>
 CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, bool rechecks, int n_threads) {
     // Fewer rows are compared with a step more: to pack its centroids would take longer.
-    constexpr size_t FEW_ROWS = 64;
+    constexpr int64_t FEW_ROWS = 64;
     AssignJob<T>& all = job.rows;
+    const Drift& drift = job.drift;
     CarriedRows done;
-    if (job.drift.limits == nullptr) {
+    if (drift.limits == nullptr) {
         all.lows = job.lows;
         done.n_uncertain = assign(functions, all, rechecks, n_threads);
         done.n_compared = all.n_rows * all.k;
-        for (int64_t row = 0; row < all.n_rows; ++row) {
-            job.labels[row] = static_cast<int32_t>(all.labels[row]);
-            if (all.dropped[row]) job.lows[row] = 0;
-        }
+        for_each_part(all.n_rows, n_threads, [&](int64_t start, int64_t stop) {
+            for (int64_t row = start; row < stop; ++row) {
+                job.labels[row] = static_cast<int32_t>(all.labels[row]);
+                if (all.dropped[row]) job.lows[row] = 0;
+            }
+        });
         return done;
     }
-    for (int64_t row = 0; row < all.n_rows; ++row) all.labels[row] = job.labels[row];
-    for_each_part(all.n_rows, n_threads, [&](int64_t start, int64_t stop) { functions.know_block(all, start, stop); });
-    done.n_compared = all.n_rows;
-    std::vector<std::vector<int64_t>> by_step(job.drift.n_steps + 2);
-    for (int64_t row = 0; row < all.n_rows; ++row) {
+    const auto know = [&](int64_t start, int64_t stop) {
+        std::copy(job.labels + start, job.labels + stop, all.labels + start);
+        functions.know_block(all, start, stop);
+    };
+    const RowsBySteps sorted = sort_by_steps(all.n_rows, drift.n_steps + 1, n_threads, know, [&](int64_t row) {
         const float low = all.dropped[row] ? 0 : job.lows[row];
-        by_step[steps_of(job.drift, low, all.exact[row], job.labels[row])].push_back(row);
+        const int64_t steps = steps_of(drift, low, all.exact[row], job.labels[row]);
+        if (steps == 0) job.lows[row] = lowered(low, job.labels[row] == drift.farthest ? drift.next : drift.limits[0]);
+        return steps;
+    });
+    done.n_compared = all.n_rows;
+    int64_t start = sorted.starts[1];
+    for (int64_t step = 1; step <= drift.n_steps + 1; ++step) {
+        const bool has_all = step > drift.n_steps;
+        const int64_t n = sorted.starts[step + 1] - start;
+        if (n == 0 || (n < FEW_ROWS && !has_all)) continue;  // These are the next step's too.
+        const int64_t k = has_all ? all.k : drift.offsets[step] - drift.offsets[step - 1];
+        done.n_uncertain += compare_step(functions, job, sorted.rows.get() + start, n, step, rechecks, n_threads);
+        done.n_compared += n * k;
+        start += n;
     }
-    for (const int64_t row : by_step[0]) {
-        job.lows[row] = lowered(job.lows[row], job.labels[row] == job.drift.farthest ? job.drift.next : job.drift.limits[0]);
-    }
-    for (int64_t step = 1; step <= job.drift.n_steps + 1; ++step) {
-        std::vector<int64_t>& rows = by_step[step];
-        if (rows.empty()) continue;
-        if (rows.size() < FEW_ROWS && step <= job.drift.n_steps) {
-            std::vector<int64_t>& next = by_step[step + 1];
-            next.insert(next.begin(), rows.begin(), rows.end());
-            continue;
+    for_each_part(all.n_rows, n_threads, [&](int64_t first, int64_t stop) {
+        for (int64_t row = first; row < stop; ++row) {
+            all.labels[row] = job.labels[row];
+            all.sq_distances[row] = static_cast<T>(all.exact[row]);
         }
-        const bool has_all = step > job.drift.n_steps;
-        const int64_t k = has_all ? all.k : job.drift.offsets[step] - job.drift.offsets[step - 1];
-        done.n_uncertain += compare_step(functions, job, rows, step, rechecks, n_threads);
-        done.n_compared += static_cast<int64_t>(rows.size()) * k;
-    }
-    for (int64_t row = 0; row < all.n_rows; ++row) {
-        all.labels[row] = job.labels[row];
-        all.sq_distances[row] = static_cast<T>(all.exact[row]);
-    }
+    });
     return done;
 }
 
