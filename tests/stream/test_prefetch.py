@@ -12,6 +12,7 @@ import pytest
 
 from streamkm.errors import NonFiniteError, ReadError
 from streamkm.sources.kept import Homes, KeptRows
+from streamkm.sources.memory import MemorySource
 from streamkm.stream.plan import ReadingPlan
 from streamkm.stream.prefetch import prefetch
 from streamkm.stream.stages import StageTimes
@@ -175,6 +176,23 @@ def test_readers_go_ahead_while_a_window_is_in_use():
 
 
 # ---- errors -----------------------------------------------------------------
+
+
+# Breaks when threads are started, and waited for, to hand over rows that lie in memory; or are not
+# where rows must be copied, because they are taken in another order.
+@pytest.mark.parametrize(("seed", "n_threads"), [(None, 0), (5, 2)])
+def test_rows_that_are_used_where_they_lie_need_no_reader(seed, n_threads):
+    source = MemorySource(np.arange(4000.0).reshape(-1, 2))
+    plan = ReadingPlan(2000, 100, 3, batch_rows=70, seed=seed)
+    slots = slots_for(plan, source, 2, 2)
+    with prefetch(source, plan.windows(0), slots, 2, StageTimes(2)) as windows:
+        assert len(reader_threads()) == n_threads
+        found = []
+        for host in windows:
+            found += host.rows_ND[:, 0].tolist()
+            host.release()
+    wanted = [2.0 * row for rows in in_order_of_reading(plan) for row in rows]
+    assert found == wanted
 
 
 def failing_at(start: int, error: Exception):
