@@ -58,10 +58,10 @@ inline int64_t steps_of(const Drift& drift, float low, double sq_distance, int64
 }
 
 // Compares rows, by their numbers, with the centroids of a step, or all of them. Returns how many were
-// in doubt.
+// in doubt; they are rechecked.
 template <class T>
 int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, const std::vector<int64_t>& rows,
-                     int64_t step, bool rechecks, int n_threads) {
+                     int64_t step, int n_threads) {
     const AssignJob<T>& all = job.rows;
     const Drift& drift = job.drift;
     const int64_t n = static_cast<int64_t>(rows.size()), d = all.n_features;
@@ -95,7 +95,7 @@ int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, co
     some.lows = lows.data();
     some.n_rows = n;
     some.k = k;
-    const int64_t n_uncertain = assign(functions, some, rechecks, n_threads);
+    const int64_t n_uncertain = assign(functions, some, true, n_threads);
     for (int64_t i = 0; i < n; ++i) {
         const int64_t row = rows[i], label = has_all ? labels[i] : members[labels[i]];
         const int64_t own = job.labels[row];
@@ -117,16 +117,16 @@ int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, co
     return n_uncertain;
 }
 
-// Labels all rows.
+// Labels all rows, and rechecks those in doubt.
 template <class T>
-CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, bool rechecks, int n_threads) {
+CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, int n_threads) {
     // Fewer rows are compared with a step more: to pack its centroids would take longer.
     constexpr size_t FEW_ROWS = 64;
     AssignJob<T>& all = job.rows;
     CarriedRows done;
     if (job.drift.limits == nullptr) {
         all.lows = job.lows;
-        done.n_uncertain = assign(functions, all, rechecks, n_threads);
+        done.n_uncertain = assign(functions, all, true, n_threads);
         done.n_compared = all.n_rows * all.k;
         for (int64_t row = 0; row < all.n_rows; ++row) {
             job.labels[row] = static_cast<int32_t>(all.labels[row]);
@@ -155,7 +155,7 @@ CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, bo
         }
         const bool has_all = step > job.drift.n_steps;
         const int64_t k = has_all ? all.k : job.drift.offsets[step] - job.drift.offsets[step - 1];
-        done.n_uncertain += compare_step(functions, job, rows, step, rechecks, n_threads);
+        done.n_uncertain += compare_step(functions, job, rows, step, n_threads);
         done.n_compared += static_cast<int64_t>(rows.size()) * k;
     }
     for (int64_t row = 0; row < all.n_rows; ++row) {
