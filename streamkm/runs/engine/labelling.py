@@ -41,7 +41,7 @@ from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import as_stored_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.carried import CarriedRows
@@ -182,7 +182,7 @@ class Labelling:
         needed = output_bytes + self._arithmetic_bytes(model, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
         n_here = world.hosts.count(world.host)
-        self._planned = lambda n_more: plan_memory(
+        self._planned: Callable[[int], MemoryPlan] = lambda n_more: plan_memory(
             spec, self._reading, execution, fixed_bytes=needed + n_more,
             weighted=weights is not None, n_processes=n_here,
         )  # fmt: skip
