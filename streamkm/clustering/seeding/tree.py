@@ -119,11 +119,10 @@ class Tree:
 
     def restore_(self, tensors: dict[str, torch.Tensor], index: int, /) -> None:
         """See `Stage`."""
-        self.n_done = index
+        self.n_done, self._closest_S = index, tensors["closest_S"]
         self.centroids_KD = tensors["centroids_KD"]
         self._sums_KD, self._mass_K = tensors["sums_KD"], tensors["mass_K"]
         self._branch_K, self._label_S = tensors["branch_K"], tensors["label_S"]
-        self._closest_S = tensors["closest_S"]
 
     def step_(self, index: int) -> bool:
         """Divide the clusters of a level, or make a pass over the rows."""
