@@ -201,8 +201,7 @@ class Labelling:
             self.kernel = self._fast_kernel(n_branches, batch_rows)
         if model.sizes is not None:
             self._bound(model, model.sizes)
-        self._stored = stored
-        self.times = StageTimes()
+        self._stored, self.times = stored, StageTimes()
 
     def go_by(self, carried: CarriedRows | None) -> None:
         """Compare no more than what the last pass of the fit, over the same rows, leaves to do.
