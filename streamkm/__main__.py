@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -20,6 +21,10 @@ def main() -> NoReturn:
         with suppress(OSError):  # The command line has reported it, if it could.
             stream.flush()
     os._exit(status)
+
+
+#: What the loader of libraries says where memory is refused.
+_REFUSED = re.compile("failed to map segment|annot allocate memory")
 
 
 def _make_streams_usable() -> None:
@@ -44,6 +49,14 @@ def _run() -> int:
             from streamkm.cli import main as run_command
 
             status = run_command()
+        except (ImportError, MemoryError) as error:
+            # Of libraries that are mapped when they are imported; the command knows its own.
+            if isinstance(error, ImportError) and not _REFUSED.search(str(error)):
+                raise
+            sys.stderr.write(
+                f"streamkm: no memory to load the libraries ({str(error) or 'MemoryError'}): "
+                "raise the limit of address space (ulimit -v, or of the batch system)\n"
+            )
         finally:
             # All is said and saved: another Ctrl-C must not print a traceback, and another
             # warning of a batch system must not change the status.

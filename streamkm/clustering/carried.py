@@ -104,6 +104,11 @@ class CarriedRows:
         self.n_possible += n_rows * k
         self.n_spared += n_rows * k - carried.n_compared
 
+    def forget_(self) -> None:
+        """Free all that is kept; the next pass finds nothing."""
+        self._kept.clear()
+        self._before_KD = self._drift = None
+
     @property
     def n_bytes(self) -> int:
         """Bytes of all that is kept."""

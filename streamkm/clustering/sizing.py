@@ -53,7 +53,16 @@ if TYPE_CHECKING:
     from streamkm.distributed.world import World
     from streamkm.kernels import MadeKernel
 
-__all__ = ["DONE", "SizeState", "Sizing", "allotted", "initial_sizes", "lost_by"]
+__all__ = [
+    "DONE",
+    "FILLING",
+    "GATHERING",
+    "SizeState",
+    "Sizing",
+    "allotted",
+    "initial_sizes",
+    "lost_by",
+]
 
 #: Stages: centroids and prices move, prices alone, rows that could go elsewhere are gathered, rows
 #: are given out, all is done.
@@ -298,7 +307,7 @@ class Sizing(Lloyd):
         sizes.n_passes += 1
         moves = n_passes < MOVING_PASSES
         ends = n_excess == 0 if n_passes == 0 else not moves and n_excess <= LEFT_SHARE * n_rows
-        if ends or n_passes + 2 == MOST_PASSES:
+        if ends or n_passes + 2 >= MOST_PASSES:  # Older versions made one more.
             self._share_(state, bounds)
             if n_passes == 0:  # Nothing is too much.
                 self._fill_(bounds, n_rows)

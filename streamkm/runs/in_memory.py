@@ -62,10 +62,8 @@ def label_rows(
     labels_N = np.zeros(source.spec.n_rows, label_dtype(model.k))
     sums = torch.zeros((2, 1, 1), dtype=torch.int64)
     grades_1 = torch.full((1,), LEAST_GRADE)
-    carried = model.carried
-    n_carried = 0 if carried is None else carried.n_bytes
-    labelling = Labelling(model, source, execution, weights, world=world, output_bytes=n_carried)
-    labelling.go_by(carried)
+    labelling = Labelling(model, source, execution, weights, world=world)
+    labelling.go_by(model.carried)
     _warn_of_type(labelling)
     watch = Watch(source, nan, world)
     with labelling.batches() as batches:

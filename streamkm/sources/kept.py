@@ -216,18 +216,19 @@ class KeptRows(Described):
             return True
         if self._together is None:
             return False
-        at = 0
+        at, have_come = 0, False
         for is_here, run in groupby(reads, lambda rows: self._places.find(rows) is not None):
             some = list(run)
             end = at + sum(map(len, some))
-            if is_here:
-                for rows, part in _parts(some, out[at:end]):
-                    self.read(rows, part)
-            elif self._together(some, out[at:end]):
+            if not is_here and self._together(some, out[at:end]):
+                have_come = True
                 with self._lock:
                     self.bytes_read += out[at:end].nbytes
                 for rows, part in _parts(some, out[at:end]):
                     self._keep(rows, part)
+            elif is_here or have_come:  # What has come already must not be read again.
+                for rows, part in _parts(some, out[at:end]):
+                    self.read(rows, part)
             else:
                 return False
             at = end

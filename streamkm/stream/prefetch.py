@@ -336,7 +336,8 @@ class _Readers:
 
         It ends early where nobody waits for them any more.
         """
-        weights_N, (rows, _, _) = host_window.weights_N, parts[0]
+        weights_N, n_others = host_window.weights_N, len(parts) - 1
+        asked = f"{parts[0][0]}" + (f", or {n_others:,} ranges with it," if n_others else "")
         try:
             n_bytes = self._read_together(host_window, parts)
             if n_bytes and weights_N is None:
@@ -345,6 +346,7 @@ class _Readers:
             for rows, part, is_there in parts:
                 if self._stopping or self._error is not None:
                     break
+                asked = f"{rows}"
                 if not (is_there or have_come):
                     out = host_window.rows_ND[part]
                     self._source.read(rows, out)
@@ -355,7 +357,7 @@ class _Readers:
             raise
         except Exception as error:
             raise ReadError(
-                f"{self._source.name}: {rows} cannot be read: {type(error).__name__}: {error}"
+                f"{self._source.name}: {asked} cannot be read: {type(error).__name__}: {error}"
             ) from error
         return n_bytes
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from streamkm.bounds import Bounds
 from streamkm.config import FitConfig
+from streamkm.runs.storage.checkpoint import save_checkpoint
 from streamkm.runs.storage.model import load_model
+from streamkm.sealed import unseal
 from tests.data_sets import DATA_SETS, IRIS
 from tests.runs.helpers import Job, cli, clusters, predicted, short_batches
 
@@ -129,6 +133,31 @@ def test_labels_are_the_same_after_stops(job, tmp_path, monkeypatch):
     short_batches(monkeypatch, 50)
     again = predicted(job.run, job.source, tmp_path / "again.npy", stops=(2, 3, 5))
     np.testing.assert_array_equal(again, whole)
+
+
+NEWER = ("reach_K", "rows_P", "from_P", "to_P", "losses_P")
+
+
+# Breaks when a fit that an older version has stopped while it brought sizes within bounds cannot go
+# on, or goes on in another stage. Before the last stages nothing is lost.
+def test_a_stop_by_a_version_that_gathered_no_rows_is_gone_on_from(tmp_path):
+    np.save(tmp_path / "x.npy", clusters(600, 3))
+    settings = {"k": 6, "max_size": "1.1x", "init": "random"}
+    whole = Job(tmp_path / "x.npy", tmp_path / "whole", settings)
+    looks = whole.attempt()
+    job = Job(tmp_path / "x.npy", tmp_path / "run", settings)
+    assert job.interrupted(looks - 4)
+    *before, at = sorted((job.run / "checkpoints").glob("step-*"))
+    tensors = load_file(at / "state.safetensors")
+    for name in NEWER:
+        del tensors[f"sizes.{name}"]
+    manifest = unseal((at / "manifest.json").read_bytes())
+    for each in (*before, at):
+        shutil.rmtree(each)
+    kept = {name: manifest[name] for name in ("cursor", "environment")}
+    save_checkpoint(at.parent, manifest["step"], tensors, kept, keep=1)
+    job.attempt()
+    assert job.results == whole.results
 
 
 def test_evaluate_and_info_tell_the_sizes(job, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,14 @@ def shell(command: str, folder: Path, **environment: str) -> subprocess.Complete
         capture_output=True, text=True, errors="surrogateescape", cwd=folder, check=False,
         timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
+
+
+# Breaks with a traceback: libraries are loaded when they are first needed.
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere address space has no limit")
+def test_libraries_without_memory_are_told_in_one_line(x, tmp_path):
+    done = shell("ulimit -v 400000; streamkm fit x.npy --k 2 --out run", tmp_path)
+    assert done.returncode == 1
+    assert re.fullmatch(r"streamkm: no memory to load .*raise the limit.*\n", done.stderr)
 
 
 # Breaks with a traceback: Python has None for a stream that is closed.

@@ -73,6 +73,27 @@ def test_of_blocks_together_the_missing_are_read(tmp_path: Path) -> None:
     assert np.array_equal(read(kept, 16, 20), array[16:])
 
 
+# Breaks when rows that came together are read again because those after them must come one by one.
+def test_what_came_together_is_not_read_again(tmp_path: Path, monkeypatch) -> None:
+    array = np.arange(40, dtype=np.float32).reshape(20, 2)
+    zarr.create_array(tmp_path / "x.zarr", data=array, chunks=(4, 2))
+    kept = within(open_source(tmp_path / "x.zarr"), 3 * 4 * 8)  # blocks 1, 3 and 4 have a home
+    read(kept, 4, 8)
+    answers = iter([True, False])
+
+    def together(reads: list[RowRange], out: np.ndarray) -> bool:
+        (rows,) = reads
+        out[...] = array[rows.start : rows.stop]
+        return next(answers)
+
+    monkeypatch.setattr(kept, "_together", together)
+    before, out = kept.bytes_read, np.empty((12, 2), np.float32)
+    reads = [RowRange(start, start + 4) for start in (0, 4, 8)]
+    assert kept.read_together(reads, out)
+    assert kept.bytes_read - before == 8 * 8
+    assert np.array_equal(out, np.concatenate([array[r.start : r.stop] for r in reads]))
+
+
 # Breaks when more is kept than there is room for, or what is kept gives way to what comes later.
 def test_no_more_is_kept_than_fits(tmp_path: Path) -> None:
     array = np.arange(40, dtype=np.float32).reshape(20, 2)

@@ -119,6 +119,22 @@ def test_blocks_of_a_task_are_asked_for_together(can):
     assert (source.calls, len(source.reads)) == ((6, 1) if can else (0, sum(n_calls)))
 
 
+# Breaks when an error of one of several reads is told as one of the first of them.
+@pytest.mark.parametrize("can", [True, False])
+def test_an_error_of_a_task_does_not_blame_its_first_rows(can):
+    def refuse(_reads, _out):
+        raise OSError(5, "Input/output error")
+
+    source = Together(200, on_read=failing_at(130, OSError(5, "Input/output error")))
+    source.can = False
+    if can:
+        source.read_together = refuse  # type: ignore[method-assign]
+    plan = plan_of(source, window_blocks=20, seed=None)
+    said = r"rows 0:10, or \d+ ranges with it, cannot" if can else r"fake: rows 130:140 cannot"
+    with pytest.raises(ReadError, match=said):
+        within(30, lambda: consume(source, plan, 1, 1))
+
+
 # Breaks when rows that stay are copied there beside the slot, or come to another's place; and when
 # a later pass reads them again.
 def test_rows_that_stay_are_read_where_they_stay():

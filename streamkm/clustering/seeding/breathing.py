@@ -113,8 +113,9 @@ class Breathing:
             "n_refused": self._n_refused,
         }
 
-    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore_(self, tensors: dict[str, torch.Tensor], index: int, /) -> None:
         """See `Stage`."""
+        self.n_done = index
         self.centroids_KD, self.cost = tensors["centroids_KD"], tensors["cost"]
         self._sq_distances_S, self._label_S = tensors["sq_distances_S"], tensors["label_S"]
         self._size, self._n_refused = tensors["size"], tensors["n_refused"]

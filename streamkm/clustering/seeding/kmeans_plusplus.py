@@ -48,7 +48,7 @@ class ChosenRows(ABC):
         """Positions of the chosen rows, -1 for those to come."""
         return {"chosen_K": self._chosen_K}
 
-    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore_(self, tensors: dict[str, torch.Tensor], _index: int, /) -> None:
         """See `Stage`."""
         self._chosen_K = tensors["chosen_K"]
         self.n_done = int((self._chosen_K >= 0).sum())
@@ -87,9 +87,9 @@ class _PlusPlus(ChosenRows):
         """Positions of the chosen rows, and each row's squared distance to the nearest of them."""
         return {**super().tensors(), "closest_S": self._closest_S}
 
-    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore_(self, tensors: dict[str, torch.Tensor], index: int, /) -> None:
         """See `Stage`."""
-        super().restore_(tensors)
+        super().restore_(tensors, index)
         self._closest_S = tensors["closest_S"]
         self._left_S = self._weights_left()
 

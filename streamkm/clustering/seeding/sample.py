@@ -206,8 +206,8 @@ class Stage(Protocol):
     def tensors(self) -> dict[str, torch.Tensor]:
         """All that the steps so far have decided."""
 
-    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go back to the step after which `tensors` was called."""
+    def restore_(self, tensors: dict[str, torch.Tensor], index: int, /) -> None:
+        """Go back to where `index` steps were taken and `tensors` was called."""
 
 
 def draw_by_weight(

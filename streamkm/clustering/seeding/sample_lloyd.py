@@ -266,8 +266,9 @@ class SampleLloyd:
         """The centroids so far, and the cost of those before the last pass."""
         return {"centroids_KD": self.centroids_KD, "cost": self.cost}
 
-    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore_(self, tensors: dict[str, torch.Tensor], index: int, /) -> None:
         """See `Stage`."""
+        self.n_done = index
         self.centroids_KD, self.cost = tensors["centroids_KD"], tensors["cost"]
 
     def step_(self, index: int) -> int:

@@ -117,18 +117,18 @@ class Tree:
             "closest_S": self._closest_S,
         }
 
-    def restore_(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore_(self, tensors: dict[str, torch.Tensor], index: int, /) -> None:
         """See `Stage`."""
+        self.n_done, self._closest_S = index, tensors["closest_S"]
         self.centroids_KD = tensors["centroids_KD"]
         self._sums_KD, self._mass_K = tensors["sums_KD"], tensors["mass_K"]
         self._branch_K, self._label_S = tensors["branch_K"], tensors["label_S"]
-        self._closest_S = tensors["closest_S"]
 
     def step_(self, index: int) -> bool:
         """Divide the clusters of a level, or make a pass over the rows."""
         level, kind = self._steps[index]
         # The tensors of the step before stay as they are, in case this one is stopped midway.
-        self.restore_({name: tensor.clone() for name, tensor in self.tensors().items()})
+        self.restore_({name: tensor.clone() for name, tensor in self.tensors().items()}, index)
         generator = self._draws.generator(self._label_S.device, index)
         if kind == "divide":
             self._divide_(level, index, generator)

@@ -58,10 +58,10 @@ inline int64_t steps_of(const Drift& drift, float low, double sq_distance, int64
 }
 
 // Compares rows, by their numbers, with the centroids of a step, or all of them. Returns how many were
-// in doubt.
+// in doubt; they are rechecked.
 template <class T>
 int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, const int32_t* rows, int64_t n,
-                     int64_t step, bool rechecks, int n_threads) {
+                     int64_t step, int n_threads) {
     const AssignJob<T>& all = job.rows;
     const Drift& drift = job.drift;
     const int64_t d = all.n_features;
@@ -100,7 +100,7 @@ int64_t compare_step(const Functions<T>& functions, const CarriedJob<T>& job, co
     some.lows = lows.get();
     some.n_rows = n;
     some.k = k;
-    const int64_t n_uncertain = assign(functions, some, rechecks, n_threads);
+    const int64_t n_uncertain = assign(functions, some, true, n_threads);
     const auto keep = [&](int64_t i) {
         const int64_t row = rows[i], label = has_all ? labels[i] : members[labels[i]];
         const int64_t own = job.labels[row];
@@ -160,9 +160,9 @@ RowsBySteps sort_by_steps(int64_t n_rows, int64_t n_steps, int n_threads, const 
     return sorted;
 }
 
-// Labels all rows.
+// Labels all rows, and rechecks those in doubt.
 template <class T>
-CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, bool rechecks, int n_threads) {
+CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, int n_threads) {
     // Fewer rows are compared with a step more: to pack its centroids would take longer.
     constexpr int64_t FEW_ROWS = 64;
     AssignJob<T>& all = job.rows;
@@ -170,7 +170,7 @@ CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, bo
     CarriedRows done;
     if (drift.limits == nullptr) {
         all.lows = job.lows;
-        done.n_uncertain = assign(functions, all, rechecks, n_threads);
+        done.n_uncertain = assign(functions, all, true, n_threads);
         done.n_compared = all.n_rows * all.k;
         for_each_part(all.n_rows, n_threads, [&](int64_t start, int64_t stop) {
             for (int64_t row = start; row < stop; ++row) {
@@ -197,7 +197,7 @@ CarriedRows assign_carried(const Functions<T>& functions, CarriedJob<T>& job, bo
         const int64_t n = sorted.starts[step + 1] - start;
         if (n == 0 || (n < FEW_ROWS && !has_all)) continue;  // These are the next step's too.
         const int64_t k = has_all ? all.k : drift.offsets[step] - drift.offsets[step - 1];
-        done.n_uncertain += compare_step(functions, job, sorted.rows.get() + start, n, step, rechecks, n_threads);
+        done.n_uncertain += compare_step(functions, job, sorted.rows.get() + start, n, step, n_threads);
         done.n_compared += n * k;
         start += n;
     }

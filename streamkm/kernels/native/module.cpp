@@ -148,20 +148,20 @@ CarriedRows carried_from(const InstructionSet& set, const CarriedArguments& give
     job.lows = at<float>(given.lows);
     job.drift = {at<int64_t>(given.members), at<int64_t>(given.offsets), at<double>(given.limits), given.n_steps,
                  given.farthest, given.next};
-    return assign_carried(functions_of<T>(set), job, given.rows.rechecks, given.rows.n_threads);
+    return assign_carried(functions_of<T>(set), job, given.rows.n_threads);
 }
 
 PyObject* py_assign_carried(PyObject*, PyObject* args) {
     int set, is_double;
     CarriedArguments given{};
     AssignArguments& rows = given.rows;
-    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKKKKKLLdLLLLdddpi", &set, &is_double, &rows.x, &rows.positions,
+    if (!PyArg_ParseTuple(args, "iiKKKKKKKKKKKKKKKKKLLdLLLLdddi", &set, &is_double, &rows.x, &rows.positions,
                           &rows.sq_norms, &rows.centroids, &rows.packed, &rows.c_sq, &rows.labels,
                           &rows.sq_distances, &rows.uncertain, &rows.dropped, &rows.zeros, &rows.exact,
                           &given.labels, &given.lows, &given.members, &given.offsets, &given.limits,
                           &given.n_steps, &given.farthest, &given.next, &rows.n_window, &rows.n_rows,
                           &rows.n_features, &rows.k, &rows.rounding, &rows.cancels, &rows.most_sq_norm,
-                          &rows.rechecks, &rows.n_threads)) {
+                          &rows.n_threads)) {
         return nullptr;
     }
     if (!lie_within(at<int32_t>(rows.positions), rows.n_rows, rows.n_window)) return refuse_window(rows.n_window);

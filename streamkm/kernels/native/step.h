@@ -4,11 +4,9 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <new>
 #include <numeric>
 #include <vector>
 
@@ -122,29 +120,22 @@ void watch_step(const StateOfStep<T>& state, const RulesOfStep& rules, double in
 }
 
 // Does to a running state what `MiniBatch.update_` does with the sums of a batch without weights. Throws
-// std::bad_alloc if there is no room for a row.
+// std::bad_alloc if there is no room for a row of each part: before anything has changed.
 template <class T>
 void finish_step(const Functions<T>& functions, const StateOfStep<T>& state, const BatchAdded& batch,
                  const RulesOfStep& rules, int64_t k, int64_t n_features, int n_threads) {
     constexpr int64_t CLUSTERS_AT_ONCE = 16;
     const std::unique_ptr<double[]> sq_steps(new double[k]());
     const std::unique_ptr<bool[]> touched(new bool[k]);
+    const std::unique_ptr<double[]> rows(new double[parts_of(k, CLUSTERS_AT_ONCE) * n_features]);
     int64_t n_rows = 0;
     for (int64_t cluster = 0; cluster < k; ++cluster) {
         const int64_t count = batch.count(cluster);
         n_rows += count;
         touched[cluster] = count > 0;
-        state.counts[cluster] += count;
-        state.epoch_counts[cluster] += count;
     }
-    *state.n_dropped += batch.ahead[1];
-    std::atomic<bool> had_room{true};
     Pool::instance().run(parts_of(k, CLUSTERS_AT_ONCE), n_threads, [&](int64_t part) {
-        const std::unique_ptr<double[]> wide(new (std::nothrow) double[n_features]);
-        if (wide == nullptr) {
-            had_room = false;
-            return;
-        }
+        double* const wide = rows.get() + part * n_features;
         const int64_t stop = std::min((part + 1) * CLUSTERS_AT_ONCE, k);
         for (int64_t cluster = part * CLUSTERS_AT_ONCE; cluster < stop; ++cluster) {
             if (!touched[cluster]) continue;
@@ -168,13 +159,18 @@ void finish_step(const Functions<T>& functions, const StateOfStep<T>& state, con
             }
             // Of this cluster alone.
             const int64_t first = cluster * n_features;
-            functions.move_cluster(MoveJob<T>{state.sums + first, &kept, wide.get(), 1.0, &mass, &touched[cluster],
+            functions.move_cluster(MoveJob<T>{state.sums + first, &kept, wide, 1.0, &mass, &touched[cluster],
                                               state.centroids + first, &sq_steps[cluster], nullptr, n_features,
                                               rules.spherical},
                                    0);
         }
     });
-    if (!had_room) throw std::bad_alloc();
+    for (int64_t cluster = 0; cluster < k; ++cluster) {
+        const int64_t count = batch.count(cluster);
+        state.counts[cluster] += count;
+        state.epoch_counts[cluster] += count;
+    }
+    *state.n_dropped += batch.ahead[1];
     const double quantum = std::ldexp(1.0, batch.exponents[k + 1] - batch.n_bits);
     watch_step(state, rules, static_cast<double>(batch.ahead[0]) * quantum, static_cast<double>(n_rows),
                std::accumulate(sq_steps.get(), sq_steps.get() + k, 0.0));

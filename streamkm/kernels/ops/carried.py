@@ -78,7 +78,6 @@ def assign_carried_(
         rounding_share,
         cancelling_share,
         wanted.most_sq_norm,
-        True,  # noqa: FBT003
         n_threads_for(n_rows * (n_features + EPILOGUE_PRODUCTS) * k),
     )
     return Tiled(labels_B, sq_distances_B, uncertain_B, *counts)

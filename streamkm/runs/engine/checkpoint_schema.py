@@ -14,7 +14,7 @@ import torch
 
 from streamkm.clustering.scaling import RunningMoments
 from streamkm.clustering.seeding.plan import CANDIDATES_PER_CLUSTER
-from streamkm.clustering.sizing import initial_sizes
+from streamkm.clustering.sizing import GATHERING, initial_sizes
 from streamkm.clustering.state import initial_state
 from streamkm.kernels import LEAST_GRADE, add_graded_
 from streamkm.runs.engine.snapshot import Cursor
@@ -79,10 +79,12 @@ def _add_newer_(checkpoint: Checkpoint, plan: FitPlan) -> None:
 
     From before clusters could forget rows, the mass is that of all rows; from before epochs were
     compared, the inertia of the epoch before is not known; from before there were trees, there are
-    no branches. From before passes in sequence were cut into batches by blocks, a pass begins
-    again.
+    no branches; from before rows were gathered to settle, none are. From before passes in sequence
+    were cut into batches by blocks, a pass begins again.
     """
     tensors, cursor = checkpoint.tensors, checkpoint.manifest["cursor"]
+    if "sizes.stage" in tensors and "sizes.rows_P" not in tensors:
+        _add_gathered_(tensors, plan.config.k)
     counts_K, weights_K = tensors.get("state.counts_K"), tensors.get("state.weights_K")
     if counts_K is not None and weights_K is not None:
         whole_K = weights_K if weights_K.size else counts_K
@@ -117,6 +119,14 @@ def _add_newer_(checkpoint: Checkpoint, plan: FitPlan) -> None:
     in_sequence = phase == "train" and plan.config.algorithm == "lloyd"
     if in_sequence or phase in ("scale", "rounds", "close"):
         cursor["batch"] = 0
+
+
+def _add_gathered_(tensors: dict[str, np.ndarray], k: int) -> None:
+    """Add the rows that are gathered, none, and count the stage of it among the stages."""
+    for name, tensor in initial_sizes(k, torch.ones(()), torch.device("cpu")).tensors().items():
+        tensors.setdefault(f"sizes.{name}", tensor.numpy())
+    stage = tensors["sizes.stage"]
+    tensors["sizes.stage"] = np.asarray(stage + (stage >= GATHERING))
 
 
 def _compare(tensors: dict[str, np.ndarray], expected: Demand, plan: FitPlan) -> None:

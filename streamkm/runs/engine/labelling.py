@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from streamkm.clustering.sizes import PricedKernel, SizeRule, bounded_nearest
 from streamkm.config import default_branches, largest_batch_rows
 from streamkm.devices import is_host, resolve_device, sharing
 from streamkm.distributed.world import ALONE
-from streamkm.errors import ConfigError
+from streamkm.errors import ConfigError, MemoryBudgetError
 from streamkm.kernels import (
     KernelRequest,
     cores_for_kernels,
@@ -41,7 +41,7 @@ from streamkm.stream.stages import StageTimes
 from streamkm.stream.transfer import as_stored_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from streamkm.clustering.batch import Batch
     from streamkm.clustering.carried import CarriedRows
@@ -182,10 +182,11 @@ class Labelling:
         needed = output_bytes + self._arithmetic_bytes(model, n_branches, batch_rows, dtype)
         needed += weights.resident_bytes if weights is not None else 0
         n_here = world.hosts.count(world.host)
-        self.memory = plan_memory(
-            spec, self._reading, execution, fixed_bytes=needed, weighted=weights is not None,
-            n_processes=n_here,
+        self._planned: Callable[[int], MemoryPlan] = lambda n_more: plan_memory(
+            spec, self._reading, execution, fixed_bytes=needed + n_more,
+            weighted=weights is not None, n_processes=n_here,
         )  # fmt: skip
+        self.memory = self._planned(0)
         finding = self._finding_bytes(model, n_branches, batch_rows, dtype)
         self.device_memory = plan_device_memory(
             spec, self._reading, execution, self.device, fixed_bytes=finding,
@@ -200,17 +201,22 @@ class Labelling:
             self.kernel = self._fast_kernel(n_branches, batch_rows)
         if model.sizes is not None:
             self._bound(model, model.sizes)
-        self._stored = stored
-        self.times = StageTimes()
+        self._stored, self.times = stored, StageTimes()
 
     def go_by(self, carried: CarriedRows | None) -> None:
         """Compare no more than what the last pass of the fit, over the same rows, leaves to do.
 
-        Nothing happens where there were other batches.
+        Where there were other batches, or memory does not hold it too, it is freed.
         """
-        if carried is not None and carried.order == self._reading:
-            self._carried = carried
-            carried.begin_pass_(self.centroids_KD)
+        if carried is None:
+            return
+        if carried.order == self._reading:
+            with suppress(MemoryBudgetError):
+                self.memory = self._planned(carried.n_bytes)
+                self._carried = carried
+                carried.begin_pass_(self.centroids_KD)
+                return
+        carried.forget_()
 
     def _agree(self, model: Model) -> None:
         """Check that all processes have the same model, rows and weights."""

@@ -270,7 +270,7 @@ class StageRunner:
                 index = first.batch if number == first.epoch else 0
                 if index:
                     self._check_sample(stage)
-                    stage.restore_(now.seeding)
+                    stage.restore_(now.seeding, index)
                 self.progress.begin(
                     f"seed: {stage.name}", stage.n_units, times,
                     done=stage.n_done, unit=stage.unit,
@@ -284,7 +284,7 @@ class StageRunner:
         best = {name: held for name, held in now.seeding.items() if name in BEST}
         while n_taken:
             before = stage.n_done
-            n_taken = self._as_first(stage, stage.step_(index))
+            n_taken = self._as_first(stage, index, stage.step_(index))
             index += n_taken
             if n_taken:
                 now.cursor, now.seeding = Cursor("seed", number, index), best | stage.tensors()
@@ -295,8 +295,8 @@ class StageRunner:
                 now.seeding = best | {"centroids_KD": stage.centroids_KD}
             self.keeper.after_step(stage.n_done - before)
 
-    def _as_first(self, stage: Stage, n_taken: int) -> int:
-        """Bring `stage` to where process 0 is, and return what its step has returned there.
+    def _as_first(self, stage: Stage, index: int, n_taken: int) -> int:
+        """Bring `stage` to where process 0 is, and return what step `index` has returned there.
 
         That is where all are, but on unlike processors the last bits may lead to other draws, and
         to more steps or fewer.
@@ -307,7 +307,7 @@ class StageRunner:
         tensors, taken = stage.tensors(), torch.tensor([n_taken])
         for tensor in (*tensors.values(), taken):
             world.broadcast_(tensor)
-        stage.restore_(tensors)
+        stage.restore_(tensors, index + int(taken))
         return int(taken)
 
     def _better(

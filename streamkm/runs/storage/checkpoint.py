@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from streamkm import __version__
 from streamkm.errors import Option, RunError
 from streamkm.files import (
     discard,
@@ -283,6 +284,7 @@ def _write(
     write_durably(folder / STATE, *parts)
     body = {
         "format": FORMAT,
+        "streamkm": __version__,
         "step": step,
         "state": {"sha256": _digest(parts), "bytes": sum(map(len, parts))},
         **manifest,
@@ -303,10 +305,13 @@ def load_checkpoint(
     Raises
     ------
     RunError
-        If there are checkpoints and every one of them is damaged, or one has another format.
+        If there are checkpoints and every one of them is damaged, or one has another format. If one
+        is whole but `check` refuses it, the error names the version that wrote it.
     """
     while found := _newest_first(directory):
+        refused = ""
         for path in found:
+            checkpoint = None
             try:
                 checkpoint = _load(path)
                 if check is not None:
@@ -314,17 +319,30 @@ def load_checkpoint(
                         check(checkpoint)
                 return checkpoint
             except _Damaged as error:
+                if checkpoint is not None and not refused:
+                    refused = _of_another_version(checkpoint, error)
                 if is_folder(path) is None:
                     break
                 goes_on = "" if path == found[-1] else "; trying the checkpoint before it"
                 logger.warning("%s is damaged (%s)%s", path, error, goes_on)
         if found == _newest_first(directory):
+            if refused:
+                raise RunError(refused, Option("run_dir"))
             raise RunError(
                 f"{directory}: none of its {len(found)} checkpoints is intact; "
                 "restore one from a backup, or start anew with another ",
                 Option("run_dir"),
             )
     return None
+
+
+def _of_another_version(checkpoint: Checkpoint, error: _Damaged) -> str:
+    """What is said of a checkpoint that is whole, but not of this run, up to the option."""
+    wrote = checkpoint.manifest.get("streamkm", "of before versions were recorded")
+    return (
+        f"{checkpoint.path} is whole, but streamkm {__version__} cannot go on from it ({error}): "
+        f"streamkm {wrote} wrote it; go on with that, or start anew with another "
+    )
 
 
 class _Damaged(Exception):  # noqa: N818  # never leaves this module

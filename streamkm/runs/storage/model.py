@@ -243,6 +243,8 @@ def _sizes(tensors: dict[str, torch.Tensor], figures: dict[str, Any]) -> SizeRul
     rows_M, to_M = found.moved_rows_M, found.moved_to_M
     if rows_M.shape != to_M.shape or not bool(((to_M >= 0) & (to_M < k)).all()):
         raise ValueError(f"its moved rows are of shape {tuple(rows_M.shape)}, or of no cluster")
+    if rows_M.is_floating_point() or not bool((rows_M[1:] > rows_M[:-1]).all()):
+        raise ValueError("its moved rows are not numbers of rows in order")
     figures["sizes"]["fingerprint"], figures["sizes"]["least"], figures["sizes"]["most"]
     return found
 

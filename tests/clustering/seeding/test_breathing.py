@@ -224,7 +224,8 @@ def test_it_goes_on_with_the_same_bits_from_between_two_steps(rng, stop, kind) -
             saved = {name: tensor.clone() for name, tensor in whole.tensors().items()}
     torch.rand(3)
     other = stage_for(sample, start, 40, 5, kind=kind)
-    other.restore_(saved)
+    other.restore_(saved, index)
+    assert other.n_done == index  # else its progress would begin at 0
     while n_taken := other.step_(index):
         index += n_taken
     assert whole.tensors().keys() == other.tensors().keys()

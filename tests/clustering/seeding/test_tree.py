@@ -97,7 +97,8 @@ def test_it_goes_on_from_any_step_with_the_same_bits(rng, weighted) -> None:
         saved.append({name: tensor.clone() for name, tensor in whole.tensors().items()})
     for index, tensors in enumerate(saved[:-1], start=1):
         resumed = tree_for(sample, (3, 30), near=12)
-        resumed.restore_(tensors)
+        resumed.restore_(tensors, index)
+        assert resumed.n_done == index  # else its progress would begin at 0
         assert torch.equal(finished(resumed, index), whole.centroids_KD)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from streamkm.kernels import (
     finish_step_,
     instruction_sets,
 )
+from tests.forked import Forked
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="the extension was not built")
 
@@ -89,3 +92,44 @@ def test_the_end_of_a_step_by_hand(count_dtype: torch.dtype) -> None:
     assert float(state.best_inertia) == 2
     assert int(state.no_improvement) == 5
     assert int(state.stop) == 1  # By the shift, which comes first.
+
+
+#: A step of one cluster of 2^23 features, whose process may have 16 MiB more than it has: a row
+#: in float64 is 64 MiB.
+WITHOUT_MEMORY = """
+import math, resource
+import torch
+from streamkm.kernels import Added, FixedSums, StepRules, StepState, finish_step_
+torch.set_num_threads(1)
+D = 1 << 23
+numbers = [torch.zeros((), dtype=torch.float64) for _ in range(5)]
+wholes = [torch.zeros((), dtype=torch.int64) for _ in range(3)]
+state = StepState(
+    torch.zeros(1, D), torch.zeros(1, D).double(), torch.ones(1).double(), torch.tensor([5]),
+    torch.tensor([5]), torch.zeros(0, D), torch.zeros(0), torch.zeros(0), *numbers, *wholes,
+    torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64),
+)
+fixed = FixedSums(
+    torch.ones(1, 2, D, dtype=torch.int64), torch.tensor([2, 0]), torch.tensor([10]),
+    torch.tensor([3, 3, 3], dtype=torch.int32), 5,
+)
+added = Added(fixed, torch.tensor([2]), torch.tensor([10, 3]))
+before = [tensor.clone() for tensor in state]
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), resource.RLIM_INFINITY))
+try:
+    finish_step_(state, added, StepRules(None, 39, 5, 1, 2), spherical=False)
+    print("there was room")
+except MemoryError:
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(all(map(torch.equal, before, state)))
+"""
+
+
+# Breaks when a step that finds no memory has changed half of the state.
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size is read from there")
+def test_a_step_without_memory_changes_nothing() -> None:
+    process = Forked(["-c", WITHOUT_MEMORY], environment={**os.environ, "OMP_NUM_THREADS": "1"})
+    out, err = process.communicate(timeout=60)
+    assert (out, process.returncode) == ("True\n", 0), err

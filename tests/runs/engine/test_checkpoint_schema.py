@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from streamkm.clustering.sizes import NEVER
+from streamkm.clustering.sizing import DONE, FILLING
 from streamkm.errors import RunError
+from streamkm.runs.engine.checkpoint_schema import _add_gathered_
 from streamkm.runs.engine.snapshot import Cursor
 from streamkm.runs.storage.checkpoint import (
     save_checkpoint,
@@ -59,6 +62,16 @@ def test_a_checkpoint_of_before_a_tensor_was_saved_gets_it(folder):
     assert state.former_inertia.isnan()
 
 
+# Breaks when the stages of before rows were gathered are taken for those of the same number.
+@pytest.mark.parametrize(("stage", "expected"), [(0, 0), (1, 1), (2, FILLING), (3, DONE)])
+def test_stages_of_sizes_of_before_rows_were_gathered(stage, expected):
+    tensors = {"sizes.stage": np.array(stage), "sizes.prices_K": np.arange(3.0)}
+    _add_gathered_(tensors, 3)
+    assert int(tensors["sizes.stage"]) == expected
+    assert tensors["sizes.prices_K"].tolist() == [0, 1, 2]
+    assert (tensors["sizes.rows_P"] == NEVER).all()
+
+
 # Breaks when a run goes on within a pass that its version cut into other batches: rows would count
 # twice, or not at all.
 @pytest.mark.parametrize("phase", ["scale", "rounds", "seed", "train", "close"])
@@ -92,8 +105,9 @@ def test_a_pass_of_the_format_before_begins_again(folder, phase):
 
 
 # Breaks when a run goes on from a stage of another plan, such as the local search that once stood
-# in this place.
-def test_a_checkpoint_from_another_stage_is_damaged(folder):
+# in this place, or when nobody learns that an older version can go on.
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_a_checkpoint_from_another_stage_names_the_version_that_wrote_it(folder, is_recorded):
     before = snapshots()["breathing"]
     others = ("centroids_KD", "first_S", "second_S", "label_S", "runner_up_S")
     each = before.seeding["sq_distances_S"]
@@ -101,7 +115,14 @@ def test_a_checkpoint_from_another_stage_is_damaged(folder):
         name: before.seeding[name] for name in ("centroids_KD", "label_S")
     }
     save_snapshot(folder, before, 1)
-    with pytest.raises(RunError, match="none of its 1 checkpoints is intact"):
+    path, wrote = folder / "step-00000001" / "manifest.json", "0.0.9"
+    body = {**unseal(path.read_bytes()), "streamkm": wrote}
+    if not is_recorded:
+        del body["streamkm"]
+        wrote = "of before versions were recorded"
+    path.write_bytes(seal(body))
+    said = rf"is whole, but .*it (holds|lacks) `.*streamkm {wrote} wrote it; go on with that"
+    with pytest.raises(RunError, match=said):
         restored(folder)
 
 

@@ -170,3 +170,21 @@ def test_models_of_other_algorithms_have_no_branches(job):
     job.attempt()
     assert load_model(job.run).level is None
     assert not (job.run / "centroids-level-1.npy").exists()
+
+
+# Breaks when rows that are looked up by bisection are believed to be in order: those after the
+# first that is not would have the labels that prices give, and clusters more rows than they may.
+@pytest.mark.parametrize(
+    ("rows", "is_right"), [([3, 8], True), ([8, 3], False), ([3, 3], False), ([3.0, 8.0], False)]
+)
+def test_moved_rows_out_of_order_are_refused(job, rows, is_right):
+    job.settings["max_size"] = "1.1x"
+    job.attempt()
+    arrays, about = read_model_file(job.run)
+    arrays["moved.rows"], arrays["moved.to"] = np.array(rows), np.array([0, 1])
+    write_model_file(job.run / "model.safetensors", arrays, about)
+    if is_right:
+        assert load_model(job.run).sizes is not None
+        return
+    with pytest.raises(RunError, match="moved rows are not numbers of rows in order"):
+        load_model(job.run)
