@@ -48,7 +48,12 @@ class NoLabels:
 
 def centers_of(model: Model) -> np.ndarray:
     """The centroids of `model` in the space of the input, in its dtype, as a copy."""
-    points_KD = model.scaling.inverse(model.centroids_KD).to(model.centroids_KD.dtype)
+    scaling = model.scaling
+    if not scaling.is_affine and not scaling.normalize:
+        # No more is left of `inverse`. `predict` asks for them in each call, and torch's threads
+        # are slow to wake on cores that others use.
+        return model.centroids_KD.numpy() + 0
+    points_KD = scaling.inverse(model.centroids_KD).to(model.centroids_KD.dtype)
     return points_KD.numpy().copy()
 
 

@@ -9,6 +9,7 @@ import pytest
 from sklearn import cluster
 
 from streamkm import KMeans, MiniBatchKMeans
+from streamkm.clustering.scaling import Scaling
 from streamkm.errors import ParameterError
 
 BOTH = [KMeans, MiniBatchKMeans]
@@ -132,3 +133,15 @@ def test_what_no_centroids_can_be(estimator: type) -> None:
     with pytest.raises(ParameterError, match="counts_ must be 6 whole numbers"):
         kmeans.predict(x)
     assert (kmeans.fit(x).predict(x) == kmeans.labels_).all()
+
+
+# Breaks when each call of predict turns back centroids that were never scaled: torch's threads
+# do that, and on cores that others use they take as long to wake as 32,768 rows take.
+def test_predict_turns_back_no_centroids_that_were_not_scaled(monkeypatch, rng) -> None:
+    x = rng.normal(size=(200, 3))
+    plain, scaled = (KMeans(4, random_state=0, scale=how).fit(x) for how in ("none", "zscore"))
+    labels = plain.predict(x)
+    monkeypatch.setattr(Scaling, "inverse", lambda *_: pytest.fail("turned back"))
+    assert np.array_equal(plain.predict(x), labels)
+    with pytest.raises(pytest.fail.Exception, match="turned back"):
+        scaled.predict(x)
